@@ -1,0 +1,1 @@
+"""Presets, the staged pipeline, tables, figures and the report."""

@@ -1,0 +1,59 @@
+"""Data sets by name."""
+
+import os
+from pathlib import Path
+
+from jaxcurv.data.cifar import ARCHIVES, prepare_cifar
+from jaxcurv.data.digits import load_digits
+from jaxcurv.data.folder import is_image_tree, prepare_image_tree
+from jaxcurv.data.prepared import find_prepared, open_prepared
+from jaxcurv.data.sources import ImageDataset
+
+
+def load(
+    name: str, data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None
+) -> ImageDataset:
+    """The data set `name`, prepared first if need be.
+
+    Args:
+        name: "digits" (in memory, no file); "cifar10" or "cifar100" (prepared from the official
+            archive in `data_dir`, or downloaded); the folder of an image tree in `data_dir`
+            (`NAME/{train,test}/<class>/*.png`); or any image classification data set which TFDS
+            has prepared in `data_dir` as array_record (`name`, `name/config`, `name/version`).
+        data_dir: the folder of the data sets; by default TFDS's, `$TFDS_DATA_DIR` or else
+            `~/tensorflow_datasets`.
+        image_size: resize each image's short side to this many pixels and cut out the central
+            square. None leaves images as they are.
+
+    Raises:
+        FileNotFoundError: there is no such data set, or its files are missing.
+        ValueError: its files are not as they should be.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"the image size must be at least 1 pixel, not {image_size}")
+    if name == "digits":
+        if image_size not in (None, 8):
+            raise ValueError(f"digits has images of 8x8 only, not {image_size}x{image_size}")
+        return load_digits()
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = Path(default if data_dir is None else data_dir).expanduser()
+    directory = root / name
+    if is_image_tree(directory):
+        prepared = prepare_image_tree(directory, image_size)
+    elif found := find_prepared(directory):
+        prepared = found
+    elif name in ARCHIVES:
+        prepared = prepare_cifar(name, root)
+    else:
+        raise FileNotFoundError(
+            f"there is no data set {name!r} in {root}; there is: {', '.join(_names(root))}"
+        )
+    return open_prepared(name, prepared, image_size)
+
+
+def _names(root: Path) -> list[str]:
+    """The data sets which `load` accepts with `root`."""
+    found = {path.parent.name for path in root.glob("*/train") if path.is_dir()}
+    for info in [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]:
+        found.add(info.parent.parent.relative_to(root).as_posix())
+    return sorted({"digits", *ARCHIVES, *found})

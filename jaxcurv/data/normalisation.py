@@ -1,0 +1,93 @@
+"""Per-channel standardisation of images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from jaxcurv.data.sources import Sample, Source
+
+_CHUNK = 4096  # images counted at once: bounds the temporary copies
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """`(image / 255 - mean) / std`, one mean and one standard deviation a channel.
+
+    Attributes:
+        mean: of each channel, on the scale 0..1.
+        std: of each channel, on the scale 0..1; the population's (divided by n).
+
+    Raises:
+        ValueError: a standard deviation is not positive, or the channel counts differ.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
+        if not (np.all(np.isfinite(self.mean)) and np.all(np.isfinite(self.std))):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite")
+        if not all(std > 0 for std in self.std):
+            raise ValueError(
+                f"std {self.std} must be positive: a channel that never varies cannot be normalised"
+            )
+
+    @classmethod
+    def of(cls, images: UInt8[np.ndarray, "n height width channels"]) -> "Normalisation":
+        """The statistics of all pixels of `images`, in float64 from exact counts of the 256 levels.
+
+        Raises:
+            ValueError: there is no image, or a channel never varies.
+        """
+        if images.size == 0:
+            raise ValueError("no images to take the mean and standard deviation of")
+        counts = np.zeros((images.shape[-1], 256), np.int64)
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK]
+            for channel, row in enumerate(counts):
+                row += np.bincount(chunk[..., channel].ravel(), minlength=256)
+        levels = np.arange(256) / 255
+        weights = counts / counts.sum(axis=1, keepdims=True)
+        mean = weights @ levels
+        variance = np.sum(weights * np.square(levels - mean[:, None]), axis=1)
+        # A constant channel's mean may round: its variance would be 1e-33 rather than 0.
+        std = np.where(np.count_nonzero(counts, axis=1) > 1, np.sqrt(variance), 0.0)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+    def apply(
+        self, images: UInt8[np.ndarray, "*batch height width channels"]
+    ) -> Float32[np.ndarray, "*batch height width channels"]:
+        """Normalised float32 images.
+
+        Raises:
+            ValueError: the images' channels are not as many as the statistics'.
+        """
+        if images.shape[-1] != len(self.mean):
+            raise ValueError(
+                f"images of shape {images.shape} have {images.shape[-1]} channels, "
+                f"but the normalisation has {len(self.mean)}"
+            )
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (images / np.float32(255) - mean) / std
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A view of `source` whose images are normalised, in float32."""
+
+    source: Source
+    normalisation: Normalisation
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: int, /) -> Sample:
+        sample = self.source[position]
+        return Sample(
+            image=self.normalisation.apply(sample["image"]),
+            label=sample["label"],
+            index=sample["index"],
+        )

@@ -1,0 +1,211 @@
+"""Data sets on disk in the form of TFDS (TensorFlow Datasets): array_record files, no TensorFlow.
+
+TFDS itself reads what is written here (`tfds.data_source`), and what it wrote is read here.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxcurv.data.images import decode, encode_png
+from jaxcurv.data.sources import ImageDataset, Sample, check_label
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def find_prepared(directory: Path) -> Path | None:
+    """`directory` if it is a prepared data set, else its newest version that is, else None."""
+    if _is_prepared(directory):
+        return directory
+    versions = [
+        path for path in directory.glob("*.*.*") if _VERSION.fullmatch(path.name)
+    ]  # not the incomplete.* folders which a killed preparation leaves
+    prepared = [path for path in versions if _is_prepared(path)]
+    return max(prepared, key=lambda path: [*map(int, path.name.split("."))], default=None)
+
+
+def _is_prepared(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in ("dataset_info.json", "features.json"))
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """A split of a prepared data set, decoded sample by sample.
+
+    A sample's index is the number in its `id` feature (`train_16399`: 16399). In a data set
+    without such ids it is the position in storage, fixed for one prepared version.
+
+    Attributes:
+        records: TFDS's data source, its images still encoded.
+        split: the split's name.
+        channels: of the images.
+        num_classes: labels must be below it.
+        image_size: resize and crop to this square, or None to leave images as they are.
+
+    Raises:
+        ValueError: on access, for a label that has no class, an id without a number where others
+            have one, or an unreadable image.
+    """
+
+    records: Any
+    split: str
+    channels: int
+    num_classes: int
+    image_size: int | None
+
+    @cached_property
+    def _has_numbers(self) -> bool:
+        return self._number(self.records[0]) is not None
+
+    def _number(self, record: Mapping[str, Any]) -> int | None:
+        name = record.get("id", b"")
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        match = re.fullmatch(rf"(?:{self.split}_)?(\d+)", text)
+        return int(match[1]) if match else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, position: int, /) -> Sample:
+        return self._sample(position, self.records[position])
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        records = self.records.__getitems__(positions)
+        return [self._sample(*pair) for pair in zip(positions, records, strict=True)]
+
+    def _sample(self, position: int, record: Mapping[str, Any]) -> Sample:
+        check_label(record["label"], self.num_classes)
+        index = self._number(record) if self._has_numbers else position
+        if index is None:
+            raise ValueError(f"the id {record['id']!r} has no number, but others of its split do")
+        image = decode(record["image"], self.channels, self.image_size)
+        return Sample(image=image, label=int(record["label"]), index=index)
+
+
+def open_prepared(name: str, directory: Path, image_size: int | None = None) -> ImageDataset:
+    """The data set prepared in `directory`: its split `train` and, as test, `test` or `validation`.
+
+    Raises:
+        ValueError: it has no images with labels, no such splits, or no random access.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    features, splits = builder.info.features, builder.info.splits
+    label = features["label"] if {"image", "label"} <= set(features) else None
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(f"{directory} has {sorted(features)}, not an image and a class label each")
+    if builder.info.file_format.value != "array_record":
+        raise ValueError(
+            f"{directory} holds {builder.info.file_format.value} files, which have no random "
+            "access: prepare the data set again with file_format='array_record'"
+        )
+
+    def source(split: str) -> PreparedSplit:
+        # Pillow decodes below, whether or not OpenCV is installed: JPEG decoders differ in pixels.
+        skip = {"image": tfds.decode.SkipDecoding()}
+        return PreparedSplit(
+            records=builder.as_data_source(split=split, decoders=skip),
+            split=split,
+            channels=features["image"].shape[-1],
+            num_classes=label.num_classes,
+            image_size=image_size,
+        )
+
+    # ImageNet's test split has the label -1 throughout: its validation split is the one to test on.
+    tests = [split for split in ("test", "validation", "val") if split in splits]
+    labelled = [split for split in tests if source(split).records[0]["label"] >= 0]
+    if "train" not in splits or not labelled:
+        raise ValueError(f"{directory} has the splits {sorted(splits)}: train and test are needed")
+    names = tuple(label.names)
+    return ImageDataset(name, names, source("train"), source(labelled[0]))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of a split to write, in the order of their index.
+
+    Attributes:
+        count: how many there are.
+        examples: each with `image` (uint8 `[height, width, channels]`) and its integer labels.
+    """
+
+    count: int
+    examples: Iterable[Mapping[str, Any]]
+
+
+def prepare(
+    directory: Path,
+    splits: Mapping[str, Examples],
+    *,
+    label_names: Mapping[str, Sequence[str]],
+    image_shape: tuple[int, int, int],
+    description: str,
+    homepage: str | None = None,
+    citation: str | None = None,
+) -> None:
+    """Write `splits` to `directory` (`data_dir/name/version`), which appears only once complete.
+
+    Each example gets the `id` which TFDS gives CIFAR's (`train_00042`), and TFDS's shuffled order.
+
+    Args:
+        label_names: the class names of each integer label; `label` is the one to predict.
+
+    Raises:
+        FileExistsError: `directory` exists, but is not a complete data set.
+    """
+    if _is_prepared(directory):
+        return
+    if directory.exists():
+        raise FileExistsError(f"{directory} is not a complete data set: remove it and try again")
+
+    import tensorflow_datasets as tfds
+
+    class PreparedBuilder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg]
+        # AdhocBuilder's own would ask TensorFlow whether the examples are a tf.data.Dataset.
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+            return {split: _keyed_examples(split, examples) for split, examples in splits.items()}
+
+    builder = PreparedBuilder(
+        name=directory.parent.name,
+        version=directory.name,
+        data_dir=directory.parent.parent,
+        features=tfds.features.FeaturesDict(
+            {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=image_shape),
+                **{k: tfds.features.ClassLabel(names=[*v]) for k, v in label_names.items()},
+            }
+        ),
+        split_datasets=splits,
+        description=description,
+        homepage=homepage,
+        citation=citation,
+        file_format="array_record",
+    )
+    # TFDS announces unknown sizes and counts without an end: our own bars know the end.
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError:
+        # Another process may have finished the same data set first; then its files are as good.
+        if not _is_prepared(directory):
+            raise
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _keyed_examples(split: str, examples: Examples) -> Iterator[tuple[int, dict[str, Any]]]:
+    bar = tqdm(examples.examples, f"preparing {split}", examples.count, unit=" images")
+    for index, example in enumerate(bar):
+        image = encode_png(np.asarray(example["image"]))
+        yield index, {**example, "id": f"{split}_{index:05d}", "image": image}

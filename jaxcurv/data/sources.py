@@ -1,0 +1,151 @@
+"""What a data source is, and the one that lives in memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer
+from tqdm import tqdm
+
+_CHUNK = 512  # samples fetched at once: array_record reads many records far faster than one by one
+
+
+class Sample(TypedDict):
+    """One image `[height, width, channels]`, its label, and its stable index within its split."""
+
+    image: np.ndarray
+    label: int
+    index: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A split with random access by storage position.
+
+    A sample's `index` is its number in the official split and does not depend on the order of
+    storage; every table of results is joined on it. A source may also have
+    `__getitems__(positions) -> list[Sample]`, which `read` then prefers.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A source in memory.
+
+    Attributes:
+        images: uint8 `[N, height, width, channels]`.
+        labels: int32 `[N]`, not negative.
+        indices: int64 `[N]`, the stable index of each sample; not negative, no two equal.
+
+    Raises:
+        ValueError: a dtype, a shape or a value is not as above.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        wanted = {"images": (np.uint8, 4), "labels": (np.int32, 1), "indices": (np.int64, 1)}
+        for name, (dtype, ndim) in wanted.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != ndim:
+                raise ValueError(
+                    f"{name} must be {np.dtype(dtype)} with {ndim} axes, "
+                    f"not {array.dtype} of shape {array.shape}"
+                )
+        if not len(self.images) == len(self.labels) == len(self.indices):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.labels)} labels and {len(self.indices)} "
+                "indices: there must be one of each a sample"
+            )
+        if np.any(self.labels < 0):
+            raise ValueError(f"labels must not be negative, but one is {self.labels.min()}")
+        if np.any(self.indices < 0):
+            raise ValueError(f"indices must not be negative, but one is {self.indices.min()}")
+        unique, counts = np.unique(self.indices, return_counts=True)
+        if len(unique) < len(self.indices):
+            raise ValueError(
+                f"indices must be unique, but {unique[counts > 1][0]} occurs {counts.max()} times"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int, /) -> Sample:
+        return Sample(
+            image=self.images[position],
+            label=int(self.labels[position]),
+            index=int(self.indices[position]),
+        )
+
+    def take(self, positions: Integer[np.ndarray, " m"]) -> "Arrays":
+        """The samples at `positions` `[m]`, in that order."""
+        return Arrays(self.images[positions], self.labels[positions], self.indices[positions])
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A labelled image data set: `class_names[label]` is a label's name in both splits.
+
+    Raises:
+        ValueError: a label held in memory has no class name (other sources check as they read).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Source
+    test: Source
+
+    def __post_init__(self) -> None:
+        for source in (self.train, self.test):
+            if isinstance(source, Arrays) and len(source):
+                check_label(int(source.labels.max()), len(self.class_names))
+
+
+def check_label(label: int, num_classes: int) -> None:
+    """Raise ValueError unless `0 <= label < num_classes`."""
+    if not 0 <= label < num_classes:
+        raise ValueError(f"label {label} is outside the {num_classes} classes of the data set")
+
+
+def read(
+    source: Source,
+    positions: Integer[np.ndarray, " m"] | Sequence[int] | None = None,
+    *,
+    description: str = "reading images",
+) -> Arrays:
+    """Decode the samples at `positions` (default: all) into memory, in that order.
+
+    Raises:
+        ValueError: the images are not all uint8 of one shape, or an index occurs twice.
+    """
+    positions = np.arange(len(source)) if positions is None else np.asarray(positions, np.int64)
+    count = len(positions)
+    labels, indices = np.empty(count, np.int32), np.empty(count, np.int64)
+    images = np.empty((0, 0, 0, 0), np.uint8)
+    samples = _samples(source, positions)
+    for row, sample in enumerate(tqdm(samples, description, count, unit=" images")):
+        image = sample["image"]
+        if row == 0:
+            images = np.empty((count, *image.shape), np.uint8)
+        if image.dtype != np.uint8 or image.shape != images.shape[1:]:
+            raise ValueError(
+                f"image {sample['index']} is {image.dtype} {image.shape}, but all must be uint8 "
+                f"{images.shape[1:]}: choose one size with --data.image-size"
+            )
+        images[row], labels[row], indices[row] = image, sample["label"], sample["index"]
+    return Arrays(images, labels, indices)
+
+
+def _samples(source: Any, positions: np.ndarray) -> Iterator[Sample]:
+    if not hasattr(source, "__getitems__"):
+        yield from (source[position] for position in positions.tolist())
+        return
+    for start in range(0, len(positions), _CHUNK):
+        yield from source.__getitems__(positions[start : start + _CHUNK].tolist())

@@ -1,0 +1,366 @@
+"""Join, tables, answer, figures and report on hand-made data whose numbers are known."""
+
+import io
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from experiments import analysis, figures, report
+
+FULL = analysis.FULL_PROFILE
+
+
+def tables(chips=(11,), folds=("train", "test"), samples=20):
+    """Digital: sample 0 of each fold is wrong. Analog, `FULL` only: the upper half fails.
+
+    Curvature rises with the index; of chip number c the last c samples survive after all.
+    """
+    index = np.arange(samples)
+    label = (index % 3).astype("int32")
+    scores, predictions = [], []
+    for fold in folds:
+        digital = np.where(index == 0, label + 1, label).astype("int32")
+        score = pd.DataFrame({"fold": fold, "index": index, "label": label, "prediction": digital})
+        score["correct"] = digital == label
+        score["curvature"] = index * 1e-3
+        score["loss"] = 1.0 + index % 7
+        scores.append(score)
+        for profile in ("ideal", FULL):
+            for number, chip in enumerate(chips):
+                fails = (index >= samples // 2) & (index < samples - number) & (profile == FULL)
+                analog = np.where(fails, label + 1, digital).astype("int32")
+                chip_rows = pd.DataFrame(
+                    {
+                        "profile": profile,
+                        "chip": chip,
+                        "fold": fold,
+                        "index": index,
+                        "prediction": analog,
+                        "correct": analog == label,
+                    }
+                )
+                predictions.append(chip_rows)
+    return pd.concat(scores, ignore_index=True), pd.concat(predictions, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def joined():
+    return analysis.join(*tables(chips=(11, 12)))
+
+
+@pytest.fixture(scope="module")
+def deciles(joined):
+    return analysis.decile_tables(joined)
+
+
+@pytest.fixture(scope="module")
+def correlations(joined):
+    return analysis.correlations(joined, resamples=100)
+
+
+def test_join_has_one_row_a_profile_chip_and_sample(joined):
+    assert len(joined) == 2 * 2 * 40
+    first = joined.iloc[0]
+    assert (first["profile"], first["chip"], first["fold"], first["index"]) == (
+        "ideal",
+        11,
+        "train",
+        0,
+    )
+    assert not first["digital_correct"]
+    chip = joined[(joined["profile"] == FULL) & (joined["chip"] == 11)]
+    assert chip["sample"].tolist() == list(range(40))
+    assert chip["failure"].tolist() == 2 * (10 * [False] + 10 * [True])
+
+
+def test_join_is_free_of_row_order(joined):
+    scores, predictions = tables(chips=(11, 12))
+    shuffled = analysis.join(
+        scores.sample(frac=1, random_state=0), predictions.sample(frac=1, random_state=1)
+    )
+    pd.testing.assert_frame_equal(shuffled, joined)
+
+
+def _without(column):
+    def change(scores, predictions):
+        return scores, predictions.drop(columns=column)
+
+    return change
+
+
+def _drop_prediction(scores, predictions):
+    return scores, predictions.drop(index=predictions.index[-1])
+
+
+def _drop_score(scores, predictions):
+    return scores.drop(index=scores.index[3]), predictions
+
+
+def _repeat_prediction(scores, predictions):
+    return scores, pd.concat([predictions, predictions.iloc[[4]]])
+
+
+def _repeat_score(scores, predictions):
+    return pd.concat([scores, scores.iloc[[4]]]), predictions
+
+
+def _other_analog_labels(scores, predictions):
+    return scores, predictions.assign(correct=~predictions["correct"])
+
+
+def _other_digital_labels(scores, predictions):
+    return scores.assign(label=scores["label"] + 1), predictions
+
+
+def _unknown_profile(scores, predictions):
+    return scores, predictions.replace({"profile": {"ideal": "perfect"}})
+
+
+def _nothing(scores, predictions):
+    return scores, predictions.head(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("chip"), r"predictions lacks the columns chip"),
+        (
+            _drop_prediction,
+            r"1 x scored samples without a prediction.*first: profile adc\+wnoise\+pcm, chip 11, "
+            r"fold test, index 19\)",
+        ),
+        (
+            _drop_score,
+            r"2 x predictions without a score.*first: profile ideal, chip 11, fold train, index 3",
+        ),
+        (_repeat_prediction, r"1 x rows repeated in predictions.*profile ideal, chip 11, .*4\)"),
+        (_repeat_score, r"1 x rows repeated in scores.*first: fold train, index 4\)"),
+        (_other_analog_labels, r"80 x labels mismatched: analog `correct` contradicts"),
+        (_other_digital_labels, r"labels mismatched: digital `correct` contradicts"),
+        (_unknown_profile, r"predictions has the profile 'perfect'; known: ideal, adc"),
+        (_nothing, r"predictions has no rows"),
+    ],
+)
+def test_join_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        analysis.join(*change(*tables()))
+
+
+def test_decile_tables_cut_each_fold_and_the_pooled_ones(deciles):
+    assert deciles["fold"].unique().tolist() == ["train", "test", "pooled"]
+    full = deciles[(deciles["profile"] == FULL) & (deciles["chip"] == 12)]
+    test = full[full["fold"] == "test"]
+    assert test["samples"].tolist() == 10 * [2]
+    assert test["digitally_correct"].tolist() == [1] + 9 * [2]
+    assert test["failures"].tolist() == 5 * [0] + 4 * [2] + [1]
+    pooled = full[full["fold"] == "pooled"]
+    assert pooled["samples"].tolist() == 10 * [4]
+    assert pooled["failures"].tolist() == 5 * [0] + 4 * [4] + [2]
+
+
+def test_one_fold_has_no_pooled_twin():
+    deciles = analysis.decile_tables(analysis.join(*tables(folds=("test",))))
+    assert set(deciles["fold"]) == {"test"}
+
+
+def test_a_fold_too_small_is_skipped_and_said(caplog):
+    scores, predictions = tables()
+    few = analysis.join(
+        *(rows[(rows["fold"] == "train") | (rows["index"] < 9)] for rows in (scores, predictions))
+    )
+    with caplog.at_level(logging.WARNING):
+        deciles = analysis.decile_tables(few)
+    assert set(deciles["fold"]) == {"train", "pooled"}
+    assert "fold test skipped: 9 samples cannot fill 10 bins" in caplog.text
+    with pytest.raises(ValueError, match="no fold has the 50 samples"):
+        analysis.decile_tables(analysis.join(scores, predictions), bins=50)
+
+
+def test_over_chips_gives_wilson_for_one_chip_and_range_for_several(deciles):
+    several = analysis.over_chips(deciles)
+    last = analysis.select(several, fold="test", profile=FULL).iloc[-1]
+    assert (last["chips"], last["failures"]) == (2, 3)  # 2 of 2 on one chip, 1 of 2 on the other
+    assert (last["rate"], last["low"], last["high"]) == (75, 50, 100)
+    one = analysis.over_chips(deciles[deciles["chip"] == 11])
+    last = analysis.select(one, fold="test", profile=FULL).iloc[-1]
+    assert last["rate"] == last["high"] == 100
+    assert last["low"] == pytest.approx(100 * 2 / (2 + 1.959963984540054**2))
+
+
+def test_table_one_by_hand(deciles):
+    table = analysis.table_one(deciles)
+    assert len(table) == 3 * 2
+    ideal, full = table[table["fold"] == "test"].to_dict("records")
+    assert (ideal["profile"], full["profile"]) == ("ideal", FULL)
+    assert ideal["analog_accuracy"] == ideal["digital_accuracy"] == 95
+    assert (full["chips"], full["samples"], full["failures"]) == (2, 20, 9.5)
+    # 19 of 20 right digitally; 10 fail on the first chip, 9 on the second.
+    assert (full["analog_accuracy_min"], full["analog_accuracy_max"]) == (45, 50)
+    assert full["analog_accuracy"] == 47.5
+    assert full["d1_of_all"] == full["d1_of_correct"] == 0
+    assert (full["d10_of_all"], full["d10_of_all_min"], full["d10_of_all_max"]) == (75, 50, 100)
+    assert full["d10_of_correct"] == 75
+
+
+def test_ideal_agreement(joined):
+    assert analysis.ideal_agreement(joined) == 1
+    changed = joined.copy()
+    changed.loc[0, "analog_prediction"] += 1
+    assert analysis.ideal_agreement(changed) == 1 - 1 / 80
+    with pytest.raises(ValueError, match="no predictions of profile ideal"):
+        analysis.ideal_agreement(joined[joined["profile"] == FULL])
+
+
+def test_correlations_of_every_predictor_and_denominator(correlations):
+    # folds x predictors x denominators x profiles x chips
+    assert len(correlations) == 3 * 2 * 2 * 2 * 2
+    assert set(correlations["predictor"]) == {"curvature", "loss"}
+    row = analysis.select(
+        correlations, fold="test", predictor="curvature", denominator="all", profile=FULL
+    ).iloc[0]
+    # Without ties the ranks are the index, so Pearson's coefficient is Spearman's.
+    assert row["rho"] == pytest.approx(np.corrcoef(range(20), 10 * [0] + 10 * [1])[0, 1])
+    correct = analysis.select(correlations, denominator="correct", fold="test")
+    assert set(correct["samples"]) == {19}
+    ideal = analysis.select(correlations, profile="ideal")
+    assert set(ideal["reason"]) == {"no sample fails"}
+
+
+def test_answer_says_that_failures_rise(deciles, correlations):
+    one = deciles["chip"] == 11, correlations["chip"] == 11
+    sentence = analysis.answer(deciles[one[0]], correlations[one[1]], drift_seconds=20.0)
+    assert sentence.startswith(
+        "Under adc+wnoise+pcm at t = 20 s, 0.0 % of D1 and 100.0 % of D10 fail "
+        "(test fold, of all samples); Spearman's rho = 0.87 ["
+    )
+    assert sentence.endswith("]: failures rise with curvature.")
+
+
+def test_answer_names_the_peak_and_the_chips(deciles, correlations):
+    sentence = analysis.answer(deciles, correlations)
+    assert "75.0 % of D10 fail (test fold, of all samples, mean of 2 chips)" in sentence
+    assert sentence.endswith("and the highest rate is that of D6, 100.0 %.")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.3, -0.1, "failures fall with curvature"), (-0.1, 0.9, "no trend with curvature is est")],
+)
+def test_answer_follows_the_interval(deciles, correlations, low, high, verdict):
+    sentence = analysis.answer(deciles, correlations.assign(low=low, high=high))
+    assert verdict in sentence
+
+
+def test_answer_where_nothing_fails(deciles, correlations):
+    sentence = analysis.answer(deciles, correlations, profile="ideal", drift_seconds=20.0)
+    assert sentence == (
+        "Under ideal, 0.0 % of D1 and 0.0 % of D10 fail (test fold, of all samples, mean of 2 "
+        "chips); Spearman's rho is undefined: no sample fails."
+    )
+    with pytest.raises(ValueError, match="no fold 'validation' here; there is train, test, pooled"):
+        analysis.answer(deciles, correlations, fold="validation")
+
+
+def test_render_deciles_fits_a_terminal(deciles):
+    console = Console(width=80, file=io.StringIO())
+    analysis.render_deciles(deciles, fold="test", drift_seconds=3600.0, console=console)
+    text = " ".join(console.file.getvalue().split())
+    assert "test fold, % of all samples, PCM at t = 3,600 s, mean of 2 chips a profile" in text
+    assert "D10" in text
+    assert "75.00" in text
+    assert "failures" in text
+
+
+def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, deciles):
+    epochs = np.arange(1, 4)
+    history = pd.DataFrame({"epoch": epochs})
+    for split in ("train", "validation"):
+        history[f"{split}_loss"], history[f"{split}_accuracy"] = 1 / epochs, 1 - 0.5 / epochs
+    rows = figures.gallery_rows(joined, "test", count=3)
+    images = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
+
+    def draw(folder):
+        figures.figure_one(deciles, folder / "figure_one.png")
+        figures.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
+        figures.training_curve(history, folder / "training_curve.png")
+        figures.score_histogram(joined, folder / "score_histogram.png", fold="pooled")
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
+    stems = ("figure_one", "gallery", "training_curve", "score_histogram")
+    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
+    assert first == second
+
+
+def test_gallery_rows_are_the_extremes(joined):
+    rows = figures.gallery_rows(joined, "test", count=2)
+    assert rows["index"].tolist() == [0, 1, 18, 19]
+    assert rows["end"].tolist() == ["lowest", "lowest", "highest", "highest"]
+    assert rows["chip"].tolist() == 4 * [11]
+    with pytest.raises(ValueError, match="cannot show 11 of each end of the 20 test samples"):
+        figures.gallery_rows(joined, "test", count=11)
+    with pytest.raises(ValueError, match="need 4 uint8 images"):
+        figures.gallery(rows, np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], "gallery.png")
+
+
+def test_histogram_counts_zeros_apart(tmp_path, joined):
+    path = figures.score_histogram(joined, tmp_path / "h.png", fold="test", bins=5)
+    table = pd.read_csv(path.with_suffix(".csv"))
+    assert table.iloc[0].tolist() == [0, 0, 1, 0, 0]  # index 0: curvature 0, digitally wrong
+    assert table[["digitally_wrong", "survives", "fails"]].to_numpy().sum() == 20
+    assert table["fails"].sum() == 10
+    negative = joined.assign(curvature=-joined["curvature"])
+    with pytest.raises(ValueError, match="non-negative"):
+        figures.score_histogram(negative, tmp_path / "h.png")
+
+
+def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
+    with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
+        figures.figure_one(deciles, tmp_path / "figure_one.pdf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_is_one_escaped_file(tmp_path, deciles, correlations):
+    attack = "<script>alert('x')</script>"
+    figure = figures.figure_one(deciles, tmp_path / "figure_one.png")
+    stage = {"name": "score", "seconds": 1.5, "device": attack, "versions": {"jax": "0.10"}}
+    other = {"name": "chips", "seconds": 61.0, "device": "CPU", "versions": {"jax": "0.11"}}
+    path = report.write_report(
+        tmp_path / "report.html",
+        title=attack,
+        settings={"data": {"class_names": [attack, "cat"]}, "folder": "/a/<b>"},
+        stages=[stage, other],
+        deciles=deciles,
+        correlations=correlations,
+        figures=[figure],
+        drift_seconds=20.0,
+        ideal_agreement=0.9984,
+    )
+    page = path.read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 4  # title twice, class name, device
+    assert "/a/&lt;b&gt;" in page
+    assert "data.class_names" in page
+    assert "http" not in page
+    assert 'src="data:image/png;base64,iVBOR' in page
+    assert "at t = 20 s, 0.0 % of D1 and 75.0 % of D10 fail" in page
+    assert "0.10 (score), 0.11 (chips)" in page
+    assert "99.84 %" in page
+    assert "75.00<small>50.00 to 100.00</small>" in page
+
+
+def test_report_refuses_a_missing_figure(tmp_path, deciles, correlations):
+    with pytest.raises(FileNotFoundError, match=r"no figure at .*figure_one.png; draw it"):
+        report.write_report(
+            tmp_path / "report.html",
+            title="t",
+            settings={},
+            stages=[],
+            deciles=deciles,
+            correlations=correlations,
+            figures=[tmp_path / "figure_one.png"],
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,181 @@
+"""Weights from Flax to PyTorch and back, checked by the logits of the two twins."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import jaxcurv.models
+from bridge import from_torch, load_weights, resnet18, resnet50, save_weights, to_torch
+
+FLAX = {"resnet18": jaxcurv.models.ResNet18, "resnet50": jaxcurv.models.ResNet50}
+TORCH = {"resnet18": resnet18, "resnet50": resnet50}
+
+
+def flax_resnet(name: str = "resnet18", stem: str = "cifar", seed: int = 0) -> nnx.Module:
+    """A narrow model in eval mode; no variable, BatchNorm's included, has a trivial value."""
+    model = nnx.eval_shape(lambda: FLAX[name](num_classes=7, stem=stem, width=4, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(seed)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if path[-1] in ("scale", "var"):
+            value = rng.uniform(0.5, 1.5, variable.shape)
+        elif path[-1] == "kernel":
+            value = rng.normal(size=variable.shape) / np.sqrt(np.prod(variable.shape[:-1]))
+        else:
+            value = rng.normal(0, 0.3, variable.shape)
+        variable.set_value(jnp.asarray(value, jnp.float32))
+    model.eval()
+    return model
+
+
+@nnx.jit
+def forward(model: nnx.Module, images: jnp.ndarray) -> jnp.ndarray:
+    return model(images)
+
+
+def logits_of_flax(model: nnx.Module, images: np.ndarray) -> np.ndarray:
+    return np.asarray(forward(model, jnp.asarray(images)))
+
+
+def logits_of_twin(
+    state_dict: dict[str, torch.Tensor], images: np.ndarray, name: str, stem: str
+) -> np.ndarray:
+    twin = TORCH[name](num_classes=7, stem=stem, width=4)
+    twin.load_state_dict(state_dict)
+    with torch.inference_mode():
+        return twin.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_twins_agree_both_ways(name: str, stem: str) -> None:
+    size = 33 if stem == "imagenet" else 9  # odd: an asymmetric padding would show
+    images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
+    model = flax_resnet(name, stem)
+    expected = logits_of_flax(model, images)
+    state_dict = to_torch(model)
+    assert relative_error(logits_of_twin(state_dict, images, name, stem), expected) < 1e-4
+    assert np.std(expected, axis=0).min() > 1e-3 * np.abs(expected).max()  # images matter
+
+    other = flax_resnet(name, stem, seed=5)
+    back = from_torch(state_dict, other)
+    np.testing.assert_array_equal(logits_of_flax(back, images), expected)
+    assert relative_error(logits_of_flax(other, images), expected) > 0.1  # untouched
+
+
+def test_state_dict_survives_the_round_trip_exactly() -> None:
+    state_dict = to_torch(flax_resnet())
+    again = to_torch(from_torch(state_dict, flax_resnet(seed=3)))
+    assert again.keys() == state_dict.keys()
+    for name, tensor in state_dict.items():
+        assert torch.equal(again[name], tensor), name
+
+
+@pytest.mark.parametrize(("name", "entries"), [("resnet18", 122), ("resnet50", 320)])
+def test_names_are_torchvision_s(name: str, entries: int) -> None:
+    twin = TORCH[name]()
+    shapes = {key: tuple(tensor.shape) for key, tensor in twin.state_dict().items()}
+    assert len(shapes) == entries
+    assert shapes["conv1.weight"] == (64, 3, 7, 7)
+    assert shapes["bn1.num_batches_tracked"] == ()
+    assert shapes["fc.weight"] == (1000, 512 if name == "resnet18" else 2048)
+    assert shapes["layer4.0.downsample.0.weight"][1] == (256 if name == "resnet18" else 1024)
+    assert "layer4.0.downsample.1.running_var" in shapes
+    assert ("layer1.0.downsample.0.weight" in shapes) == (name == "resnet50")
+    assert to_torch(flax_resnet(name)).keys() == shapes.keys()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.689512), ("resnet50", 25.557032)])
+def test_parameter_counts_are_torchvision_s(name: str, millions: float) -> None:
+    assert sum(p.numel() for p in TORCH[name]().parameters()) == round(millions * 1e6)
+
+
+def test_bottleneck_strides_in_its_3x3() -> None:
+    block = resnet50(width=4).layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+def test_every_mismatch_is_listed_at_once() -> None:
+    model = flax_resnet()
+    state_dict = to_torch(model)
+    del state_dict["fc.bias"]
+    state_dict["extra.weight"] = torch.zeros(2)
+    state_dict["conv1.weight"] = torch.zeros(4, 1, 3, 3)
+    with pytest.raises(ValueError, match="do not fit") as error:
+        from_torch(state_dict, model)
+    message = str(error.value)
+    assert "missing fc.bias (7,)" in message
+    assert "unexpected extra.weight" in message
+    assert "conv1.weight has shape (4, 1, 3, 3), not (4, 3, 3, 3)" in message
+
+
+def test_counters_may_be_absent() -> None:
+    model = flax_resnet()
+    state_dict = {n: t for n, t in to_torch(model).items() if "num_batches" not in n}
+    from_torch(state_dict, model)
+
+
+def test_non_finite_weights_are_refused_by_name() -> None:
+    model = flax_resnet()
+    state_dict = to_torch(model)
+    state_dict["layer1.0.bn1.running_var"][0] = torch.nan
+    with pytest.raises(ValueError, match=r"non-finite.*layer1\.0\.bn1\.running_var"):
+        from_torch(state_dict, model)
+    model.fc.kernel[...] = model.fc.kernel[...].at[0, 0].set(jnp.inf)
+    with pytest.raises(ValueError, match=r"non-finite.*fc\.weight"):
+        to_torch(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nnx.LayerNorm(3, rngs=nnx.Rngs(0)), r"scale \(3,\)"),
+        (nnx.Embed(3, 2, rngs=nnx.Rngs(0)), r"embedding \(3, 2\)"),
+        (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), r"kernel \(3, 2, 2\)"),
+        (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), r"rngs\.key \(RngKey\)"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nnx.Module) else "",
+)
+def test_unknown_variables_are_refused_by_name(layer: nnx.Module, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        to_torch(layer)
+
+
+def test_file_round_trip(tmp_path) -> None:
+    state_dict, header = to_torch(flax_resnet()), {"model": "resnet18", "classes": 7}
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, state_dict, {"model": "older"})
+    save_weights(path, state_dict, header)
+    loaded, loaded_header = load_weights(path)
+    assert loaded_header == header
+    assert loaded.keys() == state_dict.keys()
+    for name, tensor in state_dict.items():
+        assert torch.equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_refused_save_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"a": torch.ones(2)}, {})
+    with pytest.raises(ValueError, match="float64"):
+        save_weights(path, {"a": torch.ones(2, dtype=torch.float64)}, {})
+    with pytest.raises(ValueError, match="non-finite weights in a"):
+        save_weights(path, {"a": torch.full((2,), torch.nan)}, {})
+    with pytest.raises(ValueError, match="not plain JSON"):
+        save_weights(path, {"a": torch.ones(2)}, {"x": object()})
+    assert torch.equal(load_weights(path)[0]["a"], torch.ones(2))
+
+
+def test_unreadable_files_are_refused(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_weights(tmp_path / "absent.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_weights(damaged)
