@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.noise import add_weight_noise, stream
-from bridge.profiles import Profile, rpu_config
+from bridge.profiles import Profile
+from bridge.rpu import rpu_config
 
 _CHUNK = 32  # images at once where tiles are observed: unfolded images are large
 

@@ -13,22 +13,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from aihwkit.inference import PCMLikeNoiseModel
-from aihwkit.simulator.configs import TorchInferenceRPUConfig
-from aihwkit.simulator.parameters import (
-    IOParameters,
-    MappingParameter,
-    WeightClipParameter,
-)
-from aihwkit.simulator.parameters.enums import (
-    BoundManagementType,
-    NoiseManagementType,
-    WeightClipType,
-)
-
-TILE_SIZE = 512
-"""Rows and columns of a crossbar tile; larger layers are split evenly."""
-
 
 def _require_finite(name: str, value: float, *, positive: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -125,7 +109,7 @@ class Profile:
         return "+".join(present) or "ideal"
 
 
-def profiles(
+def eight_profiles(
     adc: ADC | None = None,
     wnoise: WeightNoise | None = None,
     pcm: PCM | None = None,
@@ -146,49 +130,5 @@ def profiles(
     return {profile.name: profile for profile in combined}
 
 
-PROFILES = profiles()
+PROFILES = eight_profiles()
 """The eight profiles with default settings, no clipping."""
-
-
-def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
-    """AIHWKit's configuration of a profile, for its pure PyTorch tile.
-
-    Biases are digital, each tile's largest weight is mapped to 1, inputs are not quantised and are
-    scaled per input vector by their largest magnitude, and nothing that couples samples of a batch
-    is on. Weight noise is not part of it: the tile has none (see `bridge.noise`).
-
-    A calibrated ADC range is NaN here, so that a tile run without calibration gives NaN.
-    """
-    config = TorchInferenceRPUConfig()
-    config.mapping = MappingParameter(
-        digital_bias=True,
-        weight_scaling_omega=1.0,
-        weight_scaling_columnwise=False,
-        max_input_size=TILE_SIZE,
-        max_output_size=TILE_SIZE,
-    )
-    config.forward = IOParameters(
-        is_perfect=profile.adc is None,
-        inp_res=-1.0,
-        inp_noise=0.0,
-        out_noise=0.0,
-        noise_management=NoiseManagementType.ABS_MAX,
-        bound_management=BoundManagementType.NONE,
-    )
-    if profile.adc is not None:
-        config.forward.out_res = 1 / (2**profile.adc.bits - 2)
-        adc_range = profile.adc.range
-        config.forward.out_bound = math.nan if adc_range == "calibrated" else adc_range
-    config.drift_compensation = None
-    if profile.pcm is not None:
-        config.noise_model = PCMLikeNoiseModel(
-            g_max=profile.pcm.g_max,
-            prog_noise_scale=profile.pcm.programming_noise,
-            read_noise_scale=profile.pcm.read_noise,
-            drift_scale=profile.pcm.drift,
-        )
-    if profile.clipping is not None:
-        config.clip = WeightClipParameter(
-            type=WeightClipType.LAYER_GAUSSIAN, sigma=profile.clipping.sigma
-        )
-    return config

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from experiments.analysis import (
     folds,
     over_chips,
 )
+from experiments.artefacts import write_bytes
 
 # Okabe and Ito's colours for the colour-blind, their yellow replaced by a wine that shows on white.
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -317,20 +316,6 @@ def score_histogram(
         axis.set_title(f"{fold} fold under {profile}")
         axis.legend()
         return _write(figure, path, table)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it; its folder is made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -20,7 +20,7 @@ from experiments.analysis import (
     select,
     table_one,
 )
-from experiments.figures import write_bytes
+from experiments.artefacts import write_bytes
 
 # By the start of the file's name; a figure of another name is shown last, under that name.
 _CAPTIONS = {

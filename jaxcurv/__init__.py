@@ -1,18 +1,8 @@
-"""Per-sample input loss curvature in JAX: which inputs does a trained model hold most loosely?"""
+"""Per-sample input loss curvature in JAX: which inputs does a trained model hold most loosely?
 
-from importlib.metadata import version
+The names in `__init__.pyi` are imported when first used.
+"""
 
-from jaxcurv.curvature import Curvature, FiniteDifference, cross_entropy, input_curvature
-from jaxcurv.probes import rademacher
-from jaxcurv.scoring import score_dataset
+import lazy_loader
 
-__version__ = version("jaxcurv")
-
-__all__ = [
-    "Curvature",
-    "FiniteDifference",
-    "cross_entropy",
-    "input_curvature",
-    "rademacher",
-    "score_dataset",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

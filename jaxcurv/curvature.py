@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
+from jaxcurv.estimators import FiniteDifference
 from jaxcurv.probes import rademacher
 
 LogitsFn = Callable[..., Array]
@@ -30,22 +31,6 @@ LogitsFn = Callable[..., Array]
 
 PRECISION = "highest"
 """JAX's default lets GPUs use TF32 and TPUs bfloat16, whose spacing near 1 is about the step h."""
-
-
-@dataclass(frozen=True)
-class FiniteDifference:
-    """Eq. 1 with the base gradient computed once: n + 1 forward and input-backward passes."""
-
-    step: float = 1e-3
-    """h, in units of the (normalised) input."""
-    probes: int = 10
-    """n, the Rademacher vectors a sample."""
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.step) and self.step > 0):
-            raise ValueError(f"step must be a positive number; got {self.step}")
-        if self.probes < 1:
-            raise ValueError(f"probes must be at least 1; got {self.probes}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from jaxcurv.curvature import (
     PRECISION,
     Curvature,
-    FiniteDifference,
     LogitsFn,
     check_batch,
     check_labels,
@@ -26,6 +25,7 @@ from jaxcurv.curvature import (
     functional,
 )
 from jaxcurv.data import Source
+from jaxcurv.estimators import FiniteDifference
 
 _IN_FLIGHT = 2
 """Batches computing while the host prepares the next; more would only hold memory."""

@@ -7,10 +7,9 @@ loops many times slower, the same step is dispatched from the host.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,52 +22,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from tqdm import tqdm
 
 from jaxcurv.data import Arrays, Normalisation
+from jaxcurv.recipe import Recipe
 
 BuildModel = Callable[[Any], nnx.Module]
 """Makes the model with a computation dtype, the same weights at every call."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """SGD with Nesterov momentum, linear warm-up, cosine decay to zero, random crop and flip."""
-
-    epochs: int = 200
-    """Passes over the training fold."""
-    batch_size: int = 128
-    """Images a step; the last, short batch of an epoch is dropped."""
-    learning_rate: float = 0.1
-    """Peak learning rate, reached at the end of the warm-up."""
-    warmup_epochs: float = 5.0
-    """Epochs of linear warm-up."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    weight_decay: float = 5e-4
-    """L2 penalty on every parameter."""
-    crop_padding: int = 4
-    """Random crop: pixels of black padding on each side; 0 for none."""
-    flip: bool = True
-    """Random horizontal flip."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Computation type while training; the weights stay float32."""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError(
-                "training needs at least 1 epoch and a batch of at least 2 images; got "
-                f"epochs={self.epochs}, batch_size={self.batch_size}"
-            )
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(
-                f"warmup_epochs must lie between 0 and epochs={self.epochs}; "
-                f"got {self.warmup_epochs}"
-            )
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.crop_padding < 0:
-            raise ValueError(
-                "momentum must lie in [0, 1), weight_decay and crop_padding must not be negative; "
-                f"got {self.momentum}, {self.weight_decay}, {self.crop_padding}"
-            )
 
 
 class Epoch(NamedTuple):
@@ -186,9 +143,13 @@ def _convolve(images: Array, kernel: Array, *args: Any, **settings: Any) -> Arra
     def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
         images, kernel = saved
         (images_bar,) = jax.vjp(lambda x: plain(x, kernel, *args), images)[1](cotangent)
-        parts = zip(*(jnp.split(a, list(range(16, len(a), 16))) for a in (images, cotangent)))
-        kernel_bar = sum(jax.vjp(lambda k: plain(x, k, *args), kernel)[1](bar)[0] for x, bar in parts)
-        return images_bar, kernel_bar
+
+        def weight_gradient(images: Array, cotangent: Array) -> Array:
+            return jax.vjp(lambda k: plain(images, k, *args), kernel)[1](cotangent)[0]
+
+        cuts = list(range(16, len(images), 16))
+        chunks = jnp.split(images, cuts), jnp.split(cotangent, cuts)
+        return images_bar, sum(map(weight_gradient, *chunks), jnp.zeros_like(kernel))
 
     convolve.defvjp(forward, backward)
     return convolve(images, kernel)
@@ -258,9 +219,7 @@ def fit(
             if isinstance(module, nnx.Conv):
                 module.conv_general_dilated = _convolve
     train_graph, params, rest = _split(model)
-    evaluation = build(jnp.float32)
-    evaluation.eval()
-    eval_graph, _, _ = _split(evaluation)
+    eval_graph, _, _ = _split(_evaluation_model(build))
 
     steps = len(train) // recipe.batch_size
     optimizer = _optimizer(recipe, steps)
@@ -319,23 +278,30 @@ def fit(
     return history
 
 
-def restore_best(model: nnx.Module, directory: Path) -> nnx.Module:
-    """Puts the weights of the best validation epoch into `model`, in evaluation mode.
+def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
+    """The model of the best validation epoch, in float32 and evaluation mode.
+
+    Args:
+      build: as for `fit`; only its structure is used.
+      directory: as for `fit`.
 
     Raises:
       FileNotFoundError: `directory` holds no checkpoint.
     """
+    graphdef, state = nnx.split(_evaluation_model(build))
     with _manager(directory) as manager:
         best = manager.best_step()
         if best is None:
             raise FileNotFoundError(f"no checkpoint in {directory}; train the model first")
-        target = nnx.to_pure_dict(nnx.state(model))
-        saved = manager.restore(
-            best, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
-        )
-    state = nnx.state(model)
+        target = ocp.args.StandardRestore(nnx.to_pure_dict(state))
+        saved = manager.restore(best, args=ocp.args.Composite(model=target))
     nnx.replace_by_pure_dict(state, saved["model"])
-    nnx.update(model, state)
+    return nnx.merge(graphdef, state)
+
+
+def _evaluation_model(build: BuildModel) -> nnx.Module:
+    """The float32 model in evaluation mode, shapes without values."""
+    model = nnx.eval_shape(lambda: build(jnp.float32))
     model.eval()
     return model
 

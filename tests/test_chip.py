@@ -19,14 +19,14 @@ from bridge import (
     Profile,
     WeightNoise,
     clipped_share,
+    eight_profiles,
     predict,
-    profiles,
     program,
     resnet18,
     resnet50,
 )
-from bridge.profiles import rpu_config
 from bridge.resnet import BasicBlock, ResNet
+from bridge.rpu import rpu_config
 
 IDEAL = PROFILES["ideal"]
 QUIET = PCM(programming_noise=0.0, read_noise=0.0)
@@ -96,7 +96,7 @@ def test_there_are_eight_profiles() -> None:
 
 
 def test_profiles_take_settings_and_clip_all_alike() -> None:
-    chosen = profiles(ADC(bits=6), WeightNoise(0.1), PCM(t_inference=0.0), Clipping(2.0))
+    chosen = eight_profiles(ADC(bits=6), WeightNoise(0.1), PCM(t_inference=0.0), Clipping(2.0))
     assert chosen["ideal"] == Profile(clipping=Clipping(2.0))
     assert chosen["adc+wnoise"] == Profile(ADC(bits=6), WeightNoise(0.1), clipping=Clipping(2.0))
 

@@ -1,0 +1,76 @@
+"""Files that are either whole or absent, and their hashes."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def write(path: Path, save: Callable[[Path], object]) -> Path:
+    """Lets `save` write a file under a temporary name, then moves it to `path`.
+
+    No reader ever sees half of it; the folder is made where missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        save(temporary)
+        # mkstemp makes files private; these are as readable as any other the user writes.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes bytes atomically."""
+    return write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes JSON atomically, keys in their order."""
+    return write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+      ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
+
+
+def write_table(path: Path, table: pd.DataFrame) -> list[Path]:
+    """Writes a table as `path`.parquet and `path`.csv, each atomically."""
+    return [
+        write(path.with_suffix(".parquet"), lambda p: table.to_parquet(p, index=False)),
+        write(path.with_suffix(".csv"), lambda p: table.to_csv(p, index=False)),
+    ]
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, or of all files in a folder with their names."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(file_path.relative_to(path).as_posix().encode() + b"\0")
+        digest.update(sha256(file_path).encode())
+    return digest.hexdigest()

@@ -1,0 +1,241 @@
+"""The stages in order: which are up to date, and each other one in a process of its own.
+
+A finished stage leaves `stages/NAME.json`: its settings, the hashes of what it read and wrote,
+package versions, device and duration. It is skipped while all but the last two still hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments import stages
+from experiments.artefacts import read_json, sha256, write_json
+from experiments.settings import Experiment
+
+_PACKAGES = (
+    "jaxcurv",
+    "numpy",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "torch",
+    "aihwkit",
+    "tensorflow-datasets",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline."""
+
+    name: str
+    run: Callable[[stages.Job], stages.Outcome]
+    settings: tuple[str, ...]
+    """The parts of the experiment that it depends on, besides its inputs."""
+    after: tuple[str, ...]
+    """The stages whose outputs it reads."""
+    cpu_only: bool = False
+    """Keep JAX off the accelerator: this stage also uses torch."""
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("train", stages.train, ("data", "model", "train", "seed"), ()),
+        Stage("score", stages.score, ("data", "score", "limit", "seed"), ("train",)),
+        Stage("export", stages.export, ("data", "limit", "seed"), ("train",), cpu_only=True),
+        Stage("simulate", stages.simulate, ("data", "simulate", "limit", "seed"), ("export",)),
+        Stage("analyse", stages.analyse, ("analyse",), ("score", "simulate")),
+        Stage("report", stages.report, ("data", "model", "simulate", "limit"), ("analyse",)),
+    )
+}
+
+
+class StageFailed(Exception):
+    """A stage ended with an error that it has already shown."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def run(
+    experiment: Experiment,
+    folder: Path,
+    names: tuple[str, ...],
+    *,
+    data_dir: Path | None,
+    debug: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Runs stages in order, skipping those that are up to date.
+
+    Args:
+      experiment: the settings, written to `settings.json`.
+      folder: the run's folder.
+      names: which stages.
+      data_dir: where data sets are; None for TFDS's default.
+      debug: show tracebacks.
+      say: prints one line of progress.
+
+    Raises:
+      ValueError, OSError: the run cannot start: something is not installed, the folder cannot be
+        written, or an earlier stage has not run.
+      StageFailed: a stage failed and said why.
+    """
+    require_packages()
+    require_writable(folder)
+    write_json(folder / "settings.json", dataclasses.asdict(experiment))
+    for name in names:
+        stage = STAGES[name]
+        identity = _identity(stage, experiment, folder)
+        if _is_up_to_date(stage, identity, folder):
+            say(f"{name}: up to date")
+            continue
+        say(f"{name} ...")
+        fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+        job = stages.Job(experiment, folder, data_dir, fingerprint)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(name, job, identity, debug)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise StageFailed(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of the finished stages, in order."""
+    paths = [_record_path(folder, name) for name in STAGES]
+    return [read_json(path) for path in paths if path.exists()]
+
+
+def require_packages() -> None:
+    """Refuses to start without the optional packages, before any work.
+
+    Raises:
+      ModuleNotFoundError: names the missing ones and what installs them.
+    """
+    needed = ("torch", "aihwkit", "safetensors", "pandas", "matplotlib", "jinja2", "sklearn")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"not installed: {', '.join(missing)}; pip install 'jaxcurv[experiments]'"
+        )
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder and proves that files can be written there.
+
+    Raises:
+      OSError: they cannot.
+    """
+    probe = folder / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {folder} ({error.strerror}): choose another with "
+            "--out"
+        ) from error
+
+
+def _record_path(folder: Path, name: str) -> Path:
+    return folder / "stages" / f"{name}.json"
+
+
+def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """What decides the stage's result: settings and the hashes of its inputs.
+
+    Raises:
+      FileNotFoundError: an earlier stage has not run.
+    """
+    settings = dataclasses.asdict(experiment)
+    inputs: dict[str, str] = {}
+    for name in stage.after:
+        path = _record_path(folder, name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{stage.name} needs the results of {name} in {folder}: run {name} first"
+            )
+        inputs |= read_json(path)["outputs"]
+    # Through JSON, so that it compares equal to the one read back from a record.
+    identity = {"settings": {name: settings[name] for name in stage.settings}, "inputs": inputs}
+    return json.loads(json.dumps(identity))
+
+
+def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:
+    path = _record_path(folder, stage.name)
+    if not path.exists():
+        return False
+    record = read_json(path)
+    return (
+        {"settings": record["settings"], "inputs": record["inputs"]} == identity
+        and record["versions"] == _versions()
+        and all(
+            (folder / name).exists() and sha256(folder / name) == digest
+            for name, digest in record["outputs"].items()
+        )
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> None:
+    """Runs one stage and records it; the body of the stage's own process."""
+    stage = STAGES[name]
+    if stage.cpu_only:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    started = time.monotonic()
+    try:
+        outcome = stage.run(job)
+    except KeyboardInterrupt:
+        print(f"{name} interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        show_error(error, debug)
+        sys.exit(1)
+    write_json(
+        _record_path(job.folder, name),
+        {
+            "name": name,
+            **identity,
+            "outputs": {
+                path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
+            },
+            "versions": _versions(),
+            "device": outcome.device,
+            "platform": platform.platform(),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )
+
+
+def show_error(error: Exception, debug: bool) -> None:
+    """One line on standard error, or the whole traceback."""
+    if debug:
+        traceback.print_exception(error)
+        return
+    expected = isinstance(error, ValueError | OSError | ModuleNotFoundError | FloatingPointError)
+    what = "" if expected else f"unexpected {type(error).__name__}: "
+    hint = "" if expected else " (--debug shows where)"
+    print(f"error: {what}{' '.join(str(error).split())}{hint}", file=sys.stderr)

@@ -1,0 +1,120 @@
+"""The settings of an experiment: every field is a flag and is written beside the results.
+
+Importable without JAX or torch, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bridge.profiles import ADC, PCM, Clipping, WeightNoise
+from jaxcurv.estimators import FiniteDifference
+from jaxcurv.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and how the official training split is divided."""
+
+    name: str = "digits"
+    """digits, cifar10, cifar100, or a folder or TFDS data set under the data directory."""
+    image_size: int | None = None
+    """Resize and centre-crop to this many pixels; for images of unequal size."""
+    validation_fraction: float = 0.1
+    """Share of the official training split held out to choose the checkpoint."""
+    split_seed: int = 0
+    """Seed of that division and of the choice under --limit."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network."""
+
+    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    """Residual network of the paper."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layer: 3x3 without pooling for images of 32 pixels, or 7x7 with pooling."""
+    width: int = 64
+    """Channels of the first stage; 64 is the standard network."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How curvature is estimated."""
+
+    estimator: FiniteDifference = field(default_factory=FiniteDifference)
+    """Eq. 1 of the paper."""
+    batch_size: int = 64
+    """Images a batch; changes speed and memory, not the scores beyond rounding."""
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """The analog chips."""
+
+    adc: ADC = field(default_factory=ADC)
+    """Converter at each tile's outputs, in the profiles with adc."""
+    wnoise: WeightNoise = field(default_factory=WeightNoise)
+    """Static weight noise, in the profiles with wnoise."""
+    pcm: PCM = field(default_factory=PCM)
+    """Phase-change memory, in the profiles with pcm."""
+    clipping: float | None = None
+    """Clip each tile's weights at this many standard deviations, in every profile."""
+    chips: int = 1
+    """Chips programmed for each profile; chip k has seed SEED + k."""
+    calibration: int = 256
+    """Images of the training fold that calibrate the converter's range."""
+    batch_size: int = 64
+    """Images a batch."""
+    device: str = "cpu"
+    """Where torch runs: cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.chips < 1 or self.calibration < 1:
+            raise ValueError(
+                f"chips and calibration must be at least 1; got {self.chips}, {self.calibration}"
+            )
+        if self.clipping is not None:
+            Clipping(self.clipping)
+
+
+@dataclass(frozen=True)
+class Analyse:
+    """The tables."""
+
+    bins: int = 10
+    """Equal-sized curvature bins; the paper has deciles."""
+    confidence: float = 0.95
+    """Of every interval."""
+    resamples: int = 1000
+    """Bootstrap resamples for the interval of Spearman's rho."""
+
+    def __post_init__(self) -> None:
+        if self.bins < 2:
+            raise ValueError(f"bins must be at least 2; got {self.bins}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment from images to report."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Recipe = field(default_factory=Recipe)
+    score: Score = field(default_factory=Score)
+    simulate: Simulate = field(default_factory=Simulate)
+    analyse: Analyse = field(default_factory=Analyse)
+    limit: int | None = None
+    """Score and simulate at most this many samples of each fold; training takes all."""
+    seed: int = 0
+    """Seeds initial weights, training order, probes and (plus the chip's number) chips."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative; got {self.seed}")
+        if self.limit is not None and self.limit < self.analyse.bins:
+            raise ValueError(
+                f"a limit of {self.limit} samples cannot fill {self.analyse.bins} bins: give at "
+                f"least --limit {self.analyse.bins}"
+            )

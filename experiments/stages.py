@@ -1,0 +1,354 @@
+"""What each stage does: reads files of a run's folder, writes files into it.
+
+A stage imports what it needs when it runs, so that a process holds either JAX or torch on an
+accelerator, never both.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.artefacts import read_json, write, write_bytes, write_json, write_table
+from experiments.samples import limited, read_folds
+from experiments.settings import Experiment
+from jaxcurv import data
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage."""
+
+    experiment: Experiment
+    folder: Path
+    data_dir: Path | None
+    fingerprint: str
+    """Of the stage's settings and inputs; names the folders of unfinished work."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage leaves."""
+
+    outputs: list[Path]
+    device: str
+
+
+def load_data(job: Job) -> data.ImageDataset:
+    """The experiment's data set."""
+    return data.load(job.experiment.data.name, job.data_dir, job.experiment.data.image_size)
+
+
+def train(job: Job) -> Outcome:
+    """Trains the digital model; writes its best checkpoint, its description and its history."""
+    import jax
+
+    from jaxcurv.training import Epoch, fit
+
+    dataset = load_data(job)
+    folds = read_folds(dataset, job.experiment, ("train", "validation"))
+    if "validation" not in folds:
+        raise ValueError("the checkpoint is chosen on validation: set data.validation-fraction > 0")
+    warn_of_idle_accelerator()
+    normalisation = data.Normalisation.of(folds["train"].images)
+    description = {
+        **asdict(job.experiment.model),
+        "num_classes": len(dataset.class_names),
+        "in_channels": int(folds["train"].images.shape[-1]),
+        "class_names": list(dataset.class_names),
+        "normalisation": asdict(normalisation),
+    }
+    checkpoints = job.folder / "checkpoints" / job.fingerprint
+    history = fit(
+        lambda dtype: build_flax(description, job.experiment.seed, dtype),
+        folds["train"],
+        folds["validation"],
+        normalisation,
+        job.experiment.train,
+        seed=job.experiment.seed,
+        directory=checkpoints,
+    )
+    description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
+    table = pd.DataFrame(history, columns=Epoch._fields)
+    outputs = [
+        write_json(job.folder / "model.json", description),
+        write_bytes(job.folder / "history.csv", table.to_csv(index=False).encode()),
+        checkpoints,
+    ]
+    return Outcome(outputs, jax.devices()[0].device_kind)
+
+
+def score(job: Job) -> Outcome:
+    """Scores every sample with the trained digital model; writes scores.parquet."""
+    import jax
+
+    from jaxcurv import score_dataset
+
+    description = read_json(job.folder / "model.json")
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    model = load_flax(job, description)
+    warn_of_idle_accelerator()
+    normalisation = data.Normalisation(**description["normalisation"])
+    tables = []
+    for fold, samples in limited(read_folds(dataset, job.experiment), job.experiment).items():
+        table = score_dataset(
+            model,
+            data.Normalised(samples, normalisation),
+            key=jax.random.key(job.experiment.seed),
+            estimator=job.experiment.score.estimator,
+            batch_size=job.experiment.score.batch_size,
+            description=f"score {fold}",
+        ).to_pandas()
+        table.insert(0, "fold", fold)
+        tables.append(table)
+    scores = pd.concat(tables, ignore_index=True)
+    path = job.folder / "scores.parquet"
+    return Outcome(
+        [write(path, lambda p: scores.to_parquet(p, index=False))], jax.devices()[0].device_kind
+    )
+
+
+def export(job: Job) -> Outcome:
+    """Carries the weights to PyTorch; writes weights.safetensors if the logits agree."""
+    import jax
+    import torch
+    from flax import nnx
+
+    import bridge
+
+    description = read_json(job.folder / "model.json")
+    model = load_flax(job, description)
+    state_dict = bridge.to_torch(model)
+    twin = build_torch(description)
+    twin.load_state_dict(state_dict)
+    samples = limited(read_folds(load_data(job), job.experiment, ("test",)), job.experiment)["test"]
+    images = data.Normalisation(**description["normalisation"]).apply(samples.images[:64])
+    with jax.default_matmul_precision("highest"):
+        flax_logits = np.asarray(nnx.jit(lambda model, x: model(x))(model, images))
+    torch_logits = bridge.predict(twin.eval(), images, batch_size=64, description="export")
+    error = float(np.abs(flax_logits - torch_logits).max() / np.abs(flax_logits).max())
+    if not error < 1e-4:
+        raise ValueError(
+            f"logits of Flax and PyTorch differ by {error:.1e} relative (at most 1e-4 is allowed): "
+            "weights not exported"
+        )
+    header = {**description, "data": job.experiment.data.name, "logits_relative_error": error}
+    path = job.folder / "weights.safetensors"
+    bridge.save_weights(path, state_dict, header)
+    return Outcome([path], f"cpu, torch {torch.__version__}")
+
+
+def simulate(job: Job) -> Outcome:
+    """Runs every profile's chips on the scored samples; writes predictions and converter ranges.
+
+    Each finished chip is kept at once, so that an interrupted stage goes on with the next.
+    """
+    import torch
+
+    import bridge
+
+    settings = job.experiment.simulate
+    state_dict, description = bridge.load_weights(job.folder / "weights.safetensors")
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    twin = build_torch(description)
+    twin.load_state_dict(state_dict)
+    twin.eval()
+    normalisation = data.Normalisation(**description["normalisation"])
+    folds = read_folds(dataset, job.experiment)
+    calibration = normalisation.apply(folds["train"].images[: settings.calibration])
+    calibration = torch.from_numpy(calibration.transpose(0, 3, 1, 2).copy())
+    folds = limited(folds, job.experiment)
+    images = normalisation.apply(np.concatenate([samples.images for samples in folds.values()]))
+    samples = pd.concat(
+        pd.DataFrame({"fold": fold, "index": rows.indices, "label": rows.labels})
+        for fold, rows in folds.items()
+    )
+    clipping = None if settings.clipping is None else bridge.Clipping(settings.clipping)
+    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, clipping)
+    parts = job.folder / "chips" / job.fingerprint
+    predictions, converters = [], []
+    for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
+        for name, profile in profiles.items():
+            part = parts / f"{name}-{seed}.parquet"
+            converter = parts / f"{name}-{seed}.adc.parquet"
+            if not part.exists():
+                chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
+                share = bridge.clipped_share(chip, calibration) if profile.adc else {}
+                ranges = pd.DataFrame(
+                    {
+                        "profile": name,
+                        "chip": seed,
+                        "tile": list(chip.out_bounds),
+                        "range": list(chip.out_bounds.values()),
+                        "clipped_share": [share[tile] for tile in chip.out_bounds],
+                    }
+                )
+                write(converter, lambda p, ranges=ranges: ranges.to_parquet(p, index=False))
+                logits = bridge.predict(
+                    chip,
+                    images,
+                    batch_size=settings.batch_size,
+                    device=settings.device,
+                    description=f"chip {seed}: {name}",
+                )
+                table = samples.drop(columns="label").assign(prediction=logits.argmax(axis=1))
+                table["correct"] = table["prediction"] == samples["label"]
+                table.insert(0, "profile", name)
+                table.insert(1, "chip", seed)
+                write(part, lambda p, table=table: table.to_parquet(p, index=False))
+            predictions.append(pd.read_parquet(part))
+            converters.append(pd.read_parquet(converter))
+    table = pd.concat(predictions, ignore_index=True)
+    path = job.folder / "predictions.parquet"
+    outputs = [
+        write(path, lambda p: table.to_parquet(p, index=False)),
+        *write_table(job.folder / "adc_ranges", pd.concat(converters, ignore_index=True)),
+    ]
+    shutil.rmtree(parts)
+    return Outcome(outputs, settings.device)
+
+
+def analyse(job: Job) -> Outcome:
+    """Joins scores and predictions; writes the decile table, Table I and the correlations."""
+    from experiments import analysis
+
+    settings = job.experiment.analyse
+    joined = _joined(job)
+    deciles = analysis.decile_tables(joined, bins=settings.bins, confidence=settings.confidence)
+    correlations = analysis.correlations(
+        joined, confidence=settings.confidence, resamples=settings.resamples
+    )
+    outputs = [
+        *write_table(job.folder / "deciles", deciles),
+        *write_table(job.folder / "table_one", analysis.table_one(deciles)),
+        *write_table(job.folder / "correlations", correlations),
+    ]
+    return Outcome(outputs, "cpu")
+
+
+def report(job: Job) -> Outcome:
+    """Draws the figures and writes report.html."""
+    from experiments import analysis, figures
+    from experiments.pipeline import records
+    from experiments.report import write_report
+
+    dataset = load_data(job)
+    joined = _joined(job)
+    deciles = pd.read_parquet(job.folder / "deciles.parquet")
+    folder = job.folder / "figures"
+    rows = figures.gallery_rows(joined)
+    test = limited(read_folds(dataset, job.experiment, ("test",)), job.experiment)["test"]
+    images = test.images[np.searchsorted(test.indices, rows["index"].to_numpy())]
+    drawn = [
+        figures.figure_one(deciles, folder / "figure_one.png"),
+        figures.gallery(rows, images, dataset.class_names, folder / "gallery.png"),
+        figures.score_histogram(joined, folder / "score_histogram.png"),
+        figures.training_curve(
+            pd.read_csv(job.folder / "history.csv"), folder / "training_curve.png"
+        ),
+    ]
+    page = write_report(
+        job.folder / "report.html",
+        title=f"{job.experiment.model.architecture} on {job.experiment.data.name}",
+        settings=asdict(job.experiment),
+        stages=[record for record in records(job.folder) if record["name"] != "report"],
+        deciles=deciles,
+        correlations=pd.read_parquet(job.folder / "correlations.parquet"),
+        figures=drawn,
+        drift_seconds=job.experiment.simulate.pcm.t_inference,
+        ideal_agreement=analysis.ideal_agreement(joined),
+    )
+    return Outcome([page, folder], "cpu")
+
+
+def _joined(job: Job) -> pd.DataFrame:
+    from experiments import analysis
+
+    return analysis.join(
+        pd.read_parquet(job.folder / "scores.parquet"),
+        pd.read_parquet(job.folder / "predictions.parquet"),
+    )
+
+
+def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module:
+    """The Flax network of a description, freshly initialised."""
+    from flax import nnx
+
+    from jaxcurv import models
+
+    make = {"resnet18": models.ResNet18, "resnet50": models.ResNet50}[description["architecture"]]
+    return make(
+        description["num_classes"],
+        stem=description["stem"],
+        width=description["width"],
+        in_channels=description["in_channels"],
+        dtype=dtype,
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:
+    """The trained network, in evaluation mode."""
+    from jaxcurv.training import restore_best
+
+    return restore_best(
+        lambda dtype: build_flax(description, job.experiment.seed, dtype),
+        job.folder / description["checkpoint"],
+    )
+
+
+def build_torch(description: dict[str, Any]) -> Any:
+    """The PyTorch twin of a description."""
+    import bridge
+
+    make = {"resnet18": bridge.resnet18, "resnet50": bridge.resnet50}[description["architecture"]]
+    return make(
+        description["num_classes"],
+        stem=description["stem"],
+        width=description["width"],
+        in_channels=description["in_channels"],
+    )
+
+
+def require_classes(dataset: data.ImageDataset, description: dict[str, Any]) -> None:
+    """Refuses a data set whose labels are not those that the model was trained on.
+
+    Raises:
+      ValueError: the class names differ.
+    """
+    if list(dataset.class_names) != description["class_names"]:
+        raise ValueError(
+            f"mismatched labels: the model knows {len(description['class_names'])} classes, "
+            f"{dataset.name} has {len(dataset.class_names)} or names them otherwise; use the data "
+            "set that the model was trained on"
+        )
+
+
+def warn_of_idle_accelerator() -> None:
+    """Says so when a GPU or TPU is there and JAX runs on the CPU."""
+    import jax
+
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return
+    for device, kind, extra in (
+        ("/dev/nvidia0", "an NVIDIA GPU", "cuda13"),
+        ("/dev/accel0", "a TPU", "tpu"),
+    ):
+        if Path(device).exists():
+            print(
+                f"warning: {kind} is present, but JAX runs on the CPU; for the accelerator: "
+                f"pip install 'jaxcurv[{extra}]'",
+                file=sys.stderr,
+            )

@@ -1,0 +1,9 @@
+from .curvature import Curvature as Curvature
+from .curvature import cross_entropy as cross_entropy
+from .curvature import input_curvature as input_curvature
+from .estimators import FiniteDifference as FiniteDifference
+from .probes import rademacher as rademacher
+from .recipe import Recipe as Recipe
+from .scoring import score_dataset as score_dataset
+from .training import fit as fit
+from .training import restore_best as restore_best

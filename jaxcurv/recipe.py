@@ -1,0 +1,48 @@
+"""How to train: plain settings, importable without JAX."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov momentum, linear warm-up, cosine decay to zero, random crop and flip."""
+
+    epochs: int = 200
+    """Passes over the training fold."""
+    batch_size: int = 128
+    """Images a step; the last, short batch of an epoch is dropped."""
+    learning_rate: float = 0.1
+    """Peak learning rate, reached at the end of the warm-up."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on every parameter."""
+    crop_padding: int = 4
+    """Random crop: pixels of black padding on each side; 0 for none."""
+    flip: bool = True
+    """Random horizontal flip."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Computation type while training; the weights stay float32."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                "training needs at least 1 epoch and a batch of at least 2 images; got "
+                f"epochs={self.epochs}, batch_size={self.batch_size}"
+            )
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must lie between 0 and epochs={self.epochs}; "
+                f"got {self.warmup_epochs}"
+            )
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.crop_padding < 0:
+            raise ValueError(
+                "momentum must lie in [0, 1), weight_decay and crop_padding must not be negative; "
+                f"got {self.momentum}, {self.weight_decay}, {self.crop_padding}"
+            )
