@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -403,6 +404,8 @@ def render_deciles(
         title="Analog-only failures by curvature decile",
         caption=caption(rates, fold, denominator, drift_seconds),
         show_footer=True,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("", "failures", no_wrap=True)
     for profile in names:

@@ -54,12 +54,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
 
 
-def write_table(path: Path, table: pd.DataFrame) -> list[Path]:
-    """Writes a table as `path`.parquet and `path`.csv, each atomically."""
-    return [
-        write(path.with_suffix(".parquet"), lambda p: table.to_parquet(p, index=False)),
-        write(path.with_suffix(".csv"), lambda p: table.to_csv(p, index=False)),
-    ]
+def write_parquet(path: Path, table: pd.DataFrame) -> Path:
+    """Writes a Parquet file atomically."""
+    return write(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    """Writes a CSV file atomically."""
+    return write(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,8 @@ from experiments import stages
 from experiments.artefacts import read_json, sha256, write_json
 from experiments.settings import Experiment
 
-_PACKAGES = (
-    "jaxcurv",
-    "numpy",
-    "jax",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "torch",
-    "aihwkit",
-    "tensorflow-datasets",
-)
+_JAX = ("jax", "flax", "optax", "orbax-checkpoint")
+_TORCH = ("torch", "aihwkit", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,8 @@ class Stage:
     """The parts of the experiment that it depends on, besides its inputs."""
     after: tuple[str, ...]
     """The stages whose outputs it reads."""
+    packages: tuple[str, ...]
+    """What must be installed; the versions are recorded."""
     cpu_only: bool = False
     """Keep JAX off the accelerator: this stage also uses torch."""
 
@@ -56,12 +48,27 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("train", stages.train, ("data", "model", "train", "seed"), ()),
-        Stage("score", stages.score, ("data", "score", "limit", "seed"), ("train",)),
-        Stage("export", stages.export, ("data", "limit", "seed"), ("train",), cpu_only=True),
-        Stage("simulate", stages.simulate, ("data", "simulate", "limit", "seed"), ("export",)),
-        Stage("analyse", stages.analyse, ("analyse",), ("score", "simulate")),
-        Stage("report", stages.report, ("data", "model", "simulate", "limit"), ("analyse",)),
+        Stage("train", stages.train, ("data", "model", "train", "seed"), (), _JAX),
+        Stage("score", stages.score, ("data", "score", "limit", "seed"), ("train",), _JAX),
+        Stage(
+            "export",
+            stages.export,
+            ("data", "limit", "seed"),
+            ("train",),
+            (*_JAX, *_TORCH),
+            cpu_only=True,
+        ),
+        Stage(
+            "simulate", stages.simulate, ("data", "simulate", "limit", "seed"), ("export",), _TORCH
+        ),
+        Stage("analyse", stages.analyse, ("analyse",), ("score", "simulate"), ()),
+        Stage(
+            "report",
+            stages.report,
+            ("data", "model", "simulate", "limit"),
+            ("train", "score", "simulate", "analyse"),
+            ("matplotlib", "jinja2"),
+        ),
     )
 }
 
@@ -86,7 +93,7 @@ def run(
     """Runs stages in order, skipping those that are up to date.
 
     Args:
-      experiment: the settings, written to `settings.json`.
+      experiment: the settings, written to `settings.json` once all is done.
       folder: the run's folder.
       names: which stages.
       data_dir: where data sets are; None for TFDS's default.
@@ -98,9 +105,9 @@ def run(
         written, or an earlier stage has not run.
       StageFailed: a stage failed and said why.
     """
-    require_packages()
+    for name in names:
+        package_versions(STAGES[name].packages)
     require_writable(folder)
-    write_json(folder / "settings.json", dataclasses.asdict(experiment))
     for name in names:
         stage = STAGES[name]
         identity = _identity(stage, experiment, folder)
@@ -117,6 +124,7 @@ def run(
         process.join()
         if process.exitcode:
             raise StageFailed(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
+    write_json(folder / "settings.json", dataclasses.asdict(experiment))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -125,18 +133,23 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [read_json(path) for path in paths if path.exists()]
 
 
-def require_packages() -> None:
-    """Refuses to start without the optional packages, before any work.
+def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of Python, of this package and of what a stage needs.
 
     Raises:
       ModuleNotFoundError: names the missing ones and what installs them.
     """
-    needed = ("torch", "aihwkit", "safetensors", "pandas", "matplotlib", "jinja2", "sklearn")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    versions, missing = {"python": platform.python_version()}, []
+    for name in ("jaxcurv", "numpy", "pandas", "pyarrow", "tensorflow-datasets", *names):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            missing.append(name)
     if missing:
         raise ModuleNotFoundError(
             f"not installed: {', '.join(missing)}; pip install 'jaxcurv[experiments]'"
         )
+    return versions
 
 
 def require_writable(folder: Path) -> None:
@@ -166,6 +179,7 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
 
     Raises:
       FileNotFoundError: an earlier stage has not run.
+      ValueError: what it wrote has changed since.
     """
     settings = dataclasses.asdict(experiment)
     inputs: dict[str, str] = {}
@@ -175,7 +189,13 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
             raise FileNotFoundError(
                 f"{stage.name} needs the results of {name} in {folder}: run {name} first"
             )
-        inputs |= read_json(path)["outputs"]
+        for output, digest in read_json(path)["outputs"].items():
+            if not (folder / output).exists() or sha256(folder / output) != digest:
+                raise ValueError(
+                    f"{folder / output} is not as {name} wrote it: run {name} again before "
+                    f"{stage.name}"
+                )
+            inputs[output] = digest
     # Through JSON, so that it compares equal to the one read back from a record.
     identity = {"settings": {name: settings[name] for name in stage.settings}, "inputs": inputs}
     return json.loads(json.dumps(identity))
@@ -188,16 +208,12 @@ def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool
     record = read_json(path)
     return (
         {"settings": record["settings"], "inputs": record["inputs"]} == identity
-        and record["versions"] == _versions()
+        and record["versions"] == package_versions(stage.packages)
         and all(
             (folder / name).exists() and sha256(folder / name) == digest
             for name, digest in record["outputs"].items()
         )
     )
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> None:
@@ -222,7 +238,7 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
             "outputs": {
                 path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
             },
-            "versions": _versions(),
+            "versions": package_versions(stage.packages),
             "device": outcome.device,
             "platform": platform.platform(),
             "seconds": round(time.monotonic() - started, 1),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.artefacts import read_json, write, write_bytes, write_json, write_table
+from experiments.artefacts import read_json, write_csv, write_json, write_parquet
 from experiments.samples import limited, read_folds
 from experiments.settings import Experiment
 from jaxcurv import data
@@ -79,10 +79,9 @@ def train(job: Job) -> Outcome:
         directory=checkpoints,
     )
     description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
-    table = pd.DataFrame(history, columns=Epoch._fields)
     outputs = [
         write_json(job.folder / "model.json", description),
-        write_bytes(job.folder / "history.csv", table.to_csv(index=False).encode()),
+        write_csv(job.folder / "history.csv", pd.DataFrame(history, columns=Epoch._fields)),
         checkpoints,
     ]
     return Outcome(outputs, jax.devices()[0].device_kind)
@@ -112,11 +111,8 @@ def score(job: Job) -> Outcome:
         ).to_pandas()
         table.insert(0, "fold", fold)
         tables.append(table)
-    scores = pd.concat(tables, ignore_index=True)
-    path = job.folder / "scores.parquet"
-    return Outcome(
-        [write(path, lambda p: scores.to_parquet(p, index=False))], jax.devices()[0].device_kind
-    )
+    path = write_parquet(job.folder / "scores.parquet", pd.concat(tables, ignore_index=True))
+    return Outcome([path], jax.devices()[0].device_kind)
 
 
 def export(job: Job) -> Outcome:
@@ -168,9 +164,9 @@ def simulate(job: Job) -> Outcome:
     normalisation = data.Normalisation(**description["normalisation"])
     folds = read_folds(dataset, job.experiment)
     calibration = normalisation.apply(folds["train"].images[: settings.calibration])
-    calibration = torch.from_numpy(calibration.transpose(0, 3, 1, 2).copy())
+    calibration_batch = torch.from_numpy(calibration.transpose(0, 3, 1, 2).copy())
     folds = limited(folds, job.experiment)
-    images = normalisation.apply(np.concatenate([samples.images for samples in folds.values()]))
+    images = normalisation.apply(np.concatenate([rows.images for rows in folds.values()]))
     samples = pd.concat(
         pd.DataFrame({"fold": fold, "index": rows.indices, "label": rows.labels})
         for fold, rows in folds.items()
@@ -184,18 +180,12 @@ def simulate(job: Job) -> Outcome:
             part = parts / f"{name}-{seed}.parquet"
             converter = parts / f"{name}-{seed}.adc.parquet"
             if not part.exists():
-                chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
-                share = bridge.clipped_share(chip, calibration) if profile.adc else {}
+                chip = bridge.program(twin, profile, seed=seed, calibration=calibration_batch)
+                share = bridge.clipped_share(chip, calibration_batch) if profile.adc else {}
                 ranges = pd.DataFrame(
-                    {
-                        "profile": name,
-                        "chip": seed,
-                        "tile": list(chip.out_bounds),
-                        "range": list(chip.out_bounds.values()),
-                        "clipped_share": [share[tile] for tile in chip.out_bounds],
-                    }
+                    {"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()}
                 )
-                write(converter, lambda p, ranges=ranges: ranges.to_parquet(p, index=False))
+                ranges["clipped_share"] = ranges["tile"].map(share)
                 logits = bridge.predict(
                     chip,
                     images,
@@ -203,18 +193,18 @@ def simulate(job: Job) -> Outcome:
                     device=settings.device,
                     description=f"chip {seed}: {name}",
                 )
-                table = samples.drop(columns="label").assign(prediction=logits.argmax(axis=1))
-                table["correct"] = table["prediction"] == samples["label"]
-                table.insert(0, "profile", name)
-                table.insert(1, "chip", seed)
-                write(part, lambda p, table=table: table.to_parquet(p, index=False))
+                outcome = samples.drop(columns="label").assign(prediction=logits.argmax(axis=1))
+                outcome["correct"] = outcome["prediction"] == samples["label"]
+                for path, table in ((converter, ranges), (part, outcome)):
+                    table.insert(0, "profile", name)
+                    table.insert(1, "chip", seed)
+                    write_parquet(path, table)
             predictions.append(pd.read_parquet(part))
             converters.append(pd.read_parquet(converter))
-    table = pd.concat(predictions, ignore_index=True)
-    path = job.folder / "predictions.parquet"
+    ranges = pd.concat([table for table in converters if len(table)], ignore_index=True)
     outputs = [
-        write(path, lambda p: table.to_parquet(p, index=False)),
-        *write_table(job.folder / "adc_ranges", pd.concat(converters, ignore_index=True)),
+        write_parquet(job.folder / "predictions.parquet", pd.concat(predictions)),
+        write_csv(job.folder / "adc_ranges.csv", ranges),
     ]
     shutil.rmtree(parts)
     return Outcome(outputs, settings.device)
@@ -230,11 +220,15 @@ def analyse(job: Job) -> Outcome:
     correlations = analysis.correlations(
         joined, confidence=settings.confidence, resamples=settings.resamples
     )
-    outputs = [
-        *write_table(job.folder / "deciles", deciles),
-        *write_table(job.folder / "table_one", analysis.table_one(deciles)),
-        *write_table(job.folder / "correlations", correlations),
-    ]
+    tables = {
+        "deciles": deciles,
+        "table_one": analysis.table_one(deciles),
+        "correlations": correlations,
+    }
+    outputs = []
+    for name, table in tables.items():
+        outputs.append(write_parquet(job.folder / f"{name}.parquet", table))
+        outputs.append(write_csv(job.folder / f"{name}.csv", table))
     return Outcome(outputs, "cpu")
 
 

@@ -131,21 +131,23 @@ def _convolve(images: Array, kernel: Array, *args: Any, **settings: Any) -> Arra
 
     XLA's CPU weight gradient of one convolution over 128 images costs several times as much.
     """
-    plain = partial(jax.lax.conv_general_dilated, **settings)
+
+    def plain(images: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(images, kernel, *args, **settings)
 
     @jax.custom_vjp
     def convolve(images: Array, kernel: Array) -> Array:
-        return plain(images, kernel, *args)
+        return plain(images, kernel)
 
     def forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
         return convolve(images, kernel), (images, kernel)
 
     def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
         images, kernel = saved
-        (images_bar,) = jax.vjp(lambda x: plain(x, kernel, *args), images)[1](cotangent)
+        (images_bar,) = jax.vjp(lambda x: plain(x, kernel), images)[1](cotangent)
 
         def weight_gradient(images: Array, cotangent: Array) -> Array:
-            return jax.vjp(lambda k: plain(images, k, *args), kernel)[1](cotangent)[0]
+            return jax.vjp(lambda k: plain(images, k), kernel)[1](cotangent)[0]
 
         cuts = list(range(16, len(images), 16))
         chunks = jnp.split(images, cuts), jnp.split(cotangent, cuts)
@@ -156,7 +158,8 @@ def _convolve(images: Array, kernel: Array, *args: Any, **settings: Any) -> Arra
 
 
 def _split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    return nnx.split(model, nnx.Param, ...)
+    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graphdef, params, rest[0]
 
 
 def _manager(directory: Path) -> ocp.CheckpointManager:

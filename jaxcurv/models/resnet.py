@@ -145,14 +145,20 @@ class ResNet(nnx.Module):
         self.conv1 = _conv(in_channels, width, size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn1 = _norm(width, dtype=dtype, rngs=rngs)
         channels = width
-        for stage, depth in enumerate(depths):
-            features = width * 2**stage
+
+        def stage(features: int, depth: int, stride: int) -> nnx.List:
+            nonlocal channels
             blocks = []
             for position in range(depth):
-                stride = 2 if stage > 0 and position == 0 else 1
-                blocks.append(block(channels, features, stride=stride, dtype=dtype, rngs=rngs))
+                first = stride if position == 0 else 1
+                blocks.append(block(channels, features, stride=first, dtype=dtype, rngs=rngs))
                 channels = features * block.expansion
-            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+            return nnx.List(blocks)
+
+        self.layer1 = stage(width, depths[0], 1)
+        self.layer2 = stage(2 * width, depths[1], 2)
+        self.layer3 = stage(4 * width, depths[2], 2)
+        self.layer4 = stage(8 * width, depths[3], 2)
         self.fc = nnx.Linear(channels, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(

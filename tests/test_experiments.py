@@ -1,0 +1,238 @@
+"""The whole path on digits, over the command line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bridge
+from experiments.artefacts import sha256
+from experiments.pipeline import STAGES
+from experiments.presets import PRESETS
+from tests.conftest import Command
+
+# Small enough for seconds a stage; large enough that training learns and chips fail.
+SMALL = (
+    *("--model.width", "4", "--train.epochs", "3", "--train.warmup-epochs", "1"),
+    *("--limit", "60", "--score.estimator.probes", "3", "--analyse.resamples", "100"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished small run."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    result = command("run", "digits", *SMALL, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    assert "Analog-only failures by curvature decile" in result.stdout
+    assert re.search(r"Under adc\+wnoise\+pcm at t = 20 s, .* of D1 and .* of D10", result.stdout)
+    return folder
+
+
+def test_run_leaves_every_result(finished: Path) -> None:
+    scores = pd.read_parquet(finished / "scores.parquet")
+    assert scores["fold"].value_counts().to_dict() == {"train": 60, "validation": 60, "test": 60}
+    assert not scores.duplicated(["fold", "index"]).any()
+    assert (scores["curvature"] > 0).all()
+    assert scores["correct"].mean() > 0.3  # a guess would be right in a tenth
+
+    predictions = pd.read_parquet(finished / "predictions.parquet")
+    assert list(predictions["profile"].unique()) == list(bridge.PROFILES)
+    assert len(predictions) == len(scores) * len(bridge.PROFILES)
+
+    deciles = pd.read_csv(finished / "deciles.csv")
+    assert set(deciles["fold"]) == {"train", "validation", "test", "pooled"}
+    first = deciles[(deciles["fold"] == "test") & (deciles["profile"] == "ideal")]
+    assert list(first["decile"]) == list(range(1, 11))
+    assert list(first["samples"]) == [6] * 10
+
+    for name in ("figure_one", "gallery", "score_histogram", "training_curve"):
+        assert (finished / "figures" / f"{name}.png").stat().st_size > 1000
+    assert "<html" in (finished / "report.html").read_text()
+    settings = json.loads((finished / "settings.json").read_text())
+    assert settings["model"]["width"] == 4
+    assert settings["simulate"]["pcm"]["t_inference"] == 20.0
+
+
+def test_ideal_chip_predicts_as_the_digital_model(finished: Path) -> None:
+    scores = pd.read_parquet(finished / "scores.parquet")
+    predictions = pd.read_parquet(finished / "predictions.parquet")
+    ideal = predictions[predictions["profile"] == "ideal"]
+    both = scores.merge(ideal, on=["fold", "index"], suffixes=("_digital", "_analog"))
+    assert len(both) == len(scores)
+    assert (both["prediction_digital"] == both["prediction_analog"]).all()
+
+
+def test_failures_of_the_table_are_those_of_the_samples(finished: Path) -> None:
+    scores = pd.read_parquet(finished / "scores.parquet").set_index(["fold", "index"])
+    predictions = pd.read_parquet(finished / "predictions.parquet")
+    deciles = pd.read_parquet(finished / "deciles.parquet")
+    full = predictions[predictions["profile"] == "adc+wnoise+pcm"].set_index(["fold", "index"])
+    failed = scores["correct"] & ~full["correct"].reindex(scores.index)
+    test = scores.loc["test"].sort_values(["curvature", "index"]).index
+    expected = [int(failed.loc["test"].loc[part].sum()) for part in np.array_split(test, 10)]
+    rows = deciles[(deciles["fold"] == "test") & (deciles["profile"] == "adc+wnoise+pcm")]
+    assert list(rows["failures"]) == expected
+
+
+def test_second_run_does_nothing_again(command: Command, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*.parquet")}
+    result = command("run", "digits", *SMALL, "--out", finished)
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stderr.splitlines() if line] == [
+        f"{name}: up to date" for name in STAGES
+    ]
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*.parquet")} == before
+
+
+def test_changed_setting_reruns_what_depends_on_it(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    result = command("run", "digits", *SMALL, "--out", folder, "--analyse.bins", "6")
+    assert result.returncode == 0, result.stderr
+    for name in ("train", "score", "export", "simulate"):
+        assert f"{name}: up to date" in result.stderr
+    assert set(pd.read_parquet(folder / "deciles.parquet")["decile"]) == set(range(1, 7))
+
+
+def test_tampered_result_is_noticed(command: Command, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    scores = pd.read_parquet(folder / "scores.parquet")
+    scores.assign(curvature=1.0).to_parquet(folder / "scores.parquet")
+    result = command("analyse", "digits", *SMALL, "--out", folder)
+    assert result.returncode == 2
+    assert "scores.parquet is not as score wrote it: run score again" in result.stderr
+
+
+def test_weights_file_says_what_it_is(finished: Path) -> None:
+    state_dict, header = bridge.load_weights(finished / "weights.safetensors")
+    assert header["architecture"] == "resnet18"
+    assert header["class_names"] == [str(digit) for digit in range(10)]
+    assert header["logits_relative_error"] < 1e-4
+    twin = bridge.resnet18(10, stem="cifar", width=4, in_channels=1)
+    twin.load_state_dict(state_dict)
+
+
+def test_presets_lists_every_preset(command: Command) -> None:
+    result = command("presets")
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in PRESETS)
+
+
+def one_line_error(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Non-zero exit and one line that holds the words; no traceback."""
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_unknown_preset(command: Command) -> None:
+    one_line_error(command("run", "cifar1000"), "unknown preset 'cifar1000'", "cifar100_resnet18")
+
+
+def test_unknown_command(command: Command) -> None:
+    one_line_error(command("trian", "digits"), "unknown command 'trian'", "train")
+
+
+def test_missing_data_keeps_earlier_results(command: Command, finished: Path) -> None:
+    before = sha256(finished)
+    result = command("train", "digits", "--data.name", "nowhere", "--out", finished)
+    one_line_error(result, "nowhere", "there is")
+    settings = finished / "settings.json"
+    assert sha256(finished) == before, settings.read_text()
+
+
+def test_limit_below_ten_samples(command: Command, tmp_path: Path) -> None:
+    result = command("run", "digits", "--limit", "9", "--out", tmp_path / "out")
+    one_line_error(result, "limit of 9", "--limit 10")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--simulate.pcm.t-inference", "-1", ">= 0"),
+        ("--simulate.adc.bits", "1", "bits"),
+        ("--score.estimator.step", "0", "step must be"),
+        ("--score.estimator.probes", "0", "probes must be"),
+        ("--train.epochs", "0", "at least 1 epoch"),
+        ("--seed", "-1", "seed must not be negative"),
+    ],
+)
+def test_bad_setting_is_refused_before_work(
+    command: Command, tmp_path: Path, flag: str, value: str, words: str
+) -> None:
+    result = command("run", "digits", flag, value, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_folder_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    # Root may write into folders of mode 0555, but not into the kernel's.
+    folder = Path("/sys/kernel/out") if os.geteuid() == 0 else tmp_path / "locked"
+    if os.geteuid() != 0:
+        folder.mkdir(mode=0o555)
+    result = command("run", "digits", "--out", folder)
+    one_line_error(result, "cannot write to the output folder", "--out")
+
+
+def test_stage_whose_inputs_are_missing(command: Command, tmp_path: Path) -> None:
+    result = command("simulate", "digits", "--out", tmp_path / "out")
+    one_line_error(result, "simulate needs the results of export", "run export first")
+
+
+def test_diverging_training(command: Command, tmp_path: Path) -> None:
+    result = command(
+        "train", "digits", *SMALL, "--train.learning-rate", "1e30", "--out", tmp_path / "out"
+    )
+    one_line_error(result, "training diverged", "learning rate")
+
+
+def test_mismatched_labels(command: Command, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    tree = tmp_path / "data" / "pets"
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tree / split / name).mkdir(parents=True)
+            for number in range(12):
+                pixels = np.full((8, 8, 3), number * 20 + (name == "dog"), np.uint8)
+                Image.fromarray(pixels).save(tree / split / name / f"{number}.png")
+    result = command(
+        *("score", "digits", *SMALL, "--data.name", "pets", "--limit", "10"),
+        *("--data-dir", tmp_path / "data", "--out", folder),
+    )
+    one_line_error(result, "mismatched labels", "10 classes", "pets has 2")
+    assert sha256(folder / "scores.parquet") == sha256(finished / "scores.parquet")
+
+
+def test_command_line_needs_neither_jax_nor_torch() -> None:
+    code = (
+        "import sys, experiments.cli, experiments.presets;"
+        "sys.exit(any(name in sys.modules for name in ('jax', 'torch', 'aihwkit')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_curvature_engine_never_imports_torch() -> None:
+    code = (
+        "import sys, jaxcurv; jaxcurv.input_curvature; jaxcurv.fit; jaxcurv.score_dataset;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'aihwkit', 'bridge')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,282 @@
+"""Training on the 8x8 digits: learning, resuming, the best checkpoint, and the pieces of a step."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tqdm import tqdm
+
+from jaxcurv import training
+from jaxcurv.data import Arrays, Normalisation, load, read
+from jaxcurv.models.resnet import BasicBlock, ResNet
+from jaxcurv.training import Epoch, Recipe, augment, fit, restore_best
+
+RECIPE = Recipe(
+    epochs=5, batch_size=32, learning_rate=0.2, warmup_epochs=1.0, crop_padding=0, flip=False
+)
+STEPS = 30
+TRAIN, VALIDATION = STEPS * 32 + 5, 150  # neither is a multiple of the batch size
+
+
+@nnx.jit(static_argnames="dtype")
+def build(dtype: Any) -> nnx.Module:
+    """A ResNet of width 4 with two of the four stages, the second with a strided shortcut."""
+    return ResNet(
+        BasicBlock,
+        (1, 1, 0, 0),
+        num_classes=10,
+        stem="cifar",
+        width=4,
+        in_channels=1,
+        dtype=dtype,
+        rngs=nnx.Rngs(0),
+    )
+
+
+class Linear(nnx.Module):
+    """Softmax regression: what concerns no convolution need not compile one."""
+
+    def __init__(self, dtype: Any):
+        self.fc = nnx.Linear(64, 10, dtype=dtype, rngs=nnx.Rngs(0))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.fc(images.reshape(len(images), -1))
+
+
+class Digits(NamedTuple):
+    train: Arrays
+    validation: Arrays
+    normalisation: Normalisation
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    pytest.importorskip("sklearn")
+    every = load("digits").train
+    train = read(every, range(TRAIN))
+    validation = read(every, range(TRAIN, TRAIN + VALIDATION))
+    return Digits(train, validation, Normalisation.of(train.images))
+
+
+def weights(model: nnx.Module) -> dict[tuple[Any, ...], np.ndarray]:
+    return {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def accuracy_and_loss(model: nnx.Module, data: Arrays, normalisation: Normalisation) -> tuple:
+    logits = np.asarray(nnx.jit(lambda m, x: m(x))(model, normalisation.apply(data.images)))
+    wide = logits.astype(np.float64)
+    own = wide[np.arange(len(data)), data.labels]
+    losses = np.log(np.exp(wide - own[:, None]).sum(axis=1))
+    return np.mean(logits.argmax(1) == data.labels), losses.mean()
+
+
+# --- one undisturbed run and one that was interrupted
+
+
+class Run(NamedTuple):
+    history: list[Epoch]
+    directory: Path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    return Run(fit(build, *digits, RECIPE, seed=1, directory=directory), directory)
+
+
+def test_a_resnet_learns_the_digits(undisturbed: Run) -> None:
+    history = undisturbed.history
+    assert [row.epoch for row in history] == [1, 2, 3, 4, 5]
+    assert history[-1].validation_accuracy > 0.8  # chance is 0.1
+    assert history[-1].train_accuracy > 0.7
+    assert history[-1].train_loss < history[0].train_loss / 2
+    assert all(row.train_accuracy * STEPS * 32 % 1 == pytest.approx(0) for row in history)
+
+
+def test_the_last_row_is_that_of_the_restored_model(undisturbed: Run, digits: Digits) -> None:
+    model = restore_best(build, undisturbed.directory)
+    assert {w.dtype for w in weights(model).values()} == {np.dtype("float32")}
+    accuracy, loss = accuracy_and_loss(model, digits.validation, digits.normalisation)
+    best = max(undisturbed.history, key=lambda row: row.validation_accuracy)
+    assert accuracy == pytest.approx(best.validation_accuracy)
+    assert loss == pytest.approx(best.validation_loss, rel=1e-4)
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    undisturbed: Run, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    class Interrupting(tqdm):
+        """Ctrl-C in the middle of the third epoch, once."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            trained.append(n)
+            if len(trained) == 2 * STEPS + STEPS // 2:
+                raise KeyboardInterrupt
+            return super().update(n)
+
+    monkeypatch.setattr(training, "tqdm", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
+    before = len(trained)
+    history = fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
+    assert len(trained) - before == 3 * STEPS  # epochs 3 to 5 only
+    assert history == undisturbed.history
+    resumed = weights(restore_best(build, tmp_path))
+    for path, expected in weights(restore_best(build, undisturbed.directory)).items():
+        np.testing.assert_array_equal(resumed[path], expected, err_msg=str(path))
+
+
+# --- checkpoints, on softmax regression
+
+
+def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
+    """With random validation labels the accuracy goes up and down by chance."""
+    labels = np.random.default_rng(2).integers(0, 10, VALIDATION).astype(np.int32)
+    validation = Arrays(digits.validation.images, labels, digits.validation.indices)
+    recipe = Recipe(epochs=6, batch_size=64, learning_rate=0.05, warmup_epochs=0.0)
+    history = fit(
+        Linear, digits.train, validation, digits.normalisation, recipe, seed=0, directory=tmp_path
+    )
+    accuracies = [row.validation_accuracy for row in history]
+    best = history[int(np.argmax(accuracies))]
+    assert accuracies.count(best.validation_accuracy) == 1
+    assert best.epoch not in (1, recipe.epochs)
+    model = restore_best(Linear, tmp_path)
+    accuracy, loss = accuracy_and_loss(model, validation, digits.normalisation)
+    assert accuracy == pytest.approx(best.validation_accuracy)
+    assert loss == pytest.approx(best.validation_loss, rel=1e-5)
+    # A finished run is read back, not repeated.
+    again = fit(
+        Linear, digits.train, validation, digits.normalisation, recipe, seed=0, directory=tmp_path
+    )
+    assert again == history
+
+
+def test_restore_best_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; train the model first"):
+        restore_best(Linear, tmp_path)
+
+
+def test_the_scanned_epoch_of_accelerators_trains_alike(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.05, warmup_epochs=1.0, crop_padding=1)
+    dispatched = fit(Linear, *digits, recipe, seed=3, directory=tmp_path / "dispatched")
+    monkeypatch.setattr(training, "_dispatched_epoch", training._scanned_epoch)
+    scanned = fit(Linear, *digits, recipe, seed=3, directory=tmp_path / "scanned")
+    np.testing.assert_allclose(scanned, dispatched, rtol=1e-5)
+    other = fit(Linear, *digits, recipe, seed=4, directory=tmp_path / "other")
+    assert other[0].train_loss != pytest.approx(scanned[0].train_loss, rel=1e-4)
+
+
+def test_a_diverging_run_says_so(digits: Digits, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=1e30, warmup_epochs=0.0)
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch 1:.*lower the learning rate"):
+        fit(Linear, *digits, recipe, seed=0, directory=tmp_path)
+
+
+@pytest.mark.parametrize(("train", "validation"), [(31, 10), (100, 0)])
+def test_too_few_images_are_refused(
+    digits: Digits, tmp_path: Path, train: int, validation: int
+) -> None:
+    few = digits.train.take(np.arange(train)), digits.validation.take(np.arange(validation))
+    message = f"{train} training and {validation} validation images are too few for batches of 32"
+    with pytest.raises(ValueError, match=message):
+        fit(Linear, *few, digits.normalisation, RECIPE, seed=0, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "at least 1 epoch.*epochs=0"),
+        ({"batch_size": 1}, "batch of at least 2.*batch_size=1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive; got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive; got nan"),
+        ({"epochs": 3, "warmup_epochs": 4.0}, "between 0 and epochs=3; got 4"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\).*got 1"),
+        ({"weight_decay": -1.0}, "weight_decay.*must not be negative"),
+        ({"crop_padding": -1}, "crop_padding must not be negative"),
+    ],
+)
+def test_impossible_recipes_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
+
+
+# --- the CPU's convolution
+
+
+@pytest.mark.parametrize(("batch", "stride", "size"), [(37, 1, 3), (16, 2, 3), (5, 2, 1)])
+def test_the_convolution_has_jax_s_own_gradients(batch: int, stride: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    images = rng.normal(size=(batch, 9, 8, 3)).astype(np.float32)
+
+    def run(convolution: Callable[..., jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        def loss(images: jax.Array, kernel: jax.Array) -> jax.Array:
+            layer = nnx.Conv(
+                3,
+                4,
+                (size, size),
+                strides=stride,
+                padding=size // 2,
+                use_bias=False,
+                kernel_init=lambda *_: kernel,
+                conv_general_dilated=convolution,
+                rngs=nnx.Rngs(0),
+            )
+            return jnp.sum(jnp.sin(layer(images)))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(images, kernel)
+
+    (value, gradients), (plain, expected) = (
+        run(convolution) for convolution in (training._convolve, jax.lax.conv_general_dilated)
+    )
+    assert value == plain
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert np.linalg.norm(gradient - wanted) < 1e-5 * np.linalg.norm(wanted)
+        assert np.linalg.norm(wanted) > 1
+
+
+# --- augmentation
+
+augmented = jax.jit(augment, static_argnames=("padding", "flip"))
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (1, False), (0, True), (0, False)])
+def test_augmented_images_are_crops_of_the_padded_and_perhaps_mirrored(
+    padding: int, flip: bool
+) -> None:
+    image = np.arange(1, 4 * 5 * 2 + 1, dtype=np.uint8).reshape(4, 5, 2)  # no two pixels alike
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    corners = range(2 * padding + 1)
+    crops = [padded[i : i + 4, j : j + 5] for i, j in product(corners, corners)]
+    views = [view for crop in crops for view in ((crop, crop[:, ::-1]) if flip else (crop,))]
+    batch = jnp.asarray(np.stack([image] * 600))
+    result = np.asarray(augmented(jax.random.key(0), batch, padding=padding, flip=flip))
+    assert result.shape == (600, 4, 5, 2)
+    assert result.dtype == np.uint8
+    equal = np.stack([(result == view).all(axis=(1, 2, 3)) for view in views])
+    assert (equal.sum(axis=0) == 1).all()
+    # Every view is drawn, and none much more often than the others: 5 standard deviations.
+    assert abs(equal.mean(axis=1) - 1 / len(views)).max() < 5 / np.sqrt(600 * len(views))
+    assert equal.any(axis=1).all()
+
+
+def test_augmentation_follows_its_key() -> None:
+    rng = np.random.default_rng(0)
+    batch = jnp.asarray(rng.integers(0, 256, (600, 4, 5, 2), dtype=np.uint8))
+    one, same, other = (
+        np.asarray(augmented(jax.random.key(seed), batch, padding=2, flip=True))
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.mean((one == other).all(axis=(1, 2, 3))) < 0.1
