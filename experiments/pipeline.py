@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("train", stages.train, ("data", "model", "train", "seed"), (), _JAX),
-        Stage("score", stages.score, ("data", "score", "limit", "seed"), ("train",), _JAX),
+        Stage("score", stages.score, ("data", "score", "folds", "limit", "seed"), ("train",), _JAX),
         Stage(
             "export",
             stages.export,
@@ -59,13 +59,17 @@ STAGES: dict[str, Stage] = {
             cpu_only=True,
         ),
         Stage(
-            "simulate", stages.simulate, ("data", "simulate", "limit", "seed"), ("export",), _TORCH
+            "simulate",
+            stages.simulate,
+            ("data", "simulate", "folds", "limit", "seed"),
+            ("export",),
+            _TORCH,
         ),
         Stage("analyse", stages.analyse, ("analyse",), ("score", "simulate"), ()),
         Stage(
             "report",
             stages.report,
-            ("data", "model", "simulate", "limit"),
+            ("data", "model", "simulate", "folds", "limit"),
             ("train", "score", "simulate", "analyse"),
             ("matplotlib", "jinja2"),
         ),

@@ -38,6 +38,7 @@ def _small(name: str) -> Experiment:
         _cifar(name, "resnet18"),
         model=Model(width=16),
         train=Recipe(epochs=10, warmup_epochs=2.0),
+        folds=("train", "test"),
         limit=5000,
     )
 

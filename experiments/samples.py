@@ -4,20 +4,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from experiments.settings import Experiment
+from experiments.settings import Experiment, Fold
 from jaxcurv.data import Arrays, ImageDataset, read, split_validation, subset
-
-FOLDS = ("train", "validation", "test")
 
 
 def read_folds(
-    dataset: ImageDataset, experiment: Experiment, wanted: Iterable[str] = FOLDS
-) -> dict[str, Arrays]:
+    dataset: ImageDataset, experiment: Experiment, wanted: Iterable[Fold]
+) -> dict[Fold, Arrays]:
     """All samples of the wanted folds, in order of their stable indices.
 
     Train and validation divide the official training split; both keep their index within it.
     """
-    folds = {}
+    folds: dict[Fold, Arrays] = {}
     if {"train", "validation"} & set(wanted):
         official = read(dataset.train, description="read train")
         train, validation = split_validation(
@@ -30,9 +28,10 @@ def read_folds(
     return {fold: samples for fold, samples in folds.items() if fold in wanted and len(samples)}
 
 
-def limited(folds: dict[str, Arrays], experiment: Experiment) -> dict[str, Arrays]:
-    """The samples that are scored and simulated: at most `experiment.limit` of each fold."""
+def limited(folds: dict[Fold, Arrays], experiment: Experiment) -> dict[Fold, Arrays]:
+    """The samples that are scored and simulated, of the experiment's folds and within its limit."""
     return {
         fold: samples.take(subset(samples.indices, experiment.limit, experiment.data.split_seed))
         for fold, samples in folds.items()
+        if fold in experiment.folds
     }

@@ -12,6 +12,8 @@ from bridge.profiles import ADC, PCM, Clipping, WeightNoise
 from jaxcurv.estimators import FiniteDifference
 from jaxcurv.recipe import Recipe
 
+Fold = Literal["train", "validation", "test"]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -105,6 +107,8 @@ class Experiment:
     score: Score = field(default_factory=Score)
     simulate: Simulate = field(default_factory=Simulate)
     analyse: Analyse = field(default_factory=Analyse)
+    folds: tuple[Fold, ...] = ("train", "validation", "test")
+    """Which samples are scored and simulated; train and validation divide the official split."""
     limit: int | None = None
     """Score and simulate at most this many samples of each fold; training takes all."""
     seed: int = 0
@@ -113,6 +117,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative; got {self.seed}")
+        if "test" not in self.folds or len(set(self.folds)) < len(self.folds):
+            raise ValueError(f"folds must differ and hold test; got {', '.join(self.folds)}")
         if self.limit is not None and self.limit < self.analyse.bins:
             raise ValueError(
                 f"a limit of {self.limit} samples cannot fill {self.analyse.bins} bins: give at "

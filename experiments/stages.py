@@ -100,7 +100,8 @@ def score(job: Job) -> Outcome:
     warn_of_idle_accelerator()
     normalisation = data.Normalisation(**description["normalisation"])
     tables = []
-    for fold, samples in limited(read_folds(dataset, job.experiment), job.experiment).items():
+    folds = read_folds(dataset, job.experiment, job.experiment.folds)
+    for fold, samples in limited(folds, job.experiment).items():
         table = score_dataset(
             model,
             data.Normalised(samples, normalisation),
@@ -162,7 +163,7 @@ def simulate(job: Job) -> Outcome:
     twin.load_state_dict(state_dict)
     twin.eval()
     normalisation = data.Normalisation(**description["normalisation"])
-    folds = read_folds(dataset, job.experiment)
+    folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
     calibration = normalisation.apply(folds["train"].images[: settings.calibration])
     calibration_batch = torch.from_numpy(calibration.transpose(0, 3, 1, 2).copy())
     folds = limited(folds, job.experiment)

