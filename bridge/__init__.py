@@ -4,6 +4,19 @@ The names in `__init__.pyi` are imported when first used, so that the failure an
 torch.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _attribute(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"bridge.{name} needs {error.name}, which is not installed: "
+            'pip install ".[bridge]" in the checkout',
+            name=error.name,
+        ) from error

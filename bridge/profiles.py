@@ -64,7 +64,9 @@ class PCM:
       g_max: conductance of the largest weight, microsiemens.
       t_inference: seconds from the end of programming to inference. Drift counts from AIHWKit's
         reference reading at 20 s: `g(t) = g_prog * ((t + 20) / 20) ** -nu`.
-      programming_noise, drift, read_noise: factors on the fitted model's; 1 is as measured.
+      programming_noise: factor on the fitted programming noise; 1 is as measured.
+      drift: factor on the fitted drift exponents; 1 is as measured.
+      read_noise: factor on the fitted read noise; 1 is as measured.
     """
 
     g_max: float = 25.0

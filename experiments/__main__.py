@@ -1,6 +1,19 @@
-"""`python -m experiments`."""
+"""`python -m experiments`, and the console script `jaxcurv`."""
 
-from experiments.cli import main
+import sys
+
+
+def main() -> None:
+    """Runs the command line, or says what must be installed for it."""
+    try:
+        from experiments.cli import run
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: not installed: {error.name}; "
+            'pip install ".[experiments]" in the checkout installs it'
+        )
+    sys.exit(run(sys.argv[1:]))
+
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 from rich import box
@@ -18,12 +18,13 @@ from rich.table import Table
 
 import bridge
 from bridge.failures import analog_only_failures, decile_table, rank_correlations
+from experiments.settings import Fold
 
 log = logging.getLogger(__name__)
 
 Denominator = Literal["all", "correct"]
 
-FOLDS = ("train", "validation", "test")
+FOLDS: tuple[str, ...] = get_args(Fold)
 POOLED = "pooled"  # every scored fold together
 PROFILES = tuple(bridge.PROFILES)
 FULL_PROFILE = "adc+wnoise+pcm"

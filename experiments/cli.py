@@ -18,9 +18,9 @@ from rich.table import Table
 
 from experiments import pipeline
 from experiments.presets import PRESETS
+from experiments.records import STAGE_NAMES, recorded_settings
 from experiments.settings import Experiment
 
-STAGE_NAMES = tuple(pipeline.STAGES)
 _USAGE = f"""\
 usage: python -m experiments run PRESET [flags]      the whole path, from images to report
        python -m experiments STAGE PRESET [flags]    one of: {", ".join(STAGE_NAMES)}
@@ -41,12 +41,8 @@ class Options:
     """Show tracebacks."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; exits the process with its code."""
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
-
-
-def _run(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and returns the process's exit code."""
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(_USAGE)
@@ -92,7 +88,7 @@ def _run(arguments: list[str]) -> int:
         pipeline.show_error(error, options.debug)
         return 2
     if names[-1] == "report":
-        _print_result(options)
+        _print_result(options.out)
     return 0
 
 
@@ -108,14 +104,14 @@ def _print_presets() -> None:
     Console().print(table)
 
 
-def _print_result(options: Options) -> None:
+def _print_result(folder: Path) -> None:
     import pandas as pd
 
     from experiments import analysis
 
-    deciles = pd.read_parquet(options.out / "deciles.parquet")
-    correlations = pd.read_parquet(options.out / "correlations.parquet")
-    drift_seconds = options.experiment.simulate.pcm.t_inference
+    deciles = pd.read_parquet(folder / "deciles.parquet")
+    correlations = pd.read_parquet(folder / "correlations.parquet")
+    drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
     analysis.render_deciles(deciles, drift_seconds=drift_seconds)
     print(analysis.answer(deciles, correlations, drift_seconds=drift_seconds))
-    print(f"\nReport: {options.out / 'report.html'}")
+    print(f"\nReport: {folder / 'report.html'}")

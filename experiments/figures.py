@@ -231,7 +231,8 @@ def training_curve(history: pd.DataFrame, path: Path) -> Path:
             validation_accuracy; accuracies are fractions.
         path: of the PNG.
     """
-    best = history.loc[history["validation_accuracy"].idxmax()]
+    accuracy = history["validation_accuracy"]
+    best = history[accuracy == accuracy.max()].iloc[-1]  # of equals orbax keeps the last
     with matplotlib.rc_context(_STYLE):
         figure = _figure(width=6.4, height=2.7)
         panels = (("loss", 1, "Cross-entropy"), ("accuracy", 100, "Accuracy (%)"))

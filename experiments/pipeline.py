@@ -1,7 +1,7 @@
 """The stages in order: which are up to date, and each other one in a process of its own.
 
-A finished stage leaves `stages/NAME.json`: its settings, the hashes of what it read and wrote,
-package versions, device and duration. It is skipped while all but the last two still hold.
+A finished stage is skipped while its settings, the hashes of what it read and wrote, and package
+versions are as its record says.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import stages
-from experiments.artefacts import read_json, sha256, write_json
+from experiments.artefacts import sha256, write_json
+from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -45,33 +47,53 @@ class Stage:
     """Keep JAX off the accelerator: this stage also uses torch."""
 
 
+_SCORED = ("data", "folds", "limit", "seed")
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("train", stages.train, ("data", "model", "train", "seed"), (), _JAX),
-        Stage("score", stages.score, ("data", "score", "folds", "limit", "seed"), ("train",), _JAX),
+        Stage(
+            "train",
+            stages.train,
+            settings=("data", "model", "train", "seed"),
+            after=(),
+            packages=_JAX,
+        ),
+        Stage(
+            "score",
+            stages.score,
+            settings=(*_SCORED, "score"),
+            after=("train",),
+            packages=_JAX,
+        ),
         Stage(
             "export",
             stages.export,
-            ("data", "limit", "seed"),
-            ("train",),
-            (*_JAX, *_TORCH),
+            settings=("data",),
+            after=("train",),
+            packages=(*_JAX, *_TORCH),
             cpu_only=True,
         ),
         Stage(
             "simulate",
             stages.simulate,
-            ("data", "simulate", "folds", "limit", "seed"),
-            ("export",),
-            _TORCH,
+            settings=(*_SCORED, "simulate"),
+            after=("export",),
+            packages=_TORCH,
         ),
-        Stage("analyse", stages.analyse, ("analyse",), ("score", "simulate"), ()),
+        Stage(
+            "analyse",
+            stages.analyse,
+            settings=("analyse",),
+            after=("score", "simulate"),
+            packages=(),
+        ),
         Stage(
             "report",
             stages.report,
-            ("data", "model", "simulate", "folds", "limit"),
-            ("train", "score", "simulate", "analyse"),
-            ("matplotlib", "jinja2"),
+            settings=(*_SCORED, "model", "simulate", "analyse"),
+            after=("train", "score", "simulate", "analyse"),
+            packages=("matplotlib", "jinja2"),
         ),
     )
 }
@@ -97,7 +119,7 @@ def run(
     """Runs stages in order, skipping those that are up to date.
 
     Args:
-      experiment: the settings, written to `settings.json` once all is done.
+      experiment: the settings; those of the finished stages are kept in `settings.json`.
       folder: the run's folder.
       names: which stages.
       data_dir: where data sets are; None for TFDS's default.
@@ -128,13 +150,6 @@ def run(
         process.join()
         if process.exitcode:
             raise StageFailed(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
-    write_json(folder / "settings.json", dataclasses.asdict(experiment))
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of the finished stages, in order."""
-    paths = [_record_path(folder, name) for name in STAGES]
-    return [read_json(path) for path in paths if path.exists()]
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
@@ -151,7 +166,8 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
             missing.append(name)
     if missing:
         raise ModuleNotFoundError(
-            f"not installed: {', '.join(missing)}; pip install 'jaxcurv[experiments]'"
+            f"not installed: {', '.join(missing)}; "
+            'pip install ".[experiments]" in the checkout installs it'
         )
     return versions
 
@@ -174,45 +190,50 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
-def _record_path(folder: Path, name: str) -> Path:
-    return folder / "stages" / f"{name}.json"
-
-
 def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """What decides the stage's result: settings and the hashes of its inputs.
+    """What decides the stage's result: settings, versions and the hashes of its inputs.
 
     Raises:
       FileNotFoundError: an earlier stage has not run.
-      ValueError: what it wrote has changed since.
+      ValueError: what it wrote has changed since, or was made with other settings.
     """
-    settings = dataclasses.asdict(experiment)
-    inputs: dict[str, str] = {}
+    # Through JSON, so that it compares equal to what is read back from a record.
+    everything = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    settings = {name: everything[name] for name in stage.settings}
+    made_with = dict.fromkeys(settings, "these flags")
+    known, inputs = dict(settings), {}
     for name in stage.after:
-        path = _record_path(folder, name)
-        if not path.exists():
+        record = read_record(folder, name)
+        if record is None:
             raise FileNotFoundError(
                 f"{stage.name} needs the results of {name} in {folder}: run {name} first"
             )
-        for output, digest in read_json(path)["outputs"].items():
+        for key, value in record["settings"].items():
+            if known.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{name} in {folder} was run with another {key} than {made_with[key]}: give "
+                    f"the same flags, or run {name} again"
+                )
+            made_with.setdefault(key, name)
+        for output, digest in record["outputs"].items():
             if not (folder / output).exists() or sha256(folder / output) != digest:
                 raise ValueError(
                     f"{folder / output} is not as {name} wrote it: run {name} again before "
                     f"{stage.name}"
                 )
             inputs[output] = digest
-    # Through JSON, so that it compares equal to the one read back from a record.
-    identity = {"settings": {name: settings[name] for name in stage.settings}, "inputs": inputs}
-    return json.loads(json.dumps(identity))
+    return {
+        "settings": settings,
+        "inputs": inputs,
+        "versions": package_versions(stage.packages),
+    }
 
 
 def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:
-    path = _record_path(folder, stage.name)
-    if not path.exists():
-        return False
-    record = read_json(path)
+    record = read_record(folder, stage.name)
     return (
-        {"settings": record["settings"], "inputs": record["inputs"]} == identity
-        and record["versions"] == package_versions(stage.packages)
+        record is not None
+        and all(record[key] == value for key, value in identity.items())
         and all(
             (folder / name).exists() and sha256(folder / name) == digest
             for name, digest in record["outputs"].items()
@@ -228,26 +249,27 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
     started = time.monotonic()
     try:
         outcome = stage.run(job)
+        outputs = {
+            path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
+        }
+        record = {
+            "name": name,
+            **identity,
+            "outputs": outputs,
+            "device": outcome.device,
+            "platform": platform.platform(),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_record(job.folder, record)
+        write_json(job.folder / "settings.json", recorded_settings(job.folder))
+        if outcome.scratch is not None:
+            shutil.rmtree(outcome.scratch)
     except KeyboardInterrupt:
         print(f"{name} interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         show_error(error, debug)
         sys.exit(1)
-    write_json(
-        _record_path(job.folder, name),
-        {
-            "name": name,
-            **identity,
-            "outputs": {
-                path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
-            },
-            "versions": package_versions(stage.packages),
-            "device": outcome.device,
-            "platform": platform.platform(),
-            "seconds": round(time.monotonic() - started, 1),
-        },
-    )
 
 
 def show_error(error: Exception, debug: bool) -> None:

@@ -28,6 +28,13 @@ class Data:
     split_seed: int = 0
     """Seed of that division and of the choice under --limit."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                "validation_fraction must lie between 0 and 1, for validation chooses the "
+                f"checkpoint; got {self.validation_fraction}"
+            )
+
 
 @dataclass(frozen=True)
 class Model:
@@ -40,6 +47,10 @@ class Model:
     width: int = 64
     """Channels of the first stage; 64 is the standard network."""
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1; got {self.width}")
+
 
 @dataclass(frozen=True)
 class Score:
@@ -49,6 +60,10 @@ class Score:
     """Eq. 1 of the paper."""
     batch_size: int = 64
     """Images a batch; changes speed and memory, not the scores beyond rounding."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -66,16 +81,17 @@ class Simulate:
     chips: int = 1
     """Chips programmed for each profile; chip k has seed SEED + k."""
     calibration: int = 256
-    """Images of the training fold that calibrate the converter's range."""
+    """Training images that set the converter's range; as many of test measure what it clips."""
     batch_size: int = 64
     """Images a batch."""
     device: str = "cpu"
     """Where torch runs: cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.chips < 1 or self.calibration < 1:
+        if min(self.chips, self.calibration, self.batch_size) < 1:
             raise ValueError(
-                f"chips and calibration must be at least 1; got {self.chips}, {self.calibration}"
+                "chips, calibration and batch_size must be at least 1; got "
+                f"{self.chips}, {self.calibration}, {self.batch_size}"
             )
         if self.clipping is not None:
             Clipping(self.clipping)
@@ -95,6 +111,11 @@ class Analyse:
     def __post_init__(self) -> None:
         if self.bins < 2:
             raise ValueError(f"bins must be at least 2; got {self.bins}")
+        if not 0 < self.confidence < 1 or self.resamples < 1:
+            raise ValueError(
+                "confidence must lie between 0 and 1 and resamples be at least 1; got "
+                f"{self.confidence}, {self.resamples}"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ accelerator, never both.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ import numpy as np
 import pandas as pd
 
 from experiments.artefacts import read_json, write_csv, write_json, write_parquet
+from experiments.records import read_records, recorded_settings
 from experiments.samples import limited, read_folds
 from experiments.settings import Experiment
 from jaxcurv import data
 
 if TYPE_CHECKING:
+    import torch
     from flax import nnx
 
 
@@ -42,6 +43,8 @@ class Outcome:
 
     outputs: list[Path]
     device: str
+    scratch: Path | None = None
+    """Unfinished work, of no more use once the stage is recorded."""
 
 
 def load_data(job: Job) -> data.ImageDataset:
@@ -57,8 +60,6 @@ def train(job: Job) -> Outcome:
 
     dataset = load_data(job)
     folds = read_folds(dataset, job.experiment, ("train", "validation"))
-    if "validation" not in folds:
-        raise ValueError("the checkpoint is chosen on validation: set data.validation-fraction > 0")
     warn_of_idle_accelerator()
     normalisation = data.Normalisation.of(folds["train"].images)
     description = {
@@ -129,8 +130,10 @@ def export(job: Job) -> Outcome:
     state_dict = bridge.to_torch(model)
     twin = build_torch(description)
     twin.load_state_dict(state_dict)
-    samples = limited(read_folds(load_data(job), job.experiment, ("test",)), job.experiment)["test"]
-    images = data.Normalisation(**description["normalisation"]).apply(samples.images[:64])
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    samples = data.read(dataset.test, range(min(64, len(dataset.test))), description="read test")
+    images = data.Normalisation(**description["normalisation"]).apply(samples.images)
     with jax.default_matmul_precision("highest"):
         flax_logits = np.asarray(nnx.jit(lambda model, x: model(x))(model, images))
     torch_logits = bridge.predict(twin.eval(), images, batch_size=64, description="export")
@@ -151,7 +154,6 @@ def simulate(job: Job) -> Outcome:
 
     Each finished chip is kept at once, so that an interrupted stage goes on with the next.
     """
-    import torch
 
     import bridge
 
@@ -164,10 +166,12 @@ def simulate(job: Job) -> Outcome:
     twin.eval()
     normalisation = data.Normalisation(**description["normalisation"])
     folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = normalisation.apply(folds["train"].images[: settings.calibration])
-    calibration_batch = torch.from_numpy(calibration.transpose(0, 3, 1, 2).copy())
+    train = folds["train"]
+    chosen = data.subset(train.indices, settings.calibration, job.experiment.data.split_seed)
+    calibration = _channels_first(normalisation.apply(train.images[chosen]))
     folds = limited(folds, job.experiment)
     images = normalisation.apply(np.concatenate([rows.images for rows in folds.values()]))
+    unseen = _channels_first(normalisation.apply(folds["test"].images[: settings.calibration]))
     samples = pd.concat(
         pd.DataFrame({"fold": fold, "index": rows.indices, "label": rows.labels})
         for fold, rows in folds.items()
@@ -181,8 +185,8 @@ def simulate(job: Job) -> Outcome:
             part = parts / f"{name}-{seed}.parquet"
             converter = parts / f"{name}-{seed}.adc.parquet"
             if not part.exists():
-                chip = bridge.program(twin, profile, seed=seed, calibration=calibration_batch)
-                share = bridge.clipped_share(chip, calibration_batch) if profile.adc else {}
+                chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
+                share = bridge.clipped_share(chip, unseen) if profile.adc else {}
                 ranges = pd.DataFrame(
                     {"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()}
                 )
@@ -207,8 +211,7 @@ def simulate(job: Job) -> Outcome:
         write_parquet(job.folder / "predictions.parquet", pd.concat(predictions)),
         write_csv(job.folder / "adc_ranges.csv", ranges),
     ]
-    shutil.rmtree(parts)
-    return Outcome(outputs, settings.device)
+    return Outcome(outputs, settings.device, scratch=parts)
 
 
 def analyse(job: Job) -> Outcome:
@@ -236,15 +239,15 @@ def analyse(job: Job) -> Outcome:
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from experiments import analysis, figures
-    from experiments.pipeline import records
     from experiments.report import write_report
 
     dataset = load_data(job)
     joined = _joined(job)
     deciles = pd.read_parquet(job.folder / "deciles.parquet")
     folder = job.folder / "figures"
-    rows = figures.gallery_rows(joined)
-    test = limited(read_folds(dataset, job.experiment, ("test",)), job.experiment)["test"]
+    test = read_folds(dataset, job.experiment, ("test",))["test"]
+    scored = joined.loc[joined["fold"] == "test", "index"].nunique()
+    rows = figures.gallery_rows(joined, count=min(8, scored // 2))
     images = test.images[np.searchsorted(test.indices, rows["index"].to_numpy())]
     drawn = [
         figures.figure_one(deciles, folder / "figure_one.png"),
@@ -257,8 +260,8 @@ def report(job: Job) -> Outcome:
     page = write_report(
         job.folder / "report.html",
         title=f"{job.experiment.model.architecture} on {job.experiment.data.name}",
-        settings=asdict(job.experiment),
-        stages=[record for record in records(job.folder) if record["name"] != "report"],
+        settings=recorded_settings(job.folder),
+        stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         deciles=deciles,
         correlations=pd.read_parquet(job.folder / "correlations.parquet"),
         figures=drawn,
@@ -266,6 +269,12 @@ def report(job: Job) -> Outcome:
         ideal_agreement=analysis.ideal_agreement(joined),
     )
     return Outcome([page, folder], "cpu")
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def _joined(job: Job) -> pd.DataFrame:
@@ -344,6 +353,6 @@ def warn_of_idle_accelerator() -> None:
         if Path(device).exists():
             print(
                 f"warning: {kind} is present, but JAX runs on the CPU; for the accelerator: "
-                f"pip install 'jaxcurv[{extra}]'",
+                f'pip install ".[{extra}]" in the checkout',
                 file=sys.stderr,
             )

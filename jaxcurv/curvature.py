@@ -143,9 +143,10 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
     Raises:
       ValueError: see `input_curvature`.
     """
-    if images.ndim < 2 or labels.shape != images.shape[:1] or indices.shape != images.shape[:1]:
+    shapes = {labels.shape, indices.shape, images.shape[:1]}
+    if images.ndim < 2 or len(images) == 0 or len(shapes) > 1:
         raise ValueError(
-            "images must be [batch, ...] with one label and one index each; got shapes "
+            "images must be [batch, ...], batch >= 1, with one label and one index each; got "
             f"{images.shape}, {labels.shape}, {indices.shape}"
         )
     if images.dtype not in (np.float32, np.float64):
@@ -191,6 +192,13 @@ def check_per_sample(model: Callable[[Any, Array], Array], params: Any, images: 
             f"logits must be [batch, classes] with at least two classes; got {logits.shape} for a "
             "batch of 2"
         )
+    if logits.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"logits are {logits.dtype}, too coarse for a finite difference; compute the model in "
+            "float32"
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
     if np.any(np.asarray(leak) != 0):
         raise ValueError(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
@@ -216,7 +224,9 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
 def _leak(model: Callable, params: Any, images: Array) -> tuple[Array, Array]:
     """The logits, and the gradient of the first sample's with respect to the other samples."""
     logits, pullback = jax.vjp(partial(model, params), images)
-    (gradient,) = pullback(jnp.zeros_like(logits).at[:1].set(1))
+    # A random cotangent: a constant one would miss coupling that keeps the logits' sum.
+    cotangent = jax.random.normal(jax.random.key(0), logits.shape[1:], logits.dtype)
+    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
     return logits, gradient[1:]
 
 

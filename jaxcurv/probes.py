@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Integer, Key
 
 
 def rademacher(
     key: Key[Array, ""],
-    indices: Int[Array, " batch"],
-    probe: int | Int[Array, ""],
+    indices: Integer[Array, " batch"],
+    probe: int | Integer[Array, ""],
     shape: tuple[int, ...],
     dtype: Any = jnp.float32,
 ) -> Float[Array, "batch ..."]:

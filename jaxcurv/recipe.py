@@ -36,9 +36,9 @@ class Recipe:
             )
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
-                f"warmup_epochs must lie between 0 and epochs={self.epochs}; "
+                f"warmup_epochs must be at least 0 and below epochs={self.epochs}; "
                 f"got {self.warmup_epochs}"
             )
         if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.crop_padding < 0:

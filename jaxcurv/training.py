@@ -296,8 +296,15 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
         best = manager.best_step()
         if best is None:
             raise FileNotFoundError(f"no checkpoint in {directory}; train the model first")
-        target = ocp.args.StandardRestore(nnx.to_pure_dict(state))
-        saved = manager.restore(best, args=ocp.args.Composite(model=target))
+        # Onto this process's device, whichever the checkpoint was written from.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            nnx.to_pure_dict(state),
+        )
+        saved = manager.restore(
+            best, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
+        )
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)
 

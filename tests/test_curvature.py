@@ -472,12 +472,12 @@ IMAGES, LABELS, INDICES = arrays()
         ({"images": with_entry(IMAGES, 4, np.nan)}, "1 of 6 images.*NaN.*first at index 14"),
         ({"images": with_entry(IMAGES, 0, np.inf)}, "1 of 6 images.*infinity.*at index 10"),
         ({"images": IMAGES.astype(np.uint8)}, "images must be float32 or float64.*got uint8"),
-        ({"images": IMAGES[:, 0]}, r"images must be \[batch, ...\].*got shapes \(6,\)"),
+        ({"images": IMAGES[:, 0]}, r"images must be \[batch, ...\].*got \(6,\)"),
         ({"labels": LABELS[:5]}, r"one label and one index each.*\(5,\)"),
         ({"indices": INDICES[:, None]}, r"one label and one index each.*\(6, 1\)"),
         (
             {"images": IMAGES[:0], "labels": LABELS[:0], "indices": INDICES[:0]},
-            r"images must be \[batch, ...\].*got shapes \(0, 4\)",
+            r"images must be \[batch, ...\].*batch >= 1.*got \(0, 4\)",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -499,6 +499,11 @@ def test_a_batch_that_cannot_be_scored_is_refused(changed: dict[str, Any], messa
 def test_logits_of_the_wrong_shape_are_refused(model: Callable, shape: str) -> None:
     with pytest.raises(ValueError, match=rf"logits must be \[batch, classes\].*got {shape}"):
         score(model)
+
+
+def test_bfloat16_logits_are_refused() -> None:
+    with pytest.raises(ValueError, match="logits are bfloat16, too coarse.*float32"):
+        score(lambda x: linear(WEIGHTS, x).astype(jnp.bfloat16))
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

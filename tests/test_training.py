@@ -200,7 +200,7 @@ def test_too_few_images_are_refused(
         ({"batch_size": 1}, "batch of at least 2.*batch_size=1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive; got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive; got nan"),
-        ({"epochs": 3, "warmup_epochs": 4.0}, "between 0 and epochs=3; got 4"),
+        ({"epochs": 3, "warmup_epochs": 3.0}, "warmup_epochs must be.*below epochs=3; got 3"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\).*got 1"),
         ({"weight_decay": -1.0}, "weight_decay.*must not be negative"),
         ({"crop_padding": -1}, "crop_padding must not be negative"),

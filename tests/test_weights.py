@@ -1,5 +1,8 @@
 """Weights from Flax to PyTorch and back, checked by the logits of the two twins."""
 
+import os
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from flax import nnx
 
 import jaxcurv.models
 from bridge import from_torch, load_weights, resnet18, resnet50, save_weights, to_torch
+from jaxcurv import data
 
 FLAX = {"resnet18": jaxcurv.models.ResNet18, "resnet50": jaxcurv.models.ResNet50}
 TORCH = {"resnet18": resnet18, "resnet50": resnet50}
@@ -51,11 +55,30 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
+def enlarged_digits(size: int) -> np.ndarray:
+    """Real images, float32 `[3, size, size, 3]`."""
+    digits = data.load("digits").test
+    pixels = np.stack([digits[position]["image"] for position in range(3)])
+    enlarged = pixels.repeat(5, axis=1).repeat(5, axis=2).repeat(3, axis=3)[:, :size, :size]
+    return (enlarged / 127.5 - 1).astype(np.float32)
+
+
+@pytest.mark.skipif("JAXCURV_DATA_DIR" not in os.environ, reason="JAXCURV_DATA_DIR is not set")
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_twins_agree_on_cifar(name: str) -> None:
+    cifar = data.load("cifar10", Path(os.environ["JAXCURV_DATA_DIR"]) / "tfds").test
+    pixels = np.stack([cifar[position]["image"] for position in range(8)])
+    images = data.Normalisation.of(pixels).apply(pixels)
+    model = flax_resnet(name, "cifar")
+    expected = logits_of_flax(model, images)
+    assert relative_error(logits_of_twin(to_torch(model), images, name, "cifar"), expected) < 1e-4
+
+
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_twins_agree_both_ways(name: str, stem: str) -> None:
     size = 33 if stem == "imagenet" else 9  # odd: an asymmetric padding would show
-    images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
+    images = enlarged_digits(size)
     model = flax_resnet(name, stem)
     expected = logits_of_flax(model, images)
     state_dict = to_torch(model)

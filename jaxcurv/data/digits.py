@@ -14,7 +14,14 @@ def load_digits() -> ImageDataset:
     E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998.
     """
-    from sklearn import datasets
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'digits come with scikit-learn, which is not installed: pip install ".[experiments]" '
+            "in the checkout",
+            name="sklearn",
+        ) from error
 
     images, labels = (datasets.load_digits()[key] for key in ("images", "target"))
     rank_in_class = np.empty(len(labels), np.int64)

@@ -1,0 +1,50 @@
+"""What a finished stage leaves in `stages/NAME.json`: what made its results, and their hashes."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.artefacts import read_json, write_json
+
+STAGE_NAMES = ("train", "score", "export", "simulate", "analyse", "report")
+
+_FIELDS = {"name", "settings", "inputs", "outputs", "versions", "device", "platform", "seconds"}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes a stage's record: name, settings, inputs and outputs (file -> sha256), versions,
+    device, platform, and the seconds that its last process took."""
+    assert record.keys() == _FIELDS
+    write_json(_path(folder, record["name"]), record)
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """A stage's record; None if the stage has not finished.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = _path(folder, name)
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.keys() != _FIELDS:
+        raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
+    return record
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of all finished stages, in order."""
+    found = (read_record(folder, name) for name in STAGE_NAMES)
+    return [record for record in found if record is not None]
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """The settings that made the results in a folder, as the finished stages recorded them."""
+    settings: dict[str, Any] = {}
+    for record in read_records(folder):
+        settings |= record["settings"]
+    return settings
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "stages" / f"{name}.json"
