@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -185,7 +185,7 @@ def save_weights(
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        save_file({n: t.contiguous() for n, t in state_dict.items()}, temporary, metadata)
+        temporary.write_bytes(save({n: t.contiguous() for n, t in state_dict.items()}, metadata))
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -147,7 +147,13 @@ def run(
             target=_work, args=(name, job, identity, debug)
         )
         process.start()
-        process.join()
+        try:
+            process.join()
+        except BaseException:
+            # Ctrl-C reaches the stage too, which ends by itself; anything else must not orphan it.
+            process.join(timeout=30)
+            process.kill()
+            raise
         if process.exitcode:
             raise StageFailed(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
 

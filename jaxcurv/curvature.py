@@ -60,8 +60,8 @@ def cross_entropy(
 ) -> Float[Array, " batch"]:
     """Softmax cross-entropy in nats, accurate for confident samples.
 
-    L = softplus(logsumexp over j != y of (l_j - l_y)). The usual log-softmax form rounds the loss
-    and its gradient to exactly 0 at a float32 logit gap of about 17.
+    L = softplus(logsumexp over j != y of (l_j - l_y)). The usual log-softmax form rounds the loss,
+    and its gradient in the label's logit, to exactly 0 at a float32 logit gap of about 17.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     is_own = jnp.arange(logits.shape[-1]) == labels[:, None]

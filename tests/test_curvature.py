@@ -502,7 +502,7 @@ def test_logits_of_the_wrong_shape_are_refused(model: Callable, shape: str) -> N
 
 
 def test_bfloat16_logits_are_refused() -> None:
-    with pytest.raises(ValueError, match="logits are bfloat16, too coarse.*float32"):
+    with pytest.raises(ValueError, match=r"logits are bfloat16, too coarse.*float32"):
         score(lambda x: linear(WEIGHTS, x).astype(jnp.bfloat16))
 
 
