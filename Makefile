@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 demo: setup ## The whole path on scikit-learn's digits, into runs/digits
 	$(RUN) experiments run digits
 
-test: setup
+test: setup ## The tests
 	$(RUN) pytest
 
 test-long: setup ## The tests that take minutes

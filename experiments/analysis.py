@@ -339,6 +339,28 @@ def answer(
     return facts + f"Spearman's rho = {rhos['rho'].mean():.2f} [{low:.2f}, {high:.2f}]: {trend}."
 
 
+def answers(
+    deciles: pd.DataFrame,
+    correlations: pd.DataFrame,
+    *,
+    profile: str = FULL_PROFILE,
+    fold: str = "test",
+    drift_seconds: float | None = None,
+) -> list[str]:
+    """`answer` for both denominators: they can differ in sign where the model is often wrong."""
+    return [
+        answer(
+            deciles,
+            correlations,
+            profile=profile,
+            fold=fold,
+            denominator=denominator,
+            drift_seconds=drift_seconds,
+        )
+        for denominator in get_args(Denominator)
+    ]
+
+
 def select(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     """The rows whose columns have these values; a ValueError names those there are, if none."""
     rows = table

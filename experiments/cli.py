@@ -113,5 +113,6 @@ def _print_result(folder: Path) -> None:
     correlations = pd.read_parquet(folder / "correlations.parquet")
     drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
     analysis.render_deciles(deciles, drift_seconds=drift_seconds)
-    print(analysis.answer(deciles, correlations, drift_seconds=drift_seconds))
+    for sentence in analysis.answers(deciles, correlations, drift_seconds=drift_seconds):
+        print(sentence)
     print(f"\nReport: {folder / 'report.html'}")

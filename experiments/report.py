@@ -14,7 +14,7 @@ from experiments.analysis import (
     DENOMINATORS,
     FULL_PROFILE,
     Denominator,
-    answer,
+    answers,
     caption,
     over_chips,
     select,
@@ -26,6 +26,8 @@ from experiments.artefacts import write_bytes
 _CAPTIONS = {
     "figure_one": "Analog-only failure rate by curvature decile; bands are Wilson intervals "
     "of one chip, or the range over several.",
+    "figure_one_correct": "The same, of the digitally correct samples only: a digitally wrong "
+    "sample cannot fail analog-only.",
     "gallery": "The images of lowest and of highest curvature. Blue: the prediction survives on "
     "the analog chip; red: an analog-only failure; grey: digitally wrong.",
     "score_histogram": "Distribution of the score, each group as a share of itself.",
@@ -79,10 +81,10 @@ def write_report(
     )
     environment.filters.update(number=_number, rate=_rate)
     pictures = [_picture(Path(figure)) for figure in figures]
-    in_place = {"figure_one", "gallery"}
+    in_place = {"figure_one", "figure_one_correct", "gallery"}
     page = environment.get_template("report.html.jinja").render(
         title=title,
-        answer=answer(
+        answers=answers(
             deciles, correlations, profile=profile, fold=fold, drift_seconds=drift_seconds
         ),
         fold=fold,
@@ -97,7 +99,7 @@ def write_report(
         ],
         accuracies=table_one(deciles).to_dict("records"),
         last_decile=deciles["decile"].max(),
-        figure_one=[p for p in pictures if p["kind"] == "figure_one"],
+        figure_one=[p for p in pictures if p["kind"].startswith("figure_one")],
         gallery=[p for p in pictures if p["kind"] == "gallery"],
         more_figures=[p for p in pictures if p["kind"] not in in_place],
         settings=list(_flatten(settings)),
@@ -146,7 +148,7 @@ def _correlation_grid(correlations: pd.DataFrame, fold: str, denominator: str) -
 def _picture(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"no figure at {path}; draw it before the report")
-    kind = next((kind for kind in _CAPTIONS if path.name.startswith(kind)), "")
+    kind = max((kind for kind in _CAPTIONS if path.name.startswith(kind)), key=len, default="")
     return {
         "kind": kind,
         "caption": _CAPTIONS.get(kind, path.stem.replace("_", " ")),

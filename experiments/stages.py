@@ -251,6 +251,7 @@ def report(job: Job) -> Outcome:
     images = test.images[np.searchsorted(test.indices, rows["index"].to_numpy())]
     drawn = [
         figures.figure_one(deciles, folder / "figure_one.png"),
+        figures.figure_one(deciles, folder / "figure_one_correct.png", denominator="correct"),
         figures.gallery(rows, images, dataset.class_names, folder / "gallery.png"),
         figures.score_histogram(joined, folder / "score_histogram.png"),
         figures.training_curve(

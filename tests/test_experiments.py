@@ -113,6 +113,23 @@ def test_tampered_result_is_noticed(command: Command, finished: Path, tmp_path: 
     assert "scores.parquet is not as score wrote it: run score again" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("stage", "flag", "value"),
+    [
+        ("score", "--data.split-seed", "5"),
+        ("simulate", "--data.validation-fraction", "0.2"),
+        ("report", "--simulate.pcm.t-inference", "60"),
+    ],
+)
+def test_stage_alone_refuses_settings_other_than_those_before_it(
+    command: Command, finished: Path, stage: str, flag: str, value: str
+) -> None:
+    before = sha256(finished)
+    result = command(stage, "digits", *SMALL, flag, value, "--out", finished)
+    one_line_error(result, "was run with another", "give the same flags")
+    assert sha256(finished) == before
+
+
 def test_weights_file_says_what_it_is(finished: Path) -> None:
     state_dict, header = bridge.load_weights(finished / "weights.safetensors")
     assert header["architecture"] == "resnet18"
@@ -168,6 +185,10 @@ def test_limit_below_ten_samples(command: Command, tmp_path: Path) -> None:
         ("--score.estimator.step", "0", "step must be"),
         ("--score.estimator.probes", "0", "probes must be"),
         ("--train.epochs", "0", "at least 1 epoch"),
+        ("--train.warmup-epochs", "12", "warmup_epochs must be"),
+        ("--score.batch-size", "0", "batch_size must be"),
+        ("--analyse.confidence", "95", "confidence must lie"),
+        ("--data.validation-fraction", "0", "validation_fraction must lie"),
         ("--seed", "-1", "seed must not be negative"),
     ],
 )
@@ -176,7 +197,7 @@ def test_bad_setting_is_refused_before_work(
 ) -> None:
     result = command("run", "digits", flag, value, "--out", tmp_path / "out")
     assert result.returncode == 2
-    assert words in result.stderr
+    assert words in " ".join(re.sub("[─│╭╮╰╯]", " ", result.stderr).split())  # tyro draws a box
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
