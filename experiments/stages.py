@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
+    import bridge
+
 
 @dataclass(frozen=True)
 class Job:
@@ -154,62 +156,66 @@ def simulate(job: Job) -> Outcome:
 
     Each finished chip is kept at once, so that an interrupted stage goes on with the next.
     """
-
     import bridge
 
     settings = job.experiment.simulate
     state_dict, description = bridge.load_weights(job.folder / "weights.safetensors")
     dataset = load_data(job)
     require_classes(dataset, description)
-    twin = build_torch(description)
+    twin = build_torch(description).eval()
     twin.load_state_dict(state_dict)
-    twin.eval()
     normalisation = data.Normalisation(**description["normalisation"])
     folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    train = folds["train"]
+    train, folds = folds["train"], limited(folds, job.experiment)
     chosen = data.subset(train.indices, settings.calibration, job.experiment.data.split_seed)
     calibration = _channels_first(normalisation.apply(train.images[chosen]))
-    folds = limited(folds, job.experiment)
-    images = normalisation.apply(np.concatenate([rows.images for rows in folds.values()]))
     unseen = _channels_first(normalisation.apply(folds["test"].images[: settings.calibration]))
+    images = normalisation.apply(np.concatenate([rows.images for rows in folds.values()]))
     samples = pd.concat(
-        pd.DataFrame({"fold": fold, "index": rows.indices, "label": rows.labels})
-        for fold, rows in folds.items()
+        [
+            pd.DataFrame({"fold": fold, "index": rows.indices, "label": rows.labels})
+            for fold, rows in folds.items()
+        ],
+        ignore_index=True,
     )
+
+    def run_chip(profile: bridge.Profile, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
+        ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
+        share = bridge.clipped_share(chip, unseen) if profile.adc else {}
+        ranges["clipped_share"] = ranges["tile"].map(share)
+        logits = bridge.predict(
+            chip,
+            images,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            description=f"chip {seed}: {profile.name}",
+        )
+        outcomes = samples.drop(columns="label").assign(prediction=logits.argmax(axis=1))
+        outcomes["correct"] = outcomes["prediction"] == samples["label"]
+        return outcomes, ranges
+
     clipping = None if settings.clipping is None else bridge.Clipping(settings.clipping)
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, clipping)
     parts = job.folder / "chips" / job.fingerprint
     predictions, converters = [], []
     for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
         for name, profile in profiles.items():
-            part = parts / f"{name}-{seed}.parquet"
+            # The last one written, so that it stands for both.
+            finished = parts / f"{name}-{seed}.parquet"
             converter = parts / f"{name}-{seed}.adc.parquet"
-            if not part.exists():
-                chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
-                share = bridge.clipped_share(chip, unseen) if profile.adc else {}
-                ranges = pd.DataFrame(
-                    {"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()}
-                )
-                ranges["clipped_share"] = ranges["tile"].map(share)
-                logits = bridge.predict(
-                    chip,
-                    images,
-                    batch_size=settings.batch_size,
-                    device=settings.device,
-                    description=f"chip {seed}: {name}",
-                )
-                outcome = samples.drop(columns="label").assign(prediction=logits.argmax(axis=1))
-                outcome["correct"] = outcome["prediction"] == samples["label"]
-                for path, table in ((converter, ranges), (part, outcome)):
+            if not finished.exists():
+                outcomes, ranges = run_chip(profile, seed)
+                for path, table in ((converter, ranges), (finished, outcomes)):
                     table.insert(0, "profile", name)
                     table.insert(1, "chip", seed)
                     write_parquet(path, table)
-            predictions.append(pd.read_parquet(part))
-            converters.append(pd.read_parquet(converter))
-    ranges = pd.concat([table for table in converters if len(table)], ignore_index=True)
+            predictions.append(pd.read_parquet(finished))
+            if profile.adc:
+                converters.append(pd.read_parquet(converter))
     outputs = [
         write_parquet(job.folder / "predictions.parquet", pd.concat(predictions)),
-        write_csv(job.folder / "adc_ranges.csv", ranges),
+        write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
     return Outcome(outputs, settings.device, scratch=parts)
 
