@@ -59,8 +59,9 @@ def enlarged_digits(size: int) -> np.ndarray:
     """Real images, float32 `[3, size, size, 3]`."""
     digits = data.load("digits").test
     pixels = np.stack([digits[position]["image"] for position in range(3)])
-    enlarged = pixels.repeat(5, axis=1).repeat(5, axis=2).repeat(3, axis=3)[:, :size, :size]
-    return (enlarged / 127.5 - 1).astype(np.float32)
+    enlarged = pixels.repeat(5, axis=1).repeat(5, axis=2).repeat(3, axis=3)
+    middle = slice((40 - size) // 2, (40 + size) // 2)
+    return (enlarged[:, middle, middle] / 127.5 - 1).astype(np.float32)
 
 
 @pytest.mark.skipif("JAXCURV_DATA_DIR" not in os.environ, reason="JAXCURV_DATA_DIR is not set")
