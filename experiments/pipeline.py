@@ -133,6 +133,8 @@ def run(
     """
     for name in names:
         package_versions(STAGES[name].packages)
+    if "simulate" in names:
+        require_device(experiment.simulate.device)
     require_writable(folder)
     for name in names:
         stage = STAGES[name]
@@ -178,6 +180,23 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
     return versions
 
 
+def require_device(name: str) -> None:
+    """Refuses a torch device that is not there.
+
+    Raises:
+      ValueError: torch has no such device.
+    """
+    if name == "cpu":
+        return
+    import torch
+
+    if (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, not {name}: "
+            "use --simulate.device cpu, or install torch for CUDA"
+        )
+
+
 def require_writable(folder: Path) -> None:
     """Makes the folder and proves that files can be written there.
 
@@ -204,24 +223,21 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
       ValueError: what it wrote has changed since, or was made with other settings.
     """
     # Through JSON, so that it compares equal to what is read back from a record.
-    everything = json.loads(json.dumps(dataclasses.asdict(experiment)))
-    settings = {name: everything[name] for name in stage.settings}
-    made_with = dict.fromkeys(settings, "these flags")
-    known, inputs = dict(settings), {}
-    for name in stage.after:
+    settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    inputs = {}
+    for name in _before(stage):
         record = read_record(folder, name)
         if record is None:
             raise FileNotFoundError(
                 f"{stage.name} needs the results of {name} in {folder}: run {name} first"
             )
         for key, value in record["settings"].items():
-            if known.setdefault(key, value) != value:
+            if settings[key] != value:
                 raise ValueError(
-                    f"{name} in {folder} was run with another {key} than {made_with[key]}: give "
-                    f"the same flags, or run {name} again"
+                    f"{name} in {folder} was run with another {key} than these flags: give the "
+                    f"same flags, or run {name} again"
                 )
-            made_with.setdefault(key, name)
-        for output, digest in record["outputs"].items():
+        for output, digest in record["outputs"].items() if name in stage.after else ():
             if not (folder / output).exists() or sha256(folder / output) != digest:
                 raise ValueError(
                     f"{folder / output} is not as {name} wrote it: run {name} again before "
@@ -229,10 +245,16 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
                 )
             inputs[output] = digest
     return {
-        "settings": settings,
+        "settings": {name: settings[name] for name in stage.settings},
         "inputs": inputs,
         "versions": package_versions(stage.packages),
     }
+
+
+def _before(stage: Stage) -> list[str]:
+    """The stages that lead to this one, in order."""
+    needed = set(stage.after).union(*(_before(STAGES[name]) for name in stage.after))
+    return [name for name in STAGES if name in needed]
 
 
 def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:

@@ -5,6 +5,7 @@ Importable without JAX or torch, so that the command line answers at once.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,7 +86,7 @@ class Simulate:
     batch_size: int = 64
     """Images a batch."""
     device: str = "cpu"
-    """Where torch runs: cpu, cuda, cuda:1, ..."""
+    """Where torch runs: cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         if min(self.chips, self.calibration, self.batch_size) < 1:
@@ -93,6 +94,8 @@ class Simulate:
                 "chips, calibration and batch_size must be at least 1; got "
                 f"{self.chips}, {self.calibration}, {self.batch_size}"
             )
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
         if self.clipping is not None:
             Clipping(self.clipping)
 

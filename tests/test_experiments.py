@@ -121,6 +121,8 @@ def test_tampered_result_is_noticed(command: Command, finished: Path, tmp_path: 
     [
         ("score", "--data.split-seed", "5"),
         ("simulate", "--data.validation-fraction", "0.2"),
+        ("analyse", "--simulate.wnoise.sigma", "0.5"),
+        ("export", "--train.epochs", "2"),
         ("report", "--simulate.pcm.t-inference", "60"),
     ],
 )
@@ -193,6 +195,8 @@ def test_limit_below_ten_samples(command: Command, tmp_path: Path) -> None:
         ("--analyse.confidence", "95", "confidence must lie"),
         ("--data.validation-fraction", "0", "validation_fraction must lie"),
         ("--seed", "-1", "seed must not be negative"),
+        ("--simulate.device", "gpu", "device must be cpu, cuda or cuda:N"),
+        ("--simulate.device", "cuda:99", "CUDA devices, not cuda:99"),
     ],
 )
 def test_bad_setting_is_refused_before_work(

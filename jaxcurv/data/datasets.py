@@ -46,14 +46,15 @@ def load(
         prepared = prepare_cifar(name, root)
     else:
         raise FileNotFoundError(
-            f"there is no data set {name!r} in {root}; there is: {', '.join(_names(root))}"
+            f"there is no data set {name!r} in {root}; found there: "
+            f"{', '.join(_names(root)) or 'nothing'}; anywhere: digits, {', '.join(ARCHIVES)}"
         )
     return open_prepared(name, prepared, image_size)
 
 
 def _names(root: Path) -> list[str]:
-    """The data sets which `load` accepts with `root`."""
+    """The data sets which lie in `root`."""
     found = {path.parent.name for path in root.glob("*/train") if path.is_dir()}
     for info in [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]:
         found.add(info.parent.parent.relative_to(root).as_posix())
-    return sorted({"digits", *ARCHIVES, *found})
+    return sorted(found)
