@@ -220,7 +220,7 @@ def test_output_folder_that_cannot_be_written(command: Command, tmp_path: Path) 
 
 def test_stage_whose_inputs_are_missing(command: Command, tmp_path: Path) -> None:
     result = command("simulate", "digits", "--out", tmp_path / "out")
-    one_line_error(result, "simulate needs the results of export", "run export first")
+    one_line_error(result, "simulate needs the results of train", "run train first")
 
 
 def test_diverging_training(command: Command, tmp_path: Path) -> None:
