@@ -300,14 +300,7 @@ def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module
     from jaxcurv import models
 
     make = {"resnet18": models.ResNet18, "resnet50": models.ResNet50}[description["architecture"]]
-    return make(
-        description["num_classes"],
-        stem=description["stem"],
-        width=description["width"],
-        in_channels=description["in_channels"],
-        dtype=dtype,
-        rngs=nnx.Rngs(seed),
-    )
+    return make(**_dimensions(description), dtype=dtype, rngs=nnx.Rngs(seed))
 
 
 def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:
@@ -325,12 +318,11 @@ def build_torch(description: dict[str, Any]) -> Any:
     import bridge
 
     make = {"resnet18": bridge.resnet18, "resnet50": bridge.resnet50}[description["architecture"]]
-    return make(
-        description["num_classes"],
-        stem=description["stem"],
-        width=description["width"],
-        in_channels=description["in_channels"],
-    )
+    return make(**_dimensions(description))
+
+
+def _dimensions(description: dict[str, Any]) -> dict[str, Any]:
+    return {key: description[key] for key in ("num_classes", "stem", "width", "in_channels")}
 
 
 def require_classes(dataset: data.ImageDataset, description: dict[str, Any]) -> None:
