@@ -2,39 +2,17 @@
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-
-def write(path: Path, save: Callable[[Path], object]) -> Path:
-    """Lets `save` write a file under a temporary name, then moves it to `path`.
-
-    No reader ever sees half of it; the folder is made where missing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        save(temporary)
-        # mkstemp makes files private; these are as readable as any other the user writes.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+from jaxcurv.files import write_whole
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes bytes atomically."""
-    return write(path, lambda temporary: temporary.write_bytes(content))
+    return write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -56,12 +34,12 @@ def read_json(path: Path) -> Any:
 
 def write_parquet(path: Path, table: pd.DataFrame) -> Path:
     """Writes a Parquet file atomically."""
-    return write(path, lambda temporary: table.to_parquet(temporary, index=False))
+    return write_whole(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> Path:
     """Writes a CSV file atomically."""
-    return write(path, lambda temporary: table.to_csv(temporary, index=False))
+    return write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def sha256(path: Path) -> str:

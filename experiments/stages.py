@@ -94,7 +94,7 @@ def score(job: Job) -> Outcome:
     """Scores every sample with the trained digital model; writes scores.parquet."""
     import jax
 
-    from jaxcurv import score_dataset
+    from jaxcurv import HessianTrace, score_dataset
 
     description = read_json(job.folder / "model.json")
     dataset = load_data(job)
@@ -102,21 +102,26 @@ def score(job: Job) -> Outcome:
     model = load_flax(job, description)
     warn_of_idle_accelerator()
     normalisation = data.Normalisation(**description["normalisation"])
-    tables = []
+    settings, tables = job.experiment.score, []
+    difference = settings.estimator
+    # The trace comes from the same probes, at no further cost.
+    trace = HessianTrace(difference.probes, difference.step, difference.distribution)
+    pieces = job.folder / "scores" / job.fingerprint
     folds = read_folds(dataset, job.experiment, job.experiment.folds)
     for fold, samples in limited(folds, job.experiment).items():
         table = score_dataset(
             model,
             data.Normalised(samples, normalisation),
             key=jax.random.key(job.experiment.seed),
-            estimator=job.experiment.score.estimator,
-            batch_size=job.experiment.score.batch_size,
+            estimators={"curvature": difference, "hessian_trace": trace},
+            out=pieces / f"{fold}.parquet",
+            batch_size=settings.batch_size,
             description=f"score {fold}",
         ).to_pandas()
         table.insert(0, "fold", fold)
         tables.append(table)
     path = write_parquet(job.folder / "scores.parquet", pd.concat(tables, ignore_index=True))
-    return Outcome([path], jax.devices()[0].device_kind)
+    return Outcome([path], jax.devices()[0].device_kind, scratch=pieces)
 
 
 def export(job: Job) -> Outcome:

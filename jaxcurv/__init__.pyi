@@ -1,8 +1,15 @@
 from .curvature import Curvature as Curvature
-from .curvature import cross_entropy as cross_entropy
 from .curvature import input_curvature as input_curvature
+from .estimators import Adaptive as Adaptive
 from .estimators import FiniteDifference as FiniteDifference
-from .probes import rademacher as rademacher
+from .estimators import GaussNewton as GaussNewton
+from .estimators import HessianTrace as HessianTrace
+from .estimators import HessianVector as HessianVector
+from .estimators import LowRankGaussNewton as LowRankGaussNewton
+from .estimators import Published as Published
+from .losses import cross_entropy as cross_entropy
+from .pieces import merge_scores as merge_scores
+from .probes import probe as probe
 from .recipe import Recipe as Recipe
 from .scoring import score_dataset as score_dataset
 from .training import fit as fit

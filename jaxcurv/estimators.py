@@ -1,20 +1,225 @@
-"""How curvature is estimated: plain settings, importable without JAX."""
+"""How curvature is estimated: plain settings, importable without JAX.
+
+Notation: x an image of d values, y its label, L the loss, z = f(x) the C logits, H the Hessian of
+L with respect to x, J = dz/dx, v_i a random vector with E[v v^T] = I, n the number of them, F the
+cost of one forward pass of the model (a backward pass to the input costs as much). Images are
+normalised as the model expects; "input" below is one such unit. Every score grows with fragility.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Distribution = Literal["rademacher", "gaussian", "sphere"]
+"""Of the probe vectors: independent signs, standard normals, or uniform on the sphere of radius
+sqrt(d). For the trace, signs have the least variance of all vectors with independent entries."""
+
+Precision = Literal["highest", "tensorfloat32", "bfloat16"]
+"""Of convolutions and matrix products; only accelerators have the last two."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What one probe evaluates; estimators that agree in it share their probes in one pass."""
+
+    step: float | None
+    """h of a finite difference; None for an exact Hessian-vector product."""
+    distribution: Distribution
+    offset: float = 0.0
+    """Added to every entry of v."""
+    precision: Precision = "highest"
 
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """Eq. 1 with the base gradient computed once: n + 1 forward and input-backward passes."""
+    """Input loss curvature, (1/n) sum_i || grad L(x + h v_i) - grad L(x) ||_2.
+
+    Eq. 1 of Sharma et al., after Garg, Ravikumar and Roy (ICML 2024), with the base gradient
+    computed once. In nats per unit of the input. Assumes nothing of the model; at the usual step h
+    the displacement, h sqrt(d) long, crosses kinks of a ReLU network, so that the score measures
+    how the gradient changes over a neighbourhood and is not h times a Hessian-vector product.
+    Cost: 2 (n + 1) F.
+
+    One probe (`probes=1`) is the cheap setting: 4 F and no standard error. BUILD_NOTES.md has its
+    rank agreement with ten.
+    """
 
     step: float = 1e-3
     """h, in units of the (normalised) input."""
     probes: int = 10
-    """n, the Rademacher vectors a sample."""
+    """n, the random vectors a sample."""
+    distribution: Distribution = "rademacher"
+    """Of the random vectors."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.step) and self.step > 0):
-            raise ValueError(f"step must be a positive number; got {self.step}")
-        if self.probes < 1:
-            raise ValueError(f"probes must be at least 1; got {self.probes}")
+        _check_step(self.step)
+        _check_count("probes", self.probes)
+
+    @property
+    def probing(self) -> Probing:
+        return Probing(self.step, self.distribution)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Eq. 1 as the published PyTorch code computes it, to reproduce its numbers.
+
+    That code (Garg et al. 2024; Ravikumar et al. 2024) averages the loss over the batch, so that a
+    score is divided by the batch size, and uses v = +-1 + 1e-7. The divisor is a setting here, not
+    the length of the batch at hand: a score still belongs to its sample. The samples of the last,
+    shorter batch of a published run were divided by that batch's own length.
+    Cost: 2 (n + 1) F; theirs is 4 n F.
+    """
+
+    batch_size: int
+    """Of the published run; every score is divided by it."""
+    step: float = 1e-3
+    """h, in units of the (normalised) input."""
+    probes: int = 10
+    """n, the random vectors a sample."""
+
+    def __post_init__(self) -> None:
+        _check_step(self.step)
+        _check_count("probes", self.probes)
+        _check_count("batch_size", self.batch_size)
+
+    @property
+    def probing(self) -> Probing:
+        return Probing(self.step, "rademacher", offset=1e-7)
+
+
+@dataclass(frozen=True)
+class HessianVector:
+    """(1/n) sum_i || H v_i ||_2, the limit of Eq. 1 over h for h -> 0, without a difference.
+
+    In nats per squared unit of the input. The gradient is linearised once. H is the Hessian within
+    the linear region that x lies in: on a ReLU network this is another score than Eq. 1, which sees
+    the kinks around. `frobenius_norm` is sqrt((1/n) sum_i || H v_i ||^2), whose square is unbiased
+    for ||H||_F^2. Cost: (2 n + 4) F.
+    """
+
+    probes: int = 10
+    """n, the random vectors a sample."""
+    distribution: Distribution = "rademacher"
+    """Of the random vectors."""
+    precision: Precision = "highest"
+    """Nothing cancels here, so that a coarser one is possible."""
+
+    def __post_init__(self) -> None:
+        _check_count("probes", self.probes)
+
+    @property
+    def probing(self) -> Probing:
+        return Probing(None, self.distribution, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class HessianTrace:
+    """(1/n) sum_i v_i . H v_i, Hutchinson's unbiased estimate of tr H (Hutchinson, 1989).
+
+    In nats per squared unit of the input; may be negative. With `step` h, H v_i is replaced by
+    (grad L(x + h v_i) - grad L(x)) / h: beside a `FiniteDifference` of the same step and
+    distribution it then costs nothing, and estimates the trace smoothed over that neighbourhood.
+    With rademacher probes its variance is 2 sum_(i != j) H_ij^2 / n. Cost: (2 n + 4) F, or with
+    `step` 2 (n + 1) F.
+    """
+
+    probes: int = 10
+    """n, the random vectors a sample."""
+    step: float | None = None
+    """h of a finite difference; None for exact Hessian-vector products."""
+    distribution: Distribution = "rademacher"
+    """Of the random vectors."""
+
+    def __post_init__(self) -> None:
+        if self.step is not None:
+            _check_step(self.step)
+        _check_count("probes", self.probes)
+
+    @property
+    def probing(self) -> Probing:
+        return Probing(self.step, self.distribution)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """tr G of the Gauss-Newton matrix G = J^T S J, S the Hessian of L in the logits; no probes.
+
+    Exact: with S = A A^T and V = J^T A, the small Gram matrix V^T V has all non-zero eigenvalues of
+    G; the result also holds them and ||G||_F. G is the Hessian where the model is piecewise linear
+    in x (ReLU, max-pooling, BatchNorm in evaluation mode), which is checked on a few samples; else
+    it is the Hessian without the term of the model's own second derivative, and is called
+    Gauss-Newton (Schraudolph, 2002). Needs a loss that is convex in the logits. In nats per squared
+    unit of the input. Cost for cross-entropy: (C + 1) F, a forward pass and a backward pass for the
+    loss and each of the C - 1 columns of V; memory: C - 1 gradients a sample.
+    """
+
+    precision: Precision = "highest"
+    """Nothing cancels here, so that a coarser one is possible."""
+
+
+@dataclass(frozen=True)
+class LowRankGaussNewton:
+    """tr G as `GaussNewton` has it, from a random subspace, for many classes.
+
+    The range of V (see there) is sampled by `rank` random vectors and made orthonormal, Q. The
+    trace within is exact, || V^T Q ||_F^2; that outside is estimated without bias by `probes`
+    further vectors (Hutch++: Meyer, Musco, Musco and Woodruff, 2021), which give the standard
+    error. `eigenvalues` are those of Q^T G Q: none exceeds the true one, and all of them together
+    fall short by `residual_trace`, the trace outside. Cost: (2 `rank` + `probes` + 3) F.
+    """
+
+    rank: int = 8
+    """Dimensions of the subspace."""
+    probes: int = 8
+    """Random vectors for what is outside."""
+    precision: Precision = "highest"
+    """Nothing cancels here, so that a coarser one is possible."""
+
+    def __post_init__(self) -> None:
+        _check_count("rank", self.rank)
+        _check_count("probes", self.probes)
+
+
+Probed = FiniteDifference | Published | HessianVector | HessianTrace
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Goes on probing until a sample's standard error is at most `tolerance` times its |score|.
+
+    Probes come in rounds of `estimator.probes`; each sample stops by its own error alone, and the
+    result's `probes` says how many it took. Stopping at the first small error biases that error low
+    by little; more probes a round make it less.
+    """
+
+    estimator: Probed
+    """What is averaged over the probes; its `probes` are those of a round, at least 2."""
+    tolerance: float = 0.1
+    """Standard error over |score| to reach."""
+    max_probes: int = 100
+    """Give up after this many; the standard error then says where it stands."""
+
+    def __post_init__(self) -> None:
+        if self.estimator.probes < 2:
+            raise ValueError("adaptive probing needs rounds of at least 2 probes to see an error")
+        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
+            raise ValueError(f"tolerance must be a positive number; got {self.tolerance}")
+        if self.max_probes < self.estimator.probes:
+            raise ValueError(
+                f"max_probes must be at least the {self.estimator.probes} of one round; got "
+                f"{self.max_probes}"
+            )
+
+
+Estimator = Probed | Adaptive | GaussNewton | LowRankGaussNewton
+
+
+def _check_step(step: float) -> None:
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(f"step must be a positive number; got {step}")
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1; got {count}")

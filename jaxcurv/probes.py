@@ -1,4 +1,9 @@
-"""Random probe vectors that belong to a sample, not to the batch it happens to be in."""
+"""Random probe vectors that belong to a sample, not to the batch it happens to be in.
+
+A sample's vector is keyed by (key, its index, the probe's number) alone, so that its score does
+not change with batch size, order, padding, or the number of devices. Every distribution has
+E[v v^T] = I.
+"""
 
 from typing import Any
 
@@ -6,24 +11,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Key
 
+from jaxcurv.estimators import Distribution
 
-def rademacher(
+
+def probe(
+    distribution: Distribution,
     key: Key[Array, ""],
     indices: Integer[Array, " batch"],
-    probe: int | Integer[Array, ""],
+    number: int | Integer[Array, ""],
     shape: tuple[int, ...],
     dtype: Any = jnp.float32,
 ) -> Float[Array, "batch ..."]:
-    """Vectors with independent entries of -1 or +1, one a sample.
-
-    A sample's vector is keyed by (key, its index, the probe's number) alone, so that its score
-    does not change with batch size, order, padding, or the number of devices.
+    """One random vector a sample.
 
     Args:
+      distribution: "rademacher" (independent signs), "gaussian" (standard normals) or "sphere"
+        (uniform on the sphere of radius sqrt(size)).
       key: the typed key of the whole scoring run.
       indices: stable sample indices, `[batch]`, each in [0, 2**32).
-      probe: number of the probe, from 0.
-      shape: shape of one sample.
+      number: of the probe, from 0.
+      shape: of one sample.
       dtype: floating type of the result.
 
     Returns:
@@ -31,7 +38,12 @@ def rademacher(
     """
 
     def one(index: Array) -> Array:
-        sample_key = jax.random.fold_in(jax.random.fold_in(key, index), probe)
-        return jax.random.rademacher(sample_key, shape, dtype)
+        sample_key = jax.random.fold_in(jax.random.fold_in(key, index), number)
+        if distribution == "rademacher":
+            return jax.random.rademacher(sample_key, shape, dtype)
+        normal = jax.random.normal(sample_key, shape, dtype)
+        if distribution == "gaussian":
+            return normal
+        return normal * jnp.sqrt(normal.size / jnp.sum(jnp.square(normal)))
 
     return jax.vmap(one)(indices)

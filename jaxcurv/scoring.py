@@ -1,34 +1,58 @@
-"""Scoring a whole data set: one compiled shape, one row a sample."""
+"""Scoring a whole data set: one compiled shape, one row a sample, nothing lost when killed."""
 
+import hashlib
 import json
+import os
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 import pyarrow as pa
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 from tqdm import tqdm
 
-from jaxcurv.curvature import (
-    PRECISION,
-    Curvature,
+from jaxcurv.curvature import Curvature, inspect, reduce, refine
+from jaxcurv.data.sources import Source, samples_at
+from jaxcurv.engine import PRECISION, Batch, Raw, collect, dispatch
+from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference
+from jaxcurv.files import write_whole
+from jaxcurv.losses import Loss, cross_entropy
+from jaxcurv.pieces import (
+    METADATA_KEY,
+    Pieces,
+    merge_scores,
+    merged_metadata,
+    open_pieces,
+    read_finished,
+)
+from jaxcurv.problem import (
     LogitsFn,
+    Problem,
     check_batch,
+    check_indices,
     check_labels,
-    check_per_sample,
-    collect,
-    dispatch,
     functional,
 )
-from jaxcurv.data import Source
-from jaxcurv.estimators import FiniteDifference
+
+_PIECE, _PIECES = 1024, 16
+"""Samples written at once, and again after a kill; fewer where a source is too small to share."""
+
+_AUTO, _AUTO_CPU = 256, 64
+"""Samples a batch."""
 
 _IN_FLIGHT = 2
 """Batches computing while the host prepares the next; more would only hold memory."""
+
+_SAMPLE_COLUMNS = ("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint")
+
+T = TypeVar("T")
 
 
 def score_dataset(
@@ -37,117 +61,429 @@ def score_dataset(
     *,
     key: Key[Array, ""],
     params: Any = None,
-    estimator: FiniteDifference = FiniteDifference(),
-    batch_size: int = 64,
+    checkpoints: Sequence[Any] | None = None,
+    average: bool = False,
+    estimators: Mapping[str, Estimator] = {"curvature": FiniteDifference()},
+    loss: Loss = cross_entropy,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    shard: tuple[int, int] | None = None,
     description: str = "score",
 ) -> pa.Table:
     """Scores every sample of a source.
 
+    With `out`, finished runs of samples are kept in `OUT.parts/`: the same call goes on after a
+    kill and leaves the very same table. Several processes may share the work, each reading its
+    share only: those of `jax.distributed`, after which each returns the one table, or independent
+    ones that are given a `shard` each, to be joined by `merge_scores`.
+
     Args:
-      logits_fn, key, params, estimator: as for `input_curvature`.
+      logits_fn, key, params, loss: as for `input_curvature`.
       source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
-        normalised as the model expects.
-      batch_size: samples a batch; the last one is padded, so that one shape compiles.
+        normalised as the model expects. Where it also has `indices [len]`, those are checked before
+        any compute, or else piece by piece and once more at the end.
+      checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
+        scored with the same probes. The table then has a row for each sample and checkpoint.
+      average: one row a sample instead, its scores, errors, losses and norms averaged over the
+        checkpoints (the errors are correlated: their average is an upper bound), its prediction
+        that of the last one.
+      estimators: what is computed, by column name; those with the same probes share them.
+      out: Parquet file of the table.
+      batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
+        on a CPU and 256 on an accelerator. Halved where memory does not suffice, which is recorded
+        and kept when a run goes on.
+      mesh: devices that share each batch; by default all of this process's.
+      shard: (i, n), to score the i-th of n shares, i from 0.
       description: label of the progress bar.
 
     Returns:
-      A table with the columns index, label, prediction, correct, loss, curvature,
-      curvature_standard_error, hessian_trace, hessian_trace_standard_error and gradient_norm, in
-      the source's order. Its metadata hold the estimator, precision, device and JAX's version.
+      A table with the columns index, label, prediction, correct, loss and gradient_norm, and for
+      each estimator NAME and NAME_standard_error (and, where the estimator has them, NAME_probes,
+      NAME_frobenius_norm, NAME_top_eigenvalue, NAME_residual_trace), in the source's order. Its
+      metadata say what was scored, how and on what. With `shard`, that share's rows.
 
     Raises:
-      ValueError: an empty source, duplicate indices, or what `input_curvature` refuses.
+      ValueError: an empty source, duplicate indices, an `out` that belongs to other settings, or
+        what `input_curvature` refuses; nothing is written before the first samples have passed.
+      OSError: `out` cannot be written.
     """
-    if len(source) == 0 or batch_size < 1:
+    share = shard or (jax.process_index(), jax.process_count())
+    _check_arguments(source, estimators, batch_size, share, shared=shard is None, out=out)
+    model, weights = _weights(logits_fn, params, checkpoints)
+    sharding = _sharding(mesh)
+    size = _AUTO_CPU if batch_size == "auto" else batch_size
+    if batch_size == "auto":
+        size = _round_up(size if jax.default_backend() == "cpu" else _AUTO, _devices(sharding))
+    if size % _devices(sharding):
+        raise ValueError(
+            f"batch_size must be a multiple of the {_devices(sharding)} devices; got {size}"
+        )
+    if hasattr(source, "indices"):
+        check_indices([source.indices])
+    few = _read(source, range(min(4, len(source))))
+    check_batch(*few)
+    problem = Problem(model, loss)
+    inspection = inspect(problem, weights[0], few, estimators)
+    unit = _AUTO if batch_size == "auto" else size
+    identity = {
+        "estimators": {name: describe(estimator) for name, estimator in estimators.items()},
+        "loss": f"{loss.__module__}.{getattr(loss, '__qualname__', repr(loss))}",
+        "precision": PRECISION,
+        "matrix": inspection.matrix,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "samples": len(source),
+        "data": _digest([*few, *_read(source, [len(source) - 1])]),
+        "checkpoints": len(weights),
+        "average": average,
+        "weights": _digest(weights),
+        "logits": inspection.logits.tolist(),
+        "batch_size": batch_size,
+        "piece_length": unit * max(1, min(_PIECE, len(source) // _PIECES) // unit),
+    }
+    run = _Run(
+        problem=problem,
+        weights=[_place(one, sharding) for one in weights],
+        long=checkpoints is not None and not average,
+        source=source,
+        key=key,
+        estimators=estimators,
+        matrix=inspection.matrix,
+        classes=inspection.logits.shape[1],
+        sharding=sharding,
+        length=identity["piece_length"],
+        description=description,
+    )
+    mine = list(range(0, len(source), run.length)[share[0] :: share[1]])
+    if out is None:
+        tables: dict[int, pa.Table] = {}
+        _compute(run, mine, size, tables.__setitem__)
+        return _joined(identity, list(tables.values()))
+    finished = read_finished(Path(out), identity)
+    if finished is None:
+        pieces = open_pieces(Path(out), identity)
+        _compute_on_disk(run, mine, size, pieces, record=f"batch-{share[0]}-of-{share[1]}.json")
+        if shard is not None:
+            return _joined(identity, [pieces.read(start) for start in mine])
+        _wait_for_all("scored")
+        if jax.process_index() == 0:
+            merge_scores(out)
+        _wait_for_all("merged")
+        finished = merge_scores(out)
+    return finished
+
+
+def describe(estimator: Estimator) -> dict[str, Any]:
+    """An estimator as JSON."""
+    described = {"name": type(estimator).__name__, **asdict(estimator)}
+    if isinstance(estimator, Adaptive):
+        described["estimator"] = describe(estimator.estimator)
+    return described
+
+
+def _check_arguments(
+    source: Source,
+    estimators: Mapping[str, Estimator],
+    batch_size: int | str,
+    share: tuple[int, int],
+    *,
+    shared: bool,
+    out: str | os.PathLike[str] | None,
+) -> None:
+    if len(source) == 0 or (batch_size != "auto" and int(batch_size) < 1):
         raise ValueError(
             f"nothing to score: {len(source)} samples in batches of {batch_size}; both must be "
             "at least 1"
         )
-    model, params = functional(logits_fn, params)
-    classes: int | None = None
-    seen: set[int] = set()
-    labels: list[np.ndarray] = []
-    indices: list[np.ndarray] = []
-    results: list[Curvature] = []
-    pending: deque[tuple[int, np.ndarray, dict[str, Array]]] = deque()
-
-    with tqdm(total=len(source), desc=description, unit="img", unit_scale=True) as progress:
-
-        def fetch() -> None:
-            count, batch_indices, arrays = pending.popleft()
-            results.append(collect(arrays, batch_indices, estimator))
-            progress.update(count)
-
-        for count, images, batch_labels, batch_indices in _batches(source, batch_size):
-            check_batch(images, batch_labels, batch_indices)
-            if classes is None:
-                classes = check_per_sample(model, params, images)
-            check_labels(batch_labels, classes)
-            for index in batch_indices[:count].tolist():
-                if index in seen:
-                    raise ValueError(f"two samples share index {index}; indices must differ")
-                seen.add(index)
-            labels.append(batch_labels[:count])
-            indices.append(batch_indices[:count])
-            arrays = dispatch(model, params, images, batch_labels, batch_indices, key, estimator)
-            pending.append((count, batch_indices, arrays))
-            if len(pending) > _IN_FLIGHT:
-                fetch()
-        while pending:
-            fetch()
-    return _table(labels, indices, results, estimator)
-
-
-def _batches(
-    source: Source, batch_size: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of one shape, the last padded with its last sample; `count` rows are real."""
-    for start in range(0, len(source), batch_size):
-        samples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
-        count = len(samples)
-        samples += [samples[-1]] * (batch_size - count)
-        yield (
-            count,
-            np.stack([sample["image"] for sample in samples]),
-            np.asarray([sample["label"] for sample in samples]),
-            np.asarray([sample["index"] for sample in samples]),
+    if not estimators:
+        raise ValueError("nothing to score: give at least one estimator")
+    if taken := sorted(set(estimators) & set(_SAMPLE_COLUMNS)):
+        raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {share}")
+    if share[1] > 1 and out is None:
+        raise ValueError(
+            f"{share[1]} {'processes' if shared else 'shards'} need one file that all of them see: "
+            "give out"
         )
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"{out} is a folder: give the name of a file")
 
 
-def _table(
-    labels: list[np.ndarray],
-    indices: list[np.ndarray],
-    results: list[Curvature],
-    estimator: FiniteDifference,
-) -> pa.Table:
-    label, index = np.concatenate(labels), np.concatenate(indices)
+def _weights(
+    logits_fn: LogitsFn | nnx.Module, params: Any, checkpoints: Sequence[Any] | None
+) -> tuple[Callable[[Any, Array], Array], list[Any]]:
+    """The model as a function, and the weights to score it with."""
+    if checkpoints is None:
+        model, weights = functional(logits_fn, params)
+        return model, [weights]
+    if params is not None or not checkpoints:
+        raise ValueError("checkpoints take the place of params, and must be at least one")
+    if not isinstance(logits_fn, nnx.Module):
+        return logits_fn, list(checkpoints)
+    model, _ = functional(logits_fn, None)
+    states = [nnx.state(one) if isinstance(one, nnx.Module) else one for one in checkpoints]
+    return model, states
 
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(result, name) for result in results])[: len(label)]
 
-    prediction = column("prediction")
-    device = jax.devices()[0]
-    return pa.table(
-        {
-            "index": index.astype(np.int64),
-            "label": label.astype(np.int32),
-            "prediction": prediction.astype(np.int32),
-            "correct": prediction == label,
-            "loss": column("loss"),
-            "curvature": column("score"),
-            "curvature_standard_error": column("standard_error"),
-            "hessian_trace": column("hessian_trace"),
-            "hessian_trace_standard_error": column("hessian_trace_standard_error"),
-            "gradient_norm": column("gradient_norm"),
-        },
-        metadata={
-            "jaxcurv": json.dumps(
-                {
-                    "estimator": {"name": type(estimator).__name__, **asdict(estimator)},
-                    "precision": PRECISION,
-                    "device": device.device_kind,
-                    "jax": jax.__version__,
-                }
-            )
-        },
+def _sharding(mesh: Mesh | None) -> NamedSharding | None:
+    """Of a batch over this process's devices; None for a single one."""
+    if mesh is None:
+        devices = jax.local_devices()
+        if len(devices) == 1:
+            return None
+        mesh = Mesh(np.array(devices), ("batch",))
+    return NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
+
+
+def _devices(sharding: NamedSharding | None) -> int:
+    return 1 if sharding is None else sharding.num_devices
+
+
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _place(weights: Any, sharding: NamedSharding | None) -> Any:
+    """Weights on every device."""
+    if sharding is None:
+        return weights
+    return jax.device_put(weights, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _digest(tree: Any) -> str:
+    """Hash of a tree of arrays: paths, types, shapes and values."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    digest = hashlib.sha256(str(len(leaves)).encode())
+    for path, leaf in leaves:
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"jaxcurv: {what}")
+
+
+def _joined(identity: Mapping[str, Any], tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of pieces as one; a share that got no piece is an empty table."""
+    check_indices(np.unique(table["index"]) for table in tables)
+    metadata = merged_metadata(identity, [table.schema.metadata for table in tables])
+    table = pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
+    return table.replace_schema_metadata(metadata)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is scored; fixed while pieces come and go."""
+
+    problem: Problem
+    weights: list[Any]
+    long: bool
+    """A row for each sample and checkpoint, not their average."""
+    source: Source
+    key: Array
+    estimators: Mapping[str, Estimator]
+    matrix: str
+    classes: int
+    sharding: NamedSharding | None
+    length: int
+    description: str
+
+    def rows(self, start: int) -> int:
+        return min(self.length, len(self.source) - start)
+
+
+def _compute_on_disk(
+    run: _Run, mine: Sequence[int], batch_size: int, pieces: Pieces, *, record: str
+) -> None:
+    """Scores the pieces that are not finished, at the batch size that an earlier try ended with."""
+    path = pieces.folder / record
+    if path.exists():
+        batch_size = json.loads(path.read_text())
+    done = sum(run.rows(start) for start in mine if pieces.finished(start))
+    todo = [start for start in mine if not pieces.finished(start)]
+
+    def keep(size: int) -> None:
+        write_whole(path, lambda temporary: temporary.write_text(json.dumps(size)))
+
+    _compute(run, todo, batch_size, pieces.write, done=done, halved=keep)
+
+
+def _compute(
+    run: _Run,
+    starts: Sequence[int],
+    batch_size: int,
+    write: Callable[[int, pa.Table], None],
+    *,
+    done: int = 0,
+    halved: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Scores pieces in order and hands each to `write`; out of memory, with half the batch."""
+    todo = list(starts)
+    total = done + sum(map(run.rows, starts))
+    with tqdm(
+        total=total, initial=done, desc=run.description, unit="img", unit_scale=True
+    ) as progress:
+        while todo:
+            try:
+                for start, table in _scored(run, list(todo), batch_size, progress.update):
+                    write(start, table)
+                    todo.remove(start)
+            except jax.errors.JaxRuntimeError as error:
+                smaller = batch_size // 2
+                if "RESOURCE_EXHAUSTED" not in str(error) or smaller % _devices(run.sharding):
+                    raise
+                if smaller == 0:
+                    raise MemoryError("out of memory with a batch of a single sample") from error
+                progress.write(
+                    f"out of memory with batches of {batch_size}: going on with {smaller}"
+                )
+                batch_size = smaller
+                halved(batch_size)
+                progress.n = total - sum(map(run.rows, todo))
+                progress.refresh()
+
+
+def _scored(
+    run: _Run, starts: Sequence[int], batch_size: int, update: Callable[[int], object]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Pieces in order, each with its table; batches of the next compute while one is reduced."""
+    keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
+
+    def dispatched() -> Iterator[tuple[int, int, Batch, list[Raw]]]:
+        for start, rows, batch in _batches(run, starts, batch_size):
+            pending = [
+                dispatch(
+                    run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding
+                )
+                for weights in run.weights
+            ]
+            yield start, rows, batch if keep_images else _without_images(batch), pending
+
+    batches: list[Batch] = []
+    parts: list[list[Raw]] = []
+    for start, rows, batch, pending in _ahead(dispatched(), _IN_FLIGHT):
+        chosen = np.arange(rows)
+        parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
+        batches.append(batch.take(chosen))
+        update(rows)
+        if sum(len(b.labels) for b in batches) == run.rows(start):
+            whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+            raws = [_concatenated(one) for one in zip(*parts, strict=True)]
+            check_indices([whole.indices])
+            yield start, _table(run, whole, raws, batch_size)
+            batches, parts = [], []
+
+
+def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The items, `count` of them taken before the first is handed on."""
+    taken: deque[T] = deque()
+    for item in items:
+        taken.append(item)
+        if len(taken) > count:
+            yield taken.popleft()
+    yield from taken
+
+
+def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Batch]]:
+    """Batches of one shape, read by a thread of their own; the first `rows` of each are real."""
+    spans = [
+        (start, range(first, min(first + batch_size, start + run.rows(start))))
+        for start in starts
+        for first in range(start, start + run.rows(start), batch_size)
+    ]
+    with ThreadPoolExecutor(1) as reader:
+
+        def read() -> Iterator[tuple[int, int, Future[Batch]]]:
+            for start, span in spans:
+                yield start, len(span), reader.submit(_read, run.source, span)
+
+        for start, rows, future in _ahead(read(), _IN_FLIGHT):
+            batch = future.result()
+            check_batch(*batch)
+            check_labels(batch.labels, run.classes)
+            # Repeats the last sample, so that padding is as harmless as any other.
+            yield start, rows, batch.take(np.minimum(np.arange(batch_size), rows - 1))
+
+
+def _read(source: Source, positions: Sequence[int]) -> Batch:
+    samples = list(samples_at(source, np.asarray(positions, np.int64)))
+    shapes = {np.shape(sample["image"]) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"images must have one shape; got {', '.join(map(str, sorted(shapes)))}")
+    return Batch(
+        np.stack([sample["image"] for sample in samples]),
+        np.asarray([sample["label"] for sample in samples]),
+        np.asarray([sample["index"] for sample in samples]),
     )
+
+
+def _without_images(batch: Batch) -> Batch:
+    return batch._replace(images=np.empty((len(batch.labels), 0), batch.images.dtype))
+
+
+def _rows(raw: Raw, count: int) -> Raw:
+    return jax.tree.map(lambda array: array[:count], raw)
+
+
+def _concatenated(raws: Sequence[Raw]) -> Raw:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *raws)
+
+
+def _table(run: _Run, batch: Batch, raws: Sequence[Raw], batch_size: int) -> pa.Table:
+    """A piece's table from the draws of every checkpoint."""
+    columns = []
+    for weights, raw in zip(run.weights, raws, strict=True):
+        adapted = refine(
+            raw, run.problem, weights, batch, run.key, run.estimators,
+            batch_size=batch_size, sharding=run.sharding,
+        )  # fmt: skip
+        columns.append(_columns(batch, raw, reduce(raw, run.estimators, adapted, run.matrix)))
+    if run.long:
+        for number, one in enumerate(columns):
+            one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
+        merged = {
+            name: np.stack([one[name] for one in columns], axis=1).ravel() for name in columns[0]
+        }
+    else:
+        merged = {name: _averaged([one[name] for one in columns]) for name in columns[0]}
+    device = jax.devices()[0].device_kind
+    made = {"devices": device, "jax": jax.__version__, "batch_sizes": batch_size}
+    return pa.table(merged, metadata={METADATA_KEY: json.dumps(made)})
+
+
+def _averaged(values: list[np.ndarray]) -> np.ndarray:
+    """Mean over checkpoints of what is measured, the last one's of what is not."""
+    if not np.issubdtype(values[0].dtype, np.floating):
+        return values[-1]
+    return np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype)
+
+
+def _columns(batch: Batch, raw: Raw, curvatures: Mapping[str, Curvature]) -> dict[str, np.ndarray]:
+    columns = {
+        "index": batch.indices.astype(np.int64),
+        "label": batch.labels.astype(np.int32),
+        "prediction": raw.prediction.astype(np.int32),
+        "correct": raw.prediction == batch.labels,
+        "loss": raw.loss,
+        "gradient_norm": raw.gradient_norm,
+    }
+    for name, curvature in curvatures.items():
+        columns[name] = curvature.score
+        columns[f"{name}_standard_error"] = curvature.standard_error
+        if isinstance(curvature.estimator, Adaptive):
+            columns[f"{name}_probes"] = curvature.probes.astype(np.int32)
+        if curvature.frobenius_norm is not None:
+            columns[f"{name}_frobenius_norm"] = curvature.frobenius_norm
+        if curvature.eigenvalues is not None:
+            columns[f"{name}_top_eigenvalue"] = curvature.eigenvalues[:, 0]
+        if curvature.residual_trace is not None:
+            columns[f"{name}_residual_trace"] = curvature.residual_trace
+    return columns

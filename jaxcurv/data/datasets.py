@@ -1,12 +1,19 @@
 """Data sets by name."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from jaxcurv.data.cifar import ARCHIVES, prepare_cifar
 from jaxcurv.data.digits import load_digits
-from jaxcurv.data.folder import is_image_tree, prepare_image_tree
-from jaxcurv.data.prepared import find_prepared, open_prepared
+from jaxcurv.data.folder import (
+    ImageFolder,
+    Split,
+    is_image_tree,
+    open_image_folder,
+    prepare_image_tree,
+)
+from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
 from jaxcurv.data.sources import ImageDataset
 
 
@@ -29,8 +36,7 @@ def load(
         FileNotFoundError: there is no such data set, or its files are missing.
         ValueError: its files are not as they should be.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"the image size must be at least 1 pixel, not {image_size}")
+    _check_image_size(image_size)
     if name == "digits":
         if image_size not in (None, 8):
             raise ValueError(f"digits has images of 8x8 only, not {image_size}x{image_size}")
@@ -50,6 +56,43 @@ def load(
             f"{', '.join(_names(root)) or 'nothing'}; anywhere: digits, {', '.join(ARCHIVES)}"
         )
     return open_prepared(name, prepared, image_size)
+
+
+def open_folder(
+    directory: str | os.PathLike[str],
+    split: Split | None = None,
+    *,
+    channels: int | None = None,
+    image_size: int | None = None,
+) -> ImageFolder | PreparedSplit:
+    """The images of a folder, wherever it lies, decoded as they are asked for; writes nothing.
+
+    Args:
+        directory: class folders of images (`<class>/*.png`), a tree of them
+            (`{train,test}/<class>/*.png`; `val` may stand for `test`), or a data set which TFDS has
+            prepared as array_record.
+        split: of a tree or a data set; None for test.
+        channels: 1 (gray), 3 or 4; None for 3, or what the data set has.
+        image_size: as for `load`.
+
+    Raises:
+        FileNotFoundError: the folder, or images in it, are missing.
+        ValueError: its files are not as they should be, or there is no such split.
+    """
+    _check_image_size(image_size)
+    directory = Path(directory).expanduser()
+    prepared = find_prepared(directory)
+    if prepared is None or is_image_tree(directory):
+        return open_image_folder(directory, split, channels or 3, image_size)
+    dataset = open_prepared(directory.name, prepared, image_size)
+    source = dataset.train if split == "train" else dataset.test
+    assert isinstance(source, PreparedSplit)
+    return source if channels is None else replace(source, channels=channels)
+
+
+def _check_image_size(image_size: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"the image size must be at least 1 pixel, not {image_size}")
 
 
 def _names(root: Path) -> list[str]:

@@ -1,11 +1,12 @@
 """Per-channel standardisation of images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from jaxcurv.data.sources import Sample, Source
+from jaxcurv.data.sources import Sample, Source, samples_at
 
 _CHUNK = 4096  # images counted at once: bounds the temporary copies
 
@@ -85,7 +86,13 @@ class Normalised:
         return len(self.source)
 
     def __getitem__(self, position: int, /) -> Sample:
-        sample = self.source[position]
+        return self._normalised(self.source[position])
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        samples = samples_at(self.source, np.asarray(positions, np.int64))
+        return [self._normalised(sample) for sample in samples]
+
+    def _normalised(self, sample: Sample) -> Sample:
         return Sample(
             image=self.normalisation.apply(sample["image"]),
             label=sample["label"],

@@ -129,7 +129,7 @@ def read(
     count = len(positions)
     labels, indices = np.empty(count, np.int32), np.empty(count, np.int64)
     images = np.empty((0, 0, 0, 0), np.uint8)
-    samples = _samples(source, positions)
+    samples = samples_at(source, positions)
     for row, sample in enumerate(tqdm(samples, description, count, unit=" images")):
         image = sample["image"]
         if row == 0:
@@ -143,7 +143,8 @@ def read(
     return Arrays(images, labels, indices)
 
 
-def _samples(source: Any, positions: np.ndarray) -> Iterator[Sample]:
+def samples_at(source: Any, positions: np.ndarray) -> Iterator[Sample]:
+    """The samples at `positions` `[m]`, in that order, many at once where the source can."""
     if not hasattr(source, "__getitems__"):
         yield from (source[position] for position in positions.tolist())
         return

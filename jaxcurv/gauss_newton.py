@@ -1,0 +1,149 @@
+"""Spectrum of the Gauss-Newton matrix G = V V^T, V = J^T A, of every sample of a batch.
+
+See `GaussNewton` and `LowRankGaussNewton` for the quantities. One small program computes one
+column, and is dispatched once a column.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Key
+
+from jaxcurv.estimators import LowRankGaussNewton
+from jaxcurv.losses import hessian_root
+from jaxcurv.probes import probe
+from jaxcurv.problem import Problem
+
+
+class Linearised(NamedTuple):
+    """A model at a batch of images."""
+
+    pullback: Any
+    """VJP of the logits."""
+    pushforward: Any
+    """JVP of the logits, where kept."""
+    root: Float[Array, "batch classes columns"]
+    """A, see `hessian_root`."""
+
+
+def spectrum(linearised: Linearised) -> dict[str, Array]:
+    """Trace `[batch]`, Frobenius norm `[batch]` and eigenvalues `[batch, columns]` of G."""
+    count = linearised.root.shape[2]
+    columns = [_column(*_reverse(linearised), jnp.uint32(k)) for k in range(count)]
+    return _gram_spectrum(columns)
+
+
+def low_rank_spectrum(
+    linearised: Linearised,
+    estimator: LowRankGaussNewton,
+    images: Array,
+    indices: Integer[Array, " batch"],
+    key: Key[Array, ""],
+) -> dict[str, Array]:
+    """Trace within a random subspace `[batch]`, that outside it by probe `[batch, probes]`, and
+    the eigenvalues within `[batch, rank]`."""
+    rank = min(estimator.rank, linearised.root.shape[2])
+    draw = partial(_random_column, *_reverse(linearised), indices, key)
+    q = _orthonormal([draw(jnp.uint32(k)) for k in range(rank)])
+    rows = [_row(linearised.pushforward, linearised.root, q[k], images) for k in range(rank)]
+    inside, eigenvalues = _ritz_values(rows)
+    # Vectors of their own: the residual must not know those that made the subspace.
+    outside = [_outside(q, draw(jnp.uint32(rank + k))) for k in range(estimator.probes)]
+    return {"trace": inside, "outside": jnp.stack(outside, axis=1), "eigenvalues": eigenvalues}
+
+
+def hessian_mismatch(
+    problem: Problem, params: Any, images: np.ndarray, labels: np.ndarray
+) -> float:
+    """Largest || H v - G v || over the largest || H v || of a few samples, one random v each.
+
+    Rounding where the model is piecewise linear; the share of the model's own second derivative
+    where it is not. Not each sample's own ratio: a saturated one's products are rounding alone.
+    """
+    hv, gv = _products(problem, params, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    wide = [np.asarray(p, np.float64).reshape(len(p), -1) for p in (hv, gv)]
+    largest = max(np.linalg.norm(p, axis=1).max() for p in wide)
+    off = np.linalg.norm(wide[0] - wide[1], axis=1).max()
+    return float(off / largest) if largest > 0 else 0.0
+
+
+@partial(jax.jit, static_argnames="problem")
+def _products(problem: Problem, params: Any, x: Array, y: Array) -> tuple[Array, Array]:
+    v = jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+    model = partial(problem.model, params)
+
+    def total(x: Array) -> Array:
+        return jnp.sum(problem.loss(model(x), y))
+
+    hv = jax.jvp(jax.grad(total), (x,), (v,))[1]
+    logits, pullback = jax.vjp(model, x)
+    root = hessian_root(problem.loss, logits, y)
+    pushed = jax.jvp(model, (x,), (v,))[1]
+    (gv,) = pullback(jnp.einsum("bck,bdk,bd->bc", root, root, pushed))
+    return hv, gv
+
+
+def _reverse(linearised: Linearised) -> tuple[Any, Array]:
+    return linearised.pullback, linearised.root
+
+
+@jax.jit
+def _column(pullback: Any, root: Array, number: Array) -> Array:
+    (column,) = pullback(jnp.take(root, number, axis=2))
+    return column
+
+
+@jax.jit
+def _random_column(pullback: Any, root: Array, indices: Array, key: Array, number: Array) -> Array:
+    w = probe("rademacher", key, indices, number, root.shape[2:], root.dtype)
+    (column,) = pullback(jnp.einsum("bck,bk->bc", root, w))
+    return column
+
+
+@jax.jit
+def _gram_spectrum(columns: list[Array]) -> dict[str, Array]:
+    v = jnp.stack([column.reshape(len(column), -1) for column in columns], axis=1)
+    gram = jnp.einsum("bid,bjd->bij", v, v)
+    return {
+        "trace": jnp.trace(gram, axis1=1, axis2=2),
+        "frobenius_norm": jnp.sqrt(jnp.sum(jnp.square(gram), axis=(1, 2))),
+        "eigenvalues": _descending_eigenvalues(gram),
+    }
+
+
+@jax.jit
+def _orthonormal(columns: list[Array]) -> Array:
+    """An orthonormal basis of the columns' span, `[rank, batch, size]`."""
+    y = jnp.stack([column.reshape(len(column), -1) for column in columns], axis=2)
+    return jnp.moveaxis(jnp.linalg.qr(y)[0], 2, 0)
+
+
+@jax.jit
+def _row(pushforward: Any, root: Array, q: Array, images: Array) -> Array:
+    """V^T q, `[batch, columns]`."""
+    return jnp.einsum("bck,bc->bk", root, pushforward(q.reshape(images.shape)))
+
+
+@jax.jit
+def _ritz_values(rows: list[Array]) -> tuple[Array, Array]:
+    """Trace `[batch]` and eigenvalues `[batch, rank]` of Q^T G Q, from V^T Q by column."""
+    b = jnp.stack(rows, axis=1)
+    return jnp.sum(jnp.square(b), axis=(1, 2)), _descending_eigenvalues(
+        jnp.einsum("bik,bjk->bij", b, b)
+    )
+
+
+@jax.jit
+def _outside(q: Array, column: Array) -> Array:
+    """Squared length of the part of a column outside the span of q, `[batch]`."""
+    z = column.reshape(len(column), -1)
+    z -= jnp.einsum("kbd,kb->bd", q, jnp.einsum("kbd,bd->kb", q, z))
+    return jnp.sum(jnp.square(z), axis=1)
+
+
+def _descending_eigenvalues(gram: Array) -> Array:
+    # Rounding may push the zero ones of a positive matrix below zero.
+    return jnp.maximum(jnp.linalg.eigvalsh(gram)[:, ::-1], 0)

@@ -1,0 +1,189 @@
+"""A table that grows on disk piece by piece, survives being killed, and is made by many processes.
+
+`OUT.parts/` beside the table `OUT` holds `run.json`, which says what the table is of, and one
+Parquet file for each finished run of consecutive samples. Pieces appear whole or not at all.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxcurv.files import write_whole
+from jaxcurv.problem import check_indices
+
+METADATA_KEY = b"jaxcurv"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one table.
+
+    Attributes:
+      out: the table's own file.
+      samples: how many the table is of.
+      length: samples a piece; the last may have fewer.
+    """
+
+    out: Path
+    samples: int
+    length: int
+
+    @property
+    def folder(self) -> Path:
+        return _folder(self.out)
+
+    def starts(self) -> range:
+        """First position of every piece."""
+        return range(0, self.samples, self.length)
+
+    def finished(self, start: int) -> bool:
+        return self._path(start).exists()
+
+    def write(self, start: int, table: pa.Table) -> None:
+        write_whole(self._path(start), lambda path: pq.write_table(table, path))
+
+    def read(self, start: int, columns: list[str] | None = None) -> pa.Table:
+        path = self._path(start)
+        try:
+            return pq.ParquetFile(path).read(columns)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:012d}.parquet"
+
+
+def open_pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
+    """Starts the table `out`, or goes on with it.
+
+    Args:
+      identity: what the table is of, as JSON; holds `samples` and `piece_length`.
+
+    Raises:
+      ValueError: the pieces there are of another table.
+      OSError: the folder cannot be written.
+    """
+    record = _folder(out) / "run.json"
+    if record.exists():
+        refuse_other(_folder(out), _read_json(record), identity)
+    else:
+        content = json.dumps(identity, indent=2) + "\n"
+        write_whole(record, lambda path: path.write_text(content))
+    return _pieces(out, identity)
+
+
+def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
+    """The table `out` if it is finished.
+
+    Raises:
+      ValueError: it is of something else.
+    """
+    if not out.exists():
+        return None
+    try:
+        table = pq.ParquetFile(out).read()
+        found = json.loads((table.schema.metadata or {})[METADATA_KEY])
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(
+            f"{out} exists and is no table of scores: choose another file, or delete it"
+        ) from error
+    refuse_other(out, found, identity)
+    return table
+
+
+def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses what was made with other settings, naming them.
+
+    Raises:
+      ValueError: the identities differ.
+    """
+    differing = [
+        name
+        for name, value in wanted.items()
+        if not (_close(found.get(name), value) if name == "logits" else found.get(name) == value)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} belongs to other settings ({', '.join(differing)} differ): choose another "
+            "file, or delete it"
+        )
+
+
+def _close(found: Any, wanted: Any) -> bool:
+    """Logits agree: not to the bit, for another machine may go on with a table."""
+    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max()))
+
+
+def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
+    """Makes the table `out` from its pieces, in the source's order, and removes them.
+
+    Returns `out` as it is where that was done before.
+
+    Raises:
+      FileNotFoundError: there is neither the table nor a piece of it.
+      ValueError: pieces are missing, or two samples share an index.
+    """
+    path = Path(out)
+    record = _folder(path) / "run.json"
+    if not record.exists():
+        if not path.exists():
+            raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
+        return pq.ParquetFile(path).read()
+    identity = _read_json(record)
+    pieces = _pieces(path, identity)
+    if missing := [start for start in pieces.starts() if not pieces.finished(start)]:
+        raise ValueError(
+            f"{len(missing)} of {len(pieces.starts())} pieces of {path} are missing, the first "
+            f"from sample {missing[0]} on: run the processes or shards that did not finish again"
+        )
+    # A sample may have a row for each of several checkpoints, all in one piece.
+    check_indices(np.unique(pieces.read(start, ["index"])["index"]) for start in pieces.starts())
+    metadata = merged_metadata(
+        identity, (pieces.read(start, []).schema.metadata for start in pieces.starts())
+    )
+
+    def save(temporary: Path) -> None:
+        schema = pieces.read(0, None).schema.with_metadata(metadata)
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for start in pieces.starts():
+                writer.write_table(pieces.read(start).replace_schema_metadata(metadata))
+
+    write_whole(path, save)
+    shutil.rmtree(pieces.folder)
+    return pq.ParquetFile(path).read()
+
+
+def merged_metadata(
+    identity: Mapping[str, Any], metadata: Iterable[Mapping[bytes, bytes]]
+) -> dict[bytes, bytes]:
+    """Metadata of a table: its identity, and on what its pieces were computed."""
+    made: dict[str, set[Any]] = {}
+    for one in metadata:
+        for name, value in json.loads(one[METADATA_KEY]).items():
+            made.setdefault(name, set()).add(value)
+    lists = {name: sorted(values) for name, values in made.items()}
+    return {METADATA_KEY: json.dumps({**identity, **lists}).encode()}
+
+
+def _pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
+    return Pieces(out, identity["samples"], identity["piece_length"])
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + ".parts")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from error
