@@ -1,31 +1,42 @@
-"""The command line: `python -m experiments COMMAND PRESET [flags]`, also installed as `jaxcurv`.
+"""The command line: `python -m experiments COMMAND [flags]`, also installed as `jaxcurv`.
 
-Exit codes: 0 done, 1 an error in a stage, 2 a wrong command line or a run that cannot start,
-130 interrupted.
+Exit codes: 0 done, 1 an error at work, 2 a wrong command line or work that cannot start, 130
+interrupted.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import pipeline
+from experiments import own_model, pipeline
 from experiments.presets import PRESETS
 from experiments.records import STAGE_NAMES, recorded_settings
 from experiments.settings import Experiment
 
 _USAGE = f"""\
-usage: python -m experiments run PRESET [flags]      the whole path, from images to report
-       python -m experiments STAGE PRESET [flags]    one of: {", ".join(STAGE_NAMES)}
-       python -m experiments presets                 the presets
-       python -m experiments run PRESET --help       every flag"""
+usage: python -m experiments run PRESET [flags]          the whole path, from images to report
+       python -m experiments STAGE PRESET [flags]        one of: {", ".join(STAGE_NAMES)}
+       python -m experiments agreement PRESET [flags]    how the estimators agree on a run's model
+       python -m experiments score --model package.module:factory --data FOLDER [flags]
+                                                         your own model and images
+       python -m experiments merge OUT                   one table from the shares of score --shard
+       python -m experiments benchmark curvature [flags] speed of the estimators
+       python -m experiments presets                     the presets
+       python -m experiments COMMAND ... --help          every flag"""
+
+Parsed = TypeVar("Parsed")
+ParsedOptions = TypeVar("ParsedOptions", bound="Options")
+
+
+class WrongCommandLine(Exception):
+    """The command line asks for what there is not."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +52,55 @@ class Options:
     """Show tracebacks."""
 
 
+@dataclass(frozen=True)
+class Merge:
+    """Which table is made of its pieces."""
+
+    out: tyro.conf.Positional[Path]
+    """The table that `score --shard` was given as --out."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs a command and returns the process's exit code."""
-    command = arguments[0] if arguments else "--help"
+    command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         print(_USAGE)
         return 0
-    if command == "presets":
-        _print_presets()
-        return 0
-    if command not in ("run", *STAGE_NAMES):
-        return _refuse(f"unknown command {command!r}; use run, presets, {', '.join(STAGE_NAMES)}")
-    if len(arguments) < 2 or arguments[1].startswith("-"):
-        return _refuse(f"{command} needs a preset: {', '.join(PRESETS)}")
-    preset = arguments[1]
-    if preset not in PRESETS:
-        return _refuse(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-
-    default = Options(PRESETS[preset].experiment, out=Path("runs") / preset)
     try:
-        options = tyro.cli(
-            Options,
-            prog=f"python -m experiments {command} {preset}",
-            description=PRESETS[preset].description,
-            default=default,
-            args=arguments[2:],
-        )
+        if command not in _COMMANDS:
+            raise WrongCommandLine(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
+        return _COMMANDS[command](rest)
+    except WrongCommandLine as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options: Any) -> Parsed:
+    try:
+        return tyro.cli(kind, prog=f"python -m experiments {command}", args=arguments, **options)
     except ValueError as error:
-        return _refuse(str(error))
+        raise WrongCommandLine(error) from error
+
+
+def _parse_preset(
+    kind: type[ParsedOptions], command: str, arguments: Sequence[str]
+) -> ParsedOptions:
+    if not arguments or arguments[0].startswith("-"):
+        raise WrongCommandLine(f"{command} needs a preset: {', '.join(PRESETS)}")
+    name, *flags = arguments
+    if name not in PRESETS:
+        raise WrongCommandLine(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    default = kind(preset.experiment, out=Path("runs") / name)
+    return parse(kind, f"{command} {name}", flags, description=preset.description, default=default)
+
+
+def _run_stages(command: str, arguments: Sequence[str]) -> int:
+    options = _parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
     console = Console(stderr=True, highlight=False)
     try:
@@ -82,8 +114,6 @@ def run(arguments: Sequence[str]) -> int:
         )
     except pipeline.StageFailed as failure:
         return failure.exit_code
-    except KeyboardInterrupt:
-        return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         pipeline.show_error(error, options.debug)
         return 2
@@ -92,16 +122,57 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+def _score(arguments: Sequence[str]) -> int:
+    if not arguments:
+        raise WrongCommandLine(
+            f"score needs a preset ({', '.join(PRESETS)}), or --model package.module:factory and "
+            "--data FOLDER"
+        )
+    if not arguments[0].startswith("-"):
+        return _run_stages("score", arguments)
+    return own_model.run(parse(own_model.OwnModel, "score", arguments))
 
 
-def _print_presets() -> None:
+def _merge(arguments: Sequence[str]) -> int:
+    options = parse(Merge, "merge", arguments)
+    try:
+        own_model.merge(options.out)
+    except (ValueError, OSError) as error:
+        pipeline.show_error(error, options.debug)
+        return 1
+    return 0
+
+
+def _agreement(arguments: Sequence[str]) -> int:
+    from experiments import agreement as comparison
+
+    @dataclass(frozen=True)
+    class AgreementOptions(Options):
+        agreement: comparison.Agreement = field(default_factory=comparison.Agreement)
+
+    options = _parse_preset(AgreementOptions, "agreement", arguments)
+    try:
+        comparison.run(options.experiment, options.out, options.data_dir, options.agreement)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        pipeline.show_error(error, options.debug)
+        return 1
+    return 0
+
+
+def _benchmark(arguments: Sequence[str]) -> int:
+    if arguments[:1] != ["curvature"]:
+        raise WrongCommandLine("benchmark needs what to measure: curvature")
+    from experiments import benchmark
+
+    return benchmark.run(parse(benchmark.CurvatureBenchmark, "benchmark curvature", arguments[1:]))
+
+
+def _presets(arguments: Sequence[str]) -> int:
     table = Table("preset", "what it runs")
     for name, preset in PRESETS.items():
         table.add_row(name, preset.description)
     Console().print(table)
+    return 0
 
 
 def _print_result(folder: Path) -> None:
@@ -116,3 +187,13 @@ def _print_result(folder: Path) -> None:
     for sentence in analysis.answers(deciles, correlations, drift_seconds=drift_seconds):
         print(sentence)
     print(f"\nReport: {folder / 'report.html'}")
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
+    "score": _score,
+    "agreement": _agreement,
+    "merge": _merge,
+    "benchmark": _benchmark,
+    "presets": _presets,
+}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from jaxcurv.estimators import LowRankGaussNewton
+from jaxcurv.estimators import Distribution, LowRankGaussNewton
 from jaxcurv.losses import hessian_root
 from jaxcurv.probes import probe
 from jaxcurv.problem import Problem
@@ -47,11 +47,13 @@ def low_rank_spectrum(
     the eigenvalues within `[batch, rank]`."""
     rank = min(estimator.rank, linearised.root.shape[2])
     draw = partial(_random_column, *_reverse(linearised), indices, key)
-    q = _orthonormal([draw(jnp.uint32(k)) for k in range(rank)])
+    # Of few classes, sign vectors are often parallel.
+    q = _orthonormal([draw(jnp.uint32(k), "gaussian") for k in range(rank)])
     rows = [_row(linearised.pushforward, linearised.root, q[k], images) for k in range(rank)]
     inside, eigenvalues = _ritz_values(rows)
     # Vectors of their own: the residual must not know those that made the subspace.
-    outside = [_outside(q, draw(jnp.uint32(rank + k))) for k in range(estimator.probes)]
+    numbers = range(rank, rank + estimator.probes)
+    outside = [_outside(q, draw(jnp.uint32(k), "rademacher")) for k in numbers]
     return {"trace": inside, "outside": jnp.stack(outside, axis=1), "eigenvalues": eigenvalues}
 
 
@@ -96,9 +98,16 @@ def _column(pullback: Any, root: Array, number: Array) -> Array:
     return column
 
 
-@jax.jit
-def _random_column(pullback: Any, root: Array, indices: Array, key: Array, number: Array) -> Array:
-    w = probe("rademacher", key, indices, number, root.shape[2:], root.dtype)
+@partial(jax.jit, static_argnames="distribution")
+def _random_column(
+    pullback: Any,
+    root: Array,
+    indices: Array,
+    key: Array,
+    number: Array,
+    distribution: Distribution,
+) -> Array:
+    w = probe(distribution, key, indices, number, root.shape[2:], root.dtype)
     (column,) = pullback(jnp.einsum("bck,bk->bc", root, w))
     return column
 

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import re
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,6 +52,8 @@ _AUTO, _AUTO_CPU = 256, 64
 
 _IN_FLIGHT = 2
 """Batches computing while the host prepares the next; more would only hold memory."""
+
+_POLL_SECONDS = 0.2
 
 _SAMPLE_COLUMNS = ("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint")
 
@@ -165,11 +170,7 @@ def score_dataset(
         _compute_on_disk(run, mine, size, pieces, record=f"batch-{share[0]}-of-{share[1]}.json")
         if shard is not None:
             return _joined(identity, [pieces.read(start) for start in mine])
-        _wait_for_all("scored")
-        if jax.process_index() == 0:
-            merge_scores(out)
-        _wait_for_all("merged")
-        finished = merge_scores(out)
+        finished = _joined_by_all(pieces, identity)
     return finished
 
 
@@ -264,11 +265,19 @@ def _digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def _joined_by_all(pieces: Pieces, identity: Mapping[str, Any]) -> pa.Table:
+    """The whole table, once every process has finished its share; the first one makes it.
 
-        multihost_utils.sync_global_devices(f"jaxcurv: {what}")
+    The processes meet in the files, for their shares may end hours apart, which a collective does
+    not wait for. One that dies ends the others by JAX's own heartbeat.
+    """
+    if jax.process_index() == 0:
+        while not all(map(pieces.finished, pieces.starts())):
+            time.sleep(_POLL_SECONDS)
+        return merge_scores(pieces.out)
+    while (table := read_finished(pieces.out, identity)) is None:
+        time.sleep(_POLL_SECONDS)
+    return table
 
 
 def _joined(identity: Mapping[str, Any], tables: Sequence[pa.Table]) -> pa.Table:
@@ -338,12 +347,15 @@ def _compute(
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
                 smaller = batch_size // 2
-                if "RESOURCE_EXHAUSTED" not in str(error) or smaller % _devices(run.sharding):
+                # XLA says so by its code, or in words where a program fails to start.
+                full = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
+                if not full or smaller % _devices(run.sharding):
                     raise
                 if smaller == 0:
                     raise MemoryError("out of memory with a batch of a single sample") from error
                 progress.write(
-                    f"out of memory with batches of {batch_size}: going on with {smaller}"
+                    f"out of memory with batches of {batch_size}: going on with {smaller}",
+                    file=sys.stderr,
                 )
                 batch_size = smaller
                 halved(batch_size)

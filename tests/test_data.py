@@ -33,6 +33,7 @@ from jaxcurv.data import (
     subset,
 )
 from jaxcurv.data import cifar as cifar_module
+from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.images import decode
 
 # Nothing may leave this machine by accident: port 9 of the loopback refuses at once.
@@ -482,6 +483,58 @@ def test_image_tree_errors(tree: Path) -> None:
     (tree / "empty/test").mkdir()
     with pytest.raises(FileNotFoundError, match="no class folders"):
         load("empty", tree)
+
+
+@pytest.mark.parametrize("split", ["train", None])
+def test_folder_read_in_place_is_the_prepared_one(tree: Path, split: Any) -> None:
+    in_place = open_folder(tree / "pets", split, image_size=4)
+    assert isinstance(in_place, Source)
+    assert in_place.channels == 3
+    assert sorted(path.name for path in (tree / "pets").iterdir()) == ["train", "val"]
+    pets = load("pets", tree, image_size=4)
+    prepared = read(pets.train if split == "train" else pets.test)
+    order = np.argsort(prepared.indices)
+    found = read(in_place)
+    np.testing.assert_array_equal(found.indices, prepared.indices[order])
+    np.testing.assert_array_equal(found.labels, prepared.labels[order])
+    np.testing.assert_array_equal(found.images, prepared.images[order])
+    # A split of the tree is a folder of classes itself.
+    flat = open_folder(tree / "pets" / ("train" if split else "val"), image_size=4)
+    np.testing.assert_array_equal(read(flat).images, found.images)
+
+
+def test_folder_of_a_prepared_data_set(tree: Path) -> None:
+    labels = read(load("pets", tree).train).labels
+    (tree / "pets/1.0.0").rename(tree / "1.0.0")
+    for folder in (tree, tree / "1.0.0"):  # the newest version in it, or the version itself
+        gray = open_folder(folder, "train", channels=1, image_size=3)
+        assert gray.channels == 1
+        assert read(gray).images.shape == (6, 3, 3, 1)
+        np.testing.assert_array_equal(read(gray).labels, labels)
+
+
+def test_folder_errors(tree: Path) -> None:
+    pets = tree / "pets"
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        open_folder(tree / "cats")
+    with pytest.raises(FileNotFoundError, match="no class folders"):
+        open_folder(pets / "train/ant")
+    with pytest.raises(ValueError, match="no folders train and test"):
+        open_folder(pets / "train", "test")
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        open_folder(pets, image_size=0)
+    save_image(pets / "val/bee/1.png", 9, 8, 50)
+    unequal = open_folder(pets)
+    with pytest.raises(
+        ValueError, match=r"differ in size.*bee/1\.png.*choose one with --image-size"
+    ):
+        unequal[2]
+    save_image(pets / "val/cow/0.png", 6, 8, 50)
+    with pytest.raises(ValueError, match="only one has cow"):
+        open_folder(pets)
+    (pets / "val").rename(tree / "val")
+    with pytest.raises(ValueError, match="has the folder train only"):
+        open_folder(pets)
 
 
 def test_a_killed_preparation_does_not_look_prepared(tree: Path) -> None:

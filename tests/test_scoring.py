@@ -1,7 +1,13 @@
-"""Scoring a data set: one row a sample, whatever the batches."""
+"""Scoring a data set: one row a sample, whatever the batches, the shards and the kills."""
 
 import json
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +17,30 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 
-from jaxcurv import FiniteDifference, input_curvature, score_dataset
+from jaxcurv import (
+    Adaptive,
+    Curvature,
+    FiniteDifference,
+    GaussNewton,
+    HessianTrace,
+    HessianVector,
+    LowRankGaussNewton,
+    input_curvature,
+    merge_scores,
+    score_dataset,
+)
 from jaxcurv.data import Sample, Source
+from jaxcurv.estimators import Estimator
 
 KEY = jax.random.key(3)
-ESTIMATOR = FiniteDifference(probes=3)
+ESTIMATORS: dict[str, Estimator] = {
+    "curvature": FiniteDifference(probes=3),
+    "hessian_trace": HessianTrace(3, step=1e-3),
+    "product": HessianVector(2),
+    "spectrum": GaussNewton(),
+    "low_rank": LowRankGaussNewton(1, 2),
+    "adaptive": Adaptive(FiniteDifference(probes=3), tolerance=0.15, max_probes=8),
+}
 COUNT, CLASSES = 13, 4
 
 
@@ -65,13 +90,14 @@ def changed(position: int, **entries: Any) -> list[Any]:
     return source
 
 
-def score(model: Any, source: Sequence[Any], batch_size: int = 8) -> pa.Table:
-    return score_dataset(model, source, key=KEY, estimator=ESTIMATOR, batch_size=batch_size)
+def score(model: Any, source: Sequence[Any] | None = None, **changed: Any) -> pa.Table:
+    settings: dict[str, Any] = {"key": KEY, "estimators": ESTIMATORS, "batch_size": 4} | changed
+    return score_dataset(model, samples() if source is None else source, **settings)
 
 
 @pytest.fixture(scope="module")
 def table(model: ConvNet) -> pa.Table:
-    return score(model, samples())
+    return score(model)
 
 
 def test_the_table_has_one_typed_row_a_sample_in_the_source_s_order(table: pa.Table) -> None:
@@ -81,11 +107,25 @@ def test_the_table_has_one_typed_row_a_sample_in_the_source_s_order(table: pa.Ta
         "prediction": "int32",
         "correct": "bool",
         "loss": "float",
+        "gradient_norm": "float",
         "curvature": "float",
         "curvature_standard_error": "float",
         "hessian_trace": "float",
         "hessian_trace_standard_error": "float",
-        "gradient_norm": "float",
+        "product": "float",
+        "product_standard_error": "float",
+        "product_frobenius_norm": "float",
+        "spectrum": "float",
+        "spectrum_standard_error": "float",
+        "spectrum_frobenius_norm": "float",
+        "spectrum_top_eigenvalue": "float",
+        "low_rank": "float",
+        "low_rank_standard_error": "float",
+        "low_rank_top_eigenvalue": "float",
+        "low_rank_residual_trace": "float",
+        "adaptive": "float",
+        "adaptive_standard_error": "float",
+        "adaptive_probes": "int32",
     }
     source = samples()
     assert isinstance(source, Source)
@@ -95,37 +135,61 @@ def test_the_table_has_one_typed_row_a_sample_in_the_source_s_order(table: pa.Ta
     assert table["correct"].to_pylist() == correct.tolist()
     assert 0 < correct.sum() < COUNT
     assert np.all(table["curvature"].to_numpy() > 0)
+    assert len(set(table["adaptive_probes"].to_pylist())) > 1
 
 
 def test_the_metadata_say_how_it_was_scored(table: pa.Table) -> None:
-    assert json.loads(table.schema.metadata[b"jaxcurv"]) == {
-        "estimator": {"name": "FiniteDifference", "step": 1e-3, "probes": 3},
-        "precision": "highest",
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+    found = json.loads(table.schema.metadata[b"jaxcurv"])
+    assert found["estimators"]["adaptive"] == {
+        "name": "Adaptive",
+        "estimator": {
+            "name": "FiniteDifference",
+            "step": 1e-3,
+            "probes": 3,
+            "distribution": "rademacher",
+        },
+        "tolerance": 0.15,
+        "max_probes": 8,
     }
+    assert list(found["estimators"]) == list(ESTIMATORS)
+    assert found["precision"] == "highest"
+    assert found["matrix"] == "Hessian"
+    assert found["samples"] == COUNT
+    assert found["batch_sizes"] == [4]
+    assert found["devices"] == [jax.devices()[0].device_kind]
+    assert found["jax"] == [jax.__version__]
 
 
 def test_rows_are_those_of_input_curvature(model: ConvNet, table: pa.Table) -> None:
-    batch = samples()[:8]
-    result = input_curvature(
-        model,
-        np.stack([sample["image"] for sample in batch]),
-        np.array([sample["label"] for sample in batch]),
-        indices=np.array([sample["index"] for sample in batch]),
-        key=KEY,
-        estimator=ESTIMATOR,
-    )
-    for column, field in (
-        ("curvature", "score"),
-        ("curvature_standard_error", "standard_error"),
-        ("hessian_trace", "hessian_trace"),
-        ("hessian_trace_standard_error", "hessian_trace_standard_error"),
-        ("gradient_norm", "gradient_norm"),
-        ("loss", "loss"),
-        ("prediction", "prediction"),
-    ):
-        np.testing.assert_array_equal(table[column].to_numpy()[:8], getattr(result, field))
+    batch = samples()[4:8]
+
+    def alone(estimator: Estimator) -> Curvature:
+        return input_curvature(
+            model,
+            np.stack([sample["image"] for sample in batch]),
+            np.array([sample["label"] for sample in batch]),
+            indices=np.array([sample["index"] for sample in batch]),
+            key=KEY,
+            estimator=estimator,
+        )
+
+    for name, estimator in ESTIMATORS.items():
+        result, expected = alone(estimator), table.slice(4, 4)
+        # Other things are computed beside it in one program: roundings may differ.
+        close = {"rtol": 1e-3, "atol": 1e-6}
+        np.testing.assert_allclose(expected[name], result.score, **close)
+        np.testing.assert_allclose(
+            expected[f"{name}_standard_error"], result.standard_error, **close
+        )
+        np.testing.assert_array_equal(expected["prediction"], result.prediction)
+        np.testing.assert_allclose(expected["gradient_norm"], result.gradient_norm, rtol=1e-5)
+        np.testing.assert_allclose(expected["loss"], result.loss, rtol=1e-5)
+        if isinstance(estimator, Adaptive):
+            np.testing.assert_array_equal(expected["adaptive_probes"], result.probes)
+        if result.eigenvalues is not None:
+            np.testing.assert_allclose(
+                expected[f"{name}_top_eigenvalue"], result.eigenvalues[:, 0], **close
+            )
 
 
 @pytest.mark.parametrize("count", [COUNT, 5], ids=["reversed", "fewer, so more padding"])
@@ -137,11 +201,273 @@ def test_order_and_padding_change_nothing_at_all(
 
 
 def test_another_batch_size_changes_roundings_only(model: ConvNet, table: pa.Table) -> None:
-    other = score(model, samples(), batch_size=5)
+    other = score(model, batch_size=5)
     assert other["index"].equals(table["index"])
-    one, two = (t["curvature"].to_numpy() for t in (table, other))
-    assert np.median(np.abs(one / two - 1)) < 1e-4
-    np.testing.assert_allclose(one, two, rtol=1e-2)
+    for name in ("curvature", "product", "spectrum"):
+        one, two = (t[name].to_numpy() for t in (table, other))
+        assert np.median(np.abs(one / two - 1)) < 1e-4
+        np.testing.assert_allclose(one, two, rtol=1e-2)
+
+
+# --- on disk
+
+
+def test_a_finished_table_is_read_and_not_computed_again(
+    model: ConvNet, table: pa.Table, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.parquet"
+    assert score(model, out=out).equals(table)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+    content, source = out.read_bytes(), Reading(samples())
+    assert score(model, source, out=out).equals(table)
+    assert set(source.read) <= {0, 1, 2, 3, COUNT - 1}  # what tells that it is the same data
+    assert out.read_bytes() == content
+
+
+class Reading(Sequence[Any]):
+    """A source that notes which samples are read."""
+
+    def __init__(self, source: Sequence[Any]):
+        self.source, self.read = source, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: Any) -> Any:
+        self.read.append(position)
+        return self.source[position]
+
+
+def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
+    score(model, out=whole)
+    with pytest.raises(FileNotFoundError, match=r"neither .*scores\.parquet nor .*parts"):
+        merge_scores(out)
+    shares = [score(model, out=out, shard=(i, 3)) for i in (2, 0)]
+    with pytest.raises(ValueError, match=r"1 of 4 pieces .* the first from sample 4 on"):
+        merge_scores(out)
+    shares.append(score(model, out=out, shard=(1, 3)))
+    assert sum(map(len, shares)) == COUNT
+    assert score(model, out=out, shard=(7, 8)).num_rows == 0  # there are only four pieces
+    assert merge_scores(out).equals(table)
+    assert merge_scores(out).equals(table)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"key": jax.random.key(4)}, "key"),
+        ({"batch_size": 5}, "batch_size, piece_length"),
+        ({"estimators": {"curvature": FiniteDifference(probes=4)}}, "estimators"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_file_of_other_settings_is_refused(
+    model: ConvNet, tmp_path: Path, changed: Mapping[str, Any], named: str, finished: bool
+) -> None:
+    out = tmp_path / "scores.parquet"
+    score(model, out=out, shard=(0, 1))
+    if finished:
+        merge_scores(out)
+    with pytest.raises(ValueError, match=f"belongs to other settings .*{named}.* differ"):
+        score(model, out=out, **changed)
+
+
+def test_other_data_or_weights_are_refused(model: ConvNet, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    score(model, out=out)
+    with pytest.raises(ValueError, match=r"belongs to other settings \(samples, data differ"):
+        score(model, samples()[:-1], out=out)
+    other = nnx.clone(model)
+    other.fc.kernel[...] *= 1.5
+    with pytest.raises(ValueError, match=r"belongs to other settings \(weights, logits differ"):
+        score(other, out=out)
+
+
+def test_a_file_that_holds_no_scores_is_refused(model: ConvNet, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="exists and is no table of scores"):
+        score(model, out=out)
+    assert out.read_text() == "mine"
+    with pytest.raises(ValueError, match="is a folder"):
+        score(model, out=tmp_path)
+
+
+KILLED = """
+import sys, time, jax, numpy as np
+from jaxcurv import FiniteDifference, score_dataset
+
+class Slow:
+    def __len__(self): return 64
+    def __getitem__(self, position):
+        if sys.argv[2] == "slow": time.sleep(0.05)
+        image = np.random.default_rng(position).normal(size=5).astype(np.float32)
+        return {"image": image, "label": position % 3, "index": position}
+
+weights = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+score_dataset(lambda w, x: jax.nn.relu(x) @ w, Slow(), key=jax.random.key(0), params=weights,
+              estimators={"curvature": FiniteDifference(probes=2)}, batch_size=4, out=sys.argv[1])
+"""
+
+
+def test_a_killed_run_goes_on_and_leaves_the_same_bytes(tmp_path: Path) -> None:
+    out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
+    run = [sys.executable, "-c", KILLED]
+    process = subprocess.Popen([*run, out, "slow"], stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "scores.parquet.parts"
+    while len(list(parts.glob("0*.parquet"))) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
+    assert not out.exists()
+    assert 5 <= len(kept) < 16
+    again = subprocess.run([*run, out, "fast"], capture_output=True, text=True, check=True)
+    assert "/64.0" in again.stderr
+    subprocess.run([*run, whole, "fast"], capture_output=True, check=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
+
+
+def test_a_damaged_piece_is_named(model: ConvNet, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    score(model, out=out, shard=(0, 1))
+    piece = tmp_path / "scores.parquet.parts" / "000000000004.parquet"
+    piece.write_bytes(piece.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"000000000004\.parquet is damaged .* delete it"):
+        merge_scores(out)
+
+
+# --- several checkpoints
+
+
+def test_checkpoints_are_scored_with_the_same_probes(
+    model: ConvNet, table: pa.Table, tmp_path: Path
+) -> None:
+    other = nnx.clone(model)
+    other.fc.kernel[...] *= 1.5
+    both = score(model, checkpoints=[other, nnx.state(model)], out=tmp_path / "scores.parquet")
+    assert both["checkpoint"].to_pylist() == [0, 1] * COUNT
+    assert both["index"].to_pylist() == np.repeat(table["index"], 2).tolist()
+    last = both.take(np.arange(1, 2 * COUNT, 2)).drop_columns("checkpoint")
+    assert last.equals(table)
+    assert both.take(np.arange(0, 2 * COUNT, 2)).drop_columns("checkpoint").equals(score(other))
+
+    average = score(model, checkpoints=[other, model], average=True)
+    assert average.column_names == table.column_names
+    for name in ("curvature", "curvature_standard_error", "loss", "spectrum_top_eigenvalue"):
+        pairs = both[name].to_numpy().reshape(COUNT, 2)
+        np.testing.assert_allclose(average[name], pairs.mean(axis=1), rtol=1e-6)
+    for name in ("prediction", "correct"):
+        assert average[name].equals(table[name])
+
+
+def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
+    for wrong in ({"checkpoints": []}, {"checkpoints": [model], "params": {}}):
+        with pytest.raises(ValueError, match="checkpoints take the place of params"):
+            score(model, **wrong)
+
+
+# --- several devices, little memory
+
+SEVERAL = """
+import jax, json, numpy as np, sys
+from jax.sharding import Mesh
+from jaxcurv import Adaptive, FiniteDifference, GaussNewton, score_dataset
+
+rng = np.random.default_rng(0)
+first, last = (rng.normal(size=s).astype(np.float32) for s in ((3, 3, 2, 8), (8, 4)))
+
+def model(params, x):
+    x = jax.lax.conv_general_dilated(x, params[0], (1, 1), "SAME",
+                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(x).mean((1, 2)) @ params[1]
+
+source = [{"image": image, "label": n % 4, "index": 5 * n} for n, image in
+          enumerate(rng.normal(size=(30, 6, 6, 2)).astype(np.float32))]
+estimators = {"curvature": FiniteDifference(probes=3), "spectrum": GaussNewton(),
+              "adaptive": Adaptive(FiniteDifference(probes=3), 0.2, 9)}
+
+def score(**settings):
+    return score_dataset(model, source, key=jax.random.key(0), params=(first, last),
+                         estimators=estimators, **settings).to_pandas()
+
+assert len(jax.devices()) == 4
+one, two, four = (score(batch_size=8, mesh=Mesh(np.array(jax.devices()[:n]), ("batch",)))
+                  for n in (1, 2, 4))
+every = score(batch_size=8)
+assert every.equals(four)
+assert np.array_equal(two["adaptive_probes"], one["adaptive_probes"])
+for other in (two, four):
+    for name in ("curvature", "spectrum", "adaptive"):
+        off = np.abs(other[name] / one[name] - 1)
+        assert off.median() < 1e-4 and off.max() < 1e-2, (name, off.describe())
+grid = score(batch_size=8, mesh=Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b")))
+assert grid.equals(four)
+try:
+    score(batch_size=6)
+except ValueError as error:
+    assert "multiple of the 4 devices; got 6" in str(error)
+else:
+    raise AssertionError("6 images were shared by 4 devices")
+"""
+
+LITTLE = """
+import resource, jax, jax.numpy as jnp, json, numpy as np, sys
+from jaxcurv import FiniteDifference, score_dataset
+
+wide = 1 << 23  # 32 MB a sample between two products
+rng = np.random.default_rng(0)
+params = jax.device_put((rng.normal(size=(5, 3)).astype(np.float32),
+                         np.full((1, wide), 1e-3, np.float32),
+                         np.full((wide, 3), 1e-9, np.float32)))
+
+def model(params, x):
+    return x @ params[0] + jnp.sin(x[:, :1] @ params[1]) @ params[2]
+
+source = [{"image": image, "label": 0, "index": n} for n, image in
+          enumerate(rng.normal(size=(20, 5)).astype(np.float32))]
+jax.block_until_ready(params)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1200 << 20),) * 2)
+table = score_dataset(model, source, key=jax.random.key(0), params=params, batch_size=32,
+                      estimators={"curvature": FiniteDifference(probes=1)}, out=sys.argv[1],
+                      shard=(0, 1))
+print(json.loads(table.schema.metadata[b"jaxcurv"])["batch_sizes"][0], len(table))
+"""
+
+
+def in_python(code: str, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_several_devices_share_each_batch() -> None:
+    done = in_python(SEVERAL, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_out_of_memory_goes_on_with_half_the_batch(tmp_path: Path) -> None:
+    done = in_python(LITTLE, tmp_path / "scores.parquet")
+    assert done.returncode == 0, done.stderr
+    size, rows = map(int, done.stdout.split())
+    assert size < 32
+    assert rows == 20
+    assert "out of memory with batches of 32: going on with 16" in done.stderr
+    record = tmp_path / "scores.parquet.parts" / "batch-0-of-1.json"
+    assert json.loads(record.read_text()) == size
+
+
+# --- what is refused
 
 
 def test_a_nan_image_in_a_later_batch_is_named(model: ConvNet) -> None:
@@ -159,16 +485,50 @@ def test_a_label_without_a_logit_is_refused_in_a_later_batch(
         score(model, changed(12, label=label))
 
 
-@pytest.mark.parametrize("position", [1, 12], ids=["same batch", "later batch"])
+@pytest.mark.parametrize("position", [1, 5, 12], ids=["same batch", "same piece", "later piece"])
 def test_a_repeated_index_is_refused(model: ConvNet, position: int) -> None:
     with pytest.raises(ValueError, match="two samples share index 3; indices must differ"):
         score(model, changed(position, index=samples()[0]["index"]))
+
+
+def test_a_source_that_has_its_indices_is_refused_before_any_is_read(model: ConvNet) -> None:
+    class Indexed(Reading):
+        indices = np.array([3, 4, 3])
+
+    source = Indexed(samples()[:3])
+    with pytest.raises(ValueError, match="two samples share index 3; indices must differ"):
+        score(model, source)
+    assert source.read == []
 
 
 def test_images_that_are_not_normalised_are_refused(model: ConvNet) -> None:
     source = [{**s, "image": np.zeros((6, 6, 2), np.uint8)} for s in samples()]
     with pytest.raises(ValueError, match="normalised as the model expects; got uint8"):
         score(model, source)
+
+
+def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
+    image = np.zeros((6, 5, 2), np.float32)
+    with pytest.raises(
+        ValueError, match=r"images must have one shape; got \(6, 5, 2\), \(6, 6, 2\)"
+    ):
+        score(model, changed(9, image=image))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard": (3, 3)}, r"shard must be \(i, n\) with 0 <= i < n; got \(3, 3\)"),
+        ({"shard": (0, 2)}, "2 shards need one file that all of them see: give out"),
+        ({"estimators": {}}, "give at least one estimator"),
+        ({"estimators": {"loss": FiniteDifference()}}, "cannot be named loss"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    model: ConvNet, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(model, **settings)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 8), (3, 0)])

@@ -5,7 +5,8 @@ is its position in its split's list of paths, sorted by class and then by path. 
 read where it lies; `prepare_image_tree` copies a tree into files that are faster to read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,11 @@ class ImageFolder:
                 f"{image.shape[:2]}): choose one with --image-size"
             )
         return Sample(image=image, label=self.labels[position], index=position)
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        # Pillow decodes without holding Python's lock: one thread would not keep up with a GPU.
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self.__getitem__, positions))
 
 
 def open_image_folder(
