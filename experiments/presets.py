@@ -37,7 +37,7 @@ def _small(name: str) -> Experiment:
     return replace(
         _cifar(name, "resnet18"),
         model=Model(width=16),
-        train=Recipe(epochs=10, warmup_epochs=2.0),
+        train=Recipe(epochs=15, warmup_epochs=2.0),
         folds=("train", "test"),
         limit=5000,
     )
@@ -46,10 +46,10 @@ def _small(name: str) -> Experiment:
 PRESETS: dict[str, Preset] = {
     "digits": Preset("scikit-learn's 8x8 digits, ResNet-18 of width 16; CPU, minutes", _DIGITS),
     "cifar10_resnet18_small": Preset(
-        "CIFAR-10, ResNet-18 of width 16, 10 epochs; CPU, about an hour", _small("cifar10")
+        "CIFAR-10, ResNet-18 of width 16, 15 epochs; CPU, about an hour", _small("cifar10")
     ),
     "cifar100_resnet18_small": Preset(
-        "CIFAR-100, ResNet-18 of width 16, 10 epochs; CPU, about an hour", _small("cifar100")
+        "CIFAR-100, ResNet-18 of width 16, 15 epochs; CPU, about an hour", _small("cifar100")
     ),
     "cifar10_resnet18": Preset(
         "CIFAR-10, ResNet-18, 200 epochs; GPU", _cifar("cifar10", "resnet18")

@@ -177,8 +177,7 @@ def refine(
         counts = np.full(len(norm), first)
         while first < adaptive.max_probes:
             score, error = _score(adaptive.estimator, Draws(norm, quadratic), counts)
-            going_on = (counts == first) & (error > adaptive.tolerance * np.abs(score))
-            rows = np.flatnonzero(going_on)
+            rows = np.flatnonzero(error > adaptive.tolerance * np.abs(score))
             if len(rows) == 0:
                 break
             count = min(adaptive.estimator.probes, adaptive.max_probes - first)

@@ -26,6 +26,7 @@ from jaxcurv.estimators import (
     Probing,
 )
 from jaxcurv.losses import hessian_root
+from jaxcurv.norms import norm
 from jaxcurv.probes import probe
 from jaxcurv.problem import Problem
 
@@ -144,7 +145,7 @@ def dispatch(
     return Raw(
         loss=base.losses,
         prediction=jnp.argmax(base.logits, axis=-1),
-        gradient_norm=_norm(base.gradient),
+        gradient_norm=norm(base.gradient),
         finite=jnp.all(jnp.isfinite(base.logits), axis=-1),
         draws=tuple(draws),
         spectra=spectra,
@@ -255,7 +256,7 @@ def _difference(
         return jnp.sum(problem.loss(problem.model(params, x), y))
 
     difference = jax.grad(total)(x + step * v) - gradient
-    return _norm(difference), _dot(v, difference) / step
+    return norm(difference), _dot(v, difference) / step
 
 
 @partial(jax.jit, static_argnames="distribution")
@@ -265,11 +266,7 @@ def _product(
     """|| H v || and v . H v of a batch for one probe."""
     v = probe(distribution, key, indices, number, x.shape[1:], x.dtype)
     hv = product(v)
-    return _norm(hv), _dot(v, hv)
-
-
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(_dot(x, x))
+    return norm(hv), _dot(v, hv)
 
 
 def _dot(x: Array, y: Array) -> Array:

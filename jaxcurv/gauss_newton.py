@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Integer, Key
 
 from jaxcurv.estimators import Distribution, LowRankGaussNewton
 from jaxcurv.losses import hessian_root
+from jaxcurv.norms import norm
 from jaxcurv.probes import probe
 from jaxcurv.problem import Problem
 
@@ -45,7 +46,7 @@ def low_rank_spectrum(
 ) -> dict[str, Array]:
     """Trace within a random subspace `[batch]`, that outside it by probe `[batch, probes]`, and
     the eigenvalues within `[batch, rank]`."""
-    rank = min(estimator.rank, linearised.root.shape[2])
+    rank = min(estimator.rank, linearised.root.shape[2], images[0].size)
     draw = partial(_random_column, *_reverse(linearised), indices, key)
     # Of few classes, sign vectors are often parallel.
     q = _orthonormal([draw(jnp.uint32(k), "gaussian") for k in range(rank)])
@@ -118,7 +119,7 @@ def _gram_spectrum(columns: list[Array]) -> dict[str, Array]:
     gram = jnp.einsum("bid,bjd->bij", v, v)
     return {
         "trace": jnp.trace(gram, axis1=1, axis2=2),
-        "frobenius_norm": jnp.sqrt(jnp.sum(jnp.square(gram), axis=(1, 2))),
+        "frobenius_norm": norm(gram),
         "eigenvalues": _descending_eigenvalues(gram),
     }
 

@@ -5,6 +5,7 @@ its own row.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +14,46 @@ from jaxtyping import Array, Float, Int
 Loss = Callable[[Array, Array], Array]
 
 
+@jax.custom_jvp
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """Softmax cross-entropy in nats, accurate for confident samples.
 
     L = softplus(logsumexp over j != y of (l_j - l_y)). The usual log-softmax form rounds the loss,
-    and its gradient in the label's logit, to exactly 0 at a float32 logit gap of about 17.
+    and its gradient in the label's logit, to exactly 0 at a float32 logit gap of about 17. The
+    first two derivatives have rules of their own: those of softplus and logsumexp cancel where a
+    model is confident and wrong.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     is_own = jnp.arange(logits.shape[-1]) == labels[:, None]
     return jax.nn.softplus(jax.nn.logsumexp(logits - own, axis=-1, where=~is_own))
 
 
-def root_columns(loss: Loss, classes: int) -> int:
-    """How many columns `hessian_root` has: the rank of the loss's Hessian in the logits."""
-    return classes - 1 if loss is cross_entropy else classes
+@cross_entropy.defjvp
+def _cross_entropy_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Any]
+) -> tuple[Array, Array]:
+    logits, labels = primals
+    return cross_entropy(logits, labels), jnp.sum(_residual(logits, labels) * tangents[0], axis=-1)
+
+
+@jax.custom_jvp
+def _residual(logits: Array, labels: Array) -> Array:
+    """p - e_y without cancellation: the label's entry is minus the sum of the others."""
+    is_own = jnp.arange(logits.shape[-1]) == labels[:, None]
+    others = jnp.where(is_own, 0, jax.nn.softmax(logits))
+    return jnp.where(is_own, -jnp.sum(others, axis=-1, keepdims=True), others)
+
+
+@_residual.defjvp
+def _residual_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    """S t = p (u - p.u), u = t - t_r for the most probable class r: nothing cancels."""
+    logits, labels = primals
+    reference = jnp.argmax(logits, axis=-1, keepdims=True)
+    u = tangents[0] - jnp.take_along_axis(tangents[0], reference, axis=-1)
+    p = jax.nn.softmax(logits)
+    return _residual(logits, labels), p * (u - jnp.sum(p * u, axis=-1, keepdims=True))
 
 
 def hessian_root(
@@ -49,7 +74,8 @@ def hessian_root(
     hessian = jax.vmap(jax.hessian(lambda z, y: loss(z[None], y[None])[0]))(logits, labels)
     eigenvalues, vectors = jnp.linalg.eigh(hessian)
     largest = jnp.max(jnp.abs(eigenvalues), axis=-1, keepdims=True)
-    convex = eigenvalues >= -1e-4 * largest
+    # Rounding of a Hessian of unit scale, however small what is left of it.
+    convex = eigenvalues >= -1e-4 * largest - 16 * jnp.finfo(hessian.dtype).eps
     scale = jnp.where(convex, jnp.sqrt(jnp.maximum(eigenvalues, 0)), jnp.nan)
     return vectors * scale[:, None, :]
 

@@ -151,9 +151,9 @@ def check_model(
 ) -> np.ndarray:
     """Refuses a model or a loss that does not treat each sample by itself and always alike.
 
-    Detected by behaviour, on the first image and another: the gradient of one sample's loss with
-    respect to the other image must be exactly zero; one image in two rows must give one result; and
-    a second call must give the first one's. Not seen: coupling that vanishes at these very images;
+    Detected by behaviour, on the first image and another: the gradient of one sample's logits with
+    respect to the other image must be exactly zero; one image in several rows must give one result,
+    and a second call the first one's. Not seen: coupling that vanishes at these very images;
     randomness that every sample and every call share, or that the model's own `jax.jit` has frozen,
     which makes it an ordinary fixed model; and coupling that needs more than two samples.
 
@@ -164,7 +164,8 @@ def check_model(
       ValueError: wrong logits or losses, coupled samples, or a model that is random or keeps state.
     """
     pair = jnp.asarray(np.resize(images, (2, *images.shape[1:])))
-    twins = jnp.stack([pair[0], pair[0]])
+    # Enough rows that random masks of a few units cannot be equal in all of them.
+    twins = jnp.stack([pair[0]] * 8)
     try:
         shape = jax.eval_shape(problem.model, params, pair)
         _check_logits_shape(shape)

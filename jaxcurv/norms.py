@@ -1,0 +1,12 @@
+"""Norms of each entry of a batch."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def norm(x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+    """|| x ||_2 `[batch]`, scaled by the largest entry: in float32 the squares of 1e-23 vanish."""
+    axes = tuple(range(1, x.ndim))
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    return jnp.squeeze(scale, axes) * jnp.sqrt(jnp.sum(jnp.square(x / scale), axis=axes))

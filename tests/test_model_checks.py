@@ -1,0 +1,401 @@
+"""What may be scored: kinds of model, what is refused, and what is compiled anew."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxcurv import (
+    Adaptive,
+    FiniteDifference,
+    GaussNewton,
+    HessianTrace,
+    HessianVector,
+    Published,
+    input_curvature,
+)
+from jaxcurv.estimators import Estimator
+from jaxcurv.models.resnet import BasicBlock, ResNet
+from tests.oracles import (
+    CONV_IMAGES,
+    CONV_INDICES,
+    CONV_LABELS,
+    CONV_PARAMS,
+    KEY,
+    score_convnet,
+    scored,
+)
+
+RNG = np.random.default_rng
+WEIGHTS = RNG(9).normal(size=(4, 3)).astype(np.float32)
+IMAGES = RNG(10).normal(size=(6, 4)).astype(np.float32)
+LABELS = RNG(11).integers(0, 3, 6)
+INDICES = np.arange(6) + 10
+
+
+def linear(weights: Any, images: jax.Array) -> jax.Array:
+    return images @ weights
+
+
+def score(model: Any, params: Any = None, **changed: Any) -> np.ndarray:
+    batch: dict[str, Any] = {
+        "images": IMAGES,
+        "labels": LABELS,
+        "indices": INDICES,
+        "key": KEY,
+    } | changed
+    return input_curvature(model, params=params, **batch).score
+
+
+# --- kinds of model
+
+
+class Perceptron(nnx.Module):
+    """Linear, BatchNorm, ReLU, Dropout, Linear on `[batch, 4]`."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.hidden = nnx.Linear(4, 64, rngs=rngs)
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(64, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(self.dropout(jax.nn.relu(self.norm(self.hidden(x)))))
+
+
+class LinenPerceptron(flax.linen.Module):
+    """The same in Linen."""
+
+    train: bool = False
+
+    @flax.linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = flax.linen.Dense(64, name="hidden")(x)
+        x = flax.linen.BatchNorm(not self.train, name="norm")(x)
+        x = flax.linen.Dropout(0.5, deterministic=not self.train)(jax.nn.relu(x))
+        return flax.linen.Dense(3, name="out")(x)
+
+
+@pytest.fixture(scope="module")
+def initial() -> Perceptron:
+    return nnx.jit(Perceptron)()
+
+
+@pytest.fixture
+def perceptron(initial: Perceptron) -> Perceptron:
+    model = nnx.clone(initial)
+    model.eval()
+    return model
+
+
+def linen_variables(model: Perceptron) -> dict[str, Any]:
+    """The weights of the NNX module under Linen's names."""
+    layers = {
+        name: {key: layer.get_value() for key, layer in vars(getattr(model, name)).items()
+               if isinstance(layer, nnx.Param)}
+        for name in ("hidden", "norm", "out")
+    }  # fmt: skip
+    norm = model.norm
+    return {
+        "params": layers,
+        "batch_stats": {"norm": {"mean": norm.mean.get_value(), "var": norm.var.get_value()}},
+    }
+
+
+def apply_linen(variables: Any, images: jax.Array) -> jax.Array:
+    return LinenPerceptron().apply(variables, images)
+
+
+def test_every_kind_of_model_gives_the_same_scores(perceptron: Perceptron) -> None:
+    graphdef, state = nnx.split(perceptron)
+    as_module = score(perceptron)
+    assert np.all(as_module > 0)
+    in_linen = score(apply_linen, linen_variables(perceptron))
+    np.testing.assert_allclose(in_linen, as_module, rtol=1e-3)
+    # The weights are constants of the compiled program here: other roundings are allowed.
+    closed = score(lambda x: nnx.merge(graphdef, state)(x))
+    np.testing.assert_allclose(closed, as_module, rtol=1e-3)
+
+
+def test_new_weights_of_a_module_change_its_scores(perceptron: Perceptron) -> None:
+    before = score(perceptron)
+    perceptron.out.kernel[...] *= 2
+    changed = score(perceptron)
+    assert np.all(changed != before)
+    perceptron.out.kernel[...] /= 2
+    np.testing.assert_array_equal(score(perceptron), before)
+
+
+def test_params_and_a_module_are_refused(perceptron: Perceptron) -> None:
+    with pytest.raises(ValueError, match="carries its own weights: leave params out"):
+        score(perceptron, {})
+
+
+# --- what is compiled, and in which precision
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        FiniteDifference(),
+        Published(128),
+        HessianVector(),
+        HessianTrace(step=1e-3),
+        GaussNewton(),
+        Adaptive(FiniteDifference(probes=5), 0.2, 15),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_a_second_checkpoint_compiles_nothing(
+    estimator: Estimator, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = score_convnet(estimator)
+    twice = {name: 2 * weights for name, weights in CONV_PARAMS.items()}
+    other = {"images": CONV_IMAGES[::-1], "labels": CONV_LABELS[::-1], "indices": CONV_INDICES}
+    caplog.clear()
+    with jax.log_compiles():
+        second = score_convnet(estimator, params=twice, **other)
+    assert [record.message for record in caplog.records if "Compiling" in record.message] == []
+    assert np.all(first.score != second.score)
+
+
+def test_compilations_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(1)
+    assert any("Compiling" in record.message for record in caplog.records)
+
+
+def test_precision_in_force_when_the_model_is_traced() -> None:
+    traced: list[str | None] = []
+
+    def model(weights: jax.Array, images: jax.Array) -> jax.Array:
+        if len(images) == 6:  # the checks take two
+            traced.append(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+        return linear(weights, images)
+
+    for estimator, expected in (
+        # For the base gradient, and once for all the probes.
+        (FiniteDifference(), ["highest", "highest"]),
+        # The linearised model is all that the probes see; the base gradient stays as exact.
+        (HessianVector(precision="bfloat16"), ["bfloat16"]),
+    ):
+        traced.clear()
+        first = score(model, WEIGHTS, estimator=estimator)
+        assert traced == expected
+        assert np.all(score(model, 2 * WEIGHTS, estimator=estimator) != first)
+        assert traced == expected
+
+
+# --- models that are refused
+
+
+@pytest.mark.parametrize("layer", ["norm", "dropout"])
+def test_a_module_in_training_mode_is_refused(perceptron: Perceptron, layer: str) -> None:
+    assert score(perceptron).shape == (6,)  # and not from what is compiled already
+    getattr(perceptron, layer).train()
+    with pytest.raises(ValueError, match=r"changes its own state.*model\.eval\(\)"):
+        score(perceptron)
+
+
+def test_a_resnet_in_training_mode_is_refused() -> None:
+    model = nnx.eval_shape(
+        lambda: ResNet(
+            BasicBlock,
+            (1, 1, 1, 1),
+            num_classes=3,
+            stem="cifar",
+            width=2,
+            in_channels=1,
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    for _, variable in nnx.to_flat_state(nnx.state(model)):
+        variable.set_value(jnp.ones(variable.shape))
+    with pytest.raises(ValueError, match=r"BatchNorm in training mode.*model\.eval\(\)"):
+        score(model, images=RNG(0).normal(size=(6, 8, 8, 1)).astype(np.float32))
+
+
+def test_linen_batch_statistics_are_refused(perceptron: Perceptron) -> None:
+    def train(variables: Any, images: jax.Array) -> jax.Array:
+        model = LinenPerceptron(train=True)
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply(variables, images, mutable=["batch_stats"], rngs=rngs)[0]
+
+    with pytest.raises(ValueError, match=r"mixes the samples.*BatchNorm in training mode"):
+        score(train, linen_variables(perceptron))
+
+
+def centred(logits: jax.Array) -> jax.Array:
+    return logits - logits.mean(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: linear(WEIGHTS, x - x.mean(0)),
+        lambda x: linear(WEIGHTS, x) / jnp.std(x),
+        lambda x: linear(WEIGHTS, x + x[::-1] ** 2),
+        lambda x: centred(linear(WEIGHTS, x - x.mean(0))),
+    ],
+    ids=["mean", "std", "neighbour", "mean, logits with constant sum"],
+)
+@pytest.mark.parametrize("count", [6, 1])
+def test_a_function_that_mixes_samples_is_refused(model: Callable, count: int) -> None:
+    some = {"images": IMAGES[:count], "labels": LABELS[:count], "indices": INDICES[:count]}
+    with pytest.raises(ValueError, match="mixes the samples of a batch"):
+        score(model, **some)
+
+
+def linen_dropout(variables: Any, images: jax.Array) -> jax.Array:
+    """A mask from a fixed key: the same at every call, another for every row."""
+    dropout = flax.linen.Dropout(0.5, deterministic=False)
+    hidden = jax.nn.relu(images @ variables["first"])
+    hidden = dropout.apply({}, hidden, rngs={"dropout": variables["key"]})
+    return hidden @ variables["second"]
+
+
+def dropout_variables(width: int, seed: int) -> dict[str, Any]:
+    first, second = RNG(12).normal(size=(4, width)), RNG(13).normal(size=(width, 3))
+    return {
+        "first": first.astype(np.float32),
+        "second": second.astype(np.float32),
+        "key": jax.random.key(seed),
+    }
+
+
+def noise(weights: Any, images: jax.Array) -> jax.Array:
+    return linear(weights, images) + np.random.default_rng().normal()
+
+
+def masked(weights: Any, images: jax.Array) -> jax.Array:
+    keep = jax.random.bernoulli(jax.random.key(3), 0.5, images.shape)
+    return linear(weights, jnp.where(keep, images, 0))
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        (linen_dropout, dropout_variables(64, 0)),
+        (noise, WEIGHTS),
+        (masked, WEIGHTS),
+    ],
+    ids=["Linen dropout", "a draw for each call", "a mask for each row"],
+)
+def test_a_random_function_is_refused(model: Callable, params: Any) -> None:
+    with pytest.raises(ValueError, match=r"different logits in two rows or two calls.*dropout"):
+        score(model, params)
+
+
+def test_dropout_of_a_few_units_is_refused() -> None:
+    """The masks of this key's first two rows agree on the units that are active."""
+    with pytest.raises(ValueError, match="different logits in two rows or two calls"):
+        score(linen_dropout, dropout_variables(6, seed=8))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (lambda x: x[:, 0], r"\(2,\)"),
+        (lambda x: x[:, :1], r"\(2, 1\)"),
+        (lambda x: jnp.ones((5, 3)) * x.mean(), r"\(5, 3\)"),
+        (lambda x: x[:, :, None], r"\(2, 4, 1\)"),
+    ],
+)
+def test_logits_of_the_wrong_shape_are_refused(model: Callable, shape: str) -> None:
+    with pytest.raises(ValueError, match=rf"logits must be \[batch, classes\].*got {shape}"):
+        score(model)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_coarse_logits_are_refused(dtype: Any) -> None:
+    name = jnp.dtype(dtype).name
+    with pytest.raises(ValueError, match=rf"logits are {name}, too coarse.*float32"):
+        score(lambda x: linear(WEIGHTS, x).astype(dtype))
+
+
+def with_entry(array: np.ndarray, row: int, value: Any) -> np.ndarray:
+    changed = array.copy()
+    changed[row] = value
+    return changed
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"logits are not finite.*check its weights"):
+        score(linear, with_entry(WEIGHTS, 1, np.nan))
+
+
+def test_the_sample_whose_logits_overflow_is_named() -> None:
+    images = with_entry(CONV_IMAGES, 3, 3e38)
+    with pytest.raises(ValueError, match="not finite for 1 of 16 samples, the first at index 9"):
+        score_convnet(HessianVector(), images=images)
+
+
+# --- batches that are refused
+
+
+def uncalled(params: Any, images: jax.Array) -> jax.Array:
+    raise AssertionError("the model ran before the batch was checked")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": LABELS.astype(np.float32)}, "labels must be integers; got float32"),
+        ({"indices": INDICES / 2}, "indices must be integers; got float64"),
+        ({"indices": with_entry(INDICES, 2, -1)}, r"indices must lie in .*got -1\.\."),
+        ({"indices": with_entry(INDICES, 2, 2**32)}, r"indices must lie in .*\.\.4294967296"),
+        ({"indices": with_entry(INDICES, 4, 11)}, "two samples share index 11; .*must differ"),
+        ({"images": with_entry(IMAGES, 4, np.nan)}, "1 of 6 images.*NaN.*first at index 14"),
+        ({"images": with_entry(IMAGES, 0, np.inf)}, "1 of 6 images.*infinity.*at index 10"),
+        ({"images": IMAGES.astype(np.uint8)}, "images must be float32 or float64.*got uint8"),
+        ({"images": IMAGES[:, 0]}, r"images must be \[batch, ...\].*got \(6,\)"),
+        ({"labels": LABELS[:5]}, r"one label and one index each.*\(5,\)"),
+        ({"indices": INDICES[:, None]}, r"one label and one index each.*\(6, 1\)"),
+        (
+            {"images": IMAGES[:0], "labels": LABELS[:0], "indices": INDICES[:0]},
+            r"images must be \[batch, ...\].*batch >= 1.*got \(0, 4\)",
+        ),
+        # Near 2 float32 numbers are 2.4e-7 apart, near 2,000 a thousand times that.
+        (
+            {"estimator": FiniteDifference(step=1e-7)},
+            "step 1e-07 is too small: float32 numbers near the largest pixel.*take at least",
+        ),
+        (
+            {"images": 1000 * IMAGES, "estimator": HessianTrace(step=1e-4)},
+            "step 0.0001 is too small.*or float64 images with jax_enable_x64",
+        ),
+        (
+            {"images": 1000.0 * IMAGES, "estimator": Adaptive(Published(8, 1e-4))},
+            "step 0.0001 is too small: float32 numbers",
+        ),
+        (
+            {"images": IMAGES.astype(np.float64), "estimator": FiniteDifference(step=1e-7)},
+            "step 1e-07 is too small: float32 numbers",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_batch_that_cannot_be_scored_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(uncalled, WEIGHTS, **changed)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(3, r"labels must lie in \[0, 3\).*\.\.3$"), (-1, r"labels must lie in \[0, 3\).*got -1\.\.")],
+)
+def test_labels_without_a_logit_are_refused(label: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(linear, WEIGHTS, labels=with_entry(LABELS, 0, label))
+
+
+def test_a_small_step_is_fine_in_float64() -> None:
+    near = scored("logistic", FiniteDifference(1e-7, 5)).score / 1e-7
+    np.testing.assert_allclose(near, scored("logistic", HessianVector(5)).score, rtol=1e-5)
