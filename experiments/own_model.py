@@ -259,6 +259,16 @@ class Chosen:
     source: Source
     positions: np.ndarray
 
+    @property
+    def indices(self) -> np.ndarray:
+        """Of the chosen samples, where the source has them."""
+        return np.asarray(self.source.indices)[self.positions]  # type: ignore[attr-defined]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the chosen samples, where the source has them."""
+        return np.asarray(self.source.labels)[self.positions]  # type: ignore[attr-defined]
+
     def __len__(self) -> int:
         return len(self.positions)
 

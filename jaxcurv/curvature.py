@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
@@ -27,6 +28,8 @@ from jaxcurv.problem import (
     LogitsFn,
     Problem,
     check_batch,
+    check_float32,
+    check_key,
     check_labels,
     check_model,
     check_steps,
@@ -79,6 +82,9 @@ def input_curvature(
 ) -> Curvature:
     """Scores one batch.
 
+    Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
+    checks once for all batches.
+
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
         `params`, `(params, images) -> logits`. As with `jax.jit`, arrays that a plain function
@@ -99,7 +105,9 @@ def input_curvature(
     """
     batch = Batch(np.asarray(images), np.asarray(labels), np.asarray(indices))
     model, params = functional(logits_fn, params)
+    params = jax.device_put(params)
     problem, estimators = Problem(model, loss), {"score": estimator}
+    check_key(key)
     check_batch(*batch)
     inspection = inspect(problem, params, batch, estimators)
     raw = collect(dispatch(problem, params, batch, key, estimators), batch.indices)
@@ -113,6 +121,8 @@ class Inspection(NamedTuple):
 
     logits: np.ndarray
     """Of two images, `[2, classes]`."""
+    losses: np.ndarray
+    """Of these under the labels 0 and 1, and 1 and 0, `[2, 2]`."""
     matrix: str
     """What `GaussNewton` may call its matrix; empty where no estimator asks."""
 
@@ -128,18 +138,23 @@ def inspect(
     Raises:
       ValueError: see `input_curvature`.
     """
-    found = (probing.step for probing in probings(estimators))
-    check_steps(batch.images, [step for step in found if step is not None])
-    logits = check_model(problem, params, batch.images, batch.labels)
-    check_labels(batch.labels, logits.shape[1])
-    if all(not isinstance(e, GaussNewton | LowRankGaussNewton) for e in estimators.values()):
-        return Inspection(logits, "")
-    few = slice(min(4, len(batch.labels)))
+    steps = [probing.step for probing in probings(estimators) if probing.step is not None]
+    check_steps(batch.images, steps)
     with jax.default_matmul_precision(PRECISION):
-        mismatch = gauss_newton.hessian_mismatch(
-            problem, params, batch.images[few], batch.labels[few]
-        )
-    return Inspection(logits, "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix")
+        logits = check_model(problem, params, batch.images, batch.labels)
+        check_labels(batch.labels, logits.shape[1])
+        if steps:
+            check_float32(problem, params, batch.images)
+        labels = jnp.arange(2, dtype=jnp.int32)
+        losses = np.stack([problem.loss(jnp.asarray(logits), y) for y in (labels, labels[::-1])])
+        matrix = ""
+        if any(isinstance(e, GaussNewton | LowRankGaussNewton) for e in estimators.values()):
+            few = slice(min(4, len(batch.labels)))
+            mismatch = gauss_newton.hessian_mismatch(
+                problem, params, batch.images[few], batch.labels[few]
+            )
+            matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
+    return Inspection(logits, losses, matrix)
 
 
 @dataclass(frozen=True)
@@ -234,13 +249,14 @@ def _from_draws(
         counts = np.full(len(raw.loss), inner.probes)
     else:
         draws, counts = adapted.draws, adapted.probes
+    smoothed = isinstance(inner, HessianTrace) and inner.step is not None
     score, error = _score(inner, draws, counts)
     trace, trace_error = mean_and_error(draws.quadratic, counts)
     fields = {
         "score": score,
         "standard_error": error,
         "probes": counts,
-        "measures": _MEASURES[type(inner)],
+        "measures": _MEASURES[type(inner)] + (", smoothed over the step" if smoothed else ""),
         "hessian_trace": trace,
         "hessian_trace_standard_error": trace_error,
     }

@@ -144,9 +144,9 @@ def dispatch(
                 )
     return Raw(
         loss=base.losses,
-        prediction=jnp.argmax(base.logits, axis=-1),
-        gradient_norm=norm(base.gradient),
-        finite=jnp.all(jnp.isfinite(base.logits), axis=-1),
+        prediction=base.prediction,
+        gradient_norm=base.gradient_norm,
+        finite=base.finite,
         draws=tuple(draws),
         spectra=spectra,
     )
@@ -156,10 +156,16 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
     """Waits for a dispatched batch and brings it to the host.
 
     Raises:
-      ValueError: a sample's logits are not finite, or its loss is not convex in them.
+      ValueError: a sample's logits, loss, gradient or probes are not finite, or its loss is not
+        convex in the logits.
     """
     raw = jax.device_get(pending)
     _refuse(~raw.finite, indices, "the model's logits are not finite", "its weights for NaN")
+    known = np.isfinite(raw.loss) & np.isfinite(raw.gradient_norm)
+    _refuse(~known, indices, "the loss or its gradient is not finite", "the model and the loss")
+    for draws in raw.draws:
+        drawn = np.isfinite(draws.norm).all(axis=1) & np.isfinite(draws.quadratic).all(axis=1)
+        _refuse(~drawn, indices, "the loss near the image has no finite gradient", "the step")
     for spectrum in raw.spectra.values():
         _refuse(
             np.isnan(spectrum["trace"]),
@@ -181,9 +187,11 @@ def _refuse(wrong: np.ndarray, indices: np.ndarray, what: str, check: str) -> No
 class _Base(NamedTuple):
     """A batch's forward pass, its loss's input gradient, and what later programs go on from."""
 
-    logits: Array
     losses: Array
+    prediction: Array
+    finite: Array
     gradient: Array
+    gradient_norm: Array
     product: Any
     """v -> H v, where kept."""
     linearised: gauss_newton.Linearised | None
@@ -226,7 +234,15 @@ def _base(problem: Problem, params: Any, x: Array, y: Array, keep: frozenset[str
         gradient, product, (logits, losses) = jax.linearize(gradient_of, x, has_aux=True)
     if not keep:
         gradient, (logits, losses) = gradient_of(x)
-    return _Base(logits, losses, gradient, product, linearised)
+    return _Base(
+        losses=losses,
+        prediction=jnp.argmax(logits, axis=-1),
+        finite=jnp.all(jnp.isfinite(logits), axis=-1),
+        gradient=gradient,
+        gradient_norm=norm(gradient),
+        product=product,
+        linearised=linearised,
+    )
 
 
 def _loss_gradient(problem: Problem, logits: Array, pullback: Any, y: Array) -> tuple[Array, Array]:

@@ -21,6 +21,8 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # or a crash of the machine might leave the name alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,9 +4,12 @@
 Parquet file for each finished run of consecutive samples. Pieces appear whole or not at all.
 """
 
+import contextlib
 import json
+import operator
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +57,7 @@ class Pieces:
         path = self._path(start)
         try:
             return pq.ParquetFile(path).read(columns)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
 
     def _path(self, start: int) -> Path:
@@ -72,11 +75,12 @@ def open_pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
       OSError: the folder cannot be written.
     """
     record = _folder(out) / "run.json"
-    if record.exists():
-        refuse_other(_folder(out), _read_json(record), identity)
-    else:
+    if not record.exists():
+        _remove(_folder(out))  # pieces of nobody knows what
         content = json.dumps(identity, indent=2) + "\n"
         write_whole(record, lambda path: path.write_text(content))
+    # Read back in any case: another process may have started another table there.
+    refuse_other(_folder(out), _read_json(record), identity)
     return _pieces(out, identity)
 
 
@@ -89,14 +93,14 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     if not out.exists():
         return None
     try:
-        table = pq.ParquetFile(out).read()
-        found = json.loads((table.schema.metadata or {})[METADATA_KEY])
-    except (pa.ArrowInvalid, KeyError) as error:
+        found = json.loads((pq.read_schema(out).metadata or {})[METADATA_KEY])
+    except (pa.ArrowException, KeyError) as error:
         raise ValueError(
             f"{out} exists and is no table of scores: choose another file, or delete it"
         ) from error
     refuse_other(out, found, identity)
-    return table
+    _remove(_folder(out))
+    return _read_table(out)
 
 
 def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -108,7 +112,7 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     differing = [
         name
         for name, value in wanted.items()
-        if not (_close(found.get(name), value) if name == "logits" else found.get(name) == value)
+        if not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
     ]
     if differing:
         raise ValueError(
@@ -117,8 +121,11 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         )
 
 
+_MEASURED = ("logits", "losses")
+
+
 def _close(found: Any, wanted: Any) -> bool:
-    """Logits agree: not to the bit, for another machine may go on with a table."""
+    """What was measured agrees: not to the bit, for another machine may go on with a table."""
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max()))
 
@@ -137,8 +144,10 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     if not record.exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
-        return pq.ParquetFile(path).read()
+        return _read_table(path)
     identity = _read_json(record)
+    if (finished := read_finished(path, identity)) is not None:
+        return finished
     pieces = _pieces(path, identity)
     if missing := [start for start in pieces.starts() if not pieces.finished(start)]:
         raise ValueError(
@@ -152,14 +161,27 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     )
 
     def save(temporary: Path) -> None:
-        schema = pieces.read(0, None).schema.with_metadata(metadata)
+        schema = pieces.read(0).schema.with_metadata(metadata)
         with pq.ParquetWriter(temporary, schema) as writer:
             for start in pieces.starts():
                 writer.write_table(pieces.read(start).replace_schema_metadata(metadata))
 
     write_whole(path, save)
-    shutil.rmtree(pieces.folder)
-    return pq.ParquetFile(path).read()
+    _remove(pieces.folder)
+    return _read_table(path)
+
+
+def _remove(folder: Path) -> None:
+    """Removes the pieces of a finished table; killed half way, none is left under its name."""
+    if folder.exists():
+        discarded = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            folder.rename(discarded / folder.name)
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _read_table(path: Path) -> pa.Table:
+    return pq.read_table(path, memory_map=True)
 
 
 def merged_metadata(

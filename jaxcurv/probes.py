@@ -40,7 +40,9 @@ def probe(
     def one(index: Array) -> Array:
         sample_key = jax.random.fold_in(jax.random.fold_in(key, index), number)
         if distribution == "rademacher":
-            return jax.random.rademacher(sample_key, shape, dtype)
+            # jax.random.rademacher draws other signs where jax_enable_x64 is set.
+            heads = jax.random.bernoulli(sample_key, jnp.float32(0.5), shape)
+            return jnp.where(heads, 1, -1).astype(dtype)
         normal = jax.random.normal(sample_key, shape, dtype)
         if distribution == "gaussian":
             return normal

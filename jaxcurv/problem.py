@@ -1,10 +1,12 @@
 """What is scored: a model of any kind and a per-sample loss, brought to one form and checked.
 
-The checks look at behaviour, not at names: they cost a few passes of two images.
+The checks look at behaviour, not at names. They cost a few passes of eight images, some of them
+not compiled.
 """
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,6 +38,14 @@ class _NnxCall:
     """An NNX module without its state, hashable, so that jit compiles once for all weights."""
 
     graphdef: Any
+    _hash: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Every dispatch asks for it, and Flax walks the whole graph to tell.
+        object.__setattr__(self, "_hash", hash(self.graphdef))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __call__(self, state: Any, images: Array) -> Array:
         return nnx.merge(self.graphdef, state)(images)
@@ -55,6 +65,13 @@ def functional(
     logits_fn: LogitsFn | nnx.Module, params: Any
 ) -> tuple[Callable[[Any, Array], Array], Any]:
     """Brings every kind of model to `model(params, images)`."""
+    try:
+        hash(logits_fn)
+    except TypeError as error:
+        raise ValueError(
+            "logits_fn cannot be hashed, which tells compiled programs apart: wrap it in a "
+            "function (params, images) -> logits and hand its arrays over as params"
+        ) from error
     if isinstance(logits_fn, nnx.Module):
         if params is not None:
             raise ValueError("an NNX module carries its own weights: leave params out")
@@ -106,12 +123,26 @@ def check_indices(parts: Iterable[np.ndarray]) -> None:
     Raises:
       ValueError: two are equal; the first such index is named.
     """
-    indices = np.concatenate([np.empty(0, np.int64), *parts])
+    indices = np.concatenate([np.empty(0, np.int64), *(np.asarray(p, np.int64) for p in parts)])
     values, counts = np.unique(indices, return_counts=True)
     if np.any(counts > 1):
         raise ValueError(
             f"two samples share index {values[counts > 1][0]}; indices must differ, for they key "
             "the probes"
+        )
+
+
+def check_key(key: Array) -> None:
+    """Refuses a key whose random numbers would depend on the batch.
+
+    Raises:
+      ValueError: it is no typed key, or not one of JAX's default implementation.
+    """
+    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.shape != () or str(jax.random.key_impl(key)) != "threefry2x32":
+        raise ValueError(
+            "key must be one jax.random.key(seed, impl='threefry2x32'): other implementations draw "
+            "numbers that depend on a sample's place in its batch"
         )
 
 
@@ -125,6 +156,21 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         raise ValueError(
             f"labels must lie in [0, {classes}), the model's classes; got "
             f"{labels.min()}..{labels.max()}"
+        )
+
+
+def check_float32(problem: Problem, params: Any, images: np.ndarray) -> None:
+    """Refuses a model that computes in 16 bits, for a finite difference.
+
+    Not seen: a `precision` that a layer sets for itself.
+
+    Raises:
+      ValueError: it does.
+    """
+    if re.search(r"\bb?f16\[", str(jax.make_jaxpr(problem.model)(params, images[:1]))):
+        raise ValueError(
+            "the model computes in 16 bits, too coarse for a finite difference: build it with "
+            "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
         )
 
 

@@ -40,6 +40,7 @@ from jaxcurv.problem import (
     Problem,
     check_batch,
     check_indices,
+    check_key,
     check_labels,
     functional,
 )
@@ -54,6 +55,8 @@ _IN_FLIGHT = 2
 """Batches computing while the host prepares the next; more would only hold memory."""
 
 _POLL_SECONDS = 0.2
+
+_SUFFIXES = ("standard_error", "probes", "frobenius_norm", "top_eigenvalue", "residual_trace")
 
 _SAMPLE_COLUMNS = ("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint")
 
@@ -86,15 +89,19 @@ def score_dataset(
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
       source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
-        normalised as the model expects. Where it also has `indices [len]`, those are checked before
-        any compute, or else piece by piece and once more at the end.
+        normalised as the model expects; read in a thread of its own. Where it also has
+        `indices [len]` and `labels [len]`, those are checked before any compute, or else piece by
+        piece and the indices once more at the end.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
-        checkpoints (the errors are correlated: their average is an upper bound), its prediction
-        that of the last one.
+        checkpoints (the errors are correlated: their average is an upper bound), its probes summed,
+        its prediction that of the last one. All checkpoints lie on the device at once.
       estimators: what is computed, by column name; those with the same probes share them.
-      out: Parquet file of the table.
+      out: Parquet file of the table. What was begun with other settings, weights or data is
+        refused; data are told apart by their length, a few samples and, where the source has them,
+        all indices and labels, weights that a plain function closes over by the logits of two
+        images.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         on a CPU and 256 on an accelerator. Halved where memory does not suffice, which is recorded
         and kept when a run goes on.
@@ -113,6 +120,7 @@ def score_dataset(
         what `input_curvature` refuses; nothing is written before the first samples have passed.
       OSError: `out` cannot be written.
     """
+    check_key(key)
     share = shard or (jax.process_index(), jax.process_count())
     _check_arguments(source, estimators, batch_size, share, shared=shard is None, out=out)
     model, weights = _weights(logits_fn, params, checkpoints)
@@ -130,15 +138,18 @@ def score_dataset(
     check_batch(*few)
     problem = Problem(model, loss)
     inspection = inspect(problem, weights[0], few, estimators)
+    if hasattr(source, "labels"):
+        check_labels(np.asarray(source.labels), inspection.logits.shape[1])
     unit = _AUTO if batch_size == "auto" else size
     identity = {
         "estimators": {name: describe(estimator) for name, estimator in estimators.items()},
-        "loss": f"{loss.__module__}.{getattr(loss, '__qualname__', repr(loss))}",
+        "loss": getattr(loss, "__qualname__", type(loss).__qualname__),
+        "losses": inspection.losses.tolist(),
         "precision": PRECISION,
         "matrix": inspection.matrix,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "samples": len(source),
-        "data": _digest([*few, *_read(source, [len(source) - 1])]),
+        "data": _digest([*few, *_read(source, [len(source) - 1]), *_known(source)]),
         "checkpoints": len(weights),
         "average": average,
         "weights": _digest(weights),
@@ -146,6 +157,8 @@ def score_dataset(
         "batch_size": batch_size,
         "piece_length": unit * max(1, min(_PIECE, len(source) // _PIECES) // unit),
     }
+    # As it is read back; settings may be NumPy's numbers.
+    identity = json.loads(json.dumps(identity, default=lambda number: number.item()))
     run = _Run(
         problem=problem,
         weights=[_place(one, sharding) for one in weights],
@@ -171,7 +184,7 @@ def score_dataset(
         if shard is not None:
             return _joined(identity, [pieces.read(start) for start in mine])
         finished = _joined_by_all(pieces, identity)
-    return finished
+    return finished if shard is None else finished.take(run.table_rows(mine))
 
 
 def describe(estimator: Estimator) -> dict[str, Any]:
@@ -198,7 +211,9 @@ def _check_arguments(
         )
     if not estimators:
         raise ValueError("nothing to score: give at least one estimator")
-    if taken := sorted(set(estimators) & set(_SAMPLE_COLUMNS)):
+    names = [*_SAMPLE_COLUMNS, *estimators]
+    own = [f"{name}_{suffix}" for name in estimators for suffix in _SUFFIXES]
+    if taken := sorted(name for name in estimators if [*names, *own].count(name) > 1):
         raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {share}")
@@ -248,8 +263,15 @@ def _round_up(count: int, unit: int) -> int:
 def _place(weights: Any, sharding: NamedSharding | None) -> Any:
     """Weights on every device."""
     if sharding is None:
-        return weights
+        return jax.device_put(weights)
     return jax.device_put(weights, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _known(source: Any) -> list[np.ndarray]:
+    """What a source tells of all its samples without reading them."""
+    return [
+        np.asarray(getattr(source, name)) for name in ("indices", "labels") if hasattr(source, name)
+    ]
 
 
 def _digest(tree: Any) -> str:
@@ -272,7 +294,7 @@ def _joined_by_all(pieces: Pieces, identity: Mapping[str, Any]) -> pa.Table:
     not wait for. One that dies ends the others by JAX's own heartbeat.
     """
     if jax.process_index() == 0:
-        while not all(map(pieces.finished, pieces.starts())):
+        while not all(map(pieces.finished, pieces.starts())) and jax.process_count() > 1:
             time.sleep(_POLL_SECONDS)
         return merge_scores(pieces.out)
     while (table := read_finished(pieces.out, identity)) is None:
@@ -308,6 +330,12 @@ class _Run:
     def rows(self, start: int) -> int:
         return min(self.length, len(self.source) - start)
 
+    def table_rows(self, starts: Sequence[int]) -> np.ndarray:
+        """Where pieces lie in the whole table."""
+        each = len(self.weights) if self.long else 1
+        spans = [np.arange(each * s, each * (s + self.rows(s))) for s in starts]
+        return np.concatenate([np.empty(0, np.int64), *spans])
+
 
 def _compute_on_disk(
     run: _Run, mine: Sequence[int], batch_size: int, pieces: Pieces, *, record: str
@@ -316,6 +344,13 @@ def _compute_on_disk(
     path = pieces.folder / record
     if path.exists():
         batch_size = json.loads(path.read_text())
+        if batch_size % _devices(run.sharding):
+            raise ValueError(
+                f"{pieces.folder} was begun with batches of {batch_size}, which "
+                f"{_devices(run.sharding)} devices cannot share: go on with as many as before"
+            )
+    for start in filter(pieces.finished, mine):
+        pieces.read(start, ["index"])  # a damaged one is told now and not at the end
     done = sum(run.rows(start) for start in mine if pieces.finished(start))
     todo = [start for start in mine if not pieces.finished(start)]
 
@@ -346,13 +381,14 @@ def _compute(
                     write(start, table)
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
-                smaller = batch_size // 2
+                devices = _devices(run.sharding)
+                smaller = batch_size // 2 // devices * devices
                 # XLA says so by its code, or in words where a program fails to start.
                 full = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
-                if not full or smaller % _devices(run.sharding):
+                if not full:
                     raise
                 if smaller == 0:
-                    raise MemoryError("out of memory with a batch of a single sample") from error
+                    raise MemoryError("out of memory with one sample a device") from error
                 progress.write(
                     f"out of memory with batches of {batch_size}: going on with {smaller}",
                     file=sys.stderr,
@@ -369,29 +405,47 @@ def _scored(
     """Pieces in order, each with its table; batches of the next compute while one is reduced."""
     keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
 
-    def dispatched() -> Iterator[tuple[int, int, Batch, list[Raw]]]:
-        for start, rows, batch in _batches(run, starts, batch_size):
-            pending = [
-                dispatch(
-                    run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding
-                )
-                for weights in run.weights
-            ]
-            yield start, rows, batch if keep_images else _without_images(batch), pending
+    count = workers(run.sharding)
+
+    def evaluate(batch: Batch) -> list[Raw]:
+        pending = [
+            dispatch(run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding)
+            for weights in run.weights
+        ]
+        return jax.block_until_ready(pending) if count > 1 else pending
+
+    def dispatched(pool: ThreadPoolExecutor) -> Iterator[tuple[int, int, Batch, Future[list[Raw]]]]:
+        for number, (start, rows, batch) in enumerate(_batches(run, starts, batch_size)):
+            future = pool.submit(evaluate, batch)
+            if number == 0:
+                future.result()  # compiled once, and not by every worker
+            yield start, rows, batch if keep_images else _without_images(batch), future
 
     batches: list[Batch] = []
     parts: list[list[Raw]] = []
-    for start, rows, batch, pending in _ahead(dispatched(), _IN_FLIGHT):
-        chosen = np.arange(rows)
-        parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
-        batches.append(batch.take(chosen))
-        update(rows)
-        if sum(len(b.labels) for b in batches) == run.rows(start):
-            whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
-            raws = [_concatenated(one) for one in zip(*parts, strict=True)]
-            check_indices([whole.indices])
-            yield start, _table(run, whole, raws, batch_size)
-            batches, parts = [], []
+    with ThreadPoolExecutor(count) as pool:
+        for start, rows, batch, future in _ahead(dispatched(pool), max(count, _IN_FLIGHT)):
+            pending = future.result()
+            parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
+            batches.append(batch.take(np.arange(rows)))
+            update(rows)
+            if sum(len(b.labels) for b in batches) == run.rows(start):
+                whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+                raws = [_concatenated(one) for one in zip(*parts, strict=True)]
+                check_indices([whole.indices])
+                yield start, _table(run, whole, raws, batch_size)
+                batches, parts = [], []
+
+
+def workers(sharding: NamedSharding | None = None) -> int:
+    """Threads that compute a batch each.
+
+    On a CPU one a core: XLA leaves cores idle within a program. An accelerator takes programs one
+    after the other, and several must see them in one order.
+    """
+    if sharding is not None or jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
@@ -465,14 +519,16 @@ def _table(run: _Run, batch: Batch, raws: Sequence[Raw], batch_size: int) -> pa.
             name: np.stack([one[name] for one in columns], axis=1).ravel() for name in columns[0]
         }
     else:
-        merged = {name: _averaged([one[name] for one in columns]) for name in columns[0]}
+        merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
     device = jax.devices()[0].device_kind
     made = {"devices": device, "jax": jax.__version__, "batch_sizes": batch_size}
     return pa.table(merged, metadata={METADATA_KEY: json.dumps(made)})
 
 
-def _averaged(values: list[np.ndarray]) -> np.ndarray:
-    """Mean over checkpoints of what is measured, the last one's of what is not."""
+def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:
+    """Mean over checkpoints of what is measured, sum of the probes, the last one's of the rest."""
+    if name.endswith("_probes"):
+        return np.sum(values, axis=0, dtype=values[0].dtype)
     if not np.issubdtype(values[0].dtype, np.floating):
         return values[-1]
     return np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype)

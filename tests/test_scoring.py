@@ -281,7 +281,9 @@ def test_other_data_or_weights_are_refused(model: ConvNet, tmp_path: Path) -> No
         score(model, samples()[:-1], out=out)
     other = nnx.clone(model)
     other.fc.kernel[...] *= 1.5
-    with pytest.raises(ValueError, match=r"belongs to other settings \(weights, logits differ"):
+    with pytest.raises(
+        ValueError, match=r"belongs to other settings \(losses, weights, logits differ"
+    ):
         score(other, out=out)
 
 

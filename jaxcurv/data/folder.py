@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxcurv.data.images import decode, height_and_width
 from jaxcurv.data.prepared import Examples, find_prepared, prepare
 from jaxcurv.data.sources import Sample
@@ -42,6 +44,11 @@ class ImageFolder:
     channels: int
     image_size: int | None
     size: tuple[int, int]
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Of all samples."""
+        return np.arange(len(self.files))
 
     def __len__(self) -> int:
         return len(self.files)

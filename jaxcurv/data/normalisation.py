@@ -85,6 +85,16 @@ class Normalised:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def indices(self) -> np.ndarray:
+        """Of all samples, where the source has them."""
+        return self.source.indices  # type: ignore[attr-defined]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all samples, where the source has them."""
+        return self.source.labels  # type: ignore[attr-defined]
+
     def __getitem__(self, position: int, /) -> Sample:
         return self._normalised(self.source[position])
 
