@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: setup demo test test-long check clean
+.PHONY: setup demo test test-long check benchmark clean
 
 setup: $(VENV)/.installed
 
@@ -15,8 +15,8 @@ $(VENV)/.installed: pyproject.toml
 demo: setup ## The whole path on scikit-learn's digits, into runs/digits
 	$(RUN) experiments run digits
 
-test: setup ## The tests
-	$(RUN) pytest
+test: setup ## The tests, a process a core
+	$(RUN) pytest -n auto --dist loadfile
 
 test-long: setup ## The tests that take minutes
 	$(RUN) pytest -m long
@@ -25,6 +25,9 @@ check: setup ## Lint, format and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+benchmark: setup ## Fails where a ratio of times is clearly below the recorded one
+	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

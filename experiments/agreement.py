@@ -20,7 +20,7 @@ from rich.table import Table
 
 from experiments.artefacts import read_json, write_json
 from experiments.benchmark import device, passes
-from experiments.figures import _STYLE, _figure, _write
+from experiments.figures import STYLE, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.samples import read_folds
 from experiments.settings import Experiment
@@ -202,8 +202,8 @@ def rank_agreement(scores: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def draw(matrix: pd.DataFrame, path: Path, title: str) -> Path:
     """An annotated heat map of rho, with its CSV beside it."""
     size = len(matrix)
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        figure = _figure(width=0.42 * size + 2.4, height=0.36 * size + 2.2)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = new_figure(width=0.42 * size + 2.4, height=0.36 * size + 2.2)
         axis = figure.subplots()
         image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for row, column in np.ndindex(matrix.shape):
@@ -224,7 +224,7 @@ def draw(matrix: pd.DataFrame, path: Path, title: str) -> Path:
         axis.tick_params(length=0)
         axis.set_title(title)
         figure.colorbar(image, ax=axis, label="Spearman's rho (colour: 0 where below)", shrink=0.6)
-        return _write(figure, path, matrix.rename_axis("score").reset_index())
+        return write_figure(figure, path, matrix.rename_axis("score").reset_index())
 
 
 def show(

@@ -27,7 +27,7 @@ from experiments.benchmark import (
     measure,
     passes,
 )
-from experiments.figures import _STYLE, _figure, _write
+from experiments.figures import STYLE, new_figure, write_figure
 from jaxcurv.data import Arrays, Normalisation, Normalised
 from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton
 
@@ -192,8 +192,8 @@ def draw(table: pd.DataFrame, path: Path, device: str) -> Path:
       path: of the PNG.
       device: for the title.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=7.2, height=5.4)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=7.2, height=5.4)
         for axis, (panel, (x_label, y_label)) in zip(
             figure.subplots(2, 2).flat, _PANELS.items(), strict=True
         ):
@@ -227,4 +227,4 @@ def draw(table: pd.DataFrame, path: Path, device: str) -> Path:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(device, fontsize=9)
-        return _write(figure, path, table)
+        return write_figure(figure, path, table)

@@ -44,7 +44,7 @@ _LINES = {
 }
 _SURVIVES, _FAILS, _WRONG = "survives", "fails", "digitally wrong"
 _OUTCOMES = {_WRONG: _GREY, _SURVIVES: _BLUE, _FAILS: _VERMILLION}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "jaxcurv",
     "font.size": 8,
     "axes.titlesize": 9,
@@ -88,8 +88,8 @@ def figure_one(
     if not shown:
         raise ValueError(f"no fold of {', '.join(panels)} in the decile table")
     rates = rates[rates["fold"].isin(shown)]
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=max(3.6, 2.5 * len(shown)), height=3.3)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=max(3.6, 2.5 * len(shown)), height=3.3)
         axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axis, fold in zip(axes, shown, strict=True):
             in_fold = rates[rates["fold"] == fold]
@@ -121,7 +121,7 @@ def figure_one(
         axes[0].set_ylabel(f"Analog-only failure rate\n(% of {DENOMINATORS[denominator]})")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(shown) > 1 else 2)
-        return _write(figure, path, rates)
+        return write_figure(figure, path, rates)
 
 
 def gallery_rows(
@@ -188,8 +188,8 @@ def gallery(
     columns = min(columns, max(len(end) for end in ends))
     lines = [-(-len(end) // columns) for end in ends]
     profile = rows["profile"].iloc[0]
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        figure = _figure(width=0.95 * columns, height=1.48 * sum(lines) + 0.6)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = new_figure(width=0.95 * columns, height=1.48 * sum(lines) + 0.6)
         blocks = figure.subfigures(2, 1, squeeze=False, height_ratios=lines).flat
         for block, name, end, height in zip(
             blocks, ("Lowest", "Highest"), ends, lines, strict=True
@@ -217,7 +217,7 @@ def gallery(
         keep = ["end", "fold", "index", "label", score, "profile", "chip"]
         keep += [f"{side}_{what}" for side in ("digital", "analog") for what in _PREDICTED]
         names = [class_names[label] for label in rows["label"]]
-        return _write(figure, path, rows[keep].assign(class_name=names))
+        return write_figure(figure, path, rows[keep].assign(class_name=names))
 
 
 _PREDICTED = ("prediction", "correct")
@@ -233,8 +233,8 @@ def training_curve(history: pd.DataFrame, path: Path) -> Path:
     """
     accuracy = history["validation_accuracy"]
     best = history[accuracy == accuracy.max()].iloc[-1]  # of equals orbax keeps the last
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=6.4, height=2.7)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=6.4, height=2.7)
         panels = (("loss", 1, "Cross-entropy"), ("accuracy", 100, "Accuracy (%)"))
         for axis, (name, scale, label) in zip(figure.subplots(1, 2), panels, strict=True):
             for split, colour, dashes in (("train", _ORANGE, "--"), ("validation", _BLUE, "-")):
@@ -253,7 +253,7 @@ def training_curve(history: pd.DataFrame, path: Path) -> Path:
             f"best: {100 * best['validation_accuracy']:.2f} % at epoch {best['epoch']:.0f}"
         )
         figure.axes[0].legend()
-        return _write(figure, path, history)
+        return write_figure(figure, path, history)
 
 
 def score_histogram(
@@ -297,8 +297,8 @@ def score_histogram(
         [_outcome(*pair) for pair in zip(rows["digital_correct"], rows["failure"], strict=True)]
     )
     table = pd.DataFrame({"low": [0.0, *edges[:-1]], "high": [0.0, *edges[1:]]})
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=5.2, height=2.9)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=5.2, height=2.9)
         axis = figure.subplots()
         for name, colour in _OUTCOMES.items():
             group = values[outcome == name]
@@ -316,17 +316,17 @@ def score_histogram(
         axis.set_ylabel("Share of the group (%)")
         axis.set_title(f"{fold} fold under {profile}")
         axis.legend()
-        return _write(figure, path, table)
+        return write_figure(figure, path, table)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, in inches: nothing of pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _write(figure: Figure, path: Path, table: pd.DataFrame) -> Path:
+def write_figure(figure: Figure, path: Path, table: pd.DataFrame) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path.name} must end in .png; the SVG and the CSV are put beside it")

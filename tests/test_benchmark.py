@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,12 +301,8 @@ def test_operations_of_a_forward_pass(workload: Workload) -> None:
 
 
 def test_rank_agreement_is_with_the_same_estimator_in_float32() -> None:
-    @dataclass(frozen=True)
-    class Scored:
-        score: tuple[float, ...]
-
-    def contestant(*score: float, precision: Any = "highest") -> benchmark.Contestant:
-        return benchmark.Contestant(1, lambda: Scored(score), precision)
+    def contestant(*scores: float, precision: Any = "highest") -> benchmark.Contestant:
+        return benchmark.Contestant(1, lambda: np.array(scores), precision)
 
     agreed = benchmark.rank_agreement(
         {

@@ -399,3 +399,39 @@ def test_labels_without_a_logit_are_refused(label: int, message: str) -> None:
 def test_a_small_step_is_fine_in_float64() -> None:
     near = scored("logistic", FiniteDifference(1e-7, 5)).score / 1e-7
     np.testing.assert_allclose(near, scored("logistic", HessianVector(5)).score, rtol=1e-5)
+
+
+def test_a_model_that_computes_in_bfloat16_is_refused_for_a_difference() -> None:
+    def mixed(params: jax.Array, images: jax.Array) -> jax.Array:
+        wide = images.reshape(len(images), -1).astype(jnp.bfloat16) @ params.astype(jnp.bfloat16)
+        return wide.astype(jnp.float32)
+
+    rng = np.random.default_rng(0)
+    batch = (rng.normal(size=(3, 5)).astype(np.float32), np.arange(3))
+    settings: dict[str, Any] = {
+        "indices": np.arange(3),
+        "key": jax.random.key(0),
+        "params": rng.normal(size=(5, 3)).astype(np.float32),
+    }
+    with pytest.raises(ValueError, match=r"computes in 16 bits.*dtype=float32"):
+        input_curvature(mixed, *batch, **settings)
+    result = input_curvature(mixed, *batch, estimator=GaussNewton(), **settings)
+    assert np.all(result.score > 0)
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(probes=2), GaussNewton()], ids=repr)
+def test_a_gradient_that_is_not_finite_is_refused(estimator: Estimator) -> None:
+    def unit(params: jax.Array, images: jax.Array) -> jax.Array:
+        return images / jnp.linalg.norm(images, axis=1, keepdims=True) @ params
+
+    images = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    settings: dict[str, Any] = {"indices": np.arange(3) + 7, "key": jax.random.key(0)}
+
+    def safe(params: jax.Array, images: jax.Array) -> jax.Array:
+        blank = jnp.all(images == 0, axis=1, keepdims=True)
+        return jnp.where(blank, 0, unit(params, images))
+
+    images[2] = 0  # where the norm has no derivative
+    params = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"gradient is not finite for 1 of 3 .* index 9"):
+        input_curvature(safe, images, np.arange(3), params=params, estimator=estimator, **settings)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from jaxcurv import (
     HessianTrace,
     HessianVector,
     LowRankGaussNewton,
+    cross_entropy,
     input_curvature,
     merge_scores,
     score_dataset,
@@ -249,9 +251,42 @@ def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_pat
     shares.append(score(model, out=out, shard=(1, 3)))
     assert sum(map(len, shares)) == COUNT
     assert score(model, out=out, shard=(7, 8)).num_rows == 0  # there are only four pieces
+    leftover = tmp_path / "copy"
+    shutil.copytree(tmp_path / "scores.parquet.parts", leftover)
     assert merge_scores(out).equals(table)
     assert merge_scores(out).equals(table)
     assert out.read_bytes() == whole.read_bytes()
+    assert score(model, out=out, shard=(0, 3)).equals(shares[1])
+
+    # Killed between the table and the removal of its pieces.
+    leftover.rename(tmp_path / "scores.parquet.parts")
+    (tmp_path / "scores.parquet.parts" / "000000000004.parquet").unlink()
+    assert merge_scores(out).equals(table)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
+
+
+def test_pieces_without_their_record_are_not_used(
+    model: ConvNet, table: pa.Table, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.parquet"
+    score(model, out=out, shard=(0, 1), key=jax.random.key(4))
+    (tmp_path / "scores.parquet.parts" / "run.json").unlink()
+    assert score(model, out=out).equals(table)
+
+
+def test_a_batch_that_was_halved_is_kept_when_the_run_goes_on(
+    model: ConvNet, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.parquet"
+    score(model, out=out, shard=(0, 2))
+    (tmp_path / "scores.parquet.parts" / "batch-0-of-1.json").write_text("2")
+    rest = score(model, out=out)
+    assert json.loads(rest.schema.metadata[b"jaxcurv"])["batch_sizes"] == [2, 4]
+
+
+def test_settings_may_be_numbers_of_numpy(model: ConvNet, table: pa.Table) -> None:
+    one = {"curvature": FiniteDifference(np.float64(1e-3), np.int64(3))}
+    assert score(model, estimators=one)["curvature"].equals(table["curvature"])
 
 
 @pytest.mark.parametrize(
@@ -285,6 +320,19 @@ def test_other_data_or_weights_are_refused(model: ConvNet, tmp_path: Path) -> No
         ValueError, match=r"belongs to other settings \(losses, weights, logits differ"
     ):
         score(other, out=out)
+
+
+def test_two_losses_of_one_name_are_told_apart(model: ConvNet, tmp_path: Path) -> None:
+    def scaled(factor: float) -> Any:
+        def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+            return factor * cross_entropy(logits, labels)
+
+        return loss
+
+    settings = {"out": tmp_path / "scores.parquet", "estimators": {"a": FiniteDifference(probes=1)}}
+    score(model, loss=scaled(1), **settings)
+    with pytest.raises(ValueError, match=r"belongs to other settings \(losses differ"):
+        score(model, loss=scaled(2), **settings)
 
 
 def test_a_file_that_holds_no_scores_is_refused(model: ConvNet, tmp_path: Path) -> None:
@@ -365,6 +413,8 @@ def test_checkpoints_are_scored_with_the_same_probes(
         np.testing.assert_allclose(average[name], pairs.mean(axis=1), rtol=1e-6)
     for name in ("prediction", "correct"):
         assert average[name].equals(table[name])
+    spent = both["adaptive_probes"].to_numpy().reshape(COUNT, 2)
+    assert average["adaptive_probes"].to_pylist() == spent.sum(axis=1).tolist()
 
 
 def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
@@ -509,6 +559,16 @@ def test_images_that_are_not_normalised_are_refused(model: ConvNet) -> None:
         score(model, source)
 
 
+def test_labels_that_a_source_tells_are_checked_before_any_compute(model: ConvNet) -> None:
+    class Labelled(Reading):
+        labels = np.array([0, 1, 2, 3, 0, CLASSES])
+
+    source = Labelled(samples()[:6])
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\).*\.\.4$"):
+        score(model, source)
+    assert set(source.read) <= {0, 1, 2, 3}
+
+
 def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
     image = np.zeros((6, 5, 2), np.float32)
     with pytest.raises(
@@ -524,6 +584,12 @@ def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
         ({"shard": (0, 2)}, "2 shards need one file that all of them see: give out"),
         ({"estimators": {}}, "give at least one estimator"),
         ({"estimators": {"loss": FiniteDifference()}}, "cannot be named loss"),
+        (
+            {"estimators": {"a": FiniteDifference(), "a_standard_error": GaussNewton()}},
+            "cannot be named a_standard_error",
+        ),
+        ({"key": jax.random.key(0, impl="rbg")}, "impl='threefry2x32'"),
+        ({"key": np.zeros(2, np.uint32)}, "key must be one jax.random.key"),
     ],
 )
 def test_impossible_settings_are_refused(
