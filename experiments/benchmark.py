@@ -7,12 +7,12 @@ slows the machine slows both its sides.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -102,6 +102,8 @@ class Workload:
 
     problem: Problem
     params: Any
+    spread: Any
+    """The same on every device."""
     twin: torch.nn.Module | None
     """None where JAX runs on an accelerator that torch does not see."""
     image_size: int
@@ -200,6 +202,7 @@ def _prepare(settings: CurvatureBenchmark) -> dict[str, str]:
         _require_folder(settings.figures, "--figures")
     # JAX would take most of a GPU's memory and leave torch none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _use_every_core(settings.batch_size)
     return versions
 
 
@@ -248,6 +251,18 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def _use_every_core(batch_size: int) -> None:
+    """As many CPU devices as there are cores and the batch can be divided by.
+
+    Within one program XLA leaves cores idle. Of no effect where JAX has its devices already.
+    """
+    import jax
+
+    count = next(n for n in range(cores(), 0, -1) if batch_size % n == 0)
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def make_workload(settings: CurvatureBenchmark) -> Workload:
     """ResNet-18 for small images, the same random weights in both frameworks."""
     import jax
@@ -258,6 +273,7 @@ def make_workload(settings: CurvatureBenchmark) -> Workload:
     from jaxcurv.losses import cross_entropy
     from jaxcurv.models import ResNet18
     from jaxcurv.problem import Problem, functional
+    from jaxcurv.scoring import over_devices, place
 
     shape: dict[str, Any] = {"stem": "cifar", "width": settings.width}
     twin: torch.nn.Module | None
@@ -271,18 +287,19 @@ def make_workload(settings: CurvatureBenchmark) -> Workload:
     model = nnx.eval_shape(lambda: ResNet18(settings.classes, **shape, rngs=nnx.Rngs(0)))
     model.eval()
     call, params = functional(bridge.from_torch(twin.state_dict(), model), None)
-    place = "cpu"
+    kind = "cpu"
     if jax.default_backend() != "cpu":
         # The precision of JAX's side, and like it the fastest algorithm of those tried.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-        place = "cuda"
-    if place == "cpu" or torch.cuda.is_available():
-        twin = twin.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        kind = "cuda"
+    if kind == "cpu" or torch.cuda.is_available():
+        twin = twin.to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
         twin = None
     problem = Problem(call, cross_entropy)
-    return Workload(problem, params, twin, settings.image_size, settings.classes)
+    spread = place(params, over_devices())
+    return Workload(problem, params, spread, twin, settings.image_size, settings.classes)
 
 
 def passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:
@@ -345,26 +362,24 @@ def _contestant(workload: Workload, batch: Batch, estimator: Estimator) -> Conte
 
 
 def _score(workload: Workload, batch: Batch, estimator: Estimator) -> np.ndarray:
-    """A batch's scores `[batch]`, shared by as many threads as `score_dataset` has."""
+    """A batch's scores `[batch]`, shared by the devices as `score_dataset` does it."""
     import jax
-    import numpy as np
 
     from jaxcurv.curvature import reduce
     from jaxcurv.engine import collect, dispatch
-    from jaxcurv.scoring import workers
+    from jaxcurv.scoring import over_devices
 
     estimators = {"score": estimator}
-
-    def score(rows: np.ndarray) -> np.ndarray:
-        part = batch.take(rows)
-        pending = dispatch(workload.problem, workload.params, part, jax.random.key(0), estimators)
-        return reduce(collect(pending, part.indices), estimators, {}, matrix="")["score"].score
-
-    count = min(workers(), len(batch.labels))
-    with ThreadPoolExecutor(count) as pool:
-        return np.concatenate(
-            list(pool.map(score, np.array_split(np.arange(len(batch.labels)), count)))
-        )
+    sharding = over_devices() if len(batch.labels) % jax.local_device_count() == 0 else None
+    pending = dispatch(
+        workload.problem,
+        workload.params if sharding is None else workload.spread,
+        batch,
+        jax.random.key(0),
+        estimators,
+        sharding=sharding,
+    )
+    return reduce(collect(pending, batch.indices), estimators, {}, matrix="")["score"].score
 
 
 def _published(workload: Workload, batch: Batch, probes: int) -> Callable[[], object]:
@@ -463,6 +478,7 @@ def measure_all(workload: Workload, settings: CurvatureBenchmark) -> dict[str, A
         "device": device(),
         "backend": jax.default_backend(),
         "threads": {"cores": cores(), "torch": torch.get_num_threads()},
+        "jax_devices": jax.local_device_count(),
         "load_before": load,
         "platform": platform.platform(),
     }
@@ -528,8 +544,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         )
     versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("python", *_MEASURED))
     console.print(
-        f"{report['device']} (JAX on {report['backend']}), {threads['cores']} cores, torch with "
-        f"{threads['torch']} threads; {versions}"
+        f"{report['device']} (JAX on {report['backend']}), {threads['cores']} cores, JAX with "
+        f"{report['jax_devices']} devices, torch with {threads['torch']} threads; {versions}"
     )
     peaks = any(one["fraction_of_peak"] is not None for one in report["contestants"].values())
     ranks = report["rank_agreement"]

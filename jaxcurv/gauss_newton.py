@@ -46,11 +46,11 @@ def low_rank_spectrum(
 ) -> dict[str, Array]:
     """Trace within a random subspace `[batch]`, that outside it by probe `[batch, probes]`, and
     the eigenvalues within `[batch, rank]`."""
-    rank = min(estimator.rank, linearised.root.shape[2], images[0].size)
+    rank = min(estimator.rank, linearised.root.shape[2], images.size // len(images))
     draw = partial(_random_column, *_reverse(linearised), indices, key)
     # Of few classes, sign vectors are often parallel.
     q = _orthonormal([draw(jnp.uint32(k), "gaussian") for k in range(rank)])
-    rows = [_row(linearised.pushforward, linearised.root, q[k], images) for k in range(rank)]
+    rows = [_row(linearised.pushforward, linearised.root, one, images) for one in q]
     inside, eigenvalues = _ritz_values(rows)
     # Vectors of their own: the residual must not know those that made the subspace.
     numbers = range(rank, rank + estimator.probes)
@@ -125,10 +125,11 @@ def _gram_spectrum(columns: list[Array]) -> dict[str, Array]:
 
 
 @jax.jit
-def _orthonormal(columns: list[Array]) -> Array:
-    """An orthonormal basis of the columns' span, `[rank, batch, size]`."""
+def _orthonormal(columns: list[Array]) -> list[Array]:
+    """An orthonormal basis of the columns' span, `[batch, size]` each."""
     y = jnp.stack([column.reshape(len(column), -1) for column in columns], axis=2)
-    return jnp.moveaxis(jnp.linalg.qr(y)[0], 2, 0)
+    # Apart, for cutting an array that lies on several devices makes them talk.
+    return list(jnp.moveaxis(jnp.linalg.qr(y)[0], 2, 0))
 
 
 @jax.jit
@@ -147,10 +148,11 @@ def _ritz_values(rows: list[Array]) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _outside(q: Array, column: Array) -> Array:
+def _outside(q: list[Array], column: Array) -> Array:
     """Squared length of the part of a column outside the span of q, `[batch]`."""
     z = column.reshape(len(column), -1)
-    z -= jnp.einsum("kbd,kb->bd", q, jnp.einsum("kbd,bd->kb", q, z))
+    basis = jnp.stack(q)
+    z -= jnp.einsum("kbd,kb->bd", basis, jnp.einsum("kbd,bd->kb", basis, z))
     return jnp.sum(jnp.square(z), axis=1)
 
 

@@ -105,7 +105,8 @@ def score_dataset(
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         on a CPU and 256 on an accelerator. Halved where memory does not suffice, which is recorded
         and kept when a run goes on.
-      mesh: devices that share each batch; by default all of this process's.
+      mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
+        makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
       shard: (i, n), to score the i-th of n shares, i from 0.
       description: label of the progress bar.
 
@@ -124,7 +125,7 @@ def score_dataset(
     share = shard or (jax.process_index(), jax.process_count())
     _check_arguments(source, estimators, batch_size, share, shared=shard is None, out=out)
     model, weights = _weights(logits_fn, params, checkpoints)
-    sharding = _sharding(mesh)
+    sharding = over_devices(mesh)
     size = _AUTO_CPU if batch_size == "auto" else batch_size
     if batch_size == "auto":
         size = _round_up(size if jax.default_backend() == "cpu" else _AUTO, _devices(sharding))
@@ -161,7 +162,7 @@ def score_dataset(
     identity = json.loads(json.dumps(identity, default=lambda number: number.item()))
     run = _Run(
         problem=problem,
-        weights=[_place(one, sharding) for one in weights],
+        weights=[place(one, sharding) for one in weights],
         long=checkpoints is not None and not average,
         source=source,
         key=key,
@@ -242,7 +243,7 @@ def _weights(
     return model, states
 
 
-def _sharding(mesh: Mesh | None) -> NamedSharding | None:
+def over_devices(mesh: Mesh | None = None) -> NamedSharding | None:
     """Of a batch over this process's devices; None for a single one."""
     if mesh is None:
         devices = jax.local_devices()
@@ -260,7 +261,7 @@ def _round_up(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
 
-def _place(weights: Any, sharding: NamedSharding | None) -> Any:
+def place(weights: Any, sharding: NamedSharding | None) -> Any:
     """Weights on every device."""
     if sharding is None:
         return jax.device_put(weights)
@@ -405,47 +406,28 @@ def _scored(
     """Pieces in order, each with its table; batches of the next compute while one is reduced."""
     keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
 
-    count = workers(run.sharding)
-
-    def evaluate(batch: Batch) -> list[Raw]:
-        pending = [
-            dispatch(run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding)
-            for weights in run.weights
-        ]
-        return jax.block_until_ready(pending) if count > 1 else pending
-
-    def dispatched(pool: ThreadPoolExecutor) -> Iterator[tuple[int, int, Batch, Future[list[Raw]]]]:
-        for number, (start, rows, batch) in enumerate(_batches(run, starts, batch_size)):
-            future = pool.submit(evaluate, batch)
-            if number == 0:
-                future.result()  # compiled once, and not by every worker
-            yield start, rows, batch if keep_images else _without_images(batch), future
+    def dispatched() -> Iterator[tuple[int, int, Batch, list[Raw]]]:
+        for start, rows, batch in _batches(run, starts, batch_size):
+            pending = [
+                dispatch(
+                    run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding
+                )
+                for weights in run.weights
+            ]
+            yield start, rows, batch if keep_images else _without_images(batch), pending
 
     batches: list[Batch] = []
     parts: list[list[Raw]] = []
-    with ThreadPoolExecutor(count) as pool:
-        for start, rows, batch, future in _ahead(dispatched(pool), max(count, _IN_FLIGHT)):
-            pending = future.result()
-            parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
-            batches.append(batch.take(np.arange(rows)))
-            update(rows)
-            if sum(len(b.labels) for b in batches) == run.rows(start):
-                whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
-                raws = [_concatenated(one) for one in zip(*parts, strict=True)]
-                check_indices([whole.indices])
-                yield start, _table(run, whole, raws, batch_size)
-                batches, parts = [], []
-
-
-def workers(sharding: NamedSharding | None = None) -> int:
-    """Threads that compute a batch each.
-
-    On a CPU one a core: XLA leaves cores idle within a program. An accelerator takes programs one
-    after the other, and several must see them in one order.
-    """
-    if sharding is not None or jax.default_backend() != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for start, rows, batch, pending in _ahead(dispatched(), _IN_FLIGHT):
+        parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
+        batches.append(batch.take(np.arange(rows)))
+        update(rows)
+        if sum(len(b.labels) for b in batches) == run.rows(start):
+            whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+            raws = [_concatenated(one) for one in zip(*parts, strict=True)]
+            check_indices([whole.indices])
+            yield start, _table(run, whole, raws, batch_size)
+            batches, parts = [], []
 
 
 def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
