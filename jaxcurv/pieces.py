@@ -75,8 +75,11 @@ def open_pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
       OSError: the folder cannot be written.
     """
     record = _folder(out) / "run.json"
+    # Looked for before the record, which another process may write at this moment, then pieces.
+    orphans = any(_folder(out).glob("*.parquet"))
     if not record.exists():
-        _remove(_folder(out))  # pieces of nobody knows what
+        if orphans:
+            raise ValueError(f"{_folder(out)} has pieces but no run.json: delete it and run again")
         content = json.dumps(identity, indent=2) + "\n"
         write_whole(record, lambda path: path.write_text(content))
     # Read back in any case: another process may have started another table there.

@@ -265,13 +265,12 @@ def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
 
 
-def test_pieces_without_their_record_are_not_used(
-    model: ConvNet, table: pa.Table, tmp_path: Path
-) -> None:
+def test_pieces_without_their_record_are_refused(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out, shard=(0, 1), key=jax.random.key(4))
     (tmp_path / "scores.parquet.parts" / "run.json").unlink()
-    assert score(model, out=out).equals(table)
+    with pytest.raises(ValueError, match=r"has pieces but no run\.json: delete it"):
+        score(model, out=out)
 
 
 def test_a_batch_that_was_halved_is_kept_when_the_run_goes_on(
