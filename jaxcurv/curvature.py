@@ -19,9 +19,9 @@ from jaxcurv.estimators import (
     GaussNewton,
     HessianTrace,
     HessianVector,
-    LowRankGaussNewton,
     Probed,
     Published,
+    Spectral,
 )
 from jaxcurv.losses import Loss, cross_entropy
 from jaxcurv.problem import (
@@ -148,7 +148,7 @@ def inspect(
         labels = jnp.arange(2, dtype=jnp.int32)
         losses = np.stack([problem.loss(jnp.asarray(logits), y) for y in (labels, labels[::-1])])
         matrix = ""
-        if any(isinstance(e, GaussNewton | LowRankGaussNewton) for e in estimators.values()):
+        if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))
             mismatch = gauss_newton.hessian_mismatch(
                 problem, params, batch.images[few], batch.labels[few]
@@ -224,7 +224,7 @@ def reduce(
             estimator=estimator,
             **(
                 _from_spectrum(estimator, raw.spectra[name], matrix)
-                if isinstance(estimator, GaussNewton | LowRankGaussNewton)
+                if isinstance(estimator, Spectral)
                 else _from_draws(estimator, raw, estimators, adapted.get(name))
             ),
         )
@@ -284,7 +284,7 @@ def _score(estimator: Probed, draws: Draws, counts: np.ndarray) -> tuple[np.ndar
 
 
 def _from_spectrum(
-    estimator: GaussNewton | LowRankGaussNewton, spectrum: dict[str, np.ndarray], matrix: str
+    estimator: Spectral, spectrum: dict[str, np.ndarray], matrix: str
 ) -> dict[str, Any]:
     trace = spectrum["trace"]
     fields = {"measures": f"trace of the {matrix}", "eigenvalues": spectrum["eigenvalues"]}

@@ -24,6 +24,7 @@ from jaxcurv.estimators import (
     Precision,
     Probed,
     Probing,
+    Spectral,
 )
 from jaxcurv.losses import hessian_root
 from jaxcurv.norms import norm
@@ -78,7 +79,7 @@ def probed(estimator: Estimator) -> Probed | None:
     """The estimator whose probes are drawn, if any are."""
     if isinstance(estimator, Adaptive):
         return estimator.estimator
-    return None if isinstance(estimator, GaussNewton | LowRankGaussNewton) else estimator
+    return None if isinstance(estimator, Spectral) else estimator
 
 
 def probings(estimators: Mapping[str, Estimator]) -> dict[Probing, int]:
@@ -134,7 +135,7 @@ def dispatch(
         draws.append(Draws(*(jnp.stack(column, axis=1) for column in zip(*results, strict=True))))
     spectra = {}
     for name, estimator in estimators.items():
-        if isinstance(estimator, GaussNewton | LowRankGaussNewton):
+        if isinstance(estimator, Spectral):
             with jax.default_matmul_precision(estimator.precision):
                 linearised = bases[estimator.precision].linearised
                 spectra[name] = (
@@ -206,7 +207,7 @@ def _kept(
         if probing.step is None:
             keep.setdefault(probing.precision, set()).add("product")
     for estimator in estimators.values():
-        if isinstance(estimator, GaussNewton | LowRankGaussNewton):
+        if isinstance(estimator, Spectral):
             wanted = keep.setdefault(estimator.precision, set())
             wanted.add("pullback")
             if isinstance(estimator, LowRankGaussNewton):

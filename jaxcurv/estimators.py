@@ -151,7 +151,8 @@ class GaussNewton:
     it is the Hessian without the term of the model's own second derivative, and is called
     Gauss-Newton (Schraudolph, 2002). Needs a loss that is convex in the logits. In nats per squared
     unit of the input. Cost for cross-entropy: (C + 1) F, a forward pass and a backward pass for the
-    loss and each of the C - 1 columns of V; memory: 2 (C - 1) gradients a sample.
+    loss and each of the C - 1 columns of V, and 2 F more where `precision` is not the highest;
+    memory: 2 (C - 1) gradients a sample.
     """
 
     precision: Precision = "highest"
@@ -182,6 +183,10 @@ class LowRankGaussNewton:
 
 
 Probed = FiniteDifference | Published | HessianVector | HessianTrace
+"""Means over probes."""
+
+Spectral = GaussNewton | LowRankGaussNewton
+"""From the spectrum of G."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class Adaptive:
             )
 
 
-Estimator = Probed | Adaptive | GaussNewton | LowRankGaussNewton
+Estimator = Probed | Adaptive | Spectral
 
 
 def _check_step(step: float) -> None:

@@ -123,16 +123,10 @@ def score_dataset(
     """
     check_key(key)
     share = shard or (jax.process_index(), jax.process_count())
-    _check_arguments(source, estimators, batch_size, share, shared=shard is None, out=out)
+    _check_arguments(source, estimators, batch_size, share, out)
     model, weights = _weights(logits_fn, params, checkpoints)
     sharding = over_devices(mesh)
-    size = _AUTO_CPU if batch_size == "auto" else batch_size
-    if batch_size == "auto":
-        size = _round_up(size if jax.default_backend() == "cpu" else _AUTO, _devices(sharding))
-    if size % _devices(sharding):
-        raise ValueError(
-            f"batch_size must be a multiple of the {_devices(sharding)} devices; got {size}"
-        )
+    size = _first_batch_size(batch_size, _devices(sharding))
     if hasattr(source, "indices"):
         check_indices([source.indices])
     few = _read(source, range(min(4, len(source))))
@@ -201,8 +195,6 @@ def _check_arguments(
     estimators: Mapping[str, Estimator],
     batch_size: int | str,
     share: tuple[int, int],
-    *,
-    shared: bool,
     out: str | os.PathLike[str] | None,
 ) -> None:
     if len(source) == 0 or (batch_size != "auto" and int(batch_size) < 1):
@@ -219,10 +211,7 @@ def _check_arguments(
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {share}")
     if share[1] > 1 and out is None:
-        raise ValueError(
-            f"{share[1]} {'processes' if shared else 'shards'} need one file that all of them see: "
-            "give out"
-        )
+        raise ValueError(f"{share[1]} shares need one file that all processes see: give out")
     if out is not None and Path(out).is_dir():
         raise ValueError(f"{out} is a folder: give the name of a file")
 
@@ -257,8 +246,14 @@ def _devices(sharding: NamedSharding | None) -> int:
     return 1 if sharding is None else sharding.num_devices
 
 
-def _round_up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit
+def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
+    """The batch size to begin with; each device gets as many samples."""
+    if wanted == "auto":
+        auto = _AUTO_CPU if jax.default_backend() == "cpu" else _AUTO
+        return -(-auto // devices) * devices
+    if wanted % devices:
+        raise ValueError(f"batch_size must be a multiple of the {devices} devices; got {wanted}")
+    return wanted
 
 
 def place(weights: Any, sharding: NamedSharding | None) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -427,7 +428,8 @@ def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
 SEVERAL = """
 import jax, json, numpy as np, sys
 from jax.sharding import Mesh
-from jaxcurv import Adaptive, FiniteDifference, GaussNewton, score_dataset
+from jaxcurv import (Adaptive, FiniteDifference, GaussNewton, HessianVector, LowRankGaussNewton,
+                     score_dataset)
 
 rng = np.random.default_rng(0)
 first, last = (rng.normal(size=s).astype(np.float32) for s in ((3, 3, 2, 8), (8, 4)))
@@ -440,7 +442,8 @@ def model(params, x):
 source = [{"image": image, "label": n % 4, "index": 5 * n} for n, image in
           enumerate(rng.normal(size=(30, 6, 6, 2)).astype(np.float32))]
 estimators = {"curvature": FiniteDifference(probes=3), "spectrum": GaussNewton(),
-              "adaptive": Adaptive(FiniteDifference(probes=3), 0.2, 9)}
+              "adaptive": Adaptive(FiniteDifference(probes=3), 0.2, 9),
+              "product": HessianVector(2), "low_rank": LowRankGaussNewton(2, 2)}
 
 def score(**settings):
     return score_dataset(model, source, key=jax.random.key(0), params=(first, last),
@@ -453,7 +456,7 @@ every = score(batch_size=8)
 assert every.equals(four)
 assert np.array_equal(two["adaptive_probes"], one["adaptive_probes"])
 for other in (two, four):
-    for name in ("curvature", "spectrum", "adaptive"):
+    for name in ("curvature", "spectrum", "adaptive", "product"):
         off = np.abs(other[name] / one[name] - 1)
         assert off.median() < 1e-4 and off.max() < 1e-2, (name, off.describe())
 grid = score(batch_size=8, mesh=Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b")))
@@ -503,9 +506,15 @@ def in_python(code: str, *arguments: Any, **environment: str) -> subprocess.Comp
     )
 
 
-def test_several_devices_share_each_batch() -> None:
-    done = in_python(SEVERAL, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+def test_several_devices_share_each_batch_and_never_talk(tmp_path: Path) -> None:
+    """A collective among the programs would wait for devices that compute other batches."""
+    flags = f"--xla_force_host_platform_device_count=4 --xla_dump_to={tmp_path}"
+    done = in_python(SEVERAL, XLA_FLAGS=f"{flags} --xla_dump_hlo_as_text")
     assert done.returncode == 0, done.stderr
+    programs = {path.name: path.read_text() for path in tmp_path.glob("*after_optimizations.txt")}
+    assert any("num_partitions=4" in text for text in programs.values())
+    collective = re.compile(r"\b(all-(reduce|gather|to-all)|collective-permute|reduce-scatter)\b")
+    assert [name for name, text in programs.items() if collective.search(text)] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
@@ -580,7 +589,7 @@ def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
     ("settings", "message"),
     [
         ({"shard": (3, 3)}, r"shard must be \(i, n\) with 0 <= i < n; got \(3, 3\)"),
-        ({"shard": (0, 2)}, "2 shards need one file that all of them see: give out"),
+        ({"shard": (0, 2)}, "2 shares need one file that all processes see: give out"),
         ({"estimators": {}}, "give at least one estimator"),
         ({"estimators": {"loss": FiniteDifference()}}, "cannot be named loss"),
         (
