@@ -5,22 +5,67 @@ weight noise come from separate streams per seed and tile, so all profiles of on
 chip with some of its non-idealities switched off.
 """
 
-import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from aihwkit.nn.conversion import convert_to_analog, convert_to_digital
+from aihwkit.nn.conversion import convert_to_analog
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit.simulator.parameters.enums import NoiseManagementType
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
 
-from bridge.noise import add_weight_noise, stream
+from bridge.adc import Images, as_tensor, calibrate_ranges, tile_output_shares
+from bridge.devices import require_finite
+from bridge.fast import fast_network, unsupported_settings
+from bridge.noise import (
+    MvmNoiseTile,
+    SampleNoise,
+    freeze_weight_noise,
+    largest_target,
+    stream,
+)
 from bridge.profiles import Profile
-from bridge.rpu import rpu_config
+from bridge.rpu import clip_parameter, rpu_config
+from bridge.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
 
-_CHUNK = 32  # images at once where tiles are observed: unfolded images are large
+Engine = Literal["fast", "aihwkit"]
+"""What computes the tiles: ordinary layers and convolutions (`bridge.fast`), or AIHWKit's tiles."""
+
+
+class Executable(nn.Module):
+    """A chip's network, run so that a sample's logits depend on nothing but itself.
+
+    Args:
+      network: on images `[batch, channel, height, width]`.
+      noise: the samples' own noise, of which the network takes it.
+      one_by_one: run one sample at a time under a random state of its own, for tiles that draw from
+        torch's global state or couple the samples of a batch.
+    """
+
+    def __init__(self, network: nn.Module, noise: SampleNoise, one_by_one: bool):
+        super().__init__()
+        self.network, self.noise, self.one_by_one = network, noise, one_by_one
+
+    def forward(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """Logits `[batch, class]` of images whose stable indices, each >= 0, are given."""
+        if len(indices) != len(images):
+            raise ValueError(f"{len(images)} images need as many indices, not {len(indices)}")
+        if not self.one_by_one:
+            self.noise.indices = list(indices)
+            return self.network(images)
+        logits = []
+        for image, index in zip(images.split(1), indices, strict=True):
+            with stream(self.noise.seed, "operation", index, device=images.device):
+                logits.append(self.network(image))
+        return torch.cat(logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +74,39 @@ class Chip:
 
     Attributes:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
-      executable: what to run, a module on images `[batch, channel, height, width]`. With an ADC
-        it is `analog`; without one a tile is linear, so the layers are turned back to ordinary
-        ones with the chip's effective weights: the same logits to rounding, at digital speed.
-      profile: the non-idealities, the time of inference included.
+      executable: what to run.
+      profile: the non-idealities, the time of inference included; None where the configuration is
+        AIHWKit's, that of the user.
       seed: which chip.
+      t_inference: seconds since programming; None if the weights were not programmed into a memory.
       out_bounds: the ADC's range by tile, in the unit of `ADC.range`; empty without an ADC.
+      engine: what computes the tiles.
+      digital_layers: paths of what was left digital.
     """
 
     analog: nn.Module
-    executable: nn.Module
-    profile: Profile
+    executable: Executable
+    profile: Profile | None
     seed: int
+    t_inference: float | None
     out_bounds: Mapping[str, float]
+    engine: Engine
+    digital_layers: tuple[str, ...] = ()
+
+    def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """Logits `[batch, class]` of images `[batch, channel, height, width]` on the CPU.
+
+        Args:
+          images: float32, normalised as the model expects.
+          indices: the samples' stable indices, >= 0: they name the noise of each operation.
+        """
+        with torch.inference_mode():
+            return self.executable(images, indices)
 
     @property
-    def t_inference(self) -> float | None:
-        """Seconds since programming; None without PCM."""
-        return None if self.profile.pcm is None else self.profile.pcm.t_inference
+    def name(self) -> str:
+        """The profile's name."""
+        return "own configuration" if self.profile is None else self.profile.name
 
     def at(self, t_inference: float) -> "Chip":
         """The same programmed chip `t_inference` seconds after programming.
@@ -55,17 +115,34 @@ class Chip:
         gives the same chip.
 
         Raises:
-          ValueError: the profile has no PCM and so does not change in time, or a bad time.
+          ValueError: the chip has no memory and so does not change in time, or a bad time.
         """
-        if self.profile.pcm is None:
-            raise ValueError(f"profile {self.profile.name} has no PCM, so it does not drift")
-        pcm = replace(self.profile.pcm, t_inference=t_inference)
-        profile = replace(self.profile, pcm=pcm)
-        return _operate(deepcopy(self.analog), profile, self.seed, self.out_bounds)
+        if self.t_inference is None:
+            raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
+        require_finite("t_inference", t_inference)
+        profile = self.profile
+        if profile is not None and profile.memory is not None:
+            profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
+        later = replace(self, profile=profile, t_inference=float(t_inference))
+        return operate(replace(later, analog=deepcopy(self.analog)))
+
+    def on(self, engine: Engine) -> "Chip":
+        """The same chip computed by another engine.
+
+        Raises:
+          ValueError: the engine cannot honour a setting of the tiles; all are named.
+        """
+        return replace(self, engine=engine, executable=_executable(self.analog, engine, self.seed))
 
 
 def program(
-    model: nn.Module, profile: Profile, *, seed: int, calibration: torch.Tensor | None = None
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    *,
+    seed: int,
+    calibration: Images | None = None,
+    engine: Engine = "fast",
+    digital_layers: Sequence[str] = (),
 ) -> Chip:
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
@@ -73,99 +150,263 @@ def program(
     Torch's global random state is left as it was.
 
     Args:
-      model: float32 and in eval mode, of `Conv2d`, `Linear`, BatchNorm and layers without
-        parameters; not changed.
-      profile: the non-idealities.
+      model: float32 and in eval mode; not changed. Of `Conv2d`, `Linear`, BatchNorm and layers
+        without parameters; or a network that AIHWKit has converted already, such as one trained
+        hardware-aware: its tiles, weight scales and input ranges are kept, and the profile
+        replaces its noise model, drift compensation and the rest of its forward settings.
+      profile: the non-idealities. An `RPUConfig` of AIHWKit is taken as it is, on its own tile
+        class: the chip is programmed by its noise model and at first 0 s old. None takes a
+        converted network's own configuration in the same way. Noise that AIHWKit's compiled tile
+        draws in its forward pass (`InferenceRPUConfig`) cannot be seeded: only there a chip's
+        outputs are not reproducible.
       seed: which chip, >= 0.
-      calibration: float32 images `[batch, channel, height, width]` as the model takes them. Used
-        by, and required for, a calibrated ADC range, and for nothing else.
+      calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
+        width]` or an array `[batch, height, width, channel]`. Used by, and required for, a
+        calibrated ADC range, and for nothing else.
+      engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
+      digital_layers: paths of layers, or of blocks of them, that stay digital.
 
     Raises:
-      ValueError: a model that does not map onto tiles, non-finite weights, a bad seed, or a
-        calibration that is absent, malformed or leaves a tile without a range.
+      ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
+        calibration that is absent, malformed or leaves a tile without a range, or settings that
+        the engine cannot honour, named.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
-    _refuse_unmappable(model)
-    with stream(seed, "conversion"):  # new layers draw weights, which conversion then replaces
-        # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
-        analog = convert_to_analog(
-            deepcopy(model).cpu(), rpu_config(profile), ensure_analog_root=False, inplace=True
-        )
-    analog.eval().requires_grad_(False)
-    tiles = _tiles(analog)
-    if profile.clipping is not None:
-        for tile in tiles.values():
-            tile.post_update_step()  # where AIHWKit clips
-            tile.remap_weights(weight_scaling_omega=1.0)
-    out_bounds: dict[str, float] = {}
-    if profile.adc is not None:
-        if profile.adc.range == "calibrated":
-            out_bounds = _calibrate(analog, calibration)
-        else:
-            out_bounds = dict.fromkeys(tiles, float(profile.adc.range))
-    if profile.pcm is not None:
-        for name, tile in tiles.items():
-            with stream(seed, "programming", name):
+    analog = convert(model, profile, digital_layers, seed=seed)
+    tiles = named_tiles(analog)
+    _refuse_bad_ranges(tiles)
+    chosen = profile if isinstance(profile, Profile) else None
+    adc = None if chosen is None else chosen.adc
+    bounds: dict[str, float] = {}
+    if adc is not None and adc.range == "calibrated":
+        bounds = calibrate_ranges(analog, calibration, adc.percentile)
+    elif adc is not None:
+        bounds = dict.fromkeys(tiles, float(adc.range))
+    # Before what takes long.
+    _require_engine(analog, engine)
+    t_inference = 0.0 if chosen is None else None
+    if chosen is not None and chosen.memory is not None:
+        t_inference = float(chosen.memory.t_inference)
+    if t_inference is not None:
+        for name, tile in tqdm(tiles.items(), "program", unit="tile", delay=2, leave=False):
+            with stream(seed, "programming", name), _without_deprecations():
                 tile.program_weights()
-    return _operate(analog, profile, seed, out_bounds)
+    noise = SampleNoise(seed)
+    return operate(
+        Chip(
+            analog,
+            Executable(analog, noise, one_by_one=False),
+            chosen,
+            seed,
+            t_inference,
+            bounds,
+            engine,
+            tuple(digital_layers),
+        )
+    )
 
 
-def clipped_share(chip: Chip, images: torch.Tensor) -> dict[str, float]:
+def operate(chip: Chip) -> Chip:
+    """A programmed chip at its time of inference, ready to run.
+
+    Args:
+      chip: its `analog` is programmed; it is aged in place, and its executable is not used.
+    """
+    wnoise = None if chip.profile is None else chip.profile.wnoise
+    for name, tile in named_tiles(chip.analog).items():
+        if chip.t_inference is not None:
+            with stream(chip.seed, "reading", name, chip.t_inference), _without_deprecations():
+                tile.drift_weights(chip.t_inference)
+        if wnoise is not None and wnoise.drawn == "per_chip":
+            freeze_weight_noise(tile, wnoise, seed=chip.seed, name=name)
+    return chip.on(chip.engine)
+
+
+def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     """The share of each tile's outputs beyond its ADC range on some images, in [0, 1].
 
     Args:
       chip: a chip with an ADC.
-      images: float32 `[batch, channel, height, width]`.
+      images: as for `program`.
     """
-    if chip.profile.adc is None:
-        raise ValueError(f"profile {chip.profile.name} has no ADC, so it does not clip outputs")
-    beyond, seen = dict.fromkeys(chip.out_bounds, 0), dict.fromkeys(chip.out_bounds, 0)
-
-    def count(name: str, outputs: torch.Tensor) -> None:
-        beyond[name] += int((outputs.abs() > chip.out_bounds[name]).sum())
-        seen[name] += outputs.numel()
-
-    _observe(chip.analog, images, count)
-    return {name: beyond[name] / seen[name] for name in seen}
+    if not chip.out_bounds:
+        raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
+    return tile_output_shares(chip.analog, dict(chip.out_bounds), as_tensor(images, "images"))
 
 
-def _operate(
-    analog: nn.Module, profile: Profile, seed: int, out_bounds: Mapping[str, float]
-) -> Chip:
-    """The chip at the profile's time; `analog` is programmed and becomes the chip's own."""
-    for name, tile in _tiles(analog).items():
-        if profile.pcm is not None:
-            t_inference = float(profile.pcm.t_inference)
-            with stream(seed, "reading", name, t_inference):
-                tile.drift_weights(t_inference)
-        if profile.wnoise is not None:
-            add_weight_noise(tile, profile.wnoise.sigma, seed=seed, name=name)
-    executable = analog
-    if profile.adc is None:
-        with stream(seed, "conversion"):
-            executable = convert_to_digital(analog).eval().requires_grad_(False)
-    return Chip(analog, executable, profile, seed, out_bounds)
-
-
-def _tiles(analog: nn.Module) -> dict[str, TorchInferenceTile]:
-    return {n: m for n, m in analog.named_modules() if isinstance(m, TorchInferenceTile)}
-
-
-def _refuse_unmappable(model: nn.Module) -> None:
+def convert(
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    digital_layers: Sequence[str],
+    *,
+    seed: int,
+) -> nn.Module:
+    """The network on tiles with its target weights, clipped and rescaled; see `program`."""
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
+    paths = [name for name, _ in model.named_modules()]
+    if unknown := [name for name in digital_layers if name not in paths or not name]:
+        raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
+    model = deepcopy(model).cpu()
+    if named_tiles(model):
+        analog = _reconfigure(model, profile, digital_layers)
+    elif profile is None:
+        raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
+    else:
+        _refuse_unmappable(model, digital_layers)
+        config = rpu_config(profile) if isinstance(profile, Profile) else profile
+        if not isinstance(config, InferenceRPUConfig):
+            raise ValueError(
+                f"{type(config).__name__} does not describe inference; use AIHWKit's "
+                "InferenceRPUConfig or TorchInferenceRPUConfig, or a Profile"
+            )
+        # New layers draw weights, which conversion then replaces, and what varies between outputs.
+        with stream(seed, "conversion"):
+            # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
+            analog = _convert_to_analog(model, config, list(digital_layers))
+    analog.eval().requires_grad_(False)
+    if isinstance(profile, Profile):
+        for tile in named_tiles(analog).values():
+            _set_to_profile(tile, profile)
+    return analog
+
+
+def _convert_to_analog(
+    model: nn.Module, config: InferenceRPUConfig, digital_layers: list[str]
+) -> nn.Module:
+    try:
+        return convert_to_analog(
+            model,
+            config,
+            ensure_analog_root=False,
+            exclude_modules=digital_layers,
+            inplace=True,
+        )
+    except RuntimeError as error:
+        if isinstance(config, TorchInferenceRPUConfig):
+            raise
+        raise ValueError(
+            f"AIHWKit's compiled tile, which {type(config).__name__} asks for, does not work with "
+            f"PyTorch {torch.__version__} here ({error}); use TorchInferenceRPUConfig, or AIHWKit "
+            "1.2 on Python 3.12"
+        ) from error
+
+
+def _reconfigure(
+    analog: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    digital_layers: Sequence[str],
+) -> nn.Module:
+    """A network that is on tiles already, some of its layers made digital again."""
+    if isinstance(profile, InferenceRPUConfig):
+        raise ValueError(
+            "the model is on AIHWKit tiles with a configuration of its own: give a Profile, or "
+            "None to take it as it is"
+        )
+    for name, layer in named_layers(analog).items():
+        if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
+            analog = replace_layer(analog, name, digital_layer(layer))
+    if not named_tiles(analog):
+        raise ValueError("every layer is digital: leave some on tiles")
+    for name, tile in named_tiles(analog).items():
+        if profile is not None and type(tile) is not TorchInferenceTile:
+            raise ValueError(
+                f"tile {name} is a {type(tile).__name__}: a profile needs a network converted with "
+                "TorchInferenceRPUConfig; or give None to take its own configuration"
+            )
+    return analog
+
+
+def _set_to_profile(tile: Tile, profile: Profile) -> None:
+    """Gives a tile the profile's settings and clips its weights; geometry and scales stay."""
+    wanted, config = rpu_config(profile), tile.rpu_config
+    config.forward = wanted.forward
+    if tile.input_range is not None:
+        # The range takes the place of the largest magnitude of each input vector.
+        config.forward.noise_management = NoiseManagementType.NONE
+    config.noise_model, config.drift_compensation = wanted.noise_model, wanted.drift_compensation
+    largest = float(largest_target(tile))
+    if config.forward.w_noise > 0 and profile.wnoise is not None:
+        # AIHWKit's unit of weight noise is a weight of 1, ours the largest weight.
+        constant = profile.wnoise.kind == "constant"
+        config.forward.w_noise *= largest if constant else largest**0.5
+    if type(tile.tile) is TorchSimulatorTile:
+        simulator = MvmNoiseTile(tile.tile.x_size, tile.tile.d_size, config)
+        simulator.set_weights(tile.tile.get_weights())
+        tile.tile = simulator.eval().requires_grad_(False)
+    tile.tile.set_config(config)
+    if profile.clipping.type != "none":
+        clip = clip_parameter(profile.clipping)
+        clip.fixed_value *= largest
+        tile.tile.clip_weights(clip)
+        tile.remap_weights(weight_scaling_omega=1.0)
+
+
+def _executable(analog: nn.Module, engine: Engine, seed: int) -> Executable:
+    noise = SampleNoise(seed)
+    unsupported = _require_engine(analog, engine)
+    if engine == "fast":
+        return Executable(fast_network(deepcopy(analog), noise), noise, one_by_one=False).eval()
+    draws = any(
+        not tile.rpu_config.forward.is_perfect and tile.rpu_config.forward.w_noise > 0
+        for tile in named_tiles(analog).values()
+    )
+    return Executable(analog, noise, one_by_one=draws or bool(unsupported)).eval()
+
+
+def _require_engine(analog: nn.Module, engine: Engine) -> list[str]:
+    """The settings that only AIHWKit's tiles honour, refused where they are not to run."""
+    if engine not in ("fast", "aihwkit"):
+        raise ValueError(f"the engine is fast or aihwkit, got {engine!r}")
+    unsupported = unsupported_settings(analog)
+    if unsupported and engine == "fast":
+        raise ValueError(
+            f"fast execution cannot honour {', '.join(unsupported)}; use engine='aihwkit'"
+        )
+    return unsupported
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hides what AIHWKit's noise models use of PyTorch and NumPy that will change one day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)
+        warnings.filterwarnings("ignore", "__array_wrap__ must accept", DeprecationWarning)
+        yield
+
+
+def _refuse_bad_ranges(tiles: Mapping[str, Tile]) -> None:
+    """Refuses converters that AIHWKit would silently turn into NaN or leave without saturation."""
+    for name, tile in tiles.items():
+        forward = tile.rpu_config.forward
+        if not forward.is_perfect and forward.out_res > 0 and forward.out_bound <= 0:
+            raise ValueError(
+                f"tile {name} quantises its outputs (forward.out_res={forward.out_res:g}) over the "
+                f"range forward.out_bound={forward.out_bound:g}: give a positive one"
+            )
+
+
+def _refuse_unmappable(model: nn.Module, digital_layers: Sequence[str]) -> None:
     mapped = 0
     for name, module in model.named_modules():
+        if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
+            continue
         what = f"layer {name or 'at the root'} ({type(module).__name__})"
         # The exact types: AIHWKit leaves subclasses digital.
         if type(module) in (nn.Conv2d, nn.Linear):
             mapped += 1
         elif not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
-            raise ValueError(f"{what} has weights but cannot be mapped; use Conv2d or Linear")
+            raise ValueError(
+                f"{what} has weights but cannot be mapped; use Conv2d or Linear, or name it in "
+                "digital_layers"
+            )
         if type(module) is nn.Conv2d:
             if module.groups != 1:
-                raise ValueError(f"{what} has {module.groups} groups; tiles need groups=1")
+                raise ValueError(
+                    f"{what} has {module.groups} groups; tiles need groups=1: name it in "
+                    "digital_layers"
+                )
             if isinstance(module.padding, str) or module.padding_mode != "zeros":
                 raise ValueError(f"{what} must pad by explicit numbers of zeros, not by name")
     if not mapped:
@@ -176,61 +417,3 @@ def _refuse_unmappable(model: nn.Module) -> None:
             raise ValueError(f"{name} is {tensor.dtype}; chips are simulated in float32")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"non-finite weights in {name}; load another checkpoint")
-
-
-def _observe(
-    analog: nn.Module, images: torch.Tensor, observe: Callable[[str, torch.Tensor], None]
-) -> None:
-    """Runs the network and shows `observe` each tile's outputs ahead of the ADC, normalised.
-
-    An output is `W x / max|x|` for each input vector x, W with largest target weight 1.
-    """
-
-    def hook(name: str) -> Callable[[TorchInferenceTile, tuple[torch.Tensor]], None]:
-        def before(tile: TorchInferenceTile, inputs: tuple[torch.Tensor]) -> None:
-            scale = inputs[0].abs().amax(-1, keepdim=True)
-            scale[scale == 0] = 1.0
-            observe(name, (inputs[0] / scale) @ tile.tile.weight.T)
-
-        return before
-
-    tiles = _tiles(analog)
-    handles = [tile.register_forward_pre_hook(hook(name)) for name, tile in tiles.items()]
-    try:
-        with torch.inference_mode():
-            for chunk in images.split(_CHUNK):
-                analog(chunk)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _calibrate(analog: nn.Module, images: torch.Tensor | None) -> dict[str, float]:
-    """Sets each tile's ADC range to its largest ideal output; returns them by tile."""
-    if images is None:
-        raise ValueError("a calibrated ADC range needs calibration images; pass calibration=")
-    if images.dtype != torch.float32 or images.ndim != 4 or not len(images):
-        raise ValueError(
-            "calibration must be float32 images [batch, channel, height, width], "
-            f"got {images.dtype} {tuple(images.shape)}"
-        )
-    tiles = _tiles(analog)
-    bounds = dict.fromkeys(tiles, 0.0)
-
-    def record(name: str, outputs: torch.Tensor) -> None:
-        largest = float(outputs.abs().max())
-        # max() would drop a NaN
-        bounds[name] = largest if math.isnan(largest) else max(bounds[name], largest)
-
-    for tile in tiles.values():
-        tile.rpu_config.forward.is_perfect = True
-    _observe(analog, images.cpu(), record)
-    for name, tile in tiles.items():
-        if not math.isfinite(bounds[name]) or bounds[name] == 0:
-            raise ValueError(
-                f"calibration gives tile {name} the ADC range {bounds[name]}; "
-                "use images on which every layer is finite and active"
-            )
-        tile.rpu_config.forward.out_bound = bounds[name]
-        tile.rpu_config.forward.is_perfect = False
-    return bounds

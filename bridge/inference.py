@@ -1,70 +1,194 @@
-"""A chip, or any torch module, over a data set: logits, one row a sample."""
+"""A chip, or any torch module, over a data set: one row a sample."""
 
+import hashlib
+import json
+import os
+from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
 from bridge.chip import Chip
+from bridge.chip_files import fingerprint
+
+_MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
+
+
+class Source(Protocol):
+    """Samples by position: `{"image": float32 [height, width, channel], "label": int, "index":
+    int}`, the index stable, unique and >= 0. It may have `__getitems__(positions)` too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Any: ...
+
+
+class _Batch(NamedTuple):
+    images: NDArray[np.float32]
+    labels: list[int]
+    indices: list[int]
 
 
 def predict(
     chip: Chip | nn.Module,
-    images: NDArray[np.float32],
+    source: Source,
     *,
-    batch_size: int,
+    batch_size: int = 64,
     device: str | torch.device = "cpu",
-    description: str,
-) -> NDArray[np.float32]:
-    """Logits of all images, in their order.
+    description: str = "predict",
+    out: str | os.PathLike[str] | None = None,
+) -> pa.Table:
+    """What a chip makes of every sample, in the source's order.
 
-    No sample's logits depend on the others in its batch (up to rounding): in eval mode neither the
-    network nor the tiles couple them. On a GPU, TensorFloat-32 is off.
+    No sample's logits depend on the others in its batch (up to rounding): the noise of an operation
+    is that of the chip's seed, the layer and the sample's index. On a GPU, TensorFloat-32 is off.
 
     Args:
       chip: a chip, or a module on images `[batch, channel, height, width]` in eval mode.
-      images: float32 `[sample, height, width, channel]`, the layout of JAX; transposed per batch.
+      source: the samples, their images normalised as the model expects; read batch by batch.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
       description: text ahead of the progress bar.
+      out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
+        data set, and the table returned is mapped from it. A file that the same chip has made from
+        the same samples is read instead of made again.
 
     Returns:
-      float32 `[sample, class]`.
+      index int64, label int64, prediction int64, correct bool and logits, float32 `[class]`; one
+      row a sample.
 
     Raises:
-      ValueError: malformed images, a module in training mode, or non-finite logits.
+      ValueError: malformed samples, a module in training mode, non-finite logits, or a file at
+        `out` that is something else.
     """
-    module = chip.executable if isinstance(chip, Chip) else chip
-    if images.ndim != 4 or images.dtype != np.float32 or not len(images):
-        raise ValueError(
-            "images must be float32 [sample, height, width, channel], "
-            f"got {images.dtype} {images.shape}"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if module.training:
         raise ValueError("the module is in training mode; call eval() first")
+    if batch_size < 1 or not len(source):
+        raise ValueError(
+            "batch_size and the number of samples must be at least 1, got "
+            f"{batch_size} and {len(source)}"
+        )
+    if out is None:
+        return pa.Table.from_batches(_run(chip, source, batch_size, device, description))
+    target = Path(out)
+    identity = _identity(chip, source)
+    if target.exists():
+        return _read(target, identity)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    writer = None
+    try:
+        for rows in _run(chip, source, batch_size, device, description):
+            if writer is None:
+                schema = rows.schema.with_metadata({_MADE_BY: identity})
+                writer = pq.ParquetWriter(temporary, schema)
+            writer.write_batch(rows)
+        assert writer is not None
+        writer.close()
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _read(target, identity)
+
+
+def _run(
+    chip: Chip | nn.Module,
+    source: Source,
+    batch_size: int,
+    device: str | torch.device,
+    description: str,
+) -> Iterator[pa.RecordBatch]:
+    module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     device = torch.device(device)
     if device.type != "cpu":
         module = deepcopy(module).to(device)
-    rows = []
     with (
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        tqdm(total=len(images), desc=description, unit="image") as progress,
+        tqdm(total=len(source), desc=description, unit="image") as progress,
     ):
-        for start in range(0, len(images), batch_size):
-            batch = np.array(images[start : start + batch_size].transpose(0, 3, 1, 2), order="C")
-            logits = module(torch.from_numpy(batch).to(device)).float().cpu().numpy()
-            finite = np.isfinite(logits).all(axis=-1)
-            if not finite.all():
+        for images, labels, indices in _batches(source, batch_size):
+            # JAX's layout is channels_last, with which PyTorch is fastest too.
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+            yield _rows(logits.float().cpu().numpy(), labels, indices, description)
+            progress.update(len(labels))
+
+
+def _batches(source: Source, batch_size: int) -> Iterator[_Batch]:
+    shape: tuple[int, ...] | None = None
+    for start in range(0, len(source), batch_size):
+        positions = range(start, min(start + batch_size, len(source)))
+        many = getattr(source, "__getitems__", None)
+        samples = many(list(positions)) if many else [source[position] for position in positions]
+        for sample in samples:
+            image = np.asarray(sample["image"])
+            shape = image.shape if shape is None else shape
+            if image.dtype != np.float32 or image.ndim != 3 or image.shape != shape:
                 raise ValueError(
-                    f"{description}: non-finite logits, first for image "
-                    f"{start + int(np.argmin(finite))}; check the weights and the images"
+                    "images must be float32 [height, width, channel] of one shape; image "
+                    f"{sample['index']} is {image.dtype} {image.shape}"
                 )
-            rows.append(logits)
-            progress.update(len(logits))
-    return np.concatenate(rows)
+            if int(sample["index"]) < 0 or int(sample["label"]) < 0:
+                raise ValueError(
+                    f"labels and indices must not be negative; got {sample['label']} and "
+                    f"{sample['index']}"
+                )
+        yield _Batch(
+            np.stack([sample["image"] for sample in samples]),
+            [int(sample["label"]) for sample in samples],
+            [int(sample["index"]) for sample in samples],
+        )
+
+
+def _rows(
+    logits: NDArray[np.float32], labels: list[int], indices: list[int], description: str
+) -> pa.RecordBatch:
+    if logits.ndim != 2:
+        raise ValueError(f"the module must give logits [batch, class], not {logits.shape}")
+    finite = np.isfinite(logits).all(axis=-1)
+    if not finite.all():
+        raise ValueError(
+            f"{description}: non-finite logits, first for image {indices[int(np.argmin(finite))]}; "
+            "check the weights and the images"
+        )
+    prediction = logits.argmax(axis=1)
+    columns = {
+        "index": pa.array(indices, pa.int64()),
+        "label": pa.array(labels, pa.int64()),
+        "prediction": pa.array(prediction, pa.int64()),
+        "correct": pa.array(prediction == np.asarray(labels)),
+        "logits": pa.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1]),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _identity(chip: Chip | nn.Module, source: Source) -> bytes:
+    """What decides the table: the chip, and the samples as far as the first and the last tell."""
+    ends = hashlib.sha256()
+    for position in (0, len(source) - 1):
+        sample = source[position]
+        ends.update(np.ascontiguousarray(sample["image"]).tobytes())
+        ends.update(f"{sample['label']} {sample['index']}".encode())
+    identity = {"chip": fingerprint(chip), "samples": len(source), "ends": ends.hexdigest()}
+    return json.dumps(identity).encode()
+
+
+def _read(path: Path, identity: bytes) -> pa.Table:
+    try:
+        table = pq.read_table(path, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a readable table: remove it ({error})") from error
+    if (table.schema.metadata or {}).get(_MADE_BY) != identity:
+        raise ValueError(
+            f"{path} was made by another chip or from other samples: remove it, or give another out"
+        )
+    return table

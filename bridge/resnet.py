@@ -1,11 +1,19 @@
 """Residual networks in PyTorch with torchvision's parameter names and architecture ("v1.5")."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, cast
 
+import jax
+import numpy as np
 import torch
+from flax import nnx
 from torch import nn
 
+from bridge.weights import to_torch
+
 Stem = Literal["cifar", "imagenet"]
+
+_TOLERANCE = 1e-4  # of the twins' logits, relative to the largest; rounding gives about 1e-6
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -133,3 +141,83 @@ def resnet50(
 ) -> ResNet:
     """ResNet-50; the arguments are `ResNet`'s."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, stem, width, in_channels)
+
+
+def twin(model: nnx.Module) -> ResNet:
+    """The PyTorch twin of a Flax NNX ResNet: its structure and its weights, in evaluation mode.
+
+    Kind of block, depths, width, stem and channels are read from the names and shapes of the
+    weights, epsilon from each BatchNorm. What these do not show (strides, padding, activations) is
+    checked by the logits of two random images of 32x32.
+
+    Args:
+      model: any NNX model with torchvision's attribute names, from float32 images
+        `[batch, height, width, channel]` to logits; float32, in either mode, not changed.
+
+    Raises:
+      ValueError: the model is no such ResNet (what differs is listed), its logits differ from the
+        twin's, or its weights are not finite.
+    """
+    state_dict = to_torch(model)
+    network = _of_shapes({name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+    network.load_state_dict(state_dict, assign=True)
+    network.eval()
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.BatchNorm):
+            norm = cast(nn.BatchNorm2d, network.get_submodule(".".join(map(str, path))))
+            norm.eps = layer.epsilon
+
+    shape = (2, 32, 32, network.conv1.in_channels)  # even: an asymmetric padding shows
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    with jax.default_matmul_precision("highest"):
+        expected = np.asarray(nnx.jit(lambda model, x: model(x))(evaluated, images), np.float32)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    if logits.shape != expected.shape:
+        raise ValueError(
+            f"the model gives {expected.shape} for two images and not logits {logits.shape}"
+        )
+    error = np.abs(logits - expected).max()
+    if not error <= _TOLERANCE * np.abs(expected).max():
+        raise ValueError(
+            "the model has the weights of a ResNet but other logits than torchvision's ResNet has "
+            f"with them (by {error:.1e}, the largest being {np.abs(expected).max():.1e}): strides, "
+            "padding, activations or the computation type (float32 is needed) differ"
+        )
+    return network
+
+
+def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> ResNet:
+    """The ResNet whose state dict has these shapes, without values (on the meta device)."""
+    stem, head = shapes.get("conv1.weight", ()), shapes.get("fc.weight", ())
+    if stem[2:] not in ((7, 7), (3, 3)) or len(head) != 2:
+        raise ValueError(
+            "not a ResNet with torchvision's names: it has no convolution conv1 of 7x7 or 3x3, or "
+            "no linear layer fc; write its PyTorch twin and load to_torch(model) into it"
+        )
+
+    def depth(stage: int) -> int:
+        return len({name.split(".")[1] for name in shapes if name.startswith(f"layer{stage}.")})
+
+    with torch.device("meta"):
+        network = ResNet(
+            Bottleneck if any(".conv3." in name for name in shapes) else BasicBlock,
+            (depth(1), depth(2), depth(3), depth(4)),
+            num_classes=head[0],
+            stem="imagenet" if stem[2:] == (7, 7) else "cifar",
+            width=stem[0],
+            in_channels=stem[1],
+        )
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in shapes]
+    problems += [f"unexpected {name}" for name in shapes if name not in expected]
+    problems += [
+        f"{name} has shape {shapes[name]}, not {shape}"
+        for name, shape in expected.items()
+        if shapes.get(name, shape) != shape
+    ]
+    if problems:
+        raise ValueError("not a ResNet with torchvision's names: " + "; ".join(problems))
+    return network

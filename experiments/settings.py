@@ -74,11 +74,11 @@ class Simulate:
     adc: ADC = field(default_factory=ADC)
     """Converter at each tile's outputs, in the profiles with adc."""
     wnoise: WeightNoise = field(default_factory=WeightNoise)
-    """Static weight noise, in the profiles with wnoise."""
+    """Weight noise, in the profiles with wnoise."""
     pcm: PCM = field(default_factory=PCM)
     """Phase-change memory, in the profiles with pcm."""
-    clipping: float | None = None
-    """Clip each tile's weights at this many standard deviations, in every profile."""
+    clipping: Clipping = field(default_factory=Clipping)
+    """Of each tile's weights before programming, in every profile."""
     chips: int = 1
     """Chips programmed for each profile; chip k has seed SEED + k."""
     calibration: int = 256
@@ -96,8 +96,6 @@ class Simulate:
             )
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
-        if self.clipping is not None:
-            Clipping(self.clipping)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.artefacts import read_json, write_csv, write_json, write_parquet
+from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
 from experiments.records import read_records, recorded_settings
 from experiments.samples import limited, read_folds
 from experiments.settings import Experiment
 from jaxcurv import data
 
 if TYPE_CHECKING:
-    import torch
     from flax import nnx
 
     import bridge
@@ -140,17 +139,26 @@ def export(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     samples = data.read(dataset.test, range(min(64, len(dataset.test))), description="read test")
-    images = data.Normalisation(**description["normalisation"]).apply(samples.images)
+    normalisation = data.Normalisation(**description["normalisation"])
+    images = normalisation.apply(samples.images)
     with jax.default_matmul_precision("highest"):
         flax_logits = np.asarray(nnx.jit(lambda model, x: model(x))(model, images))
-    torch_logits = bridge.predict(twin.eval(), images, batch_size=64, description="export")
+    predicted = bridge.predict(
+        twin.eval(), data.Normalised(samples, normalisation), description="export"
+    )
+    torch_logits = np.stack(predicted["logits"].to_numpy())
     error = float(np.abs(flax_logits - torch_logits).max() / np.abs(flax_logits).max())
     if not error < 1e-4:
         raise ValueError(
             f"logits of Flax and PyTorch differ by {error:.1e} relative (at most 1e-4 is allowed): "
             "weights not exported"
         )
-    header = {**description, "data": job.experiment.data.name, "logits_relative_error": error}
+    header = {
+        **description,
+        "checkpoint_sha256": sha256(job.folder / description["checkpoint"]),
+        "data": job.experiment.data.name,
+        "logits_relative_error": error,
+    }
     path = job.folder / "weights.safetensors"
     bridge.save_weights(path, state_dict, header)
     return Outcome([path], f"cpu, torch {torch.__version__}")
@@ -173,35 +181,29 @@ def simulate(job: Job) -> Outcome:
     folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
     train, folds = folds["train"], limited(folds, job.experiment)
     chosen = data.subset(train.indices, settings.calibration, job.experiment.data.split_seed)
-    calibration = _channels_first(normalisation.apply(train.images[chosen]))
-    unseen = _channels_first(normalisation.apply(folds["test"].images[: settings.calibration]))
-    images = normalisation.apply(np.concatenate([rows.images for rows in folds.values()]))
-    samples = pd.concat(
-        [
-            pd.DataFrame({"fold": fold, "index": rows.indices, "label": rows.labels})
-            for fold, rows in folds.items()
-        ],
-        ignore_index=True,
-    )
+    calibration = normalisation.apply(train.images[chosen])
+    unseen = normalisation.apply(folds["test"].images[: settings.calibration])
 
     def run_chip(profile: bridge.Profile, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
         ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
         share = bridge.clipped_share(chip, unseen) if profile.adc else {}
         ranges["clipped_share"] = ranges["tile"].map(share)
-        logits = bridge.predict(
-            chip,
-            images,
-            batch_size=settings.batch_size,
-            device=settings.device,
-            description=f"chip {seed}: {profile.name}",
-        )
-        outcomes = samples.drop(columns="label").assign(prediction=logits.argmax(axis=1))
-        outcomes["correct"] = outcomes["prediction"] == samples["label"]
-        return outcomes, ranges
+        outcomes = []
+        for fold, samples in folds.items():
+            table = bridge.predict(
+                chip,
+                data.Normalised(samples, normalisation),
+                batch_size=settings.batch_size,
+                device=settings.device,
+                description=f"chip {seed}: {profile.name}, {fold}",
+            )
+            predicted = table.select(["index", "prediction", "correct"]).to_pandas()
+            predicted.insert(0, "fold", fold)
+            outcomes.append(predicted)
+        return pd.concat(outcomes, ignore_index=True), ranges
 
-    clipping = None if settings.clipping is None else bridge.Clipping(settings.clipping)
-    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, clipping)
+    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     parts = job.folder / "chips" / job.fingerprint
     predictions, converters = [], []
     for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
@@ -281,12 +283,6 @@ def report(job: Job) -> Outcome:
         ideal_agreement=analysis.ideal_agreement(joined),
     )
     return Outcome([page, folder], "cpu")
-
-
-def _channels_first(images: np.ndarray) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def _joined(job: Job) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,10 @@ from bridge import (
 )
 from bridge.resnet import BasicBlock, ResNet
 from bridge.rpu import rpu_config
+from bridge.tiles import named_tiles
 
 IDEAL = PROFILES["ideal"]
+CLIP = Clipping("layer_gaussian", 2.0)
 QUIET = PCM(programming_noise=0.0, read_noise=0.0)
 IMAGES = np.random.default_rng(0).normal(size=(24, 8, 8, 3)).astype(np.float32)
 CALIBRATION = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
@@ -59,17 +62,21 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def make(model: nn.Module, profile: Profile, seed: int = 0) -> Chip:
-    return program(model, profile, seed=seed, calibration=CALIBRATION)
+def make(model: nn.Module, profile: Profile, seed: int = 0, **settings: Any) -> Chip:
+    return program(model, profile, seed=seed, calibration=CALIBRATION, **settings)
 
 
-def logits(chip: Chip | nn.Module, batch_size: int = 24) -> np.ndarray:
-    return predict(chip, IMAGES, batch_size=batch_size, description="test")
+def source(images: np.ndarray, first: int = 0) -> list[dict[str, Any]]:
+    """Samples with labels 0 to 4 and indices from `first` on."""
+    return [{"image": x, "label": n % 5, "index": first + n} for n, x in enumerate(images)]
+
+
+def logits(chip: Chip | nn.Module, batch_size: int = 24, images: np.ndarray = IMAGES) -> np.ndarray:
+    return np.stack(predict(chip, source(images), batch_size=batch_size)["logits"].to_numpy())
 
 
 def tiles(chip: Chip) -> dict[str, TorchInferenceTile]:
-    modules = chip.analog.named_modules()
-    return {name: module for name, module in modules if isinstance(module, TorchInferenceTile)}
+    return named_tiles(chip.analog)
 
 
 def weights(chip: Chip) -> dict[str, torch.Tensor]:
@@ -92,13 +99,13 @@ def test_there_are_eight_profiles() -> None:
     names = "ideal adc wnoise pcm adc+wnoise adc+pcm wnoise+pcm adc+wnoise+pcm"
     assert list(PROFILES) == names.split()
     assert all(profile.name == name for name, profile in PROFILES.items())
-    assert PROFILES["adc+pcm"] == Profile(adc=ADC(), pcm=PCM())
+    assert PROFILES["adc+pcm"] == Profile(adc=ADC(), memory=PCM())
 
 
 def test_profiles_take_settings_and_clip_all_alike() -> None:
-    chosen = eight_profiles(ADC(bits=6), WeightNoise(0.1), PCM(t_inference=0.0), Clipping(2.0))
-    assert chosen["ideal"] == Profile(clipping=Clipping(2.0))
-    assert chosen["adc+wnoise"] == Profile(ADC(bits=6), WeightNoise(0.1), clipping=Clipping(2.0))
+    chosen = eight_profiles(ADC(bits=6), WeightNoise(0.1), PCM(t_inference=0.0), CLIP)
+    assert chosen["ideal"] == Profile(clipping=CLIP)
+    assert chosen["adc+wnoise"] == Profile(ADC(bits=6), WeightNoise(0.1), clipping=CLIP)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_profiles_take_settings_and_clip_all_alike() -> None:
         (lambda: PCM(g_max=0.0), "g_max"),
         (lambda: PCM(t_inference=-1.0), "t_inference"),
         (lambda: PCM(read_noise=math.nan), "read_noise"),
-        (lambda: Clipping(0.0), "clipping sigma"),
+        (lambda: Clipping(sigma=0.0), "clipping sigma"),
     ],
 )
 def test_bad_settings_are_refused(make_setting, message: str) -> None:
@@ -140,7 +147,7 @@ def test_ideal_is_digital(resnet) -> None:
     network = resnet(num_classes=5, stem="cifar", width=4).eval()
     chip, expected = make(network, IDEAL), logits(network)
     assert relative_error(logits(chip), expected) < 1e-4
-    assert relative_error(logits(chip.analog), expected) < 1e-4
+    assert relative_error(logits(chip.on("aihwkit")), expected) < 1e-4
     assert chip.t_inference is None
     analog_layers = {name.split(".analog_module")[0] for name in tiles(chip)}
     layers = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
@@ -151,7 +158,7 @@ def test_ideal_is_digital(resnet) -> None:
 def test_without_adc_the_executable_equals_the_tiles(network: nn.Module, name: str) -> None:
     chip = make(network, PROFILES[name])
     assert not any(isinstance(m, TorchInferenceTile) for m in chip.executable.modules())
-    assert relative_error(logits(chip), logits(chip.analog)) < 1e-5
+    assert relative_error(logits(chip), logits(chip.on("aihwkit"))) < 1e-5
 
 
 def test_layers_larger_than_a_tile() -> None:
@@ -159,10 +166,9 @@ def test_layers_larger_than_a_tile() -> None:
     images = np.random.default_rng(2).normal(size=(5, 10, 110, 1)).astype(np.float32)
     chip = program(model, IDEAL, seed=0)
     assert len(tiles(chip)) == 3
-    expected = predict(model, images, batch_size=5, description="test")
-    for module in (chip.executable, chip.analog):
-        actual = predict(module, images, batch_size=5, description="test")
-        assert relative_error(actual, expected) < 1e-5
+    expected = logits(model, images=images)
+    for one in (chip, chip.on("aihwkit")):
+        assert relative_error(logits(one, images=images), expected) < 1e-5
 
 
 # ADC
@@ -227,12 +233,12 @@ def test_weight_noise_is_relative_to_each_tile_s_largest_weight() -> None:
     model = linear(1000, 200)
     model.fc.weight.data[:, 500:] *= 10
     chip = program(model, Profile(wnoise=WeightNoise(0.02)), seed=3)
-    noise = chip.executable.fc.weight - model.fc.weight
+    noise = chip.executable.network.fc.weight - model.fc.weight
     for half in (slice(0, 500), slice(500, 1000)):
         z = noise[:, half] / (0.02 * model.fc.weight[:, half].abs().max())
         assert abs(z.mean()) < 4 / math.sqrt(z.numel())
         assert abs(z.std() - 1) < 4 / math.sqrt(2 * z.numel())
-    assert torch.equal(chip.executable.fc.bias, model.fc.bias)
+    assert torch.equal(chip.executable.network.fc.bias, model.fc.bias)
 
 
 def test_no_weight_noise_at_sigma_zero(network: nn.Module) -> None:
@@ -247,7 +253,7 @@ def test_programming_noise_follows_the_polynomial() -> None:
     levels = torch.tensor([0.3, 0.6, 1.0])
     model = linear(500, 300)
     model.fc.weight.data = levels.repeat(100)[:, None].expand(300, 500).contiguous()
-    chip = program(model, Profile(pcm=PCM()), seed=0)
+    chip = program(model, Profile(memory=PCM()), seed=0)
     (tile,) = tiles(chip).values()
     error = (tile.programmed_weights - model.fc.weight) * 25.0  # microsiemens
     empty = 0.26348  # spread of the pair's other device, at zero; what falls below zero is cut
@@ -261,7 +267,7 @@ def test_programming_noise_follows_the_polynomial() -> None:
 
 def test_drift_follows_the_power_law() -> None:
     model = linear(192, 30)
-    chip = program(model, Profile(pcm=QUIET), seed=0)
+    chip = program(model, Profile(memory=QUIET), seed=0)
     (tile,) = tiles(chip).values()
     plus, minus = tile.drift_noise_parameters
     target = tile.reference_combined_weights
@@ -284,7 +290,7 @@ def test_the_same_chip_later(network: nn.Module) -> None:
     programmed, later_programmed = tiles(chip), tiles(later)
     for name, tile in programmed.items():
         assert torch.equal(tile.programmed_weights, later_programmed[name].programmed_weights)
-    profile = Profile(wnoise=WeightNoise(), pcm=PCM(t_inference=3600.0))
+    profile = Profile(wnoise=WeightNoise(), memory=PCM(t_inference=3600.0))
     assert same(weights(later), weights(make(network, profile)))
     assert relative_error(logits(later), logits(chip)) > 1e-2
 
@@ -297,7 +303,7 @@ def test_profiles_of_a_seed_share_the_programmed_chip(network: nn.Module) -> Non
     programmed = {
         name: {k: tile.programmed_weights for k, tile in tiles(chip).items()}
         for name, chip in chips.items()
-        if chip.profile.pcm is not None
+        if chip.profile.memory is not None
     }
     assert len(programmed) == 4
     assert all(same(one, programmed["pcm"]) for one in programmed.values())
@@ -343,9 +349,11 @@ def test_the_caller_s_state_is_left_alone(network: nn.Module) -> None:
 
 def test_clipping_applies_to_the_ideal_chip_too() -> None:
     model = linear(192, 30)
-    chip = program(model, Profile(clipping=Clipping(1.5)), seed=0)
+    chip = program(model, Profile(clipping=Clipping("layer_gaussian", 1.5)), seed=0)
     bound = 1.5 * model.fc.weight.std()
-    torch.testing.assert_close(chip.executable.fc.weight, model.fc.weight.clamp(-bound, bound))
+    torch.testing.assert_close(
+        chip.executable.network.fc.weight, model.fc.weight.clamp(-bound, bound)
+    )
     (normalised,) = weights(chip).values()
     assert normalised.abs().max() == pytest.approx(1.0)
 
@@ -408,34 +416,6 @@ def test_bad_programming_inputs_are_refused() -> None:
 def test_bad_calibrations_are_refused(calibration: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         program(linear(192, 4), PROFILES["adc"], seed=0, calibration=calibration)
-
-
-def test_bad_prediction_inputs_are_refused(network: nn.Module) -> None:
-    def run(images: np.ndarray, batch_size: int = 4, module: nn.Module = network) -> None:
-        predict(module, images, batch_size=batch_size, description="test")
-
-    with pytest.raises(ValueError, match="must be float32"):
-        run(IMAGES.astype(np.float64))
-    with pytest.raises(ValueError, match="must be float32"):
-        run(IMAGES[:0])
-    with pytest.raises(ValueError, match="batch_size"):
-        run(IMAGES, batch_size=0)
-    with pytest.raises(ValueError, match="training mode"):
-        run(IMAGES, module=linear(192, 4).train())
-    damaged = IMAGES.copy()
-    damaged[5, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="non-finite logits, first for image 5"):
-        run(damaged)
-
-
-def test_predictions_keep_order_and_do_not_write_to_the_images(network: nn.Module) -> None:
-    frozen = IMAGES.copy()
-    frozen.setflags(write=False)
-    whole = predict(network, frozen, batch_size=5, description="test")
-    assert whole.dtype == np.float32
-    assert whole.shape == (24, 5)
-    last = predict(network, frozen[-1:], batch_size=5, description="test")
-    assert relative_error(last, whole[-1:]) < 1e-5
 
 
 def test_profile_changes_only_its_own_setting(network: nn.Module) -> None:

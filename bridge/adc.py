@@ -1,0 +1,138 @@
+"""The converters' ranges: calibrated on images, and how much lies beyond them."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from aihwkit.simulator.parameters.enums import NoiseManagementType
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from bridge.tiles import Tile, named_tiles
+
+_CHUNK = 32  # images at once where tiles are observed: unfolded images are large
+
+Images = torch.Tensor | NDArray[np.float32]
+"""float32; a tensor `[batch, channel, height, width]`, or an array as JAX has it, `[batch, height,
+width, channel]`."""
+
+
+def as_tensor(images: Images, what: str) -> torch.Tensor:
+    """Images as a tensor `[batch, channel, height, width]` on the CPU.
+
+    Raises:
+      ValueError: no images, another dtype or another number of axes.
+    """
+    if isinstance(images, np.ndarray):
+        if images.ndim == 4 and images.dtype == np.float32:
+            images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        else:
+            images = torch.from_numpy(images)
+    if images.dtype != torch.float32 or images.ndim != 4 or not len(images):
+        raise ValueError(
+            f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
+            f"[batch, height, width, channel]; got {images.dtype} {tuple(images.shape)}"
+        )
+    return images.cpu()
+
+
+def calibrate_ranges(
+    analog: nn.Module, images: Images | None, percentile: float
+) -> dict[str, float]:
+    """Sets each tile's converter range from its outputs on some images.
+
+    Args:
+      analog: a converted network with its target weights; changed in place.
+      images: as the network takes them.
+      percentile: the range is this percentile of the outputs' magnitudes, by nearest rank.
+
+    Returns:
+      The ranges by tile, in the unit of `ADC.range`.
+
+    Raises:
+      ValueError: images that are absent, malformed or leave a tile without a range.
+    """
+    if images is None:
+        raise ValueError("a calibrated ADC range needs calibration images; pass calibration=")
+    images = as_tensor(images, "calibration")
+    tiles = named_tiles(analog)
+    largest: dict[str, torch.Tensor] = {}
+
+    def keep_largest(name: str, outputs: torch.Tensor) -> None:
+        magnitudes = outputs.abs().flatten()
+        count = magnitudes.numel() // len(outputs) * len(images)
+        # Rounding must not lift 99.9 % of 3,000 above 2,997.
+        kept = count - math.ceil(count * percentile / 100 * (1 - 1e-12)) + 1
+        if name in largest:
+            magnitudes = torch.cat([largest[name], magnitudes])
+        largest[name] = magnitudes.topk(min(kept, len(magnitudes))).values
+
+    for tile in tiles.values():
+        tile.rpu_config.forward.is_perfect = True
+    _observe(analog, images, keep_largest, "calibrate")
+    bounds = {}
+    for name, tile in tiles.items():
+        # topk puts NaN first: a maximum would hide it.
+        bound = math.nan if largest[name].isnan().any() else float(largest[name][-1])
+        if not math.isfinite(bound) or bound == 0:
+            raise ValueError(
+                f"calibration gives tile {name} the ADC range {bound}; "
+                "use images on which every layer is finite and active"
+            )
+        bounds[name] = bound
+        tile.rpu_config.forward.out_bound = bound
+        tile.rpu_config.forward.is_perfect = False
+    return bounds
+
+
+def tile_output_shares(
+    analog: nn.Module, bounds: dict[str, float], images: torch.Tensor
+) -> dict[str, float]:
+    """The share of each tile's outputs beyond its bound, in [0, 1]."""
+    beyond, seen = dict.fromkeys(bounds, 0), dict.fromkeys(bounds, 0)
+
+    def count(name: str, outputs: torch.Tensor) -> None:
+        beyond[name] += int((outputs.abs() > bounds[name]).sum())
+        seen[name] += outputs.numel()
+
+    _observe(analog, images, count, "clipped outputs")
+    return {name: beyond[name] / seen[name] for name in seen}
+
+
+def _observe(
+    analog: nn.Module,
+    images: torch.Tensor,
+    observe: Callable[[str, torch.Tensor], None],
+    description: str,
+) -> None:
+    """Runs the network and shows `observe` each tile's outputs ahead of the ADC, normalised.
+
+    An output is `W x / unit` for each input vector x, W with largest target weight 1 and the unit
+    max|x|, or the tile's input range where it has one.
+    """
+
+    def hook(name: str) -> Callable[[Tile, tuple[torch.Tensor]], None]:
+        def before(tile: Tile, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0]
+            if tile.input_range is not None:
+                x = tile.apply_input_range(x) / tile.input_range.abs()
+            if tile.rpu_config.forward.noise_management == NoiseManagementType.ABS_MAX:
+                unit = x.abs().amax(-1, keepdim=True)
+                x = x / torch.where(unit == 0, 1.0, unit)
+            observe(name, x @ tile.tile.weight.T)
+
+        return before
+
+    tiles = named_tiles(analog)
+    handles = [tile.register_forward_pre_hook(hook(name)) for name, tile in tiles.items()]
+    progress = tqdm(total=len(images), desc=description, unit="image", delay=2, leave=False)
+    try:
+        with torch.inference_mode(), progress:
+            for chunk in images.split(_CHUNK):
+                analog(chunk)
+                progress.update(len(chunk))
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,302 @@
+"""Fast execution of AIHWKit's programmed tiles.
+
+AIHWKit unfolds a convolution's input into patches and multiplies them with each tile. Here a layer
+becomes an ordinary one where its tiles are linear, and otherwise a convolution for each tile over
+the input channels that it sees, so that patches are never copied. The tiles' weights, scales and
+settings are AIHWKit's; what this execution cannot honour is refused by name.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import cast
+
+import torch
+from aihwkit.nn import AnalogLinear
+from aihwkit.simulator.configs import TorchInferenceRPUConfig
+from aihwkit.simulator.parameters.enums import (
+    BoundManagementType,
+    NoiseManagementType,
+    WeightNoiseType,
+)
+from aihwkit.simulator.parameters.io import IOParameters
+from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
+from torch import nn
+
+from bridge.convolution import Convolution
+from bridge.noise import MvmNoiseTile, SampleNoise
+from bridge.tiles import (
+    AnalogLayer,
+    Placed,
+    Tile,
+    digital_layer,
+    effective_weight,
+    layer_bias,
+    named_layers,
+    named_tiles,
+    output_scale,
+    placed_tiles,
+    replace_layer,
+)
+
+_NEUTRAL = IOParameters(
+    inp_res=-1.0, inp_noise=0.0, out_noise=0.0, bound_management=BoundManagementType.NONE
+)
+_HONOURED = {
+    "is_perfect",
+    "inp_bound",
+    "out_bound",
+    "out_res",
+    "noise_management",
+    "w_noise",
+    "w_noise_type",
+}
+_ONLY_WITH = {  # of no effect while the other is off
+    "ir_drop_g_ratio": "ir_drop",
+    "out_nonlinearity_std": "out_nonlinearity",
+    "slope_calibration": "out_nonlinearity",
+    "out_noise_std": "out_noise",
+    "inp_sto_round": "inp_res",
+    "out_sto_round": "out_res",
+}
+_OF_BOUND_MANAGEMENT = {"max_bm_factor", "max_bm_res", "bm_test_negative_bound"}
+
+
+def unsupported_settings(network: nn.Module) -> list[str]:
+    """The tiles' settings that fast execution cannot honour, by AIHWKit's names."""
+    tiles = named_tiles(network).values()
+    return list(dict.fromkeys(setting for tile in tiles for setting in _unsupported(tile)))
+
+
+def _unsupported(tile: Tile) -> list[str]:
+    config = tile.rpu_config
+    if type(tile) is not TorchInferenceTile or type(config) is not TorchInferenceRPUConfig:
+        return [f"{type(config).__name__} with tile_class {type(tile).__name__}"]
+    if type(tile.tile) not in (TorchSimulatorTile, MvmNoiseTile):
+        return [f"simulator_tile_class {type(tile.tile).__name__}"]
+    forward = config.forward
+    if forward.is_perfect:
+        return []
+    found = []
+    for name in [field.name for field in fields(forward)]:
+        value, neutral = getattr(forward, name), getattr(_NEUTRAL, name)
+        if name in _HONOURED | _OF_BOUND_MANAGEMENT or value == neutral:
+            continue
+        if name in _ONLY_WITH and getattr(forward, _ONLY_WITH[name]) <= 0:
+            continue
+        if isinstance(value, float) and max(value, neutral) <= 0:
+            continue  # off is 0 or any negative number
+        found.append(f"forward.{name}={value}")
+    if forward.noise_management == NoiseManagementType.ABS_MAX:
+        if tile.input_range is not None:
+            found.append("pre_post.input_range with forward.noise_management=ABS_MAX")
+        if 0 < forward.inp_bound < 1:
+            found.append(f"forward.inp_bound={forward.inp_bound}")
+    elif forward.noise_management != NoiseManagementType.NONE:
+        found.append(f"forward.noise_management={forward.noise_management.name}")
+    return found
+
+
+def fast_network(network: nn.Module, noise: SampleNoise) -> nn.Module:
+    """Replaces every layer on tiles by one that computes the same; in place.
+
+    Args:
+      network: an AIHWKit network on the CPU without unsupported settings.
+      noise: where noise that is drawn for each operation comes from.
+    """
+    for name, layer in named_layers(network).items():
+        network = replace_layer(network, name, _fast_layer(layer, name, noise))
+    return network
+
+
+def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
+    linear = isinstance(layer, AnalogLinear)
+    convolution = (
+        Convolution()
+        if linear
+        else Convolution(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    )
+    tiles = [
+        _Tile(placed, convolution, f"{name}.{placed.name}", noise) for placed in placed_tiles(layer)
+    ]
+    made: nn.Module
+    if not all(tile.linear for tile in tiles):
+        made = _TiledLayer(tiles, layer_bias(layer))
+    elif any(tile.sigma for tile in tiles):
+        made = _NoisyLayer(tiles, effective_weight(layer), layer_bias(layer), name)
+    else:
+        return digital_layer(layer)
+    made = _AsConvolution(made) if linear else made
+    return made.eval().requires_grad_(False)
+
+
+class _Tile(nn.Module):
+    """What one tile contributes to the outputs of its layer.
+
+    Attributes:
+      rows: the outputs that it contributes to.
+      linear: it has no converter and its inputs no bound.
+      sigma: of the noise drawn for each operation, in the unit of the weights; 0 for none.
+      scale: of its outputs, float32 `[1, 1, 1]` or `[rows, 1, 1]`.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, placed: Placed, convolution: Convolution, name: str, noise: SampleNoise):
+        super().__init__()
+        tile, self.rows = placed.tile, placed.rows
+        self.convolution, self.name, self.noise = convolution, name, noise
+        self.parts = convolution.parts(placed.columns)
+        self.channels = slice(self.parts[0].channels.start, self.parts[-1].channels.stop)
+        forward = tile.rpu_config.forward
+        perfect = forward.is_perfect
+        self.sigma = 0.0 if perfect else forward.w_noise
+        self.pcm_read = forward.w_noise_type == WeightNoiseType.PCM_READ
+
+        # The unit of inputs: a fixed range, or None: the largest magnitude of each input vector.
+        fixed = perfect or forward.noise_management == NoiseManagementType.NONE
+        input_range = None if tile.input_range is None else abs(float(tile.input_range))
+        self.input_unit = (input_range or 1.0) if fixed else None
+        limits = [] if input_range is None else [input_range]
+        if not perfect and fixed and forward.inp_bound > 0:
+            limits.append((input_range or 1.0) * forward.inp_bound)
+        self.input_limit = min(limits, default=math.inf)
+
+        # Weights and so outputs are in units of the converter's step.
+        self.quantised = not perfect and forward.out_res > 0
+        limit = math.inf if perfect or forward.out_bound <= 0 else forward.out_bound
+        resolution = 1 / forward.out_res if forward.out_res > 1 else forward.out_res
+        self.step = 2 * resolution * limit if self.quantised else 1.0
+        self.output_limit = limit / self.step
+        self.linear = math.isinf(self.input_limit) and math.isinf(limit) and not self.quantised
+        self.register_buffer("weight", self._kernels(placed) / self.step)
+        self.register_buffer("scale", self.step * output_scale(tile)[:, None, None])
+
+    def _kernels(self, placed: Placed) -> torch.Tensor:
+        """The tile's weights as `[rows, channel, *kernel]`; zero where a tap is another tile's."""
+        weights, taps = placed.tile.tile.get_weights(), self.convolution.taps
+        channels = self.channels.stop - self.channels.start
+        kernels = torch.zeros(len(weights), channels * taps)
+        first = placed.columns.start - self.channels.start * taps
+        kernels[:, first : first + weights.shape[1]] = weights
+        return kernels.view(len(weights), channels, *self.convolution.kernel)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs as the converter gives them, and the factor that turns them into the layer's.
+
+        Args:
+          x: the layer's input, float32 `[batch, channel, height, width]`.
+
+        Returns:
+          float32 `[batch, rows, height, width]`, and a factor that broadcasts to it.
+        """
+        if not math.isinf(self.input_limit):
+            x = x.clamp(-self.input_limit, self.input_limit)
+        outputs = self.convolution(x[:, self.channels], self.weight)
+        if self.sigma:
+            spread = self.noise_variance(x).sqrt_()
+            normals = sample_normals(self.noise, self.name, outputs)
+            outputs.addcmul_(normals, spread, value=self.sigma / self.step)
+        if not self.quantised and math.isinf(self.output_limit):
+            return outputs, self.scale
+        unit = self._unit(x)
+        outputs.div_(unit)
+        if self.quantised:
+            outputs.round_()
+        outputs.clamp_(-self.output_limit, self.output_limit)
+        return outputs, unit * self.scale
+
+    def noise_variance(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the outputs in the unit of weights times inputs, over sigma^2; broadcasts to them."""
+        if self.pcm_read:
+            squares = x[:, self.channels].square()
+            variance = self.convolution(squares, self.weight.abs()).mul_(self.step)
+        else:
+            variance = self.convolution.sum_of_squares(x, self.parts)
+        return variance.clamp_(min=0.0)  # a fast convolution may give less than 0 for it
+
+    def _unit(self, x: torch.Tensor) -> torch.Tensor:
+        if self.input_unit is not None:
+            return x.new_full((), self.input_unit)
+        largest = self.convolution.largest_magnitude(x, self.parts)
+        return torch.where(largest > 0, largest, 1.0)
+
+
+class _TiledLayer(nn.Module):
+    """Tile by tile; the partial sums are added in digital."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, tiles: list[_Tile], bias: torch.Tensor | None):
+        super().__init__()
+        self.tiles = nn.ModuleList(tiles)
+        self.out_size = max(tile.rows.stop for tile in tiles)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        for tile in cast(Iterable[_Tile], self.tiles):
+            outputs, factor = tile(x)
+            if total is None:
+                shape = (len(outputs), self.out_size, *outputs.shape[2:])
+                total = outputs.new_zeros(shape).to(memory_format=_memory_format(outputs))
+            total[:, tile.rows].addcmul_(outputs, factor)
+        assert total is not None
+        return total if self.bias is None else total.add_(self.bias[:, None, None])
+
+
+class _NoisyLayer(nn.Module):
+    """Linear tiles with noise in each operation: one convolution, and the sum of their noises.
+
+    The tiles' noises are independent, so that their sum is one Gaussian of the sum of variances.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self, tiles: list[_Tile], weight: torch.Tensor, bias: torch.Tensor | None, name: str
+    ):
+        super().__init__()
+        self.tiles, self.name = nn.ModuleList(tiles), name
+        self.convolution, self.noise = tiles[0].convolution, tiles[0].noise
+        self.register_buffer("weight", weight.view(len(weight), -1, *self.convolution.kernel))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self.convolution(x, self.weight)
+        normals = sample_normals(self.noise, self.name, outputs)
+        variances: dict[tuple[int, int], torch.Tensor] = {}
+        for tile in cast(Iterable[_Tile], self.tiles):
+            rows = (tile.rows.start, tile.rows.stop)
+            variance = (tile.sigma * tile.scale) ** 2 * tile.noise_variance(x)
+            variances[rows] = variances[rows] + variance if rows in variances else variance
+        for rows, variance in variances.items():
+            outputs[:, slice(*rows)].addcmul_(normals[:, slice(*rows)], variance.sqrt_())
+        return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
+
+
+class _AsConvolution(nn.Module):
+    """A linear layer as a convolution with a kernel of one tap over all axes but the last."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images = x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        outputs = self.layer(images).permute(0, 2, 3, 1)
+        return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+
+def sample_normals(noise: SampleNoise, name: str, like: torch.Tensor) -> torch.Tensor:
+    """Standard normals of the shape of `like` `[batch, channel, height, width]`."""
+    _, channels, height, width = like.shape
+    return noise.normals(name, (height, width, channels), like.device).permute(0, 3, 1, 2)
+
+
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,119 @@
+"""AIHWKit's tiles within a converted network: where they are, and what they amount to."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from aihwkit.nn import AnalogConv2d, AnalogLinear
+from aihwkit.simulator.tiles.inference import InferenceTileWithPeriphery
+from torch import nn
+
+AnalogLayer: TypeAlias = AnalogConv2d | AnalogLinear
+Tile: TypeAlias = InferenceTileWithPeriphery
+
+
+class Placed(NamedTuple):
+    """A tile, its name within the layer, and the part of the layer's weight matrix it holds."""
+
+    name: str
+    tile: Tile
+    rows: slice
+    """Outputs."""
+    columns: slice
+    """Inputs; of a convolution, channel by channel, each with its kernel's taps row by row."""
+
+
+def named_tiles(network: nn.Module) -> dict[str, Tile]:
+    """Every tile of a network, by its path."""
+    return {
+        name: tile
+        for name, tile in network.named_modules()
+        if isinstance(tile, InferenceTileWithPeriphery)
+    }
+
+
+def named_layers(network: nn.Module) -> dict[str, AnalogLayer]:
+    """Every layer on tiles, by its path."""
+    kinds = (AnalogConv2d, AnalogLinear)
+    return {name: one for name, one in network.named_modules() if isinstance(one, kinds)}
+
+
+def placed_tiles(layer: AnalogLayer) -> list[Placed]:
+    """The tiles of a layer."""
+    module: Any = layer.analog_module
+    if isinstance(module, InferenceTileWithPeriphery):
+        rows, columns = module.tile.get_d_size(), module.tile.get_x_size()
+        return [Placed("analog_module", module, slice(0, rows), slice(0, columns))]
+    return list(_array(module))
+
+
+def _array(module: Any) -> Iterator[Placed]:
+    column = 0
+    for i, (width, tiles) in enumerate(zip(module.in_sizes, module.array, strict=True)):
+        row = 0
+        for j, (height, tile) in enumerate(zip(module.out_sizes, tiles, strict=True)):
+            name = f"analog_module.array.{i}.{j}"
+            yield Placed(name, tile, slice(row, row + height), slice(column, column + width))
+            row += height
+        column += width
+
+
+def output_scale(tile: Tile) -> torch.Tensor:
+    """What a tile's normalised outputs are multiplied with, float32 `[1]` or `[rows]`, on the CPU.
+
+    The scale of the weights, the learned scale and the compensation of drift; not the input range.
+    """
+    scale = tile.get_scales()
+    scale = torch.ones(1) if scale is None else scale.detach().flatten().cpu()
+    if tile.rpu_config.drift_compensation is not None:
+        scale = scale * tile.alpha.flatten().cpu()
+    return scale
+
+
+def effective_weight(layer: AnalogLayer) -> torch.Tensor:
+    """A layer's weights as its tiles have them now, float32 `[out, in]`, on the CPU."""
+    placed = placed_tiles(layer)
+    weight = torch.empty(placed[-1].rows.stop, placed[-1].columns.stop)
+    for _, tile, rows, columns in placed:
+        weight[rows, columns] = output_scale(tile)[:, None] * tile.tile.get_weights()
+    return weight
+
+
+def layer_bias(layer: AnalogLayer) -> torch.Tensor | None:
+    """A layer's digital bias, float32 `[out]`, on the CPU."""
+    bias = layer.analog_module.bias
+    return None if bias is None else bias.detach().cpu().clone()
+
+
+def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
+    """An ordinary layer with the effective weights, on the CPU."""
+    weight, bias = effective_weight(layer), layer_bias(layer)
+    made: nn.Conv2d | nn.Linear
+    if isinstance(layer, AnalogConv2d):
+        made = nn.utils.skip_init(
+            nn.Conv2d,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            bias=bias is not None,
+        )
+    else:
+        made = nn.utils.skip_init(
+            nn.Linear, layer.in_features, layer.out_features, bias=bias is not None
+        )
+    made.weight.data = weight.view(made.weight.shape)
+    if bias is not None:
+        made.bias = nn.Parameter(bias)
+    return made.eval().requires_grad_(False)
+
+
+def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """Puts a layer at a path, in place; returns the network, which is the layer at path ""."""
+    if not name:
+        return layer
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, layer)
+    return network

@@ -1,0 +1,73 @@
+"""Small networks and configurations that the tests of chips share."""
+
+from collections import OrderedDict
+from typing import Literal
+
+import numpy as np
+import torch
+from aihwkit.simulator.configs import TorchInferenceRPUConfig
+from aihwkit.simulator.parameters import IOParameters, MappingParameter
+from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
+from torch import nn
+
+from bridge import ADC, PCM, Profile, WeightNoise
+from bridge.noise import MvmNoiseTile
+from bridge.resnet import BasicBlock, ResNet
+
+IMAGES = torch.tensor(np.random.default_rng(5).normal(size=(32, 3, 8, 8)).astype(np.float32))
+NEUTRAL = {
+    "inp_res": -1.0,
+    "inp_noise": 0.0,
+    "out_noise": 0.0,
+    "noise_management": NoiseManagementType.ABS_MAX,
+    "bound_management": BoundManagementType.NONE,
+}
+
+
+def configuration(
+    size: int = 20, columnwise: bool = False, **forward: object
+) -> TorchInferenceRPUConfig:
+    """AIHWKit's, on small tiles, without programming noise or drift."""
+    config = TorchInferenceRPUConfig(simulator_tile_class=MvmNoiseTile)
+    config.mapping = MappingParameter(
+        digital_bias=True,
+        weight_scaling_omega=1.0,
+        weight_scaling_columnwise=columnwise,
+        max_input_size=size,
+        max_output_size=size,
+    )
+    config.forward = IOParameters(**{**NEUTRAL, **forward})
+    config.drift_compensation = None
+    config.noise_model.prog_noise_scale = 0.0
+    config.noise_model.read_noise_scale = 0.0
+    config.noise_model.drift_scale = 0.0
+    return config
+
+
+def single(layer: nn.Module, seed: int = 0) -> nn.Module:
+    """A network of one layer, `layer`, with normal weights."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return nn.Sequential(OrderedDict(layer=layer)).eval().requires_grad_(False)
+
+
+def small_resnet() -> nn.Module:
+    """Three blocks, 10 classes; layers of one and of two tiles."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = ResNet(BasicBlock, (1, 1, 1, 0), 10, "cifar", width=16, in_channels=3)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model.eval()
+
+
+def noisy(
+    kind: Literal["constant", "pcm_read"],
+    sigma: float = 0.02,
+    adc: ADC | None = None,
+    pcm: bool = False,
+) -> Profile:
+    """A profile with weight noise in each operation."""
+    return Profile(adc, WeightNoise(sigma, kind, "per_mvm"), PCM() if pcm else None)

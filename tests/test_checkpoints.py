@@ -1,0 +1,463 @@
+"""Checkpoints of others, torchvision's among them, and the PyTorch twins of Flax ResNets."""
+
+import argparse
+import hashlib
+import importlib
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.torch import save_file
+
+import jaxcurv.models.resnet
+from bridge import from_torch, load_checkpoint, load_weights, save_weights, to_torch, twin
+from tests.test_weights import FLAX, TORCH, flax_resnet, logits_of_flax, relative_error
+
+# The names and shapes of torchvision's own state dicts, and the version that gave them.
+LISTING = json.loads((Path(__file__).parent / "data" / "torchvision_resnets.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def torchvision_models() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision.models")
+    except Exception as error:  # RuntimeError where it was built for another torch
+        pytest.skip(f"torchvision cannot be imported beside torch {torch.__version__}: {error}")
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return {
+        "conv1.weight": torch.randn(4, 3, 3, 3),
+        "bn1.running_var": torch.rand(4),
+        "bn1.num_batches_tracked": torch.tensor(7),
+    }
+
+
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == (torch.float32 if tensor.is_floating_point() else torch.int64)
+        assert torch.equal(actual[name], tensor.to(actual[name].dtype)), name
+        assert not actual[name].requires_grad
+
+
+def images(size: int) -> np.ndarray:
+    """float32 `[2, size, size, 3]`; an even size shows asymmetric padding."""
+    return np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
+
+
+def logits_of_torch(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor(pixels.transpose(0, 3, 1, 2))).numpy()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar", ".safetensors"])
+def test_files(tmp_path: Path, suffix: str) -> None:
+    state_dict, path = weights(), tmp_path / f"model{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state_dict, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for source in (path, str(path)):
+        checkpoint = load_checkpoint(source)
+        assert_equal(checkpoint.state_dict, state_dict)
+        assert checkpoint.origin == {"file": path.name, "sha256": digest}
+
+
+def test_header_of_our_own_files_is_kept(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_weights(first, weights(), {"stem": "cifar"})
+    checkpoint = load_checkpoint(first)
+    assert checkpoint.origin["header"] == {"stem": "cifar"}
+    save_weights(second, checkpoint.state_dict, {"checkpoint": checkpoint.origin})
+    assert load_weights(second)[1] == {"checkpoint": checkpoint.origin}
+
+
+def test_another_program_s_metadata_is_no_header(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "a.safetensors", {"header": "not JSON", "format": "pt"})
+    assert "header" not in load_checkpoint(tmp_path / "a.safetensors").origin
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state_dict: {"state_dict": state_dict, "epoch": 90, "optimizer": {"lr": 0.1}},
+        lambda state_dict: {"model": state_dict, "model_ema": {}, "epoch": 3},
+        lambda state_dict: {f"module.{name}": tensor for name, tensor in state_dict.items()},
+        lambda state_dict: {"model": {f"module.{n}": t for n, t in state_dict.items()}},
+        lambda state_dict: {n: torch.nn.Parameter(t, t.ndim > 0) for n, t in state_dict.items()},
+    ],
+    ids=["state_dict", "model", "module.", "model of module.", "parameters"],
+)
+def test_what_training_scripts_save(tmp_path: Path, wrap: Callable) -> None:
+    state_dict, path = weights(), tmp_path / "model.pth"
+    torch.save(wrap(state_dict), path)
+    assert_equal(load_checkpoint(path).state_dict, state_dict)
+    torch.save(wrap(state_dict), path, _use_new_zipfile_serialization=False)
+    assert_equal(load_checkpoint(path).state_dict, state_dict)
+
+
+def test_a_prefix_that_not_all_names_have_stays(tmp_path: Path) -> None:
+    state_dict = {"module.weight": torch.ones(1), "fc.weight": torch.ones(1)}
+    torch.save(state_dict, tmp_path / "a.pth")
+    assert_equal(load_checkpoint(tmp_path / "a.pth").state_dict, state_dict)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_precisions_become_float32(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    state_dict, path = {"a": torch.randn(3, 2).to(dtype)}, tmp_path / f"half{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state_dict, path)
+    assert_equal(load_checkpoint(path).state_dict, state_dict)
+
+
+class MakesAFile:
+    """Unpickling one creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("place", ["bare", "beside", "inside"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, place: str, legacy: bool) -> None:
+    path, trace = tmp_path / "malicious.pth", tmp_path / "trace"
+    evil = MakesAFile(trace)
+    content = {
+        "bare": evil,
+        "beside": {"state_dict": weights(), "args": evil},
+        "inside": weights() | {"fc.weight": evil},
+    }[place]
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        ValueError, match=r"malicious\.pth holds a Python object \(\S*open\).*run code"
+    ):
+        load_checkpoint(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # it would have
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_bare_pickle_does_not_run(tmp_path: Path, protocol: int) -> None:
+    path, trace = tmp_path / "malicious.pth", tmp_path / "trace"
+    path.write_bytes(pickle.dumps(MakesAFile(trace), protocol))
+    with pytest.raises(ValueError, match=r"malicious\.pth"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"model": weights(), "args": argparse.Namespace(lr=0.1)}, "argparse.Namespace"),
+    ],
+    ids=["whole module", "arguments"],
+)
+def test_python_objects_are_refused_with_the_cure(tmp_path: Path, content: Any, name: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"\({name}\).*refused.*torch\.save\(model\.state_dict"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello world", b"<html>404</html>", None])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = tmp_path / name
+    if content is None:  # cut short
+        (save_file if name.endswith("safetensors") else torch.save)({"a": torch.ones(999)}, path)
+        content = path.read_bytes()[:-2000]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is (no|not a) readable"):
+        load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on writing one
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(ValueError, match="TorchScript archive"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(1)], "holds a list in place of a state dict"),
+        (torch.ones(1), "holds a Tensor in place"),
+        ({}, "holds nothing in place"),
+        ({"state_dict": {}}, "holds nothing in place"),
+        ({"net": weights(), "epoch": 3}, r"'net' \(dict\), 'epoch' \(int\); .* 'state_dict' or"),
+        ({"model": {1: torch.ones(1)}}, r"1 \(Tensor\)"),
+        ({"a": torch.ones(1), "q": torch.ones(1).to(torch.int8)}, r"q \(torch\.int8\).*quantis"),
+        ({"a": torch.ones(1, dtype=torch.complex64)}, r"a \(torch\.complex64\)"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"a\.pth .*{message}"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_paths_without_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; give a \.pth"):
+        load_checkpoint(tmp_path)
+    for source in (tmp_path / "resnet18", str(tmp_path / "resnet18"), "a.pth", "resnet18:"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+            load_checkpoint(source)
+
+
+def test_names_need_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"no file.*'resnet18'.*install the torchvision"):
+        load_checkpoint("resnet18:IMAGENET1K_V1")
+
+
+def test_a_torchvision_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> ModuleType:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError, match=r"beside torch .*nms does not exist.*same pack"):
+        load_checkpoint("resnet18")
+
+
+@pytest.mark.usefixtures("torchvision_models")
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"called 'resnet19'; known names are .*resnet18"):
+        load_checkpoint("resnet19")
+    with pytest.raises(ValueError, match=r"'V3'; known are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
+        load_checkpoint("resnet50:V3")
+
+
+@pytest.fixture
+def published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torchvision_models: ModuleType
+) -> Path:
+    """What stands for the server's file of resnet50:IMAGENET1K_V2; torch.hub's cache is empty."""
+    torch.save(weights(), tmp_path / "new.pth")
+    digest = hashlib.sha256((tmp_path / "new.pth").read_bytes()).hexdigest()
+    path = (tmp_path / "new.pth").rename(tmp_path / f"resnet50-{digest[:8]}.pth")
+    entry = torchvision_models.ResNet50_Weights.IMAGENET1K_V2.value
+    monkeypatch.setattr(entry, "url", path.as_uri())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return path
+
+
+@pytest.mark.parametrize("source", ["resnet50", "resnet50:IMAGENET1K_V2"])
+def test_published_weights(published: Path, source: str) -> None:
+    checkpoint = load_checkpoint(source)
+    assert_equal(checkpoint.state_dict, torch.load(published, weights_only=True))
+    origin = checkpoint.origin
+    assert len(origin["class_names"]) == 1000
+    assert origin["class_names"][0] == "tench"
+    assert {key: value for key, value in origin.items() if key != "class_names"} == {
+        "weights": "resnet50:IMAGENET1K_V2",
+        "url": published.as_uri(),
+        "file": published.name,
+        "sha256": hashlib.sha256(published.read_bytes()).hexdigest(),
+        "normalisation": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        "preprocessing": {
+            "resize_size": [232],
+            "crop_size": [224],
+            "interpolation": "bilinear",
+        },
+    }
+    json.dumps(origin, allow_nan=False)
+    published.unlink()
+    assert load_checkpoint(source).origin == origin  # from the cache
+
+
+def test_a_failed_download_says_where_the_file_belongs(published: Path) -> None:
+    published.unlink()
+    with pytest.raises(
+        OSError, match=rf"cannot download .* put it at .*/cache/.*/{published.name}"
+    ):
+        load_checkpoint("resnet50")
+
+
+def test_a_download_with_another_hash_is_refused(published: Path) -> None:
+    published.write_bytes(published.read_bytes() + b"0")
+    with pytest.raises(OSError, match=r"cannot download.*hash"):
+        load_checkpoint("resnet50")
+
+
+def test_a_damaged_file_in_the_cache_is_refused(published: Path) -> None:
+    load_checkpoint("resnet50")
+    (cached,) = published.parent.glob("cache/**/*.pth")
+    cached.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"is damaged: its SHA-256 .*; delete it"):
+        load_checkpoint("resnet50")
+
+
+def random_state_dict(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Values that are trivial nowhere, BatchNorm's included, and keep activations of order one."""
+    generator = torch.Generator().manual_seed(0)
+    state_dict = {}
+    for name, shape in shapes.items():
+        normal = torch.randn(shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            state_dict[name] = torch.tensor(100)
+        elif len(shape) > 1:
+            state_dict[name] = normal / np.sqrt(np.prod(shape[1:]))
+        elif name.endswith("running_var") or ("bn" in name and name.endswith("weight")):
+            state_dict[name] = torch.rand(shape, generator=generator) + 0.5
+        else:
+            state_dict[name] = 0.3 * normal
+    return state_dict
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvision_s_state_dicts_fit_both_ways(tmp_path: Path, name: str) -> None:
+    shapes = {key: tuple(shape) for key, shape in LISTING[name].items()}
+    state_dict = random_state_dict(shapes)
+    torch.save(state_dict, tmp_path / f"{name}.pth")
+    model = nnx.eval_shape(lambda: FLAX[name](rngs=nnx.Rngs(0)))  # torchvision's defaults
+    model.eval()
+    model = from_torch(load_checkpoint(tmp_path / f"{name}.pth").state_dict, model)
+    exported = to_torch(model)
+    assert {key: tuple(tensor.shape) for key, tensor in exported.items()} == shapes
+    reference = TORCH[name]()
+    assert {key: tuple(t.shape) for key, t in reference.state_dict().items()} == shapes
+    reference.load_state_dict(exported)
+    pixels = images(64)
+    expected = logits_of_torch(reference.eval(), pixels)
+    assert expected.shape == (2, 1000)
+    assert relative_error(logits_of_flax(model, pixels), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_logits_are_torchvision_s(torchvision_models: ModuleType, name: str) -> None:
+    reference = getattr(torchvision_models, name)()
+    shapes = {key: list(tensor.shape) for key, tensor in reference.state_dict().items()}
+    assert shapes == LISTING[name]
+    reference.load_state_dict(random_state_dict(shapes))
+    model = nnx.eval_shape(lambda: FLAX[name](rngs=nnx.Rngs(0)))
+    model.eval()
+    model = from_torch(reference.state_dict(), model)
+    pixels = images(64)
+    expected = logits_of_torch(reference.eval(), pixels)
+    assert np.std(expected, axis=0).min() > 0
+    assert relative_error(logits_of_flax(model, pixels), expected) < 1e-4
+
+    other = getattr(torchvision_models, name)().eval()
+    other.load_state_dict(to_torch(model))  # strictly
+    np.testing.assert_array_equal(logits_of_torch(other, pixels), expected)
+    assert relative_error(logits_of_torch(twin(model), pixels), expected) < 1e-5
+
+
+@pytest.mark.parametrize("size", [20, 33])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_twin(name: str, stem: str, size: int) -> None:
+    model = flax_resnet(name, stem)
+    model.train()
+    before = torch.get_rng_state()
+    network = twin(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.bn1.use_running_average
+    assert not any(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert network.state_dict().keys() == TORCH[name]().state_dict().keys()
+    model.eval()
+    actual = logits_of_torch(network, images(size))
+    assert relative_error(actual, logits_of_flax(model, images(size))) < 1e-5
+
+
+def randomised(make: Callable[[], nnx.Module]) -> nnx.Module:
+    """A model in eval mode without its own initialisation, which takes seconds outside `jit`."""
+    model = nnx.eval_shape(make)
+    for _, variable in nnx.to_flat_state(nnx.state(model)):
+        variable.set_value(jnp.zeros(variable.shape, variable.dtype))
+    model.eval()
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_torch(model).items()}
+    return from_torch(random_state_dict(shapes), model)
+
+
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+def test_twin_of_other_depths_channels_and_epsilons(block: str) -> None:
+    model = randomised(
+        lambda: jaxcurv.models.resnet.ResNet(
+            getattr(jaxcurv.models.resnet, block),
+            (1, 2, 3, 1),
+            num_classes=5,
+            stem="cifar",
+            width=3,
+            in_channels=1,
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    model.layer2[1].bn1.epsilon = 0.1
+    network = twin(model)
+    depths = [len(getattr(network, f"layer{stage}")) for stage in (1, 2, 3, 4)]
+    assert depths == [1, 2, 3, 1]
+    assert type(network.layer1[0]).__name__ == block
+    pixels = images(16)[..., :1]
+    expected = logits_of_flax(model, pixels)
+    assert relative_error(logits_of_torch(network, pixels), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "message"),
+    [
+        ("conv1", lambda rngs: nnx.Conv(3, 4, (5, 5), rngs=rngs), "no convolution conv1 of 7x7"),
+        ("fc", lambda rngs: nnx.List([]), "no linear layer fc"),
+        ("fc", lambda rngs: nnx.Linear(16, 7, rngs=rngs), r"fc\.weight has shape \(7, 16\), not"),
+        ("layer4", lambda rngs: nnx.List([]), r"fc\.weight has shape \(7, 32\), not \(7, 16\)"),
+        ("bn1", lambda rngs: nnx.List([]), r"missing bn1\.weight \(4,\); missing bn1\.bias"),
+        ("extra", lambda rngs: nnx.Linear(2, 2, rngs=rngs), r"unexpected extra\.bias; unexpected"),
+        ("norm", lambda rngs: nnx.LayerNorm(3, rngs=rngs), "only convolution, linear and Batch"),
+    ],
+)
+def test_twin_refuses_what_is_no_resnet(name: str, layer: Callable, message: str) -> None:
+    model = flax_resnet()
+    setattr(model, name, layer(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=message):
+        twin(model)
+
+
+def test_twin_refuses_a_resnet_with_other_logits() -> None:
+    model = flax_resnet()
+    model.layer2[0].conv1.padding = "SAME"
+    with pytest.raises(ValueError, match=r"other logits than torchvision's.*padding"):
+        twin(model)
+    model = flax_resnet()
+    model.layer3[0].conv1.strides, model.layer3[0].conv2.strides = 1, 2
+    with pytest.raises(ValueError, match=r"other logits than torchvision's.*strides"):
+        twin(model)
+    resnet18 = FLAX["resnet18"]
+    model = randomised(
+        lambda: resnet18(7, stem="cifar", width=4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    )
+    with pytest.raises(ValueError, match=r"other logits than torchvision's.*float32 is needed"):
+        twin(model)
+
+
+def test_twin_refuses_other_outputs_and_bad_weights() -> None:
+    class WithFeatures(type(flax_resnet())):
+        def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+            return super().__call__(x)[:, :3]
+
+    model = flax_resnet()
+    model.__class__ = WithFeatures
+    with pytest.raises(ValueError, match=r"gives \(2, 3\) for two images and not logits \(2, 7\)"):
+        twin(model)
+    model = flax_resnet()
+    model.fc.bias[...] = model.fc.bias[...].at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"non-finite weights in fc\.bias"):
+        twin(model)

@@ -1,0 +1,109 @@
+"""Chips to disk and back: the same logits, now and later."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bridge import (
+    ADC,
+    PCM,
+    PROFILES,
+    Hermes,
+    Profile,
+    ReRamCMO,
+    WeightNoise,
+    load_chip,
+    program,
+    save_chip,
+    save_weights,
+)
+from bridge.chip_files import fingerprint
+from tests.chips import IMAGES, configuration, noisy, single, small_resnet
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return small_resnet()
+
+
+COMPENSATED = Profile(ADC(), WeightNoise(), PCM(compensation="per_column"))
+
+
+def scrambled(model: nn.Module) -> nn.Module:
+    """A network of the same structure and other weights."""
+    other = deepcopy(model)
+    for tensor in [*other.parameters(), *other.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = torch.rand_like(tensor)
+    return other
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [*PROFILES.values(), COMPENSATED, Profile(memory=Hermes()), Profile(memory=ReRamCMO()),
+     noisy("pcm_read", pcm=True)],
+    ids=lambda profile: profile.name,
+)  # fmt: skip
+def test_a_chip_comes_back(network: nn.Module, profile: Profile, tmp_path: Path) -> None:
+    chip = program(network, profile, seed=4, calibration=IMAGES, digital_layers=["fc"])
+    path = tmp_path / "chip.safetensors"
+    save_chip(path, chip)
+    back = load_chip(path, scrambled(network))
+    assert (back.profile, back.seed, back.engine) == (profile, 4, "fast")
+    assert back.digital_layers == ("fc",)
+    assert dict(back.out_bounds) == dict(chip.out_bounds)
+    expected = chip(IMAGES, range(32))
+    assert torch.equal(back(IMAGES, range(32)), expected)
+    assert fingerprint(back) == fingerprint(chip)
+    if profile.memory is not None:
+        later, back_later = chip.at(86400.0), back.at(86400.0)
+        assert torch.equal(back_later(IMAGES, range(32)), later(IMAGES, range(32)))
+        assert not torch.allclose(later(IMAGES, range(32)), expected, rtol=1e-3)
+    tiles = chip.on("aihwkit")(IMAGES[:8], range(8))
+    assert torch.equal(back.on("aihwkit")(IMAGES[:8], range(8)), tiles)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_chip_of_one_s_own_configuration(tmp_path: Path) -> None:
+    config = configuration(out_noise=0.06, out_noise_std=0.3, out_res=1 / 510, out_bound=4.0)
+    config.noise_model.prog_noise_scale = 1.0
+    model, path = single(nn.Linear(9, 5)), tmp_path / "chip.safetensors"
+    chip = program(model, config, seed=0, engine="aihwkit").at(60.0)
+    save_chip(path, chip)
+    x = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
+    back = load_chip(path, single(nn.Linear(9, 5), seed=1), config)
+    assert torch.equal(back(x, range(3)), chip(x, range(3)))
+    assert torch.equal(back.at(1e4)(x, range(3)), chip.at(1e4)(x, range(3)))
+    with pytest.raises(ValueError, match="give a profile or an RPUConfig"):
+        load_chip(path, model)
+    with pytest.raises(ValueError, match="another configuration"):
+        load_chip(path, model, configuration(out_res=1 / 510, out_bound=4.0))
+
+
+def test_other_files_and_networks_are_refused(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    with pytest.raises(FileNotFoundError):
+        load_chip(path, network)
+    save_weights(path, network.state_dict(), {"architecture": "resnet18"})
+    with pytest.raises(ValueError, match="holds no chip"):
+        load_chip(path, network)
+    save_chip(path, program(network, PROFILES["pcm"], seed=0))
+    with pytest.raises(ValueError, match="of another network: its tiles are"):
+        load_chip(path, single(nn.Linear(3, 2)))
+
+
+def test_fingerprints_tell_chips_apart(network: nn.Module) -> None:
+    chips = [program(network, PROFILES["pcm"], seed=seed) for seed in (0, 1)]
+    prints = [
+        fingerprint(network),
+        fingerprint(scrambled(network)),
+        *[fingerprint(chip) for chip in chips],
+        fingerprint(chips[0].at(60.0)),
+        fingerprint(chips[0].on("aihwkit")),
+        fingerprint(program(network, noisy("constant", pcm=True), seed=0)),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(program(network, PROFILES["pcm"], seed=0)) == prints[2]

@@ -1,0 +1,180 @@
+"""A chip over a data set: one row a sample, in bounded memory, resumable, whatever the batch."""
+
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from bridge import PROFILES, predict, program
+from tests.chips import noisy, single, small_resnet
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return small_resnet()
+
+
+class Images:
+    """Samples made when they are asked for; it counts how many were."""
+
+    def __init__(self, count: int, size: int = 8, first: int = 0):
+        self.count, self.size, self.first, self.read = count, size, first, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if not 0 <= position < self.count:
+            raise IndexError(position)
+        self.read += 1
+        index = self.first + 3 * position
+        rng = np.random.default_rng(index)
+        image = rng.normal(size=(self.size, self.size, 3)).astype(np.float32)
+        return {"image": image, "label": index % 10, "index": index}
+
+
+def logits(table: pa.Table) -> np.ndarray:
+    return np.stack(table["logits"].to_numpy())
+
+
+def test_one_row_a_sample_in_order(network: nn.Module) -> None:
+    source = Images(11)
+    table = predict(network, source, batch_size=4)
+    assert table.column_names == ["index", "label", "prediction", "correct", "logits"]
+    assert table.schema.field("logits").type == pa.list_(pa.float32(), 10)
+    samples = [source[n] for n in range(11)]
+    assert table["index"].to_pylist() == [sample["index"] for sample in samples]
+    assert table["label"].to_pylist() == [sample["label"] for sample in samples]
+    images = torch.tensor(np.stack([sample["image"] for sample in samples]).transpose(0, 3, 1, 2))
+    with torch.inference_mode():
+        expected = network(images).numpy()
+    np.testing.assert_allclose(logits(table), expected, rtol=1e-4, atol=1e-5)
+    assert table["prediction"].to_numpy().tolist() == logits(table).argmax(1).tolist()
+    right = table["prediction"].to_numpy() == table["label"].to_numpy()
+    assert table["correct"].to_pylist() == right.tolist()
+
+
+def test_a_source_may_give_many_at_once(network: nn.Module) -> None:
+    asked = []
+
+    class Many(Images):
+        def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+            asked.append(positions)
+            return [self[position] for position in positions]
+
+    table = predict(network, Many(5), batch_size=3)
+    assert asked == [[0, 1, 2], [3, 4]]
+    assert table.equals(predict(network, Images(5), batch_size=3))
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [PROFILES["pcm"], PROFILES["adc+wnoise+pcm"], noisy("constant"), noisy("pcm_read", pcm=True)],
+    ids=["pcm", "adc+wnoise+pcm", "per mvm", "per mvm, pcm_read"],
+)
+def test_neighbours_do_not_matter(network: nn.Module, profile: Any) -> None:
+    source = Images(20)
+    calibration = np.stack([source[n]["image"] for n in range(8)])
+    chip = program(network, profile, seed=0, calibration=calibration)
+    whole = predict(chip, source, batch_size=20)
+    parts = predict(chip, source, batch_size=7)
+    last = predict(chip, Images(3, first=51), batch_size=3)
+    assert last["index"].to_pylist() == whole["index"].to_pylist()[17:]
+    # A quantised value at a rounding edge may fall either way.
+    tolerance = 1e-2 if profile.adc else 1e-5
+    for one, other in ((whole, parts), (whole.slice(17), last)):
+        error = np.linalg.norm(logits(one) - logits(other)) / np.linalg.norm(logits(one))
+        assert error < tolerance
+
+
+def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: Path) -> None:
+    chip = program(network, PROFILES["pcm"], seed=0)
+    path = tmp_path / "predictions.parquet"
+    source = Images(30)
+    table = predict(chip, source, batch_size=8, out=path)
+    assert table.equals(predict(chip, Images(30), batch_size=8))
+    assert pq.read_table(path).equals(table)
+    again = Images(30)
+    assert predict(program(network, PROFILES["pcm"], seed=0), again, out=path).equals(table)
+    assert again.read == 2  # the first and the last tell which samples these are
+    assert os.listdir(tmp_path) == [path.name]
+    for other_chip, other_source in (
+        (program(network, PROFILES["pcm"], seed=1), Images(30)),
+        (chip.at(60.0), Images(30)),
+        (network, Images(30)),
+        (chip, Images(29)),
+        (chip, Images(30, first=1)),
+    ):
+        with pytest.raises(ValueError, match="another chip or from other samples: remove it"):
+            predict(other_chip, other_source, out=path)
+
+
+def test_an_interrupted_table_leaves_nothing(network: nn.Module, tmp_path: Path) -> None:
+    class Broken(Images):
+        def __getitem__(self, position: int) -> dict[str, Any]:
+            if position == 9:
+                raise KeyboardInterrupt
+            return super().__getitem__(position)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(network, Broken(12), batch_size=2, out=tmp_path / "out.parquet")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "out.parquet").write_bytes(b"not a table")
+    with pytest.raises(ValueError, match="not a readable table: remove it"):
+        predict(network, Images(12), out=tmp_path / "out.parquet")
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 200)).eval().requires_grad_(False)
+    peaks = []
+    for count in (200, 2000):
+        tracemalloc.start()
+        predict(model, Images(count, size=4), batch_size=20, out=tmp_path / f"{count}.parquet")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    logits_in_all = 2000 * 200 * 4
+    assert peaks[1] - peaks[0] < 0.2 * logits_in_all
+
+
+def test_bad_inputs_are_refused(network: nn.Module) -> None:
+    def sample(**other: Any) -> dict[str, Any]:
+        return {"image": np.zeros((8, 8, 3), np.float32), "label": 0, "index": 0, **other}
+
+    def run(*samples: dict[str, Any], module: nn.Module = network, **settings: Any) -> None:
+        predict(module, list(samples), **settings)
+
+    with pytest.raises(ValueError, match=r"must be float32 .*image 4 is float64 \(8, 8, 3\)"):
+        run(sample(), sample(image=np.zeros((8, 8, 3)), index=4))
+    with pytest.raises(ValueError, match="of one shape; image 1"):
+        run(sample(), sample(image=np.zeros((9, 8, 3), np.float32), index=1))
+    with pytest.raises(ValueError, match="must not be negative"):
+        run(sample(index=-1))
+    with pytest.raises(ValueError, match="must not be negative"):
+        run(sample(label=-1))
+    with pytest.raises(ValueError, match="at least 1, got 64 and 0"):
+        run()
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        run(sample(), batch_size=0)
+    with pytest.raises(ValueError, match="training mode"):
+        run(sample(), module=nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"must give logits \[batch, class\]"):
+        run(sample(), module=nn.Conv2d(3, 2, 1).eval())
+    damaged = sample(image=np.full((8, 8, 3), np.nan, np.float32), index=7)
+    with pytest.raises(ValueError, match="non-finite logits, first for image 7"):
+        run(sample(), damaged)
+    chip = program(single(nn.Linear(3, 2)), PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match="2 images need as many indices, not 3"):
+        chip(torch.zeros(2, 3), range(3))
+
+
+def test_images_are_not_written_to(network: nn.Module) -> None:
+    image = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
+    image.setflags(write=False)
+    predict(network, [{"image": image, "label": 0, "index": 0}])
