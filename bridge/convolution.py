@@ -7,6 +7,7 @@ row by row: whole channels and, where the matrix is cut within a channel, some t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -55,14 +56,12 @@ class Convolution:
 
     def largest_magnitude(self, x: torch.Tensor, parts: list[Part]) -> torch.Tensor:
         """The largest |x| that the parts see of each window; `[batch, 1, height, width]`."""
-        found = [
-            self._largest(x[:, channels].abs().amax(1, keepdim=True), taps)
-            for channels, taps in parts
-        ]
-        largest = found[0]
-        for other in found[1:]:
-            largest = torch.maximum(largest, other)
-        return largest
+        return _maximum(
+            [
+                self._largest(x[:, channels].abs().amax(1, keepdim=True), taps)
+                for channels, taps in parts
+            ]
+        )
 
     def sum_of_squares(self, x: torch.Tensor, parts: list[Part]) -> torch.Tensor:
         """The sum of x^2 over what the parts see of each window; `[batch, 1, height, width]`."""
@@ -76,26 +75,24 @@ class Convolution:
 
     def _largest(self, x: torch.Tensor, taps: slice) -> torch.Tensor:
         """The largest of each window's taps of x `[batch, 1, height, width]`, x >= 0."""
-        rows, columns = self.padding
+        (rows, columns), (height, width) = self.padding, self.kernel
         x = F.pad(x, (columns, columns, rows, rows))
         if taps == slice(0, self.taps):
-            return F.max_pool2d(x, self.kernel, self.stride, 0, self.dilation)
-        heights, widths = (
-            range(0, length - dilation * (size - 1), stride)
-            for length, size, stride, dilation in zip(
-                x.shape[2:], self.kernel, self.stride, self.dilation, strict=True
-            )
-        )
+            x = _maximum([self._shifted(x, 3, tap) for tap in range(width)])
+            return _maximum([self._shifted(x, 2, tap) for tap in range(height)])
         seen = []
         for tap in range(taps.start, taps.stop):
-            row, column = divmod(tap, self.kernel[1])
-            row, column = row * self.dilation[0], column * self.dilation[1]
-            seen.append(
-                x[
-                    :,
-                    :,
-                    row : row + heights.stop : heights.step,
-                    column : column + widths.stop : widths.step,
-                ]
-            )
-        return torch.stack(seen).amax(0)
+            row, column = divmod(tap, width)
+            seen.append(self._shifted(self._shifted(x, 2, row), 3, column))
+        return _maximum(seen)
+
+    def _shifted(self, x: torch.Tensor, dimension: int, tap: int) -> torch.Tensor:
+        """What a tap sees along height (dimension 2) or width (3), in each window."""
+        dilation, stride = self.dilation[dimension - 2], self.stride[dimension - 2]
+        last = x.shape[dimension] - dilation * (self.kernel[dimension - 2] - 1 - tap)
+        where = slice(dilation * tap, last, stride)
+        return x[:, :, where] if dimension == 2 else x[:, :, :, where]
+
+
+def _maximum(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return reduce(torch.maximum, tensors)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.artefacts import read_json, write_json
-from experiments.benchmark import device, passes
+from experiments.benchmark_curvature import device, passes
 from experiments.figures import STYLE, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.samples import read_folds

@@ -1,20 +1,18 @@
-"""How fast curvature is, as ratios measured in one process on one batch.
+"""What the benchmarks share: how they take turns, what they report, and how reports are compared.
 
-Seconds differ from machine to machine and from hour to hour. Here the contestants take turns, in
-each repeat once and each time in another order, and a ratio is taken within a repeat, so that what
-slows the machine slows both its sides.
+Seconds differ from machine to machine and from hour to hour. So each benchmark gives ratios of
+times that were measured side by side, in one process on one batch: what slows the machine slows
+both sides of a ratio. Its contestants take turns, in each repeat once and each time in another
+order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,223 +20,54 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.artefacts import read_json, write_json
-from experiments.pipeline import package_versions, require_writable, show_error
-from jaxcurv.estimators import (
-    Adaptive,
-    Estimator,
-    FiniteDifference,
-    GaussNewton,
-    HessianTrace,
-    HessianVector,
-    LowRankGaussNewton,
-    Precision,
-)
+from experiments.artefacts import read_json
+from experiments.pipeline import require_writable
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from jaxcurv.engine import Batch
-    from jaxcurv.problem import Problem
 
-STEP = 1e-3
-PUBLISHED, FLOOR = "published, PyTorch", "floor: n + 1 plain passes"
-
-RATIOS = {
-    "over_published": (PUBLISHED, "FiniteDifference"),
-    "of_floor": (FLOOR, "FiniteDifference"),
-    "gauss_newton_over_finite_difference": ("FiniteDifference", "GaussNewton"),
-}
-"""Each the time of the first contestant over that of the second."""
-
-TOLERANCE = 0.1
-"""A ratio may fall by this share below the baseline's: they scatter by a few hundredths."""
+def seconds(run: Callable[[], object]) -> float:
+    """How long a call takes; it must return only when its result is there."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
-@dataclass(frozen=True)
-class CurvatureBenchmark:
-    """Speed of the estimators on a ResNet-18 with random weights."""
-
-    width: int = 16
-    """Channels of the first stage; 64 is the standard network."""
-    batch_size: int = 64
-    """Images a batch."""
-    classes: int = 10
-    """Of the network; Gauss-Newton costs one pass more for each."""
-    image_size: int = 32
-    """Pixels a side."""
-    probes: int = 10
-    """n, the random vectors a sample."""
-    repeats: int = 5
-    """How often each contestant runs; medians are reported, with the range."""
-    json: Path | None = None
-    """Also write the figures here."""
-    baseline: Path | None = None
-    """Fail when a ratio is more than a tenth below that of this earlier JSON."""
-    figures: Path | None = None
-    """Folder: also measure and draw cost against n, batch size and data-set size, and peak
-    memory. Takes many times as long."""
-    debug: bool = False
-    """Show tracebacks."""
-
-    def __post_init__(self) -> None:
-        counts = {name: value for name, value in self.measured().items() if value < 1}
-        if counts or self.classes < 2:
-            raise ValueError(
-                "width, batch_size, image_size, probes and repeats must be at least 1 and classes "
-                f"at least 2; got {counts or self.classes}"
-            )
-
-    def measured(self) -> dict[str, int]:
-        """The settings that decide the figures."""
-        names = ("width", "batch_size", "classes", "image_size", "probes", "repeats")
-        return {name: getattr(self, name) for name in names}
+def turns(names: Iterable[str], repeats: int) -> Iterator[list[str]]:
+    """The order of each repeat, each time begun by the next contestant."""
+    names = list(names)
+    for repeat in range(repeats):
+        first = repeat % len(names)
+        yield names[first:] + names[:first]
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A network in both frameworks, in evaluation mode on one device."""
-
-    problem: Problem
-    params: Any
-    spread: Any
-    """The same on every device."""
-    twin: torch.nn.Module | None
-    """None where JAX runs on an accelerator that torch does not see."""
-    image_size: int
-    classes: int
-
-    def batch(self, size: int) -> Batch:
-        """Normal images and uniform labels, the same at every call."""
-        import numpy as np
-
-        from jaxcurv.engine import Batch
-
-        random = np.random.default_rng(0)
-        shape = (size, self.image_size, self.image_size, 3)
-        labels = random.integers(0, self.classes, size)
-        return Batch(random.normal(size=shape).astype(np.float32), labels, np.arange(size))
+def summary(values: Iterable[float]) -> dict[str, float]:
+    """Median and range, as JSON has them."""
+    values = sorted(values)
+    return {"median": statistics.median(values), "lowest": values[0], "highest": values[-1]}
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """A computation of one batch."""
+def random_resnet18(classes: int, width: int) -> torch.nn.Module:
+    """ResNet-18 for small images, with the same random weights at every call; in eval mode."""
+    import torch
 
-    passes: int
-    """Forward passes, and backward passes to the input."""
-    run: Callable[[], object]
-    """Returns when the result is there."""
-    precision: Precision = "highest"
+    import bridge
 
-
-@dataclass(frozen=True)
-class Peak:
-    """Dense rates of a card in FLOP/s, from its data sheet."""
-
-    float32: float
-    tensorfloat32: float
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = bridge.resnet18(classes, stem="cifar", width=width).eval()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    return network
 
 
-PEAKS: tuple[tuple[str, Peak], ...] = (
-    ("H200 NVL", Peak(60e12, 418e12)),
-    ("H200", Peak(67e12, 495e12)),
-    ("H100 NVL", Peak(60e12, 418e12)),
-    ("H100 PCIe", Peak(51e12, 378e12)),
-    ("H100", Peak(67e12, 495e12)),
-    ("A100", Peak(19.5e12, 156e12)),
-)
-"""By what a device's name contains, the first that fits. JAX's "bfloat16" is TF32 on these cards
-too: it names the least precision on offer (see jax.lax.Precision)."""
+# --- the machine
 
 
-def run(settings: CurvatureBenchmark) -> int:
-    """Measures, prints, writes what is asked for and returns the process's exit code."""
-    try:
-        versions = _prepare(settings)
-        baseline = None if settings.baseline is None else _read_baseline(settings)
-        workload = make_workload(settings)
-        if baseline is not None and baseline["device"] != device():
-            raise ValueError(
-                f"{settings.baseline} was measured on {baseline['device']}, this is {device()}: "
-                "compare runs on one kind of device"
-            )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        show_error(error, settings.debug)
-        return 2
-    try:
-        report = {**measure_all(workload, settings), "versions": versions}
-        console = Console(highlight=False)
-        show(report, console)
-        if settings.json is not None:
-            write_json(settings.json, report)
-        if settings.figures is not None:
-            from experiments import benchmark_figures
-
-            table = benchmark_figures.sweep(workload, settings)
-            path = benchmark_figures.draw(table, settings.figures / "benchmark.png", device())
-            console.print(f"sweep: {path} and {path.with_suffix('.csv').name}")
-    except Exception as error:
-        show_error(error, settings.debug)
-        return 1
-    if baseline is None:
-        return 0
-    slower = regressions(report, baseline)
-    for line in slower:
-        console.print(f"slower: {line}")
-    if not slower:
-        console.print(f"no ratio is more than {TOLERANCE:.0%} below {settings.baseline}")
-    return 1 if slower else 0
-
-
-def _prepare(settings: CurvatureBenchmark) -> dict[str, str]:
-    """Checks what can be checked at once; the versions of what is measured."""
-    versions = package_versions(("jax", "flax", "torch"))
-    if settings.json is not None:
-        if settings.json.is_dir():
-            raise IsADirectoryError(f"{settings.json} is a folder: give --json a file's name")
-        _require_folder(settings.json.parent, "--json")
-    if settings.figures is not None:
-        _require_folder(settings.figures, "--figures")
-    # JAX would take most of a GPU's memory and leave torch none.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    _use_every_core(settings.batch_size)
-    return versions
-
-
-def _require_folder(folder: Path, flag: str) -> None:
-    try:
-        require_writable(folder)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: choose another {flag}") from error
-
-
-def _read_baseline(settings: CurvatureBenchmark) -> dict[str, Any]:
-    """An earlier report that this one may be compared with."""
-    path = settings.baseline
-    assert path is not None
-    if not path.is_file():
-        raise FileNotFoundError(f"no baseline at {path}: write one with --json {path}")
-    baseline = read_json(path)
-    if not isinstance(baseline, dict) or not {*RATIOS, "settings", "device"} <= baseline.keys():
-        raise ValueError(f"{path} is not what benchmark curvature --json writes: write it anew")
-    wanted = {name: value for name, value in settings.measured().items() if name != "repeats"}
-    other = {name: baseline["settings"].get(name) for name in wanted}
-    if different := [name for name in wanted if wanted[name] != other[name]]:
-        flags = " ".join(f"--{name.replace('_', '-')} {other[name]}" for name in different)
-        raise ValueError(f"{path} was measured with other settings: give {flags}")
-    return baseline
-
-
-def device() -> str:
-    """What JAX computes on."""
-    import jax
-
-    return jax.devices()[0].device_kind if jax.default_backend() != "cpu" else _processor()
-
-
-def _processor() -> str:
-    """The CPU's name, which JAX does not know."""
+def processor() -> str:
+    """The CPU's name, which neither JAX nor torch knows."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -251,360 +80,96 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _use_every_core(batch_size: int) -> None:
-    """As many CPU devices as there are cores and the batch can be divided by.
-
-    Within one program XLA leaves cores idle. Of no effect where JAX has its devices already.
-    """
-    import jax
-
-    count = next(n for n in range(cores(), 0, -1) if batch_size % n == 0)
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)
+def load_average() -> float | None:
+    """Processes that ran or wanted to, on average over the last minute; None if not told."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def make_workload(settings: CurvatureBenchmark) -> Workload:
-    """ResNet-18 for small images, the same random weights in both frameworks."""
-    import jax
-    import torch
-    from flax import nnx
-
-    import bridge
-    from jaxcurv.losses import cross_entropy
-    from jaxcurv.models import ResNet18
-    from jaxcurv.problem import Problem, functional
-    from jaxcurv.scoring import over_devices, place
-
-    shape: dict[str, Any] = {"stem": "cifar", "width": settings.width}
-    twin: torch.nn.Module | None
-    torch.set_num_threads(cores())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        twin = bridge.resnet18(settings.classes, **shape).eval()
-        for layer in twin.modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-    model = nnx.eval_shape(lambda: ResNet18(settings.classes, **shape, rngs=nnx.Rngs(0)))
-    model.eval()
-    call, params = functional(bridge.from_torch(twin.state_dict(), model), None)
-    kind = "cpu"
-    if jax.default_backend() != "cpu":
-        # The precision of JAX's side, and like it the fastest algorithm of those tried.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True
-        kind = "cuda"
-    if kind == "cpu" or torch.cuda.is_available():
-        twin = twin.to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    else:
-        twin = None
-    problem = Problem(call, cross_entropy)
-    spread = place(params, over_devices())
-    return Workload(problem, params, spread, twin, settings.image_size, settings.classes)
+# --- files
 
 
-def passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:
-    """Cost a sample in F, the cost of a forward pass; a backward pass to the input is one more.
+def require_json_path(path: Path) -> None:
+    """Refuses a --json that cannot be written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give --json a file's name")
+    require_folder(path.parent, "--json")
+
+
+def require_folder(folder: Path, flag: str) -> None:
+    """Makes the folder that a flag names, or refuses it."""
+    try:
+        require_writable(folder)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: choose another {flag}") from error
+
+
+def read_baseline(
+    path: Path, command: str, keys: Collection[str], settings: Mapping[str, Any], device: str
+) -> dict[str, Any]:
+    """An earlier report that one with these settings may be compared with.
 
     Args:
-      probes: that an adaptive estimator took, on average.
+      path: what `command --json` wrote.
+      command: such as "benchmark curvature".
+      keys: what the comparison needs of it, besides settings and device.
+      settings: those that must be the same.
+      device: this one, which must be of the same kind.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: something else there, or a report with other settings or of another device.
     """
-    match estimator:
-        case Adaptive():
-            taken = estimator.estimator.probes if probes is None else probes
-            one = replace(estimator.estimator, probes=1)
-            two = replace(estimator.estimator, probes=2)
-            each = passes(two, classes) - passes(one, classes)
-            return passes(one, classes) + (taken - 1) * each
-        case GaussNewton():
-            return classes + 1
-        case LowRankGaussNewton():
-            return 2 * min(estimator.rank, classes - 1) + estimator.probes + 3
-        case _:
-            return 2 * (estimator.probes + 1)
-
-
-def make_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str, Contestant]:
-    """The published algorithm, the floor, and the estimators, by name."""
-    found: dict[str, Contestant] = {}
-    if workload.twin is not None:
-        found[PUBLISHED] = Contestant(4 * probes, _published(workload, batch, probes))
-    found[FLOOR] = Contestant(2 * (probes + 1), _floor(workload, batch, probes + 1))
-    estimators: dict[str, Estimator] = {
-        "FiniteDifference": FiniteDifference(STEP, probes),
-        "HessianVector": HessianVector(probes),
-        "HessianTrace": HessianTrace(probes),
-        "GaussNewton": GaussNewton(),
-        "LowRankGaussNewton": LowRankGaussNewton(),
-    }
-    for name, estimator in estimators.items():
-        found[name] = _contestant(workload, batch, estimator)
-    return found
-
-
-def make_coarse_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str, Contestant]:
-    """The estimators that tolerate it, in less than float32."""
-    found = {}
-    for precision in _COARSE:
-        for estimator in (HessianVector(probes, precision=precision), GaussNewton(precision)):
-            name = f"{type(estimator).__name__}, {precision}"
-            contestant = _contestant(workload, batch, estimator)
-            found[name] = replace(contestant, precision=precision)
-    return found
-
-
-_COARSE: tuple[Precision, ...] = ("tensorfloat32", "bfloat16")
-
-
-def _contestant(workload: Workload, batch: Batch, estimator: Estimator) -> Contestant:
-    return Contestant(
-        int(passes(estimator, workload.classes)), partial(_score, workload, batch, estimator)
-    )
-
-
-def _score(workload: Workload, batch: Batch, estimator: Estimator) -> np.ndarray:
-    """A batch's scores `[batch]`, shared by the devices as `score_dataset` does it."""
-    import jax
-
-    from jaxcurv.curvature import reduce
-    from jaxcurv.engine import collect, dispatch
-    from jaxcurv.scoring import over_devices
-
-    estimators = {"score": estimator}
-    sharding = over_devices() if len(batch.labels) % jax.local_device_count() == 0 else None
-    pending = dispatch(
-        workload.problem,
-        workload.params if sharding is None else workload.spread,
-        batch,
-        jax.random.key(0),
-        estimators,
-        sharding=sharding,
-    )
-    return reduce(collect(pending, batch.indices), estimators, {}, matrix="")["score"].score
-
-
-def _published(workload: Workload, batch: Batch, probes: int) -> Callable[[], object]:
-    import torch
-
-    from experiments.published import published_curvature
-
-    twin = workload.twin
-    assert twin is not None
-    place = next(twin.parameters()).device
-    images = torch.from_numpy(batch.images.transpose(0, 3, 1, 2)).to(place)
-    labels = torch.from_numpy(batch.labels).to(place)
-    generator = torch.Generator(place).manual_seed(0)
-
-    def score() -> object:
-        scores = published_curvature(
-            twin, images, labels, step=STEP, probes=probes, generator=generator
+    if not path.is_file():
+        raise FileNotFoundError(f"no baseline at {path}: write one with --json {path}")
+    baseline = read_json(path)
+    if not isinstance(baseline, dict) or not {*keys, "settings", "device"} <= baseline.keys():
+        raise ValueError(f"{path} is not what {command} --json writes: write it anew")
+    other = {name: baseline["settings"].get(name) for name in settings}
+    if different := [name for name, value in settings.items() if value != other[name]]:
+        flags = " ".join(f"--{name.replace('_', '-')} {other[name]}" for name in different)
+        raise ValueError(f"{path} was measured with other settings: give {flags}")
+    if baseline["device"] != device:
+        raise ValueError(
+            f"{path} was measured on {baseline['device']}, this is {device}: "
+            "compare runs on one kind of device"
         )
-        return scores.cpu()
-
-    return score
+    return baseline
 
 
-def _floor(workload: Workload, batch: Batch, count: int) -> Callable[[], object]:
-    """`count` forward and input-backward passes of one batch and nothing else."""
-    import jax
-    import jax.numpy as jnp
-
-    problem = workload.problem
-    leaves, structure = jax.tree.flatten(workload.params)
-
-    @jax.jit
-    def gradient(leaves: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-        params = jax.tree.unflatten(structure, leaves)
-        return jax.grad(lambda x: jnp.sum(problem.loss(problem.model(params, x), y)))(x)
-
-    x, y = jnp.asarray(batch.images), jnp.asarray(batch.labels, jnp.int32)
-
-    def repeat() -> object:
-        with jax.default_matmul_precision("highest"):
-            return jax.block_until_ready([gradient(leaves, x, y) for _ in range(count)])
-
-    return repeat
+# --- printing
 
 
-def measure(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat by contestant, after one run of each that compiles it."""
-    for contestant in contestants.values():
-        contestant.run()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
-    for repeat in range(repeats):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            started = time.perf_counter()
-            contestants[name].run()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def new_table(headers: Sequence[str]) -> Table:
+    """A table of a name and numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="right" if position else "left", no_wrap=True)
+    return table
 
 
-def measure_all(workload: Workload, settings: CurvatureBenchmark) -> dict[str, Any]:
-    """The report, as JSON has it: ratios (null where one side is missing), times, circumstances."""
-    import jax
-    import torch
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    batch = workload.batch(settings.batch_size)
-    contestants = make_contestants(workload, batch, settings.probes)
-    on_accelerator = jax.default_backend() != "cpu"
-    if on_accelerator:
-        contestants |= make_coarse_contestants(workload, batch, settings.probes)
-    seconds = measure(contestants, settings.repeats)
-    pairs = {name: _ratio(seconds, *pair) for name, pair in RATIOS.items()}
-    flops = forward_flops(workload, batch)
-    figures = {}
-    for name, contestant in contestants.items():
-        figures[name] = {
-            "milliseconds": _summary(1000 * s for s in seconds[name]),
-            "images_per_second": settings.batch_size / statistics.median(seconds[name]),
-            "passes": contestant.passes,
-            "fraction_of_peak": fraction_of_peak(
-                device(),
-                contestant.precision,
-                flops * contestant.passes / statistics.median(seconds[name]),
-            )
-            if on_accelerator
-            else None,
-        }
-    return {
-        **{name: None if pair is None else pair["median"] for name, pair in pairs.items()},
-        "ratios": pairs,
-        "contestants": figures,
-        "rank_agreement": rank_agreement(contestants),
-        "forward_flops_a_batch": flops,
-        "settings": settings.measured(),
-        "device": device(),
-        "backend": jax.default_backend(),
-        "threads": {"cores": cores(), "torch": torch.get_num_threads()},
-        "jax_devices": jax.local_device_count(),
-        "load_before": load,
-        "platform": platform.platform(),
-    }
+def span(found: Mapping[str, float], decimals: int) -> str:
+    """The range of a summary."""
+    return f"{found['lowest']:,.{decimals}f} .. {found['highest']:,.{decimals}f}"
 
 
-def _ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> dict[str, Any] | None:
-    if over not in seconds:
-        return None
-    return _summary(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
-
-
-def _summary(values: Iterable[float]) -> dict[str, float]:
-    values = sorted(values)
-    return {"median": statistics.median(values), "lowest": values[0], "highest": values[-1]}
-
-
-def forward_flops(workload: Workload, batch: Batch) -> float:
-    """Floating-point operations of one forward pass of a batch, counted before compilation.
-
-    A compiled GPU program hides its convolutions in library calls, which are not counted.
-    """
-    import jax
-
-    lowered = jax.jit(workload.problem.model).lower(workload.params, batch.images)
-    counted: Any = lowered.cost_analysis()
-    return float(counted["flops"])
-
-
-def fraction_of_peak(name: str, precision: Precision, rate: float) -> float | None:
-    """A rate in FLOP/s over the device's published peak; None for a device not in `PEAKS`."""
-    for words, peak in PEAKS:
-        if words in name:
-            return rate / (peak.float32 if precision == "highest" else peak.tensorfloat32)
-    return None
-
-
-def rank_agreement(contestants: Mapping[str, Contestant]) -> dict[str, float]:
-    """Spearman's rho of coarse scores with those in float32, by name of the coarse contestant."""
-    import pandas as pd
-
-    agreement = {}
-    for name, coarse in contestants.items():
-        if coarse.precision != "highest":
-            fine = contestants[name.partition(",")[0]]
-            scores: list[Any] = [fine.run(), coarse.run()]
-            both = pd.DataFrame(dict(enumerate(scores)))
-            agreement[name] = float(both.corr("spearman").iat[0, 1])
-    return agreement
-
-
-def show(report: Mapping[str, Any], console: Console) -> None:
-    """Prints a report."""
-    settings, threads = report["settings"], report["threads"]
-    console.print(
-        f"ResNet-18 of width {settings['width']}, {settings['classes']} classes, batch of "
-        f"{settings['batch_size']} images of {settings['image_size']}x{settings['image_size']}, "
-        f"n = {settings['probes']}, {settings['repeats']} repeats"
-    )
-    load = report["load_before"]
+def warn_of_load(load: float | None, console: Console) -> None:
+    """Says so where other work went on before the run."""
     if load is not None and load > 0.5:
         console.print(
             f"load average before this run: {load:.1f}; rely on no ratio if other work goes on"
         )
-    versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("python", *_MEASURED))
-    console.print(
-        f"{report['device']} (JAX on {report['backend']}), {threads['cores']} cores, JAX with "
-        f"{report['jax_devices']} devices, torch with {threads['torch']} threads; {versions}"
-    )
-    peaks = any(one["fraction_of_peak"] is not None for one in report["contestants"].values())
-    ranks = report["rank_agreement"]
-    headers = ["", "passes", "ms a batch", "range", "images/s"]
-    headers += ["of peak"] * peaks + ["rho to fp32"] * bool(ranks)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for position, header in enumerate(headers):
-        table.add_column(header, justify="right" if position else "left", no_wrap=True)
-    for name, one in report["contestants"].items():
-        ms, fraction = one["milliseconds"], one["fraction_of_peak"]
-        cells = [name, str(one["passes"]), f"{ms['median']:,.1f}"]
-        cells += [
-            f"{ms['lowest']:,.1f} .. {ms['highest']:,.1f}",
-            f"{one['images_per_second']:,.1f}",
-        ]
-        cells += ["" if fraction is None else f"{fraction:.1%}"] * peaks
-        cells += [f"{ranks[name]:.4f}" if name in ranks else ""] * bool(ranks)
-        table.add_row(*cells)
-    console.print(table)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for position, header in enumerate(("ratio of times", "median", "range", "goal")):
-        table.add_column(header, justify="right" if position else "left", no_wrap=True)
-    wanted = goals(settings, report["backend"])
-    for name, ratio in report["ratios"].items():
-        goal = f">= {wanted[name]:g}" if name in wanted else ""
-        if ratio is None:
-            table.add_row(name, "not measured", "", goal)
-            continue
-        spread = f"{ratio['lowest']:.3f} .. {ratio['highest']:.3f}"
-        table.add_row(name, f"{ratio['median']:.3f}", spread, goal)
-    console.print(table)
-    if report["over_published"] is None:
-        console.print("over_published needs a build of torch that sees JAX's device")
 
 
-_MEASURED = ("jax", "torch")
+def conclude(slower: Sequence[str], otherwise: str, console: Console) -> int:
+    """Prints how a run compares with its baseline and returns the process's exit code.
 
-
-def goals(settings: Mapping[str, int], backend: str) -> dict[str, float]:
-    """The ratios that the project sets itself, where it has set one for these settings."""
-    wanted = {"of_floor": 0.9}
-    if settings["classes"] == 10 and settings["probes"] == 10:
-        wanted["gauss_newton_over_finite_difference"] = 1.8
-    published = {16: 1.5, 64: 1.15} if backend == "cpu" else {16: 4.0, 64: 4.0}
-    if settings["image_size"] == 32 and settings["width"] in published:
-        wanted["over_published"] = published[settings["width"]]
-    return wanted
-
-
-def regressions(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
-    """A line for each ratio that is clearly below an earlier report's, or is missing here."""
-    lines = []
-    for name in RATIOS:
-        now, before = report[name], baseline[name]
-        if before is not None and now is None:
-            lines.append(f"{name} was {before:.3f} and could not be measured now")
-        elif before is not None and now < (1 - TOLERANCE) * before:
-            lines.append(
-                f"{name} was {before:.3f} and is {now:.3f}, {1 - now / before:.0%} less "
-                f"({TOLERANCE:.0%} is allowed)"
-            )
-    return lines
+    Args:
+      slower: a line for each ratio that got worse.
+      otherwise: what to say where there is none.
+      console: where to print.
+    """
+    for line in slower:
+        console.print(f"slower: {line}")
+    if not slower:
+        console.print(otherwise)
+    return 1 if slower else 0

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from experiments.benchmark import (
+from experiments.benchmark_curvature import (
     PUBLISHED,
     STEP,
     Contestant,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -20,14 +20,20 @@ from experiments.presets import PRESETS
 from experiments.records import STAGE_NAMES, recorded_settings
 from experiments.settings import Experiment
 
+if TYPE_CHECKING:
+    from experiments.exported import Exported
+
 _USAGE = f"""\
 usage: python -m experiments run PRESET [flags]          the whole path, from images to report
        python -m experiments STAGE PRESET [flags]        one of: {", ".join(STAGE_NAMES)}
        python -m experiments agreement PRESET [flags]    how the estimators agree on a run's model
+       python -m experiments layers PRESET [flags]       what each layer of its chips costs
+       python -m experiments drift PRESET [flags]        accuracy of its chips as they age
        python -m experiments score --model package.module:factory --data FOLDER [flags]
                                                          your own model and images
        python -m experiments merge OUT                   one table from the shares of score --shard
        python -m experiments benchmark curvature [flags] speed of the estimators
+       python -m experiments benchmark analog [flags]    cost of the simulated chips
        python -m experiments presets                     the presets
        python -m experiments COMMAND ... --help          every flag"""
 
@@ -96,7 +102,15 @@ def _parse_preset(
         raise WrongCommandLine(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
     preset = PRESETS[name]
     default = kind(preset.experiment, out=Path("runs") / name)
-    return parse(kind, f"{command} {name}", flags, description=preset.description, default=default)
+    return parse(
+        kind,
+        f"{command} {name}",
+        flags,
+        description=preset.description,
+        default=default,
+        # Where a setting is one of several classes: the fields of its default are flags too.
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
 
 
 def _run_stages(command: str, arguments: Sequence[str]) -> int:
@@ -159,12 +173,69 @@ def _agreement(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _benchmark(arguments: Sequence[str]) -> int:
-    if arguments[:1] != ["curvature"]:
-        raise WrongCommandLine("benchmark needs what to measure: curvature")
-    from experiments import benchmark
+def _layers(arguments: Sequence[str]) -> int:
+    from experiments import layers as by_layer
 
-    return benchmark.run(parse(benchmark.CurvatureBenchmark, "benchmark curvature", arguments[1:]))
+    @dataclass(frozen=True)
+    class LayersOptions(Options):
+        layers: by_layer.Layers = field(default_factory=by_layer.Layers)
+
+    options = _parse_preset(LayersOptions, "layers", arguments)
+    return _on_exported("layers", options, options.layers, by_layer.run)
+
+
+def _drift(arguments: Sequence[str]) -> int:
+    from experiments import drift as aging
+
+    @dataclass(frozen=True)
+    class DriftOptions(Options):
+        drift: aging.Drift = field(default_factory=aging.Drift)
+
+    options = _parse_preset(DriftOptions, "drift", arguments)
+    return _on_exported("drift", options, options.drift, aging.run)
+
+
+def _on_exported(
+    command: str,
+    options: Options,
+    settings: Any,
+    work: Callable[["Exported", Experiment, Any, Path], None],
+) -> int:
+    """Opens the exported network of a run, works on it and returns the exit code."""
+    from experiments.exported import open_exported
+
+    out = options.out / command if settings.out is None else settings.out
+    try:
+        exported = open_exported(
+            options.experiment,
+            options.out,
+            out,
+            options.data_dir,
+            profile=settings.profile,
+            limit=settings.limit,
+        )
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        pipeline.show_error(error, options.debug)
+        return 2
+    try:
+        work(exported, options.experiment, settings, out)
+    except Exception as error:
+        pipeline.show_error(error, options.debug)
+        return 1
+    return 0
+
+
+def _benchmark(arguments: Sequence[str]) -> int:
+    subject, *flags = arguments or [""]
+    if subject == "curvature":
+        from experiments import benchmark_curvature as curvature
+
+        return curvature.run(parse(curvature.CurvatureBenchmark, "benchmark curvature", flags))
+    if subject == "analog":
+        from experiments import benchmark_analog as analog
+
+        return analog.run(parse(analog.AnalogBenchmark, "benchmark analog", flags))
+    raise WrongCommandLine("benchmark needs what to measure: curvature or analog")
 
 
 def _presets(arguments: Sequence[str]) -> int:
@@ -193,6 +264,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
     "score": _score,
     "agreement": _agreement,
+    "layers": _layers,
+    "drift": _drift,
     "merge": _merge,
     "benchmark": _benchmark,
     "presets": _presets,

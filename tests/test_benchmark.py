@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import agreement, benchmark, benchmark_figures
-from experiments.benchmark import CurvatureBenchmark, Workload
+from experiments import agreement, benchmark_figures
+from experiments import benchmark_curvature as benchmark
+from experiments.benchmark_curvature import CurvatureBenchmark, Workload
 from experiments.published import published_curvature
 from jaxcurv import (
     Adaptive,
