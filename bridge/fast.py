@@ -123,8 +123,8 @@ def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
     made: nn.Module
     if not all(tile.linear for tile in tiles):
         made = _TiledLayer(tiles, layer_bias(layer))
-    elif any(tile.sigma for tile in tiles):
-        made = _NoisyLayer(tiles, effective_weight(layer), layer_bias(layer), name)
+    elif any(tile.noise_level for tile in tiles):
+        made = _NoisyLayer(tiles, layer, name)
     else:
         return digital_layer(layer)
     made = _AsConvolution(made) if linear else made
@@ -136,24 +136,24 @@ class _Tile(nn.Module):
 
     Attributes:
       rows: the outputs that it contributes to.
+      first: of the tiles that contribute to them.
       linear: it has no converter and its inputs no bound.
-      sigma: of the noise drawn for each operation, in the unit of the weights; 0 for none.
+      noise_level: of what is drawn for each operation, in units of the outputs; 0 for none.
       scale: of its outputs, float32 `[1, 1, 1]` or `[rows, 1, 1]`.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
+    variance_weight: torch.Tensor | None
 
     def __init__(self, placed: Placed, convolution: Convolution, name: str, noise: SampleNoise):
         super().__init__()
-        tile, self.rows = placed.tile, placed.rows
+        tile, self.rows, self.first = placed.tile, placed.rows, placed.columns.start == 0
         self.convolution, self.name, self.noise = convolution, name, noise
         self.parts = convolution.parts(placed.columns)
         self.channels = slice(self.parts[0].channels.start, self.parts[-1].channels.stop)
         forward = tile.rpu_config.forward
         perfect = forward.is_perfect
-        self.sigma = 0.0 if perfect else forward.w_noise
-        self.pcm_read = forward.w_noise_type == WeightNoiseType.PCM_READ
 
         # The unit of inputs: a fixed range, or None: the largest magnitude of each input vector.
         fixed = perfect or forward.noise_management == NoiseManagementType.NONE
@@ -173,6 +173,12 @@ class _Tile(nn.Module):
         self.linear = math.isinf(self.input_limit) and math.isinf(limit) and not self.quantised
         self.register_buffer("weight", self._kernels(placed) / self.step)
         self.register_buffer("scale", self.step * output_scale(tile)[:, None, None])
+
+        self.noise_level = 0.0 if perfect else forward.w_noise / self.step
+        variance_weight = None
+        if self.noise_level and forward.w_noise_type == WeightNoiseType.PCM_READ:
+            variance_weight = self.noise_level**2 * self.step * self.weight.abs()
+        self.register_buffer("variance_weight", variance_weight)
 
     def _kernels(self, placed: Placed) -> torch.Tensor:
         """The tile's weights as `[rows, channel, *kernel]`; zero where a tap is another tile's."""
@@ -195,10 +201,9 @@ class _Tile(nn.Module):
         if not math.isinf(self.input_limit):
             x = x.clamp(-self.input_limit, self.input_limit)
         outputs = self.convolution(x[:, self.channels], self.weight)
-        if self.sigma:
-            spread = self.noise_variance(x).sqrt_()
+        if self.noise_level:
             normals = sample_normals(self.noise, self.name, outputs)
-            outputs.addcmul_(normals, spread, value=self.sigma / self.step)
+            outputs.addcmul_(normals, self.noise_variance(x).sqrt_())
         if not self.quantised and math.isinf(self.output_limit):
             return outputs, self.scale
         unit = self._unit(x)
@@ -209,12 +214,11 @@ class _Tile(nn.Module):
         return outputs, unit * self.scale
 
     def noise_variance(self, x: torch.Tensor) -> torch.Tensor:
-        """Of the outputs in the unit of weights times inputs, over sigma^2; broadcasts to them."""
-        if self.pcm_read:
-            squares = x[:, self.channels].square()
-            variance = self.convolution(squares, self.weight.abs()).mul_(self.step)
+        """Of the noise in the outputs, ahead of the converter; broadcasts to them."""
+        if self.variance_weight is not None:
+            variance = self.convolution(x[:, self.channels].square(), self.variance_weight)
         else:
-            variance = self.convolution.sum_of_squares(x, self.parts)
+            variance = self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
         return variance.clamp_(min=0.0)  # a fast convolution may give less than 0 for it
 
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
@@ -241,8 +245,11 @@ class _TiledLayer(nn.Module):
             outputs, factor = tile(x)
             if total is None:
                 shape = (len(outputs), self.out_size, *outputs.shape[2:])
-                total = outputs.new_zeros(shape).to(memory_format=_memory_format(outputs))
-            total[:, tile.rows].addcmul_(outputs, factor)
+                total = torch.empty(shape, device=x.device, memory_format=_memory_format(outputs))
+            if tile.first:
+                torch.mul(outputs, factor, out=total[:, tile.rows])
+            else:
+                total[:, tile.rows].addcmul_(outputs, factor)
         assert total is not None
         return total if self.bias is None else total.add_(self.bias[:, None, None])
 
@@ -255,27 +262,46 @@ class _NoisyLayer(nn.Module):
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    variance_weight: torch.Tensor | None
 
-    def __init__(
-        self, tiles: list[_Tile], weight: torch.Tensor, bias: torch.Tensor | None, name: str
-    ):
+    def __init__(self, tiles: list[_Tile], layer: AnalogLayer, name: str):
         super().__init__()
         self.tiles, self.name = nn.ModuleList(tiles), name
         self.convolution, self.noise = tiles[0].convolution, tiles[0].noise
-        self.register_buffer("weight", weight.view(len(weight), -1, *self.convolution.kernel))
-        self.register_buffer("bias", bias)
+        weight = effective_weight(layer)
+        shape = (len(weight), -1, *self.convolution.kernel)
+        self.register_buffer("weight", weight.view(shape))
+        self.register_buffer("bias", layer_bias(layer))
+        variance_weight = None
+        if all(tile.variance_weight is not None for tile in tiles):
+            # Each weight's share of the variance, so that all tiles are one convolution too.
+            variance_weight = torch.empty_like(weight)
+            for tile, placed in zip(tiles, placed_tiles(layer), strict=True):
+                unit = (tile.noise_level * output_scale(placed.tile)[:, None]) ** 2
+                variance_weight[placed.rows, placed.columns] = (
+                    unit * placed.tile.tile.get_weights().abs()
+                )
+            variance_weight = variance_weight.view(shape)
+        self.register_buffer("variance_weight", variance_weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.convolution(x, self.weight)
         normals = sample_normals(self.noise, self.name, outputs)
-        variances: dict[tuple[int, int], torch.Tensor] = {}
+        for rows, variance in self._variances(x):
+            spread = variance.clamp_(min=0.0).sqrt_()
+            outputs[:, rows].addcmul_(normals[:, rows], spread)
+        return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
+
+    def _variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+        """Outputs and the variance of their noise, which broadcasts to them."""
+        if self.variance_weight is not None:
+            return [(slice(None), self.convolution(x.square(), self.variance_weight))]
+        found: dict[tuple[int, int], torch.Tensor] = {}
         for tile in cast(Iterable[_Tile], self.tiles):
             rows = (tile.rows.start, tile.rows.stop)
-            variance = (tile.sigma * tile.scale) ** 2 * tile.noise_variance(x)
-            variances[rows] = variances[rows] + variance if rows in variances else variance
-        for rows, variance in variances.items():
-            outputs[:, slice(*rows)].addcmul_(normals[:, slice(*rows)], variance.sqrt_())
-        return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
+            variance = tile.scale**2 * tile.noise_variance(x)
+            found[rows] = found[rows] + variance if rows in found else variance
+        return [(slice(*rows), variance) for rows, variance in found.items()]
 
 
 class _AsConvolution(nn.Module):

@@ -2,9 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -139,24 +137,11 @@ class SampleNoise:
         """
         draws = torch.empty((len(self.indices), *shape), device=device)
         layer = stream_seed(self.seed, "operation", name)
-
-        def fill(rows: slice) -> None:
-            generator = torch.Generator(device)
-            with torch.inference_mode(draws.is_inference()):  # a thread has a mode of its own
-                for row, index in zip(draws[rows], self.indices[rows], strict=True):
-                    generator.manual_seed(_mix(layer, index))
-                    row.normal_(generator=generator)
-
-        # PyTorch draws on one core only, but others may draw other rows.
-        cores = torch.get_num_threads() if device.type == "cpu" else 1
-        share = -(-len(draws) // cores)
-        list(_pool(cores).map(fill, [slice(k * share, (k + 1) * share) for k in range(cores)]))
+        generator = torch.Generator(device)
+        for row, index in zip(draws, self.indices, strict=True):
+            generator.manual_seed(_mix(layer, index))
+            row.normal_(generator=generator)
         return draws
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="normals")
 
 
 def _mix(layer: int, index: int) -> int:
