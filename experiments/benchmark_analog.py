@@ -386,32 +386,25 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         f"digital forward pass: {digital['milliseconds']['median']:,.1f} ms "
         f"({span(digital['milliseconds'], 1)}), {digital['images_per_second']:,.1f} images/s"
     )
-    wanted, agreed = goals(settings), report["agreement"]
+    wanted = goals(settings)
     for engine in settings["engines"]:
-        headers = [engine, "ms", "cost", "range"]
-        if engine == "fast":
-            headers += ["goal"] * bool(wanted)
-        else:
-            headers += ["equal", "error"] * bool(agreed)
-        table = new_table(headers)
+        goal = engine == "fast" and bool(wanted)
+        table = new_table([engine, "ms", "cost", "range", *["goal"] * goal])
         for chip in chips():
             name = _name(chip, engine)
-            one, cost = report["contestants"][name], report["ratios"][name]
-            cells = [
-                f"{one['milliseconds']['median']:,.1f}",
-                f"{cost['median']:.2f}",
-                span(cost, 2),
-            ]
-            if engine == "fast" and chip in wanted:
+            ms, cost = report["contestants"][name]["milliseconds"], report["ratios"][name]
+            cells = [f"{ms['median']:,.1f}", f"{cost['median']:.2f}", span(cost, 2)]
+            if goal:
                 cells.append(f"<= {wanted[chip]:g}")
-            elif engine == "aihwkit" and chip in agreed:
-                cells.append(f"{agreed[chip]['equal_predictions']:.1%}")
-                cells.append(f"{agreed[chip]['relative_logit_error']:.1e}")
             table.add_row(chip, *cells)
         console.print(table)
     console.print("cost: time over that of the digital forward pass")
-    if agreed:
-        console.print("equal: predictions like those of the fast engine; error: of its logits")
+    if report["agreement"]:
+        table = new_table(("fast and aihwkit", "equal predictions", "error of the logits"))
+        for chip, one in report["agreement"].items():
+            equal, error = one["equal_predictions"], one["relative_logit_error"]
+            table.add_row(chip, f"{equal:.1%}", f"{error:.1e}")
+        console.print(table)
 
 
 def goals(settings: Mapping[str, Any]) -> dict[str, float]:

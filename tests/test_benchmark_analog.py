@@ -124,12 +124,19 @@ def test_agreement_is_relative_to_aihwkit() -> None:
 
 def test_tables_fit_a_terminal(report: Any) -> None:
     small = printed(report)
-    assert "…" not in small
-    assert all(len(re.findall(rf"(?m)^ {re.escape(name)} ", small)) == 2 for name in CHIPS)
     assert "<=" not in small  # no goal is set for so small a network
+    for one in report["contestants"].values():
+        one["milliseconds"] = {"median": 54321.0, "lowest": 43210.0, "highest": 65432.0}
+    for one in report["ratios"].values():
+        one |= {"median": 123.4, "lowest": 101.2, "highest": 234.5}
     standard = printed({**report, "settings": report["settings"] | {"width": 64, "image_size": 32}})
-    assert "…" not in standard
     assert [standard.count(f"<= {goal} ") for goal in ("1.2", "2", "3", "5")] == [5, 4, 4, 4]
+    assert standard.count("54,321.0") == 35  # the digital network's too
+    for text in (small, standard):
+        assert "…" not in text
+        found = {name: len(re.findall(rf"(?m)^ {re.escape(name)} ", text)) for name in CHIPS}
+        # On either engine, and where the noise is frozen, their agreement.
+        assert found == {name: 2 if "per_mvm" in name else 3 for name in CHIPS}
 
 
 def test_goals() -> None:
