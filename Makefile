@@ -26,8 +26,9 @@ check: setup ## Lint, format and types
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-benchmark: setup ## Fails where a ratio of times is clearly below the recorded one
+benchmark: setup ## Fails where a ratio of times is clearly worse than the recorded one
 	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json
+	$(RUN) experiments benchmark analog --engines fast --baseline experiments/results/benchmark/cpu_analog.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

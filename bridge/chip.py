@@ -232,7 +232,9 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     """
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
-    return tile_output_shares(chip.analog, dict(chip.out_bounds), as_tensor(images, "images"))
+    images = as_tensor(images, "images")
+    with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
+        return tile_output_shares(chip.analog, dict(chip.out_bounds), images)
 
 
 def convert(

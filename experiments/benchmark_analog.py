@@ -173,13 +173,7 @@ def _prepare(settings: AnalogBenchmark) -> dict[str, str]:
     versions = package_versions(("torch", "aihwkit"))
     if settings.json is not None:
         require_json_path(settings.json)
-    try:
-        require_device(settings.device)
-    except ValueError as error:
-        raise ValueError(
-            f"torch {versions['torch']} sees no device {settings.device}: use --device cpu, or "
-            "install torch for CUDA"
-        ) from error
+    require_device(settings.device, "--device")
     return versions
 
 

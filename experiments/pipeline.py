@@ -180,8 +180,8 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
     return versions
 
 
-def require_device(name: str) -> None:
-    """Refuses a torch device that is not there.
+def require_device(name: str, flag: str = "--simulate.device") -> None:
+    """Refuses a torch device, which `flag` named, that is not there.
 
     Raises:
       ValueError: torch has no such device.
@@ -193,7 +193,7 @@ def require_device(name: str) -> None:
     if (torch.device(name).index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, not {name}: "
-            "use --simulate.device cpu, or install torch for CUDA"
+            f"use {flag} cpu, or install torch for CUDA"
         )
 
 

@@ -289,7 +289,7 @@ def test_what_cannot_be_done_is_refused_at_once(
     assert "choose another --json" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert benchmark.run(replace(SETTINGS, device="cuda:1")) == 2
-    assert "sees no device cuda:1: use --device cpu" in capsys.readouterr().err
+    assert "CUDA devices, not cuda:1: use --device cpu" in capsys.readouterr().err
 
 
 def test_unexpected_errors_at_work_are_one_line(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bridge import ADC, PROFILES, Chip, Profile, WeightNoise, program
+from bridge import ADC, PROFILES, Chip, Profile, WeightNoise, clipped_share, program
 from bridge.tiles import named_tiles, output_scale
 from tests.chips import IMAGES, NEUTRAL, configuration, noisy, single, small_resnet
 
@@ -266,6 +266,15 @@ def test_noise_belongs_to_the_seed_the_layer_and_the_sample(
     noise.indices = [3]
     one, two = (noise.normals(name, (50,), torch.device("cpu"))[0] for name in ("a", "b"))
     assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.6
+
+
+def test_the_clipped_share_of_a_noisy_chip_is_its_own(network: nn.Module) -> None:
+    chip = program(network, noisy("constant", 0.1, ADC()), seed=0, calibration=IMAGES[:4])
+    state = torch.get_rng_state()
+    shares = clipped_share(chip, IMAGES)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert shares == clipped_share(chip, IMAGES)
+    assert max(shares.values()) > 0
 
 
 def test_noise_is_on_top_of_what_was_programmed(network: nn.Module) -> None:
