@@ -1,7 +1,9 @@
 """The converters' ranges: calibrated on images, and how much lies beyond them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -41,15 +43,15 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
 def calibrate_ranges(
     analog: nn.Module, images: Images | None, percentile: float
 ) -> dict[str, float]:
-    """Sets each tile's converter range from its outputs on some images.
+    """Ranges of the tiles' converters from their outputs on some images, in the tiles' own unit.
 
     Args:
-      analog: a converted network with its target weights; changed in place.
+      analog: a converted network with its target weights.
       images: as the network takes them.
       percentile: the range is this percentile of the outputs' magnitudes, by nearest rank.
 
     Returns:
-      The ranges by tile, in the unit of `ADC.range`.
+      The ranges by tile; not set.
 
     Raises:
       ValueError: images that are absent, malformed or leave a tile without a range.
@@ -57,40 +59,45 @@ def calibrate_ranges(
     if images is None:
         raise ValueError("a calibrated ADC range needs calibration images; pass calibration=")
     images = as_tensor(images, "calibration")
-    tiles = named_tiles(analog)
+    ideal = deepcopy(analog)
+    for tile in named_tiles(ideal).values():
+        tile.rpu_config.forward.is_perfect = True
+    counts: Counter[str] = Counter()
     largest: dict[str, torch.Tensor] = {}
 
+    def count(name: str, outputs: torch.Tensor) -> None:
+        counts[name] += outputs.numel() * len(images)
+
     def keep_largest(name: str, outputs: torch.Tensor) -> None:
-        magnitudes = outputs.abs().flatten()
-        count = magnitudes.numel() // len(outputs) * len(images)
         # Rounding must not lift 99.9 % of 3,000 above 2,997.
-        kept = count - math.ceil(count * percentile / 100 * (1 - 1e-12)) + 1
+        below = math.ceil(counts[name] * percentile / 100 * (1 - 1e-12)) - 1
+        magnitudes = outputs.abs().flatten()
         if name in largest:
             magnitudes = torch.cat([largest[name], magnitudes])
-        largest[name] = magnitudes.topk(min(kept, len(magnitudes))).values
+        largest[name] = magnitudes.topk(min(counts[name] - below, len(magnitudes))).values
 
-    for tile in tiles.values():
-        tile.rpu_config.forward.is_perfect = True
-    _observe(analog, images, keep_largest, "calibrate")
+    _observe(ideal, images[:1], count, "calibrate")
+    _observe(ideal, images, keep_largest, "calibrate")
     bounds = {}
-    for name, tile in tiles.items():
+    for name in named_tiles(analog):
         # topk puts NaN first: a maximum would hide it.
-        bound = math.nan if largest[name].isnan().any() else float(largest[name][-1])
+        kept = largest.get(name)
+        if kept is None:
+            raise ValueError(f"tile {name} is not used on the calibration images")
+        bound = math.nan if kept.isnan().any() else float(kept[-1])
         if not math.isfinite(bound) or bound == 0:
             raise ValueError(
                 f"calibration gives tile {name} the ADC range {bound}; "
                 "use images on which every layer is finite and active"
             )
         bounds[name] = bound
-        tile.rpu_config.forward.out_bound = bound
-        tile.rpu_config.forward.is_perfect = False
     return bounds
 
 
-def tile_output_shares(
-    analog: nn.Module, bounds: dict[str, float], images: torch.Tensor
-) -> dict[str, float]:
-    """The share of each tile's outputs beyond its bound, in [0, 1]."""
+def tile_output_shares(analog: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """The share of each tile's outputs beyond its converter's range, in [0, 1]."""
+    tiles = named_tiles(analog)
+    bounds = {name: tile.rpu_config.forward.out_bound for name, tile in tiles.items()}
     beyond, seen = dict.fromkeys(bounds, 0), dict.fromkeys(bounds, 0)
 
     def count(name: str, outputs: torch.Tensor) -> None:
@@ -98,7 +105,7 @@ def tile_output_shares(
         seen[name] += outputs.numel()
 
     _observe(analog, images, count, "clipped outputs")
-    return {name: beyond[name] / seen[name] for name in seen}
+    return {name: beyond[name] / seen[name] if seen[name] else math.nan for name in seen}
 
 
 def _observe(

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from bridge.weights import _HEADER
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(:[A-Za-z0-9_]+)?")
-_NESTINGS = ("state_dict", "model")  # where training scripts keep the weights in a checkpoint
+_NESTINGS = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep weights
 _DTYPES = {  # from the file's to ours; anything else is quantised, a mask or the like
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -60,8 +60,8 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
       source: one of
         - a `.safetensors` file;
         - any other file: what `torch.save` wrote, a state dict or a training checkpoint with one
-          under "state_dict" or "model". One with Python objects beside tensors and plain
-          containers is refused, since reading them runs code from the file;
+          under "state_dict", "model_state_dict", "model" or "net". One with Python objects beside
+          tensors and plain containers is refused, since reading them runs code from the file;
         - a name such as "resnet18" (torchvision's default weights) or "resnet50:IMAGENET1K_V2",
           where no file is called so. Weights are downloaded once, to torch.hub's cache.
 

@@ -5,6 +5,8 @@ weight noise come from separate streams per seed and tile, so all profiles of on
 chip with some of its non-idealities switched off.
 """
 
+import math
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +33,9 @@ from bridge.noise import (
     freeze_weight_noise,
     largest_target,
     stream,
+    weight_noise,
 )
-from bridge.profiles import Profile
+from bridge.profiles import ADC, Profile
 from bridge.rpu import clip_parameter, rpu_config
 from bridge.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
 
@@ -58,8 +61,11 @@ class Executable(nn.Module):
         """Logits `[batch, class]` of images whose stable indices, each >= 0, are given."""
         if len(indices) != len(images):
             raise ValueError(f"{len(images)} images need as many indices, not {len(indices)}")
+        indices = [operator.index(index) for index in indices]
+        if min(indices) < 0:
+            raise ValueError(f"indices must not be negative, got {min(indices)}")
         if not self.one_by_one:
-            self.noise.indices = list(indices)
+            self.noise.begin(indices)
             return self.network(images)
         logits = []
         for image, index in zip(images.split(1), indices, strict=True):
@@ -143,6 +149,7 @@ def program(
     calibration: Images | None = None,
     engine: Engine = "fast",
     digital_layers: Sequence[str] = (),
+    t_inference: float = 0.0,
 ) -> Chip:
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
@@ -153,18 +160,20 @@ def program(
       model: float32 and in eval mode; not changed. Of `Conv2d`, `Linear`, BatchNorm and layers
         without parameters; or a network that AIHWKit has converted already, such as one trained
         hardware-aware: its tiles, weight scales and input ranges are kept, and the profile
-        replaces its noise model, drift compensation and the rest of its forward settings.
+        replaces its noise model, drift compensation and the rest of its forward settings. What
+        was programmed before is programmed anew from its target weights.
       profile: the non-idealities. An `RPUConfig` of AIHWKit is taken as it is, on its own tile
-        class: the chip is programmed by its noise model and at first 0 s old. None takes a
-        converted network's own configuration in the same way. Noise that AIHWKit's compiled tile
-        draws in its forward pass (`InferenceRPUConfig`) cannot be seeded: only there a chip's
-        outputs are not reproducible.
+        class, and the chip programmed by its noise model. None takes a converted network's own
+        configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
+        (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
       seed: which chip, >= 0.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`. Used by, and required for, a
         calibrated ADC range, and for nothing else.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital.
+      t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
+        has its own.
 
     Raises:
       ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
@@ -173,22 +182,21 @@ def program(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
+    require_finite("t_inference", t_inference)
+    chosen = profile if isinstance(profile, Profile) else None
+    if chosen is not None and t_inference != 0:
+        raise ValueError("a profile has its time of inference in its memory, not in t_inference")
     analog = convert(model, profile, digital_layers, seed=seed)
     tiles = named_tiles(analog)
-    _refuse_bad_ranges(tiles)
-    chosen = profile if isinstance(profile, Profile) else None
-    adc = None if chosen is None else chosen.adc
+    _require_engine(analog, engine)  # before what takes long
     bounds: dict[str, float] = {}
-    if adc is not None and adc.range == "calibrated":
-        bounds = calibrate_ranges(analog, calibration, adc.percentile)
-    elif adc is not None:
-        bounds = dict.fromkeys(tiles, float(adc.range))
-    # Before what takes long.
-    _require_engine(analog, engine)
-    t_inference = 0.0 if chosen is None else None
+    if chosen is not None and chosen.adc is not None:
+        bounds = _set_ranges(analog, chosen.adc, calibration)
+    _refuse_bad_ranges(tiles)
+    age: float | None = float(t_inference) if chosen is None else None
     if chosen is not None and chosen.memory is not None:
-        t_inference = float(chosen.memory.t_inference)
-    if t_inference is not None:
+        age = float(chosen.memory.t_inference)
+    if age is not None:
         for name, tile in tqdm(tiles.items(), "program", unit="tile", delay=2, leave=False):
             with stream(seed, "programming", name), _without_deprecations():
                 tile.program_weights()
@@ -199,7 +207,7 @@ def program(
             Executable(analog, noise, one_by_one=False),
             chosen,
             seed,
-            t_inference,
+            age,
             bounds,
             engine,
             tuple(digital_layers),
@@ -234,7 +242,7 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
-        return tile_output_shares(chip.analog, dict(chip.out_bounds), images)
+        return tile_output_shares(chip.analog, images)
 
 
 def convert(
@@ -247,6 +255,8 @@ def convert(
     """The network on tiles with its target weights, clipped and rescaled; see `program`."""
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
+    if isinstance(digital_layers, str):
+        raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
     paths = [name for name, _ in model.named_modules()]
     if unknown := [name for name in digital_layers if name not in paths or not name]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
@@ -260,8 +270,8 @@ def convert(
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(
-                f"{type(config).__name__} does not describe inference; use AIHWKit's "
-                "InferenceRPUConfig or TorchInferenceRPUConfig, or a Profile"
+                f"{type(config).__name__} does not describe inference; give a Profile, such as "
+                'PROFILES["adc+pcm"], or AIHWKit\'s TorchInferenceRPUConfig or InferenceRPUConfig'
             )
         # New layers draw weights, which conversion then replaces, and what varies between outputs.
         with stream(seed, "conversion"):
@@ -306,12 +316,21 @@ def _reconfigure(
             "the model is on AIHWKit tiles with a configuration of its own: give a Profile, or "
             "None to take it as it is"
         )
-    for name, layer in named_layers(analog).items():
+    layers = named_layers(analog)
+    for path in digital_layers:
+        if not any(f"{name}.".startswith(f"{path}.") for name in layers):
+            raise ValueError(f"{path} has no layer on tiles that could stay digital")
+    for name, layer in layers.items():
         if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
             analog = replace_layer(analog, name, digital_layer(layer))
     if not named_tiles(analog):
         raise ValueError("every layer is digital: leave some on tiles")
     for name, tile in named_tiles(analog).items():
+        if tile.programmed_weights is not None:
+            tile.tile.set_weights(tile.reference_combined_weights)
+            tile.programmed_weights = tile.drift_noise_parameters = tile.drift_baseline = None
+            tile.alpha = torch.ones(1)
+        tile.reference_combined_weights = None
         if profile is not None and type(tile) is not TorchInferenceTile:
             raise ValueError(
                 f"tile {name} is a {type(tile).__name__}: a profile needs a network converted with "
@@ -328,11 +347,6 @@ def _set_to_profile(tile: Tile, profile: Profile) -> None:
         # The range takes the place of the largest magnitude of each input vector.
         config.forward.noise_management = NoiseManagementType.NONE
     config.noise_model, config.drift_compensation = wanted.noise_model, wanted.drift_compensation
-    largest = float(largest_target(tile))
-    if config.forward.w_noise > 0 and profile.wnoise is not None:
-        # AIHWKit's unit of weight noise is a weight of 1, ours the largest weight.
-        constant = profile.wnoise.kind == "constant"
-        config.forward.w_noise *= largest if constant else largest**0.5
     if type(tile.tile) is TorchSimulatorTile:
         simulator = MvmNoiseTile(tile.tile.x_size, tile.tile.d_size, config)
         simulator.set_weights(tile.tile.get_weights())
@@ -340,9 +354,29 @@ def _set_to_profile(tile: Tile, profile: Profile) -> None:
     tile.tile.set_config(config)
     if profile.clipping.type != "none":
         clip = clip_parameter(profile.clipping)
-        clip.fixed_value *= largest
+        clip.fixed_value *= float(largest_target(tile))
         tile.tile.clip_weights(clip)
         tile.remap_weights(weight_scaling_omega=1.0)
+    if config.forward.w_noise > 0 and profile.wnoise is not None:
+        # AIHWKit's unit of weight noise is a weight of 1, ours the largest weight.
+        largest = float(largest_target(tile))
+        config.forward.w_noise *= largest if profile.wnoise.kind == "constant" else largest**0.5
+
+
+def _set_ranges(analog: nn.Module, adc: ADC, calibration: Images | None) -> dict[str, float]:
+    """Sets every converter's range; returns them by tile in the unit of `ADC.range`.
+
+    That unit is the largest weight, the tiles' own a weight of 1.
+    """
+    tiles = named_tiles(analog)
+    largest = {name: float(largest_target(tile)) or 1.0 for name, tile in tiles.items()}
+    if adc.range == "calibrated":
+        bounds = calibrate_ranges(analog, calibration, adc.percentile)
+    else:
+        bounds = {name: adc.range * largest[name] for name in tiles}
+    for name, tile in tiles.items():
+        tile.rpu_config.forward.out_bound = bounds[name]
+    return {name: bounds[name] / largest[name] for name in tiles}
 
 
 def _executable(analog: nn.Module, engine: Engine, seed: int) -> Executable:
@@ -350,10 +384,8 @@ def _executable(analog: nn.Module, engine: Engine, seed: int) -> Executable:
     unsupported = _require_engine(analog, engine)
     if engine == "fast":
         return Executable(fast_network(deepcopy(analog), noise), noise, one_by_one=False).eval()
-    draws = any(
-        not tile.rpu_config.forward.is_perfect and tile.rpu_config.forward.w_noise > 0
-        for tile in named_tiles(analog).values()
-    )
+    tiles = named_tiles(analog).values()
+    draws = any(weight_noise(tile.rpu_config.forward) > 0 for tile in tiles)
     return Executable(analog, noise, one_by_one=draws or bool(unsupported)).eval()
 
 
@@ -382,22 +414,31 @@ def _refuse_bad_ranges(tiles: Mapping[str, Tile]) -> None:
     """Refuses converters that AIHWKit would silently turn into NaN or leave without saturation."""
     for name, tile in tiles.items():
         forward = tile.rpu_config.forward
-        if not forward.is_perfect and forward.out_res > 0 and forward.out_bound <= 0:
+        quantises = not forward.is_perfect and forward.out_res > 0
+        if quantises and not 0 < forward.out_bound < math.inf:
             raise ValueError(
                 f"tile {name} quantises its outputs (forward.out_res={forward.out_res:g}) over the "
-                f"range forward.out_bound={forward.out_bound:g}: give a positive one"
+                f"range forward.out_bound={forward.out_bound:g}: give a positive and finite one"
             )
 
 
 def _refuse_unmappable(model: nn.Module, digital_layers: Sequence[str]) -> None:
     mapped = 0
-    for name, module in model.named_modules():
+    first: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(module, name) != name and list(module.parameters()):
+            raise ValueError(
+                f"layers {first[module]} and {name} are one module, of which AIHWKit would convert "
+                "only one name: give it one name, or two copies"
+            )
         if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
             continue
         what = f"layer {name or 'at the root'} ({type(module).__name__})"
         # The exact types: AIHWKit leaves subclasses digital.
         if type(module) in (nn.Conv2d, nn.Linear):
             mapped += 1
+        elif not name and list(module.children()):
+            continue  # the network's own parameters stay digital
         elif not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
             raise ValueError(
                 f"{what} has weights but cannot be mapped; use Conv2d or Linear, or name it in "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from difflib import unified_diff
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from bridge.chip import Chip, Executable, convert
 from bridge.noise import SampleNoise
 from bridge.profiles import from_json, to_json
-from bridge.tiles import named_tiles
+from bridge.tiles import named_layers, named_tiles
 from bridge.weights import load_weights, save_weights
 
 _KIND = "analog chip"
@@ -24,7 +25,8 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     """Writes a chip to a safetensors file, atomically; `load_chip` gives the same logits.
 
     It holds what was programmed, the drift of each device and the weights as they are now, so that
-    the chip can also be aged further; not the network's code.
+    the chip can also be aged further; not the network's code, that is what the layers are and what
+    happens between them.
 
     Args:
       path: the file; its folder must exist.
@@ -42,9 +44,10 @@ def load_chip(
 
     Args:
       path: the file.
-      model: a network of the same structure as was programmed, in eval mode; its weights do not
-        matter and it is not changed. If what was programmed had been converted by AIHWKit before,
-        a network converted in the same way.
+      model: the network that was programmed, in eval mode; its weights do not matter and it is not
+        changed. If it had been converted by AIHWKit before, a network converted in the same way.
+        Its layers on tiles are compared by kind and geometry, its tensors by name and shape; what
+        its code does between them cannot be.
       rpu_config: the configuration that was programmed with, where it was AIHWKit's own and given
         to `program`.
 
@@ -57,9 +60,20 @@ def load_chip(
         raise ValueError(f"{path} holds no chip; write it with save_chip")
     profile = None if header["profile"] is None else from_json(header["profile"])
     layers = tuple(header["digital_layers"])
+    if profile is None and rpu_config is None and not named_tiles(model):
+        raise ValueError(
+            f"{path} was programmed with a configuration of AIHWKit's own: pass it as rpu_config="
+        )
     configuration = rpu_config if profile is None else profile
     analog = convert(model, configuration, layers, seed=header["seed"])
     tiles = named_tiles(analog)
+    geometry = _geometry(analog)
+    for name in [*header["layers"], *geometry]:
+        if geometry.get(name) != header["layers"].get(name):
+            raise ValueError(
+                f"{path} is of another network: layer {name} is {header['layers'].get(name)} there "
+                f"and {geometry.get(name)} here"
+            )
     if tiles.keys() != header["tiles"].keys():
         raise ValueError(
             f"{path} is of another network: its tiles are {', '.join(header['tiles'])}"
@@ -69,11 +83,8 @@ def load_chip(
         for setting, value in header["tiles"][name].items():
             setattr(forward, setting, value)
         tile.tile.set_weights(tensors.pop(f"{name}/weight"))
-    if profile is None and (mine := _configuration(analog)) != header["configuration"]:
-        raise ValueError(
-            f"{path} was programmed with another configuration than rpu_config; it had "
-            f"{header['configuration']}, not {mine}"
-        )
+    if profile is None:
+        _require_same(header["configurations"], _configurations(analog), path)
     _restore(analog, tensors, path)
     chip = Chip(
         analog,
@@ -106,12 +117,13 @@ def _header(chip: Chip) -> dict[str, Any]:
     return {
         "kind": _KIND,
         "profile": None if chip.profile is None else to_json(chip.profile),
-        "configuration": _configuration(chip.analog) if chip.profile is None else None,
+        "configurations": _configurations(chip.analog) if chip.profile is None else None,
         "seed": chip.seed,
         "t_inference": chip.t_inference,
         "out_bounds": dict(chip.out_bounds),
         "engine": chip.engine,
         "digital_layers": list(chip.digital_layers),
+        "layers": _geometry(chip.analog),
         "tiles": {
             name: {
                 setting: getattr(tile.rpu_config.forward, setting)
@@ -122,8 +134,46 @@ def _header(chip: Chip) -> dict[str, Any]:
     }
 
 
-def _configuration(analog: nn.Module) -> str:
-    return str(next(iter(named_tiles(analog).values())).rpu_config)
+def _geometry(analog: nn.Module) -> dict[str, str]:
+    """Kind and dimensions of each layer on tiles."""
+    names = [
+        *("in_features", "out_features", "in_channels", "out_channels"),
+        *("kernel_size", "stride", "padding", "dilation"),
+    ]
+    return {
+        path: " ".join(
+            [type(layer).__name__]
+            + [f"{name}={getattr(layer, name)}" for name in names if hasattr(layer, name)]
+        )
+        for path, layer in named_layers(analog).items()
+    }
+
+
+def _configurations(analog: nn.Module) -> dict[str, list[str]]:
+    """The tiles' configurations, as AIHWKit prints them, with the tiles that each is of."""
+    found: dict[str, list[str]] = {}
+    for name, tile in named_tiles(analog).items():
+        found.setdefault(str(tile.rpu_config), []).append(name)
+    return found
+
+
+def _require_same(
+    stored: dict[str, list[str]], mine: dict[str, list[str]], path: str | os.PathLike[str]
+) -> None:
+    if stored == mine:
+        return
+    there, here = (
+        {name: text for text, names in one.items() for name in names} for one in (stored, mine)
+    )
+    name = next(name for name in there if there[name] != here.get(name))
+    lines = unified_diff(
+        there[name].splitlines(), here.get(name, "").splitlines(), n=0, lineterm=""
+    )
+    differing = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    raise ValueError(
+        f"{path} was programmed with another configuration; of tile {name} the file has the lines "
+        f"with - and rpu_config those with +: {' '.join(' '.join(differing).split())}"
+    )
 
 
 def _slots(analog: nn.Module) -> dict[str, tuple[nn.Module, str]]:
@@ -166,6 +216,12 @@ def _restore(
         if name not in tensors:
             raise ValueError(f"{path} is of another network: it has no {name}")
         mine, stored = getattr(module, attribute), tensors.pop(name)
+        # What compensates drift may have become one factor a column.
+        if mine.shape != stored.shape and attribute != "alpha":
+            raise ValueError(
+                f"{path} is of another network: {name} is {tuple(stored.shape)} there and "
+                f"{tuple(mine.shape)} here"
+            )
         if isinstance(mine, nn.Parameter):
             mine.data = stored
         else:

@@ -25,7 +25,7 @@ from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
 from bridge.convolution import Convolution
-from bridge.noise import MvmNoiseTile, SampleNoise
+from bridge.noise import MvmNoiseTile, SampleNoise, weight_noise
 from bridge.tiles import (
     AnalogLayer,
     Placed,
@@ -65,8 +65,13 @@ _OF_BOUND_MANAGEMENT = {"max_bm_factor", "max_bm_res", "bm_test_negative_bound"}
 
 def unsupported_settings(network: nn.Module) -> list[str]:
     """The tiles' settings that fast execution cannot honour, by AIHWKit's names."""
-    tiles = named_tiles(network).values()
-    return list(dict.fromkeys(setting for tile in tiles for setting in _unsupported(tile)))
+    layers = tuple(f"{path}." if path else "" for path in named_layers(network))
+    found: dict[str, None] = {}
+    for path, tile in named_tiles(network).items():
+        if not path.startswith(layers):
+            found[f"the kind of layer that tile {path} is in"] = None
+        found |= dict.fromkeys(_unsupported(tile))
+    return list(found)
 
 
 def _unsupported(tile: Tile) -> list[str]:
@@ -76,9 +81,15 @@ def _unsupported(tile: Tile) -> list[str]:
     if type(tile.tile) not in (TorchSimulatorTile, MvmNoiseTile):
         return [f"simulator_tile_class {type(tile.tile).__name__}"]
     forward = config.forward
+    if type(forward) is not IOParameters:
+        return [f"forward of type {type(forward).__name__}"]
     if forward.is_perfect:
         return []
     found = []
+    if tile.tile.out_noise_values is not None:
+        found.append("forward.out_noise_std")
+    if weight_noise(forward) > 0 and type(tile.tile) is not MvmNoiseTile:
+        found.append("forward.w_noise on a tile class that ignores it")
     for name in [field.name for field in fields(forward)]:
         value, neutral = getattr(forward, name), getattr(_NEUTRAL, name)
         if name in _HONOURED | _OF_BOUND_MANAGEMENT or value == neutral:
@@ -174,7 +185,7 @@ class _Tile(nn.Module):
         self.register_buffer("weight", self._kernels(placed) / self.step)
         self.register_buffer("scale", self.step * output_scale(tile)[:, None, None])
 
-        self.noise_level = 0.0 if perfect else forward.w_noise / self.step
+        self.noise_level = weight_noise(forward) / self.step
         variance_weight = None
         if self.noise_level and forward.w_noise_type == WeightNoiseType.PCM_READ:
             variance_weight = self.noise_level**2 * self.step * self.weight.abs()
@@ -319,8 +330,8 @@ class _AsConvolution(nn.Module):
 
 def sample_normals(noise: SampleNoise, name: str, like: torch.Tensor) -> torch.Tensor:
     """Standard normals of the shape of `like` `[batch, channel, height, width]`."""
-    _, channels, height, width = like.shape
-    return noise.normals(name, (height, width, channels), like.device).permute(0, 3, 1, 2)
+    rows, channels, height, width = like.shape
+    return noise.normals(name, (rows, height, width, channels), like.device).permute(0, 3, 1, 2)
 
 
 def _memory_format(x: torch.Tensor) -> torch.memory_format:

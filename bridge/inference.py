@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from bridge.chip import Chip
 from bridge.chip_files import fingerprint
 
+_IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
 _MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
 
 
@@ -59,7 +61,7 @@ def predict(
       description: text ahead of the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set, and the table returned is mapped from it. A file that the same chip has made from
-        the same samples is read instead of made again.
+        the same samples, of which their number and 16 are compared, is read instead of made again.
 
     Returns:
       index int64, label int64, prediction int64, correct bool and logits, float32 `[class]`; one
@@ -77,9 +79,13 @@ def predict(
             "batch_size and the number of samples must be at least 1, got "
             f"{batch_size} and {len(source)}"
         )
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
     if out is None:
         return pa.Table.from_batches(_run(chip, source, batch_size, device, description))
     target = Path(out)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
     identity = _identity(chip, source)
     if target.exists():
         return _read(target, identity)
@@ -99,6 +105,18 @@ def predict(
     return _read(target, identity)
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it a GPU multiplies in float32, not in TensorFloat-32, and deterministically."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def _run(
     chip: Chip | nn.Module,
     source: Source,
@@ -112,7 +130,7 @@ def _run(
         module = deepcopy(module).to(device)
     with (
         torch.inference_mode(),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        full_precision(),
         tqdm(total=len(source), desc=description, unit="image") as progress,
     ):
         for images, labels, indices in _batches(source, batch_size):
@@ -129,7 +147,7 @@ def _batches(source: Source, batch_size: int) -> Iterator[_Batch]:
         positions = range(start, min(start + batch_size, len(source)))
         many = getattr(source, "__getitems__", None)
         samples = many(list(positions)) if many else [source[position] for position in positions]
-        for sample in samples:
+        for sample in map(_checked, samples):
             image = np.asarray(sample["image"])
             shape = image.shape if shape is None else shape
             if image.dtype != np.float32 or image.ndim != 3 or image.shape != shape:
@@ -172,14 +190,26 @@ def _rows(
 
 
 def _identity(chip: Chip | nn.Module, source: Source) -> bytes:
-    """What decides the table: the chip, and the samples as far as the first and the last tell."""
-    ends = hashlib.sha256()
-    for position in (0, len(source) - 1):
-        sample = source[position]
-        ends.update(np.ascontiguousarray(sample["image"]).tobytes())
-        ends.update(f"{sample['label']} {sample['index']}".encode())
-    identity = {"chip": fingerprint(chip), "samples": len(source), "ends": ends.hexdigest()}
+    """What decides the table: the chip, and the samples as far as some of them tell."""
+    some = hashlib.sha256()
+    for position in np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist():
+        sample = _checked(source[position])
+        some.update(np.ascontiguousarray(sample["image"]).tobytes())
+        some.update(f"{sample['label']} {sample['index']}".encode())
+    identity = {"chip": fingerprint(chip), "samples": len(source), "some": some.hexdigest()}
     return json.dumps(identity).encode()
+
+
+def _checked(sample: Any) -> Any:
+    if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
+        what = (
+            f"keys {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else type(sample)
+        )
+        raise ValueError(
+            'a sample must be {"image": float32 [height, width, channel], "label": int, "index": '
+            f"int}}, not {what}"
+        )
+    return sample
 
 
 def _read(path: Path, identity: bytes) -> pa.Table:

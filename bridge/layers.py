@@ -1,7 +1,7 @@
 """A chip layer by layer: how far a layer's outputs are off, and how many predictions it costs."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bridge.adc import Images, as_tensor
-from bridge.chip import Chip, Executable, clipped_share, program
+from bridge.chip import Chip, Engine, Executable, clipped_share, program
 from bridge.failures import analog_only_failures, wilson_interval
 from bridge.inference import Source, predict
 from bridge.profiles import Profile
@@ -115,6 +115,8 @@ def layer_failures(
     seed: int = 0,
     chips: int = 1,
     calibration: Images | None = None,
+    engine: Engine = "fast",
+    digital_layers: Sequence[str] = (),
     batch_size: int = 64,
     device: str | torch.device = "cpu",
 ) -> pd.DataFrame:
@@ -129,7 +131,8 @@ def layer_failures(
       source: as for `predict`.
       seed: of the first chip; chip k has seed + k.
       chips: how many.
-      calibration: as for `program`.
+      calibration, engine: as for `program`.
+      digital_layers: paths of what stays digital on every chip.
       batch_size: images at once.
       device: where to run.
 
@@ -148,10 +151,13 @@ def layer_failures(
         raise ValueError(f"chips must be an integer >= 1, got {chips!r}")
     _refuse_unsuitable(model)
     # First, for it refuses what cannot be programmed.
-    whole = program(model, profile, seed=seed, calibration=calibration)
+    settings: dict[str, Any] = {"calibration": calibration, "engine": engine}
+    whole = program(model, profile, seed=seed, digital_layers=digital_layers, **settings)
     names = list(named_layers(whole.analog))
-    left_digital = {name: [other for other in names if other != name] for name in names}
-    left_digital[ALL_LAYERS] = []
+    left_digital = {
+        name: [*digital_layers, *(other for other in names if other != name)] for name in names
+    }
+    left_digital[ALL_LAYERS] = [*digital_layers]
 
     def correct(which: Chip | nn.Module, description: str) -> NDArray[np.bool_]:
         table = predict(
@@ -162,14 +168,8 @@ def layer_failures(
     digital_correct = correct(model, "digital")
     rows: list[dict[str, Any]] = []
     for chip_seed in range(seed, seed + chips):
-        for name, digital_layers in left_digital.items():
-            chip = program(
-                model,
-                profile,
-                seed=chip_seed,
-                calibration=calibration,
-                digital_layers=digital_layers,
-            )
+        for name, others in left_digital.items():
+            chip = program(model, profile, seed=chip_seed, digital_layers=others, **settings)
             done = f"{len(rows) + 1} of {chips * len(left_digital)}"
             analog_correct = correct(chip, f"{done}: chip {chip_seed}, {name}")
             rows.append(

@@ -1,6 +1,7 @@
 """The random streams of a chip, and weight noise: frozen into it, or drawn at each operation."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,15 @@ def largest_target(tile: TorchInferenceTile) -> torch.Tensor:
     return target.abs().max()
 
 
+def weight_noise(io_pars: IOParameters) -> float:
+    """Level of the noise that AIHWKit draws for each operation; 0 for none."""
+    off = io_pars.is_perfect or io_pars.w_noise_type not in (
+        WeightNoiseType.ADDITIVE_CONSTANT,
+        WeightNoiseType.PCM_READ,
+    )
+    return 0.0 if off else io_pars.w_noise
+
+
 class MvmNoise(AnalogMVM):
     """AIHWKit's PyTorch matrix-vector product with the weight noise that only its compiled one has.
 
@@ -102,7 +112,7 @@ class MvmNoise(AnalogMVM):
     ) -> tuple[bool, torch.Tensor]:
         x = cls._prepare_input(input_, scale, scaling, io_pars.inp_asymmetry != 0.0, io_pars)
         y = cls._matmul(weight, x, trans=trans)
-        if io_pars.w_noise > 0:
+        if weight_noise(io_pars) > 0:
             if io_pars.w_noise_type == WeightNoiseType.PCM_READ:
                 variance = cls._matmul(weight.abs(), x.square(), trans=trans)
             else:
@@ -129,19 +139,36 @@ class SampleNoise:
     def __init__(self, seed: int):
         self.seed = seed
         self.indices: list[int] = []
+        self._calls: Counter[str] = Counter()
+
+    def begin(self, indices: list[int]) -> None:
+        """A forward pass of these samples begins."""
+        self.indices = indices
+        self._calls.clear()
 
     def normals(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """Draws for each sample of the batch; float32 `[sample, *shape]`.
+        """Draws of one call of a layer; float32 `shape`, `[rows, ...]`.
 
-        The values depend on the kind of device, not on the batch.
+        The values depend on the kind of device, not on the batch. A sample may have several rows,
+        one after the other.
+
+        Raises:
+          ValueError: the rows cannot be shared out among the samples.
         """
-        draws = torch.empty((len(self.indices), *shape), device=device)
-        layer = stream_seed(self.seed, "operation", name)
+        samples = max(len(self.indices), 1)
+        if shape[0] % samples:
+            raise ValueError(
+                f"layer {name} works on {shape[0]} rows for {samples} samples: weight noise of "
+                "each operation needs as many rows for each sample"
+            )
+        draws = torch.empty((samples, shape[0] // samples, *shape[1:]), device=device)
+        layer = stream_seed(self.seed, "operation", name, self._calls[name])
+        self._calls[name] += 1
         generator = torch.Generator(device)
         for row, index in zip(draws, self.indices, strict=True):
             generator.manual_seed(_mix(layer, index))
             row.normal_(generator=generator)
-        return draws
+        return draws.flatten(0, 1)
 
 
 def _mix(layer: int, index: int) -> int:

@@ -104,6 +104,21 @@ class Profile:
     memory: Memory | None = None
     clipping: Clipping = field(default_factory=Clipping)
 
+    def __post_init__(self) -> None:
+        memories = (devices.PCM, devices.Hermes, devices.ReRamWan2022, devices.ReRamCMO)
+        kinds: dict[str, tuple[type, ...]] = {
+            "adc": (ADC, type(None)),
+            "wnoise": (WeightNoise, type(None)),
+            "memory": (*memories, type(None)),
+            "clipping": (Clipping,),
+        }
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                wanted = " or ".join(one.__name__ for one in kind if one is not type(None))
+                raise ValueError(
+                    f"a profile's {name} must be a {wanted}, got {getattr(self, name)!r}"
+                )
+
     @property
     def name(self) -> str:
         """Such as "adc+pcm"; "ideal" if there is no non-ideality. Clipping is not one."""

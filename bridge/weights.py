@@ -171,6 +171,7 @@ def save_weights(
       header: what JSON can hold, such as the model's name, settings and data set.
 
     Raises:
+      FileNotFoundError: no such folder.
       ValueError: a tensor of another floating-point type, non-finite weights, or a header that
         JSON cannot hold.
     """
@@ -183,6 +184,8 @@ def save_weights(
     except (TypeError, ValueError) as error:
         raise ValueError(f"the header of {path} is not plain JSON: {error}") from error
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         temporary.write_bytes(save({n: t.contiguous() for n, t in state_dict.items()}, metadata))

@@ -300,12 +300,13 @@ def measure_all(settings: AnalogBenchmark) -> dict[str, Any]:
     """The report, as JSON has it: costs, times, agreement of the engines, circumstances."""
     import torch
 
+    from bridge.inference import full_precision
+
     load = load_average()
     digital, contestants = make_contestants(make_workload(settings), settings)
     with (
         torch.inference_mode(),
-        # As `bridge.predict` has it.
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        full_precision(),
     ):
         digital()
         logits = {

@@ -200,7 +200,10 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
         (torch.ones(1), "holds a Tensor in place"),
         ({}, "holds nothing in place"),
         ({"state_dict": {}}, "holds nothing in place"),
-        ({"net": weights(), "epoch": 3}, r"'net' \(dict\), 'epoch' \(int\); .* 'state_dict' or"),
+        (
+            {"weights": weights(), "epoch": 3},
+            r"'weights' \(dict\), 'epoch' \(int\); .* 'state_dict' or",
+        ),
         ({"model": {1: torch.ones(1)}}, r"1 \(Tensor\)"),
         ({"a": torch.ones(1), "q": torch.ones(1).to(torch.int8)}, r"q \(torch\.int8\).*quantis"),
         ({"a": torch.ones(1, dtype=torch.complex64)}, r"a \(torch\.complex64\)"),

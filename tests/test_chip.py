@@ -112,6 +112,12 @@ def test_profiles_take_settings_and_clip_all_alike() -> None:
     ("make_setting", "message"),
     [
         (lambda: ADC(bits=1), "bits"),
+        (lambda: ADC(percentile=101.0), "percentile"),
+        (lambda: WeightNoise(kind="white"), "constant or pcm_read"),
+        (lambda: WeightNoise(drawn="once"), "per_chip or per_mvm"),
+        (lambda: Clipping("channel"), "none, layer_gaussian or fixed_value"),
+        (lambda: Profile(PCM()), "adc must be a ADC, got PCM"),
+        (lambda: Profile(memory="pcm"), "memory must be a PCM or Hermes"),
         (lambda: ADC(bits=9.0), "bits"),
         (lambda: ADC(range=0.0), "range"),
         (lambda: ADC(range=math.nan), "range"),

@@ -2,9 +2,11 @@
 
 import sys
 from collections import OrderedDict
+from copy import deepcopy
 
 import pytest
 import torch
+from aihwkit.inference import ReRamWan2022NoiseModel
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.optim import AnalogSGD
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
@@ -141,6 +143,47 @@ def test_a_trained_layer_may_go_back_to_digital(trained: nn.Module) -> None:
     assert type(chip.analog.get_submodule("fc")) is nn.Linear
 
 
+def test_what_was_programmed_before_is_programmed_anew(trained: nn.Module) -> None:
+    used = deepcopy(trained)
+    for tile in named_tiles(used).values():
+        tile.program_weights()
+        tile.drift_weights(1e6)
+    assert off(outputs(used), outputs(trained)) > 0.01
+    for name in ("ideal", "adc", "wnoise", "pcm", "adc+pcm"):
+        chips = [program(m, PROFILES[name], seed=0, calibration=images()) for m in (used, trained)]
+        one, other = (chip(images(), range(64)) for chip in chips)
+        assert torch.equal(one, other), name
+    assert off(outputs(used), outputs(trained)) > 0.01
+
+
+def test_noise_is_relative_to_the_clipped_weights(trained: nn.Module) -> None:
+    clipping = Clipping("layer_gaussian", 2.0)
+    profile = Profile(wnoise=WeightNoise(0.02, "pcm_read", "per_mvm"), clipping=clipping)
+    for tile in named_tiles(program(trained, profile, seed=0).analog).values():
+        assert tile.rpu_config.forward.w_noise == pytest.approx(0.02)  # rescaled to 1
+
+
+def test_ranges_are_in_units_of_the_largest_weight(trained: nn.Module) -> None:
+    """However AIHWKit has scaled the weights."""
+    fixed = program(trained, Profile(adc=ADC(range=3.0)), seed=0)
+    for name, tile in named_tiles(fixed.analog).items():
+        largest = float(tile.tile.weight.abs().max())
+        assert tile.rpu_config.forward.out_bound == pytest.approx(3.0 * largest)
+        assert fixed.out_bounds[name] == pytest.approx(3.0)
+    model = single(nn.Linear(30, 20))
+    x = torch.randn(40, 1, 1, 30, generator=torch.Generator().manual_seed(0))
+    bounds, logits = [], []
+    for omega in (0.3, 1.0):
+        config = configuration(100)
+        config.mapping.weight_scaling_omega = omega
+        analog = convert_to_analog(model, config, ensure_analog_root=False).eval()
+        chip = program(analog, PROFILES["adc"], seed=0, calibration=x)
+        bounds.append(chip.out_bounds["layer.analog_module"])
+        logits.append(chip(x, range(40)))
+    assert bounds[0] == pytest.approx(bounds[1])
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=0.05)
+
+
 # Layers that stay digital
 
 
@@ -174,8 +217,33 @@ def test_unknown_digital_layers_are_refused(network: nn.Module, layers: list[str
 def test_everything_digital_is_refused(trained: nn.Module) -> None:
     with pytest.raises(ValueError, match="no Conv2d or Linear layer"):
         program(single(nn.Linear(3, 2)), PROFILES["ideal"], seed=0, digital_layers=["layer"])
+    with pytest.raises(ValueError, match="act has no layer on tiles"):
+        program(trained, PROFILES["ideal"], seed=0, digital_layers=["act"])
+    with pytest.raises(ValueError, match=r"give \['conv'\]"):
+        program(trained, PROFILES["ideal"], seed=0, digital_layers="conv")
     with pytest.raises(ValueError, match="every layer is digital"):
         program(trained, PROFILES["ideal"], seed=0, digital_layers=["conv", "fc"])
+
+
+def test_a_network_s_own_parameters_stay_digital() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.shift = nn.Linear(5, 3), nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) + self.shift
+
+    model, x = Shifted().eval(), torch.randn(4, 5)
+    chip = program(model, PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(chip(x, range(4)), model(x).detach())
+
+
+def test_one_layer_under_two_names_is_refused() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(OrderedDict(one=layer, two=layer)).eval()
+    with pytest.raises(ValueError, match="layers one and two are one module"):
+        program(model, PROFILES["ideal"], seed=0)
 
 
 # A user's configuration
@@ -202,6 +270,17 @@ def test_configurations_that_are_not_for_inference(network: nn.Module) -> None:
         program(network, SingleRPUConfig(), seed=0)
     with pytest.raises(ValueError, match="give a profile or an RPUConfig"):
         program(network, None, seed=0)
+
+
+def test_a_configuration_whose_memory_has_times_of_its_own() -> None:
+    config = configuration()
+    config.noise_model = ReRamWan2022NoiseModel()
+    model, x = single(nn.Linear(12, 5)), torch.rand(4, 12)
+    chip = program(model, config, seed=0, t_inference=86400.0)
+    assert chip.t_inference == 86400.0
+    assert 1e-3 < off(chip(x, range(4)), model(x)) < 0.5
+    with pytest.raises(ValueError, match="has its time of inference in its memory"):
+        program(model, PROFILES["pcm"], seed=0, t_inference=60.0)
 
 
 def test_the_compiled_tile_runs_or_says_why_not() -> None:

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from aihwkit.nn import AnalogConv2dMapped
+from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import QuantizedTorchInferenceRPUConfig
 from aihwkit.simulator.parameters import IOParameters
 from aihwkit.simulator.parameters.enums import (
@@ -13,6 +15,7 @@ from aihwkit.simulator.parameters.enums import (
     NoiseManagementType,
     WeightNoiseType,
 )
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -177,11 +180,59 @@ def test_other_configurations_run_on_their_own_tiles() -> None:
     assert chip.at(60.0).t_inference == 60.0
 
 
-@pytest.mark.parametrize("bound", [0.0, -1.0])
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
 def test_converters_without_a_range_are_refused(bound: float) -> None:
     config = configuration(out_res=1 / 510, out_bound=bound)
-    with pytest.raises(ValueError, match=r"forward\.out_bound=.*give a positive one"):
+    with pytest.raises(ValueError, match=r"forward\.out_bound=.*give a positive and finite one"):
         program(single(nn.Linear(6, 4)), config, seed=0)
+
+
+def test_weight_noise_without_a_kind_is_off() -> None:
+    """As in AIHWKit's compiled tile, and its default."""
+    model, x = single(nn.Linear(12, 3)), torch.ones(5, 12)
+    for engine in ("fast", "aihwkit"):
+        chip = program(model, configuration(w_noise=0.1, out_res=-1.0), seed=0, engine=engine)
+        torch.testing.assert_close(chip(x, range(5)), model(x))
+
+
+def test_settings_changed_after_conversion_are_not_ignored() -> None:
+    """By fast execution, where AIHWKit's tile would not honour them or still does."""
+    config = configuration(out_noise=0.06, out_noise_std=0.3)
+    analog = program(single(nn.Linear(6, 4)), config, seed=0, engine="aihwkit").analog
+    (tile,) = named_tiles(analog).values()
+    tile.rpu_config.forward.out_noise = 0.0
+    with pytest.raises(ValueError, match="out_noise_std"):
+        program(analog, None, seed=0)
+    config = configuration()
+    config.simulator_tile_class = TorchSimulatorTile
+    analog = convert_to_analog(single(nn.Linear(6, 4)), config, ensure_analog_root=False).eval()
+    (tile,) = named_tiles(analog).values()
+    tile.rpu_config.forward.w_noise = 0.1
+    tile.rpu_config.forward.w_noise_type = WeightNoiseType.PCM_READ
+    with pytest.raises(ValueError, match="w_noise on a tile class that ignores it"):
+        program(analog, None, seed=0)
+
+
+def test_layers_that_it_does_not_know_are_refused() -> None:
+    conversions = {nn.Conv2d: AnalogConv2dMapped}
+    analog = convert_to_analog(
+        single(nn.Conv2d(3, 4, 3)),
+        configuration(),
+        conversion_map=conversions,
+        ensure_analog_root=False,
+    ).eval()
+    with pytest.raises(ValueError, match="the kind of layer that tile layer"):
+        program(analog, None, seed=0)
+
+
+def test_indices_may_be_any_integers(network: nn.Module) -> None:
+    chip = program(network, noisy("constant"), seed=0)
+    for one in (chip, chip.on("aihwkit")):
+        expected = one(IMAGES[:3], [4, 5, 6])
+        assert torch.equal(one(IMAGES[:3], np.arange(4, 7)), expected)
+        assert torch.equal(one(IMAGES[:3], torch.arange(4, 7)), expected)
+        with pytest.raises(ValueError, match="must not be negative"):
+            one(IMAGES[:1], [-1])
 
 
 def test_unknown_engine() -> None:
@@ -263,9 +314,56 @@ def test_noise_belongs_to_the_seed_the_layer_and_the_sample(
     other = program(network, noisy("constant", adc=adc), seed=1, calibration=IMAGES)
     assert not torch.allclose(chip(IMAGES[[1]], [3]), other(IMAGES[[1]], [3]), rtol=1e-2)
     noise = chip.executable.noise
-    noise.indices = [3]
-    one, two = (noise.normals(name, (50,), torch.device("cpu"))[0] for name in ("a", "b"))
-    assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.6
+    noise.begin([3, 8])
+    one, two, again = (noise.normals(name, (2, 500), torch.device("cpu")) for name in "aba")
+    rows = torch.cat([one, two, again])  # two layers, and the first a second time
+    assert (torch.corrcoef(rows) - torch.eye(6)).abs().max() < 0.25
+    noise.begin([8])
+    assert torch.equal(noise.normals("a", (1, 500), torch.device("cpu")), one[1:])
+
+
+class Twice(nn.Module):
+    """A layer whose outputs cancel, but for noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(40, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) - self.fc(x)
+
+
+class Tokens(nn.Module):
+    """A layer that works on several rows of each sample at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(10, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.reshape(-1, 10)).reshape(len(x), -1)
+
+
+@pytest.mark.parametrize("adc", [None, ADC(16, range=20.0)], ids=["linear", "adc"])
+def test_noise_of_a_layer_that_runs_twice_and_of_tokens(adc: ADC | None) -> None:
+    profile = noisy("constant", 0.1, adc=adc)
+    expected = 0.1 * 40**0.5  # of ones, in units of the largest weight
+    x = torch.ones(3000, 40)
+    twice = Twice().eval()
+    chip = program(twice, profile, seed=0)
+    unit = float(twice.fc.weight.detach().abs().max())
+    spread = chip(x, range(3000)).std(0) / unit
+    assert spread.numpy() == pytest.approx(2**0.5 * expected, rel=0.08)
+    tokens = Tokens().eval()
+    chip = program(tokens, profile, seed=0)
+    unit = float(tokens.fc.weight.detach().abs().max())
+    draws = chip(x, range(3000))
+    assert (draws.std(0) / unit).numpy() == pytest.approx(expected / 2, rel=0.08)
+    assert (torch.corrcoef(draws.T) - torch.eye(24)).abs().max() < 0.1
+    torch.testing.assert_close(chip(x[:1], [7])[0], draws[7], rtol=1e-4, atol=1e-4)
+    chip.executable.noise.begin([1, 2])
+    with pytest.raises(ValueError, match="works on 3 rows for 2 samples"):
+        chip.executable.noise.normals("fc", (3, 4), torch.device("cpu"))
 
 
 def test_the_clipped_share_of_a_noisy_chip_is_its_own(network: nn.Module) -> None:

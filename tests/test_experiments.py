@@ -140,6 +140,7 @@ def test_weights_file_says_what_it_is(finished: Path) -> None:
     assert header["architecture"] == "resnet18"
     assert header["class_names"] == [str(digit) for digit in range(10)]
     assert header["logits_relative_error"] < 1e-4
+    assert header["checkpoint_sha256"] == sha256(finished / header["checkpoint"])
     twin = bridge.resnet18(10, stem="cifar", width=4, in_channels=1)
     twin.load_state_dict(state_dict)
 

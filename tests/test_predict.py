@@ -103,7 +103,7 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
     assert pq.read_table(path).equals(table)
     again = Images(30)
     assert predict(program(network, PROFILES["pcm"], seed=0), again, out=path).equals(table)
-    assert again.read == 2  # the first and the last tell which samples these are
+    assert again.read == 16  # which tell which samples these are
     assert os.listdir(tmp_path) == [path.name]
     for other_chip, other_source in (
         (program(network, PROFILES["pcm"], seed=1), Images(30)),
@@ -146,6 +146,13 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
 def test_bad_inputs_are_refused(network: nn.Module) -> None:
     def sample(**other: Any) -> dict[str, Any]:
         return {"image": np.zeros((8, 8, 3), np.float32), "label": 0, "index": 0, **other}
+
+    with pytest.raises(ValueError, match=r'a sample must be \{"image".*not <class .tuple'):
+        predict(network, [(np.zeros((8, 8, 3), np.float32), 0)])
+    with pytest.raises(ValueError, match="not keys image, label"):
+        predict(network, [{"image": np.zeros((8, 8, 3), np.float32), "label": 0}])
+    with pytest.raises(FileNotFoundError, match="no folder nowhere for out"):
+        predict(network, Images(1), out="nowhere/out.parquet")
 
     def run(*samples: dict[str, Any], module: nn.Module = network, **settings: Any) -> None:
         predict(module, list(samples), **settings)
