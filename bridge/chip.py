@@ -88,6 +88,8 @@ class Chip:
       out_bounds: the ADC's range by tile, in the unit of `ADC.range`; empty without an ADC.
       engine: what computes the tiles.
       digital_layers: paths of what was left digital.
+      largest_pixel: the largest magnitude in the images that it was calibrated on; None if it was
+        not. `predict` refuses images far beyond it.
     """
 
     analog: nn.Module
@@ -98,6 +100,7 @@ class Chip:
     out_bounds: Mapping[str, float]
     engine: Engine
     digital_layers: tuple[str, ...] = ()
+    largest_pixel: float | None = None
 
     def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """Logits `[batch, class]` of images `[batch, channel, height, width]` on the CPU.
@@ -190,8 +193,11 @@ def program(
     tiles = named_tiles(analog)
     _require_engine(analog, engine)  # before what takes long
     bounds: dict[str, float] = {}
+    largest_pixel = None
     if chosen is not None and chosen.adc is not None:
         bounds = _set_ranges(analog, chosen.adc, calibration)
+        if chosen.adc.range == "calibrated" and calibration is not None:
+            largest_pixel = float(as_tensor(calibration, "calibration").abs().max())
     _refuse_bad_ranges(tiles)
     age: float | None = float(t_inference) if chosen is None else None
     if chosen is not None and chosen.memory is not None:
@@ -200,17 +206,17 @@ def program(
         for name, tile in tqdm(tiles.items(), "program", unit="tile", delay=2, leave=False):
             with stream(seed, "programming", name), _without_deprecations():
                 tile.program_weights()
-    noise = SampleNoise(seed)
     return operate(
         Chip(
             analog,
-            Executable(analog, noise, one_by_one=False),
+            Executable(analog, SampleNoise(seed), one_by_one=False),
             chosen,
             seed,
             age,
             bounds,
             engine,
             tuple(digital_layers),
+            largest_pixel,
         )
     )
 

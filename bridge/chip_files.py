@@ -58,6 +58,8 @@ def load_chip(
     tensors, header = load_weights(path)
     if header.get("kind") != _KIND:
         raise ValueError(f"{path} holds no chip; write it with save_chip")
+    # Within the file they lie unaligned, and PyTorch's sums there may differ in the last bit.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     profile = None if header["profile"] is None else from_json(header["profile"])
     layers = tuple(header["digital_layers"])
     if profile is None and rpu_config is None and not named_tiles(model):
@@ -95,6 +97,7 @@ def load_chip(
         header["out_bounds"],
         header["engine"],
         layers,
+        header["largest_pixel"],
     )
     return chip.on(chip.engine)
 
@@ -123,6 +126,7 @@ def _header(chip: Chip) -> dict[str, Any]:
         "out_bounds": dict(chip.out_bounds),
         "engine": chip.engine,
         "digital_layers": list(chip.digital_layers),
+        "largest_pixel": chip.largest_pixel,
         "layers": _geometry(chip.analog),
         "tiles": {
             name: {

@@ -21,6 +21,7 @@ from bridge.chip import Chip
 from bridge.chip_files import fingerprint
 
 _IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
+_BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
 _MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
 
 
@@ -68,8 +69,8 @@ def predict(
       row a sample.
 
     Raises:
-      ValueError: malformed samples, a module in training mode, non-finite logits, or a file at
-        `out` that is something else.
+      ValueError: malformed samples, images of another scale than a chip was calibrated on, a
+        module in training mode, non-finite logits, or a file at `out` that is something else.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if module.training:
@@ -134,6 +135,8 @@ def _run(
         tqdm(total=len(source), desc=description, unit="image") as progress,
     ):
         for images, labels, indices in _batches(source, batch_size):
+            if isinstance(chip, Chip) and chip.largest_pixel is not None:
+                _refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
@@ -164,6 +167,16 @@ def _batches(source: Source, batch_size: int) -> Iterator[_Batch]:
             np.stack([sample["image"] for sample in samples]),
             [int(sample["label"]) for sample in samples],
             [int(sample["index"]) for sample in samples],
+        )
+
+
+def _refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
+    largest = np.abs(images).max(axis=(1, 2, 3))
+    if (beyond := largest > _BEYOND * calibrated).any():
+        first = int(np.argmax(beyond))
+        raise ValueError(
+            f"image {indices[first]} reaches {largest[first]:g}, the images that the chip was "
+            f"calibrated on {calibrated:g}: normalise both as the model expects"
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, predict, program
+from bridge import PROFILES, load_chip, predict, program, save_chip
 from tests.chips import noisy, single, small_resnet
 
 
@@ -179,6 +179,19 @@ def test_bad_inputs_are_refused(network: nn.Module) -> None:
     chip = program(single(nn.Linear(3, 2)), PROFILES["ideal"], seed=0)
     with pytest.raises(ValueError, match="2 images need as many indices, not 3"):
         chip(torch.zeros(2, 3), range(3))
+
+
+def test_another_normalisation_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    """Pixels of 0 to 255, where the chip was calibrated on standardised ones."""
+    source = Images(6)
+    calibration = np.stack([source[n]["image"] for n in range(6)])
+    chip = program(network, PROFILES["adc+pcm"], seed=0, calibration=calibration)
+    raw = [{**source[n], "image": 40 * source[n]["image"] + 120} for n in range(6)]
+    save_chip(tmp_path / "chip.safetensors", chip)
+    for one in (chip, chip.at(60.0), load_chip(tmp_path / "chip.safetensors", network)):
+        predict(one, source)
+        with pytest.raises(ValueError, match=r"image 0 reaches 2.* normalise both as the model"):
+            predict(one, raw)
 
 
 def test_images_are_not_written_to(network: nn.Module) -> None:
