@@ -41,24 +41,21 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
 
 
 def calibrate_ranges(
-    analog: nn.Module, images: Images | None, percentile: float
+    analog: nn.Module, images: torch.Tensor, percentile: float
 ) -> dict[str, float]:
     """Ranges of the tiles' converters from their outputs on some images, in the tiles' own unit.
 
     Args:
       analog: a converted network with its target weights.
-      images: as the network takes them.
+      images: as `as_tensor` gives them.
       percentile: the range is this percentile of the outputs' magnitudes, by nearest rank.
 
     Returns:
       The ranges by tile; not set.
 
     Raises:
-      ValueError: images that are absent, malformed or leave a tile without a range.
+      ValueError: images that leave a tile without a range.
     """
-    if images is None:
-        raise ValueError("a calibrated ADC range needs calibration images; pass calibration=")
-    images = as_tensor(images, "calibration")
     ideal = deepcopy(analog)
     for tile in named_tiles(ideal).values():
         tile.rpu_config.forward.is_perfect = True
@@ -116,8 +113,8 @@ def _observe(
 ) -> None:
     """Runs the network and shows `observe` each tile's outputs ahead of the ADC, normalised.
 
-    An output is `W x / unit` for each input vector x, W with largest target weight 1 and the unit
-    max|x|, or the tile's input range where it has one.
+    An output is `W x / unit` for each input vector x, W the weights as the tile holds them and the
+    unit max|x|, or the tile's input range where it has one.
     """
 
     def hook(name: str) -> Callable[[Tile, tuple[torch.Tensor]], None]:

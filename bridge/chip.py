@@ -171,8 +171,8 @@ def program(
         (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
       seed: which chip, >= 0.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
-        width]` or an array `[batch, height, width, channel]`. Used by, and required for, a
-        calibrated ADC range, and for nothing else.
+        width]` or an array `[batch, height, width, channel]`. Required for a calibrated ADC range
+        and used with one only: for it, and for `predict` to know images of another scale.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
@@ -195,9 +195,15 @@ def program(
     bounds: dict[str, float] = {}
     largest_pixel = None
     if chosen is not None and chosen.adc is not None:
-        bounds = _set_ranges(analog, chosen.adc, calibration)
-        if chosen.adc.range == "calibrated" and calibration is not None:
-            largest_pixel = float(as_tensor(calibration, "calibration").abs().max())
+        images = None
+        if chosen.adc.range == "calibrated":
+            if calibration is None:
+                raise ValueError(
+                    "a calibrated ADC range needs calibration images; pass calibration="
+                )
+            images = as_tensor(calibration, "calibration")
+            largest_pixel = float(images.abs().max())
+        bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
     age: float | None = float(t_inference) if chosen is None else None
     if chosen is not None and chosen.memory is not None:
@@ -369,17 +375,18 @@ def _set_to_profile(tile: Tile, profile: Profile) -> None:
         config.forward.w_noise *= largest if profile.wnoise.kind == "constant" else largest**0.5
 
 
-def _set_ranges(analog: nn.Module, adc: ADC, calibration: Images | None) -> dict[str, float]:
+def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -> dict[str, float]:
     """Sets every converter's range; returns them by tile in the unit of `ADC.range`.
 
-    That unit is the largest weight, the tiles' own a weight of 1.
+    That unit is the largest weight, the tiles' own a weight of 1. With calibration images the
+    range is calibrated on them.
     """
     tiles = named_tiles(analog)
     largest = {name: float(largest_target(tile)) or 1.0 for name, tile in tiles.items()}
-    if adc.range == "calibrated":
+    if calibration is not None:
         bounds = calibrate_ranges(analog, calibration, adc.percentile)
     else:
-        bounds = {name: adc.range * largest[name] for name in tiles}
+        bounds = {name: float(adc.range) * largest[name] for name in tiles}
     for name, tile in tiles.items():
         tile.rpu_config.forward.out_bound = bounds[name]
     return {name: bounds[name] / largest[name] for name in tiles}

@@ -182,13 +182,12 @@ def _require_same(
 
 def _slots(analog: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Where the tensors that are not on a crossbar sit: their names, modules and attributes."""
-    tiles = named_tiles(analog)
+    crossbars = {f"{name}.tile" for name in named_tiles(analog)}
     slots = {}
     for path, module in analog.named_modules():
-        on_crossbar = any(path == f"{name}.tile" for name in tiles)
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for attribute, tensor in own:
-            weight = on_crossbar and attribute == "weight"
+            weight = path in crossbars and attribute == "weight"
             if not weight and not isinstance(tensor, AnalogContext):
                 slots[f"{path}.{attribute}".lstrip(".")] = module, attribute
     return slots

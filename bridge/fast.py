@@ -214,7 +214,7 @@ class _Tile(nn.Module):
         outputs = self.convolution(x[:, self.channels], self.weight)
         if self.noise_level:
             normals = sample_normals(self.noise, self.name, outputs)
-            outputs.addcmul_(normals, self.noise_variance(x).sqrt_())
+            outputs.addcmul_(normals, _spread(self.noise_variance(x)))
         if not self.quantised and math.isinf(self.output_limit):
             return outputs, self.scale
         unit = self._unit(x)
@@ -227,10 +227,8 @@ class _Tile(nn.Module):
     def noise_variance(self, x: torch.Tensor) -> torch.Tensor:
         """Of the noise in the outputs, ahead of the converter; broadcasts to them."""
         if self.variance_weight is not None:
-            variance = self.convolution(x[:, self.channels].square(), self.variance_weight)
-        else:
-            variance = self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
-        return variance.clamp_(min=0.0)  # a fast convolution may give less than 0 for it
+            return self.convolution(x[:, self.channels].square(), self.variance_weight)
+        return self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
 
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
         if self.input_unit is not None:
@@ -299,8 +297,7 @@ class _NoisyLayer(nn.Module):
         outputs = self.convolution(x, self.weight)
         normals = sample_normals(self.noise, self.name, outputs)
         for rows, variance in self._variances(x):
-            spread = variance.clamp_(min=0.0).sqrt_()
-            outputs[:, rows].addcmul_(normals[:, rows], spread)
+            outputs[:, rows].addcmul_(normals[:, rows], _spread(variance))
         return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
 
     def _variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
@@ -326,6 +323,11 @@ class _AsConvolution(nn.Module):
         images = x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
         outputs = self.layer(images).permute(0, 2, 3, 1)
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+
+def _spread(variance: torch.Tensor) -> torch.Tensor:
+    """The standard deviation, in place; a fast convolution may give less than 0 for a 0."""
+    return variance.clamp_(min=0.0).sqrt_()
 
 
 def sample_normals(noise: SampleNoise, name: str, like: torch.Tensor) -> torch.Tensor:

@@ -155,8 +155,8 @@ class SampleNoise:
         Raises:
           ValueError: the rows cannot be shared out among the samples.
         """
-        samples = max(len(self.indices), 1)
-        if shape[0] % samples:
+        samples = len(self.indices)
+        if samples == 0 or shape[0] % samples:
             raise ValueError(
                 f"layer {name} works on {shape[0]} rows for {samples} samples: weight noise of "
                 "each operation needs as many rows for each sample"

@@ -16,8 +16,15 @@ from experiments.artefacts import sha256
 from experiments.pipeline import package_versions, require_device, require_writable
 from experiments.samples import read_folds
 from experiments.settings import Experiment
-from experiments.stages import Job, build_torch, load_data, require_classes
-from jaxcurv.data import Normalisation, Normalised, subset
+from experiments.stages import (
+    Job,
+    calibration_images,
+    load_data,
+    load_twin,
+    read_normalisation,
+    require_classes,
+)
+from jaxcurv.data import Normalised, subset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,24 +80,19 @@ def open_exported(
 
     import bridge
 
-    state_dict, description = bridge.load_weights(weights)
-    network = build_torch(description).eval()
-    network.load_state_dict(state_dict)
+    job = Job(experiment, folder, data_dir, fingerprint="")
+    network, description = load_twin(job)
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     chosen = profiles[profile]
     calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
-    dataset = load_data(Job(experiment, folder, data_dir, fingerprint=""))
+    dataset = load_data(job)
     require_classes(dataset, description)
     folds = read_folds(dataset, experiment, ("train", "test") if calibrated else ("test",))
-    statistics = description["normalisation"]
-    normalisation = Normalisation(tuple(statistics["mean"]), tuple(statistics["std"]))
-    seed, calibration = experiment.data.split_seed, None
+    normalisation = read_normalisation(description)
+    calibration = None
     if calibrated:
-        train = folds["train"]
-        calibration = normalisation.apply(
-            train.images[subset(train.indices, settings.calibration, seed)]
-        )
-    test = folds["test"].take(subset(folds["test"].indices, limit, seed))
+        calibration = calibration_images(folds["train"], normalisation, experiment)
+    test = folds["test"].take(subset(folds["test"].indices, limit, experiment.data.split_seed))
     return Exported(
         network,
         chosen,

@@ -100,7 +100,7 @@ def score(job: Job) -> Outcome:
     require_classes(dataset, description)
     model = load_flax(job, description)
     warn_of_idle_accelerator()
-    normalisation = data.Normalisation(**description["normalisation"])
+    normalisation = read_normalisation(description)
     settings, tables = job.experiment.score, []
     difference = settings.estimator
     # The trace comes from the same probes, at no further cost.
@@ -139,7 +139,7 @@ def export(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     samples = data.read(dataset.test, range(min(64, len(dataset.test))), description="read test")
-    normalisation = data.Normalisation(**description["normalisation"])
+    normalisation = read_normalisation(description)
     images = normalisation.apply(samples.images)
     with jax.default_matmul_precision("highest"):
         flax_logits = np.asarray(nnx.jit(lambda model, x: model(x))(model, images))
@@ -172,16 +172,13 @@ def simulate(job: Job) -> Outcome:
     import bridge
 
     settings = job.experiment.simulate
-    state_dict, description = bridge.load_weights(job.folder / "weights.safetensors")
+    twin, description = load_twin(job)
     dataset = load_data(job)
     require_classes(dataset, description)
-    twin = build_torch(description).eval()
-    twin.load_state_dict(state_dict)
-    normalisation = data.Normalisation(**description["normalisation"])
+    normalisation = read_normalisation(description)
     folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    train, folds = folds["train"], limited(folds, job.experiment)
-    chosen = data.subset(train.indices, settings.calibration, job.experiment.data.split_seed)
-    calibration = normalisation.apply(train.images[chosen])
+    calibration = calibration_images(folds["train"], normalisation, job.experiment)
+    folds = limited(folds, job.experiment)
     unseen = normalisation.apply(folds["test"].images[: settings.calibration])
 
     def run_chip(profile: bridge.Profile, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -320,6 +317,31 @@ def build_torch(description: dict[str, Any]) -> Any:
 
     make = {"resnet18": bridge.resnet18, "resnet50": bridge.resnet50}[description["architecture"]]
     return make(**_dimensions(description))
+
+
+def load_twin(job: Job) -> tuple[Any, dict[str, Any]]:
+    """The exported network in PyTorch, in evaluation mode, and its description."""
+    import bridge
+
+    state_dict, description = bridge.load_weights(job.folder / "weights.safetensors")
+    twin = build_torch(description)
+    twin.load_state_dict(state_dict)
+    return twin.eval(), description
+
+
+def read_normalisation(description: dict[str, Any]) -> data.Normalisation:
+    """The normalisation that a network was trained with."""
+    statistics = description["normalisation"]  # JSON has lists
+    return data.Normalisation(tuple(statistics["mean"]), tuple(statistics["std"]))
+
+
+def calibration_images(
+    train: data.Arrays, normalisation: data.Normalisation, experiment: Experiment
+) -> np.ndarray:
+    """The training images that set the converters' ranges, normalised."""
+    count = experiment.simulate.calibration
+    chosen = data.subset(train.indices, count, experiment.data.split_seed)
+    return normalisation.apply(train.images[chosen])
 
 
 def _dimensions(description: dict[str, Any]) -> dict[str, Any]:
