@@ -28,6 +28,7 @@ from jaxcurv.estimators import (
 )
 from jaxcurv.losses import hessian_root
 from jaxcurv.norms import norm
+from jaxcurv.predictors import logit_scores
 from jaxcurv.probes import probe
 from jaxcurv.problem import Problem
 
@@ -69,6 +70,8 @@ class Raw(NamedTuple):
     """`[batch]`."""
     finite: Any
     """Whether the logits are, `[batch]`."""
+    logit_scores: dict[str, Any]
+    """See `jaxcurv.predictors`; `[batch]` each."""
     draws: tuple[Draws, ...]
     """In the order of `probings`."""
     spectra: dict[str, dict[str, Any]]
@@ -148,6 +151,7 @@ def dispatch(
         prediction=base.prediction,
         gradient_norm=base.gradient_norm,
         finite=base.finite,
+        logit_scores=base.logit_scores,
         draws=tuple(draws),
         spectra=spectra,
     )
@@ -191,6 +195,7 @@ class _Base(NamedTuple):
     losses: Array
     prediction: Array
     finite: Array
+    logit_scores: dict[str, Array]
     gradient: Array
     gradient_norm: Array
     product: Any
@@ -239,6 +244,7 @@ def _base(problem: Problem, params: Any, x: Array, y: Array, keep: frozenset[str
         losses=losses,
         prediction=jnp.argmax(logits, axis=-1),
         finite=jnp.all(jnp.isfinite(logits), axis=-1),
+        logit_scores=logit_scores(logits, y),
         gradient=gradient,
         gradient_norm=norm(gradient),
         product=product,

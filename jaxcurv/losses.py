@@ -35,25 +35,28 @@ def _cross_entropy_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Any]
 ) -> tuple[Array, Array]:
     logits, labels = primals
-    return cross_entropy(logits, labels), jnp.sum(_residual(logits, labels) * tangents[0], axis=-1)
+    return cross_entropy(logits, labels), jnp.sum(residual(logits, labels) * tangents[0], axis=-1)
 
 
 @jax.custom_jvp
-def _residual(logits: Array, labels: Array) -> Array:
-    """p - e_y without cancellation: the label's entry is minus the sum of the others."""
+def residual(logits: Array, labels: Array) -> Array:
+    """p - e_y, the gradient of cross-entropy in the logits, without cancellation.
+
+    The label's entry is minus the sum of the others.
+    """
     is_own = jnp.arange(logits.shape[-1]) == labels[:, None]
     others = jnp.where(is_own, 0, jax.nn.softmax(logits))
     return jnp.where(is_own, -jnp.sum(others, axis=-1, keepdims=True), others)
 
 
-@_residual.defjvp
+@residual.defjvp
 def _residual_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     """S t = p (u - p.u), u = t - t_r for the most probable class r: nothing cancels."""
     logits, labels = primals
     reference = jnp.argmax(logits, axis=-1, keepdims=True)
     u = tangents[0] - jnp.take_along_axis(tangents[0], reference, axis=-1)
     p = jax.nn.softmax(logits)
-    return _residual(logits, labels), p * (u - jnp.sum(p * u, axis=-1, keepdims=True))
+    return residual(logits, labels), p * (u - jnp.sum(p * u, axis=-1, keepdims=True))
 
 
 def hessian_root(

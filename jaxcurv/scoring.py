@@ -58,7 +58,10 @@ _POLL_SECONDS = 0.2
 
 _SUFFIXES = ("standard_error", "probes", "frobenius_norm", "top_eigenvalue", "residual_trace")
 
-_SAMPLE_COLUMNS = ("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint")
+_SAMPLE_COLUMNS = (
+    *("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint"),
+    *("el2n", "entropy", "least_confidence", "margin", "label_margin"),
+)
 
 T = TypeVar("T")
 
@@ -111,10 +114,11 @@ def score_dataset(
       description: label of the progress bar.
 
     Returns:
-      A table with the columns index, label, prediction, correct, loss and gradient_norm, and for
-      each estimator NAME and NAME_standard_error (and, where the estimator has them, NAME_probes,
-      NAME_frobenius_norm, NAME_top_eigenvalue, NAME_residual_trace), in the source's order. Its
-      metadata say what was scored, how and on what. With `shard`, that share's rows.
+      A table with the columns index, label, prediction, correct, loss, gradient_norm and those of
+      `jaxcurv.predictors.logit_scores`, and for each estimator NAME and NAME_standard_error (and,
+      where the estimator has them, NAME_probes, NAME_frobenius_norm, NAME_top_eigenvalue,
+      NAME_residual_trace), in the source's order. Its metadata say what was scored, how and on
+      what. With `shard`, that share's rows.
 
     Raises:
       ValueError: an empty source, duplicate indices, an `out` that belongs to other settings, or
@@ -150,6 +154,7 @@ def score_dataset(
         "weights": _digest(weights),
         "logits": inspection.logits.tolist(),
         "batch_size": batch_size,
+        "columns": _SAMPLE_COLUMNS,
         "piece_length": unit * max(1, min(_PIECE, len(source) // _PIECES) // unit),
     }
     # As it is read back; settings may be NumPy's numbers.
@@ -519,6 +524,7 @@ def _columns(batch: Batch, raw: Raw, curvatures: Mapping[str, Curvature]) -> dic
         "correct": raw.prediction == batch.labels,
         "loss": raw.loss,
         "gradient_norm": raw.gradient_norm,
+        **raw.logit_scores,
     }
     for name, curvature in curvatures.items():
         columns[name] = curvature.score
