@@ -75,7 +75,8 @@ class Raw(NamedTuple):
     draws: tuple[Draws, ...]
     """In the order of `probings`."""
     spectra: dict[str, dict[str, Any]]
-    """Of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each."""
+    """Of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each. On a device with
+    the Gram matrix, once collected with its eigenvalues instead."""
 
 
 def probed(estimator: Estimator) -> Probed | None:
@@ -171,14 +172,17 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
     for draws in raw.draws:
         drawn = np.isfinite(draws.norm).all(axis=1) & np.isfinite(draws.quadratic).all(axis=1)
         _refuse(~drawn, indices, "the loss near the image has no finite gradient", "the step")
-    for spectrum in raw.spectra.values():
+    spectra = {}
+    for name, spectrum in raw.spectra.items():
         _refuse(
             np.isnan(spectrum["trace"]),
             indices,
             "Gauss-Newton is undefined",
             "that the loss is convex in the logits",
         )
-    return raw
+        others = {key: value for key, value in spectrum.items() if key != "gram"}
+        spectra[name] = {**others, "eigenvalues": gauss_newton.eigenvalues(spectrum["gram"])}
+    return raw._replace(spectra=spectra)
 
 
 def _refuse(wrong: np.ndarray, indices: np.ndarray, what: str, check: str) -> None:

@@ -2,6 +2,9 @@
 
 See `GaussNewton` and `LowRankGaussNewton` for the quantities. One small program computes one
 column, and is dispatched once a column.
+
+No program calls LAPACK: on a CPU each batched call waits for threads of the pool that it runs in,
+and with as many devices as threads all wait for ever. Eigenvalues are the host's work.
 """
 
 from functools import partial
@@ -31,7 +34,7 @@ class Linearised(NamedTuple):
 
 
 def spectrum(linearised: Linearised) -> dict[str, Array]:
-    """Trace `[batch]`, Frobenius norm `[batch]` and eigenvalues `[batch, columns]` of G."""
+    """Trace and Frobenius norm `[batch]` of G, and the Gram matrix `[batch, columns, columns]`."""
     count = linearised.root.shape[2]
     columns = [_column(*_reverse(linearised), jnp.uint32(k)) for k in range(count)]
     return _gram_spectrum(columns)
@@ -45,17 +48,17 @@ def low_rank_spectrum(
     key: Key[Array, ""],
 ) -> dict[str, Array]:
     """Trace within a random subspace `[batch]`, that outside it by probe `[batch, probes]`, and
-    the eigenvalues within `[batch, rank]`."""
+    the Gram matrix within `[batch, rank, rank]`."""
     rank = min(estimator.rank, linearised.root.shape[2], images.size // len(images))
     draw = partial(_random_column, *_reverse(linearised), indices, key)
     # Of few classes, sign vectors are often parallel.
     q = _orthonormal([draw(jnp.uint32(k), "gaussian") for k in range(rank)])
     rows = [_row(linearised.pushforward, linearised.root, one, images) for one in q]
-    inside, eigenvalues = _ritz_values(rows)
+    inside, gram = _inside(rows)
     # Vectors of their own: the residual must not know those that made the subspace.
     numbers = range(rank, rank + estimator.probes)
     outside = [_outside(q, draw(jnp.uint32(k), "rademacher")) for k in numbers]
-    return {"trace": inside, "outside": jnp.stack(outside, axis=1), "eigenvalues": eigenvalues}
+    return {"trace": inside, "outside": jnp.stack(outside, axis=1), "gram": gram}
 
 
 def hessian_mismatch(
@@ -120,16 +123,28 @@ def _gram_spectrum(columns: list[Array]) -> dict[str, Array]:
     return {
         "trace": jnp.trace(gram, axis1=1, axis2=2),
         "frobenius_norm": norm(gram),
-        "eigenvalues": _descending_eigenvalues(gram),
+        "gram": gram,
     }
 
 
 @jax.jit
 def _orthonormal(columns: list[Array]) -> list[Array]:
-    """An orthonormal basis of the columns' span, `[batch, size]` each."""
-    y = jnp.stack([column.reshape(len(column), -1) for column in columns], axis=2)
-    # Apart, for cutting an array that lies on several devices makes them talk.
-    return list(jnp.moveaxis(jnp.linalg.qr(y)[0], 2, 0))
+    """An orthonormal basis of the columns' span, `[batch, size]` each.
+
+    By Gram-Schmidt, each column twice, for what rounding leaves of the others after the first time.
+    A column that the others span becomes 0, which adds nothing to the basis.
+    """
+    basis: list[Array] = []
+    for column in columns:
+        z = column.reshape(len(column), -1)
+        before = norm(z)
+        for _ in range(2):
+            for q in basis:
+                z -= jnp.sum(q * z, axis=1, keepdims=True) * q
+        left = norm(z)
+        spanned = left <= 16 * jnp.finfo(z.dtype).eps * before
+        basis.append(jnp.where(spanned, 0, z.T / jnp.where(spanned, 1, left)).T)
+    return basis
 
 
 @jax.jit
@@ -139,12 +154,10 @@ def _row(pushforward: Any, root: Array, q: Array, images: Array) -> Array:
 
 
 @jax.jit
-def _ritz_values(rows: list[Array]) -> tuple[Array, Array]:
-    """Trace `[batch]` and eigenvalues `[batch, rank]` of Q^T G Q, from V^T Q by column."""
+def _inside(rows: list[Array]) -> tuple[Array, Array]:
+    """Trace `[batch]` of Q^T G Q and the matrix itself, from V^T Q by column."""
     b = jnp.stack(rows, axis=1)
-    return jnp.sum(jnp.square(b), axis=(1, 2)), _descending_eigenvalues(
-        jnp.einsum("bik,bjk->bij", b, b)
-    )
+    return jnp.sum(jnp.square(b), axis=(1, 2)), jnp.einsum("bik,bjk->bij", b, b)
 
 
 @jax.jit
@@ -156,6 +169,8 @@ def _outside(q: list[Array], column: Array) -> Array:
     return jnp.sum(jnp.square(z), axis=1)
 
 
-def _descending_eigenvalues(gram: Array) -> Array:
-    # Rounding may push the zero ones of a positive matrix below zero.
-    return jnp.maximum(jnp.linalg.eigvalsh(gram)[:, ::-1], 0)
+def eigenvalues(gram: np.ndarray) -> np.ndarray:
+    """Of positive matrices `[batch, k, k]`, descending, `[batch, k]`; computed in float64."""
+    found = np.linalg.eigvalsh(gram.astype(np.float64))[:, ::-1]
+    # Rounding may push the zero ones below zero.
+    return np.maximum(found, 0).astype(gram.dtype)

@@ -69,18 +69,34 @@ def hessian_root(
     For cross-entropy in closed form, whatever the label: with r the most probable class, p its
     probabilities, a = sqrt(p) without r's entry, the rows j != r are
     sqrt(p_j) (e_j - a_j a / (1 + sqrt(p_r))) and row r is minus their sum. Nothing cancels, so that
-    it is accurate for saturated softmax. For another loss from the eigenvectors of its Hessian; NaN
-    where that has an eigenvalue below zero, for which no real root exists.
+    it is accurate for saturated softmax. For another loss by pivoted Cholesky decomposition of its
+    Hessian; NaN where that has an eigenvalue below zero, for which no real root exists.
     """
     if loss is cross_entropy:
         return jax.vmap(_cross_entropy_root)(logits)
     hessian = jax.vmap(jax.hessian(lambda z, y: loss(z[None], y[None])[0]))(logits, labels)
-    eigenvalues, vectors = jnp.linalg.eigh(hessian)
-    largest = jnp.max(jnp.abs(eigenvalues), axis=-1, keepdims=True)
+    return jax.vmap(_pivoted_cholesky)(hessian)
+
+
+def _pivoted_cholesky(matrix: Float[Array, "n n"]) -> Array:
+    """A with A A^T = matrix, whatever its rank; NaN if it is not positive. Without LAPACK, see
+    `jaxcurv.gauss_newton`."""
+    n = len(matrix)
     # Rounding of a Hessian of unit scale, however small what is left of it.
-    convex = eigenvalues >= -1e-4 * largest - 16 * jnp.finfo(hessian.dtype).eps
-    scale = jnp.where(convex, jnp.sqrt(jnp.maximum(eigenvalues, 0)), jnp.nan)
-    return vectors * scale[:, None, :]
+    rounding = 1e-4 * jnp.max(jnp.abs(matrix)) + 16 * jnp.finfo(matrix.dtype).eps
+
+    def eliminate(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest, root = state
+        pivot = jnp.argmax(jnp.diagonal(rest))
+        size = rest[pivot, pivot]
+        column = jnp.where(size > 0, rest[:, pivot] / jnp.sqrt(jnp.where(size > 0, size, 1)), 0)
+        # Rounding would otherwise leave a pivot that is used already as the largest.
+        rest = (rest - jnp.outer(column, column)).at[pivot, :].set(0).at[:, pivot].set(0)
+        return jnp.where(size > 0, rest, state[0]), root.at[:, k].set(column)
+
+    rest, root = jax.lax.fori_loop(0, n, eliminate, (matrix, jnp.zeros_like(matrix)))
+    positive = jnp.max(jnp.abs(rest)) <= rounding
+    return jnp.where(positive, root, jnp.nan)
 
 
 def _cross_entropy_root(logits: Float[Array, " classes"]) -> Array:
