@@ -1,4 +1,7 @@
 from . import failures as failures
+from .calibration import calibration_table as calibration_table
+from .calibration import expected_calibration_error as expected_calibration_error
+from .calibration import flip_probability as flip_probability
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import load_checkpoint as load_checkpoint
 from .chip import Chip as Chip
@@ -6,6 +9,8 @@ from .chip import clipped_share as clipped_share
 from .chip import program as program
 from .chip_files import load_chip as load_chip
 from .chip_files import save_chip as save_chip
+from .comparison import compare_predictors as compare_predictors
+from .comparison import cross_validated_logistic as cross_validated_logistic
 from .devices import PCM as PCM
 from .devices import Hermes as Hermes
 from .devices import MappedPairs as MappedPairs
@@ -13,9 +18,14 @@ from .devices import Pairs as Pairs
 from .devices import ReRamCMO as ReRamCMO
 from .devices import ReRamWan2022 as ReRamWan2022
 from .devices import SinglePair as SinglePair
+from .failures import failure_table as failure_table
 from .inference import predict as predict
 from .layers import layer_failures as layer_failures
 from .layers import layer_report as layer_report
+from .logits import logit_scores as logit_scores
+from .moments import moment_state_dict as moment_state_dict
+from .moments import output_noise as output_noise
+from .moments import weight_moments as weight_moments
 from .profiles import ADC as ADC
 from .profiles import PROFILES as PROFILES
 from .profiles import Clipping as Clipping
@@ -25,6 +35,13 @@ from .profiles import eight_profiles as eight_profiles
 from .resnet import resnet18 as resnet18
 from .resnet import resnet50 as resnet50
 from .resnet import twin as twin
+from .router import Routed as Routed
+from .router import Router as Router
+from .routing import Costs as Costs
+from .routing import choose_threshold as choose_threshold
+from .routing import routed_at as routed_at
+from .routing import routing_baselines as routing_baselines
+from .routing import routing_curve as routing_curve
 from .weights import from_torch as from_torch
 from .weights import load_weights as load_weights
 from .weights import save_weights as save_weights

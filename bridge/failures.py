@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-_CHUNK = 1 << 16  # weights held at once by the bootstrap: its arrays stay in the cache, 3x faster
+from bridge.checks import (
+    chips_of,
+    real_scores,
+    require_confidence,
+    require_resamples,
+    same_length,
+    sample_indices,
+    vector,
+)
+from bridge.resampling import chip_counts, percentile_interval, resampled_failures
 
 
 def analog_only_failures(
@@ -19,18 +28,18 @@ def analog_only_failures(
 
     Args:
         digital_correct: bool [samples].
-        analog_correct: bool [samples], the same samples in the same order.
+        analog_correct: bool [samples], the same samples in the same order; or [chips, samples].
 
     Returns:
-        bool [samples].
+        bool, of the shape of `analog_correct`.
 
     Raises:
         ValueError: for other dtypes or shapes.
     """
-    digital = _vector("digital_correct", digital_correct, "b", "bools")
-    analog = _vector("analog_correct", analog_correct, "b", "bools")
-    _same_length(digital_correct=digital, analog_correct=analog)
-    return digital & ~analog
+    digital = vector("digital_correct", digital_correct, "b", "bools")
+    analog = chips_of("analog_correct", analog_correct)
+    same_length(digital_correct=digital, analog_correct=analog)
+    return (digital & ~analog).reshape(np.shape(analog_correct))
 
 
 def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt.NDArray[np.int64]:
@@ -51,15 +60,12 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
     """
-    score = _score(score)
-    indices = _vector("indices", indices, "iu", "integers")
-    _same_length(score=score, indices=indices)
+    score = real_scores(score)
+    indices = sample_indices(indices, len(score))
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}")
     if len(score) < bins:
         raise ValueError(f"{len(score)} samples cannot fill {bins} bins; score more or ask fewer")
-    if len(np.unique(indices)) < len(indices):
-        raise ValueError("indices must be unique; make them so before pooling folds")
     rank = np.empty(len(score), np.int64)
     rank[np.lexsort((indices, score))] = np.arange(len(score))
     return rank * bins // len(score) + 1
@@ -78,9 +84,9 @@ def edge_ties(score: npt.ArrayLike, decile: npt.ArrayLike) -> npt.NDArray[np.boo
     Raises:
         ValueError: for NaN, other dtypes or shapes.
     """
-    score = _score(score)
-    decile = _vector("decile", decile, "iu", "integers")
-    _same_length(score=score, decile=decile)
+    score = real_scores(score)
+    decile = vector("decile", decile, "iu", "integers")
+    same_length(score=score, decile=decile)
     bins_of_value = pd.Series(decile).groupby(score)
     return (bins_of_value.transform("min") != bins_of_value.transform("max")).to_numpy()
 
@@ -112,7 +118,7 @@ def wilson_interval(
         raise ValueError(f"failures and trials must be integers; got {k.dtype} and {n.dtype}")
     if np.any(k < 0) or np.any(k > n):
         raise ValueError("failures must lie between 0 and trials")
-    _check_confidence(confidence)
+    require_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     n = np.where(n > 0, n, np.nan)
     p = k / n
@@ -125,44 +131,137 @@ def wilson_interval(
     return low, high
 
 
-def decile_table(
-    score: npt.ArrayLike,
-    indices: npt.ArrayLike,
-    digital_correct: npt.ArrayLike,
-    analog_correct: npt.ArrayLike,
-    bins: int = 10,
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """The analog-only failure rate of each score decile, with both denominators.
+def within_class_rank(score: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A score's rank among the samples of its own class, as a share of the class.
+
+    (r + 1/2) / n for the sample of rank r = 0 .. n-1 among the n of its class: classes differ in
+    difficulty, and this ranks within each. Equal scores share their mean rank.
 
     Args:
         score: real [samples], no NaN.
-        indices: int [samples], unique and stable; breaks ties.
-        digital_correct: bool [samples].
-        analog_correct: bool [samples].
-        bins: how many bins.
-        confidence: of the Wilson intervals.
+        labels: int [samples].
 
     Returns:
-        One row a bin: decile (1 .. bins), the counts samples, digitally_correct, analog_correct,
-        failures and tied (`edge_ties`), score_low, score_high (smallest and largest score), and the
-        fractions rate_of_all = failures / samples and rate_of_correct = failures /
-        digitally_correct, each with _low and _high; NaN where the denominator is 0.
+        float64 [samples] in (0, 1).
+
+    Raises:
+        ValueError: for NaN, other dtypes or shapes.
+    """
+    score = real_scores(score)
+    labels = vector("labels", labels, "iu", "integers")
+    same_length(score=score, labels=labels)
+    groups = pd.Series(score).groupby(labels)
+    return ((groups.rank() - 0.5) / groups.transform("size")).to_numpy(np.float64)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Whether failures rise from bin to bin: z > 0 where they do.
+
+    `reason` says why z and p are NaN, else it is "".
+    """
+
+    z: float
+    p: float
+    reason: str = ""
+
+
+def trend_test(decile: npt.ArrayLike, failed: npt.ArrayLike) -> Trend:
+    """Test of a linear trend of the failure rate over the bins; Cochran-Armitage for one chip.
+
+    With d a sample's bin, f the share of the chips on which it fails and r Pearson's correlation of
+    the two, z = r sqrt(n - 1): the permutation distribution of the sum of d f, in its normal limit.
+    The unit is the sample, so that chips which fail on the same samples do not count as evidence
+    many times. p is two-sided.
+
+    Sources: P. Armitage, Biometrics 11 (1955) 375-386; with n - 1 after N. Mantel, JASA 58 (1963).
+
+    Args:
+        decile: int [samples].
+        failed: bool [samples], or [chips, samples].
+
+    Raises:
+        ValueError: for other dtypes or shapes.
+    """
+    decile = vector("decile", decile, "iu", "integers")
+    failed = chips_of("failed", failed)
+    same_length(decile=decile, failed=failed)
+    if len(decile) < 2:
+        return Trend(np.nan, np.nan, "fewer than two samples")
+    d = decile - decile.mean()
+    share = failed.mean(axis=0)
+    f = share - share.mean()
+    if not f.any():
+        return Trend(np.nan, np.nan, "every sample fails alike")
+    if not d.any():
+        return Trend(np.nan, np.nan, "one bin only")
+    z = float(d @ f / np.sqrt((d @ d) * (f @ f) / (len(d) - 1)))
+    return Trend(z, 2 * NormalDist().cdf(-abs(z)))
+
+
+def failure_table(
+    score: npt.ArrayLike,
+    digital_correct: npt.ArrayLike,
+    analog_correct: npt.ArrayLike,
+    bins: int = 10,
+    *,
+    indices: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The analog-only failure rate of each score decile, with both denominators.
+
+    Intervals are Wilson's for one chip. For several, percentile bootstrap: each resample draws
+    chips and, within each bin, samples, with replacement. With few chips it is somewhat narrow, by
+    about sqrt((chips - 1) / chips) in what the choice of chip adds. In a bin of which no sample
+    fails on any chip, or each on every chip, resamples cannot differ; its interval is Wilson's of
+    the samples, as if of one chip.
+
+    >>> curvature = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    >>> digital = [True, True, True, True, True, False]
+    >>> analog = [True, True, True, False, False, False]
+    >>> table = failure_table(curvature, digital, analog, bins=2)
+    >>> table[["decile", "failures", "rate_of_all", "rate_of_correct"]].round(2)
+       decile  failures  rate_of_all  rate_of_correct
+    0       1         0         0.00              0.0
+    1       2         2         0.67              1.0
+
+    Args:
+        score: real [samples], no NaN; higher is more fragile.
+        digital_correct: bool [samples].
+        analog_correct: bool [samples], or [chips, samples].
+        bins: how many bins.
+        indices: int [samples], unique and stable; breaks ties. Positions if None.
+        confidence: of the intervals.
+        resamples: of the bootstrap, for several chips.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a bin: decile (1 .. bins), chips, the counts samples, digitally_correct,
+        analog_correct and failures (both summed over chips) and tied (`edge_ties`), score_low,
+        score_high (smallest and largest score), and the fractions rate_of_all = failures / (chips
+        samples) and rate_of_correct = failures / (chips digitally_correct), each with _low and
+        _high (interval), _min and _max (over chips); NaN where the denominator is 0.
 
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
     """
-    score = _score(score)
-    failed = analog_only_failures(digital_correct, analog_correct)
-    _same_length(score=score, correct=failed)
-    decile = deciles(score, indices, bins)
+    score = real_scores(score)
+    digital = vector("digital_correct", digital_correct, "b", "bools")
+    analog = chips_of("analog_correct", analog_correct)
+    failed = analog_only_failures(digital, analog)
+    same_length(score=score, correct=failed)
+    require_confidence(confidence)
+    require_resamples(resamples)
+    decile = deciles(score, sample_indices(indices, len(score)), bins)
     rows = pd.DataFrame(
         {
             "decile": decile,
             "score": score,
-            "digital": np.asarray(digital_correct),
-            "analog": np.asarray(analog_correct),
-            "failed": failed,
+            "digital": digital,
+            "analog": analog.sum(axis=0),
+            "failed": failed.sum(axis=0),
             "tied": edge_ties(score, decile),
         }
     )
@@ -175,167 +274,30 @@ def decile_table(
         score_low=("score", "min"),
         score_high=("score", "max"),
     )
-    for name, trials in (("all", table["samples"]), ("correct", table["digitally_correct"])):
-        low, high = wilson_interval(table["failures"], trials, confidence)
-        table[f"rate_of_{name}"] = table["failures"] / trials.where(trials > 0)
-        table[f"rate_of_{name}_low"], table[f"rate_of_{name}_high"] = low, high
-    return table
-
-
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's rho between a score and failure, and its bootstrap percentile interval.
-
-    `resamples` counts those in which rho was defined; `reason` says why rho is NaN, else it is "".
-    """
-
-    rho: float
-    low: float
-    high: float
-    confidence: float
-    samples: int
-    failures: int
-    resamples: int
-    reason: str = ""
-
-
-def rank_correlation(
-    score: npt.ArrayLike,
-    failure: npt.ArrayLike,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> RankCorrelation:
-    """Spearman's rho between a score and 0/1 failure: Pearson's correlation of average ranks.
-
-    The interval is the percentile bootstrap over samples, re-ranked in each resample. A resample in
-    which rho is undefined (no failure drawn, for instance) is left out.
-
-    Args:
-        score: real [samples], no NaN.
-        failure: bool [samples].
-        confidence: in (0, 1).
-        resamples: bootstrap resamples, at least 1.
-        seed: of the resampling.
-
-    Returns:
-        rho in [-1, 1], positive if failures have high scores; NaN with a reason where no sample
-        fails, every sample fails, or every score is the same.
-
-    Raises:
-        ValueError: for NaN, no samples, other dtypes or shapes.
-    """
-    failure = _vector("failure", failure, "b", "bools")
-    return rank_correlations(score, failure[:, None], confidence, resamples, seed)[0]
-
-
-def rank_correlations(
-    score: npt.ArrayLike,
-    failures: npt.ArrayLike,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> list[RankCorrelation]:
-    """`rank_correlation` of one score with each column of failures (bool [samples, columns]).
-
-    All columns share the resamples: cheaper than one call each, and their intervals are paired.
-    """
-    score = _score(score)
-    failures = np.asarray(failures)
-    if failures.ndim != 2 or failures.dtype != np.bool_:
-        raise ValueError(
-            f"failures must be bools [samples, columns]; got {failures.dtype} {failures.shape}"
-        )
-    _same_length(score=score, failures=failures)
-    _check_confidence(confidence)
-    n = len(score)
-    if n == 0 or resamples < 1:
-        raise ValueError(f"need samples and resamples; got {n} and {resamples}")
-
-    # Sorted by score a resample is a vector of counts, and its average ranks are a running sum.
-    order = np.lexsort((*failures.T, score))
-    score, failed = score[order], failures[order].astype(np.float64)
-    is_new = np.concatenate(([True], score[1:] != score[:-1]))
-    rho = _weighted_rho(np.ones((1, n)), is_new, failed)[0]
-
+    table.insert(1, "chips", len(analog))
     rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // n)
-    drawn = []
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        flat = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(flat.ravel(), minlength=size * n).reshape(size, n)
-        drawn.append(_weighted_rho(counts.astype(np.float64), is_new, failed))
-    resampled = np.concatenate(drawn)
-
-    tail = 50 * (1 - confidence)
-    results = []
-    for column in range(failures.shape[1]):
-        count = int(failures[:, column].sum())
-        defined = resampled[:, column][np.isfinite(resampled[:, column])]
-        reason = _undefined(count, n, is_new)
-        if reason or not len(defined):
-            low = high = np.nan
-        else:
-            low, high = np.percentile(defined, [tail, 100 - tail])
-        value = np.nan if reason else rho[column]
-        results.append(
-            RankCorrelation(
-                float(value), float(low), float(high), confidence, n, count, len(defined), reason
-            )
+    chips = chip_counts(rng, len(analog), resamples)
+    members = [np.flatnonzero(decile == number) for number in table["decile"]]
+    drawn = [
+        resampled_failures(rng, chips, failed[:, rows], digital[rows]) if len(analog) > 1 else None
+        for rows in members
+    ]
+    for name, trials in (("all", table["samples"]), ("correct", table["digitally_correct"])):
+        by_chip = (
+            np.array([failed[:, rows].sum(axis=1) for rows in members])
+            / trials.where(trials > 0).to_numpy()[:, None]
         )
-    return results
-
-
-def _weighted_rho(
-    weights: npt.NDArray[np.float64],
-    is_new: npt.NDArray[np.bool_],
-    failed: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    """Spearman's rho [resamples, columns] where sample i occurs weights[:, i] times.
-
-    Samples are in the order of their scores; `is_new` marks the first of each run of equal scores.
-    The ranks of a 0/1 variable are affine in it, so it enters as it is.
-    """
-    n = weights.shape[1]
-    counts = np.add.reduceat(weights, np.flatnonzero(is_new), axis=1)
-    rank = np.cumsum(counts, axis=1) - (counts - 1) / 2 - (n + 1) / 2  # average rank, centred
-    rank_spread = (counts * rank**2).sum(axis=1, keepdims=True)
-    fails = weights @ failed
-    covariance = (weights * rank[:, np.cumsum(is_new) - 1]) @ failed
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rho = covariance / np.sqrt(rank_spread * fails * (n - fails) / n)
-    return np.clip(rho, -1, 1)
-
-
-def _undefined(failures: int, samples: int, is_new: npt.NDArray[np.bool_]) -> str:
-    if failures == 0:
-        return "no sample fails"
-    if failures == samples:
-        return "every sample fails"
-    return "every score is the same" if is_new.sum() == 1 else ""
-
-
-def _vector(name: str, values: npt.ArrayLike, kinds: str, want: str) -> npt.NDArray:
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in kinds:
-        raise ValueError(f"{name} must be a vector of {want}; got {array.dtype} {array.shape}")
-    return array
-
-
-def _score(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = _vector("score", values, "fiu", "real numbers").astype(np.float64)
-    if missing := int(np.isnan(array).sum()):
-        raise ValueError(f"score has {missing} NaN of {len(array)}; score these samples again")
-    return array
-
-
-def _same_length(**arrays: npt.NDArray) -> None:
-    if len({len(array) for array in arrays.values()}) > 1:
-        lengths = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-        raise ValueError(f"lengths differ: {lengths}; pass the same samples in the same order")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1; got {confidence}")
+        low, high = wilson_interval(
+            table["failures"] // len(analog), trials, confidence
+        )  # exact where no sample or every one fails, and for one chip
+        for number, one in enumerate(drawn):
+            if one is not None and 0 < by_chip[number].mean() < 1:
+                fails, correct = one
+                of = np.full_like(correct, trials[number]) if name == "all" else correct
+                rates = fails / np.where(of > 0, of, np.nan)
+                low[number], high[number] = percentile_interval(rates, confidence)
+        table[f"rate_of_{name}"] = by_chip.mean(axis=1)
+        table[f"rate_of_{name}_low"], table[f"rate_of_{name}_high"] = low, high
+        table[f"rate_of_{name}_min"] = by_chip.min(axis=1)
+        table[f"rate_of_{name}_max"] = by_chip.max(axis=1)
+    return table

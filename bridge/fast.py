@@ -230,6 +230,23 @@ class _Tile(nn.Module):
             return self.convolution(x[:, self.channels].square(), self.variance_weight)
         return self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
 
+    def output_variance(self, x: torch.Tensor) -> torch.Tensor:
+        """Of what noise and converter add to the layer's outputs; broadcasts to them.
+
+        The converter's error counts as uniform over its step, of variance step^2 / 12, and
+        saturation as none. Inputs of 0 alone have no error.
+        """
+        if not math.isinf(self.input_limit):
+            x = x.clamp(-self.input_limit, self.input_limit)
+        variance = x.new_zeros(())
+        if self.noise_level:
+            variance = variance + self.scale**2 * self.noise_variance(x)
+        if self.quantised:
+            unit = self._unit(x)
+            largest = self.convolution.largest_magnitude(x, self.parts)
+            variance = variance + torch.where(largest > 0, unit * self.scale, 0.0) ** 2 / 12
+        return variance
+
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
         if self.input_unit is not None:
             return x.new_full((), self.input_unit)
@@ -261,6 +278,11 @@ class _TiledLayer(nn.Module):
                 total[:, tile.rows].addcmul_(outputs, factor)
         assert total is not None
         return total if self.bias is None else total.add_(self.bias[:, None, None])
+
+    def output_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+        """Outputs and the variance of their errors, which broadcasts to them; tile by tile."""
+        tiles = cast(Iterable[_Tile], self.tiles)
+        return [(tile.rows, tile.output_variance(x)) for tile in tiles]
 
 
 class _NoisyLayer(nn.Module):
@@ -296,11 +318,11 @@ class _NoisyLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.convolution(x, self.weight)
         normals = sample_normals(self.noise, self.name, outputs)
-        for rows, variance in self._variances(x):
+        for rows, variance in self.output_variances(x):
             outputs[:, rows].addcmul_(normals[:, rows], _spread(variance))
         return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
 
-    def _variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+    def output_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
         """Outputs and the variance of their noise, which broadcasts to them."""
         if self.variance_weight is not None:
             return [(slice(None), self.convolution(x.square(), self.variance_weight))]
@@ -320,9 +342,37 @@ class _AsConvolution(nn.Module):
         self.layer = layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        images = x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-        outputs = self.layer(images).permute(0, 2, 3, 1)
+        outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+    @staticmethod
+    def images(x: torch.Tensor) -> torch.Tensor:
+        """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`."""
+        return x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The variance that a layer's errors give a quantity q, to first order: sum_y (dq/dy)^2 var(y).
+
+    Of a layer of `fast_network`: its converters' errors and its noise of each operation, each
+    output's independent of the others'.
+
+    Args:
+      x: the layer's input, float32 `[batch, ...]`.
+      gradient: dq/dy, as the layer's outputs y.
+
+    Returns:
+      float64 `[batch]`; zeros for a layer that is without.
+    """
+    if isinstance(layer, _AsConvolution):
+        return propagated_variance(layer.layer, layer.images(x), layer.images(gradient))
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    if isinstance(layer, _TiledLayer | _NoisyLayer):
+        for rows, variance in layer.output_variances(x):
+            # A fast convolution may give less than 0 for a 0.
+            terms = gradient[:, rows].square() * variance.clamp(min=0.0)
+            total += terms.sum((1, 2, 3), dtype=torch.float64)
+    return total
 
 
 def _spread(variance: torch.Tensor) -> torch.Tensor:

@@ -134,9 +134,9 @@ def _run(
         full_precision(),
         tqdm(total=len(source), desc=description, unit="image") as progress,
     ):
-        for images, labels, indices in _batches(source, batch_size):
+        for images, labels, indices in read_batches(source, batch_size):
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
-                _refuse_other_scale(images, indices, chip.largest_pixel)
+                refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
@@ -144,7 +144,8 @@ def _run(
             progress.update(len(labels))
 
 
-def _batches(source: Source, batch_size: int) -> Iterator[_Batch]:
+def read_batches(source: Source, batch_size: int) -> Iterator[_Batch]:
+    """Checked samples in the source's order; images `[batch, height, width, channel]`."""
     shape: tuple[int, ...] | None = None
     for start in range(0, len(source), batch_size):
         positions = range(start, min(start + batch_size, len(source)))
@@ -170,7 +171,8 @@ def _batches(source: Source, batch_size: int) -> Iterator[_Batch]:
         )
 
 
-def _refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
+def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
+    """Refuses images far beyond the largest pixel that a chip was calibrated on."""
     largest = np.abs(images).max(axis=(1, 2, 3))
     if (beyond := largest > _BEYOND * calibrated).any():
         first = int(np.argmax(beyond))

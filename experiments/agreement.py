@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.artefacts import read_json, write_json
-from experiments.benchmark_curvature import device, passes
+from experiments.benchmark_curvature import device
 from experiments.figures import STYLE, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.samples import read_folds
@@ -28,10 +28,11 @@ from experiments.stages import (
     Job,
     load_data,
     load_flax,
+    read_normalisation,
     require_classes,
     warn_of_idle_accelerator,
 )
-from jaxcurv.data import Normalisation, Normalised, subset
+from jaxcurv.data import Normalised, subset
 from jaxcurv.estimators import (
     Adaptive,
     Estimator,
@@ -40,6 +41,7 @@ from jaxcurv.estimators import (
     HessianTrace,
     HessianVector,
     LowRankGaussNewton,
+    forward_passes,
 )
 
 REFERENCE = "fd_h1e-3_n10"
@@ -131,7 +133,7 @@ def run(
     require_classes(dataset, description)
     test = read_folds(dataset, preset_experiment, ("test",))["test"]
     chosen = test.take(subset(test.indices, settings.limit, preset_experiment.data.split_seed))
-    source = Normalised(chosen, Normalisation(**description["normalisation"]))
+    source = Normalised(chosen, read_normalisation(description))
     model = load_flax(job, description)
     warn_of_idle_accelerator()
 
@@ -190,7 +192,7 @@ def costs_of(
     costs = {}
     for name, estimator in estimators.items():
         taken = float(scores[f"{name}_probes"].mean()) if isinstance(estimator, Adaptive) else None
-        costs[name] = float(passes(estimator, classes, taken))
+        costs[name] = float(forward_passes(estimator, classes, taken))
     return costs | BY_PRODUCTS
 
 

@@ -1,23 +1,26 @@
 """From scores and chip predictions to the paper's tables, and the answer in one sentence.
 
-`join` -> `decile_tables` and `correlations` -> `over_chips`, `table_one`, `answer`. All that is
-printed, drawn or reported comes from these tables. Rows keep the order of `FOLDS` and `PROFILES`.
+`join` -> `failure_tables` -> `rates`, `table_one`, `answer`. All that is printed, drawn or reported
+comes from these tables. Rows keep the order of `FOLDS` and `PROFILES`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import bridge
-from bridge.failures import analog_only_failures, decile_table, rank_correlations
+from bridge.failures import analog_only_failures, failure_table, trend_test
+from bridge.failures import deciles as deciles_by_rank
+from experiments.paper import TABLE_ONE
 from experiments.settings import Fold
 
 log = logging.getLogger(__name__)
@@ -28,7 +31,6 @@ FOLDS: tuple[str, ...] = get_args(Fold)
 POOLED = "pooled"  # every scored fold together
 PROFILES = tuple(bridge.PROFILES)
 FULL_PROFILE = "adc+wnoise+pcm"
-PREDICTORS = ("curvature", "gradient_norm", "hessian_trace", "loss")
 DENOMINATORS: dict[str, str] = {"all": "all samples", "correct": "digitally correct samples"}
 
 _SAMPLE = ["fold", "index"]
@@ -41,11 +43,11 @@ def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     Args:
         scores: one row a sample: fold, index, label, prediction, correct (digital) and any scores.
         predictions: one row a (profile, chip, sample): profile, chip, fold, index, prediction,
-            correct (analog).
+            correct (analog) and any scores of the chip's logits.
 
     Returns:
-        The scores with prediction and correct renamed digital_*, the chip's as analog_*, failure
-        (bool, analog-only), and sample: an int64 that is unique over folds and grows with
+        The scores with prediction and correct renamed digital_*, the chip's columns analog_*,
+        failure (bool, analog-only), and sample: an int64 that is unique over folds and grows with
         (fold, index). Sorted by profile, chip and sample.
 
     Raises:
@@ -65,8 +67,9 @@ def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     )
     digital = digital.sort_values("index").sort_values("fold", key=_rank(FOLDS), kind="stable")
     digital["sample"] = range(len(digital))
-    analog = predictions[[*_CHIP, *_SAMPLE, "prediction", "correct"]].rename(
-        columns={"prediction": "analog_prediction", "correct": "analog_correct"}
+    keys = [*_CHIP, *_SAMPLE]
+    analog = predictions.rename(
+        columns={name: f"analog_{name}" for name in predictions if name not in keys}
     )
     joined = analog.merge(digital, on=_SAMPLE, how="left", validate="many_to_one")
     _refuse(joined[joined["sample"].isna()], "predictions without a score; score these samples")
@@ -98,10 +101,14 @@ def folds(joined: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield POOLED, joined
 
 
-def decile_tables(
-    joined: pd.DataFrame, score: str = "curvature", bins: int = 10, confidence: float = 0.95
+def failure_tables(
+    joined: pd.DataFrame,
+    score: str = "curvature",
+    bins: int = 10,
+    confidence: float = 0.95,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
-    """`bridge.failures.decile_table` of each fold, profile and chip.
+    """`bridge.failure_table` of each fold and profile, over its chips.
 
     Deciles are cut within each fold; those of `POOLED` among all samples. A fold with fewer samples
     than bins is skipped with a warning in the log.
@@ -110,10 +117,11 @@ def decile_tables(
         joined: as `join` returns it.
         score: the column to cut by.
         bins: how many bins.
-        confidence: of the Wilson intervals.
+        confidence: of the intervals.
+        resamples: of the bootstrap over several chips.
 
     Returns:
-        fold, profile, chip and the columns of `decile_table`.
+        fold, profile and the columns of `failure_table`.
 
     Raises:
         ValueError: for a missing score, NaN scores, or no fold large enough.
@@ -124,149 +132,195 @@ def decile_tables(
         if (samples := fold_rows["sample"].nunique()) < bins:
             log.warning("fold %s skipped: %d samples cannot fill %d bins", fold, samples, bins)
             continue
-        for (profile, chip), rows in fold_rows.groupby(_CHIP, sort=False):
-            table = decile_table(
-                rows[score],
-                rows["sample"],
-                rows["digital_correct"],
-                rows["analog_correct"],
+        for profile, rows in fold_rows.groupby("profile", sort=False):
+            samples, analog_correct = over_chips(rows)
+            table = failure_table(
+                samples[score],
+                samples["digital_correct"],
+                analog_correct,
                 bins,
-                confidence,
+                indices=samples["sample"],
+                confidence=confidence,
+                resamples=resamples,
             )
             table.insert(0, "fold", fold)
             table.insert(1, "profile", profile)
-            table.insert(2, "chip", chip)
             tables.append(table)
     if not tables:
         raise ValueError(f"no fold has the {bins} samples that {bins} bins need; score more")
     return pd.concat(tables, ignore_index=True)
 
 
-def correlations(
-    joined: pd.DataFrame,
-    predictors: Sequence[str] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Spearman's rho of each predictor with failure, for each fold, profile and chip.
-
-    Resamples are shared by all profiles and chips of a fold, so their intervals are paired.
+def over_chips(
+    rows: pd.DataFrame, column: str = "analog_correct"
+) -> tuple[pd.DataFrame, npt.NDArray]:
+    """One profile's samples, and a column of its chips' outcomes beside them.
 
     Args:
-        joined: as `join` returns it.
-        predictors: score columns; those of `PREDICTORS` that are there, if None.
-        confidence: of the bootstrap percentile intervals.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
+        rows: those of one profile in `join`'s table.
+        column: of the outcomes.
 
     Returns:
-        fold, predictor, denominator ("all" samples or the digitally "correct" ones), profile, chip
-        and the fields of `bridge.failures.RankCorrelation`.
-
-    Raises:
-        ValueError: for a missing predictor or NaN scores.
+        The rows of one chip, sorted by sample, and the column as [chips, samples], chips by seed.
     """
-    if predictors is None:
-        predictors = [name for name in PREDICTORS if name in joined]
-    _require("joined", joined, predictors)
-    results = []
-    for fold, rows in folds(joined):
-        failures = rows.pivot(index="sample", columns=_CHIP, values="failure")
-        failures = failures[_present(failures.columns.get_level_values(0), PROFILES)]
-        samples = rows.drop_duplicates("sample").set_index("sample").loc[failures.index]
-        for predictor in predictors:
-            for denominator in DENOMINATORS:
-                kept = samples["digital_correct"] | (denominator == "all")
-                if not kept.any():
-                    continue
-                found = rank_correlations(
-                    samples.loc[kept, predictor],
-                    failures[kept].to_numpy(bool),
-                    confidence,
-                    resamples,
-                    seed,
-                )
-                for (profile, chip), correlation in zip(failures.columns, found, strict=True):
-                    results.append(
-                        {
-                            "fold": fold,
-                            "predictor": predictor,
-                            "denominator": denominator,
-                            "profile": profile,
-                            "chip": chip,
-                            **dataclasses.asdict(correlation),
-                        }
-                    )
-    return pd.DataFrame(results)
+    wide = rows.pivot(index="chip", columns="sample", values=column)
+    one = rows[rows["chip"] == wide.index[0]].sort_values("sample")
+    return one, wide.to_numpy()
 
 
-def over_chips(deciles: pd.DataFrame, denominator: Denominator = "all") -> pd.DataFrame:
-    """The mean failure rate over chips of each fold, profile and decile, in percent.
+def rates(deciles: pd.DataFrame, denominator: Denominator = "all") -> pd.DataFrame:
+    """The failure rate of each fold, profile and decile, in percent.
 
     Args:
-        deciles: as `decile_tables` returns it.
+        deciles: as `failure_tables` returns it.
         denominator: the bin ("all") or its digitally correct samples ("correct").
 
     Returns:
         fold, profile, decile, chips, failures (summed over chips), tied (samples in the bin by
-        their index only), rate, and low and high: the Wilson interval of one chip, the smallest and
-        largest rate of several.
+        their index only), and rate (mean over chips) with low and high, its interval.
     """
-    rate = f"rate_of_{denominator}"
-    table = deciles.groupby(["fold", "profile", "decile"], sort=False, as_index=False).agg(
-        chips=("chip", "nunique"),
-        failures=("failures", "sum"),
-        tied=("tied", "max"),
-        rate=(rate, "mean"),
-        low=(rate, "min"),
-        high=(rate, "max"),
-        wilson_low=(f"{rate}_low", "min"),
-        wilson_high=(f"{rate}_high", "max"),
-    )
-    one = table["chips"] == 1
-    table["low"] = table["wilson_low"].where(one, table["low"])
-    table["high"] = table["wilson_high"].where(one, table["high"])
-    table[["rate", "low", "high"]] *= 100
-    return table.drop(columns=["wilson_low", "wilson_high"])
+    table = deciles[["fold", "profile", "decile", "chips", "failures", "tied"]].copy()
+    for name, suffix in (("rate", ""), ("low", "_low"), ("high", "_high")):
+        table[name] = 100 * deciles[f"rate_of_{denominator}{suffix}"]
+    return table
 
 
-def table_one(deciles: pd.DataFrame) -> pd.DataFrame:
+def table_one(
+    joined: pd.DataFrame,
+    deciles: pd.DataFrame,
+    *,
+    score: str = "curvature",
+    model: tuple[str, str] | None = None,
+) -> pd.DataFrame:
     """Table I for each fold and profile: first and last decile's failure rate, and accuracies.
 
     Args:
-        deciles: as `decile_tables` returns it.
+        joined: as `join` returns it.
+        deciles: as `failure_tables` returns it, cut by `score`.
+        score: the column that the deciles were cut by.
+        model: architecture and data set, such as ("resnet18", "cifar100"), for the paper's figures.
 
     Returns:
         fold, profile, chips, samples, failures (mean over chips), and in percent digital_accuracy,
-        analog_accuracy, d1_of_all, d10_of_all, d1_of_correct, d10_of_correct: means over chips; all
-        but digital_accuracy also with _min and _max over chips. D10 is the last bin, however many.
+        analog_accuracy (mean over chips, with _min and _max), d1_of_all, d10_of_all, d1_of_correct
+        and d10_of_correct, each with _low, _high (interval), _min and _max (over chips), and
+        _minus_paper; trend_z and trend_p (`bridge.failures.trend_test` over the bins, all samples),
+        correct_trend_z and correct_trend_p (of the digitally correct ones); paper_d1 and paper_d10.
+        What concerns the paper is NaN where it has no such row, and under other profiles than its
+        own. D10 is the last bin, however many.
     """
-    last = deciles["decile"].max()
-    keys = ["fold", "profile", "chip"]
-    chips = deciles.groupby(keys, sort=False)[
-        ["samples", "digitally_correct", "analog_correct", "failures"]
-    ].sum()
-    percent = pd.DataFrame({"analog_accuracy": chips["analog_correct"] / chips["samples"]})
-    for denominator in DENOMINATORS:
-        for name, decile in (("d1", 1), ("d10", last)):
-            rates = deciles[deciles["decile"] == decile].set_index(keys)
-            percent[f"{name}_of_{denominator}"] = rates[f"rate_of_{denominator}"]
-    percent *= 100
-    spread = percent.groupby(["fold", "profile"], sort=False).agg(["mean", "min", "max"])
-    spread.columns = [name if of == "mean" else f"{name}_{of}" for name, of in spread.columns]
-    groups = chips.groupby(["fold", "profile"], sort=False)
-    counts = pd.DataFrame(
+    published = TABLE_ONE.get(model) if model else None
+    rows = []
+    last = int(deciles["decile"].max())
+    for fold, fold_rows in folds(joined):
+        for profile, chip_rows in fold_rows.groupby("profile", sort=False):
+            cut = deciles[(deciles["fold"] == fold) & (deciles["profile"] == profile)]
+            if cut.empty:
+                continue  # a fold too small for the bins
+            samples, analog_correct = over_chips(chip_rows)
+            digital = samples["digital_correct"].to_numpy()
+            failed = analog_only_failures(digital, analog_correct)
+            accuracy = 100 * analog_correct.mean(axis=1)
+            row = {
+                "fold": fold,
+                "profile": profile,
+                "chips": len(accuracy),
+                "samples": len(samples),
+                "failures": failed.sum() / len(accuracy),
+                "digital_accuracy": 100 * digital.mean(),
+                "analog_accuracy": accuracy.mean(),
+                "analog_accuracy_min": accuracy.min(),
+                "analog_accuracy_max": accuracy.max(),
+            }
+            for denominator in DENOMINATORS:
+                for name, decile in (("d1", 1), ("d10", last)):
+                    found = cut[cut["decile"] == decile].iloc[0]
+                    for suffix in ("", "_low", "_high", "_min", "_max"):
+                        rate = found[f"rate_of_{denominator}{suffix}"]
+                        row[f"{name}_of_{denominator}{suffix}"] = 100 * rate
+            bin_of = deciles_by_rank(samples[score], samples["sample"], last)
+            for prefix, kept in (("", slice(None)), ("correct_", digital)):
+                trend = trend_test(bin_of[kept], failed[:, kept])
+                row[f"{prefix}trend_z"], row[f"{prefix}trend_p"] = trend.z, trend.p
+            of_paper = published if profile == FULL_PROFILE else None
+            for name, value in zip(("d1", "d10"), of_paper or (np.nan, np.nan), strict=True):
+                row[f"paper_{name}"] = value
+                for denominator in DENOMINATORS:
+                    ours = row[f"{name}_of_{denominator}"]
+                    row[f"{name}_of_{denominator}_minus_paper"] = ours - value
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def per_class(
+    joined: pd.DataFrame, fold: str = "test", profile: str = FULL_PROFILE
+) -> pd.DataFrame:
+    """Accuracy, failures and mean curvature of each class under one profile.
+
+    Args:
+        joined: as `join` returns it.
+        fold: one fold.
+        profile: one profile.
+
+    Returns:
+        One row a label: label, samples, digital_accuracy, analog_accuracy, failures (mean over
+        chips), failure_rate (of the digitally correct; NaN without any) and mean_curvature; rates
+        are fractions.
+    """
+    rows = joined[(joined["fold"] == fold) & (joined["profile"] == profile)]
+    groups = rows.groupby("label")
+    chips = rows["chip"].nunique()
+    table = pd.DataFrame(
         {
-            "chips": groups.size(),
-            "samples": groups["samples"].first(),
-            "failures": groups["failures"].mean(),
-            "digital_accuracy": 100
-            * groups["digitally_correct"].first()
-            / groups["samples"].first(),
+            "samples": groups["sample"].nunique(),
+            "digital_accuracy": groups["digital_correct"].mean(),
+            "analog_accuracy": groups["analog_correct"].mean(),
+            "failures": groups["failure"].sum() / chips,
+            "failure_rate": groups["failure"].mean(),
+            "mean_curvature": groups["curvature"].mean(),
         }
     )
-    return counts.join(spread).reset_index()
+    correct = table["digital_accuracy"]
+    table["failure_rate"] /= correct.where(correct > 0)
+    return table.reset_index()
+
+
+def vulnerable(
+    joined: pd.DataFrame,
+    flips: pd.DataFrame,
+    *,
+    fold: str = "test",
+    profile: str = FULL_PROFILE,
+    count: int = 60,
+) -> pd.DataFrame:
+    """The samples that the digital model gets right and that are most likely to fail.
+
+    By the share of the chips on which they fail, then by flip probability.
+
+    Args:
+        joined: as `join` returns it.
+        flips: fold, index, profile and probability.
+        fold: one fold.
+        profile: one profile.
+        count: at most so many.
+
+    Returns:
+        fold, index, label, digital_prediction, analog_prediction (of the first chip), curvature,
+        margin, flip_probability and failed_share (of the chips).
+    """
+    rows = joined[(joined["fold"] == fold) & (joined["profile"] == profile)]
+    samples, failed = over_chips(rows, "failure")
+    table = samples.assign(failed_share=failed.mean(axis=0))
+    table = table[table["digital_correct"]].merge(
+        flips[["fold", "index", "profile", "probability"]], on=["fold", "index", "profile"]
+    )
+    table = table.rename(columns={"probability": "flip_probability"})
+    table = table.sort_values(
+        ["failed_share", "flip_probability", "index"], ascending=[False, False, True]
+    )
+    columns = ["fold", "index", "label", "digital_prediction", "analog_prediction"]
+    columns += ["curvature", "margin", "flip_probability", "failed_share"]
+    return table[columns].head(count).reset_index(drop=True)
 
 
 def ideal_agreement(joined: pd.DataFrame) -> float:
@@ -283,7 +337,7 @@ def ideal_agreement(joined: pd.DataFrame) -> float:
 
 def answer(
     deciles: pd.DataFrame,
-    correlations: pd.DataFrame,
+    predictors: pd.DataFrame,
     *,
     profile: str = FULL_PROFILE,
     fold: str = "test",
@@ -294,11 +348,11 @@ def answer(
     """One sentence: do failures rise with the score? Whichever way the data says.
 
     It is called rising (falling) only if the whole interval of Spearman's rho lies above (below) 0.
-    Of several chips: mean rates, mean rho, and the smallest interval that contains each chip's.
+    Of several chips: mean rates, and rho with the share of the chips on which a sample fails.
 
     Args:
-        deciles: as `decile_tables` returns it, cut by `predictor`.
-        correlations: as `correlations` returns it.
+        deciles: as `failure_tables` returns it, cut by `predictor`.
+        predictors: as `experiments.prediction.compare` returns it.
         profile: the profile to speak of.
         fold: the fold to speak of.
         denominator: all samples or the digitally correct ones.
@@ -308,12 +362,12 @@ def answer(
     Raises:
         ValueError: if the tables have no such rows.
     """
-    rates = select(over_chips(deciles, denominator), fold=fold, profile=profile)
-    rhos = select(
-        correlations, fold=fold, profile=profile, predictor=predictor, denominator=denominator
-    )
-    first, last = rates.iloc[0], rates.iloc[-1]
-    peak = rates.loc[rates["rate"].fillna(-1).idxmax()]
+    found = select(rates(deciles, denominator), fold=fold, profile=profile)
+    rank = select(
+        predictors, fold=fold, profile=profile, predictor=predictor, denominator=denominator
+    ).iloc[0]
+    first, last = found.iloc[0], found.iloc[-1]
+    peak = found.loc[found["rate"].fillna(-1).idxmax()]
     setting = profile
     if drift_seconds is not None and "pcm" in profile:
         setting += f" at {drift_note(drift_seconds)}"
@@ -324,9 +378,9 @@ def answer(
         f"Under {setting}, {_percent(first['rate'])} of D{first['decile']} and "
         f"{_percent(last['rate'])} of D{last['decile']} fail ({where}); "
     )
-    if rhos["rho"].isna().all():
-        return facts + f"Spearman's rho is undefined: {rhos['reason'].iloc[0]}."
-    low, high = rhos["low"].min(), rhos["high"].max()
+    if rank["reason"]:
+        return facts + f"Spearman's rho is undefined: {rank['reason']}."
+    low, high = rank["spearman_low"], rank["spearman_high"]
     name = predictor.replace("_", " ")
     if low > 0:
         trend = f"failures rise with {name}"
@@ -336,12 +390,12 @@ def answer(
         trend = f"no trend with {name} is established"
     if peak["decile"] != last["decile"] and peak["rate"] > last["rate"]:
         trend += f", and the highest rate is that of D{peak['decile']}, {_percent(peak['rate'])}"
-    return facts + f"Spearman's rho = {rhos['rho'].mean():.2f} [{low:.2f}, {high:.2f}]: {trend}."
+    return facts + f"Spearman's rho = {rank['spearman']:.2f} [{low:.2f}, {high:.2f}]: {trend}."
 
 
 def answers(
     deciles: pd.DataFrame,
-    correlations: pd.DataFrame,
+    predictors: pd.DataFrame,
     *,
     profile: str = FULL_PROFILE,
     fold: str = "test",
@@ -351,7 +405,7 @@ def answers(
     return [
         answer(
             deciles,
-            correlations,
+            predictors,
             profile=profile,
             fold=fold,
             denominator=denominator,
@@ -378,23 +432,23 @@ def drift_note(seconds: float) -> str:
 
 
 def caption(
-    rates: pd.DataFrame, fold: str, denominator: Denominator, drift_seconds: float | None = None
+    shown: pd.DataFrame, fold: str, denominator: Denominator, drift_seconds: float | None = None
 ) -> str:
     """What a table of these rates shows: fold, denominator, drift time, chips, ties.
 
     Args:
-        rates: rows of `over_chips`.
+        shown: rows of `rates`.
         fold: their fold.
         denominator: their denominator.
         drift_seconds: of the chips with PCM.
     """
-    fewest, most = int(rates["chips"].min()), int(rates["chips"].max())
+    fewest, most = int(shown["chips"].min()), int(shown["chips"].max())
     chips = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     parts = [f"{fold} fold", f"% of {DENOMINATORS[denominator]}"]
     if drift_seconds is not None:
         parts.append(f"PCM at {drift_note(drift_seconds)}")
     parts.append(f"{chips} chip a profile" if most == 1 else f"mean of {chips} chips a profile")
-    if tied := int(rates.groupby("decile")["tied"].max().sum()):
+    if tied := int(shown.groupby("decile")["tied"].max().sum()):
         parts.append(f"{tied:,} samples tie across bins")
     return ", ".join(parts)
 
@@ -410,7 +464,7 @@ def render_deciles(
     """Print one fold's failure rates in percent, a row a decile and a column a profile.
 
     Args:
-        deciles: as `decile_tables` returns it.
+        deciles: as `failure_tables` returns it.
         fold: the fold to print.
         denominator: all samples or the digitally correct ones.
         drift_seconds: of the chips with PCM, for the caption.
@@ -419,13 +473,13 @@ def render_deciles(
     Raises:
         ValueError: if the table has no such fold.
     """
-    rates = select(over_chips(deciles, denominator), fold=fold)
-    names = list(rates["profile"].unique())
-    grid = rates.pivot(index="decile", columns="profile", values="rate")[names]
-    failures = rates.groupby("profile")["failures"].sum()
+    shown = select(rates(deciles, denominator), fold=fold)
+    names = list(shown["profile"].unique())
+    grid = shown.pivot(index="decile", columns="profile", values="rate")[names]
+    failures = shown.groupby("profile")["failures"].sum()
     table = Table(
         title="Analog-only failures by curvature decile",
-        caption=caption(rates, fold, denominator, drift_seconds),
+        caption=caption(shown, fold, denominator, drift_seconds),
         show_footer=True,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -36,7 +36,6 @@ from experiments.benchmark import (
 )
 from experiments.pipeline import package_versions, show_error
 from jaxcurv.estimators import (
-    Adaptive,
     Estimator,
     FiniteDifference,
     GaussNewton,
@@ -44,6 +43,7 @@ from jaxcurv.estimators import (
     HessianVector,
     LowRankGaussNewton,
     Precision,
+    forward_passes,
 )
 
 if TYPE_CHECKING:
@@ -263,27 +263,6 @@ def make_workload(settings: CurvatureBenchmark) -> Workload:
     return Workload(problem, params, spread, twin, settings.image_size, settings.classes)
 
 
-def passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:
-    """Cost a sample in F, the cost of a forward pass; a backward pass to the input is one more.
-
-    Args:
-      probes: that an adaptive estimator took, on average.
-    """
-    match estimator:
-        case Adaptive():
-            taken = estimator.estimator.probes if probes is None else probes
-            one = replace(estimator.estimator, probes=1)
-            two = replace(estimator.estimator, probes=2)
-            each = passes(two, classes) - passes(one, classes)
-            return passes(one, classes) + (taken - 1) * each
-        case GaussNewton():
-            return classes + 1
-        case LowRankGaussNewton():
-            return 2 * min(estimator.rank, classes - 1) + estimator.probes + 3
-        case _:
-            return 2 * (estimator.probes + 1)
-
-
 def make_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str, Contestant]:
     """The published algorithm, the floor, and the estimators, by name."""
     found: dict[str, Contestant] = {}
@@ -318,7 +297,8 @@ _COARSE: tuple[Precision, ...] = ("tensorfloat32", "bfloat16")
 
 def _contestant(workload: Workload, batch: Batch, estimator: Estimator) -> Contestant:
     return Contestant(
-        int(passes(estimator, workload.classes)), partial(_score, workload, batch, estimator)
+        int(forward_passes(estimator, workload.classes)),
+        partial(_score, workload, batch, estimator),
     )
 
 

@@ -25,11 +25,10 @@ from experiments.benchmark_curvature import (
     make_contestants,
     make_workload,
     measure,
-    passes,
 )
 from experiments.figures import STYLE, new_figure, write_figure
 from jaxcurv.data import Arrays, Normalisation, Normalised
-from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton
+from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, forward_passes
 
 if TYPE_CHECKING:
     from jaxcurv.engine import Batch
@@ -137,7 +136,7 @@ def _score_datasets(
     return measure(
         {
             type(estimator).__name__: Contestant(
-                int(passes(estimator, settings.classes)), partial(score, estimator)
+                int(forward_passes(estimator, settings.classes)), partial(score, estimator)
             )
             for estimator in estimators
         },

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import own_model, pipeline
+from experiments import own_model, own_predictions, pipeline
 from experiments.presets import PRESETS
 from experiments.records import STAGE_NAMES, recorded_settings
 from experiments.settings import Experiment
@@ -32,6 +32,12 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments score --model package.module:factory --data FOLDER [flags]
                                                          your own model and images
        python -m experiments merge OUT                   one table from the shares of score --shard
+       python -m experiments compare-noise PRESET [flags]
+                                                         whether other noise fails the same samples
+       python -m experiments analyse --scores FILE --digital FILE --analog FILE [flags]
+                                                         your own scores and predictions
+       python -m experiments table-one [RUN ...]         Table I of finished runs beside the paper's
+       python -m experiments figure-one|gallery RUN      the paper's figures of a finished run
        python -m experiments benchmark curvature [flags] speed of the estimators
        python -m experiments benchmark analog [flags]    cost of the simulated chips
        python -m experiments presets                     the presets
@@ -147,6 +153,30 @@ def _score(arguments: Sequence[str]) -> int:
     return own_model.run(parse(own_model.OwnModel, "score", arguments))
 
 
+def _analyse(arguments: Sequence[str]) -> int:
+    if not arguments:
+        raise WrongCommandLine(
+            f"analyse needs a preset ({', '.join(PRESETS)}), or --scores FILE --digital FILE and "
+            "--analog FILE"
+        )
+    if not arguments[0].startswith("-"):
+        return _run_stages("analyse", arguments)
+    return own_predictions.run(parse(own_predictions.OwnPredictions, "analyse", arguments))
+
+
+def _paper_output(command: str, arguments: Sequence[str]) -> int:
+    from experiments import paper_outputs
+
+    kind, work = paper_outputs.COMMANDS[command]
+    options = parse(kind, command, arguments)
+    try:
+        work(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        pipeline.show_error(error, options.debug)
+        return 2
+    return 0
+
+
 def _merge(arguments: Sequence[str]) -> int:
     options = parse(Merge, "merge", arguments)
     try:
@@ -193,6 +223,17 @@ def _drift(arguments: Sequence[str]) -> int:
 
     options = _parse_preset(DriftOptions, "drift", arguments)
     return _on_exported("drift", options, options.drift, aging.run)
+
+
+def _compare_noise(arguments: Sequence[str]) -> int:
+    from experiments import compare_noise as comparison
+
+    @dataclass(frozen=True)
+    class CompareNoiseOptions(Options):
+        compare: comparison.CompareNoise = field(default_factory=comparison.CompareNoise)
+
+    options = _parse_preset(CompareNoiseOptions, "compare-noise", arguments)
+    return _on_exported("compare-noise", options, options.compare, comparison.run)
 
 
 def _on_exported(
@@ -249,13 +290,20 @@ def _presets(arguments: Sequence[str]) -> int:
 def _print_result(folder: Path) -> None:
     import pandas as pd
 
-    from experiments import analysis
+    from experiments import analysis, prediction, routing
 
-    deciles = pd.read_parquet(folder / "deciles.parquet")
-    correlations = pd.read_parquet(folder / "correlations.parquet")
+    tables = {
+        name: pd.read_parquet(folder / f"{name}.parquet")
+        for name in ("deciles", "predictors", "routing", "routing_choices")
+    }
     drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
-    analysis.render_deciles(deciles, drift_seconds=drift_seconds)
-    for sentence in analysis.answers(deciles, correlations, drift_seconds=drift_seconds):
+    analysis.render_deciles(tables["deciles"], drift_seconds=drift_seconds)
+    sentences = analysis.answers(
+        tables["deciles"], tables["predictors"], drift_seconds=drift_seconds
+    )
+    sentences.append(prediction.verdict(tables["predictors"]))
+    sentences.append(routing.summary(tables["routing"], tables["routing_choices"]))
+    for sentence in filter(None, sentences):
         print(sentence)
     print(f"\nReport: {folder / 'report.html'}")
 
@@ -263,9 +311,12 @@ def _print_result(folder: Path) -> None:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
     "score": _score,
+    "analyse": _analyse,
     "agreement": _agreement,
     "layers": _layers,
     "drift": _drift,
+    "compare-noise": _compare_noise,
+    **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "merge": _merge,
     "benchmark": _benchmark,
     "presets": _presets,

@@ -5,6 +5,7 @@ Of the run's folder only `weights.safetensors` is needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from experiments.stages import (
     read_normalisation,
     require_classes,
 )
-from jaxcurv.data import Normalised, subset
+from jaxcurv.data import Arrays, Normalised, subset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,8 @@ class Exported:
     """As the settings of the simulation make it."""
     test: Normalised
     """Samples of the test fold."""
+    validation: Callable[[int | None], Normalised]
+    """Reads at most so many samples of the validation fold, None for all: to choose settings on."""
     calibration: NDArray[np.float32] | None
     """Training images that set the converters' ranges, where these are calibrated."""
     origin: dict[str, Any]
@@ -92,11 +95,20 @@ def open_exported(
     calibration = None
     if calibrated:
         calibration = calibration_images(folds["train"], normalisation, experiment)
-    test = folds["test"].take(subset(folds["test"].indices, limit, experiment.data.split_seed))
+
+    def some(samples: Arrays, most: int | None) -> Normalised:
+        chosen = subset(samples.indices, most, experiment.data.split_seed)
+        return Normalised(samples.take(chosen), normalisation)
+
+    def validation(most: int | None) -> Normalised:
+        return some(read_folds(dataset, experiment, ("validation",))["validation"], most)
+
+    test = some(folds["test"], limit)
     return Exported(
         network,
         chosen,
-        Normalised(test, normalisation),
+        test,
+        validation,
         calibration,
         {
             "data": asdict(experiment.data),

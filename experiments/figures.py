@@ -24,7 +24,7 @@ from experiments.analysis import (
     POOLED,
     Denominator,
     folds,
-    over_chips,
+    rates,
 )
 from experiments.artefacts import write_bytes
 
@@ -72,10 +72,10 @@ def figure_one(
 ) -> Path:
     """Failure rate against curvature decile: a line a profile, a panel a fold.
 
-    The band is the Wilson interval of one chip, the smallest to the largest rate of several.
+    The band is the interval: Wilson's for one chip, over chips and samples for several.
 
     Args:
-        deciles: as `analysis.decile_tables` returns it.
+        deciles: as `analysis.failure_tables` returns it.
         path: of the PNG.
         denominator: all samples or the digitally correct ones.
         panels: the folds to draw; those that the table lacks are left out.
@@ -83,16 +83,16 @@ def figure_one(
     Raises:
         ValueError: if the table has none of these folds.
     """
-    rates = over_chips(deciles, denominator)
-    shown = [fold for fold in panels if (rates["fold"] == fold).any()]
+    table = rates(deciles, denominator)
+    shown = [fold for fold in panels if (table["fold"] == fold).any()]
     if not shown:
         raise ValueError(f"no fold of {', '.join(panels)} in the decile table")
-    rates = rates[rates["fold"].isin(shown)]
+    table = table[table["fold"].isin(shown)]
     with matplotlib.rc_context(STYLE):
         figure = new_figure(width=max(3.6, 2.5 * len(shown)), height=3.3)
         axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axis, fold in zip(axes, shown, strict=True):
-            in_fold = rates[rates["fold"] == fold]
+            in_fold = table[table["fold"] == fold]
             for profile, line in in_fold.groupby("profile", sort=False):
                 colour, marker, dashes = _LINES[str(profile)]
                 axis.plot(
@@ -115,13 +115,13 @@ def figure_one(
             axis.set_xlim(0.7, bins + 0.3)
             axis.set_xlabel("Curvature decile (D1 lowest)")
             axis.grid(False, axis="x")
-            samples = deciles[deciles["fold"] == fold].groupby(["profile", "chip"])["samples"]
+            samples = deciles[deciles["fold"] == fold].groupby("profile")["samples"]
             axis.set_title(f"{fold} ({samples.sum().iloc[0]:,} samples)")
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel(f"Analog-only failure rate\n(% of {DENOMINATORS[denominator]})")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(shown) > 1 else 2)
-        return write_figure(figure, path, rates)
+        return write_figure(figure, path, table)
 
 
 def gallery_rows(

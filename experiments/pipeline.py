@@ -45,6 +45,8 @@ class Stage:
     """What must be installed; the versions are recorded."""
     cpu_only: bool = False
     """Keep JAX off the accelerator: this stage also uses torch."""
+    shows: tuple[str, ...] = ()
+    """Files of commands beside the stages that it reads where they are there."""
 
 
 _SCORED = ("data", "folds", "limit", "seed")
@@ -75,6 +77,21 @@ STAGES: dict[str, Stage] = {
             cpu_only=True,
         ),
         Stage(
+            "moments",
+            stages.moments,
+            settings=(*_SCORED, "simulate", "flip"),
+            after=("export",),
+            packages=(*_JAX, *_TORCH),
+            cpu_only=True,
+        ),
+        Stage(
+            "flips",
+            stages.flips,
+            settings=(*_SCORED, "simulate"),
+            after=("train", "moments"),
+            packages=(*_JAX, "safetensors"),
+        ),
+        Stage(
             "simulate",
             stages.simulate,
             settings=(*_SCORED, "simulate"),
@@ -84,16 +101,17 @@ STAGES: dict[str, Stage] = {
         Stage(
             "analyse",
             stages.analyse,
-            settings=("analyse",),
-            after=("score", "simulate"),
-            packages=(),
+            settings=("data", "model", "analyse"),
+            after=("score", "flips", "simulate"),
+            packages=("scikit-learn",),
         ),
         Stage(
             "report",
             stages.report,
-            settings=(*_SCORED, "model", "simulate", "analyse"),
-            after=("train", "score", "simulate", "analyse"),
+            settings=tuple(field.name for field in dataclasses.fields(Experiment)),
+            after=("train", "score", "flips", "simulate", "analyse"),
             packages=("matplotlib", "jinja2"),
+            shows=("drift/drift.png",),
         ),
     )
 }
@@ -244,6 +262,7 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
                     f"{stage.name}"
                 )
             inputs[output] = digest
+    inputs |= {name: sha256(folder / name) for name in stage.shows if (folder / name).exists()}
     return {
         "settings": {name: settings[name] for name in stage.settings},
         "inputs": inputs,

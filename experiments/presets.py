@@ -1,8 +1,10 @@
 """Named experiments."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from experiments.settings import Data, Experiment, Model
+from experiments.settings import Data, Experiment, Model, Score
 from jaxcurv.recipe import Recipe
 
 
@@ -29,7 +31,13 @@ _DIGITS = Experiment(
 
 
 def _cifar(name: str, architecture: str) -> Experiment:
-    return Experiment(data=Data(name), model=Model(architecture), train=Recipe(epochs=200))  # type: ignore[arg-type]
+    spectral = "gauss_newton" if name == "cifar10" else "low_rank_gauss_newton"
+    return Experiment(
+        data=Data(name),
+        model=Model(architecture),  # type: ignore[arg-type]
+        train=Recipe(epochs=200),
+        score=Score(compare=("hessian_vector", "hessian_trace", spectral)),  # type: ignore[arg-type]
+    )
 
 
 def _small(name: str) -> Experiment:
@@ -38,8 +46,7 @@ def _small(name: str) -> Experiment:
         _cifar(name, "resnet18"),
         model=Model(width=16),
         train=Recipe(epochs=15, warmup_epochs=2.0),
-        folds=("train", "test"),
-        limit=5000,
+        limit=10_000,  # of the train fold; validation and test have no more
     )
 
 
@@ -64,3 +71,35 @@ PRESETS: dict[str, Preset] = {
         "CIFAR-100, ResNet-50, 200 epochs; GPU", _cifar("cifar100", "resnet50")
     ),
 }
+
+
+def command_line(experiment: Experiment) -> list[str]:
+    """The arguments that give this experiment: the preset nearest to it, and flags for the rest."""
+    wanted = dict(_flat(asdict(experiment)))
+    flags: dict[str, list[str]] = {}
+    for name, preset in PRESETS.items():
+        there = dict(_flat(asdict(preset.experiment)))
+        flags[name] = [
+            part
+            for setting, value in wanted.items()
+            if there.get(setting) != value
+            for part in _flag(setting, value)
+        ]
+    nearest = min(flags, key=lambda name: len(flags[name]))
+    return [nearest, *flags[nearest]]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _flag(setting: str, value: Any) -> list[str]:
+    name = setting.replace("_", "-")
+    if isinstance(value, bool):
+        group, _, last = name.rpartition(".")
+        return [f"--{group}.{'' if value else 'no-'}{last}".replace("--.", "--")]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]

@@ -5,7 +5,10 @@ from typing import Any
 
 from experiments.artefacts import read_json, write_json
 
-STAGE_NAMES = ("train", "score", "export", "simulate", "analyse", "report")
+STAGE_NAMES = (
+    *("train", "score", "export", "moments", "flips"),
+    *("simulate", "analyse", "report"),
+)
 
 _FIELDS = {"name", "settings", "inputs", "outputs", "versions", "device", "platform", "seconds"}
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from experiments.analysis import (
     DENOMINATORS,
@@ -16,23 +19,56 @@ from experiments.analysis import (
     Denominator,
     answers,
     caption,
-    over_chips,
+    rates,
     select,
-    table_one,
 )
 from experiments.artefacts import write_bytes
 
-# By the start of the file's name; a figure of another name is shown last, under that name.
-_CAPTIONS = {
-    "figure_one": "Analog-only failure rate by curvature decile; bands are Wilson intervals "
-    "of one chip, or the range over several.",
-    "figure_one_correct": "The same, of the digitally correct samples only: a digitally wrong "
-    "sample cannot fail analog-only.",
-    "gallery": "The images of lowest and of highest curvature. Blue: the prediction survives on "
-    "the analog chip; red: an analog-only failure; grey: digitally wrong.",
-    "score_histogram": "Distribution of the score, each group as a share of itself.",
-    "training_curve": "Training of the digital model; the dot is the checkpoint in use.",
+# By the start of the file's name: the section of a figure and its caption. A figure of another
+# name, or of a section that is not there, is shown last.
+_FIGURES = {
+    "figure_one": (
+        "deciles",
+        "Analog-only failure rate by curvature decile; the bands are intervals.",
+    ),
+    "figure_one_correct": (
+        "deciles",
+        "The same, of the digitally correct samples only: a digitally wrong sample cannot fail "
+        "analog-only.",
+    ),
+    "predictors": (
+        "predictors",
+        "AUROC of each predictor with its interval; at the right its cost in forward passes.",
+    ),
+    "calibration": (
+        "calibration",
+        "Observed failure rate against predicted probability, for each profile under which samples "
+        "fail. Points on the diagonal come true; their area grows with the samples in the bin. "
+        "ECE, the expected calibration error, in the order of the legend.",
+    ),
+    "routing": (
+        "routing",
+        "Accuracy against the share routed to the digital model, and against energy. Dots: the "
+        "thresholds chosen on validation.",
+    ),
+    "overlap": ("overlap", "How far the samples that fail are the same ones."),
+    "drift": (
+        "drift",
+        "Accuracy of the same chips against time after programming; the bands are intervals over "
+        "chips.",
+    ),
+    "gallery": (
+        "gallery",
+        "The images of lowest and of highest curvature. Blue: the prediction survives on "
+        "the analog chip; red: an analog-only failure; grey: digitally wrong.",
+    ),
+    "score_histogram": ("", "Distribution of the score, each group as a share of itself."),
+    "training_curve": (
+        "",
+        "Training of the digital model; the dot is the checkpoint in use.",
+    ),
 }
+_SHARES = (0, 5, 10, 15, 20, 30, 40, 50, 75, 100)  # percent routed, of the table of curves
 
 
 def write_report(
@@ -42,8 +78,24 @@ def write_report(
     settings: Mapping[str, Any],
     stages: Sequence[Mapping[str, Any]],
     deciles: pd.DataFrame,
-    correlations: pd.DataFrame,
+    confidence: float,
+    predictors: pd.DataFrame | None = None,
+    verdict: str = "",
+    calibration: pd.DataFrame | None = None,
+    calibration_errors: pd.DataFrame | None = None,
+    routing: pd.DataFrame | None = None,
+    routing_choices: pd.DataFrame | None = None,
+    routing_baselines: pd.DataFrame | None = None,
+    routing_summary: str = "",
+    table_one: pd.DataFrame | None = None,
+    overlap: pd.DataFrame | None = None,
+    systematic: pd.DataFrame | None = None,
+    per_class: pd.DataFrame | None = None,
+    vulnerable: pd.DataFrame | None = None,
+    thumbnails: Sequence[bytes] = (),
+    reproduce: Sequence[str] = (),
     figures: Sequence[Path] = (),
+    drift_figure: Path | None = None,
     fold: str = "test",
     profile: str = FULL_PROFILE,
     drift_seconds: float | None = None,
@@ -51,17 +103,36 @@ def write_report(
 ) -> Path:
     """Write the report of one run. Same inputs, same bytes; every text is escaped.
 
+    A section whose table is None is left out.
+
     Args:
         path: of the HTML file.
         title: of the page, for instance model and data set.
         settings: what was run; nested mappings become dotted names.
         stages: one mapping a stage: name, seconds, device, versions (package -> version).
-        deciles: as `analysis.decile_tables` returns it.
-        correlations: as `analysis.correlations` returns it.
-        figures: PNG files to embed, known by the start of their names: figure_one, gallery,
-            score_histogram, training_curve; others follow under their own names.
-        fold: the fold of the answer and of the tables by decile.
-        profile: the profile of the answer.
+        deciles: as `analysis.failure_tables` returns it.
+        confidence: of every interval, in (0, 1).
+        predictors: as `prediction.compare` returns it; may have seconds_per_image too.
+        verdict: what it says in one sentence, as `prediction.verdict` returns it.
+        calibration: as `prediction.calibrate` returns it.
+        calibration_errors: the same; may have auroc too.
+        routing: curves, as `routing.route` returns them.
+        routing_choices: the same; may have no rows.
+        routing_baselines: the same.
+        routing_summary: what routing is worth in one sentence, as `routing.summary` returns it.
+        table_one: as `analysis.table_one` returns it.
+        overlap: of the failing samples of two profiles or noise models; shown as it is.
+        systematic: shares of failures on most and on few chips; shown as it is.
+        per_class: as `analysis.per_class` returns it, with class_name.
+        vulnerable: as `analysis.vulnerable` returns it, with class_name; predictions may be names.
+        thumbnails: PNG files, one a row of `vulnerable`, or none.
+        reproduce: command lines that make the run again.
+        figures: PNG files to embed, known by the start of their names: figure_one, predictors,
+            calibration, routing, overlap, gallery, score_histogram, training_curve; others follow
+            under their own names.
+        drift_figure: as `drift.draw` leaves it.
+        fold: the fold of the answer and of the tables.
+        profile: the profile of the answer and of the tables of one profile.
         drift_seconds: of the chips with PCM, in seconds.
         ideal_agreement: as `analysis.ideal_agreement` returns it.
 
@@ -70,8 +141,43 @@ def write_report(
 
     Raises:
         FileNotFoundError: for a missing figure.
-        ValueError: if the tables lack the fold or the profile.
+        ValueError: if a table lacks the fold, the profile or a column, or the thumbnails do not
+            match the samples.
     """
+    if thumbnails and len(thumbnails) != (0 if vulnerable is None else len(vulnerable)):
+        raise ValueError(
+            f"{len(thumbnails)} thumbnails for {0 if vulnerable is None else len(vulnerable)} "
+            "vulnerable samples; give one each, or none"
+        )
+    shown = [*figures, *([] if drift_figure is None else [drift_figure])]
+    pictures = [_picture(Path(figure)) for figure in shown]
+    sections = {
+        "table-one": ("Table I", table_one is not None),
+        "deciles": ("Failure rate by curvature decile", True),
+        "predictors": ("Which score predicts failure", predictors is not None),
+        "calibration": ("Whether probabilities come true", calibration_errors is not None),
+        "routing": ("Routing fragile samples to the digital model", routing is not None),
+        "overlap": (
+            "Whether the same samples fail",
+            overlap is not None or systematic is not None,
+        ),
+        "drift": ("As the chips age", drift_figure is not None),
+        "gallery": ("Gallery", any(picture["section"] == "gallery" for picture in pictures)),
+        "vulnerable": ("Most vulnerable samples", vulnerable is not None),
+        "classes": ("Classes", per_class is not None),
+        "accuracy": (
+            "Accuracy and failure rate of every fold",
+            table_one is not None or ideal_agreement is not None,
+        ),
+        "figures": ("More figures", False),
+        "reproduce": ("How to reproduce", bool(reproduce)),
+        "settings": ("Settings", True),
+        "environment": ("Environment", True),
+    }
+    for picture in pictures:
+        if not sections.get(picture["section"], ("", False))[1]:
+            picture["section"] = "figures"
+            sections["figures"] = ("More figures", True)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -80,28 +186,58 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters.update(number=_number, rate=_rate)
-    pictures = [_picture(Path(figure)) for figure in figures]
-    in_place = {"figure_one", "figure_one_correct", "gallery"}
+    last = int(deciles["decile"].max())
     page = environment.get_template("report.html.jinja").render(
         title=title,
-        answers=answers(
-            deciles, correlations, profile=profile, fold=fold, drift_seconds=drift_seconds
-        ),
+        titles={name: text for name, (text, there) in sections.items() if there},
+        pictures=pictures,
+        answers=[]
+        if predictors is None
+        else answers(deciles, predictors, profile=profile, fold=fold, drift_seconds=drift_seconds),
         fold=fold,
-        confidence=correlations["confidence"].iloc[0],
-        ideal_agreement=ideal_agreement,
+        profile=profile,
+        confidence=confidence,
+        chips=int(deciles["chips"].max()),
+        last_decile=last,
+        table_one=_made(table_one, lambda table: _table_one(table, profile, last)),
         decile_grids=[
-            _decile_grid(deciles, fold, denominator, drift_seconds)
-            for denominator in ("all", "correct")
+            _decile_grid(deciles, fold, "all", drift_seconds),
+            _decile_grid(deciles, fold, "correct", drift_seconds),
         ],
-        correlation_grids=[
-            _correlation_grid(correlations, fold, denominator) for denominator in DENOMINATORS
+        verdict=verdict,
+        predictor_tables=[]
+        if predictors is None
+        else [
+            _predictor_table(predictors, fold, profile, "correct", last),
+            _predictor_table(predictors, fold, profile, "all", last),
         ],
-        accuracies=table_one(deciles).to_dict("records"),
-        last_decile=deciles["decile"].max(),
-        figure_one=[p for p in pictures if p["kind"].startswith("figure_one")],
-        gallery=[p for p in pictures if p["kind"] == "gallery"],
-        more_figures=[p for p in pictures if p["kind"] not in in_place],
+        auroc_grid=_made(predictors, lambda table: _auroc_grid(table, fold)),
+        calibration_errors=_made(
+            calibration_errors,
+            lambda table: _table("calibration_errors", select(table, fold=fold), _CALIBRATED),
+        ),
+        calibration=_made(
+            calibration,
+            lambda table: _table("calibration", select(table, fold=fold, profile=profile), _BINS),
+        ),
+        routing_summary=routing_summary,
+        routing=_made(routing, lambda table: _routing_curves(table, profile)),
+        routing_choices=_made(
+            routing_choices,
+            lambda table: _table("routing_choices", _of(table, profile), _CHOICES),
+        ),
+        routing_baselines=_made(
+            routing_baselines,
+            lambda table: _table("routing_baselines", _of(table, profile), _BASELINES),
+        ),
+        overlap=_made(overlap, _as_given),
+        systematic=_made(systematic, _as_given),
+        vulnerable=_made(vulnerable, lambda table: _table("vulnerable", table, _VULNERABLE)),
+        thumbnails=[_data(thumbnail) for thumbnail in thumbnails],
+        per_class=_made(per_class, lambda table: _table("per_class", table, _CLASSES)),
+        ideal_agreement=ideal_agreement,
+        accuracies=[] if table_one is None else table_one.to_dict("records"),
+        reproduce=reproduce,
         settings=list(_flatten(settings)),
         stages=stages,
         versions=_versions(stages),
@@ -110,50 +246,328 @@ def write_report(
     return Path(path)
 
 
+def _made(table: pd.DataFrame | None, make: Callable[[pd.DataFrame], Any]) -> Any:
+    return None if table is None else make(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def _rate(percent: float) -> str:
+    return "-" if percent != percent else f"{percent:.2f}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def _decimals(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _signed_percent(percent: float) -> str:
+    return f"{percent:+.2f}"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float):  # NumPy's float64 is one
+        return f"{value:,.0f}" if 1000 <= abs(value) < np.inf else f"{value:.3g}"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How a column is headed and its values are written."""
+
+    header: str
+    show: Callable[[Any], str] = _plain
+    optional: bool = False
+
+
+_REASON = _Column("undefined because", optional=True)
+_PREDICTED = {
+    "predictor": _Column("predictor", _words),
+    "auroc": _Column("AUROC", _decimals),
+    "auroc_difference": _Column("difference to {reference}", _signed),
+    "auroc_within_class": _Column("AUROC within classes", _decimals),
+    "average_precision": _Column("average precision", _decimals),
+    "spearman": _Column("Spearman's rho", _decimals),
+    "d1": _Column("D1 (%)", _percent),
+    "d10": _Column("D{last} (%)", _percent),
+    "forward_passes": _Column("forward passes"),
+    "seconds_per_image": _Column("ms an image", _milliseconds, optional=True),
+    "reason": _REASON,
+}
+_CALIBRATED = {
+    "profile": _Column("profile"),
+    "predictor": _Column("predictor", _words),
+    "samples": _Column("samples"),
+    "predicted": _Column("predicted (%)", _percent),
+    "observed": _Column("observed (%)", _percent),
+    "expected_calibration_error": _Column("calibration error (%)", _percent),
+    "auroc": _Column("AUROC", _decimals, optional=True),
+}
+_BINS = {
+    "predictor": _Column("predictor", _words),
+    "bin": _Column("bin"),
+    "low": _Column("from (%)", _percent),
+    "high": _Column("to (%)", _percent),
+    "samples": _Column("samples"),
+    "predicted": _Column("predicted (%)", _percent),
+    "observed": _Column("observed (%)", _percent),
+}
+_CHOICES = {
+    "router": _Column("router"),
+    "kind": _Column("kind"),
+    "target": _Column("target (%)", _percent),
+    "threshold": _Column("threshold"),
+    "validation_accuracy": _Column("validation accuracy (%)", _percent),
+    "fraction": _Column("routed (%)", _percent),
+    "accuracy": _Column("accuracy (%)", _percent),
+    "energy": _Column("energy", _decimals),
+    "saved": _Column("energy saved (%)", _percent),
+}
+_BASELINES = {
+    "name": _Column("without routing"),
+    "accuracy": _Column("accuracy (%)", _percent),
+    "energy": _Column("energy", _decimals),
+}
+_CLASSES = {
+    "class_name": _Column("class"),
+    "samples": _Column("samples"),
+    "digital_accuracy": _Column("digital accuracy (%)", _percent),
+    "analog_accuracy": _Column("analog accuracy (%)", _percent),
+    "failures": _Column("failures"),
+    "failure_rate": _Column("failure rate (%)", _percent),
+    "mean_curvature": _Column("mean curvature"),
+}
+_VULNERABLE = {
+    "fold": _Column("fold"),
+    "index": _Column("index"),
+    "class_name": _Column("class"),
+    "digital_prediction": _Column("digital prediction"),
+    "analog_prediction": _Column("analog prediction"),
+    "curvature": _Column("curvature"),
+    "margin": _Column("margin"),
+    "flip_probability": _Column("flip probability (%)", _percent),
+    "failed_share": _Column("fails on chips (%)", _percent),
+}
+_TABLE_ONE = {
+    "fold": _Column("fold"),
+    "of": _Column("of"),
+    "d1": _Column("D1", _rate),
+    "paper_d1": _Column("paper", _rate, optional=True),
+    "d1_difference": _Column("difference", _signed_percent, optional=True),
+    "d10": _Column("D{last}", _rate),
+    "paper_d10": _Column("paper", _rate, optional=True),
+    "d10_difference": _Column("difference", _signed_percent, optional=True),
+    "trend_z": _Column("trend, z"),
+    "trend_p": _Column("p", _p_value),
+}
+
+
+def _table(
+    name: str, table: pd.DataFrame, columns: Mapping[str, _Column], **in_headers: object
+) -> dict[str, Any]:
+    """Headers, and rows of cells: text, note (interval or range) and the number to sort by.
+
+    `x_low` and `x_high` stand under `x` as its interval; so do `x_min` and `x_max`, where there is
+    no interval and they differ.
+    """
+    if missing := [one for one in columns if one not in table and not columns[one].optional]:
+        raise ValueError(f"the report's {name} lacks the columns {', '.join(missing)}")
+    there = {one: column for one, column in columns.items() if one in table}
+    numbers = {one: _is_number(table[one]) for one in there}
+    rows = [
+        [
+            {
+                "text": _text(row[one], column.show),
+                "note": _note(row, one, column.show) if numbers[one] else "",
+                "number": _sort_key(row[one]) if numbers[one] else None,
+            }
+            for one, column in there.items()
+        ]
+        for row in table.to_dict("records")
+    ]
+    headers = [
+        {"text": column.header.format(**in_headers), "number": numbers[one]}
+        for one, column in there.items()
+    ]
+    return {"headers": headers, "rows": rows}
+
+
+def _as_given(table: pd.DataFrame) -> dict[str, Any]:
+    bounds = {f"{name}{suffix}" for name in table for suffix in ("_low", "_high", "_min", "_max")}
+    table = _with_reasons(table)
+    columns = {name: _Column(_words(name)) for name in table if name not in bounds}
+    if "reason" in columns:
+        columns["reason"] = _REASON
+    return _table("table", table, columns)
+
+
+def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the column of reasons why something is undefined, where nothing is."""
+    return table if "reason" not in table or table["reason"].any() else table.drop(columns="reason")
+
+
+def _text(value: Any, show: Callable[[Any], str]) -> str:
+    return "-" if pd.isna(value) else show(value)
+
+
+def _sort_key(value: Any) -> str:
+    """As JavaScript reads it; empty for a missing value."""
+    return "" if pd.isna(value) else repr(float(value)).replace("inf", "Infinity")
+
+
+def _note(row: Mapping[Any, Any], name: str, show: Callable[[Any], str]) -> str:
+    if (low := row.get(f"{name}_low")) is not None:
+        return "" if pd.isna(low) else f"[{show(low)}, {show(row[f'{name}_high'])}]"
+    least, most = row.get(f"{name}_min"), row.get(f"{name}_max")
+    return "" if least is None or not least < most else f"{show(least)} to {show(most)}"
+
+
+def _is_number(column: pd.Series) -> bool:
+    return is_numeric_dtype(column) and not is_bool_dtype(column)
+
+
+def _of(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """The rows of a profile, of a table that may have no rows at all."""
+    return table if table.empty else select(table, profile=profile)
+
+
+def _table_one(table: pd.DataFrame, profile: str, last: int) -> dict[str, Any]:
+    rows = []
+    for row in select(table, profile=profile).to_dict("records"):
+        for denominator, name in DENOMINATORS.items():
+            trend = "trend" if denominator == "all" else f"{denominator}_trend"
+            one = {"fold": row["fold"], "of": name}
+            for end in ("d1", "d10"):
+                for suffix in ("", "_low", "_high"):
+                    one[f"{end}{suffix}"] = row[f"{end}_of_{denominator}{suffix}"]
+                one[f"paper_{end}"] = row[f"paper_{end}"]
+                one[f"{end}_difference"] = one[end] - row[f"paper_{end}"]
+            rows.append(one | {"trend_z": row[f"{trend}_z"], "trend_p": row[f"{trend}_p"]})
+    shown = pd.DataFrame(rows)
+    paper = bool(shown["paper_d1"].notna().any())
+    if not paper:
+        shown = shown.drop(columns=["paper_d1", "d1_difference", "paper_d10", "d10_difference"])
+    return _table("table_one", shown, _TABLE_ONE, last=last) | {"paper": paper}
+
+
 def _decile_grid(
     deciles: pd.DataFrame, fold: str, denominator: Denominator, drift_seconds: float | None
 ) -> dict[str, Any]:
-    rates = select(over_chips(deciles, denominator), fold=fold)
-    profiles = list(rates["profile"].unique())
-    grid = rates.pivot(index="decile", columns="profile", values="rate")[profiles]
-    failures = rates.groupby("profile")["failures"].sum()
+    shown = select(rates(deciles, denominator), fold=fold)
+    profiles = list(shown["profile"].unique())
+    grid = shown.pivot(index="decile", columns="profile", values="rate")[profiles]
+    failures = shown.groupby("profile")["failures"].sum()
     return {
-        "caption": caption(rates, fold, denominator, drift_seconds),
+        "caption": caption(shown, fold, denominator, drift_seconds),
         "denominator": DENOMINATORS[denominator],
         "profiles": profiles,
         "rows": [(f"D{decile}", list(row)) for decile, row in grid.iterrows()],
         "failures": [f"{failures[name]:,}" for name in profiles],
-        "highest": max(rates["rate"].max(), 1e-9),  # the length of the longest bar
+        "highest": max(shown["rate"].max(), 1e-9),  # the length of the longest bar
     }
 
 
-def _correlation_grid(correlations: pd.DataFrame, fold: str, denominator: str) -> dict[str, Any]:
-    rows = correlations[
-        (correlations["fold"] == fold) & (correlations["denominator"] == denominator)
+def _predictor_table(
+    predictors: pd.DataFrame, fold: str, profile: str, denominator: Denominator, last: int
+) -> dict[str, Any]:
+    """The best first; `undefined` says why, where no predictor has an AUROC."""
+    rows = predictors[
+        (predictors["fold"] == fold)
+        & (predictors["profile"] == profile)
+        & (predictors["denominator"] == denominator)
     ]
-    chips = rows.groupby(["profile", "predictor"], sort=False).agg(
-        rho=("rho", "mean"), low=("low", "min"), high=("high", "max"), reason=("reason", "first")
-    )
-    cells: dict[str, list[str]] = {}
-    for (profile, _), cell in chips.iterrows():
-        text = f"{cell['rho']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
-        cells.setdefault(profile, []).append(text if cell["rho"] == cell["rho"] else cell["reason"])
+    name = DENOMINATORS[denominator]
+    if rows.empty:
+        return {"denominator": name, "undefined": f"too few {name} are scored"}
+    first = rows.iloc[0]
+    if rows["auroc"].isna().all():
+        return {"denominator": name, "undefined": first["reason"]}
+    rows = rows.sort_values("auroc", ascending=False, kind="stable", na_position="last")
+    rows = _with_reasons(rows)
+    table = _table("predictors", rows, _PREDICTED, reference=first["reference"], last=last)
+    chips = "1 chip" if first["chips"] == 1 else f"{first['chips']} chips"
+    return table | {
+        "denominator": name,
+        "undefined": "",
+        "caption": f"{profile}, {fold} fold, among {first['samples']:,} {name}: "
+        f"{first['failures']:,} failures on {chips}.",
+    }
+
+
+def _auroc_grid(predictors: pd.DataFrame, fold: str) -> dict[str, Any] | None:
+    """AUROC of every predictor and profile; None where it is defined under no profile."""
+    rows = predictors[(predictors["fold"] == fold) & (predictors["denominator"] == "correct")]
+    defined = rows[rows["auroc"].notna()]
+    if defined.empty:
+        return None
+    profiles = [name for name in rows["profile"].unique() if (defined["profile"] == name).any()]
+    grid = rows.pivot(index="predictor", columns="profile", values="auroc")
+    grid = grid.loc[rows["predictor"].unique(), profiles]
+    best = grid.max()
     return {
-        "denominator": DENOMINATORS[denominator],
-        "predictors": [name.replace("_", " ") for name in rows["predictor"].unique()],
-        "rows": list(cells.items()),
+        "profiles": profiles,
+        "left_out": [name for name in rows["profile"].unique() if name not in profiles],
+        "rows": [
+            (
+                _words(str(name)),
+                [(_text(row[one], _decimals), bool(row[one] == best[one])) for one in profiles],
+            )
+            for name, row in grid.iterrows()
+        ],
+    }
+
+
+def _routing_curves(routing: pd.DataFrame, profile: str) -> dict[str, Any]:
+    """Accuracy of each router at a few shares, from the nearest point of its curve."""
+    rows = {}
+    curves = select(routing, profile=profile).groupby("router", sort=False)
+    for number, (router, curve) in enumerate(curves):
+        nearest = [(curve["fraction"] - share / 100).abs().idxmin() for share in _SHARES]
+        if number == 0:
+            for name in ("oracle", "random"):
+                rows[name] = curve.loc[nearest, f"{name}_accuracy"].to_list()
+        rows[str(router)] = curve.loc[nearest, "accuracy"].to_list()
+    return {
+        "shares": _SHARES,
+        "rows": [(name, [_percent(value) for value in values]) for name, values in rows.items()],
     }
 
 
 def _picture(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"no figure at {path}; draw it before the report")
-    kind = max((kind for kind in _CAPTIONS if path.name.startswith(kind)), key=len, default="")
-    return {
-        "kind": kind,
-        "caption": _CAPTIONS.get(kind, path.stem.replace("_", " ")),
-        "data": base64.b64encode(path.read_bytes()).decode(),
-    }
+    kind = max((kind for kind in _FIGURES if path.name.startswith(kind)), key=len, default="")
+    section, text = _FIGURES.get(kind, ("", _words(path.stem)))
+    return {"section": section, "caption": text, "data": _data(path.read_bytes())}
+
+
+def _data(image: bytes) -> str:
+    return base64.b64encode(image).decode()
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -179,11 +593,3 @@ def _versions(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         )
         for package, by_version in sorted(used.items())
     ]
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
-
-
-def _rate(percent: float) -> str:
-    return "-" if percent != percent else f"{percent:.2f}"

@@ -9,8 +9,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bridge.routing import Costs
+
 from bridge.profiles import ADC, PCM, Clipping, WeightNoise
-from jaxcurv.estimators import FiniteDifference
+from jaxcurv.estimators import (
+    Estimator,
+    FiniteDifference,
+    GaussNewton,
+    HessianTrace,
+    HessianVector,
+    LowRankGaussNewton,
+)
 from jaxcurv.recipe import Recipe
 
 Fold = Literal["train", "validation", "test"]
@@ -53,18 +62,35 @@ class Model:
             raise ValueError(f"width must be at least 1; got {self.width}")
 
 
+Compared = Literal["hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"]
+
+
 @dataclass(frozen=True)
 class Score:
-    """How curvature is estimated."""
+    """How curvature is estimated, and what beside it."""
 
     estimator: FiniteDifference = field(default_factory=FiniteDifference)
     """Eq. 1 of the paper."""
+    compare: tuple[Compared, ...] = ("hessian_vector", "hessian_trace", "gauss_newton")
+    """Other estimators to compare as predictors; the probed ones take as many probes."""
     batch_size: int = 64
     """Images a batch; changes speed and memory, not the scores beyond rounding."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+
+    @property
+    def estimators(self) -> dict[str, Estimator]:
+        """Every estimator, by the name of its column; curvature is the first."""
+        probes = self.estimator.probes
+        others: dict[Compared, Estimator] = {
+            "hessian_vector": HessianVector(probes),
+            "hessian_trace": HessianTrace(probes),
+            "gauss_newton": GaussNewton(),
+            "low_rank_gauss_newton": LowRankGaussNewton(),
+        }
+        return {"curvature": self.estimator} | {name: others[name] for name in self.compare}
 
 
 @dataclass(frozen=True)
@@ -99,6 +125,20 @@ class Simulate:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """The physical predictor: how probable it is that a chip flips a prediction."""
+
+    programmings: int = 16
+    """Sampled programmings, of other seeds than the simulated chips, for the weights' moments."""
+
+    def __post_init__(self) -> None:
+        if self.programmings < 2:
+            raise ValueError(
+                f"programmings must be at least 2, for a variance; got {self.programmings}"
+            )
+
+
+@dataclass(frozen=True)
 class Analyse:
     """The tables."""
 
@@ -107,7 +147,11 @@ class Analyse:
     confidence: float = 0.95
     """Of every interval."""
     resamples: int = 1000
-    """Bootstrap resamples for the interval of Spearman's rho."""
+    """Of the bootstrap."""
+    energy: Costs = field(default_factory=Costs)
+    """Of one inference, for routing: an assumption to replace by your own."""
+    tolerance: float = 0.01
+    """Accuracy, as a fraction, that routing may give up against the digital model."""
 
     def __post_init__(self) -> None:
         if self.bins < 2:
@@ -117,6 +161,8 @@ class Analyse:
                 "confidence must lie between 0 and 1 and resamples be at least 1; got "
                 f"{self.confidence}, {self.resamples}"
             )
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance must be in [0, 1); got {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -128,6 +174,7 @@ class Experiment:
     train: Recipe = field(default_factory=Recipe)
     score: Score = field(default_factory=Score)
     simulate: Simulate = field(default_factory=Simulate)
+    flip: Flip = field(default_factory=Flip)
     analyse: Analyse = field(default_factory=Analyse)
     folds: tuple[Fold, ...] = ("train", "validation", "test")
     """Which samples are scored and simulated; train and validation divide the official split."""

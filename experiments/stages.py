@@ -7,8 +7,11 @@ accelerator, never both.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from experiments.records import read_records, recorded_settings
 from experiments.samples import limited, read_folds
 from experiments.settings import Experiment
 from jaxcurv import data
+from jaxcurv.files import write_whole
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -90,10 +94,19 @@ def train(job: Job) -> Outcome:
 
 
 def score(job: Job) -> Outcome:
-    """Scores every sample with the trained digital model; writes scores.parquet."""
+    """Scores every sample with the trained digital model; writes scores.parquet and costs.csv.
+
+    The samples that the model gets wrong are scored once more with its own prediction as the label,
+    as a deployed router would have to: the columns that end in "_label_free". The others' are those
+    of their label.
+    """
     import jax
 
-    from jaxcurv import HessianTrace, score_dataset
+    from experiments import prediction
+    from experiments.costs import seconds_per_image
+    from jaxcurv import score_dataset
+    from jaxcurv.engine import Batch
+    from jaxcurv.estimators import forward_passes
 
     description = read_json(job.folder / "model.json")
     dataset = load_data(job)
@@ -101,26 +114,57 @@ def score(job: Job) -> Outcome:
     model = load_flax(job, description)
     warn_of_idle_accelerator()
     normalisation = read_normalisation(description)
-    settings, tables = job.experiment.score, []
-    difference = settings.estimator
-    # The trace comes from the same probes, at no further cost.
-    trace = HessianTrace(difference.probes, difference.step, difference.distribution)
+    settings = job.experiment.score
     pieces = job.folder / "scores" / job.fingerprint
-    folds = read_folds(dataset, job.experiment, job.experiment.folds)
-    for fold, samples in limited(folds, job.experiment).items():
-        table = score_dataset(
+    folds = limited(read_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
+
+    def scored(samples: data.Arrays, name: str, estimators: Any) -> pd.DataFrame:
+        return score_dataset(
             model,
             data.Normalised(samples, normalisation),
             key=jax.random.key(job.experiment.seed),
-            estimators={"curvature": difference, "hessian_trace": trace},
-            out=pieces / f"{fold}.parquet",
+            estimators=estimators,
+            out=pieces / f"{name.replace(' ', '_')}.parquet",
             batch_size=settings.batch_size,
-            description=f"score {fold}",
+            description=f"score {name}",
         ).to_pandas()
+
+    tables = []
+    for fold, samples in folds.items():
+        table = scored(samples, fold, settings.estimators)
+        again = table
+        if len(wrong := np.flatnonzero(~table["correct"])):
+            predicted = table["prediction"].to_numpy()[wrong]
+            relabelled = replace(samples.take(wrong), labels=predicted)
+            estimators = {"curvature": settings.estimator}
+            once_more = scored(relabelled, f"{fold} without labels", estimators)
+            once_more.index = pd.Index(wrong)
+            again = table.copy()
+            again.loc[wrong, once_more.columns] = once_more
+        for name in prediction.NEED_LABEL:
+            table[f"{name}{prediction.LABEL_FREE}"] = again[name]
         table.insert(0, "fold", fold)
         tables.append(table)
-    path = write_parquet(job.folder / "scores.parquet", pd.concat(tables, ignore_index=True))
-    return Outcome([path], jax.devices()[0].device_kind, scratch=pieces)
+    scores = pd.concat(tables, ignore_index=True)
+
+    few = folds["test"].take(np.arange(settings.batch_size) % len(folds["test"]))
+    costs = prediction.costs_table(
+        {
+            name: forward_passes(estimator, len(dataset.class_names))
+            for name, estimator in settings.estimators.items()
+        },
+        seconds_per_image(
+            model,
+            Batch(normalisation.apply(few.images), few.labels, few.indices),
+            settings.estimators,
+        ),
+        list(scores),
+    )
+    outputs = [
+        write_parquet(job.folder / "scores.parquet", scores),
+        write_csv(job.folder / "costs.csv", costs),
+    ]
+    return Outcome(outputs, jax.devices()[0].device_kind, scratch=pieces)
 
 
 def export(job: Job) -> Outcome:
@@ -164,12 +208,150 @@ def export(job: Job) -> Outcome:
     return Outcome([path], f"cpu, torch {torch.__version__}")
 
 
+def moments(job: Job) -> Outcome:
+    """How far programmed weights are off, and what converters add to each sample's margin.
+
+    Writes moments.safetensors: mean and variance of the weights' deviations, in Flax's layout, for
+    each profile without a converter; and output_noise.parquet: the margin's variance from what is
+    noisy at each operation.
+    """
+    import jax.numpy as jnp
+    from flax import nnx
+    from safetensors.numpy import save_file
+
+    import bridge
+
+    settings = job.experiment.simulate
+    twin, description = load_twin(job)
+    model = build_flax(description, job.experiment.seed, jnp.float32)
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    normalisation = read_normalisation(description)
+    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
+    arrays = {}
+    exact = {"ideal"} if settings.clipping.type == "none" else set()
+    for name in sorted({_weights_of(profile) for profile in profiles.values()} - exact):
+        found = bridge.weight_moments(
+            twin,
+            profiles[name],
+            chips=job.experiment.flip.programmings,
+            seed=_FIRST_PROGRAMMING + job.experiment.seed,
+        )
+        for which in ("mean", "variance"):
+            state_dict = bridge.moment_state_dict(found, twin.state_dict(), which)
+            state = nnx.state(bridge.from_torch(state_dict, model))
+            for path, variable in nnx.to_flat_state(state):
+                arrays[f"{name}/{which}/{_dotted(path)}"] = np.asarray(variable[...])
+    folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
+    calibration = calibration_images(folds["train"], normalisation, job.experiment)
+    tables = []
+    for name in sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"}):
+        for fold, samples in limited(folds, job.experiment).items():
+            table = bridge.output_noise(
+                twin,
+                profiles[name],
+                data.Normalised(samples, normalisation),
+                calibration=calibration,
+                batch_size=settings.batch_size,
+                description=f"output noise {name}, {fold}",
+            ).to_pandas()
+            tables.append(table.assign(fold=fold, noise=name))
+    noise = pd.concat(tables, ignore_index=True)[["fold", "index", "noise", "variance"]]
+    outputs = [
+        write_whole(job.folder / "moments.safetensors", partial(save_file, arrays)),
+        write_parquet(job.folder / "output_noise.parquet", noise),
+    ]
+    return Outcome(outputs, "cpu")
+
+
+_FIRST_PROGRAMMING = 1_000_000  # seeds of sampled programmings begin here, those of chips at 0
+
+
+def _weights_of(profile: bridge.Profile) -> str:
+    """The profile of the same weights without converters; what the moments are named by."""
+    return replace(profile, adc=None).name
+
+
+def _operations_of(profile: bridge.Profile) -> str:
+    """The profile of the same noise at each operation, and exact weights."""
+    wnoise = profile.wnoise
+    drawn = wnoise if wnoise is not None and wnoise.drawn == "per_mvm" else None
+    return replace(profile, wnoise=drawn, memory=None).name
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(map(str, path))
+
+
+def flips(job: Job) -> Outcome:
+    """The probability that a chip of each profile flips a sample's prediction; no chip is run."""
+    import jax
+    from flax import nnx
+    from safetensors.numpy import load_file
+
+    from bridge.calibration import flip_probability
+    from bridge.profiles import eight_profiles
+    from jaxcurv.margins import Moments, margin_table
+
+    settings = job.experiment.simulate
+    description = read_json(job.folder / "model.json")
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    model = load_flax(job, description)
+    normalisation = read_normalisation(description)
+    arrays = load_file(job.folder / "moments.safetensors")
+    structure = nnx.to_flat_state(nnx.state(model))
+
+    def moment(name: str, which: str) -> nnx.State:
+        return nnx.from_flat_state(
+            [
+                (path, variable.replace(arrays[f"{name}/{which}/{_dotted(path)}"]))
+                for path, variable in structure
+            ]
+        )
+
+    noises = {
+        name: Moments(moment(name, "mean"), moment(name, "variance"))
+        for name in sorted({name.split("/")[0] for name in arrays})
+    }
+    outputs = pd.read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
+    profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
+    tables = []
+    folds = limited(read_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
+    for fold, samples in folds.items():
+        margins = margin_table(
+            model,
+            data.Normalised(samples, normalisation),
+            noises=noises,
+            description=f"flips {fold}",
+        ).to_pandas()
+        for name, profile in profiles.items():
+            if name == "ideal":
+                continue
+            weights, operations = _weights_of(profile), _operations_of(profile)
+            table = margins[["index", "margin"]].copy()
+            table["shift"] = margins[f"{weights}_shift"] if weights in noises else 0.0
+            table["variance"] = margins[f"{weights}_variance"] if weights in noises else 0.0
+            if operations != "ideal":
+                added = outputs.loc[(operations, fold)].set_index("index")["variance"]
+                table["variance"] += added.loc[table["index"]].to_numpy()
+            none = np.zeros(len(table))
+            for column, shift in (("probability", table["shift"]), ("unshifted", none)):
+                table[column] = flip_probability(table["margin"], shift, table["variance"])
+            table.insert(0, "fold", fold)
+            table.insert(1, "profile", name)
+            tables.append(table)
+    path = write_parquet(job.folder / "flips.parquet", pd.concat(tables, ignore_index=True))
+    return Outcome([path], jax.devices()[0].device_kind)
+
+
 def simulate(job: Job) -> Outcome:
     """Runs every profile's chips on the scored samples; writes predictions and converter ranges.
 
     Each finished chip is kept at once, so that an interrupted stage goes on with the next.
     """
     import bridge
+    from bridge.logits import logit_scores
 
     settings = job.experiment.simulate
     twin, description = load_twin(job)
@@ -197,7 +379,8 @@ def simulate(job: Job) -> Outcome:
             )
             predicted = table.select(["index", "prediction", "correct"]).to_pandas()
             predicted.insert(0, "fold", fold)
-            outcomes.append(predicted)
+            logits = np.stack(table["logits"].to_numpy())
+            outcomes.append(predicted.assign(**logit_scores(logits)))
         return pd.concat(outcomes, ignore_index=True), ranges
 
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
@@ -224,23 +407,47 @@ def simulate(job: Job) -> Outcome:
     return Outcome(outputs, settings.device, scratch=parts)
 
 
+ANALYSED = (
+    *("deciles", "table_one", "predictors", "calibration", "calibration_errors"),
+    *("routing", "routing_choices", "routing_baselines", "per_class", "overlap", "systematic"),
+)
+"""The tables of a run, each as Parquet and CSV."""
+
+
 def analyse(job: Job) -> Outcome:
-    """Joins scores and predictions; writes the decile table, Table I and the correlations."""
-    from experiments import analysis
+    """Joins scores and predictions; writes the tables of `ANALYSED`."""
+    from experiments import analysis, prediction, routing
+    from experiments.compare_noise import profile_overlap
 
     settings = job.experiment.analyse
     joined = _joined(job)
-    deciles = analysis.decile_tables(joined, bins=settings.bins, confidence=settings.confidence)
-    correlations = analysis.correlations(
-        joined, confidence=settings.confidence, resamples=settings.resamples
+    costs = pd.read_csv(job.folder / "costs.csv")[["predictor", "forward_passes"]]
+    flips = pd.read_parquet(job.folder / "flips.parquet")
+    interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
+    deciles = analysis.failure_tables(joined, bins=settings.bins, **interval)
+    model = job.experiment.model.architecture, job.experiment.data.name
+    calibration, errors = prediction.calibrate(joined, flips, **interval)
+    routed = routing.route(
+        prediction.with_flips(joined, flips),
+        costs,
+        energies=settings.energy,
+        tolerance=settings.tolerance,
     )
     tables = {
         "deciles": deciles,
-        "table_one": analysis.table_one(deciles),
-        "correlations": correlations,
+        "table_one": analysis.table_one(joined, deciles, model=model),
+        "predictors": prediction.compare(joined, costs, flips, bins=settings.bins, **interval),
+        "calibration": calibration,
+        "calibration_errors": errors,
+        "routing": routed.curves,
+        "routing_choices": routed.choices,
+        "routing_baselines": routed.baselines,
+        "per_class": analysis.per_class(joined),
     }
+    tables["overlap"], tables["systematic"] = profile_overlap(joined, "test", **interval)
     outputs = []
-    for name, table in tables.items():
+    for name in ANALYSED:
+        table = tables[name]
         outputs.append(write_parquet(job.folder / f"{name}.parquet", table))
         outputs.append(write_csv(job.folder / f"{name}.csv", table))
     return Outcome(outputs, "cpu")
@@ -248,36 +455,67 @@ def analyse(job: Job) -> Outcome:
 
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
-    from experiments import analysis, figures
+    from experiments import analysis, analysis_figures, figures, prediction, routing
+    from experiments.presets import command_line
     from experiments.report import write_report
+    from jaxcurv.data.images import encode_png
 
+    settings = job.experiment
     dataset = load_data(job)
     joined = _joined(job)
-    deciles = pd.read_parquet(job.folder / "deciles.parquet")
+    tables = {name: pd.read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
+    costs = pd.read_csv(job.folder / "costs.csv")[["predictor", "seconds_per_image"]]
+    flips = pd.read_parquet(job.folder / "flips.parquet")
+    test = read_folds(dataset, settings, ("test",))["test"]
+
+    def images(rows: pd.DataFrame) -> np.ndarray:
+        return test.images[np.searchsorted(test.indices, rows["index"].to_numpy())]
+
     folder = job.folder / "figures"
-    test = read_folds(dataset, job.experiment, ("test",))["test"]
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()
     rows = figures.gallery_rows(joined, count=min(8, scored // 2))
-    images = test.images[np.searchsorted(test.indices, rows["index"].to_numpy())]
+    routed = tables["routing"], tables["routing_baselines"], tables["routing_choices"]
     drawn = [
-        figures.figure_one(deciles, folder / "figure_one.png"),
-        figures.figure_one(deciles, folder / "figure_one_correct.png", denominator="correct"),
-        figures.gallery(rows, images, dataset.class_names, folder / "gallery.png"),
+        figures.figure_one(tables["deciles"], folder / "figure_one.png"),
+        figures.figure_one(
+            tables["deciles"], folder / "figure_one_correct.png", denominator="correct"
+        ),
+        analysis_figures.predictor_figure(tables["predictors"], folder / "predictors.png"),
+        analysis_figures.calibration_figure(
+            tables["calibration"], tables["calibration_errors"], folder / "calibration.png"
+        ),
+        analysis_figures.routing_figure(*routed, folder / "routing.png"),
+        figures.gallery(rows, images(rows), dataset.class_names, folder / "gallery.png"),
         figures.score_histogram(joined, folder / "score_histogram.png"),
         figures.training_curve(
             pd.read_csv(job.folder / "history.csv"), folder / "training_curve.png"
         ),
     ]
+    vulnerable = analysis.vulnerable(joined, flips)
+    thumbnails = [encode_png(image) for image in images(vulnerable)]
+    names = dict(enumerate(dataset.class_names))
+    vulnerable.insert(2, "class_name", vulnerable.pop("label").map(names))
+    for column in ("digital_prediction", "analog_prediction"):
+        vulnerable[column] = vulnerable[column].map(names)
+    per_class = tables["per_class"]
+    per_class.insert(0, "class_name", per_class.pop("label").map(names))
+    drift = job.folder / "drift" / "drift.png"
     page = write_report(
         job.folder / "report.html",
-        title=f"{job.experiment.model.architecture} on {job.experiment.data.name}",
+        title=f"{settings.model.architecture} on {settings.data.name}",
         settings=recorded_settings(job.folder),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
-        deciles=deciles,
-        correlations=pd.read_parquet(job.folder / "correlations.parquet"),
+        confidence=settings.analyse.confidence,
+        verdict=prediction.verdict(tables["predictors"]),
+        routing_summary=routing.summary(tables["routing"], tables["routing_choices"]),
+        vulnerable=vulnerable,
+        thumbnails=thumbnails,
+        reproduce=[f"python -m experiments run {shlex.join(command_line(settings))}"],
         figures=drawn,
-        drift_seconds=job.experiment.simulate.pcm.t_inference,
+        drift_figure=drift if drift.exists() else None,
+        drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=analysis.ideal_agreement(joined),
+        **(tables | {"predictors": tables["predictors"].merge(costs, on="predictor", how="left")}),
     )
     return Outcome([page, folder], "cpu")
 

@@ -8,7 +8,11 @@ from .estimators import HessianVector as HessianVector
 from .estimators import LowRankGaussNewton as LowRankGaussNewton
 from .estimators import Published as Published
 from .losses import cross_entropy as cross_entropy
+from .margins import Moments as Moments
+from .margins import margin_moments as margin_moments
+from .margins import margin_table as margin_table
 from .pieces import merge_scores as merge_scores
+from .predictors import logit_scores as logit_scores
 from .probes import probe as probe
 from .recipe import Recipe as Recipe
 from .scoring import score_dataset as score_dataset

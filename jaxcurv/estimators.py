@@ -7,7 +7,7 @@ normalised as the model expects; "input" below is one such unit. Every score gro
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Distribution = Literal["rademacher", "gaussian", "sphere"]
@@ -228,3 +228,25 @@ def _check_step(step: float) -> None:
 def _check_count(name: str, count: int) -> None:
     if count < 1:
         raise ValueError(f"{name} must be at least 1; got {count}")
+
+
+def forward_passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:
+    """Cost a sample in F, the cost of a forward pass; a backward pass to the input is one more.
+
+    Args:
+      classes: C.
+      probes: that an adaptive estimator took, on average; those of its first round if None.
+    """
+    match estimator:
+        case Adaptive():
+            taken = estimator.estimator.probes if probes is None else probes
+            one = replace(estimator.estimator, probes=1)
+            two = replace(estimator.estimator, probes=2)
+            each = forward_passes(two, classes) - forward_passes(one, classes)
+            return forward_passes(one, classes) + (taken - 1) * each
+        case GaussNewton():
+            return classes + 1
+        case LowRankGaussNewton():
+            return 2 * min(estimator.rank, classes - 1) + estimator.probes + 3
+        case _:
+            return 2 * (estimator.probes + 1)

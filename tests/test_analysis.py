@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy import stats
 
-from experiments import analysis, figures, report
+from experiments import analysis, figures, prediction
 
 FULL = analysis.FULL_PROFILE
 
@@ -27,6 +28,7 @@ def tables(chips=(11,), folds=("train", "test"), samples=20):
         score["correct"] = digital == label
         score["curvature"] = index * 1e-3
         score["loss"] = 1.0 + index % 7
+        score["margin"] = 1.0 - index % 5
         scores.append(score)
         for profile in ("ideal", FULL):
             for number, chip in enumerate(chips):
@@ -52,13 +54,21 @@ def joined():
 
 
 @pytest.fixture(scope="module")
-def deciles(joined):
-    return analysis.decile_tables(joined)
+def one_chip():
+    return analysis.join(*tables(chips=(11,)))
 
 
 @pytest.fixture(scope="module")
-def correlations(joined):
-    return analysis.correlations(joined, resamples=100)
+def deciles(joined):
+    return analysis.failure_tables(joined)
+
+
+COSTS = pd.DataFrame({"predictor": ["curvature", "loss", "margin"], "forward_passes": [22, 1, 1]})
+
+
+@pytest.fixture(scope="module")
+def predictors(joined):
+    return prediction.compare(joined, COSTS, resamples=100)
 
 
 def test_join_has_one_row_a_profile_chip_and_sample(joined):
@@ -149,20 +159,21 @@ def test_join_refuses(change, message):
         analysis.join(*change(*tables()))
 
 
-def test_decile_tables_cut_each_fold_and_the_pooled_ones(deciles):
+def test_failure_tables_cut_each_fold_and_the_pooled_ones(deciles):
     assert deciles["fold"].unique().tolist() == ["train", "test", "pooled"]
-    full = deciles[(deciles["profile"] == FULL) & (deciles["chip"] == 12)]
+    full = deciles[deciles["profile"] == FULL]
     test = full[full["fold"] == "test"]
+    assert set(test["chips"]) == {2}
     assert test["samples"].tolist() == 10 * [2]
     assert test["digitally_correct"].tolist() == [1] + 9 * [2]
-    assert test["failures"].tolist() == 5 * [0] + 4 * [2] + [1]
+    assert test["failures"].tolist() == 5 * [0] + 4 * [4] + [3]
     pooled = full[full["fold"] == "pooled"]
     assert pooled["samples"].tolist() == 10 * [4]
-    assert pooled["failures"].tolist() == 5 * [0] + 4 * [4] + [2]
+    assert pooled["failures"].tolist() == 5 * [0] + 4 * [8] + [6]
 
 
 def test_one_fold_has_no_pooled_twin():
-    deciles = analysis.decile_tables(analysis.join(*tables(folds=("test",))))
+    deciles = analysis.failure_tables(analysis.join(*tables(folds=("test",))))
     assert set(deciles["fold"]) == {"test"}
 
 
@@ -172,26 +183,27 @@ def test_a_fold_too_small_is_skipped_and_said(caplog):
         *(rows[(rows["fold"] == "train") | (rows["index"] < 9)] for rows in (scores, predictions))
     )
     with caplog.at_level(logging.WARNING):
-        deciles = analysis.decile_tables(few)
+        deciles = analysis.failure_tables(few)
     assert set(deciles["fold"]) == {"train", "pooled"}
     assert "fold test skipped: 9 samples cannot fill 10 bins" in caplog.text
+    assert set(analysis.table_one(few, deciles)["fold"]) == {"train", "pooled"}
     with pytest.raises(ValueError, match="no fold has the 50 samples"):
-        analysis.decile_tables(analysis.join(scores, predictions), bins=50)
+        analysis.failure_tables(analysis.join(scores, predictions), bins=50)
 
 
-def test_over_chips_gives_wilson_for_one_chip_and_range_for_several(deciles):
-    several = analysis.over_chips(deciles)
-    last = analysis.select(several, fold="test", profile=FULL).iloc[-1]
+def test_rates_are_percent_with_their_interval(deciles, one_chip):
+    last = analysis.select(analysis.rates(deciles), fold="test", profile=FULL).iloc[-1]
     assert (last["chips"], last["failures"]) == (2, 3)  # 2 of 2 on one chip, 1 of 2 on the other
-    assert (last["rate"], last["low"], last["high"]) == (75, 50, 100)
-    one = analysis.over_chips(deciles[deciles["chip"] == 11])
-    last = analysis.select(one, fold="test", profile=FULL).iloc[-1]
+    assert last["rate"] == 75
+    assert 0 <= last["low"] < 75 < last["high"] == 100
+    alone = analysis.rates(analysis.failure_tables(one_chip))
+    last = analysis.select(alone, fold="test", profile=FULL).iloc[-1]
     assert last["rate"] == last["high"] == 100
     assert last["low"] == pytest.approx(100 * 2 / (2 + 1.959963984540054**2))
 
 
-def test_table_one_by_hand(deciles):
-    table = analysis.table_one(deciles)
+def test_table_one_by_hand(joined, deciles):
+    table = analysis.table_one(joined, deciles, model=("resnet18", "cifar100"))
     assert len(table) == 3 * 2
     ideal, full = table[table["fold"] == "test"].to_dict("records")
     assert (ideal["profile"], full["profile"]) == ("ideal", FULL)
@@ -203,6 +215,32 @@ def test_table_one_by_hand(deciles):
     assert full["d1_of_all"] == full["d1_of_correct"] == 0
     assert (full["d10_of_all"], full["d10_of_all_min"], full["d10_of_all_max"]) == (75, 50, 100)
     assert full["d10_of_correct"] == 75
+    assert (full["paper_d1"], full["paper_d10"]) == (1.34, 13.75)
+    assert full["d10_of_all_minus_paper"] == 75 - 13.75
+    assert np.isnan(ideal["paper_d1"])
+    # Bins 1 1 2 2 .. 10 10 against shares 0 (ten times), 1 (nine times) and 1/2.
+    share = np.array(10 * [0] + 9 * [1] + [0.5])
+    r = np.corrcoef(np.repeat(range(10), 2), share)[0, 1]
+    assert full["trend_z"] == pytest.approx(r * np.sqrt(19))
+    assert full["trend_p"] < 1e-3
+    assert np.isnan(ideal["trend_z"])
+    unknown = analysis.table_one(joined, deciles, model=("resnet18", "digits"))
+    assert unknown[["paper_d1", "paper_d10"]].isna().all(axis=None)
+
+
+def test_classes_and_vulnerable_samples_by_hand(joined):
+    table = analysis.per_class(joined).set_index("label")
+    # Of label 1: 1, 4, 7, 10, 13, 16 and 19, of which the last fails on one of two chips only.
+    row = table.loc[1]
+    assert (row["samples"], row["digital_accuracy"], row["failures"]) == (7, 1, 3.5)
+    assert row["failure_rate"] == row["failures"] / 7
+    assert row["mean_curvature"] == pytest.approx(0.01)
+    assert table.loc[0, "digital_accuracy"] == pytest.approx(6 / 7)
+    samples = joined.drop_duplicates("sample")
+    flips = samples[["fold", "index"]].assign(profile=FULL, probability=samples["index"] / 20)
+    worst = analysis.vulnerable(joined, flips, count=11)
+    assert worst["index"].tolist() == [18, 17, 16, 15, 14, 13, 12, 11, 10, 19, 9]
+    assert worst["failed_share"].tolist() == 9 * [1] + [0.5, 0]
 
 
 def test_ideal_agreement(joined):
@@ -214,24 +252,46 @@ def test_ideal_agreement(joined):
         analysis.ideal_agreement(joined[joined["profile"] == FULL])
 
 
-def test_correlations_of_every_predictor_and_denominator(correlations):
-    # folds x predictors x denominators x profiles x chips
-    assert len(correlations) == 3 * 2 * 2 * 2 * 2
-    assert set(correlations["predictor"]) == {"curvature", "loss"}
-    row = analysis.select(
-        correlations, fold="test", predictor="curvature", denominator="all", profile=FULL
-    ).iloc[0]
-    # Without ties the ranks are the index, so Pearson's coefficient is Spearman's.
-    assert row["rho"] == pytest.approx(np.corrcoef(range(20), 10 * [0] + 10 * [1])[0, 1])
-    correct = analysis.select(correlations, denominator="correct", fold="test")
+def test_predictors_of_every_fold_profile_and_denominator(predictors):
+    # folds x profiles x (3 of the correct and two combinations where samples fail, 3 of all)
+    assert len(predictors) == 2 * (3 + 3 + 5 + 3)
+    where = {"fold": "test", "profile": FULL, "predictor": "curvature"}
+    row = analysis.select(predictors, denominator="all", **where).iloc[0]
+    # Without ties the ranks are the index, of the failures 0, 1/2 and 1 shares of two chips.
+    share = 10 * [0] + 9 * [1] + [0.5]
+    assert row["spearman"] == pytest.approx(stats.spearmanr(range(20), share).statistic)
+    assert (row["samples"], row["forward_passes"]) == (20, 22)
+    correct = analysis.select(predictors, denominator="correct", fold="test")
     assert set(correct["samples"]) == {19}
-    ideal = analysis.select(correlations, profile="ideal")
+    # It orders the failing samples of the first chip perfectly; of the second all but one.
+    assert analysis.select(correct, **where)["auroc"].iloc[0] == pytest.approx((1 + 0.9) / 2)
+    ideal = analysis.select(predictors, profile="ideal")
     assert set(ideal["reason"]) == {"no sample fails"}
+    margin = analysis.select(correct, profile=FULL, predictor="margin").iloc[0]
+    # Grows with fragility: 1 - index % 5 with its sign changed.
+    assert margin["spearman"] == pytest.approx(
+        stats.spearmanr(np.arange(1, 20) % 5, share[1:]).statistic
+    )
+    assert margin["auroc_difference"] == 0
 
 
-def test_answer_says_that_failures_rise(deciles, correlations):
-    one = deciles["chip"] == 11, correlations["chip"] == 11
-    sentence = analysis.answer(deciles[one[0]], correlations[one[1]], drift_seconds=20.0)
+def test_verdict_follows_the_intervals(predictors):
+    sentence = prediction.verdict(predictors)
+    assert "AUROC is" in sentence
+    added = predictors["predictor"] == prediction.ADDED
+    for low, high, says in ((0.1, 0.2, "adds to"), (-0.2, -0.1, "harms"), (-0.1, 0.1, "adds not")):
+        changed = predictors.copy()
+        changed.loc[added, "auroc_difference_low"] = low
+        changed.loc[added, "auroc_difference_high"] = high
+        assert f"curvature {says}" in prediction.verdict(changed)
+    assert "too few samples" in prediction.verdict(predictors[~added])
+    assert prediction.verdict(predictors, profile="ideal") == ""
+
+
+def test_answer_says_that_failures_rise(one_chip):
+    deciles = analysis.failure_tables(one_chip)
+    predictors = prediction.compare(one_chip, COSTS, resamples=100)
+    sentence = analysis.answer(deciles, predictors, drift_seconds=20.0)
     assert sentence.startswith(
         "Under adc+wnoise+pcm at t = 20 s, 0.0 % of D1 and 100.0 % of D10 fail "
         "(test fold, of all samples); Spearman's rho = 0.87 ["
@@ -239,8 +299,8 @@ def test_answer_says_that_failures_rise(deciles, correlations):
     assert sentence.endswith("]: failures rise with curvature.")
 
 
-def test_answer_names_the_peak_and_the_chips(deciles, correlations):
-    sentence = analysis.answer(deciles, correlations)
+def test_answer_names_the_peak_and_the_chips(deciles, predictors):
+    sentence = analysis.answer(deciles, predictors)
     assert "75.0 % of D10 fail (test fold, of all samples, mean of 2 chips)" in sentence
     assert sentence.endswith("and the highest rate is that of D6, 100.0 %.")
 
@@ -249,19 +309,19 @@ def test_answer_names_the_peak_and_the_chips(deciles, correlations):
     ("low", "high", "verdict"),
     [(-0.3, -0.1, "failures fall with curvature"), (-0.1, 0.9, "no trend with curvature is est")],
 )
-def test_answer_follows_the_interval(deciles, correlations, low, high, verdict):
-    sentence = analysis.answer(deciles, correlations.assign(low=low, high=high))
-    assert verdict in sentence
+def test_answer_follows_the_interval(deciles, predictors, low, high, verdict):
+    changed = predictors.assign(spearman_low=low, spearman_high=high)
+    assert verdict in analysis.answer(deciles, changed)
 
 
-def test_answer_where_nothing_fails(deciles, correlations):
-    sentence = analysis.answer(deciles, correlations, profile="ideal", drift_seconds=20.0)
+def test_answer_where_nothing_fails(deciles, predictors):
+    sentence = analysis.answer(deciles, predictors, profile="ideal", drift_seconds=20.0)
     assert sentence == (
         "Under ideal, 0.0 % of D1 and 0.0 % of D10 fail (test fold, of all samples, mean of 2 "
         "chips); Spearman's rho is undefined: no sample fails."
     )
     with pytest.raises(ValueError, match="no fold 'validation' here; there is train, test, pooled"):
-        analysis.answer(deciles, correlations, fold="validation")
+        analysis.answer(deciles, predictors, fold="validation")
 
 
 def test_render_deciles_fits_a_terminal(deciles):
@@ -320,47 +380,4 @@ def test_histogram_counts_zeros_apart(tmp_path, joined):
 def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
     with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
         figures.figure_one(deciles, tmp_path / "figure_one.pdf")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_report_is_one_escaped_file(tmp_path, deciles, correlations):
-    attack = "<script>alert('x')</script>"
-    figure = figures.figure_one(deciles, tmp_path / "figure_one.png")
-    stage = {"name": "score", "seconds": 1.5, "device": attack, "versions": {"jax": "0.10"}}
-    other = {"name": "chips", "seconds": 61.0, "device": "CPU", "versions": {"jax": "0.11"}}
-    path = report.write_report(
-        tmp_path / "report.html",
-        title=attack,
-        settings={"data": {"class_names": [attack, "cat"]}, "folder": "/a/<b>"},
-        stages=[stage, other],
-        deciles=deciles,
-        correlations=correlations,
-        figures=[figure],
-        drift_seconds=20.0,
-        ideal_agreement=0.9984,
-    )
-    page = path.read_text()
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 4  # title twice, class name, device
-    assert "/a/&lt;b&gt;" in page
-    assert "data.class_names" in page
-    assert "http" not in page
-    assert 'src="data:image/png;base64,iVBOR' in page
-    assert "at t = 20 s, 0.0 % of D1 and 75.0 % of D10 fail" in page
-    assert "0.10 (score), 0.11 (chips)" in page
-    assert "99.84 %" in page
-    assert "75.00<small>50.00 to 100.00</small>" in page
-
-
-def test_report_refuses_a_missing_figure(tmp_path, deciles, correlations):
-    with pytest.raises(FileNotFoundError, match=r"no figure at .*figure_one.png; draw it"):
-        report.write_report(
-            tmp_path / "report.html",
-            title="t",
-            settings={},
-            stages=[],
-            deciles=deciles,
-            correlations=correlations,
-            figures=[tmp_path / "figure_one.png"],
-        )
     assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ from jaxcurv import (
     Published,
     probe,
 )
+from jaxcurv.estimators import forward_passes
 from tests.conftest import Command
 
 SETTINGS = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, repeats=2)
@@ -251,16 +252,16 @@ def test_output_that_cannot_be_written_is_refused_at_once(
 )
 def test_cost_in_forward_passes(estimator: Any, cost: int) -> None:
     """As the estimators' docstrings have it, with 100 classes."""
-    assert benchmark.passes(estimator, 100) == cost
+    assert forward_passes(estimator, 100) == cost
 
 
 def test_cost_of_adaptive_probing_follows_the_probes_taken() -> None:
     adaptive = Adaptive(FiniteDifference(probes=5))
-    assert benchmark.passes(adaptive, 100) == 12
-    assert benchmark.passes(adaptive, 100, probes=12.5) == 27
-    assert benchmark.passes(Adaptive(HessianVector(5)), 100, probes=12.5) == 27
+    assert forward_passes(adaptive, 100) == 12
+    assert forward_passes(adaptive, 100, probes=12.5) == 27
+    assert forward_passes(Adaptive(HessianVector(5)), 100, probes=12.5) == 27
     # Three classes leave the random subspace two dimensions.
-    assert benchmark.passes(LowRankGaussNewton(), 3) == 15
+    assert forward_passes(LowRankGaussNewton(), 3) == 15
 
 
 def test_fraction_of_peak() -> None:

@@ -1,4 +1,7 @@
-"""Deciles, intervals and rank correlation against hand-computed numbers and SciPy."""
+"""Deciles, intervals and trend against hand-computed numbers, brute force and SciPy."""
+
+import doctest
+import itertools
 
 import numpy as np
 import pytest
@@ -6,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from bridge import failures
 from bridge.failures import (
     analog_only_failures,
-    decile_table,
     deciles,
     edge_ties,
-    rank_correlation,
-    rank_correlations,
+    failure_table,
+    trend_test,
     wilson_interval,
+    within_class_rank,
 )
 
 
@@ -21,6 +25,12 @@ def test_failure_is_digital_right_and_analog_wrong():
     digital = np.array([True, True, False, False])
     analog = np.array([True, False, True, False])
     assert analog_only_failures(digital, analog).tolist() == [False, True, False, False]
+
+
+def test_failures_of_several_chips():
+    analog = np.array([[True, False, True, False], [False, False, False, True]])
+    failed = analog_only_failures(np.array([True, True, False, False]), analog)
+    assert failed.tolist() == [[False, True, False, False], [True, True, False, False]]
 
 
 def test_failures_refuse_integers_and_unequal_lengths():
@@ -67,7 +77,7 @@ def test_bins_are_even_ordered_and_free_of_row_order(scores, bins, seed):
         ([1.0, 2.0], [0, 0], 2, "indices must be unique"),
         ([1.0, 2.0], [0.0, 1.0], 2, "indices must be a vector of integers"),
         ([[1.0, 2.0]], [0, 1], 2, "score must be a vector of real numbers"),
-        ([1.0, 2.0, 3.0], [0, 1], 2, "lengths differ: score 3, indices 2"),
+        ([1.0, 2.0, 3.0], [0, 1], 2, "3 samples need as many indices, not 2"),
     ],
 )
 def test_deciles_refuse(score, indices, bins, message):
@@ -107,10 +117,10 @@ def test_wilson_interval_refuses(k, n, confidence, message):
         wilson_interval(k, n, confidence)
 
 
-def test_decile_table_by_hand():
+def test_failure_table_by_hand():
     # By score: indices 2 0 | 4 1 | 3 5. The middle bin has one digitally correct sample, which
     # fails; the last has none.
-    table = decile_table(
+    table = failure_table(
         score=[0.2, 0.4, 0.1, 0.5, 0.3, 0.6],
         indices=[0, 1, 2, 3, 4, 5],
         digital_correct=[True, False, True, False, True, False],
@@ -133,87 +143,121 @@ def test_decile_table_by_hand():
     np.testing.assert_array_equal(table["rate_of_correct_high"].isna(), [False, False, True])
 
 
-def test_decile_table_is_free_of_row_order():
+def test_failure_table_is_free_of_row_order():
     rng = np.random.default_rng(0)
     score, indices = rng.integers(0, 9, 57) / 8, np.arange(57)
     digital, analog = rng.random(57) < 0.8, rng.random(57) < 0.6
-    table = decile_table(score, indices, digital, analog)
+    table = failure_table(score, digital, analog, indices=indices)
     order = rng.permutation(57)
-    shuffled = decile_table(score[order], indices[order], digital[order], analog[order])
+    shuffled = failure_table(score[order], digital[order], analog[order], indices=indices[order])
     assert table.equals(shuffled)
     assert table["tied"].sum() > 0
 
 
-@pytest.mark.parametrize("levels", [7, 10**9])
-def test_rho_is_scipys(levels):
+@pytest.fixture(scope="module")
+def three_chips():
+    """Score, digital [80] and analog [3, 80]; higher scores fail more often, one chip most."""
+    rng = np.random.default_rng(0)
+    score, digital = rng.random(80), rng.random(80) < 0.8
+    analog = rng.random((3, 80)) > 0.7 * score * np.array([[0.6], [1.0], [1.2]])
+    return score, digital, analog
+
+
+def test_rates_of_several_chips_are_means_over_chips(three_chips):
+    score, digital, analog = three_chips
+    table = failure_table(score, digital, analog, bins=4)
+    alone = [failure_table(score, digital, chip, bins=4) for chip in analog]
+    assert set(table["chips"]) == {3}
+    assert table["failures"].tolist() == sum(one["failures"] for one in alone).tolist()
+    for name in ("rate_of_all", "rate_of_correct"):
+        rates = np.array([one[name] for one in alone])
+        np.testing.assert_allclose(table[name], rates.mean(0))
+        np.testing.assert_allclose(table[f"{name}_min"], rates.min(0))
+        np.testing.assert_allclose(table[f"{name}_max"], rates.max(0))
+
+
+def test_interval_of_several_chips_has_the_variance_of_both_draws(three_chips):
+    """The bootstrap's variance, worked out over all 27 draws of the chips."""
+    score, digital, analog = three_chips
+    table = failure_table(score, digital, analog, bins=1, resamples=20_000, confidence=0.6827)
+    failed = analog_only_failures(digital, analog)
+    means, variances = [], []
+    for draw in itertools.product(range(3), repeat=3):
+        share = failed[list(draw)].mean(axis=0)
+        means.append(share.mean())
+        variances.append(share.var() / 80)
+    expected = np.sqrt(np.var(means) + np.mean(variances))
+    half = (table["rate_of_all_high"] - table["rate_of_all_low"])[0] / 2
+    assert half == pytest.approx(expected, rel=0.03)
+    # Samples alone, as if the three chips were all there are, would be narrower.
+    assert half > 1.15 * np.sqrt(failed.mean(axis=0).var() / 80)
+
+
+def test_a_bin_that_never_fails_has_wilsons_interval():
+    table = failure_table(np.arange(20.0), np.full(20, True), np.full((4, 20), True), bins=2)
+    assert table["rate_of_all"].tolist() == [0, 0]
+    assert table["rate_of_all_high"].tolist() == [wilson_interval(0, 10)[1]] * 2
+    failing = failure_table(np.arange(20.0), np.full(20, True), np.full((4, 20), False), bins=2)
+    assert failing["rate_of_all_low"].tolist() == [wilson_interval(10, 10)[0]] * 2
+
+
+def test_failure_table_refuses():
+    digital = np.full(20, True)
+    with pytest.raises(ValueError, match=r"analog_correct must be bools \[samples\], or"):
+        failure_table(np.arange(20.0), digital, np.ones((2, 20)))
+    with pytest.raises(ValueError, match="lengths differ: digital_correct 20, analog_correct 19"):
+        failure_table(np.arange(20.0), digital, digital[:19])
+    with pytest.raises(ValueError, match="resamples must be at least 1; got 0"):
+        failure_table(np.arange(20.0), digital, digital, resamples=0)
+
+
+def test_ranks_within_a_class():
+    score, labels = [5.0, 1.0, 9.0, 9.0, 2.0], [0, 0, 1, 1, 1]
+    found = within_class_rank(score, labels)
+    np.testing.assert_allclose(found, [0.75, 0.25, 2 / 3, 2 / 3, 1 / 6])
+
+
+def test_trend_is_cochran_and_armitages():
+    """Against the 2 x k chi-square for trend: (n - 1) r^2, of the counts of a contingency table."""
+    failures_of, samples_of = np.array([1, 3, 4, 9]), np.array([20, 20, 20, 20])
+    decile = np.repeat([1, 2, 3, 4], samples_of)
+    failed = np.concatenate([np.arange(20) < count for count in failures_of])
+    d, n, p = np.array([1, 2, 3, 4]), 80, failures_of.sum() / 80
+    statistic = (d * (failures_of - samples_of * p)).sum()
+    variance = p * (1 - p) * ((samples_of * d**2).sum() - (samples_of * d).sum() ** 2 / n)
+    found = trend_test(decile, failed)
+    assert found.z == pytest.approx(statistic / np.sqrt(variance * n / (n - 1)))
+    assert found.p == pytest.approx(2 * stats.norm.sf(found.z))
+
+
+def test_trend_over_chips_does_not_count_a_sample_many_times():
+    rng = np.random.default_rng(0)
+    decile, failed = rng.integers(1, 11, 200), rng.random(200) < 0.3
+    assert trend_test(decile, np.tile(failed, (5, 1))) == trend_test(decile, failed)
+
+
+def test_trend_has_the_permutation_s_level():
     rng = np.random.default_rng(1)
-    score = rng.integers(0, levels, 300) / 7
-    failure = rng.random(300) < 0.1 + 0.3 * (score > np.median(score))
-    found = rank_correlation(score, failure)
-    assert found.rho == pytest.approx(stats.spearmanr(score, failure).statistic, abs=1e-12)
-    assert found.low < found.rho < found.high
-    assert (found.samples, found.failures) == (300, failure.sum())
-    assert (found.resamples, found.reason) == (1000, "")
-
-
-def test_bootstrap_reranks_each_resample_as_scipy_does():
-    rng = np.random.default_rng(2)
-    score, failure = np.sort(rng.integers(0, 6, 40) / 5), np.tile([False, True], 20)
-    order = np.lexsort((failure, score))  # the order in which samples are drawn
-    draws = np.random.default_rng(3).integers(40, size=(200, 40))
-    expected = [stats.spearmanr(score[order][d], failure[order][d]).statistic for d in draws]
-    found = rank_correlation(score, failure, confidence=0.9, resamples=200, seed=3)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(expected, [5, 95])))
-
-
-def test_interval_is_free_of_row_order_and_bound_to_the_seed():
-    rng = np.random.default_rng(4)
-    score, failure = rng.integers(0, 20, 200), rng.random(200) < 0.2
-    found, order = rank_correlation(score, failure), rng.permutation(200)
-    assert rank_correlation(score[order], failure[order]) == found
-    assert rank_correlation(score, failure, seed=1) != found
-
-
-def test_perfect_order_has_the_largest_rho_that_ties_allow():
-    found = rank_correlation(np.arange(4.0), np.array([False, False, True, True]))
-    assert found.rho == pytest.approx(2 / np.sqrt(5))  # ranks 1 2 3 4 against 0 0 1 1
+    decile = np.repeat(np.arange(1, 11), 30)
+    failed = rng.random((3, 300)) < 0.2
+    p = np.array([trend_test(rng.permutation(decile), failed).p for _ in range(1000)])
+    assert abs((p < 0.1).mean() - 0.1) < 0.03
 
 
 @pytest.mark.parametrize(
-    ("score", "failure", "reason"),
+    ("decile", "failed", "reason"),
     [
-        ([1.0, 2.0], [False, False], "no sample fails"),
-        ([1.0, 2.0], [True, True], "every sample fails"),
-        ([1.0, 1.0], [False, True], "every score is the same"),
+        ([1, 2], [False, False], "every sample fails alike"),
+        ([1, 2], [True, True], "every sample fails alike"),
+        ([1, 1], [False, True], "one bin only"),
+        ([1], [True], "fewer than two samples"),
     ],
 )
-def test_undefined_rho_says_why(score, failure, reason):
-    found = rank_correlation(score, failure)
+def test_undefined_trend_says_why(decile, failed, reason):
+    found = trend_test(decile, failed)
     assert found.reason == reason
-    assert np.isnan([found.rho, found.low, found.high]).all()
+    assert np.isnan([found.z, found.p]).all()
 
 
-def test_resamples_without_a_failure_are_left_out():
-    found = rank_correlation(np.arange(20.0), np.arange(20) == 19)
-    assert 500 < found.resamples < 800  # 1 - (1 - 1/20)^20 = 64 % draw the one failure
-
-
-def test_columns_share_resamples():
-    rng = np.random.default_rng(5)
-    score, failures = rng.random(100), rng.random((100, 3)) < 0.3
-    for column, found in enumerate(rank_correlations(score, failures)):
-        alone = rank_correlation(score, failures[:, column])
-        assert (found.rho, found.low, found.high) == pytest.approx(
-            (alone.rho, alone.low, alone.high)
-        )
-
-
-def test_rank_correlation_refuses():
-    with pytest.raises(ValueError, match="failure must be a vector of bools; got int64"):
-        rank_correlation([1.0], [1])
-    with pytest.raises(ValueError, match="score has 1 NaN of 2"):
-        rank_correlation([1.0, np.nan], [True, False])
-    with pytest.raises(ValueError, match="lengths differ"):
-        rank_correlation([1.0], [True, False])
-    with pytest.raises(ValueError, match="need samples and resamples; got 1 and 0"):
-        rank_correlation([1.0], [True], resamples=0)
+def test_examples_run():
+    assert doctest.testmod(failures) == doctest.TestResults(failed=0, attempted=5)

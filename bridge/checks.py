@@ -1,0 +1,79 @@
+"""What the failure analysis refuses: the checks that its functions share."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def vector(name: str, values: npt.ArrayLike, kinds: str, want: str) -> npt.NDArray:
+    """A vector whose dtype is of one of these kinds.
+
+    Raises:
+        ValueError: it is not; `want` says what it should hold.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise ValueError(f"{name} must be a vector of {want}; got {array.dtype} {array.shape}")
+    return array
+
+
+def real_scores(values: npt.ArrayLike, name: str = "score") -> npt.NDArray[np.float64]:
+    """Scores as float64 [samples].
+
+    Raises:
+        ValueError: they are no vector of real numbers, or some are NaN.
+    """
+    array = vector(name, values, "fiu", "real numbers").astype(np.float64)
+    if missing := int(np.isnan(array).sum()):
+        raise ValueError(f"{name} has {missing} NaN of {len(array)}; score these samples again")
+    return array
+
+
+def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """One chip's outcomes [samples], or several chips', as bool [chips, samples].
+
+    Raises:
+        ValueError: for other dtypes or shapes, and no chip.
+    """
+    array = np.asarray(values)
+    if array.dtype != np.bool_ or array.ndim not in (1, 2) or array.shape[0] == 0:
+        raise ValueError(
+            f"{name} must be bools [samples], or [chips, samples]; got {array.dtype} {array.shape}"
+        )
+    return np.atleast_2d(array)
+
+
+def sample_indices(indices: npt.ArrayLike | None, samples: int) -> npt.NDArray:
+    """Unique stable indices; positions if None.
+
+    Raises:
+        ValueError: they are no vector of integers, of another length, or repeated.
+    """
+    if indices is None:
+        return np.arange(samples)
+    array = vector("indices", indices, "iu", "integers")
+    if len(array) != samples:
+        raise ValueError(f"{samples} samples need as many indices, not {len(array)}")
+    if len(np.unique(array)) < samples:
+        raise ValueError("indices must be unique; make them so before pooling folds")
+    return array
+
+
+def same_length(**arrays: npt.NDArray) -> None:
+    """Refuses arrays of unequal numbers of samples (the last axis), naming them."""
+    if len({array.shape[-1] for array in arrays.values()}) > 1:
+        lengths = ", ".join(f"{name} {array.shape[-1]}" for name, array in arrays.items())
+        raise ValueError(f"lengths differ: {lengths}; pass the same samples in the same order")
+
+
+def require_confidence(confidence: float) -> None:
+    """Refuses a confidence outside (0, 1)."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1; got {confidence}")
+
+
+def require_resamples(resamples: int) -> None:
+    """Refuses a bootstrap without resamples."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1; got {resamples}")

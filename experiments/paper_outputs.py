@@ -1,0 +1,265 @@
+"""The paper's table and figures from finished runs: `table-one`, `figure-one` and `gallery`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import analysis, figures
+from experiments.artefacts import read_json
+from experiments.pipeline import require_writable
+from experiments.settings import Fold
+
+_OURS_ALL, _OURS_CORRECT, _PAPER = "#0072B2", "#D55E00", "#000000"  # Okabe and Ito
+
+
+@dataclass(frozen=True)
+class TableOne:
+    """Table I of every run that is there, beside the paper's."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of finished runs; those under runs/ and experiments/results/ if none is given."""
+    out: Path = Path("table_one")
+    """Folder of table_one.csv, .png and .svg."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class FigureOne:
+    """Failure rate against curvature decile, every profile of one run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    denominator: analysis.Denominator = "all"
+    """The bin, or its digitally correct samples."""
+    folds: tuple[str, ...] = ("train", "test", analysis.POOLED)
+    """Panels; those that the run lacks are left out."""
+    out: Path | None = None
+    """Folder of figure_one.png, .svg and .csv; by default figures/ in the run's."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of lowest and of highest curvature of one run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    data_dir: Path | None = None
+    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    fold: Fold = "test"
+    """Whose images."""
+    profile: str = analysis.FULL_PROFILE
+    """Whose outcome to show."""
+    count: int = 8
+    """Images of each end."""
+    out: Path | None = None
+    """Folder of gallery.png, .svg and .csv; by default figures/ in the run's."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    settings: dict = field(repr=False)
+
+    @property
+    def model(self) -> str:
+        model = self.settings["model"]
+        return f"{model['architecture']}, width {model['width']}"
+
+    @property
+    def data(self) -> str:
+        return self.settings["data"]["name"]
+
+
+def table_one(options: TableOne) -> None:
+    """Collects Table I of the runs, draws and prints it.
+
+    Raises:
+        FileNotFoundError: a folder, or every one, has no table.
+        OSError: the output folder cannot be written.
+    """
+    runs = [_open(folder, "table_one.csv") for folder in options.runs or _finished()]
+    if not runs:
+        raise FileNotFoundError("no finished run under runs/ or experiments/results/: name folders")
+    require_writable(options.out)
+    tables = []
+    for run in runs:
+        table = pd.read_csv(run.folder / "table_one.csv")
+        table = table[table["profile"] == analysis.FULL_PROFILE]
+        table.insert(0, "model", run.model)
+        table.insert(1, "data", run.data)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    path = draw_table_one(table, options.out / "table_one.png")
+    show_table_one(table)
+    print(f"{path}, .svg and .csv")
+
+
+def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
+    """D1 and D10 of each row, of all and of the digitally correct samples, and the paper's.
+
+    Args:
+        table: `analysis.table_one` of one profile, with the columns model and data.
+        path: of the PNG.
+    """
+    names = [f"{row.model}\n{row.data}, {row.fold}" for row in table.itertuples()]
+    with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
+        figure = figures.new_figure(width=6.4, height=0.62 * len(table) + 1.5)
+        axis = figure.subplots()
+        for number, row in enumerate(table.to_dict("records")):
+            for offset, denominator, colour in (
+                (0.16, "all", _OURS_ALL),
+                (-0.16, "correct", _OURS_CORRECT),
+            ):
+                y = number + offset
+                ends = [row[f"{name}_of_{denominator}"] for name in ("d1", "d10")]
+                axis.plot(ends, [y, y], color=colour, linewidth=1, alpha=0.5)
+                for name, marker in (("d1", "o"), ("d10", "s")):
+                    rate, low, high = (
+                        row[f"{name}_of_{denominator}{suffix}"] for suffix in ("", "_low", "_high")
+                    )
+                    error = [[rate - low], [high - rate]]
+                    axis.errorbar(rate, y, xerr=error, fmt=marker, color=colour, capsize=2)
+            if not np.isnan(row["paper_d1"]):
+                ends = [row["paper_d1"], row["paper_d10"]]
+                axis.plot(ends, [number, number], color=_PAPER, linewidth=1, linestyle=":")
+                axis.plot(ends[0], number, "o", color=_PAPER, fillstyle="none", markersize=6)
+                axis.plot(ends[1], number, "s", color=_PAPER, fillstyle="none", markersize=6)
+        axis.set_yticks(range(len(table)), names)
+        axis.invert_yaxis()
+        axis.set_ylim(len(table) - 0.5, -0.5)
+        axis.set_xlim(left=-1)
+        axis.grid(True, axis="x")
+        axis.set_xlabel("Analog-only failure rate (%)")
+        axis.set_title(f"D1 (circles) and D10 (squares) under {analysis.FULL_PROFILE}")
+        handles = [
+            axis.plot([], [], color=colour, marker="o", label=label, fillstyle=fill)[0]
+            for label, colour, fill in (
+                ("ours, of all samples", _OURS_ALL, "full"),
+                ("ours, of the digitally correct", _OURS_CORRECT, "full"),
+                ("paper", _PAPER, "none"),
+            )
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        return figures.write_figure(figure, path, table)
+
+
+def show_table_one(table: pd.DataFrame) -> None:
+    """Prints D1 and D10 with their intervals, the paper's and the difference to it, in percent."""
+    printed = Table(
+        title=f"Table I, {analysis.FULL_PROFILE}: analog-only failures, %",
+        caption="ours [interval]; paper's (ours of all samples minus paper's)",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("model, data, fold", "of", "D1", "D10", "paper D1", "paper D10"):
+        printed.add_column(name, justify="left" if name[0] in "mo" else "right")
+    for row in table.to_dict("records"):
+        for denominator in analysis.DENOMINATORS:
+            first = denominator == "all"
+            cells = [
+                f"{row[f'{name}_of_{denominator}']:.1f} "
+                f"[{row[f'{name}_of_{denominator}_low']:.1f}, "
+                f"{row[f'{name}_of_{denominator}_high']:.1f}]"
+                for name in ("d1", "d10")
+            ]
+            cells += [
+                f"{row[f'paper_{name}']:.2f} ({row[f'{name}_of_{denominator}_minus_paper']:+.1f})"
+                if not np.isnan(row[f"paper_{name}"])
+                else "-"
+                for name in ("d1", "d10")
+            ]
+            where = f"{row['model']}, {row['data']}, {row['fold']}" if first else ""
+            printed.add_row(where, denominator, *cells)
+    Console(highlight=False).print(printed)
+
+
+def figure_one(options: FigureOne) -> None:
+    """Draws Fig. 1 of a run.
+
+    Raises:
+        FileNotFoundError: the folder has no decile table.
+        ValueError: the run has none of the folds.
+        OSError: the output folder cannot be written.
+    """
+    run = _open(options.run, "deciles.csv")
+    out = _out(run, options.out)
+    name = "figure_one" if options.denominator == "all" else "figure_one_correct"
+    path = figures.figure_one(
+        pd.read_csv(run.folder / "deciles.csv"),
+        out / f"{name}.png",
+        denominator=options.denominator,
+        panels=options.folds,
+    )
+    print(f"{path}, .svg and .csv")
+
+
+def gallery(options: Gallery) -> None:
+    """Draws Fig. 2 of a run.
+
+    Raises:
+        FileNotFoundError: the folder has no scores, or the data set is not there.
+        ValueError: unknown profile or fold, or too few samples.
+        OSError: the output folder cannot be written.
+    """
+    from jaxcurv import data
+
+    run = _open(options.run, "predictions.parquet", "scores.parquet")
+    out = _out(run, options.out)
+    joined = analysis.join(
+        pd.read_parquet(run.folder / "scores.parquet"),
+        pd.read_parquet(run.folder / "predictions.parquet"),
+    )
+    rows = figures.gallery_rows(joined, options.fold, options.count, profile=options.profile)
+    dataset = data.load(run.data, options.data_dir, run.settings["data"]["image_size"])
+    split = dataset.test if options.fold == "test" else dataset.train
+    samples = data.read(split, description=f"read {options.fold}")
+    place = {index: position for position, index in enumerate(samples.indices.tolist())}
+    images = samples.images[[place[index] for index in rows["index"]]]
+    path = figures.gallery(rows, images, dataset.class_names, out / "gallery.png")
+    print(f"{path}, .svg and .csv")
+
+
+def _open(folder: Path, *files: str) -> _Run:
+    for name in (*files, "settings.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"no {name} in {folder}: finish the run first, or name another")
+    return _Run(folder, read_json(folder / "settings.json"))
+
+
+def _out(run: _Run, out: Path | None) -> Path:
+    chosen = run.folder / "figures" if out is None else out
+    require_writable(chosen)
+    return chosen
+
+
+def _finished() -> list[Path]:
+    places = (Path("runs"), Path(__file__).parent / "results")
+    return [
+        path.parent
+        for place in places
+        for path in sorted(place.glob("*/table_one.csv"))
+        if (path.parent / "settings.json").exists()
+    ]
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "table-one": (TableOne, table_one),
+    "figure-one": (FigureOne, figure_one),
+    "gallery": (Gallery, gallery),
+}

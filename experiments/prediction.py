@@ -1,0 +1,280 @@
+"""Which score predicts failure, and at what cost: curvature beside everything cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bridge.calibration import calibration_table, expected_calibration_error
+from bridge.comparison import Among, compare_predictors, cross_validated_logistic
+from bridge.failures import analog_only_failures
+from experiments.analysis import DENOMINATORS, FULL_PROFILE, POOLED, folds, over_chips, select
+
+REFERENCE = "margin"
+"""What the others are compared with: the cheapest score that might do."""
+
+LABEL_FREE = "_label_free"
+"""Ends the name of a score that took the model's own prediction as the label."""
+
+FLIP_PROBABILITY = "flip_probability"
+UNSHIFTED = "flip_probability, unshifted"
+"""Without the mean of the margin's change: Phi(-margin / sd)."""
+
+ADDED, COMBINED = "margin + curvature", "all scores"
+"""Logistic models of several scores."""
+
+_CROSS_VALIDATION = 5  # folds
+
+NEED_LABEL = ("curvature", "gradient_norm", "loss", "el2n")
+"""Scores that depend on the label. The other estimators' do not, for cross-entropy and a network
+that is piecewise linear."""
+
+_PREDICTORS = (
+    *("curvature", "hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"),
+    *("gradient_norm", "loss", "el2n", "entropy", "least_confidence", "margin", "label_margin"),
+)
+_FALL_WITH_FRAGILITY = ("margin", "label_margin")
+_PASSES = {"gradient_norm": 2.0, "margin": 1.0, "entropy": 1.0, "least_confidence": 1.0}
+_PASSES |= {"loss": 1.0, "el2n": 1.0, "label_margin": 1.0, FLIP_PROBABILITY: 3.0, UNSHIFTED: 3.0}
+
+
+def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArray]:
+    """The scores of a table by name, all growing with fragility: margins with their sign changed.
+
+    Among the digitally correct samples a score that takes the model's prediction as the label is
+    the score itself, and is left out, as is the label's margin.
+
+    Args:
+        samples: one row a sample, with scores as `experiments.stages.score` writes them.
+        among: the samples that will be compared.
+    """
+    names = [name for name in _PREDICTORS if name in samples]
+    if among == "correct":
+        names = [name for name in names if name != "label_margin"]
+    else:
+        names += [f"{name}{LABEL_FREE}" for name in NEED_LABEL]
+        names = [name for name in names if name in samples]
+    return {
+        name: (-1 if name in _FALL_WITH_FRAGILITY else 1) * samples[name].to_numpy()
+        for name in names
+    }
+
+
+def compare(
+    joined: pd.DataFrame,
+    costs: pd.DataFrame,
+    flips: pd.DataFrame | None = None,
+    *,
+    bins: int = 10,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+) -> pd.DataFrame:
+    """`bridge.compare_predictors` of each fold, profile and denominator; pooled folds are left out.
+
+    Beside the scores themselves: the physical predictor where `flips` has it, and logistic models,
+    cross-validated, of margin and curvature (`ADDED`: does curvature add to the margin?) and of all
+    scores (`COMBINED`).
+
+    Args:
+        joined: as `analysis.join` returns it.
+        costs: predictor and forward_passes.
+        flips: fold, index, profile, probability and unshifted.
+        bins, confidence, resamples: as for `compare_predictors`.
+
+    Returns:
+        fold, denominator ("correct" or "all": among which samples), profile, the columns of
+        `compare_predictors`, and forward_passes of each predictor.
+    """
+    tables = []
+    for fold, fold_rows in folds(joined):
+        if fold == POOLED:
+            continue
+        for profile, rows in fold_rows.groupby("profile", sort=False):
+            samples, analog_correct = over_chips(rows)
+            digital = samples["digital_correct"].to_numpy()
+            physical = _flip_probabilities(flips, samples, str(profile))
+            for among in DENOMINATORS:
+                size = digital.sum() if among == "correct" else len(samples)
+                if size < bins:
+                    continue
+                scores = fragility_scores(samples, among) | physical  # type: ignore[arg-type]
+                if among == "correct":
+                    scores |= _combined(scores, samples["sample"], digital, analog_correct)
+                table = compare_predictors(
+                    scores,
+                    digital,
+                    analog_correct,
+                    indices=samples["sample"],
+                    labels=samples["label"],
+                    among=among,  # type: ignore[arg-type]
+                    reference=REFERENCE,
+                    bins=bins,
+                    confidence=confidence,
+                    resamples=resamples,
+                )
+                table = table.rename(columns={"among": "denominator"})
+                table.insert(0, "fold", fold)
+                table.insert(1, "profile", profile)
+                tables.append(table)
+    if not tables:
+        raise ValueError(f"no fold has {bins} samples to compare predictors on; score more")
+    return pd.concat(tables, ignore_index=True).merge(costs, on="predictor", how="left")
+
+
+def _combined(
+    scores: Mapping[str, npt.NDArray],
+    indices: pd.Series,
+    digital: npt.NDArray,
+    analog_correct: npt.NDArray,
+) -> dict[str, npt.NDArray]:
+    """The logistic models; none where too few samples fail, or survive, to be cross-validated."""
+    failing = np.any(analog_only_failures(digital, analog_correct), axis=0)[digital]
+    if min(failing.sum(), (~failing).sum()) < _CROSS_VALIDATION:
+        return {}
+    parts = {ADDED: ("margin", "curvature"), COMBINED: tuple(scores)}
+    return {
+        name: cross_validated_logistic(
+            {one: scores[one] for one in members},
+            digital,
+            analog_correct,
+            indices=indices,
+            folds=_CROSS_VALIDATION,
+        )
+        for name, members in parts.items()
+    }
+
+
+def costs_table(
+    passes: Mapping[str, float], seconds: Mapping[str, float], columns: list[str]
+) -> pd.DataFrame:
+    """What each predictor costs a sample.
+
+    Args:
+        passes: forward passes of the scores that were estimated, by name.
+        seconds: measured, by name; that of one forward pass as "loss", with its gradient as
+            "gradient_norm".
+        columns: of the scores' table.
+
+    Returns:
+        predictor, forward_passes and seconds_per_image. A score that takes the prediction as label
+        costs as much; a combination the sum of its parts, of which scores of the same logits are
+        counted once.
+    """
+    passes = _PASSES | dict(passes)
+    one = seconds.get("loss", float("nan"))
+    names = [name for name in _PREDICTORS if name in columns]
+    rows = {name: (passes[name], seconds.get(name, one)) for name in names}
+    rows |= {f"{name}{LABEL_FREE}": rows[name] for name in NEED_LABEL if name in rows}
+    of_logits = [name for name in names if passes[name] == 1]
+    others = [name for name in names if name not in of_logits]
+    sums = {ADDED: ["margin", "curvature"], COMBINED: [*others, *of_logits[:1]]}
+    for name, parts in sums.items():
+        if all(part in rows for part in parts):
+            rows[name] = tuple(sum(rows[part][which] for part in parts) for which in (0, 1))  # type: ignore[assignment]
+    # One forward pass, and a backward pass to the input and the weights; not measured here.
+    rows |= {name: (passes[name], float("nan")) for name in (FLIP_PROBABILITY, UNSHIFTED)}
+    return pd.DataFrame(
+        [(name, *cost) for name, cost in rows.items()],
+        columns=["predictor", "forward_passes", "seconds_per_image"],
+    )
+
+
+def calibrate(
+    joined: pd.DataFrame, flips: pd.DataFrame, confidence: float = 0.95, resamples: int = 1000
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How well flip probabilities are met by the simulated chips, among the digitally correct.
+
+    Args:
+        joined: as `analysis.join` returns it.
+        flips: fold, index, profile, probability and unshifted.
+        confidence: of the intervals.
+        resamples: of the bootstrap over several chips.
+
+    Returns:
+        fold, profile, predictor and the columns of `bridge.calibration_table`; and fold, profile,
+        predictor, samples, predicted (mean probability), observed (failure rate) and
+        expected_calibration_error. The predictors are `FLIP_PROBABILITY` and `UNSHIFTED`.
+    """
+    tables, errors = [], []
+    for (fold, profile), _ in flips.groupby(["fold", "profile"], sort=False):
+        rows = joined[(joined["fold"] == fold) & (joined["profile"] == profile)]
+        if rows.empty:
+            continue
+        samples, analog_correct = over_chips(rows)
+        digital = samples["digital_correct"].to_numpy()
+        if not digital.any():
+            continue
+        failed = analog_only_failures(digital, analog_correct)[:, digital]
+        for predictor, probability in _flip_probabilities(flips, samples, str(profile)).items():
+            table = calibration_table(
+                probability[digital], failed, confidence=confidence, resamples=resamples
+            )
+            which = {"fold": fold, "profile": profile, "predictor": predictor}
+            tables.append(table.assign(**which))
+            errors.append(
+                which
+                | {
+                    "samples": int(digital.sum()),
+                    "predicted": probability[digital].mean(),
+                    "observed": failed.mean(),
+                    "expected_calibration_error": expected_calibration_error(table),
+                }
+            )
+    if not tables:
+        raise ValueError("no flip probability belongs to a simulated chip: run flips again")
+    calibration = pd.concat(tables, ignore_index=True)
+    first = ["fold", "profile", "predictor"]
+    return calibration[[*first, *calibration.columns.difference(first, sort=False)]], pd.DataFrame(
+        errors
+    )
+
+
+def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PROFILE) -> str:
+    """One sentence: is the margin enough, and what does curvature add to it? As the data say."""
+    table = select(predictors, fold=fold, profile=profile, denominator="correct")
+    table = table.set_index("predictor")
+    if "curvature" not in table.index or table["reason"].ne("").all():
+        return ""
+    margin, curvature = table.loc[REFERENCE], table.loc["curvature"]
+    text = (
+        f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
+        f"{margin['auroc']:.3f} for the margin (1 forward pass) and {curvature['auroc']:.3f} for "
+        f"curvature ({_difference(curvature)})"
+    )
+    if ADDED not in table.index:
+        return text + "; too few samples fail, or survive, to fit both together."
+    added = table.loc[ADDED]
+    low, high = added["auroc_difference_low"], added["auroc_difference_high"]
+    says = "adds to" if low > 0 else "harms" if high < 0 else "adds nothing established to"
+    return text + f"; curvature {says} the margin ({_difference(added)})."
+
+
+def _difference(row: pd.Series) -> str:
+    low, high = row["auroc_difference_low"], row["auroc_difference_high"]
+    return f"{row['auroc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
+    """`analysis.join`'s table with the column flip_probability; NaN under the ideal profile."""
+    keys = ["fold", "index", "profile"]
+    found = flips[[*keys, "probability"]].rename(columns={"probability": FLIP_PROBABILITY})
+    return joined.merge(found, on=keys, how="left", validate="many_to_one")
+
+
+def _flip_probabilities(
+    flips: pd.DataFrame | None, samples: pd.DataFrame, profile: str
+) -> dict[str, npt.NDArray]:
+    """Of these samples by predictor; empty where the fold or the profile has none."""
+    if flips is None:
+        return {}
+    rows = flips[flips["profile"] == profile].set_index(["fold", "index"])
+    found = rows.reindex(pd.MultiIndex.from_frame(samples[["fold", "index"]]))
+    if found["probability"].isna().any():
+        return {}
+    return {
+        FLIP_PROBABILITY: found["probability"].to_numpy(),
+        UNSHIFTED: found["unshifted"].to_numpy(),
+    }

@@ -1,0 +1,394 @@
+"""Noise at matched accuracy: the search by hand, the chips tried again one by one, resuming."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import bridge
+from bridge.overlap import COLUMNS, SystematicShare, failure_overlap, systematic_share
+from bridge.profiles import from_json
+from experiments import compare_noise
+from experiments.compare_noise import (
+    FACTORS,
+    TOLERANCE,
+    Bench,
+    CompareNoise,
+    match_factor,
+    profile_overlap,
+    run,
+    seeds,
+)
+from experiments.exported import Exported, open_exported
+from experiments.presets import PRESETS
+from tests.exported_run import write_exported_digits
+
+DIGITS = PRESETS["digits"].experiment
+EXPERIMENT = replace(DIGITS, analyse=replace(DIGITS.analyse, resamples=20))
+SETTINGS = CompareNoise(
+    memories=("pcm", "reram_cmo"), chips=2, limit=60, tune_limit=40, tune_chips=1, bins=5
+)
+NAMES = ["pcm", "reram_cmo", "wnoise"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_exported_digits(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Exported:
+    return open_exported(
+        EXPERIMENT, folder, folder, None, profile=SETTINGS.profile, limit=SETTINGS.limit
+    )
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path, exported: Exported) -> Path:
+    """What the command leaves."""
+    run(exported, EXPERIMENT, SETTINGS, folder / "compare-noise")
+    return folder / "compare-noise"
+
+
+# --- the factor
+
+
+def falling(factor: float) -> float:
+    return 1 / (1 + factor)
+
+
+@pytest.mark.parametrize("factor", [0.013, 0.2, 0.9, 1.0, 4.0, 70.0])
+def test_factor_is_found(factor: float) -> None:
+    match = match_factor(falling, falling(factor))
+    assert match.reached
+    assert abs(match.accuracy - falling(factor)) <= TOLERANCE
+    assert match.accuracy == falling(match.factor)
+    assert match.target == falling(factor)
+
+
+def test_first_memory_is_its_own_target() -> None:
+    asked: list[float] = []
+
+    def accuracy(factor: float) -> float:
+        asked.append(factor)
+        return falling(factor)
+
+    assert match_factor(accuracy, falling(1.0)).factor == 1.0
+    assert asked == [1.0]
+
+
+@pytest.mark.parametrize(("target", "factor"), [(0.999, FACTORS[0]), (0.001, FACTORS[1])])
+def test_target_out_of_reach_takes_the_nearest(target: float, factor: float) -> None:
+    match = match_factor(falling, target)
+    assert (match.factor, match.reached) == (factor, False)
+    assert match.accuracy == falling(factor)
+
+
+def test_accuracy_that_jumps_over_the_target_takes_the_nearest() -> None:
+    match = match_factor(lambda factor: 0.9 if factor < 3 else 0.2, 0.5)
+    assert (match.accuracy, match.reached) == (0.2, False)
+    assert match.factor == pytest.approx(3, rel=0.002)
+
+
+def test_noise_that_does_nothing_stays_as_it_is() -> None:
+    match = match_factor(lambda factor: 0.7, 0.5)
+    assert (match.factor, match.accuracy, match.reached) == (1.0, 0.7, False)
+
+
+def test_model_that_breaks_counts_as_too_noisy() -> None:
+    match = match_factor(lambda factor: falling(factor) if factor < 4 else np.nan, falling(9.0))
+    assert not match.reached
+    assert match.factor == pytest.approx(4, rel=0.002)
+    assert match.factor < 4 <= match.breaks_at
+    assert match_factor(lambda factor: np.nan if factor > 4 else falling(factor), 0.25).reached
+    with pytest.raises(ValueError, match="no finite weights at factors"):
+        match_factor(lambda factor: np.nan, 0.5)
+
+
+# --- the chips
+
+
+def test_all_noise_is_scaled(exported: Exported) -> None:
+    bench = Bench(exported, EXPERIMENT, "global", Path())
+    for name in ("pcm", "hermes", "reram_cmo"):
+        memory = bench.profile(name, 3.0).memory
+        assert memory is not None
+        levels = (memory.programming_noise, memory.read_noise, memory.drift)
+        assert (levels, memory.compensation) == ((3.0, 3.0, 3.0), "global")
+    assert bench.profile("reram_wan2022", 3.0).memory == bridge.ReRamWan2022(
+        noise=3.0, compensation="global"
+    )
+    sigma = EXPERIMENT.simulate.wnoise.sigma
+    assert bench.profile("wnoise", 3.0).wnoise == bridge.WeightNoise(sigma=3 * sigma)
+    plain = Bench(exported, EXPERIMENT, "none", Path())
+    assert plain.profile("hermes", 1.0) == bridge.Profile(memory=bridge.Hermes())
+
+
+def test_settings_of_the_simulation_count(exported: Exported) -> None:
+    simulate = replace(
+        EXPERIMENT.simulate,
+        pcm=bridge.PCM(read_noise=2.0, t_inference=60.0),
+        clipping=bridge.Clipping("layer_gaussian"),
+    )
+    bench = Bench(exported, replace(EXPERIMENT, simulate=simulate), "none", Path())
+    profile = bench.profile("pcm", 0.5)
+    assert profile.memory == bridge.PCM(
+        programming_noise=0.5, drift=0.5, read_noise=1.0, t_inference=60.0
+    )
+    assert profile.clipping == bench.profile("hermes", 1.0).clipping == simulate.clipping
+
+
+def test_no_two_noises_share_a_seed() -> None:
+    every = [one for name in CompareNoise().names for one in seeds(name, 7, 1000)]
+    assert len(set(every)) == len(every) == 5000
+    assert seeds("pcm", 7, 2) == range(7, 9)
+
+
+def test_validation_images_are_no_test_images(exported: Exported) -> None:
+    validation = exported.validation(40)
+    assert (len(validation), len(exported.test)) == (40, 60)
+    whole = exported.validation(None)
+    assert set(validation.indices) < set(whole.indices)
+    train = len(whole) / EXPERIMENT.data.validation_fraction
+    assert len(whole) == pytest.approx(0.1 * train, abs=1)
+
+
+def test_failures_are_those_of_the_chips(exported: Exported, out: Path) -> None:
+    failures = pd.read_parquet(out / "failures.parquet")
+    table = bridge.predict(exported.network, exported.test).to_pandas()
+    correct = table["correct"].to_numpy()
+    assert correct.sum() > 10
+    settings = json.loads((out / "settings.json").read_text())
+    matched = pd.read_csv(out / "matched.csv").set_index("name")
+    for name in NAMES:
+        noise = settings["noises"][name]
+        for seed in noise["seeds"]:
+            chip = bridge.program(exported.network, from_json(noise["profile"]), seed=seed)
+            analog = bridge.predict(chip, exported.test)["correct"].to_numpy()
+            rows = failures[(failures["name"] == name) & (failures["chip"] == seed)]
+            assert rows["index"].tolist() == table["index"][correct].tolist()
+            assert rows["failed"].tolist() == (~analog[correct]).tolist()
+            assert matched["test_accuracy_min"][name] <= analog.mean()
+            assert analog.mean() <= matched["test_accuracy_max"][name]
+    assert failures.groupby("name")["chip"].nunique().tolist() == [2, 2, 2]
+
+
+def test_factors_come_from_validation_images(exported: Exported, out: Path) -> None:
+    settings = json.loads((out / "settings.json").read_text())
+    tuning = exported.validation(40)
+    assert (settings["tune_samples"], settings["samples"]) == (40, 60)
+    for name in NAMES:
+        noise = settings["noises"][name]
+        chip = bridge.program(exported.network, from_json(noise["profile"]), seed=noise["seeds"][0])
+        accuracy = bridge.predict(chip, tuning)["correct"].to_numpy().mean()
+        assert noise["accuracy"] == pytest.approx(accuracy)
+    assert settings["noises"]["pcm"]["factor"] == 1.0
+    assert settings["target"] == settings["noises"]["pcm"]["accuracy"]
+    assert settings["target_is_that_of"] == "pcm"
+
+
+def test_tables_are_those_of_the_failures(exported: Exported, out: Path) -> None:
+    failures = pd.read_parquet(out / "failures.parquet")
+    of_name = {
+        str(name): rows.pivot(index="chip", columns="index", values="failed").to_numpy(bool)
+        for name, rows in failures.groupby("name", sort=False)
+    }
+    assert list(of_name) == NAMES
+    table = bridge.predict(exported.network, exported.test).to_pandas()
+    logits = np.sort(np.stack(table["logits"][table["correct"]]), axis=1)
+    expected = failure_overlap(of_name, logits[:, -1] - logits[:, -2], bins=5, resamples=20)
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "overlap.parquet"), expected)
+    written = pd.read_csv(out / "overlap.csv", keep_default_na=False, na_values="")
+    np.testing.assert_allclose(written["jaccard"], expected["jaccard"])
+    systematic = pd.read_csv(out / "systematic.csv").set_index("name")
+    for name in NAMES:
+        assert systematic["systematic"][name] == pytest.approx(
+            systematic_share(of_name[name]).systematic
+        )
+    for name in ("overlap.png", "overlap.svg"):
+        assert (out / name).stat().st_size > 1000
+
+
+# --- resuming
+
+
+@pytest.fixture
+def programmed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seeds of the chips that are programmed."""
+    made: list[int] = []
+    program = bridge.program
+
+    def noted(*arguments: Any, seed: int, **options: Any) -> bridge.Chip:
+        made.append(seed)
+        return program(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(bridge, "program", noted)
+    return made
+
+
+def test_what_is_finished_is_not_computed_again(
+    exported: Exported, out: Path, tmp_path: Path, programmed: list[int]
+) -> None:
+    copy = shutil.copytree(out, tmp_path / "copy")
+    run(exported, EXPERIMENT, SETTINGS, copy)
+    assert programmed == []
+    for name in ("overlap.csv", "failures.parquet", "settings.json", "overlap.svg"):
+        assert (copy / name).read_bytes() == (out / name).read_bytes()
+    tested = next((copy / "pieces").rglob("digital.parquet")).parent
+    (lost,) = tested.glob("pcm-*-1.parquet")
+    lost.unlink()
+    run(exported, EXPERIMENT, SETTINGS, copy)
+    assert programmed == [1]
+
+
+def test_more_chips_add_to_what_is_there(
+    exported: Exported, out: Path, tmp_path: Path, programmed: list[int]
+) -> None:
+    copy = shutil.copytree(out, tmp_path / "copy")
+    settings = replace(SETTINGS, memories=("pcm",), chips=3)
+    run(exported, EXPERIMENT, settings, copy)
+    assert {one for one in programmed if one < 1000} == {2}
+    rows = pd.read_parquet(copy / "failures.parquet")
+    assert rows.groupby("name")["chip"].nunique().to_dict() == {"pcm": 3, "wnoise": 3}
+
+
+def test_given_target_and_one_that_is_not_reached(
+    exported: Exported, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, memories=("reram_cmo",), target=0.02)
+    run(exported, EXPERIMENT, settings, out.parent / "unreached")
+    printed = capsys.readouterr().out
+    assert "reram_cmo does not reach 2.0 % at factors from 0.01 to 100" in printed
+    assert "its model gives no finite weights" in printed
+    matched = pd.read_csv(out.parent / "unreached" / "matched.csv").set_index("name")
+    assert not matched["reached"]["reram_cmo"]
+    assert 1 < matched["factor"]["reram_cmo"] < matched["breaks_at"]["reram_cmo"]
+    settings_json = json.loads((out.parent / "unreached" / "settings.json").read_text())
+    assert (settings_json["target"], settings_json["target_is_that_of"]) == (0.02, None)
+
+
+# --- the profiles of a run
+
+
+def joined_of(failures: dict[str, Any], margin: list[float], wrong: int = 0) -> pd.DataFrame:
+    """As `analysis.join` returns it; the first `wrong` samples are digitally wrong."""
+    rows = [
+        {
+            "profile": profile,
+            "chip": chip,
+            "sample": sample,
+            "fold": "test",
+            "digital_correct": sample >= wrong,
+            "failure": bool(failed) and sample >= wrong,
+            "margin": margin[sample],
+        }
+        for profile, chips in failures.items()
+        for chip, outcomes in enumerate(chips)
+        for sample, failed in enumerate(outcomes)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_profiles_of_a_run() -> None:
+    rng = np.random.default_rng(0)
+    margin = rng.random(30)
+    failures = {name: rng.random((2, 30)) < 0.5 for name in ("wnoise", "pcm")}
+    joined = joined_of({"ideal": np.zeros((2, 30)), **failures}, list(margin), wrong=4)
+    shuffled = joined.sample(frac=1, random_state=1).sort_values("profile", kind="stable")
+    overlap, systematic = profile_overlap(shuffled, "test", bins=5, resamples=10)
+    kept = {name: failures[name][:, 4:] for name in ("pcm", "wnoise")}
+    expected = failure_overlap(kept, margin[4:], same_chips=True, bins=5, resamples=10)
+    pd.testing.assert_frame_equal(overlap, expected)
+    assert systematic["profile"].tolist() == ["pcm", "wnoise"]
+    assert systematic["events"].tolist() == [one.sum() for one in kept.values()]
+    pooled, _ = profile_overlap(shuffled, "pooled", bins=5, resamples=10)
+    pd.testing.assert_frame_equal(pooled, overlap)
+
+
+def test_single_chips_have_an_overlap_and_nothing_systematic() -> None:
+    failures = {"adc": [[1, 0, 0, 0]], "pcm": [[1, 1, 0, 0]]}
+    overlap, systematic = profile_overlap(
+        joined_of(failures, [0.1, 0.2, 0.3, 0.4]), "test", bins=2, resamples=5
+    )
+    assert overlap["jaccard"].tolist()[1] == 0.5
+    assert overlap["reason"][0] == "one chip of adc only"
+    assert systematic.empty
+    assert list(systematic) == ["profile", *(one.name for one in fields(SystematicShare))]
+
+
+def test_too_few_correct_samples_leave_empty_tables(caplog: pytest.LogCaptureFixture) -> None:
+    joined = joined_of({"pcm": [[1, 1, 0, 0]] * 2}, [0.1, 0.2, 0.3, 0.4], wrong=1)
+    with caplog.at_level(logging.WARNING):
+        overlap, systematic = profile_overlap(joined, "test", bins=4)
+    assert "no overlap of fold test: 3 digitally correct samples cannot fill 4 bins" in caplog.text
+    assert overlap.empty
+    assert systematic.empty
+    assert list(overlap) == list(COLUMNS)
+
+
+def test_profiles_without_failures_leave_empty_tables() -> None:
+    overlap, systematic = profile_overlap(
+        joined_of({"ideal": [[0, 0]] * 2}, [0.1, 0.2]), "test", bins=2
+    )
+    assert overlap.empty
+    assert systematic.empty
+
+
+def test_bad_joined() -> None:
+    joined = joined_of({"pcm": [[1, 0]]}, [0.1, 0.2])
+    with pytest.raises(ValueError, match="no column margin"):
+        profile_overlap(joined.drop(columns="margin"), "test")
+    with pytest.raises(ValueError, match="no fold 'train' here; there is test"):
+        profile_overlap(joined, "train")
+
+
+# --- refusals and the figure
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memories": ()}, "memories must differ and be at least one"),
+        ({"memories": ("pcm", "pcm")}, "memories must differ"),
+        ({"chips": 1}, "chips must be 2 to 1000"),
+        ({"chips": 1001}, "chips must be 2 to 1000"),
+        ({"tune_chips": 0}, "tune_chips 1 to 1000"),
+        ({"tune_limit": 0}, "limit, tune_limit and bins must be at least 1"),
+        ({"limit": 0}, "limit, tune_limit and bins must be at least 1"),
+        ({"bins": 0}, "limit, tune_limit and bins must be at least 1"),
+        ({"target": 1.0}, "target is a share between 0 and 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompareNoise(**settings)
+
+
+def test_too_few_correct_images_are_refused_before_any_chip(
+    exported: Exported, tmp_path: Path, programmed: list[int]
+) -> None:
+    with pytest.raises(ValueError, match=r"right on \d+ of 60 test images, too few for 61 bins"):
+        run(exported, EXPERIMENT, replace(SETTINGS, bins=61), tmp_path)
+    assert programmed == []
+
+
+def test_figure_of_undefined_values(tmp_path: Path) -> None:
+    table = failure_overlap({"a": np.zeros((2, 8), bool)}, np.arange(8.0), bins=2, resamples=2)
+    assert compare_noise.draw(table, tmp_path / "overlap.png", "t").stat().st_size > 1000

@@ -1,0 +1,212 @@
+"""Predictors side by side: scikit-learn and SciPy are the oracles, resample by resample."""
+
+import doctest
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from bridge import comparison
+from bridge.comparison import compare_predictors, cross_validated_logistic
+from bridge.failures import within_class_rank
+from bridge.resampling import chip_counts, sample_counts
+
+SAMPLES = 240
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one chip", "three chips"])
+def data(request):
+    """Scores (one tied, one not), digital, analog and what failed [chips, samples]."""
+    rng = np.random.default_rng(request.param)
+    hidden = rng.normal(size=SAMPLES)
+    scores = {"tied": np.round(hidden, 1), "noisy": hidden + rng.normal(size=SAMPLES)}
+    digital = rng.random(SAMPLES) < 0.8
+    analog = rng.random((request.param, SAMPLES)) > 1 / (1 + np.exp(1 - hidden))
+    return scores, digital, analog, digital & ~analog
+
+
+@pytest.mark.parametrize("among", ["correct", "all"])
+def test_measures_are_scikit_learns_and_scipys(data, among):
+    scores, digital, analog, failed = data
+    kept = digital if among == "correct" else np.full(SAMPLES, True)
+    table = compare_predictors(scores, digital, analog, among=among, resamples=10)
+    assert table["predictor"].tolist() == list(scores)
+    for (_, row), score in zip(table.iterrows(), scores.values(), strict=True):
+        auroc = [roc_auc_score(one[kept], score[kept]) for one in failed]
+        precision = [average_precision_score(one[kept], score[kept]) for one in failed]
+        rho = stats.spearmanr(score[kept], failed[:, kept].mean(0)).statistic
+        assert row["auroc"] == pytest.approx(np.mean(auroc), abs=1e-6)
+        assert row["average_precision"] == pytest.approx(np.mean(precision), abs=1e-6)
+        assert row["spearman"] == pytest.approx(rho, abs=1e-6)
+        assert (row["samples"], row["failures"]) == (kept.sum(), failed.sum())
+
+
+def test_each_resample_is_scikit_learns_with_the_drawn_samples_and_chips(data):
+    """The intervals are the percentiles of AUROC, AP and rho computed anew from each draw."""
+    scores, digital, analog, failed = data
+    table = compare_predictors(scores, digital, analog, resamples=60, seed=3, confidence=0.8)
+    rng = np.random.default_rng(3)
+    chips = chip_counts(rng, len(analog), 60)
+    (counts,) = sample_counts(rng, int(digital.sum()), 60)
+    score, failed = scores["tied"][digital], failed[:, digital]
+    drawn = []
+    for samples, weights in zip(counts.astype(int), chips, strict=True):
+        rows = np.repeat(np.arange(len(score)), samples)
+        auroc = [roc_auc_score(one[rows], score[rows]) for one in failed]
+        precision = [average_precision_score(one[rows], score[rows]) for one in failed]
+        rho = stats.spearmanr(score[rows], failed[:, rows].mean(0)).statistic
+        drawn.append(
+            [np.average(auroc, weights=weights), np.average(precision, weights=weights), rho]
+        )
+    low, high = np.percentile(drawn, [10, 90], axis=0)
+    row = table.iloc[0]
+    names = ["auroc", "average_precision", "spearman"]
+    np.testing.assert_allclose([row[f"{name}_low"] for name in names], low, atol=2e-6)
+    np.testing.assert_allclose([row[f"{name}_high"] for name in names], high, atol=2e-6)
+
+
+def test_difference_is_paired(data):
+    scores, digital, analog, _ = data
+    shifted = {"tied": scores["tied"], "the same": 2 * scores["tied"] + 1, "noisy": scores["noisy"]}
+    table = compare_predictors(shifted, digital, analog, reference="tied", resamples=200)
+    same = table.iloc[1]
+    # Equal rankings differ by nothing in any resample, however wide the interval of each.
+    assert same["auroc_difference_low"] == same["auroc_difference_high"] == 0
+    assert same["auroc_low"] < same["auroc_high"]
+    noisy = table.iloc[2]
+    assert noisy["auroc_difference"] == noisy["auroc"] - table.iloc[0]["auroc"]
+    unpaired = table.iloc[0]["auroc_high"] - table.iloc[0]["auroc_low"]
+    unpaired = np.hypot(unpaired, noisy["auroc_high"] - noisy["auroc_low"])
+    assert noisy["auroc_difference_high"] - noisy["auroc_difference_low"] < unpaired
+
+
+def test_result_is_free_of_row_order(data):
+    scores, digital, analog, _ = data
+    order, indices = np.random.default_rng(0).permutation(SAMPLES), 7 * np.arange(SAMPLES)
+    labels = indices % 3
+    found = compare_predictors(
+        scores, digital, analog, indices=indices, labels=labels, resamples=50
+    )
+    shuffled = compare_predictors(
+        {name: score[order] for name, score in scores.items()},
+        digital[order],
+        analog[:, order],
+        indices=indices[order],
+        labels=labels[order],
+        resamples=50,
+    )
+    assert found.equals(shuffled)
+
+
+def test_bins_and_within_class(data):
+    scores, digital, analog, failed = data
+    labels = np.arange(SAMPLES) % 4
+    row = compare_predictors(scores, digital, analog, labels=labels, bins=5, resamples=5).iloc[1]
+    order = np.argsort(scores["noisy"][digital])
+    parts = np.array_split(failed[:, digital].mean(0)[order], 5)
+    assert abs(row["d1"] - parts[0].mean()) < 0.05  # array_split puts the odd samples elsewhere
+    assert row["d10"] > row["d1"]
+    ranks = within_class_rank(scores["noisy"][digital], labels[digital])
+    expected = np.mean([roc_auc_score(one, ranks) for one in failed[:, digital]])
+    assert row["auroc_within_class"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("analog", "score", "reason"),
+    [
+        (np.full(20, True), np.arange(20.0), "no sample fails"),
+        (np.full(20, False), np.arange(20.0), "every sample fails"),
+        (np.arange(20) < 10, np.ones(20), "every score is the same"),
+    ],
+)
+def test_undefined_measures_say_why(analog, score, reason):
+    table = compare_predictors({"s": score}, np.full(20, True), analog, resamples=5)
+    assert table["reason"].tolist() == [reason]
+    columns = ["auroc", "auroc_low", "average_precision", "spearman", "auroc_difference"]
+    assert table[columns].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": {}}, "no scores to compare"),
+        ({"scores": {"s": [1.0, np.nan, *range(18)]}}, "s has 1 NaN of 20"),
+        ({"scores": {"s": np.arange(19.0)}}, "lengths differ: s 19, correct 20"),
+        ({"reference": "loss"}, "no reference 'loss' here; there is s"),
+        ({"bins": 21}, "20 digitally correct samples cannot fill 21 bins"),
+        ({"digital_correct": np.arange(20) < 5}, "5 digitally correct samples cannot fill 10 bins"),
+        ({"indices": np.zeros(20, int)}, "indices must be unique"),
+        ({"analog_correct": np.ones(20)}, "analog_correct must be bools"),
+        ({"labels": np.ones(20)}, "labels must be a vector of integers"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    arguments = {
+        "scores": {"s": np.arange(20.0)},
+        "digital_correct": np.full(20, True),
+        "analog_correct": np.arange(20) < 10,
+        "resamples": 5,
+    } | change
+    with pytest.raises(ValueError, match=message):
+        compare_predictors(
+            arguments.pop("scores"),
+            arguments.pop("digital_correct"),
+            arguments.pop("analog_correct"),
+            **arguments,
+        )
+
+
+def test_logistic_model_combines_what_either_score_lacks():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 4000))
+    analog = rng.random((2, 4000)) > 1 / (1 + np.exp(-1.5 * (first + second)))
+    digital = rng.random(4000) < 0.9
+    # Of heavy tails and another scale, which must not matter.
+    scores = {"first": np.exp(3 * first), "second": second}
+    both = cross_validated_logistic(scores, digital, analog)
+    alone = cross_validated_logistic({"first": scores["first"]}, digital, analog)
+    ideal = first + second
+    failed = digital & ~analog
+    auroc = {
+        name: roc_auc_score(failed[0][digital], one[digital])
+        for name, one in {"both": both, "alone": alone, "ideal": ideal}.items()
+    }
+    assert auroc["both"] == pytest.approx(auroc["ideal"], abs=0.005)
+    assert auroc["alone"] < auroc["both"] - 0.05
+    assert both[digital].mean() == pytest.approx(failed[:, digital].mean(), abs=0.01)
+
+
+def test_logistic_model_does_not_see_the_sample_it_predicts():
+    """A useless score ranks no better than chance when held out; fitted, it would do better."""
+    rng = np.random.default_rng(1)
+    scores = {str(number): rng.normal(size=200) for number in range(30)}
+    digital, analog = np.full(200, True), rng.random(200) < 0.5
+    auroc = roc_auc_score(~analog, cross_validated_logistic(scores, digital, analog))
+    assert auroc < 0.6
+
+
+def test_logistic_model_is_free_of_row_order():
+    rng = np.random.default_rng(2)
+    score, digital, analog = rng.normal(size=100), rng.random(100) < 0.9, rng.random(100) < 0.5
+    order, indices = rng.permutation(100), np.arange(100)
+    found = cross_validated_logistic({"s": score}, digital, analog, indices=indices)
+    shuffled = cross_validated_logistic(
+        {"s": score[order]}, digital[order], analog[order], indices=indices[order]
+    )
+    np.testing.assert_allclose(shuffled, found[order], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [(3, "3 failing samples cannot be divided into 5 folds"), (97, "3 surviving samples cannot")],
+)
+def test_logistic_model_refuses_too_few(failing, message):
+    with pytest.raises(ValueError, match=message):
+        cross_validated_logistic(
+            {"s": np.arange(100.0)}, np.full(100, True), np.arange(100) >= failing
+        )
+
+
+def test_examples_run():
+    assert doctest.testmod(comparison) == doctest.TestResults(failed=0, attempted=5)

@@ -1,0 +1,148 @@
+"""`analyse` on tables from anywhere, over the command line."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridge.failures import failure_table
+from tests.conftest import Command
+
+SAMPLES = 40
+
+
+def write_tables(folder: Path) -> dict[str, Path]:
+    """Scores, digital and analog tables, their rows in three different orders."""
+    rng = np.random.default_rng(0)
+    index = 3 * np.arange(SAMPLES) + 5
+    label = np.arange(SAMPLES) % 4
+    scores = pd.DataFrame(
+        {
+            "index": index,
+            "curvature": np.linspace(0, 1, SAMPLES),
+            "curvature_standard_error": 0.1,
+            "margin": np.linspace(3, 0, SAMPLES) + rng.normal(size=SAMPLES),
+        }
+    )
+    digital = pd.DataFrame({"index": index, "label": label, "prediction": label})
+    digital.loc[:3, "prediction"] = 9
+    chips = []
+    for chip in (7, 8):
+        fails = rng.random(SAMPLES) < np.linspace(0, 1, SAMPLES)
+        chips.append(
+            pd.DataFrame({"index": index, "chip": chip, "prediction": np.where(fails, 9, label)})
+        )
+    paths = {name: folder / f"{name}.csv" for name in ("scores", "digital", "analog")}
+    scores.sample(frac=1, random_state=0).to_csv(paths["scores"], index=False)
+    digital.to_csv(paths["digital"], index=False)
+    pd.concat(chips).sample(frac=1, random_state=1).to_csv(paths["analog"], index=False)
+    return paths
+
+
+def flags(paths: dict[str, Path]) -> list[str | Path]:
+    return [part for name, path in paths.items() for part in (f"--{name}", path)]
+
+
+def test_tables_from_anywhere_are_joined_by_index(command: Command, tmp_path: Path) -> None:
+    paths = write_tables(tmp_path)
+    result = command("analyse", *flags(paths), "--out", tmp_path / "out", "--resamples", "50")
+    assert result.returncode == 0, result.stderr
+    assert "Analog-only failures by curvature, 2 chips" in result.stdout
+    assert "Difference of AUROC to margin" in result.stdout
+    scores = pd.read_csv(paths["scores"]).sort_values("index")
+    digital, analog = pd.read_csv(paths["digital"]), pd.read_csv(paths["analog"])
+    label = digital.set_index("index")["label"]
+    wide = analog.pivot(index="chip", columns="index", values="prediction") == label
+    right = (digital["prediction"] == digital["label"]).to_numpy()
+    expected = failure_table(scores["curvature"].to_numpy(), right, wide.to_numpy(), resamples=50)
+    found = pd.read_csv(tmp_path / "out" / "deciles.csv")
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    predictors = pd.read_csv(tmp_path / "out" / "predictors.csv").set_index("predictor")
+    assert set(predictors.index) == {"curvature", "margin"}
+    assert (predictors["auroc"] > 0.6).all()  # the margin is turned round
+    assert predictors.loc["margin", "auroc_difference"] == 0
+
+
+def _drop_index(tables):
+    tables["digital"] = tables["digital"].iloc[:-2]
+
+
+def _unknown_index(tables):
+    tables["scores"] = tables["scores"].query("index != 5")
+
+
+def _repeat(tables):
+    tables["scores"] = pd.concat([tables["scores"], tables["scores"].head(1)])
+
+
+def _repeat_on_chip(tables):
+    tables["analog"] = pd.concat([tables["analog"], tables["analog"].head(1)])
+
+
+def _nan_score(tables):
+    tables["scores"].loc[0, "curvature"] = np.nan
+
+
+def _no_outcome(tables):
+    tables["analog"] = tables["analog"].drop(columns="prediction")
+
+
+def _odd_outcome(tables):
+    tables["digital"] = tables["digital"].assign(correct=2)
+
+
+def _chips_differ(tables):
+    tables["analog"] = tables["analog"].drop(index=tables["analog"].index[0])
+
+
+def _no_labels(tables):
+    tables["digital"] = tables["digital"].assign(correct=True).drop(columns="label")
+
+
+def _no_score(tables):
+    tables["scores"] = tables["scores"][["index"]]
+
+
+def _text_index(tables):
+    tables["scores"]["index"] = "a"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop_index, r"2 samples of .*scores.csv are not in .*digital.csv, the first at index 11"),
+        (_unknown_index, r"1 samples of .*digital.csv are not in .*scores.csv.* index 5"),
+        (_repeat, r"scores.csv has index \d+ more than once"),
+        (_repeat_on_chip, r"analog.csv has index \d+ more than once on one chip"),
+        (_nan_score, r"score has 1 NaN of 40"),
+        (_no_outcome, r"analog.csv needs a column correct, or prediction"),
+        (_odd_outcome, r"correct must be true or false in every row of .*digital.csv"),
+        (_chips_differ, r"the chips of .*analog.csv differ in their samples"),
+        (_no_labels, r"analog.csv has predictions, but no table has the labels"),
+        (_no_score, r"scores.csv has no column of scores beside index"),
+        (_text_index, r"scores.csv needs an integer column index"),
+    ],
+)
+def test_bad_tables_are_refused(change, message, tmp_path: Path, capsys) -> None:
+    from experiments.own_predictions import OwnPredictions, run
+
+    paths = write_tables(tmp_path)
+    tables = {name: pd.read_csv(path) for name, path in paths.items()}
+    change(tables)
+    for name, path in paths.items():
+        tables[name].to_csv(path, index=False)
+    assert run(OwnPredictions(**paths, out=tmp_path / "out", resamples=5)) == 2
+    assert not (tmp_path / "out" / "deciles.csv").exists()
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_missing_files_and_scores_are_said(command: Command, tmp_path: Path) -> None:
+    paths = write_tables(tmp_path)
+    result = command("analyse", *flags(paths), "--score", "loss", "--out", tmp_path / "out")
+    assert (result.returncode, "has no score 'loss'" in result.stderr) == (2, True)
+    result = command("analyse", *flags({**paths, "analog": tmp_path / "none.csv"}))
+    assert (result.returncode, "no file" in result.stderr) == (2, True)
+    result = command("analyse", *flags(paths), "--bins", "41", "--out", tmp_path / "out")
+    assert (result.returncode, "40 samples cannot fill 41 bins" in result.stderr) == (2, True)
