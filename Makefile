@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
+REPORT ?= runs/digits/report.html
 
-.PHONY: setup demo test test-long check benchmark clean
+.PHONY: setup demo test test-long check check-report benchmark clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +26,9 @@ check: setup ## Lint, format and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
+	$(RUN) experiments.check_report $(REPORT)
 
 benchmark: setup ## Fails where a ratio of times is clearly worse than the recorded one
 	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json

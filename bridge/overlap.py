@@ -51,7 +51,8 @@ def failure_overlap(
       probabilities for sample i: sum of p_i q_i / sum of (p_i + q_i - p_i q_i).
     - explained: (jaccard_margin - jaccard_chance) / (jaccard - jaccard_chance), the part of the
       overlap beyond chance that the margin alone gives; noise may put it outside [0, 1]. Too low
-      where failures are rarer than a bin or two are wide: then take more bins.
+      where failures are so rare that a bin or two hold most, too high where a bin holds a few
+      samples only, as it then knows them one by one: try other bins.
     - spearman: rank correlation of the two shares of chips on which a sample fails. Within one set
       about what another set of n such chips would give: the rho r of two halves of h chips each,
       stepped up to n r / (h + (n - h) r) where r > 0 (Spearman and Brown, Brit. J. Psychol. 3,

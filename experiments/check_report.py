@@ -188,7 +188,7 @@ def check(path: Path, browser: str) -> dict[str, object]:
     if head is None or end < head.end():
         raise ValueError(f"{path} is not a report: it has no <head> or no </body>")
     probed = page[: head.end()] + _LISTEN + page[head.end() : end] + _INSPECT + page[end:]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = Path(folder, "report.html")
         copy.write_text(probed, encoding="utf-8")
         dumped = _browse(
@@ -216,7 +216,7 @@ def screenshot(
         width, height: of the window, in CSS pixels.
         dark: as one sees it who prefers dark pages.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         _browse(
             browser,
             Path(folder, "profile"),
@@ -281,14 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         passed = passed and not verdict["problems"]
         print(f"{file}: {json.dumps(verdict)}")
     if options.screenshot:
-        screenshot(
-            options.files[0],
-            browser,
-            options.screenshot,
-            width=options.width,
-            height=options.height,
-            dark=options.dark,
-        )
+        size = {"width": options.width, "height": options.height}
+        screenshot(options.files[0], browser, options.screenshot, **size, dark=options.dark)
     return 0 if passed else 1
 
 

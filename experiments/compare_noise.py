@@ -44,7 +44,7 @@ FACTORS = (0.01, 100.0)
 TOLERANCE = 0.005
 """An accuracy this near its target matches it."""
 
-_HALVINGS = 12  # of a decade of factors: to 0.06 %
+_HALVINGS = 8  # of a decade of factors: to 1 %
 _SCALED = ("programming_noise", "read_noise", "drift", "noise")
 _WEIGHT_NOISE = "wnoise"
 _APART = 1000  # seeds between the chips of two names
@@ -70,7 +70,8 @@ class CompareNoise:
     compensation: Literal["none", "global"] = "global"
     """Of drift: without it the shrinkage that all weights have in common may dominate."""
     bins: int = 20
-    """Equal-sized bins of the margin, for the overlap that it explains; an assumption."""
+    """Equal-sized bins of the margin, for the overlap that it explains; an assumption. Take more
+    where failures are rare."""
     out: Path | None = None
     """Folder of the results; by default compare-noise/ in the run's folder."""
 
@@ -253,7 +254,9 @@ class Bench:
         """
         from bridge.tiles import named_tiles
 
-        for path, seed in self._pieces("finite", self.exported.test, name, factor, chips):
+        if self.profile(name, factor).memory is None:
+            return True
+        for path, seed in self._pieces("finite", 0, name, factor, chips):
             if not path.exists():
                 tiles = named_tiles(self._program(name, factor, seed).analog).values()
                 finite = all(bool(tile.tile.get_weights().isfinite().all()) for tile in tiles)
@@ -267,7 +270,7 @@ class Bench:
     ) -> npt.NDArray[np.bool_]:
         """Which samples of a fold each chip classifies correctly, [chips, samples]."""
         outcomes = []
-        for path, seed in self._pieces(fold, samples, name, factor, chips):
+        for path, seed in self._pieces(fold, len(samples), name, factor, chips):
             if not path.exists():
                 label = f"{name} x {factor:g}, chip {seed}, {fold}"
                 table = self._predict(self._program(name, factor, seed), samples, label)
@@ -278,7 +281,7 @@ class Bench:
     def digital(self) -> pd.DataFrame:
         """The network's own outcomes on the test fold: index, correct and margin, its largest logit
         minus the second largest."""
-        path = self._of("test", self.exported.test) / "digital.parquet"
+        path = self._of("test", len(self.exported.test)) / "digital.parquet"
         if not path.exists():
             table = self._predict(self.exported.network, self.exported.test, "digital")
             highest = np.sort(np.stack(table["logits"].to_numpy()), axis=1)[:, -2:]
@@ -306,19 +309,19 @@ class Bench:
             return bridge.program(self.exported.network, self.profile(name, factor), seed=seed)
 
     def _pieces(
-        self, fold: str, samples: Normalised, name: str, factor: float, chips: int
+        self, what: str, samples: int, name: str, factor: float, chips: int
     ) -> list[tuple[Path, int]]:
         """The file of each chip, and its seed."""
         profile = json.dumps(to_json(self.profile(name, factor)))
         stem = f"{name}-{hashlib.sha256(profile.encode()).hexdigest()[:12]}"
-        folder = self._of(fold, samples)
+        folder = self._of(what, samples)
         return [
             (folder / f"{stem}-{seed}.parquet", seed)
             for seed in seeds(name, self.experiment.seed, chips)
         ]
 
-    def _of(self, fold: str, samples: Normalised) -> Path:
-        origin = {**self.exported.origin, "samples": len(samples), "fold": fold}
+    def _of(self, what: str, samples: int) -> Path:
+        origin = {**self.exported.origin, "samples": samples, "fold": what}
         return self.folder / hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:12]
 
 

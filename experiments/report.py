@@ -122,7 +122,8 @@ def write_report(
         routing_summary: what routing is worth in one sentence, as `routing.summary` returns it.
         table_one: as `analysis.table_one` returns it.
         overlap: of the failing samples of two profiles or noise models; shown as it is.
-        systematic: shares of failures on most and on few chips; shown as it is.
+        systematic: on how many of its chips a profile's samples fail; shown as it is. May have no
+            rows, where no profile has several chips.
         per_class: as `analysis.per_class` returns it, with class_name.
         vulnerable: as `analysis.vulnerable` returns it, with class_name; predictions may be names.
         thumbnails: PNG files, one a row of `vulnerable`, or none.
@@ -296,6 +297,10 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def _fixed(value: Any) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else _plain(value)
+
+
 @dataclass(frozen=True)
 class _Column:
     """How a column is headed and its values are written."""
@@ -382,7 +387,7 @@ _TABLE_ONE = {
     "d10": _Column("D{last}", _rate),
     "paper_d10": _Column("paper", _rate, optional=True),
     "d10_difference": _Column("difference", _signed_percent, optional=True),
-    "trend_z": _Column("trend, z"),
+    "trend_z": _Column("trend, z", _rate),
     "trend_p": _Column("p", _p_value),
 }
 
@@ -420,7 +425,7 @@ def _table(
 def _as_given(table: pd.DataFrame) -> dict[str, Any]:
     bounds = {f"{name}{suffix}" for name in table for suffix in ("_low", "_high", "_min", "_max")}
     table = _with_reasons(table)
-    columns = {name: _Column(_words(name)) for name in table if name not in bounds}
+    columns = {name: _Column(_words(name), _fixed) for name in table if name not in bounds}
     if "reason" in columns:
         columns["reason"] = _REASON
     return _table("table", table, columns)
@@ -496,14 +501,8 @@ def _predictor_table(
     predictors: pd.DataFrame, fold: str, profile: str, denominator: Denominator, last: int
 ) -> dict[str, Any]:
     """The best first; `undefined` says why, where no predictor has an AUROC."""
-    rows = predictors[
-        (predictors["fold"] == fold)
-        & (predictors["profile"] == profile)
-        & (predictors["denominator"] == denominator)
-    ]
+    rows = select(predictors, fold=fold, profile=profile, denominator=denominator)
     name = DENOMINATORS[denominator]
-    if rows.empty:
-        return {"denominator": name, "undefined": f"too few {name} are scored"}
     first = rows.iloc[0]
     if rows["auroc"].isna().all():
         return {"denominator": name, "undefined": first["reason"]}
@@ -521,7 +520,7 @@ def _predictor_table(
 
 def _auroc_grid(predictors: pd.DataFrame, fold: str) -> dict[str, Any] | None:
     """AUROC of every predictor and profile; None where it is defined under no profile."""
-    rows = predictors[(predictors["fold"] == fold) & (predictors["denominator"] == "correct")]
+    rows = select(predictors, fold=fold, denominator="correct")
     defined = rows[rows["auroc"].notna()]
     if defined.empty:
         return None

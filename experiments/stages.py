@@ -147,17 +147,15 @@ def score(job: Job) -> Outcome:
         tables.append(table)
     scores = pd.concat(tables, ignore_index=True)
 
-    few = folds["test"].take(np.arange(settings.batch_size) % len(folds["test"]))
+    test = folds["test"]
+    rows = np.arange(settings.batch_size) % len(test)  # a small fold fills a batch several times
+    batch = Batch(normalisation.apply(test.images[rows]), test.labels[rows], np.arange(len(rows)))
     costs = prediction.costs_table(
         {
             name: forward_passes(estimator, len(dataset.class_names))
             for name, estimator in settings.estimators.items()
         },
-        seconds_per_image(
-            model,
-            Batch(normalisation.apply(few.images), few.labels, few.indices),
-            settings.estimators,
-        ),
+        seconds_per_image(model, batch, settings.estimators),
         list(scores),
     )
     outputs = [

@@ -29,6 +29,7 @@ from experiments.compare_noise import (
 )
 from experiments.exported import Exported, open_exported
 from experiments.presets import PRESETS
+from jaxcurv import data
 from tests.exported_run import write_exported_digits
 
 DIGITS = PRESETS["digits"].experiment
@@ -104,7 +105,7 @@ def test_target_out_of_reach_takes_the_nearest(target: float, factor: float) -> 
 def test_accuracy_that_jumps_over_the_target_takes_the_nearest() -> None:
     match = match_factor(lambda factor: 0.9 if factor < 3 else 0.2, 0.5)
     assert (match.accuracy, match.reached) == (0.2, False)
-    assert match.factor == pytest.approx(3, rel=0.002)
+    assert match.factor == pytest.approx(3, rel=0.01)
 
 
 def test_noise_that_does_nothing_stays_as_it_is() -> None:
@@ -115,7 +116,7 @@ def test_noise_that_does_nothing_stays_as_it_is() -> None:
 def test_model_that_breaks_counts_as_too_noisy() -> None:
     match = match_factor(lambda factor: falling(factor) if factor < 4 else np.nan, falling(9.0))
     assert not match.reached
-    assert match.factor == pytest.approx(4, rel=0.002)
+    assert match.factor == pytest.approx(4, rel=0.01)
     assert match.factor < 4 <= match.breaks_at
     assert match_factor(lambda factor: np.nan if factor > 4 else falling(factor), 0.25).reached
     with pytest.raises(ValueError, match="no finite weights at factors"):
@@ -161,13 +162,15 @@ def test_no_two_noises_share_a_seed() -> None:
     assert seeds("pcm", 7, 2) == range(7, 9)
 
 
-def test_validation_images_are_no_test_images(exported: Exported) -> None:
+def test_validation_images_are_those_held_out(exported: Exported) -> None:
     validation = exported.validation(40)
     assert (len(validation), len(exported.test)) == (40, 60)
     whole = exported.validation(None)
     assert set(validation.indices) < set(whole.indices)
-    train = len(whole) / EXPERIMENT.data.validation_fraction
-    assert len(whole) == pytest.approx(0.1 * train, abs=1)
+    official = data.load("digits").train
+    indices = data.read(official, range(len(official)), description="train").indices
+    held_out = data.split_validation(indices, EXPERIMENT.data.validation_fraction, 0)[1]
+    assert set(whole.indices) == set(indices[held_out])
 
 
 def test_failures_are_those_of_the_chips(exported: Exported, out: Path) -> None:
@@ -270,8 +273,12 @@ def test_more_chips_add_to_what_is_there(
 
 
 def test_given_target_and_one_that_is_not_reached(
-    exported: Exported, out: Path, capsys: pytest.CaptureFixture[str]
+    exported: Exported,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(compare_noise, "_HALVINGS", 2)
     settings = replace(SETTINGS, memories=("reram_cmo",), target=0.02)
     run(exported, EXPERIMENT, settings, out.parent / "unreached")
     printed = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import bridge
 from experiments.artefacts import read_json, sha256
 from experiments.pipeline import STAGES
 from experiments.presets import PRESETS
-from experiments.stages import require_classes
+from experiments.stages import ANALYSED, require_classes
 from jaxcurv import data
 from tests.conftest import Command
 
@@ -55,7 +57,19 @@ def test_run_leaves_every_result(finished: Path) -> None:
     assert list(first["decile"]) == list(range(1, 11))
     assert list(first["samples"]) == [6] * 10
 
-    for name in ("figure_one", "gallery", "score_histogram", "training_curve"):
+    flips = pd.read_parquet(finished / "flips.parquet")
+    assert len(flips) == len(scores) * (len(bridge.PROFILES) - 1)
+    assert flips["probability"].between(0, 1).all()
+    both = flips.merge(scores, on=["fold", "index"], suffixes=("", "_scored"))
+    np.testing.assert_allclose(both["margin"], both["margin_scored"], rtol=1e-3, atol=1e-4)
+    spread = flips.groupby("profile")["variance"].mean()
+    assert 0 < spread["adc"] < spread["wnoise"] < spread["adc+wnoise"] < spread["adc+wnoise+pcm"]
+
+    for name in ANALYSED:
+        assert (finished / f"{name}.parquet").exists()
+        assert (finished / f"{name}.csv").exists()
+    drawn = ("figure_one", "predictors", "calibration", "routing", "gallery", "score_histogram")
+    for name in (*drawn, "training_curve"):
         assert (finished / "figures" / f"{name}.png").stat().st_size > 1000
     assert "<html" in (finished / "report.html").read_text()
     settings = json.loads((finished / "settings.json").read_text())
@@ -84,6 +98,96 @@ def test_failures_of_the_table_are_those_of_the_samples(finished: Path) -> None:
     assert list(rows["failures"]) == expected
 
 
+def test_predictors_are_scikit_learns_of_the_stored_tables(finished: Path) -> None:
+    """AUROC and calibration error once more, from the files alone."""
+    scores = pd.read_parquet(finished / "scores.parquet").query("fold == 'test' and correct")
+    predictions = pd.read_parquet(finished / "predictions.parquet")
+    full = predictions.query("profile == 'adc+wnoise+pcm' and fold == 'test'").set_index("index")
+    failed = ~full["correct"].loc[scores["index"]].to_numpy()
+    flips = pd.read_parquet(finished / "flips.parquet")
+    flips = flips.query("profile == 'adc+wnoise+pcm' and fold == 'test'").set_index("index")
+    probability = flips["probability"].loc[scores["index"]].to_numpy()
+    table = pd.read_parquet(finished / "predictors.parquet")
+    table = table.query(
+        "profile == 'adc+wnoise+pcm' and fold == 'test' and denominator == 'correct'"
+    ).set_index("predictor")
+    for name, score in {
+        "curvature": scores["curvature"],
+        "hessian_trace": scores["hessian_trace"],
+        "margin": -scores["label_margin"],
+        "flip_probability": probability,
+    }.items():
+        assert table.loc[name, "auroc"] == pytest.approx(roc_auc_score(failed, score), abs=1e-6)
+    ours = pd.read_parquet(finished / "calibration_errors.parquet").query(
+        "profile == 'adc+wnoise+pcm' and fold == 'test' and predictor == 'flip_probability'"
+    )
+    bins = np.clip(np.ceil(10 * probability).astype(int), 1, 10)
+    expected = sum(
+        abs(failed[bins == b].mean() - probability[bins == b].mean()) * (bins == b).mean()
+        for b in set(bins)
+    )
+    assert ours["expected_calibration_error"].iloc[0] == pytest.approx(expected)
+
+
+def test_scores_without_labels_take_the_prediction(finished: Path) -> None:
+    scores = pd.read_parquet(finished / "scores.parquet")
+    right, wrong = scores[scores["correct"]], scores[~scores["correct"]]
+    assert len(wrong) > 10
+    for name in ("curvature", "gradient_norm", "loss", "el2n"):
+        assert (right[f"{name}_label_free"] == right[name]).all()
+    # The loss of the prediction is minus the logarithm of its probability.
+    np.testing.assert_allclose(
+        wrong["loss_label_free"], -np.log1p(-wrong["least_confidence"]), rtol=1e-4
+    )
+    assert (wrong["loss_label_free"] < wrong["loss"]).all()
+
+
+def test_table_one_figure_one_and_gallery_of_a_finished_run(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    result = command("table-one", finished, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "resnet18, width 4, digits, test" in " ".join(result.stdout.split())
+    table = pd.read_csv(tmp_path / "table_one.csv")
+    stored = pd.read_csv(finished / "table_one.csv").query("profile == 'adc+wnoise+pcm'")
+    assert table["d10_of_correct"].tolist() == stored["d10_of_correct"].tolist()
+    for arguments in (
+        ("figure-one", finished, "--denominator", "correct"),
+        ("gallery", finished, "--fold", "train", "--count", "3"),
+    ):
+        result = command(*arguments, "--out", tmp_path)
+        assert result.returncode == 0, result.stderr
+    gallery = pd.read_csv(tmp_path / "gallery.csv")
+    assert (gallery["fold"].unique().tolist(), len(gallery)) == (["train"], 6)
+    for name in ("table_one", "figure_one_correct", "gallery"):
+        assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".png", ".svg", ".csv"}
+
+
+def test_paper_outputs_say_what_is_missing(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    one_line_error(command("table-one", tmp_path), "no table_one.csv in", "finish the run first")
+    one_line_error(command("figure-one", tmp_path), "no deciles.csv in")
+    result = command("gallery", finished, "--count", "40", "--out", tmp_path)
+    one_line_error(result, "cannot show 40 of each end of the 60 test samples")
+    result = command("gallery", finished, "--profile", "none", "--out", tmp_path)
+    one_line_error(result, "no predictions of none")
+
+
+def test_a_drift_figure_of_the_run_comes_into_its_report(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    (folder / "drift").mkdir()
+    shutil.copy(finished / "figures" / "figure_one.png", folder / "drift" / "drift.png")
+    result = command("report", "digits", *SMALL, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    assert "up to date" not in result.stderr
+    assert "As the chips age" in (folder / "report.html").read_text()
+    assert "As the chips age" not in (finished / "report.html").read_text()
+
+
 def test_second_run_does_nothing_again(command: Command, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*.parquet")}
     result = command("run", "digits", *SMALL, "--out", finished)
@@ -101,7 +205,7 @@ def test_changed_setting_reruns_what_depends_on_it(
     subprocess.run(["cp", "-r", finished, folder], check=True)
     result = command("run", "digits", *SMALL, "--out", folder, "--analyse.bins", "6")
     assert result.returncode == 0, result.stderr
-    for name in ("train", "score", "export", "simulate"):
+    for name in ("train", "score", "export", "moments", "flips", "simulate"):
         assert f"{name}: up to date" in result.stderr
     assert set(pd.read_parquet(folder / "deciles.parquet")["decile"]) == set(range(1, 7))
 

@@ -1,0 +1,196 @@
+"""Costs, flips and routers of a run on hand-made tables; a run's own command line."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridge import Costs, choose_threshold, routed_at
+from experiments import analysis, prediction, routing
+from experiments.cli import Options, _parse_preset
+from experiments.presets import PRESETS, command_line
+from experiments.settings import Experiment
+
+FULL = analysis.FULL_PROFILE
+SAMPLES = 80
+
+
+def tables(folds: tuple[str, ...] = ("validation", "test"), chips: tuple[int, ...] = (0, 1)):
+    """Scores, predictions and flips; a sample fails the likelier the smaller its margin."""
+    rng = np.random.default_rng(0)
+    scores, predictions, flips = [], [], []
+    for fold in folds:
+        index = np.arange(SAMPLES)
+        margin = rng.exponential(size=SAMPLES)
+        label = index % 3
+        right = rng.random(SAMPLES) < 0.85
+        score = pd.DataFrame({"fold": fold, "index": index, "label": label})
+        score["prediction"] = np.where(right, label, 3)
+        score["correct"] = right
+        score["curvature"] = 1 / (margin + rng.exponential(0.3, size=SAMPLES))
+        score["curvature_label_free"] = score["curvature"]
+        score["loss"] = score["loss_label_free"] = 1 / margin
+        score["margin"], score["label_margin"] = margin, np.where(right, margin, -margin)
+        scores.append(score)
+        flips.append(
+            pd.DataFrame(
+                {
+                    "fold": fold,
+                    "index": index,
+                    "profile": FULL,
+                    "probability": np.exp(-2 * margin),
+                    "unshifted": 0.1,
+                }
+            )
+        )
+        for profile in ("ideal", FULL):
+            for chip in chips:
+                fails = (rng.random(SAMPLES) < np.exp(-2 * margin)) & (profile == FULL)
+                chip_rows = pd.DataFrame({"index": index}).assign(
+                    profile=profile,
+                    chip=chip,
+                    fold=fold,
+                    prediction=np.where(fails, 3, score["prediction"]),
+                    margin=np.abs(margin + rng.normal(scale=0.1, size=SAMPLES)),
+                )
+                chip_rows["correct"] = chip_rows["prediction"] == label
+                predictions.append(chip_rows)
+    return (pd.concat(parts, ignore_index=True) for parts in (scores, predictions, flips))
+
+
+@pytest.fixture(scope="module")
+def run():
+    scores, predictions, flips = tables()
+    return analysis.join(scores, predictions), flips
+
+
+COSTS = prediction.costs_table(
+    {"curvature": 22.0},
+    {"loss": 0.5, "gradient_norm": 1.0, "curvature": 10.0},
+    ["curvature", "loss", "margin", "label_margin", "gradient_norm"],
+)
+
+
+def test_costs_of_scores_and_of_their_combinations():
+    costs = COSTS.set_index("predictor")
+    assert costs.loc["curvature"].tolist() == [22, 10]
+    assert costs.loc["margin"].tolist() == [1, 0.5]
+    assert costs.loc["curvature_label_free"].tolist() == [22, 10]
+    assert costs.loc[prediction.ADDED].tolist() == [23, 10.5]
+    # curvature, gradient norm, and one forward pass for all that comes of the logits
+    assert costs.loc[prediction.COMBINED].tolist() == [22 + 2 + 1, 11.5]
+    assert costs.loc[prediction.FLIP_PROBABILITY, "forward_passes"] == 3
+
+
+def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
+    joined, flips = run
+    table = prediction.compare(joined, COSTS, flips, resamples=20)
+    names = {
+        among: set(rows["predictor"])
+        for among, rows in table[table["profile"] == FULL].groupby("denominator")
+    }
+    scores = {"curvature", "loss", "margin", "flip_probability", "flip_probability, unshifted"}
+    assert names["correct"] == scores | {prediction.ADDED, prediction.COMBINED}
+    label_free = {"curvature_label_free", "loss_label_free"}
+    assert names["all"] == scores | label_free | {"label_margin"}
+    ideal = table[table["profile"] == "ideal"]
+    assert not ideal["predictor"].str.startswith("flip").any()
+    assert set(table["reference"]) == {"margin"}
+    row = analysis.select(table, fold="test", profile=FULL, predictor="flip_probability")
+    # The probabilities rank as the margins do, so they differ by nothing.
+    assert row["auroc_difference"].tolist() == [0, 0]
+    assert (row["auroc"] > 0.7).all()
+
+
+def test_calibration_is_of_the_digitally_correct(run):
+    joined, flips = run
+    calibration, errors = prediction.calibrate(joined, flips, resamples=50)
+    row = errors.set_index(["fold", "predictor"]).loc[("test", "flip_probability")]
+    rows = joined[(joined["fold"] == "test") & (joined["profile"] == FULL)]
+    correct = rows[rows["digital_correct"]]
+    assert row["samples"] == correct["index"].nunique()
+    assert row["observed"] == pytest.approx(correct["failure"].mean())
+    merged = correct.merge(flips, on=["fold", "index", "profile"])
+    assert row["predicted"] == pytest.approx(merged["probability"].mean())
+    # Digitally wrong samples aside, the probabilities are those that made the failures.
+    assert row["expected_calibration_error"] < 0.1
+    constant = errors.set_index(["fold", "predictor"]).loc[("test", prediction.UNSHIFTED)]
+    assert constant["expected_calibration_error"] == pytest.approx(
+        abs(correct["failure"].mean() - 0.1)
+    )
+    assert set(calibration["predictor"]) == {"flip_probability", prediction.UNSHIFTED}
+    with pytest.raises(ValueError, match="no flip probability belongs to a simulated chip"):
+        prediction.calibrate(joined, flips.assign(profile="adc"))
+
+
+def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
+    joined, flips = run
+    with_flips = prediction.with_flips(joined, flips)
+    energies = Costs(analog=0.2)
+    found = routing.route(with_flips, COSTS, energies=energies, tolerance=0.02)
+    choices = found.choices[found.choices["profile"] == FULL].set_index("router")
+    assert set(choices.index) == {
+        *("analog margin", "curvature, known", "margin, known", "flip probability, known"),
+        *("curvature, computed", "margin, computed"),
+    }
+    validation, test = (
+        with_flips[(with_flips["fold"] == fold) & (with_flips["profile"] == FULL)]
+        for fold in ("validation", "test")
+    )
+    samples, analog = analysis.over_chips(validation)
+    target = samples["digital_correct"].mean() - 0.02
+    threshold = choose_threshold(
+        samples["curvature"], samples["digital_correct"], analog, float(target)
+    )
+    row = choices.loc["curvature, known"]
+    assert (row["threshold"], row["target"]) == (threshold, pytest.approx(target))
+    samples, analog = analysis.over_chips(test)
+    expected = routed_at(
+        threshold, samples["curvature"], samples["digital_correct"], analog, costs=energies
+    )
+    assert (row["fraction"], row["accuracy"]) == (expected.fraction, expected.accuracy)
+    assert (choices["validation_accuracy"] >= target - 1e-9).all()
+    # What a digital pass computed never saves any.
+    assert (choices.loc[["curvature, computed", "margin, computed"], "saved"] < 0).all()
+    ends = found.curves[found.curves["profile"] == FULL].groupby("router")["accuracy"]
+    np.testing.assert_allclose(ends.first(), analog.mean())
+    np.testing.assert_allclose(ends.last(), samples["digital_correct"].mean())
+    sentence = routing.summary(found.curves, found.choices)
+    assert "threshold chosen on validation" in sentence
+    assert f"always analog and {100 * samples['digital_correct'].mean():.1f} %" in sentence
+
+
+def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
+    scores, predictions, _ = tables(folds=("test",))
+    joined = analysis.join(scores, predictions)
+    with caplog.at_level(logging.WARNING):
+        found = routing.route(joined, COSTS, energies=Costs(), tolerance=0.01)
+    assert "no validation fold is scored" in caplog.text
+    assert found.choices.empty
+    assert routing.summary(found.curves, found.choices) == ""
+    assert len(found.curves) > 100
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_preset_s_command_line_is_its_name(preset):
+    assert command_line(PRESETS[preset].experiment) == [preset]
+
+
+def test_a_run_s_command_line_gives_the_same_experiment():
+    base = PRESETS["cifar10_resnet18_small"].experiment
+    changed = replace(
+        base,
+        train=replace(base.train, epochs=3, flip=False),
+        score=replace(base.score, compare=("hessian_trace",)),
+        simulate=replace(base.simulate, chips=4, pcm=replace(base.simulate.pcm, t_inference=60.0)),
+        analyse=replace(base.analyse, energy=Costs(analog=0.05)),
+        folds=("test",),
+        limit=None,
+        seed=7,
+    )
+    arguments = command_line(changed)
+    assert arguments[0] == "cifar10_resnet18_small"
+    parsed: Experiment = _parse_preset(Options, "run", arguments).experiment
+    assert parsed == changed

@@ -1,0 +1,441 @@
+"""The report page on hand-made tables: what it says, what it leaves out, how a browser takes it."""
+
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from experiments import check_report
+from experiments.analysis import FULL_PROFILE as FULL
+from experiments.report import write_report
+
+NAN = float("nan")
+ATTACK = "<script>alert('x')</script>"
+
+
+def png(width=32):
+    file = io.BytesIO()
+    Image.fromarray(np.arange(width * width, dtype=np.uint8).reshape(width, width)).save(
+        file, "png"
+    )
+    return file.getvalue()
+
+
+def deciles():
+    """Two bins of 20 samples: none fails in the first, a quarter in the second."""
+    rows = []
+    for profile in ("ideal", FULL):
+        for decile in (1, 2):
+            rate = 0.25 * (decile == 2) * (profile == FULL)
+            row = {"fold": "test", "profile": profile, "decile": decile, "chips": 1}
+            row |= {"samples": 20, "failures": int(20 * rate), "tied": 0}
+            for denominator in ("all", "correct"):
+                for suffix in ("", "_min", "_max"):
+                    row[f"rate_of_{denominator}{suffix}"] = rate
+                row[f"rate_of_{denominator}_low"] = rate / 2
+                row[f"rate_of_{denominator}_high"] = rate * 2
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def predictors():
+    """The margin is best, the constant undefined; under ideal nothing is defined."""
+    rows = []
+    for denominator in ("correct", "all"):
+        for profile in ("ideal", FULL):
+            for name, auroc in (("curvature", 0.7), ("margin", 0.9), ("a_constant", NAN)):
+                value = NAN if profile == "ideal" else auroc
+                row = {"fold": "test", "profile": profile, "predictor": name}
+                row |= {"denominator": denominator, "chips": 1, "samples": 40}
+                row |= {"failures": 0 if profile == "ideal" else 5, "reference": "margin"}
+                for measure in ("auroc", "average_precision", "spearman", "auroc_difference"):
+                    row[measure] = value - (0.9 if measure == "auroc_difference" else 0)
+                    row[f"{measure}_low"] = row[measure] - 0.05
+                    row[f"{measure}_high"] = row[measure] + 0.05
+                row |= {"d1": 0.0, "d10": 0.25, "auroc_within_class": value}
+                row |= {"forward_passes": 22.0, "seconds_per_image": 0.013}
+                row["reason"] = "" if value == value else "the score is constant"
+                rows.append(row | ({"reason": "no sample fails"} if profile == "ideal" else {}))
+    return pd.DataFrame(rows)
+
+
+def table_one():
+    row = {"fold": "test", "profile": FULL, "chips": 1, "samples": 40}
+    row |= {"digital_accuracy": 90.0, "trend_z": 3.0, "trend_p": 0.0002}
+    row |= {"correct_trend_z": 2.0, "correct_trend_p": 0.0452}
+    row |= {"paper_d1": 1.34, "paper_d10": 13.75}
+    for suffix in ("", "_low", "_high", "_min", "_max"):
+        row[f"analog_accuracy{suffix}"] = 80.0
+        for denominator in ("all", "correct"):
+            row[f"d1_of_{denominator}{suffix}"] = 0.0
+            row[f"d10_of_{denominator}{suffix}"] = 25.0
+    return pd.DataFrame([row, row | {"profile": "ideal", "paper_d1": NAN, "paper_d10": NAN}])
+
+
+def sections():
+    """Every optional input, small."""
+    here = {"fold": "test", "profile": FULL}
+    probability = here | {"predictor": "flip_probability"}
+    bins = {"low": [0.0, 0.5], "high": [0.5, 1.0], "samples": [38, 2], "predicted": [0.1, 0.6]}
+    bins |= {"observed": [0.1, 0.5], "observed_low": [0.0, 0.1], "observed_high": [0.2, 0.9]}
+    error = probability | {"samples": 40, "predicted": 0.125, "observed": 0.12}
+    curve = {"fraction": [0.0, 0.5, 1.0], "accuracy": [0.8, 0.88, 0.9]}
+    curve |= {"random_accuracy": [0.8, 0.85, 0.9], "oracle_accuracy": [0.8, 0.9, 0.9]}
+    choice = here | {"router": "analog margin", "kind": "analog", "target": 0.89}
+    choice |= {"threshold": float("inf"), "validation_accuracy": 0.89, "fraction": 0.2}
+    choice |= {"accuracy": 0.885, "accuracy_min": 0.88, "accuracy_max": 0.89}
+    shown = ["fold", "index", "class_name", "digital_prediction", "analog_prediction"]
+    shown += ["curvature", "margin", "flip_probability", "failed_share"]
+    return {
+        "predictors": predictors(),
+        "verdict": "The margin is enough.",
+        "table_one": table_one(),
+        "calibration": pd.DataFrame({"bin": [1, 2]} | bins).assign(**probability),
+        "calibration_errors": pd.DataFrame([error | {"expected_calibration_error": 0.013}]),
+        "routing": pd.DataFrame(curve).assign(router="analog margin", kind="analog", **here),
+        "routing_choices": pd.DataFrame([choice | {"energy": 0.3, "saved": 0.7}]),
+        "routing_baselines": pd.DataFrame(
+            {"profile": FULL, "name": ["always analog"], "accuracy": [0.8], "energy": [0.1]}
+        ),
+        "overlap": pd.DataFrame(
+            {
+                "first": ["pcm", "ideal"],
+                "second": ["adc", "adc"],
+                "pairs": [4, 0],
+                "jaccard": [0.345678, NAN],
+                "jaccard_low": [0.2, NAN],
+                "jaccard_high": [0.5, NAN],
+                "reason": ["", "no sample fails under ideal"],
+            }
+        ),
+        "systematic": pd.DataFrame({"name": ["pcm"], "chips": [12345], "certain": [True]}),
+        "per_class": pd.DataFrame(
+            {
+                "class_name": ["10", "9", ATTACK],
+                "samples": [100, 20, 3],
+                "digital_accuracy": [1.0, 0.5, 0.0],
+                "analog_accuracy": [0.9, 0.5, 0.0],
+                "failures": [10.0, 0.5, 0.0],
+                "failure_rate": [0.1, 0.05, NAN],
+                "mean_curvature": [2.0, 10.0, 1e-7],
+            }
+        ),
+        "vulnerable": pd.DataFrame(
+            [
+                ["test", 7, "cat", "cat", "dog", 3.5, 0.1, 0.48, 1.0],
+                ["test", 19, "dog", "dog", "cat", 12.25, 0.05, 0.49, 0.5],
+                ["test", 100, "ant", "ant", "ant", 0.5, 2.0, 0.01, 0.0],
+            ],
+            columns=shown,
+        ),
+        "thumbnails": [png()] * 3,
+        "reproduce": ["python -m experiments run digits", "echo '<b>'"],
+    }
+
+
+def write(path, **changes):
+    arguments = {"title": "t", "settings": {}, "stages": [], "deciles": deciles()}
+    return write_report(path, **(arguments | {"confidence": 0.95} | changes))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    figures = [folder / f"{name}.png" for name in ("predictors", "mine_own", "drift")]
+    for figure in figures:
+        figure.write_bytes(png(64))
+    stage = {"name": "score", "seconds": 1.5, "device": ATTACK, "versions": {"jax": "0.10"}}
+    return write(
+        folder / "report.html",
+        **sections(),
+        title=ATTACK,
+        settings={"data": {"class_names": [ATTACK, "cat"]}, "folder": "/a/<b>"},
+        stages=[stage, stage | {"name": "chips", "versions": {"jax": "0.11"}}],
+        figures=figures[:2],
+        drift_figure=figures[2],
+        drift_seconds=20.0,
+        ideal_agreement=0.9984,
+    )
+
+
+class Tables(HTMLParser):
+    """The cells of every table by its rows, notes apart from values by a bar; ids and links."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.ids, self.links = [], [], []
+        self._open = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "small":
+            self.tables[-1][-1][-1] += "|"
+        elif tag == "h2":
+            self.ids.append(found["id"])
+        elif tag == "a":
+            self.links.append(found["href"].removeprefix("#"))
+        self._open = tag in ("td", "th", "small", "strong", "button")
+
+    def handle_endtag(self, tag):
+        self._open = False
+
+    def handle_data(self, data):
+        if self._open:
+            self.tables[-1][-1][-1] += data.strip()
+
+    def headed(self, *first):
+        (table,) = [one for one in self.tables if one and tuple(one[0][: len(first)]) == first]
+        return table
+
+
+@pytest.fixture(scope="module")
+def read(page):
+    return Tables(page.read_text())
+
+
+def test_everything_is_escaped_and_inside(page):
+    text = page.read_text()
+    assert "alert('x')</script>" not in text
+    # Title twice, class name in a setting and in the table of classes, device of two stages.
+    assert text.count("&lt;script&gt;alert") == 6
+    assert text.count("<script") == 1
+    assert "/a/&lt;b&gt;" in text
+    assert "echo &#39;&lt;b&gt;&#39;" in text
+    assert not re.search("https?://", text)
+    assert check_report.source_problems(text) == []
+    assert text.count('src="data:image/png;base64,iVBOR') == 3 + 3
+    assert "default-src 'none'" in text
+
+
+def test_contents_link_to_every_section(read):
+    assert read.links == read.ids
+    assert read.ids == [
+        *("table-one", "deciles", "predictors", "calibration", "routing", "overlap", "drift"),
+        *("vulnerable", "classes", "accuracy", "figures", "reproduce", "settings", "environment"),
+    ]
+
+
+def test_sections_without_a_table_are_left_out(tmp_path):
+    text = write(tmp_path / "report.html").read_text()
+    assert Tables(text).ids == ["deciles", "settings", "environment"]
+    assert 'class="answer"' not in text
+    ideal = write(tmp_path / "report.html", ideal_agreement=1.0).read_text()
+    assert "accuracy" in Tables(ideal).ids
+    # A figure whose section is not there is shown nevertheless.
+    figure = tmp_path / "routing.png"
+    figure.write_bytes(png())
+    shown = Tables(write(tmp_path / "report.html", figures=[figure]).read_text())
+    assert shown.ids == ["deciles", "figures", "settings", "environment"]
+
+
+def test_answers_and_notes(page):
+    text = page.read_text()
+    assert "at t = 20 s, 0.0 % of D1 and 25.0 % of D2 fail" in text
+    assert "of digitally correct samples); Spearman&#39;s rho = 0.70 [0.65, 0.75]" in text
+    assert "Intervals hold 95 %; they are Wilson's" in text
+    assert "99.84 %" in text
+    assert "The margin is enough." in text
+    assert "0.10 (score), 0.11 (chips)" in text
+
+
+def test_predictors_by_auroc_with_costs(read):
+    header, *rows = next(one for one in read.tables if one[0][0] == "predictor")
+    assert header[:3] == ["predictor", "AUROC", "difference to margin"]
+    assert header[-3:] == ["forward passes", "ms an image", "undefined because"]
+    assert rows[0][:3] == ["margin", "0.900|[0.850, 0.950]", "+0.000|[-0.050, +0.050]"]
+    assert rows[1][:3] == ["curvature", "0.700|[0.650, 0.750]", "-0.200|[-0.250, -0.150]"]
+    assert rows[2][:3] == ["a constant", "-", "-"]
+    assert rows[2][-1] == "the score is constant"
+    assert rows[0][-5:] == ["0.00", "25.00", "22", "13", ""]
+    grid = read.headed("", f"{FULL}".replace("+", "+\u200b"))
+    assert grid[1:] == [["curvature", "0.700"], ["margin", "0.900"], ["a constant", "-"]]
+
+
+def test_predictors_where_nothing_fails(tmp_path):
+    text = write(tmp_path / "r.html", predictors=predictors(), profile="ideal").read_text()
+    assert "Among digitally correct samples it is undefined: no sample fails." in text
+    assert "rho is undefined: no sample fails" in text
+
+
+def test_table_one_beside_the_paper(read, tmp_path):
+    header, of_all, of_correct = read.headed("fold", "of")
+    ends = ["D1", "paper", "difference", "D2", "paper", "difference"]
+    assert header == ["fold", "of", *ends, "trend, z", "p"]
+    assert of_all[1:4] == ["all samples", "0.00|[0.00, 0.00]", "1.34"]
+    assert of_all[4:] == ["-1.34", "25.00|[25.00, 25.00]", "13.75", "+11.25", "3.00", "< 0.001"]
+    assert of_correct[-2:] == ["2.00", "0.045"]
+    ideal = write(
+        tmp_path / "r.html", table_one=table_one(), predictors=predictors(), profile="ideal"
+    )
+    assert Tables(ideal.read_text()).headed("fold", "of")[0] == [
+        *("fold", "of", "D1", "D2", "trend, z", "p")
+    ]
+
+
+def test_fractions_are_shown_in_percent(read):
+    _, error = read.headed("profile", "predictor")
+    assert error == [FULL, "flip probability", "40", "12.50", "12.00", "1.30"]
+    _, low, high = read.headed("predictor", "bin")
+    assert low[2:] == ["0.00", "50.00", "38", "10.00", "10.00|[0.00, 20.00]"]
+    assert high[-1] == "50.00|[10.00, 90.00]"
+    _, choice = read.headed("router", "kind")
+    assert choice[2:6] == ["89.00", "inf", "89.00", "20.00"]
+    assert choice[6:] == ["88.50|88.00 to 89.00", "0.300", "70.00"]
+    shares = read.headed("", "0", "5")
+    # The nearest of 0, 50 and 100 % to 0, 5, 10, 15, 20, 30, 40, 50, 75 and 100 %.
+    assert shares[-1] == ["analog margin", *5 * ["80.00"], *3 * ["88.00"], "88.00", "90.00"]
+    assert [row[0] for row in shares[1:]] == ["oracle", "random", "analog margin"]
+
+
+def test_tables_as_they_are_given(read):
+    header, pcm, ideal = read.headed("first", "second")
+    assert header == ["first", "second", "pairs", "jaccard", "undefined because"]
+    assert pcm == ["pcm", "adc", "4", "0.346|[0.200, 0.500]", ""]
+    assert ideal == ["ideal", "adc", "0", "-", "no sample fails under ideal"]
+    assert read.headed("name", "chips")[1] == ["pcm", "12,345", "yes"]
+
+
+def test_tables_without_rows_say_why(tmp_path):
+    given = sections()
+    empty = {name: given[name].head(0) for name in ("systematic", "routing_choices", "vulnerable")}
+    text = write(tmp_path / "r.html", **(given | empty | {"thumbnails": []})).read_text()
+    assert "takes several chips of a profile" in text
+    assert "No threshold was chosen" in text
+    assert "the digital model gets no sample right" in text
+
+
+def test_sortable_tables_have_buttons_and_numbers_to_sort_by(page):
+    text = page.read_text()
+    assert text.count('<table class="cells sortable">') == 5
+    start = text.index('<h2 id="vulnerable">')
+    part = text[start : text.index('<h2 id="classes">')]
+    assert part.count('aria-sort="none"><button type="button">') == 9  # all but the images'
+    assert '<td data-number="12.25">12.2</td>' in part
+    assert part.count('class="thumbnail"') == 3
+    classes = text[text.index('<h2 id="classes">') :]
+    assert '<td data-number="">-</td>' in classes
+    assert '<td data-number="1e-07">1e-07</td>' in classes
+
+
+def test_same_inputs_same_bytes(page, tmp_path):
+    first = write(tmp_path / "a.html", **sections()).read_bytes()
+    assert write(tmp_path / "b.html", **sections()).read_bytes() == first
+    assert first != page.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thumbnails": [b""]}, "1 thumbnails for 3 vulnerable samples"),
+        ({"vulnerable": None}, "3 thumbnails for 0 vulnerable samples"),
+        (
+            {"per_class": pd.DataFrame({"label": [1]})},
+            "the report's per_class lacks the columns class_name, samples",
+        ),
+        ({"fold": "train"}, "no fold 'train' here; there is test"),
+        ({"profile": "adc"}, "no profile 'adc' here; there is ideal, adc"),
+    ],
+)
+def test_bad_input_leaves_no_page(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write(tmp_path / "report.html", **(sections() | changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_figure_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no figure at .*figure_one.png; draw it"):
+        write(tmp_path / "report.html", figures=[tmp_path / "figure_one.png"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the check
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('<img src="https://example.org/x.png">', "<img src='https://example.org/x.png'>"),
+        ('<link href="//example.org/x.css">', "<link href='//example.org/x.css'>"),
+        ('<p style="background: url(http://example.org)">', "url(http://example.org"),
+        ("<style>@import 'https://example.org/x';</style>", "@import 'https://example.org/x"),
+        ('<img alt="cut" src="data:image/png;base64,iVBORw0KGgo=">', "image damaged: cut"),
+    ],
+)
+def test_what_is_outside_or_damaged_is_found(body, problem):
+    (found,) = check_report.source_problems(f"<body>{body}</body>")
+    assert problem in found
+
+
+def test_text_and_links_within_the_page_pass():
+    body = '<a href="#x">https://example.org</a><style>a { color: red }</style>'
+    assert check_report.source_problems(body) == []
+
+
+def test_without_a_browser_it_says_what_to_install(page, monkeypatch, capsys):
+    monkeypatch.delenv("CHROME", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert check_report.main([str(page)]) == 2
+    assert "apt-get install chromium" in capsys.readouterr().err
+    monkeypatch.setenv("CHROME", "/nowhere/chrome")
+    assert check_report.main([str(page)]) == 2
+    assert "$CHROME names '/nowhere/chrome'" in capsys.readouterr().err
+    assert check_report.main([str(page.with_name("none.html"))]) == 2
+    assert "no report at" in capsys.readouterr().err
+
+
+def _browser():
+    try:
+        return check_report.find_browser()
+    except check_report.NoBrowserError:
+        return None
+
+
+in_a_browser = pytest.mark.skipif(_browser() is None, reason="neither Chromium nor Chrome is here")
+
+
+@pytest.mark.long
+@in_a_browser
+def test_a_browser_takes_the_page(page, tmp_path):
+    verdict = check_report.check(page, _browser())
+    assert verdict == {"images": 6, "tables": 5, "columns": 11 + 11 + 5 + 9 + 7, "problems": []}
+    image = tmp_path / "page.png"
+    arguments = ["--screenshot", str(image), "--width", "390", "--height", "500", "--dark"]
+    assert check_report.main([str(page), *arguments]) == 0
+    with Image.open(image) as picture:
+        assert picture.size == (390, 500)
+        assert picture.convert("L").getpixel((2, 2)) < 60
+
+
+@pytest.mark.long
+@in_a_browser
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("</body>", '<img src="beside.png" alt="beside"></body>', "image not shown: beside"),
+        ("</body>", "<script>nowhere();</script></body>", "nowhere is not defined"),
+        ("</body>", "<script>console.error('off');</script></body>", "off"),
+        ("body.append(", "void (", "stands before"),
+        ("a.dataset.number - b.dataset.number", "0", "stands before"),
+        ("(up ? 1 : -1) *", "", "descending"),
+        ("missing(a) - missing(b) ||", "", "missing values are not last"),
+        ("<button", "<span", "no sortable table"),
+    ],
+)
+def test_a_browser_finds_what_is_broken(page, tmp_path, old, new, problem):
+    text = page.read_text()
+    assert old in text
+    broken = tmp_path / "report.html"
+    broken.write_text(text.replace(old, new))
+    assert any(problem in one for one in check_report.check(broken, _browser())["problems"])
+    assert check_report.main([str(broken)]) == 1
