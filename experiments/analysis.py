@@ -496,7 +496,7 @@ def render_deciles(
 
 
 def _percent(rate: float) -> str:
-    return f"{rate:.1f} %"
+    return "an undefined share" if np.isnan(rate) else f"{rate:.1f} %"
 
 
 def _present(values: pd.Series | pd.Index, order: Sequence[str]) -> list[str]:

@@ -160,33 +160,33 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
 
 
 def show_table_one(table: pd.DataFrame) -> None:
-    """Prints D1 and D10 with their intervals, the paper's and the difference to it, in percent."""
+    """Prints D1 and D10 with their intervals and how far they are from the paper's, in percent."""
     printed = Table(
         title=f"Table I, {analysis.FULL_PROFILE}: analog-only failures, %",
-        caption="ours [interval]; paper's (ours of all samples minus paper's)",
+        caption="with intervals, and the paper's where it has such a row",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("model, data, fold", "of", "D1", "D10", "paper D1", "paper D10"):
-        printed.add_column(name, justify="left" if name[0] in "mo" else "right")
+    printed.add_column("run")
+    for name in ("of", "D1", "D10"):
+        printed.add_column(name, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
-        for denominator in analysis.DENOMINATORS:
-            first = denominator == "all"
-            cells = [
-                f"{row[f'{name}_of_{denominator}']:.1f} "
-                f"[{row[f'{name}_of_{denominator}_low']:.1f}, "
-                f"{row[f'{name}_of_{denominator}_high']:.1f}]"
-                for name in ("d1", "d10")
-            ]
-            cells += [
-                f"{row[f'paper_{name}']:.2f} ({row[f'{name}_of_{denominator}_minus_paper']:+.1f})"
-                if not np.isnan(row[f"paper_{name}"])
-                else "-"
-                for name in ("d1", "d10")
-            ]
-            where = f"{row['model']}, {row['data']}, {row['fold']}" if first else ""
-            printed.add_row(where, denominator, *cells)
+        printed.add_row(
+            f"{row['model']}\n{row['data']}, {row['fold']}",
+            "\n".join([*analysis.DENOMINATORS, "paper"]),
+            *("\n".join(_of_decile(row, name)) for name in ("d1", "d10")),
+        )
     Console(highlight=False).print(printed)
+
+
+def _of_decile(row: dict, name: str) -> list[str]:
+    """Of each denominator, then the paper's."""
+    lines = []
+    for denominator in analysis.DENOMINATORS:
+        rate, low, high = (row[f"{name}_of_{denominator}{end}"] for end in ("", "_low", "_high"))
+        lines.append(f"{rate:.2f} [{low:.2f}, {high:.2f}]")
+    paper = row[f"paper_{name}"]
+    return [*lines, "-" if np.isnan(paper) else f"{paper:.2f}"]
 
 
 def figure_one(options: FigureOne) -> None:

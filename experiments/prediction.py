@@ -86,7 +86,8 @@ def compare(
 
     Returns:
         fold, denominator ("correct" or "all": among which samples), profile, the columns of
-        `compare_predictors`, and forward_passes of each predictor.
+        `compare_predictors`, and forward_passes of each predictor. Where fewer samples take part
+        than there are bins, reason says so.
     """
     tables = []
     for fold, fold_rows in folds(joined):
@@ -97,31 +98,40 @@ def compare(
             digital = samples["digital_correct"].to_numpy()
             physical = _flip_probabilities(flips, samples, str(profile))
             for among in DENOMINATORS:
-                size = digital.sum() if among == "correct" else len(samples)
-                if size < bins:
-                    continue
                 scores = fragility_scores(samples, among) | physical  # type: ignore[arg-type]
-                if among == "correct":
-                    scores |= _combined(scores, samples["sample"], digital, analog_correct)
-                table = compare_predictors(
-                    scores,
-                    digital,
-                    analog_correct,
-                    indices=samples["sample"],
-                    labels=samples["label"],
-                    among=among,  # type: ignore[arg-type]
-                    reference=REFERENCE,
-                    bins=bins,
-                    confidence=confidence,
-                    resamples=resamples,
-                )
+                size = int(digital.sum()) if among == "correct" else len(samples)
+                if size < bins:
+                    table = _undefined(scores, among, size, len(analog_correct), bins)
+                else:
+                    if among == "correct":
+                        scores |= _combined(scores, samples["sample"], digital, analog_correct)
+                    table = compare_predictors(
+                        scores,
+                        digital,
+                        analog_correct,
+                        indices=samples["sample"],
+                        labels=samples["label"],
+                        among=among,  # type: ignore[arg-type]
+                        reference=REFERENCE,
+                        bins=bins,
+                        confidence=confidence,
+                        resamples=resamples,
+                    )
                 table = table.rename(columns={"among": "denominator"})
                 table.insert(0, "fold", fold)
                 table.insert(1, "profile", profile)
                 tables.append(table)
-    if not tables:
-        raise ValueError(f"no fold has {bins} samples to compare predictors on; score more")
     return pd.concat(tables, ignore_index=True).merge(costs, on="predictor", how="left")
+
+
+def _undefined(
+    scores: Mapping[str, npt.NDArray], among: str, samples: int, chips: int, bins: int
+) -> pd.DataFrame:
+    """Rows that say why nothing is measured; what they lack is NaN in the table."""
+    which = {"correct": "digitally correct samples", "all": "samples"}[among]
+    common = {"among": among, "chips": chips, "samples": samples, "reference": REFERENCE}
+    reason = f"{samples} {which} cannot fill {bins} bins"
+    return pd.DataFrame([{"predictor": name, **common, "reason": reason} for name in scores])
 
 
 def _combined(
@@ -236,7 +246,7 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
     """One sentence: is the margin enough, and what does curvature add to it? As the data say."""
     table = select(predictors, fold=fold, profile=profile, denominator="correct")
     table = table.set_index("predictor")
-    if "curvature" not in table.index or table["reason"].ne("").all():
+    if not {"curvature", REFERENCE} <= set(table.index) or table["reason"].ne("").all():
         return ""
     margin, curvature = table.loc[REFERENCE], table.loc["curvature"]
     text = (
@@ -248,8 +258,8 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
         return text + "; too few samples fail, or survive, to fit both together."
     added = table.loc[ADDED]
     low, high = added["auroc_difference_low"], added["auroc_difference_high"]
-    says = "adds to" if low > 0 else "harms" if high < 0 else "adds nothing established to"
-    return text + f"; curvature {says} the margin ({_difference(added)})."
+    says = "does better than" if low > 0 else "does worse than" if high < 0 else "is no better than"
+    return text + f"; a logistic model of both {says} the margin alone ({_difference(added)})."
 
 
 def _difference(row: pd.Series) -> str:

@@ -279,11 +279,11 @@ def test_verdict_follows_the_intervals(predictors):
     sentence = prediction.verdict(predictors)
     assert "AUROC is" in sentence
     added = predictors["predictor"] == prediction.ADDED
-    for low, high, says in ((0.1, 0.2, "adds to"), (-0.2, -0.1, "harms"), (-0.1, 0.1, "adds not")):
+    for low, high, says in ((0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "no better")):
         changed = predictors.copy()
         changed.loc[added, "auroc_difference_low"] = low
         changed.loc[added, "auroc_difference_high"] = high
-        assert f"curvature {says}" in prediction.verdict(changed)
+        assert f"{says} than the margin alone" in prediction.verdict(changed)
     assert "too few samples" in prediction.verdict(predictors[~added])
     assert prediction.verdict(predictors, profile="ideal") == ""
 

@@ -147,7 +147,10 @@ def test_table_one_figure_one_and_gallery_of_a_finished_run(
 ) -> None:
     result = command("table-one", finished, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "resnet18, width 4, digits, test" in " ".join(result.stdout.split())
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    first = next(n for n, line in enumerate(lines) if line.startswith("digits, test correct"))
+    assert lines[first - 1].startswith("resnet18, width 4 all ")
+    assert lines[first + 1] == "paper - -"
     table = pd.read_csv(tmp_path / "table_one.csv")
     stored = pd.read_csv(finished / "table_one.csv").query("profile == 'adc+wnoise+pcm'")
     assert table["d10_of_correct"].tolist() == stored["d10_of_correct"].tolist()

@@ -1,6 +1,7 @@
 """Costs, flips and routers of a run on hand-made tables; a run's own command line."""
 
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +103,20 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     # The probabilities rank as the margins do, so they differ by nothing.
     assert row["auroc_difference"].tolist() == [0, 0]
     assert (row["auroc"] > 0.7).all()
+
+
+def test_too_few_correct_samples_are_said(run):
+    joined, flips = run
+    wrong = joined.assign(digital_correct=joined["digital_correct"] & (joined["index"] < 5))
+    table = prediction.compare(wrong, COSTS, flips, resamples=5)
+    rows = analysis.select(table, fold="test", profile=FULL, denominator="correct")
+    assert rows["reason"].str.fullmatch(r"\d digitally correct samples cannot fill 10 bins").all()
+    assert rows["auroc"].isna().all()
+    assert prediction.verdict(table) == ""
+    deciles = analysis.failure_tables(wrong)
+    sentence = analysis.answer(deciles, table, denominator="correct")
+    assert "an undefined share of D1" in sentence
+    assert re.search(r"rho is undefined: \d digitally correct samples cannot", sentence)
 
 
 def test_calibration_is_of_the_digitally_correct(run):
