@@ -204,7 +204,9 @@ def cross_validated_logistic(
     values = [real_scores(score, name) for name, score in scores.items()]
     same_length(**dict(zip(scores, values, strict=True)), correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
-    features, digital, failed = np.stack(values, 1)[order], digital[order], failed[:, order]
+    # Ranks, which are monotone too, for quotients of probabilities such as 1e-300 overflow.
+    features = np.stack([pd.Series(value[order]).rank() for value in values], axis=1)
+    digital, failed = digital[order], failed[:, order]
     share = failed.mean(axis=0)
     right = np.flatnonzero(digital)
     fails = share[right] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -53,7 +54,8 @@ class Router:
 
     Raises:
       ValueError: a digital model in training mode, an unknown score or a NaN threshold; when
-        called, malformed batches and samples without a stored score.
+        called, a model that trains again, malformed batches, samples without a stored score and
+        logits that are not finite.
     """
 
     digital: nn.Module
@@ -61,15 +63,14 @@ class Router:
     chip: Chip
     """Answers what is not routed."""
     threshold: float
-    """inf routes nothing, -inf everything."""
+    """inf routes nothing but stored scores of inf, -inf everything."""
     score: AnalogScore | Mapping[int, float] = "margin"
     """Of the chip's logits, by name; or stored, by the samples' stable index."""
     costs: Costs = field(default_factory=Costs)
     """Energy of one inference."""
 
     def __post_init__(self) -> None:
-        if self.digital.training:
-            raise ValueError("the digital model is in training mode; call eval() first")
+        self._require_eval()
         if np.isnan(self.threshold):
             raise ValueError("the threshold is NaN; choose one, inf to route nothing")
         names = ("margin", "entropy", "least_confidence")
@@ -90,16 +91,20 @@ class Router:
             raise ValueError(
                 f"{len(images)} images need as many indices, at least one; got {len(indices)}"
             )
+        self._require_eval()
+        numbers = [operator.index(index) for index in indices]
+        if min(numbers) < 0:
+            raise ValueError(f"indices must not be negative, got {min(numbers)}")
         if isinstance(self.score, Mapping):
-            return self._by_stored_score(images, list(indices), self.score)
-        logits = self.chip(images, indices)
+            return self._by_stored_score(images, numbers, self.score)
+        logits = self.chip(images, numbers)
         found = logit_scores(logits.numpy())[self.score].astype(np.float64)
         score = -found if self.score == "margin" else found
         routed = score >= self.threshold
         logits = logits.clone()
         if routed.any():
             logits[torch.from_numpy(routed)] = self._digital(images, routed)
-        return self._answer(logits, score, routed, "analog")
+        return self._answer(logits, numbers, score, routed, "analog")
 
     def _by_stored_score(
         self, images: torch.Tensor, indices: list[int], stored: Mapping[int, float]
@@ -124,7 +129,11 @@ class Router:
         logits = torch.empty(len(images), parts[0][1].shape[1])
         for which, some in parts:
             logits[torch.from_numpy(which)] = some
-        return self._answer(logits, score, routed, "known")
+        return self._answer(logits, indices, score, routed, "known")
+
+    def _require_eval(self) -> None:
+        if self.digital.training:
+            raise ValueError("the digital model is in training mode; call eval() first")
 
     def _digital(self, images: torch.Tensor, routed: NDArray[np.bool_]) -> torch.Tensor:
         with torch.inference_mode():
@@ -133,10 +142,19 @@ class Router:
     def _answer(
         self,
         logits: torch.Tensor,
+        indices: list[int],
         score: NDArray[np.float64],
         routed: NDArray[np.bool_],
         kind: Literal["analog", "known"],
     ) -> Routed:
         found = logits.numpy()
+        finite = np.isfinite(found).all(axis=1)
+        if not finite.all():
+            first = int(finite.argmin())
+            which = "digital model" if routed[first] else "chip"
+            raise ValueError(
+                f"logits of the {which} are not finite, first at index {indices[first]}; check the "
+                "weights and the images"
+            )
         energy = float(mean_energy(routed.mean(), kind, self.costs))
         return Routed(found.argmax(axis=1), routed, score, found, energy)

@@ -45,9 +45,11 @@ def mean_energy(
 
     - analog: the score is made from the chip's own logits, so that every sample runs on the chip:
       a + f d. It saves energy while f < 1 - a / d.
-    - known: the score of this very input was stored before: (1 - f) a + f d.
+    - known: the score of this very input was stored before: (1 - f) a + f d. It saves energy
+      while f < 1, if a < d.
     - digital: the score takes k digital forward passes of every sample, which leave the digital
-      answer behind: k d + (1 - f) a. It never costs less than d, the digital model alone.
+      answer behind: k d + (1 - f) a. With k >= 1 it never costs less than d, the digital model
+      alone.
     """
     f = np.asarray(fraction, np.float64)
     if kind == "analog":
@@ -73,6 +75,10 @@ def routing_curve(
 ) -> pd.DataFrame:
     """Accuracy and energy against the fraction of the samples that is routed, highest scores first.
 
+    A routed sample gets the digital answer, right or wrong: the curve ends at the digital accuracy.
+    A row may part samples of equal scores, which no threshold does: where they tie, `routed_at`
+    routes more at the row's threshold than the row.
+
     >>> digital = [True, True, True, False]
     >>> analog = [True, True, False, False]
     >>> curve = routing_curve([0.1, 0.2, 0.9, 0.5], digital, analog, points=3)
@@ -90,7 +96,7 @@ def routing_curve(
         kind: of the score.
         costs: of one inference.
         passes: digital forward passes that a score of kind "digital" takes.
-        points: rows of the table.
+        points: rows of the table; fewer where the samples are fewer.
         indices: int [samples], unique and stable; breaks ties. Positions if None.
 
     Returns:
@@ -137,7 +143,8 @@ def routing_baselines(
 
     Args, Raises: as for `routing_curve`.
     """
-    _, digital, analog = _checked(np.zeros(len(digital_correct)), digital_correct, analog_correct)  # type: ignore[arg-type]
+    unscored = np.zeros(np.shape(digital_correct))
+    _, digital, analog = _checked(unscored, digital_correct, analog_correct)
     return pd.DataFrame(
         {
             "name": ["always analog", "always digital"],
@@ -176,7 +183,7 @@ def routed_at(
     """Routes the samples whose score is at least a threshold.
 
     Args:
-        threshold: inf routes none, -inf all.
+        threshold: inf routes none but samples whose score is inf, -inf all.
         score, digital_correct, analog_correct, kind, costs, passes: as for `routing_curve`.
 
     Raises:
@@ -214,7 +221,8 @@ def choose_threshold(
         target: a fraction.
 
     Returns:
-        inf where the chip alone is good enough; else a score that occurs.
+        inf where the chip alone is good enough; else a score that occurs. A sample whose score is
+        inf is routed by every threshold.
 
     Raises:
         ValueError: no threshold reaches the target, NaN, other dtypes or shapes.
@@ -228,7 +236,8 @@ def choose_threshold(
     right = analog.sum() + np.append(0, np.cumsum(gain.ravel()[order]))
     # A threshold takes all samples of its score: only the last of equal ones can be it.
     ordered = values[order]
-    possible = np.append(True, np.append(ordered[1:] != ordered[:-1], True))
+    # None routed is a threshold of inf, which takes those of infinite score.
+    possible = np.append(ordered[0] < np.inf, np.append(ordered[1:] != ordered[:-1], True))
     accuracy = right / gain.size
     # Counts over a count: a target of the very accuracy must not fail for its rounding.
     enough = np.flatnonzero(possible & (accuracy >= target - 1e-12))
@@ -261,10 +270,10 @@ def _checked(
     analog = chips_of("analog_correct", analog_correct)
     rows = np.asarray(score)
     own = rows.ndim == 2
+    if own and len(rows) != len(analog):
+        raise ValueError(f"{len(rows)} chips have scores and {len(analog)} outcomes; give both")
     scores = np.stack([real_scores(row) for row in rows]) if own else real_scores(rows)[None]
     same_length(score=scores, digital_correct=digital, analog_correct=analog)
     if not len(digital):
         raise ValueError("no samples to route; give at least one")
-    if own and len(scores) != len(analog):
-        raise ValueError(f"{len(scores)} chips have scores and {len(analog)} outcomes; give both")
     return scores, digital, analog

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from experiments import stages
+from experiments import flips, stages
 from experiments.artefacts import sha256, write_json
 from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
@@ -78,7 +78,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "moments",
-            stages.moments,
+            flips.moments,
             settings=(*_SCORED, "simulate", "flip"),
             after=("export",),
             packages=(*_JAX, *_TORCH),
@@ -86,7 +86,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "flips",
-            stages.flips,
+            flips.flips,
             settings=(*_SCORED, "simulate"),
             after=("train", "moments"),
             packages=(*_JAX, "safetensors"),

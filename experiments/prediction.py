@@ -21,7 +21,10 @@ LABEL_FREE = "_label_free"
 
 FLIP_PROBABILITY = "flip_probability"
 UNSHIFTED = "flip_probability, unshifted"
-"""Without the mean of the margin's change: Phi(-margin / sd)."""
+"""Phi(-margin / sd) around the digital weights: blind to what all chips of a profile share."""
+
+AT_MEAN = "margin at mean weights"
+"""That of the digital prediction, were the weights what a chip's are on average."""
 
 ADDED, COMBINED = "margin + curvature", "all scores"
 """Logistic models of several scores."""
@@ -38,7 +41,14 @@ _PREDICTORS = (
 )
 _FALL_WITH_FRAGILITY = ("margin", "label_margin")
 _PASSES = {"gradient_norm": 2.0, "margin": 1.0, "entropy": 1.0, "least_confidence": 1.0}
-_PASSES |= {"loss": 1.0, "el2n": 1.0, "label_margin": 1.0, FLIP_PROBABILITY: 3.0, UNSHIFTED: 3.0}
+_PASSES |= {
+    "loss": 1.0,
+    "el2n": 1.0,
+    "label_margin": 1.0,
+    FLIP_PROBABILITY: 4.0,
+    UNSHIFTED: 3.0,
+    AT_MEAN: 2.0,
+}
 
 
 def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArray]:
@@ -81,7 +91,7 @@ def compare(
     Args:
         joined: as `analysis.join` returns it.
         costs: predictor and forward_passes.
-        flips: fold, index, profile, probability and unshifted.
+        flips: as `experiments.flips.flips` leaves it.
         bins, confidence, resamples: as for `compare_predictors`.
 
     Returns:
@@ -96,7 +106,7 @@ def compare(
         for profile, rows in fold_rows.groupby("profile", sort=False):
             samples, analog_correct = over_chips(rows)
             digital = samples["digital_correct"].to_numpy()
-            physical = _flip_probabilities(flips, samples, str(profile))
+            physical = _physical(flips, samples, str(profile))
             for among in DENOMINATORS:
                 scores = fragility_scores(samples, among) | physical  # type: ignore[arg-type]
                 size = int(digital.sum()) if among == "correct" else len(samples)
@@ -184,8 +194,9 @@ def costs_table(
     for name, parts in sums.items():
         if all(part in rows for part in parts):
             rows[name] = tuple(sum(rows[part][which] for part in parts) for which in (0, 1))  # type: ignore[assignment]
-    # One forward pass, and a backward pass to the input and the weights; not measured here.
-    rows |= {name: (passes[name], float("nan")) for name in (FLIP_PROBABILITY, UNSHIFTED)}
+    # A forward pass and a backward pass to inputs and weights, after one at the digital weights for
+    # the prediction where the mean weights are another point; not measured here.
+    rows |= {name: (passes[name], np.nan) for name in (FLIP_PROBABILITY, UNSHIFTED, AT_MEAN)}
     return pd.DataFrame(
         [(name, *cost) for name, cost in rows.items()],
         columns=["predictor", "forward_passes", "seconds_per_image"],
@@ -199,7 +210,7 @@ def calibrate(
 
     Args:
         joined: as `analysis.join` returns it.
-        flips: fold, index, profile, probability and unshifted.
+        flips: as `experiments.flips.flips` leaves it.
         confidence: of the intervals.
         resamples: of the bootstrap over several chips.
 
@@ -218,7 +229,9 @@ def calibrate(
         if not digital.any():
             continue
         failed = analog_only_failures(digital, analog_correct)[:, digital]
-        for predictor, probability in _flip_probabilities(flips, samples, str(profile)).items():
+        physical = _physical(flips, samples, str(profile))
+        for predictor in (FLIP_PROBABILITY, UNSHIFTED):
+            probability = physical[predictor]
             table = calibration_table(
                 probability[digital], failed, confidence=confidence, resamples=resamples
             )
@@ -274,10 +287,10 @@ def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
     return joined.merge(found, on=keys, how="left", validate="many_to_one")
 
 
-def _flip_probabilities(
+def _physical(
     flips: pd.DataFrame | None, samples: pd.DataFrame, profile: str
 ) -> dict[str, npt.NDArray]:
-    """Of these samples by predictor; empty where the fold or the profile has none."""
+    """The physical predictors of these samples; empty where the fold or the profile has none."""
     if flips is None:
         return {}
     rows = flips[flips["profile"] == profile].set_index(["fold", "index"])
@@ -287,4 +300,5 @@ def _flip_probabilities(
     return {
         FLIP_PROBABILITY: found["probability"].to_numpy(),
         UNSHIFTED: found["unshifted"].to_numpy(),
+        AT_MEAN: -(found["margin"] + found["shift"]).to_numpy(),
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from experiments.settings import Data, Experiment, Model, Score
+from experiments.settings import Data, Experiment, Model, Score, Simulate
 from jaxcurv.recipe import Recipe
 
 
@@ -19,6 +19,7 @@ class Preset:
 _DIGITS = Experiment(
     data=Data("digits"),
     model=Model(width=16),
+    simulate=Simulate(chips=3),
     train=Recipe(
         epochs=12,
         batch_size=64,
@@ -46,6 +47,7 @@ def _small(name: str) -> Experiment:
         _cifar(name, "resnet18"),
         model=Model(width=16),
         train=Recipe(epochs=15, warmup_epochs=2.0),
+        simulate=Simulate(chips=3),
         limit=10_000,  # of the train fold; validation and test have no more
     )
 

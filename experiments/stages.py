@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,6 @@ from experiments.records import read_records, recorded_settings
 from experiments.samples import limited, read_folds
 from experiments.settings import Experiment
 from jaxcurv import data
-from jaxcurv.files import write_whole
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -204,143 +201,6 @@ def export(job: Job) -> Outcome:
     path = job.folder / "weights.safetensors"
     bridge.save_weights(path, state_dict, header)
     return Outcome([path], f"cpu, torch {torch.__version__}")
-
-
-def moments(job: Job) -> Outcome:
-    """How far programmed weights are off, and what converters add to each sample's margin.
-
-    Writes moments.safetensors: mean and variance of the weights' deviations, in Flax's layout, for
-    each profile without a converter; and output_noise.parquet: the margin's variance from what is
-    noisy at each operation.
-    """
-    import jax.numpy as jnp
-    from flax import nnx
-    from safetensors.numpy import save_file
-
-    import bridge
-
-    settings = job.experiment.simulate
-    twin, description = load_twin(job)
-    model = build_flax(description, job.experiment.seed, jnp.float32)
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    normalisation = read_normalisation(description)
-    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    arrays = {}
-    exact = {"ideal"} if settings.clipping.type == "none" else set()
-    for name in sorted({_weights_of(profile) for profile in profiles.values()} - exact):
-        found = bridge.weight_moments(
-            twin,
-            profiles[name],
-            chips=job.experiment.flip.programmings,
-            seed=_FIRST_PROGRAMMING + job.experiment.seed,
-        )
-        for which in ("mean", "variance"):
-            state_dict = bridge.moment_state_dict(found, twin.state_dict(), which)
-            state = nnx.state(bridge.from_torch(state_dict, model))
-            for path, variable in nnx.to_flat_state(state):
-                arrays[f"{name}/{which}/{_dotted(path)}"] = np.asarray(variable[...])
-    folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = calibration_images(folds["train"], normalisation, job.experiment)
-    tables = []
-    for name in sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"}):
-        for fold, samples in limited(folds, job.experiment).items():
-            table = bridge.output_noise(
-                twin,
-                profiles[name],
-                data.Normalised(samples, normalisation),
-                calibration=calibration,
-                batch_size=settings.batch_size,
-                description=f"output noise {name}, {fold}",
-            ).to_pandas()
-            tables.append(table.assign(fold=fold, noise=name))
-    noise = pd.concat(tables, ignore_index=True)[["fold", "index", "noise", "variance"]]
-    outputs = [
-        write_whole(job.folder / "moments.safetensors", partial(save_file, arrays)),
-        write_parquet(job.folder / "output_noise.parquet", noise),
-    ]
-    return Outcome(outputs, "cpu")
-
-
-_FIRST_PROGRAMMING = 1_000_000  # seeds of sampled programmings begin here, those of chips at 0
-
-
-def _weights_of(profile: bridge.Profile) -> str:
-    """The profile of the same weights without converters; what the moments are named by."""
-    return replace(profile, adc=None).name
-
-
-def _operations_of(profile: bridge.Profile) -> str:
-    """The profile of the same noise at each operation, and exact weights."""
-    wnoise = profile.wnoise
-    drawn = wnoise if wnoise is not None and wnoise.drawn == "per_mvm" else None
-    return replace(profile, wnoise=drawn, memory=None).name
-
-
-def _dotted(path: Sequence[Any]) -> str:
-    return ".".join(map(str, path))
-
-
-def flips(job: Job) -> Outcome:
-    """The probability that a chip of each profile flips a sample's prediction; no chip is run."""
-    import jax
-    from flax import nnx
-    from safetensors.numpy import load_file
-
-    from bridge.calibration import flip_probability
-    from bridge.profiles import eight_profiles
-    from jaxcurv.margins import Moments, margin_table
-
-    settings = job.experiment.simulate
-    description = read_json(job.folder / "model.json")
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    model = load_flax(job, description)
-    normalisation = read_normalisation(description)
-    arrays = load_file(job.folder / "moments.safetensors")
-    structure = nnx.to_flat_state(nnx.state(model))
-
-    def moment(name: str, which: str) -> nnx.State:
-        return nnx.from_flat_state(
-            [
-                (path, variable.replace(arrays[f"{name}/{which}/{_dotted(path)}"]))
-                for path, variable in structure
-            ]
-        )
-
-    noises = {
-        name: Moments(moment(name, "mean"), moment(name, "variance"))
-        for name in sorted({name.split("/")[0] for name in arrays})
-    }
-    outputs = pd.read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
-    profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    tables = []
-    folds = limited(read_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
-    for fold, samples in folds.items():
-        margins = margin_table(
-            model,
-            data.Normalised(samples, normalisation),
-            noises=noises,
-            description=f"flips {fold}",
-        ).to_pandas()
-        for name, profile in profiles.items():
-            if name == "ideal":
-                continue
-            weights, operations = _weights_of(profile), _operations_of(profile)
-            table = margins[["index", "margin"]].copy()
-            table["shift"] = margins[f"{weights}_shift"] if weights in noises else 0.0
-            table["variance"] = margins[f"{weights}_variance"] if weights in noises else 0.0
-            if operations != "ideal":
-                added = outputs.loc[(operations, fold)].set_index("index")["variance"]
-                table["variance"] += added.loc[table["index"]].to_numpy()
-            none = np.zeros(len(table))
-            for column, shift in (("probability", table["shift"]), ("unshifted", none)):
-                table[column] = flip_probability(table["margin"], shift, table["variance"])
-            table.insert(0, "fold", fold)
-            table.insert(1, "profile", name)
-            tables.append(table)
-    path = write_parquet(job.folder / "flips.parquet", pd.concat(tables, ignore_index=True))
-    return Outcome([path], jax.devices()[0].device_kind)
 
 
 def simulate(job: Job) -> Outcome:

@@ -5,8 +5,10 @@ mean E[dw] and variance var(w), to first order
 
     shift = sum_w (dm/dw) E[dw],    variance = sum_w (dm/dw)^2 var(w).
 
-The classes are the model's own prediction and its runner-up, so that no label is needed. Whose
-moments they are, a chip's or any other noise's, is the caller's business.
+The classes are the model's own prediction and its runner-up, so that no label is needed, or a given
+class and the best other one. Whose moments they are, a chip's or any other noise's, is the caller's
+business, and so is the point around which to expand: where the mean deviation is large, add it to
+the weights first, take the margin of the exact weights' prediction there, and leave the mean out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ from jaxcurv.problem import (
     Problem,
     check_batch,
     check_indices,
+    check_labels,
     check_model,
     functional,
 )
@@ -43,6 +46,9 @@ are slower: a ResNet-18 of width 16 gave 286 images a second with 8 and 187 with
 
 _BATCH = 64
 """Samples read at once."""
+
+_OWN = -1
+"""In place of a class: the model's own prediction."""
 
 
 class Moments(NamedTuple):
@@ -60,11 +66,11 @@ class MarginMoments:
     """The margins of a batch and their moments by noise, as NumPy arrays `[batch]`."""
 
     prediction: np.ndarray
-    """Class of the largest logit, the first of several."""
+    """Class of the largest logit, the first of several; or the given class."""
     runner_up: np.ndarray
     """Class of the largest logit among the others."""
     margin: np.ndarray
-    """m, >= 0, in units of the logits."""
+    """m, in units of the logits; negative where a given class is not the prediction."""
     shift: dict[str, np.ndarray]
     """Mean of the margin's change."""
     variance: dict[str, np.ndarray]
@@ -77,6 +83,7 @@ def margin_moments(
     *,
     params: Any = None,
     noises: Mapping[str, Moments],
+    classes: ArrayLike | None = None,
     indices: ArrayLike | None = None,
 ) -> MarginMoments:
     """Margins of one batch and their first-order moments.
@@ -91,6 +98,8 @@ def margin_moments(
       images: floating `[batch, ...]`, normalised as the model expects.
       noises: moments by name, at least one. Of an NNX module they are of its whole state,
         statistics of BatchNorm included.
+      classes: integer `[batch]`, whose margins over the best other class to take; the model's own
+        predictions if None.
       indices: stable sample indices `[batch]`, for messages; positions if None.
 
     Raises:
@@ -99,8 +108,12 @@ def margin_moments(
     """
     images = np.asarray(images)
     positions = np.arange(len(images)) if indices is None else np.asarray(indices)
-    check_batch(images, np.zeros(len(images), np.int32), positions)
-    return _inspected(logits_fn, params, noises, images)(images, positions)
+    given = _OWN * np.ones(len(images), np.int32) if classes is None else np.asarray(classes)
+    check_batch(images, given, positions)
+    moments = _inspected(logits_fn, params, noises, images)
+    if classes is not None:
+        check_labels(given, moments.classes)
+    return moments(images, given, positions)
 
 
 def margin_table(
@@ -109,6 +122,7 @@ def margin_table(
     *,
     params: Any = None,
     noises: Mapping[str, Moments],
+    of: Literal["prediction", "label"] = "prediction",
     batch_size: int | Literal["auto"] = "auto",
     description: str = "margins",
 ) -> pa.Table:
@@ -118,7 +132,8 @@ def margin_table(
 
     Args:
       logits_fn, params, noises: as for `margin_moments`.
-      source: as for `score_dataset`; labels are not used.
+      source: as for `score_dataset`.
+      of: whose margins: the model's own predictions', or the labels' of the source.
       batch_size: samples read at once, 64 for "auto"; memory for gradients does not depend on it.
       description: label of the progress bar.
 
@@ -143,11 +158,15 @@ def margin_table(
     with tqdm(total=len(source), desc=description, unit="img", unit_scale=True) as progress:
         for start in range(0, len(source), size):
             positions = range(start, min(start + size, len(source)))
-            images, indices = _read(source, positions)
-            check_batch(images, np.zeros(len(images), np.int32), indices)
+            images, labels, indices = _read(source, positions)
+            check_batch(images, labels, indices)
             if moments is None:
                 moments = _inspected(logits_fn, params, noises, images)
-            parts.append(moments(images, indices))
+            if of == "label":
+                check_labels(labels, moments.classes)
+            else:
+                labels = np.full(len(labels), _OWN, np.int32)
+            parts.append(moments(images, labels, indices))
             seen.append(indices.astype(np.int64))
             progress.update(len(indices))
     check_indices(seen)
@@ -164,13 +183,14 @@ def margin_table(
     return pa.table(columns)
 
 
-def _read(source: Source, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _read(source: Source, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     samples = list(samples_at(source, np.asarray(positions, np.int64)))
     shapes = {np.shape(sample["image"]) for sample in samples}
     if len(shapes) > 1:
         raise ValueError(f"images must have one shape; got {', '.join(map(str, sorted(shapes)))}")
     return (
         np.stack([sample["image"] for sample in samples]),
+        np.asarray([sample["label"] for sample in samples]),
         np.asarray([sample["index"] for sample in samples]),
     )
 
@@ -198,8 +218,9 @@ def _inspected(
             "(params, images) -> logits and its params"
         )
     means, variances, noisy = _stacked(weights, noises)
-    check_model(Problem(model, cross_entropy), weights, images, np.zeros(len(images), np.int32))
-    return _Contraction(model, weights, tuple(noises), means, variances, noisy)
+    labels = np.zeros(len(images), np.int32)
+    logits = check_model(Problem(model, cross_entropy), weights, images, labels)
+    return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -209,6 +230,7 @@ class _Contraction:
     Attributes:
       means, variances: of each noisy leaf of the weights, `[noise, *leaf]`.
       noisy: whether a leaf of the weights has any noise; the others are not differentiated.
+      classes: how many the model has.
     """
 
     model: Callable[[Any, Array], Array]
@@ -217,6 +239,7 @@ class _Contraction:
     means: list[Array]
     variances: list[Array]
     noisy: tuple[bool, ...]
+    classes: int
 
     @property
     def chunk(self) -> int:
@@ -225,7 +248,9 @@ class _Contraction:
         most = _CPU_CHUNK if jax.default_backend() == "cpu" else _CHUNK
         return max(1, min(most, _GRADIENT_BYTES // max(size, 1)))
 
-    def __call__(self, images: np.ndarray, indices: np.ndarray) -> MarginMoments:
+    def __call__(
+        self, images: np.ndarray, classes: np.ndarray, indices: np.ndarray
+    ) -> MarginMoments:
         pending = []
         with jax.default_matmul_precision(PRECISION):
             for start in range(0, len(images), self.chunk):
@@ -239,6 +264,7 @@ class _Contraction:
                         self.means,
                         self.variances,
                         jax.device_put(images[rows]),
+                        jax.device_put(classes[rows].astype(np.int32)),
                         count=len(self.names),
                     )
                 )
@@ -270,27 +296,30 @@ def _chunk_moments(
     means: list[Array],
     variances: list[Array],
     images: Array,
+    classes: Array,
     count: int,
 ) -> tuple[Array, ...]:
     """Prediction, runner-up, margin `[chunk]`, shift and variance `[chunk, noise]`.
 
     Args:
+      classes: whose margins, or `_OWN`.
       count: of the noises.
     """
     leaves, structure = jax.tree.flatten(weights)
 
-    def margin(varied: list[Array], image: Array) -> tuple[Array, tuple[Array, Array]]:
+    def margin(varied: list[Array], image: Array, of: Array) -> tuple[Array, tuple[Array, Array]]:
         remaining = iter(varied)
         merged = [next(remaining) if n else w for n, w in zip(noisy, leaves, strict=True)]
         logits = model(jax.tree.unflatten(structure, merged), image[None])[0]
-        top = jnp.argmax(logits)
+        top = jnp.where(of == _OWN, jnp.argmax(logits), of)
         second = jnp.argmax(jnp.where(jnp.arange(len(logits)) == top, -jnp.inf, logits))
         return logits[top] - logits[second], (top.astype(jnp.int32), second.astype(jnp.int32))
 
     varied = [leaf for leaf, is_noisy in zip(leaves, noisy, strict=True) if is_noisy]
 
-    def moments(image: Array) -> tuple[Array, ...]:
-        (m, (top, second)), gradients = jax.value_and_grad(margin, has_aux=True)(varied, image)
+    def moments(image: Array, of: Array) -> tuple[Array, ...]:
+        value_and_gradient = jax.value_and_grad(margin, has_aux=True)
+        (m, (top, second)), gradients = value_and_gradient(varied, image, of)
         # One matrix-vector product for all noises; by vmap, one matrix product for all samples.
         shift = [jnp.tensordot(a, g, g.ndim) for a, g in zip(means, gradients, strict=True)]
         variance = [
@@ -300,7 +329,7 @@ def _chunk_moments(
         none = jnp.zeros(count, m.dtype)
         return top, second, m, sum(shift, none), sum(variance, none)
 
-    return jax.vmap(moments)(images)
+    return jax.vmap(moments)(images, classes)
 
 
 def _stacked(

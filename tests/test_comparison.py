@@ -177,6 +177,16 @@ def test_logistic_model_combines_what_either_score_lacks():
     assert both[digital].mean() == pytest.approx(failed[:, digital].mean(), abs=0.01)
 
 
+def test_logistic_model_takes_scores_of_any_scale():
+    """Probabilities may be as small as float64 allows, and 0."""
+    rng = np.random.default_rng(3)
+    score, analog = rng.normal(size=400), rng.random(400) < 0.5
+    tiny = np.where(score < 0, 10.0 ** (-300 + 10 * score), score + 1)
+    tiny[score < np.quantile(score, 0.2)] = 0.0
+    found = cross_validated_logistic({"s": tiny}, np.full(400, True), analog)
+    assert np.isfinite(found).all()
+
+
 def test_logistic_model_does_not_see_the_sample_it_predicts():
     """A useless score ranks no better than chance when held out; fitted, it would do better."""
     rng = np.random.default_rng(1)

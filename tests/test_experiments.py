@@ -26,6 +26,7 @@ from tests.conftest import Command
 SMALL = (
     *("--model.width", "4", "--train.epochs", "3", "--train.warmup-epochs", "1"),
     *("--limit", "60", "--score.estimator.probes", "3", "--analyse.resamples", "100"),
+    *("--simulate.chips", "1", "--flip.programmings", "2"),
 )
 
 

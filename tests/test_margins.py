@@ -140,6 +140,26 @@ def test_a_resnet_equals_finite_differences(float64: None) -> None:
     np.testing.assert_allclose(found.variance["n"], 9 * derivative**2, rtol=1e-6)
 
 
+def test_margins_of_a_given_class() -> None:
+    """Over the best other class, so that they are negative where it is not the prediction."""
+    noises = {"n": noise(LINEAR, 2)}
+    own = margin_moments(linear, IMAGES, params=LINEAR, noises=noises)
+    same(margin_moments(linear, IMAGES, params=LINEAR, noises=noises, classes=own.prediction), own)
+    other = margin_moments(linear, IMAGES, params=LINEAR, noises=noises, classes=own.runner_up)
+    np.testing.assert_array_equal(other.prediction, own.runner_up)
+    np.testing.assert_array_equal(other.runner_up, own.prediction)
+    np.testing.assert_allclose(other.margin, -own.margin, rtol=1e-5)
+    np.testing.assert_allclose(other.shift["n"], -own.shift["n"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(other.variance["n"], own.variance["n"], rtol=1e-5)
+    table = margin_table(linear, source(), params=LINEAR, noises=noises, of="label")
+    labels = np.array([sample["label"] for sample in source()])
+    found = margin_moments(linear, IMAGES, params=LINEAR, noises=noises, classes=labels)
+    np.testing.assert_array_equal(table["margin"].to_numpy(), found.margin)
+    assert 0 < (found.margin < 0).sum() < 11
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\)"):
+        margin_moments(linear, IMAGES, params=LINEAR, noises=noises, classes=labels + 4)
+
+
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     noises = {"n": noise(CONVNET, 5)}
     whole = margin_moments(convnet, IMAGES, params=CONVNET, noises=noises)

@@ -41,6 +41,8 @@ def tables(folds: tuple[str, ...] = ("validation", "test"), chips: tuple[int, ..
                     "fold": fold,
                     "index": index,
                     "profile": FULL,
+                    "margin": margin,
+                    "shift": -0.1,
                     "probability": np.exp(-2 * margin),
                     "unshifted": 0.1,
                 }
@@ -82,7 +84,7 @@ def test_costs_of_scores_and_of_their_combinations():
     assert costs.loc[prediction.ADDED].tolist() == [23, 10.5]
     # curvature, gradient norm, and one forward pass for all that comes of the logits
     assert costs.loc[prediction.COMBINED].tolist() == [22 + 2 + 1, 11.5]
-    assert costs.loc[prediction.FLIP_PROBABILITY, "forward_passes"] == 3
+    assert costs.loc[prediction.FLIP_PROBABILITY, "forward_passes"] == 4
 
 
 def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
@@ -92,7 +94,8 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
         among: set(rows["predictor"])
         for among, rows in table[table["profile"] == FULL].groupby("denominator")
     }
-    scores = {"curvature", "loss", "margin", "flip_probability", "flip_probability, unshifted"}
+    scores = {"curvature", "loss", "margin", "margin at mean weights"}
+    scores |= {"flip_probability", "flip_probability, unshifted"}
     assert names["correct"] == scores | {prediction.ADDED, prediction.COMBINED}
     label_free = {"curvature_label_free", "loss_label_free"}
     assert names["all"] == scores | label_free | {"label_margin"}
