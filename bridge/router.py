@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.chip import Chip
+from bridge.inference import refuse_other_scale
 from bridge.logits import logit_scores
 from bridge.routing import Costs, mean_energy
 
@@ -95,6 +96,8 @@ class Router:
         numbers = [operator.index(index) for index in indices]
         if min(numbers) < 0:
             raise ValueError(f"indices must not be negative, got {min(numbers)}")
+        if self.chip.largest_pixel is not None:
+            refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
         if isinstance(self.score, Mapping):
             return self._by_stored_score(images, numbers, self.score)
         logits = self.chip(images, numbers)

@@ -57,7 +57,11 @@ def mean_energy(
     if kind == "known":
         return (1 - f) * costs.analog + f * costs.digital
     if kind == "digital":
-        require_finite("passes", passes, positive=True)
+        require_finite("passes", passes)
+        if passes < 1:
+            raise ValueError(
+                f"passes must be at least 1, of which the digital answer comes; got {passes}"
+            )
         return passes * costs.digital + (1 - f) * costs.analog
     raise ValueError(f"kind is analog, known or digital, got {kind!r}")
 

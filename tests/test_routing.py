@@ -139,7 +139,7 @@ def test_each_kind_is_charged_with_what_it_costs():
         (lambda: Costs(digital=0), "energy of a digital inference must be finite and > 0"),
         (
             lambda: routed_at(0, [1.0], [True], [True], kind="digital", passes=0),
-            "passes must be finite and > 0",
+            "passes must be at least 1",
         ),
     ],
 )
@@ -280,6 +280,15 @@ def test_indices_may_be_a_tensor_or_an_array(model, chip):
         assert (route(IMAGES, indices).logits == expected.logits).all()
     with pytest.raises(ValueError, match="indices must not be negative, got -1"):
         Router(model, chip, 0.5, {-1: 1.0})(IMAGES[:1], [-1])
+
+
+def test_router_refuses_images_of_another_scale(model):
+    profile = bridge.Profile(adc=bridge.ADC())
+    calibrated = bridge.program(model, profile, seed=0, calibration=IMAGES)
+    route = Router(model, calibrated, np.inf)
+    assert not route(IMAGES, INDICES).routed.any()
+    with pytest.raises(ValueError, match="normalise both as the model expects"):
+        route(255 * IMAGES, INDICES)
 
 
 def test_examples_run():
