@@ -221,9 +221,9 @@ def _probabilities(
     return pd.DataFrame(
         {
             "index": digital["index"],
-            "margin": margin,
-            "shift": at_mean - margin,
-            "variance": variance + added,
+            "margin": margin.astype(np.float32),
+            "shift": (at_mean - margin).astype(np.float32),
+            "variance": (variance + added).astype(np.float32),
             "probability": flip_probability(margin, at_mean - margin, variance + added),
             "unshifted": flip_probability(margin, np.zeros(len(margin)), unshifted + added),
         }

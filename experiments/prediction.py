@@ -40,15 +40,7 @@ _PREDICTORS = (
     *("gradient_norm", "loss", "el2n", "entropy", "least_confidence", "margin", "label_margin"),
 )
 _FALL_WITH_FRAGILITY = ("margin", "label_margin")
-_PASSES = {"gradient_norm": 2.0, "margin": 1.0, "entropy": 1.0, "least_confidence": 1.0}
-_PASSES |= {
-    "loss": 1.0,
-    "el2n": 1.0,
-    "label_margin": 1.0,
-    FLIP_PROBABILITY: 4.0,
-    UNSHIFTED: 3.0,
-    AT_MEAN: 2.0,
-}
+_OF_LOGITS = ("loss", "el2n", "entropy", "least_confidence", "margin", "label_margin")
 
 
 def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArray]:
@@ -131,7 +123,8 @@ def compare(
                 table.insert(0, "fold", fold)
                 table.insert(1, "profile", profile)
                 tables.append(table)
-    return pd.concat(tables, ignore_index=True).merge(costs, on="predictor", how="left")
+    passes = costs[["predictor", "forward_passes"]]
+    return pd.concat(tables, ignore_index=True).merge(passes, on="predictor", how="left")
 
 
 def _undefined(
@@ -167,36 +160,33 @@ def _combined(
     }
 
 
-def costs_table(
-    passes: Mapping[str, float], seconds: Mapping[str, float], columns: list[str]
-) -> pd.DataFrame:
+def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     """What each predictor costs a sample.
 
+    A score that takes the prediction as label costs as much as the score itself; a combination the
+    sum of its parts, of which scores of the same logits are counted once.
+
     Args:
-        passes: forward passes of the scores that were estimated, by name.
-        seconds: measured, by name; that of one forward pass as "loss", with its gradient as
-            "gradient_norm".
-        columns: of the scores' table.
+        measured: predictor, forward_passes and seconds_per_image of the estimators, of "loss", one
+            forward pass, and of "gradient_norm", as `experiments.stages.score` measures them.
 
     Returns:
-        predictor, forward_passes and seconds_per_image. A score that takes the prediction as label
-        costs as much; a combination the sum of its parts, of which scores of the same logits are
-        counted once.
+        predictor, forward_passes and seconds_per_image, the last NaN where it was not measured.
     """
-    passes = _PASSES | dict(passes)
-    one = seconds.get("loss", float("nan"))
-    names = [name for name in _PREDICTORS if name in columns]
-    rows = {name: (passes[name], seconds.get(name, one)) for name in names}
-    rows |= {f"{name}{LABEL_FREE}": rows[name] for name in NEED_LABEL if name in rows}
-    of_logits = [name for name in names if passes[name] == 1]
-    others = [name for name in names if name not in of_logits]
-    sums = {ADDED: ["margin", "curvature"], COMBINED: [*others, *of_logits[:1]]}
+    known = measured.set_index("predictor")
+    rows = {
+        name: tuple(known.loc[name, ["forward_passes", "seconds_per_image"]])
+        for name in _PREDICTORS
+        if name in known.index
+    }
+    rows |= dict.fromkeys(_OF_LOGITS, rows["loss"])
+    others = [name for name in rows if name not in _OF_LOGITS]
+    sums = {ADDED: ["margin", "curvature"], COMBINED: [*others, "margin"]}
     for name, parts in sums.items():
-        if all(part in rows for part in parts):
-            rows[name] = tuple(sum(rows[part][which] for part in parts) for which in (0, 1))  # type: ignore[assignment]
-    # A forward pass and a backward pass to inputs and weights, after one at the digital weights for
-    # the prediction where the mean weights are another point; not measured here.
-    rows |= {name: (passes[name], np.nan) for name in (FLIP_PROBABILITY, UNSHIFTED, AT_MEAN)}
+        rows[name] = tuple(sum(rows[part][which] for part in parts) for which in (0, 1))
+    rows |= {f"{name}{LABEL_FREE}": rows[name] for name in NEED_LABEL}
+    # One pass for the prediction; one at the mean weights; the backward pass to inputs and weights.
+    rows |= {AT_MEAN: (2.0, np.nan), FLIP_PROBABILITY: (4.0, np.nan), UNSHIFTED: (3.0, np.nan)}
     return pd.DataFrame(
         [(name, *cost) for name, cost in rows.items()],
         columns=["predictor", "forward_passes", "seconds_per_image"],

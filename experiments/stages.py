@@ -147,14 +147,13 @@ def score(job: Job) -> Outcome:
     test = folds["test"]
     rows = np.arange(settings.batch_size) % len(test)  # a small fold fills a batch several times
     batch = Batch(normalisation.apply(test.images[rows]), test.labels[rows], np.arange(len(rows)))
-    costs = prediction.costs_table(
-        {
-            name: forward_passes(estimator, len(dataset.class_names))
-            for name, estimator in settings.estimators.items()
-        },
-        seconds_per_image(model, batch, settings.estimators),
-        list(scores),
-    )
+    passes = {"loss": 1.0, "gradient_norm": 2.0} | {
+        name: forward_passes(estimator, len(dataset.class_names))
+        for name, estimator in settings.estimators.items()
+    }
+    seconds = seconds_per_image(model, batch, settings.estimators)
+    costs = pd.DataFrame({"forward_passes": passes, "seconds_per_image": seconds})
+    costs = costs.rename_axis("predictor").reset_index()
     outputs = [
         write_parquet(job.folder / "scores.parquet", scores),
         write_csv(job.folder / "costs.csv", costs),
@@ -279,7 +278,7 @@ def analyse(job: Job) -> Outcome:
 
     settings = job.experiment.analyse
     joined = _joined(job)
-    costs = pd.read_csv(job.folder / "costs.csv")[["predictor", "forward_passes"]]
+    costs = prediction.costs_table(pd.read_csv(job.folder / "costs.csv"))
     flips = pd.read_parquet(job.folder / "flips.parquet")
     interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
     deciles = analysis.failure_tables(joined, bins=settings.bins, **interval)
@@ -322,7 +321,8 @@ def report(job: Job) -> Outcome:
     dataset = load_data(job)
     joined = _joined(job)
     tables = {name: pd.read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
-    costs = pd.read_csv(job.folder / "costs.csv")[["predictor", "seconds_per_image"]]
+    costs = prediction.costs_table(pd.read_csv(job.folder / "costs.csv"))
+    seconds = costs[["predictor", "seconds_per_image"]]
     flips = pd.read_parquet(job.folder / "flips.parquet")
     test = read_folds(dataset, settings, ("test",))["test"]
 
@@ -373,7 +373,9 @@ def report(job: Job) -> Outcome:
         drift_figure=drift if drift.exists() else None,
         drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=analysis.ideal_agreement(joined),
-        **(tables | {"predictors": tables["predictors"].merge(costs, on="predictor", how="left")}),
+        **(
+            tables | {"predictors": tables["predictors"].merge(seconds, on="predictor", how="left")}
+        ),
     )
     return Outcome([page, folder], "cpu")
 

@@ -70,9 +70,13 @@ def run():
 
 
 COSTS = prediction.costs_table(
-    {"curvature": 22.0},
-    {"loss": 0.5, "gradient_norm": 1.0, "curvature": 10.0},
-    ["curvature", "loss", "margin", "label_margin", "gradient_norm"],
+    pd.DataFrame(
+        {
+            "predictor": ["loss", "gradient_norm", "curvature"],
+            "forward_passes": [1.0, 2.0, 22.0],
+            "seconds_per_image": [0.5, 1.0, 10.0],
+        }
+    )
 )
 
 
