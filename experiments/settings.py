@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bridge.routing import Costs
-
 from bridge.profiles import ADC, PCM, Clipping, WeightNoise
+from bridge.routing import Costs
 from jaxcurv.estimators import (
     Estimator,
     FiniteDifference,
