@@ -245,8 +245,8 @@ def forward_passes(estimator: Estimator, classes: int, probes: float | None = No
             each = forward_passes(two, classes) - forward_passes(one, classes)
             return forward_passes(one, classes) + (taken - 1) * each
         case GaussNewton():
-            return classes + 1
+            return float(classes + 1)
         case LowRankGaussNewton():
-            return 2 * min(estimator.rank, classes - 1) + estimator.probes + 3
+            return float(2 * min(estimator.rank, classes - 1) + estimator.probes + 3)
         case _:
-            return 2 * (estimator.probes + 1)
+            return 2.0 * (estimator.probes + 1)
