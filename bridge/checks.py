@@ -39,7 +39,8 @@ def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     array = np.asarray(values)
     if array.dtype != np.bool_ or array.ndim not in (1, 2) or array.shape[0] == 0:
         raise ValueError(
-            f"{name} must be bools [samples], or [chips, samples]; got {array.dtype} {array.shape}"
+            f"{name} must be bools [samples], or [chips, samples], such as prediction == label; "
+            f"got {array.dtype} {array.shape}"
         )
     return np.atleast_2d(array)
 

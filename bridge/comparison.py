@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,9 @@ def compare_predictors(
     Of several chips auroc and average_precision are means over the chips in which they are defined.
     Intervals are percentile bootstrap, over samples and chips together; that of spearman over
     samples alone, for fewer different chips would lower rho itself. All scores share the resamples,
-    so that auroc_difference (to the reference's) is paired.
+    so that auroc_difference (to the reference's) is paired. With few chips intervals are somewhat
+    narrow, as those of `failure_table`; and a score that was fitted, such as that of
+    `cross_validated_logistic`, is not fitted anew in each resample.
 
     >>> digital = [True, True, True, True, True]
     >>> analog = [True, True, False, True, False]
@@ -78,15 +80,18 @@ def compare_predictors(
     Returns:
         One row a score, in the order given: predictor, among, chips, samples, failures (summed over
         chips), each measure with its _low and _high, d1 and d10 (failure rate of the first and the
-        last bin, cut by this score), auroc_within_class (of the score's rank within its class),
-        reference, auroc_difference with _low and _high, and reason: why measures are NaN, or "".
+        last bin, cut by this score among these very samples), auroc_within_class (of the score's
+        rank within its class), reference, auroc_difference with _low and _high, and reason: why
+        measures are NaN, or "".
 
     Raises:
         ValueError: for NaN, repeated indices, an unknown reference, fewer samples than bins, other
             dtypes or shapes.
     """
-    if not scores:
-        raise ValueError("no scores to compare; give at least one")
+    if not isinstance(scores, Mapping) or not scores:
+        raise ValueError("no scores to compare; give at least one, by name: {'margin': ...}")
+    if among not in get_args(Among):
+        raise ValueError(f"among is one of {', '.join(get_args(Among))}, got {among!r}")
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = {name: real_scores(score, name) for name, score in scores.items()}

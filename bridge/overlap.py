@@ -79,7 +79,8 @@ def failure_overlap(
             the edge of a bin are told apart by their position.
         same_chips: whether chip k is one and the same under every name, its draws included, as
             the profiles of one seed are. Pairs of equal k are then left out between names, where
-            both have several chips; spearman's shares are of all chips and keep what they share.
+            both have several chips, and spearman is of disjoint halves of them, stepped up as
+            within one set; of one chip each it keeps what they share.
         bins: equal-sized margin bins; 20 is an assumption.
         confidence: of the intervals.
         resamples: of the bootstrap.
@@ -114,12 +115,12 @@ def failure_overlap(
         chance = _expected_jaccard(a, b, pairs, np.zeros_like(bin_of))
         by_margin = _expected_jaccard(a, b, pairs, bin_of)
         beyond = jaccard[0] - chance
+        one, other = patterns[first], patterns[second]
         rho = np.full((1, len(weights)), np.nan)
-        if first != second:
-            rho = _spearman(patterns[first], patterns[second], weights)[None]
+        if first != second and not (same_chips and len(a) == len(b) > 1):
+            rho = _spearman(one, other, weights)[None]
         elif len(a) > 1:
-            of = patterns[first]
-            rho = np.array([_spearman(of[i], of[j], weights) for i, j in _halvings(len(a))])
+            rho = np.array([_spearman(one[i], other[j], weights) for i, j in _halvings(len(a))])
             rho = _stepped_up(rho, len(a) / (len(a) // 2))
         spearman = _mean_defined(rho, axis=0)
         row: dict[str, object] = {

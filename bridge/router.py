@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -71,14 +72,23 @@ class Router:
     """Energy of one inference."""
 
     def __post_init__(self) -> None:
-        self._require_eval()
-        if np.isnan(self.threshold):
-            raise ValueError("the threshold is NaN; choose one, inf to route nothing")
-        names = ("margin", "entropy", "least_confidence")
-        if not isinstance(self.score, Mapping) and self.score not in names:
+        if not isinstance(self.digital, nn.Module) or not isinstance(self.chip, Chip):
             raise ValueError(
-                f"score is one of {', '.join(names)}, or a mapping from index to score; got "
-                f"{self.score!r}"
+                "a router takes the digital torch module and then a chip of bridge.program; got "
+                f"{type(self.digital).__name__} and {type(self.chip).__name__}"
+            )
+        self._require_eval()
+        if not isinstance(self.threshold, int | float) or math.isnan(self.threshold):
+            raise ValueError(
+                f"the threshold must be a number, inf to route nothing; got {self.threshold!r}"
+            )
+        names = get_args(AnalogScore)
+        if not isinstance(self.score, Mapping | str) or (
+            isinstance(self.score, str) and self.score not in names
+        ):
+            raise ValueError(
+                f"score is one of {', '.join(names)}, or a mapping from index to score, such as "
+                f"dict(zip(indices, scores)); got {self.score!r}"
             )
 
     def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> Routed:
@@ -88,12 +98,24 @@ class Router:
           images: float32 `[batch, channel, height, width]`, normalised as the model expects.
           indices: the samples' stable indices, >= 0.
         """
+        if (
+            not isinstance(images, torch.Tensor)
+            or images.dtype != torch.float32
+            or images.ndim != 4
+        ):
+            raise ValueError(
+                "images must be a float32 tensor [batch, channel, height, width]; got "
+                f"{type(images).__name__} {getattr(images, 'dtype', '')} {tuple(np.shape(images))}"
+            )
         if len(images) != len(indices) or not len(images):
             raise ValueError(
                 f"{len(images)} images need as many indices, at least one; got {len(indices)}"
             )
         self._require_eval()
-        numbers = [operator.index(index) for index in indices]
+        try:
+            numbers = [operator.index(index) for index in indices]
+        except TypeError as error:
+            raise ValueError(f"indices must be whole numbers ({error})") from error
         if min(numbers) < 0:
             raise ValueError(f"indices must not be negative, got {min(numbers)}")
         if self.chip.largest_pixel is not None:

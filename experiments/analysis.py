@@ -1,7 +1,8 @@
 """From scores and chip predictions to the paper's tables, and the answer in one sentence.
 
-`join` -> `failure_tables` -> `rates`, `table_one`, `answer`. All that is printed, drawn or reported
-comes from these tables. Rows keep the order of `FOLDS` and `PROFILES`.
+`join` -> `failure_tables` -> `rates`, `table_one`, `answer`. What predicts failures and what to do
+about them is in `experiments.prediction` and `experiments.routing`. Rows keep the order of `FOLDS`
+and `PROFILES`.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ def calibration_figure(
     Raises:
         ValueError: if the tables lack the fold.
     """
-    errors = select(errors, fold=fold)
-    calibration = select(calibration, fold=fold)
+    if len(errors):  # else nothing is digitally correct
+        errors, calibration = select(errors, fold=fold), select(calibration, fold=fold)
     failing = errors.loc[errors["observed"] > 0, "profile"].unique()
     predictors = list(errors["predictor"].unique())
     looks = dict(zip(predictors, _CURVES, strict=False))
@@ -121,6 +121,9 @@ def calibration_figure(
             axis.axline((0, 0), slope=1, color=_GREY, linestyle=":", linewidth=1)
             found = []
             for predictor, (colour, marker) in looks.items():
+                which = (errors["profile"] == profile) & (errors["predictor"] == predictor)
+                if not which.any():
+                    continue  # of exact mean weights there is one probability
                 curve = select(calibration, profile=profile, predictor=predictor)
                 curve = curve[curve["samples"] > 0]
                 axis.vlines(
@@ -141,8 +144,7 @@ def calibration_figure(
                     alpha=0.85,
                     zorder=3,
                 )
-                row = select(errors, profile=profile, predictor=predictor).iloc[0]
-                found.append(f"{row['expected_calibration_error']:.3f}")
+                found.append(f"{errors.loc[which, 'expected_calibration_error'].iloc[0]:.3f}")
             axis.set_title(f"{profile}\nECE {', '.join(found)}")
             axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
             axis.set_xticks([0, 0.5, 1])

@@ -101,8 +101,14 @@ def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options:
 def _parse_preset(
     kind: type[ParsedOptions], command: str, arguments: Sequence[str]
 ) -> ParsedOptions:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m experiments {command} PRESET [flags]")
+        print(f"presets: {', '.join(PRESETS)}; every flag: {command} PRESET --help")
+        raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise WrongCommandLine(f"{command} needs a preset: {', '.join(PRESETS)}")
+        raise WrongCommandLine(
+            f"{command} needs a preset: {', '.join(PRESETS)}; its flags: {command} PRESET --help"
+        )
     name, *flags = arguments
     if name not in PRESETS:
         raise WrongCommandLine(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
@@ -268,6 +274,9 @@ def _on_exported(
 
 def _benchmark(arguments: Sequence[str]) -> int:
     subject, *flags = arguments or [""]
+    if subject in ("-h", "--help"):
+        print("usage: python -m experiments benchmark curvature|analog [flags]")
+        return 0
     if subject == "curvature":
         from experiments import benchmark_curvature as curvature
 
@@ -294,7 +303,7 @@ def _print_result(folder: Path) -> None:
 
     tables = {
         name: pd.read_parquet(folder / f"{name}.parquet")
-        for name in ("deciles", "predictors", "routing", "routing_choices")
+        for name in ("deciles", "predictors", "routing_choices")
     }
     drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
     analysis.render_deciles(tables["deciles"], drift_seconds=drift_seconds)
@@ -302,7 +311,7 @@ def _print_result(folder: Path) -> None:
         tables["deciles"], tables["predictors"], drift_seconds=drift_seconds
     )
     sentences.append(prediction.verdict(tables["predictors"]))
-    sentences.append(routing.summary(tables["routing"], tables["routing_choices"]))
+    sentences.append(routing.summary(tables["routing_choices"]))
     for sentence in filter(None, sentences):
         print(sentence)
     print(f"\nReport: {folder / 'report.html'}")

@@ -183,8 +183,12 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
     write_parquet(out / "overlap.parquet", overlap)
     indices = digital["index"][correct].to_numpy()
     write_parquet(out / "failures.parquet", _long(failures, indices, experiment.seed))
-    title = f"{experiment.data.name}, {correct.sum():,} digitally correct test images"
+    title = (
+        f"{experiment.data.name}, {correct.sum():,} digitally correct test images; drift "
+        f"{_compensated(settings.compensation)}"
+    )
     draw(overlap, out / "overlap.png", title)
+    profiles = {name: bench.profile(name, match.factor) for name, match in matches.items()}
     write_json(
         out / "settings.json",
         {
@@ -199,7 +203,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
             "noises": {
                 name: {
                     **asdict(match),
-                    "profile": to_json(bench.profile(name, match.factor)),
+                    "profile": to_json(profiles[name]),
                     "seeds": list(seeds(name, experiment.seed, settings.chips)),
                 }
                 for name, match in matches.items()
@@ -208,7 +212,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
             **interval,
         },
     )
-    show(noises, shares, overlap)
+    show(noises, shares, overlap, profiles)
     print(f"{out / 'overlap.png'}, overlap.csv, matched.csv, systematic.csv and failures.parquet")
 
 
@@ -519,14 +523,37 @@ def _heat_map(
     return image
 
 
-def show(matched: pd.DataFrame, systematic: pd.DataFrame, overlap: pd.DataFrame) -> None:
-    """Prints how well the accuracies match, what is systematic, and the overlap of each pair."""
+def _compensated(compensation: str | None) -> str:
+    return "not compensated" if compensation in (None, "none") else f"compensated ({compensation})"
+
+
+def show(
+    matched: pd.DataFrame,
+    systematic: pd.DataFrame,
+    overlap: pd.DataFrame,
+    profiles: Mapping[str, Profile],
+) -> None:
+    """Prints how well the accuracies match, what is systematic, and the overlap of each pair.
+
+    Args:
+      matched: name, the fields of `Match` and test_accuracy, a row a noise.
+      systematic: name and the fields of `bridge.overlap.SystematicShare`, in the same order.
+      overlap: as `bridge.overlap.failure_overlap` returns it.
+      profiles: of each noise by name; the times at which memories are read, and whether their
+        drift is compensated.
+    """
     console = Console(highlight=False)
-    target = matched["target"].iloc[0]
+    memories = {name: one.memory for name, one in profiles.items() if one.memory is not None}
+    compensation = next((one.compensation for one in memories.values()), None)
+    times = ", ".join(f"{name} {one.t_inference:,.10g} s" for name, one in memories.items())
+    missed = "" if matched["reached"].all() else "* target not reached: the nearest factor. "
     noises = _table(
-        f"Noise matched to {100 * target:.1f} % on validation images",
-        "* not reached: the nearest. Systematic: share of the failures that come from samples "
-        "failing on most chips, and expected by chance.",
+        f"Noise matched to {100 * matched['target'].iloc[0]:.1f} % on validation images",
+        f"{missed}Factor: on all noise of a memory, its drift included, or on the sigma of "
+        f"{_WEIGHT_NOISE}; 1 is as set. Read after programming: {times}; drift is "
+        f"{_compensated(compensation)}. Fail: share of the digitally correct test images, mean "
+        "over chips. Systematic: share of the failures that come from samples failing on most "
+        "chips; chance: the same, if each chip failed on each sample independently.",
         ("noise", "factor", "validation", "test", "fail", "systematic", "chance"),
     )
     for noise, share in zip(matched.itertuples(), systematic.itertuples(), strict=True):
@@ -539,9 +566,13 @@ def show(matched: pd.DataFrame, systematic: pd.DataFrame, overlap: pd.DataFrame)
         )
     console.print(noises)
     pairs = _table(
-        "Overlap of failing samples (Jaccard) and rank agreement (Spearman's rho)",
-        "By chance; by the margin alone; part of the overlap beyond chance that it explains.",
-        ("noises", "Jaccard", "chance", "margin", "expl.", "rho"),
+        "Failing samples in common (Jaccard) and rank agreement (rho)",
+        "Jaccard: samples failing on both chips over those failing on either. Chance: the same, if "
+        "chips failed independently, each at its own rate; margin: each at its rate among samples "
+        "of like margin. Explained: how much of the overlap beyond chance the margin alone gives, "
+        "1 for all of it; noise may put it outside 0 to 1. rho: Spearman's, of the shares of chips "
+        "on which a sample fails.",
+        ("noises", "Jaccard", "chance", "margin", "explained", "rho"),
     )
     for row in overlap.itertuples():
         pairs.add_row(
@@ -555,7 +586,13 @@ def show(matched: pd.DataFrame, systematic: pd.DataFrame, overlap: pd.DataFrame)
 
 
 def _table(title: str, caption: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     return table

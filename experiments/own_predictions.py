@@ -4,7 +4,7 @@ as a real chip, without a preset.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,13 @@ from experiments.artefacts import write_csv
 from experiments.pipeline import require_writable, show_error
 
 _NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
+_BY_PRODUCTS = (
+    "_standard_error",
+    "_probes",
+    "_frobenius_norm",
+    "_top_eigenvalue",
+    "_residual_trace",
+)
 _FALL_WITH_FRAGILITY = ("margin", "label_margin")
 
 
@@ -28,10 +35,11 @@ class OwnPredictions:
     """Tables to join by their column `index`, CSV or Parquet."""
 
     scores: Path
-    """index, and scores that grow with fragility; `margin` and `label_margin`, which fall, are
-    turned round. Columns that end in _standard_error are left out."""
+    """index, and columns of numbers that grow with fragility; `margin` and `label_margin`, which
+    fall, are turned round. What `score` writes beside its scores, and text, is left out."""
     digital: Path
-    """Of the digital model: index, and correct (true or false) or prediction and label."""
+    """Of the digital model: index, and correct (true or false, or 1 or 0), or prediction and label,
+    or all three."""
     analog: Path
     """Of the chip: index, and correct or prediction; chip, where several chips were measured."""
     score: str | None = None
@@ -60,6 +68,10 @@ class Joined:
     """Correct, bool [samples]."""
     analog: np.ndarray
     """Correct, bool [chips, samples]."""
+    turned: tuple[str, ...]
+    """Scores whose sign was changed."""
+    left_out: tuple[str, ...]
+    """Columns of the scores' table that are none."""
 
 
 def run(settings: OwnPredictions) -> int:
@@ -71,7 +83,10 @@ def run(settings: OwnPredictions) -> int:
         reference = settings.reference or _preferred(joined.scores, "margin", score)
         for name in (score, reference):
             if name not in joined.scores:
-                raise ValueError(f"{settings.scores} has no score {name!r}")
+                known = [one for one in joined.scores if one not in ("index", "label")]
+                raise ValueError(
+                    f"{settings.scores} has no score {name!r}; there is {', '.join(known)}"
+                )
         common = {"confidence": settings.confidence, "resamples": settings.resamples}
         table = failure_table(
             joined.scores[score],
@@ -99,7 +114,7 @@ def run(settings: OwnPredictions) -> int:
     except (ValueError, OSError) as error:
         show_error(error, settings.debug)
         return 2
-    _show(table, predictors, joined, score)
+    _show(table, predictors, joined, score, settings.confidence)
     if trend.reason:
         print(f"Trend over the bins: undefined, {trend.reason}.")
     else:
@@ -135,25 +150,40 @@ def read(settings: OwnPredictions) -> Joined:
     names = [
         name
         for name in scores.select_dtypes("number")
-        if name not in _NO_SCORES and not str(name).endswith("_standard_error")
+        if str(name).lower() not in _NO_SCORES and not str(name).endswith(_BY_PRODUCTS)
     ]
     if not names:
-        raise ValueError(f"{settings.scores} has no column of scores beside index")
+        raise ValueError(
+            f"{settings.scores} has no column of scores beside index; it has {', '.join(scores)}"
+        )
+    for name in names:
+        if wrong := int((~np.isfinite(scores[name])).sum()):
+            first = scores["index"][~np.isfinite(scores[name])].iloc[0]
+            raise ValueError(
+                f"{name} in {settings.scores} is no finite number in {wrong} of {len(scores)} "
+                f"rows, the first at index {first}: score these samples again, or leave them out "
+                "of all tables"
+            )
     kept = scores[["index", *names]].reset_index(drop=True)
-    for name in _FALL_WITH_FRAGILITY:
-        if name in kept:
-            kept[name] = -kept[name]
-    label = _label(scores, digital)
-    if label is not None:
-        kept.insert(1, "label", label)
+    turned = tuple(name for name in _FALL_WITH_FRAGILITY if name in kept)
+    for name in turned:
+        kept[name] = -kept[name]
+    labels = _labels({settings.scores: scores, settings.digital: digital, settings.analog: analog})
+    if labels is not None and labels.index.equals(pd.Index(kept["index"])):
+        kept.insert(1, "label", labels.to_numpy())
     if "chip" not in analog:
         analog = analog.assign(chip=0)
-    outcomes = analog.assign(correct=_correct(analog, settings.analog, kept["index"], label))
+    outcomes = analog.assign(correct=_correct(analog, settings.analog, labels))
     wide = outcomes.pivot(index="chip", columns="index", values="correct")
-    if wide.isna().any(axis=None):
-        raise ValueError(f"the chips of {settings.analog} differ in their samples: give each all")
-    right = _correct(digital, settings.digital, kept["index"], label)
-    return Joined(kept, right, wide.to_numpy(bool))
+    if len(missing := np.argwhere(wide.isna().to_numpy())):
+        chip, sample = missing[0]
+        raise ValueError(
+            f"the chips of {settings.analog} differ in their samples: chip {wide.index[chip]} "
+            f"lacks index {wide.columns[sample]}; give each all"
+        )
+    right = _correct(digital, settings.digital, labels)
+    left_out = tuple(str(one) for one in scores if one not in (*names, *_NO_SCORES))
+    return Joined(kept, right, wide.to_numpy(bool), turned, left_out)
 
 
 def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
@@ -163,8 +193,15 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable CSV or Parquet file ({error})") from error
-    if "index" not in table or not pd.api.types.is_integer_dtype(table["index"]):
-        raise ValueError(f"{path} needs an integer column index, which names the sample")
+    if "index" not in table:
+        raise ValueError(
+            f"{path} needs a column index, which names the sample; it has {', '.join(table)}"
+        )
+    if not pd.api.types.is_integer_dtype(table["index"]):
+        raise ValueError(
+            f"index in {path} must hold whole numbers, the same in all tables; it is "
+            f"{table['index'].dtype}, such as {table['index'].iloc[0] if len(table) else 'none'}"
+        )
     if table.empty:
         raise ValueError(f"{path} has no rows")
     present = [key for key in keys if key in table]
@@ -173,35 +210,71 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
         raise ValueError(
             f"{path} has index {repeated['index'].iloc[0]} more than once"
             + (" on one chip" if present else "")
+            + (": add a column chip" if keys and not present else "")
         )
     return table
 
 
-def _label(scores: pd.DataFrame, digital: pd.DataFrame) -> np.ndarray | None:
-    """The labels in the order of the index, where a table has them."""
-    for table in (digital, scores):
-        if "label" in table and pd.api.types.is_integer_dtype(table["label"]):
-            return table["label"].to_numpy()
-    return None
+def _labels(tables: Mapping[Path, pd.DataFrame]) -> pd.Series | None:
+    """The labels by index, as all tables that have them agree on them; None without any."""
+    found: pd.Series | None = None
+    for path, table in tables.items():
+        if "label" not in table:
+            continue
+        _require_filled(table, "label", path)
+        if (table.groupby("index")["label"].nunique() > 1).any():
+            raise ValueError(f"{path} has several labels for one index")
+        own = table.groupby("index")["label"].first()
+        if found is not None and len(clash := own.index[own != found.reindex(own.index)]):
+            raise ValueError(
+                f"label in {path} is not that of the other tables for {len(clash)} samples, the "
+                f"first at index {clash[0]}: the tables must be of one data set"
+            )
+        found = own
+    return found
 
 
-def _correct(
-    table: pd.DataFrame, path: Path, indices: pd.Series, label: np.ndarray | None
-) -> np.ndarray:
-    """Whether each row's prediction is right."""
-    if "correct" in table:
-        values = table["correct"]
-        if values.isna().any() or not values.isin([True, False]).all():
-            raise ValueError(f"correct must be true or false in every row of {path}")
-        return values.to_numpy(bool)
-    if "prediction" not in table:
-        raise ValueError(f"{path} needs a column correct, or prediction")
-    if "label" in table:
-        return (table["prediction"] == table["label"]).to_numpy()
-    if label is None:
-        raise ValueError(f"{path} has predictions, but no table has the labels: add a column label")
-    known = pd.Series(label, index=indices.to_numpy())
-    return table["prediction"].to_numpy() == known.loc[table["index"]].to_numpy()
+def _correct(table: pd.DataFrame, path: Path, labels: pd.Series | None) -> np.ndarray:
+    """Whether each row's prediction is right, however the table says so."""
+    by_prediction = None
+    if "prediction" in table and labels is not None:
+        _require_filled(table, "prediction", path)
+        numbers = [pd.api.types.is_numeric_dtype(one) for one in (table["prediction"], labels)]
+        if numbers[0] != numbers[1]:
+            raise ValueError(
+                f"predictions of {path}, such as {table['prediction'].iloc[0]!r}, are not of the "
+                f"kind of the labels, such as {labels.iloc[0]!r}: give both as numbers, or as names"
+            )
+        by_prediction = table["prediction"].to_numpy() == labels.loc[table["index"]].to_numpy()
+    if "correct" not in table:
+        if by_prediction is None:
+            raise ValueError(
+                f"{path} needs a column correct, or prediction"
+                + ("" if labels is not None else " and a label in one of the tables")
+            )
+        return by_prediction
+    values = table["correct"]
+    if not values.isin([True, False]).all():
+        odd = values[~values.isin([True, False])].iloc[0]
+        raise ValueError(
+            f"correct must be true or false, or 1 or 0, in every row of {path}; got {odd}"
+        )
+    outcome = values.to_numpy(bool)
+    if by_prediction is not None and (clash := outcome != by_prediction).any():
+        raise ValueError(
+            f"correct contradicts prediction and label in {clash.sum()} rows of {path}, the first "
+            f"at index {table['index'].to_numpy()[clash][0]}"
+        )
+    return outcome
+
+
+def _require_filled(table: pd.DataFrame, column: str, path: Path) -> None:
+    if (missing := table[column].isna()).any():
+        raise ValueError(
+            f"{column} is missing in {missing.sum()} rows of {path}, the first at index "
+            f"{table['index'][missing].iloc[0]}: fill them in, or leave these samples out of all "
+            "tables"
+        )
 
 
 def _preferred(scores: pd.DataFrame, *names: str) -> str:
@@ -209,11 +282,15 @@ def _preferred(scores: pd.DataFrame, *names: str) -> str:
     return next((name for name in names if name in there), there[0])
 
 
-def _show(table: pd.DataFrame, predictors: pd.DataFrame, joined: Joined, score: str) -> None:
+def _show(
+    table: pd.DataFrame, predictors: pd.DataFrame, joined: Joined, score: str, confidence: float
+) -> None:
     chips = len(joined.analog)
     console = Console(highlight=False)
+    falling = " (D1: the largest)" if score in joined.turned else ""
     rates = Table(
-        title=f"Analog-only failures by {score}, {chips} chip{'s' * (chips > 1)}",
+        title=f"Analog-only failures by {score}{falling}, {chips} chip{'s' * (chips > 1)}",
+        caption=f"Brackets: {100 * confidence:g} % intervals. Failures of all chips together.",
         box=box.SIMPLE_HEAD,
     )
     for name in ("", "samples", "failures", "% of all", "% of the digitally correct"):
@@ -242,6 +319,14 @@ def _show(table: pd.DataFrame, predictors: pd.DataFrame, joined: Joined, score: 
         )
         ranked.add_row(row["predictor"], *cells)
     console.print(ranked)
+    used = [name for name in joined.scores if name not in ("index", "label")]
+    print(
+        f"Scores: {', '.join(used)}; turned round: {', '.join(joined.turned) or 'none'}; left out: "
+        f"{', '.join(joined.left_out) or 'none'}."
+    )
+    for _, row in predictors.iterrows():
+        if row["auroc_high"] < 0.5:
+            print(f"{row['predictor']} falls with fragility: change its sign.")
 
 
 def _with(name: str) -> list[str]:

@@ -29,7 +29,7 @@ class TableOne:
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs; those under runs/ and experiments/results/ if none is given."""
-    out: Path = Path("table_one")
+    out: Path = Path("runs/table_one")
     """Folder of table_one.csv, .png and .svg."""
     debug: bool = False
     """Show tracebacks."""
@@ -103,6 +103,7 @@ def table_one(options: TableOne) -> None:
         table = table[table["profile"] == analysis.FULL_PROFILE]
         table.insert(0, "model", run.model)
         table.insert(1, "data", run.data)
+        table.insert(2, "run", run.folder.name)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     path = draw_table_one(table, options.out / "table_one.png")
@@ -163,8 +164,9 @@ def show_table_one(table: pd.DataFrame) -> None:
     """Prints D1 and D10 with their intervals and how far they are from the paper's, in percent."""
     printed = Table(
         title=f"Table I, {analysis.FULL_PROFILE}: analog-only failures, %",
-        caption="With intervals. The paper's where it has such a row; in brackets ours of all "
-        "samples and ours of the correct ones minus it.",
+        caption="With intervals. The paper's where it has such a row, of the usual width of 64, "
+        "its split and denominator unknown; in brackets ours of all samples and of the "
+        "correct ones minus it.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -172,10 +174,11 @@ def show_table_one(table: pd.DataFrame) -> None:
     for name in ("of", "D1", "D10"):
         printed.add_column(name, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
+        cells = [_of_decile(row, name) for name in ("d1", "d10")]
         printed.add_row(
-            f"{row['model']}\n{row['data']}, {row['fold']}",
-            "\n".join([*analysis.DENOMINATORS, "paper"]),
-            *("\n".join(_of_decile(row, name)) for name in ("d1", "d10")),
+            f"{row['model']}\n{row['data']}, {row['fold']}\n{row['run']}",
+            "\n".join([*analysis.DENOMINATORS, "paper"][: len(cells[0])]),
+            *map("\n".join, cells),
         )
     Console(highlight=False).print(printed)
 
@@ -188,7 +191,7 @@ def _of_decile(row: dict, name: str) -> list[str]:
         lines.append(f"{rate:.2f} [{low:.2f}, {high:.2f}]")
     paper = row[f"paper_{name}"]
     if np.isnan(paper):
-        return [*lines, "-"]
+        return lines
     off = (row[f"{name}_of_{denominator}_minus_paper"] for denominator in analysis.DENOMINATORS)
     return [*lines, f"{paper:.2f} ({', '.join(f'{one:+.2f}' for one in off)})"]
 
@@ -225,10 +228,16 @@ def gallery(options: Gallery) -> None:
 
     run = _open(options.run, "predictions.parquet", "scores.parquet")
     out = _out(run, options.out)
-    joined = analysis.join(
-        pd.read_parquet(run.folder / "scores.parquet"),
-        pd.read_parquet(run.folder / "predictions.parquet"),
+    # Of one fold: a folder may hold the predictions of some folds only.
+    scores, predictions = (
+        table[table["fold"] == options.fold]
+        for table in map(
+            pd.read_parquet, (run.folder / "scores.parquet", run.folder / "predictions.parquet")
+        )
     )
+    if scores.empty or predictions.empty:
+        raise ValueError(f"{run.folder} has no scores and predictions of the {options.fold} fold")
+    joined = analysis.join(scores, predictions)
     rows = figures.gallery_rows(joined, options.fold, options.count, profile=options.profile)
     dataset = data.load(run.data, options.data_dir, run.settings["data"]["image_size"])
     split = dataset.test if options.fold == "test" else dataset.train
@@ -242,7 +251,9 @@ def gallery(options: Gallery) -> None:
 def _open(folder: Path, *files: str) -> _Run:
     for name in (*files, "settings.json"):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"no {name} in {folder}: finish the run first, or name another")
+            raise FileNotFoundError(
+                f"no {name} in {folder}: give the folder of a finished run, such as runs/digits"
+            )
     return _Run(folder, read_json(folder / "settings.json"))
 
 
@@ -254,12 +265,16 @@ def _out(run: _Run, out: Path | None) -> Path:
 
 def _finished() -> list[Path]:
     places = (Path("runs"), Path(__file__).parent / "results")
-    return [
+    found = [
         path.parent
         for place in places
         for path in sorted(place.glob("*/table_one.csv"))
         if (path.parent / "settings.json").exists()
     ]
+    different: dict[str, Path] = {}
+    for folder in found:  # of equal runs the first, which is that of the user
+        different.setdefault((folder / "settings.json").read_text(), folder)
+    return list(different.values())
 
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,10 @@ UNSHIFTED = "flip_probability, unshifted"
 AT_MEAN = "margin at mean weights"
 """That of the digital prediction, were the weights what a chip's are on average."""
 
-ADDED, COMBINED = "margin + curvature", "all scores"
-"""Logistic models of several scores."""
+ADDED, OF_LOGITS, LOGITS_ADDED = "margin + curvature", "logits", "logits + curvature"
+COMBINED = "all scores"
+"""Logistic models: of two scores; of what one forward pass gives, without and with curvature; of
+all scores but the physical ones."""
 
 _CROSS_VALIDATION = 5  # folds
 
@@ -40,6 +43,7 @@ _PREDICTORS = (
     *("gradient_norm", "loss", "el2n", "entropy", "least_confidence", "margin", "label_margin"),
 )
 _FALL_WITH_FRAGILITY = ("margin", "label_margin")
+_ONE_PASS = ("margin", "entropy", "least_confidence")
 _OF_LOGITS = ("loss", "el2n", "entropy", "least_confidence", "margin", "label_margin")
 
 
@@ -76,9 +80,9 @@ def compare(
 ) -> pd.DataFrame:
     """`bridge.compare_predictors` of each fold, profile and denominator; pooled folds are left out.
 
-    Beside the scores themselves: the physical predictor where `flips` has it, and logistic models,
-    cross-validated, of margin and curvature (`ADDED`: does curvature add to the margin?) and of all
-    scores (`COMBINED`).
+    Beside the scores themselves: the physical predictor where `flips` has it, and cross-validated
+    logistic models, among them those that tell whether curvature adds to one forward pass
+    (`LOGITS_ADDED` against `OF_LOGITS`, in added_difference with _low and _high).
 
     Args:
         joined: as `analysis.join` returns it.
@@ -107,18 +111,26 @@ def compare(
                 else:
                     if among == "correct":
                         scores |= _combined(scores, samples["sample"], digital, analog_correct)
-                    table = compare_predictors(
-                        scores,
-                        digital,
-                        analog_correct,
+                    with_reference = partial(
+                        compare_predictors,
+                        digital_correct=digital,
+                        analog_correct=analog_correct,
                         indices=samples["sample"],
                         labels=samples["label"],
                         among=among,  # type: ignore[arg-type]
-                        reference=REFERENCE,
                         bins=bins,
                         confidence=confidence,
                         resamples=resamples,
                     )
+                    table = with_reference(scores, reference=REFERENCE)
+                    if LOGITS_ADDED in scores:
+                        pair = {name: scores[name] for name in (OF_LOGITS, LOGITS_ADDED)}
+                        added = with_reference(pair, reference=OF_LOGITS).iloc[1]
+                        row = table["predictor"] == LOGITS_ADDED
+                        for end in ("", "_low", "_high"):
+                            table.loc[row, f"added_difference{end}"] = added[
+                                f"auroc_difference{end}"
+                            ]
                 table = table.rename(columns={"among": "denominator"})
                 table.insert(0, "fold", fold)
                 table.insert(1, "profile", profile)
@@ -147,7 +159,13 @@ def _combined(
     failing = np.any(analog_only_failures(digital, analog_correct), axis=0)[digital]
     if min(failing.sum(), (~failing).sum()) < _CROSS_VALIDATION:
         return {}
-    parts = {ADDED: ("margin", "curvature"), COMBINED: tuple(scores)}
+    of_logits = [name for name in _ONE_PASS if name in scores]
+    parts = {
+        ADDED: ["margin", "curvature"],
+        OF_LOGITS: of_logits,
+        LOGITS_ADDED: [*of_logits, "curvature"],
+        COMBINED: [name for name in scores if name in _PREDICTORS],
+    }
     return {
         name: cross_validated_logistic(
             {one: scores[one] for one in members},
@@ -164,7 +182,8 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     """What each predictor costs a sample.
 
     A score that takes the prediction as label costs as much as the score itself; a combination the
-    sum of its parts, of which scores of the same logits are counted once.
+    sum of its parts, but for what one of them gives by the way. The physical predictor's are
+    nominal: under profiles with converters, or noise at each operation, about three more.
 
     Args:
         measured: predictor, forward_passes and seconds_per_image of the estimators, of "loss", one
@@ -180,8 +199,14 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
         if name in known.index
     }
     rows |= dict.fromkeys(_OF_LOGITS, rows["loss"])
-    others = [name for name in rows if name not in _OF_LOGITS]
-    sums = {ADDED: ["margin", "curvature"], COMBINED: [*others, "margin"]}
+    # Every estimator begins with a forward pass: what the logits give is free beside it.
+    estimators = [name for name in rows if name not in _OF_LOGITS]
+    sums = {
+        ADDED: ["curvature"],
+        OF_LOGITS: ["margin"],
+        LOGITS_ADDED: ["curvature"],
+        COMBINED: estimators,
+    }
     for name, parts in sums.items():
         rows[name] = tuple(sum(rows[part][which] for part in parts) for which in (0, 1))
     rows |= {f"{name}{LABEL_FREE}": rows[name] for name in NEED_LABEL}
@@ -221,6 +246,8 @@ def calibrate(
         failed = analog_only_failures(digital, analog_correct)[:, digital]
         physical = _physical(flips, samples, str(profile))
         for predictor in (FLIP_PROBABILITY, UNSHIFTED):
+            if predictor not in physical:
+                continue
             probability = physical[predictor]
             table = calibration_table(
                 probability[digital], failed, confidence=confidence, resamples=resamples
@@ -236,38 +263,48 @@ def calibrate(
                     "expected_calibration_error": expected_calibration_error(table),
                 }
             )
-    if not tables:
-        raise ValueError("no flip probability belongs to a simulated chip: run flips again")
-    calibration = pd.concat(tables, ignore_index=True)
     first = ["fold", "profile", "predictor"]
+    if not set(flips["profile"]) & set(joined["profile"]):
+        raise ValueError("no flip probability belongs to a simulated chip: run flips again")
+    if not tables:  # nothing is digitally correct
+        none = calibration_table([0.5], [True])
+        tables = [none.head(0).assign(**dict.fromkeys(first))]
+        errors_of = ["samples", "predicted", "observed", "expected_calibration_error"]
+        return tables[0], pd.DataFrame(columns=[*first, *errors_of])
+    calibration = pd.concat(tables, ignore_index=True)
     return calibration[[*first, *calibration.columns.difference(first, sort=False)]], pd.DataFrame(
         errors
     )
 
 
 def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PROFILE) -> str:
-    """One sentence: is the margin enough, and what does curvature add to it? As the data say."""
+    """What predicts failure, and whether curvature adds to one forward pass; as the data say."""
     table = select(predictors, fold=fold, profile=profile, denominator="correct")
     table = table.set_index("predictor")
     if not {"curvature", REFERENCE} <= set(table.index) or table["reason"].ne("").all():
         return ""
-    margin, curvature = table.loc[REFERENCE], table.loc["curvature"]
+    cheap = table.loc[[name for name in _ONE_PASS if name in table.index], "auroc"]
     text = (
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
-        f"{margin['auroc']:.3f} for the margin (1 forward pass) and {curvature['auroc']:.3f} for "
-        f"curvature ({_difference(curvature)})"
+        f"{table.loc['curvature', 'auroc']:.3f} for curvature ("
+        f"{table.loc['curvature', 'forward_passes']:.0f} forward passes) and {cheap.max():.3f} for "
+        f"{cheap.idxmax().replace('_', ' ')} (1)"
     )
-    if ADDED not in table.index:
-        return text + "; too few samples fail, or survive, to fit both together."
-    added = table.loc[ADDED]
-    low, high = added["auroc_difference_low"], added["auroc_difference_high"]
-    says = "does better than" if low > 0 else "does worse than" if high < 0 else "is no better than"
-    return text + f"; a logistic model of both {says} the margin alone ({_difference(added)})."
-
-
-def _difference(row: pd.Series) -> str:
-    low, high = row["auroc_difference_low"], row["auroc_difference_high"]
-    return f"{row['auroc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if FLIP_PROBABILITY in table.index:
+        physical = table.loc[FLIP_PROBABILITY]
+        text += (
+            f", {physical['auroc']:.3f} for the flip probability "
+            f"({physical['auroc_within_class']:.3f} within classes)"
+        )
+    if LOGITS_ADDED not in table.index:
+        return text + "; too few samples fail, or survive, to fit models of several scores."
+    added = table.loc[LOGITS_ADDED]
+    low, high = added["added_difference_low"], added["added_difference_high"]
+    says = "adds to" if low > 0 else "takes from" if high < 0 else "is not shown to add anything to"
+    return (
+        f"{text}; curvature {says} a logistic model of the logits' own scores "
+        f"({added['added_difference']:+.4f} [{low:+.4f}, {high:+.4f}])."
+    )
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
@@ -280,15 +317,19 @@ def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
 def _physical(
     flips: pd.DataFrame | None, samples: pd.DataFrame, profile: str
 ) -> dict[str, npt.NDArray]:
-    """The physical predictors of these samples; empty where the fold or the profile has none."""
-    if flips is None:
+    """The physical predictors of these samples; none for a profile without flips, the ideal one."""
+    if flips is None or not (flips["profile"] == profile).any():
         return {}
     rows = flips[flips["profile"] == profile].set_index(["fold", "index"])
     found = rows.reindex(pd.MultiIndex.from_frame(samples[["fold", "index"]]))
-    if found["probability"].isna().any():
-        return {}
-    return {
-        FLIP_PROBABILITY: found["probability"].to_numpy(),
-        UNSHIFTED: found["unshifted"].to_numpy(),
-        AT_MEAN: -(found["margin"] + found["shift"]).to_numpy(),
-    }
+    if (missing := found["probability"].isna()).any():
+        fold, index = found.index[missing.to_numpy()][0]
+        raise ValueError(
+            f"{missing.sum()} samples have no flip probability under {profile}, the first at fold "
+            f"{fold}, index {index}: run flips again"
+        )
+    predictors = {FLIP_PROBABILITY: found["probability"].to_numpy()}
+    if found["shift"].any():  # else all three rank alike
+        predictors[UNSHIFTED] = found["unshifted"].to_numpy()
+        predictors[AT_MEAN] = -(found["margin"] + found["shift"]).to_numpy()
+    return predictors

@@ -108,7 +108,8 @@ def write_report(
     Args:
         path: of the HTML file.
         title: of the page, for instance model and data set.
-        settings: what was run; nested mappings become dotted names.
+        settings: what was run, as `settings.Experiment` holds it; nested mappings become dotted
+            names. simulate and analyse.energy, where they are there, enter the explanations.
         stages: one mapping a stage: name, seconds, device, versions (package -> version).
         deciles: as `analysis.failure_tables` returns it.
         confidence: of every interval, in (0, 1).
@@ -121,9 +122,10 @@ def write_report(
         routing_baselines: the same.
         routing_summary: what routing is worth in one sentence, as `routing.summary` returns it.
         table_one: as `analysis.table_one` returns it.
-        overlap: of the failing samples of two profiles or noise models; shown as it is.
-        systematic: on how many of its chips a profile's samples fail; shown as it is. May have no
-            rows, where no profile has several chips.
+        overlap: of the failing samples of two profiles, as `compare_noise.profile_overlap` returns
+            it; may have no rows.
+        systematic: on how many of its chips a profile's samples fail, as the same returns it; may
+            have no rows, where no profile has several chips.
         per_class: as `analysis.per_class` returns it, with class_name.
         vulnerable: as `analysis.vulnerable` returns it, with class_name; predictions may be names.
         thumbnails: PNG files, one a row of `vulnerable`, or none.
@@ -162,7 +164,7 @@ def write_report(
             "Whether the same samples fail",
             overlap is not None or systematic is not None,
         ),
-        "drift": ("As the chips age", drift_figure is not None),
+        "drift": ("As the chips age", True),
         "gallery": ("Gallery", any(picture["section"] == "gallery" for picture in pictures)),
         "vulnerable": ("Most vulnerable samples", vulnerable is not None),
         "classes": ("Classes", per_class is not None),
@@ -231,13 +233,17 @@ def write_report(
             routing_baselines,
             lambda table: _table("routing_baselines", _of(table, profile), _BASELINES),
         ),
-        overlap=_made(overlap, _as_given),
-        systematic=_made(systematic, _as_given),
+        overlap=_made(overlap, lambda table: _table("overlap", _with_reasons(table), _OVERLAP)),
+        systematic=_made(
+            systematic, lambda table: _table("systematic", _with_reasons(table), _SYSTEMATIC)
+        ),
         vulnerable=_made(vulnerable, lambda table: _table("vulnerable", table, _VULNERABLE)),
         thumbnails=[_data(thumbnail) for thumbnail in thumbnails],
         per_class=_made(per_class, lambda table: _table("per_class", table, _CLASSES)),
         ideal_agreement=ideal_agreement,
         accuracies=[] if table_one is None else table_one.to_dict("records"),
+        words=_glossary(settings, last),
+        energy=_energy(settings),
         reproduce=reproduce,
         settings=list(_flatten(settings)),
         stages=stages,
@@ -297,10 +303,6 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _fixed(value: Any) -> str:
-    return f"{value:,.3f}" if isinstance(value, float) else _plain(value)
-
-
 @dataclass(frozen=True)
 class _Column:
     """How a column is headed and its values are written."""
@@ -345,11 +347,12 @@ _BINS = {
 _CHOICES = {
     "router": _Column("router"),
     "kind": _Column("kind"),
-    "target": _Column("target (%)", _percent),
     "threshold": _Column("threshold"),
-    "validation_accuracy": _Column("validation accuracy (%)", _percent),
+    "target": _Column("validation target (%)", _percent),
+    "validation_accuracy": _Column("reached there (%)", _percent),
     "fraction": _Column("routed (%)", _percent),
     "accuracy": _Column("accuracy (%)", _percent),
+    "given_up": _Column("given up (%)", _percent),
     "energy": _Column("energy", _decimals),
     "saved": _Column("energy saved (%)", _percent),
 }
@@ -358,12 +361,35 @@ _BASELINES = {
     "accuracy": _Column("accuracy (%)", _percent),
     "energy": _Column("energy", _decimals),
 }
+_OVERLAP = {
+    "first": _Column("first"),
+    "second": _Column("second"),
+    "jaccard": _Column("failing samples in common (Jaccard)", _decimals),
+    "jaccard_chance": _Column("expected by chance", _decimals),
+    "jaccard_margin": _Column("expected from the margin alone", _decimals),
+    "explained": _Column("part beyond chance that the margin explains", _decimals),
+    "spearman": _Column("Spearman's rho of the shares of chips failed", _decimals),
+    "spearman_given_margin": _Column("the same, given the margin", _decimals),
+    "reason": _REASON,
+}
+_SYSTEMATIC = {
+    "profile": _Column("profile"),
+    "chips": _Column("chips"),
+    "rate": _Column("failure rate (%)", _percent),
+    "systematic": _Column("failures of samples that fail on most chips (%)", _percent),
+    "systematic_expected": _Column("expected by chance (%)", _percent),
+    "on_none": _Column("samples failing on no chip", _number),
+    "on_some": _Column("on some", _number),
+    "on_most": _Column("on most", _number),
+    "on_all": _Column("on all", _number),
+    "reason": _REASON,
+}
 _CLASSES = {
     "class_name": _Column("class"),
     "samples": _Column("samples"),
     "digital_accuracy": _Column("digital accuracy (%)", _percent),
     "analog_accuracy": _Column("analog accuracy (%)", _percent),
-    "failures": _Column("failures"),
+    "failures": _Column("failures, mean over chips"),
     "failure_rate": _Column("failure rate (%)", _percent),
     "mean_curvature": _Column("mean curvature"),
 }
@@ -372,7 +398,7 @@ _VULNERABLE = {
     "index": _Column("index"),
     "class_name": _Column("class"),
     "digital_prediction": _Column("digital prediction"),
-    "analog_prediction": _Column("analog prediction"),
+    "analog_prediction": _Column("first chip's prediction"),
     "curvature": _Column("curvature"),
     "margin": _Column("margin"),
     "flip_probability": _Column("flip probability (%)", _percent),
@@ -397,8 +423,8 @@ def _table(
 ) -> dict[str, Any]:
     """Headers, and rows of cells: text, note (interval or range) and the number to sort by.
 
-    `x_low` and `x_high` stand under `x` as its interval; so do `x_min` and `x_max`, where there is
-    no interval and they differ.
+    `x_low` and `x_high` stand under `x` as its interval; where there is none, `x_min` and `x_max`,
+    if they differ, or `x_expected`.
     """
     if missing := [one for one in columns if one not in table and not columns[one].optional]:
         raise ValueError(f"the report's {name} lacks the columns {', '.join(missing)}")
@@ -422,15 +448,6 @@ def _table(
     return {"headers": headers, "rows": rows}
 
 
-def _as_given(table: pd.DataFrame) -> dict[str, Any]:
-    bounds = {f"{name}{suffix}" for name in table for suffix in ("_low", "_high", "_min", "_max")}
-    table = _with_reasons(table)
-    columns = {name: _Column(_words(name), _fixed) for name in table if name not in bounds}
-    if "reason" in columns:
-        columns["reason"] = _REASON
-    return _table("table", table, columns)
-
-
 def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
     """Without the column of reasons why something is undefined, where nothing is."""
     return table if "reason" not in table or table["reason"].any() else table.drop(columns="reason")
@@ -448,6 +465,8 @@ def _sort_key(value: Any) -> str:
 def _note(row: Mapping[Any, Any], name: str, show: Callable[[Any], str]) -> str:
     if (low := row.get(f"{name}_low")) is not None:
         return "" if pd.isna(low) else f"[{show(low)}, {show(row[f'{name}_high'])}]"
+    if (expected := row.get(f"{name}_expected")) is not None:
+        return "" if pd.isna(expected) else f"{show(expected)} expected"
     least, most = row.get(f"{name}_min"), row.get(f"{name}_max")
     return "" if least is None or not least < most else f"{show(least)} to {show(most)}"
 
@@ -509,12 +528,14 @@ def _predictor_table(
     rows = rows.sort_values("auroc", ascending=False, kind="stable", na_position="last")
     rows = _with_reasons(rows)
     table = _table("predictors", rows, _PREDICTED, reference=first["reference"], last=last)
-    chips = "1 chip" if first["chips"] == 1 else f"{first['chips']} chips"
+    chips = "1 chip" if first["chips"] == 1 else f"{first['chips']} chips together"
     return table | {
         "denominator": name,
         "undefined": "",
         "caption": f"{profile}, {fold} fold, among {first['samples']:,} {name}: "
-        f"{first['failures']:,} failures on {chips}.",
+        f"{first['failures']:,} failures on {chips}. D1 and D{last}: failure rate where the score "
+        "is lowest and highest, cut by each score among the samples that take part; Table I cuts "
+        "by curvature among all samples.",
     }
 
 
@@ -555,6 +576,115 @@ def _routing_curves(routing: pd.DataFrame, profile: str) -> dict[str, Any]:
         "shares": _SHARES,
         "rows": [(name, [_percent(value) for value in values]) for name, values in rows.items()],
     }
+
+
+def _glossary(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
+    """Terms and what they mean, with the settings of the chips where they are there."""
+    adc = "each tile's outputs are quantised by a converter"
+    wnoise = "Gaussian noise of the weights"
+    pcm = "phase-change memory: programming noise, drift and read noise"
+    if simulate := settings.get("simulate"):
+        adc += _adc(simulate["adc"], simulate["calibration"])
+        wnoise += _weight_noise(simulate["wnoise"])
+        pcm += _phase_change(simulate["pcm"])
+    return [
+        (
+            "analog-only failure",
+            "a sample that the digital model gets right and the analog chip wrong.",
+        ),
+        (
+            f"decile, D1 to D{last}",
+            f"one of {last} equal parts of the samples in the order of a score, curvature unless "
+            "said otherwise; D1 has the lowest scores.",
+        ),
+        ("ideal", "a chip without any of the following; a + joins those that a chip has."),
+        ("adc", f"{adc}."),
+        ("wnoise", f"{wnoise}."),
+        ("pcm", f"{pcm}."),
+        (
+            "curvature",
+            "how much the gradient of the loss by the input changes when the input moves a small "
+            "step in random directions: the mean length of the change (Eq. 1 of the paper).",
+        ),
+        (
+            "hessian vector, hessian trace, gauss newton",
+            "the same from exact second derivatives: mean length of H v, trace of H, and trace of "
+            "the Gauss-Newton matrix, which takes the network as linear around the input.",
+        ),
+        (
+            "gradient norm, loss, el2n",
+            "length of the gradient of the loss by the input; the loss; length of the difference "
+            "between the predicted probabilities and the label's (one-hot).",
+        ),
+        (
+            "entropy, least confidence, margin",
+            "entropy of the predicted probabilities; 1 less the largest of them; the largest logit "
+            "less the second largest, a small one counting as fragile. Label margin: the label's "
+            "logit less the largest other.",
+        ),
+        (
+            "label free",
+            "with the model's own prediction in place of the label, as where no label is known.",
+        ),
+        (
+            "flip probability",
+            "the physical predictor: Phi(-(margin at mean weights) / sd), with sd the margin's "
+            "standard deviation over chips by linear theory; no chip is run. Margin at mean "
+            "weights: that of the digital prediction, were the weights what a chip's are on "
+            "average. Unshifted: with the digital margin in its place.",
+        ),
+        (
+            "margin + curvature, all scores",
+            "cross-validated logistic models of these two scores, and of all.",
+        ),
+        (
+            "AUROC",
+            "probability that a failure has a higher score than a survivor; 0.5 is chance. Within "
+            "classes: of the score's rank among the samples of its class, so that differences "
+            "between classes do not count.",
+        ),
+    ]
+
+
+def _adc(adc: Mapping[str, Any], images: int) -> str:
+    if adc["range"] != "calibrated":
+        return f"; {adc['bits']} bits, range {adc['range']:g}"
+    covered = "" if adc["percentile"] == 100 else f" to percentile {adc['percentile']:g}"
+    return f"; {adc['bits']} bits, range calibrated{covered} on {images:,} training images"
+
+
+def _weight_noise(noise: Mapping[str, Any]) -> str:
+    growing = "" if noise["kind"] == "constant" else ", growing with the weight as PCM's read noise"
+    drawn = "once for each chip" if noise["drawn"] == "per_chip" else "anew at each operation"
+    return f"; sigma = {noise['sigma']:g} of a tile's largest weight{growing}, drawn {drawn}"
+
+
+def _phase_change(pcm: Mapping[str, Any]) -> str:
+    levels = [
+        f"{_words(name)} x {pcm[name]:g}"
+        for name in ("programming_noise", "drift", "read_noise")
+        if pcm[name] != 1
+    ]
+    scaled = f", with {', '.join(levels)}" if levels else ""
+    compensation = pcm["compensation"]
+    compensated = (
+        "not compensated" if compensation is None else f"compensated ({_words(compensation)})"
+    )
+    return (
+        f"{scaled}; read t_inference = {pcm['t_inference']:,g} s after programming; drift is "
+        f"{compensated}"
+    )
+
+
+def _energy(settings: Mapping[str, Any]) -> str:
+    """What one inference costs; in units of a digital one where the settings do not say."""
+    energy = settings.get("analyse", {}).get("energy")
+    if energy is None:
+        return "a digital inference costs 1"
+    return (
+        f"a digital inference costs {energy['digital']:g}, an analog one {energy['analog']:g}, "
+        "as the settings assume"
+    )
 
 
 def _picture(path: Path) -> dict[str, str]:

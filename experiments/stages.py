@@ -312,7 +312,7 @@ def analyse(job: Job) -> Outcome:
 
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
-    from experiments import analysis, analysis_figures, figures, prediction, routing
+    from experiments import analysis, analysis_figures, compare_noise, figures, prediction, routing
     from experiments.presets import command_line
     from experiments.report import write_report
     from jaxcurv.data.images import encode_png
@@ -349,6 +349,9 @@ def report(job: Job) -> Outcome:
             pd.read_csv(job.folder / "history.csv"), folder / "training_curve.png"
         ),
     ]
+    if len(overlap := tables["overlap"]):
+        title = "Profiles of this run, test fold"
+        drawn.append(compare_noise.draw(overlap, folder / "overlap.png", title))
     vulnerable = analysis.vulnerable(joined, flips)
     thumbnails = [encode_png(image) for image in images(vulnerable)]
     names = dict(enumerate(dataset.class_names))
@@ -360,12 +363,13 @@ def report(job: Job) -> Outcome:
     drift = job.folder / "drift" / "drift.png"
     page = write_report(
         job.folder / "report.html",
-        title=f"{settings.model.architecture} on {settings.data.name}",
+        title=f"{settings.model.architecture} of width {settings.model.width} on "
+        f"{settings.data.name}",
         settings=recorded_settings(job.folder),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         verdict=prediction.verdict(tables["predictors"]),
-        routing_summary=routing.summary(tables["routing"], tables["routing_choices"]),
+        routing_summary=routing.summary(tables["routing_choices"]),
         vulnerable=vulnerable,
         thumbnails=thumbnails,
         reproduce=[f"python -m experiments run {shlex.join(command_line(settings))}"],

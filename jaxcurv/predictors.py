@@ -29,12 +29,15 @@ def logit_scores(
     classes = jnp.arange(logits.shape[-1])
     # Not top_k, which gathers a batch that several devices share.
     is_top = classes == jnp.argmax(logits, axis=-1, keepdims=True)
+    gap = logits - jnp.max(logits, axis=-1, keepdims=True)
+    others = jnp.sum(jnp.where(is_top, 0, jnp.exp(gap)), axis=-1)
     p = jax.nn.softmax(logits)
     is_own = classes == labels[:, None]
     own = jnp.sum(jnp.where(is_own, logits, 0), axis=-1)
     return {
         "el2n": norm(residual(logits, labels)),
-        "entropy": -jnp.sum(p * jax.nn.log_softmax(logits), axis=-1),
+        # log sum exp(gap) - sum p gap; log1p keeps what 1 + others would round away.
+        "entropy": jnp.log1p(others) - jnp.sum(p * gap, axis=-1),
         "least_confidence": jnp.sum(jnp.where(is_top, 0, p), axis=-1),
         "margin": jnp.max(logits, axis=-1) - _largest(logits, ~is_top),
         "label_margin": own - _largest(logits, ~is_own),

@@ -253,8 +253,8 @@ def test_ideal_agreement(joined):
 
 
 def test_predictors_of_every_fold_profile_and_denominator(predictors):
-    # folds x profiles x (3 of the correct and two combinations where samples fail, 3 of all)
-    assert len(predictors) == 2 * (3 + 3 + 5 + 3)
+    # folds x profiles x (3 of the correct and 4 combinations where samples fail, 3 of all)
+    assert len(predictors) == 2 * (3 + 3 + 7 + 3)
     where = {"fold": "test", "profile": FULL, "predictor": "curvature"}
     row = analysis.select(predictors, denominator="all", **where).iloc[0]
     # Without ties the ranks are the index, of the failures 0, 1/2 and 1 shares of two chips.
@@ -276,14 +276,17 @@ def test_predictors_of_every_fold_profile_and_denominator(predictors):
 
 
 def test_verdict_follows_the_intervals(predictors):
-    sentence = prediction.verdict(predictors)
-    assert "AUROC is" in sentence
-    added = predictors["predictor"] == prediction.ADDED
-    for low, high, says in ((0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "no better")):
+    assert "for margin (1)" in prediction.verdict(predictors)
+    added = predictors["predictor"] == prediction.LOGITS_ADDED
+    for low, high, says in (
+        (0.1, 0.2, "adds to"),
+        (-0.2, -0.1, "takes"),
+        (-0.1, 0.1, "is not shown"),
+    ):
         changed = predictors.copy()
-        changed.loc[added, "auroc_difference_low"] = low
-        changed.loc[added, "auroc_difference_high"] = high
-        assert f"{says} than the margin alone" in prediction.verdict(changed)
+        changed.loc[added, "added_difference_low"] = low
+        changed.loc[added, "added_difference_high"] = high
+        assert f"curvature {says}" in prediction.verdict(changed)
     assert "too few samples" in prediction.verdict(predictors[~added])
     assert prediction.verdict(predictors, profile="ideal") == ""
 

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from experiments.compare_noise import (
     TOLERANCE,
     Bench,
     CompareNoise,
+    Match,
     match_factor,
     profile_overlap,
     run,
@@ -227,6 +228,8 @@ def test_tables_are_those_of_the_failures(exported: Exported, out: Path) -> None
         )
     for name in ("overlap.png", "overlap.svg"):
         assert (out / name).stat().st_size > 1000
+    svg = (out / "overlap.svg").read_text()
+    assert "digitally correct test images; drift compensated (global)" in svg
 
 
 # --- resuming
@@ -284,6 +287,7 @@ def test_given_target_and_one_that_is_not_reached(
     printed = capsys.readouterr().out
     assert "reram_cmo does not reach 2.0 % at factors from 0.01 to 100" in printed
     assert "its model gives no finite weights" in printed
+    assert "* target not reached" in printed
     matched = pd.read_csv(out.parent / "unreached" / "matched.csv").set_index("name")
     assert not matched["reached"]["reram_cmo"]
     assert 1 < matched["factor"]["reram_cmo"] < matched["breaks_at"]["reram_cmo"]
@@ -399,3 +403,35 @@ def test_too_few_correct_images_are_refused_before_any_chip(
 def test_figure_of_undefined_values(tmp_path: Path) -> None:
     table = failure_overlap({"a": np.zeros((2, 8), bool)}, np.arange(8.0), bins=2, resamples=2)
     assert compare_noise.draw(table, tmp_path / "overlap.png", "t").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("compensation", "says"),
+    [(None, "drift is not compensated"), ("global", "drift is compensated (global)")],
+)
+def test_what_is_printed(capsys: pytest.CaptureFixture[str], compensation: Any, says: str) -> None:
+    failures = np.array([[True, False, False, True]] * 2)
+    names = ("reram_wan2022", "wnoise")
+    matched = pd.DataFrame(
+        [
+            {"name": name, **asdict(Match(2.0, 0.9, 0.9, reached=True)), "test_accuracy": 0.8}
+            for name in names
+        ]
+    )
+    systematic = pd.DataFrame(
+        [{"name": name, **asdict(systematic_share(failures, resamples=5))} for name in names]
+    )
+    overlap = failure_overlap(dict.fromkeys(names, failures), np.arange(4.0), bins=2, resamples=5)
+    memory = bridge.ReRamWan2022(t_inference=172800.0, compensation=compensation)
+    profiles = {
+        "reram_wan2022": bridge.Profile(memory=memory),
+        "wnoise": bridge.Profile(wnoise=bridge.WeightNoise()),
+    }
+    compare_noise.show(matched, systematic, overlap, profiles)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert says in printed
+    assert "Factor: on all noise of a memory" in printed
+    assert "reram_wan2022 2 90.0 % 80.0 % 50.0 % 1.00" in printed
+    assert "Read after programming: reram_wan2022 172,800 s; drift" in printed
+    assert "Explained: how much of the overlap beyond chance" in printed
+    assert "not reached" not in printed

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bridge import comparison
 from bridge.comparison import compare_predictors, cross_validated_logistic
-from bridge.failures import within_class_rank
+from bridge.failures import deciles, within_class_rank
 from bridge.resampling import chip_counts, sample_counts
 
 SAMPLES = 240
@@ -103,10 +103,10 @@ def test_bins_and_within_class(data):
     scores, digital, analog, failed = data
     labels = np.arange(SAMPLES) % 4
     row = compare_predictors(scores, digital, analog, labels=labels, bins=5, resamples=5).iloc[1]
-    order = np.argsort(scores["noisy"][digital])
-    parts = np.array_split(failed[:, digital].mean(0)[order], 5)
-    assert abs(row["d1"] - parts[0].mean()) < 0.05  # array_split puts the odd samples elsewhere
-    assert row["d10"] > row["d1"]
+    bin_of = deciles(scores["noisy"][digital], np.arange(digital.sum()), bins=5)
+    share = failed[:, digital].mean(axis=0)
+    assert row["d1"] == pytest.approx(share[bin_of == 1].mean())
+    assert row["d10"] == pytest.approx(share[bin_of == 5].mean())
     ranks = within_class_rank(scores["noisy"][digital], labels[digital])
     expected = np.mean([roc_auc_score(one, ranks) for one in failed[:, digital]])
     assert row["auroc_within_class"] == pytest.approx(expected, abs=1e-6)
@@ -134,6 +134,7 @@ def test_undefined_measures_say_why(analog, score, reason):
         ({"scores": {"s": [1.0, np.nan, *range(18)]}}, "s has 1 NaN of 20"),
         ({"scores": {"s": np.arange(19.0)}}, "lengths differ: s 19, correct 20"),
         ({"reference": "loss"}, "no reference 'loss' here; there is s"),
+        ({"among": "right"}, "among is one of correct, all, got 'right'"),
         ({"bins": 21}, "20 digitally correct samples cannot fill 21 bins"),
         ({"digital_correct": np.arange(20) < 5}, "5 digitally correct samples cannot fill 10 bins"),
         ({"indices": np.zeros(20, int)}, "indices must be unique"),

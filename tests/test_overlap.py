@@ -323,3 +323,17 @@ def test_imports_without_torch() -> None:
         "import bridge.overlap"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_chip_under_two_names_agrees_as_much_as_chips_do():
+    """Not perfectly: what the draws of one chip share says nothing of the noise."""
+    rng = np.random.default_rng(0)
+    failed = rng.random((4, 3000)) < rng.beta(0.5, 2, size=3000)
+    found = failure_overlap(
+        {"a": failed, "b": failed.copy()}, np.arange(3000.0), same_chips=True, resamples=5
+    )
+    between, within = found.iloc[1], found.iloc[0]
+    assert between["spearman"] == pytest.approx(within["spearman"], abs=1e-9)
+    assert between["jaccard"] == pytest.approx(within["jaccard"], abs=1e-9)
+    apart = failure_overlap({"a": failed, "b": failed.copy()}, np.arange(3000.0), resamples=5)
+    assert apart.iloc[1]["spearman"] == pytest.approx(1)

@@ -24,6 +24,7 @@ def write_tables(folder: Path) -> dict[str, Path]:
             "curvature": np.linspace(0, 1, SAMPLES),
             "curvature_standard_error": 0.1,
             "margin": np.linspace(3, 0, SAMPLES) + rng.normal(size=SAMPLES),
+            "note": "text",
         }
     )
     digital = pd.DataFrame({"index": index, "label": label, "prediction": label})
@@ -51,6 +52,10 @@ def test_tables_from_anywhere_are_joined_by_index(command: Command, tmp_path: Pa
     assert result.returncode == 0, result.stderr
     assert "Analog-only failures by curvature, 2 chips" in result.stdout
     assert "Difference of AUROC to margin" in result.stdout
+    assert (
+        "Scores: curvature, margin; turned round: margin; left out: curvature_standard_error, note."
+        in " ".join(result.stdout.split())
+    )
     scores = pd.read_csv(paths["scores"]).sort_values("index")
     digital, analog = pd.read_csv(paths["digital"]), pd.read_csv(paths["analog"])
     label = digital.set_index("index")["label"]
@@ -97,6 +102,34 @@ def _chips_differ(tables):
     tables["analog"] = tables["analog"].drop(index=tables["analog"].index[0])
 
 
+def _text_predictions(tables):
+    tables["analog"]["prediction"] = "c" + tables["analog"]["prediction"].astype(str)
+
+
+def _missing_prediction(tables):
+    tables["analog"].loc[3, "prediction"] = np.nan
+
+
+def _contradiction(tables):
+    tables["digital"] = tables["digital"].assign(correct=True)
+
+
+def _other_label(tables):
+    tables["analog"]["label"] = 0
+
+
+def _infinite_score(tables):
+    tables["scores"].loc[0, "margin"] = np.inf
+
+
+def _no_index(tables):
+    tables["scores"] = tables["scores"].rename(columns={"index": "id"})
+
+
+def _no_chip(tables):
+    tables["analog"] = tables["analog"].drop(columns="chip")
+
+
 def _no_labels(tables):
     tables["digital"] = tables["digital"].assign(correct=True).drop(columns="label")
 
@@ -116,13 +149,32 @@ def _text_index(tables):
         (_unknown_index, r"1 samples of .*digital.csv are not in .*scores.csv.* index 5"),
         (_repeat, r"scores.csv has index \d+ more than once"),
         (_repeat_on_chip, r"analog.csv has index \d+ more than once on one chip"),
-        (_nan_score, r"score has 1 NaN of 40"),
+        (_nan_score, r"curvature in .*scores.csv is no finite number in 1 of 40 rows, the first"),
+        (_infinite_score, r"margin in .*scores.csv is no finite number in 1 of 40 rows"),
+        (
+            _text_predictions,
+            r"predictions of .*analog.csv, such as 'c\d', are not of the kind of the",
+        ),
+        (
+            _missing_prediction,
+            r"prediction is missing in 1 rows of .*analog.csv, the first at index",
+        ),
+        (_contradiction, r"correct contradicts prediction and label in 4 rows of .*digital.csv"),
+        (_other_label, r"label in .*analog.csv is not that of the other tables for 30 samples"),
+        (_no_index, r"scores.csv needs a column index, which names the sample; it has id, curv"),
+        (_no_chip, r"analog.csv has index \d+ more than once: add a column chip"),
         (_no_outcome, r"analog.csv needs a column correct, or prediction"),
-        (_odd_outcome, r"correct must be true or false in every row of .*digital.csv"),
-        (_chips_differ, r"the chips of .*analog.csv differ in their samples"),
-        (_no_labels, r"analog.csv has predictions, but no table has the labels"),
+        (
+            _odd_outcome,
+            r"correct must be true or false, or 1 or 0, in every row .*digital.csv; got 2",
+        ),
+        (
+            _chips_differ,
+            r"the chips of .*analog.csv differ in their samples: chip \d lacks index \d",
+        ),
+        (_no_labels, r"analog.csv needs a column correct, or prediction and a label in one of"),
         (_no_score, r"scores.csv has no column of scores beside index"),
-        (_text_index, r"scores.csv needs an integer column index"),
+        (_text_index, r"index in .*scores.csv must hold whole numbers.* it is (str|object), such"),
     ],
 )
 def test_bad_tables_are_refused(change, message, tmp_path: Path, capsys) -> None:
@@ -141,7 +193,10 @@ def test_bad_tables_are_refused(change, message, tmp_path: Path, capsys) -> None
 def test_missing_files_and_scores_are_said(command: Command, tmp_path: Path) -> None:
     paths = write_tables(tmp_path)
     result = command("analyse", *flags(paths), "--score", "loss", "--out", tmp_path / "out")
-    assert (result.returncode, "has no score 'loss'" in result.stderr) == (2, True)
+    assert (
+        result.returncode,
+        "has no score 'loss'; there is curvature, margin" in result.stderr,
+    ) == (2, True)
     result = command("analyse", *flags({**paths, "analog": tmp_path / "none.csv"}))
     assert (result.returncode, "no file" in result.stderr) == (2, True)
     result = command("analyse", *flags(paths), "--bins", "41", "--out", tmp_path / "out")

@@ -85,9 +85,11 @@ def test_costs_of_scores_and_of_their_combinations():
     assert costs.loc["curvature"].tolist() == [22, 10]
     assert costs.loc["margin"].tolist() == [1, 0.5]
     assert costs.loc["curvature_label_free"].tolist() == [22, 10]
-    assert costs.loc[prediction.ADDED].tolist() == [23, 10.5]
-    # curvature, gradient norm, and one forward pass for all that comes of the logits
-    assert costs.loc[prediction.COMBINED].tolist() == [22 + 2 + 1, 11.5]
+    # What the logits give is free beside an estimator, which begins with a forward pass.
+    assert costs.loc[prediction.ADDED].tolist() == [22, 10]
+    assert costs.loc[prediction.OF_LOGITS].tolist() == [1, 0.5]
+    assert costs.loc[prediction.LOGITS_ADDED].tolist() == [22, 10]
+    assert costs.loc[prediction.COMBINED].tolist() == [22 + 2, 11]
     assert costs.loc[prediction.FLIP_PROBABILITY, "forward_passes"] == 4
 
 
@@ -100,7 +102,8 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     }
     scores = {"curvature", "loss", "margin", "margin at mean weights"}
     scores |= {"flip_probability", "flip_probability, unshifted"}
-    assert names["correct"] == scores | {prediction.ADDED, prediction.COMBINED}
+    models = {prediction.ADDED, prediction.OF_LOGITS, prediction.LOGITS_ADDED, prediction.COMBINED}
+    assert names["correct"] == scores | models
     label_free = {"curvature_label_free", "loss_label_free"}
     assert names["all"] == scores | label_free | {"label_margin"}
     ideal = table[table["profile"] == "ideal"]
@@ -110,6 +113,32 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     # The probabilities rank as the margins do, so they differ by nothing.
     assert row["auroc_difference"].tolist() == [0, 0]
     assert (row["auroc"] > 0.7).all()
+
+
+def test_missing_flips_are_said(run):
+    joined, flips = run
+    lost = flips.drop(index=flips.index[flips["fold"] == "test"][3])
+    with pytest.raises(
+        ValueError, match=r"1 samples have no flip .* fold test, index 3: run flips"
+    ):
+        prediction.compare(joined, COSTS, lost, resamples=5)
+    with pytest.raises(ValueError, match="1 samples have no flip probability"):
+        prediction.calibrate(joined, lost, resamples=5)
+
+
+def test_without_a_shift_the_plain_flip_probability_is_all_there_is(run):
+    joined, flips = run
+    table = prediction.compare(joined, COSTS, flips.assign(shift=0.0), resamples=5)
+    physical = {prediction.FLIP_PROBABILITY, prediction.UNSHIFTED, prediction.AT_MEAN}
+    assert set(table["predictor"]) & physical == {prediction.FLIP_PROBABILITY}
+
+
+def test_a_model_that_is_never_right_has_an_empty_calibration(run):
+    joined, flips = run
+    wrong = joined.assign(digital_correct=False, failure=False)
+    calibration, errors = prediction.calibrate(wrong, flips, resamples=5)
+    assert (len(calibration), len(errors)) == (0, 0)
+    assert {"fold", "profile", "predictor", "observed"} <= set(calibration)
 
 
 def test_too_few_correct_samples_are_said(run):
@@ -155,7 +184,7 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
     choices = found.choices[found.choices["profile"] == FULL].set_index("router")
     assert set(choices.index) == {
         *("analog margin", "curvature, known", "margin, known", "flip probability, known"),
-        *("curvature, computed", "margin, computed"),
+        *("curvature, computed", "margin, computed", "flip probability, computed"),
     }
     validation, test = (
         with_flips[(with_flips["fold"] == fold) & (with_flips["profile"] == FULL)]
@@ -179,9 +208,13 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
     ends = found.curves[found.curves["profile"] == FULL].groupby("router")["accuracy"]
     np.testing.assert_allclose(ends.first(), analog.mean())
     np.testing.assert_allclose(ends.last(), samples["digital_correct"].mean())
-    sentence = routing.summary(found.curves, found.choices)
-    assert "threshold chosen on validation" in sentence
-    assert f"always analog and {100 * samples['digital_correct'].mean():.1f} %" in sentence
+    expected = samples["digital_correct"].mean() - choices["accuracy"]
+    np.testing.assert_allclose(choices["given_up"], expected)
+    first, second = routing.summary(found.choices).split(". ")
+    # The first is one that a new input can have, the second says what it presupposes.
+    assert "runs every sample on the chip and by analog margin" in first
+    assert f"gives up {100 * choices.loc['analog margin', 'given_up']:.1f} points" in first
+    assert second.startswith("Where scores were stored for these very inputs")
 
 
 def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
@@ -191,7 +224,7 @@ def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
         found = routing.route(joined, COSTS, energies=Costs(), tolerance=0.01)
     assert "no validation fold is scored" in caplog.text
     assert found.choices.empty
-    assert routing.summary(found.curves, found.choices) == ""
+    assert routing.summary(found.choices) == ""
     assert len(found.curves) > 100
 
 

@@ -62,4 +62,7 @@ def test_confident_samples_keep_their_order() -> None:
     for name in ("el2n", "least_confidence", "entropy"):
         assert (np.diff(found[name]) < 0).all(), name
     np.testing.assert_allclose(found["least_confidence"], 2 * np.exp(-gaps), rtol=1e-5)
+    others = 2 * np.exp(-gaps)
+    entropy_of = np.log1p(others) + others * gaps / (1 + others)
+    np.testing.assert_allclose(found["entropy"], entropy_of, rtol=1e-5)
     np.testing.assert_allclose(found["el2n"], np.sqrt(6) * np.exp(-gaps), rtol=1e-5)

@@ -76,6 +76,14 @@ def table_one():
     return pd.DataFrame([row, row | {"profile": "ideal", "paper_d1": NAN, "paper_d10": NAN}])
 
 
+def systematic():
+    row = {"profile": "pcm", "chips": 3, "samples": 1250, "rate": 0.2, "reason": ""}
+    row |= {"systematic": 0.75, "systematic_low": 0.5, "systematic_high": 0.875}
+    row |= {"on_none": 1200, "on_some": 30, "on_most": 15, "on_all": 5}
+    row |= {"on_none_expected": 1100.25, "on_some_expected": 99.0, "on_most_expected": 50.0}
+    return pd.DataFrame([row | {"on_all_expected": 0.75, "systematic_expected": 0.104}])
+
+
 def sections():
     """Every optional input, small."""
     here = {"fold": "test", "profile": FULL}
@@ -97,7 +105,7 @@ def sections():
         "calibration": pd.DataFrame({"bin": [1, 2]} | bins).assign(**probability),
         "calibration_errors": pd.DataFrame([error | {"expected_calibration_error": 0.013}]),
         "routing": pd.DataFrame(curve).assign(router="analog margin", kind="analog", **here),
-        "routing_choices": pd.DataFrame([choice | {"energy": 0.3, "saved": 0.7}]),
+        "routing_choices": pd.DataFrame([choice | {"energy": 0.3, "saved": 0.7, "given_up": 0.01}]),
         "routing_baselines": pd.DataFrame(
             {"profile": FULL, "name": ["always analog"], "accuracy": [0.8], "energy": [0.1]}
         ),
@@ -109,10 +117,17 @@ def sections():
                 "jaccard": [0.345678, NAN],
                 "jaccard_low": [0.2, NAN],
                 "jaccard_high": [0.5, NAN],
-                "reason": ["", "no sample fails under ideal"],
+                "jaccard_chance": [0.1, NAN],
+                "jaccard_margin": [0.2, NAN],
+                "explained": [-0.5, NAN],
+                "spearman": [0.6, NAN],
+                "spearman_low": [0.5, NAN],
+                "spearman_high": [0.7, NAN],
+                "spearman_given_margin": [0.55, NAN],
+                "reason": ["", "no failures of ideal"],
             }
         ),
-        "systematic": pd.DataFrame({"name": ["pcm"], "chips": [12345], "certain": [True]}),
+        "systematic": systematic(),
         "per_class": pd.DataFrame(
             {
                 "class_name": ["10", "9", ATTACK],
@@ -228,7 +243,8 @@ def test_contents_link_to_every_section(read):
 
 def test_sections_without_a_table_are_left_out(tmp_path):
     text = write(tmp_path / "report.html").read_text()
-    assert Tables(text).ids == ["deciles", "settings", "environment"]
+    assert Tables(text).ids == ["deciles", "drift", "settings", "environment"]
+    assert "experiments drift PRESET" in text
     assert 'class="answer"' not in text
     ideal = write(tmp_path / "report.html", ideal_agreement=1.0).read_text()
     assert "accuracy" in Tables(ideal).ids
@@ -236,7 +252,7 @@ def test_sections_without_a_table_are_left_out(tmp_path):
     figure = tmp_path / "routing.png"
     figure.write_bytes(png())
     shown = Tables(write(tmp_path / "report.html", figures=[figure]).read_text())
-    assert shown.ids == ["deciles", "figures", "settings", "environment"]
+    assert shown.ids == ["deciles", "drift", "figures", "settings", "environment"]
 
 
 def test_answers_and_notes(page):
@@ -290,7 +306,7 @@ def test_fractions_are_shown_in_percent(read):
     assert low[2:] == ["0.00", "50.00", "38", "10.00", "10.00|[0.00, 20.00]"]
     assert high[-1] == "50.00|[10.00, 90.00]"
     _, choice = read.headed("router", "kind")
-    assert choice[2:6] == ["89.00", "inf", "89.00", "20.00"]
+    assert choice[2:6] == ["inf", "89.00", "89.00", "20.00"]
     assert choice[6:] == ["88.50|88.00 to 89.00", "0.300", "70.00"]
     shares = read.headed("", "0", "5")
     # The nearest of 0, 50 and 100 % to 0, 5, 10, 15, 20, 30, 40, 50, 75 and 100 %.
@@ -298,18 +314,92 @@ def test_fractions_are_shown_in_percent(read):
     assert [row[0] for row in shares[1:]] == ["oracle", "random", "analog margin"]
 
 
-def test_tables_as_they_are_given(read):
+def test_overlap_and_what_is_systematic(read, page):
     header, pcm, ideal = read.headed("first", "second")
-    assert header == ["first", "second", "pairs", "jaccard", "undefined because"]
-    assert pcm == ["pcm", "adc", "4", "0.346|[0.200, 0.500]", ""]
-    assert ideal == ["ideal", "adc", "0", "-", "no sample fails under ideal"]
-    assert read.headed("name", "chips")[1] == ["pcm", "12,345", "yes"]
+    assert header[2:5] == [
+        "failing samples in common (Jaccard)",
+        "expected by chance",
+        "expected from the margin alone",
+    ]
+    assert pcm[:6] == ["pcm", "adc", "0.346|[0.200, 0.500]", "0.100", "0.200", "-0.500"]
+    assert pcm[6:] == ["0.600|[0.500, 0.700]", "0.550", ""]
+    assert ideal == ["ideal", "adc", *6 * ["-"], "no failures of ideal"]
+    header, row = read.headed("profile", "chips")
+    assert header[-4:] == ["samples failing on no chip", "on some", "on most", "on all"]
+    assert row[:5] == ["pcm", "3", "20.00", "75.00|[50.00, 87.50]", "10.40"]
+    assert row[5:] == [
+        "1,200|1,100.2 expected",
+        "30|99 expected",
+        "15|50 expected",
+        "5|0.8 expected",
+    ]
+    assert "The Jaccard index of two chips is" in page.read_text()
+
+
+SIMULATE = {
+    "adc": {"bits": 7, "range": "calibrated", "percentile": 99.5},
+    "wnoise": {"sigma": 0.03, "kind": "constant", "drawn": "per_chip"},
+    "pcm": {
+        "t_inference": 3600.0,
+        "programming_noise": 1.0,
+        "drift": 1.0,
+        "read_noise": 2.0,
+        "compensation": None,
+    },
+    "calibration": 64,
+}
+
+
+def test_words_hold_the_settings_of_the_run(tmp_path):
+    def words(**simulate):
+        settings = {"simulate": SIMULATE | simulate}
+        text = write(tmp_path / "r.html", settings=settings).read_text()
+        return text[text.index("<dl>") : text.index("</dl>")]
+
+    text = words()
+    assert "7 bits, range calibrated to percentile 99.5 on 64 training images" in text
+    assert "sigma = 0.03 of a tile&#39;s largest weight, drawn once for each chip" in text
+    assert "with read noise x 2; read t_inference = 3,600 s after programming" in text
+    assert "drift is not compensated" in text
+    text = words(
+        adc={"bits": 7, "range": 12.5, "percentile": 100.0},
+        wnoise={"sigma": 0.03, "kind": "pcm_read", "drawn": "per_mvm"},
+        pcm=SIMULATE["pcm"] | {"compensation": ATTACK},
+    )
+    assert "7 bits, range 12.5." in text
+    assert "read noise, drawn anew at each operation" in text
+    assert "drift is compensated (&lt;script&gt;" in text
+
+
+def test_words_without_settings(page):
+    text = page.read_text()
+    assert "<dt>adc</dt><dd>each tile&#39;s outputs are quantised by a converter.</dd>" in text
+    assert "<dt>decile, D1 to D2</dt>" in text
+    assert "compensated" not in text
+
+
+def test_captions_say_what_is_counted(tmp_path, page):
+    text = page.read_text()
+    assert "5 failures on 1 chip. D1 and D2: failure rate where the score" in text
+    assert "Table I cuts by curvature among all samples" in text
+    assert "failures, mean over chips" in text
+    assert "a digital inference costs 1." in text
+    settings = {"analyse": {"energy": {"analog": 0.2, "digital": 1.0}}}
+    text = write(
+        tmp_path / "r.html",
+        **(sections() | {"predictors": predictors().assign(chips=3)}),
+        settings=settings,
+    ).read_text()
+    assert "a digital inference costs 1, an analog one 0.2" in text
+    assert "5 failures on 3 chips together." in text
 
 
 def test_tables_without_rows_say_why(tmp_path):
     given = sections()
-    empty = {name: given[name].head(0) for name in ("systematic", "routing_choices", "vulnerable")}
+    lacking = ("overlap", "systematic", "routing_choices", "vulnerable")
+    empty = {name: given[name].head(0) for name in lacking}
     text = write(tmp_path / "r.html", **(given | empty | {"thumbnails": []})).read_text()
+    assert "Nothing to compare: no sample fails" in text
     assert "takes several chips of a profile" in text
     assert "No threshold was chosen" in text
     assert "the digital model gets no sample right" in text
@@ -342,6 +432,10 @@ def test_same_inputs_same_bytes(page, tmp_path):
         (
             {"per_class": pd.DataFrame({"label": [1]})},
             "the report's per_class lacks the columns class_name, samples",
+        ),
+        (
+            {"systematic": pd.DataFrame({"name": ["pcm"]})},
+            "the report's systematic lacks the columns profile, chips",
         ),
         ({"fold": "train"}, "no fold 'train' here; there is test"),
         ({"profile": "adc"}, "no profile 'adc' here; there is ideal, adc"),
@@ -408,7 +502,7 @@ in_a_browser = pytest.mark.skipif(_browser() is None, reason="neither Chromium n
 @in_a_browser
 def test_a_browser_takes_the_page(page, tmp_path):
     verdict = check_report.check(page, _browser())
-    assert verdict == {"images": 6, "tables": 5, "columns": 11 + 11 + 5 + 9 + 7, "problems": []}
+    assert verdict == {"images": 6, "tables": 5, "columns": 11 + 11 + 9 + 9 + 7, "problems": []}
     image = tmp_path / "page.png"
     arguments = ["--screenshot", str(image), "--width", "390", "--height", "500", "--dark"]
     assert check_report.main([str(page), *arguments]) == 0

@@ -244,7 +244,7 @@ def test_router_refuses(model, chip):
     training = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="training mode; call eval"):
         Router(training, chip, 0.5)
-    with pytest.raises(ValueError, match="the threshold is NaN"):
+    with pytest.raises(ValueError, match="the threshold must be a number"):
         Router(model, chip, np.nan)
     with pytest.raises(ValueError, match="score is one of margin, entropy"):
         Router(model, chip, 0.5, "curvature")
@@ -280,6 +280,28 @@ def test_indices_may_be_a_tensor_or_an_array(model, chip):
         assert (route(IMAGES, indices).logits == expected.logits).all()
     with pytest.raises(ValueError, match="indices must not be negative, got -1"):
         Router(model, chip, 0.5, {-1: 1.0})(IMAGES[:1], [-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"images": IMAGES.numpy()},
+            r"float32 tensor \[batch.*got ndarray float32 \(40, 1, 3, 3\)",
+        ),
+        ({"images": IMAGES.double()}, "float32 tensor.*got Tensor torch.float64"),
+        ({"images": IMAGES[:, 0]}, r"float32 tensor.*\(40, 3, 3\)"),
+        ({"indices": [0.5] * 40}, "indices must be whole numbers"),
+        ({"chip": None}, "then a chip of bridge.program; got Sequential and NoneType"),
+        ({"threshold": "x"}, "the threshold must be a number"),
+        ({"score": np.ones(40)}, "a mapping from index to score, such as dict"),
+    ],
+)
+def test_router_says_what_it_takes(model, chip, change, message):
+    made = {"chip": chip, "threshold": 0.5, "score": "margin"} | change
+    images, indices = made.pop("images", IMAGES), made.pop("indices", INDICES)
+    with pytest.raises(ValueError, match=message):
+        Router(model, **made)(images, indices)
 
 
 def test_router_refuses_images_of_another_scale(model):
