@@ -307,7 +307,7 @@ def test_fractions_are_shown_in_percent(read):
     assert high[-1] == "50.00|[10.00, 90.00]"
     _, choice = read.headed("router", "kind")
     assert choice[2:6] == ["inf", "89.00", "89.00", "20.00"]
-    assert choice[6:] == ["88.50|88.00 to 89.00", "0.300", "70.00"]
+    assert choice[6:] == ["88.50|88.00 to 89.00", "1.00", "0.300", "70.00"]
     shares = read.headed("", "0", "5")
     # The nearest of 0, 50 and 100 % to 0, 5, 10, 15, 20, 30, 40, 50, 75 and 100 %.
     assert shares[-1] == ["analog margin", *5 * ["80.00"], *3 * ["88.00"], "88.00", "90.00"]
