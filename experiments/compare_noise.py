@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,9 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge import devices
-from bridge.overlap import COLUMNS, SystematicShare, failure_overlap, systematic_share
+from bridge.overlap import failure_overlap, systematic_share
 from bridge.profiles import Profile, to_json
-from experiments.analysis import POOLED
 from experiments.artefacts import write_csv, write_json, write_parquet
 from experiments.exported import Exported
 from experiments.figures import STYLE, new_figure, write_figure
@@ -34,8 +32,6 @@ from jaxcurv.data import Normalised
 
 if TYPE_CHECKING:
     import bridge
-
-log = logging.getLogger(__name__)
 
 Memory = Literal["pcm", "hermes", "reram_wan2022", "reram_cmo"]
 
@@ -392,72 +388,6 @@ def _not_reached(name: str, match: Match) -> str:
     if match.breaks_at is not None:
         sentence += f" (at {match.breaks_at:g} its model gives no finite weights)"
     return sentence
-
-
-def profile_overlap(
-    joined: pd.DataFrame,
-    fold: str,
-    *,
-    bins: int = 20,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Whether the profiles of a run fail on the same digitally correct samples.
-
-    Profiles without any failure are left out. All profiles of one seed are one chip with some of
-    its non-idealities switched off: with a single chip, their overlap holds what they share of its
-    random numbers, too.
-
-    Args:
-      joined: as `experiments.analysis.join` returns it, with the column margin.
-      fold: one that was scored, or `POOLED` for all samples.
-      bins: equal-sized bins of the margin; an assumption.
-      confidence: of the intervals.
-      resamples: of their bootstrap.
-      seed: of the bootstrap.
-
-    Returns:
-      As `bridge.overlap.failure_overlap` of the profiles; and profile with the fields of
-      `bridge.overlap.SystematicShare`, a row a profile that has two chips or more. Both are empty
-      where fewer samples are digitally correct than there are bins, which the log says.
-
-    Raises:
-      ValueError: no margin, or no such fold.
-    """
-    if "margin" not in joined:
-        raise ValueError("joined has no column margin; score with the digital logit margin")
-    rows = joined if fold == POOLED else joined[joined["fold"] == fold]
-    if rows.empty:
-        raise ValueError(f"no fold {fold!r} here; there is {', '.join(joined['fold'].unique())}")
-    rows = rows[rows["digital_correct"]]
-    interval: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    failures: dict[str, npt.NDArray[np.bool_]] = {}
-    for profile, of_profile in rows.groupby("profile", sort=False):
-        failed = of_profile.pivot(index="chip", columns="sample", values="failure").to_numpy(bool)
-        if failed.any():
-            failures[str(profile)] = failed
-    samples = rows.drop_duplicates("sample").sort_values("sample")
-    if len(samples) < bins:
-        log.warning(
-            "no overlap of fold %s: %d digitally correct samples cannot fill %d bins",
-            *(fold, len(samples), bins),
-        )
-        failures = {}
-    overlap = pd.DataFrame(columns=[*COLUMNS])
-    if failures:
-        overlap = failure_overlap(
-            failures, samples["margin"].to_numpy(), same_chips=True, bins=bins, **interval
-        )
-    systematic = pd.DataFrame(
-        [
-            {"profile": profile, **asdict(systematic_share(failed, **interval))}
-            for profile, failed in failures.items()
-            if len(failed) > 1
-        ],
-        columns=["profile", *(one.name for one in fields(SystematicShare))],
-    )
-    return overlap, systematic
 
 
 def _long(

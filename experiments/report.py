@@ -122,7 +122,7 @@ def write_report(
         routing_baselines: the same.
         routing_summary: what routing is worth in one sentence, as `routing.summary` returns it.
         table_one: as `analysis.table_one` returns it.
-        overlap: of the failing samples of two profiles, as `compare_noise.profile_overlap` returns
+        overlap: of the failing samples of two profiles, as `overlap.profile_overlap` returns
             it; may have no rows.
         systematic: on how many of its chips a profile's samples fail, as the same returns it; may
             have no rows, where no profile has several chips.

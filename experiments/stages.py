@@ -274,7 +274,7 @@ ANALYSED = (
 def analyse(job: Job) -> Outcome:
     """Joins scores and predictions; writes the tables of `ANALYSED`."""
     from experiments import analysis, prediction, routing
-    from experiments.compare_noise import profile_overlap
+    from experiments.overlap import profile_overlap
 
     settings = job.experiment.analyse
     joined = _joined(job)

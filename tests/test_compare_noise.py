@@ -24,11 +24,11 @@ from experiments.compare_noise import (
     CompareNoise,
     Match,
     match_factor,
-    profile_overlap,
     run,
     seeds,
 )
 from experiments.exported import Exported, open_exported
+from experiments.overlap import profile_overlap
 from experiments.presets import PRESETS
 from jaxcurv import data
 from tests.exported_run import write_exported_digits
