@@ -15,14 +15,23 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from experiments.analysis import DENOMINATORS, FULL_PROFILE, Denominator, select
-from experiments.figures import STYLE, new_figure, write_figure
+from experiments.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILLION,
+    WINE,
+    new_figure,
+    write_figure,
+)
 
-# Okabe and Ito's colours for the colour-blind, their yellow replaced by a wine that shows on white.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _VERMILLION, _PURPLE, _WINE = "#0072B2", "#D55E00", "#CC79A7", "#882255"
-_GREY = "#777777"
-_ROUTERS = (_BLUE, _VERMILLION, _GREEN, _ORANGE, _SKY, _PURPLE, _WINE, _BLACK)
-_CURVES = ((_BLUE, "o"), (_VERMILLION, "s"), (_GREEN, "^"), (_PURPLE, "D"))
+_ROUTERS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, WINE, BLACK)
+_CURVES = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))
 _DASHES = {"analog": "-", "known": "-", "digital": "--"}
 _FARTHEST = 1.25  # of the digital energy: beyond it no router saves anything
 
@@ -63,9 +72,9 @@ def predictor_figure(
             _say(axis, f"AUROC is undefined: {first['reason']}")
             return write_figure(figure, path, rows)
         places = np.arange(len(drawn))
-        axis.axvline(0.5, color=_GREY, linestyle=":")
-        axis.hlines(places, drawn["auroc_low"], drawn["auroc_high"], color=_BLUE, linewidth=1.6)
-        axis.plot(drawn["auroc"], places, "o", color=_BLUE, markersize=5, markeredgewidth=0)
+        axis.axvline(0.5, color=GREY, linestyle=":")
+        axis.hlines(places, drawn["auroc_low"], drawn["auroc_high"], color=BLUE, linewidth=1.6)
+        axis.plot(drawn["auroc"], places, "o", color=BLUE, markersize=5, markeredgewidth=0)
         axis.set_yticks(places, [name.replace("_", " ") for name in drawn["predictor"]])
         axis.set_ylim(len(drawn) - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
@@ -118,7 +127,7 @@ def calibration_figure(
         for axis in grid.flat[len(failing) :]:
             axis.set_axis_off()
         for number, (axis, profile) in enumerate(zip(grid.flat, failing, strict=False)):
-            axis.axline((0, 0), slope=1, color=_GREY, linestyle=":", linewidth=1)
+            axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1)
             found = []
             for predictor, (colour, marker) in looks.items():
                 which = (errors["profile"] == profile) & (errors["predictor"] == predictor)
@@ -199,8 +208,8 @@ def routing_figure(
         energy = (1 - fraction) * analog["energy"] + fraction * digital["energy"]
         for name, style in (("oracle", ":"), ("random", "-.")):
             accuracy = 100 * reference[f"{name}_accuracy"]
-            by_fraction.plot(100 * fraction, accuracy, style, color=_GREY, label=name)
-            by_energy.plot(energy, accuracy, style, color=_GREY)
+            by_fraction.plot(100 * fraction, accuracy, style, color=GREY, label=name)
+            by_energy.plot(energy, accuracy, style, color=GREY)
         for number, (router, curve) in enumerate(routing.groupby("router", sort=False)):
             colour = _ROUTERS[number % len(_ROUTERS)]
             dashes = _DASHES[curve["kind"].iloc[0]]
@@ -228,7 +237,7 @@ def routing_figure(
                     place,
                     100 * row["accuracy"],
                     marker,
-                    color=_BLACK,
+                    color=BLACK,
                     markersize=6,
                     clip_on=False,
                     zorder=4,

@@ -26,7 +26,7 @@ from experiments.benchmark_curvature import (
     make_workload,
     measure,
 )
-from experiments.figures import STYLE, new_figure, write_figure
+from experiments.figures import BLUE, GREEN, GREY, STYLE, VERMILLION, new_figure, write_figure
 from jaxcurv.data import Arrays, Normalisation, Normalised
 from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, forward_passes
 
@@ -44,10 +44,10 @@ class Points:
 
 
 _LINES = {
-    PUBLISHED: ("#777777", "s", "--"),
-    "FiniteDifference": ("#0072B2", "o", "-"),
-    "HessianVector": ("#D55E00", "^", "-"),
-    "GaussNewton": ("#009E73", "D", "-"),
+    PUBLISHED: (GREY, "s", "--"),
+    "FiniteDifference": (BLUE, "o", "-"),
+    "HessianVector": (VERMILLION, "^", "-"),
+    "GaussNewton": (GREEN, "D", "-"),
 }
 _PANELS = {
     "probes": ("Probes n", "Time an image (ms)"),

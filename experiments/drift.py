@@ -26,7 +26,7 @@ from bridge.failures import analog_only_failures
 from bridge.profiles import Profile, to_json
 from experiments.artefacts import write_json, write_parquet
 from experiments.exported import Exported
-from experiments.figures import STYLE, new_figure, write_figure
+from experiments.figures import BLUE, GREEN, PURPLE, STYLE, VERMILLION, new_figure, write_figure
 from experiments.settings import Experiment
 
 if TYPE_CHECKING:
@@ -38,12 +38,11 @@ Compensation = Literal["none", "global", "global_exact", "per_column"]
 
 _MINUTE, _HOUR, _DAY, _MONTH, _YEAR = 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0
 _LANDMARKS = (1.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR, 10 * _YEAR)
-# Okabe and Ito's colours for the colour-blind.
 _LINES: dict[str, tuple[str, str, str]] = {
-    "none": ("#D55E00", "o", "-"),
-    "global": ("#0072B2", "s", "-"),
-    "global_exact": ("#009E73", "^", "--"),
-    "per_column": ("#CC79A7", "D", "--"),
+    "none": (VERMILLION, "o", "-"),
+    "global": (BLUE, "s", "-"),
+    "global_exact": (GREEN, "^", "--"),
+    "per_column": (PURPLE, "D", "--"),
 }
 
 

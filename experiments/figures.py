@@ -29,21 +29,21 @@ from experiments.analysis import (
 from experiments.artefacts import write_bytes
 
 # Okabe and Ito's colours for the colour-blind, their yellow replaced by a wine that shows on white.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _VERMILLION, _PURPLE, _WINE = "#0072B2", "#D55E00", "#CC79A7", "#882255"
-_GREY = "#777777"
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, WINE = "#0072B2", "#D55E00", "#CC79A7", "#882255"
+GREY = "#777777"
 _LINES = {
-    "ideal": (_BLACK, "o", ":"),
-    "adc": (_ORANGE, "s", "--"),
-    "wnoise": (_SKY, "^", "--"),
-    "pcm": (_GREEN, "v", "--"),
-    "adc+wnoise": (_BLUE, "D", "-"),
-    "adc+pcm": (_PURPLE, "P", "-"),
-    "wnoise+pcm": (_VERMILLION, "X", "-"),
-    "adc+wnoise+pcm": (_WINE, "*", "-"),
+    "ideal": (BLACK, "o", ":"),
+    "adc": (ORANGE, "s", "--"),
+    "wnoise": (SKY, "^", "--"),
+    "pcm": (GREEN, "v", "--"),
+    "adc+wnoise": (BLUE, "D", "-"),
+    "adc+pcm": (PURPLE, "P", "-"),
+    "wnoise+pcm": (VERMILLION, "X", "-"),
+    "adc+wnoise+pcm": (WINE, "*", "-"),
 }
 _SURVIVES, _FAILS, _WRONG = "survives", "fails", "digitally wrong"
-_OUTCOMES = {_WRONG: _GREY, _SURVIVES: _BLUE, _FAILS: _VERMILLION}
+_OUTCOMES = {_WRONG: GREY, _SURVIVES: BLUE, _FAILS: VERMILLION}
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "jaxcurv",
     "font.size": 8,
@@ -237,7 +237,7 @@ def training_curve(history: pd.DataFrame, path: Path) -> Path:
         figure = new_figure(width=6.4, height=2.7)
         panels = (("loss", 1, "Cross-entropy"), ("accuracy", 100, "Accuracy (%)"))
         for axis, (name, scale, label) in zip(figure.subplots(1, 2), panels, strict=True):
-            for split, colour, dashes in (("train", _ORANGE, "--"), ("validation", _BLUE, "-")):
+            for split, colour, dashes in (("train", ORANGE, "--"), ("validation", BLUE, "-")):
                 axis.plot(
                     history["epoch"],
                     scale * history[f"{split}_{name}"],
@@ -245,7 +245,7 @@ def training_curve(history: pd.DataFrame, path: Path) -> Path:
                     color=colour,
                     label=split,
                 )
-            axis.plot(best["epoch"], scale * best[f"validation_{name}"], "o", color=_BLUE)
+            axis.plot(best["epoch"], scale * best[f"validation_{name}"], "o", color=BLUE)
             axis.set_xlabel("Epoch")
             axis.set_ylabel(label)
             axis.xaxis.get_major_locator().set_params(integer=True)

@@ -16,11 +16,8 @@ from rich.table import Table
 from bridge.profiles import to_json
 from experiments.artefacts import write_json, write_parquet
 from experiments.exported import Exported
-from experiments.figures import STYLE, new_figure, write_figure
+from experiments.figures import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.settings import Experiment
-
-# Okabe and Ito's colours for the colour-blind.
-_VERMILLION, _BLUE, _GREEN = "#D55E00", "#0072B2", "#009E73"
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(width=7.0, height=1.5 + 0.17 * len(layers))
         left, right = figure.subplots(1, 2, sharey=True)
-        left.barh(place, rate, height=0.7, color=_VERMILLION)
+        left.barh(place, rate, height=0.7, color=VERMILLION)
         # At no failure the interval begins at 0 and rounding may put it beside.
         spread = np.clip([rate - low, high - rate], 0, None)
         left.errorbar(rate, place, xerr=spread, fmt="none", ecolor="black", elinewidth=0.7)
@@ -131,8 +128,8 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
             f"all layers: {100 * whole['failure_rate']:.1f} %)"
         )
         for name, colour, marker, dashes, label in (
-            ("snr_db", _BLUE, "o", "-", "in the running chip"),
-            ("own_snr_db", _GREEN, "s", "--", "this layer alone"),
+            ("snr_db", BLUE, "o", "-", "in the running chip"),
+            ("own_snr_db", GREEN, "s", "--", "this layer alone"),
         ):
             finite = layers[name].where(np.isfinite(layers[name]))
             right.plot(finite, place, dashes, color=colour, marker=marker, ms=3, label=label)

@@ -20,7 +20,7 @@ from experiments.artefacts import read_json
 from experiments.pipeline import require_writable
 from experiments.settings import Fold
 
-_OURS_ALL, _OURS_CORRECT, _PAPER = "#0072B2", "#D55E00", "#000000"  # Okabe and Ito
+_OURS_ALL, _OURS_CORRECT, _PAPER = figures.BLUE, figures.VERMILLION, figures.BLACK
 
 
 @dataclass(frozen=True)
