@@ -83,6 +83,12 @@ addEventListener("load", () => {
     }
     if (texts() !== before) problems.push(`table ${number + 1}: sorting changed the rows`);
   }
+  for (const head of document.querySelectorAll("h2[data-figure]")) {
+    let found = false;
+    for (let at = head.nextElementSibling; at && at.tagName !== "H2"; at = at.nextElementSibling)
+      found ||= at.matches("figure") || at.querySelector("figure") !== null;
+    if (!found) problems.push("no figure under " + head.textContent);
+  }
   if (!images.length) problems.push("no figure");
   if (!columns) problems.push("no sortable table");
   const verdict = document.createElement("pre");

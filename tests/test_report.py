@@ -160,7 +160,8 @@ def write(path, **changes):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    figures = [folder / f"{name}.png" for name in ("predictors", "mine_own", "drift")]
+    names = ("drift", "figure_one", "predictors", "calibration", "routing", "mine_own")
+    figures = [folder / f"{name}.png" for name in names]
     for figure in figures:
         figure.write_bytes(png(64))
     stage = {"name": "score", "seconds": 1.5, "device": ATTACK, "versions": {"jax": "0.10"}}
@@ -170,8 +171,8 @@ def page(tmp_path_factory):
         title=ATTACK,
         settings={"data": {"class_names": [ATTACK, "cat"]}, "folder": "/a/<b>"},
         stages=[stage, stage | {"name": "chips", "versions": {"jax": "0.11"}}],
-        figures=figures[:2],
-        drift_figure=figures[2],
+        figures=figures[1:],
+        drift_figure=figures[0],
         drift_seconds=20.0,
         ideal_agreement=0.9984,
     )
@@ -229,7 +230,7 @@ def test_everything_is_escaped_and_inside(page):
     assert "echo &#39;&lt;b&gt;&#39;" in text
     assert not re.search("https?://", text)
     assert check_report.source_problems(text) == []
-    assert text.count('src="data:image/png;base64,iVBOR') == 3 + 3
+    assert text.count('src="data:image/png;base64,iVBOR') == 6 + 3
     assert "default-src 'none'" in text
 
 
@@ -502,7 +503,7 @@ in_a_browser = pytest.mark.skipif(_browser() is None, reason="neither Chromium n
 @in_a_browser
 def test_a_browser_takes_the_page(page, tmp_path):
     verdict = check_report.check(page, _browser())
-    assert verdict == {"images": 6, "tables": 5, "columns": 11 + 11 + 9 + 9 + 7, "problems": []}
+    assert verdict == {"images": 9, "tables": 5, "columns": 11 + 11 + 9 + 9 + 7, "problems": []}
     image = tmp_path / "page.png"
     arguments = ["--screenshot", str(image), "--width", "390", "--height", "500", "--dark"]
     assert check_report.main([str(page), *arguments]) == 0
@@ -524,6 +525,7 @@ def test_a_browser_takes_the_page(page, tmp_path):
         ("(up ? 1 : -1) *", "", "descending"),
         ("missing(a) - missing(b) ||", "", "missing values are not last"),
         ("<button", "<span", "no sortable table"),
+        ('id="deciles"', 'id="calibrated" data-figure>Other</h2><h2', "no figure under Other"),
     ],
 )
 def test_a_browser_finds_what_is_broken(page, tmp_path, old, new, problem):
