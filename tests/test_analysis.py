@@ -236,6 +236,8 @@ def test_classes_and_vulnerable_samples_by_hand(joined):
     assert row["failure_rate"] == row["failures"] / 7
     assert row["mean_curvature"] == pytest.approx(0.01)
     assert table.loc[0, "digital_accuracy"] == pytest.approx(6 / 7)
+    # Of label 0 the first is digitally wrong; 12, 15 and 18 of the other six fail.
+    assert (table.loc[0, "failures"], table.loc[0, "failure_rate"]) == (3, 0.5)
     samples = joined.drop_duplicates("sample")
     flips = samples[["fold", "index"]].assign(profile=FULL, probability=samples["index"] / 20)
     worst = analysis.vulnerable(joined, flips, count=11)
