@@ -37,6 +37,7 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments analyse --scores FILE --digital FILE --analog FILE [flags]
                                                          your own scores and predictions
        python -m experiments table-one [RUN ...]         Table I of finished runs beside the paper's
+       python -m experiments fit-paper [flags]           chips fitted on Table I's ResNet-18 rows
        python -m experiments figure-one|gallery RUN      the paper's figures of a finished run
        python -m experiments benchmark curvature [flags] speed of the estimators
        python -m experiments benchmark analog [flags]    cost of the simulated chips
@@ -177,6 +178,18 @@ def _paper_output(command: str, arguments: Sequence[str]) -> int:
     options = parse(kind, command, arguments)
     try:
         work(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        pipeline.show_error(error, options.debug)
+        return 2
+    return 0
+
+
+def _fit_paper(arguments: Sequence[str]) -> int:
+    from experiments import fit_paper
+
+    options = parse(fit_paper.FitPaper, "fit-paper", arguments)
+    try:
+        fit_paper.run(options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         pipeline.show_error(error, options.debug)
         return 2
@@ -326,6 +339,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "drift": _drift,
     "compare-noise": _compare_noise,
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
+    "fit-paper": _fit_paper,
     "merge": _merge,
     "benchmark": _benchmark,
     "presets": _presets,
