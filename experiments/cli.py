@@ -38,6 +38,9 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
                                                          your own scores and predictions
        python -m experiments table-one [RUN ...]         Table I of finished runs beside the paper's
        python -m experiments fit-paper [flags]           chips fitted on Table I's ResNet-18 rows
+       python -m experiments reproduce [flags]           every row of Table I that has data, and
+                                                         the page of results
+       python -m experiments regenerate                  that page from the stored tables
        python -m experiments figure-one|gallery RUN      the paper's figures of a finished run
        python -m experiments benchmark curvature [flags] speed of the estimators
        python -m experiments benchmark analog [flags]    cost of the simulated chips
@@ -175,21 +178,36 @@ def _paper_output(command: str, arguments: Sequence[str]) -> int:
     from experiments import paper_outputs
 
     kind, work = paper_outputs.COMMANDS[command]
-    options = parse(kind, command, arguments)
-    try:
-        work(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        pipeline.show_error(error, options.debug)
-        return 2
-    return 0
+    return _with_options(kind, command, arguments, work)
 
 
 def _fit_paper(arguments: Sequence[str]) -> int:
     from experiments import fit_paper
 
-    options = parse(fit_paper.FitPaper, "fit-paper", arguments)
+    return _with_options(fit_paper.FitPaper, "fit-paper", arguments, fit_paper.run)
+
+
+def _reproduce(arguments: Sequence[str]) -> int:
+    from experiments import reproduce
+
+    return _with_options(reproduce.Reproduce, "reproduce", arguments, reproduce.reproduce)
+
+
+def _regenerate(arguments: Sequence[str]) -> int:
+    from experiments import reproduce
+
+    return _with_options(reproduce.Regenerate, "regenerate", arguments, reproduce.regenerate)
+
+
+def _with_options(
+    kind: type[Any], command: str, arguments: Sequence[str], work: Callable[[Any], None]
+) -> int:
+    """Parses a command's own flags, works and returns the exit code."""
+    options = parse(kind, command, arguments)
     try:
-        fit_paper.run(options)
+        work(options)
+    except pipeline.StageFailed as failure:
+        return failure.exit_code
     except (ValueError, OSError, ModuleNotFoundError) as error:
         pipeline.show_error(error, options.debug)
         return 2
@@ -340,6 +358,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare-noise": _compare_noise,
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,
+    "reproduce": _reproduce,
+    "regenerate": _regenerate,
     "merge": _merge,
     "benchmark": _benchmark,
     "presets": _presets,

@@ -105,8 +105,11 @@ def ends(chips: Chips, reading: Reading, *, resamples: int = 1) -> pd.DataFrame:
       resamples: of the bootstrap that gives the interval.
 
     Returns:
-      Two rows, "d1" and "d10" (the index), with rate, low and high.
+      Two rows, "d1" and "d10" (the index), with rate, low and high; NaN where the run lacks a fold
+      of the reading, or the decile has no digitally correct sample.
     """
+    if not set(FOLDS[reading.fold]) <= set(chips.samples["fold"]):
+        return pd.DataFrame(np.nan, index=["d1", "d10"], columns=["rate", "low", "high"])
     kept = chips.samples["fold"].isin(FOLDS[reading.fold]).to_numpy()
     samples = chips.samples[kept].reset_index(drop=True)
     fold_first = samples.groupby("fold", sort=True).ngroup() * (samples["index"].max() + 1)
@@ -166,7 +169,7 @@ class Step:
 
     @property
     def misfit(self) -> float:
-        """Of the best reading; NaN, where a decile has no digitally correct sample, is not one."""
+        """Of the best reading; those that are NaN, as `ends` says, are left out."""
         return float(self.misfits["misfit"].min())
 
     @property

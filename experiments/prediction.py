@@ -47,6 +47,12 @@ _ONE_PASS = ("margin", "entropy", "least_confidence")
 _OF_LOGITS = ("loss", "el2n", "entropy", "least_confidence", "margin", "label_margin")
 
 
+def score_columns(scores: pd.DataFrame) -> list[str]:
+    """The columns of a score table that predictors are made of."""
+    names = (*_PREDICTORS, *(f"{name}{LABEL_FREE}" for name in NEED_LABEL))
+    return [name for name in names if name in scores]
+
+
 def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArray]:
     """The scores of a table by name, all growing with fragility: margins with their sign changed.
 

@@ -15,7 +15,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import bridge
+from experiments import fit_paper, page, reproduce
+from experiments.archive import archive
 from experiments.artefacts import read_json, sha256
+from experiments.paper import TABLE_ONE
 from experiments.pipeline import STAGES
 from experiments.presets import PRESETS
 from experiments.stages import ANALYSED, require_classes
@@ -371,3 +374,104 @@ def test_curvature_engine_never_imports_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'aihwkit', 'bridge')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def as_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finished run as a preset of which the paper has a row."""
+    digits = PRESETS["digits"]
+    small = replace(
+        digits.experiment,
+        model=replace(digits.experiment.model, width=4),
+        limit=60,
+    )
+    monkeypatch.setitem(PRESETS, "digits", replace(digits, experiment=small))
+    monkeypatch.setitem(TABLE_ONE, ("resnet18", "digits"), (2.0, 30.0))
+
+
+@pytest.mark.usefixtures("as_preset")
+def test_a_chip_is_fitted_and_all_is_archived_and_paged(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = fit_paper.FitPaper(
+        fit=("digits",),
+        predict=(),
+        runs=finished.parent,
+        limit=20,
+        search_chips=1,
+        chips=2,
+        out=tmp_path / "fit_paper",
+    )
+    fit_paper.run(options)
+    search = pd.read_csv(options.out / "search.csv")
+    table = pd.read_csv(options.out / "table.csv").iloc[0]
+    assert search.loc[search["step"] == 0, "change"].eq("as shipped").all()
+    best = search.loc[search["misfit"].idxmin()]
+    assert (table["fold"], table["denominator"]) == (best["fold"], best["denominator"])
+
+    # Once more, from the samples alone.
+    scores = pd.read_parquet(finished / "scores.parquet")
+    fitted = pd.read_parquet(options.out / "fitted" / "digits.parquet")
+    wanted = {"train and test": ["train", "test"]}.get(table["fold"], [table["fold"]])
+    both = fitted[fitted["fold"].isin(wanted)].merge(scores, on=["fold", "index"])
+    both = both.sort_values(["curvature", "fold", "index"])
+    failed = both[["0", "1"]].rsub(1).mul(both["correct"], axis=0).mean(axis=1)
+    for end, part in (("d1", slice(None, len(both) // 10)), ("d10", slice(-len(both) // 10, None))):
+        of = {"all": len(failed[part]), "correct": both["correct"][part].sum()}
+        rate = 100 * failed[part].sum() / of[table["denominator"]]
+        assert table[f"fitted_{end}"] == pytest.approx(rate)
+
+    # Nothing is simulated twice, and the result is the same.
+    first = (options.out / "table.csv").read_bytes()
+    monkeypatch.setattr(fit_paper, "_simulate", None)
+    fit_paper.run(options)
+    assert (options.out / "table.csv").read_bytes() == first
+
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    archive(finished, results / "digits")
+    reproduce.archive_fit(options.out, results / "fit_paper")
+    readme.write_text("no place")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        reproduce.regenerate(reproduce.Regenerate(results, readme))
+    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    reproduce.regenerate(reproduce.Regenerate(results, readme))
+    for name in ("deciles", "table_one"):
+        pd.testing.assert_frame_equal(
+            pd.read_csv(results / "digits" / f"{name}.csv"),
+            pd.read_csv(finished / f"{name}.csv"),
+        )
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert f"{table['fitted_d1']:.2f}" in text
+    assert "not run" in text  # the rows of the paper
+    made = {path: sha256(path) for path in sorted(results.rglob("*")) if path.is_file()}
+    reproduce.regenerate(reproduce.Regenerate(results, readme))
+    assert {path: sha256(path) for path in made} == made
+    assert sum(path.stat().st_size for path in made) < 5e6
+
+
+@pytest.mark.usefixtures("as_preset")
+def test_a_fit_says_which_run_is_missing(tmp_path: Path) -> None:
+    options = fit_paper.FitPaper(
+        fit=("digits",), predict=(), runs=tmp_path, out=tmp_path / "fit_paper"
+    )
+    with pytest.raises(FileNotFoundError, match="python -m experiments run digits"):
+        fit_paper.run(options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"fit": ("digits",)}, "no row for digits"),
+        ({"fit": ("nothing",)}, "unknown preset 'nothing'"),
+        ({"fit": ()}, "one preset at least"),
+        ({"predict": ("cifar10_resnet18_small",)}, "no preset twice"),
+        ({"chips": 0}, "at least one chip"),
+        ({"limit": 5}, "ten samples"),
+    ],
+)
+def test_a_fit_refuses_what_it_cannot_do(settings: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        fit_paper.FitPaper(**settings)

@@ -1,0 +1,108 @@
+"""A run's results as a repository keeps them: small, and enough to make its tables again.
+
+Kept are the per-sample tables, in narrow types and without what the tables of `regenerate` do not
+use, the records of the stages, and whatever else the run's folder holds in small files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import analysis, analysis_figures, figures, prediction
+from experiments.artefacts import read_json, write_csv
+from jaxcurv.files import write_whole
+
+SMALL = 4 * 2**20
+"""Bytes of the largest file that is copied as it is; larger weights are left out."""
+
+_FILES = ("settings.json", "model.json", "history.csv", "costs.csv", "adc_ranges.csv")
+_TABLES = (
+    *("calibration", "calibration_errors", "routing_choices", "routing_baselines"),
+    *("per_class", "overlap", "systematic"),
+)
+_FOLDERS = ("stages", "figures", "agreement", "compare-noise", "drift", "layers", "rescore")
+_KINDS = (".csv", ".json", ".png", ".parquet")
+
+
+def archive(run: Path, place: Path) -> None:
+    """Copies what is to be kept of a finished run, then `regenerate`s its tables there.
+
+    Args:
+      run: folder of the run.
+      place: folder to keep it in; files of its own stay, those of an earlier copy are replaced.
+
+    Raises:
+      FileNotFoundError: the run is not finished.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    scores, predictions, flips = _read(run)
+    kept = [*scores.columns[:5], "curvature_standard_error", *prediction.score_columns(scores)]
+    narrow = {"chip": "int16", "prediction": "int16", "index": "int32"}
+    chips = predictions[["profile", "chip", "fold", "index", "prediction", "correct"]]
+    physical = flips.loc[flips["fold"] == "test"].drop(columns="variance")
+    real = dict.fromkeys(physical.select_dtypes("float64").columns, "float32")
+    _write(place / "scores.parquet", scores[kept])
+    _write(place / "predictions.parquet", chips.astype(narrow))
+    _write(place / "flips.parquet", physical.astype({"index": "int32"} | real))
+    for name in (*_FILES, *(f"{table}.csv" for table in _TABLES), "weights.safetensors"):
+        if (run / name).exists() and (run / name).stat().st_size <= SMALL:
+            shutil.copyfile(run / name, place / name)
+    for folder in _FOLDERS:
+        for path in sorted((run / folder).glob("*")):
+            if path.suffix in _KINDS and path.stat().st_size <= SMALL:
+                (place / folder).mkdir(exist_ok=True)
+                shutil.copyfile(path, place / folder / path.name)
+    regenerate(place)
+
+
+def regenerate(place: Path) -> None:
+    """Makes deciles.csv, table_one.csv, predictors.csv (test) and their figures once more.
+
+    From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
+    settings.json and costs.csv beside them.
+
+    Raises:
+      FileNotFoundError: one of these is missing.
+    """
+    settings = read_json(place / "settings.json")
+    analyse, model = settings["analyse"], settings["model"]["architecture"]
+    scores, predictions, flips = _read(place)
+    joined = analysis.join(scores, predictions)
+    interval = {"confidence": analyse["confidence"], "resamples": analyse["resamples"]}
+    deciles = analysis.failure_tables(joined, bins=analyse["bins"], **interval)
+    predictors = prediction.compare(
+        joined[joined["fold"] == "test"],
+        prediction.costs_table(pd.read_csv(place / "costs.csv")),
+        flips,
+        bins=analyse["bins"],
+        **interval,
+    )
+    named = model, settings["data"]["name"]
+    write_csv(place / "deciles.csv", deciles)
+    write_csv(place / "table_one.csv", analysis.table_one(joined, deciles, model=named))
+    write_csv(place / "predictors.csv", predictors)
+    drawn = place / "figures"
+    figures.figure_one(deciles, drawn / "figure_one.png")
+    figures.figure_one(deciles, drawn / "figure_one_correct.png", denominator="correct")
+    analysis_figures.predictor_figure(predictors, drawn / "predictors.png")
+    for path in (*drawn.glob("*.svg"), *drawn.glob("*.csv")):
+        path.unlink()  # the tables stand beside the figures already
+
+
+def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    for name in ("scores", "predictions", "flips"):
+        if not (folder / f"{name}.parquet").exists():
+            raise FileNotFoundError(f"no {name}.parquet in {folder}: finish the run first")
+    scores, predictions, flips = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("scores", "predictions", "flips")
+    )
+    return scores, predictions, flips
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    write_whole(
+        path, lambda temporary: table.to_parquet(temporary, index=False, compression="zstd")
+    )

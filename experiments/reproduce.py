@@ -1,0 +1,150 @@
+"""The paper's Table I and figures: every row for which there is data, and the page of results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from experiments import fit_paper, page, pipeline
+from experiments.archive import archive
+from experiments.archive import regenerate as regenerate_run
+from experiments.paper import TABLE_ONE
+from experiments.presets import PRESETS
+from experiments.records import STAGE_NAMES
+
+_CIFAR = ("cifar10", "cifar100")
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "small": tuple(f"{data}_{model}_small" for model, data in TABLE_ONE if data in _CIFAR),
+    "full": tuple(f"{data}_{model}" for model, data in TABLE_ONE),
+}
+"""The presets of Table I's rows: narrow networks for two CPU cores, or the paper's for a GPU."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Runs the rows of Table I whose data are there, and writes the page of results."""
+
+    rows: Literal["small", "full"] = "small"
+    """Narrow networks for a CPU (five hours on two cores), or the paper's for a GPU."""
+    data_dir: Path | None = None
+    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    device: str = "cpu"
+    """Where torch runs: cpu, cuda or cuda:N."""
+    runs: Path = Path("runs")
+    """Folder of the runs' folders; what is finished there is not run again."""
+    results: Path = Path("experiments/results")
+    """Folder to archive results in."""
+    readme: Path = Path("README.md")
+    """The file of which the marked part is replaced."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class Regenerate:
+    """Tables, figures and the page once more, from the archived per-sample tables alone."""
+
+    results: Path = Path("experiments/results")
+    """Folder of the archived results."""
+    readme: Path = Path("README.md")
+    """The file of which the marked part is replaced."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
+    """Runs, archives, fits, rescores and writes the page.
+
+    Raises:
+      FileNotFoundError: no row has data.
+      ValueError, OSError, StageFailed: a run cannot start, or failed and said why.
+    """
+    present = [name for name in ROWS[options.rows] if _has_data(name, options.data_dir, say)]
+    if not present:
+        raise FileNotFoundError(
+            "no data set of the paper's is there: put one into --data-dir (see the README)"
+        )
+    for name in present:
+        say(f"== {name}")
+        run_row(name, options, say)
+        archive(options.runs / name, options.results / name)
+    fitted = tuple(name for name in present if _is_fitted_on(name))
+    if fitted:
+        out = options.runs / "fit_paper"
+        fit_paper.run(
+            fit_paper.FitPaper(
+                fit=fitted,
+                predict=tuple(name for name in present if name not in fitted),
+                runs=options.runs,
+                data_dir=options.data_dir,
+                device=options.device,
+                out=out,
+            )
+        )
+        archive_fit(out, options.results / "fit_paper")
+    regenerate(Regenerate(options.results, options.readme), say)
+
+
+def run_row(name: str, options: Reproduce, say: Callable[[str], None]) -> None:
+    """Runs one preset, or what of it is not finished."""
+    experiment = PRESETS[name].experiment
+    pipeline.run(
+        replace(experiment, simulate=replace(experiment.simulate, device=options.device)),
+        options.runs / name,
+        STAGE_NAMES,
+        data_dir=options.data_dir,
+        debug=options.debug,
+        say=say,
+    )
+
+
+def archive_fit(out: Path, place: Path) -> None:
+    """Keeps what `fit_paper.tabulate` needs."""
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / "fit.json", place / "fit.json")
+    for folder in ("search", "fitted"):
+        (place / folder).mkdir(exist_ok=True)
+        for path in (out / folder).glob("*.parquet"):
+            pd.read_parquet(path).to_parquet(
+                place / folder / path.name, index=False, compression="zstd"
+            )
+
+
+def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
+    """Makes every table, figure and the page from what is archived.
+
+    Raises:
+      FileNotFoundError: nothing is archived, or a file is missing.
+      ValueError: README has no place for the results.
+    """
+    runs = [path.parent for path in sorted(options.results.glob("*/predictions.parquet"))]
+    if not runs:
+        raise FileNotFoundError(f"no archived run in {options.results}: run reproduce first")
+    for run in runs:
+        say(f"{run.name}: tables and figures")
+        regenerate_run(run)
+    if (options.results / "fit_paper" / "fit.json").exists():
+        fit_paper.tabulate(options.results / "fit_paper", options.results)
+    say(f"{page.write(options.results, options.readme)} and the marked part of {options.readme}")
+
+
+def _is_fitted_on(name: str) -> bool:
+    return name.startswith(tuple(f"{data}_resnet18" for data in _CIFAR))
+
+
+def _has_data(name: str, data_dir: Path | None, say: Callable[[str], None]) -> bool:
+    from jaxcurv import data
+
+    settings = PRESETS[name].experiment.data
+    try:
+        data.load(settings.name, data_dir, settings.image_size)
+    except OSError as error:
+        say(f"{name} left out: {error}")
+        return False
+    return True
