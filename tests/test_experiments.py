@@ -9,9 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
+from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
@@ -21,7 +24,7 @@ from experiments.artefacts import read_json, sha256
 from experiments.paper import TABLE_ONE
 from experiments.pipeline import STAGES
 from experiments.presets import PRESETS
-from experiments.stages import ANALYSED, require_classes
+from experiments.stages import ANALYSED, build_flax, read_normalisation, require_classes
 from jaxcurv import data
 from tests.conftest import Command
 
@@ -475,3 +478,26 @@ def test_a_fit_says_which_run_is_missing(tmp_path: Path) -> None:
 def test_a_fit_refuses_what_it_cannot_do(settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         fit_paper.FitPaper(**settings)
+
+
+def test_margin_plus_shift_is_the_margin_at_the_mean_weights(finished: Path) -> None:
+    """Of the digital prediction; here the mean weights are put in by hand."""
+    state_dict, header = bridge.load_weights(finished / "weights.safetensors")
+    moments = load_file(finished / "moments.safetensors")
+    model = bridge.from_torch(state_dict, build_flax(header, 0, jnp.float32))
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        variable[...] = variable[...] + moments[f"pcm/mean/{'.'.join(map(str, path))}"]
+    model.eval()
+    flips = pd.read_parquet(finished / "flips.parquet")
+    flips = flips.query("profile == 'pcm' and fold == 'test'").sort_values("index")
+    scores = pd.read_parquet(finished / "scores.parquet").query("fold == 'test'")
+    predicted = scores.set_index("index")["prediction"].loc[flips["index"]].to_numpy()
+    test = data.load("digits").test
+    place = {int(test[row]["index"]): row for row in range(len(test))}
+    images = data.read(test, [place[index] for index in flips["index"]], description="test").images
+    logits = np.array(model(jnp.asarray(read_normalisation(header).apply(images))))
+    of_prediction = logits[np.arange(len(logits)), predicted].copy()
+    logits[np.arange(len(logits)), predicted] = -np.inf
+    expected = of_prediction - logits.max(axis=1)
+    np.testing.assert_allclose(flips["margin"] + flips["shift"], expected, atol=2e-3)
+    assert flips["shift"].abs().max() > 0.1  # else the sign would not matter
