@@ -187,7 +187,7 @@ def _annotated(val: Path) -> list[tuple[str, str]]:
         raise FileNotFoundError(
             f"{path} is missing, which has the labels of val/images: take it from the archive "
             "tiny-imagenet-200.zip. (A copy that was sorted into val/<wnid>/ is an image tree: "
-            "load it by the name of its folder, which must not be tiny_imagenet.)"
+            "move its unlabelled folder test away, and load it by the name tiny-imagenet-200.)"
         )
     wnids: dict[str, str] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
