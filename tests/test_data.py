@@ -437,7 +437,14 @@ def test_image_tree_with_two_sizes_needs_an_image_size(tree: Path) -> None:
         load("pets", tree)
     small = load("pets", tree, preprocessing=Preprocessing(4, 4))
     assert read(small.train).images.shape == (7, 4, 4, 3)
-    # Each size is a version of its own: none is mistaken for another.
+    # Each preprocessing is a version of its own: none is mistaken for another.
+    others = (Preprocessing(4, 5), Preprocessing(4, 4, "bilinear"), Preprocessing(4, 5, "bilinear"))
+    versions = [load("pets", tree, other) for other in others]
+    assert len(list((tree / "pets").glob("[23].4.[45]"))) == 1 + len(others)
+    for other, version in zip(others, versions, strict=True):
+        expected = decode(tree / "pets/train/bee/9.png", preprocessing=other)
+        arrays = read(version.train)
+        np.testing.assert_array_equal(arrays.images[arrays.indices == 6][0], expected)
     assert read(load("pets", tree, preprocessing=Preprocessing(5, 5)).test).images.shape == (
         2,
         5,
@@ -522,8 +529,11 @@ def test_folder_of_a_prepared_data_set(tree: Path) -> None:
     for folder in (tree, tree / "1.0.0"):  # the newest version in it, or the version itself
         gray = open_folder(folder, "train", channels=1, preprocessing=Preprocessing(3, 3))
         assert gray.channels == 1
-        assert read(gray).images.shape == (6, 3, 3, 1)
-        np.testing.assert_array_equal(read(gray).labels, labels)
+        arrays = read(gray)
+        assert arrays.images.shape == (6, 3, 3, 1)
+        np.testing.assert_array_equal(gray.indices, arrays.indices)
+        np.testing.assert_array_equal(gray.labels, labels)
+        assert gray.indices.dtype == gray.labels.dtype == np.int64
 
 
 def test_folder_errors(tree: Path) -> None:
@@ -646,15 +656,20 @@ def test_index_is_the_number_in_the_id(
     }
     examples: list[dict[str, Any]] = [{"id": text, "image": jpeg(50), "label": 1} for text in ids]
     write_tfds(features, {"train": examples, "test": examples[:1]})
-    indices = read(load("other", tmp_path).train).indices
+    train = load("other", tmp_path).train
+    indices = read(train).indices
     assert sorted(indices) == [10, 20, 30]
+    np.testing.assert_array_equal(train.indices, indices)
+    assert train.labels.tolist() == [1, 1, 1]
     # The same order of storage, and the last one in it without a number.
     for example in examples:
         if example["id"].endswith(str(indices[-1])):
             example["id"] = "unnumbered"
     write_tfds(features, {"train": examples, "test": examples[:1]}, "2.0.0")
-    with pytest.raises(ValueError, match="has no number"):
-        read(load("other", tmp_path).train)
+    unnumbered = load("other", tmp_path).train
+    for look in (read, lambda source: source.indices):
+        with pytest.raises(ValueError, match="has no number"):
+            look(unnumbered)
 
 
 def test_tfds_data_sets_that_cannot_be_used(
@@ -671,6 +686,8 @@ def test_tfds_data_sets_that_cannot_be_used(
     write_tfds({"image": image, "label": label}, {"train": [bad], "test": [good]}, "2.0.0")
     with pytest.raises(ValueError, match="label -1 is outside the 2 classes"):
         load("other", tmp_path).train[0]
+    with pytest.raises(ValueError, match="label -1 is outside the 2 classes"):
+        _ = load("other", tmp_path).train.labels
     write_tfds({"image": image, "label": label}, {"train": [good]}, "3.0.0")
     with pytest.raises(ValueError, match=r"splits \['train'\]: train and test are needed"):
         load("other", tmp_path)
