@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from experiments.pipeline import require_writable, show_error
-from jaxcurv.data import Normalisation, Normalised, Sample, Source, subset
+from jaxcurv.data import IndexedSource, Normalisation, Normalised, Sample, subset
 from jaxcurv.data.datasets import open_folder
+from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
 from jaxcurv.data.sources import samples_at
 from jaxcurv.estimators import (
     Adaptive,
@@ -75,6 +76,10 @@ class OwnModel:
     """Of the model's input: 1 (gray), 3 (RGB) or 4; 3, or what the data set has, unless given."""
     image_size: int | None = None
     """Resize and centre-crop to this many pixels; for images of unequal size."""
+    resize_size: int | None = None
+    """Resize the short side to this many pixels before the crop; the image size unless given."""
+    interpolation: Interpolation = "bicubic"
+    """Filter of the resizing. torchvision's weights want bilinear."""
     mean: tuple[float, ...] | None = None
     """Of each channel, on the scale 0..1: the model sees (image - mean) / std; 0 unless given."""
     std: tuple[float, ...] | None = None
@@ -118,6 +123,7 @@ class OwnModel:
 
     def __post_init__(self) -> None:
         estimators(self)
+        choose_preprocessing(self.image_size, self.resize_size, self.interpolation)
         if self.shard is not None:
             parse_shard(self.shard)
             if self.distributed:
@@ -256,18 +262,18 @@ def require_out(out: Path) -> None:
 class Chosen:
     """The samples of a source at some positions."""
 
-    source: Source
+    source: IndexedSource
     positions: np.ndarray
 
     @property
     def indices(self) -> np.ndarray:
-        """Of the chosen samples, where the source has them."""
-        return np.asarray(self.source.indices)[self.positions]  # type: ignore[attr-defined]
+        """Of the chosen samples."""
+        return self.source.indices[self.positions]
 
     @property
     def labels(self) -> np.ndarray:
-        """Of the chosen samples, where the source has them."""
-        return np.asarray(self.source.labels)[self.positions]  # type: ignore[attr-defined]
+        """Of the chosen samples."""
+        return self.source.labels[self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -287,7 +293,12 @@ def open_source(settings: OwnModel) -> Normalised:
       ValueError: they are not as they should be, or there is not one mean and std for each channel.
     """
     images = open_folder(
-        settings.data, settings.split, channels=settings.channels, image_size=settings.image_size
+        settings.data,
+        settings.split,
+        channels=settings.channels,
+        preprocessing=choose_preprocessing(
+            settings.image_size, settings.resize_size, settings.interpolation
+        ),
     )
     mean = (0.0,) * images.channels if settings.mean is None else settings.mean
     std = (1.0,) * images.channels if settings.std is None else settings.std

@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments import analysis, figures
 from experiments.artefacts import read_json
 from experiments.pipeline import require_writable
-from experiments.settings import Fold
+from experiments.settings import Data, Fold
 
 _OURS_ALL, _OURS_CORRECT, _PAPER = figures.BLUE, figures.VERMILLION, figures.BLACK
 
@@ -239,7 +239,7 @@ def gallery(options: Gallery) -> None:
         raise ValueError(f"{run.folder} has no scores and predictions of the {options.fold} fold")
     joined = analysis.join(scores, predictions)
     rows = figures.gallery_rows(joined, options.fold, options.count, profile=options.profile)
-    dataset = data.load(run.data, options.data_dir, run.settings["data"]["image_size"])
+    dataset = data.load(run.data, options.data_dir, Data(**run.settings["data"]).preprocessing)
     split = dataset.test if options.fold == "test" else dataset.train
     samples = data.read(split, description=f"read {options.fold}")
     place = {index: position for position, index in enumerate(samples.indices.tolist())}

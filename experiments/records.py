@@ -1,9 +1,11 @@
 """What a finished stage leaves in `stages/NAME.json`: what made its results, and their hashes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.artefacts import read_json, write_json
+from experiments.settings import Data
 
 STAGE_NAMES = (
     *("train", "score", "export", "moments", "flips"),
@@ -32,6 +34,9 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     record = read_json(path)
     if not isinstance(record, dict) or record.keys() != _FIELDS:
         raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
+    if "data" in record["settings"]:
+        # Written before the data had all of today's settings, it meant their defaults.
+        record["settings"]["data"] = asdict(Data()) | record["settings"]["data"]
     return record
 
 

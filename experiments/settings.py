@@ -11,6 +11,8 @@ from typing import Literal
 
 from bridge.profiles import ADC, PCM, Clipping, WeightNoise
 from bridge.routing import Costs
+from jaxcurv.data import Normalisation
+from jaxcurv.data.preprocessing import Interpolation, Preprocessing, choose_preprocessing
 from jaxcurv.estimators import (
     Estimator,
     FiniteDifference,
@@ -29,9 +31,18 @@ class Data:
     """Which images, and how the official training split is divided."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, or a folder or TFDS data set under the data directory."""
+    """digits, cifar10, cifar100, tiny_imagenet, imagenet, or a folder or TFDS data set under the
+    data directory."""
     image_size: int | None = None
     """Resize and centre-crop to this many pixels; for images of unequal size."""
+    resize_size: int | None = None
+    """Resize the short side to this many pixels before the crop; the image size unless given."""
+    interpolation: Interpolation = "bicubic"
+    """Filter of the resizing. torchvision's weights want bilinear."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel, on the scale 0..1; of the train fold unless given."""
+    std: tuple[float, ...] | None = None
+    """Of each channel, on the scale 0..1; of the train fold unless given."""
     validation_fraction: float = 0.1
     """Share of the official training split held out to choose the checkpoint."""
     split_seed: int = 0
@@ -43,6 +54,21 @@ class Data:
                 "validation_fraction must lie between 0 and 1, for validation chooses the "
                 f"checkpoint; got {self.validation_fraction}"
             )
+        _ = self.preprocessing, self.normalisation  # which check their settings
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images become squares of one size; None leaves them as they are."""
+        return choose_preprocessing(self.image_size, self.resize_size, self.interpolation)
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """The given one; None for that of the train fold."""
+        if self.mean is None and self.std is None:
+            return None
+        if self.mean is None or self.std is None:
+            raise ValueError("mean and std go together: give both or neither")
+        return Normalisation(tuple(self.mean), tuple(self.std))
 
 
 @dataclass(frozen=True)

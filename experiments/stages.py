@@ -51,7 +51,7 @@ class Outcome:
 
 def load_data(job: Job) -> data.ImageDataset:
     """The experiment's data set."""
-    return data.load(job.experiment.data.name, job.data_dir, job.experiment.data.image_size)
+    return data.load(job.experiment.data.name, job.data_dir, job.experiment.data.preprocessing)
 
 
 def train(job: Job) -> Outcome:
@@ -63,11 +63,13 @@ def train(job: Job) -> Outcome:
     dataset = load_data(job)
     folds = read_folds(dataset, job.experiment, ("train", "validation"))
     warn_of_idle_accelerator()
-    normalisation = data.Normalisation.of(folds["train"].images)
+    images = folds["train"].images
+    normalisation = job.experiment.data.normalisation or data.Normalisation.of(images)
+    normalisation.require_channels(images.shape)
     description = {
         **asdict(job.experiment.model),
         "num_classes": len(dataset.class_names),
-        "in_channels": int(folds["train"].images.shape[-1]),
+        "in_channels": int(images.shape[-1]),
         "class_names": list(dataset.class_names),
         "normalisation": asdict(normalisation),
     }

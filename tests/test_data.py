@@ -26,6 +26,7 @@ from jaxcurv.data import (
     ImageDataset,
     Normalisation,
     Normalised,
+    Preprocessing,
     Source,
     load,
     read,
@@ -205,7 +206,7 @@ def test_digits() -> None:
     np.testing.assert_array_equal(levels, bunch.images[test.indices])
     assert test.images.max() == 255
     with pytest.raises(ValueError, match="8x8 only"):
-        load("digits", image_size=32)
+        load("digits", preprocessing=Preprocessing(32, 32))
 
 
 # --- CIFAR from archives in the official layout
@@ -434,11 +435,28 @@ def test_image_tree_with_two_sizes_needs_an_image_size(tree: Path) -> None:
     save_image(tree / "pets/train/bee/9.png", 20, 10, 200, "L")
     with pytest.raises(ValueError, match=r"differ in size.*--data\.image-size"):
         load("pets", tree)
-    small = load("pets", tree, image_size=4)
+    small = load("pets", tree, preprocessing=Preprocessing(4, 4))
     assert read(small.train).images.shape == (7, 4, 4, 3)
-    # Each size is a version of its own: none is mistaken for another.
-    assert read(load("pets", tree, image_size=5).test).images.shape == (2, 5, 5, 3)
-    assert read(load("pets", tree, image_size=4).test).images.shape == (2, 4, 4, 3)
+    # Each preprocessing is a version of its own: none is mistaken for another.
+    others = (Preprocessing(4, 5), Preprocessing(4, 4, "bilinear"), Preprocessing(4, 5, "bilinear"))
+    versions = [load("pets", tree, other) for other in others]
+    assert len(list((tree / "pets").glob("[23].4.[45]"))) == 1 + len(others)
+    for other, version in zip(others, versions, strict=True):
+        expected = decode(tree / "pets/train/bee/9.png", preprocessing=other)
+        arrays = read(version.train)
+        np.testing.assert_array_equal(arrays.images[arrays.indices == 6][0], expected)
+    assert read(load("pets", tree, preprocessing=Preprocessing(5, 5)).test).images.shape == (
+        2,
+        5,
+        5,
+        3,
+    )
+    assert read(load("pets", tree, preprocessing=Preprocessing(4, 4)).test).images.shape == (
+        2,
+        4,
+        4,
+        3,
+    )
     train = read(small.train)
     np.testing.assert_array_equal(train.images[train.indices == 6], 200)  # the gray image
 
@@ -449,7 +467,7 @@ def test_resizing_keeps_the_centre(height: int, width: int) -> None:
     pixels = np.stack([rows, columns, 0 * rows], -1).astype(np.uint8) * 10
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    image = decode(file.getvalue(), size=3).astype(float)
+    image = decode(file.getvalue(), preprocessing=Preprocessing(3, 3)).astype(float)
     assert image.shape == (3, 3, 3)
     centre = 10 * (np.array([height, width]) - 1) / 2
     np.testing.assert_allclose(image[1, 1, :2], centre, atol=10 * min(height, width) / 3)
@@ -472,9 +490,9 @@ def test_image_tree_errors(tree: Path) -> None:
     save_image(tree / "pets/val/cow/0.png", 6, 8, 1)
     broken = tree / "pets/val/cow/1.png"
     broken.write_bytes((tree / "pets/val/cow/0.png").read_bytes()[:45])
-    for image_size in (None, 4):
+    for preprocessing in (None, Preprocessing(4, 4)):
         with pytest.raises(ValueError, match=r"cow/1\.png is not a readable image"):
-            load("pets", tree, image_size)
+            load("pets", tree, preprocessing)
     # A preparation that failed leaves nothing behind.
     assert sorted(path.name for path in (tree / "pets").iterdir()) == ["train", "val"]
     (tree / "empty/train").mkdir(parents=True)
@@ -487,11 +505,11 @@ def test_image_tree_errors(tree: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", None])
 def test_folder_read_in_place_is_the_prepared_one(tree: Path, split: Any) -> None:
-    in_place = open_folder(tree / "pets", split, image_size=4)
+    in_place = open_folder(tree / "pets", split, preprocessing=Preprocessing(4, 4))
     assert isinstance(in_place, Source)
     assert in_place.channels == 3
     assert sorted(path.name for path in (tree / "pets").iterdir()) == ["train", "val"]
-    pets = load("pets", tree, image_size=4)
+    pets = load("pets", tree, preprocessing=Preprocessing(4, 4))
     prepared = read(pets.train if split == "train" else pets.test)
     order = np.argsort(prepared.indices)
     found = read(in_place)
@@ -499,7 +517,9 @@ def test_folder_read_in_place_is_the_prepared_one(tree: Path, split: Any) -> Non
     np.testing.assert_array_equal(found.labels, prepared.labels[order])
     np.testing.assert_array_equal(found.images, prepared.images[order])
     # A split of the tree is a folder of classes itself.
-    flat = open_folder(tree / "pets" / ("train" if split else "val"), image_size=4)
+    flat = open_folder(
+        tree / "pets" / ("train" if split else "val"), preprocessing=Preprocessing(4, 4)
+    )
     np.testing.assert_array_equal(read(flat).images, found.images)
 
 
@@ -507,10 +527,13 @@ def test_folder_of_a_prepared_data_set(tree: Path) -> None:
     labels = read(load("pets", tree).train).labels
     (tree / "pets/1.0.0").rename(tree / "1.0.0")
     for folder in (tree, tree / "1.0.0"):  # the newest version in it, or the version itself
-        gray = open_folder(folder, "train", channels=1, image_size=3)
+        gray = open_folder(folder, "train", channels=1, preprocessing=Preprocessing(3, 3))
         assert gray.channels == 1
-        assert read(gray).images.shape == (6, 3, 3, 1)
-        np.testing.assert_array_equal(read(gray).labels, labels)
+        arrays = read(gray)
+        assert arrays.images.shape == (6, 3, 3, 1)
+        np.testing.assert_array_equal(gray.indices, arrays.indices)
+        np.testing.assert_array_equal(gray.labels, labels)
+        assert gray.indices.dtype == gray.labels.dtype == np.int64
 
 
 def test_folder_errors(tree: Path) -> None:
@@ -522,7 +545,7 @@ def test_folder_errors(tree: Path) -> None:
     with pytest.raises(ValueError, match="no folders train and test"):
         open_folder(pets / "train", "test")
     with pytest.raises(ValueError, match="at least 1 pixel"):
-        open_folder(pets, image_size=0)
+        open_folder(pets, preprocessing=Preprocessing(0, 0))
     save_image(pets / "val/bee/1.png", 9, 8, 50)
     unequal = open_folder(pets)
     with pytest.raises(
@@ -540,7 +563,7 @@ def test_folder_errors(tree: Path) -> None:
 def test_a_killed_preparation_does_not_look_prepared(tree: Path) -> None:
     script = (
         "import os, sys; from jaxcurv.data import folder, load; decode = folder.decode\n"
-        "def die(path, size): return decode(path, size=size) if 'ant' in str(path) else os._exit(7)"
+        "def die(path, preprocessing): return decode(path) if 'ant' in str(path) else os._exit(7)"
         "\nfolder.decode = die; load('pets', sys.argv[1])"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(tree)], capture_output=True)
@@ -610,7 +633,12 @@ def test_other_tfds_data_set(tmp_path: Path, write_tfds: Callable[..., None]) ->
     arrays = read(other.train)
     assert arrays.images.shape == (3, 5, 7, 3)  # grayscale files in a set of colour images
     np.testing.assert_array_equal(arrays.indices, np.arange(3))  # no ids: order of storage
-    assert read(load("other", tmp_path, image_size=4).train).images.shape == (3, 4, 4, 3)
+    assert read(load("other", tmp_path, preprocessing=Preprocessing(4, 4)).train).images.shape == (
+        3,
+        4,
+        4,
+        3,
+    )
     with pytest.raises(FileNotFoundError, match="other"):
         load("another", tmp_path)
 
@@ -628,15 +656,20 @@ def test_index_is_the_number_in_the_id(
     }
     examples: list[dict[str, Any]] = [{"id": text, "image": jpeg(50), "label": 1} for text in ids]
     write_tfds(features, {"train": examples, "test": examples[:1]})
-    indices = read(load("other", tmp_path).train).indices
+    train = load("other", tmp_path).train
+    indices = read(train).indices
     assert sorted(indices) == [10, 20, 30]
+    np.testing.assert_array_equal(train.indices, indices)
+    assert train.labels.tolist() == [1, 1, 1]
     # The same order of storage, and the last one in it without a number.
     for example in examples:
         if example["id"].endswith(str(indices[-1])):
             example["id"] = "unnumbered"
     write_tfds(features, {"train": examples, "test": examples[:1]}, "2.0.0")
-    with pytest.raises(ValueError, match="has no number"):
-        read(load("other", tmp_path).train)
+    unnumbered = load("other", tmp_path).train
+    for look in (read, lambda source: source.indices):
+        with pytest.raises(ValueError, match="has no number"):
+            look(unnumbered)
 
 
 def test_tfds_data_sets_that_cannot_be_used(
@@ -653,6 +686,8 @@ def test_tfds_data_sets_that_cannot_be_used(
     write_tfds({"image": image, "label": label}, {"train": [bad], "test": [good]}, "2.0.0")
     with pytest.raises(ValueError, match="label -1 is outside the 2 classes"):
         load("other", tmp_path).train[0]
+    with pytest.raises(ValueError, match="label -1 is outside the 2 classes"):
+        _ = load("other", tmp_path).train.labels
     write_tfds({"image": image, "label": label}, {"train": [good]}, "3.0.0")
     with pytest.raises(ValueError, match=r"splits \['train'\]: train and test are needed"):
         load("other", tmp_path)

@@ -18,14 +18,15 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
-from experiments import fit_paper, page, reproduce
+from experiments import fit_paper, page, reproduce, stages
 from experiments.archive import archive
 from experiments.artefacts import read_json, sha256
 from experiments.paper import TABLE_ONE
 from experiments.pipeline import STAGES
 from experiments.presets import PRESETS
+from experiments.settings import Experiment
 from experiments.stages import ANALYSED, build_flax, read_normalisation, require_classes
-from jaxcurv import data
+from jaxcurv import data, training
 from tests.conftest import Command
 
 # Small enough for seconds a stage; large enough that training learns and chips fail.
@@ -210,6 +211,35 @@ def test_second_run_does_nothing_again(command: Command, finished: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in finished.glob("*.parquet")} == before
 
 
+def test_a_run_recorded_before_some_data_settings_counts(command: Command, finished: Path) -> None:
+    records = {path: path.read_text() for path in (finished / "stages").glob("*.json")}
+    for path, text in records.items():
+        record = json.loads(text)
+        for name in ("resize_size", "interpolation", "mean", "std"):
+            record["settings"].get("data", {}).pop(name, None)
+        path.write_text(json.dumps(record))
+    result = command("run", "digits", *SMALL, "--out", finished)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(": up to date") == len(STAGES)
+    for path, text in records.items():
+        path.write_text(text)
+
+
+def test_training_takes_the_given_normalisation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = []
+    monkeypatch.setattr(training, "fit", lambda *arguments, **_: given.append(arguments[3]) or [])
+    settings = replace(Experiment().data, mean=(0.5,), std=(0.25,))
+    stages.train(stages.Job(Experiment(data=settings), tmp_path, None, "none"))
+    assert given == [data.Normalisation((0.5,), (0.25,))]
+    description = read_json(tmp_path / "model.json")
+    assert stages.read_normalisation(description) == given[0]
+    colour = replace(settings, mean=(0.5,) * 3, std=(0.25,) * 3)
+    with pytest.raises(ValueError, match="have 1 channels, but the normalisation has 3"):
+        stages.train(stages.Job(Experiment(data=colour), tmp_path, None, "none"))
+
+
 def test_changed_setting_reruns_what_depends_on_it(
     command: Command, finished: Path, tmp_path: Path
 ) -> None:
@@ -318,6 +348,8 @@ def test_limit_below_ten_samples(command: Command, tmp_path: Path) -> None:
         ("--score.batch-size", "0", "batch_size must be"),
         ("--analyse.confidence", "95", "confidence must lie"),
         ("--data.validation-fraction", "0", "validation_fraction must lie"),
+        ("--data.resize-size", "9", "need an image size"),
+        ("--data.mean", "0.5", "give both or neither"),
         ("--seed", "-1", "seed must not be negative"),
         ("--simulate.device", "gpu", "device must be cpu, cuda or cuda:N"),
         ("--simulate.device", "cuda:99", "CUDA devices, not cuda:99"),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli
-from experiments.own_model import OwnModel, estimators, parse_shard
+from experiments.own_model import OwnModel, estimators, open_source, parse_shard
 from jaxcurv import (
     Adaptive,
     FiniteDifference,
@@ -26,6 +26,8 @@ from jaxcurv import (
     LowRankGaussNewton,
     input_curvature,
 )
+from jaxcurv.data import Preprocessing
+from jaxcurv.data.images import decode
 
 MODULE = """
 import jax, jax.numpy as jnp, numpy as np
@@ -137,6 +139,15 @@ def test_table_is_what_the_library_gives(place: Path, whole: pa.Table) -> None:
     assert whole["label"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
     np.testing.assert_allclose(whole["curvature"].to_numpy(), result.score, rtol=1e-3)
     np.testing.assert_allclose(whole["loss"].to_numpy(), result.loss, rtol=1e-5)
+
+
+def test_images_are_resized_and_cropped_as_the_flags_say(place: Path) -> None:
+    settings = OwnModel(
+        "mine:pair", place / "images", image_size=4, resize_size=6, interpolation="bilinear"
+    )
+    file = place / "images/ant/0.png"
+    expected = decode(file, preprocessing=Preprocessing(4, 6, "bilinear")) / np.float32(255)
+    np.testing.assert_array_equal(open_source(settings)[0]["image"], expected)
 
 
 def test_module_and_function_score_alike_and_each_estimator_has_its_column(
@@ -276,6 +287,8 @@ def one_error(errors: str) -> str:
         (["--data", "images/ant"], 2, "has no class folders"),
         (["--split", "train"], 2, "has no folders train and test"),
         (["--mean", "0.5"], 2, "--mean has 1 values, but the images have 3 channels"),
+        (["--resize-size", "9"], 2, "need an image size"),
+        (["--image-size", "8", "--resize-size", "7"], 2, "choose a resize size of at least 8"),
         (["--channels", "1"], 2, "has 3 values, but the images have 1 channels"),
         (["--out", "images"], 2, "images is a folder"),
         (["--out", "/proc/nowhere/scores.parquet"], 2, "cannot write to the output folder"),

@@ -7,16 +7,20 @@ is used here.
 
 from jaxcurv.data.datasets import load
 from jaxcurv.data.normalisation import Normalisation, Normalised
-from jaxcurv.data.sources import Arrays, ImageDataset, Sample, Source, read
+from jaxcurv.data.preprocessing import Preprocessing, choose_preprocessing
+from jaxcurv.data.sources import Arrays, ImageDataset, IndexedSource, Sample, Source, read
 from jaxcurv.data.splits import split_validation, subset
 
 __all__ = [
     "Arrays",
     "ImageDataset",
+    "IndexedSource",
     "Normalisation",
     "Normalised",
+    "Preprocessing",
     "Sample",
     "Source",
+    "choose_preprocessing",
     "load",
     "read",
     "split_validation",

@@ -14,48 +14,59 @@ from jaxcurv.data.folder import (
     prepare_image_tree,
 )
 from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
+from jaxcurv.data.preprocessing import Preprocessing
+from jaxcurv.data.published import FOLDERS, find_published, open_published
 from jaxcurv.data.sources import ImageDataset
 
 
 def load(
-    name: str, data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> ImageDataset:
     """The data set `name`, prepared first if need be.
 
     Args:
         name: "digits" (in memory, no file); "cifar10" or "cifar100" (prepared from the official
-            archive in `data_dir`, or downloaded); the folder of an image tree in `data_dir`
-            (`NAME/{train,test}/<class>/*.png`); or any image classification data set which TFDS
-            has prepared in `data_dir` as array_record (`name`, `name/config`, `name/version`).
+            archive in `data_dir`, or downloaded); "tiny_imagenet" or "imagenet" (read where they
+            lie in `data_dir`, see `jaxcurv.data.published`); the folder of an image tree in
+            `data_dir` (`NAME/{train,test}/<class>/*.png`); or any image classification data set
+            which TFDS has prepared in `data_dir` as array_record (`name`, `name/config`,
+            `name/version`).
         data_dir: the folder of the data sets; by default TFDS's, `$TFDS_DATA_DIR` or else
             `~/tensorflow_datasets`.
-        image_size: resize each image's short side to this many pixels and cut out the central
-            square. None leaves images as they are.
+        preprocessing: how images become squares of one size. None leaves them as they are.
 
     Raises:
         FileNotFoundError: there is no such data set, or its files are missing.
         ValueError: its files are not as they should be.
     """
-    _check_image_size(image_size)
     if name == "digits":
-        if image_size not in (None, 8):
-            raise ValueError(f"digits has images of 8x8 only, not {image_size}x{image_size}")
+        if preprocessing not in (None, Preprocessing(8, 8)):
+            raise ValueError("digits has images of 8x8 only: leave the image size out")
         return load_digits()
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = Path(default if data_dir is None else data_dir).expanduser()
     directory = root / name
+    if published := find_published(name, root):
+        return open_published(name, published, preprocessing)
     if is_image_tree(directory):
-        prepared = prepare_image_tree(directory, image_size)
+        prepared = prepare_image_tree(directory, preprocessing)
     elif found := find_prepared(directory):
         prepared = found
     elif name in ARCHIVES:
         prepared = prepare_cifar(name, root)
+    elif name in FOLDERS:
+        raise FileNotFoundError(
+            f"there is no data set {name!r} in {root}: put the folders train and val of its "
+            f"archive in {' or '.join(str(root / folder) for folder in FOLDERS[name])}"
+        )
     else:
         raise FileNotFoundError(
             f"there is no data set {name!r} in {root}; found there: "
             f"{', '.join(_names(root)) or 'nothing'}; anywhere: digits, {', '.join(ARCHIVES)}"
         )
-    return open_prepared(name, prepared, image_size)
+    return open_prepared(name, prepared, preprocessing)
 
 
 def open_folder(
@@ -63,7 +74,7 @@ def open_folder(
     split: Split | None = None,
     *,
     channels: int | None = None,
-    image_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> ImageFolder | PreparedSplit:
     """The images of a folder, wherever it lies, decoded as they are asked for; writes nothing.
 
@@ -73,26 +84,20 @@ def open_folder(
             prepared as array_record.
         split: of a tree or a data set; None for test.
         channels: 1 (gray), 3 or 4; None for 3, or what the data set has.
-        image_size: as for `load`.
+        preprocessing: as for `load`.
 
     Raises:
         FileNotFoundError: the folder, or images in it, are missing.
         ValueError: its files are not as they should be, or there is no such split.
     """
-    _check_image_size(image_size)
     directory = Path(directory).expanduser()
     prepared = find_prepared(directory)
     if prepared is None or is_image_tree(directory):
-        return open_image_folder(directory, split, channels or 3, image_size)
-    dataset = open_prepared(directory.name, prepared, image_size)
+        return open_image_folder(directory, split, channels or 3, preprocessing)
+    dataset = open_prepared(directory.name, prepared, preprocessing)
     source = dataset.train if split == "train" else dataset.test
     assert isinstance(source, PreparedSplit)
     return source if channels is None else replace(source, channels=channels)
-
-
-def _check_image_size(image_size: int | None) -> None:
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"the image size must be at least 1 pixel, not {image_size}")
 
 
 def _names(root: Path) -> list[str]:

@@ -5,6 +5,7 @@ is its position in its split's list of paths, sorted by class and then by path. 
 read where it lies; `prepare_image_tree` copies a tree into files that are faster to read.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,53 +16,57 @@ import numpy as np
 
 from jaxcurv.data.images import decode, height_and_width
 from jaxcurv.data.prepared import Examples, find_prepared, prepare
+from jaxcurv.data.preprocessing import Interpolation, Preprocessing
 from jaxcurv.data.sources import Sample
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_MAJOR: dict[Interpolation, int] = {"bicubic": 2, "bilinear": 3}  # of a prepared tree's version
 
 Split = Literal["train", "test"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """A folder of class folders, decoded sample by sample.
+    """Image files where they lie, decoded as they are asked for.
 
     Attributes:
-        files: the images, sorted by class and then by path; a sample's index is its position.
-        labels: the class of each.
-        class_names: the sorted names of the class folders.
+        root: the folder of the files.
+        files: their paths relative to it.
+        labels: int64 `[N]`, the class of each.
+        indices: int64 `[N]`, the stable index of each.
+        class_names: `class_names[label]` is a label's name.
         channels: of the images, 1, 3 or 4.
-        image_size: resize and crop to this square, or None to leave images as they are.
-        size: height and width of the first image, which all must have.
+        preprocessing: None leaves images as they are.
+        size: height and width after preprocessing, which all images must have.
 
     Raises:
         ValueError: on access, for an unreadable image or one of another size.
     """
 
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
+    root: Path
+    files: tuple[str, ...]  # not Paths, which take three times the memory: there may be millions
+    labels: np.ndarray
+    indices: np.ndarray
     class_names: tuple[str, ...]
     channels: int
-    image_size: int | None
+    preprocessing: Preprocessing | None
     size: tuple[int, int]
-
-    @property
-    def indices(self) -> np.ndarray:
-        """Of all samples."""
-        return np.arange(len(self.files))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, position: int, /) -> Sample:
-        file = self.files[position]
-        image = decode(file, self.channels, self.image_size)
+        file = self.root / self.files[position]
+        image = decode(file, self.channels, self.preprocessing)
         if image.shape[:2] != self.size:
             raise ValueError(
-                f"images differ in size ({self.files[0]} is {self.size}, {file} is "
-                f"{image.shape[:2]}): choose one with --image-size"
+                f"images differ in size ({self.root / self.files[0]} is {self.size}, {file} is "
+                f"{image.shape[:2]}): choose one with --image-size, or --data.image-size of an "
+                "experiment"
             )
-        return Sample(image=image, label=self.labels[position], index=position)
+        return Sample(
+            image=image, label=int(self.labels[position]), index=int(self.indices[position])
+        )
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
         # Pillow decodes without holding Python's lock: one thread would not keep up with a GPU.
@@ -69,12 +74,27 @@ class ImageFolder:
             return list(pool.map(self.__getitem__, positions))
 
 
+def final_size(first: Path, preprocessing: Preprocessing | None) -> tuple[int, int]:
+    """Height and width after preprocessing of the images of which `first` is one.
+
+    Raises:
+        ValueError: they are left as they are, and `first` is not a readable image.
+    """
+    if preprocessing is None:
+        return height_and_width(first)
+    return preprocessing.crop_size, preprocessing.crop_size
+
+
 def open_image_folder(
-    directory: Path, split: Split | None = None, channels: int = 3, image_size: int | None = None
+    directory: Path,
+    split: Split | None = None,
+    channels: int = 3,
+    preprocessing: Preprocessing | None = None,
 ) -> ImageFolder:
     """The images of a folder of class folders, or of one split (default: test) of a tree of them.
 
-    Writes nothing, and reads only the names and the first image's header.
+    Writes nothing, and reads only the names and the first image's header. The classes are the
+    sorted folders, and an image's index is its position, sorted by class and then by path.
 
     Raises:
         FileNotFoundError: the folder, or all of its classes, or all images of one, are missing.
@@ -87,19 +107,27 @@ def open_image_folder(
     if len(splits) < 2:
         if split is not None:
             raise ValueError(f"{directory} has no folders train and test (or val) to split it by")
-        classes = _classes(directory)
+        root = directory
     else:
         _require_same_classes(*splits.values())
-        classes = _classes(splits[split or "test"])
+        root = splits[split or "test"]
+    classes = image_files(root)
     if len(classes) < 2:
         raise ValueError(
             f"{directory} has the folder {next(iter(classes))} only: it needs one for each class, "
             "or train and test (or val) with those in them"
         )
-    files = tuple(file for paths in classes.values() for file in paths)
-    size = (image_size, image_size) if image_size else height_and_width(files[0])
-    labels = tuple(label for label, paths in enumerate(classes.values()) for _ in paths)
-    return ImageFolder(files, labels, tuple(classes), channels, image_size, size)
+    files = tuple(file for found in classes.values() for file in found)
+    return ImageFolder(
+        root=root,
+        files=files,
+        labels=np.repeat(np.arange(len(classes)), [*map(len, classes.values())]),
+        indices=np.arange(len(files)),
+        class_names=tuple(classes),
+        channels=channels,
+        preprocessing=preprocessing,
+        size=final_size(root / files[0], preprocessing),
+    )
 
 
 def is_image_tree(directory: Path) -> bool:
@@ -107,35 +135,43 @@ def is_image_tree(directory: Path) -> bool:
     return (directory / "train").is_dir()
 
 
-def prepare_image_tree(directory: Path, image_size: int | None) -> Path:
+def prepare_image_tree(directory: Path, preprocessing: Preprocessing | None) -> Path:
     """Prepare the tree in `directory` unless this was done, and return the version's folder.
 
-    Images become RGB. With `image_size`, each one's short side is resized to it (bicubic) and the
-    central square cut out; this is version `1.<image_size>.0`. Without it, images must all have
-    one size; this is version `1.0.0`. Remove that folder after a change to the images.
+    Images become RGB. Preprocessed ones are version `2.<crop_size>.<resize_size>`, or `3.` for
+    bilinear. Those left as they are must all have one size, and are version `1.0.0`. Remove that
+    folder after a change to the images.
 
     Raises:
         FileNotFoundError: a split, or all classes of one, or all images of a class, are missing.
         ValueError: the splits' classes differ, an image is unreadable, or the sizes differ.
     """
-    prepared = directory / f"1.{image_size or 0}.0"
+    prepared = directory / _version(preprocessing)
     if find_prepared(prepared):
         return prepared
     splits = _splits(directory)
     if "test" not in splits:
         raise FileNotFoundError(f"{directory} has no folder test (or val) beside train")
-    trees = {split: _classes(path) for split, path in splits.items()}
+    trees = {split: _class_paths(path) for split, path in splits.items()}
     _require_same_classes(*splits.values())
     files = [file for classes in trees.values() for paths in classes.values() for file in paths]
-    height, width = (image_size, image_size) if image_size else _common_size(files)
+    size = _common_size(files) if preprocessing is None else final_size(files[0], preprocessing)
     prepare(
         prepared,
-        {split: _examples(classes, image_size) for split, classes in trees.items()},
+        {split: _examples(classes, preprocessing) for split, classes in trees.items()},
         label_names={"label": list(trees["train"])},
-        image_shape=(height, width, 3),
+        image_shape=(*size, 3),
         description=f"The images of {directory.name}, prepared from a folder of classes.",
     )
     return prepared
+
+
+def _version(preprocessing: Preprocessing | None) -> str:
+    """Of the prepared tree: no two preprocessings have the same."""
+    if preprocessing is None:
+        return "1.0.0"
+    major = _MAJOR[preprocessing.interpolation]
+    return f"{major}.{preprocessing.crop_size}.{preprocessing.resize_size}"
 
 
 def _splits(directory: Path) -> dict[Split, Path]:
@@ -166,21 +202,35 @@ def _class_folders(split: Path) -> list[Path]:
     return sorted(folders, key=lambda path: path.name)
 
 
-def _classes(split: Path) -> dict[str, list[Path]]:
-    """The image files of each class, both sorted by name."""
+def image_files(split: Path) -> dict[str, list[str]]:
+    """The image files of each class folder of `split`, as paths relative to it; both sorted.
+
+    Raises:
+        FileNotFoundError: there is no class folder, or no image in one.
+    """
     classes = {}
     for folder in _class_folders(split):
-        files = [
-            path
-            for path in sorted(folder.rglob("*"), key=Path.as_posix)
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-        ]
+        files = sorted(
+            f"{Path(parent).relative_to(split).as_posix()}/{name}"
+            for parent, _, names in os.walk(folder)
+            for name in images_among(names)
+        )
         if not files:
             raise FileNotFoundError(
-                f"the class folder {folder} has no image ({', '.join(sorted(_SUFFIXES))})"
+                f"the class folder {folder} has no image ({', '.join(_SUFFIXES)}): add its images, "
+                "or remove it"
             )
         classes[folder.name] = files
     return classes
+
+
+def images_among(names: Sequence[str]) -> list[str]:
+    """The file names that are an image's."""
+    return [name for name in names if name.lower().endswith(_SUFFIXES) and name[0] != "."]
+
+
+def _class_paths(split: Path) -> dict[str, list[Path]]:
+    return {name: [split / file for file in files] for name, files in image_files(split).items()}
 
 
 def _common_size(files: list[Path]) -> tuple[int, int]:
@@ -195,10 +245,10 @@ def _common_size(files: list[Path]) -> tuple[int, int]:
     return size
 
 
-def _examples(classes: dict[str, list[Path]], image_size: int | None) -> Examples:
+def _examples(classes: dict[str, list[Path]], preprocessing: Preprocessing | None) -> Examples:
     def generate() -> Iterator[dict[str, Any]]:
         for label, files in enumerate(classes.values()):
             for path in files:
-                yield {"image": decode(path, size=image_size), "label": label}
+                yield {"image": decode(path, preprocessing=preprocessing), "label": label}
 
     return Examples(sum(map(len, classes.values())), generate())

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxcurv.data.preprocessing import Preprocessing
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -18,11 +20,11 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels to Pillow's mode
 
 
 def decode(
-    encoded: bytes | Path, channels: int = 3, size: int | None = None
+    encoded: bytes | Path, channels: int = 3, preprocessing: Preprocessing | None = None
 ) -> UInt8[np.ndarray, "height width channels"]:
     """The pixels of an image file, or of its bytes, with 1, 3 or 4 channels.
 
-    With `size`, the short side is resized to it (bicubic) and the central square cut out.
+    Gray, CMYK and palette images are converted before they are resized and cropped.
 
     Raises:
         ValueError: it is not a readable image.
@@ -30,14 +32,12 @@ def decode(
     mode = _MODES[channels]
     with _opened(encoded) as opened:
         image = opened.convert(mode)
-    if size and image.size != (size, size):
+    if preprocessing is not None:
         from PIL import Image
 
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        image = image.crop((left, top, left + size, top + size))
+        size = preprocessing.resized(*image.size)
+        filter = Image.Resampling[preprocessing.interpolation.upper()]
+        image = image.resize(size, filter).crop(preprocessing.box(*size))
     pixels = np.asarray(image)
     return pixels[..., np.newaxis] if channels == 1 else pixels
 

@@ -66,13 +66,17 @@ class Normalisation:
         Raises:
             ValueError: the images' channels are not as many as the statistics'.
         """
-        if images.shape[-1] != len(self.mean):
-            raise ValueError(
-                f"images of shape {images.shape} have {images.shape[-1]} channels, "
-                f"but the normalisation has {len(self.mean)}"
-            )
+        self.require_channels(images.shape)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (images / np.float32(255) - mean) / std
+
+    def require_channels(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless images of this shape have as many channels as the statistics."""
+        if shape[-1] != len(self.mean):
+            raise ValueError(
+                f"images of shape {tuple(shape)} have {shape[-1]} channels, "
+                f"but the normalisation has {len(self.mean)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxcurv.data.images import decode, encode_png
+from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample, check_label
 
+_CHUNK = 1024  # records fetched at once to learn their labels and ids: they still hold the images
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -48,7 +50,7 @@ class PreparedSplit:
         split: the split's name.
         channels: of the images.
         num_classes: labels must be below it.
-        image_size: resize and crop to this square, or None to leave images as they are.
+        preprocessing: None leaves images as they are.
 
     Raises:
         ValueError: on access, for a label that has no class, an id without a number where others
@@ -59,7 +61,28 @@ class PreparedSplit:
     split: str
     channels: int
     num_classes: int
-    image_size: int | None
+    preprocessing: Preprocessing | None
+
+    @property
+    def indices(self) -> np.ndarray:
+        """int64 `[N]`. The first use of it or of `labels` reads all records, decoding none."""
+        return self._indices_and_labels[0]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 `[N]`. The first use of it or of `indices` reads all records, decoding none."""
+        return self._indices_and_labels[1]
+
+    @cached_property
+    def _indices_and_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        indices, labels = np.empty((2, len(self)), np.int64)
+        for start in range(0, len(self), _CHUNK):
+            positions = range(start, min(start + _CHUNK, len(self)))
+            records = self.records.__getitems__(positions)
+            for position, record in zip(positions, records, strict=True):
+                indices[position] = self._index(position, record)
+                labels[position] = self._label(record)
+        return indices, labels
 
     @cached_property
     def _has_numbers(self) -> bool:
@@ -82,15 +105,24 @@ class PreparedSplit:
         return [self._sample(*pair) for pair in zip(positions, records, strict=True)]
 
     def _sample(self, position: int, record: Mapping[str, Any]) -> Sample:
+        label, index = self._label(record), self._index(position, record)
+        image = decode(record["image"], self.channels, self.preprocessing)
+        return Sample(image=image, label=label, index=index)
+
+    def _label(self, record: Mapping[str, Any]) -> int:
         check_label(record["label"], self.num_classes)
+        return int(record["label"])
+
+    def _index(self, position: int, record: Mapping[str, Any]) -> int:
         index = self._number(record) if self._has_numbers else position
         if index is None:
             raise ValueError(f"the id {record['id']!r} has no number, but others of its split do")
-        image = decode(record["image"], self.channels, self.image_size)
-        return Sample(image=image, label=int(record["label"]), index=index)
+        return index
 
 
-def open_prepared(name: str, directory: Path, image_size: int | None = None) -> ImageDataset:
+def open_prepared(
+    name: str, directory: Path, preprocessing: Preprocessing | None = None
+) -> ImageDataset:
     """The data set prepared in `directory`: its split `train` and, as test, `test` or `validation`.
 
     Raises:
@@ -117,7 +149,7 @@ def open_prepared(name: str, directory: Path, image_size: int | None = None) -> 
             split=split,
             channels=features["image"].shape[-1],
             num_classes=label.num_classes,
-            image_size=image_size,
+            preprocessing=preprocessing,
         )
 
     # ImageNet's test split has the label -1 throughout: its validation split is the one to test on.

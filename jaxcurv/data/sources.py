@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
@@ -25,12 +25,35 @@ class Source(Protocol):
 
     A sample's `index` is its number in the official split and does not depend on the order of
     storage; every table of results is joined on it. A source may also have
-    `__getitems__(positions) -> list[Sample]`, which `read` then prefers.
+    `__getitems__(positions) -> list[Sample]`, which `read` then prefers, and what an
+    `IndexedSource` has.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: int, /) -> Sample: ...
+
+
+@runtime_checkable
+class IndexedSource(Source, Protocol):
+    """A source which tells the index and the label of every sample without decoding an image."""
+
+    @property
+    def indices(self) -> np.ndarray:
+        """int64 `[N]`, by position."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Integers `[N]`, by position."""
+        ...
+
+
+if TYPE_CHECKING:
+    _Split = IndexedSource
+else:
+    # Before Python 3.12 a type check at run time would evaluate the properties, and so read files.
+    _Split = Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +122,8 @@ class ImageDataset:
 
     name: str
     class_names: tuple[str, ...]
-    train: Source
-    test: Source
+    train: _Split
+    test: _Split
 
     def __post_init__(self) -> None:
         for source in (self.train, self.test):
