@@ -1,18 +1,21 @@
 """Image data sets as random-access sources of `(image, label, stable index)`, without TensorFlow.
 
-`load` finds or prepares a data set, `read` decodes (part of) a source into memory, and
-`split_validation` and `subset` choose positions by stable index. NumPy only: neither JAX nor torch
-is used here.
+`load` finds or prepares a data set, `read` decodes (part of) a source into memory,
+`split_validation` and `subset` choose positions by stable index, and `Chosen` is a source of the
+samples there, not yet decoded. NumPy only: neither JAX nor torch is used here.
 """
 
 from jaxcurv.data.datasets import load
 from jaxcurv.data.normalisation import Normalisation, Normalised
 from jaxcurv.data.sources import Arrays, ImageDataset, Sample, Source, read
 from jaxcurv.data.splits import split_validation, subset
+from jaxcurv.data.views import Chosen, Labelled, with_labels
 
 __all__ = [
     "Arrays",
+    "Chosen",
     "ImageDataset",
+    "Labelled",
     "Normalisation",
     "Normalised",
     "Sample",
@@ -21,4 +24,5 @@ __all__ = [
     "read",
     "split_validation",
     "subset",
+    "with_labels",
 ]
