@@ -261,7 +261,7 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
     settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
     inputs = {}
     for name in _before(stage):
-        record = read_record(folder, name)
+        record = _read_record(folder, name)
         if record is None:
             raise FileNotFoundError(
                 f"{stage.name} needs the results of {name} in {folder}: run {name} first"
@@ -288,6 +288,19 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
     }
 
 
+def _read_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """A stage's record; settings that are newer than it at their defaults, which do as before."""
+    record = read_record(folder, name)
+    if record is None:
+        return None
+    defaults = json.loads(json.dumps(dataclasses.asdict(Experiment())))
+    settings = {
+        key: {**defaults[key], **value} if isinstance(value, dict) else value
+        for key, value in record["settings"].items()
+    }
+    return {**record, "settings": settings}
+
+
 def _before(stage: Stage) -> list[str]:
     """The stages that lead to this one, in order."""
     needed = set(stage.after).union(*(_before(STAGES[name]) for name in stage.after))
@@ -295,7 +308,7 @@ def _before(stage: Stage) -> list[str]:
 
 
 def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:
-    record = read_record(folder, stage.name)
+    record = _read_record(folder, stage.name)
     return (
         record is not None
         and all(record[key] == value for key, value in identity.items())

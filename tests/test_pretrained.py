@@ -1,6 +1,7 @@
 """A network that was trained elsewhere, from its file to the report."""
 
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from experiments import pipeline, pretrained
 from experiments.artefacts import read_json, sha256
 from experiments.presets import PRESETS
 from experiments.pretrained import choose_normalisation, require_preprocessing
+from experiments.records import write_record
 from experiments.settings import Data, Experiment, Model
 from experiments.stages import Job
 from jaxcurv import data
@@ -274,6 +276,31 @@ def test_normalisation_is_the_given_or_the_published_one() -> None:
     other = replace(given, mean=(0.0, 0.0, 0.0))
     with pytest.raises(ValueError, match=r"some was published with mean \(0.4, .*--data.mean"):
         choose_normalisation(other, PUBLISHED, "some")
+
+
+def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: Path) -> None:
+    experiment = Experiment()
+    stage = pipeline.stage_of("train", experiment)
+    identity = pipeline._identity(stage, experiment, tmp_path)
+    record = {
+        "name": "train",
+        "outputs": {},
+        "device": "cpu",
+        "platform": "any",
+        "seconds": 1.0,
+        **json.loads(json.dumps(identity)),
+    }
+    for name in ("mean", "std", "resize_size", "interpolation"):
+        del record["settings"]["data"][name]
+    del record["settings"]["model"]["weights"]
+    write_record(tmp_path, record)
+    assert pipeline._is_up_to_date(stage, identity, tmp_path)
+    pipeline._identity(pipeline.STAGES["export"], experiment, tmp_path)
+    changed = replace(experiment, data=replace(experiment.data, interpolation="bilinear"))
+    other = pipeline._identity(stage, changed, tmp_path)
+    assert not pipeline._is_up_to_date(stage, other, tmp_path)
+    with pytest.raises(ValueError, match="was run with another data"):
+        pipeline._identity(pipeline.STAGES["export"], changed, tmp_path)
 
 
 def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
