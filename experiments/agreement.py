@@ -22,7 +22,7 @@ from experiments.artefacts import read_json, write_json
 from experiments.benchmark_curvature import device
 from experiments.figures import STYLE, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
-from experiments.samples import read_folds
+from experiments.samples import choose_folds, read_small
 from experiments.settings import Experiment
 from experiments.stages import (
     Job,
@@ -131,9 +131,9 @@ def run(
     description = read_json(folder / "model.json")
     dataset = load_data(job)
     require_classes(dataset, description)
-    test = read_folds(dataset, preset_experiment, ("test",))["test"]
+    test = choose_folds(dataset, preset_experiment, ("test",))["test"]
     chosen = test.take(subset(test.indices, settings.limit, preset_experiment.data.split_seed))
-    source = Normalised(chosen, read_normalisation(description))
+    source = Normalised(read_small({"test": chosen})["test"], read_normalisation(description))
     model = load_flax(job, description)
     warn_of_idle_accelerator()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,16 @@ from numpy.typing import NDArray
 
 from experiments.artefacts import sha256
 from experiments.pipeline import package_versions, require_device, require_writable
-from experiments.samples import read_folds
-from experiments.settings import Experiment
+from experiments.samples import calibration_images, choose_folds, read_small
+from experiments.settings import Experiment, Fold
 from experiments.stages import (
     Job,
-    calibration_images,
     load_data,
     load_twin,
     read_normalisation,
     require_classes,
 )
-from jaxcurv.data import Arrays, Normalised, subset
+from jaxcurv.data import Normalised, subset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,25 +90,23 @@ def open_exported(
     calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
     dataset = load_data(job)
     require_classes(dataset, description)
-    folds = read_folds(dataset, experiment, ("train", "test") if calibrated else ("test",))
     normalisation = read_normalisation(description)
     calibration = None
     if calibrated:
-        calibration = calibration_images(folds["train"], normalisation, experiment)
+        train = choose_folds(dataset, experiment, ("train",))["train"]
+        calibration = calibration_images(train, normalisation, experiment)
 
-    def some(samples: Arrays, most: int | None) -> Normalised:
-        chosen = subset(samples.indices, most, experiment.data.split_seed)
-        return Normalised(samples.take(chosen), normalisation)
+    def some(fold: Fold, most: int | None) -> Normalised:
+        samples = choose_folds(dataset, experiment, (fold,))[fold]
+        chosen = samples.take(subset(samples.indices, most, experiment.data.split_seed))
+        return Normalised(read_small({fold: chosen})[fold], normalisation)
 
-    def validation(most: int | None) -> Normalised:
-        return some(read_folds(dataset, experiment, ("validation",))["validation"], most)
-
-    test = some(folds["test"], limit)
+    test = some("test", limit)
     return Exported(
         network,
         chosen,
         test,
-        validation,
+        partial(some, "validation"),
         calibration,
         {
             "data": asdict(experiment.data),

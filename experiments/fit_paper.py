@@ -28,9 +28,9 @@ from experiments.paper import TABLE_ONE
 from experiments.paper_fit import Chips, Reading, Step
 from experiments.pipeline import package_versions, require_device, require_writable
 from experiments.presets import PRESETS
-from experiments.samples import limited, read_folds
+from experiments.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings import Experiment, Fold
-from jaxcurv.data import Arrays, Normalised, subset
+from jaxcurv.data import Normalisation, Normalised, subset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,8 +92,9 @@ class Run:
     preset: str
     network: nn.Module
     calibration: NDArray[np.float32]
-    samples: Mapping[Fold, Normalised]
-    """The scored samples of train and of test."""
+    samples: Mapping[Fold, Samples]
+    """Those of train and of test that are scored."""
+    normalisation: Normalisation
     experiment: Experiment
     origin: str
     """What outcomes depend on besides chips and samples, hashed."""
@@ -182,31 +183,36 @@ def open_run(preset: str, options: FitPaper) -> Run:
     dataset = stages.load_data(job)
     stages.require_classes(dataset, description)
     normalisation = stages.read_normalisation(description)
-    folds = read_folds(dataset, experiment, _FOLDS)
-    samples = {
-        fold: Normalised(samples, normalisation)
-        for fold, samples in limited(folds, experiment).items()
-    }
-    calibration = stages.calibration_images(folds["train"], normalisation, experiment)
-    return Run(preset, network, calibration, samples, experiment, sha256(folder / _WEIGHTS))
+    folds = choose_folds(dataset, experiment, _FOLDS)
+    samples = read_small(limited(folds, experiment))
+    calibration = calibration_images(folds["train"], normalisation, experiment)
+    return Run(
+        preset,
+        network,
+        calibration,
+        samples,
+        normalisation,
+        experiment,
+        sha256(folder / _WEIGHTS),
+    )
 
 
 def _simulate(one: Run, chip: Profile, chips: int, limit: int | None, device: str) -> pd.DataFrame:
     """fold, index, and for each chip, named by its number, whether it is right."""
     import bridge
 
-    chosen = {fold: _some(samples, limit, one.experiment) for fold, samples in one.samples.items()}
     seed = one.experiment.seed
     made = [
         bridge.program(one.network, chip, seed=seed + number, calibration=one.calibration)
         for number in range(chips)
     ]
     tables = []
-    for fold, samples in chosen.items():
+    for fold, samples in one.samples.items():
+        positions = subset(samples.indices, limit, one.experiment.data.split_seed)
         outcomes = [
             bridge.predict(
                 chip,
-                samples,
+                Normalised(samples.take(positions), one.normalisation),
                 batch_size=one.experiment.simulate.batch_size,
                 device=device,
                 description=f"{one.preset}, {fold}, chip {number}",
@@ -218,13 +224,6 @@ def _simulate(one: Run, chip: Profile, chips: int, limit: int | None, device: st
             table[str(number)] = outcome["correct"]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def _some(samples: Normalised, limit: int | None, experiment: Experiment) -> Normalised:
-    source = samples.source
-    assert isinstance(source, Arrays)
-    chosen = subset(source.indices, limit, experiment.data.split_seed)
-    return Normalised(source.take(chosen), samples.normalisation)
 
 
 def cell_of(chip: Profile) -> str:

@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.artefacts import read_json, write_parquet
-from experiments.samples import limited, read_folds
+from experiments.samples import calibration_images, choose_folds, limited, read_small
 from experiments.stages import (
     Job,
     Outcome,
     build_flax,
-    calibration_images,
     load_data,
     load_flax,
     load_twin,
@@ -73,11 +72,12 @@ def moments(job: Job) -> Outcome:
             state = nnx.state(bridge.from_torch(state_dict, model))
             for path, variable in nnx.to_flat_state(state):
                 arrays[f"{name}/{which}/{_dotted(path)}"] = np.asarray(variable[...])
-    folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = calibration_images(folds["train"], normalisation, job.experiment)
+    chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
+    calibration = calibration_images(chosen["train"], normalisation, job.experiment)
+    folds = read_small(limited(chosen, job.experiment))
     tables = []
     for name in sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"}):
-        for fold, samples in limited(folds, job.experiment).items():
+        for fold, samples in folds.items():
             table = bridge.output_noise(
                 twin,
                 profiles[name],
@@ -115,13 +115,13 @@ def flips(job: Job) -> Outcome:
     outputs = pd.read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
     unfinished = job.folder / "flips" / job.fingerprint
     tables = []
-    folds = limited(read_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
-    for fold, samples in folds.items():
+    chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
+    for fold, samples in read_small(chosen).items():
         margins = partial(
             _margins, normalisation=read_normalisation(description), folder=unfinished, fold=fold
         )
         digital = margins("digital", model, samples, noises, of="prediction")
-        predicted = replace(samples, labels=digital["prediction"].to_numpy())
+        predicted = data.Labelled(samples, digital["prediction"].to_numpy(), samples.indices)
         means = {
             name: margins(name, network, predicted, {name: noises[name]}, of="label")
             for name, network in at_mean.items()
@@ -172,7 +172,7 @@ def _noises(model: nnx.Module, path: Path) -> tuple[dict[str, Moments], dict[str
 def _margins(
     name: str,
     network: nnx.Module,
-    samples: data.Arrays,
+    samples: data.Source,
     noises: Mapping[str, Moments],
     *,
     of: Literal["prediction", "label"],

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from experiments.pipeline import require_writable, show_error
-from jaxcurv.data import IndexedSource, Normalisation, Normalised, Sample, subset
+from jaxcurv.data import Chosen, Normalisation, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
-from jaxcurv.data.sources import samples_at
 from jaxcurv.estimators import (
     Adaptive,
     Distribution,
@@ -256,33 +255,6 @@ def require_out(out: Path) -> None:
             f"{out} is a folder: give the file, such as --out {out}/scores.parquet"
         )
     require_writable(out.parent)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The samples of a source at some positions."""
-
-    source: IndexedSource
-    positions: np.ndarray
-
-    @property
-    def indices(self) -> np.ndarray:
-        """Of the chosen samples."""
-        return self.source.indices[self.positions]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Of the chosen samples."""
-        return self.source.labels[self.positions]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, position: int, /) -> Sample:
-        return self.source[int(self.positions[position])]
-
-    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
-        return list(samples_at(self.source, self.positions[positions]))
 
 
 def open_source(settings: OwnModel) -> Normalised:

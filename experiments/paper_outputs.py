@@ -241,9 +241,10 @@ def gallery(options: Gallery) -> None:
     rows = figures.gallery_rows(joined, options.fold, options.count, profile=options.profile)
     dataset = data.load(run.data, options.data_dir, Data(**run.settings["data"]).preprocessing)
     split = dataset.test if options.fold == "test" else dataset.train
-    samples = data.read(split, description=f"read {options.fold}")
-    place = {index: position for position, index in enumerate(samples.indices.tolist())}
-    images = samples.images[[place[index] for index in rows["index"]]]
+    indices = data.with_labels(split, description=f"read labels of {options.fold}").indices
+    place = {index: position for position, index in enumerate(indices.tolist())}
+    shown = [place[index] for index in rows["index"]]
+    images = data.read(split, shown, description="read shown images").images
     path = figures.gallery(rows, images, dataset.class_names, out / "gallery.png")
     print(f"{path}, .svg and .csv")
 

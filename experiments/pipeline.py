@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from experiments import flips, stages
+from experiments import flips, pretrained, stages
 from experiments.artefacts import sha256, write_json
 from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
@@ -47,6 +47,8 @@ class Stage:
     """Keep JAX off the accelerator: this stage also uses torch."""
     shows: tuple[str, ...] = ()
     """Files of commands beside the stages that it reads where they are there."""
+    reads: tuple[Path, ...] = ()
+    """Files from outside the run's folder."""
 
 
 _SCORED = ("data", "folds", "limit", "seed")
@@ -117,6 +119,21 @@ STAGES: dict[str, Stage] = {
 }
 
 
+def stage_of(name: str, experiment: Experiment) -> Stage:
+    """A stage as the experiment has it: with given weights, `train` takes them over."""
+    stage = STAGES[name]
+    if name != "train" or experiment.model.weights is None:
+        return stage
+    file = pretrained.weights_file(experiment)
+    return dataclasses.replace(
+        stage,
+        run=pretrained.take_over,
+        packages=(*_JAX, "torch", "safetensors"),
+        cpu_only=True,
+        reads=() if file is None else (file,),
+    )
+
+
 class StageFailed(Exception):
     """A stage ended with an error that it has already shown."""
 
@@ -150,12 +167,12 @@ def run(
       StageFailed: a stage failed and said why.
     """
     for name in names:
-        package_versions(STAGES[name].packages)
+        package_versions(stage_of(name, experiment).packages)
     if "simulate" in names:
         require_device(experiment.simulate.device)
     require_writable(folder)
     for name in names:
-        stage = STAGES[name]
+        stage = stage_of(name, experiment)
         identity = _identity(stage, experiment, folder)
         if _is_up_to_date(stage, identity, folder):
             say(f"{name}: up to date")
@@ -262,6 +279,7 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
                     f"{stage.name}"
                 )
             inputs[output] = digest
+    inputs |= {str(path): sha256(path) for path in stage.reads}
     inputs |= {name: sha256(folder / name) for name in stage.shows if (folder / name).exists()}
     return {
         "settings": {name: settings[name] for name in stage.settings},
@@ -290,7 +308,7 @@ def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool
 
 def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> None:
     """Runs one stage and records it; the body of the stage's own process."""
-    stage = STAGES[name]
+    stage = stage_of(name, job.experiment)
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
     started = time.monotonic()

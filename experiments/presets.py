@@ -57,6 +57,36 @@ def _small_resnet50(name: str) -> Experiment:
     return replace(_small(_cifar(name, "resnet50"), width=8), score=Score(compare=()))
 
 
+def _tiny_imagenet(architecture: str) -> Experiment:
+    """200 classes, 64x64 pixels; trained from scratch as CIFAR is."""
+    return _cifar("tiny_imagenet", architecture)
+
+
+def _imagenet(architecture: str) -> Experiment:
+    """Published weights, with the preprocessing that they were published for.
+
+    They were trained on what would be the validation fold: it is left out.
+    """
+    return Experiment(
+        data=Data(
+            "imagenet",
+            image_size=224,
+            resize_size=256,
+            interpolation="bilinear",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+        model=Model(
+            architecture,  # type: ignore[arg-type]
+            stem="imagenet",
+            weights=f"{architecture}:IMAGENET1K_V1",
+        ),
+        score=Score(compare=("low_rank_gauss_newton",)),
+        folds=("train", "test"),
+        limit=50_000,
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "digits": Preset("scikit-learn's 8x8 digits, ResNet-18 of width 16; CPU, minutes", _DIGITS),
     "cifar10_resnet18_small": Preset(
@@ -85,6 +115,20 @@ PRESETS: dict[str, Preset] = {
     ),
     "cifar100_resnet50": Preset(
         "CIFAR-100, ResNet-50, 200 epochs; GPU", _cifar("cifar100", "resnet50")
+    ),
+    "tiny_imagenet_resnet18": Preset(
+        "Tiny ImageNet, ResNet-18, 200 epochs; GPU", _tiny_imagenet("resnet18")
+    ),
+    "tiny_imagenet_resnet50": Preset(
+        "Tiny ImageNet, ResNet-50, 200 epochs; GPU", _tiny_imagenet("resnet50")
+    ),
+    "imagenet_resnet18": Preset(
+        "ImageNet-1K, torchvision's ResNet-18, not trained here; GPU", _imagenet("resnet18")
+    ),
+    "imagenet_resnet50": Preset(
+        "ImageNet-1K, torchvision's ResNet-50 V1, not trained here; GPU. V2: --model.weights "
+        "resnet50:IMAGENET1K_V2 --data.resize-size 232",
+        _imagenet("resnet50"),
     ),
 }
 

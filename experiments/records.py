@@ -1,11 +1,12 @@
 """What a finished stage leaves in `stages/NAME.json`: what made its results, and their hashes."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.artefacts import read_json, write_json
-from experiments.settings import Data
+from experiments.settings import Experiment
 
 STAGE_NAMES = (
     *("train", "score", "export", "moments", "flips"),
@@ -25,6 +26,8 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     """A stage's record; None if the stage has not finished.
 
+    Settings that are newer than the record have their defaults, which do what was done before.
+
     Raises:
       ValueError: the file is damaged.
     """
@@ -34,9 +37,10 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     record = read_json(path)
     if not isinstance(record, dict) or record.keys() != _FIELDS:
         raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
-    if "data" in record["settings"]:
-        # Written before the data had all of today's settings, it meant their defaults.
-        record["settings"]["data"] = asdict(Data()) | record["settings"]["data"]
+    defaults = json.loads(json.dumps(asdict(Experiment())))
+    for key, value in record["settings"].items():
+        if isinstance(value, dict):
+            record["settings"][key] = defaults[key] | value
     return record
 
 

@@ -143,7 +143,7 @@ def _has_data(name: str, data_dir: Path | None, say: Callable[[str], None]) -> b
 
     settings = PRESETS[name].experiment.data
     try:
-        data.load(settings.name, data_dir, settings.image_size)
+        data.load(settings.name, data_dir, settings.preprocessing)
     except OSError as error:
         say(f"{name} left out: {error}")
         return False

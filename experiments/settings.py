@@ -39,14 +39,15 @@ class Data:
     """Resize the short side to this many pixels before the crop; the image size unless given."""
     interpolation: Interpolation = "bicubic"
     """Filter of the resizing. torchvision's weights want bilinear."""
-    mean: tuple[float, ...] | None = None
-    """Of each channel, on the scale 0..1; of the train fold unless given."""
-    std: tuple[float, ...] | None = None
-    """Of each channel, on the scale 0..1; of the train fold unless given."""
     validation_fraction: float = 0.1
     """Share of the official training split held out to choose the checkpoint."""
     split_seed: int = 0
     """Seed of that division and of the choice under --limit."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel, on the scale 0..1, for normalisation; that of the training pixels, or the
+    published one of given weights, unless given."""
+    std: tuple[float, ...] | None = None
+    """As the mean."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -81,6 +82,9 @@ class Model:
     """First layer: 3x3 without pooling for images of 32 pixels, or 7x7 with pooling."""
     width: int = 64
     """Channels of the first stage; 64 is the standard network."""
+    weights: str | None = None
+    """Weights to take over instead of training: a .pth or .safetensors file, or torchvision's name
+    such as resnet18:IMAGENET1K_V1."""
 
     def __post_init__(self) -> None:
         if self.width < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,14 @@ import pandas as pd
 
 from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
 from experiments.records import read_records, recorded_settings
-from experiments.samples import limited, read_folds
-from experiments.settings import Experiment
+from experiments.samples import (
+    calibration_images,
+    choose_folds,
+    first_images,
+    limited,
+    read_small,
+)
+from experiments.settings import Experiment, Model
 from jaxcurv import data
 
 if TYPE_CHECKING:
@@ -61,18 +67,17 @@ def train(job: Job) -> Outcome:
     from jaxcurv.training import Epoch, fit
 
     dataset = load_data(job)
-    folds = read_folds(dataset, job.experiment, ("train", "validation"))
+    chosen = choose_folds(dataset, job.experiment, ("train", "validation"))
+    folds = {
+        fold: data.read(samples, description=f"read {fold}") for fold, samples in chosen.items()
+    }
     warn_of_idle_accelerator()
     images = folds["train"].images
     normalisation = job.experiment.data.normalisation or data.Normalisation.of(images)
     normalisation.require_channels(images.shape)
-    description = {
-        **asdict(job.experiment.model),
-        "num_classes": len(dataset.class_names),
-        "in_channels": int(images.shape[-1]),
-        "class_names": list(dataset.class_names),
-        "normalisation": asdict(normalisation),
-    }
+    description = describe(
+        job.experiment.model, dataset, in_channels=images.shape[-1], normalisation=normalisation
+    )
     checkpoints = job.folder / "checkpoints" / job.fingerprint
     history = fit(
         lambda dtype: build_flax(description, job.experiment.seed, dtype),
@@ -115,9 +120,10 @@ def score(job: Job) -> Outcome:
     normalisation = read_normalisation(description)
     settings = job.experiment.score
     pieces = job.folder / "scores" / job.fingerprint
-    folds = limited(read_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
+    chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
+    folds = read_small(chosen)
 
-    def scored(samples: data.Arrays, name: str, estimators: Any) -> pd.DataFrame:
+    def scored(samples: data.Source, name: str, estimators: Any) -> pd.DataFrame:
         return score_dataset(
             model,
             data.Normalised(samples, normalisation),
@@ -134,7 +140,8 @@ def score(job: Job) -> Outcome:
         again = table
         if len(wrong := np.flatnonzero(~table["correct"])):
             predicted = table["prediction"].to_numpy()[wrong]
-            relabelled = replace(samples.take(wrong), labels=predicted)
+            again_wrong = samples.take(wrong)
+            relabelled = data.Labelled(again_wrong, predicted, again_wrong.indices)
             estimators = {"curvature": settings.estimator}
             once_more = scored(relabelled, f"{fold} without labels", estimators)
             once_more.index = pd.Index(wrong)
@@ -146,9 +153,11 @@ def score(job: Job) -> Outcome:
         tables.append(table)
     scores = pd.concat(tables, ignore_index=True)
 
-    test = folds["test"]
-    rows = np.arange(settings.batch_size) % len(test)  # a small fold fills a batch several times
-    batch = Batch(normalisation.apply(test.images[rows]), test.labels[rows], np.arange(len(rows)))
+    images = first_images(folds["test"], settings.batch_size)
+    rows = np.arange(settings.batch_size) % len(images)  # a small fold fills a batch several times
+    batch = Batch(
+        normalisation.apply(images[rows]), folds["test"].labels[rows], np.arange(len(rows))
+    )
     passes = {"loss": 1.0, "gradient_norm": 2.0} | {
         name: forward_passes(estimator, len(dataset.class_names))
         for name, estimator in settings.estimators.items()
@@ -217,10 +226,10 @@ def simulate(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
-    folds = read_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = calibration_images(folds["train"], normalisation, job.experiment)
-    folds = limited(folds, job.experiment)
-    unseen = normalisation.apply(folds["test"].images[: settings.calibration])
+    chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
+    calibration = calibration_images(chosen["train"], normalisation, job.experiment)
+    folds = read_small(limited(chosen, job.experiment))
+    unseen = normalisation.apply(first_images(folds["test"], settings.calibration))
 
     def run_chip(profile: bridge.Profile, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
@@ -326,10 +335,11 @@ def report(job: Job) -> Outcome:
     costs = prediction.costs_table(pd.read_csv(job.folder / "costs.csv"))
     seconds = costs[["predictor", "seconds_per_image"]]
     flips = pd.read_parquet(job.folder / "flips.parquet")
-    test = read_folds(dataset, settings, ("test",))["test"]
+    test = choose_folds(dataset, settings, ("test",))["test"]
 
     def images(rows: pd.DataFrame) -> np.ndarray:
-        return test.images[np.searchsorted(test.indices, rows["index"].to_numpy())]
+        positions = np.searchsorted(test.indices, rows["index"].to_numpy())
+        return data.read(test, positions, description="read shown images").images
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()
@@ -347,10 +357,10 @@ def report(job: Job) -> Outcome:
         analysis_figures.routing_figure(*routed, folder / "routing.png"),
         figures.gallery(rows, images(rows), dataset.class_names, folder / "gallery.png"),
         figures.score_histogram(joined, folder / "score_histogram.png"),
-        figures.training_curve(
-            pd.read_csv(job.folder / "history.csv"), folder / "training_curve.png"
-        ),
     ]
+    if settings.model.weights is None:
+        history = pd.read_csv(job.folder / "history.csv")
+        drawn.append(figures.training_curve(history, folder / "training_curve.png"))
     if len(overlap := tables["overlap"]):
         title = "Profiles of this run, test fold"
         drawn.append(compare_noise.draw(overlap, folder / "overlap.png", title))
@@ -395,6 +405,25 @@ def _joined(job: Job) -> pd.DataFrame:
     )
 
 
+def describe(
+    model: Model,
+    dataset: data.ImageDataset,
+    *,
+    in_channels: int,
+    normalisation: data.Normalisation,
+) -> dict[str, Any]:
+    """What builds a network anew and says what it is for, as JSON holds it."""
+    return {
+        "architecture": model.architecture,
+        "stem": model.stem,
+        "width": model.width,
+        "num_classes": len(dataset.class_names),
+        "in_channels": in_channels,
+        "class_names": list(dataset.class_names),
+        "normalisation": asdict(normalisation),
+    }
+
+
 def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module:
     """The Flax network of a description, freshly initialised."""
     from flax import nnx
@@ -437,15 +466,6 @@ def read_normalisation(description: dict[str, Any]) -> data.Normalisation:
     """The normalisation that a network was trained with."""
     statistics = description["normalisation"]  # JSON has lists
     return data.Normalisation(tuple(statistics["mean"]), tuple(statistics["std"]))
-
-
-def calibration_images(
-    train: data.Arrays, normalisation: data.Normalisation, experiment: Experiment
-) -> np.ndarray:
-    """The training images that set the converters' ranges, normalised."""
-    count = experiment.simulate.calibration
-    chosen = data.subset(train.indices, count, experiment.data.split_seed)
-    return normalisation.apply(train.images[chosen])
 
 
 def _dimensions(description: dict[str, Any]) -> dict[str, Any]:

@@ -17,4 +17,5 @@ from .probes import probe as probe
 from .recipe import Recipe as Recipe
 from .scoring import score_dataset as score_dataset
 from .training import fit as fit
+from .training import keep_trained as keep_trained
 from .training import restore_best as restore_best

@@ -281,12 +281,26 @@ def fit(
     return history
 
 
+def keep_trained(model: nnx.Module, directory: Path) -> None:
+    """Leaves a model that was trained elsewhere where `restore_best` finds it.
+
+    Args:
+      model: of a structure and with weights in float32 as `restore_best` is to return.
+      directory: where the orbax checkpoint goes; of this model alone. One that is there stays.
+    """
+    with ocp.CheckpointManager(directory.absolute()) as manager:  # there is no metric to track
+        if manager.latest_step() is None:
+            weights = nnx.to_pure_dict(nnx.state(model))
+            manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(weights)))
+
+
 def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
-    """The model of the best validation epoch, in float32 and evaluation mode.
+    """The model of the best validation epoch, or the one that `keep_trained` left, in float32 and
+    evaluation mode.
 
     Args:
       build: as for `fit`; only its structure is used.
-      directory: as for `fit`.
+      directory: as for `fit` or `keep_trained`.
 
     Raises:
       FileNotFoundError: `directory` holds no checkpoint.
@@ -294,6 +308,8 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
     graphdef, state = nnx.split(_evaluation_model(build))
     with _manager(directory) as manager:
         best = manager.best_step()
+        if best is None:  # what was trained elsewhere has no validation accuracy to be best by
+            best = manager.latest_step()
         if best is None:
             raise FileNotFoundError(f"no checkpoint in {directory}; train the model first")
         # Onto this process's device, whichever the checkpoint was written from.

@@ -249,3 +249,23 @@ def test_a_run_s_command_line_gives_the_same_experiment():
     assert arguments[0] == "cifar10_resnet18_small"
     parsed: Experiment = _parse_preset(Options, "run", arguments).experiment
     assert parsed == changed
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "model"),
+    [
+        ("imagenet_resnet50", {"resize_size": 232}, {"weights": "resnet50:IMAGENET1K_V2"}),
+        (
+            "imagenet_resnet18",
+            {"image_size": None, "resize_size": None, "mean": None, "std": None},
+            {"weights": None},
+        ),
+        ("tiny_imagenet_resnet18", {"mean": (0.5, 0.25, 0.125), "std": (1.0, 1.0, 0.5)}, {}),
+    ],
+)
+def test_a_command_line_gives_optional_settings_and_none(preset, data, model):
+    base = PRESETS[preset].experiment
+    changed = replace(base, data=replace(base.data, **data), model=replace(base.model, **model))
+    arguments = command_line(changed)
+    assert arguments[0] == preset
+    assert _parse_preset(Options, "run", arguments).experiment == changed

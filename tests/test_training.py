@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jaxcurv import training
 from jaxcurv.data import Arrays, Normalisation, load, read
 from jaxcurv.models.resnet import BasicBlock, ResNet
-from jaxcurv.training import Epoch, Recipe, augment, fit, restore_best
+from jaxcurv.training import Epoch, Recipe, augment, fit, keep_trained, restore_best
 
 RECIPE = Recipe(
     epochs=5, batch_size=32, learning_rate=0.2, warmup_epochs=1.0, crop_padding=1, flip=False
@@ -135,6 +135,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 
 
 # --- checkpoints, on softmax regression
+
+
+def test_a_model_trained_elsewhere_is_restored_as_it_was_kept(tmp_path: Path) -> None:
+    model = Linear(jnp.float32)
+    model.fc.bias[...] = jnp.arange(10.0)
+    keep_trained(model, tmp_path)
+    keep_trained(Linear(jnp.float32), tmp_path)  # what is there stays
+    restored = weights(restore_best(Linear, tmp_path))
+    for path, expected in weights(model).items():
+        np.testing.assert_array_equal(restored[path], expected)
 
 
 def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:

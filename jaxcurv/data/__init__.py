@@ -1,8 +1,8 @@
 """Image data sets as random-access sources of `(image, label, stable index)`, without TensorFlow.
 
-`load` finds or prepares a data set, `read` decodes (part of) a source into memory, and
-`split_validation` and `subset` choose positions by stable index. NumPy only: neither JAX nor torch
-is used here.
+`load` finds or prepares a data set, `read` decodes (part of) a source into memory,
+`split_validation` and `subset` choose positions by stable index, and `Chosen` is a source of the
+samples there, not yet decoded. NumPy only: neither JAX nor torch is used here.
 """
 
 from jaxcurv.data.datasets import load
@@ -10,11 +10,14 @@ from jaxcurv.data.normalisation import Normalisation, Normalised
 from jaxcurv.data.preprocessing import Preprocessing, choose_preprocessing
 from jaxcurv.data.sources import Arrays, ImageDataset, IndexedSource, Sample, Source, read
 from jaxcurv.data.splits import split_validation, subset
+from jaxcurv.data.views import Chosen, Labelled, with_labels
 
 __all__ = [
     "Arrays",
+    "Chosen",
     "ImageDataset",
     "IndexedSource",
+    "Labelled",
     "Normalisation",
     "Normalised",
     "Preprocessing",
@@ -25,4 +28,5 @@ __all__ = [
     "read",
     "split_validation",
     "subset",
+    "with_labels",
 ]

@@ -91,11 +91,7 @@ class Arrays:
             raise ValueError(f"labels must not be negative, but one is {self.labels.min()}")
         if np.any(self.indices < 0):
             raise ValueError(f"indices must not be negative, but one is {self.indices.min()}")
-        unique, counts = np.unique(self.indices, return_counts=True)
-        if len(unique) < len(self.indices):
-            raise ValueError(
-                f"indices must be unique, but {unique[counts > 1][0]} occurs {counts.max()} times"
-            )
+        check_unique(self.indices)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,6 +131,15 @@ def check_label(label: int, num_classes: int) -> None:
     """Raise ValueError unless `0 <= label < num_classes`."""
     if not 0 <= label < num_classes:
         raise ValueError(f"label {label} is outside the {num_classes} classes of the data set")
+
+
+def check_unique(indices: Integer[np.ndarray, " n"]) -> None:
+    """Raise ValueError if two indices are equal."""
+    unique, counts = np.unique(indices, return_counts=True)
+    if len(unique) < len(indices):
+        raise ValueError(
+            f"indices must be unique, but {unique[counts > 1][0]} occurs {counts.max()} times"
+        )
 
 
 def read(

@@ -1,0 +1,232 @@
+"""Samples chosen by index before any is decoded, kept in memory or streamed."""
+
+import shutil
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import flips, samples, stages
+from experiments.artefacts import write_json
+from experiments.samples import choose_folds, limited, read_small
+from experiments.settings import Data, Experiment, Flip, Model, Score, Simulate
+from jaxcurv import data
+from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
+from jaxcurv.training import keep_trained
+
+COUNT, LIMIT, BATCH, CALIBRATION = 10_000, 32, 8, 16
+EXPERIMENT = Experiment(
+    data=Data("counted"),
+    model=Model(width=2, weights="elsewhere.pth"),
+    score=Score(compare=(), batch_size=BATCH),
+    simulate=Simulate(calibration=CALIBRATION, batch_size=BATCH),
+    flip=Flip(programmings=2),
+    folds=("test",),
+    limit=LIMIT,
+)
+
+
+class Unnamed:
+    """Grey images of 8x8 in shuffled order, drawn when asked for; which, and how many at a time,
+    is counted."""
+
+    def __init__(self, count: int, seed: int):
+        self.order = np.random.default_rng(seed).permutation(count).astype(np.int64)
+        self.decoded: Counter[int] = Counter()
+        self.alive = self.most_alive = 0
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int, /) -> Sample:
+        index = int(self.order[position])
+        self.decoded[index] += 1
+        image = np.random.default_rng(index).integers(0, 256, (8, 8, 1), np.uint8)
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        weakref.finalize(image, self._freed)
+        return Sample(image=image, label=index % 3, index=index)
+
+    def __getitems__(self, positions: list[int]) -> list[Sample]:
+        return [self[position] for position in positions]
+
+    def _freed(self) -> None:
+        self.alive -= 1
+
+
+class Counted(Unnamed):
+    """The same, its labels and indices known beforehand."""
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.order
+
+    @property
+    def labels(self) -> list[int]:
+        return (self.order % 3).tolist()
+
+
+def counted(kind: type[Unnamed] = Counted, count: int = COUNT) -> ImageDataset:
+    return ImageDataset("counted", ("zero", "one", "two"), kind(count, 1), kind(count, 2))
+
+
+def in_memory(dataset: ImageDataset, experiment: Experiment) -> dict[str, Arrays]:
+    """What is chosen where everything is decoded first."""
+    settings = experiment.data
+    official, test = data.read(dataset.train), data.read(dataset.test)
+    parts = data.split_validation(
+        official.indices, settings.validation_fraction, settings.split_seed
+    )
+    folds = {
+        "train": official.take(parts[0]),
+        "validation": official.take(parts[1]),
+        "test": test.take(np.argsort(test.indices)),
+    }
+    return {
+        fold: one.take(data.subset(one.indices, experiment.limit, settings.split_seed))
+        for fold, one in folds.items()
+        if fold in experiment.folds
+    }
+
+
+@pytest.mark.parametrize("kind", [Counted, Unnamed])
+@pytest.mark.parametrize("limit", [None, LIMIT])
+@pytest.mark.parametrize("memory", [0, samples.MEMORY])
+def test_choices_are_those_made_in_memory(
+    kind: type[Unnamed], limit: int | None, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MEMORY", memory)
+    experiment = replace(
+        EXPERIMENT,
+        data=Data("counted", validation_fraction=0.2, split_seed=3),
+        folds=("train", "validation", "test"),
+        limit=limit,
+    )
+    expected = in_memory(counted(kind, 300), experiment)
+    dataset = counted(kind, 300)
+    folds = read_small(limited(choose_folds(dataset, experiment, experiment.folds), experiment))
+    assert list(folds) == list(expected)
+    for fold, one in folds.items():
+        assert isinstance(one, Arrays if memory else Chosen)
+        whole = data.read(one)
+        for name in ("images", "labels", "indices"):
+            np.testing.assert_array_equal(getattr(whole, name), getattr(expected[fold], name))
+            if name != "images":
+                np.testing.assert_array_equal(getattr(one, name), getattr(whole, name))
+
+
+def test_choosing_decodes_nothing_where_the_labels_are_known() -> None:
+    dataset = counted()
+    chosen = limited(choose_folds(dataset, EXPERIMENT, ("train", "test")), EXPERIMENT)
+    assert list(chosen) == ["test"]
+    assert not dataset.train.decoded + dataset.test.decoded  # type: ignore[attr-defined]
+    unnamed = counted(Unnamed, 50)
+    choose_folds(unnamed, EXPERIMENT, ("test",))
+    assert not unnamed.train.decoded  # type: ignore[attr-defined]
+    assert set(unnamed.test.decoded.values()) == {1}  # type: ignore[attr-defined]
+
+
+def test_other_labels_and_equal_indices() -> None:
+    source = Counted(5, 0)
+    other = Labelled(source, np.full(5, 7, np.int32), np.arange(5, dtype=np.int64))
+    assert [(one["label"], one["index"]) for one in other.__getitems__([4, 0])] == [(7, 4), (7, 0)]
+    assert (other[3]["label"], other[3]["index"]) == (7, 3)
+    np.testing.assert_array_equal(other[3]["image"], source[3]["image"])
+    with pytest.raises(ValueError, match="5 samples, 4 labels"):
+        Labelled(source, np.zeros(4, np.int32), np.arange(5, dtype=np.int64))
+    source.order[1] = source.order[0]
+    with pytest.raises(ValueError, match="indices must be unique"):
+        with_labels(source)
+    assert len(with_labels(Unnamed(0, 0))) == 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run up to its digital model, which has random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    normalisation = Normalisation((0.5,), (0.3,))
+    description = stages.describe(
+        EXPERIMENT.model, counted(), in_channels=1, normalisation=normalisation
+    )
+    keep_trained(stages.build_flax(description, 0, jnp.float32), folder / "checkpoints")
+    write_json(folder / "model.json", {**description, "checkpoint": "checkpoints"})
+    return folder
+
+
+class Run:
+    """Stages after training, in this process, and what each decoded."""
+
+    def __init__(
+        self,
+        folder: Path,
+        memory: int,
+        todo: Sequence[Callable[[stages.Job], stages.Outcome]],
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        self.decoded: dict[str, tuple[Counter[int], Counter[int]]] = {}
+        self.most_alive: dict[str, int] = {}
+        self.folder = folder
+        monkeypatch.setattr(samples, "MEMORY", memory)
+        job = stages.Job(EXPERIMENT, folder, None, "unfinished")
+        for stage in todo:
+            dataset = counted()
+            for module in (stages, flips):
+                monkeypatch.setattr(module, "load_data", lambda job, dataset=dataset: dataset)
+            stage(job)
+            train, test = dataset.train, dataset.test
+            assert isinstance(train, Counted)
+            assert isinstance(test, Counted)
+            self.decoded[stage.__name__] = train.decoded, test.decoded
+            self.most_alive[stage.__name__] = test.most_alive
+
+
+@pytest.fixture(scope="module")
+def kept(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """All stages with the scored samples in memory."""
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    shutil.copytree(model, folder)
+    early = (stages.score, stages.export, flips.moments, flips.flips, stages.simulate)
+    with pytest.MonkeyPatch.context() as patch:
+        yield Run(folder, samples.MEMORY, (*early, stages.analyse, stages.report), patch)
+
+
+def test_a_stage_decodes_what_it_uses(kept: Run) -> None:
+    official = counted()
+    folds = choose_folds(official, EXPERIMENT, ("train", "test"))
+    scored = set(limited(folds, EXPERIMENT)["test"].indices.tolist())
+    assert len(scored) == LIMIT
+    for stage in ("score", "moments", "flips", "simulate"):
+        train, test = kept.decoded[stage]
+        assert set(test) == scored, stage
+        assert sum(test.values()) == LIMIT + 1, stage  # one to know the size by
+        calibrates = stage in ("moments", "simulate")
+        assert sum(train.values()) == (CALIBRATION if calibrates else 0), stage
+    train, test = kept.decoded["export"]
+    assert (sum(train.values()), sum(test.values())) == (0, 64)
+    train, test = kept.decoded["report"]
+    assert not train
+    assert set(test) <= scored
+    assert sum(test.values()) <= 2 * 8 + LIMIT  # gallery, and at most all that are correct
+    assert not sum(map(sum, map(Counter.values, kept.decoded["analyse"])))
+
+
+def test_streamed_results_are_those_in_memory(
+    kept: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "run")
+    todo = (stages.score, stages.export, flips.moments, stages.simulate)
+    streamed = Run(tmp_path / "run", 0, todo, monkeypatch)
+    for name in ("scores", "predictions", "output_noise"):
+        one, other = (pd.read_parquet(run.folder / f"{name}.parquet") for run in (kept, streamed))
+        pd.testing.assert_frame_equal(one, other)
+    for stage in ("moments", "simulate"):
+        assert streamed.most_alive[stage] <= CALIBRATION < LIMIT
+        assert set(streamed.decoded[stage][1]) == set(kept.decoded[stage][1])
+    assert set(streamed.decoded["score"][1]) == set(kept.decoded["score"][1])
+    assert streamed.most_alive["score"] <= CALIBRATION
