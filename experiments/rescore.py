@@ -27,11 +27,11 @@ from bridge.failures import deciles, failure_table
 from experiments import analysis
 from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
 from experiments.benchmark_curvature import device
-from experiments.figures import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from experiments.figures import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.records import read_record
 from experiments.samples import read_folds
-from experiments.settings import Data, Experiment
+from experiments.settings import Data, Experiment, Fold
 from experiments.stages import (
     Job,
     load_data,
@@ -59,7 +59,7 @@ RAW, TENSOR_FLOAT, ANOTHER_KEY = "raw inputs", "TensorFloat-32", "another key"
 OWN_PREDICTION = "own prediction"
 """The model's prediction as the label: another score on digitally wrong samples only."""
 
-FOLD = "test"
+FOLD: Fold = "test"
 
 _SAMPLE = ("fold", "index", "label", "prediction", "correct")
 
@@ -308,12 +308,12 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     from jaxcurv.pieces import METADATA_KEY
     from jaxcurv.scoring import score_dataset
 
-    model: LogitsFn | nnx.Module = finished.model
-    normalisation, params = finished.normalisation, None
-    if variant.tensor_float:
-        model = with_tensor_float(finished.model)
+    network = with_tensor_float(finished.model) if variant.tensor_float else finished.model
+    normalisation = finished.normalisation
+    model: LogitsFn | nnx.Module = network
+    params = None
     if variant.raw:
-        model, params = of_raw_pixels(model, normalisation)
+        model, params = of_raw_pixels(network, normalisation)
         channels = len(normalisation.mean)
         normalisation = Normalisation((0.0,) * channels, (1.0,) * channels)
     table = score_dataset(
@@ -330,16 +330,14 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     return table["curvature"].to_numpy(), ", ".join(devices)
 
 
-def of_raw_pixels(
-    model: LogitsFn | nnx.Module, normalisation: Normalisation
-) -> tuple[LogitsFn, Any]:
+def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[LogitsFn, Any]:
     """The model as a function of pixels x in [0, 1]: f((x - mean) / std).
 
     With s the standard deviation, L'(x) = L((x - mean) / s) has the gradient of L divided by s, and
     a step h of x is one of h / s of the normalised input: channel by channel.
 
     Args:
-      model: of normalised images; an NNX module, or a function of the images alone.
+      model: of normalised images.
       normalisation: that it expects.
 
     Returns:
@@ -473,10 +471,10 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
         figure = new_figure(width=7.6, height=0.26 * len(table) + 1.5)
         agreement, among_all, among_correct = figure.subplots(1, 3, sharey=True)
         for column, label, colour, marker, offset in (
-            ("rho", "rho, all", BLUE, "o", -0.18),
-            ("rho_of_correct", "rho, correct", BLUE, "D", -0.06),
-            ("d1_overlap", "D1 in common", VERMILLION, "<", 0.06),
-            ("d10_overlap", "D10 in common", VERMILLION, ">", 0.18),
+            ("rho", "rho, all", BLACK, "<", -0.18),
+            ("rho_of_correct", "rho, correct", BLACK, ">", -0.06),
+            ("d1_overlap", "D1 in common", BLUE, "o", 0.06),
+            ("d10_overlap", "D10 in common", VERMILLION, "s", 0.18),
         ):
             agreement.plot(
                 table[column],
@@ -489,7 +487,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
                 clip_on=False,
             )
         lowest = np.nanmin(table[["rho", "rho_of_correct", "d1_overlap", "d10_overlap"]])
-        agreement.set_xlim(min(0.0, float(lowest)), 1)
+        agreement.set_xlim(np.floor(10 * min(float(lowest), 0.9)) / 10, 1)
         agreement.set_xlabel("Spearman's rho; share in common")
         agreement.set_title("Agreement with the shipped score")
         for axis, denominator in ((among_all, "all"), (among_correct, "correct")):
@@ -498,11 +496,16 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
         agreement.set_ylim(len(table) - 0.5, -0.5)
         for axis in (agreement, among_all):
             handles, labels = axis.get_legend_handles_labels()
-            side = "left" if axis is agreement else "right"
-            figure.legend(handles, labels, loc=f"outside lower {side}", ncols=4)
-        chips = "1 chip" if first["chips"] == 1 else f"{first['chips']} chips"
+            figure.legend(
+                handles,
+                labels,
+                loc="outside lower left" if axis is agreement else "outside lower right",
+                ncols=4,
+            )
         figure.suptitle(
-            f"{first['samples']:,} {FOLD} samples, {chips}, {analysis.FULL_PROFILE}", fontsize=9
+            f"{first['samples']:,} {FOLD} samples, {_chips(first['chips'])}, "
+            f"{analysis.FULL_PROFILE}",
+            fontsize=9,
         )
         return write_figure(figure, path, table)
 
@@ -534,9 +537,9 @@ def show(table: pd.DataFrame) -> None:
     printed = Table(
         title=f"The score's variants on {first['samples']:,} {FOLD} samples, "
         f"{first['digitally_correct']:,} of them digitally correct",
-        caption=f"rho: Spearman's, with the run's own score. Kept: the share of its bin that "
-        f"then analog-only failures in %, {analysis.FULL_PROFILE}, mean over {first['chips']} "
-        "chips; c: of the digitally correct.",
+        caption="rho: Spearman's, with the run's own score; kept: share of its bin that is in the "
+        f"variant's own; D1, D10: analog-only failures, %, {analysis.FULL_PROFILE}, mean over "
+        f"{_chips(first['chips'])}; c: of the digitally correct",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -557,6 +560,10 @@ def show(table: pd.DataFrame) -> None:
         cells = (f"{row[name]:.{places}f}" for name, (_, places) in columns.items())
         printed.add_row(row["variant"], *cells)
     Console(highlight=False).print(printed)
+
+
+def _chips(count: int) -> str:
+    return "1 chip" if count == 1 else f"{count} chips"
 
 
 def _slug(name: str) -> str:
