@@ -167,6 +167,8 @@ def open_finished(
     recorded = record["settings"]
     description = read_json(folder / "model.json")
     checkpoint = description["checkpoint"]
+    if not (folder / checkpoint).exists():
+        raise FileNotFoundError(f"no {checkpoint} in {folder}: run train first")
     digest = sha256(folder / checkpoint)
     if record["inputs"].get(checkpoint) != digest:
         raise ValueError(

@@ -467,6 +467,7 @@ def test_finished_variants_are_kept(rescored: Path, monkeypatch: pytest.MonkeyPa
     ("missing", "message"),
     [
         ("model.json", "run train first"),
+        ("checkpoints/trained", "run train first"),
         ("predictions.parquet", "run simulate first"),
         ("stages/score.json", "run score first"),
     ],
@@ -476,7 +477,7 @@ def test_unfinished_runs_are_refused(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    (run / missing).unlink()
+    (run / missing).rename(tmp_path / "elsewhere")
     assert cli.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 2
     assert message in capsys.readouterr().err
 
