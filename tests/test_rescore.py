@@ -293,7 +293,7 @@ def finished() -> Finished:
         predictions=pd.DataFrame(),
         estimator=FiniteDifference(step=1e-2, probes=3),
         seed=0,
-        origin={"batch_size": 8},
+        origin={"batch_size": 20},
     )
 
 
