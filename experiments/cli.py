@@ -27,6 +27,7 @@ _USAGE = f"""\
 usage: python -m experiments run PRESET [flags]          the whole path, from images to report
        python -m experiments STAGE PRESET [flags]        one of: {", ".join(STAGE_NAMES)}
        python -m experiments agreement PRESET [flags]    how the estimators agree on a run's model
+       python -m experiments rescore PRESET [flags]      what the score's open choices change
        python -m experiments layers PRESET [flags]       what each layer of its chips costs
        python -m experiments drift PRESET [flags]        accuracy of its chips as they age
        python -m experiments score --model package.module:factory --data FOLDER [flags]
@@ -240,6 +241,36 @@ def _agreement(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _rescore(arguments: Sequence[str]) -> int:
+    from experiments import rescore as variants
+
+    @dataclass(frozen=True)
+    class RescoreOptions(Options):
+        rescore: variants.Rescore = field(default_factory=variants.Rescore)
+
+    options = _parse_preset(RescoreOptions, "rescore", arguments)
+    settings = options.rescore
+    out = options.out / "rescore" if settings.out is None else settings.out
+    try:
+        finished = variants.open_finished(
+            options.experiment,
+            options.out,
+            out,
+            options.data_dir,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+        )
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        pipeline.show_error(error, options.debug)
+        return 2
+    try:
+        variants.run(finished, options.experiment, settings, out)
+    except Exception as error:
+        pipeline.show_error(error, options.debug)
+        return 1
+    return 0
+
+
 def _layers(arguments: Sequence[str]) -> int:
     from experiments import layers as by_layer
 
@@ -353,6 +384,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "score": _score,
     "analyse": _analyse,
     "agreement": _agreement,
+    "rescore": _rescore,
     "layers": _layers,
     "drift": _drift,
     "compare-noise": _compare_noise,
