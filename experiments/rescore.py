@@ -30,7 +30,7 @@ from experiments.benchmark_curvature import device
 from experiments.figures import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.records import read_record
-from experiments.samples import read_folds
+from experiments.samples import Samples, choose_folds, read_small
 from experiments.settings import Data, Experiment, Fold
 from experiments.stages import (
     Job,
@@ -40,7 +40,7 @@ from experiments.stages import (
     require_classes,
     warn_of_idle_accelerator,
 )
-from jaxcurv.data import Arrays, Normalisation, Normalised, subset
+from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Finished:
     """The trained network, in evaluation mode."""
     normalisation: Normalisation
     """That it was trained with."""
-    samples: Arrays
+    samples: Samples
     """Of the test fold, by index."""
     own: pd.DataFrame
     """The run's scores of these samples, in their order."""
@@ -178,7 +178,7 @@ def open_finished(
     job = Job(experiment, folder, data_dir, fingerprint="")
     dataset = load_data(job)
     require_classes(dataset, description)
-    samples = read_folds(dataset, experiment, (FOLD,))[FOLD]
+    fold = choose_folds(dataset, experiment, (FOLD,))[FOLD]
     scores = pd.read_parquet(folder / "scores.parquet")
     scores = scores[scores["fold"] == FOLD]
     chosen = subset(scores["index"].to_numpy(), limit, experiment.data.split_seed)
@@ -187,8 +187,8 @@ def open_finished(
             f"{len(chosen)} samples cannot fill {experiment.analyse.bins} bins: score more"
         )
     own = scores.iloc[chosen].reset_index(drop=True)
-    positions = np.flatnonzero(np.isin(samples.indices, own["index"]))
-    samples = samples.take(positions)
+    fold = fold.take(np.flatnonzero(np.isin(fold.indices, own["index"])))
+    samples = read_small({FOLD: fold})[FOLD]
     if not np.array_equal(samples.labels, own["label"]):
         raise ValueError(
             f"mismatched labels: the scores in {folder} are of other images than {dataset.name}'s"
