@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import analysis, analysis_figures, figures, prediction
+from experiments import analysis, analysis_figures, figures, prediction, rescore
 from experiments.artefacts import read_json, write_csv
 from jaxcurv.files import write_whole
 
@@ -62,7 +62,7 @@ def regenerate(place: Path) -> None:
     """Makes deciles.csv, table_one.csv, predictors.csv (test) and their figures once more.
 
     From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
-    settings.json and costs.csv beside them.
+    settings.json and costs.csv beside them. And variants.csv of rescore/, where that is.
 
     Raises:
       FileNotFoundError: one of these is missing.
@@ -84,12 +84,22 @@ def regenerate(place: Path) -> None:
     write_csv(place / "deciles.csv", deciles)
     write_csv(place / "table_one.csv", analysis.table_one(joined, deciles, model=named))
     write_csv(place / "predictors.csv", predictors)
-    drawn = place / "figures"
-    figures.figure_one(deciles, drawn / "figure_one.png")
-    figures.figure_one(deciles, drawn / "figure_one_correct.png", denominator="correct")
-    analysis_figures.predictor_figure(predictors, drawn / "predictors.png")
-    for path in (*drawn.glob("*.svg"), *drawn.glob("*.csv")):
-        path.unlink()  # the tables stand beside the figures already
+    drawn = [
+        figures.figure_one(deciles, place / "figures" / "figure_one.png"),
+        figures.figure_one(
+            deciles, place / "figures" / "figure_one_correct.png", denominator="correct"
+        ),
+        analysis_figures.predictor_figure(predictors, place / "figures" / "predictors.png"),
+    ]
+    if (rescored := place / "rescore" / "scores.parquet").exists():
+        variants = rescore.tabulate(
+            pd.read_parquet(rescored), predictions, bins=analyse["bins"], **interval
+        )
+        write_csv(place / "rescore" / "variants.csv", variants)
+        drawn.append(rescore.draw(variants, place / "rescore" / "rescore.png"))
+    for path in drawn:  # their tables are there already
+        path.with_suffix(".svg").unlink()
+        path.with_suffix(".csv").unlink()
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

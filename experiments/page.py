@@ -35,9 +35,7 @@ def write(results: Path, readme: Path) -> Path:
       ValueError: the lines are missing.
       FileNotFoundError: an archived run lacks a file.
     """
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} lacks the lines {BEGIN} and {END}: put them where results go")
+    text = require_place(readme)
     runs = [path.parent for path in sorted(results.glob("*/table_one.csv"))]
     fit = results / "fit_paper"
     fitted = [_table_one(fit / "table.csv")] if (fit / "table.csv").exists() else []
@@ -65,6 +63,18 @@ def write(results: Path, readme: Path) -> Path:
     part = "\n\n".join([*fitted, _figure_one(runs, place)])
     write_bytes(readme, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
     return page
+
+
+def require_place(readme: Path) -> str:
+    """The text of a README that has a place for the results.
+
+    Raises:
+      ValueError: it has not.
+    """
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme} lacks the lines {BEGIN} and {END}: put them where results go")
+    return text
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

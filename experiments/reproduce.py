@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +18,6 @@ from experiments.archive import archive
 from experiments.archive import regenerate as regenerate_run
 from experiments.paper import TABLE_ONE
 from experiments.presets import PRESETS
-from experiments.records import STAGE_NAMES
 
 _CIFAR = ("cifar10", "cifar100")
 
@@ -59,49 +61,43 @@ class Regenerate:
 
 
 def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
-    """Runs, archives, fits, rescores and writes the page.
+    """Runs the commands that make each row, archives what they leave and writes the page.
 
     Raises:
       FileNotFoundError: no row has data.
-      ValueError, OSError, StageFailed: a run cannot start, or failed and said why.
+      ValueError, OSError: the place of the results, or of the page, is not as it should be.
+      StageFailed: a command failed and said why.
     """
+    page.require_place(options.readme)
     present = [name for name in ROWS[options.rows] if _has_data(name, options.data_dir, say)]
     if not present:
         raise FileNotFoundError(
             "no data set of the paper's is there: put one into --data-dir (see the README)"
         )
+    data_dir = [] if options.data_dir is None else ["--data-dir", str(options.data_dir)]
+    debug = ["--debug"] if options.debug else []
+    fitted = [name for name in present if _is_fitted_on(name)]
+
+    def command(*words: str) -> None:
+        line = ["-m", "experiments", *words, *data_dir, *debug]
+        say(f"$ python {shlex.join(line)}")
+        if code := subprocess.run([sys.executable, *line]).returncode:
+            raise pipeline.StageFailed(code)
+
     for name in present:
-        say(f"== {name}")
-        run_row(name, options, say)
+        out = ["--out", str(options.runs / name)]
+        command("run", name, *out, "--simulate.device", options.device)
+        if name in fitted:
+            command("rescore", name, *out)
         archive(options.runs / name, options.results / name)
-    fitted = tuple(name for name in present if _is_fitted_on(name))
     if fitted:
-        out = options.runs / "fit_paper"
-        fit_paper.run(
-            fit_paper.FitPaper(
-                fit=fitted,
-                predict=tuple(name for name in present if name not in fitted),
-                runs=options.runs,
-                data_dir=options.data_dir,
-                device=options.device,
-                out=out,
-            )
+        out = ["--out", str(options.runs / "fit_paper"), "--runs", str(options.runs)]
+        predict = [name for name in present if name not in fitted]
+        command(
+            "fit-paper", "--fit", *fitted, "--predict", *predict, "--device", options.device, *out
         )
-        archive_fit(out, options.results / "fit_paper")
+        archive_fit(options.runs / "fit_paper", options.results / "fit_paper")
     regenerate(Regenerate(options.results, options.readme), say)
-
-
-def run_row(name: str, options: Reproduce, say: Callable[[str], None]) -> None:
-    """Runs one preset, or what of it is not finished."""
-    experiment = PRESETS[name].experiment
-    pipeline.run(
-        replace(experiment, simulate=replace(experiment.simulate, device=options.device)),
-        options.runs / name,
-        STAGE_NAMES,
-        data_dir=options.data_dir,
-        debug=options.debug,
-        say=say,
-    )
 
 
 def archive_fit(out: Path, place: Path) -> None:
