@@ -287,8 +287,6 @@ def one_error(errors: str) -> str:
         (["--data", "images/ant"], 2, "has no class folders"),
         (["--split", "train"], 2, "has no folders train and test"),
         (["--mean", "0.5"], 2, "--mean has 1 values, but the images have 3 channels"),
-        (["--resize-size", "9"], 2, "need an image size"),
-        (["--image-size", "8", "--resize-size", "7"], 2, "choose a resize size of at least 8"),
         (["--channels", "1"], 2, "has 3 values, but the images have 1 channels"),
         (["--out", "images"], 2, "images is a folder"),
         (["--out", "/proc/nowhere/scores.parquet"], 2, "cannot write to the output folder"),
@@ -409,6 +407,13 @@ def test_estimators_take_the_flags_that_they_have() -> None:
         "hessian_vector": Adaptive(HessianVector(5), 0.2, 30),
         "gauss_newton": GaussNewton(),
     }
+
+
+def test_sizes_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="need an image size"):
+        settings(resize_size=9)
+    with pytest.raises(ValueError, match="choose a resize size of at least 8"):
+        settings(image_size=8, resize_size=7)
 
 
 def test_shards_count_from_one() -> None:
