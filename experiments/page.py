@@ -5,7 +5,7 @@ Nothing on it is typed by hand but the sentences that say what a table shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,15 @@ def write(results: Path, readme: Path) -> Path:
     text = require_place(readme)
     runs = [path.parent for path in sorted(results.glob("*/table_one.csv"))]
     fit = results / "fit_paper"
-    fitted = [_table_one(fit / "table.csv")] if (fit / "table.csv").exists() else []
+    table = pd.read_csv(fit / "table.csv") if (fit / "table.csv").exists() else None
     parts = [
         "# Results",
         "Made by `python -m experiments regenerate` from the per-sample tables in these folders; "
         "do not edit. Rates are analog-only failures in percent, D1 and D10 the tenths of lowest "
         "and highest curvature; brackets are 95 % intervals over chips and samples.",
-        *fitted,
+        *([] if table is None else ["## Table I", _table_one(table, _interval)]),
         *_runs(runs),
-        *(_fit(fit) if fitted else ()),
+        *([] if table is None else _fit(fit)),
         *_rescored(runs),
         "## Where each run comes from",
         _provenance(runs),
@@ -60,7 +60,8 @@ def write(results: Path, readme: Path) -> Path:
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     place = results.relative_to(readme.parent).as_posix()
-    part = "\n\n".join([*fitted, _figure_one(runs, place)])
+    short = [] if table is None else [_table_one(table, _rate)]
+    part = "\n\n".join([*short, *_figure_one(runs, place)])
     write_bytes(readme, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
     return page
 
@@ -83,14 +84,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _table_one(path: Path) -> str:
-    """The paper's, the shipped chip's and the fitted chip's, and the rows that were not run."""
-    table = pd.read_csv(path)
+def _table_one(table: pd.DataFrame, render: Callable[[dict[str, Any], str], str]) -> str:
+    """The paper's, the shipped chip's and the fitted chip's; then the rows that were not run.
+
+    Args:
+      table: as `fit_paper.tabulate` returns it.
+      render: a row and the name of a rate, as text.
+    """
     first = table.iloc[0]
     rows = []
     for row in table.to_dict("records"):
         of = [
-            f"{_interval(row, f'{what}_d1')}, {_interval(row, f'{what}_d10')}"
+            f"{render(row, f'{what}_d1')}, {render(row, f'{what}_d10')}"
             for what in ("shipped_all", "shipped_correct", "fitted")
         ]
         rows.append(
@@ -100,13 +105,11 @@ def _table_one(path: Path) -> str:
                 f"{row['paper_d1']:g}, {row['paper_d10']:g}",
                 f"{of[0]} ({row['shipped_error']:.1f})",
                 of[1],
-                f"{of[2]} ({row['fitted_error']:.1f}, {row['role']})",
+                f"{of[2]} ({row['fitted_error']:.1f}; {row['role']})",
             ]
         )
     there = set(zip(table["architecture"], table["data"], strict=True))
-    for model, (low, high) in TABLE_ONE.items():
-        if model not in there:
-            rows.append([_title(*model), "not run", f"{low:g}, {high:g}", "-", "-", "-"])
+    missing = [_title(*model) for model in TABLE_ONE if model not in there]
     header = ["model", "digital", "paper", "shipped, of all", "shipped, of the correct", "fitted"]
     reading = f"{first['fold']}, of {DENOMINATORS[first['denominator']]}"
     note = (
@@ -114,7 +117,13 @@ def _table_one(path: Path) -> str:
         "brackets the mean absolute difference from the paper's two, in percentage points; the "
         "chip was fitted on the rows marked so and only tried on the others."
     )
+    if missing:
+        note += f" Not run: {'; '.join(missing)}."
     return f"{markdown(header, rows)}\n\n{note}"
+
+
+def _rate(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.2f}"
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
@@ -127,17 +136,16 @@ def _title(architecture: str, data: str) -> str:
     return f"{names.get(architecture, architecture)}, {names.get(data, data)}"
 
 
-def _figure_one(runs: Sequence[Path], place: str) -> str:
-    """Fig. 1 of the run whose model and data are the paper's."""
+def _figure_one(runs: Sequence[Path], place: str) -> Iterator[str]:
+    """Fig. 1 of the runs whose model and data are the paper's, whatever the width."""
     for run in runs:
         settings = read_json(run / "settings.json")
-        if (settings["model"]["architecture"], settings["data"]["name"]) == _OF_FIGURE_ONE:
-            title = f"Fig. 1: {_title(*_OF_FIGURE_ONE)}, failure rate by curvature decile"
-            return f"![{title}]({place}/{run.name}/figures/figure_one.png)"
-    return f"No run of {_title(*_OF_FIGURE_ONE)} is archived."
-
-
-_OF_FIGURE_ONE = ("resnet18", "cifar100")
+        if (settings["model"]["architecture"], settings["data"]["name"]) == (
+            "resnet18",
+            "cifar100",
+        ):
+            title = f"Failure rate by curvature decile, {run.name}"
+            yield f"![{title}]({place}/{run.name}/figures/figure_one_correct.png)"
 
 
 def _runs(runs: Sequence[Path]) -> Iterator[str]:
