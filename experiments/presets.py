@@ -38,6 +38,7 @@ def _cifar(name: str, architecture: str) -> Experiment:
         model=Model(architecture),  # type: ignore[arg-type]
         train=Recipe(epochs=200),
         score=Score(compare=("hessian_vector", "hessian_trace", spectral)),  # type: ignore[arg-type]
+        simulate=Simulate(chips=5),
     )
 
 
@@ -82,6 +83,7 @@ def _imagenet(architecture: str) -> Experiment:
             weights=f"{architecture}:IMAGENET1K_V1",
         ),
         score=Score(compare=("low_rank_gauss_newton",)),
+        simulate=Simulate(chips=5),
         folds=("train", "test"),
         limit=50_000,
     )
