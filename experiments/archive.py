@@ -1,7 +1,9 @@
-"""A run's results as a repository keeps them: small, and enough to make its tables again.
+"""A run's results as a repository keeps them: small, and enough to make the paper's tables again.
 
-Kept are the per-sample tables, in narrow types and without what the tables of `regenerate` do not
-use, the records of the stages, and whatever else the run's folder holds in small files.
+Kept are the per-sample tables in narrow types (of flip probabilities the test fold; of the chips
+their predictions, not their logits' scores), from which `regenerate` makes deciles, Table I,
+predictors and the score's variants. The other tables and figures are copies of the run's, as are
+the records of its stages: the hashes there are those of the run's own files.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import analysis, analysis_figures, figures, prediction, rescore
-from experiments.artefacts import read_json, write_csv
-from jaxcurv.files import write_whole
+from experiments.artefacts import read_json, write_csv, write_parquet
+from experiments.records import read_record
 
 SMALL = 4 * 2**20
 """Bytes of the largest file that is copied as it is; larger weights are left out."""
@@ -28,34 +30,53 @@ _KINDS = (".csv", ".json", ".png", ".parquet")
 
 
 def archive(run: Path, place: Path) -> None:
-    """Copies what is to be kept of a finished run, then `regenerate`s its tables there.
+    """Copies what is to be kept of a finished run; `regenerate` then makes its tables there.
 
     Args:
       run: folder of the run.
-      place: folder to keep it in; files of its own stay, those of an earlier copy are replaced.
+      place: folder to keep it in. What an earlier copy left is replaced; of drift/, layers/ and the
+        like only what the run has.
 
     Raises:
       FileNotFoundError: the run is not finished.
     """
-    place.mkdir(parents=True, exist_ok=True)
     scores, predictions, flips = _read(run)
+    place.mkdir(parents=True, exist_ok=True)
     kept = [*scores.columns[:5], "curvature_standard_error", *prediction.score_columns(scores)]
     narrow = {"chip": "int16", "prediction": "int16", "index": "int32"}
     chips = predictions[["profile", "chip", "fold", "index", "prediction", "correct"]]
     physical = flips.loc[flips["fold"] == "test"].drop(columns="variance")
     real = dict.fromkeys(physical.select_dtypes("float64").columns, "float32")
-    _write(place / "scores.parquet", scores[kept])
-    _write(place / "predictions.parquet", chips.astype(narrow))
-    _write(place / "flips.parquet", physical.astype({"index": "int32"} | real))
+    write_parquet(place / "scores.parquet", scores[kept])
+    write_parquet(place / "predictions.parquet", chips.astype(narrow))
+    write_parquet(place / "flips.parquet", physical.astype({"index": "int32"} | real))
     for name in (*_FILES, *(f"{table}.csv" for table in _TABLES), "weights.safetensors"):
+        (place / name).unlink(missing_ok=True)
         if (run / name).exists() and (run / name).stat().st_size <= SMALL:
             shutil.copyfile(run / name, place / name)
     for folder in _FOLDERS:
-        for path in sorted((run / folder).glob("*")):
-            if path.suffix in _KINDS and path.stat().st_size <= SMALL:
-                (place / folder).mkdir(exist_ok=True)
-                shutil.copyfile(path, place / folder / path.name)
-    regenerate(place)
+        files = [
+            path
+            for path in sorted((run / folder).glob("*"))
+            if path.suffix in _KINDS and path.stat().st_size <= SMALL
+        ]
+        if folder == "rescore" and not _is_of_scores(run):
+            files = []
+        if files or folder == "rescore":  # never beside another run's predictions
+            shutil.rmtree(place / folder, ignore_errors=True)
+        for path in files:
+            (place / folder).mkdir(exist_ok=True)
+            shutil.copyfile(path, place / folder / path.name)
+
+
+def _is_of_scores(run: Path) -> bool:
+    """Whether rescore/ is there and of the network that the run's scores are of."""
+    path, record = run / "rescore" / "settings.json", read_record(run, "score")
+    return (
+        path.exists()
+        and record is not None
+        and read_json(path)["checkpoint_sha256"] in record["inputs"].values()
+    )
 
 
 def regenerate(place: Path) -> None:
@@ -110,9 +131,3 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         pd.read_parquet(folder / f"{name}.parquet") for name in ("scores", "predictions", "flips")
     )
     return scores, predictions, flips
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    write_whole(
-        path, lambda temporary: table.to_parquet(temporary, index=False, compression="zstd")
-    )

@@ -34,7 +34,11 @@ def read_json(path: Path) -> Any:
 
 def write_parquet(path: Path, table: pd.DataFrame) -> Path:
     """Writes a Parquet file atomically."""
-    return write_whole(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+    def write(temporary: Path) -> None:
+        table.to_parquet(temporary, index=False, compression="zstd")
+
+    return write_whole(path, write)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> Path:

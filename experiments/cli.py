@@ -212,6 +212,9 @@ def _with_options(
     except (ValueError, OSError, ModuleNotFoundError) as error:
         pipeline.show_error(error, options.debug)
         return 2
+    except Exception as error:
+        pipeline.show_error(error, options.debug)
+        return 1
     return 0
 
 

@@ -25,7 +25,7 @@ from experiments.stages import (
     read_normalisation,
     require_classes,
 )
-from jaxcurv.data import Normalised, subset
+from jaxcurv.data import ImageDataset, Normalisation, Normalised, subset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +49,35 @@ class Exported:
     """Training images that set the converters' ranges, where these are calibrated."""
     origin: dict[str, Any]
     """What the results depend on besides the profile and the chips' seeds, as JSON holds it."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A run's exported network and what its images are."""
+
+    digital: nn.Module
+    """In evaluation mode."""
+    description: dict[str, Any]
+    """As `weights.safetensors` has it."""
+    dataset: ImageDataset
+    normalisation: Normalisation
+
+
+def open_network(experiment: Experiment, folder: Path, data_dir: Path | None) -> Network:
+    """Reads a run's exported network and opens its data set.
+
+    Raises:
+      FileNotFoundError: nothing was exported, or there is no such data set.
+      ValueError: the data set is not the one that the network was trained on.
+    """
+    weights = folder / "weights.safetensors"
+    if not weights.exists():
+        raise FileNotFoundError(f"no {weights.name} in {folder}: run export first")
+    job = Job(experiment, folder, data_dir, fingerprint="")
+    network, description = load_twin(job)
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    return Network(network, description, dataset, read_normalisation(description))
 
 
 def open_exported(
@@ -76,21 +105,16 @@ def open_exported(
     settings = experiment.simulate
     versions = package_versions(("torch", "aihwkit", "safetensors", "scipy", "matplotlib"))
     require_device(settings.device)
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
-        raise FileNotFoundError(f"no {weights.name} in {folder}: run export first")
+    network = open_network(experiment, folder, data_dir)
     require_writable(out)
 
     import bridge
 
-    job = Job(experiment, folder, data_dir, fingerprint="")
-    network, description = load_twin(job)
+    dataset, normalisation = network.dataset, network.normalisation
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     chosen = profiles[profile]
     calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    normalisation = read_normalisation(description)
+    described = {key: one for key, one in network.description.items() if key != "class_names"}
     calibration = None
     if calibrated:
         train = choose_folds(dataset, experiment, ("train",))["train"]
@@ -103,15 +127,15 @@ def open_exported(
 
     test = some("test", limit)
     return Exported(
-        network,
+        network.digital,
         chosen,
         test,
         partial(some, "validation"),
         calibration,
         {
             "data": asdict(experiment.data),
-            "model": {key: value for key, value in description.items() if key != "class_names"},
-            "weights_sha256": sha256(weights),
+            "model": described,
+            "weights_sha256": sha256(folder / "weights.safetensors"),
             "samples": len(test),
             "calibration": settings.calibration if calibrated else None,
             "device": settings.device,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,10 @@ from experiments import paper_fit
 from experiments.analysis import DENOMINATORS, FULL_PROFILE
 from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
 from experiments.paper import TABLE_ONE
-from experiments.paper_fit import Chips, Reading, Step
+from experiments.paper_fit import SHIPPED, Chips, Reading, Step
 from experiments.pipeline import package_versions, require_device, require_writable
 from experiments.presets import PRESETS
+from experiments.records import read_record, recorded_settings
 from experiments.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings import Experiment, Fold
 from jaxcurv.data import Normalisation, Normalised, subset
@@ -51,8 +52,8 @@ class FitPaper:
     """Folder with the finished runs' folders, each of its preset's name."""
     data_dir: Path | None = None
     """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    limit: int = 4000
-    """Samples of each fold to search on; the fitted chip is tried on all that are scored."""
+    share: float = 0.4
+    """Of the scored samples of each fold to search on; the fitted chip is tried on all of them."""
     search_chips: int = 2
     """Chips of each setting in the search."""
     chips: int = 3
@@ -72,10 +73,10 @@ class FitPaper:
             raise ValueError("fit on one preset at least; no preset twice")
         if unpublished := [name for name in named if model_of(name) not in TABLE_ONE]:
             raise ValueError(f"the paper's Table I has no row for {unpublished[0]}")
-        if min(self.search_chips, self.chips) < 1 or self.limit < 10:
+        if min(self.search_chips, self.chips) < 1 or not 0 < self.share <= 1:
             raise ValueError(
-                "at least one chip and ten samples, one a decile, are needed; got "
-                f"{self.search_chips}, {self.chips} and {self.limit}"
+                "at least one chip is needed, and a share in (0, 1]; got "
+                f"{self.search_chips}, {self.chips} and {self.share}"
             )
 
 
@@ -93,31 +94,33 @@ class Run:
     network: nn.Module
     calibration: NDArray[np.float32]
     samples: Mapping[Fold, Samples]
-    """Those of train and of test that are scored."""
+    """Those of train and test that are scored."""
     normalisation: Normalisation
     experiment: Experiment
-    origin: str
-    """What outcomes depend on besides chips and samples, hashed."""
+    scores: pd.DataFrame
+    """As `read_scores` gives them."""
+    origin: dict[str, Any]
+    """What outcomes depend on besides the chip, as JSON holds it."""
 
 
 def run(options: FitPaper) -> None:
     """Searches, tries the fitted chip everywhere, tables and prints.
 
     Raises:
-      ValueError, OSError, ModuleNotFoundError: a run is missing or does not match its data.
+      ValueError, OSError, ModuleNotFoundError: a run is missing, is not the preset's or does not
+        match its data.
     """
     versions = package_versions(("torch", "aihwkit", "safetensors"))
     require_device(options.device, "--device")
     require_writable(options.out)
-    runs = {name: open_run(name, options) for name in (*options.fit, *options.predict)}
-    scores = {name: read_scores(options.runs / name) for name in runs}
-    pieces = options.out / "pieces"
+    runs = {name: open_run(name, options, versions) for name in (*options.fit, *options.predict)}
 
-    def outcomes(one: Run, chip: Profile, chips: int, limit: int | None) -> pd.DataFrame:
-        key = hashlib.sha256(f"{one.origin}{to_json(chip)}{chips}{limit}".encode()).hexdigest()[:16]
-        path = pieces / f"{one.preset}-{key}.parquet"
+    def outcomes(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
+        made_of = [one.origin, to_json(chip), chips, share]
+        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
         if not path.exists():
-            write_parquet(path, _simulate(one, chip, chips, limit, options.device))
+            write_parquet(path, _simulate(one, chip, chips, share, options.device))
         return pd.read_parquet(path)
 
     searched: dict[str, pd.DataFrame] = {}
@@ -126,9 +129,9 @@ def run(options: FitPaper) -> None:
         def evaluate(chip: Profile) -> pd.DataFrame:
             found = {}
             for name in options.fit:
-                table = outcomes(runs[name], chip, options.search_chips, options.limit)
+                table = outcomes(runs[name], chip, options.search_chips, options.share)
                 searched[name] = _beside(searched.get(name), table, cell_of(chip))
-                found[model_of(name)] = with_scores(table, scores[name])
+                found[model_of(name)] = with_scores(table, runs[name].scores)
             misfits = paper_fit.misfits(found, TABLE_ONE)
             progress.set_postfix(misfit=f"{misfits['misfit'].min():.2f}")
             progress.update()
@@ -139,19 +142,17 @@ def run(options: FitPaper) -> None:
     for name, table in searched.items():
         write_parquet(options.out / "search" / f"{name}.parquet", table)
     for name, one in runs.items():
-        table = outcomes(one, fitted.chip, options.chips, None)
+        table = outcomes(one, fitted.chip, options.chips, 1.0)
         write_parquet(options.out / "fitted" / f"{name}.parquet", table)
     write_json(
         options.out / "fit.json",
         {
             "fit": options.fit,
             "predict": options.predict,
-            "limit": options.limit,
+            "share": options.share,
             "search_chips": options.search_chips,
             "chips": options.chips,
-            "device": options.device,
-            "versions": versions,
-            "weights": {name: sha256(options.runs / name / _WEIGHTS) for name in runs},
+            "runs": {name: one.origin for name, one in runs.items()},
             "steps": [
                 {"step": step.number, "change": step.change, "chip": to_json(step.chip)}
                 for step in steps
@@ -162,42 +163,97 @@ def run(options: FitPaper) -> None:
     print(f"{options.out / 'table.csv'} and search.csv")
 
 
-def open_run(preset: str, options: FitPaper) -> Run:
-    """Reads the network and the images of a finished run.
+def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
+    """Reads the network, the images and the scores of a finished run.
 
     Raises:
       FileNotFoundError: the run is not there or not finished.
-      ValueError: its data set is another.
+      ValueError: it is not of the preset's settings, its files are not of one run, or its data set
+        is another.
     """
-    from experiments import stages
+    from experiments.exported import open_network
 
     folder = options.runs / preset
-    for name in (_WEIGHTS, "scores.parquet", "predictions.parquet"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"no {name} in {folder}: python -m experiments run {preset} --out {folder}"
-            )
     experiment = PRESETS[preset].experiment
-    job = stages.Job(experiment, folder, options.data_dir, fingerprint="")
-    network, description = stages.load_twin(job)
-    dataset = stages.load_data(job)
-    stages.require_classes(dataset, description)
-    normalisation = stages.read_normalisation(description)
-    folds = choose_folds(dataset, experiment, _FOLDS)
-    samples = read_small(limited(folds, experiment))
-    calibration = calibration_images(folds["train"], normalisation, experiment)
+    require_finished(preset, folder)
+    network = open_network(experiment, folder, options.data_dir)
+    folds = choose_folds(network.dataset, experiment, _FOLDS)
+    chosen = limited(folds, experiment)
+    scores = read_scores(folder)
+    indices = {}
+    for fold, samples in chosen.items():
+        indices[fold] = hashlib.sha256(samples.indices.tobytes()).hexdigest()
+        known = scores.loc[scores["fold"] == fold, "index"]
+        if missing := len(samples) - int(np.isin(samples.indices, known).sum()):
+            raise ValueError(f"{missing} samples of {preset}'s {fold} fold have no score")
     return Run(
         preset,
-        network,
-        calibration,
-        samples,
-        normalisation,
+        network.digital,
+        calibration_images(folds["train"], network.normalisation, experiment),
+        read_small(chosen),
+        network.normalisation,
         experiment,
-        sha256(folder / _WEIGHTS),
+        scores,
+        {
+            "weights": sha256(folder / _WEIGHTS),
+            "data": asdict(experiment.data),
+            "indices": indices,
+            "calibration": experiment.simulate.calibration,
+            "seed": experiment.seed,
+            "device": options.device,
+            "versions": versions,
+        },
     )
 
 
-def _simulate(one: Run, chip: Profile, chips: int, limit: int | None, device: str) -> pd.DataFrame:
+def require_finished(preset: str, folder: Path) -> None:
+    """Refuses a run that is not finished, whose stages do not belong together, or that was made
+    with other settings than the preset's.
+
+    Raises:
+      FileNotFoundError: a stage has not finished, or what it left is gone.
+      ValueError: the rest.
+    """
+    again = f"python -m experiments run {preset} --out {folder}"
+    left = {"score": "scores.parquet", "export": _WEIGHTS, "simulate": "predictions.parquet"}
+    records = {}
+    for stage, name in left.items():
+        record = read_record(folder, stage)
+        if record is None or not (folder / name).exists():
+            raise FileNotFoundError(f"no {name} in {folder}: {again}")
+        if sha256(folder / name) != record["outputs"][name]:
+            raise ValueError(f"{folder / name} is not as {stage} wrote it: {again}")
+        records[stage] = record
+    if records["simulate"]["inputs"][_WEIGHTS] != records["export"]["outputs"][_WEIGHTS]:
+        raise ValueError(f"the predictions in {folder} are not of its {_WEIGHTS}: {again}")
+    trained = [
+        {path: digest for path, digest in records[stage]["inputs"].items() if path != _WEIGHTS}
+        for stage in ("score", "export")
+    ]
+    if trained[0] != trained[1]:
+        raise ValueError(f"scores and {_WEIGHTS} in {folder} are of two trainings: {again}")
+    recorded = recorded_settings(folder)
+    wanted = json.loads(json.dumps(asdict(PRESETS[preset].experiment)))
+    for key in ("data", "model", "score", "folds", "limit", "seed", "simulate"):
+        apart = (
+            {name for name in wanted[key] if wanted[key][name] != recorded[key].get(name)}
+            if isinstance(wanted[key], dict)
+            else {key}
+            if wanted[key] != recorded[key]
+            else set()
+        ) - {"device", "batch_size"}
+        if apart:
+            raise ValueError(
+                f"the run in {folder} was made with another {', '.join(sorted(apart))} than the "
+                f"preset's: {again}"
+            )
+    simulate = PRESETS[preset].experiment.simulate
+    own = Profile(simulate.adc, simulate.wnoise, simulate.pcm, simulate.clipping)
+    if own != SHIPPED:
+        raise ValueError(f"{preset} has chips of its own; the search begins with the shipped ones")
+
+
+def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) -> pd.DataFrame:
     """fold, index, and for each chip, named by its number, whether it is right."""
     import bridge
 
@@ -208,7 +264,8 @@ def _simulate(one: Run, chip: Profile, chips: int, limit: int | None, device: st
     ]
     tables = []
     for fold, samples in one.samples.items():
-        positions = subset(samples.indices, limit, one.experiment.data.split_seed)
+        count = round(share * len(samples))
+        positions = subset(samples.indices, count, one.experiment.data.split_seed)
         outcomes = [
             bridge.predict(
                 chip,
@@ -273,18 +330,26 @@ def tabulate(out: Path, runs: Path) -> pd.DataFrame:
 
     Args:
       out: as `run` left it.
-      runs: folder of the runs' folders, with their scores and predictions.
+      runs: folder of the runs' folders, with their scores, predictions and records.
 
     Returns:
-      One row a preset: preset, architecture, width, data, role ("fitted" or "predicted"), paper_d1
-      and paper_d10; shipped_all_d1 and others: of the shipped chip on test, of all and of the
-      digitally correct samples; fitted_d1 and fitted_d10 of the fitted chip under the fitted
-      reading; each with _low and _high, in percent; shipped_error and fitted_error, the mean
-      absolute difference of D1 and D10 from the paper's in percentage points (shipped: of all); and
-      fold and denominator, the fitted reading.
+      One row a preset: preset, architecture, width, data, role ("fitted" or "predicted"),
+      digital_accuracy (test, percent), paper_d1 and paper_d10; the same two of the shipped chip on
+      test, of all samples (shipped_all_d1) and of the digitally correct (shipped_correct_d1), of
+      the shipped chip under the fitted reading (shipped_same_d1), and of the fitted chip under it
+      (fitted_d1), each with _low and _high, in percent; shipped_error (of all), same_error and
+      fitted_error, the mean absolute difference of the two from the paper's in percentage points;
+      and fold and denominator, the fitted reading.
+
+    Raises:
+      ValueError: a run is not the one that the chips were tried on.
     """
     kept = read_json(out / "fit.json")
     names = [*kept["fit"], *kept["predict"]]
+    for name in names:
+        record = read_record(runs / name, "export")
+        if record is None or record["outputs"][_WEIGHTS] != kept["runs"][name]["weights"]:
+            raise ValueError(f"{out} is not of the run in {runs / name}: run fit-paper again")
     scores = {name: read_scores(runs / name) for name in names}
     searched = {name: pd.read_parquet(out / "search" / f"{name}.parquet") for name in kept["fit"]}
     steps = []
@@ -301,13 +366,14 @@ def tabulate(out: Path, runs: Path) -> pd.DataFrame:
     reading = paper_fit.best(steps).reading
     rows = []
     for name in names:
-        model = model_of(name)
+        settings = recorded_settings(runs / name)
+        model = settings["model"]["architecture"], settings["data"]["name"]
         shipped = with_scores(shipped_outcomes(runs / name), scores[name])
         fitted = with_scores(pd.read_parquet(out / "fitted" / f"{name}.parquet"), scores[name])
         row: dict[str, Any] = {
             "preset": name,
             "architecture": model[0],
-            "width": PRESETS[name].experiment.model.width,
+            "width": settings["model"]["width"],
             "data": model[1],
             "role": "fitted" if name in kept["fit"] else "predicted",
             "digital_accuracy": 100 * _accuracy(scores[name]),
@@ -315,12 +381,17 @@ def tabulate(out: Path, runs: Path) -> pd.DataFrame:
         row |= dict(zip(("paper_d1", "paper_d10"), TABLE_ONE[model], strict=True))
         for what, chips, how in (
             *((f"shipped_{of}", shipped, Reading("test", of)) for of in DENOMINATORS),
+            ("shipped_same", shipped, reading),
             ("fitted", fitted, reading),
         ):
             for end, rates in paper_fit.ends(chips, how, resamples=1000).iterrows():
                 for suffix, value in zip(("", "_low", "_high"), rates, strict=True):
                     row[f"{what}_{end}{suffix}"] = value
-        for what, prefix in (("shipped", "shipped_all"), ("fitted", "fitted")):
+        for what, prefix in (
+            ("shipped", "shipped_all"),
+            ("same", "shipped_same"),
+            ("fitted", "fitted"),
+        ):
             off = (abs(row[f"{prefix}_{end}"] - row[f"paper_{end}"]) for end in ("d1", "d10"))
             row[f"{what}_error"] = float(np.mean(list(off)))
         rows.append(row | {"fold": reading.fold, "denominator": reading.denominator})
@@ -348,22 +419,23 @@ def _flat(steps: Sequence[Step]) -> pd.DataFrame:
 def show(table: pd.DataFrame) -> None:
     """Prints `tabulate`'s table."""
     first = table.iloc[0]
+    reading = f"{first['fold']}, of {DENOMINATORS[first['denominator']]}"
     printed = Table(
         title="Table I: the paper's, the shipped chip's, the fitted chip's",
         caption=f"{FULL_PROFILE}, % analog-only failures in D1 and D10. Shipped: test, of all "
-        f"samples; fitted: {first['fold']}, of {DENOMINATORS[first['denominator']]}. In brackets "
-        "the mean difference from the paper in percentage points.",
+        f"samples; as fitted, and fitted: {reading}. In brackets the mean "
+        " difference from the paper in percentage points.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("run", "role", "paper", "shipped", "fitted"):
+    for name in ("run", "role", "paper", "shipped", "shipped, as fitted", "fitted"):
         printed.add_column(name)
     for row in table.to_dict("records"):
         cells = [
             f"{row[f'{what}_d1']:.2f}, {row[f'{what}_d10']:.2f}"
-            for what in ("paper", "shipped_all", "fitted")
+            for what in ("paper", "shipped_all", "shipped_same", "fitted")
         ]
-        cells[1] += f" ({row['shipped_error']:.1f})"
-        cells[2] += f" ({row['fitted_error']:.1f})"
+        for place, error in enumerate(("shipped", "same", "fitted"), 1):
+            cells[place] += f" ({row[f'{error}_error']:.1f})"
         printed.add_row(row["preset"], row["role"], *cells)
     Console(highlight=False).print(printed)

@@ -5,7 +5,10 @@ Nothing on it is typed by hand but the sentences that say what a table shows.
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,49 @@ from experiments.analysis import DENOMINATORS, FULL_PROFILE
 from experiments.artefacts import read_json, write_bytes
 from experiments.fit_paper import cell_of
 from experiments.paper import TABLE_ONE
+from experiments.presets import command_line
+from experiments.records import read_records, recorded_settings
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Between these lines of README.md stands what `write` puts there."""
+
+_NAMES = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet-1K",
+}
+
+_Render = Callable[[dict[str, Any], str], str]
+"""A row and the name of a rate, as text."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An archived run."""
+
+    folder: Path
+    settings: dict[str, Any]
+    table_one: pd.DataFrame
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Architecture and data set, as `TABLE_ONE` names them."""
+        return self.settings["model"]["architecture"], self.settings["data"]["name"]
+
+    @property
+    def title(self) -> str:
+        names = ", ".join(_NAMES.get(name, name) for name in self.model)
+        return f"{names}, width {self.settings['model']['width']}"
 
 
 def write(results: Path, readme: Path) -> Path:
     """Writes README.md of the folder of results, and the marked part of the project's.
 
     Args:
-      results: folder of the archived runs' folders and of fit_paper/.
+      results: folder of the archived runs' folders and of fit_paper_*/, all regenerated.
       readme: the project's; must have the lines `BEGIN` and `END`.
 
     Returns:
@@ -36,32 +72,32 @@ def write(results: Path, readme: Path) -> Path:
       FileNotFoundError: an archived run lacks a file.
     """
     text = require_place(readme)
-    runs = [path.parent for path in sorted(results.glob("*/table_one.csv"))]
-    fit = results / "fit_paper"
-    table = pd.read_csv(fit / "table.csv") if (fit / "table.csv").exists() else None
+    runs = [
+        _Run(path.parent, recorded_settings(path.parent), pd.read_csv(path))
+        for path in sorted(results.glob("*/table_one.csv"))
+    ]
+    fits = sorted(results.glob("fit_paper_*"))
+    fitted = pd.concat([pd.read_csv(fit / "table.csv") for fit in fits]) if fits else None
+    confidence = {run.settings["analyse"]["confidence"] for run in runs}
     parts = [
         "# Results",
         "Made by `python -m experiments regenerate` from the per-sample tables in these folders; "
         "do not edit. Rates are analog-only failures in percent, D1 and D10 the tenths of lowest "
-        "and highest curvature; brackets are 95 % intervals over chips and samples.",
-        *([] if table is None else ["## Table I", _table_one(table, _interval)]),
+        "and highest curvature; brackets are intervals over chips and samples "
+        f"({' or '.join(f'{100 * level:g} %' for level in sorted(confidence))}).",
+        "## Table I",
+        *_table_one(runs, fitted, _interval),
         *_runs(runs),
-        *([] if table is None else _fit(fit)),
+        *(part for fit in fits for part in _fit(fit)),
         *_rescored(runs),
         "## Where each run comes from",
         _provenance(runs),
     ]
     page = write_bytes(results / "README.md", ("\n\n".join(parts) + "\n").encode())
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(
-            f"{readme} lacks the lines {BEGIN} and {END}: put the results between them"
-        )
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    place = results.relative_to(readme.parent).as_posix()
-    short = [] if table is None else [_table_one(table, _rate)]
-    part = "\n\n".join([*short, *_figure_one(runs, place)])
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    place = Path(os.path.relpath(results, readme.parent)).as_posix()
+    part = "\n\n".join([*_table_one(runs, fitted, _rate), *_figure_one(runs, place)])
     write_bytes(readme, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
     return page
 
@@ -70,11 +106,14 @@ def require_place(readme: Path) -> str:
     """The text of a README that has a place for the results.
 
     Raises:
-      ValueError: it has not.
+      ValueError: it has not one, or several.
     """
     text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} lacks the lines {BEGIN} and {END}: put them where results go")
+    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
+        raise ValueError(
+            f"{readme} lacks the lines {BEGIN} and {END}, once and in this order: put them where "
+            "results go"
+        )
     return text
 
 
@@ -84,42 +123,58 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _table_one(table: pd.DataFrame, render: Callable[[dict[str, Any], str], str]) -> str:
-    """The paper's, the shipped chip's and the fitted chip's; then the rows that were not run.
-
-    Args:
-      table: as `fit_paper.tabulate` returns it.
-      render: a row and the name of a rate, as text.
-    """
-    first = table.iloc[0]
-    rows = []
-    for row in table.to_dict("records"):
-        of = [
-            f"{render(row, f'{what}_d1')}, {render(row, f'{what}_d10')}"
-            for what in ("shipped_all", "shipped_correct", "fitted")
-        ]
+def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Render) -> Iterator[str]:
+    """Of each run that the paper has a row of: the paper's, the shipped and the fitted chip's."""
+    of_fit: dict[str, dict[str, Any]] = {}
+    if fitted is not None:
+        of_fit = {row["preset"]: row for row in fitted.to_dict("records")}
+    rows, there = [], set()
+    for run in runs:
+        if run.model not in TABLE_ONE:
+            continue
+        there.add(run.model)
+        table = run.table_one
+        shipped = table[(table["fold"] == "test") & (table["profile"] == FULL_PROFILE)]
+        row = shipped.iloc[0].to_dict()
+        off = (abs(row[f"{end}_of_all"] - row[f"paper_{end}"]) for end in ("d1", "d10"))
+        cells = ["-", "-"]
+        if (fit := of_fit.get(run.folder.name)) is not None:
+            cells = [
+                f"{_ends(fit, 'shipped_same_', render)} ({fit['same_error']:.1f})",
+                f"{_ends(fit, 'fitted_', render)} ({fit['fitted_error']:.1f}; {fit['role']})",
+            ]
         rows.append(
             [
-                f"{_title(row['architecture'], row['data'])}, width {row['width']}",
+                run.title,
                 f"{row['digital_accuracy']:.1f} %",
                 f"{row['paper_d1']:g}, {row['paper_d10']:g}",
-                f"{of[0]} ({row['shipped_error']:.1f})",
-                of[1],
-                f"{of[2]} ({row['fitted_error']:.1f}; {row['role']})",
+                f"{_ends(row, '', render, '_of_all')} ({sum(off) / 2:.1f})",
+                _ends(row, "", render, "_of_correct"),
+                *cells,
             ]
         )
-    there = set(zip(table["architecture"], table["data"], strict=True))
-    missing = [_title(*model) for model in TABLE_ONE if model not in there]
-    header = ["model", "digital", "paper", "shipped, of all", "shipped, of the correct", "fitted"]
-    reading = f"{first['fold']}, of {DENOMINATORS[first['denominator']]}"
+    header = ["model", "digital", "paper", "shipped, of all", "shipped, of the correct"]
+    yield markdown([*header, "shipped, as fitted", "fitted"], rows)
     note = (
-        f"D1, D10 under {FULL_PROFILE}, %; shipped: test fold; fitted: {reading}. In round "
-        "brackets the mean absolute difference from the paper's two, in percentage points; the "
-        "chip was fitted on the rows marked so and only tried on the others."
+        f"D1, D10 under {FULL_PROFILE}, %; shipped: test fold. In round brackets the mean absolute "
+        "difference from the paper's two, in percentage points."
     )
+    if fitted is not None:
+        first = fitted.iloc[0]
+        note += (
+            " The fitted chip comes nearest to the paper's on the rows marked so, and was only "
+            f'tried on the others; it and "as fitted" count {first["fold"]}, of '
+            f"{DENOMINATORS[first['denominator']]}."
+        )
+    missing = [model for model in TABLE_ONE if model not in there]
     if missing:
-        note += f" Not run: {'; '.join(missing)}."
-    return f"{markdown(header, rows)}\n\n{note}"
+        names = "; ".join(", ".join(_NAMES[name] for name in model) for model in missing)
+        note += f" Not run: {names}."
+    yield note
+
+
+def _ends(row: dict[str, Any], before: str, render: _Render, after: str = "") -> str:
+    return ", ".join(render(row, f"{before}{end}{after}") for end in ("d1", "d10"))
 
 
 def _rate(row: dict[str, Any], name: str) -> str:
@@ -130,29 +185,20 @@ def _interval(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
-def _title(architecture: str, data: str) -> str:
-    names = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "cifar10": "CIFAR-10"}
-    names |= {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet-1K"}
-    return f"{names.get(architecture, architecture)}, {names.get(data, data)}"
-
-
-def _figure_one(runs: Sequence[Path], place: str) -> Iterator[str]:
+def _figure_one(runs: Sequence[_Run], place: str) -> Iterator[str]:
     """Fig. 1 of the runs whose model and data are the paper's, whatever the width."""
     for run in runs:
-        settings = read_json(run / "settings.json")
-        if (settings["model"]["architecture"], settings["data"]["name"]) == (
-            "resnet18",
-            "cifar100",
-        ):
-            title = f"Failure rate by curvature decile, {run.name}"
-            yield f"![{title}]({place}/{run.name}/figures/figure_one_correct.png)"
+        if run.model == ("resnet18", "cifar100"):
+            name = run.folder.name
+            title = f"Failure rate by curvature decile, {name}"
+            yield f"![{title}]({place}/{name}/figures/figure_one_correct.png)"
 
 
-def _runs(runs: Sequence[Path]) -> Iterator[str]:
+def _runs(runs: Sequence[_Run]) -> Iterator[str]:
     """For each run accuracies, D1 and D10 of every profile and fold, and its Fig. 1."""
     yield "## Every profile and fold"
     for run in runs:
-        table = pd.read_csv(run / "table_one.csv")
+        table, name = run.table_one, run.folder.name
         digital = table.groupby("fold", sort=False)["digital_accuracy"].first()
         accuracies = ", ".join(f"{fold} {value:.1f} %" for fold, value in digital.items())
         rows = [
@@ -167,9 +213,9 @@ def _runs(runs: Sequence[Path]) -> Iterator[str]:
         header = ["fold", "profile", "accuracy"]
         header += [f"{end} of {of}" for of in DENOMINATORS for end in ("D1", "D10")]
         chips = int(table["chips"].max())
-        yield f"### {run.name}"
+        yield f"### {name}"
         yield f"Digital accuracy: {accuracies}; {chips} chip{'s' * (chips > 1)} a profile."
-        yield f"![Fig. 1]({run.name}/figures/figure_one.png)"
+        yield f"![Fig. 1]({name}/figures/figure_one.png)"
         yield markdown(header, rows)
 
 
@@ -179,21 +225,22 @@ def _fit(folder: Path) -> Iterator[str]:
     ends = [name for name in table if name.endswith((" d1", " d10"))]
     header = ["setting", *(f"{name}, of {of}" for name in ends for of in DENOMINATORS), "misfit"]
     kept = read_json(folder / "fit.json")
-    yield "## What the paper leaves open about the chip"
+    yield f"## What the paper leaves open about the chip: {folder.name}"
     yield (
         "The shipped chip with one setting changed: test fold, "
-        f"{kept['limit']:,} samples, {kept['search_chips']} chips; of all samples and of the "
-        "digitally correct ones; misfit: the smallest mean absolute difference from the paper's "
-        "figures over folds and denominators, percentage points."
+        f"{100 * kept['share']:g} % of the scored samples, {kept['search_chips']} chips; of all "
+        "samples and of the digitally correct ones; misfit: the smallest mean absolute difference "
+        "from the paper's figures over folds and denominators, percentage points."
     )
     alone = table[table["step"] <= 1]
     yield markdown(header, list(_settings(alone, ends)))
     best = table.loc[table["misfit"].idxmin()]
-    path = table.groupby("step", sort=True)["misfit"].min()
     steps = []
-    for number, misfit in path.items():
-        row = table.loc[table["misfit"].where(table["step"] == number).idxmin()]
-        steps.append([number, row["change"], row["fold"], row["denominator"], f"{misfit:.2f}"])
+    for number, rows in table.groupby("step", sort=True):
+        row = rows.loc[rows["misfit"].idxmin()]
+        steps.append(
+            [number, row["change"], row["fold"], row["denominator"], f"{row['misfit']:.2f}"]
+        )
     yield (
         f"The search: the best change of each step ({table['cell'].nunique()} chips were tried). "
         "It ends with the first step that is no better."
@@ -210,38 +257,50 @@ def _settings(table: pd.DataFrame, ends: Sequence[str]) -> Iterator[list[str]]:
         yield [str(change), *rates, f"{rows['misfit'].min():.2f}"]
 
 
-def _rescored(runs: Sequence[Path]) -> Iterator[str]:
+def _rescored(runs: Sequence[_Run]) -> Iterator[str]:
     """What each choice of the score does."""
-    found = [run for run in runs if (run / "rescore" / "variants.csv").exists()]
+    columns = ("rho", "rho_of_correct", "d1_overlap", "d10_overlap")
+    found = [run for run in runs if (run.folder / "rescore" / "variants.csv").exists()]
     if found:
         yield "## What the paper leaves open about the score"
-        yield "Test fold, each variant against the shipped score; see `rescore --help`."
+        yield (
+            "Each variant differs from the shipped score in one thing: Spearman's rho with it, of "
+            "all and of the digitally correct samples; the share of its D1 and D10 that is in the "
+            f"variant's; and the variant's failure rates under {FULL_PROFILE}, test fold."
+        )
     for run in found:
-        table = pd.read_csv(run / "rescore" / "variants.csv")
+        table = pd.read_csv(run.folder / "rescore" / "variants.csv")
         rows = [
-            [f"{value:.3f}" if isinstance(value, float) else value for value in row]
-            for row in table.itertuples(index=False)
+            [
+                row["variant"],
+                row["samples"],
+                *(f"{row[name]:.3f}" for name in columns),
+                *(_interval(row, f"{end}_of_{of}") for of in DENOMINATORS for end in ("d1", "d10")),
+            ]
+            for row in table.to_dict("records")
         ]
-        yield f"### {run.name}"
-        yield markdown([name.replace("_", " ") for name in table], rows)
+        header = ["variant", "samples", "rho", "rho, correct", "D1 kept", "D10 kept"]
+        header += [f"{end} of {of}" for of in DENOMINATORS for end in ("D1", "D10")]
+        yield f"### {run.folder.name}"
+        yield markdown(header, rows)
 
 
-def _provenance(runs: Sequence[Path]) -> str:
+def _provenance(runs: Sequence[_Run]) -> str:
     rows = []
     for run in runs:
-        stages = [read_json(path) for path in sorted((run / "stages").glob("*.json"))]
-        seconds = ", ".join(f"{one['name']} {one['seconds']:,.0f} s" for one in stages)
+        stages = read_records(run.folder)
         versions: dict[str, str] = {}
         for one in stages:
             versions |= one["versions"]
         kept = ("python", "jax", "flax", "torch", "aihwkit")
-        devices = sorted({one["device"] for one in stages})
+        command = shlex.join(command_line(run.settings))
         rows.append(
             [
-                f"`python -m experiments run {run.name}`",
-                "; ".join(devices),
+                run.folder.name,
+                f"`python -m experiments run {command}`",
+                "; ".join(sorted({one["device"] for one in stages})),
                 ", ".join(f"{name} {versions[name]}" for name in kept if name in versions),
-                seconds,
+                ", ".join(f"{one['name']} {one['seconds']:,.0f} s" for one in stages),
             ]
         )
-    return markdown(["run", "device", "versions", "durations"], rows)
+    return markdown(["run", "command", "device", "versions", "durations"], rows)

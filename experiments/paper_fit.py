@@ -25,7 +25,8 @@ FOLDS: dict[str, tuple[Fold, ...]] = {
     "train": ("train",),
     "train and test": ("train", "test"),
 }
-"""Which samples the deciles may be cut among; train is without validation."""
+"""Which scored samples the deciles may be cut among; train is without validation. Together they are
+in the proportion in which the run scored them."""
 
 SHIPPED = Profile(ADC(), WeightNoise(), PCM())
 """The full profile as it is where nothing is set."""

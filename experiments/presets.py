@@ -135,9 +135,13 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def command_line(experiment: Experiment) -> list[str]:
-    """The arguments that give this experiment: the preset nearest to it, and flags for the rest."""
-    wanted = dict(_flat(asdict(experiment)))
+def command_line(settings: Mapping[str, Any]) -> list[str]:
+    """The arguments that give an experiment: the preset nearest to it, and flags for the rest.
+
+    Args:
+      settings: of the experiment, nested as `asdict` or a record has them.
+    """
+    wanted = dict(_flat(settings))
     flags: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
         there = dict(_flat(asdict(preset.experiment)))
@@ -156,7 +160,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
 
 
 def _flag(setting: str, value: Any) -> list[str]:

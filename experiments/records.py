@@ -26,7 +26,8 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     """A stage's record; None if the stage has not finished.
 
-    Settings that are newer than the record have their defaults, which do what was done before.
+    Settings that are newer than the record have their defaults, which do what was done before (but
+    for resized images, whose pixels have changed since: those records are left as they are).
 
     Raises:
       ValueError: the file is damaged.
@@ -39,8 +40,8 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
     defaults = json.loads(json.dumps(asdict(Experiment())))
     for key, value in record["settings"].items():
-        if isinstance(value, dict):
-            record["settings"][key] = defaults[key] | value
+        if isinstance(value, dict) and not value.get("image_size"):
+            record["settings"][key] = defaults.get(key, {}) | value
     return record
 
 

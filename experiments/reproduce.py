@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from experiments import fit_paper, page, pipeline
 from experiments.archive import archive
 from experiments.archive import regenerate as regenerate_run
@@ -33,9 +31,10 @@ class Reproduce:
     """Runs the rows of Table I whose data are there, and writes the page of results."""
 
     rows: Literal["small", "full"] = "small"
-    """Narrow networks for a CPU (five hours on two cores), or the paper's for a GPU."""
+    """Narrow networks for a CPU, or the paper's for a GPU."""
     data_dir: Path | None = None
-    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets. CIFAR is
+    downloaded where it is not there."""
     device: str = "cpu"
     """Where torch runs: cpu, cuda or cuda:N."""
     runs: Path = Path("runs")
@@ -69,6 +68,7 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
       StageFailed: a command failed and said why.
     """
     page.require_place(options.readme)
+    pipeline.require_writable(options.results)
     present = [name for name in ROWS[options.rows] if _has_data(name, options.data_dir, say)]
     if not present:
         raise FileNotFoundError(
@@ -96,20 +96,17 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
         command(
             "fit-paper", "--fit", *fitted, "--predict", *predict, "--device", options.device, *out
         )
-        archive_fit(options.runs / "fit_paper", options.results / "fit_paper")
+        archive_fit(fit, options.results / fit.name)
     regenerate(Regenerate(options.results, options.readme), say)
 
 
 def archive_fit(out: Path, place: Path) -> None:
     """Keeps what `fit_paper.tabulate` needs."""
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     shutil.copyfile(out / "fit.json", place / "fit.json")
     for folder in ("search", "fitted"):
-        (place / folder).mkdir(exist_ok=True)
-        for path in (out / folder).glob("*.parquet"):
-            pd.read_parquet(path).to_parquet(
-                place / folder / path.name, index=False, compression="zstd"
-            )
+        shutil.copytree(out / folder, place / folder)
 
 
 def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
@@ -125,13 +122,14 @@ def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
     for run in runs:
         say(f"{run.name}: tables and figures")
         regenerate_run(run)
-    if (options.results / "fit_paper" / "fit.json").exists():
-        fit_paper.tabulate(options.results / "fit_paper", options.results)
+    for fit in sorted(options.results.glob("fit_paper_*")):
+        fit_paper.tabulate(fit, options.results)
     say(f"{page.write(options.results, options.readme)} and the marked part of {options.readme}")
 
 
 def _is_fitted_on(name: str) -> bool:
-    return name.startswith(tuple(f"{data}_resnet18" for data in _CIFAR))
+    architecture, data = fit_paper.model_of(name)
+    return architecture == "resnet18" and data in _CIFAR
 
 
 def _has_data(name: str, data_dir: Path | None, say: Callable[[str], None]) -> bool:

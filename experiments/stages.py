@@ -384,7 +384,7 @@ def report(job: Job) -> Outcome:
         routing_summary=routing.summary(tables["routing_choices"]),
         vulnerable=vulnerable,
         thumbnails=thumbnails,
-        reproduce=[f"python -m experiments run {shlex.join(command_line(settings))}"],
+        reproduce=[f"python -m experiments run {shlex.join(command_line(asdict(settings)))}"],
         figures=drawn,
         drift_figure=drift if drift.exists() else None,
         drift_seconds=settings.simulate.pcm.t_inference,

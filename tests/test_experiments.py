@@ -23,7 +23,7 @@ from experiments import fit_paper, page, paper_fit, reproduce, stages
 from experiments.archive import archive
 from experiments.artefacts import read_json, sha256
 from experiments.paper import TABLE_ONE
-from experiments.pipeline import STAGES
+from experiments.pipeline import STAGES, StageFailed
 from experiments.presets import PRESETS
 from experiments.settings import Experiment
 from experiments.stages import ANALYSED, build_flax, read_normalisation, require_classes
@@ -416,9 +416,13 @@ def test_curvature_engine_never_imports_torch() -> None:
 def as_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """The finished run as a preset of which the paper has a row."""
     digits = PRESETS["digits"]
+    whole = digits.experiment
     small = replace(
-        digits.experiment,
-        model=replace(digits.experiment.model, width=4),
+        whole,
+        model=replace(whole.model, width=4),
+        train=replace(whole.train, epochs=3, warmup_epochs=1.0),
+        score=replace(whole.score, estimator=replace(whole.score.estimator, probes=3)),
+        simulate=replace(whole.simulate, chips=1),
         limit=60,
     )
     monkeypatch.setitem(PRESETS, "digits", replace(digits, experiment=small))
@@ -437,10 +441,10 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
         fit=("digits",),
         predict=(),
         runs=finished.parent,
-        limit=20,
+        share=0.4,
         search_chips=1,
         chips=2,
-        out=tmp_path / "fit_paper",
+        out=tmp_path / "fit_paper_digits",
     )
     fit_paper.run(options)
     search = pd.read_csv(options.out / "search.csv")
@@ -469,7 +473,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
 
     results, readme = tmp_path / "results", tmp_path / "README.md"
     archive(finished, results / "digits")
-    reproduce.archive_fit(options.out, results / "fit_paper")
+    reproduce.archive_fit(options.out, results / "fit_paper_digits")
     readme.write_text("no place")
     with pytest.raises(ValueError, match="lacks the lines"):
         reproduce.regenerate(reproduce.Regenerate(results, readme))
@@ -492,14 +496,76 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     assert {path: sha256(path) for path in made} == made
     assert sum(path.stat().st_size for path in made) < 5e6
 
+    # Chips tried on another network are not tabled beside this one's scores.
+    kept = read_json(results / "fit_paper_digits" / "fit.json")
+    kept["runs"]["digits"]["weights"] = "0" * 64
+    (results / "fit_paper_digits" / "fit.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="run fit-paper again"):
+        reproduce.regenerate(reproduce.Regenerate(results, readme))
+
 
 @pytest.mark.usefixtures("as_preset")
-def test_a_fit_says_which_run_is_missing(tmp_path: Path) -> None:
-    options = fit_paper.FitPaper(
-        fit=("digits",), predict=(), runs=tmp_path, out=tmp_path / "fit_paper"
-    )
+def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(FileNotFoundError, match="python -m experiments run digits"):
-        fit_paper.run(options)
+        fit_paper.require_finished("digits", tmp_path)
+    fit_paper.require_finished("digits", finished)
+    folder = tmp_path / "digits"
+    shutil.copytree(finished, folder)
+    scores = pd.read_parquet(folder / "scores.parquet")
+    scores.assign(curvature=0.0).to_parquet(folder / "scores.parquet")
+    with pytest.raises(ValueError, match="not as score wrote it"):
+        fit_paper.require_finished("digits", folder)
+    digits = PRESETS["digits"]
+    other = replace(digits.experiment, seed=1)
+    monkeypatch.setitem(PRESETS, "digits", replace(digits, experiment=other))
+    with pytest.raises(ValueError, match="made with another seed than the preset's"):
+        fit_paper.require_finished("digits", finished)
+
+
+def test_rows_with_data_are_run_and_the_others_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, said, archived = [], [], []
+    present = ("cifar10_resnet18_small", "cifar10_resnet50_small")
+
+    def answer(line: list[str]) -> subprocess.CompletedProcess:
+        ran.append(line[3:])
+        return subprocess.CompletedProcess(line, returncode=0)
+
+    def load(name: str, *_: object) -> None:
+        if name != "cifar10":
+            raise FileNotFoundError(f"no {name}")
+
+    monkeypatch.setattr(reproduce.subprocess, "run", answer)
+    monkeypatch.setattr(reproduce, "archive", lambda run, place: archived.append(place.name))
+    monkeypatch.setattr(reproduce, "archive_fit", lambda out, place: archived.append(place.name))
+    monkeypatch.setattr(reproduce, "regenerate", lambda options, say: archived.append("page"))
+    monkeypatch.setattr(data, "load", load)
+    (tmp_path / "README.md").write_text(f"{page.BEGIN}\n{page.END}\n")
+    options = reproduce.Reproduce(
+        data_dir=tmp_path,
+        runs=tmp_path / "runs",
+        results=tmp_path / "results",
+        readme=tmp_path / "README.md",
+    )
+    reproduce.reproduce(options, said.append)
+    assert [line[:2] for line in ran[:-1]] == [
+        ["run", present[0]],
+        ["rescore", present[0]],
+        ["run", present[1]],
+    ]
+    assert ran[-1][:6] == ["fit-paper", "--fit", present[0], "--predict", present[1], "--device"]
+    assert all(line[-2:] == ["--data-dir", str(tmp_path)] for line in ran)
+    assert archived == [*present, "fit_paper_small", "page"]
+    assert sum("left out: no cifar100" in line for line in said) == 2
+
+    monkeypatch.setattr(
+        reproduce.subprocess, "run", lambda line: subprocess.CompletedProcess(line, returncode=1)
+    )
+    with pytest.raises(StageFailed):
+        reproduce.reproduce(options, said.append)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +576,7 @@ def test_a_fit_says_which_run_is_missing(tmp_path: Path) -> None:
         ({"fit": ()}, "one preset at least"),
         ({"predict": ("cifar10_resnet18_small",)}, "no preset twice"),
         ({"chips": 0}, "at least one chip"),
-        ({"limit": 5}, "ten samples"),
+        ({"share": 0.0}, "a share in"),
     ],
 )
 def test_a_fit_refuses_what_it_cannot_do(settings: dict, says: str) -> None:

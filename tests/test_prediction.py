@@ -2,7 +2,7 @@
 
 import logging
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -230,7 +230,7 @@ def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_preset_s_command_line_is_its_name(preset):
-    assert command_line(PRESETS[preset].experiment) == [preset]
+    assert command_line(asdict(PRESETS[preset].experiment)) == [preset]
 
 
 def test_a_run_s_command_line_gives_the_same_experiment():
@@ -245,7 +245,7 @@ def test_a_run_s_command_line_gives_the_same_experiment():
         limit=None,
         seed=7,
     )
-    arguments = command_line(changed)
+    arguments = command_line(asdict(changed))
     assert arguments[0] == "cifar10_resnet18_small"
     parsed: Experiment = _parse_preset(Options, "run", arguments).experiment
     assert parsed == changed
@@ -266,6 +266,6 @@ def test_a_run_s_command_line_gives_the_same_experiment():
 def test_a_command_line_gives_optional_settings_and_none(preset, data, model):
     base = PRESETS[preset].experiment
     changed = replace(base, data=replace(base.data, **data), model=replace(base.model, **model))
-    arguments = command_line(changed)
+    arguments = command_line(asdict(changed))
     assert arguments[0] == preset
     assert _parse_preset(Options, "run", arguments).experiment == changed
