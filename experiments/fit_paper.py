@@ -424,7 +424,7 @@ def show(table: pd.DataFrame) -> None:
         title="Table I: the paper's, the shipped chip's, the fitted chip's",
         caption=f"{FULL_PROFILE}, % analog-only failures in D1 and D10. Shipped: test, of all "
         f"samples; as fitted, and fitted: {reading}. In brackets the mean "
-        " difference from the paper in percentage points.",
+        "difference from the paper in percentage points.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

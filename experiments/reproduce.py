@@ -91,11 +91,11 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
             command("rescore", name, *out)
         archive(options.runs / name, options.results / name)
     if fitted:
-        out = ["--out", str(options.runs / "fit_paper"), "--runs", str(options.runs)]
-        predict = [name for name in present if name not in fitted]
-        command(
-            "fit-paper", "--fit", *fitted, "--predict", *predict, "--device", options.device, *out
-        )
+        fit = options.runs / f"fit_paper_{options.rows}"
+        predicted = [name for name in present if name not in fitted]
+        places = ["--runs", str(options.runs), "--out", str(fit)]
+        rows = ["--fit", *fitted, "--predict", *predicted]
+        command("fit-paper", *rows, "--device", options.device, *places)
         archive_fit(fit, options.results / fit.name)
     regenerate(Regenerate(options.results, options.readme), say)
 

@@ -488,7 +488,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert f"{table['fitted_d1']:.2f}" in text
     assert "Not run: ResNet-18, CIFAR-10;" in text
     made = {path: sha256(path) for path in sorted(results.rglob("*")) if path.is_file()}
