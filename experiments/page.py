@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from bridge.profiles import from_json
 from experiments.analysis import DENOMINATORS, FULL_PROFILE
@@ -300,7 +301,18 @@ def _provenance(runs: Sequence[_Run]) -> str:
                 f"`python -m experiments run {command}`",
                 "; ".join(sorted({one["device"] for one in stages})),
                 ", ".join(f"{name} {versions[name]}" for name in kept if name in versions),
-                ", ".join(f"{one['name']} {one['seconds']:,.0f} s" for one in stages),
+                ", ".join(_took(run.folder, one) for one in stages),
             ]
         )
     return markdown(["run", "command", "device", "versions", "durations"], rows)
+
+
+def _took(folder: Path, record: dict[str, Any]) -> str:
+    """A stage's duration; for those with a row a sample, how many a second, start included."""
+    name, seconds = record["name"], record["seconds"]
+    tables = {"score": "scores.parquet", "simulate": "predictions.parquet"}
+    rate = ""
+    if name in tables and seconds:
+        rows = pq.read_metadata(folder / tables[name]).num_rows
+        rate = f" ({rows / seconds:,.0f} images/s)"
+    return f"{name} {seconds:,.0f} s{rate}"
