@@ -79,7 +79,10 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         return _read_published(source)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a .pth, .pt or .safetensors file")
-    raise FileNotFoundError(f"no checkpoint at {path}")
+    raise FileNotFoundError(
+        f"no checkpoint at {path}: give an existing .pth or .safetensors file, or the name of "
+        "published weights such as resnet18:IMAGENET1K_V1"
+    )
 
 
 def _read(path: Path, hash_prefix: str = "") -> Checkpoint:

@@ -88,6 +88,9 @@ def regenerate(place: Path) -> None:
     Raises:
       FileNotFoundError: one of these is missing.
     """
+    for name in ("settings.json", "costs.csv"):
+        if not (place / name).exists():
+            raise FileNotFoundError(f"{place} lacks {name}: archive the run again, or remove it")
     settings = read_json(place / "settings.json")
     analyse, model = settings["analyse"], settings["model"]["architecture"]
     scores, predictions, flips = _read(place)

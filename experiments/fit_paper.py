@@ -30,7 +30,7 @@ from experiments.pipeline import package_versions, require_device, require_writa
 from experiments.presets import PRESETS
 from experiments.records import read_record, recorded_settings
 from experiments.samples import Samples, calibration_images, choose_folds, limited, read_small
-from experiments.settings import Experiment, Fold
+from experiments.settings import Experiment, Fold, require_device_name
 from jaxcurv.data import Normalisation, Normalised, subset
 
 if TYPE_CHECKING:
@@ -69,15 +69,20 @@ class FitPaper:
         named = (*self.fit, *self.predict)
         if unknown := [name for name in named if name not in PRESETS]:
             raise ValueError(f"unknown preset {unknown[0]!r}; the presets are {', '.join(PRESETS)}")
-        if not self.fit or len(set(named)) < len(named):
-            raise ValueError("fit on one preset at least; no preset twice")
+        if not self.fit:
+            raise ValueError("--fit needs one preset at least")
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"{twice[0]} stands twice in --fit and --predict: name it once")
         if unpublished := [name for name in named if model_of(name) not in TABLE_ONE]:
             raise ValueError(f"the paper's Table I has no row for {unpublished[0]}")
-        if min(self.search_chips, self.chips) < 1 or not 0 < self.share <= 1:
+        if min(self.search_chips, self.chips) < 1:
             raise ValueError(
-                "at least one chip is needed, and a share in (0, 1]; got "
-                f"{self.search_chips}, {self.chips} and {self.share}"
+                "--search-chips and --chips must be at least 1; got "
+                f"{self.search_chips} and {self.chips}"
             )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"--share must be in (0, 1]; got {self.share}")
+        require_device_name(self.device)
 
 
 def model_of(preset: str) -> tuple[str, str]:

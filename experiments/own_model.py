@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from experiments.pipeline import require_writable, show_error
-from jaxcurv.data import Chosen, Normalisation, Normalised, subset
+from experiments.settings import given_normalisation
+from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
 from jaxcurv.estimators import (
@@ -281,7 +282,7 @@ def open_source(settings: OwnModel) -> Normalised:
                 "channels (--channels 1, 3 or 4 converts them)"
             )
     positions = subset(np.arange(len(images)), settings.limit, settings.seed)
-    return Normalised(Chosen(images, positions), Normalisation(mean, std))
+    return Normalised(Chosen(images, positions), given_normalisation(mean, std))
 
 
 def load_model(name: str) -> tuple[Callable[..., Any], Any]:

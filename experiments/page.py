@@ -107,8 +107,13 @@ def require_place(readme: Path) -> str:
     """The text of a README that has a place for the results.
 
     Raises:
-      ValueError: it has not one, or several.
+      FileNotFoundError: there is no such file.
+      ValueError: it has not one place, or several.
     """
+    if not readme.exists():
+        raise FileNotFoundError(
+            f"no {readme} here: work in the checkout, or give --readme and --results"
+        )
     text = readme.read_text()
     if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
         raise ValueError(

@@ -232,8 +232,8 @@ def require_device(name: str, flag: str = "--simulate.device") -> None:
         )
 
 
-def require_writable(folder: Path) -> None:
-    """Makes the folder and proves that files can be written there.
+def require_writable(folder: Path, flag: str = "--out") -> None:
+    """Makes the folder, which `flag` named, and proves that files can be written there.
 
     Raises:
       OSError: they cannot.
@@ -246,7 +246,7 @@ def require_writable(folder: Path) -> None:
     except OSError as error:
         raise OSError(
             f"cannot write to the output folder {folder} ({error.strerror}): choose another with "
-            "--out"
+            f"{flag}"
         ) from error
 
 

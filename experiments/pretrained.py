@@ -46,11 +46,11 @@ def take_over(job: Job) -> Outcome:
 
     weights = job.experiment.model.weights
     assert weights is not None
+    dataset = load_data(job)  # before anything is downloaded
     checkpoint = bridge.load_checkpoint(weights)
     settings = job.experiment.data
     require_preprocessing(settings, checkpoint.origin, weights)
     normalisation = choose_normalisation(settings, checkpoint.origin, weights)
-    dataset = load_data(job)
     classes, channels = _dimensions(checkpoint, weights)
     if classes != len(dataset.class_names):
         raise ValueError(
@@ -139,7 +139,8 @@ def choose_normalisation(
     if given is not None and given != published:
         raise ValueError(
             f"{weights} was published with mean {published.mean} and std {published.std}; the "
-            f"settings say {given.mean} and {given.std}: leave --data.mean and --data.std at None"
+            f"settings say {given.mean} and {given.std}: give --data.mean "
+            f"{' '.join(map(str, published.mean))} --data.std {' '.join(map(str, published.std))}"
         )
     return published
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from experiments.archive import archive
 from experiments.archive import regenerate as regenerate_run
 from experiments.paper import TABLE_ONE
 from experiments.presets import PRESETS
+from experiments.settings import require_device_name
 
 _CIFAR = ("cifar10", "cifar100")
 
@@ -36,7 +37,7 @@ class Reproduce:
     """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets. CIFAR is
     downloaded where it is not there."""
     device: str = "cpu"
-    """Where torch runs: cpu, cuda or cuda:N."""
+    """Where torch runs: cpu, cuda or cuda:N. JAX runs on what it was installed for."""
     runs: Path = Path("runs")
     """Folder of the runs' folders; what is finished there is not run again."""
     results: Path = Path("experiments/results")
@@ -45,6 +46,9 @@ class Reproduce:
     """The file of which the marked part is replaced."""
     debug: bool = False
     """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        require_device_name(self.device)
 
 
 @dataclass(frozen=True)
@@ -62,42 +66,62 @@ class Regenerate:
 def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
     """Runs the commands that make each row, archives what they leave and writes the page.
 
+    A row that fails does not stop the others.
+
     Raises:
       FileNotFoundError: no row has data.
-      ValueError, OSError: the place of the results, or of the page, is not as it should be.
-      StageFailed: a command failed and said why.
+      ValueError, OSError: the device, a folder or the page is not as it should be.
+      StageFailed: a command failed and said why; the page is of the rest.
     """
     page.require_place(options.readme)
-    pipeline.require_writable(options.results)
-    present = [name for name in ROWS[options.rows] if _has_data(name, options.data_dir, say)]
-    if not present:
-        raise FileNotFoundError(
-            "no data set of the paper's is there: put one into --data-dir (see the README)"
-        )
+    pipeline.require_device(options.device, "--device")
+    pipeline.require_writable(options.results, "--results")
+    pipeline.require_writable(options.runs, "--runs")
+    present = _with_data(options, say)
     data_dir = [] if options.data_dir is None else ["--data-dir", str(options.data_dir)]
     debug = ["--debug"] if options.debug else []
-    fitted = [name for name in present if _is_fitted_on(name)]
 
-    def command(*words: str) -> None:
+    def succeeds(*words: str) -> bool:
         line = ["-m", "experiments", *words, *data_dir, *debug]
         say(f"$ python {shlex.join(line)}")
-        if code := subprocess.run([sys.executable, *line]).returncode:
-            raise pipeline.StageFailed(code)
+        return call([sys.executable, *line]) == 0
 
+    done = []
     for name in present:
         out = ["--out", str(options.runs / name)]
-        command("run", name, *out, "--simulate.device", options.device)
-        if name in fitted:
-            command("rescore", name, *out)
-        archive(options.runs / name, options.results / name)
-    if fitted:
+        if succeeds("run", name, *out, "--simulate.device", options.device) and (
+            not _is_fitted_on(name) or succeeds("rescore", name, *out)
+        ):
+            archive(options.runs / name, options.results / name)
+            done.append(name)
+    failed = [name for name in present if name not in done]
+    if fitted := [name for name in done if _is_fitted_on(name)]:
         fit = options.runs / f"fit_paper_{options.rows}"
-        predicted = [name for name in present if name not in fitted]
+        predicted = [name for name in done if name not in fitted]
         places = ["--runs", str(options.runs), "--out", str(fit)]
         rows = ["--fit", *fitted, "--predict", *predicted]
-        command("fit-paper", *rows, "--device", options.device, *places)
-        archive_fit(fit, options.results / fit.name)
-    regenerate(Regenerate(options.results, options.readme), say)
+        if succeeds("fit-paper", *rows, "--device", options.device, *places):
+            archive_fit(fit, options.results / fit.name)
+        else:
+            failed.append("fit-paper")
+    if done:
+        regenerate(Regenerate(options.results, options.readme), say)
+    if failed:
+        say(f"failed, as said above: {', '.join(failed)}; the same command goes on from there")
+        raise pipeline.StageFailed(1)
+
+
+def call(line: Sequence[str]) -> int:
+    """Runs a command and returns its exit code.
+
+    Ctrl-C reaches the command too, which finishes its piece of work; it is waited for.
+    """
+    process = subprocess.Popen(line)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def archive_fit(out: Path, place: Path) -> None:
@@ -116,6 +140,7 @@ def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
       FileNotFoundError: nothing is archived, or a file is missing.
       ValueError: README has no place for the results.
     """
+    page.require_place(options.readme)
     runs = [path.parent for path in sorted(options.results.glob("*/predictions.parquet"))]
     if not runs:
         raise FileNotFoundError(f"no archived run in {options.results}: run reproduce first")
@@ -132,13 +157,23 @@ def _is_fitted_on(name: str) -> bool:
     return architecture == "resnet18" and data in _CIFAR
 
 
-def _has_data(name: str, data_dir: Path | None, say: Callable[[str], None]) -> bool:
+def _with_data(options: Reproduce, say: Callable[[str], None]) -> list[str]:
+    """The presets whose data set is there, or could be prepared."""
     from jaxcurv import data
 
-    settings = PRESETS[name].experiment.data
-    try:
-        data.load(settings.name, data_dir, settings.preprocessing)
-    except OSError as error:
-        say(f"{name} left out: {error}")
-        return False
-    return True
+    rows = ROWS[options.rows]
+    present = []
+    for name in dict.fromkeys(fit_paper.model_of(row)[1] for row in rows):
+        of_data = [row for row in rows if fit_paper.model_of(row)[1] == name]
+        settings = PRESETS[of_data[0]].experiment.data
+        try:
+            data.load(settings.name, options.data_dir, settings.preprocessing)
+        except OSError as error:
+            say(f"left out: {', '.join(of_data)}: {error}")
+        else:
+            present += of_data
+    if not present:
+        raise FileNotFoundError(
+            f"none of the data sets of --rows {options.rows} is there: put one into --data-dir"
+        )
+    return [row for row in rows if row in present]

@@ -26,6 +26,26 @@ from jaxcurv.recipe import Recipe
 Fold = Literal["train", "validation", "test"]
 
 
+def require_device_name(name: str) -> None:
+    """Raises ValueError unless torch could have a device of this name."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device must be cpu, cuda or cuda:N; got {name!r}")
+
+
+def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
+    """That of two flags.
+
+    Raises:
+      ValueError: they cannot be a mean and a standard deviation of values in 0..1.
+    """
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ValueError(
+            f"mean {mean} and std {std} must be on the scale 0..1: divide those of pixels in "
+            "0..255 by 255"
+        )
+    return Normalisation(tuple(mean), tuple(std))
+
+
 @dataclass(frozen=True)
 class Data:
     """Which images, and how the official training split is divided."""
@@ -69,7 +89,7 @@ class Data:
             return None
         if self.mean is None or self.std is None:
             raise ValueError("mean and std go together: give both or neither")
-        return Normalisation(tuple(self.mean), tuple(self.std))
+        return given_normalisation(self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -149,8 +169,7 @@ class Simulate:
                 "chips, calibration and batch_size must be at least 1; got "
                 f"{self.chips}, {self.calibration}, {self.batch_size}"
             )
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
+        require_device_name(self.device)
 
 
 @dataclass(frozen=True)

@@ -477,6 +477,8 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     readme.write_text("no place")
     with pytest.raises(ValueError, match="lacks the lines"):
         reproduce.regenerate(reproduce.Regenerate(results, readme))
+    with pytest.raises(FileNotFoundError, match="give --readme and --results"):
+        reproduce.regenerate(reproduce.Regenerate(results, tmp_path / "none.md"))
     readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     reproduce.regenerate(reproduce.Regenerate(results, readme))
     for name in ("deciles", "table_one"):
@@ -528,17 +530,18 @@ def test_rows_with_data_are_run_and_the_others_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran, said, archived = [], [], []
-    present = ("cifar10_resnet18_small", "cifar10_resnet50_small")
+    small, deep = "cifar10_resnet18_small", "cifar10_resnet50_small"
+    fails: set[str] = set()
 
-    def answer(line: list[str]) -> subprocess.CompletedProcess:
+    def answer(line: list[str]) -> int:
         ran.append(line[3:])
-        return subprocess.CompletedProcess(line, returncode=0)
+        return int(line[3] in fails)
 
     def load(name: str, *_: object) -> None:
         if name != "cifar10":
             raise FileNotFoundError(f"no {name}")
 
-    monkeypatch.setattr(reproduce.subprocess, "run", answer)
+    monkeypatch.setattr(reproduce, "call", answer)
     monkeypatch.setattr(reproduce, "archive", lambda run, place: archived.append(place.name))
     monkeypatch.setattr(reproduce, "archive_fit", lambda out, place: archived.append(place.name))
     monkeypatch.setattr(reproduce, "regenerate", lambda options, say: archived.append("page"))
@@ -551,21 +554,24 @@ def test_rows_with_data_are_run_and_the_others_named(
         readme=tmp_path / "README.md",
     )
     reproduce.reproduce(options, said.append)
-    assert [line[:2] for line in ran[:-1]] == [
-        ["run", present[0]],
-        ["rescore", present[0]],
-        ["run", present[1]],
-    ]
-    assert ran[-1][:6] == ["fit-paper", "--fit", present[0], "--predict", present[1], "--device"]
+    assert [line[:2] for line in ran[:-1]] == [["run", small], ["rescore", small], ["run", deep]]
+    assert ran[-1][:6] == ["fit-paper", "--fit", small, "--predict", deep, "--device"]
     assert all(line[-2:] == ["--data-dir", str(tmp_path)] for line in ran)
-    assert archived == [*present, "fit_paper_small", "page"]
-    assert sum("left out: no cifar100" in line for line in said) == 2
+    assert archived == [small, deep, "fit_paper_small", "page"]
+    left_out = [line for line in said if line.startswith("left out")]
+    assert left_out == ["left out: cifar100_resnet18_small, cifar100_resnet50_small: no cifar100"]
 
-    monkeypatch.setattr(
-        reproduce.subprocess, "run", lambda line: subprocess.CompletedProcess(line, returncode=1)
-    )
+    # One row fails: the other is run all the same, and the failure is the command's.
+    archived.clear()
+    fails.add("rescore")
     with pytest.raises(StageFailed):
         reproduce.reproduce(options, said.append)
+    assert archived == [deep, "page"]
+    assert small in said[-1]
+
+
+def test_a_command_of_reproduce_gives_its_exit_code() -> None:
+    assert reproduce.call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -574,9 +580,10 @@ def test_rows_with_data_are_run_and_the_others_named(
         ({"fit": ("digits",)}, "no row for digits"),
         ({"fit": ("nothing",)}, "unknown preset 'nothing'"),
         ({"fit": ()}, "one preset at least"),
-        ({"predict": ("cifar10_resnet18_small",)}, "no preset twice"),
-        ({"chips": 0}, "at least one chip"),
-        ({"share": 0.0}, "a share in"),
+        ({"predict": ("cifar10_resnet18_small",)}, "cifar10_resnet18_small stands twice"),
+        ({"chips": 0}, "must be at least 1"),
+        ({"share": 0.0}, "--share must be in"),
+        ({"device": "tpu"}, "device must be cpu"),
     ],
 )
 def test_a_fit_refuses_what_it_cannot_do(settings: dict, says: str) -> None:
