@@ -25,8 +25,10 @@ _TABLES = (
     *("calibration", "calibration_errors", "routing_choices", "routing_baselines"),
     *("per_class", "overlap", "systematic"),
 )
-_FOLDERS = ("stages", "figures", "agreement", "compare-noise", "drift", "layers", "rescore")
-_KINDS = (".csv", ".json", ".png", ".parquet")
+_KEPT_OF = dict.fromkeys(
+    ("stages", "agreement", "compare-noise", "drift", "layers", "rescore"),
+    (".csv", ".json", ".png", ".parquet"),
+) | {"figures": (".png",)}  # whose tables are kept already
 
 
 def archive(run: Path, place: Path) -> None:
@@ -54,11 +56,11 @@ def archive(run: Path, place: Path) -> None:
         (place / name).unlink(missing_ok=True)
         if (run / name).exists() and (run / name).stat().st_size <= SMALL:
             shutil.copyfile(run / name, place / name)
-    for folder in _FOLDERS:
+    for folder, kinds in _KEPT_OF.items():
         files = [
             path
             for path in sorted((run / folder).glob("*"))
-            if path.suffix in _KINDS and path.stat().st_size <= SMALL
+            if path.suffix in kinds and path.stat().st_size <= SMALL
         ]
         if folder == "rescore" and not _is_of_scores(run):
             files = []
