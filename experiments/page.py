@@ -73,10 +73,11 @@ def write(results: Path, readme: Path) -> Path:
       FileNotFoundError: an archived run lacks a file.
     """
     text = require_place(readme)
-    runs = [
+    found = [
         _Run(path.parent, recorded_settings(path.parent), pd.read_csv(path))
         for path in sorted(results.glob("*/table_one.csv"))
     ]
+    runs = sorted(found, key=lambda run: [*TABLE_ONE, run.model].index(run.model))
     fits = sorted(results.glob("fit_paper_*"))
     fitted = pd.concat([pd.read_csv(fit / "table.csv") for fit in fits]) if fits else None
     confidence = {run.settings["analyse"]["confidence"] for run in runs}
@@ -197,7 +198,7 @@ def _figure_one(runs: Sequence[_Run], place: str) -> Iterator[str]:
         if run.model == ("resnet18", "cifar100"):
             name = run.folder.name
             title = f"Failure rate by curvature decile, {name}"
-            yield f"![{title}]({place}/{name}/figures/figure_one_correct.png)"
+            yield f"![{title}]({place}/{name}/figures/figure_one.png)"
 
 
 def _runs(runs: Sequence[_Run]) -> Iterator[str]:
