@@ -38,7 +38,7 @@ def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Norm
     Raises:
       ValueError: they cannot be a mean and a standard deviation of values in 0..1.
     """
-    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+    if not all(0 <= value <= 1 for value in mean) or any(value > 1 for value in std):
         raise ValueError(
             f"mean {mean} and std {std} must be on the scale 0..1: divide those of pixels in "
             "0..255 by 255"

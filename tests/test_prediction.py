@@ -257,7 +257,7 @@ def test_a_run_s_command_line_gives_the_same_experiment():
         ("imagenet_resnet50", {"resize_size": 232}, {"weights": "resnet50:IMAGENET1K_V2"}),
         (
             "imagenet_resnet18",
-            {"image_size": None, "resize_size": None, "mean": None, "std": None},
+            {"resize_size": None, "mean": None, "std": None},
             {"weights": None},
         ),
         ("tiny_imagenet_resnet18", {"mean": (0.5, 0.25, 0.125), "std": (1.0, 1.0, 0.5)}, {}),
