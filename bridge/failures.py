@@ -195,7 +195,9 @@ def trend_test(decile: npt.ArrayLike, failed: npt.ArrayLike) -> Trend:
         return Trend(np.nan, np.nan, "every sample fails alike")
     if not d.any():
         return Trend(np.nan, np.nan, "one bin only")
-    z = float(d @ f / np.sqrt((d @ d) * (f @ f) / (len(d) - 1)))
+    # Sums and not products of vectors, whose last bits depend on BLAS's number of threads.
+    squares = np.sum(d * d) * np.sum(f * f)
+    z = float(np.sum(d * f) / np.sqrt(squares / (len(d) - 1)))
     return Trend(z, 2 * NormalDist().cdf(-abs(z)))
 
 

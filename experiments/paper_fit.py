@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bridge.failures import failure_table
-from bridge.profiles import ADC, PCM, Clipping, Profile, WeightNoise
-from experiments.analysis import DENOMINATORS
+from bridge.profiles import PCM, PROFILES, Clipping, Profile
+from experiments.analysis import DENOMINATORS, FULL_PROFILE
 from experiments.settings import Fold
 
 FOLDS: dict[str, tuple[Fold, ...]] = {
@@ -28,7 +28,7 @@ FOLDS: dict[str, tuple[Fold, ...]] = {
 """Which scored samples the deciles may be cut among; train is without validation. Together they are
 in the proportion in which the run scored them."""
 
-SHIPPED = Profile(ADC(), WeightNoise(), PCM())
+SHIPPED = PROFILES[FULL_PROFILE]
 """The full profile as it is where nothing is set."""
 
 

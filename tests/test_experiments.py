@@ -506,6 +506,22 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
         reproduce.regenerate(reproduce.Regenerate(results, readme))
 
 
+def test_variants_of_another_network_s_score_are_not_archived(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "place"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoints"))
+    inputs = read_json(run / "stages" / "score.json")["inputs"]
+    (own,) = (digest for name, digest in inputs.items() if name.startswith("checkpoints/"))
+    (run / "rescore").mkdir()
+    (run / "rescore" / "variants.csv").write_text("variant")
+    for checkpoint, kept in ((own, True), ("0" * 64, False)):
+        settings = json.dumps({"checkpoint_sha256": checkpoint})
+        (run / "rescore" / "settings.json").write_text(settings)
+        archive(run, place)
+        assert (place / "rescore" / "variants.csv").exists() is kept
+
+
 @pytest.mark.usefixtures("as_preset")
 def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
