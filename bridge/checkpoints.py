@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bridge.weights import _HEADER
+from bridge.weights import HEADER, content_hash
+from jaxcurv.sealed import SEAL, check_seal
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(:[A-Za-z0-9_]+)?")
 _NESTINGS = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep weights
@@ -102,9 +103,11 @@ def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
             content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if _HEADER in metadata:
+    if {SEAL, HEADER} <= metadata.keys():
+        check_seal(path, metadata[SEAL], lambda: content_hash(content, metadata[HEADER]))
+    if HEADER in metadata:
         with suppress(json.JSONDecodeError):  # another program's entry of that name
-            origin["header"] = json.loads(metadata[_HEADER])
+            origin["header"] = json.loads(metadata[HEADER])
     return Checkpoint(_weights(content, path), origin)
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from bridge.chip import Chip
 from bridge.chip_files import fingerprint
+from jaxcurv.sealed import read_table, write_tables
 
 _IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
@@ -61,7 +62,7 @@ def predict(
       device: where to run; the chip itself stays where it is.
       description: text ahead of the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
-        data set, and the table returned is mapped from it. A file that the same chip has made from
+        data set until the table is returned. A file that the same chip has made from
         the same samples, of which their number and 16 are compared, is read instead of made again.
 
     Returns:
@@ -90,19 +91,10 @@ def predict(
     identity = _identity(chip, source)
     if target.exists():
         return _read(target, identity)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    writer = None
-    try:
-        for rows in _run(chip, source, batch_size, device, description):
-            if writer is None:
-                schema = rows.schema.with_metadata({_MADE_BY: identity})
-                writer = pq.ParquetWriter(temporary, schema)
-            writer.write_batch(rows)
-        assert writer is not None
-        writer.close()
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    rows = _run(chip, source, batch_size, device, description)
+    batches = (pa.Table.from_batches([batch]) for batch in rows)
+    first = next(batches)
+    write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], batches))
     return _read(target, identity)
 
 
@@ -228,10 +220,7 @@ def _checked(sample: Any) -> Any:
 
 
 def _read(path: Path, identity: bytes) -> pa.Table:
-    try:
-        table = pq.read_table(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable table: remove it ({error})") from error
+    table = read_table(path)
     if (table.schema.metadata or {}).get(_MADE_BY) != identity:
         raise ValueError(
             f"{path} was made by another chip or from other samples: remove it, or give another out"

@@ -19,9 +19,12 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from jaxcurv.files import write_whole
+from jaxcurv.sealed import SEAL, check_seal, hash_arrays, seal
+
 Model = TypeVar("Model", bound=nnx.Module)
 
-_HEADER = "header"  # the metadata entry that holds the JSON header
+HEADER = "header"  # the metadata entry that holds the JSON header
 _STORABLE = (torch.float32, torch.int64)
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
 
@@ -180,18 +183,15 @@ def save_weights(
         raise ValueError(f"weights are stored as float32; convert {', '.join(wrong)} first")
     _refuse_non_finite(state_dict)
     try:
-        metadata = {_HEADER: json.dumps(dict(header), allow_nan=False)}
+        described = json.dumps(dict(header), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the header of {path} is not plain JSON: {error}") from error
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(save({n: t.contiguous() for n, t in state_dict.items()}, metadata))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    metadata = {HEADER: described, SEAL: seal(content_hash(content, described))}
+    write_whole(target, lambda temporary: temporary.write_bytes(save(content, metadata)))
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -202,7 +202,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is no safetensors file or has no header.
+      ValueError: the file is no safetensors file, has no header, or is damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
@@ -212,6 +212,13 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if _HEADER not in metadata:
+    if HEADER not in metadata:
         raise ValueError(f"{path} has no header; write it with save_weights")
-    return state_dict, json.loads(metadata[_HEADER])
+    check_seal(path, metadata.get(SEAL), lambda: content_hash(state_dict, metadata[HEADER]))
+    return state_dict, json.loads(metadata[HEADER])
+
+
+def content_hash(state_dict: Mapping[str, torch.Tensor], header: str) -> str:
+    """SHA-256 of tensors on the CPU and the JSON header, in hexadecimal digits."""
+    arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
+    return hash_arrays({**arrays, f" {HEADER}": np.frombuffer(header.encode(), np.uint8)})

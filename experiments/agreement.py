@@ -18,7 +18,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.artefacts import read_json, write_json
 from experiments.benchmark_curvature import device
 from experiments.figures import STYLE, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
@@ -43,6 +42,7 @@ from jaxcurv.estimators import (
     LowRankGaussNewton,
     forward_passes,
 )
+from jaxcurv.sealed import read_json, write_json
 
 REFERENCE = "fd_h1e-3_n10"
 """Eq. 1 at the usual step and number of probes."""

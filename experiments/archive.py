@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import analysis, analysis_figures, figures, prediction, rescore
-from experiments.artefacts import read_json, write_csv, write_parquet
+from experiments.artefacts import read_parquet, write_csv, write_parquet
 from experiments.records import read_record
+from jaxcurv.sealed import read_json
 
 SMALL = 4 * 2**20
 """Bytes of the largest file that is copied as it is; larger weights are left out."""
@@ -107,9 +108,14 @@ def regenerate(place: Path) -> None:
         **interval,
     )
     named = model, settings["data"]["name"]
-    write_csv(place / "deciles.csv", deciles)
-    write_csv(place / "table_one.csv", analysis.table_one(joined, deciles, model=named))
-    write_csv(place / "predictors.csv", predictors)
+    table_one = analysis.table_one(joined, deciles, model=named)
+    for name, table in (
+        ("deciles", deciles),
+        ("table_one", table_one),
+        ("predictors", predictors),
+    ):
+        write_csv(place / f"{name}.csv", table)
+        write_parquet(place / f"{name}.parquet", table)
     drawn = [
         figures.figure_one(deciles, place / "figures" / "figure_one.png"),
         figures.figure_one(
@@ -119,7 +125,7 @@ def regenerate(place: Path) -> None:
     ]
     if (rescored := place / "rescore" / "scores.parquet").exists():
         variants = rescore.tabulate(
-            pd.read_parquet(rescored), predictions, bins=analyse["bins"], **interval
+            read_parquet(rescored), predictions, bins=analyse["bins"], **interval
         )
         write_csv(place / "rescore" / "variants.csv", variants)
         drawn.append(rescore.draw(variants, place / "rescore" / "rescore.png"))
@@ -133,6 +139,6 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         if not (folder / f"{name}.parquet").exists():
             raise FileNotFoundError(f"no {name}.parquet in {folder}: finish the run first")
     scores, predictions, flips = (
-        pd.read_parquet(folder / f"{name}.parquet") for name in ("scores", "predictions", "flips")
+        read_parquet(folder / f"{name}.parquet") for name in ("scores", "predictions", "flips")
     )
     return scores, predictions, flips

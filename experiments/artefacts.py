@@ -1,13 +1,13 @@
 """Files that are either whole or absent, and their hashes."""
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from jaxcurv.files import write_whole
+from jaxcurv.sealed import read_table, write_table
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -15,30 +15,19 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """Writes JSON atomically, keys in their order."""
-    return write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+def write_parquet(path: Path, table: pd.DataFrame) -> Path:
+    """Writes a Parquet file with a hash of its content, atomically."""
+    return write_table(path, pa.Table.from_pandas(table, preserve_index=False))
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON.
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Reads what `write_parquet` wrote.
 
     Raises:
-      ValueError: the file is not JSON.
+      FileNotFoundError: no such file.
+      ValueError: it is damaged, or of another program or version.
     """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
-
-
-def write_parquet(path: Path, table: pd.DataFrame) -> Path:
-    """Writes a Parquet file atomically."""
-
-    def write(temporary: Path) -> None:
-        table.to_parquet(temporary, index=False, compression="zstd")
-
-    return write_whole(path, write)
+    return read_table(path).to_pandas()
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> Path:

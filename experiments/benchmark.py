@@ -20,8 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.artefacts import read_json
 from experiments.pipeline import require_writable
+from jaxcurv.sealed import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from bridge.devices import PCM
 from bridge.profiles import PROFILES, Profile, WeightNoise
-from experiments.artefacts import write_json
 from experiments.benchmark import (
     conclude,
     cores,
@@ -39,6 +38,7 @@ from experiments.benchmark import (
     warn_of_load,
 )
 from experiments.pipeline import package_versions, require_device, show_error
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from experiments.artefacts import write_json
 from experiments.benchmark import (
     conclude,
     cores,
@@ -45,6 +44,7 @@ from jaxcurv.estimators import (
     Precision,
     forward_passes,
 )
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -362,12 +362,11 @@ def _presets(arguments: Sequence[str]) -> int:
 
 
 def _print_result(folder: Path) -> None:
-    import pandas as pd
-
     from experiments import analysis, prediction, routing
+    from experiments.artefacts import read_parquet
 
     tables = {
-        name: pd.read_parquet(folder / f"{name}.parquet")
+        name: read_parquet(folder / f"{name}.parquet")
         for name in ("deciles", "predictors", "routing_choices")
     }
     drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]

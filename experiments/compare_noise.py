@@ -24,11 +24,12 @@ from rich.table import Table
 from bridge import devices
 from bridge.overlap import failure_overlap, systematic_share
 from bridge.profiles import Profile, to_json
-from experiments.artefacts import write_csv, write_json, write_parquet
+from experiments.artefacts import read_parquet, write_csv, write_parquet
 from experiments.exported import Exported
 from experiments.figures import STYLE, new_figure, write_figure
 from experiments.settings import Experiment
 from jaxcurv.data import Normalised
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     import bridge
@@ -261,7 +262,7 @@ class Bench:
                 tiles = named_tiles(self._program(name, factor, seed).analog).values()
                 finite = all(bool(tile.tile.get_weights().isfinite().all()) for tile in tiles)
                 write_parquet(path, pd.DataFrame({"finite": [finite]}))
-            if not pd.read_parquet(path)["finite"].all():
+            if not read_parquet(path)["finite"].all():
                 return False
         return True
 
@@ -275,7 +276,7 @@ class Bench:
                 label = f"{name} x {factor:g}, chip {seed}, {fold}"
                 table = self._predict(self._program(name, factor, seed), samples, label)
                 write_parquet(path, table[["index", "correct"]])
-            outcomes.append(pd.read_parquet(path)["correct"].to_numpy(bool))
+            outcomes.append(read_parquet(path)["correct"].to_numpy(bool))
         return np.array(outcomes)
 
     def digital(self) -> pd.DataFrame:
@@ -287,7 +288,7 @@ class Bench:
             highest = np.sort(np.stack(table["logits"].to_numpy()), axis=1)[:, -2:]
             table["margin"] = highest[:, 1] - highest[:, 0]
             write_parquet(path, table[["index", "correct", "margin"]])
-        return pd.read_parquet(path)
+        return read_parquet(path)
 
     def _predict(self, which: Any, samples: Normalised, label: str) -> pd.DataFrame:
         import bridge

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from bridge.devices import require_finite
 from bridge.failures import analog_only_failures
 from bridge.profiles import Profile, to_json
-from experiments.artefacts import write_json, write_parquet
+from experiments.artefacts import read_parquet, write_parquet
 from experiments.exported import Exported
 from experiments.figures import BLUE, GREEN, PURPLE, STYLE, VERMILLION, new_figure, write_figure
 from experiments.settings import Experiment
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,7 +150,7 @@ def age(
     ]
     if missing:
         _age_missing(exported, missing, len(pieces), batch_size, device)
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    return pd.concat([read_parquet(path) for path in paths], ignore_index=True)
 
 
 def _age_missing(

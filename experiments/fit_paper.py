@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bridge.profiles import Profile, from_json, to_json
 from experiments import paper_fit
 from experiments.analysis import DENOMINATORS, FULL_PROFILE
-from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
+from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
 from experiments.paper import TABLE_ONE
 from experiments.paper_fit import SHIPPED, Chips, Reading, Step
 from experiments.pipeline import package_versions, require_device, require_writable
@@ -32,6 +32,7 @@ from experiments.records import read_record, recorded_settings
 from experiments.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings import Experiment, Fold, require_device_name
 from jaxcurv.data import Normalisation, Normalised, subset
+from jaxcurv.sealed import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,7 +127,7 @@ def run(options: FitPaper) -> None:
         path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
         if not path.exists():
             write_parquet(path, _simulate(one, chip, chips, share, options.device))
-        return pd.read_parquet(path)
+        return read_parquet(path)
 
     searched: dict[str, pd.DataFrame] = {}
     with tqdm(desc="fit", unit="chip settings") as progress:
@@ -301,9 +302,7 @@ def _beside(table: pd.DataFrame | None, outcomes: pd.DataFrame, cell: str) -> pd
 
 def read_scores(folder: Path) -> pd.DataFrame:
     """fold, index, curvature and correct of a run."""
-    return pd.read_parquet(
-        folder / "scores.parquet", columns=["fold", "index", "curvature", "correct"]
-    )
+    return read_parquet(folder / "scores.parquet")[["fold", "index", "curvature", "correct"]]
 
 
 def with_scores(outcomes: pd.DataFrame, scores: pd.DataFrame) -> Chips:
@@ -322,9 +321,8 @@ def with_scores(outcomes: pd.DataFrame, scores: pd.DataFrame) -> Chips:
 
 def shipped_outcomes(folder: Path) -> pd.DataFrame:
     """Those of the run's own chips under the full profile: fold, index and a column a chip."""
-    predictions = pd.read_parquet(
-        folder / "predictions.parquet", filters=[("profile", "==", FULL_PROFILE)]
-    )
+    predictions = read_parquet(folder / "predictions.parquet")
+    predictions = predictions[predictions["profile"] == FULL_PROFILE]
     wide = predictions.pivot(index=["fold", "index"], columns="chip", values="correct")
     wide.columns = wide.columns.map(str)
     return wide.reset_index()
@@ -356,7 +354,7 @@ def tabulate(out: Path, runs: Path) -> pd.DataFrame:
         if record is None or record["outputs"][_WEIGHTS] != kept["runs"][name]["weights"]:
             raise ValueError(f"{out} is not of the run in {runs / name}: run fit-paper again")
     scores = {name: read_scores(runs / name) for name in names}
-    searched = {name: pd.read_parquet(out / "search" / f"{name}.parquet") for name in kept["fit"]}
+    searched = {name: read_parquet(out / "search" / f"{name}.parquet") for name in kept["fit"]}
     steps = []
     for entry in kept["steps"]:
         chip = from_json(entry["chip"])
@@ -374,7 +372,7 @@ def tabulate(out: Path, runs: Path) -> pd.DataFrame:
         settings = recorded_settings(runs / name)
         model = settings["model"]["architecture"], settings["data"]["name"]
         shipped = with_scores(shipped_outcomes(runs / name), scores[name])
-        fitted = with_scores(pd.read_parquet(out / "fitted" / f"{name}.parquet"), scores[name])
+        fitted = with_scores(read_parquet(out / "fitted" / f"{name}.parquet"), scores[name])
         row: dict[str, Any] = {
             "preset": name,
             "architecture": model[0],

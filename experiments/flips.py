@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from experiments.artefacts import read_json, write_parquet
+from experiments.artefacts import read_parquet, write_parquet
 from experiments.samples import calibration_images, choose_folds, limited, read_small
 from experiments.stages import (
     Job,
@@ -28,6 +28,7 @@ from experiments.stages import (
 )
 from jaxcurv import data
 from jaxcurv.files import write_whole
+from jaxcurv.sealed import read_json
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -112,7 +113,7 @@ def flips(job: Job) -> Outcome:
     model = load_flax(job, description)
     noises, at_mean = _noises(model, job.folder / "moments.safetensors")
     profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    outputs = pd.read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
+    outputs = read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
     unfinished = job.folder / "flips" / job.fingerprint
     tables = []
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
@@ -190,7 +191,7 @@ def _margins(
             network, source, noises=noises, of=of, description=f"flips {fold}, {name}"
         )
         write_parquet(path, table.to_pandas())
-    return pd.read_parquet(path)
+    return read_parquet(path)
 
 
 def _probabilities(

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.profiles import to_json
-from experiments.artefacts import write_json, write_parquet
+from experiments.artefacts import write_parquet
 from experiments.exported import Exported
 from experiments.figures import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.settings import Experiment
+from jaxcurv.sealed import write_json
 
 
 @dataclass(frozen=True)

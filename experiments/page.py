@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from bridge.profiles import from_json
 from experiments.analysis import DENOMINATORS, FULL_PROFILE
-from experiments.artefacts import read_json, write_bytes
+from experiments.artefacts import read_parquet, write_bytes
 from experiments.fit_paper import cell_of
 from experiments.paper import TABLE_ONE
 from experiments.presets import command_line
 from experiments.records import read_records, recorded_settings
+from jaxcurv.sealed import read_json
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Between these lines of README.md stands what `write` puts there."""
@@ -74,8 +75,8 @@ def write(results: Path, readme: Path) -> Path:
     """
     text = require_place(readme)
     found = [
-        _Run(path.parent, recorded_settings(path.parent), pd.read_csv(path))
-        for path in sorted(results.glob("*/table_one.csv"))
+        _Run(path.parent, recorded_settings(path.parent), read_parquet(path))
+        for path in sorted(results.glob("*/table_one.parquet"))
     ]
     runs = sorted(found, key=lambda run: [*TABLE_ONE, run.model].index(run.model))
     fits = sorted(results.glob("fit_paper_*"))

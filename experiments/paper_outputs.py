@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import analysis, figures
-from experiments.artefacts import read_json
+from experiments.artefacts import read_parquet
 from experiments.pipeline import require_writable
 from experiments.settings import Data, Fold
+from jaxcurv.sealed import read_json
 
 _OURS_ALL, _OURS_CORRECT, _PAPER = figures.BLUE, figures.VERMILLION, figures.BLACK
 
@@ -93,13 +94,13 @@ def table_one(options: TableOne) -> None:
         FileNotFoundError: a folder, or every one, has no table.
         OSError: the output folder cannot be written.
     """
-    runs = [_open(folder, "table_one.csv") for folder in options.runs or _finished()]
+    runs = [_open(folder, "table_one.parquet") for folder in options.runs or _finished()]
     if not runs:
         raise FileNotFoundError("no finished run under runs/ or experiments/results/: name folders")
     require_writable(options.out)
     tables = []
     for run in runs:
-        table = pd.read_csv(run.folder / "table_one.csv")
+        table = read_parquet(run.folder / "table_one.parquet")
         table = table[table["profile"] == analysis.FULL_PROFILE]
         table.insert(0, "model", run.model)
         table.insert(1, "data", run.data)
@@ -204,11 +205,11 @@ def figure_one(options: FigureOne) -> None:
         ValueError: the run has none of the folds.
         OSError: the output folder cannot be written.
     """
-    run = _open(options.run, "deciles.csv")
+    run = _open(options.run, "deciles.parquet")
     out = _out(run, options.out)
     name = "figure_one" if options.denominator == "all" else "figure_one_correct"
     path = figures.figure_one(
-        pd.read_csv(run.folder / "deciles.csv"),
+        read_parquet(run.folder / "deciles.parquet"),
         out / f"{name}.png",
         denominator=options.denominator,
         panels=options.folds,
@@ -232,7 +233,7 @@ def gallery(options: Gallery) -> None:
     scores, predictions = (
         table[table["fold"] == options.fold]
         for table in map(
-            pd.read_parquet, (run.folder / "scores.parquet", run.folder / "predictions.parquet")
+            read_parquet, (run.folder / "scores.parquet", run.folder / "predictions.parquet")
         )
     )
     if scores.empty or predictions.empty:
@@ -269,7 +270,7 @@ def _finished() -> list[Path]:
     found = [
         path.parent
         for place in places
-        for path in sorted(place.glob("*/table_one.csv"))
+        for path in sorted(place.glob("*/table_one.parquet"))
         if (path.parent / "settings.json").exists()
     ]
     different: dict[str, Path] = {}

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import flips, pretrained, stages
-from experiments.artefacts import sha256, write_json
+from experiments.artefacts import sha256
 from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
+from jaxcurv.sealed import write_json
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")
 _TORCH = ("torch", "aihwkit", "safetensors")

@@ -6,10 +6,10 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.artefacts import write_json
 from experiments.settings import Data, Experiment
 from experiments.stages import Job, Outcome, build_flax, describe, load_data
 from jaxcurv import data
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts import read_json, write_json
 from experiments.settings import Experiment
+from jaxcurv.sealed import read_json, write_json
 
 STAGE_NAMES = (
     *("train", "score", "export", "moments", "flips"),

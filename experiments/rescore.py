@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bridge.failures import deciles, failure_table
 from experiments import analysis
-from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
+from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
 from experiments.benchmark_curvature import device
 from experiments.figures import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
@@ -42,6 +42,7 @@ from experiments.stages import (
 )
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
+from jaxcurv.sealed import read_json, write_json
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -179,7 +180,7 @@ def open_finished(
     dataset = load_data(job)
     require_classes(dataset, description)
     fold = choose_folds(dataset, experiment, (FOLD,))[FOLD]
-    scores = pd.read_parquet(folder / "scores.parquet")
+    scores = read_parquet(folder / "scores.parquet")
     scores = scores[scores["fold"] == FOLD]
     chosen = subset(scores["index"].to_numpy(), limit, experiment.data.split_seed)
     if len(chosen) < experiment.analyse.bins:
@@ -199,7 +200,7 @@ def open_finished(
         normalisation=read_normalisation(description),
         samples=samples,
         own=own,
-        predictions=pd.read_parquet(folder / "predictions.parquet"),
+        predictions=read_parquet(folder / "predictions.parquet"),
         estimator=FiniteDifference(**recorded["score"]["estimator"]),
         seed=recorded["seed"],
         origin={

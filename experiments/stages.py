@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
+from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
 from experiments.records import read_records, recorded_settings
 from experiments.samples import (
     calibration_images,
@@ -27,6 +27,7 @@ from experiments.samples import (
 )
 from experiments.settings import Experiment, Model
 from jaxcurv import data
+from jaxcurv.sealed import read_json, write_json
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -265,9 +266,9 @@ def simulate(job: Job) -> Outcome:
                     table.insert(0, "profile", name)
                     table.insert(1, "chip", seed)
                     write_parquet(path, table)
-            predictions.append(pd.read_parquet(finished))
+            predictions.append(read_parquet(finished))
             if profile.adc:
-                converters.append(pd.read_parquet(converter))
+                converters.append(read_parquet(converter))
     outputs = [
         write_parquet(job.folder / "predictions.parquet", pd.concat(predictions)),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
@@ -290,7 +291,7 @@ def analyse(job: Job) -> Outcome:
     settings = job.experiment.analyse
     joined = _joined(job)
     costs = prediction.costs_table(pd.read_csv(job.folder / "costs.csv"))
-    flips = pd.read_parquet(job.folder / "flips.parquet")
+    flips = read_parquet(job.folder / "flips.parquet")
     interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
     deciles = analysis.failure_tables(joined, bins=settings.bins, **interval)
     model = job.experiment.model.architecture, job.experiment.data.name
@@ -331,10 +332,10 @@ def report(job: Job) -> Outcome:
     settings = job.experiment
     dataset = load_data(job)
     joined = _joined(job)
-    tables = {name: pd.read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
+    tables = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
     costs = prediction.costs_table(pd.read_csv(job.folder / "costs.csv"))
     seconds = costs[["predictor", "seconds_per_image"]]
-    flips = pd.read_parquet(job.folder / "flips.parquet")
+    flips = read_parquet(job.folder / "flips.parquet")
     test = choose_folds(dataset, settings, ("test",))["test"]
 
     def images(rows: pd.DataFrame) -> np.ndarray:
@@ -400,8 +401,8 @@ def _joined(job: Job) -> pd.DataFrame:
     from experiments import analysis
 
     return analysis.join(
-        pd.read_parquet(job.folder / "scores.parquet"),
-        pd.read_parquet(job.folder / "predictions.parquet"),
+        read_parquet(job.folder / "scores.parquet"),
+        read_parquet(job.folder / "predictions.parquet"),
     )
 
 

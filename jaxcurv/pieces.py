@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jaxcurv.files import write_whole
 from jaxcurv.problem import check_indices
+from jaxcurv.sealed import read_json, read_table, write_json, write_table, write_tables
 
 METADATA_KEY = b"jaxcurv"
 
@@ -51,14 +50,10 @@ class Pieces:
         return self._path(start).exists()
 
     def write(self, start: int, table: pa.Table) -> None:
-        write_whole(self._path(start), lambda path: pq.write_table(table, path))
+        write_table(self._path(start), table)
 
-    def read(self, start: int, columns: list[str] | None = None) -> pa.Table:
-        path = self._path(start)
-        try:
-            return pq.ParquetFile(path).read(columns)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
+    def read(self, start: int) -> pa.Table:
+        return read_table(self._path(start))
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:012d}.parquet"
@@ -80,10 +75,9 @@ def open_pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
     if not record.exists():
         if orphans:
             raise ValueError(f"{_folder(out)} has pieces but no run.json: delete it and run again")
-        content = json.dumps(identity, indent=2) + "\n"
-        write_whole(record, lambda path: path.write_text(content))
+        write_json(record, identity)
     # Read back in any case: another process may have started another table there.
-    refuse_other(_folder(out), _read_json(record), identity)
+    refuse_other(_folder(out), read_json(record), identity)
     return _pieces(out, identity)
 
 
@@ -95,15 +89,14 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     """
     if not out.exists():
         return None
-    try:
-        found = json.loads((pq.read_schema(out).metadata or {})[METADATA_KEY])
-    except (pa.ArrowException, KeyError) as error:
+    table = read_table(out)
+    if METADATA_KEY not in (table.schema.metadata or {}):
         raise ValueError(
             f"{out} exists and is no table of scores: choose another file, or delete it"
-        ) from error
-    refuse_other(out, found, identity)
+        )
+    refuse_other(out, json.loads(table.schema.metadata[METADATA_KEY]), identity)
     _remove(_folder(out))
-    return _read_table(out)
+    return table
 
 
 def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -147,8 +140,8 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     if not record.exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
-        return _read_table(path)
-    identity = _read_json(record)
+        return read_table(path)
+    identity = read_json(record)
     if (finished := read_finished(path, identity)) is not None:
         return finished
     pieces = _pieces(path, identity)
@@ -158,20 +151,16 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
             f"from sample {missing[0]} on: run the processes or shards that did not finish again"
         )
     # A sample may have a row for each of several checkpoints, all in one piece.
-    check_indices(np.unique(pieces.read(start, ["index"])["index"]) for start in pieces.starts())
-    metadata = merged_metadata(
-        identity, (pieces.read(start, []).schema.metadata for start in pieces.starts())
-    )
-
-    def save(temporary: Path) -> None:
-        schema = pieces.read(0).schema.with_metadata(metadata)
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for start in pieces.starts():
-                writer.write_table(pieces.read(start).replace_schema_metadata(metadata))
-
-    write_whole(path, save)
+    indices, metadata = [], []
+    for start in pieces.starts():
+        piece = pieces.read(start)
+        indices.append(np.unique(piece["index"]))
+        metadata.append(piece.schema.metadata)
+    check_indices(indices)
+    schema = piece.schema.with_metadata(merged_metadata(identity, metadata))
+    write_tables(path, schema, map(pieces.read, pieces.starts()))
     _remove(pieces.folder)
-    return _read_table(path)
+    return read_table(path)
 
 
 def _remove(folder: Path) -> None:
@@ -181,10 +170,6 @@ def _remove(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             folder.rename(discarded / folder.name)
         shutil.rmtree(discarded, ignore_errors=True)
-
-
-def _read_table(path: Path) -> pa.Table:
-    return pq.read_table(path, memory_map=True)
 
 
 def merged_metadata(
@@ -205,10 +190,3 @@ def _pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
 
 def _folder(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from error

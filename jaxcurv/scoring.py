@@ -1,6 +1,5 @@
 """Scoring a whole data set: one compiled shape, one row a sample, nothing lost when killed."""
 
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,6 @@ from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.sources import Source, samples_at
 from jaxcurv.engine import PRECISION, Batch, Raw, collect, dispatch
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference
-from jaxcurv.files import write_whole
 from jaxcurv.losses import Loss, cross_entropy
 from jaxcurv.pieces import (
     METADATA_KEY,
@@ -44,6 +42,7 @@ from jaxcurv.problem import (
     check_labels,
     functional,
 )
+from jaxcurv.sealed import hash_tree, read_json, write_json
 
 _PIECE, _PIECES = 1024, 16
 """Samples written at once, and again after a kill; fewer where a source is too small to share."""
@@ -148,10 +147,10 @@ def score_dataset(
         "matrix": inspection.matrix,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "samples": len(source),
-        "data": _digest([*few, *_read(source, [len(source) - 1]), *_known(source)]),
+        "data": hash_tree([*few, *_read(source, [len(source) - 1]), *_known(source)]),
         "checkpoints": len(weights),
         "average": average,
-        "weights": _digest(weights),
+        "weights": hash_tree(weights),
         "logits": inspection.logits.tolist(),
         "batch_size": batch_size,
         "columns": _SAMPLE_COLUMNS,
@@ -275,19 +274,6 @@ def _known(source: Any) -> list[np.ndarray]:
     ]
 
 
-def _digest(tree: Any) -> str:
-    """Hash of a tree of arrays: paths, types, shapes and values."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    digest = hashlib.sha256(str(len(leaves)).encode())
-    for path, leaf in leaves:
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def _joined_by_all(pieces: Pieces, identity: Mapping[str, Any]) -> pa.Table:
     """The whole table, once every process has finished its share; the first one makes it.
 
@@ -344,19 +330,19 @@ def _compute_on_disk(
     """Scores the pieces that are not finished, at the batch size that an earlier try ended with."""
     path = pieces.folder / record
     if path.exists():
-        batch_size = json.loads(path.read_text())
+        batch_size = read_json(path)["batch_size"]
         if batch_size % _devices(run.sharding):
             raise ValueError(
                 f"{pieces.folder} was begun with batches of {batch_size}, which "
                 f"{_devices(run.sharding)} devices cannot share: go on with as many as before"
             )
     for start in filter(pieces.finished, mine):
-        pieces.read(start, ["index"])  # a damaged one is told now and not at the end
+        pieces.read(start)  # a damaged one is told now and not at the end
     done = sum(run.rows(start) for start in mine if pieces.finished(start))
     todo = [start for start in mine if not pieces.finished(start)]
 
     def keep(size: int) -> None:
-        write_whole(path, lambda temporary: temporary.write_text(json.dumps(size)))
+        write_json(path, {"batch_size": size})
 
     _compute(run, todo, batch_size, pieces.write, done=done, halved=keep)
 

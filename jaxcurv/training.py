@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from jaxcurv.data import Arrays, Normalisation
 from jaxcurv.recipe import Recipe
+from jaxcurv.sealed import check_seal, hash_tree, seal
 
 BuildModel = Callable[[Any], nnx.Module]
 """Makes the model with a computation dtype, the same weights at every call."""
@@ -207,7 +208,7 @@ def fit(
       One row an epoch, those before an interruption included.
 
     Raises:
-      ValueError: an empty fold, or fewer training images than one batch.
+      ValueError: an empty fold, fewer training images than one batch, or a damaged checkpoint.
       FloatingPointError: the loss is no longer finite.
     """
     if len(train) < recipe.batch_size or len(validation) == 0:
@@ -291,7 +292,13 @@ def keep_trained(model: nnx.Module, directory: Path) -> None:
     with ocp.CheckpointManager(directory.absolute()) as manager:  # there is no metric to track
         if manager.latest_step() is None:
             weights = nnx.to_pure_dict(nnx.state(model))
-            manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(weights)))
+            manager.save(
+                0,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(weights),
+                    seals=ocp.args.JsonSave({"model": seal(hash_tree(weights))}),
+                ),
+            )
 
 
 def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
@@ -304,6 +311,7 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
 
     Raises:
       FileNotFoundError: `directory` holds no checkpoint.
+      ValueError: the checkpoint is damaged.
     """
     graphdef, state = nnx.split(_evaluation_model(build))
     with _manager(directory) as manager:
@@ -318,9 +326,7 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
             nnx.to_pure_dict(state),
         )
-        saved = manager.restore(
-            best, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
-        )
+        saved = _read(manager, best, model=ocp.args.StandardRestore(target))
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)
 
@@ -368,13 +374,20 @@ def _scanned_epoch(step: Callable[..., tuple[_State, _Metrics]]) -> Callable[...
 
 
 def _save(manager: ocp.CheckpointManager, state: _State, history: list[Epoch]) -> None:
-    model = nnx.merge_state(state.params, state.rest)
+    content = {
+        "model": nnx.to_pure_dict(nnx.merge_state(state.params, state.rest)),
+        "optimizer": state.optimizer,
+        "history": [row._asdict() for row in history],
+    }
     manager.save(
         len(history),
         args=ocp.args.Composite(
-            model=ocp.args.StandardSave(nnx.to_pure_dict(model)),
-            optimizer=ocp.args.StandardSave(state.optimizer),
-            history=ocp.args.JsonSave([row._asdict() for row in history]),
+            model=ocp.args.StandardSave(content["model"]),
+            optimizer=ocp.args.StandardSave(content["optimizer"]),
+            history=ocp.args.JsonSave(content["history"]),
+            seals=ocp.args.JsonSave(
+                {name: seal(hash_tree(part)) for name, part in content.items()}
+            ),
         ),
         metrics=history[-1]._asdict(),
     )
@@ -384,13 +397,12 @@ def _restore(
     manager: ocp.CheckpointManager, epoch: int, state: _State
 ) -> tuple[_State, list[Epoch]]:
     model = nnx.merge_state(state.params, state.rest)
-    saved = manager.restore(
+    saved = _read(
+        manager,
         epoch,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardRestore(nnx.to_pure_dict(model)),
-            optimizer=ocp.args.StandardRestore(state.optimizer),
-            history=ocp.args.JsonRestore(),
-        ),
+        model=ocp.args.StandardRestore(nnx.to_pure_dict(model)),
+        optimizer=ocp.args.StandardRestore(state.optimizer),
+        history=ocp.args.JsonRestore(),
     )
     nnx.replace_by_pure_dict(model, saved["model"])
     params, rest = nnx.split_state(model, nnx.Param, ...)
@@ -398,3 +410,25 @@ def _restore(
         _State(params, rest, saved["optimizer"]),
         [Epoch(**row) for row in saved["history"]],
     )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, Any]:
+    """Parts of a checkpoint, compared with their seals.
+
+    Raises:
+      ValueError: it is damaged, or of another version.
+    """
+    path = manager.directory / str(step)
+    try:
+        saved = manager.restore(
+            step, args=ocp.args.Composite(**parts, seals=ocp.args.JsonRestore())
+        )
+        seals = dict(saved["seals"] or {})
+    except Exception as error:  # from KeyError to tensorstore's own, for a damaged file
+        raise ValueError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}): it is "
+            "damaged or of another version; delete it and run again"
+        ) from error
+    for name in parts:
+        check_seal(path / name, seals.get(name), partial(hash_tree, saved[name]))
+    return {name: saved[name] for name in parts}
