@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -135,6 +136,10 @@ def stage_of(name: str, experiment: Experiment) -> Stage:
     )
 
 
+_GRACE_SECONDS = 30.0
+"""For a stage that was told to end; schedulers allow a job about as long."""
+
+
 class StageFailed(Exception):
     """A stage ended with an error that it has already shown."""
 
@@ -172,6 +177,19 @@ def run(
     if "simulate" in names:
         require_device(experiment.simulate.device)
     require_writable(folder)
+    with hold(folder):
+        _run_in_order(experiment, folder, names, data_dir=data_dir, debug=debug, say=say)
+
+
+def _run_in_order(
+    experiment: Experiment,
+    folder: Path,
+    names: tuple[str, ...],
+    *,
+    data_dir: Path | None,
+    debug: bool,
+    say: Callable[[str], None],
+) -> None:
     for name in names:
         stage = stage_of(name, experiment)
         identity = _identity(stage, experiment, folder)
@@ -187,9 +205,11 @@ def run(
         process.start()
         try:
             process.join()
-        except BaseException:
+        except BaseException as interruption:
             # Ctrl-C reaches the stage too, which ends by itself; anything else must not orphan it.
-            process.join(timeout=30)
+            if isinstance(interruption, Terminated):
+                process.terminate()
+            process.join(timeout=_GRACE_SECONDS)
             process.kill()
             raise
         if process.exitcode:
@@ -312,6 +332,8 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
     stage = stage_of(name, job.experiment)
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
+    raise_on_sigterm()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     started = time.monotonic()
     try:
         outcome = stage.run(job)
@@ -324,7 +346,9 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
             "outputs": outputs,
             "device": outcome.device,
             "platform": platform.platform(),
+            "environment": _environment(),
             "seconds": round(time.monotonic() - started, 1),
+            "measured": outcome.measured,
         }
         write_record(job.folder, record)
         write_json(job.folder / "settings.json", recorded_settings(job.folder))
@@ -332,10 +356,32 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
             shutil.rmtree(outcome.scratch)
     except KeyboardInterrupt:
         print(f"{name} interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Terminated:
+        print(f"{name} terminated; the same command goes on from here", file=sys.stderr)
+        sys.exit(TERMINATED)
     except Exception as error:
         show_error(error, debug)
         sys.exit(1)
+
+
+def _environment() -> dict[str, str]:
+    """The variables that change what JAX, XLA, CUDA or torch compute, or on how many devices."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(
+            ("JAX_", "XLA_", "CUDA_", "CUBLAS_", "TORCH_", "OMP_", "MKL_", "NVIDIA_")
+        )
+    }
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it does, which holds the folder's lock."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def show_error(error: Exception, debug: bool) -> None:

@@ -192,18 +192,15 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     nominal: under profiles with converters, or noise at each operation, about three more.
 
     Args:
-        measured: predictor, forward_passes and seconds_per_image of the estimators, of "loss", one
-            forward pass, and of "gradient_norm", as `experiments.stages.score` measures them.
+        measured: predictor, forward_passes and, where it was measured, seconds_per_image of the
+            estimators, of "loss", one forward pass, and of "gradient_norm".
 
     Returns:
         predictor, forward_passes and seconds_per_image, the last NaN where it was not measured.
     """
     known = measured.set_index("predictor")
-    rows = {
-        name: tuple(known.loc[name, ["forward_passes", "seconds_per_image"]])
-        for name in _PREDICTORS
-        if name in known.index
-    }
+    known = known.reindex(columns=["forward_passes", "seconds_per_image"])
+    rows = {name: tuple(known.loc[name]) for name in _PREDICTORS if name in known.index}
     rows |= dict.fromkeys(_OF_LOGITS, rows["loss"])
     # Every estimator begins with a forward pass: what the logits give is free beside it.
     estimators = [name for name in rows if name not in _OF_LOGITS]

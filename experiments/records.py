@@ -13,12 +13,16 @@ STAGE_NAMES = (
     *("simulate", "analyse", "report"),
 )
 
-_FIELDS = {"name", "settings", "inputs", "outputs", "versions", "device", "platform", "seconds"}
+_FIELDS = {
+    *("name", "settings", "inputs", "outputs", "versions"),
+    *("device", "platform", "environment", "seconds", "measured"),
+}
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes a stage's record: name, settings, inputs and outputs (file -> sha256), versions,
-    device, platform, and the seconds that its last process took."""
+    device, platform, environment (the variables that change what JAX, XLA or torch compute), the
+    seconds that its last process took, and what it measured."""
     assert record.keys() == _FIELDS
     write_json(_path(folder, record["name"]), record)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
-from experiments.records import read_records, recorded_settings
+from experiments.records import read_record, read_records, recorded_settings
 from experiments.samples import (
     calibration_images,
     choose_folds,
@@ -52,6 +52,8 @@ class Outcome:
 
     outputs: list[Path]
     device: str
+    measured: dict[str, float] = field(default_factory=dict)
+    """What took how long, for the stage's record: no table holds a duration."""
     scratch: Path | None = None
     """Unfinished work, of no more use once the stage is recorded."""
 
@@ -163,14 +165,13 @@ def score(job: Job) -> Outcome:
         name: forward_passes(estimator, len(dataset.class_names))
         for name, estimator in settings.estimators.items()
     }
-    seconds = seconds_per_image(model, batch, settings.estimators)
-    costs = pd.DataFrame({"forward_passes": passes, "seconds_per_image": seconds})
-    costs = costs.rename_axis("predictor").reset_index()
+    costs = pd.DataFrame({"predictor": passes.keys(), "forward_passes": passes.values()})
     outputs = [
         write_parquet(job.folder / "scores.parquet", scores),
         write_csv(job.folder / "costs.csv", costs),
     ]
-    return Outcome(outputs, jax.devices()[0].device_kind, scratch=pieces)
+    measured = seconds_per_image(model, batch, settings.estimators)
+    return Outcome(outputs, jax.devices()[0].device_kind, measured, scratch=pieces)
 
 
 def export(job: Job) -> Outcome:
@@ -333,8 +334,11 @@ def report(job: Job) -> Outcome:
     dataset = load_data(job)
     joined = _joined(job)
     tables = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
-    costs = prediction.costs_table(pd.read_csv(job.folder / "costs.csv"))
-    seconds = costs[["predictor", "seconds_per_image"]]
+    scored = read_record(job.folder, "score")
+    measured = {} if scored is None else scored["measured"]
+    costs = pd.read_csv(job.folder / "costs.csv")
+    costs["seconds_per_image"] = costs["predictor"].map(measured)
+    seconds = prediction.costs_table(costs)[["predictor", "seconds_per_image"]]
     flips = read_parquet(job.folder / "flips.parquet")
     test = choose_folds(dataset, settings, ("test",))["test"]
 

@@ -24,6 +24,7 @@ from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.sources import Source, samples_at
 from jaxcurv.engine import PRECISION, Batch, Raw, collect, dispatch
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference
+from jaxcurv.lock import hold
 from jaxcurv.losses import Loss, cross_entropy
 from jaxcurv.pieces import (
     METADATA_KEY,
@@ -122,7 +123,7 @@ def score_dataset(
     Raises:
       ValueError: an empty source, duplicate indices, an `out` that belongs to other settings, or
         what `input_curvature` refuses; nothing is written before the first samples have passed.
-      OSError: `out` cannot be written.
+      OSError: `out` cannot be written, or another process scores the same share of it.
     """
     check_key(key)
     share = shard or (jax.process_index(), jax.process_count())
@@ -179,7 +180,9 @@ def score_dataset(
     finished = read_finished(Path(out), identity)
     if finished is None:
         pieces = open_pieces(Path(out), identity)
-        _compute_on_disk(run, mine, size, pieces, record=f"batch-{share[0]}-of-{share[1]}.json")
+        share_name = f"{share[0]}-of-{share[1]}"
+        with hold(pieces.folder, name=f"share-{share_name}.lock"):
+            _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
         if shard is not None:
             return _joined(identity, [pieces.read(start) for start in mine])
         finished = _joined_by_all(pieces, identity)

@@ -1,0 +1,186 @@
+"""One writer a folder: a lock that says who holds it, and that no dead process holds."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 15.0
+"""Between two signs of life of the process that holds a lock."""
+
+DEAD_AFTER_SECONDS = 120.0
+"""Without a sign of life a process on another host counts as dead."""
+
+_JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+
+
+class FolderInUse(OSError):
+    """Another process works in the folder."""
+
+
+@contextlib.contextmanager
+def hold(folder: Path, *, name: str = ".lock") -> Iterator[None]:
+    """Holds the folder's lock; the file `NAME` in it says by whom, and its age for how long alive.
+
+    The lock of a process that has died is taken over: at once where it ran on this host, and after
+    `DEAD_AFTER_SECONDS` without a heartbeat where it ran on another. Ages are measured by the
+    clock of the file system, hosts may disagree. A process that was taken for dead (its machine
+    slept) and finds its lock in other hands sends itself SIGTERM.
+
+    Raises:
+      FolderInUse: another process holds it; the message says which.
+      OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    mine = _me()
+    _take(path, mine)
+    stop = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, mine["token"], stop), daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        heart.join()
+        if _token(path) == mine["token"]:
+            path.unlink(missing_ok=True)
+
+
+def _take(path: Path, mine: Mapping[str, Any]) -> None:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            _bury(path)
+            continue
+        with open(descriptor, "w") as file:
+            json.dump(mine, file)
+        return
+
+
+def _bury(path: Path) -> None:
+    """Removes the lock of a dead process, or refuses."""
+    holder, age = _read(path), _age(path)
+    if age is None:  # released meanwhile
+        return
+    if not _is_dead(holder, age):
+        raise FolderInUse(
+            f"{path.parent} is in use by {_name(holder)}, last sign of life {age:.0f} s ago: wait "
+            f"for it, or choose another folder; if you know it to be dead, delete {path}"
+        )
+    grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):  # another process buries it
+        path.rename(grave)
+        if _read(grave) != holder:  # another has buried it, and this is its own lock
+            with contextlib.suppress(FileExistsError):
+                os.link(grave, path)
+        grave.unlink()
+
+
+def _is_dead(holder: Mapping[str, Any], age: float) -> bool:
+    here = _me()
+    if any(holder.get(key) != here[key] for key in ("host", "processes")):
+        return age > DEAD_AFTER_SECONDS
+    return _started(holder["process"]) != holder["started"]
+
+
+def _beat(path: Path, token: str, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):  # a file server that is away; the next may reach it
+            if _token(path) != token:
+                print(
+                    f"error: {path} was taken over by {_name(_read(path))}, which found no sign of "
+                    "life of this process; stopping",
+                    file=sys.stderr,
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            os.utime(path)
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "token": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "processes": _processes(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "job": next((os.environ[name] for name in _JOB if name in os.environ), None),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def _processes() -> str | None:
+    """Names the processes that a number can mean: those of one start of one kernel, and, of
+    containers on it, of one. None where this is not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _started(process: int) -> str | None:
+    """When a process of this host began, by its own clock; None if there is none.
+
+    Tells it from a later one of the same number. Without /proc only whether it is there.
+    """
+    try:
+        # After the command's name, which may hold spaces and brackets, in field 22.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Who holds a lock; empty where the file is gone or just being written."""
+    try:
+        holder = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _token(path: Path) -> str | None:
+    return _read(path).get("token")
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since the last heartbeat; None if the lock is gone."""
+    now = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    now.touch()
+    try:
+        return now.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    finally:
+        now.unlink()
+
+
+def _name(holder: Mapping[str, Any]) -> str:
+    if not holder:
+        return "an unknown process"
+    job = f", job {holder['job']}" if holder.get("job") else ""
+    return (
+        f"process {holder.get('process')} on {holder.get('host')}{job}, which runs "
+        f"`{holder.get('command')}` since {holder.get('since')}"
+    )
