@@ -27,6 +27,8 @@ from experiments import flips, pretrained, stages
 from experiments.artefacts import sha256
 from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
+from experiments.termination import INTERRUPTED, TERMINATED, Terminated, raise_on_sigterm
+from jaxcurv.lock import hold
 from jaxcurv.sealed import write_json
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")

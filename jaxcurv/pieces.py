@@ -89,12 +89,15 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     """
     if not out.exists():
         return None
-    table = read_table(out)
-    if METADATA_KEY not in (table.schema.metadata or {}):
+    try:
+        table = read_table(out)
+        found = json.loads(table.schema.metadata[METADATA_KEY])
+    except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{out} exists and is no table of scores: choose another file, or delete it"
-        )
-    refuse_other(out, json.loads(table.schema.metadata[METADATA_KEY]), identity)
+            f"{out} exists and is no whole table of scores: choose another file, or delete it "
+            f"({error})"
+        ) from error
+    refuse_other(out, found, identity)
     _remove(_folder(out))
     return table
 

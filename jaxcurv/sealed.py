@@ -190,7 +190,7 @@ class _TableHash:
             self._add(f"{name} item", array.flatten())
         elif pa.types.is_fixed_size_list(kind):
             self._add(f"{name} item", array.flatten())
-        elif pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        elif _described(kind) in ("string", "binary"):
             array = array.cast(pa.large_binary())
             self._streams[f"{name} length"].update(_bytes(pc.binary_length(array)))
             if len(array):
@@ -202,14 +202,14 @@ class _TableHash:
 
 
 def _described(kind: pa.DataType) -> str:
-    """A type as far as Parquet keeps it: not whether values are coded, nor an item's name."""
+    """A type as far as Parquet keeps it: not how values are coded, nor what an item is called."""
     if pa.types.is_dictionary(kind):
         return _described(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"list of {_described(kind.value_type)}"
     if pa.types.is_fixed_size_list(kind):
         return f"{kind.list_size} of {_described(kind.value_type)}"
-    return str(kind)
+    return str(kind).removeprefix("large_")
 
 
 def _bytes(array: pa.Array) -> Any:

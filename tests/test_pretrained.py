@@ -292,7 +292,9 @@ def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: 
         "outputs": {},
         "device": "cpu",
         "platform": "any",
+        "environment": {},
         "seconds": 1.0,
+        "measured": {},
         **json.loads(json.dumps(identity)),
     }
     for name in ("mean", "std", "resize_size", "interpolation"):

@@ -393,7 +393,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "versions": {},
             "device": "an abacus",
             "platform": "",
+            "environment": {},
             "seconds": 0.0,
+            "measured": {},
         },
     )
     return folder

@@ -34,6 +34,7 @@ from jaxcurv import (
 )
 from jaxcurv.data import Sample, Source
 from jaxcurv.estimators import Estimator
+from jaxcurv.sealed import read_json, write_json
 
 KEY = jax.random.key(3)
 ESTIMATORS: dict[str, Estimator] = {
@@ -284,7 +285,7 @@ def test_a_batch_that_was_halved_is_kept_when_the_run_goes_on(
 ) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out, shard=(0, 2))
-    (tmp_path / "scores.parquet.parts" / "batch-0-of-1.json").write_text("2")
+    write_json(tmp_path / "scores.parquet.parts" / "batch-0-of-1.json", {"batch_size": 2})
     rest = score(model, out=out)
     assert json.loads(rest.schema.metadata[b"jaxcurv"])["batch_sizes"] == [2, 4]
 
@@ -343,7 +344,7 @@ def test_two_losses_of_one_name_are_told_apart(model: ConvNet, tmp_path: Path) -
 def test_a_file_that_holds_no_scores_is_refused(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     out.write_text("mine")
-    with pytest.raises(ValueError, match="exists and is no table of scores"):
+    with pytest.raises(ValueError, match="exists and is no whole table of scores"):
         score(model, out=out)
     assert out.read_text() == "mine"
     with pytest.raises(ValueError, match="is a folder"):
@@ -537,7 +538,7 @@ def test_out_of_memory_goes_on_with_half_the_batch(tmp_path: Path) -> None:
     assert done.stdout.split() == ["16", "20"]
     assert "out of memory with batches of 32: going on with 16" in done.stderr
     record = tmp_path / "scores.parquet.parts" / "batch-0-of-1.json"
-    assert record.read_text() == "16"
+    assert read_json(record) == {"batch_size": 16}
 
 
 # --- what is refused

@@ -1,0 +1,322 @@
+"""A run that is killed, told to end, out of disk, or not alone: nothing lost, nothing wrong."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments.pipeline import STAGES
+from experiments.records import read_record
+from tests.conftest import Command
+
+TINY = (
+    *("--model.width", "2", "--train.epochs", "3", "--train.warmup-epochs", "1"),
+    *("--limit", "40", "--score.estimator.probes", "2", "--score.compare"),
+    *("--analyse.resamples", "20", "--simulate.chips", "1", "--flip.programmings", "2"),
+    *("--simulate.calibration", "32",),
+)  # fmt: skip
+KILLED = ("train", "score", "simulate", "analyse", "report")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    """A finished run, and how many seconds each stage's command took."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "digits"
+    seconds = {}
+    for name in STAGES:
+        started = time.monotonic()
+        result = command(name, "digits", *TINY, "--out", folder)
+        seconds[name] = time.monotonic() - started
+        assert result.returncode == 0, result.stderr
+    return folder, seconds
+
+
+def start(folder: Path, command: str, *flags: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, so that its stage can be killed with it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", command, "digits", *TINY, *flags, "--out", folder],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def without(run: Path, stage: str, folder: Path) -> Path:
+    """A copy of a run as it was before a stage."""
+    shutil.copytree(run, folder)
+    later = list(STAGES)[list(STAGES).index(stage) :]
+    for name in later:
+        record = read_record(folder, name)
+        assert record is not None
+        for output in map(folder.joinpath, record["outputs"]):
+            shutil.rmtree(output) if output.is_dir() else output.unlink()
+        (folder / "stages" / f"{name}.json").unlink()
+    return folder
+
+
+def tables(folder: Path, stages: Sequence[str]) -> dict[str, bytes]:
+    """Every table that the stages left."""
+    found = {}
+    for name in stages:
+        record = read_record(folder, name)
+        assert record is not None, name
+        found |= {
+            output: (folder / output).read_bytes()
+            for output in record["outputs"]
+            if output.endswith((".parquet", ".csv"))
+        }
+    return found
+
+
+def kill_and_go_on(
+    run: Path, stage: str, after: float, folder: Path, command: Command, *, alone: bool = False
+) -> bool:
+    """Kills a stage's command after so many seconds, runs it again and compares its tables.
+
+    Args:
+      alone: kill the command only, not the process of the stage, which then must end by itself.
+
+    Returns:
+      Whether it was killed before its end.
+    """
+    without(run, stage, folder)
+    process = start(folder, stage)
+    time.sleep(after)
+    finished = process.poll() is not None
+    if alone:
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()  # which a stage that lives on would keep from returning
+    assert finished or read_record(folder, stage) is None or process.returncode == -signal.SIGKILL
+    result = command(stage, "digits", *TINY, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    assert tables(folder, [stage]) == tables(run, [stage])
+    left = [path.name for path in folder.rglob(".*") if path.is_file()]
+    assert ".lock" not in left
+    return not finished
+
+
+@pytest.mark.parametrize("stage", KILLED)
+def test_a_killed_stage_leaves_the_same_tables(
+    undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path, stage: str
+) -> None:
+    run, seconds = undisturbed
+    moment = random.Random(stage).uniform(0.4, 0.95) * seconds[stage]
+    kill_and_go_on(run, stage, moment, tmp_path / "run", command, alone=stage == "score")
+
+
+@pytest.mark.long
+def test_stages_killed_at_many_moments_leave_the_same_tables(
+    undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path
+) -> None:
+    run, seconds = undisturbed
+    kills = {}
+    for stage in STAGES:
+        kills[stage] = sum(
+            kill_and_go_on(
+                run, stage, share / 6 * seconds[stage], tmp_path / f"{stage}{share}", command,
+                alone=share % 2 == 0,
+            )
+            for share in range(1, 7)
+        )  # fmt: skip
+    print("killed at work:", kills)
+    assert sum(kills.values()) >= 25
+    assert all(kills.values())
+
+
+@pytest.mark.long
+def test_a_run_killed_again_and_again_comes_to_its_end(
+    undisturbed: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    """From nothing to the report, never more than some seconds at a time."""
+    run, seconds = undisturbed
+    folder, moments, kills = tmp_path / "run", random.Random(0), 0
+    while True:
+        process = start(folder, "run")
+        try:
+            _, said = process.communicate(timeout=moments.uniform(0.5, 1.5) * max(seconds.values()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            assert kills < 60, "it does not come forward"
+            continue
+        assert process.returncode == 0, said
+        break
+    print(f"killed {kills} times")
+    assert kills >= 3
+    assert tables(folder, list(STAGES)) == tables(run, list(STAGES))
+
+
+def test_finished_chips_are_not_run_again(
+    undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path
+) -> None:
+    run, _ = undisturbed
+    folder = without(run, "simulate", tmp_path / "run")
+    process = start(folder, "simulate")
+    while len(list(folder.glob("chips/*/*[0-9].parquet"))) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path.stem for path in folder.glob("chips/*/*[0-9].parquet")}
+    result = command("simulate", "digits", *TINY, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    assert 3 <= len(kept) < 8
+    for profile in ("ideal", "adc", "wnoise", "pcm", "adc+wnoise", "adc+pcm", "adc+wnoise+pcm"):
+        assert (f"chip 0: {profile}, test" in result.stderr) == (f"{profile}-0" not in kept)
+    assert tables(folder, ["simulate"]) == tables(run, ["simulate"])
+
+
+def test_sigterm_ends_a_stage_with_its_own_code(
+    undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path
+) -> None:
+    run, _ = undisturbed
+    folder = without(run, "train", tmp_path / "run")
+    process = start(folder, "train", "--train.epochs", "400")
+    while not list(folder.glob("checkpoints/*/[0-9]*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "train terminated; the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert not (folder / ".lock").exists()
+    steps = {int(path.name) for path in folder.glob("checkpoints/*/[0-9]*")}
+    assert steps  # the epochs before it, whole
+    assert not list(folder.glob("checkpoints/*/*tmp*"))
+
+
+def test_a_second_run_in_a_folder_is_refused(
+    undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path
+) -> None:
+    run, _ = undisturbed
+    folder = without(run, "train", tmp_path / "run")
+    process = start(folder, "train", "--train.epochs", "400")
+    try:
+        while not (folder / ".lock").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        second = command("score", "digits", *TINY, "--out", folder)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert second.returncode == 2
+    assert f"{folder} is in use by process {process.pid} on " in second.stderr
+    assert "--train.epochs 400" in second.stderr
+    assert "choose another folder" in second.stderr
+    # The first one is dead now: its lock is in nobody's way.
+    third = command("train", "digits", *TINY, "--out", folder)
+    assert third.returncode == 0, third.stderr
+
+
+def in_small_file_system(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs bash where $SMALL is an empty file system of 6 MB, of its own."""
+    with_mount = 'mkdir -p "$SMALL" && mount -t tmpfs -o size=6m tmpfs "$SMALL" || exit 99; '
+    result = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "bash", "-c", with_mount + script, "bash"]
+        + [str(argument) for argument in arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHON": sys.executable},
+    )
+    if result.returncode == 99 or "unshare" in result.stderr:
+        pytest.skip(f"no file system may be mounted here: {result.stderr.strip()}")
+    return result
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SMALL", str(tmp_path / "small"))
+    return tmp_path / "small"
+
+
+def test_a_full_disk_is_one_error_and_earlier_results_stay(
+    undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, small: Path
+) -> None:
+    run, _ = undisturbed
+    folder = without(run, "score", tmp_path / "run")
+    result = in_small_file_system(
+        'cp -r "$1" "$SMALL/run"; head -c 100M /dev/zero > "$SMALL/other" 2> /dev/null; '
+        '"$PYTHON" -m experiments score digits --out "$SMALL/run" "${@:2}"; code=$?; '
+        'rm "$SMALL/other"; '
+        '"$PYTHON" -m experiments score digits --out "$SMALL/run" "${@:2}" || exit 98; '
+        'rm -r "$1"; cp -r "$SMALL/run" "$1"; exit $code',
+        folder,
+        *TINY,
+    )
+    assert result.returncode in (1, 2), result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, result.stderr
+    assert "No space left on device" in errors[0]
+    assert "Traceback" not in result.stderr
+    assert tables(folder, ["train", "score"]) == tables(run, ["train", "score"])
+
+
+def test_a_read_only_place_is_one_error_before_work(tmp_path: Path, small: Path) -> None:
+    result = in_small_file_system(
+        'mount -o remount,ro "$SMALL" || exit 99; '
+        '"$PYTHON" -m experiments run digits --out "$SMALL/run" "$@"',
+        *TINY,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: cannot write to the output folder")
+    assert "Read-only file system" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"), [("scores.parquet", "analyse"), ("weights.safetensors", "simulate")]
+)
+def test_a_file_that_vanished_is_named(
+    undisturbed: tuple[Path, dict[str, float]],
+    command: Command,
+    tmp_path: Path,
+    file: str,
+    stage: str,
+) -> None:
+    run, _ = undisturbed
+    folder = without(run, stage, tmp_path / "run")
+    (folder / file).unlink()
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    result = command(stage, "digits", *TINY, "--out", folder)
+    assert result.returncode == 2
+    assert f"{folder / file} is not as" in result.stderr
+    assert "again before" in result.stderr
+    assert before.items() <= {path: path.read_bytes() for path in folder.glob("*.*")}.items()
+
+
+def test_a_damaged_piece_of_unfinished_work_is_named(
+    undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path
+) -> None:
+    run, _ = undisturbed
+    folder = without(run, "simulate", tmp_path / "run")
+    process = start(folder, "simulate")
+    while not (pieces := list(folder.glob("chips/*/ideal-0.parquet"))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    content = bytearray(pieces[0].read_bytes())
+    content[len(content) // 3] ^= 0x10
+    pieces[0].write_bytes(content)
+    result = command("simulate", "digits", *TINY, "--out", folder)
+    assert result.returncode == 1
+    assert f"{pieces[0]} is damaged" in result.stderr
+    assert "delete it and run again" in result.stderr
+    pieces[0].unlink()
+    assert command("simulate", "digits", *TINY, "--out", folder).returncode == 0
+    assert tables(folder, ["simulate"]) == tables(run, ["simulate"])
