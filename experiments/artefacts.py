@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from jaxcurv.files import write_whole
 
@@ -37,6 +39,20 @@ def write_parquet(path: Path, table: pd.DataFrame) -> Path:
 
     def write(temporary: Path) -> None:
         table.to_parquet(temporary, index=False, compression="zstd")
+
+    return write_whole(path, write)
+
+
+def join_parquet(path: Path, parts: Sequence[Path]) -> Path:
+    """Writes the rows of Parquet files with the same columns into one, in their order, atomically.
+
+    One of them is in memory at a time.
+    """
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, pq.read_schema(parts[0]), compression="zstd") as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part))
 
     return write_whole(path, write)
 
