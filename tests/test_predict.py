@@ -2,6 +2,7 @@
 
 import os
 import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, load_chip, predict, program, save_chip
+from bridge import PROFILES, load_chip, logit_scores, predict, program, save_chip
 from tests.chips import noisy, single, small_resnet
 
 
@@ -141,6 +142,59 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         tracemalloc.stop()
     logits_in_all = 2000 * 200 * 4
     assert peaks[1] - peaks[0] < 0.2 * logits_in_all
+
+
+class Alive:
+    """Scores of logits that counts how many logits are in memory at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __call__(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        self.now += len(logits)
+        self.most = max(self.most, self.now)
+        weakref.finalize(logits, self._freed, len(logits))
+        return {**logit_scores(logits), "second": np.argsort(logits)[:, -2]}
+
+    def _freed(self, count: int) -> None:
+        self.now -= count
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_is_kept_in_place_of_the_logits(
+    network: nn.Module, tmp_path: Path, on_disk: bool
+) -> None:
+    keep = Alive()
+    out = tmp_path / "kept.parquet" if on_disk else None
+    table = predict(network, Images(50), batch_size=4, out=out, keep=keep)
+    whole = predict(network, Images(50), batch_size=4)
+    assert table.drop_columns(["margin", "entropy", "least_confidence", "second"]).equals(
+        whole.drop_columns(["logits"])
+    )
+    for name, expected in logit_scores(logits(whole)).items():
+        np.testing.assert_array_equal(table[name].to_numpy(), expected)
+    assert table["second"].to_pylist() == np.argsort(logits(whole))[:, -2].tolist()
+    assert keep.most == 4
+    if out is not None:
+        with pytest.raises(ValueError, match="made by another chip.* or with another keep"):
+            predict(network, Images(50), out=out)
+
+
+def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:
+    """Each costs memory, in the table and in the file's footer."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval().requires_grad_(False)
+    path = tmp_path / "out.parquet"
+    table = predict(model, Images(2100, size=4), batch_size=10)
+    assert table["index"].num_chunks == 3
+    assert table["index"].to_pylist() == list(range(0, 6300, 3))
+    assert predict(model, Images(2100, size=4), batch_size=10, out=path).equals(table)
+    assert pq.read_metadata(path).num_row_groups == 3
+
+
+def test_what_cannot_be_kept_is_refused(network: nn.Module) -> None:
+    for name, values in (("correct", np.zeros(3)), ("score", np.zeros(2)), ("score", 0.0)):
+        with pytest.raises(ValueError, match=rf"one value a sample, .*; got {name} of shape"):
+            predict(network, Images(3), keep=lambda _, one={name: values}: one)  # type: ignore[misc]
 
 
 def test_bad_inputs_are_refused(network: nn.Module) -> None:
