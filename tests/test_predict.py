@@ -113,7 +113,9 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
         (chip, Images(29)),
         (chip, Images(30, first=1)),
     ):
-        with pytest.raises(ValueError, match="another chip, from other samples or with .*: remove"):
+        with pytest.raises(
+            ValueError, match=r"another chip, from other samples or with .*: remove"
+        ):
             predict(other_chip, other_source, out=path)
 
 
@@ -176,7 +178,7 @@ def test_what_is_kept_in_place_of_the_logits(
     assert table["second"].to_pylist() == np.argsort(logits(whole))[:, -2].tolist()
     assert keep.most == 4
     if out is not None:
-        with pytest.raises(ValueError, match="made by another chip.* or with another keep"):
+        with pytest.raises(ValueError, match=r"made by another chip.* or with another keep"):
             predict(network, Images(50), out=out)
 
 
