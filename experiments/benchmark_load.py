@@ -432,7 +432,7 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
                 ends = np.array([0, x.max()])
                 axis.plot(ends, scale * (fit["intercept"] + fit["slope"] * ends), color=colour)
             axis.set_xlim(left=0)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * axis.dataLim.y1 if axis.lines else None)
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axis.tick_params("x", rotation=30)
             axis.set_xlabel("Samples")

@@ -2,7 +2,6 @@
 
 import os
 import tracemalloc
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from bridge import PROFILES, load_chip, logit_scores, predict, program, save_chip
-from tests.chips import noisy, single, small_resnet
+from tests.chips import LiveLogits, noisy, single, small_resnet
 
 
 @pytest.fixture(scope="module")
@@ -146,37 +145,20 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 0.2 * logits_in_all
 
 
-class Alive:
-    """Scores of logits that counts how many logits are in memory at once."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-    def __call__(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        self.now += len(logits)
-        self.most = max(self.most, self.now)
-        weakref.finalize(logits, self._freed, len(logits))
-        return {**logit_scores(logits), "second": np.argsort(logits)[:, -2]}
-
-    def _freed(self, count: int) -> None:
-        self.now -= count
-
-
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_what_is_kept_in_place_of_the_logits(
     network: nn.Module, tmp_path: Path, on_disk: bool
 ) -> None:
-    keep = Alive()
+    keep = LiveLogits()
     out = tmp_path / "kept.parquet" if on_disk else None
     table = predict(network, Images(50), batch_size=4, out=out, keep=keep)
     whole = predict(network, Images(50), batch_size=4)
-    assert table.drop_columns(["margin", "entropy", "least_confidence", "second"]).equals(
+    assert table.drop_columns(["margin", "entropy", "least_confidence"]).equals(
         whole.drop_columns(["logits"])
     )
     for name, expected in logit_scores(logits(whole)).items():
         np.testing.assert_array_equal(table[name].to_numpy(), expected)
-    assert table["second"].to_pylist() == np.argsort(logits(whole))[:, -2].tolist()
-    assert keep.most == 4
+    assert (keep.most, keep.seen) == (4, 50)
     if out is not None:
         with pytest.raises(ValueError, match=r"made by another chip.* or with another keep"):
             predict(network, Images(50), out=out)
