@@ -1,13 +1,14 @@
 """Files that are either whole or absent, and their hashes."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
 from jaxcurv.files import write_whole
-from jaxcurv.sealed import read_table, write_table
+from jaxcurv.sealed import read_table, write_table, write_tables
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -28,6 +29,15 @@ def read_parquet(path: Path) -> pd.DataFrame:
       ValueError: it is damaged, or of another program or version.
     """
     return read_table(path).to_pandas()
+
+
+def join_parquet(path: Path, parts: Sequence[Path]) -> Path:
+    """Writes the rows of Parquet files with the same columns into one, in their order, atomically.
+
+    One of them is in memory at a time.
+    """
+
+    return write_tables(path, read_table(parts[0]).schema, map(read_table, parts))
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> Path:

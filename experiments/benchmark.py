@@ -8,6 +8,7 @@ order.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -50,17 +51,38 @@ def summary(values: Iterable[float]) -> dict[str, float]:
 
 def random_resnet18(classes: int, width: int) -> torch.nn.Module:
     """ResNet-18 for small images, with the same random weights at every call; in eval mode."""
-    import torch
-
     import bridge
+
+    return random_network(lambda: bridge.resnet18(classes, stem="cifar", width=width))
+
+
+def random_network(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """What `make` makes, with the same random weights at every call; in eval mode."""
+    import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = bridge.resnet18(classes, stem="cifar", width=width).eval()
+        network = make().eval()
         for layer in network.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out")
     return network
+
+
+def fit_batch_norm(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """Gives BatchNorm the statistics of some images, in place.
+
+    With those that it begins with, a random network puts every image into one class, and no two
+    engines could differ in their predictions.
+    """
+    import torch
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network.train()(images)
+    network.eval()
 
 
 # --- the machine
@@ -83,6 +105,19 @@ def cores() -> int:
 def load_average() -> float | None:
     """Processes that ran or wanted to, on average over the last minute; None if not told."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def resident() -> tuple[float, float]:
+    """Resident memory of this process in bytes, now and at its peak; NaN where not told.
+
+    Not getrusage's: on Linux a new process begins with the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return math.nan, math.nan
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, peak = (1024 * float(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 # --- files

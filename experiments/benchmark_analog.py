@@ -25,6 +25,7 @@ from bridge.profiles import PROFILES, Profile, WeightNoise
 from experiments.benchmark import (
     conclude,
     cores,
+    fit_batch_norm,
     load_average,
     new_table,
     processor,
@@ -219,24 +220,8 @@ def make_workload(settings: AnalogBenchmark) -> Workload:
 
     network = random_resnet18(settings.classes, settings.width)
     calibration = draw(_CALIBRATION_IMAGES)
-    _fit_batch_norm(network, calibration)
+    fit_batch_norm(network, calibration)
     return Workload(network, calibration, draw(settings.batch_size))
-
-
-def _fit_batch_norm(network: torch.nn.Module, images: torch.Tensor) -> None:
-    """Gives BatchNorm the statistics of some images, in place.
-
-    With those that it begins with, a random network puts every image into one class, and no two
-    engines could differ in their predictions.
-    """
-    import torch
-
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 1.0
-    with torch.no_grad():
-        network.train()(images)
-    network.eval()
 
 
 def make_contestants(

@@ -207,7 +207,7 @@ def _prepare(settings: CurvatureBenchmark) -> dict[str, str]:
         require_folder(settings.figures, "--figures")
     # JAX would take most of a GPU's memory and leave torch none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    _use_every_core(settings.batch_size)
+    use_every_core(settings.batch_size)
     return versions
 
 
@@ -218,7 +218,7 @@ def device() -> str:
     return jax.devices()[0].device_kind if jax.default_backend() != "cpu" else processor()
 
 
-def _use_every_core(batch_size: int) -> None:
+def use_every_core(batch_size: int) -> None:
     """As many CPU devices as there are cores and the batch can be divided by.
 
     Within one program XLA leaves cores idle. Of no effect where JAX has its devices already.

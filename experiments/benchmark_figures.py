@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from experiments.benchmark import resident
 from experiments.benchmark_curvature import (
     PUBLISHED,
     STEP,
@@ -158,9 +159,9 @@ def peak_memory(settings: CurvatureBenchmark, name: str, batch_size: int) -> flo
     workload = make_workload(settings)
     contestants = make_contestants(workload, workload.batch(batch_size), settings.probes)
     if jax.default_backend() == "cpu":
-        before, _ = _resident()
+        before, _ = resident()
         contestants[name].run()
-        return _resident()[1] - before
+        return resident()[1] - before
     contestants[name].run()
     if name == PUBLISHED:
         import torch
@@ -168,19 +169,6 @@ def peak_memory(settings: CurvatureBenchmark, name: str, batch_size: int) -> flo
         return float(torch.cuda.max_memory_allocated())
     statistics = jax.devices()[0].memory_stats() or {}
     return float(statistics.get("peak_bytes_in_use", math.nan))
-
-
-def _resident() -> tuple[float, float]:
-    """Resident memory of this process in bytes, now and at its peak.
-
-    Not getrusage's: on Linux a new process begins with the peak of the one that started it.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return math.nan, math.nan
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    now, peak = (1024 * float(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
-    return now, peak
 
 
 def draw(table: pd.DataFrame, path: Path, device: str) -> Path:

@@ -45,6 +45,7 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments figure-one|gallery RUN      the paper's figures of a finished run
        python -m experiments benchmark curvature [flags] speed of the estimators
        python -m experiments benchmark analog [flags]    cost of the simulated chips
+       python -m experiments benchmark load [flags]      time and memory of a million samples
        python -m experiments presets                     the presets
        python -m experiments COMMAND ... --help          every flag"""
 
@@ -340,7 +341,7 @@ def _on_exported(
 def _benchmark(arguments: Sequence[str]) -> int:
     subject, *flags = arguments or [""]
     if subject in ("-h", "--help"):
-        print("usage: python -m experiments benchmark curvature|analog [flags]")
+        print("usage: python -m experiments benchmark curvature|analog|load [flags]")
         return 0
     if subject == "curvature":
         from experiments import benchmark_curvature as curvature
@@ -350,7 +351,11 @@ def _benchmark(arguments: Sequence[str]) -> int:
         from experiments import benchmark_analog as analog
 
         return analog.run(parse(analog.AnalogBenchmark, "benchmark analog", flags))
-    raise WrongCommandLine("benchmark needs what to measure: curvature or analog")
+    if subject == "load":
+        from experiments import benchmark_load as load
+
+        return load.run(parse(load.LoadBenchmark, "benchmark load", flags))
+    raise WrongCommandLine("benchmark needs what to measure: curvature, analog or load")
 
 
 def _presets(arguments: Sequence[str]) -> int:

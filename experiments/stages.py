@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
+from experiments.artefacts import join_parquet, read_parquet, sha256, write_csv, write_parquet
 from experiments.records import read_record, read_records, recorded_settings
 from experiments.samples import (
     calibration_images,
@@ -246,32 +246,35 @@ def simulate(job: Job) -> Outcome:
                 batch_size=settings.batch_size,
                 device=settings.device,
                 description=f"chip {seed}: {profile.name}, {fold}",
+                keep=logit_scores,
             )
-            predicted = table.select(["index", "prediction", "correct"]).to_pandas()
+            predicted = table.drop_columns("label").to_pandas()
             predicted.insert(0, "fold", fold)
-            logits = np.stack(table["logits"].to_numpy())
-            outcomes.append(predicted.assign(**logit_scores(logits)))
+            outcomes.append(predicted)
         return pd.concat(outcomes, ignore_index=True), ranges
 
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     parts = job.folder / "chips" / job.fingerprint
-    predictions, converters = [], []
+    predictions: list[Path] = []
+    converters = []
     for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
         for name, profile in profiles.items():
             # The last one written, so that it stands for both.
             finished = parts / f"{name}-{seed}.parquet"
             converter = parts / f"{name}-{seed}.adc.parquet"
-            if not finished.exists():
+            if finished.exists():
+                read_parquet(finished)  # a damaged one is told now and not at the end
+            else:
                 outcomes, ranges = run_chip(profile, seed)
                 for path, table in ((converter, ranges), (finished, outcomes)):
                     table.insert(0, "profile", name)
                     table.insert(1, "chip", seed)
                     write_parquet(path, table)
-            predictions.append(read_parquet(finished))
+            predictions.append(finished)
             if profile.adc:
                 converters.append(read_parquet(converter))
     outputs = [
-        write_parquet(job.folder / "predictions.parquet", pd.concat(predictions)),
+        join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
     return Outcome(outputs, settings.device, scratch=parts)

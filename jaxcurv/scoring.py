@@ -431,11 +431,11 @@ def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
 def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Batch]]:
     """Batches of one shape, read by a thread of their own; the first `rows` of each are real."""
-    spans = [
+    spans = (
         (start, range(first, min(first + batch_size, start + run.rows(start))))
         for start in starts
         for first in range(start, start + run.rows(start), batch_size)
-    ]
+    )
     with ThreadPoolExecutor(1) as reader:
 
         def read() -> Iterator[tuple[int, int, Future[Batch]]]:

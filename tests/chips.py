@@ -1,5 +1,6 @@
 """Small networks and configurations that the tests of chips share."""
 
+import weakref
 from collections import OrderedDict
 from typing import Literal
 
@@ -10,7 +11,7 @@ from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
 from torch import nn
 
-from bridge import ADC, PCM, Profile, WeightNoise
+from bridge import ADC, PCM, Profile, WeightNoise, logit_scores
 from bridge.noise import MvmNoiseTile
 from bridge.resnet import BasicBlock, ResNet
 
@@ -22,6 +23,23 @@ NEUTRAL = {
     "noise_management": NoiseManagementType.ABS_MAX,
     "bound_management": BoundManagementType.NONE,
 }
+
+
+class LiveLogits:
+    """`bridge.logit_scores`, which counts the samples whose logits are in memory at once."""
+
+    def __init__(self) -> None:
+        self.seen = self.now = self.most = 0
+
+    def __call__(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        self.seen += len(logits)
+        self.now += len(logits)
+        self.most = max(self.most, self.now)
+        weakref.finalize(logits, self._freed, len(logits))
+        return logit_scores(logits)
+
+    def _freed(self, count: int) -> None:
+        self.now -= count
 
 
 def configuration(

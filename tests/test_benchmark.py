@@ -15,6 +15,7 @@ import torch
 
 from experiments import agreement, benchmark_figures
 from experiments import benchmark_curvature as benchmark
+from experiments.benchmark import resident
 from experiments.benchmark_curvature import CurvatureBenchmark, Workload
 from experiments.published import published_curvature
 from jaxcurv import (
@@ -348,9 +349,9 @@ def test_sweep_and_its_figure(workload: Workload, tmp_path: Path) -> None:
 
 
 def test_resident_memory_is_this_process_s() -> None:
-    before, _ = benchmark_figures._resident()
+    before, _ = resident()
     block = np.ones(64_000_000, np.uint8)
-    now, peak = benchmark_figures._resident()
+    now, peak = resident()
     assert 60e6 < now - before < 80e6
     assert peak >= now
     del block

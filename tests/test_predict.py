@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, load_chip, predict, program, save_chip
-from tests.chips import noisy, single, small_resnet
+from bridge import PROFILES, load_chip, logit_scores, predict, program, save_chip
+from tests.chips import LiveLogits, noisy, single, small_resnet
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,9 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
         (chip, Images(29)),
         (chip, Images(30, first=1)),
     ):
-        with pytest.raises(ValueError, match="another chip or from other samples: remove it"):
+        with pytest.raises(
+            ValueError, match=r"another chip, from other samples or with .*: remove"
+        ):
             predict(other_chip, other_source, out=path)
 
 
@@ -141,6 +143,42 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         tracemalloc.stop()
     logits_in_all = 2000 * 200 * 4
     assert peaks[1] - peaks[0] < 0.2 * logits_in_all
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_is_kept_in_place_of_the_logits(
+    network: nn.Module, tmp_path: Path, on_disk: bool
+) -> None:
+    keep = LiveLogits()
+    out = tmp_path / "kept.parquet" if on_disk else None
+    table = predict(network, Images(50), batch_size=4, out=out, keep=keep)
+    whole = predict(network, Images(50), batch_size=4)
+    assert table.drop_columns(["margin", "entropy", "least_confidence"]).equals(
+        whole.drop_columns(["logits"])
+    )
+    for name, expected in logit_scores(logits(whole)).items():
+        np.testing.assert_array_equal(table[name].to_numpy(), expected)
+    assert (keep.most, keep.seen) == (4, 50)
+    if out is not None:
+        with pytest.raises(ValueError, match=r"made by another chip.* or with another keep"):
+            predict(network, Images(50), out=out)
+
+
+def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:
+    """Each costs memory, in the table and in the file's footer."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval().requires_grad_(False)
+    path = tmp_path / "out.parquet"
+    table = predict(model, Images(2100, size=4), batch_size=10)
+    assert table["index"].num_chunks == 3
+    assert table["index"].to_pylist() == list(range(0, 6300, 3))
+    assert predict(model, Images(2100, size=4), batch_size=10, out=path).equals(table)
+    assert pq.read_metadata(path).num_row_groups == 3
+
+
+def test_what_cannot_be_kept_is_refused(network: nn.Module) -> None:
+    for name, values in (("correct", np.zeros(3)), ("score", np.zeros(2)), ("score", 0.0)):
+        with pytest.raises(ValueError, match=rf"one value a sample, .*; got {name} of shape"):
+            predict(network, Images(3), keep=lambda _, one={name: values}: one)  # type: ignore[misc]
 
 
 def test_bad_inputs_are_refused(network: nn.Module) -> None:

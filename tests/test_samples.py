@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import bridge.logits
 from experiments import flips, samples, stages
 from experiments.artefacts import write_json
 from experiments.samples import choose_folds, limited, read_small
@@ -19,6 +20,7 @@ from experiments.settings import Data, Experiment, Flip, Model, Score, Simulate
 from jaxcurv import data
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
 from jaxcurv.training import keep_trained
+from tests.chips import LiveLogits
 
 COUNT, LIMIT, BATCH, CALIBRATION = 10_000, 32, 8, 16
 EXPERIMENT = Experiment(
@@ -220,6 +222,8 @@ def test_streamed_results_are_those_in_memory(
     kept: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(model, tmp_path / "run")
+    logits = LiveLogits()
+    monkeypatch.setattr(bridge.logits, "logit_scores", logits)
     todo = (stages.score, stages.export, flips.moments, stages.simulate)
     streamed = Run(tmp_path / "run", 0, todo, monkeypatch)
     for name in ("scores", "predictions", "output_noise"):
@@ -230,3 +234,5 @@ def test_streamed_results_are_those_in_memory(
         assert set(streamed.decoded[stage][1]) == set(kept.decoded[stage][1])
     assert set(streamed.decoded["score"][1]) == set(kept.decoded["score"][1])
     assert streamed.most_alive["score"] <= CALIBRATION
+    chips = len(bridge.PROFILES) * EXPERIMENT.simulate.chips
+    assert (logits.most, logits.seen) == (BATCH, chips * LIMIT)
