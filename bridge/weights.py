@@ -9,6 +9,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -211,7 +212,18 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if _HEADER not in metadata:
+        raise ValueError(
+            f"{path} is not a readable safetensors file, replace it: {error}"
+        ) from error
+    header = parse_header(metadata)
+    if header is None:
         raise ValueError(f"{path} has no header; write it with save_weights")
-    return state_dict, json.loads(metadata[_HEADER])
+    return state_dict, header
+
+
+def parse_header(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The header that `save_weights` wrote; None for another program's metadata."""
+    with suppress(ValueError, RecursionError):  # no JSON, or nested beyond measure
+        header = json.loads(metadata.get(_HEADER, ""))
+        return header if isinstance(header, dict) else None
+    return None

@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or nested beyond measure
         raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
 
 

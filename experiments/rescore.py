@@ -25,8 +25,9 @@ from rich.table import Table
 
 from bridge.failures import deciles, failure_table
 from experiments import analysis
-from experiments.artefacts import read_json, sha256, write_csv, write_json, write_parquet
+from experiments.artefacts import sha256, write_csv, write_json, write_parquet
 from experiments.benchmark_curvature import device
+from experiments.descriptions import read_description, read_normalisation
 from experiments.figures import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.records import read_record
@@ -36,7 +37,6 @@ from experiments.stages import (
     Job,
     load_data,
     load_flax,
-    read_normalisation,
     require_classes,
     warn_of_idle_accelerator,
 )
@@ -165,7 +165,7 @@ def open_finished(
         raise FileNotFoundError(f"no finished score in {folder}: run score first")
     require_writable(out)
     recorded = record["settings"]
-    description = read_json(folder / "model.json")
+    description = read_description(folder)
     checkpoint = description["checkpoint"]
     if not (folder / checkpoint).exists():
         raise FileNotFoundError(f"no {checkpoint} in {folder}: run train first")

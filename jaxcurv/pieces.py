@@ -97,7 +97,7 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
         return None
     try:
         found = json.loads((pq.read_schema(out).metadata or {})[METADATA_KEY])
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{out} exists and is no table of scores: choose another file, or delete it"
         ) from error
@@ -210,5 +210,5 @@ def _folder(out: Path) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from error

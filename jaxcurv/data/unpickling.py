@@ -44,7 +44,7 @@ def unpickle(content: bytes) -> dict[Any, Any]:
 def _check_memo(content: bytes) -> None:
     """Refuses places in the memo which are not counted up: it would grow to the largest."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name.endswith("PUT") and not argument <= count:
+        if opcode.name.endswith("PUT") and (argument or 0) > count:
             raise pickle.UnpicklingError(f"the pickle asks for {argument:,} places in memory")
 
 
