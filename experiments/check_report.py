@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +30,7 @@ _LINKS = {"src", "href", "srcset", "poster", "data", "action"}
 _OUTSIDE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
 _STYLED = re.compile(r"(?:url\(|@import)\s*['\"]?\s*(?:https?:)?//[^\s'\")]*", re.IGNORECASE)
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP")  # that browsers show, too
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _SECONDS = 60
 _VIRTUAL_MILLISECONDS = 10_000
 
@@ -143,10 +145,11 @@ class _Page(HTMLParser):
     def _decode(self, address: str, text: str) -> None:
         try:
             encoded = io.BytesIO(base64.b64decode(address.partition(",")[2]))
-            with Image.open(encoded, formats=_FORMATS) as image:
-                image.load()
-        # Pillow's for damaged files, and for those that may fill the memory
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(encoded, formats=_FORMATS) as image:
+                    image.load()
+        except (OSError, SyntaxError, ValueError, *_BOMBS) as error:  # Pillow's for damaged files
             self.problems.append(f"image damaged: {text} ({error})")
 
 

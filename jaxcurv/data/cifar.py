@@ -7,7 +7,6 @@ TFDS's own.
 
 import gzip
 import hashlib
-import pickle
 import socket
 import tarfile
 import tempfile
@@ -199,7 +198,7 @@ def _read_archive(path: Path, archive: Archive) -> dict[str, dict[bytes, Any]]:
             assert stream is not None  # it is a regular file
             try:
                 contents[file] = unpickle(stream.read())
-            except pickle.UnpicklingError as error:
+            except ValueError as error:
                 raise ValueError(f"{member.name}: {error}") from error
     if missing := wanted - contents.keys():
         raise ValueError(f"it lacks {sorted(missing)} in {archive.folder}/")

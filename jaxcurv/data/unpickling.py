@@ -20,24 +20,28 @@ _OF_ARRAYS = {
 }
 
 
+class _RefusedError(ValueError):
+    """What is there is no plain value."""
+
+
 def unpickle(content: bytes) -> dict[Any, Any]:
     """The dictionary in a pickle, Python 2's too: its strings are bytes, its arrays uint8.
 
     Needs a small multiple of the memory of `content`.
 
     Raises:
-        pickle.UnpicklingError: the pickle asks for anything but arrays and plain values, holds
+        ValueError: the pickle asks for anything but arrays and plain values, holds
             other arrays or no dictionary, or is damaged.
     """
     try:
         _check_memo(content)
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except pickle.UnpicklingError:
+    except _RefusedError:
         raise
     except Exception as error:  # whatever it is that a damaged pickle leads to
-        raise pickle.UnpicklingError(f"the pickle is damaged: {error!r}") from error
+        raise ValueError(f"the pickle is damaged: {error!r}") from error
     if not isinstance(found, dict):
-        raise pickle.UnpicklingError(f"the pickle holds no dictionary but {type(found).__name__}")
+        raise _RefusedError(f"the pickle holds no dictionary but {type(found).__name__}")
     return {key: _array(one) if isinstance(one, _Said) else one for key, one in found.items()}
 
 
@@ -45,7 +49,7 @@ def _check_memo(content: bytes) -> None:
     """Refuses places in the memo which are not counted up: it would grow to the largest."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name.endswith("PUT") and (argument or 0) > count:
-            raise pickle.UnpicklingError(f"the pickle asks for {argument:,} places in memory")
+            raise _RefusedError(f"the pickle asks for {argument:,} places in memory")
 
 
 class _Said:
@@ -64,7 +68,7 @@ class _Said:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[_Said]:
         if (module, name) not in _OF_ARRAYS:
-            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}, which is refused")
+            raise _RefusedError(f"the pickle asks for {module}.{name}, which is refused")
         return _Said
 
 
@@ -74,4 +78,4 @@ def _array(said: _Said) -> np.ndarray:
             counts = all(type(size) is int and size >= 0 for size in shape)
             if counts and math.prod(shape) == len(data):
                 return np.frombuffer(data, np.uint8).reshape(shape)
-    raise pickle.UnpicklingError("the pickle holds an array that is not uint8, row by row")
+    raise _RefusedError("the pickle holds an array that is not uint8, row by row")
