@@ -6,10 +6,10 @@ No code from a checkpoint is ever run.
 import difflib
 import hashlib
 import importlib
-import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bridge.weights import HEADER, content_hash
+from bridge.weights import HEADER, content_hash, parse_header
 from jaxcurv.sealed import SEAL, check_seal
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(:[A-Za-z0-9_]+)?")
@@ -32,6 +32,7 @@ _DTYPES = {  # from the file's to ours; anything else is quantised, a mask or th
     torch.float64: torch.float32,
     torch.int64: torch.int64,
 }
+_SHARED = 4  # names that may share a tensor, such as an embedding that is also the output layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +103,18 @@ def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
             metadata = tensors.metadata() or {}
             content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file, replace it: {error}"
+        ) from error
     if {SEAL, HEADER} <= metadata.keys():
         check_seal(path, metadata[SEAL], lambda: content_hash(content, metadata[HEADER]))
-    if HEADER in metadata:
-        with suppress(json.JSONDecodeError):  # another program's entry of that name
-            origin["header"] = json.loads(metadata[HEADER])
+    if (header := parse_header(metadata)) is not None:
+        origin["header"] = header
     return Checkpoint(_weights(content, path), origin)
 
 
 def _unpickle(path: Path) -> Any:
+    _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of archives that it refuses in the next line
@@ -129,6 +132,20 @@ def _unpickle(path: Path) -> Any:
             "TorchScript archive or of another format; write one with "
             "torch.save(model.state_dict(), ...)"
         ) from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """`torch.save` stores its tensors as they are: more than the file has is there to fill memory.
+
+    What cannot be read as an archive is left to PyTorch.
+    """
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        inflated = sum(member.file_size for member in archive.infolist())
+        if inflated > (size := path.stat().st_size):
+            raise ValueError(
+                f"{path} is compressed, its {size:,} bytes inflate to {inflated:,}: refused. If "
+                "you trust its author, unpack it and pack it again uncompressed (zip -0)"
+            )
 
 
 def _weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -155,6 +172,20 @@ def _weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{path} holds tensors that are no floating-point weights: {', '.join(unfit)}; give "
             "the checkpoint from before quantisation"
+        )
+    elsewhere = [
+        name for name, tensor in content.items() if tensor.is_meta or tensor.layout != torch.strided
+    ]
+    if elsewhere:
+        raise ValueError(
+            f"{path} holds tensors without values or sparse ones: {', '.join(elsewhere)}; write "
+            "dense tensors with torch.save(model.state_dict(), ...)"
+        )
+    size, told = path.stat().st_size, sum(tensor.nbytes for tensor in content.values())
+    if told > _SHARED * size:
+        raise ValueError(
+            f"{path} holds tensors of {told:,} bytes in {size:,}, most of them copies: refused; "
+            "write the tensors themselves, each .contiguous(), with torch.save"
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {

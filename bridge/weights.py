@@ -9,6 +9,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -211,14 +212,25 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if HEADER not in metadata:
+        raise ValueError(
+            f"{path} is not a readable safetensors file, replace it: {error}"
+        ) from error
+    header = parse_header(metadata)
+    if header is None:
         raise ValueError(f"{path} has no header; write it with save_weights")
     check_seal(path, metadata.get(SEAL), lambda: content_hash(state_dict, metadata[HEADER]))
-    return state_dict, json.loads(metadata[HEADER])
+    return state_dict, header
 
 
 def content_hash(state_dict: Mapping[str, torch.Tensor], header: str) -> str:
     """SHA-256 of tensors on the CPU and the JSON header, in hexadecimal digits."""
     arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
     return hash_arrays({**arrays, f" {HEADER}": np.frombuffer(header.encode(), np.uint8)})
+
+
+def parse_header(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The header that `save_weights` wrote; None for another program's metadata."""
+    with suppress(ValueError, RecursionError):  # no JSON, or nested beyond measure
+        header = json.loads(metadata.get(HEADER, ""))
+        return header if isinstance(header, dict) else None
+    return None

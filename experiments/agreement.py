@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark_curvature import device
+from experiments.descriptions import read_description, read_normalisation
 from experiments.figures import STYLE, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.samples import choose_folds, read_small
@@ -27,7 +28,6 @@ from experiments.stages import (
     Job,
     load_data,
     load_flax,
-    read_normalisation,
     require_classes,
     warn_of_idle_accelerator,
 )
@@ -42,7 +42,7 @@ from jaxcurv.estimators import (
     LowRankGaussNewton,
     forward_passes,
 )
-from jaxcurv.sealed import read_json, write_json
+from jaxcurv.sealed import write_json
 
 REFERENCE = "fd_h1e-3_n10"
 """Eq. 1 at the usual step and number of probes."""
@@ -128,7 +128,7 @@ def run(
     from jaxcurv.scoring import describe, score_dataset
 
     job = Job(preset_experiment, folder, data_dir, fingerprint="")
-    description = read_json(folder / "model.json")
+    description = read_description(folder)
     dataset = load_data(job)
     require_classes(dataset, description)
     test = choose_folds(dataset, preset_experiment, ("test",))["test"]

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,6 +29,8 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _LINKS = {"src", "href", "srcset", "poster", "data", "action"}
 _OUTSIDE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
 _STYLED = re.compile(r"(?:url\(|@import)\s*['\"]?\s*(?:https?:)?//[^\s'\")]*", re.IGNORECASE)
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP")  # that browsers show, too
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _SECONDS = 60
 _VIRTUAL_MILLISECONDS = 10_000
 
@@ -141,9 +144,12 @@ class _Page(HTMLParser):
 
     def _decode(self, address: str, text: str) -> None:
         try:
-            with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's for damaged files
+            encoded = io.BytesIO(base64.b64decode(address.partition(",")[2]))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(encoded, formats=_FORMATS) as image:
+                    image.load()
+        except (OSError, SyntaxError, ValueError, *_BOMBS) as error:  # Pillow's for damaged files
             self.problems.append(f"image damaged: {text} ({error})")
 
 
@@ -193,7 +199,8 @@ def check(path: Path, browser: str) -> dict[str, object]:
     end = page.rfind("</body>")
     if head is None or end < head.end():
         raise ValueError(f"{path} is not a report: it has no <head> or no </body>")
-    probed = page[: head.end()] + _LISTEN + page[head.end() : end] + _INSPECT + page[end:]
+    # Ahead of the page's Content-Security-Policy, which forbids scripts that are not its own.
+    probed = page[: head.end()] + _LISTEN + _INSPECT + page[head.end() :]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = Path(folder, "report.html")
         copy.write_text(probed, encoding="utf-8")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.artefacts import sha256
+from experiments.descriptions import read_normalisation
 from experiments.pipeline import package_versions, require_device, require_writable
 from experiments.samples import calibration_images, choose_folds, read_small
 from experiments.settings import Experiment, Fold
@@ -22,7 +23,6 @@ from experiments.stages import (
     Job,
     load_data,
     load_twin,
-    read_normalisation,
     require_classes,
 )
 from jaxcurv.data import ImageDataset, Normalisation, Normalised, subset

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.artefacts import read_parquet, write_parquet
+from experiments.descriptions import read_description, read_normalisation
 from experiments.samples import calibration_images, choose_folds, limited, read_small
 from experiments.stages import (
     Job,
@@ -23,12 +24,10 @@ from experiments.stages import (
     load_data,
     load_flax,
     load_twin,
-    read_normalisation,
     require_classes,
 )
 from jaxcurv import data
 from jaxcurv.files import write_whole
-from jaxcurv.sealed import read_json
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -107,7 +106,7 @@ def flips(job: Job) -> Outcome:
     from bridge.profiles import eight_profiles
 
     settings = job.experiment.simulate
-    description = read_json(job.folder / "model.json")
+    description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
     model = load_flax(job, description)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -126,9 +127,30 @@ def require_place(readme: Path) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    """A table; whatever is not `Code` is shown as it stands, HTML and links too."""
+    lines = [
+        [(one if isinstance(one, Code) else plain(str(one))).replace("|", "\\|") for one in line]
+        for line in (header, *rows)
+    ]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class Code(str):
+    """A line in backticks; those in it become quotes, for no character can mask them."""
+
+    def __new__(cls, text: str) -> Code:
+        return super().__new__(cls, f"`{_line(text).replace('`', chr(39))}`")
+
+
+def plain(text: str) -> str:
+    """A line without HTML, links, pictures and code: names may come from elsewhere."""
+    masked = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
+    return masked.replace("](", "]\\(").replace("![", "!\\[")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Render) -> Iterator[str]:
@@ -198,8 +220,8 @@ def _figure_one(runs: Sequence[_Run], place: str) -> Iterator[str]:
     for run in runs:
         if run.model == ("resnet18", "cifar100"):
             name = run.folder.name
-            title = f"Failure rate by curvature decile, {name}"
-            yield f"![{title}]({place}/{name}/figures/figure_one.png)"
+            title = f"Failure rate by curvature decile, {plain(name)}"
+            yield f"![{title}]({quote(f'{place}/{name}')}/figures/figure_one.png)"
 
 
 def _runs(runs: Sequence[_Run]) -> Iterator[str]:
@@ -221,9 +243,9 @@ def _runs(runs: Sequence[_Run]) -> Iterator[str]:
         header = ["fold", "profile", "accuracy"]
         header += [f"{end} of {of}" for of in DENOMINATORS for end in ("D1", "D10")]
         chips = int(table["chips"].max())
-        yield f"### {name}"
-        yield f"Digital accuracy: {accuracies}; {chips} chip{'s' * (chips > 1)} a profile."
-        yield f"![Fig. 1]({name}/figures/figure_one.png)"
+        yield f"### {plain(name)}"
+        yield f"Digital accuracy: {plain(accuracies)}; {chips} chip{'s' * (chips > 1)} a profile."
+        yield f"![Fig. 1]({quote(name)}/figures/figure_one.png)"
         yield markdown(header, rows)
 
 
@@ -233,7 +255,7 @@ def _fit(folder: Path) -> Iterator[str]:
     ends = [name for name in table if name.endswith((" d1", " d10"))]
     header = ["setting", *(f"{name}, of {of}" for name in ends for of in DENOMINATORS), "misfit"]
     kept = read_json(folder / "fit.json")
-    yield f"## What the paper leaves open about the chip: {folder.name}"
+    yield f"## What the paper leaves open about the chip: {plain(folder.name)}"
     yield (
         "The shipped chip with one setting changed: test fold, "
         f"{100 * kept['share']:g} % of the scored samples, {kept['search_chips']} chips; of all "
@@ -255,7 +277,7 @@ def _fit(folder: Path) -> Iterator[str]:
     )
     yield markdown(["step", "change", "fold", "denominator", "misfit"], steps)
     chips = {cell_of(chip): chip for chip in (from_json(one["chip"]) for one in kept["steps"])}
-    yield f"The fitted chip: `{chips[best['cell']]}`."
+    yield f"The fitted chip: {Code(str(chips[best['cell']]))}."
 
 
 def _settings(table: pd.DataFrame, ends: Sequence[str]) -> Iterator[list[str]]:
@@ -289,7 +311,7 @@ def _rescored(runs: Sequence[_Run]) -> Iterator[str]:
         ]
         header = ["variant", "samples", "rho", "rho, correct", "D1 kept", "D10 kept"]
         header += [f"{end} of {of}" for of in DENOMINATORS for end in ("D1", "D10")]
-        yield f"### {run.folder.name}"
+        yield f"### {plain(run.folder.name)}"
         yield markdown(header, rows)
 
 
@@ -305,7 +327,7 @@ def _provenance(runs: Sequence[_Run]) -> str:
         rows.append(
             [
                 run.folder.name,
-                f"`python -m experiments run {command}`",
+                Code(f"python -m experiments run {command}"),
                 "; ".join(sorted({one["device"] for one in stages})),
                 ", ".join(f"{name} {versions[name]}" for name in kept if name in versions),
                 ", ".join(_took(run.folder, one) for one in stages),

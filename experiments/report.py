@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from experiments.analysis import (
@@ -190,6 +192,9 @@ def write_report(
     )
     environment.filters.update(number=_number, rate=_rate)
     last = int(deciles["decile"].max())
+    script = (Path(__file__).parent / "report.js").read_text()
+    # The only script that browsers run in the page: none that a name might bring in.
+    script_hash = f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
     page = environment.get_template("report.html.jinja").render(
         title=title,
         titles={name: text for name, (text, there) in sections.items() if there},
@@ -248,6 +253,8 @@ def write_report(
         settings=list(_flatten(settings)),
         stages=stages,
         versions=_versions(stages),
+        script=Markup(script),
+        script_hash=Markup(script_hash),
     )
     write_bytes(Path(path), page.encode())
     return Path(path)

@@ -27,6 +27,7 @@ from bridge.failures import deciles, failure_table
 from experiments import analysis
 from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
 from experiments.benchmark_curvature import device
+from experiments.descriptions import read_description, read_normalisation
 from experiments.figures import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.pipeline import package_versions, require_writable
 from experiments.records import read_record
@@ -36,13 +37,12 @@ from experiments.stages import (
     Job,
     load_data,
     load_flax,
-    read_normalisation,
     require_classes,
     warn_of_idle_accelerator,
 )
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
-from jaxcurv.sealed import read_json, write_json
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -166,7 +166,7 @@ def open_finished(
         raise FileNotFoundError(f"no finished score in {folder}: run score first")
     require_writable(out)
     recorded = record["settings"]
-    description = read_json(folder / "model.json")
+    description = read_description(folder)
     checkpoint = description["checkpoint"]
     if not (folder / checkpoint).exists():
         raise FileNotFoundError(f"no {checkpoint} in {folder}: run train first")

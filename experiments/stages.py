@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.artefacts import join_parquet, read_parquet, sha256, write_csv, write_parquet
+from experiments.descriptions import (
+    read_description,
+    read_normalisation,
+    require_description,
+)
 from experiments.records import read_record, read_records, recorded_settings
 from experiments.samples import (
     calibration_images,
@@ -27,7 +33,7 @@ from experiments.samples import (
 )
 from experiments.settings import Experiment, Model
 from jaxcurv import data
-from jaxcurv.sealed import read_json, write_json
+from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -115,7 +121,7 @@ def score(job: Job) -> Outcome:
     from jaxcurv.engine import Batch
     from jaxcurv.estimators import forward_passes
 
-    description = read_json(job.folder / "model.json")
+    description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
     model = load_flax(job, description)
@@ -182,7 +188,7 @@ def export(job: Job) -> Outcome:
 
     import bridge
 
-    description = read_json(job.folder / "model.json")
+    description = read_description(job.folder)
     model = load_flax(job, description)
     state_dict = bridge.to_torch(model)
     twin = build_torch(description)
@@ -461,19 +467,31 @@ def build_torch(description: dict[str, Any]) -> Any:
 
 
 def load_twin(job: Job) -> tuple[Any, dict[str, Any]]:
-    """The exported network in PyTorch, in evaluation mode, and its description."""
+    """The exported network in PyTorch, in evaluation mode, and its description.
+
+    Raises:
+      FileNotFoundError: nothing was exported.
+      ValueError: the file is damaged, or its tensors are not those of the network it describes.
+    """
+    import torch
+
     import bridge
 
-    state_dict, description = bridge.load_weights(job.folder / "weights.safetensors")
-    twin = build_torch(description)
-    twin.load_state_dict(state_dict)
+    path = job.folder / "weights.safetensors"
+    state_dict, header = bridge.load_weights(path)
+    description = require_description(header, path)
+    try:
+        with torch.device("meta"):  # the tensors, not the header, say how much memory it takes
+            twin = build_torch(description)
+        # Within the file they lie unaligned, and PyTorch's sums there may differ in the last bit.
+        twin.load_state_dict({n: t.clone() for n, t in state_dict.items()}, assign=True)
+    except RuntimeError as error:
+        what = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise ValueError(
+            f"{path} holds other tensors than the network in its header has: {what}; run export "
+            "again"
+        ) from error
     return twin.eval(), description
-
-
-def read_normalisation(description: dict[str, Any]) -> data.Normalisation:
-    """The normalisation that a network was trained with."""
-    statistics = description["normalisation"]  # JSON has lists
-    return data.Normalisation(tuple(statistics["mean"]), tuple(statistics["std"]))
 
 
 def _dimensions(description: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     try:
         table = read_table(out)
         found = json.loads(table.schema.metadata[METADATA_KEY])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{out} exists and is no whole table of scores: choose another file, or delete it "
             f"({error})"

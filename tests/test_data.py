@@ -375,19 +375,6 @@ def test_cifar_with_a_wrong_md5_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "cifar10").exists()
 
 
-def test_a_malicious_pickle_is_refused(tmp_path: Path, official: Callable[..., None]) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple:
-            return os.mkdir, (str(tmp_path / "evil"),)
-
-    content = archive_bytes("cifar-10-batches-py", {"test_batch": pickle.dumps(Evil(), protocol=2)})
-    official("cifar10", content)
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
-    with pytest.raises(pickle.UnpicklingError, match=r"mkdir, which is refused"):
-        load("cifar10", tmp_path)
-    assert not (tmp_path / "evil").exists()
-
-
 def test_an_archive_without_its_files_is_refused(
     tmp_path: Path, official: Callable[..., None]
 ) -> None:

@@ -21,13 +21,15 @@ from sklearn.metrics import roc_auc_score
 import bridge
 from experiments import fit_paper, page, paper_fit, reproduce, stages
 from experiments.archive import archive
-from experiments.artefacts import read_json, sha256
+from experiments.artefacts import sha256
+from experiments.descriptions import read_normalisation
 from experiments.paper import TABLE_ONE
 from experiments.pipeline import STAGES, StageFailed
 from experiments.presets import PRESETS
 from experiments.settings import Experiment
-from experiments.stages import ANALYSED, build_flax, read_normalisation, require_classes
+from experiments.stages import ANALYSED, build_flax, require_classes
 from jaxcurv import data, training
+from jaxcurv.sealed import read_json
 from tests.conftest import Command
 
 # Small enough for seconds a stage; large enough that training learns and chips fail.
@@ -235,7 +237,7 @@ def test_training_takes_the_given_normalisation(
     stages.train(stages.Job(Experiment(data=settings), tmp_path, None, "none"))
     assert given == [data.Normalisation((0.5,), (0.25,))]
     description = read_json(tmp_path / "model.json")
-    assert stages.read_normalisation(description) == given[0]
+    assert read_normalisation(description) == given[0]
     colour = replace(settings, mean=(0.5,) * 3, std=(0.25,) * 3)
     with pytest.raises(ValueError, match="have 1 channels, but the normalisation has 3"):
         stages.train(stages.Job(Experiment(data=colour), tmp_path, None, "none"))

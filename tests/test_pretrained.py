@@ -17,13 +17,14 @@ from PIL import Image
 import bridge
 from bridge import Checkpoint
 from experiments import pipeline, pretrained
-from experiments.artefacts import read_json, sha256
+from experiments.artefacts import sha256
 from experiments.presets import PRESETS
 from experiments.pretrained import choose_normalisation, require_preprocessing
 from experiments.records import write_record
 from experiments.settings import Data, Experiment, Model
 from experiments.stages import Job
 from jaxcurv import data
+from jaxcurv.sealed import read_json
 from tests.conftest import Command
 
 CLASSES = ("blue", "green", "red")

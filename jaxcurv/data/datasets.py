@@ -39,8 +39,13 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such data set, or its files are missing.
-        ValueError: its files are not as they should be.
+        ValueError: its files are not as they should be, or `name` leads out of `data_dir`.
     """
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(
+            f"the name of a data set must lie within the folder of the data sets; got {name!r}: "
+            "give its folder with --data-dir"
+        )
     if name == "digits":
         if preprocessing not in (None, Preprocessing(8, 8)):
             raise ValueError("digits has images of 8x8 only: leave the image size out")

@@ -27,7 +27,7 @@ def decode(
     Gray, CMYK and palette images are converted before they are resized and cropped.
 
     Raises:
-        ValueError: it is not a readable image.
+        ValueError: it is not a readable image, or has more pixels than Pillow allows.
     """
     mode = _MODES[channels]
     with _opened(encoded) as opened:
@@ -67,8 +67,23 @@ def _opened(encoded: bytes | Path) -> Iterator["Image.Image"]:
 
     file = encoded if isinstance(encoded, Path) else io.BytesIO(encoded)
     try:
+        if isinstance(encoded, Path) and encoded.exists() and not encoded.is_file():
+            raise ValueError("no regular file")  # a pipe, say, whose opening would wait for ever
         with Image.open(file, formats=_FORMATS) as image:
+            _refuse_bomb(image.width * image.height)
             yield image
     except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
         name = encoded if isinstance(encoded, Path) else "a record"
         raise ValueError(f"{name} is not a readable image, replace it: {error}") from error
+
+
+def _refuse_bomb(pixels: int) -> None:
+    """Up to twice its limit Pillow only warns."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
+        raise ValueError(
+            f"{pixels:,} pixels may fill the memory (if you trust its author, make it smaller, or "
+            f"PIL.Image.MAX_IMAGE_PIXELS larger than {limit:,})"
+        )

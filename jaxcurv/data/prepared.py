@@ -5,6 +5,7 @@ TFDS itself reads what is written here (`tfds.data_source`), and what it wrote i
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample, check_label
 
 _CHUNK = 1024  # records fetched at once to learn their labels and ids: they still hold the images
+_FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
+_CLASS_KEYS = {"pythonClassName", "python_class_name", "type"}  # the last one until TFDS 4.5
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -106,7 +109,10 @@ class PreparedSplit:
 
     def _sample(self, position: int, record: Mapping[str, Any]) -> Sample:
         label, index = self._label(record), self._index(position, record)
-        image = decode(record["image"], self.channels, self.preprocessing)
+        try:
+            image = decode(record["image"], self.channels, self.preprocessing)
+        except ValueError as error:
+            raise ValueError(f"{self.split}, position {position}: {error}") from error
         return Sample(image=image, label=label, index=index)
 
     def _label(self, record: Mapping[str, Any]) -> int:
@@ -126,10 +132,12 @@ def open_prepared(
     """The data set prepared in `directory`: its split `train` and, as test, `test` or `validation`.
 
     Raises:
-        ValueError: it has no images with labels, no such splits, or no random access.
+        ValueError: it has no images with labels, no such splits, or no random access; or features
+            that are not TFDS's own, whose modules TFDS would import.
     """
     import tensorflow_datasets as tfds
 
+    _refuse_foreign_features(directory / "features.json")
     builder = tfds.builder_from_directory(directory)
     features, splits = builder.info.features, builder.info.splits
     label = features["label"] if {"image", "label"} <= set(features) else None
@@ -159,6 +167,36 @@ def open_prepared(
         raise ValueError(f"{directory} has the splits {sorted(splits)}: train and test are needed")
     names = tuple(label.names)
     return ImageDataset(name, names, source("train"), source(labelled[0]))
+
+
+def _refuse_foreign_features(path: Path) -> None:
+    """TFDS imports the modules that features.json names, whosever they are."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        for name in _feature_classes(found):
+            if not _FEATURE.fullmatch(name):
+                raise ValueError(
+                    f"{path} asks to import {name!r}, which is refused: prepare the data set with "
+                    "TFDS's own features"
+                )
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): prepare the data set again") from error
+
+
+def _feature_classes(value: Any) -> Iterator[str]:
+    """Whatever TFDS may take for the name of a class, in JSON within JSON too."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _feature_classes(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            if key in _CLASS_KEYS and isinstance(one, str):
+                yield one
+            else:
+                yield from _feature_classes(one)
+    elif isinstance(value, str) and "{" in value:
+        with contextlib.suppress(json.JSONDecodeError):
+            yield from _feature_classes(json.loads(value))
 
 
 @dataclass(frozen=True)
