@@ -8,10 +8,12 @@ def main() -> None:
     try:
         from experiments.cli import run
     except ModuleNotFoundError as error:
-        sys.exit(
+        print(
             f"error: not installed: {error.name}; "
-            'pip install ".[experiments]" in the checkout installs it'
+            'pip install ".[experiments]" in the checkout installs it',
+            file=sys.stderr,
         )
+        sys.exit(2)
     sys.exit(run(sys.argv[1:]))
 
 
