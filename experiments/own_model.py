@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.errors import at_work
 from experiments.pipeline import require_writable
-from experiments.settings import given_normalisation
+from experiments.settings import given_normalisation, require_seed
 from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
@@ -128,17 +128,20 @@ class OwnModel:
             parse_shard(self.shard)
             if self.distributed:
                 raise ValueError("--distributed shares the work already: leave --shard out")
-        if self.seed < 0 or (self.limit is not None and self.limit < 1):
-            raise ValueError(
-                f"seed must not be negative and limit be at least 1; got {self.seed}, {self.limit}"
-            )
+        require_seed("seed", self.seed)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1; got {self.limit}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size must be auto or at least 1; got {self.batch_size}")
         missing = [value is None for value in (self.coordinator, self.processes, self.process)]
         if not all(missing) and (any(missing) or not self.distributed):
             raise ValueError("--distributed --coordinator --processes --process go together")
-        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
-            raise ValueError(f"coordinator must be HOST:PORT; got {self.coordinator!r}")
+        if self.coordinator is not None:
+            require_address(self.coordinator)
+        if self.process is not None and not 0 <= self.process < (self.processes or 0):
+            raise ValueError(
+                f"process must lie in [0, processes); got {self.process} of {self.processes}"
+            )
 
 
 def estimators(settings: OwnModel) -> dict[str, Estimator]:
@@ -188,6 +191,13 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"shard must be I/N with 1 <= I <= N, such as 1/8; got {text!r}")
     return int(match[1]) - 1, int(match[2])
+
+
+def require_address(text: str) -> None:
+    """Raises ValueError unless the text is HOST:PORT: JAX would end the process for a bad one."""
+    match = re.fullmatch(r".+:(\d+)", text)
+    if not match or not 0 < int(match[1]) < 2**16:
+        raise ValueError(f"coordinator must be HOST:PORT, PORT below 65536; got {text!r}")
 
 
 def run(settings: OwnModel) -> None:

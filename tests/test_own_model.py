@@ -340,7 +340,7 @@ def test_debug_shows_where(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--max-probes", "50"], "--max-probes needs --tolerance"),
         (["--probes", "0"], "probes must be at least 1"),
         (["--batch-size", "0"], "batch_size must be"),
-        (["--limit", "0"], "limit be at least 1"),
+        (["--limit", "0"], "limit must be at least 1"),
         (["--coordinator", "localhost:1"], "go together"),
         (["--distributed", "--coordinator", "localhost", "--processes", "2", "--process", "0"],
          "HOST:PORT"),
