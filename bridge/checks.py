@@ -83,5 +83,7 @@ def require_resamples(resamples: int) -> None:
 
 def require_count(name: str, count: int, least: int = 1) -> None:
     """Refuses what is no whole number, or a smaller one than `least`."""
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
-        raise ValueError(f"{name} must be at least {least}, a whole number; got {count!r}")
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise ValueError(f"{name} must be a whole number; got {count!r}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}; got {count}")

@@ -172,6 +172,7 @@ def read(settings: OwnPredictions) -> Joined:
         kept.insert(1, "label", labels.to_numpy())
     if "chip" not in analog:
         analog = analog.assign(chip=0)
+    _require_filled(analog, "chip", settings.analog)
     outcomes = analog.assign(correct=_correct(analog, settings.analog, labels))
     wide = outcomes.pivot(index="chip", columns="index", values="correct")
     if len(missing := np.argwhere(wide.isna().to_numpy())):
@@ -196,13 +197,13 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
         raise ValueError(
             f"{path} needs a column index, which names the sample; it has {', '.join(table)}"
         )
+    if table.empty:
+        raise ValueError(f"{path} has no rows: give one for each sample")
     if not pd.api.types.is_integer_dtype(table["index"]):
         raise ValueError(
             f"index in {path} must hold whole numbers, the same in all tables; it is "
-            f"{table['index'].dtype}, such as {table['index'].iloc[0] if len(table) else 'none'}"
+            f"{table['index'].dtype}, such as {table['index'].iloc[0]}"
         )
-    if table.empty:
-        raise ValueError(f"{path} has no rows")
     present = [key for key in keys if key in table]
     repeated = table[table.duplicated(["index", *present])]
     if len(repeated):

@@ -248,8 +248,10 @@ def _check_step(step: float) -> None:
 
 
 def _check_count(name: str, count: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise ValueError(f"{name} must be at least 1, a whole number; got {count!r}")
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise ValueError(f"{name} must be a whole number; got {count!r}")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1; got {count}")
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:

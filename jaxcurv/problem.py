@@ -92,7 +92,8 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
     shapes = {labels.shape, indices.shape, images.shape[:1]}
     if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
         raise ValueError(
-            "images must be [batch, ...], none empty, with one label and one index each; got "
+            "images must be [batch, ...], batch >= 1, no axis empty, with one label and one index "
+            "each; got "
             f"{images.shape}, {labels.shape}, {indices.shape}"
         )
     if images.dtype not in (np.float32, np.float64):
