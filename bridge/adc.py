@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -32,12 +33,35 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
             images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         else:
             images = torch.from_numpy(images)
-    if images.dtype != torch.float32 or images.ndim != 4 or not len(images):
+    if not isinstance(images, torch.Tensor):
+        got = type(images).__name__
+    else:
+        got = f"{images.dtype} {tuple(images.shape)}"
+        if images.dtype == torch.float32 and images.ndim == 4 and images.numel():
+            return images.cpu()
+    raise ValueError(
+        f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
+        f"[batch, height, width, channel]; got {got}"
+    )
+
+
+@contextmanager
+def refused_layout(images: torch.Tensor) -> Iterator[None]:
+    """Within it a network runs on images `[batch, channel, height, width]`.
+
+    Raises:
+      ValueError: in place of PyTorch's RuntimeError, for images that do not fit the network.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
         raise ValueError(
-            f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
-            f"[batch, height, width, channel]; got {images.dtype} {tuple(images.shape)}"
-        )
-    return images.cpu()
+            f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
+            f"{images.shape[3]} pixels ({error}): give images of the size that it was made for, "
+            "arrays as [batch, height, width, channel]"
+        ) from error
 
 
 def calibrate_ranges(
@@ -135,7 +159,8 @@ def _observe(
     try:
         with torch.inference_mode(), progress:
             for chunk in images.split(_CHUNK):
-                analog(chunk)
+                with refused_layout(chunk):
+                    analog(chunk)
                 progress.update(len(chunk))
     finally:
         for handle in handles:

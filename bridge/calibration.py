@@ -56,10 +56,12 @@ def flip_probability(
         )
     if len(v) and v.min() < 0:
         raise ValueError(f"variance must not be negative, got {v.min():g}; check the moments")
-    with np.errstate(divide="ignore", over="ignore"):
-        ratio = (m + s) / np.sqrt(2 * np.where(v > 0, v, np.nan))
-    ratio = np.where(v > 0, ratio, np.copysign(np.inf, m + s))
-    ratio[(v == 0) & (m + s == 0)] = 0.0
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # Both sides a fourth, which is exact, so that neither overflows.
+        ratio = (m / 4 + s / 4) / np.sqrt(v / 8)
+        total = m + s
+    ratio = np.where(v > 0, ratio, np.copysign(np.inf, total))
+    ratio[total == 0] = 0.0
     return np.array([math.erfc(value) / 2 for value in ratio])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 import numpy as np
 import numpy.typing as npt
 
@@ -70,11 +72,18 @@ def same_length(**arrays: npt.NDArray) -> None:
 
 def require_confidence(confidence: float) -> None:
     """Refuses a confidence outside (0, 1)."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1; got {confidence}")
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1; got {confidence!r}")
 
 
 def require_resamples(resamples: int) -> None:
     """Refuses a bootstrap without resamples."""
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1; got {resamples}")
+    require_count("resamples", resamples)
+
+
+def require_count(name: str, count: int, least: int = 1) -> None:
+    """Refuses what is no whole number, or a smaller one than `least`."""
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise ValueError(f"{name} must be a whole number; got {count!r}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}; got {count}")

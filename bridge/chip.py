@@ -265,6 +265,8 @@ def convert(
     seed: int,
 ) -> nn.Module:
     """The network on tiles with its target weights, clipped and rescaled; see `program`."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
     if isinstance(digital_layers, str):

@@ -247,6 +247,10 @@ def _check(memory: Memory, *numbers: str) -> None:
     for name in numbers:
         require_finite(f"{what} {name}", getattr(memory, name))
     converter = getattr(memory, "converter", None)
+    if hasattr(memory, "converter") and not isinstance(converter, Converter):
+        raise ValueError(
+            f"{what} converter must be SinglePair, Pairs or MappedPairs, got {converter!r}"
+        )
     largest = memory.largest_conductance if isinstance(memory, Hermes) else memory.g_max
     if converter is not None and converter.g_min >= (memory.g_max or largest):
         raise ValueError(f"{what} g_min must be below g_max, got {converter.g_min}")

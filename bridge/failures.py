@@ -13,6 +13,7 @@ from bridge.checks import (
     chips_of,
     real_scores,
     require_confidence,
+    require_count,
     require_resamples,
     same_length,
     sample_indices,
@@ -62,8 +63,7 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
     """
     score = real_scores(score)
     indices = sample_indices(indices, len(score))
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1; got {bins}")
+    require_count("bins", bins)
     if len(score) < bins:
         raise ValueError(f"{len(score)} samples cannot fill {bins} bins; score more or ask fewer")
     rank = np.empty(len(score), np.int64)

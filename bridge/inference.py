@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from bridge.adc import refused_layout
+from bridge.checks import require_count
 from bridge.chip import Chip
 from bridge.chip_files import fingerprint
 from jaxcurv.sealed import read_table, write_tables
@@ -38,6 +41,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: int, /) -> Any: ...
+
+
+_NUMBERS = ("label", "index")
 
 
 class _Batch(NamedTuple):
@@ -84,14 +90,18 @@ def predict(
         not one value a sample, or a file at `out` that is something else.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
     if module.training:
         raise ValueError("the module is in training mode; call eval() first")
-    if batch_size < 1 or not len(source):
-        raise ValueError(
-            "batch_size and the number of samples must be at least 1, got "
-            f"{batch_size} and {len(source)}"
-        )
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    require_count("batch_size", batch_size)
+    if not len(source):
+        raise ValueError("nothing to predict: the source has no samples")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"torch has no device {device!r}: use device='cpu' or 'cuda'") from error
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
     rows = _gathered(_run(chip, source, batch_size, device, description, keep))
     if out is None:
@@ -141,7 +151,8 @@ def _run(
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
-            logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+            with refused_layout(batch):
+                logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
             yield _rows(logits.float().cpu().numpy(), labels, indices, description, keep)
             progress.update(len(labels))
 
@@ -173,16 +184,18 @@ def read_batches(source: Source, batch_size: int) -> Iterator[_Batch]:
                     "images must be float32 [height, width, channel] of one shape; image "
                     f"{sample['index']} is {image.dtype} {image.shape}"
                 )
-            if int(sample["index"]) < 0 or int(sample["label"]) < 0:
-                raise ValueError(
-                    f"labels and indices must not be negative; got {sample['label']} and "
-                    f"{sample['index']}"
-                )
-        yield _Batch(
-            np.stack([sample["image"] for sample in samples]),
-            [int(sample["label"]) for sample in samples],
-            [int(sample["index"]) for sample in samples],
-        )
+        labels, indices = ([_whole(one, sample[one]) for sample in samples] for one in _NUMBERS)
+        yield _Batch(np.stack([sample["image"] for sample in samples]), labels, indices)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {number}")
+    return number
 
 
 def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
@@ -205,6 +218,10 @@ def _rows(
 ) -> pa.RecordBatch:
     if logits.ndim != 2:
         raise ValueError(f"the module must give logits [batch, class], not {logits.shape}")
+    if max(labels) >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in [0, {logits.shape[1]}), the module's classes; got {max(labels)}"
+        )
     finite = np.isfinite(logits).all(axis=-1)
     if not finite.all():
         raise ValueError(

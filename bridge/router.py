@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from bridge.adc import refused_layout
 from bridge.chip import Chip
 from bridge.inference import refuse_other_scale
 from bridge.logits import logit_scores
@@ -120,11 +121,17 @@ class Router:
             raise ValueError(f"indices must not be negative, got {min(numbers)}")
         if self.chip.largest_pixel is not None:
             refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
-        if isinstance(self.score, Mapping):
-            return self._by_stored_score(images, numbers, self.score)
+        with refused_layout(images):
+            if isinstance(self.score, Mapping):
+                return self._by_stored_score(images, numbers, self.score)
+            return self._by_analog_score(images, numbers, self.score)
+
+    def _by_analog_score(
+        self, images: torch.Tensor, numbers: list[int], name: AnalogScore
+    ) -> Routed:
         logits = self.chip(images, numbers)
-        found = logit_scores(logits.numpy())[self.score].astype(np.float64)
-        score = -found if self.score == "margin" else found
+        found = logit_scores(logits.numpy())[name].astype(np.float64)
+        score = -found if name == "margin" else found
         routed = score >= self.threshold
         logits = logits.clone()
         if routed.any():

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bridge.checks import chips_of, real_scores, same_length, sample_indices, vector
+from bridge.checks import chips_of, real_scores, require_count, same_length, sample_indices, vector
 from bridge.devices import require_finite
 
 Kind = Literal["analog", "known", "digital"]
@@ -114,8 +114,7 @@ def routing_curve(
         ValueError: for NaN, other dtypes or shapes, and fewer than two points.
     """
     scores, digital, analog = _checked(score, digital_correct, analog_correct)
-    if points < 2:
-        raise ValueError(f"a curve needs at least 2 points; got {points}")
+    require_count("points", points, least=2)
     samples = len(digital)
     tie = sample_indices(indices, samples)
     routed = np.unique(np.rint(np.linspace(0, samples, points)).astype(int))

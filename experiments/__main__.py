@@ -7,11 +7,15 @@ def main() -> None:
     """Runs the command line, or says what must be installed for it."""
     try:
         from experiments.cli import run
+        from experiments.termination import raise_on_sigterm
     except ModuleNotFoundError as error:
-        sys.exit(
+        print(
             f"error: not installed: {error.name}; "
-            'pip install ".[experiments]" in the checkout installs it'
+            'pip install ".[experiments]" in the checkout installs it',
+            file=sys.stderr,
         )
+        sys.exit(2)
+    raise_on_sigterm()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from flax import nnx
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -106,44 +108,74 @@ class Agreement:
             )
 
 
-def run(
-    preset_experiment: Experiment, folder: Path, data_dir: Path | None, settings: Agreement
-) -> int:
+@dataclass(frozen=True)
+class Trained:
+    """A run's trained model and the images to score."""
+
+    model: nnx.Module
+    """In evaluation mode."""
+    source: Normalised
+    """Samples of the test fold."""
+    description: dict[str, Any]
+    """Of the model, as `model.json` has it."""
+    data: str
+    """The data set's name."""
+    versions: dict[str, str]
+
+
+def open_trained(
+    experiment: Experiment, folder: Path, out: Path, data_dir: Path | None, *, limit: int
+) -> Trained:
+    """Reads a run's trained model and at most `limit` images of the test fold.
+
+    Args:
+      experiment: the run's.
+      folder: the run's.
+      out: where results will go: proven to be writable.
+      data_dir: where data sets are; None for TFDS's default.
+      limit: of the samples.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: the work cannot start.
+    """
+    versions = package_versions(("jax", "flax", "matplotlib"))
+    if not (folder / "model.json").exists():
+        raise FileNotFoundError(f"no trained model in {folder}: run train first")
+    require_writable(out)
+    job = Job(experiment, folder, data_dir, fingerprint="")
+    description = read_description(folder)
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    test = choose_folds(dataset, experiment, ("test",))["test"]
+    chosen = test.take(subset(test.indices, limit, experiment.data.split_seed))
+    return Trained(
+        load_flax(job, description),
+        Normalised(read_small({"test": chosen})["test"], read_normalisation(description)),
+        description,
+        dataset.name,
+        versions,
+    )
+
+
+def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path) -> None:
     """Compares the estimators on the trained model of a run and prints the table.
 
     Leaves scores.parquet and scores_another_key.parquet, agreement and agreement_correct (the
     matrix of rho as CSV, drawn as PNG and SVG) and settings.json. Goes on where it was interrupted.
-
-    Raises:
-      ValueError, OSError, ModuleNotFoundError: it cannot start, or the scoring failed.
     """
-    versions = package_versions(("jax", "flax", "matplotlib"))
-    out = folder / "agreement" if settings.out is None else settings.out
-    if not (folder / "model.json").exists():
-        raise FileNotFoundError(f"no trained model in {folder}: run train first")
-    require_writable(out)
-
     import jax
 
     from jaxcurv.scoring import describe, score_dataset
 
-    job = Job(preset_experiment, folder, data_dir, fingerprint="")
-    description = read_description(folder)
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    test = choose_folds(dataset, preset_experiment, ("test",))["test"]
-    chosen = test.take(subset(test.indices, settings.limit, preset_experiment.data.split_seed))
-    source = Normalised(read_small({"test": chosen})["test"], read_normalisation(description))
-    model = load_flax(job, description)
     warn_of_idle_accelerator()
-
+    description = trained.description
     estimators = ESTIMATORS if jax.default_backend() == "cpu" else ESTIMATORS | COARSE
-    seeds = {"first": preset_experiment.seed, "another": preset_experiment.seed + 1}
+    seeds = {"first": experiment.seed, "another": experiment.seed + 1}
 
     def score(which: str, estimators: Mapping[str, Estimator], name: str) -> pd.DataFrame:
         return score_dataset(
-            model,
-            source,
+            trained.model,
+            trained.source,
             key=jax.random.key(seeds[which]),
             estimators=estimators,
             out=out / name,
@@ -161,12 +193,12 @@ def run(
     matrices = {name: rank_agreement(rows, list(costs)) for name, rows in groups.items()}
     for name, matrix in matrices.items():
         which = "digitally correct test samples" if name.endswith("correct") else "test samples"
-        title = f"Spearman's rho, {len(groups[name]):,} {which} of {dataset.name}"
+        title = f"Spearman's rho, {len(groups[name]):,} {which} of {trained.data}"
         draw(matrix, out / f"{name}.png", title)
     write_json(
         out / "settings.json",
         {
-            "data": asdict(preset_experiment.data),
+            "data": asdict(experiment.data),
             "model": {key: value for key, value in description.items() if key != "class_names"},
             "limit": settings.limit,
             "batch_size": settings.batch_size,
@@ -177,12 +209,11 @@ def run(
             "cost_in_forward_passes": costs,
             "notes": _NOTES,
             "device": device(),
-            "versions": versions,
+            "versions": trained.versions,
         },
     )
     show(matrices["agreement"], matrices["agreement_correct"], costs, scores)
     print(f"{out / 'agreement.png'}, agreement_correct.png, their CSVs and scores.parquet")
-    return 0
 
 
 def costs_of(

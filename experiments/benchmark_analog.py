@@ -38,7 +38,8 @@ from experiments.benchmark import (
     turns,
     warn_of_load,
 )
-from experiments.pipeline import package_versions, require_device, show_error
+from experiments.errors import at_work
+from experiments.pipeline import package_versions, require_device
 from jaxcurv.sealed import write_json
 
 if TYPE_CHECKING:
@@ -139,30 +140,28 @@ class Turn(NamedTuple):
 
 
 def run(settings: AnalogBenchmark) -> int:
-    """Measures, prints, writes what is asked for and returns the process's exit code."""
-    try:
-        versions = _prepare(settings)
-        baseline = None
-        if settings.baseline is not None:
-            baseline = read_baseline(
-                settings.baseline,
-                "benchmark analog",
-                {"cost_over_digital"},
-                settings.workload(),
-                device(settings.device),
-            )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        show_error(error, settings.debug)
-        return 2
-    try:
+    """Measures, prints, writes what is asked for and returns the process's exit code.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: it cannot start.
+      WorkFailed: the measurement failed.
+    """
+    versions = _prepare(settings)
+    baseline = None
+    if settings.baseline is not None:
+        baseline = read_baseline(
+            settings.baseline,
+            "benchmark analog",
+            {"cost_over_digital"},
+            settings.workload(),
+            device(settings.device),
+        )
+    with at_work():
         report = {**measure_all(settings), "versions": versions}
         console = Console(highlight=False)
         show(report, console)
         if settings.json is not None:
             write_json(settings.json, report)
-    except Exception as error:
-        show_error(error, settings.debug)
-        return 1
     if baseline is None:
         return 0
     otherwise = f"no cost is more than {TOLERANCE:.0%} above {settings.baseline}"

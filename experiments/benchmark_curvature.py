@@ -33,7 +33,8 @@ from experiments.benchmark import (
     turns,
     warn_of_load,
 )
-from experiments.pipeline import package_versions, show_error
+from experiments.errors import at_work
+from experiments.pipeline import package_versions
 from jaxcurv.estimators import (
     Estimator,
     FiniteDifference,
@@ -164,20 +165,19 @@ too: it names the least precision on offer (see jax.lax.Precision)."""
 
 
 def run(settings: CurvatureBenchmark) -> int:
-    """Measures, prints, writes what is asked for and returns the process's exit code."""
-    try:
-        versions = _prepare(settings)
-        baseline = None
-        if settings.baseline is not None:
-            alike = {n: v for n, v in settings.measured().items() if n != "repeats"}
-            baseline = read_baseline(
-                settings.baseline, "benchmark curvature", RATIOS, alike, device()
-            )
-        workload = make_workload(settings)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        show_error(error, settings.debug)
-        return 2
-    try:
+    """Measures, prints, writes what is asked for and returns the process's exit code.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: it cannot start.
+      WorkFailed: the measurement failed.
+    """
+    versions = _prepare(settings)
+    baseline = None
+    if settings.baseline is not None:
+        alike = {n: v for n, v in settings.measured().items() if n != "repeats"}
+        baseline = read_baseline(settings.baseline, "benchmark curvature", RATIOS, alike, device())
+    workload = make_workload(settings)
+    with at_work():
         report = {**measure_all(workload, settings), "versions": versions}
         console = Console(highlight=False)
         show(report, console)
@@ -189,9 +189,6 @@ def run(settings: CurvatureBenchmark) -> int:
             table = benchmark_figures.sweep(workload, settings)
             path = benchmark_figures.draw(table, settings.figures / "benchmark.png", device())
             console.print(f"sweep: {path} and {path.with_suffix('.csv').name}")
-    except Exception as error:
-        show_error(error, settings.debug)
-        return 1
     if baseline is None:
         return 0
     otherwise = f"no ratio is more than {TOLERANCE:.0%} below {settings.baseline}"

@@ -35,7 +35,8 @@ from experiments.benchmark import (
     resident,
     warn_of_load,
 )
-from experiments.pipeline import package_versions, require_device, show_error
+from experiments.errors import at_work
+from experiments.pipeline import package_versions, require_device
 from jaxcurv.data import Normalisation, Normalised, Sample
 from jaxcurv.sealed import write_json
 
@@ -137,14 +138,15 @@ Run = Callable[[int, Path], "pa.Table"]
 """Works on so many samples and leaves the table at a path."""
 
 
-def run(settings: LoadBenchmark) -> int:
-    """Measures, prints, writes what is asked for and returns the process's exit code."""
-    try:
-        versions = _prepare(settings)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        show_error(error, settings.debug)
-        return 2
-    try:
+def run(settings: LoadBenchmark) -> None:
+    """Measures, prints and writes what is asked for.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: it cannot start.
+      WorkFailed: the measurement failed.
+    """
+    versions = _prepare(settings)
+    with at_work():
         console = Console(highlight=False)
         report = {**measure_all(settings, console), "versions": versions}
         show(report, console)
@@ -152,10 +154,6 @@ def run(settings: LoadBenchmark) -> int:
             write_json(settings.json, report)
         if settings.figures is not None:
             console.print(f"figure: {draw(report, settings.figures / 'load.png')}")
-    except Exception as error:
-        show_error(error, settings.debug)
-        return 1
-    return 0
 
 
 def _prepare(settings: LoadBenchmark) -> dict[str, str]:

@@ -1,27 +1,28 @@
 """The command line: `python -m experiments COMMAND [flags]`, also installed as `jaxcurv`.
 
-Exit codes: 0 done, 1 an error at work, 2 a wrong command line or work that cannot start, 130
-interrupted.
+Exit codes: 0 done, 1 an error at work, 2 a wrong command line or work that cannot start (another
+process works in the folder, say), 130 interrupted, 143 told to end by SIGTERM.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments import own_model, own_predictions, pipeline
+from experiments.errors import WorkFailed, at_work
 from experiments.presets import PRESETS
 from experiments.records import STAGE_NAMES, recorded_settings
 from experiments.settings import Experiment
-
-if TYPE_CHECKING:
-    from experiments.exported import Exported
+from experiments.termination import INTERRUPTED, TERMINATED, Terminated
+from jaxcurv.lock import hold
 
 _USAGE = f"""\
 usage: python -m experiments run PRESET [flags]          the whole path, from images to report
@@ -51,10 +52,7 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
 
 Parsed = TypeVar("Parsed")
 ParsedOptions = TypeVar("ParsedOptions", bound="Options")
-
-
-class WrongCommandLine(Exception):
-    """The command line asks for what there is not."""
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -82,26 +80,68 @@ class Merge:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command and returns the process's exit code."""
+    return _exit_code(partial(_dispatch, arguments), debug="--debug" in arguments)
+
+
+def _exit_code(work: Callable[[], int | None], *, debug: bool = False) -> int:
+    """The exit code of a command, whose error is one line on standard error.
+
+    Args:
+      work: the command; returns its exit code, None for 0.
+      debug: show tracebacks.
+    """
+    try:
+        try:
+            code = work() or 0
+        except SystemExit as end:  # tyro's, which has printed help, or what is wrong with a flag
+            code = int(end.code or 0)
+        sys.stdout.flush()  # now, while a reader that has gone can be told from an error
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+    except pipeline.StageFailed as failure:
+        return failure.exit_code
+    except Exception as error:
+        shown = error.error if isinstance(error, WorkFailed) else error
+        if isinstance(shown, BrokenPipeError) and _is_unread():
+            return 1
+        pipeline.show_error(shown, debug)
+        return 2 if isinstance(error, ValueError | OSError | ImportError) else 1
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`; Python's end is then quiet.
+
+    A broken pipe may be another one, such as that to a stage's process.
+    """
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _dispatch(arguments: Sequence[str]) -> int | None:
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         print(_USAGE)
-        return 0
-    try:
-        if command not in _COMMANDS:
-            raise WrongCommandLine(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
-        return _COMMANDS[command](rest)
-    except WrongCommandLine as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return None
+    if command not in _COMMANDS:
+        raise ValueError(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
+    return _COMMANDS[command](rest)
 
 
 def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options: Any) -> Parsed:
-    try:
-        return tyro.cli(kind, prog=f"python -m experiments {command}", args=arguments, **options)
-    except ValueError as error:
-        raise WrongCommandLine(error) from error
+    """A command's flags.
+
+    Raises:
+      ValueError: a setting is refused.
+      SystemExit: a flag is, or help was asked for; both were printed.
+    """
+    return tyro.cli(kind, prog=f"python -m experiments {command}", args=arguments, **options)
 
 
 def _parse_preset(
@@ -112,12 +152,12 @@ def _parse_preset(
         print(f"presets: {', '.join(PRESETS)}; every flag: {command} PRESET --help")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise WrongCommandLine(
+        raise ValueError(
             f"{command} needs a preset: {', '.join(PRESETS)}; its flags: {command} PRESET --help"
         )
     name, *flags = arguments
     if name not in PRESETS:
-        raise WrongCommandLine(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
     preset = PRESETS[name]
     default = kind(preset.experiment, out=Path("runs") / name)
     return parse(
@@ -131,105 +171,84 @@ def _parse_preset(
     )
 
 
-def _run_stages(command: str, arguments: Sequence[str]) -> int:
+def _run_stages(command: str, arguments: Sequence[str]) -> None:
     options = _parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
     console = Console(stderr=True, highlight=False)
-    try:
-        pipeline.run(
-            options.experiment,
-            options.out,
-            names,
-            data_dir=options.data_dir,
-            debug=options.debug,
-            say=console.print,
-        )
-    except pipeline.StageFailed as failure:
-        return failure.exit_code
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        pipeline.show_error(error, options.debug)
-        return 2
+    pipeline.run(
+        options.experiment,
+        options.out,
+        names,
+        data_dir=options.data_dir,
+        debug=options.debug,
+        say=console.print,
+    )
     if names[-1] == "report":
-        _print_result(options.out)
-    return 0
+        with at_work():
+            _print_result(options.out)
 
 
-def _score(arguments: Sequence[str]) -> int:
+def _score(arguments: Sequence[str]) -> int | None:
     if not arguments:
-        raise WrongCommandLine(
+        raise ValueError(
             f"score needs a preset ({', '.join(PRESETS)}), or --model package.module:factory and "
             "--data FOLDER"
         )
     if not arguments[0].startswith("-"):
-        return _run_stages("score", arguments)
-    return own_model.run(parse(own_model.OwnModel, "score", arguments))
+        _run_stages("score", arguments)
+        return None
+    settings = parse(own_model.OwnModel, "score", arguments)
+    code = _exit_code(partial(own_model.run, settings), debug=settings.debug)
+    if code and settings.distributed:
+        # In the usual end of a process JAX waits for the others, which wait for this one's share.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
-def _analyse(arguments: Sequence[str]) -> int:
+def _analyse(arguments: Sequence[str]) -> None:
     if not arguments:
-        raise WrongCommandLine(
+        raise ValueError(
             f"analyse needs a preset ({', '.join(PRESETS)}), or --scores FILE --digital FILE and "
             "--analog FILE"
         )
     if not arguments[0].startswith("-"):
-        return _run_stages("analyse", arguments)
-    return own_predictions.run(parse(own_predictions.OwnPredictions, "analyse", arguments))
+        _run_stages("analyse", arguments)
+    else:
+        own_predictions.run(parse(own_predictions.OwnPredictions, "analyse", arguments))
 
 
-def _paper_output(command: str, arguments: Sequence[str]) -> int:
+def _paper_output(command: str, arguments: Sequence[str]) -> None:
     from experiments import paper_outputs
 
     kind, work = paper_outputs.COMMANDS[command]
-    return _with_options(kind, command, arguments, work)
+    work(parse(kind, command, arguments))
 
 
-def _fit_paper(arguments: Sequence[str]) -> int:
+def _fit_paper(arguments: Sequence[str]) -> None:
     from experiments import fit_paper
 
-    return _with_options(fit_paper.FitPaper, "fit-paper", arguments, fit_paper.run)
+    fit_paper.run(parse(fit_paper.FitPaper, "fit-paper", arguments))
 
 
-def _reproduce(arguments: Sequence[str]) -> int:
+def _reproduce(arguments: Sequence[str]) -> None:
     from experiments import reproduce
 
-    return _with_options(reproduce.Reproduce, "reproduce", arguments, reproduce.reproduce)
+    reproduce.reproduce(parse(reproduce.Reproduce, "reproduce", arguments))
 
 
-def _regenerate(arguments: Sequence[str]) -> int:
+def _regenerate(arguments: Sequence[str]) -> None:
     from experiments import reproduce
 
-    return _with_options(reproduce.Regenerate, "regenerate", arguments, reproduce.regenerate)
+    reproduce.regenerate(parse(reproduce.Regenerate, "regenerate", arguments))
 
 
-def _with_options(
-    kind: type[Any], command: str, arguments: Sequence[str], work: Callable[[Any], None]
-) -> int:
-    """Parses a command's own flags, works and returns the exit code."""
-    options = parse(kind, command, arguments)
-    try:
-        work(options)
-    except pipeline.StageFailed as failure:
-        return failure.exit_code
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        pipeline.show_error(error, options.debug)
-        return 2
-    except Exception as error:
-        pipeline.show_error(error, options.debug)
-        return 1
-    return 0
+def _merge(arguments: Sequence[str]) -> None:
+    own_model.merge(parse(Merge, "merge", arguments).out)
 
 
-def _merge(arguments: Sequence[str]) -> int:
-    options = parse(Merge, "merge", arguments)
-    try:
-        own_model.merge(options.out)
-    except (ValueError, OSError) as error:
-        pipeline.show_error(error, options.debug)
-        return 1
-    return 0
-
-
-def _agreement(arguments: Sequence[str]) -> int:
+def _agreement(arguments: Sequence[str]) -> None:
     from experiments import agreement as comparison
 
     @dataclass(frozen=True)
@@ -237,15 +256,12 @@ def _agreement(arguments: Sequence[str]) -> int:
         agreement: comparison.Agreement = field(default_factory=comparison.Agreement)
 
     options = _parse_preset(AgreementOptions, "agreement", arguments)
-    try:
-        comparison.run(options.experiment, options.out, options.data_dir, options.agreement)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        pipeline.show_error(error, options.debug)
-        return 1
-    return 0
+    settings = options.agreement
+    opening = partial(comparison.open_trained, limit=settings.limit)
+    _beside_stages("agreement", options, settings, opening, comparison.run)
 
 
-def _rescore(arguments: Sequence[str]) -> int:
+def _rescore(arguments: Sequence[str]) -> None:
     from experiments import rescore as variants
 
     @dataclass(frozen=True)
@@ -254,28 +270,11 @@ def _rescore(arguments: Sequence[str]) -> int:
 
     options = _parse_preset(RescoreOptions, "rescore", arguments)
     settings = options.rescore
-    out = options.out / "rescore" if settings.out is None else settings.out
-    try:
-        finished = variants.open_finished(
-            options.experiment,
-            options.out,
-            out,
-            options.data_dir,
-            limit=settings.limit,
-            batch_size=settings.batch_size,
-        )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        pipeline.show_error(error, options.debug)
-        return 2
-    try:
-        variants.run(finished, options.experiment, settings, out)
-    except Exception as error:
-        pipeline.show_error(error, options.debug)
-        return 1
-    return 0
+    opening = partial(variants.open_finished, limit=settings.limit, batch_size=settings.batch_size)
+    _beside_stages("rescore", options, settings, opening, variants.run)
 
 
-def _layers(arguments: Sequence[str]) -> int:
+def _layers(arguments: Sequence[str]) -> None:
     from experiments import layers as by_layer
 
     @dataclass(frozen=True)
@@ -283,10 +282,10 @@ def _layers(arguments: Sequence[str]) -> int:
         layers: by_layer.Layers = field(default_factory=by_layer.Layers)
 
     options = _parse_preset(LayersOptions, "layers", arguments)
-    return _on_exported("layers", options, options.layers, by_layer.run)
+    _on_exported("layers", options, options.layers, by_layer.run)
 
 
-def _drift(arguments: Sequence[str]) -> int:
+def _drift(arguments: Sequence[str]) -> None:
     from experiments import drift as aging
 
     @dataclass(frozen=True)
@@ -294,10 +293,10 @@ def _drift(arguments: Sequence[str]) -> int:
         drift: aging.Drift = field(default_factory=aging.Drift)
 
     options = _parse_preset(DriftOptions, "drift", arguments)
-    return _on_exported("drift", options, options.drift, aging.run)
+    _on_exported("drift", options, options.drift, aging.run)
 
 
-def _compare_noise(arguments: Sequence[str]) -> int:
+def _compare_noise(arguments: Sequence[str]) -> None:
     from experiments import compare_noise as comparison
 
     @dataclass(frozen=True)
@@ -305,44 +304,37 @@ def _compare_noise(arguments: Sequence[str]) -> int:
         compare: comparison.CompareNoise = field(default_factory=comparison.CompareNoise)
 
     options = _parse_preset(CompareNoiseOptions, "compare-noise", arguments)
-    return _on_exported("compare-noise", options, options.compare, comparison.run)
+    _on_exported("compare-noise", options, options.compare, comparison.run)
 
 
 def _on_exported(
+    command: str, options: Options, settings: Any, work: Callable[..., object]
+) -> None:
+    from experiments.exported import open_exported
+
+    opening = partial(open_exported, profile=settings.profile, limit=settings.limit)
+    _beside_stages(command, options, settings, opening, work)
+
+
+def _beside_stages(
     command: str,
     options: Options,
     settings: Any,
-    work: Callable[["Exported", Experiment, Any, Path], None],
-) -> int:
-    """Opens the exported network of a run, works on it and returns the exit code."""
-    from experiments.exported import open_exported
-
+    opening: Callable[[Experiment, Path, Path, Path | None], Opened],
+    work: Callable[[Opened, Experiment, Any, Path], object],
+) -> None:
+    """Opens what a run left, and works on it in a folder of the command's own."""
     out = options.out / command if settings.out is None else settings.out
-    try:
-        exported = open_exported(
-            options.experiment,
-            options.out,
-            out,
-            options.data_dir,
-            profile=settings.profile,
-            limit=settings.limit,
-        )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        pipeline.show_error(error, options.debug)
-        return 2
-    try:
-        work(exported, options.experiment, settings, out)
-    except Exception as error:
-        pipeline.show_error(error, options.debug)
-        return 1
-    return 0
+    opened = opening(options.experiment, options.out, out, options.data_dir)
+    with hold(out), at_work():
+        work(opened, options.experiment, settings, out)
 
 
-def _benchmark(arguments: Sequence[str]) -> int:
+def _benchmark(arguments: Sequence[str]) -> int | None:
     subject, *flags = arguments or [""]
     if subject in ("-h", "--help"):
         print("usage: python -m experiments benchmark curvature|analog|load [flags]")
-        return 0
+        return None
     if subject == "curvature":
         from experiments import benchmark_curvature as curvature
 
@@ -354,16 +346,18 @@ def _benchmark(arguments: Sequence[str]) -> int:
     if subject == "load":
         from experiments import benchmark_load as load
 
-        return load.run(parse(load.LoadBenchmark, "benchmark load", flags))
-    raise WrongCommandLine("benchmark needs what to measure: curvature, analog or load")
+        load.run(parse(load.LoadBenchmark, "benchmark load", flags))
+        return None
+    raise ValueError("benchmark needs what to measure: curvature, analog or load")
 
 
-def _presets(arguments: Sequence[str]) -> int:
+def _presets(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ValueError(f"presets takes no argument; got {' '.join(arguments)}")
     table = Table("preset", "what it runs")
     for name, preset in PRESETS.items():
         table.add_row(name, preset.description)
     Console().print(table)
-    return 0
 
 
 def _print_result(folder: Path) -> None:
@@ -386,7 +380,7 @@ def _print_result(folder: Path) -> None:
     print(f"\nReport: {folder / 'report.html'}")
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
     "score": _score,
     "analyse": _analyse,

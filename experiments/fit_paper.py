@@ -32,6 +32,7 @@ from experiments.records import read_record, recorded_settings
 from experiments.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings import Experiment, Fold, require_device_name
 from jaxcurv.data import Normalisation, Normalised, subset
+from jaxcurv.lock import hold
 from jaxcurv.sealed import read_json, write_json
 
 if TYPE_CHECKING:
@@ -119,7 +120,15 @@ def run(options: FitPaper) -> None:
     versions = package_versions(("torch", "aihwkit", "safetensors"))
     require_device(options.device, "--device")
     require_writable(options.out)
-    runs = {name: open_run(name, options, versions) for name in (*options.fit, *options.predict)}
+    with hold(options.out):
+        runs = {name: open_run(name, options, versions) for name in options.fit + options.predict}
+        _search_and_try(options, runs)
+        show(tabulate(options.out, options.runs))
+    print(f"{options.out / 'table.csv'} and search.csv")
+
+
+def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
+    """Leaves fit.json, search/ and fitted/; every outcome is kept at once in pieces/."""
 
     def outcomes(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
         made_of = [one.origin, to_json(chip), chips, share]
@@ -165,8 +174,6 @@ def run(options: FitPaper) -> None:
             ],
         },
     )
-    show(tabulate(options.out, options.runs))
-    print(f"{options.out / 'table.csv'} and search.csv")
 
 
 def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments.pipeline import require_writable, show_error
-from experiments.settings import given_normalisation
+from experiments.errors import at_work
+from experiments.pipeline import require_writable
+from experiments.settings import given_normalisation, require_seed
 from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
@@ -128,17 +128,20 @@ class OwnModel:
             parse_shard(self.shard)
             if self.distributed:
                 raise ValueError("--distributed shares the work already: leave --shard out")
-        if self.seed < 0 or (self.limit is not None and self.limit < 1):
-            raise ValueError(
-                f"seed must not be negative and limit be at least 1; got {self.seed}, {self.limit}"
-            )
+        require_seed("seed", self.seed)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1; got {self.limit}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size must be auto or at least 1; got {self.batch_size}")
         missing = [value is None for value in (self.coordinator, self.processes, self.process)]
         if not all(missing) and (any(missing) or not self.distributed):
             raise ValueError("--distributed --coordinator --processes --process go together")
-        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
-            raise ValueError(f"coordinator must be HOST:PORT; got {self.coordinator!r}")
+        if self.coordinator is not None:
+            require_address(self.coordinator)
+        if self.process is not None and not 0 <= self.process < (self.processes or 0):
+            raise ValueError(
+                f"process must lie in [0, processes); got {self.process} of {self.processes}"
+            )
 
 
 def estimators(settings: OwnModel) -> dict[str, Estimator]:
@@ -190,30 +193,25 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]) - 1, int(match[2])
 
 
-def run(settings: OwnModel) -> int:
-    """Scores, prints a summary and returns the process's exit code."""
-    try:
-        code = _score(settings)
-    except KeyboardInterrupt:
-        code = 130
-    if code and settings.distributed:
-        # In the usual end of a process JAX waits for the others, which wait for this one's share.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+def require_address(text: str) -> None:
+    """Raises ValueError unless the text is HOST:PORT: JAX would end the process for a bad one."""
+    match = re.fullmatch(r".+:(\d+)", text)
+    if not match or not 0 < int(match[1]) < 2**16:
+        raise ValueError(f"coordinator must be HOST:PORT, PORT below 65536; got {text!r}")
 
 
-def _score(settings: OwnModel) -> int:
-    try:
-        require_out(settings.out)
-        source = open_source(settings)
-        if settings.distributed:
-            _join_cluster(settings)
-        logits_fn, params = load_model(settings.model)
-    except (ValueError, OSError, ImportError) as error:
-        show_error(error, settings.debug)
-        return 2
+def run(settings: OwnModel) -> None:
+    """Scores and prints a summary.
+
+    Raises:
+      ValueError, OSError, ImportError: it cannot start.
+      WorkFailed: the model or an image is refused, or the scoring failed.
+    """
+    require_out(settings.out)
+    source = open_source(settings)
+    if settings.distributed:
+        _join_cluster(settings)
+    logits_fn, params = load_model(settings.model)
 
     import jax
 
@@ -221,7 +219,7 @@ def _score(settings: OwnModel) -> int:
     from jaxcurv import score_dataset
 
     warn_of_idle_accelerator()
-    try:
+    with at_work():
         table = score_dataset(
             logits_fn,
             source,
@@ -232,9 +230,6 @@ def _score(settings: OwnModel) -> int:
             batch_size=settings.batch_size,
             shard=None if settings.shard is None else parse_shard(settings.shard),
         )
-    except Exception as error:
-        show_error(error, settings.debug)
-        return 1
     if settings.shard is not None:
         print(
             f"{len(table)} samples of share {settings.shard} scored; once all are, "
@@ -242,7 +237,6 @@ def _score(settings: OwnModel) -> int:
         )
     elif jax.process_index() == 0:
         print_summary(settings.out, table)
-    return 0
 
 
 def require_out(out: Path) -> None:
@@ -303,7 +297,7 @@ def load_model(name: str) -> tuple[Callable[..., Any], Any]:
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         raise ImportError(
             f"cannot import {module_name} from {folder} or the installed packages: "
             f"{type(error).__name__}: {error}"
@@ -313,7 +307,7 @@ def load_model(name: str) -> tuple[Callable[..., Any], Any]:
         raise ValueError(f"{module_name} ({module.__file__}) has no function {attribute}")
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
     logits_fn, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not callable(logits_fn):

@@ -17,7 +17,7 @@ from rich.table import Table
 from bridge.comparison import compare_predictors
 from bridge.failures import deciles, failure_table, trend_test
 from experiments.artefacts import write_csv
-from experiments.pipeline import require_writable, show_error
+from experiments.pipeline import require_writable
 
 _NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
 _BY_PRODUCTS = (
@@ -74,53 +74,52 @@ class Joined:
     """Columns of the scores' table that are none."""
 
 
-def run(settings: OwnPredictions) -> int:
-    """Prints the failure rates and the predictors, keeps them as CSV; returns the exit code."""
-    try:
-        require_writable(settings.out)
-        joined = read(settings)
-        score = settings.score or _preferred(joined.scores, "curvature")
-        reference = settings.reference or _preferred(joined.scores, "margin", score)
-        for name in (score, reference):
-            if name not in joined.scores:
-                known = [one for one in joined.scores if one not in ("index", "label")]
-                raise ValueError(
-                    f"{settings.scores} has no score {name!r}; there is {', '.join(known)}"
-                )
-        common = {"confidence": settings.confidence, "resamples": settings.resamples}
-        table = failure_table(
-            joined.scores[score],
-            joined.digital,
-            joined.analog,
-            settings.bins,
-            indices=joined.scores["index"],
-            **common,  # type: ignore[arg-type]
-        )
-        names = [name for name in joined.scores if name not in ("index", "label")]
-        predictors = compare_predictors(
-            {name: joined.scores[name].to_numpy() for name in names},
-            joined.digital,
-            joined.analog,
-            indices=joined.scores["index"],
-            labels=joined.scores.get("label"),
-            reference=reference,
-            bins=settings.bins,
-            **common,  # type: ignore[arg-type]
-        )
-        cut = deciles(joined.scores[score], joined.scores["index"], settings.bins)
-        trend = trend_test(cut, joined.digital & ~joined.analog)
-        write_csv(settings.out / "deciles.csv", table)
-        write_csv(settings.out / "predictors.csv", predictors)
-    except (ValueError, OSError) as error:
-        show_error(error, settings.debug)
-        return 2
+def run(settings: OwnPredictions) -> None:
+    """Prints the failure rates and the predictors, and keeps them as CSV.
+
+    Raises:
+      ValueError, OSError: a table or a setting is not as it should be, or nothing can be written.
+    """
+    require_writable(settings.out)
+    joined = read(settings)
+    score = settings.score or _preferred(joined.scores, "curvature")
+    reference = settings.reference or _preferred(joined.scores, "margin", score)
+    for name in (score, reference):
+        if name not in joined.scores:
+            known = [one for one in joined.scores if one not in ("index", "label")]
+            raise ValueError(
+                f"{settings.scores} has no score {name!r}; there is {', '.join(known)}"
+            )
+    common = {"confidence": settings.confidence, "resamples": settings.resamples}
+    table = failure_table(
+        joined.scores[score],
+        joined.digital,
+        joined.analog,
+        settings.bins,
+        indices=joined.scores["index"],
+        **common,  # type: ignore[arg-type]
+    )
+    names = [name for name in joined.scores if name not in ("index", "label")]
+    predictors = compare_predictors(
+        {name: joined.scores[name].to_numpy() for name in names},
+        joined.digital,
+        joined.analog,
+        indices=joined.scores["index"],
+        labels=joined.scores.get("label"),
+        reference=reference,
+        bins=settings.bins,
+        **common,  # type: ignore[arg-type]
+    )
+    cut = deciles(joined.scores[score], joined.scores["index"], settings.bins)
+    trend = trend_test(cut, joined.digital & ~joined.analog)
+    write_csv(settings.out / "deciles.csv", table)
+    write_csv(settings.out / "predictors.csv", predictors)
     _show(table, predictors, joined, score, settings.confidence)
     if trend.reason:
         print(f"Trend over the bins: undefined, {trend.reason}.")
     else:
         print(f"Trend over the bins, of all samples: z = {trend.z:.2f}, p = {trend.p:.2g}.")
     print(f"{settings.out / 'deciles.csv'} and {settings.out / 'predictors.csv'}")
-    return 0
 
 
 def read(settings: OwnPredictions) -> Joined:
@@ -173,6 +172,7 @@ def read(settings: OwnPredictions) -> Joined:
         kept.insert(1, "label", labels.to_numpy())
     if "chip" not in analog:
         analog = analog.assign(chip=0)
+    _require_filled(analog, "chip", settings.analog)
     outcomes = analog.assign(correct=_correct(analog, settings.analog, labels))
     wide = outcomes.pivot(index="chip", columns="index", values="correct")
     if len(missing := np.argwhere(wide.isna().to_numpy())):
@@ -197,13 +197,13 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
         raise ValueError(
             f"{path} needs a column index, which names the sample; it has {', '.join(table)}"
         )
+    if table.empty:
+        raise ValueError(f"{path} has no rows: give one for each sample")
     if not pd.api.types.is_integer_dtype(table["index"]):
         raise ValueError(
             f"index in {path} must hold whole numbers, the same in all tables; it is "
-            f"{table['index'].dtype}, such as {table['index'].iloc[0] if len(table) else 'none'}"
+            f"{table['index'].dtype}, such as {table['index'].iloc[0]}"
         )
-    if table.empty:
-        raise ValueError(f"{path} has no rows")
     present = [key for key in keys if key in table]
     repeated = table[table.duplicated(["index", *present])]
     if len(repeated):

@@ -71,6 +71,10 @@ class Gallery:
     debug: bool = False
     """Show tracebacks."""
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1; got {self.count}")
+
 
 @dataclass(frozen=True)
 class _Run:

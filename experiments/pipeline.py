@@ -391,7 +391,7 @@ def show_error(error: Exception, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
         return
-    expected = isinstance(error, ValueError | OSError | ModuleNotFoundError | FloatingPointError)
+    expected = isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
     what = "" if expected else f"unexpected {type(error).__name__}: "
     hint = "" if expected else " (--debug shows where)"
     print(f"error: {what}{' '.join(str(error).split())}{hint}", file=sys.stderr)

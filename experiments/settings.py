@@ -32,6 +32,12 @@ def require_device_name(name: str) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:N; got {name!r}")
 
 
+def require_seed(name: str, seed: int) -> None:
+    """Raises ValueError unless JAX tells this seed from every other: it takes 32 bits of it."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{name} must not be negative and be below 2**32; got {seed}")
+
+
 def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
     """That of two flags.
 
@@ -75,6 +81,7 @@ class Data:
                 "validation_fraction must lie between 0 and 1, for validation chooses the "
                 f"checkpoint; got {self.validation_fraction}"
             )
+        require_seed("split_seed", self.split_seed)
         _ = self.preprocessing, self.normalisation  # which check their settings
 
     @property
@@ -128,6 +135,8 @@ class Score:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        if len(set(self.compare)) < len(self.compare):
+            raise ValueError(f"compare must name each once; got {', '.join(self.compare)}")
 
     @property
     def estimators(self) -> dict[str, Estimator]:
@@ -232,8 +241,7 @@ class Experiment:
     """Seeds initial weights, training order, probes and (plus the chip's number) chips."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative; got {self.seed}")
+        require_seed("seed", self.seed)
         if "test" not in self.folds or len(set(self.folds)) < len(self.folds):
             raise ValueError(f"folds must differ and hold test; got {', '.join(self.folds)}")
         if self.limit is not None and self.limit < self.analyse.bins:

@@ -22,6 +22,7 @@ from jaxcurv.estimators import (
     Probed,
     Published,
     Spectral,
+    check_estimator,
 )
 from jaxcurv.losses import Loss, cross_entropy
 from jaxcurv.problem import (
@@ -107,6 +108,7 @@ def input_curvature(
     model, params = functional(logits_fn, params)
     params = jax.device_put(params)
     problem, estimators = Problem(model, loss), {"score": estimator}
+    check_estimator(estimator)
     check_key(key)
     check_batch(*batch)
     inspection = inspect(problem, params, batch, estimators)

@@ -8,7 +8,8 @@ normalised as the model expects; "input" below is one such unit. Every score gro
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from numbers import Integral, Real
+from typing import Literal, get_args
 
 Distribution = Literal["rademacher", "gaussian", "sphere"]
 """Of the probe vectors: independent signs, standard normals, or uniform on the sphere of radius
@@ -54,6 +55,7 @@ class FiniteDifference:
     def __post_init__(self) -> None:
         _check_step(self.step)
         _check_count("probes", self.probes)
+        _check_choice("distribution", self.distribution, Distribution)
 
     @property
     def probing(self) -> Probing:
@@ -108,6 +110,8 @@ class HessianVector:
 
     def __post_init__(self) -> None:
         _check_count("probes", self.probes)
+        _check_choice("distribution", self.distribution, Distribution)
+        _check_choice("precision", self.precision, Precision)
 
     @property
     def probing(self) -> Probing:
@@ -135,6 +139,7 @@ class HessianTrace:
         if self.step is not None:
             _check_step(self.step)
         _check_count("probes", self.probes)
+        _check_choice("distribution", self.distribution, Distribution)
 
     @property
     def probing(self) -> Probing:
@@ -158,6 +163,9 @@ class GaussNewton:
     precision: Precision = "highest"
     """Nothing cancels here, so that a coarser one is possible."""
 
+    def __post_init__(self) -> None:
+        _check_choice("precision", self.precision, Precision)
+
 
 @dataclass(frozen=True)
 class LowRankGaussNewton:
@@ -180,6 +188,7 @@ class LowRankGaussNewton:
     def __post_init__(self) -> None:
         _check_count("rank", self.rank)
         _check_count("probes", self.probes)
+        _check_choice("precision", self.precision, Precision)
 
 
 Probed = FiniteDifference | Published | HessianVector | HessianTrace
@@ -206,6 +215,11 @@ class Adaptive:
     """Give up after this many; the standard error then says where it stands."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.estimator, Probed):
+            raise ValueError(
+                f"only estimators that probe can adapt; got {type(self.estimator).__name__}"
+            )
+        _check_count("max_probes", self.max_probes)
         if self.estimator.probes < 2:
             raise ValueError("adaptive probing needs rounds of at least 2 probes to see an error")
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
@@ -220,14 +234,29 @@ class Adaptive:
 Estimator = Probed | Adaptive | Spectral
 
 
+def check_estimator(estimator: object) -> None:
+    """Raises ValueError unless it is an estimator, with its settings."""
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            f"an estimator must be one of jaxcurv's, such as FiniteDifference(); got {estimator!r}"
+        )
+
+
 def _check_step(step: float) -> None:
-    if not (math.isfinite(step) and step > 0):
-        raise ValueError(f"step must be a positive number; got {step}")
+    if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < math.inf:
+        raise ValueError(f"step must be a positive number; got {step!r}")
 
 
 def _check_count(name: str, count: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise ValueError(f"{name} must be a whole number; got {count!r}")
     if count < 1:
         raise ValueError(f"{name} must be at least 1; got {count}")
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
 
 
 def forward_passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:

@@ -90,9 +90,10 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
         not finite.
     """
     shapes = {labels.shape, indices.shape, images.shape[:1]}
-    if images.ndim < 2 or len(images) == 0 or len(shapes) > 1:
+    if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
         raise ValueError(
-            "images must be [batch, ...], batch >= 1, with one label and one index each; got "
+            "images must be [batch, ...], batch >= 1, no axis empty, with one label and one index "
+            "each; got "
             f"{images.shape}, {labels.shape}, {indices.shape}"
         )
     if images.dtype not in (np.float32, np.float64):
@@ -213,8 +214,7 @@ def check_model(
     # Enough rows that random masks of a few units cannot be equal in all of them.
     twins = jnp.stack([pair[0]] * 8)
     try:
-        shape = jax.eval_shape(problem.model, params, pair)
-        _check_logits_shape(shape)
+        _check_logits_shape(_logits_shape(problem, params, pair))
         logits, leak = _leak(problem.model, params, pair)
         # Not compiled, for that would freeze what the model draws anew at every call.
         calls = jnp.stack([problem.model(params, twins), problem.model(params, twins)])
@@ -240,7 +240,22 @@ def check_model(
     return np.asarray(logits)
 
 
-def _check_logits_shape(logits: jax.ShapeDtypeStruct) -> None:
+def _logits_shape(problem: Problem, params: Any, images: Array) -> Any:
+    """What the model returns of these images, without its values."""
+    try:
+        return jax.eval_shape(problem.model, params, images)
+    except flax.errors.TraceContextError:
+        raise  # which says something else
+    except Exception as error:  # the model is anybody's code
+        raise ValueError(
+            f"the model fails on {images.dtype} images {images.shape}: {type(error).__name__}: "
+            f"{error}; it must be JAX code that takes [batch, ...] of the images' shape"
+        ) from error
+
+
+def _check_logits_shape(logits: Any) -> None:
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise ValueError(f"the model must return logits alone; got a {type(logits).__name__}")
     if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"logits must be [batch, classes] with at least two classes; got {logits.shape} for a "
@@ -256,13 +271,21 @@ def _check_logits_shape(logits: jax.ShapeDtypeStruct) -> None:
 def _check_loss(loss: Loss, logits: Array, labels: Array) -> None:
     # A label without a logit is refused later, with its value; any class serves here.
     labels = jnp.clip(labels, 0, logits.shape[1] - 1)
-    losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
+    try:
+        losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
+    except Exception as error:  # the loss is anybody's code
+        raise ValueError(
+            f"the loss fails on logits {logits.shape} and labels {labels.shape}: "
+            f"{type(error).__name__}: {error}; it must be JAX code (logits, labels) -> [batch]"
+        ) from error
     if losses.shape != (2,) or losses.dtype != logits.dtype:
         raise ValueError(
             f"the loss must give one {logits.dtype} a sample, [batch], not reduced; got "
             f"{losses.dtype} {losses.shape} for a batch of 2"
         )
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
+    if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
+        raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
     if np.any(np.asarray(gradient[1]) != 0):
         raise ValueError("the loss mixes the samples of a batch: curvature is defined per sample")
 

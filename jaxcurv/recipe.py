@@ -41,8 +41,12 @@ class Recipe:
                 f"warmup_epochs must be at least 0 and below epochs={self.epochs}; "
                 f"got {self.warmup_epochs}"
             )
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.crop_padding < 0:
+        if not 0 <= self.momentum < 1 or self.crop_padding < 0:
             raise ValueError(
-                "momentum must lie in [0, 1), weight_decay and crop_padding must not be negative; "
-                f"got {self.momentum}, {self.weight_decay}, {self.crop_padding}"
+                "momentum must lie in [0, 1) and crop_padding must not be negative; got "
+                f"{self.momentum}, {self.crop_padding}"
+            )
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(
+                f"weight_decay must be finite and not negative; got {self.weight_decay}"
             )

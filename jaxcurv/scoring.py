@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from flax import nnx
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.sources import Source, samples_at
 from jaxcurv.engine import PRECISION, Batch, Raw, collect, dispatch
-from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference
+from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator
 from jaxcurv.lock import hold
 from jaxcurv.losses import Loss, cross_entropy
 from jaxcurv.pieces import (
@@ -126,7 +128,7 @@ def score_dataset(
       OSError: `out` cannot be written, or another process scores the same share of it.
     """
     check_key(key)
-    share = shard or (jax.process_index(), jax.process_count())
+    share = (jax.process_index(), jax.process_count()) if shard is None else shard
     _check_arguments(source, estimators, batch_size, share, out)
     model, weights = _weights(logits_fn, params, checkpoints)
     sharding = over_devices(mesh)
@@ -204,18 +206,25 @@ def _check_arguments(
     share: tuple[int, int],
     out: str | os.PathLike[str] | None,
 ) -> None:
-    if len(source) == 0 or (batch_size != "auto" and int(batch_size) < 1):
-        raise ValueError(
-            f"nothing to score: {len(source)} samples in batches of {batch_size}; both must be "
-            "at least 1"
-        )
-    if not estimators:
-        raise ValueError("nothing to score: give at least one estimator")
+    if len(source) == 0:
+        raise ValueError("nothing to score: the source has no samples")
+    if batch_size != "auto" and (not isinstance(batch_size, Integral) or batch_size < 1):
+        raise ValueError(f"batch_size must be auto or at least 1; got {batch_size!r}")
+    if not isinstance(estimators, Mapping) or not estimators:
+        raise ValueError('nothing to score: give estimators by name, {"curvature": ...}')
+    for name, estimator in estimators.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"an estimator's name is its column's, a text; got {name!r}")
+        check_estimator(estimator)
     names = [*_SAMPLE_COLUMNS, *estimators]
     own = [f"{name}_{suffix}" for name in estimators for suffix in _SUFFIXES]
     if taken := sorted(name for name in estimators if [*names, *own].count(name) > 1):
         raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
-    if not 0 <= share[0] < share[1]:
+    if (
+        not isinstance(share, tuple)
+        or [isinstance(part, Integral) for part in share] != [True, True]
+        or not 0 <= share[0] < share[1]
+    ):
         raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {share}")
     if share[1] > 1 and out is None:
         raise ValueError(f"{share[1]} shares need one file that all processes see: give out")
@@ -232,10 +241,13 @@ def _weights(
         return model, [weights]
     if params is not None or not checkpoints:
         raise ValueError("checkpoints take the place of params, and must be at least one")
-    if not isinstance(logits_fn, nnx.Module):
-        return logits_fn, list(checkpoints)
-    model, _ = functional(logits_fn, None)
-    states = [nnx.state(one) if isinstance(one, nnx.Module) else one for one in checkpoints]
+    model, states = logits_fn, list(checkpoints)
+    if isinstance(logits_fn, nnx.Module):
+        model, _ = functional(logits_fn, None)
+        states = [nnx.state(one) if isinstance(one, nnx.Module) else one for one in checkpoints]
+    forms = {str(jax.tree.map(jnp.shape, one)) for one in states}
+    if len(forms) > 1:
+        raise ValueError("checkpoints must hold arrays of the same names and shapes: one model's")
     return model, states
 
 
@@ -452,6 +464,10 @@ def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tupl
 
 def _read(source: Source, positions: Sequence[int]) -> Batch:
     samples = list(samples_at(source, np.asarray(positions, np.int64)))
+    for sample in samples:
+        if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
+            has = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample)
+            raise ValueError(f"a sample must be a mapping of image, label and index; got {has}")
     shapes = {np.shape(sample["image"]) for sample in samples}
     if len(shapes) > 1:
         raise ValueError(f"images must have one shape; got {', '.join(map(str, sorted(shapes)))}")

@@ -393,9 +393,8 @@ def test_agreement_matrix_costs_and_figure(
 def test_agreement_needs_a_trained_model(tmp_path: Path) -> None:
     from experiments.presets import PRESETS
 
-    settings = agreement.Agreement()
     with pytest.raises(FileNotFoundError, match=r"no trained model in .*: run train first"):
-        agreement.run(PRESETS["digits"].experiment, tmp_path, None, settings)
+        agreement.open_trained(PRESETS["digits"].experiment, tmp_path, tmp_path, None, limit=9)
     with pytest.raises(ValueError, match="limit must be at least 3"):
         agreement.Agreement(limit=2)
 

@@ -178,7 +178,7 @@ def test_shares_are_merged_into_the_table_of_one_process(place: Path, whole: pa.
     assert "merge shares.parquet" in first
     process = start(place, "merge", "shares.parquet")
     _, errors = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "missing" in one_error(errors)
 
     parts = {path: path.stat().st_mtime_ns for path in place.glob("shares.parquet.parts/0*")}
@@ -340,7 +340,7 @@ def test_debug_shows_where(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--max-probes", "50"], "--max-probes needs --tolerance"),
         (["--probes", "0"], "probes must be at least 1"),
         (["--batch-size", "0"], "batch_size must be"),
-        (["--limit", "0"], "limit be at least 1"),
+        (["--limit", "0"], "limit must be at least 1"),
         (["--coordinator", "localhost:1"], "go together"),
         (["--distributed", "--coordinator", "localhost", "--processes", "2", "--process", "0"],
          "HOST:PORT"),
@@ -364,7 +364,7 @@ def test_score_without_arguments_names_both_ways(capsys: pytest.CaptureFixture[s
 
 
 def test_merge_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["merge", str(tmp_path / "none.parquet")]) == 1
+    assert cli.run(["merge", str(tmp_path / "none.parquet")]) == 2
     assert "score first" in one_error(capsys.readouterr().err)
 
 

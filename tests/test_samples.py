@@ -14,11 +14,11 @@ import pytest
 
 import bridge.logits
 from experiments import flips, samples, stages
-from experiments.artefacts import write_json
 from experiments.samples import choose_folds, limited, read_small
 from experiments.settings import Data, Experiment, Flip, Model, Score, Simulate
 from jaxcurv import data
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
+from jaxcurv.sealed import write_json
 from jaxcurv.training import keep_trained
 from tests.chips import LiveLogits
 

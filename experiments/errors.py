@@ -1,0 +1,26 @@
+"""What went wrong when: at work, or already at the start. `experiments.cli` shows it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class WorkFailed(Exception):
+    """Work that had begun came to nothing."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+        """What stopped it."""
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Whatever is raised within failed at work: what the work needs had been found good.
+
+    Raises:
+      WorkFailed: in place of any other exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise WorkFailed(error) from error
