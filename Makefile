@@ -1,16 +1,30 @@
-# What everything else begins with: the environment .venv, made from pyproject.toml.
+# What everything else begins with: the environment .venv, made from pyproject.toml and, for the
+# Pythons that have one, a file of the releases that the tests were seen to pass with.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
+CONSTRAINTS := .ci/constraints/python3.11.txt .ci/constraints/python3.12.txt
+TOOLS := .venv-tools
 REPORT ?= runs/digits/report.html
 
 .PHONY: setup demo test test-long check check-report benchmark clean
+.PHONY: constraints audit licences
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+# pip first: the one that comes with Python is old, and takes no constraints on builds.
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --editable ".[dev]"
+	set -e; \
+	known=$$($(VENV)/bin/python -c 'import sys; print(".ci/constraints/python%d.%d.txt" % sys.version_info[:2])'); \
+	if [ -f $$known ]; then \
+		$(RUN) pip install --quiet --constraint $$known --upgrade pip; \
+		$(RUN) pip install --quiet --constraint $$known --build-constraint $$known --editable ".[dev]"; \
+	else \
+		echo "No $$known: installing the newest releases that pyproject.toml allows, untested." >&2; \
+		$(RUN) pip install --quiet --upgrade pip; \
+		$(RUN) pip install --quiet --editable ".[dev]"; \
+	fi
 	touch $@
 
 demo: setup ## The whole path on scikit-learn's digits, into runs/digits
@@ -34,5 +48,30 @@ benchmark: setup ## Fails where a ratio of times is clearly worse than the recor
 	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json
 	$(RUN) experiments benchmark analog --engines fast --baseline experiments/results/benchmark/cpu_analog.json
 
+# Apart from $(VENV): they work while its constraints contradict pyproject.toml, and look at
+# nothing but what the project installs.
+$(TOOLS)/.installed: .ci/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --requirement .ci/tools.txt
+	touch $@
+
+# Keeps every release in the files that pyproject.toml still allows; UPGRADE=--upgrade keeps none.
+constraints: $(TOOLS)/.installed ## Writes the constraints again, for Linux; pip, which installs them, is one
+	set -e; for file in $(CONSTRAINTS); do \
+		version=$${file#*python}; \
+		echo pip | $(TOOLS)/bin/uv pip compile --quiet pyproject.toml - --extra dev $(UPGRADE) \
+			--python-platform linux --python-version $${version%.txt} --no-annotate \
+			--custom-compile-command "make constraints" --output-file $$file; \
+	done
+
+audit: $(TOOLS)/.installed ## Fails where a release in the constraints has a known vulnerability
+	failed=0; for file in $(CONSTRAINTS); do \
+		$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement $$file || failed=1; \
+	done; exit $$failed
+
+# Of an environment with torch's CUDA build: the table lists NVIDIA's packages too.
+licences: setup $(TOOLS)/.installed ## Writes the table of licences; fails at one that is not allowed
+	$(TOOLS)/bin/pip-licenses --python $(VENV)/bin/python --output-file .ci/licences.csv
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
