@@ -553,7 +553,7 @@ def layouts(tmp_path: Path) -> Callable[[str, bytes], dict[str, Callable[[], Any
     return make
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # outside of pytest no error
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # no error elsewhere
 @pytest.mark.parametrize("name", BOMBS)
 def test_images_that_fill_memory(layouts: Any, name: str) -> None:
     assert len(BOMBS[name]) < MEGABYTE
