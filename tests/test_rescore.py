@@ -350,6 +350,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights").write_text("of the linear model")
     description = {
+        "architecture": "resnet18",  # `load_flax` is replaced below
+        "stem": "cifar",
+        "width": 2,
+        "in_channels": 1,
         "num_classes": 10,
         "class_names": list(digits.class_names),
         "normalisation": asdict(normalisation),
