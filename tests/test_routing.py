@@ -121,7 +121,10 @@ def test_each_kind_is_charged_with_what_it_costs():
         (lambda: routing_curve([np.nan, 1], [True] * 2, [True] * 2), "score has 1 NaN of 2"),
         (lambda: routing_curve([1.0], [True] * 2, [True] * 2), "lengths differ: score 1"),
         (lambda: routing_curve([1.0, 2], [True] * 2, [1, 0]), "analog_correct must be bools"),
-        (lambda: routing_curve([1.0, 2], [True] * 2, [True] * 2, points=1), "at least 2 points"),
+        (
+            lambda: routing_curve([1.0, 2], [True] * 2, [True] * 2, points=1),
+            "points must be at least 2",
+        ),
         (lambda: routing_curve([1.0, 2], [True] * 2, [True] * 2, kind="free"), "kind is analog"),
         (
             lambda: routing_curve(np.ones((3, 2)), [True] * 2, np.ones((2, 2), bool)),

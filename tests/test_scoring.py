@@ -604,7 +604,7 @@ def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
     [
         ({"shard": (3, 3)}, r"shard must be \(i, n\) with 0 <= i < n; got \(3, 3\)"),
         ({"shard": (0, 2)}, "2 shares need one file that all processes see: give out"),
-        ({"estimators": {}}, "give at least one estimator"),
+        ({"estimators": {}}, "give estimators by name"),
         ({"estimators": {"loss": FiniteDifference()}}, "cannot be named loss"),
         (
             {"estimators": {"a": FiniteDifference(), "a_standard_error": GaussNewton()}},
@@ -620,10 +620,11 @@ def test_impossible_settings_are_refused(
         score(model, **settings)
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(0, 8), (3, 0)])
-def test_nothing_to_score_is_refused(model: ConvNet, count: int, batch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"{count} samples in batches of {batch_size}"):
-        score(model, samples()[:count], batch_size=batch_size)
+def test_nothing_to_score_is_refused(model: ConvNet) -> None:
+    with pytest.raises(ValueError, match="nothing to score: the source has no samples"):
+        score(model, [])
+    with pytest.raises(ValueError, match="batch_size must be auto or at least 1; got 0"):
+        score(model, samples()[:3], batch_size=0)
 
 
 def test_a_model_in_training_mode_is_refused(model: ConvNet) -> None:
