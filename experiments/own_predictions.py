@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from bridge.comparison import compare_predictors
 from bridge.failures import deciles, failure_table, trend_test
-from experiments.artefacts import write_csv
+from experiments.artefacts import read_parquet, write_csv
 from experiments.pipeline import require_writable
+from jaxcurv.sealed import SEAL
 
 _NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
 _BY_PRODUCTS = (
@@ -186,11 +188,17 @@ def read(settings: OwnPredictions) -> Joined:
     return Joined(kept, right, wide.to_numpy(bool), turned, left_out)
 
 
+def _parquet(path: Path) -> pd.DataFrame:
+    """One of ours is compared with its seal; another program's has none."""
+    sealed = SEAL.encode() in (pq.read_metadata(path).metadata or {})
+    return read_parquet(path) if sealed else pd.read_parquet(path)
+
+
 def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        table = _parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable CSV or Parquet file ({error})") from error
     if "index" not in table:

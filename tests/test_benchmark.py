@@ -29,6 +29,7 @@ from jaxcurv import (
     probe,
 )
 from jaxcurv.estimators import forward_passes
+from jaxcurv.sealed import read_json, write_json
 from tests.conftest import Command
 
 SETTINGS = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, repeats=2)
@@ -173,10 +174,10 @@ def test_regression_check(
     report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
 ) -> None:
     """Against an earlier run that was far slower, and one that was far faster."""
-    earlier = json.loads(report.read_text())
+    earlier = read_json(report)
     earlier |= {name: factor * earlier[name] for name in benchmark.RATIOS}
     path = tmp_path / "earlier.json"
-    path.write_text(json.dumps(earlier))
+    write_json(path, earlier)
     assert benchmark.run(replace(SETTINGS, baseline=path, repeats=1)) == code
     printed = " ".join(capsys.readouterr().out.split())
     assert ("no ratio is more than 10% below" in printed) == (code == 0)
@@ -198,7 +199,7 @@ def test_regression_of_a_tenth_is_still_allowed() -> None:
     [
         (None, "no baseline at .*: write one with --json"),
         ("{", "is damaged"),
-        ("{}", "is not what benchmark curvature --json writes"),
+        ("{}", "carries no seal"),
         ({"width": 4, "classes": 7}, "other settings: give --width 4 --classes 7"),
         ("another device", "was measured on a toaster, this is"),
     ],
@@ -207,11 +208,11 @@ def test_baseline_that_cannot_be_compared(
     report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, message: str
 ) -> None:
     path = tmp_path / "earlier.json"
-    earlier = json.loads(report.read_text())
+    earlier = read_json(report)
     if content == "another device":
-        path.write_text(json.dumps({**earlier, "device": "a toaster"}))
+        write_json(path, {**earlier, "device": "a toaster"})
     elif isinstance(content, dict):
-        path.write_text(json.dumps({**earlier, "settings": earlier["settings"] | content}))
+        write_json(path, {**earlier, "settings": earlier["settings"] | content})
     elif content is not None:
         path.write_text(content)
     assert benchmark.run(replace(SETTINGS, baseline=path)) == 2

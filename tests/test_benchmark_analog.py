@@ -16,6 +16,7 @@ from bridge import PROFILES
 from experiments import benchmark_analog as benchmark
 from experiments import cli
 from experiments.benchmark_analog import AnalogBenchmark, Contestant, Turn
+from jaxcurv.sealed import read_json, write_json
 
 SETTINGS = AnalogBenchmark(width=4, image_size=8, batch_size=4, repeats=2, aihwkit_repeats=1)
 NOISY = ["wnoise", "adc+wnoise", "wnoise+pcm", "adc+wnoise+pcm"]
@@ -47,7 +48,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def report(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def printed(report: Any) -> str:
@@ -208,7 +209,7 @@ def test_regression_check(
         name: factor * cost for name, cost in costs.items() if name.removeprefix("aihwkit:") in few
     }
     baseline, out = tmp_path / "earlier.json", tmp_path / "now.json"
-    baseline.write_text(json.dumps(report))
+    write_json(baseline, report)
     fast = replace(SETTINGS, engines=("fast",), repeats=1, json=out, baseline=baseline)
     assert benchmark.run(fast) == code
     printed = " ".join(capsys.readouterr().out.split())
@@ -240,7 +241,7 @@ def test_regression_of_a_quarter_is_still_allowed() -> None:
     [
         (None, "no baseline at .*: write one with --json"),
         ("{", "is damaged"),
-        ("{}", "is not what benchmark analog --json writes"),
+        ("{}", "carries no seal"),
         ({"width": 8, "classes": 7}, "other settings: give --width 8 --classes 7"),
         ("another device", "was measured on a toaster, this is"),
     ],
@@ -250,9 +251,9 @@ def test_baseline_that_cannot_be_compared(
 ) -> None:
     path = tmp_path / "earlier.json"
     if content == "another device":
-        path.write_text(json.dumps({**report, "device": "a toaster"}))
+        write_json(path, {**report, "device": "a toaster"})
     elif isinstance(content, dict):
-        path.write_text(json.dumps({**report, "settings": report["settings"] | content}))
+        write_json(path, {**report, "settings": report["settings"] | content})
     elif content is not None:
         path.write_text(content)
     assert benchmark.run(replace(SETTINGS, baseline=path)) == 2

@@ -29,7 +29,7 @@ from experiments.presets import PRESETS
 from experiments.settings import Experiment
 from experiments.stages import ANALYSED, build_flax, require_classes
 from jaxcurv import data, training
-from jaxcurv.sealed import read_json
+from jaxcurv.sealed import read_json, write_json
 from tests.conftest import Command
 
 # Small enough for seconds a stage; large enough that training learns and chips fail.
@@ -180,8 +180,8 @@ def test_table_one_figure_one_and_gallery_of_a_finished_run(
 def test_paper_outputs_say_what_is_missing(
     command: Command, finished: Path, tmp_path: Path
 ) -> None:
-    one_line_error(command("table-one", tmp_path), "no table_one.csv in", "such as runs/digits")
-    one_line_error(command("figure-one", tmp_path), "no deciles.csv in")
+    one_line_error(command("table-one", tmp_path), "no table_one.parquet in", "such as runs/digits")
+    one_line_error(command("figure-one", tmp_path), "no deciles.parquet in")
     result = command("gallery", finished, "--count", "40", "--out", tmp_path)
     one_line_error(result, "cannot show 40 of each end of the 60 test samples")
     result = command("gallery", finished, "--profile", "none", "--out", tmp_path)
@@ -216,11 +216,11 @@ def test_second_run_does_nothing_again(command: Command, finished: Path) -> None
 
 def test_a_run_recorded_before_some_data_settings_counts(command: Command, finished: Path) -> None:
     records = {path: path.read_text() for path in (finished / "stages").glob("*.json")}
-    for path, text in records.items():
-        record = json.loads(text)
+    for path in records:
+        record = read_json(path)
         for name in ("resize_size", "interpolation", "mean", "std"):
             record["settings"].get("data", {}).pop(name, None)
-        path.write_text(json.dumps(record))
+        write_json(path, record)
     result = command("run", "digits", *SMALL, "--out", finished)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(": up to date") == len(STAGES)
@@ -503,7 +503,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     # Chips tried on another network are not tabled beside this one's scores.
     kept = read_json(results / "fit_paper_digits" / "fit.json")
     kept["runs"]["digits"]["weights"] = "0" * 64
-    (results / "fit_paper_digits" / "fit.json").write_text(json.dumps(kept))
+    write_json(results / "fit_paper_digits" / "fit.json", kept)
     with pytest.raises(ValueError, match="run fit-paper again"):
         reproduce.regenerate(reproduce.Regenerate(results, readme))
 
@@ -518,8 +518,7 @@ def test_variants_of_another_network_s_score_are_not_archived(
     (run / "rescore").mkdir()
     (run / "rescore" / "variants.csv").write_text("variant")
     for checkpoint, kept in ((own, True), ("0" * 64, False)):
-        settings = json.dumps({"checkpoint_sha256": checkpoint})
-        (run / "rescore" / "settings.json").write_text(settings)
+        write_json(run / "rescore" / "settings.json", {"checkpoint_sha256": checkpoint})
         archive(run, place)
         assert (place / "rescore" / "variants.csv").exists() is kept
 

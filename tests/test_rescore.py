@@ -16,7 +16,7 @@ from flax import nnx
 
 from experiments import cli, rescore
 from experiments.analysis import FULL_PROFILE
-from experiments.artefacts import sha256
+from experiments.artefacts import sha256, write_parquet
 from experiments.presets import PRESETS
 from experiments.records import write_record
 from experiments.rescore import Finished, Rescore, draw, tabulate, variants_of
@@ -24,6 +24,7 @@ from jaxcurv import data, input_curvature, score_dataset, scoring
 from jaxcurv.data import Arrays, Normalisation
 from jaxcurv.estimators import FiniteDifference
 from jaxcurv.probes import probe
+from jaxcurv.sealed import write_json
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.3), (0.2, 0.25, 0.5))
 KEY = jax.random.key(3)
@@ -359,7 +360,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "normalisation": asdict(normalisation),
         "checkpoint": "checkpoints/trained",
     }
-    (folder / "model.json").write_text(json.dumps(description))
+    write_json(folder / "model.json", description)
     scores = score_dataset(
         OfDigits(),
         data.Normalised(test, normalisation),
@@ -369,7 +370,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores.insert(0, "fold", "test")
     scores["curvature_label_free"] = scores["curvature"] * np.where(scores["correct"], 1, 0.01)
     other = scores.assign(fold="train")
-    pd.concat([other, scores]).to_parquet(folder / "scores.parquet")
+    write_parquet(folder / "scores.parquet", pd.concat([other, scores]))
     random = np.random.default_rng(0)
     predictions = [
         scores[["fold", "index"]].assign(
@@ -382,7 +383,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     table = pd.concat(predictions)
     table["correct"] = table["prediction"] == np.tile(scores["label"], 4)
-    table.to_parquet(folder / "predictions.parquet")
+    write_parquet(folder / "predictions.parquet", table)
     write_record(
         folder,
         {

@@ -40,7 +40,7 @@ from experiments.settings import Experiment
 from jaxcurv.data import cifar, load
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.unpickling import unpickle
-from jaxcurv.sealed import read_json
+from jaxcurv.sealed import read_json, write_json
 from tests.exported_run import write_exported_digits
 from tests.test_data import archive_bytes, batch, official, python2_pickle, save_image
 from tests.test_data import jpeg as small_jpeg
@@ -248,9 +248,9 @@ NETWORK = {
 )
 def test_descriptions_are_checked(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = tmp_path / "model.json"
-    path.write_text(json.dumps(NETWORK))
+    write_json(path, NETWORK)  # whoever makes a file can seal it
     assert read_description(tmp_path) == NETWORK
-    path.write_text(json.dumps(NETWORK | changed))
+    write_json(path, NETWORK | changed)
     with pytest.raises(ValueError, match=rf"model\.json .*{message}"):
         read_description(tmp_path)
 
@@ -260,8 +260,8 @@ def test_a_description_that_leads_out_writes_nothing_there(
 ) -> None:
     run, outside = tmp_path / "run", tmp_path / "outside"
     run.mkdir()
-    (run / "model.json").write_text(json.dumps(NETWORK | {"checkpoint": "../outside"}))
-    assert cli.run(["agreement", "digits", "--out", str(run)]) == 1, capsys.readouterr()
+    write_json(run / "model.json", NETWORK | {"checkpoint": "../outside"})
+    assert cli.run(["agreement", "digits", "--out", str(run)]) == 2, capsys.readouterr()
     assert "not within the run's folder" in capsys.readouterr().err
     assert not outside.exists()  # Orbax makes the folder that it is to read
 
