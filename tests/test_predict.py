@@ -129,7 +129,7 @@ def test_an_interrupted_table_leaves_nothing(network: nn.Module, tmp_path: Path)
         predict(network, Broken(12), batch_size=2, out=tmp_path / "out.parquet")
     assert os.listdir(tmp_path) == []
     (tmp_path / "out.parquet").write_bytes(b"not a table")
-    with pytest.raises(ValueError, match="not a readable table: remove it"):
+    with pytest.raises(ValueError, match=r"out\.parquet is damaged .*delete it"):
         predict(network, Images(12), out=tmp_path / "out.parquet")
 
 
@@ -203,9 +203,9 @@ def test_bad_inputs_are_refused(network: nn.Module) -> None:
         run(sample(index=-1))
     with pytest.raises(ValueError, match="must not be negative"):
         run(sample(label=-1))
-    with pytest.raises(ValueError, match="at least 1, got 64 and 0"):
+    with pytest.raises(ValueError, match="the source has no samples"):
         run()
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         run(sample(), batch_size=0)
     with pytest.raises(ValueError, match="training mode"):
         run(sample(), module=nn.Linear(3, 3))

@@ -212,7 +212,7 @@ def test_too_few_images_are_refused(
         ({"learning_rate": float("nan")}, "learning_rate must be positive; got nan"),
         ({"epochs": 3, "warmup_epochs": 3.0}, "warmup_epochs must be.*below epochs=3; got 3"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\).*got 1"),
-        ({"weight_decay": -1.0}, "weight_decay.*must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
         ({"crop_padding": -1}, "crop_padding must not be negative"),
     ],
 )
