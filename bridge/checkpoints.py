@@ -106,9 +106,10 @@ def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
         raise ValueError(
             f"{path} is not a readable safetensors file, replace it: {error}"
         ) from error
-    if {SEAL, HEADER} <= metadata.keys():
-        check_seal(path, metadata[SEAL], lambda: content_hash(content, metadata[HEADER]))
-    if (header := parse_header(metadata)) is not None:
+    header = parse_header(metadata)
+    if header is not None or SEAL in metadata:  # of ours: another program's file has neither
+        described = metadata.get(HEADER, "")
+        check_seal(path, metadata.get(SEAL), lambda: content_hash(content, described))
         origin["header"] = header
     return Checkpoint(_weights(content, path), origin)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jaxcurv.lock import FolderInUse
+
 
 class WorkFailed(Exception):
     """Work that had begun came to nothing."""
@@ -18,9 +20,12 @@ def at_work() -> Iterator[None]:
     """Whatever is raised within failed at work: what the work needs had been found good.
 
     Raises:
+      FolderInUse: as it is.
       WorkFailed: in place of any other exception.
     """
     try:
         yield
+    except FolderInUse:  # which is found before the work
+        raise
     except Exception as error:
         raise WorkFailed(error) from error

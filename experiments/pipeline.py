@@ -204,16 +204,21 @@ def _run_in_order(
         process = multiprocessing.get_context("spawn").Process(
             target=_work, args=(name, job, identity, debug)
         )
-        process.start()
         try:
+            process.start()
             process.join()
         except BaseException as interruption:
-            # Ctrl-C reaches the stage too, which ends by itself; anything else must not orphan it.
-            if isinstance(interruption, Terminated):
-                process.terminate()
-            process.join(timeout=_GRACE_SECONDS)
-            process.kill()
+            # Ctrl-C reaches the stage too, which ends by itself.
+            if process.is_alive():
+                if isinstance(interruption, Terminated):
+                    process.terminate()
+                process.join(timeout=_GRACE_SECONDS)
             raise
+        finally:
+            # Also after a second Ctrl-C: the lock is not released while the stage works.
+            if process.is_alive():
+                process.kill()
+                process.join()
         if process.exitcode:
             raise StageFailed(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
 

@@ -17,6 +17,7 @@ from experiments.archive import regenerate as regenerate_run
 from experiments.paper import TABLE_ONE
 from experiments.presets import PRESETS
 from experiments.settings import require_device_name
+from experiments.termination import Terminated
 
 _CIFAR = ("cifar10", "cifar100")
 
@@ -114,12 +115,14 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
 def call(line: Sequence[str]) -> int:
     """Runs a command and returns its exit code.
 
-    Ctrl-C reaches the command too, which finishes its piece of work; it is waited for.
+    Ctrl-C reaches the command too, SIGTERM is handed on; it then ends by itself and is waited for.
     """
     process = subprocess.Popen(line)
     try:
         return process.wait()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as interruption:
+        if isinstance(interruption, Terminated):
+            process.terminate()
         process.wait()
         raise
 

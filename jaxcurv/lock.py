@@ -52,39 +52,71 @@ def hold(folder: Path, *, name: str = ".lock") -> Iterator[None]:
     finally:
         stop.set()
         heart.join()
-        if _token(path) == mine["token"]:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # never in the place of what ended the work
+            if _token(path) == mine["token"]:
+                path.unlink()
 
 
 def _take(path: Path, mine: Mapping[str, Any]) -> None:
-    while True:
+    # Written under another name first: a lock is never without its holder's name.
+    ready = path.with_name(f"{path.name}.{mine['token']}")
+    try:
+        ready.write_text(json.dumps(mine))
+        while not _linked(ready, path):
+            holder = _dead_holder(path)
+            if holder is not None and _inherited(path, holder, ready, mine):
+                return
+    finally:
+        ready.unlink(missing_ok=True)
+
+
+def _inherited(path: Path, holder: Mapping[str, Any], ready: Path, mine: Mapping[str, Any]) -> bool:
+    """Puts `ready` in the place of a dead holder's lock, unless another did.
+
+    Who inherits from it is decided by a lock of that holder's own name.
+    """
+    inheritance = path.with_name(f"{path.name}.after.{holder.get('token')}")
+    _take(inheritance, mine)
+    try:
+        if _read(path) != holder:
+            return False
+        os.replace(ready, path)
+        return True
+    finally:
+        inheritance.unlink()
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Gives a file a second name unless that is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
-            _bury(path)
-            continue
-        with open(descriptor, "w") as file:
-            json.dump(mine, file)
-        return
+            return False
+        with open(descriptor, "wb") as file:
+            file.write(source.read_bytes())
+    return True
 
 
-def _bury(path: Path) -> None:
-    """Removes the lock of a dead process, or refuses."""
+def _dead_holder(path: Path) -> dict[str, Any] | None:
+    """Who held the lock and is dead; None if it was released meanwhile.
+
+    Raises:
+      FolderInUse: the holder lives.
+    """
     holder, age = _read(path), _age(path)
-    if age is None:  # released meanwhile
-        return
+    if age is None:
+        return None
     if not _is_dead(holder, age):
         raise FolderInUse(
             f"{path.parent} is in use by {_name(holder)}, last sign of life {age:.0f} s ago: wait "
             f"for it, or choose another folder; if you know it to be dead, delete {path}"
         )
-    grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):  # another process buries it
-        path.rename(grave)
-        if _read(grave) != holder:  # another has buried it, and this is its own lock
-            with contextlib.suppress(FileExistsError):
-                os.link(grave, path)
-        grave.unlink()
+    return holder
 
 
 def _is_dead(holder: Mapping[str, Any], age: float) -> bool:
@@ -98,11 +130,9 @@ def _beat(path: Path, token: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):  # a file server that is away; the next may reach it
             if _token(path) != token:
-                print(
-                    f"error: {path} was taken over by {_name(_read(path))}, which found no sign of "
-                    "life of this process; stopping",
-                    file=sys.stderr,
-                )
+                holder = _read(path)
+                what = f"was taken over by {_name(holder)}" if holder else "was removed"
+                print(f"error: {path} {what} while this process lived; stopping", file=sys.stderr)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             os.utime(path)
@@ -134,14 +164,15 @@ def _processes() -> str | None:
 def _started(process: int) -> str | None:
     """When a process of this host began, by its own clock; None if there is none.
 
-    Tells it from a later one of the same number. Without /proc only whether it is there.
+    Tells it from a later one of the same number, where /proc says so; else only whether there is
+    one. What has ended and was not yet waited for is none.
     """
     try:
-        # After the command's name, which may hold spaces and brackets, in field 22.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            return None
+        # Its state and the rest come after the command's name, which may hold brackets itself.
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
+    except OSError:
+        pass
     try:
         os.kill(process, 0)
     except ProcessLookupError:

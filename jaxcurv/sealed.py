@@ -29,8 +29,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     """Writes JSON with its seal, atomically, keys in their order.
 
     Raises:
-      ValueError: a number that JSON does not have (NaN, infinity).
+      ValueError: a number that JSON does not have (NaN, infinity), or an entry "seal".
     """
+    if SEAL in value:
+        raise ValueError(f"{path} cannot have an entry {SEAL}: that is where its seal goes")
     sealed = {**value, SEAL: seal(_hash_json(value))}
     content = json.dumps(sealed, indent=2, allow_nan=False) + "\n"
     return write_whole(path, lambda temporary: temporary.write_text(content))
@@ -67,7 +69,10 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> P
     Args:
       path: the file, written atomically.
       schema: with the metadata of the whole; the tables' own are dropped.
-      tables: of this schema, in order.
+      tables: of this schema, in order; numbers, booleans, strings, bytes and lists of these.
+
+    Raises:
+      ValueError: a column of another type.
     """
 
     def save(temporary: Path) -> None:
@@ -91,9 +96,9 @@ def read_table(path: Path) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        if getattr(error, "errno", None) or path.is_dir():
+            raise  # nothing is wrong with the file
         raise ValueError(_damaged(path, error)) from error
     metadata = dict(table.schema.metadata or {})
     found = metadata.pop(SEAL.encode(), b"").decode(errors="replace")
@@ -124,7 +129,7 @@ def check_seal(path: str | os.PathLike[str], found: Any, digest: Callable[[], st
     if not colon:
         raise ValueError(
             f"{path} carries no seal: it was made or changed by another program, or by a version "
-            "before 0.1; delete it and run again"
+            "without seals; delete it and run again"
         )
     if format_ != str(_FORMAT):
         raise ValueError(
@@ -185,6 +190,8 @@ class _TableHash:
         kind = array.type
         self._streams[f"{name} valid"].update(_bytes(array.is_valid()))
         array = array.drop_null()
+        if not len(array):
+            return
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             self._streams[f"{name} length"].update(_bytes(pc.list_value_length(array)))
             self._add(f"{name} item", array.flatten())
@@ -193,12 +200,13 @@ class _TableHash:
         elif _described(kind) in ("string", "binary"):
             array = array.cast(pa.large_binary())
             self._streams[f"{name} length"].update(_bytes(pc.binary_length(array)))
-            if len(array):
-                _, offsets, values = array.buffers()
-                ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
-                self._streams[name].update(memoryview(values or b"")[ends[0] : ends[-1]])
-        elif not pa.types.is_null(kind):
+            _, offsets, values = array.buffers()
+            ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
+            self._streams[name].update(memoryview(values or b"")[ends[0] : ends[-1]])
+        elif pa.types.is_primitive(kind) and not pa.types.is_temporal(kind):
             self._streams[name].update(_bytes(array))
+        else:
+            raise ValueError(f"a column of type {kind} cannot be sealed")
 
 
 def _described(kind: pa.DataType) -> str:

@@ -424,11 +424,13 @@ def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, 
             step, args=ocp.args.Composite(**parts, seals=ocp.args.JsonRestore())
         )
         seals = dict(saved["seals"] or {})
+    except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # nothing is wrong with the file
     except Exception as error:  # from KeyError to tensorstore's own, for a damaged file
         raise ValueError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}): it is "
             "damaged or of another version; delete it and run again"
         ) from error
     for name in parts:
-        check_seal(path / name, seals.get(name), partial(hash_tree, saved[name]))
+        check_seal(path, seals.get(name), partial(hash_tree, saved[name]))
     return {name: saved[name] for name in parts}
