@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments import flips, pretrained, stages
 from experiments.artefacts import sha256
@@ -363,13 +363,20 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
             shutil.rmtree(outcome.scratch)
     except KeyboardInterrupt:
         print(f"{name} interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end(INTERRUPTED)
     except Terminated:
         print(f"{name} terminated; the same command goes on from here", file=sys.stderr)
-        sys.exit(TERMINATED)
+        _end(TERMINATED)
     except Exception as error:
         show_error(error, debug)
         sys.exit(1)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends this process at once: in Python's own end, threads of interrupted libraries may wait."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _environment() -> dict[str, str]:

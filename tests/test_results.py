@@ -1,0 +1,21 @@
+"""The results in the repository can be read by this version."""
+
+from pathlib import Path
+
+import pytest
+
+import bridge
+from experiments.records import read_records
+from jaxcurv.sealed import read_json, read_table
+
+RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+READERS = {".json": read_json, ".parquet": read_table, ".safetensors": bridge.load_weights}
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))
+def test_archived_files_have_their_seals(folder: str) -> None:
+    sealed = [path for path in (RESULTS / folder).rglob("*") if path.suffix in READERS]
+    for path in sealed:
+        READERS[path.suffix](path)
+    assert sealed
+    read_records(RESULTS / folder)
