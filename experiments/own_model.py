@@ -61,7 +61,7 @@ class OwnModel:
     """Which model scores which images, and how."""
 
     model: str
-    """package.module:factory; the current folder is importable. factory() takes no argument and
+    """package.module:factory, whose code is run; the current folder is importable. factory() takes no argument and
     returns a Flax NNX module in evaluation mode, a function images -> logits, or a pair
     (function of params and images, params). Images are float32 [batch, height, width, channel]."""
     data: Path
