@@ -61,9 +61,10 @@ class OwnModel:
     """Which model scores which images, and how."""
 
     model: str
-    """package.module:factory; the current folder is importable. factory() takes no argument and
-    returns a Flax NNX module in evaluation mode, a function images -> logits, or a pair
-    (function of params and images, params). Images are float32 [batch, height, width, channel]."""
+    """package.module:factory, whose code is run; the current folder is importable. factory() takes
+    no argument and returns a Flax NNX module in evaluation mode, a function images -> logits, or a
+    pair (function of params and images, params). Images are float32 [batch, height, width,
+    channel]."""
     data: Path
     """Folder of class folders (CLASS/*.png, *.jpg, ...), a tree of them (train, test or val), or a
     TFDS data set in array_record form. A label is the place of its class folder in sorted order,

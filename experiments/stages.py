@@ -449,13 +449,25 @@ def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module
 
 
 def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:
-    """The trained network, in evaluation mode."""
+    """The trained network, in evaluation mode.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it is not of the network described.
+    """
     from jaxcurv.training import restore_best
 
-    return restore_best(
-        lambda dtype: build_flax(description, job.experiment.seed, dtype),
-        job.folder / description["checkpoint"],
-    )
+    checkpoint = job.folder / description["checkpoint"]
+    try:
+        return restore_best(
+            lambda dtype: build_flax(description, job.experiment.seed, dtype), checkpoint
+        )
+    except ValueError as error:
+        what = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise ValueError(
+            f"{checkpoint} holds another network than model.json describes, or is damaged: {what}; "
+            "run train again"
+        ) from error
 
 
 def build_torch(description: dict[str, Any]) -> Any:

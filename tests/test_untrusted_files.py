@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,10 +38,12 @@ from experiments.exported import open_network
 from experiments.own_predictions import _table
 from experiments.records import read_record
 from experiments.settings import Experiment
+from experiments.stages import Job, build_flax, load_flax
 from jaxcurv.data import cifar, load
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.unpickling import unpickle
 from jaxcurv.sealed import read_json, write_json
+from jaxcurv.training import keep_trained
 from tests.exported_run import write_exported_digits
 from tests.test_data import archive_bytes, batch, official, python2_pickle, save_image
 from tests.test_data import jpeg as small_jpeg
@@ -274,6 +277,16 @@ def test_a_width_of_a_header_takes_no_memory(tmp_path: Path, width: int) -> None
     message = r"weights\.safetensors holds other tensors than .* run export again"
     with little_memory(), pytest.raises(ValueError, match=message):
         open_network(Experiment(), tmp_path, None)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's tasks
+@pytest.mark.parametrize("width", [3, 10**9])
+def test_a_width_in_model_json_takes_no_memory(tmp_path: Path, width: int) -> None:
+    keep_trained(build_flax(NETWORK, 0, jnp.float32), tmp_path / "checkpoints/0")
+    job = Job(Experiment(), tmp_path, None, fingerprint="")
+    message = r"checkpoints/0 holds another network than model\.json .* run train again"
+    with little_memory(), pytest.raises(ValueError, match=message):
+        load_flax(job, NETWORK | {"width": width})
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 100_000, b"\xff\xfe", b"9" * 9999])
@@ -679,6 +692,19 @@ def test_tfds_records_that_fill_memory(tmp_path: Path, write_tfds: Callable[...,
             with pytest.raises(ValueError, match=message):
                 train[position]
     assert harmless == 1
+
+
+def test_tfds_lengths_take_no_memory(tmp_path: Path, write_tfds: Callable[..., None]) -> None:
+    examples = [{"image": small_jpeg(1), "label": 0}]
+    write_tfds(tfds_features(), {"train": examples, "test": examples})
+    path = tmp_path / "other/1.0.0/dataset_info.json"
+    found = json.loads(path.read_text())
+    for split in found["splits"]:
+        split["shardLengths"] = [str(10**12)]
+    path.write_text(json.dumps(found))
+    message = r"1\.0\.0 has not the 1,000,000,000,000 records of its split \w+ .*prepare the data"
+    with little_memory(), pytest.raises(ValueError, match=message):
+        load("other", tmp_path)
 
 
 @pytest.mark.parametrize("form", ["proto", "legacy", "within"])

@@ -152,8 +152,10 @@ def open_prepared(
     def source(split: str) -> PreparedSplit:
         # Pillow decodes below, whether or not OpenCV is installed: JPEG decoders differ in pixels.
         skip = {"image": tfds.decode.SkipDecoding()}
+        records = builder.as_data_source(split=split, decoders=skip)
+        _require_last(records, directory, split)
         return PreparedSplit(
-            records=builder.as_data_source(split=split, decoders=skip),
+            records=records,
             split=split,
             channels=features["image"].shape[-1],
             num_classes=label.num_classes,
@@ -167,6 +169,18 @@ def open_prepared(
         raise ValueError(f"{directory} has the splits {sorted(splits)}: train and test are needed")
     names = tuple(label.names)
     return ImageDataset(name, names, source("train"), source(labelled[0]))
+
+
+def _require_last(records: Any, directory: Path, split: str) -> None:
+    """Refuses a split that is shorter than dataset_info.json says: memory is taken by that."""
+    try:
+        if records:
+            records[len(records) - 1]
+    except Exception as error:  # from IndexError to what the C++ reader raises
+        raise ValueError(
+            f"{directory} has not the {len(records):,} records of its split {split} "
+            f"({error!r}): prepare the data set again"
+        ) from error
 
 
 def _refuse_foreign_features(path: Path) -> None:
