@@ -369,11 +369,11 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
         _end(TERMINATED)
     except Exception as error:
         show_error(error, debug)
-        sys.exit(1)
+        _end(1)
 
 
 def _end(code: int) -> NoReturn:
-    """Ends this process at once: in Python's own end, threads of interrupted libraries may wait."""
+    """Ends this process at once: in Python's own end, what libraries left unfinished complains."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
