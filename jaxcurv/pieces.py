@@ -94,8 +94,7 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
         found = json.loads(table.schema.metadata[METADATA_KEY])
     except (ValueError, KeyError, RecursionError) as error:
         raise ValueError(
-            f"{out} exists and is no whole table of scores: choose another file, or delete it "
-            f"({error})"
+            f"{out} exists and is no whole table of scores: choose another file, or delete it"
         ) from error
     refuse_other(out, found, identity)
     _remove(_folder(out))

@@ -261,5 +261,5 @@ def test_a_failure_at_work_is_one(
         raise OSError("no space left")
 
     monkeypatch.setattr(benchmark, "measure_apart", full)
-    assert benchmark.run(replace(SETTINGS, samples=(1, 2, 3))) == 1
+    assert cli.run(["benchmark", "load", "--samples", "1", "2", "3"]) == 1
     assert capsys.readouterr().err == "error: no space left\n"
