@@ -157,7 +157,7 @@ def read_baseline(
     if not path.is_file():
         raise FileNotFoundError(f"no baseline at {path}: write one with --json {path}")
     baseline = read_json(path)
-    if not isinstance(baseline, dict) or not {*keys, "settings", "device"} <= baseline.keys():
+    if not {*keys, "settings", "device"} <= baseline.keys():
         raise ValueError(f"{path} is not what {command} --json writes: write it anew")
     other = {name: baseline["settings"].get(name) for name in settings}
     if different := [name for name, value in settings.items() if value != other[name]]:

@@ -40,7 +40,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or record.keys() != _FIELDS:
+    if record.keys() != _FIELDS:
         raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
     defaults = json.loads(json.dumps(asdict(Experiment())))
     for key, value in record["settings"].items():

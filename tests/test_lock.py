@@ -50,7 +50,7 @@ def test_a_lock_is_held_and_released(tmp_path: Path) -> None:
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(
-    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     rewrite(tmp_path / ".lock", job="4711")
     with (
