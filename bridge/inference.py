@@ -75,7 +75,8 @@ def predict(
       description: text ahead of the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that the same chip has made from
-        the same samples, of which their number and 16 are compared, is read instead of made again.
+        the same samples, of which their number and 16 are compared, is read instead of made again;
+        of `keep` its name is compared.
       keep: what to make of each batch's logits and keep in their place, such as
         `bridge.logit_scores`. Of many classes the logits are most of the table: 5 GB for 1.28
         million samples and 1000 classes.

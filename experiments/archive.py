@@ -9,6 +9,7 @@ the records of its stages: the hashes there are those of the run's own files.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ import pandas as pd
 from experiments import analysis, analysis_figures, figures, prediction, rescore
 from experiments.artefacts import read_parquet, write_csv, write_parquet
 from experiments.records import read_record
+from jaxcurv.files import write_whole
 from jaxcurv.sealed import read_json
 
 SMALL = 4 * 2**20
@@ -56,7 +58,7 @@ def archive(run: Path, place: Path) -> None:
     for name in (*_FILES, *(f"{table}.csv" for table in _TABLES), "weights.safetensors"):
         (place / name).unlink(missing_ok=True)
         if (run / name).exists() and (run / name).stat().st_size <= SMALL:
-            shutil.copyfile(run / name, place / name)
+            copy(run / name, place / name)
     for folder, kinds in _KEPT_OF.items():
         files = [
             path
@@ -68,8 +70,12 @@ def archive(run: Path, place: Path) -> None:
         if files or folder == "rescore":  # never beside another run's predictions
             shutil.rmtree(place / folder, ignore_errors=True)
         for path in files:
-            (place / folder).mkdir(exist_ok=True)
-            shutil.copyfile(path, place / folder / path.name)
+            copy(path, place / folder / path.name)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, which is whole under its new name or not there; makes the folder."""
+    write_whole(target, partial(shutil.copyfile, source))
 
 
 def _is_of_scores(run: Path) -> bool:

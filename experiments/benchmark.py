@@ -9,23 +9,28 @@ order.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from experiments.pipeline import require_writable
+from experiments.termination import Terminated
 from jaxcurv.sealed import read_json
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -33,6 +38,19 @@ def seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
+
+
+def apart(work: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in a process that has done nothing else, and ends with this one."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        future = process.submit(work, *arguments)
+        try:
+            return future.result()
+        except (KeyboardInterrupt, Terminated):
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def turns(names: Iterable[str], repeats: int) -> Iterator[list[str]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from experiments.benchmark import resident
+from experiments.benchmark import apart, resident
 from experiments.benchmark_curvature import (
     PUBLISHED,
     STEP,
@@ -88,7 +86,7 @@ def sweep(
         rows += _rows("samples", samples, _score_datasets(workload, settings, samples), 1)
     for size in points.batch_sizes:
         for name in names:
-            rows += _rows("memory", size, {name: [_measure_memory(settings, name, size)]}, 1e-6)
+            rows += _rows("memory", size, {name: [apart(peak_memory, settings, name, size)]}, 1e-6)
     return pd.DataFrame(rows)
 
 
@@ -145,15 +143,11 @@ def _score_datasets(
     )
 
 
-def _measure_memory(settings: CurvatureBenchmark, name: str, batch_size: int) -> float:
-    """Peak memory of one batch in bytes, in a process that has done nothing else."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(peak_memory, settings, name, batch_size).result()
-
-
 def peak_memory(settings: CurvatureBenchmark, name: str, batch_size: int) -> float:
-    """See `sweep`; NaN where the system does not tell. To be called once in a process."""
+    """Of one batch in bytes, see `sweep`; NaN where the system does not tell.
+
+    To be called once in a process.
+    """
     import jax
 
     workload = make_workload(settings)

@@ -9,12 +9,10 @@ that logits would be seen if they were kept.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
@@ -24,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.benchmark import (
+    apart,
     cores,
     fit_batch_norm,
     load_average,
@@ -177,7 +176,7 @@ def measure_all(settings: LoadBenchmark, console: Console) -> dict[str, Any]:
     for work in WORKS:
         points = []
         for samples in sorted(set(settings.samples)):
-            points.append(measure_apart(work, samples, settings))
+            points.append(apart(measure, work, samples, settings))
             console.print(f"{work}, {samples:,} samples: {points[-1]['seconds']:,.1f} s")
         works[work] = {"points": points, **lines(points)}
     return {
@@ -187,13 +186,6 @@ def measure_all(settings: LoadBenchmark, console: Console) -> dict[str, Any]:
         "load_before": load,
         "platform": platform.platform(),
     }
-
-
-def measure_apart(work: str, samples: int, settings: LoadBenchmark) -> dict[str, Any]:
-    """`measure` in a process that has done nothing else."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(measure, work, samples, settings).result()
 
 
 def measure(work: str, samples: int, settings: LoadBenchmark) -> dict[str, Any]:

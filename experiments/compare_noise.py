@@ -285,8 +285,6 @@ class Bench:
         path = self._of("test", len(self.exported.test)) / "digital.parquet"
         if not path.exists():
             table = self._predict(self.exported.network, self.exported.test, "digital")
-            highest = np.sort(np.stack(table["logits"].to_numpy()), axis=1)[:, -2:]
-            table["margin"] = highest[:, 1] - highest[:, 0]
             write_parquet(path, table[["index", "correct", "margin"]])
         return read_parquet(path)
 
@@ -300,6 +298,7 @@ class Bench:
             batch_size=simulate.batch_size,
             device=simulate.device,
             description=label,
+            keep=bridge.logit_scores,
         ).to_pandas()
 
     def _program(self, name: str, factor: float, seed: int) -> bridge.Chip:

@@ -24,6 +24,7 @@ from bridge.profiles import Profile, from_json, to_json
 from experiments import paper_fit
 from experiments.analysis import DENOMINATORS, FULL_PROFILE
 from experiments.artefacts import read_parquet, sha256, write_csv, write_parquet
+from experiments.errors import at_work
 from experiments.paper import TABLE_ONE
 from experiments.paper_fit import SHIPPED, Chips, Reading, Step
 from experiments.pipeline import package_versions, require_device, require_writable
@@ -116,14 +117,16 @@ def run(options: FitPaper) -> None:
     Raises:
       ValueError, OSError, ModuleNotFoundError: a run is missing, is not the preset's or does not
         match its data.
+      WorkFailed: the search failed.
     """
     versions = package_versions(("torch", "aihwkit", "safetensors"))
     require_device(options.device, "--device")
     require_writable(options.out)
     with hold(options.out):
         runs = {name: open_run(name, options, versions) for name in options.fit + options.predict}
-        _search_and_try(options, runs)
-        show(tabulate(options.out, options.runs))
+        with at_work():
+            _search_and_try(options, runs)
+            show(tabulate(options.out, options.runs))
     print(f"{options.out / 'table.csv'} and search.csv")
 
 
@@ -286,6 +289,7 @@ def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) ->
                 batch_size=one.experiment.simulate.batch_size,
                 device=device,
                 description=f"{one.preset}, {fold}, chip {number}",
+                keep=bridge.logit_scores,
             ).to_pandas()
             for number, chip in enumerate(made)
         ]

@@ -18,7 +18,9 @@ from rich.table import Table
 from bridge.comparison import compare_predictors
 from bridge.failures import deciles, failure_table, trend_test
 from experiments.artefacts import read_parquet, write_csv
+from experiments.errors import at_work
 from experiments.pipeline import require_writable
+from jaxcurv.lock import hold
 from jaxcurv.sealed import SEAL
 
 _NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
@@ -81,6 +83,7 @@ def run(settings: OwnPredictions) -> None:
 
     Raises:
       ValueError, OSError: a table or a setting is not as it should be, or nothing can be written.
+      WorkFailed: the results could not be written after all.
     """
     require_writable(settings.out)
     joined = read(settings)
@@ -114,8 +117,9 @@ def run(settings: OwnPredictions) -> None:
     )
     cut = deciles(joined.scores[score], joined.scores["index"], settings.bins)
     trend = trend_test(cut, joined.digital & ~joined.analog)
-    write_csv(settings.out / "deciles.csv", table)
-    write_csv(settings.out / "predictors.csv", predictors)
+    with hold(settings.out), at_work():
+        write_csv(settings.out / "deciles.csv", table)
+        write_csv(settings.out / "predictors.csv", predictors)
     _show(table, predictors, joined, score, settings.confidence)
     if trend.reason:
         print(f"Trend over the bins: undefined, {trend.reason}.")

@@ -19,6 +19,7 @@ from experiments import analysis, figures
 from experiments.artefacts import read_parquet
 from experiments.pipeline import require_writable
 from experiments.settings import Data, Fold
+from jaxcurv.lock import hold
 from jaxcurv.sealed import read_json
 
 _OURS_ALL, _OURS_CORRECT, _PAPER = figures.BLUE, figures.VERMILLION, figures.BLACK
@@ -111,7 +112,8 @@ def table_one(options: TableOne) -> None:
         table.insert(2, "run", run.folder.name)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    path = draw_table_one(table, options.out / "table_one.png")
+    with hold(options.out):
+        path = draw_table_one(table, options.out / "table_one.png")
     show_table_one(table)
     print(f"{path}, .svg and .csv")
 
@@ -212,12 +214,14 @@ def figure_one(options: FigureOne) -> None:
     run = _open(options.run, "deciles.parquet")
     out = _out(run, options.out)
     name = "figure_one" if options.denominator == "all" else "figure_one_correct"
-    path = figures.figure_one(
-        read_parquet(run.folder / "deciles.parquet"),
-        out / f"{name}.png",
-        denominator=options.denominator,
-        panels=options.folds,
-    )
+    deciles = read_parquet(run.folder / "deciles.parquet")
+    with hold(out):
+        path = figures.figure_one(
+            deciles,
+            out / f"{name}.png",
+            denominator=options.denominator,
+            panels=options.folds,
+        )
     print(f"{path}, .svg and .csv")
 
 
@@ -250,7 +254,8 @@ def gallery(options: Gallery) -> None:
     place = {index: position for position, index in enumerate(indices.tolist())}
     shown = [place[index] for index in rows["index"]]
     images = data.read(split, shown, description="read shown images").images
-    path = figures.gallery(rows, images, dataset.class_names, out / "gallery.png")
+    with hold(out):
+        path = figures.gallery(rows, images, dataset.class_names, out / "gallery.png")
     print(f"{path}, .svg and .csv")
 
 

@@ -180,47 +180,41 @@ def run(
         require_device(experiment.simulate.device)
     require_writable(folder)
     with hold(folder):
-        _run_in_order(experiment, folder, names, data_dir=data_dir, debug=debug, say=say)
+        for name in names:
+            stage = stage_of(name, experiment)
+            identity = _identity(stage, experiment, folder)
+            if _is_up_to_date(stage, identity, folder):
+                say(f"{name}: up to date")
+                continue
+            say(f"{name} ...")
+            fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+            job = stages.Job(experiment, folder, data_dir, fingerprint)
+            if code := _exit_code_of(name, job, identity, debug):
+                raise StageFailed(code)
 
 
-def _run_in_order(
-    experiment: Experiment,
-    folder: Path,
-    names: tuple[str, ...],
-    *,
-    data_dir: Path | None,
-    debug: bool,
-    say: Callable[[str], None],
-) -> None:
-    for name in names:
-        stage = stage_of(name, experiment)
-        identity = _identity(stage, experiment, folder)
-        if _is_up_to_date(stage, identity, folder):
-            say(f"{name}: up to date")
-            continue
-        say(f"{name} ...")
-        fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-        job = stages.Job(experiment, folder, data_dir, fingerprint)
-        process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(name, job, identity, debug)
-        )
-        try:
-            process.start()
+def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> int:
+    """Runs one stage in a process of its own, which ends with this one."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(name, job, identity, debug)
+    )
+    try:
+        process.start()
+        process.join()
+    except BaseException as interruption:
+        # Ctrl-C reaches the stage too, which ends by itself.
+        if process.is_alive():
+            if isinstance(interruption, Terminated):
+                process.terminate()
+            process.join(timeout=_GRACE_SECONDS)
+        raise
+    finally:
+        # Also after a second Ctrl-C: the lock is not released while the stage works.
+        if process.is_alive():
+            process.kill()
             process.join()
-        except BaseException as interruption:
-            # Ctrl-C reaches the stage too, which ends by itself.
-            if process.is_alive():
-                if isinstance(interruption, Terminated):
-                    process.terminate()
-                process.join(timeout=_GRACE_SECONDS)
-            raise
-        finally:
-            # Also after a second Ctrl-C: the lock is not released while the stage works.
-            if process.is_alive():
-                process.kill()
-                process.join()
-        if process.exitcode:
-            raise StageFailed(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
+    assert process.exitcode is not None
+    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
@@ -357,8 +351,10 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
             "seconds": round(time.monotonic() - started, 1),
             "measured": outcome.measured,
         }
+        # Before the record: a process killed in between leaves a stage to be run again.
+        settings = recorded_settings(job.folder) | record["settings"]
+        write_json(job.folder / "settings.json", settings)
         write_record(job.folder, record)
-        write_json(job.folder / "settings.json", recorded_settings(job.folder))
         if outcome.scratch is not None:
             shutil.rmtree(outcome.scratch)
     except KeyboardInterrupt:

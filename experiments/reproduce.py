@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import fit_paper, page, pipeline
-from experiments.archive import archive
+from experiments.archive import archive, copy
 from experiments.archive import regenerate as regenerate_run
+from experiments.errors import at_work
 from experiments.paper import TABLE_ONE
 from experiments.presets import PRESETS
 from experiments.settings import require_device_name
 from experiments.termination import Terminated
+from jaxcurv.lock import hold
 
 _CIFAR = ("cifar10", "cifar100")
 
@@ -73,6 +75,7 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
       FileNotFoundError: no row has data.
       ValueError, OSError: the device, a folder or the page is not as it should be.
       StageFailed: a command failed and said why; the page is of the rest.
+      WorkFailed: results could not be archived, or the page not be written.
     """
     page.require_place(options.readme)
     pipeline.require_device(options.device, "--device")
@@ -93,7 +96,8 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
         if succeeds("run", name, *out, "--simulate.device", options.device) and (
             not _is_fitted_on(name) or succeeds("rescore", name, *out)
         ):
-            archive(options.runs / name, options.results / name)
+            with hold(options.results), at_work():
+                archive(options.runs / name, options.results / name)
             done.append(name)
     failed = [name for name in present if name not in done]
     if fitted := [name for name in done if _is_fitted_on(name)]:
@@ -102,7 +106,8 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
         places = ["--runs", str(options.runs), "--out", str(fit)]
         rows = ["--fit", *fitted, "--predict", *predicted]
         if succeeds("fit-paper", *rows, "--device", options.device, *places):
-            archive_fit(fit, options.results / fit.name)
+            with hold(options.results), at_work():
+                archive_fit(fit, options.results / fit.name)
         else:
             failed.append("fit-paper")
     if done:
@@ -130,29 +135,33 @@ def call(line: Sequence[str]) -> int:
 def archive_fit(out: Path, place: Path) -> None:
     """Keeps what `fit_paper.tabulate` needs."""
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    shutil.copyfile(out / "fit.json", place / "fit.json")
     for folder in ("search", "fitted"):
-        shutil.copytree(out / folder, place / folder)
+        for path in sorted((out / folder).iterdir()):
+            copy(path, place / folder / path.name)
+    copy(out / "fit.json", place / "fit.json")
 
 
 def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
     """Makes every table, figure and the page from what is archived.
 
     Raises:
-      FileNotFoundError: nothing is archived, or a file is missing.
+      FileNotFoundError: nothing is archived.
       ValueError: README has no place for the results.
+      FolderInUse: another process writes there.
+      WorkFailed: a file is missing, or what failed else.
     """
     page.require_place(options.readme)
     runs = [path.parent for path in sorted(options.results.glob("*/predictions.parquet"))]
     if not runs:
         raise FileNotFoundError(f"no archived run in {options.results}: run reproduce first")
-    for run in runs:
-        say(f"{run.name}: tables and figures")
-        regenerate_run(run)
-    for fit in sorted(options.results.glob("fit_paper_*")):
-        fit_paper.tabulate(fit, options.results)
-    say(f"{page.write(options.results, options.readme)} and the marked part of {options.readme}")
+    with hold(options.results), at_work():
+        for run in runs:
+            say(f"{run.name}: tables and figures")
+            regenerate_run(run)
+        for fit in sorted(options.results.glob("fit_paper_*")):
+            fit_paper.tabulate(fit, options.results)
+        written = page.write(options.results, options.readme)
+    say(f"{written} and the marked part of {options.readme}")
 
 
 def _is_fitted_on(name: str) -> bool:

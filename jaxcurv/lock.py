@@ -24,12 +24,14 @@ _JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 
 class FolderInUse(OSError):
-    """Another process works in the folder."""
+    """Another process works in the folder, or on the file."""
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, name: str = ".lock") -> Iterator[None]:
+def hold(folder: Path, *, name: str = ".lock", of: Path | None = None) -> Iterator[None]:
     """Holds the folder's lock; the file `NAME` in it says by whom, and its age for how long alive.
+
+    Where the lock is of one file in the folder or of part of its making, `of` is that file.
 
     The lock of a process that has died is taken over: at once where it ran on this host, and after
     `DEAD_AFTER_SECONDS` without a heartbeat where it ran on another. Ages are measured by the
@@ -43,7 +45,7 @@ def hold(folder: Path, *, name: str = ".lock") -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     mine = _me()
-    _take(path, mine)
+    _take(path, mine, folder if of is None else of)
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, mine["token"], stop), daemon=True)
     heart.start()
@@ -57,26 +59,28 @@ def hold(folder: Path, *, name: str = ".lock") -> Iterator[None]:
                 path.unlink()
 
 
-def _take(path: Path, mine: Mapping[str, Any]) -> None:
+def _take(path: Path, mine: Mapping[str, Any], of: Path) -> None:
     # Written under another name first: a lock is never without its holder's name.
     ready = path.with_name(f"{path.name}.{mine['token']}")
     try:
         ready.write_text(json.dumps(mine))
         while not _linked(ready, path):
-            holder = _dead_holder(path)
-            if holder is not None and _inherited(path, holder, ready, mine):
+            holder = _dead_holder(path, of)
+            if holder is not None and _inherited(path, holder, ready, mine, of):
                 return
     finally:
         ready.unlink(missing_ok=True)
 
 
-def _inherited(path: Path, holder: Mapping[str, Any], ready: Path, mine: Mapping[str, Any]) -> bool:
+def _inherited(
+    path: Path, holder: Mapping[str, Any], ready: Path, mine: Mapping[str, Any], of: Path
+) -> bool:
     """Puts `ready` in the place of a dead holder's lock, unless another did.
 
     Who inherits from it is decided by a lock of that holder's own name.
     """
     inheritance = path.with_name(f"{path.name}.after.{holder.get('token')}")
-    _take(inheritance, mine)
+    _take(inheritance, mine, of)
     try:
         if _read(path) != holder:
             return False
@@ -102,7 +106,7 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _dead_holder(path: Path) -> dict[str, Any] | None:
+def _dead_holder(path: Path, of: Path) -> dict[str, Any] | None:
     """Who held the lock and is dead; None if it was released meanwhile.
 
     Raises:
@@ -113,8 +117,8 @@ def _dead_holder(path: Path) -> dict[str, Any] | None:
         return None
     if not _is_dead(holder, age):
         raise FolderInUse(
-            f"{path.parent} is in use by {_name(holder)}, last sign of life {age:.0f} s ago: wait "
-            f"for it, or choose another folder; if you know it to be dead, delete {path}"
+            f"{of} is in use by {_name(holder)}, last sign of life {age:.0f} s ago: wait for it, "
+            f"or choose another place; if you know it to be dead, delete {path}"
         )
     return holder
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jaxcurv.lock import hold
 from jaxcurv.problem import check_indices
 from jaxcurv.sealed import read_json, read_table, write_json, write_table, write_tables
 
@@ -136,12 +137,20 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     Raises:
       FileNotFoundError: there is neither the table nor a piece of it.
       ValueError: pieces are missing, or two samples share an index.
+      FolderInUse: another process merges them.
     """
     path = Path(out)
     record = _folder(path) / "run.json"
     if not record.exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
+        return read_table(path)
+    with hold(path.parent, name=f".{path.name}.merge.lock", of=path):
+        return _merged(path, record)
+
+
+def _merged(path: Path, record: Path) -> pa.Table:
+    if not record.exists():  # another process was faster
         return read_table(path)
     identity = read_json(record)
     if (finished := read_finished(path, identity)) is not None:

@@ -179,15 +179,18 @@ def score_dataset(
         tables: dict[int, pa.Table] = {}
         _compute(run, mine, size, tables.__setitem__)
         return _joined(identity, list(tables.values()))
-    finished = read_finished(Path(out), identity)
+    path, share_name = Path(out), f"{share[0]}-of-{share[1]}"
+    finished = read_finished(path, identity)
     if finished is None:
-        pieces = open_pieces(Path(out), identity)
-        share_name = f"{share[0]}-of-{share[1]}"
-        with hold(pieces.folder, name=f"share-{share_name}.lock"):
-            _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
-        if shard is not None:
-            return _joined(identity, [pieces.read(start) for start in mine])
-        finished = _joined_by_all(pieces, identity)
+        # Not among the pieces, which are removed while it is held.
+        with hold(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
+            finished = read_finished(path, identity)  # by another process, meanwhile
+            if finished is None:
+                pieces = open_pieces(path, identity)
+                _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
+                if shard is not None:
+                    return _joined(identity, [pieces.read(start) for start in mine])
+                finished = _joined_by_all(pieces, identity)
     return finished if shard is None else finished.take(run.table_rows(mine))
 
 

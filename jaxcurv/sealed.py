@@ -129,12 +129,12 @@ def check_seal(path: str | os.PathLike[str], found: Any, digest: Callable[[], st
     if not colon:
         raise ValueError(
             f"{path} carries no seal: it was made or changed by another program, or by a version "
-            "without seals; delete it and run again"
+            "without seals; delete or replace it, and run again"
         )
     if format_ != str(_FORMAT):
         raise ValueError(
             f"{path} is of format {format_}, and this version reads {_FORMAT}: use the version "
-            "that wrote it, or delete it and run again"
+            "that wrote it, or delete or replace it and run again"
         )
     if hexadecimal != digest():
         raise ValueError(_damaged(path, "its content is not that of its seal"))
@@ -227,4 +227,4 @@ def _bytes(array: pa.Array) -> Any:
 
 
 def _damaged(path: str | os.PathLike[str], why: Any) -> str:
-    return f"{path} is damaged ({why}): delete it and run again"
+    return f"{path} is damaged ({why}): delete or replace it, and run again"

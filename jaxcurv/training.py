@@ -25,6 +25,9 @@ from jaxcurv.data import Arrays, Normalisation
 from jaxcurv.recipe import Recipe
 from jaxcurv.sealed import check_seal, hash_tree, seal
 
+_TRAINED_ELSEWHERE = 0
+"""The step of a checkpoint that `keep_trained` left; epochs count from 1."""
+
 BuildModel = Callable[[Any], nnx.Module]
 """Makes the model with a computation dtype, the same weights at every call."""
 
@@ -293,7 +296,7 @@ def keep_trained(model: nnx.Module, directory: Path) -> None:
         if manager.latest_step() is None:
             weights = nnx.to_pure_dict(nnx.state(model))
             manager.save(
-                0,
+                _TRAINED_ELSEWHERE,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(weights),
                     seals=ocp.args.JsonSave({"model": seal(hash_tree(weights))}),
@@ -315,11 +318,7 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
     """
     graphdef, state = nnx.split(_evaluation_model(build))
     with _manager(directory) as manager:
-        best = manager.best_step()
-        if best is None:  # what was trained elsewhere has no validation accuracy to be best by
-            best = manager.latest_step()
-        if best is None:
-            raise FileNotFoundError(f"no checkpoint in {directory}; train the model first")
+        best = _best(manager)
         # Onto this process's device, whichever the checkpoint was written from.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
@@ -329,6 +328,30 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
         saved = _read(manager, best, model=ocp.args.StandardRestore(target))
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)
+
+
+def _best(manager: ocp.CheckpointManager) -> int:
+    """The epoch to restore, by the newest checkpoint's history: Orbax's own metrics have no seal.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the newest is damaged, or the best is gone.
+    """
+    latest = manager.latest_step()
+    if latest is None:
+        raise FileNotFoundError(f"no checkpoint in {manager.directory}; train the model first")
+    if latest == _TRAINED_ELSEWHERE:
+        return latest
+    history = _read(manager, latest, history=ocp.args.JsonRestore())["history"]
+    accuracy = max(row["validation_accuracy"] for row in history)
+    best = [row["epoch"] for row in history if row["validation_accuracy"] == accuracy]
+    kept = [epoch for epoch in best if epoch in manager.all_steps()]  # one of equals, or two
+    if not kept:
+        raise ValueError(
+            f"the best epoch's checkpoint {manager.directory / str(best[-1])} is gone: put it "
+            "back, or delete the folder and run again"
+        )
+    return kept[-1]
 
 
 def _evaluation_model(build: BuildModel) -> nnx.Module:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from experiments import benchmark_load as benchmark
 from experiments import cli
+from experiments.benchmark import apart
 from experiments.benchmark_load import LoadBenchmark, Synthetic
 from jaxcurv.data import IndexedSource, read
 from tests.conftest import Command
@@ -114,7 +115,7 @@ def test_a_point_of_scoring() -> None:
 
 def test_a_point_of_simulation_in_a_process_of_its_own() -> None:
     block = np.ones(300_000_000, np.uint8)  # of this process
-    found = benchmark.measure_apart("simulate", 30, SETTINGS)
+    found = apart(benchmark.measure, "simulate", 30, SETTINGS)
     check(found, 30)
     assert found["peak_bytes"] is None or found["peak_bytes"] < benchmark.resident()[1]
     del block
@@ -260,6 +261,6 @@ def test_a_failure_at_work_is_one(
     def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(benchmark, "measure_apart", full)
+    monkeypatch.setattr(benchmark, "apart", full)
     assert cli.run(["benchmark", "load", "--samples", "1", "2", "3"]) == 1
     assert capsys.readouterr().err == "error: no space left\n"

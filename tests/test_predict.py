@@ -129,7 +129,7 @@ def test_an_interrupted_table_leaves_nothing(network: nn.Module, tmp_path: Path)
         predict(network, Broken(12), batch_size=2, out=tmp_path / "out.parquet")
     assert os.listdir(tmp_path) == []
     (tmp_path / "out.parquet").write_bytes(b"not a table")
-    with pytest.raises(ValueError, match=r"out\.parquet is damaged .*delete it"):
+    with pytest.raises(ValueError, match=r"out\.parquet is damaged .*delete or replace it"):
         predict(network, Images(12), out=tmp_path / "out.parquet")
 
 

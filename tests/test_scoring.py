@@ -31,9 +31,11 @@ from jaxcurv import (
     input_curvature,
     merge_scores,
     score_dataset,
+    scoring,
 )
 from jaxcurv.data import Sample, Source
 from jaxcurv.estimators import Estimator
+from jaxcurv.lock import FolderInUse, hold
 from jaxcurv.sealed import read_json, write_json
 
 KEY = jax.random.key(3)
@@ -272,6 +274,31 @@ def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
 
 
+def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
+    model: ConvNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, held = tmp_path / "scores.parquet", []
+
+    def merge(path: Path) -> pa.Table:
+        held.extend(path.name for path in tmp_path.glob(".*.lock"))
+        with pytest.raises(FolderInUse, match=r"scores\.parquet is in use by process"):
+            score(model, out=out)
+        return merge_scores(path)
+
+    monkeypatch.setattr(scoring, "merge_scores", merge)
+    score(model, out=out)
+    assert held == [".scores.parquet.share-0-of-1.lock"]
+    out.unlink()
+    score(model, out=out, shard=(0, 1))
+    with (
+        hold(tmp_path, name=".scores.parquet.merge.lock"),
+        pytest.raises(FolderInUse, match=r"scores\.parquet is in use by process"),
+    ):
+        merge_scores(out)
+    merge_scores(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+
+
 def test_pieces_without_their_record_are_refused(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out, shard=(0, 1), key=jax.random.key(4))
@@ -393,7 +420,7 @@ def test_a_damaged_piece_is_named(model: ConvNet, tmp_path: Path) -> None:
     score(model, out=out, shard=(0, 1))
     piece = tmp_path / "scores.parquet.parts" / "000000000004.parquet"
     piece.write_bytes(piece.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"000000000004\.parquet is damaged .* delete it"):
+    with pytest.raises(ValueError, match=r"000000000004\.parquet is damaged .* delete or replace"):
         merge_scores(out)
 
 

@@ -1,5 +1,7 @@
 """Training on the 8x8 digits: learning, resuming, the best checkpoint, and the pieces of a step."""
 
+import json
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -168,6 +170,15 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
         Linear, digits.train, validation, digits.normalisation, recipe, seed=0, directory=tmp_path
     )
     assert again == history
+    # Which epoch is the best is decided by what has a seal, not by Orbax's metrics.
+    metrics = tmp_path / str(recipe.epochs) / "metrics" / "metrics"
+    promoted = json.loads(metrics.read_text()) | {"validation_accuracy": 1.0}
+    metrics.write_text(json.dumps(promoted))
+    for path, expected in weights(model).items():
+        np.testing.assert_array_equal(weights(restore_best(Linear, tmp_path))[path], expected)
+    shutil.rmtree(tmp_path / str(best.epoch))
+    with pytest.raises(ValueError, match=rf"checkpoint .*/{best.epoch} is gone: put it back"):
+        restore_best(Linear, tmp_path)
 
 
 def test_restore_best_without_a_checkpoint(tmp_path: Path) -> None:

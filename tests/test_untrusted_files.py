@@ -300,7 +300,7 @@ def test_json_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
         ("stages/train.json", partial(read_record, tmp_path, "train")),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is damaged .*delete it and run again"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged .*delete or replace it"):
             read()
 
 
