@@ -46,14 +46,14 @@ def archive(run: Path, place: Path) -> None:
       FileNotFoundError: the run is not finished.
     """
     scores, predictions, flips = _read(run)
-    place.mkdir(parents=True, exist_ok=True)
+    # By this file a place is known: it is the last, so that none is half of one run.
+    (place / "predictions.parquet").unlink(missing_ok=True)
     kept = [*scores.columns[:5], "curvature_standard_error", *prediction.score_columns(scores)]
     narrow = {"chip": "int16", "prediction": "int16", "index": "int32"}
     chips = predictions[["profile", "chip", "fold", "index", "prediction", "correct"]]
     physical = flips.loc[flips["fold"] == "test"].drop(columns="variance")
     real = dict.fromkeys(physical.select_dtypes("float64").columns, "float32")
     write_parquet(place / "scores.parquet", scores[kept])
-    write_parquet(place / "predictions.parquet", chips.astype(narrow))
     write_parquet(place / "flips.parquet", physical.astype({"index": "int32"} | real))
     for name in (*_FILES, *(f"{table}.csv" for table in _TABLES), "weights.safetensors"):
         (place / name).unlink(missing_ok=True)
@@ -71,6 +71,7 @@ def archive(run: Path, place: Path) -> None:
             shutil.rmtree(place / folder, ignore_errors=True)
         for path in files:
             copy(path, place / folder / path.name)
+    write_parquet(place / "predictions.parquet", chips.astype(narrow))
 
 
 def copy(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.pipeline import require_writable
-from experiments.termination import Terminated
+from experiments.termination import Terminated, end_with_parent, raise_on_sigterm
 from jaxcurv.sealed import read_json
 
 if TYPE_CHECKING:
@@ -43,14 +43,18 @@ def seconds(run: Callable[[], object]) -> float:
 def apart(work: Callable[..., T], *arguments: Any) -> T:
     """What a function returns in a process that has done nothing else, and ends with this one."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        future = process.submit(work, *arguments)
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin) as process:
         try:
-            return future.result()
+            return process.submit(work, *arguments).result()
         except (KeyboardInterrupt, Terminated):
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+def _begin() -> None:
+    raise_on_sigterm()  # which lets temporary folders be removed
+    end_with_parent()
 
 
 def turns(names: Iterable[str], repeats: int) -> Iterator[list[str]]:

@@ -322,6 +322,8 @@ def load_model(name: str) -> tuple[Callable[..., Any], Any]:
 def _join_cluster(settings: OwnModel) -> None:
     import jax
 
+    # Its service takes SIGTERM for itself: the process would work on.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
     except (ValueError, RuntimeError) as error:

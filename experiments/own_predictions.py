@@ -86,6 +86,11 @@ def run(settings: OwnPredictions) -> None:
       WorkFailed: the results could not be written after all.
     """
     require_writable(settings.out)
+    with hold(settings.out):
+        _tabulate(settings)
+
+
+def _tabulate(settings: OwnPredictions) -> None:
     joined = read(settings)
     score = settings.score or _preferred(joined.scores, "curvature")
     reference = settings.reference or _preferred(joined.scores, "margin", score)
@@ -117,7 +122,7 @@ def run(settings: OwnPredictions) -> None:
     )
     cut = deciles(joined.scores[score], joined.scores["index"], settings.bins)
     trend = trend_test(cut, joined.digital & ~joined.analog)
-    with hold(settings.out), at_work():
+    with at_work():
         write_csv(settings.out / "deciles.csv", table)
         write_csv(settings.out / "predictors.csv", predictors)
     _show(table, predictors, joined, score, settings.confidence)

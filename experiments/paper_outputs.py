@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from experiments import analysis, figures
 from experiments.artefacts import read_parquet
+from experiments.errors import at_work
 from experiments.pipeline import require_writable
 from experiments.settings import Data, Fold
 from jaxcurv.lock import hold
@@ -97,7 +99,8 @@ def table_one(options: TableOne) -> None:
 
     Raises:
         FileNotFoundError: a folder, or every one, has no table.
-        OSError: the output folder cannot be written.
+        OSError: the output folder cannot be written, or another process writes there.
+        WorkFailed: the figure could not be written after all.
     """
     runs = [_open(folder, "table_one.parquet") for folder in options.runs or _finished()]
     if not runs:
@@ -112,7 +115,7 @@ def table_one(options: TableOne) -> None:
         table.insert(2, "run", run.folder.name)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    with hold(options.out):
+    with hold(options.out), at_work():
         path = draw_table_one(table, options.out / "table_one.png")
     show_table_one(table)
     print(f"{path}, .svg and .csv")
@@ -209,18 +212,17 @@ def figure_one(options: FigureOne) -> None:
     Raises:
         FileNotFoundError: the folder has no decile table.
         ValueError: the run has none of the folds.
-        OSError: the output folder cannot be written.
+        OSError: the output folder cannot be written, or another process writes there.
+        WorkFailed: the figure could not be written after all.
     """
     run = _open(options.run, "deciles.parquet")
-    out = _out(run, options.out)
-    name = "figure_one" if options.denominator == "all" else "figure_one_correct"
     deciles = read_parquet(run.folder / "deciles.parquet")
-    with hold(out):
+    if not deciles["fold"].isin(options.folds).any():
+        raise ValueError(f"{run.folder} has none of the folds {', '.join(options.folds)}")
+    name = "figure_one" if options.denominator == "all" else "figure_one_correct"
+    with _held(run, options.out) as out, at_work():
         path = figures.figure_one(
-            deciles,
-            out / f"{name}.png",
-            denominator=options.denominator,
-            panels=options.folds,
+            deciles, out / f"{name}.png", denominator=options.denominator, panels=options.folds
         )
     print(f"{path}, .svg and .csv")
 
@@ -231,12 +233,21 @@ def gallery(options: Gallery) -> None:
     Raises:
         FileNotFoundError: the folder has no scores, or the data set is not there.
         ValueError: unknown profile or fold, or too few samples.
-        OSError: the output folder cannot be written.
+        OSError: the output folder cannot be written, or another process writes there.
+        WorkFailed: the figure could not be written after all.
     """
+    run = _open(options.run, "predictions.parquet", "scores.parquet")
+    with _held(run, options.out) as out:
+        rows, images, class_names = _extremes(run, options)
+        with at_work():
+            path = figures.gallery(rows, images, class_names, out / "gallery.png")
+    print(f"{path}, .svg and .csv")
+
+
+def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Sequence[str]]:
+    """The samples to show, their images and the names of the classes."""
     from jaxcurv import data
 
-    run = _open(options.run, "predictions.parquet", "scores.parquet")
-    out = _out(run, options.out)
     # Of one fold: a folder may hold the predictions of some folds only.
     scores, predictions = (
         table[table["fold"] == options.fold]
@@ -254,9 +265,16 @@ def gallery(options: Gallery) -> None:
     place = {index: position for position, index in enumerate(indices.tolist())}
     shown = [place[index] for index in rows["index"]]
     images = data.read(split, shown, description="read shown images").images
-    with hold(out):
-        path = figures.gallery(rows, images, dataset.class_names, out / "gallery.png")
-    print(f"{path}, .svg and .csv")
+    return rows, images, dataset.class_names
+
+
+@contextmanager
+def _held(run: _Run, out: Path | None) -> Iterator[Path]:
+    """Where to draw: figures/ of the run, while nothing else writes in its folder, or `out`."""
+    chosen = run.folder / "figures" if out is None else out
+    require_writable(chosen)
+    with hold(run.folder if out is None else out):
+        yield chosen
 
 
 def _open(folder: Path, *files: str) -> _Run:
@@ -266,12 +284,6 @@ def _open(folder: Path, *files: str) -> _Run:
                 f"no {name} in {folder}: give the folder of a finished run, such as runs/digits"
             )
     return _Run(folder, read_json(folder / "settings.json"))
-
-
-def _out(run: _Run, out: Path | None) -> Path:
-    chosen = run.folder / "figures" if out is None else out
-    require_writable(chosen)
-    return chosen
 
 
 def _finished() -> list[Path]:

@@ -13,8 +13,8 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -27,7 +27,13 @@ from experiments import flips, pretrained, stages
 from experiments.artefacts import sha256
 from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
-from experiments.termination import INTERRUPTED, TERMINATED, Terminated, raise_on_sigterm
+from experiments.termination import (
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    end_with_parent,
+    raise_on_sigterm,
+)
 from jaxcurv.lock import hold
 from jaxcurv.sealed import write_json
 
@@ -185,12 +191,14 @@ def run(
             identity = _identity(stage, experiment, folder)
             if _is_up_to_date(stage, identity, folder):
                 say(f"{name}: up to date")
-                continue
-            say(f"{name} ...")
-            fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-            job = stages.Job(experiment, folder, data_dir, fingerprint)
-            if code := _exit_code_of(name, job, identity, debug):
-                raise StageFailed(code)
+            else:
+                say(f"{name} ...")
+                fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+                job = stages.Job(experiment, folder, data_dir, fingerprint)
+                if code := _exit_code_of(name, job, identity, debug):
+                    raise StageFailed(code)
+            # Of a finished stage too: a process may have been killed before, the file damaged.
+            write_json(folder / "settings.json", recorded_settings(folder))
 
 
 def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> int:
@@ -214,7 +222,16 @@ def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: b
             process.kill()
             process.join()
     assert process.exitcode is not None
-    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
+    if process.exitcode >= 0:
+        return process.exitcode
+    ended = signal.Signals(-process.exitcode).name
+    print(
+        f"\nerror: {name} was ended by {ended}"  # a progress bar may stand in the line
+        + (", as a system does that is out of memory" if ended == "SIGKILL" else "")
+        + "; the same command goes on from here",
+        file=sys.stderr,
+    )
+    return 128 - process.exitcode
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
@@ -334,7 +351,7 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
     raise_on_sigterm()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     started = time.monotonic()
     try:
         outcome = stage.run(job)
@@ -351,9 +368,6 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
             "seconds": round(time.monotonic() - started, 1),
             "measured": outcome.measured,
         }
-        # Before the record: a process killed in between leaves a stage to be run again.
-        settings = recorded_settings(job.folder) | record["settings"]
-        write_json(job.folder / "settings.json", settings)
         write_record(job.folder, record)
         if outcome.scratch is not None:
             shutil.rmtree(outcome.scratch)
@@ -384,14 +398,6 @@ def _environment() -> dict[str, str]:
             ("JAX_", "XLA_", "CUDA_", "CUBLAS_", "TORCH_", "OMP_", "MKL_", "NVIDIA_")
         )
     }
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it does, which holds the folder's lock."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def show_error(error: Exception, debug: bool) -> None:

@@ -56,10 +56,14 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
-    """The settings that made the results in a folder, as the finished stages recorded them."""
+    """The settings that made the results in a folder, as the finished stages recorded them.
+
+    The report's record is left out: it has them all, and may be of an earlier run in the folder.
+    """
     settings: dict[str, Any] = {}
     for record in read_records(folder):
-        settings |= record["settings"]
+        if record["name"] != "report":
+            settings |= record["settings"]
     return settings
 
 

@@ -75,7 +75,8 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
       FileNotFoundError: no row has data.
       ValueError, OSError: the device, a folder or the page is not as it should be.
       StageFailed: a command failed and said why; the page is of the rest.
-      WorkFailed: results could not be archived, or the page not be written.
+      FolderInUse: another process makes the page.
+      WorkFailed: the page could not be written.
     """
     page.require_place(options.readme)
     pipeline.require_device(options.device, "--device")
@@ -90,25 +91,34 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
         say(f"$ python {shlex.join(line)}")
         return call([sys.executable, *line]) == 0
 
+    def archived(work: Callable[[Path, Path], None], name: str) -> bool:
+        try:
+            with hold(options.results):
+                work(options.runs / name, options.results / name)
+        except (OSError, ValueError) as error:
+            pipeline.show_error(error, options.debug)
+            return False
+        return True
+
     done = []
     for name in present:
         out = ["--out", str(options.runs / name)]
-        if succeeds("run", name, *out, "--simulate.device", options.device) and (
-            not _is_fitted_on(name) or succeeds("rescore", name, *out)
+        if (
+            succeeds("run", name, *out, "--simulate.device", options.device)
+            and (not _is_fitted_on(name) or succeeds("rescore", name, *out))
+            and archived(archive, name)
         ):
-            with hold(options.results), at_work():
-                archive(options.runs / name, options.results / name)
             done.append(name)
     failed = [name for name in present if name not in done]
     if fitted := [name for name in done if _is_fitted_on(name)]:
-        fit = options.runs / f"fit_paper_{options.rows}"
+        fit = f"fit_paper_{options.rows}"
         predicted = [name for name in done if name not in fitted]
-        places = ["--runs", str(options.runs), "--out", str(fit)]
+        places = ["--runs", str(options.runs), "--out", str(options.runs / fit)]
         rows = ["--fit", *fitted, "--predict", *predicted]
-        if succeeds("fit-paper", *rows, "--device", options.device, *places):
-            with hold(options.results), at_work():
-                archive_fit(fit, options.results / fit.name)
-        else:
+        if not (
+            succeeds("fit-paper", *rows, "--device", options.device, *places)
+            and archived(archive_fit, fit)
+        ):
             failed.append("fit-paper")
     if done:
         regenerate(Regenerate(options.results, options.readme), say)

@@ -1,6 +1,9 @@
-"""The end that a scheduler asks for: SIGTERM as an exception, so that open files are finished."""
+"""How a process ends: by SIGTERM, as an exception so that files are whole, or with its parent."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -25,3 +28,15 @@ def raise_on_sigterm() -> None:
 def _raise(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
+
+
+def end_with_parent() -> None:
+    """Lets this process, one of multiprocessing, end at once when the one that started it does."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

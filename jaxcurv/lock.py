@@ -20,6 +20,9 @@ HEARTBEAT_SECONDS = 15.0
 DEAD_AFTER_SECONDS = 120.0
 """Without a sign of life a process on another host counts as dead."""
 
+_UNKNOWN = "unknown"
+"""When a process began that lives."""
+
 _JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 
@@ -125,9 +128,13 @@ def _dead_holder(path: Path, of: Path) -> dict[str, Any] | None:
 
 def _is_dead(holder: Mapping[str, Any], age: float) -> bool:
     here = _me()
-    if any(holder.get(key) != here[key] for key in ("host", "processes")):
-        return age > DEAD_AFTER_SECONDS
-    return _started(holder["process"]) != holder["started"]
+    if all(holder.get(key) == here[key] for key in ("host", "processes")):
+        found = _started(holder["process"])
+        if found is None:
+            return True
+        if _UNKNOWN not in (found, holder["started"]):
+            return found != holder["started"]
+    return age > DEAD_AFTER_SECONDS
 
 
 def _beat(path: Path, token: str, stop: threading.Event) -> None:
@@ -168,8 +175,8 @@ def _processes() -> str | None:
 def _started(process: int) -> str | None:
     """When a process of this host began, by its own clock; None if there is none.
 
-    Tells it from a later one of the same number, where /proc says so; else only whether there is
-    one. What has ended and was not yet waited for is none.
+    Tells it from a later one of the same number. `_UNKNOWN` where /proc does not say so: there is
+    none, or it hides other users' processes. What has ended and was not yet waited for is none.
     """
     try:
         # Its state and the rest come after the command's name, which may hold brackets itself.
@@ -183,7 +190,7 @@ def _started(process: int) -> str | None:
         return None
     except PermissionError:
         pass
-    return "alive"
+    return _UNKNOWN
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scoring a whole data set: one compiled shape, one row a sample, nothing lost when killed."""
 
+import contextlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.sources import Source, samples_at
 from jaxcurv.engine import PRECISION, Batch, Raw, collect, dispatch
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator
-from jaxcurv.lock import hold
+from jaxcurv.lock import FolderInUse, hold
 from jaxcurv.losses import Loss, cross_entropy
 from jaxcurv.pieces import (
     METADATA_KEY,
@@ -188,9 +189,15 @@ def score_dataset(
             if finished is None:
                 pieces = open_pieces(path, identity)
                 _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
-                if shard is not None:
-                    return _joined(identity, [pieces.read(start) for start in mine])
-                finished = _joined_by_all(pieces, identity)
+                if shard is None:
+                    finished = _joined_by_all(pieces, identity)
+                else:
+                    try:
+                        return _joined(identity, [pieces.read(start) for start in mine])
+                    except FileNotFoundError:  # merged, meanwhile, by who found them all
+                        finished = read_finished(path, identity)
+                        if finished is None:
+                            raise
     return finished if shard is None else finished.take(run.table_rows(mine))
 
 
@@ -298,11 +305,11 @@ def _joined_by_all(pieces: Pieces, identity: Mapping[str, Any]) -> pa.Table:
     The processes meet in the files, for their shares may end hours apart, which a collective does
     not wait for. One that dies ends the others by JAX's own heartbeat.
     """
-    if jax.process_index() == 0:
-        while not all(map(pieces.finished, pieces.starts())) and jax.process_count() > 1:
-            time.sleep(_POLL_SECONDS)
-        return merge_scores(pieces.out)
+    alone, first = jax.process_count() == 1, jax.process_index() == 0
     while (table := read_finished(pieces.out, identity)) is None:
+        if alone or (first and all(map(pieces.finished, pieces.starts()))):
+            with contextlib.suppress(FolderInUse):  # which merges them
+                return merge_scores(pieces.out)
         time.sleep(_POLL_SECONDS)
     return table
 

@@ -167,20 +167,28 @@ def _split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
 
 def _manager(directory: Path) -> ocp.CheckpointManager:
-    """Keeps the newest checkpoint, to resume from, and the best on the validation fold."""
+    """Keeps the newest checkpoint, to resume from, and the best on the validation fold.
+
+    Raises:
+      ValueError: Orbax cannot read the metrics of those there are.
+    """
     accuracy = lambda metrics: metrics["validation_accuracy"]  # noqa: E731
-    return ocp.CheckpointManager(
-        directory.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            best_fn=accuracy,
-            preservation_policy=preservation_policy.AnyPreservationPolicy(
-                [
-                    preservation_policy.LatestN(1),
-                    preservation_policy.BestN(get_metric_fn=accuracy, n=1),
-                ]
-            ),
+    options = ocp.CheckpointManagerOptions(
+        best_fn=accuracy,
+        preservation_policy=preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(1),
+                preservation_policy.BestN(get_metric_fn=accuracy, n=1),
+            ]
         ),
     )
+    try:
+        return ocp.CheckpointManager(directory.absolute(), options=options)
+    except ValueError as error:
+        raise ValueError(
+            f"the metrics of a checkpoint in {directory} are damaged ({error}): delete the folder "
+            "and run again"
+        ) from error
 
 
 def fit(
@@ -253,6 +261,7 @@ def fit(
     history: list[Epoch] = []
     with _manager(directory) as manager:
         if (latest := manager.latest_step()) is not None:
+            _read_best(manager, build)  # a damaged one is told by what can make it again
             state, history = _restore(manager, latest, state)
         samples = steps * recipe.batch_size
         with tqdm(
@@ -314,18 +323,22 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
 
     Raises:
       FileNotFoundError: `directory` holds no checkpoint.
-      ValueError: the checkpoint is damaged.
+      ValueError: the checkpoint is damaged, or the best epoch's is gone.
     """
-    graphdef, state = nnx.split(_evaluation_model(build))
     with _manager(directory) as manager:
-        best = _best(manager)
-        # Onto this process's device, whichever the checkpoint was written from.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            nnx.to_pure_dict(state),
-        )
-        saved = _read(manager, best, model=ocp.args.StandardRestore(target))
+        return _read_best(manager, build)
+
+
+def _read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
+    graphdef, state = nnx.split(_evaluation_model(build))
+    best = _best(manager)
+    # Onto this process's device, whichever the checkpoint was written from.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        nnx.to_pure_dict(state),
+    )
+    saved = _read(manager, best, model=ocp.args.StandardRestore(target))
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)
 
@@ -349,7 +362,7 @@ def _best(manager: ocp.CheckpointManager) -> int:
     if not kept:
         raise ValueError(
             f"the best epoch's checkpoint {manager.directory / str(best[-1])} is gone: put it "
-            "back, or delete the folder and run again"
+            f"back, or delete {manager.directory} and run again"
         )
     return kept[-1]
 

@@ -23,6 +23,7 @@ from experiments import fit_paper, page, paper_fit, reproduce, stages
 from experiments.archive import archive
 from experiments.artefacts import sha256
 from experiments.descriptions import read_normalisation
+from experiments.errors import WorkFailed
 from experiments.paper import TABLE_ONE
 from experiments.pipeline import STAGES, StageFailed
 from experiments.presets import PRESETS
@@ -205,6 +206,9 @@ def test_a_drift_figure_of_the_run_comes_into_its_report(
 
 
 def test_second_run_does_nothing_again(command: Command, finished: Path) -> None:
+    settings = finished / "settings.json"
+    kept = settings.read_bytes()
+    settings.write_text("{")  # of no stage, but made again all the same
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*.parquet")}
     result = command("run", "digits", *SMALL, "--out", finished)
     assert result.returncode == 0, result.stderr
@@ -212,6 +216,7 @@ def test_second_run_does_nothing_again(command: Command, finished: Path) -> None
         f"{name}: up to date" for name in STAGES
     ]
     assert {path: path.stat().st_mtime_ns for path in finished.glob("*.parquet")} == before
+    assert settings.read_bytes() == kept
 
 
 def test_a_run_recorded_before_some_data_settings_counts(command: Command, finished: Path) -> None:
@@ -253,6 +258,9 @@ def test_changed_setting_reruns_what_depends_on_it(
     for name in ("train", "score", "export", "moments", "flips", "simulate"):
         assert f"{name}: up to date" in result.stderr
     assert set(pd.read_parquet(folder / "deciles.parquet")["decile"]) == set(range(1, 7))
+    assert read_json(folder / "settings.json")["analyse"]["bins"] == 6
+    pages = [(path / "report.html").read_text() for path in (finished, folder)]
+    assert ["analyse.bins</th><td>6</td>" in page for page in pages] == [False, True]
 
 
 def test_tampered_result_is_noticed(command: Command, finished: Path, tmp_path: Path) -> None:
@@ -504,7 +512,24 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     kept = read_json(results / "fit_paper_digits" / "fit.json")
     kept["runs"]["digits"]["weights"] = "0" * 64
     write_json(results / "fit_paper_digits" / "fit.json", kept)
-    with pytest.raises(ValueError, match="run fit-paper again"):
+    with pytest.raises(WorkFailed, match="run fit-paper again"):
+        reproduce.regenerate(reproduce.Regenerate(results, readme))
+
+
+def test_half_an_archive_counts_as_none(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    readme.write_text(f"{page.BEGIN}\n{page.END}\n")
+    archive(finished, results / "digits")
+
+    def full(*_: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("experiments.archive.copy", full)
+    with pytest.raises(OSError, match="No space"):
+        archive(finished, results / "digits")
+    with pytest.raises(FileNotFoundError, match="no archived run"):
         reproduce.regenerate(reproduce.Regenerate(results, readme))
 
 

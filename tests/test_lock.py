@@ -82,6 +82,20 @@ def test_a_process_of_the_same_number_is_not_the_holder(
         pass
 
 
+def test_a_holder_whose_start_is_hidden_lives_while_its_heart_beats(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without /proc, or where it hides the processes of other users."""
+    started = lock._started
+    monkeypatch.setattr(lock, "_started", lambda process: started(process) and lock._UNKNOWN)
+    with pytest.raises(FolderInUse, match=f"process {holder.pid} on"), hold(tmp_path):
+        pass
+    long_ago = time.time() - lock.DEAD_AFTER_SECONDS - 5
+    os.utime(tmp_path / ".lock", (long_ago, long_ago))
+    with hold(tmp_path):
+        pass
+
+
 def test_a_lock_of_another_host_is_taken_over_without_a_heartbeat(
     holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -243,6 +243,38 @@ def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> No
     assert_same(pq.read_table(place / "two.parquet"), whole)
 
 
+def test_sigterm_ends_a_process_of_several() -> None:
+    """JAX's own service would take the signal, and let the process work on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from experiments import own_model, termination
+termination.raise_on_sigterm()
+settings = own_model.OwnModel(
+    "a:b", Path("images"), Path("out"), distributed=True,
+    coordinator="localhost:{port}", processes=1, process=0,
+)
+own_model._join_cluster(settings)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+except termination.Terminated:
+    print("terminated")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.stdout == "terminated\n", done.stderr
+
+
 def assert_same(table: pa.Table, whole: pa.Table) -> None:
     assert table.equals(whole)
     assert table.schema.metadata == whole.schema.metadata

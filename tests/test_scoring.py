@@ -299,6 +299,39 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
+def test_a_share_that_is_merged_at_once_has_its_rows(
+    model: ConvNet, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, compute = tmp_path / "scores.parquet", scoring._compute_on_disk
+    first = score(model, out=out, shard=(0, 2))
+
+    def compute_and_merge(*arguments: Any, **named: Any) -> None:
+        compute(*arguments, **named)
+        merge_scores(out)
+
+    monkeypatch.setattr(scoring, "_compute_on_disk", compute_and_merge)
+    second = score(model, out=out, shard=(1, 2))
+    both = pa.concat_tables([first, second]).sort_by("index")
+    assert both.equals(table.sort_by("index"))
+
+
+def test_a_merge_in_other_hands_is_waited_for(
+    model: ConvNet, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "scores.parquet", []
+
+    def merge(path: Path) -> pa.Table:
+        asked.append(path)
+        if len(asked) == 1:
+            raise FolderInUse("another merges")
+        return merge_scores(path)
+
+    monkeypatch.setattr(scoring, "merge_scores", merge)
+    monkeypatch.setattr(scoring, "_POLL_SECONDS", 0.01)
+    assert score(model, out=out).equals(table)
+    assert asked == [out, out]
+
+
 def test_pieces_without_their_record_are_refused(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out, shard=(0, 1), key=jax.random.key(4))

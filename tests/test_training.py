@@ -176,9 +176,19 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
     metrics.write_text(json.dumps(promoted))
     for path, expected in weights(model).items():
         np.testing.assert_array_equal(weights(restore_best(Linear, tmp_path))[path], expected)
-    shutil.rmtree(tmp_path / str(best.epoch))
-    with pytest.raises(ValueError, match=rf"checkpoint .*/{best.epoch} is gone: put it back"):
+    metrics.write_text("{")
+    with pytest.raises(ValueError, match=rf"metrics of a checkpoint in {tmp_path} are damaged"):
         restore_best(Linear, tmp_path)
+    metrics.write_text(json.dumps(promoted))
+    shutil.rmtree(tmp_path / str(best.epoch))
+    gone = pytest.raises(ValueError, match=rf"/{best.epoch} is gone: put it back, or delete")
+    with gone:
+        restore_best(Linear, tmp_path)
+    with gone:  # nor is such a run taken for a finished one
+        fit(
+            Linear, digits.train, validation, digits.normalisation, recipe,
+            seed=0, directory=tmp_path,
+        )  # fmt: skip
 
 
 def test_restore_best_without_a_checkpoint(tmp_path: Path) -> None:
