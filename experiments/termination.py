@@ -1,8 +1,10 @@
 """How a process ends: by SIGTERM, as an exception so that files are whole, or with its parent."""
 
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from typing import NoReturn
 
@@ -20,14 +22,28 @@ class Terminated(BaseException):
 def raise_on_sigterm() -> None:
     """Lets SIGTERM raise `Terminated` in this process's main thread.
 
-    A second one, which finds the first at work, has no effect.
+    A second one, which finds the first at work, has no effect. Where the exception, or that of
+    Ctrl-C, would be lost, in a callback of the garbage collector, say, it comes again.
     """
     signal.signal(signal.SIGTERM, _raise)
+    sys.unraisablehook = _raise_again
 
 
 def _raise(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.disable()  # libraries would log, with a traceback, that they are interrupted
     raise Terminated
+
+
+def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
+    sent = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(lost.exc_type)
+    if sent is None:
+        sys.__unraisablehook__(lost)
+        return
+    if sent == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, _raise)
+    # Later, for this too is within the callback.
+    threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
 
 
 def end_with_parent() -> None:
