@@ -132,7 +132,8 @@ def check(found: dict[str, Any], samples: int) -> None:
     assert 20 * samples < found["table_bytes"] < (8 * 7 + 48) * samples
     if found["peak_bytes"] is not None:
         assert 50e6 < found["prepared_bytes"] <= found["prepared_peak_bytes"]
-        assert found["prepared_peak_bytes"] <= found["peak_bytes"] < 100e9
+        # The kernel adds up its threads' counts only now and then: a later peak may look smaller.
+        assert found["prepared_peak_bytes"] - 4e6 <= found["peak_bytes"] < 100e9
         assert 50e6 < found["resident_bytes"] <= found["peak_bytes"]
     json.dumps(found, allow_nan=False)
 
