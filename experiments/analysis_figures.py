@@ -63,11 +63,10 @@ def predictor_figure(
         figure = new_figure(width=6.0, height=1.3 + 0.22 * max(len(drawn), 2))
         axis = figure.subplots()
         first = rows.iloc[0]
-        figure.suptitle(
-            f"{profile}, {fold} fold\n{first['samples']:,} {DENOMINATORS[denominator]}, "
-            f"{_count(first['failures'], 'failure')} on {_count(first['chips'], 'chip')}",
-            fontsize=9,
-        )
+        title = f"{profile}, {fold} fold\n{first['samples']:,} {DENOMINATORS[denominator]}"
+        if pd.notna(first["failures"]):  # they were enough to look
+            title += f", {_count(first['failures'], 'failure')} on {_count(first['chips'], 'chip')}"
+        figure.suptitle(title, fontsize=9)
         if drawn.empty:
             _say(axis, f"AUROC is undefined: {first['reason']}")
             return write_figure(figure, path, rows)
@@ -105,13 +104,9 @@ def calibration_figure(
         calibration: as `experiments.prediction.calibrate` returns it.
         errors: the same.
         path: of the PNG.
-        fold: whose samples.
-
-    Raises:
-        ValueError: if the tables lack the fold.
+        fold: whose samples; without a row where none is digitally correct.
     """
-    if len(errors):  # else nothing is digitally correct
-        errors, calibration = select(errors, fold=fold), select(calibration, fold=fold)
+    errors, calibration = errors[errors["fold"] == fold], calibration[calibration["fold"] == fold]
     failing = errors.loc[errors["observed"] > 0, "profile"].unique()
     predictors = list(errors["predictor"].unique())
     looks = dict(zip(predictors, _CURVES, strict=False))
@@ -121,7 +116,7 @@ def calibration_figure(
         figure = new_figure(width=max(3.2, 1.95 * columns), height=2.25 * lines + 0.7)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         if not len(failing):
-            _say(grid[0, 0], "no sample fails under any profile")
+            _say(grid[0, 0], f"no sample of the {fold} fold fails under any profile")
             return write_figure(figure, path, calibration)
         most = calibration["samples"].max()
         for axis in grid.flat[len(failing) :]:

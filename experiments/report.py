@@ -222,21 +222,21 @@ def write_report(
         auroc_grid=_made(predictors, lambda table: _auroc_grid(table, fold)),
         calibration_errors=_made(
             calibration_errors,
-            lambda table: _table("calibration_errors", select(table, fold=fold), _CALIBRATED),
+            lambda table: _table("calibration_errors", _of(table, fold=fold), _CALIBRATED),
         ),
         calibration=_made(
             calibration,
-            lambda table: _table("calibration", select(table, fold=fold, profile=profile), _BINS),
+            lambda table: _table("calibration", _of(table, fold=fold, profile=profile), _BINS),
         ),
         routing_summary=routing_summary,
         routing=_made(routing, lambda table: _routing_curves(table, profile)),
         routing_choices=_made(
             routing_choices,
-            lambda table: _table("routing_choices", _of(table, profile), _CHOICES),
+            lambda table: _table("routing_choices", _of(table, profile=profile), _CHOICES),
         ),
         routing_baselines=_made(
             routing_baselines,
-            lambda table: _table("routing_baselines", _of(table, profile), _BASELINES),
+            lambda table: _table("routing_baselines", _of(table, profile=profile), _BASELINES),
         ),
         overlap=_made(overlap, lambda table: _table("overlap", _with_reasons(table), _OVERLAP)),
         systematic=_made(
@@ -482,9 +482,11 @@ def _is_number(column: pd.Series) -> bool:
     return is_numeric_dtype(column) and not is_bool_dtype(column)
 
 
-def _of(table: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """The rows of a profile, of a table that may have no rows at all."""
-    return table if table.empty else select(table, profile=profile)
+def _of(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """The rows whose columns have these values, if any: not everything is defined for every run."""
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table
 
 
 def _table_one(table: pd.DataFrame, profile: str, last: int) -> dict[str, Any]:

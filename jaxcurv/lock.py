@@ -18,10 +18,11 @@ HEARTBEAT_SECONDS = 15.0
 """Between two signs of life of the process that holds a lock."""
 
 DEAD_AFTER_SECONDS = 120.0
-"""Without a sign of life a process on another host counts as dead."""
+"""Without a sign of life a process counts as dead that cannot be looked for: it is on another host,
+or its number may be another process's by now."""
 
 _UNKNOWN = "unknown"
-"""When a process began that lives."""
+"""In the place of when a living process began, where the system does not tell."""
 
 _JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
@@ -36,8 +37,9 @@ def hold(folder: Path, *, name: str = ".lock", of: Path | None = None) -> Iterat
 
     Where the lock is of one file in the folder or of part of its making, `of` is that file.
 
-    The lock of a process that has died is taken over: at once where it ran on this host, and after
-    `DEAD_AFTER_SECONDS` without a heartbeat where it ran on another. Ages are measured by the
+    The lock of a process that has died is taken over: at once where this host knows it to be dead,
+    else after `DEAD_AFTER_SECONDS` without a heartbeat: it ran on another host, or on one that
+    hides when processes began. Ages are measured by the
     clock of the file system, hosts may disagree. A process that was taken for dead (its machine
     slept) and finds its lock in other hands sends itself SIGTERM.
 

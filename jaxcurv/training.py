@@ -456,6 +456,8 @@ def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, 
     """
     path = manager.directory / str(step)
     try:
+        if "model" in parts:
+            _require_shapes(Path(path / "model"), parts["model"].item)
         saved = manager.restore(
             step, args=ocp.args.Composite(**parts, seals=ocp.args.JsonRestore())
         )
@@ -470,3 +472,22 @@ def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, 
     for name in parts:
         check_seal(path, seals.get(name), partial(hash_tree, saved[name]))
     return {name: saved[name] for name in parts}
+
+
+def _require_shapes(path: Path, wanted: Any) -> None:
+    """A ValueError where weights are stored for another network.
+
+    Orbax would say so too, but leaves tasks behind that complain later, on another thread.
+    """
+    stored = _shapes(ocp.StandardCheckpointHandler().metadata(path).tree)
+    for name, shape in _shapes(wanted).items():
+        if stored.get(name) != shape:
+            raise ValueError(f"{name} is stored as {stored.get(name)}, the network has {shape}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """By path; Orbax stores the places in a list as strings."""
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -7,6 +7,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from experiments import analysis_figures
+from experiments.analysis import DENOMINATORS
 from experiments.analysis import FULL_PROFILE as FULL
 
 NAN = float("nan")
@@ -146,6 +147,9 @@ def test_predictors_say_why_there_is_nothing(tmp_path, drawn):
     with pytest.raises(ValueError, match="no denominator 'all' here; there is correct"):
         analysis_figures.predictor_figure(table, tmp_path / "q.png", denominator="all")
     assert not (tmp_path / "q.png").exists()
+    few = table.assign(failures=NAN, samples=3)  # fewer than there are bins
+    analysis_figures.predictor_figure(few, tmp_path / "r.png", profile="ideal")
+    assert f"ideal, test fold\n3 {DENOMINATORS['correct']}" in texts(drawn[1])
 
 
 def test_calibration_draws_only_profiles_that_fail(tmp_path, drawn):
@@ -160,9 +164,17 @@ def test_calibration_draws_only_profiles_that_fail(tmp_path, drawn):
     (points,) = (one for one in axis.collections if isinstance(one, PathCollection))
     assert points.get_offsets().tolist() == [[0.2, 0.1]]  # the empty bin is not there
     analysis_figures.calibration_figure(*calibration(0.0), tmp_path / "none.png")
-    assert "no sample fails under any profile" in texts(drawn[1])
-    with pytest.raises(ValueError, match="no fold 'train' here; there is test"):
-        analysis_figures.calibration_figure(bins, errors, tmp_path / "c.png", fold="train")
+    assert "no sample of the test fold fails under any profile" in texts(drawn[1])
+
+
+@pytest.mark.parametrize("rows", ["none", "of another fold"])
+def test_calibration_where_nothing_is_digitally_correct(tmp_path, drawn, rows):
+    bins, errors = (
+        table.head(0) if rows == "none" else table.assign(fold="validation")
+        for table in calibration(0.1)
+    )
+    analysis_figures.calibration_figure(bins, errors, tmp_path / "c.png")
+    assert "no sample of the test fold fails under any profile" in texts(drawn[0])
 
 
 def test_routing_marks_baselines_choices_and_what_lies_beyond(tmp_path, drawn):

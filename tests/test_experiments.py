@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
-from experiments import fit_paper, page, paper_fit, reproduce, stages
+from experiments import cli, fit_paper, page, paper_fit, reproduce, stages
 from experiments.archive import archive
 from experiments.artefacts import sha256
 from experiments.descriptions import read_normalisation
@@ -30,6 +30,7 @@ from experiments.presets import PRESETS
 from experiments.settings import Experiment
 from experiments.stages import ANALYSED, build_flax, require_classes
 from jaxcurv import data, training
+from jaxcurv.lock import hold
 from jaxcurv.sealed import read_json, write_json
 from tests.conftest import Command
 
@@ -165,7 +166,7 @@ def test_table_one_figure_one_and_gallery_of_a_finished_run(
     assert lines[first + 1] == finished.name
     table = pd.read_csv(tmp_path / "table_one.csv")
     stored = pd.read_csv(finished / "table_one.csv").query("profile == 'adc+wnoise+pcm'")
-    assert table["d10_of_correct"].tolist() == stored["d10_of_correct"].tolist()
+    np.testing.assert_array_equal(table["d10_of_correct"], stored["d10_of_correct"])
     for arguments in (
         ("figure-one", finished, "--denominator", "correct"),
         ("gallery", finished, "--fold", "train", "--count", "3"),
@@ -569,7 +570,7 @@ def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
 
 
 def test_rows_with_data_are_run_and_the_others_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran, said, archived = [], [], []
     small, deep = "cifar10_resnet18_small", "cifar10_resnet50_small"
@@ -610,6 +611,42 @@ def test_rows_with_data_are_run_and_the_others_named(
         reproduce.reproduce(options, said.append)
     assert archived == [deep, "page"]
     assert small in said[-1]
+
+    # So it is where a row cannot be archived.
+    def full(run: Path, place: Path) -> None:
+        if place.name == small:
+            raise OSError(28, "No space left on device", str(place))
+        archived.append(place.name)
+
+    archived.clear()
+    fails.clear()
+    monkeypatch.setattr(reproduce, "archive", full)
+    with pytest.raises(StageFailed):
+        reproduce.reproduce(options, said.append)
+    assert archived == [deep, "page"]
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("drawing", ["figure-one", "gallery"])
+def test_a_run_in_use_is_not_drawn_into(
+    finished: Path, drawing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hold(finished):
+        assert cli.run([drawing, str(finished)]) == 2
+    assert f"error: {finished} is in use by process" in capsys.readouterr().err
+
+
+def test_results_in_use_are_not_regenerated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(f"{page.BEGIN}\n{page.END}\n")
+    (results / "row").mkdir(parents=True)
+    (results / "row/predictions.parquet").touch()
+    with hold(results):
+        line = ["regenerate", "--results", str(results), "--readme", str(readme)]
+        assert cli.run(line) == 2
+    assert f"error: {results} is in use by process" in capsys.readouterr().err
 
 
 def test_a_command_of_reproduce_gives_its_exit_code() -> None:

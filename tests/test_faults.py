@@ -52,6 +52,19 @@ def start(folder: Path, command: str, *flags: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(
+    folder: Path, files: str, process: subprocess.Popen[str], count: int = 1
+) -> list[Path]:
+    """The files of a pattern, once so many are there; fails where the process ends before."""
+    while len(found := list(folder.glob(files))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return found
+
+
+CHECKPOINT = "checkpoints/*/[0-9]"
+
+
 def without(run: Path, stage: str, folder: Path) -> Path:
     """A copy of a run as it was before a stage."""
     shutil.copytree(run, folder)
@@ -166,9 +179,7 @@ def test_finished_chips_are_not_run_again(
     run, _ = undisturbed
     folder = without(run, "simulate", tmp_path / "run")
     process = start(folder, "simulate")
-    while len(list(folder.glob("chips/*/*[0-9].parquet"))) < 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for(folder, "chips/*/*[0-9].parquet", process, count=3)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = {path.stem for path in folder.glob("chips/*/*[0-9].parquet")}
@@ -186,9 +197,7 @@ def test_sigterm_ends_a_stage_with_its_own_code(
     run, _ = undisturbed
     folder = without(run, "train", tmp_path / "run")
     process = start(folder, "train", "--train.epochs", "15")
-    while not any(path.name.isdigit() for path in folder.glob("checkpoints/*/*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for(folder, CHECKPOINT, process)
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, said
@@ -198,6 +207,44 @@ def test_sigterm_ends_a_stage_with_its_own_code(
     again = command("train", "digits", *TINY, "--train.epochs", "15", "--out", folder)
     assert again.returncode == 0, again.stderr
     assert int(re.findall(r"(?<!read )train: +(\d+)%", again.stderr)[0]) > 0  # where it begins
+
+
+LOSES_A_SIGNAL = """
+import gc, os, sys, time
+from experiments.termination import Terminated, raise_on_sigterm
+
+raise_on_sigterm()
+sent = int(sys.argv[1])
+
+def callback(phase, info):
+    if phase == "start":
+        os.kill(os.getpid(), sent)
+        for _ in range(1000):  # the exception comes here, and Python cannot let it out
+            pass
+
+gc.collect()
+gc.disable()
+gc.callbacks.append(callback)
+gc.collect()
+gc.callbacks.remove(callback)
+print("went on", flush=True)
+try:
+    time.sleep(20)
+except (Terminated, KeyboardInterrupt) as error:
+    sys.exit(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_python_loses_comes_again(sent: signal.Signals) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LOSES_A_SIGNAL, str(int(sent))],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stdout == "went on\n"
+    assert result.returncode == 1
+    expected = "Terminated" if sent == signal.SIGTERM else "KeyboardInterrupt"
+    assert result.stderr == f"{expected}\n"
 
 
 def gone(group: int, within: float) -> bool:
@@ -247,15 +294,16 @@ def test_a_stage_that_the_system_kills_is_named(
     run, _ = undisturbed
     folder = without(run, "train", tmp_path / "run")
     process = start(folder, "train", "--train.epochs", "2000")
-    while not any(path.name.isdigit() for path in folder.glob("checkpoints/*/*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in map(int, children):
-        command_line = Path(f"/proc/{child}/cmdline").read_bytes()
-        if b"spawn_main" in command_line:
-            os.kill(child, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    try:
+        wait_for(folder, CHECKPOINT, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in map(int, children):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    finally:
+        if not gone(process.pid, within=0.1):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + signal.SIGKILL
     errors = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, said
@@ -269,9 +317,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(
     folder = without(run, "train", tmp_path / "run")
     process = start(folder, "train", "--train.epochs", "2000")
     try:
-        while not any(path.name.isdigit() for path in folder.glob("checkpoints/*/*")):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        wait_for(folder, CHECKPOINT, process)
         second = command("score", "digits", *TINY, "--out", folder)
         process.kill()  # the stage's process ends by itself
         process.communicate(timeout=30)
@@ -372,18 +418,16 @@ def test_a_damaged_piece_of_unfinished_work_is_named(
     run, _ = undisturbed
     folder = without(run, "simulate", tmp_path / "run")
     process = start(folder, "simulate")
-    while not (pieces := list(folder.glob("chips/*/ideal-0.parquet"))):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    piece = wait_for(folder, "chips/*/ideal-0.parquet", process)[0]
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    content = bytearray(pieces[0].read_bytes())
+    content = bytearray(piece.read_bytes())
     content[len(content) // 3] ^= 0x10
-    pieces[0].write_bytes(content)
+    piece.write_bytes(content)
     result = command("simulate", "digits", *TINY, "--out", folder)
     assert result.returncode == 1
-    assert f"{pieces[0]} is damaged" in result.stderr
+    assert f"{piece} is damaged" in result.stderr
     assert "delete or replace it, and run again" in result.stderr
-    pieces[0].unlink()
+    piece.unlink()
     assert command("simulate", "digits", *TINY, "--out", folder).returncode == 0
     assert tables(folder, ["simulate"]) == tables(run, ["simulate"])

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from bridge.failures import failure_table
+from experiments import cli
+from jaxcurv.lock import hold
 from tests.conftest import Command
 
 SAMPLES = 40
@@ -43,6 +45,14 @@ def write_tables(folder: Path) -> dict[str, Path]:
 
 def flags(paths: dict[str, Path]) -> list[str | Path]:
     return [part for name, path in paths.items() for part in (f"--{name}", path)]
+
+
+def test_a_folder_in_use_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["analyse", *map(str, flags(write_tables(tmp_path))), "--out", str(tmp_path / "out")]
+    with hold(tmp_path / "out"):
+        assert cli.run(line) == 2
+    assert f"error: {tmp_path / 'out'} is in use by process" in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_tables_from_anywhere_are_joined_by_index(command: Command, tmp_path: Path) -> None:

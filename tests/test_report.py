@@ -399,8 +399,12 @@ def test_tables_without_rows_say_why(tmp_path):
     given = sections()
     lacking = ("overlap", "systematic", "routing_choices", "vulnerable")
     empty = {name: given[name].head(0) for name in lacking}
+    for name in ("calibration", "calibration_errors"):
+        empty[name] = given[name].assign(fold="validation")  # nothing of test is digitally correct
     text = write(tmp_path / "r.html", **(given | empty | {"thumbnails": []})).read_text()
     assert "Nothing to compare: no sample fails" in text
+    assert "no sample of the fold is digitally correct" in text
+    assert "Bin by bin" not in text
     assert "takes several chips of a profile" in text
     assert "No threshold was chosen" in text
     assert "the digital model gets no sample right" in text
