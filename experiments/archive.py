@@ -46,7 +46,9 @@ def archive(run: Path, place: Path) -> None:
       FileNotFoundError: the run is not finished.
     """
     scores, predictions, flips = _read(run)
-    # By this file a place is known: it is the last, so that none is half of one run.
+    # By this file `regenerate` knows a place: it is the last, so that none is half of one run. By
+    # the other, which it then makes, tables of several runs do.
+    (place / "table_one.parquet").unlink(missing_ok=True)
     (place / "predictions.parquet").unlink(missing_ok=True)
     kept = [*scores.columns[:5], "curvature_standard_error", *prediction.score_columns(scores)]
     narrow = {"chip": "int16", "prediction": "int16", "index": "int32"}

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ def apart(work: Callable[..., T], *arguments: Any) -> T:
 
 
 def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes from the other one, as SIGTERM
     raise_on_sigterm()  # which lets temporary folders be removed
     end_with_parent()
 

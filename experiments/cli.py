@@ -1,7 +1,8 @@
 """The command line: `python -m experiments COMMAND [flags]`, also installed as `jaxcurv`.
 
 Exit codes: 0 done, 1 an error at work, 2 a wrong command line or work that cannot start (another
-process works in the folder, say), 130 interrupted, 143 told to end by SIGTERM.
+process works in the folder, say), 130 interrupted, 143 told to end by SIGTERM, 128 and the signal's
+number where the system killed a stage.
 """
 
 import os

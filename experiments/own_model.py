@@ -339,6 +339,7 @@ def merge(out: Path) -> pa.Table:
     Raises:
       FileNotFoundError: nothing has been scored.
       ValueError: pieces are missing.
+      FolderInUse: another process merges them.
     """
     from jaxcurv.pieces import merge_scores
 

@@ -60,12 +60,13 @@ class _Run:
         return f"{names}, width {self.settings['model']['width']}"
 
 
-def write(results: Path, readme: Path) -> Path:
+def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
     """Writes README.md of the folder of results, and the marked part of the project's.
 
     Args:
-      results: folder of the archived runs' folders and of fit_paper_*/, all regenerated.
+      results: folder of the archived runs' folders, all regenerated.
       readme: the project's; must have the lines `BEGIN` and `END`.
+      fits: folders of fits to the paper, in `results`, tabulated.
 
     Returns:
       The page.
@@ -80,7 +81,6 @@ def write(results: Path, readme: Path) -> Path:
         for path in sorted(results.glob("*/table_one.parquet"))
     ]
     runs = sorted(found, key=lambda run: [*TABLE_ONE, run.model].index(run.model))
-    fits = sorted(results.glob("fit_paper_*"))
     fitted = pd.concat([pd.read_csv(fit / "table.csv") for fit in fits]) if fits else None
     confidence = {run.settings["analyse"]["confidence"] for run in runs}
     parts = [

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from experiments import flips, pretrained, stages
 from experiments.artefacts import sha256
+from experiments.errors import at_work
 from experiments.records import read_record, recorded_settings, write_record
 from experiments.settings import Experiment
 from experiments.termination import (
@@ -179,6 +180,7 @@ def run(
       ValueError, OSError: the run cannot start: something is not installed, the folder cannot be
         written, or an earlier stage has not run.
       StageFailed: a stage failed and said why.
+      WorkFailed: settings.json could not be written.
     """
     for name in names:
         package_versions(stage_of(name, experiment).packages)
@@ -198,7 +200,8 @@ def run(
                 if code := _exit_code_of(name, job, identity, debug):
                     raise StageFailed(code)
             # Of a finished stage too: a process may have been killed before, the file damaged.
-            write_json(folder / "settings.json", recorded_settings(folder))
+            with at_work():
+                write_json(folder / "settings.json", recorded_settings(folder))
 
 
 def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> int:
@@ -224,14 +227,16 @@ def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: b
     assert process.exitcode is not None
     if process.exitcode >= 0:
         return process.exitcode
-    ended = signal.Signals(-process.exitcode).name
+    ended = -process.exitcode
+    names = {one.value: one.name for one in signal.Signals}
     print(
-        f"\nerror: {name} was ended by {ended}"  # a progress bar may stand in the line
-        + (", as a system does that is out of memory" if ended == "SIGKILL" else "")
+        # A progress bar may stand in the line.
+        f"\nerror: {name} was ended by {names.get(ended, f'signal {ended}')}"
+        + (", as a system does that is out of memory" if ended == signal.SIGKILL else "")
         + "; the same command goes on from here",
         file=sys.stderr,
     )
-    return 128 - process.exitcode
+    return 128 + ended
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:

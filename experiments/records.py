@@ -61,8 +61,8 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     The report's record is left out: it has them all, and may be of an earlier run in the folder.
     """
     settings: dict[str, Any] = {}
-    for record in read_records(folder):
-        if record["name"] != "report":
+    for name in STAGE_NAMES:
+        if name != "report" and (record := read_record(folder, name)) is not None:
             settings |= record["settings"]
     return settings
 

@@ -110,7 +110,9 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
         ):
             done.append(name)
     failed = [name for name in present if name not in done]
-    if fitted := [name for name in done if _is_fitted_on(name)]:
+    if any(map(_is_fitted_on, failed)):  # a fit on fewer rows is another one
+        failed.append("fit-paper")
+    elif fitted := [name for name in done if _is_fitted_on(name)]:
         fit = f"fit_paper_{options.rows}"
         predicted = [name for name in done if name not in fitted]
         places = ["--runs", str(options.runs), "--out", str(options.runs / fit)]
@@ -120,10 +122,13 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
             and archived(archive_fit, fit)
         ):
             failed.append("fit-paper")
-    if done:
-        regenerate(Regenerate(options.results, options.readme), say)
+    try:
+        if done:
+            regenerate(Regenerate(options.results, options.readme), say)
+    finally:
+        if failed:
+            say(f"failed, as said above: {', '.join(failed)}; the same command goes on from there")
     if failed:
-        say(f"failed, as said above: {', '.join(failed)}; the same command goes on from there")
         raise pipeline.StageFailed(1)
 
 
@@ -154,11 +159,13 @@ def archive_fit(out: Path, place: Path) -> None:
 def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
     """Makes every table, figure and the page from what is archived.
 
+    A fit to the paper whose runs are archived no more, as they were, is left out of the page.
+
     Raises:
       FileNotFoundError: nothing is archived.
       ValueError: README has no place for the results.
       FolderInUse: another process writes there.
-      WorkFailed: a file is missing, or what failed else.
+      WorkFailed: a file is missing, a fit was left out, or what failed else.
     """
     page.require_place(options.readme)
     runs = [path.parent for path in sorted(options.results.glob("*/predictions.parquet"))]
@@ -168,10 +175,18 @@ def regenerate(options: Regenerate, say: Callable[[str], None] = print) -> None:
         for run in runs:
             say(f"{run.name}: tables and figures")
             regenerate_run(run)
-        for fit in sorted(options.results.glob("fit_paper_*")):
-            fit_paper.tabulate(fit, options.results)
-        written = page.write(options.results, options.readme)
-    say(f"{written} and the marked part of {options.readme}")
+        fits, errors = [], []
+        for path in sorted(options.results.glob("fit_paper_*/fit.json")):
+            try:
+                fit_paper.tabulate(path.parent, options.results)
+            except (OSError, ValueError) as error:
+                errors.append(error)
+            else:
+                fits.append(path.parent)
+        written = page.write(options.results, options.readme, fits)
+        say(f"{written} and the marked part of {options.readme}")
+        if errors:
+            raise errors[0]
 
 
 def _is_fitted_on(name: str) -> bool:

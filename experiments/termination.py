@@ -14,6 +14,9 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 """Exit code after SIGTERM."""
 
+AGAIN_SECONDS = 0.05
+"""Until a signal whose exception was lost is sent again: what loses it is over by then."""
+
 
 class Terminated(BaseException):
     """SIGTERM has come. Like KeyboardInterrupt no Exception: nothing takes it for a failure."""
@@ -42,8 +45,7 @@ def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
         return
     if sent == signal.SIGTERM:
         signal.signal(signal.SIGTERM, _raise)
-    # Later, for this too is within the callback.
-    threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
+    threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), sent)).start()
 
 
 def end_with_parent() -> None:

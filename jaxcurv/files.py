@@ -10,6 +10,9 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
     """Lets `save` write a file under a temporary name, then moves it to `path`.
 
     No reader ever sees half of it; the folder is made where missing.
+
+    Raises:
+      OSError: it cannot be written; the error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -24,6 +27,10 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # or a crash of the machine might leave the name alone
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk's names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path

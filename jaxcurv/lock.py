@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxcurv.files import write_whole
+
 HEARTBEAT_SECONDS = 15.0
 """Between two signs of life of the process that holds a lock."""
 
@@ -68,7 +70,7 @@ def _take(path: Path, mine: Mapping[str, Any], of: Path) -> None:
     # Written under another name first: a lock is never without its holder's name.
     ready = path.with_name(f"{path.name}.{mine['token']}")
     try:
-        ready.write_text(json.dumps(mine))
+        write_whole(ready, lambda file: file.write_text(json.dumps(mine)))
         while not _linked(ready, path):
             holder = _dead_holder(path, of)
             if holder is not None and _inherited(path, holder, ready, mine, of):

@@ -187,17 +187,16 @@ def score_dataset(
         with hold(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
             finished = read_finished(path, identity)  # by another process, meanwhile
             if finished is None:
-                pieces = open_pieces(path, identity)
-                _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
-                if shard is None:
-                    finished = _joined_by_all(pieces, identity)
-                else:
-                    try:
+                try:
+                    pieces = open_pieces(path, identity)
+                    _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
+                    if shard is not None:
                         return _joined(identity, [pieces.read(start) for start in mine])
-                    except FileNotFoundError:  # merged, meanwhile, by who found them all
-                        finished = read_finished(path, identity)
-                        if finished is None:
-                            raise
+                    finished = _joined_by_all(pieces, identity)
+                except FileNotFoundError:  # merged, meanwhile, by who found them all
+                    finished = read_finished(path, identity)
+                    if finished is None:
+                        raise
     return finished if shard is None else finished.take(run.table_rows(mine))
 
 
@@ -365,6 +364,8 @@ def _compute_on_disk(
         pieces.read(start)  # a damaged one is told now and not at the end
     done = sum(run.rows(start) for start in mine if pieces.finished(start))
     todo = [start for start in mine if not pieces.finished(start)]
+    if todo and pieces.out.exists():
+        return  # they are in the table, which another process has merged meanwhile
 
     def keep(size: int) -> None:
         write_json(path, {"batch_size": size})

@@ -338,7 +338,16 @@ def _read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         nnx.to_pure_dict(state),
     )
-    saved = _read(manager, best, model=ocp.args.StandardRestore(target))
+    try:
+        saved = _read(manager, best, model=ocp.args.StandardRestore(target))
+    except ValueError as error:
+        if best == manager.latest_step():
+            raise
+        # Without it, training would go on from the latest and never have this epoch again.
+        raise ValueError(
+            f"the best epoch's checkpoint {manager.directory / str(best)} is damaged or of another "
+            f"version: put a whole one in its place, or delete {manager.directory} and run again"
+        ) from error
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)
 

@@ -515,6 +515,9 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     write_json(results / "fit_paper_digits" / "fit.json", kept)
     with pytest.raises(WorkFailed, match="run fit-paper again"):
         reproduce.regenerate(reproduce.Regenerate(results, readme))
+    text = readme.read_text()  # of the rest
+    assert f"{table['fitted_d1']:.2f}" not in text
+    assert "Not run: ResNet-18, CIFAR-10;" in text
 
 
 def test_half_an_archive_counts_as_none(
@@ -522,14 +525,23 @@ def test_half_an_archive_counts_as_none(
 ) -> None:
     results, readme = tmp_path / "results", tmp_path / "README.md"
     readme.write_text(f"{page.BEGIN}\n{page.END}\n")
-    archive(finished, results / "digits")
+    for name in ("one", "other"):
+        archive(finished, results / name)
+    reproduce.regenerate(reproduce.Regenerate(results, readme))
+    assert "| one |" in (results / "README.md").read_text().split("comes from")[1]
 
     def full(*_: Path) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("experiments.archive.copy", full)
     with pytest.raises(OSError, match="No space"):
-        archive(finished, results / "digits")
+        archive(finished, results / "one")
+    reproduce.regenerate(reproduce.Regenerate(results, readme))  # the page of the rest
+    provenance = (results / "README.md").read_text().split("comes from")[1]
+    assert "| other |" in provenance
+    assert "| one |" not in provenance
+    with pytest.raises(OSError, match="No space"):
+        archive(finished, results / "other")
     with pytest.raises(FileNotFoundError, match="no archived run"):
         reproduce.regenerate(reproduce.Regenerate(results, readme))
 
@@ -620,11 +632,13 @@ def test_rows_with_data_are_run_and_the_others_named(
 
     archived.clear()
     fails.clear()
+    before = len(ran)
     monkeypatch.setattr(reproduce, "archive", full)
     with pytest.raises(StageFailed):
         reproduce.reproduce(options, said.append)
     assert archived == [deep, "page"]
     assert "No space left on device" in capsys.readouterr().err
+    assert not any(line[0] == "fit-paper" for line in ran[before:])  # on fewer rows, another fit
 
 
 @pytest.mark.parametrize("drawing", ["figure-one", "gallery"])

@@ -299,20 +299,31 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
-def test_a_share_that_is_merged_at_once_has_its_rows(
-    model: ConvNet, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("merged", ["after it", "before it"])
+def test_a_share_that_is_merged_beside_it_has_its_rows(
+    model: ConvNet,
+    table: pa.Table,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    merged: str,
 ) -> None:
     out, compute = tmp_path / "scores.parquet", scoring._compute_on_disk
     first = score(model, out=out, shard=(0, 2))
 
     def compute_and_merge(*arguments: Any, **named: Any) -> None:
+        if merged == "before it":
+            merge_scores(out)
         compute(*arguments, **named)
         merge_scores(out)
 
+    if merged == "before it":
+        score(model, out=out, shard=(1, 2))
+        monkeypatch.setattr(scoring, "_compute", None)  # nothing is computed again
     monkeypatch.setattr(scoring, "_compute_on_disk", compute_and_merge)
     second = score(model, out=out, shard=(1, 2))
     both = pa.concat_tables([first, second]).sort_by("index")
     assert both.equals(table.sort_by("index"))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
 def test_a_merge_in_other_hands_is_waited_for(

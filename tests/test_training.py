@@ -180,6 +180,15 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"metrics of a checkpoint in {tmp_path} are damaged"):
         restore_best(Linear, tmp_path)
     metrics.write_text(json.dumps(promoted))
+    # Of another model's weights: what to do about it works.
+    seals, other = (tmp_path / f"{epoch}/seals/metadata" for epoch in (best.epoch, recipe.epochs))
+    kept = seals.read_bytes()
+    shutil.copy(other, seals)
+    damaged = pytest.raises(ValueError, match=rf"/{best.epoch} is damaged .*put a whole one in")
+    with damaged:
+        restore_best(Linear, tmp_path)
+    seals.write_bytes(kept)
+    restore_best(Linear, tmp_path)
     shutil.rmtree(tmp_path / str(best.epoch))
     gone = pytest.raises(ValueError, match=rf"/{best.epoch} is gone: put it back, or delete")
     with gone:
