@@ -72,7 +72,9 @@ def open_network(experiment: Experiment, folder: Path, data_dir: Path | None) ->
     """
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        raise FileNotFoundError(f"no {weights.name} in {folder}: run export first")
+        raise FileNotFoundError(
+            f"no {weights.name} in {folder}: run export first, or give the run's folder with --out"
+        )
     job = Job(experiment, folder, data_dir, fingerprint="")
     network, description = load_twin(job)
     dataset = load_data(job)

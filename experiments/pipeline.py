@@ -15,13 +15,16 @@ import platform
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from experiments import flips, pretrained, stages
 from experiments.artefacts import sha256
@@ -33,6 +36,7 @@ from experiments.termination import (
     TERMINATED,
     Terminated,
     end_with_parent,
+    interrupt_once,
     raise_on_sigterm,
 )
 from jaxcurv.lock import hold
@@ -213,10 +217,11 @@ def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: b
         process.start()
         process.join()
     except BaseException as interruption:
-        # Ctrl-C reaches the stage too, which ends by itself.
-        if process.is_alive():
+        if process.is_alive() and process.pid is not None:
             if isinstance(interruption, Terminated):
                 process.terminate()
+            elif isinstance(interruption, KeyboardInterrupt):
+                os.kill(process.pid, signal.SIGINT)  # which a terminal has sent it, too, or not
             process.join(timeout=_GRACE_SECONDS)
         raise
     finally:
@@ -312,9 +317,10 @@ def _identity(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, A
             )
         for key, value in record["settings"].items():
             if settings[key] != value:
+                differing = ", ".join(_differing(key, value, settings[key]))
                 raise ValueError(
-                    f"{name} in {folder} was run with another {key} than these flags: give the "
-                    f"same flags, or run {name} again"
+                    f"{name} in {folder} was run with other flags ({differing}): give the same, or "
+                    f"run {name} again"
                 )
         for output, digest in record["outputs"].items() if name in stage.after else ():
             if not (folder / output).exists() or sha256(folder / output) != digest:
@@ -338,6 +344,15 @@ def _before(stage: Stage) -> list[str]:
     return [name for name in STAGES if name in needed]
 
 
+def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
+    """The flags of a setting, or of a group of settings, that are not as they were."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*was, *now]):
+            yield from _differing(f"{name}.{key}", was.get(key), now.get(key))
+    elif was != now:
+        yield f"--{name.replace('_', '-')} was {was}, is {now}"
+
+
 def _is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:
     record = read_record(folder, stage.name)
     return (
@@ -356,7 +371,9 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
     raise_on_sigterm()
+    interrupt_once()
     end_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     started = time.monotonic()
     try:
         outcome = stage.run(job)

@@ -217,7 +217,8 @@ class Adaptive:
     def __post_init__(self) -> None:
         if not isinstance(self.estimator, Probed):
             raise ValueError(
-                f"only estimators that probe can adapt; got {type(self.estimator).__name__}"
+                "only FiniteDifference, HessianVector, HessianTrace and Published adapt; got "
+                f"{type(self.estimator).__name__}"
             )
         _check_count("max_probes", self.max_probes)
         if self.estimator.probes < 2:

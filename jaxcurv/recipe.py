@@ -39,7 +39,7 @@ class Recipe:
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 f"warmup_epochs must be at least 0 and below epochs={self.epochs}; "
-                f"got {self.warmup_epochs}"
+                f"got {self.warmup_epochs}: give fewer"
             )
         if not 0 <= self.momentum < 1 or self.crop_padding < 0:
             raise ValueError(

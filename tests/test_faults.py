@@ -206,10 +206,32 @@ def test_sigterm_ends_a_stage_with_its_own_code(
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "train terminated; the same command goes on from here" in said
     assert "Traceback" not in said
+    assert "leaked" not in said
     assert not (folder / ".lock").exists()
     again = command("train", "digits", *TINY, "--train.epochs", "15", "--out", folder)
     assert again.returncode == 0, again.stderr
     assert int(re.findall(r"(?<!read )train: +(\d+)%", again.stderr)[0]) > 0  # where it begins
+
+
+@pytest.mark.parametrize("to", ["the command", "its group"])
+def test_an_interrupt_reaches_the_stage_once(
+    undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, to: str
+) -> None:
+    """As a supervisor sends it, and as a terminal does."""
+    run, _ = undisturbed
+    folder = without(run, "train", tmp_path / "run")
+    process = start(folder, "train", "--train.epochs", "2000")
+    try:
+        wait_for(folder, CHECKPOINT, process)
+        (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        if not gone(process.pid, within=1):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGINT
+    assert said.count("train interrupted; the same command goes on from here") == 1
+    assert "Traceback" not in said
+    assert "leaked" not in said
 
 
 LOSES_A_SIGNAL = """
