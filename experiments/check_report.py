@@ -48,7 +48,8 @@ window.reportErrors = [];
 </script>"""
 _VERDICT = "report-verdict"
 _INSPECT = """<script>
-addEventListener("load", () => {
+// What the page's policy refuses is told after load.
+addEventListener("load", () => setTimeout(() => {
   const problems = [];
   const images = [...document.images];
   for (const image of images)
@@ -100,7 +101,7 @@ addEventListener("load", () => {
     images: images.length, tables: tables.length, columns, problems: [...problems, ...reportErrors],
   });
   document.body.append(verdict);
-});
+}, 100));
 </script>"""
 
 
