@@ -36,7 +36,6 @@ from experiments.termination import (
     TERMINATED,
     Terminated,
     end_with_parent,
-    interrupt_once,
     raise_on_sigterm,
 )
 from jaxcurv.lock import hold
@@ -153,6 +152,11 @@ _GRACE_SECONDS = 30.0
 """For a stage that was told to end; schedulers allow a job about as long."""
 
 
+_OF_A_TERMINAL_SECONDS = 5.0
+"""After Ctrl-C in a terminal, which reaches the stage too, it has ended by then; else it is sent
+the signal, which came to the command alone."""
+
+
 class StageFailed(Exception):
     """A stage ended with an error that it has already shown."""
 
@@ -221,7 +225,9 @@ def _exit_code_of(name: str, job: stages.Job, identity: dict[str, Any], debug: b
             if isinstance(interruption, Terminated):
                 process.terminate()
             elif isinstance(interruption, KeyboardInterrupt):
-                os.kill(process.pid, signal.SIGINT)  # which a terminal has sent it, too, or not
+                process.join(timeout=_OF_A_TERMINAL_SECONDS)
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGINT)
             process.join(timeout=_GRACE_SECONDS)
         raise
     finally:
@@ -371,7 +377,6 @@ def _work(name: str, job: stages.Job, identity: dict[str, Any], debug: bool) -> 
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
     raise_on_sigterm()
-    interrupt_once()
     end_with_parent()
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     started = time.monotonic()

@@ -32,20 +32,6 @@ def raise_on_sigterm() -> None:
     sys.unraisablehook = _raise_again
 
 
-def interrupt_once() -> None:
-    """Lets the first SIGINT raise KeyboardInterrupt in this process's main thread, and no other.
-
-    Ctrl-C in a terminal reaches a command's processes all at once; the command hands it on besides,
-    for it may have come to itself alone.
-    """
-    signal.signal(signal.SIGINT, _interrupt)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def _raise(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.disable()  # libraries would log, with a traceback, that they are interrupted
@@ -59,8 +45,6 @@ def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
         return
     if sent == signal.SIGTERM:
         signal.signal(signal.SIGTERM, _raise)
-    elif signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        interrupt_once()
     threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), sent)).start()
 
 

@@ -41,9 +41,9 @@ def hold(folder: Path, *, name: str = ".lock", of: Path | None = None) -> Iterat
 
     The lock of a process that has died is taken over: at once where this host knows it to be dead,
     else after `DEAD_AFTER_SECONDS` without a heartbeat: it ran on another host, or on one that
-    hides when processes began. Ages are measured by the
-    clock of the file system, hosts may disagree. A process that was taken for dead (its machine
-    slept) and finds its lock in other hands sends itself SIGTERM.
+    hides when processes began. Ages are measured by the clock of the file system, hosts may
+    disagree. A process that was taken for dead (its machine slept) and finds its lock in other
+    hands sends itself SIGTERM.
 
     Raises:
       FolderInUse: another process holds it; the message says which.

@@ -1,5 +1,6 @@
 """A run that is killed, told to end, out of disk, or not alone: nothing lost, nothing wrong."""
 
+import contextlib
 import os
 import random
 import re
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def wait_for(
 
 
 CHECKPOINT = "checkpoints/*/[0-9]"
+
+
+@contextlib.contextmanager
+def long_training(run: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command that trains, as a copy of a run, and has an epoch; nothing is left of it."""
+    process = start(without(run, "train", folder), "train", "--train.epochs", "2000")
+    try:
+        wait_for(folder, CHECKPOINT, process)
+        yield process
+    finally:
+        if not gone(process.pid, within=1):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def without(run: Path, stage: str, folder: Path) -> Path:
@@ -214,20 +227,15 @@ def test_sigterm_ends_a_stage_with_its_own_code(
 
 
 @pytest.mark.parametrize("to", ["the command", "its group"])
-def test_an_interrupt_reaches_the_stage_once(
+def test_an_interrupt_reaches_the_stage(
     undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, to: str
 ) -> None:
     """As a supervisor sends it, and as a terminal does."""
     run, _ = undisturbed
-    folder = without(run, "train", tmp_path / "run")
-    process = start(folder, "train", "--train.epochs", "2000")
-    try:
-        wait_for(folder, CHECKPOINT, process)
+    folder = tmp_path / "run"
+    with long_training(run, folder) as process:
         (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=20)
-    finally:
-        if not gone(process.pid, within=1):
-            os.killpg(process.pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert said.count("train interrupted; the same command goes on from here") == 1
     assert "Traceback" not in said
@@ -322,18 +330,13 @@ def test_a_stage_that_the_system_kills_is_named(
     undisturbed: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
     run, _ = undisturbed
-    folder = without(run, "train", tmp_path / "run")
-    process = start(folder, "train", "--train.epochs", "2000")
-    try:
-        wait_for(folder, CHECKPOINT, process)
+    folder = tmp_path / "run"
+    with long_training(run, folder) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for child in map(int, children):
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(child, signal.SIGKILL)
         _, said = process.communicate(timeout=60)
-    finally:
-        if not gone(process.pid, within=0.1):
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + signal.SIGKILL
     errors = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, said
@@ -344,17 +347,12 @@ def test_a_second_run_is_refused_until_the_first_is_gone(
     undisturbed: tuple[Path, dict[str, float]], command: Command, tmp_path: Path
 ) -> None:
     run, _ = undisturbed
-    folder = without(run, "train", tmp_path / "run")
-    process = start(folder, "train", "--train.epochs", "2000")
-    try:
-        wait_for(folder, CHECKPOINT, process)
+    folder = tmp_path / "run"
+    with long_training(run, folder) as process:
         second = command("score", "digits", *TINY, "--out", folder)
         process.kill()  # the stage's process ends by itself
         process.communicate(timeout=30)
         assert gone(process.pid, within=30)
-    finally:
-        if not gone(process.pid, within=0.1):
-            os.killpg(process.pid, signal.SIGKILL)
     assert second.returncode == 2
     assert f"{folder} is in use by process {process.pid} on " in second.stderr
     assert "--train.epochs 2000" in second.stderr
