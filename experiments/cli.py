@@ -298,14 +298,14 @@ def _drift(arguments: Sequence[str]) -> None:
 
 
 def _compare_noise(arguments: Sequence[str]) -> None:
-    from experiments import compare_noise as comparison
+    from experiments import compare_noise as other_noise
 
     @dataclass(frozen=True)
     class CompareNoiseOptions(Options):
-        compare: comparison.CompareNoise = field(default_factory=comparison.CompareNoise)
+        compare: other_noise.CompareNoise = field(default_factory=other_noise.CompareNoise)
 
     options = _parse_preset(CompareNoiseOptions, "compare-noise", arguments)
-    _on_exported("compare-noise", options, options.compare, comparison.run)
+    _on_exported("compare-noise", options, options.compare, other_noise.run)
 
 
 def _on_exported(
