@@ -42,7 +42,7 @@ check: setup ## Lint, format and types
 	$(RUN) mypy
 
 check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
-	$(RUN) experiments.check_report $(REPORT)
+	$(RUN) tools.check_report $(REPORT)
 
 benchmark: setup ## Fails where a ratio of times is clearly worse than the recorded one
 	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 
 import numpy as np
@@ -87,3 +88,11 @@ def require_count(name: str, count: int, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number; got {count!r}")
     if count < least:
         raise ValueError(f"{name} must be at least {least}; got {count}")
+
+
+def require_finite(name: str, value: float, *, positive: bool = False) -> None:
+    """Raises ValueError unless `value` is a finite number >= 0, or > 0 where `positive`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}")

@@ -6,8 +6,8 @@ import sys
 def main() -> None:
     """Runs the command line, or says what must be installed for it."""
     try:
-        from experiments.cli import run
-        from experiments.termination import raise_on_sigterm
+        from experiments.cli.commands import run
+        from experiments.runs.processes import raise_on_sigterm
     except ModuleNotFoundError as error:
         print(
             f"error: not installed: {error.name}; "

@@ -10,8 +10,27 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
 
-from jaxcurv import gauss_newton
-from jaxcurv.engine import PRECISION, Batch, Draws, Raw, collect, dispatch, probed, probings
+from jaxcurv.engine.batch import (
+    PRECISION,
+    Batch,
+    Draws,
+    Raw,
+    collect,
+    dispatch,
+    gauss_newton,
+    probed,
+    probings,
+)
+from jaxcurv.engine.checks import (
+    check_batch,
+    check_float32,
+    check_key,
+    check_labels,
+    check_model,
+    check_steps,
+)
+from jaxcurv.engine.losses import Loss, cross_entropy
+from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import (
     Adaptive,
     Estimator,
@@ -23,18 +42,6 @@ from jaxcurv.estimators import (
     Published,
     Spectral,
     check_estimator,
-)
-from jaxcurv.losses import Loss, cross_entropy
-from jaxcurv.problem import (
-    LogitsFn,
-    Problem,
-    check_batch,
-    check_float32,
-    check_key,
-    check_labels,
-    check_model,
-    check_steps,
-    functional,
 )
 
 

@@ -12,8 +12,8 @@ from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagem
 from torch import nn
 
 from bridge import ADC, PCM, Profile, WeightNoise, logit_scores
-from bridge.noise import MvmNoiseTile
-from bridge.resnet import BasicBlock, ResNet
+from bridge.chips.noise import MvmNoiseTile
+from bridge.weights.resnet import BasicBlock, ResNet
 
 IMAGES = torch.tensor(np.random.default_rng(5).normal(size=(32, 3, 8, 8)).astype(np.float32))
 NEUTRAL = {

@@ -9,9 +9,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from experiments import analysis, figures, prediction
+from experiments.figures import paper, training
+from experiments.figures.scores import score_histogram
+from experiments.tables import failure_rates, outcomes, sentences
+from experiments.tables.predictors import LOGITS_ADDED, compare, verdict
 
-FULL = analysis.FULL_PROFILE
+FULL = outcomes.FULL_PROFILE
 
 
 def tables(chips=(11,), folds=("train", "test"), samples=20):
@@ -50,17 +53,17 @@ def tables(chips=(11,), folds=("train", "test"), samples=20):
 
 @pytest.fixture(scope="module")
 def joined():
-    return analysis.join(*tables(chips=(11, 12)))
+    return outcomes.join(*tables(chips=(11, 12)))
 
 
 @pytest.fixture(scope="module")
 def one_chip():
-    return analysis.join(*tables(chips=(11,)))
+    return outcomes.join(*tables(chips=(11,)))
 
 
 @pytest.fixture(scope="module")
 def deciles(joined):
-    return analysis.failure_tables(joined)
+    return failure_rates.failure_tables(joined)
 
 
 COSTS = pd.DataFrame({"predictor": ["curvature", "loss", "margin"], "forward_passes": [22, 1, 1]})
@@ -68,7 +71,7 @@ COSTS = pd.DataFrame({"predictor": ["curvature", "loss", "margin"], "forward_pas
 
 @pytest.fixture(scope="module")
 def predictors(joined):
-    return prediction.compare(joined, COSTS, resamples=100)
+    return compare(joined, COSTS, resamples=100)
 
 
 def test_join_has_one_row_a_profile_chip_and_sample(joined):
@@ -88,7 +91,7 @@ def test_join_has_one_row_a_profile_chip_and_sample(joined):
 
 def test_join_is_free_of_row_order(joined):
     scores, predictions = tables(chips=(11, 12))
-    shuffled = analysis.join(
+    shuffled = outcomes.join(
         scores.sample(frac=1, random_state=0), predictions.sample(frac=1, random_state=1)
     )
     pd.testing.assert_frame_equal(shuffled, joined)
@@ -156,7 +159,7 @@ def _nothing(scores, predictions):
 )
 def test_join_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        analysis.join(*change(*tables()))
+        outcomes.join(*change(*tables()))
 
 
 def test_failure_tables_cut_each_fold_and_the_pooled_ones(deciles):
@@ -173,37 +176,37 @@ def test_failure_tables_cut_each_fold_and_the_pooled_ones(deciles):
 
 
 def test_one_fold_has_no_pooled_twin():
-    deciles = analysis.failure_tables(analysis.join(*tables(folds=("test",))))
+    deciles = failure_rates.failure_tables(outcomes.join(*tables(folds=("test",))))
     assert set(deciles["fold"]) == {"test"}
 
 
 def test_a_fold_too_small_is_skipped_and_said(caplog):
     scores, predictions = tables()
-    few = analysis.join(
+    few = outcomes.join(
         *(rows[(rows["fold"] == "train") | (rows["index"] < 9)] for rows in (scores, predictions))
     )
     with caplog.at_level(logging.WARNING):
-        deciles = analysis.failure_tables(few)
+        deciles = failure_rates.failure_tables(few)
     assert set(deciles["fold"]) == {"train", "pooled"}
     assert "fold test skipped: 9 samples cannot fill 10 bins" in caplog.text
-    assert set(analysis.table_one(few, deciles)["fold"]) == {"train", "pooled"}
+    assert set(failure_rates.table_one(few, deciles)["fold"]) == {"train", "pooled"}
     with pytest.raises(ValueError, match="no fold has the 50 samples"):
-        analysis.failure_tables(analysis.join(scores, predictions), bins=50)
+        failure_rates.failure_tables(outcomes.join(scores, predictions), bins=50)
 
 
 def test_rates_are_percent_with_their_interval(deciles, one_chip):
-    last = analysis.select(analysis.rates(deciles), fold="test", profile=FULL).iloc[-1]
+    last = outcomes.select(failure_rates.rates(deciles), fold="test", profile=FULL).iloc[-1]
     assert (last["chips"], last["failures"]) == (2, 3)  # 2 of 2 on one chip, 1 of 2 on the other
     assert last["rate"] == 75
     assert 0 <= last["low"] < 75 < last["high"] == 100
-    alone = analysis.rates(analysis.failure_tables(one_chip))
-    last = analysis.select(alone, fold="test", profile=FULL).iloc[-1]
+    alone = failure_rates.rates(failure_rates.failure_tables(one_chip))
+    last = outcomes.select(alone, fold="test", profile=FULL).iloc[-1]
     assert last["rate"] == last["high"] == 100
     assert last["low"] == pytest.approx(100 * 2 / (2 + 1.959963984540054**2))
 
 
 def test_table_one_by_hand(joined, deciles):
-    table = analysis.table_one(joined, deciles, model=("resnet18", "cifar100"))
+    table = failure_rates.table_one(joined, deciles, model=("resnet18", "cifar100"))
     assert len(table) == 3 * 2
     ideal, full = table[table["fold"] == "test"].to_dict("records")
     assert (ideal["profile"], full["profile"]) == ("ideal", FULL)
@@ -224,12 +227,12 @@ def test_table_one_by_hand(joined, deciles):
     assert full["trend_z"] == pytest.approx(r * np.sqrt(19))
     assert full["trend_p"] < 1e-3
     assert np.isnan(ideal["trend_z"])
-    unknown = analysis.table_one(joined, deciles, model=("resnet18", "digits"))
+    unknown = failure_rates.table_one(joined, deciles, model=("resnet18", "digits"))
     assert unknown[["paper_d1", "paper_d10"]].isna().all(axis=None)
 
 
 def test_classes_and_vulnerable_samples_by_hand(joined):
-    table = analysis.per_class(joined).set_index("label")
+    table = failure_rates.per_class(joined).set_index("label")
     # Of label 1: 1, 4, 7, 10, 13, 16 and 19, of which the last fails on one of two chips only.
     row = table.loc[1]
     assert (row["samples"], row["digital_accuracy"], row["failures"]) == (7, 1, 3.5)
@@ -240,36 +243,36 @@ def test_classes_and_vulnerable_samples_by_hand(joined):
     assert (table.loc[0, "failures"], table.loc[0, "failure_rate"]) == (3, 0.5)
     samples = joined.drop_duplicates("sample")
     flips = samples[["fold", "index"]].assign(profile=FULL, probability=samples["index"] / 20)
-    worst = analysis.vulnerable(joined, flips, count=11)
+    worst = failure_rates.vulnerable(joined, flips, count=11)
     assert worst["index"].tolist() == [18, 17, 16, 15, 14, 13, 12, 11, 10, 19, 9]
     assert worst["failed_share"].tolist() == 9 * [1] + [0.5, 0]
 
 
 def test_ideal_agreement(joined):
-    assert analysis.ideal_agreement(joined) == 1
+    assert outcomes.ideal_agreement(joined) == 1
     changed = joined.copy()
     changed.loc[0, "analog_prediction"] += 1
-    assert analysis.ideal_agreement(changed) == 1 - 1 / 80
+    assert outcomes.ideal_agreement(changed) == 1 - 1 / 80
     with pytest.raises(ValueError, match="no predictions of profile ideal"):
-        analysis.ideal_agreement(joined[joined["profile"] == FULL])
+        outcomes.ideal_agreement(joined[joined["profile"] == FULL])
 
 
 def test_predictors_of_every_fold_profile_and_denominator(predictors):
     # folds x profiles x (3 of the correct and 4 combinations where samples fail, 3 of all)
     assert len(predictors) == 2 * (3 + 3 + 7 + 3)
     where = {"fold": "test", "profile": FULL, "predictor": "curvature"}
-    row = analysis.select(predictors, denominator="all", **where).iloc[0]
+    row = outcomes.select(predictors, denominator="all", **where).iloc[0]
     # Without ties the ranks are the index, of the failures 0, 1/2 and 1 shares of two chips.
     share = 10 * [0] + 9 * [1] + [0.5]
     assert row["spearman"] == pytest.approx(stats.spearmanr(range(20), share).statistic)
     assert (row["samples"], row["forward_passes"]) == (20, 22)
-    correct = analysis.select(predictors, denominator="correct", fold="test")
+    correct = outcomes.select(predictors, denominator="correct", fold="test")
     assert set(correct["samples"]) == {19}
     # It orders the failing samples of the first chip perfectly; of the second all but one.
-    assert analysis.select(correct, **where)["auroc"].iloc[0] == pytest.approx((1 + 0.9) / 2)
-    ideal = analysis.select(predictors, profile="ideal")
+    assert outcomes.select(correct, **where)["auroc"].iloc[0] == pytest.approx((1 + 0.9) / 2)
+    ideal = outcomes.select(predictors, profile="ideal")
     assert set(ideal["reason"]) == {"no sample fails"}
-    margin = analysis.select(correct, profile=FULL, predictor="margin").iloc[0]
+    margin = outcomes.select(correct, profile=FULL, predictor="margin").iloc[0]
     # Grows with fragility: 1 - index % 5 with its sign changed.
     assert margin["spearman"] == pytest.approx(
         stats.spearmanr(np.arange(1, 20) % 5, share[1:]).statistic
@@ -278,8 +281,8 @@ def test_predictors_of_every_fold_profile_and_denominator(predictors):
 
 
 def test_verdict_follows_the_intervals(predictors):
-    assert "for margin (1)" in prediction.verdict(predictors)
-    added = predictors["predictor"] == prediction.LOGITS_ADDED
+    assert "for margin (1)" in verdict(predictors)
+    added = predictors["predictor"] == LOGITS_ADDED
     for low, high, says in (
         (0.1, 0.2, "adds to"),
         (-0.2, -0.1, "takes"),
@@ -288,15 +291,15 @@ def test_verdict_follows_the_intervals(predictors):
         changed = predictors.copy()
         changed.loc[added, "added_difference_low"] = low
         changed.loc[added, "added_difference_high"] = high
-        assert f"curvature {says}" in prediction.verdict(changed)
-    assert "too few samples" in prediction.verdict(predictors[~added])
-    assert prediction.verdict(predictors, profile="ideal") == ""
+        assert f"curvature {says}" in verdict(changed)
+    assert "too few samples" in verdict(predictors[~added])
+    assert verdict(predictors, profile="ideal") == ""
 
 
 def test_answer_says_that_failures_rise(one_chip):
-    deciles = analysis.failure_tables(one_chip)
-    predictors = prediction.compare(one_chip, COSTS, resamples=100)
-    sentence = analysis.answer(deciles, predictors, drift_seconds=20.0)
+    deciles = failure_rates.failure_tables(one_chip)
+    predictors = compare(one_chip, COSTS, resamples=100)
+    sentence = sentences.answer(deciles, predictors, drift_seconds=20.0)
     assert sentence.startswith(
         "Under adc+wnoise+pcm at t = 20 s, 0.0 % of D1 and 100.0 % of D10 fail "
         "(test fold, of all samples); Spearman's rho = 0.87 ["
@@ -305,7 +308,7 @@ def test_answer_says_that_failures_rise(one_chip):
 
 
 def test_answer_names_the_peak_and_the_chips(deciles, predictors):
-    sentence = analysis.answer(deciles, predictors)
+    sentence = sentences.answer(deciles, predictors)
     assert "75.0 % of D10 fail (test fold, of all samples, mean of 2 chips)" in sentence
     assert sentence.endswith("and the highest rate is that of D6, 100.0 %.")
 
@@ -316,22 +319,22 @@ def test_answer_names_the_peak_and_the_chips(deciles, predictors):
 )
 def test_answer_follows_the_interval(deciles, predictors, low, high, verdict):
     changed = predictors.assign(spearman_low=low, spearman_high=high)
-    assert verdict in analysis.answer(deciles, changed)
+    assert verdict in sentences.answer(deciles, changed)
 
 
 def test_answer_where_nothing_fails(deciles, predictors):
-    sentence = analysis.answer(deciles, predictors, profile="ideal", drift_seconds=20.0)
+    sentence = sentences.answer(deciles, predictors, profile="ideal", drift_seconds=20.0)
     assert sentence == (
         "Under ideal, 0.0 % of D1 and 0.0 % of D10 fail (test fold, of all samples, mean of 2 "
         "chips); Spearman's rho is undefined: no sample fails."
     )
     with pytest.raises(ValueError, match="no fold 'validation' here; there is train, test, pooled"):
-        analysis.answer(deciles, predictors, fold="validation")
+        sentences.answer(deciles, predictors, fold="validation")
 
 
 def test_render_deciles_fits_a_terminal(deciles):
     console = Console(width=80, file=io.StringIO())
-    analysis.render_deciles(deciles, fold="test", drift_seconds=3600.0, console=console)
+    sentences.render_deciles(deciles, fold="test", drift_seconds=3600.0, console=console)
     text = " ".join(console.file.getvalue().split())
     assert "test fold, % of all samples, PCM at t = 3,600 s, mean of 2 chips a profile" in text
     assert "D10" in text
@@ -344,14 +347,14 @@ def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, dec
     history = pd.DataFrame({"epoch": epochs})
     for split in ("train", "validation"):
         history[f"{split}_loss"], history[f"{split}_accuracy"] = 1 / epochs, 1 - 0.5 / epochs
-    rows = figures.gallery_rows(joined, "test", count=3)
+    rows = paper.gallery_rows(joined, "test", count=3)
     images = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
 
     def draw(folder):
-        figures.figure_one(deciles, folder / "figure_one.png")
-        figures.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
-        figures.training_curve(history, folder / "training_curve.png")
-        figures.score_histogram(joined, folder / "score_histogram.png", fold="pooled")
+        paper.figure_one(deciles, folder / "figure_one.png")
+        paper.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
+        training.training_curve(history, folder / "training_curve.png")
+        score_histogram(joined, folder / "score_histogram.png", fold="pooled")
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
@@ -361,28 +364,28 @@ def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, dec
 
 
 def test_gallery_rows_are_the_extremes(joined):
-    rows = figures.gallery_rows(joined, "test", count=2)
+    rows = paper.gallery_rows(joined, "test", count=2)
     assert rows["index"].tolist() == [0, 1, 18, 19]
     assert rows["end"].tolist() == ["lowest", "lowest", "highest", "highest"]
     assert rows["chip"].tolist() == 4 * [11]
     with pytest.raises(ValueError, match="cannot show 11 of each end of the 20 test samples"):
-        figures.gallery_rows(joined, "test", count=11)
+        paper.gallery_rows(joined, "test", count=11)
     with pytest.raises(ValueError, match="need 4 uint8 images"):
-        figures.gallery(rows, np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], "gallery.png")
+        paper.gallery(rows, np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], "gallery.png")
 
 
 def test_histogram_counts_zeros_apart(tmp_path, joined):
-    path = figures.score_histogram(joined, tmp_path / "h.png", fold="test", bins=5)
+    path = score_histogram(joined, tmp_path / "h.png", fold="test", bins=5)
     table = pd.read_csv(path.with_suffix(".csv"))
     assert table.iloc[0].tolist() == [0, 0, 1, 0, 0]  # index 0: curvature 0, digitally wrong
     assert table[["digitally_wrong", "survives", "fails"]].to_numpy().sum() == 20
     assert table["fails"].sum() == 10
     negative = joined.assign(curvature=-joined["curvature"])
     with pytest.raises(ValueError, match="non-negative"):
-        figures.score_histogram(negative, tmp_path / "h.png")
+        score_histogram(negative, tmp_path / "h.png")
 
 
 def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
     with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
-        figures.figure_one(deciles, tmp_path / "figure_one.pdf")
+        paper.figure_one(deciles, tmp_path / "figure_one.pdf")
     assert list(tmp_path.iterdir()) == []

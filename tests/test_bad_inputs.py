@@ -27,9 +27,9 @@ from torch import nn
 
 import bridge
 import jaxcurv
-from bridge.failures import trend_test
-from bridge.routing import choose_threshold, routed_at
-from experiments import cli
+from bridge.analysis.failures import trend_test
+from bridge.routing.curves import choose_threshold, routed_at
+from experiments.cli import commands
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.estimators import (
     Adaptive,
@@ -288,7 +288,7 @@ def test_command_line_is_refused(
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    assert cli.run(case.line.split()) == case.code
+    assert commands.run(case.line.split()) == case.code
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     flat = " ".join(re.sub("[─│╭╮╰╯]|-{9,}", " ", errors).split())
@@ -356,10 +356,10 @@ def test_an_error_that_nobody_expected_is_one_line(
         raise KeyError("column")
 
     monkeypatch.setattr(cli.own_model, "merge", breaks)
-    assert cli.run(["merge", "out"]) == 1
+    assert commands.run(["merge", "out"]) == 1
     error = "error: unexpected KeyError: 'column' (--debug shows where)\n"
     assert capsys.readouterr().err == error
-    assert cli.run(["merge", "out", "--debug"]) == 1
+    assert commands.run(["merge", "out", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -12,11 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import agreement, benchmark_figures
-from experiments import benchmark_curvature as benchmark
-from experiments.benchmark import resident
-from experiments.benchmark_curvature import CurvatureBenchmark, Workload
-from experiments.published import published_curvature
+from experiments.benchmarks import curvature
+from experiments.benchmarks.contestants import Contestant
+from experiments.benchmarks.contestants import RATIOS
+from experiments.benchmarks.contestants import _score
+from experiments.benchmarks.contestants import make_coarse_contestants
+from experiments.benchmarks.contestants import make_contestants
+from experiments.benchmarks.contestants import make_workload
+from experiments.benchmarks.contestants import measure
+from experiments.benchmarks import figures
+from experiments.benchmarks.common import resident
+from experiments.benchmarks.contestants import CurvatureBenchmark
+from experiments.benchmarks.contestants import Workload
+from experiments.benchmarks.published_score import published_curvature
+from experiments.studies import agreement
 from jaxcurv import (
     Adaptive,
     FiniteDifference,
@@ -28,7 +37,7 @@ from jaxcurv import (
     probe,
 )
 from jaxcurv.estimators import forward_passes
-from jaxcurv.sealed import read_json, write_json
+from jaxcurv.storage.checksums import read_json, write_json
 from tests.conftest import Command
 
 SETTINGS = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, repeats=2)
@@ -44,7 +53,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    return benchmark.make_workload(SETTINGS)
+    return make_workload(SETTINGS)
 
 
 def to_torch(images: np.ndarray) -> torch.Tensor:
@@ -79,7 +88,7 @@ def test_published_algorithm_gives_the_scores_of_the_estimator(workload: Workloa
     )
     handle.remove()
     assert len(forwards) == 6  # both branches each probe
-    expected = benchmark._score(workload, batch, estimator)
+    expected = _score(workload, batch, estimator)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-3)
     assert np.all(expected > 0)
 
@@ -118,7 +127,7 @@ def test_published_algorithm_refuses_what_it_cannot_score(workload: Workload) ->
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The JSON of a small run."""
     path = tmp_path_factory.mktemp("benchmark") / "report.json"
-    assert benchmark.run(replace(SETTINGS, json=path)) == 0
+    assert curvature.run(replace(SETTINGS, json=path)) == 0
     return path
 
 
@@ -142,7 +151,7 @@ def test_json_has_the_ratios_and_what_they_come_from(report: Path) -> None:
     for name in ("over_published", "of_floor", "gauss_newton_over_finite_difference"):
         ratio = found["ratios"][name]
         assert found[name] == ratio["median"]
-        over, under = (contestants[side]["milliseconds"] for side in benchmark.RATIOS[name])
+        over, under = (contestants[side]["milliseconds"] for side in RATIOS[name])
         assert ratio["lowest"] <= ratio["median"] <= ratio["highest"]
         assert ratio["highest"] <= over["highest"] / under["lowest"] * (1 + 1e-9)
         assert ratio["lowest"] >= over["lowest"] / under["highest"] * (1 - 1e-9)
@@ -153,17 +162,17 @@ def test_json_has_the_ratios_and_what_they_come_from(report: Path) -> None:
 
 def test_ratio_is_the_median_of_those_within_a_repeat() -> None:
     seconds = {"slow": [2.0, 40.0, 9.0], "fast": [1.0, 10.0, 3.0]}
-    ratio = benchmark._ratio(seconds, "slow", "fast")
+    ratio = curvature._ratio(seconds, "slow", "fast")
     assert ratio == {"median": 3.0, "lowest": 2.0, "highest": 4.0}
-    assert benchmark._ratio(seconds, "absent", "fast") is None
+    assert curvature._ratio(seconds, "absent", "fast") is None
 
 
 def test_contestants_take_turns() -> None:
     order: list[str] = []
     contestants = {
-        name: benchmark.Contestant(1, lambda name=name: order.append(name)) for name in "abc"
+        name: Contestant(1, lambda name=name: order.append(name)) for name in "abc"
     }
-    seconds = benchmark.measure(contestants, 4)
+    seconds = measure(contestants, 4)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert {name: len(found) for name, found in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
@@ -174,23 +183,23 @@ def test_regression_check(
 ) -> None:
     """Against an earlier run that was far slower, and one that was far faster."""
     earlier = read_json(report)
-    earlier |= {name: factor * earlier[name] for name in benchmark.RATIOS}
+    earlier |= {name: factor * earlier[name] for name in RATIOS}
     path = tmp_path / "earlier.json"
     write_json(path, earlier)
-    assert benchmark.run(replace(SETTINGS, baseline=path, repeats=1)) == code
+    assert curvature.run(replace(SETTINGS, baseline=path, repeats=1)) == code
     printed = " ".join(capsys.readouterr().out.split())
     assert ("no ratio is more than 10% below" in printed) == (code == 0)
     assert printed.count("slower: ") == 3 * code
 
 
 def test_regression_of_a_tenth_is_still_allowed() -> None:
-    earlier = dict.fromkeys(benchmark.RATIOS, 2.0)
-    assert not benchmark.regressions(dict.fromkeys(benchmark.RATIOS, 1.81), earlier)
-    (line,) = benchmark.regressions({**earlier, "of_floor": 1.78}, earlier)
+    earlier = dict.fromkeys(RATIOS, 2.0)
+    assert not curvature.regressions(dict.fromkeys(RATIOS, 1.81), earlier)
+    (line,) = curvature.regressions({**earlier, "of_floor": 1.78}, earlier)
     assert line == "of_floor was 2.000 and is 1.780, 11% less (10% is allowed)"
-    (line,) = benchmark.regressions({**earlier, "over_published": None}, earlier)
+    (line,) = curvature.regressions({**earlier, "over_published": None}, earlier)
     assert line == "over_published was 2.000 and could not be measured now"
-    assert not benchmark.regressions(earlier, {**earlier, "over_published": None})
+    assert not curvature.regressions(earlier, {**earlier, "over_published": None})
 
 
 @pytest.mark.parametrize(
@@ -215,7 +224,7 @@ def test_baseline_that_cannot_be_compared(
     elif content is not None:
         path.write_text(content)
     with pytest.raises((ValueError, OSError), match=message):
-        benchmark.run(replace(SETTINGS, baseline=path))
+        curvature.run(replace(SETTINGS, baseline=path))
 
 
 def test_settings_that_measure_nothing_are_refused() -> None:
@@ -227,10 +236,10 @@ def test_settings_that_measure_nothing_are_refused() -> None:
 
 def test_output_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match="is a folder: give --json a file's name"):
-        benchmark.run(replace(SETTINGS, json=tmp_path))
+        curvature.run(replace(SETTINGS, json=tmp_path))
     (tmp_path / "file").touch()
     with pytest.raises((ValueError, OSError), match="choose another --figures"):
-        benchmark.run(replace(SETTINGS, figures=tmp_path / "file" / "figures"))
+        curvature.run(replace(SETTINGS, figures=tmp_path / "file" / "figures"))
 
 
 @pytest.mark.parametrize(
@@ -262,15 +271,15 @@ def test_cost_of_adaptive_probing_follows_the_probes_taken() -> None:
 
 
 def test_fraction_of_peak() -> None:
-    assert benchmark.fraction_of_peak("NVIDIA H200", "highest", 6.7e12) == pytest.approx(0.1)
-    tf32 = benchmark.fraction_of_peak("NVIDIA H100 80GB HBM3", "tensorfloat32", 49.5e12)
+    assert curvature.fraction_of_peak("NVIDIA H200", "highest", 6.7e12) == pytest.approx(0.1)
+    tf32 = curvature.fraction_of_peak("NVIDIA H100 80GB HBM3", "tensorfloat32", 49.5e12)
     assert tf32 == pytest.approx(0.1)
     # The PCIe card of the same name is slower.
-    pcie = benchmark.fraction_of_peak("NVIDIA H100 PCIe", "bfloat16", 37.8e12)
+    pcie = curvature.fraction_of_peak("NVIDIA H100 PCIe", "bfloat16", 37.8e12)
     assert pcie == pytest.approx(0.1)
-    a100 = benchmark.fraction_of_peak("NVIDIA A100-SXM4-40GB", "highest", 1.95e12)
+    a100 = curvature.fraction_of_peak("NVIDIA A100-SXM4-40GB", "highest", 1.95e12)
     assert a100 == pytest.approx(0.1)
-    assert benchmark.fraction_of_peak("Tesla T4", "highest", 1e12) is None
+    assert curvature.fraction_of_peak("Tesla T4", "highest", 1e12) is None
 
 
 def test_operations_of_a_forward_pass(workload: Workload) -> None:
@@ -296,14 +305,14 @@ def test_operations_of_a_forward_pass(workload: Workload) -> None:
     for handle in handles:
         handle.remove()
     assert len(counted) == 20
-    assert 1 < benchmark.forward_flops(workload, batch) / sum(counted) < 1.4
+    assert 1 < curvature.forward_flops(workload, batch) / sum(counted) < 1.4
 
 
 def test_rank_agreement_is_with_the_same_estimator_in_float32() -> None:
-    def contestant(*scores: float, precision: Any = "highest") -> benchmark.Contestant:
-        return benchmark.Contestant(1, lambda: np.array(scores), precision)
+    def contestant(*scores: float, precision: Any = "highest") -> Contestant:
+        return Contestant(1, lambda: np.array(scores), precision)
 
-    agreed = benchmark.rank_agreement(
+    agreed = curvature.rank_agreement(
         {
             "A": contestant(1, 2, 3, 4),
             "B": contestant(4, 3, 2, 1),
@@ -318,11 +327,11 @@ def test_rank_agreement_is_with_the_same_estimator_in_float32() -> None:
 def test_coarse_precision_on_a_cpu_is_float32(workload: Workload) -> None:
     """Which has no other: the ranks must agree entirely."""
     batch = workload.batch(4)
-    contestants = benchmark.make_coarse_contestants(workload, batch, 3)
+    contestants = make_coarse_contestants(workload, batch, 3)
     assert [one.precision for one in contestants.values()] == ["tensorfloat32"] * 2 + [
         "bfloat16"
     ] * 2
-    agreed = benchmark.rank_agreement(benchmark.make_contestants(workload, batch, 3) | contestants)
+    agreed = curvature.rank_agreement(make_contestants(workload, batch, 3) | contestants)
     assert agreed.keys() == contestants.keys()
     assert list(agreed.values()) == pytest.approx([1] * 4)
 
@@ -331,15 +340,15 @@ def test_coarse_precision_on_a_cpu_is_float32(workload: Workload) -> None:
 
 
 def test_sweep_and_its_figure(workload: Workload, tmp_path: Path) -> None:
-    points = benchmark_figures.Points(probes=(1, 3), batch_sizes=(), samples=(8,))
-    table = benchmark_figures.sweep(workload, SETTINGS, points)
+    points = figures.Points(probes=(1, 3), batch_sizes=(), samples=(8,))
+    table = figures.sweep(workload, SETTINGS, points)
     names = ["published, PyTorch", "FiniteDifference", "HessianVector", "GaussNewton"]
     assert list(table["contestant"]) == [*names, *names, "FiniteDifference", "GaussNewton"]
     assert list(table["x"]) == [1] * 4 + [3] * 4 + [8] * 2
     assert (table["lowest"] > 0).all()
     assert table["median"].between(table["lowest"], table["highest"]).all()
     memory = table.head(4).assign(panel="memory", median=np.nan)  # a system that does not tell
-    path = benchmark_figures.draw(pd.concat([table, memory]), tmp_path / "cost.png", "a device")
+    path = figures.draw(pd.concat([table, memory]), tmp_path / "cost.png", "a device")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(tmp_path / "cost.csv")) == 14
 
@@ -387,7 +396,7 @@ def test_agreement_matrix_costs_and_figure(
 
 
 def test_agreement_needs_a_trained_model(tmp_path: Path) -> None:
-    from experiments.presets import PRESETS
+    from experiments.settings.presets import PRESETS
 
     with pytest.raises(FileNotFoundError, match=r"no trained model in .*: run train first"):
         agreement.open_trained(PRESETS["digits"].experiment, tmp_path, tmp_path, None, limit=9)

@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 
 from bridge import PROFILES
-from experiments import benchmark_analog as benchmark
-from experiments import cli
-from experiments.benchmark_analog import AnalogBenchmark, Contestant, Turn
-from jaxcurv.sealed import read_json, write_json
+from experiments.benchmarks import analog as benchmark
+from experiments.benchmarks.analog import AnalogBenchmark, Contestant, Turn
+from experiments.cli import commands
+from jaxcurv.storage.checksums import read_json, write_json
 
 SETTINGS = AnalogBenchmark(width=4, image_size=8, batch_size=4, repeats=2, aihwkit_repeats=1)
 NOISY = ["wnoise", "adc+wnoise", "wnoise+pcm", "adc+wnoise+pcm"]
@@ -42,7 +42,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("benchmark") / "new" / "report.json"
     small = {"width": 4, "image-size": 8, "batch-size": 4, "repeats": 2, "aihwkit-repeats": 1}
     flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    assert cli.run(["benchmark", "analog", *flags, "--json", str(path)]) == 0
+    assert commands.run(["benchmark", "analog", *flags, "--json", str(path)]) == 0
     return path
 
 
@@ -298,6 +298,6 @@ def test_unexpected_errors_at_work_are_one_line(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(benchmark, "make_workload", fail)
-    assert cli.run(["benchmark", "analog"]) == 1
+    assert commands.run(["benchmark", "analog"]) == 1
     error = capsys.readouterr().err
     assert error == "error: unexpected RuntimeError: out of memory (--debug shows where)\n"

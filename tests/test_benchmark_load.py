@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments import benchmark_load as benchmark
-from experiments import cli
-from experiments.benchmark import apart
-from experiments.benchmark_load import LoadBenchmark, Synthetic
+from experiments.benchmarks import load as benchmark
+from experiments.benchmarks.common import apart
+from experiments.benchmarks.load import LoadBenchmark, Synthetic
+from experiments.cli import commands
 from jaxcurv.data import IndexedSource, read
 from tests.conftest import Command
 
@@ -250,7 +250,7 @@ def test_settings_that_measure_nothing(settings: dict[str, Any], message: str) -
 def test_what_cannot_start(
     capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert cli.run(["benchmark", "load", *flags]) == 2
+    assert commands.run(["benchmark", "load", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -263,5 +263,5 @@ def test_a_failure_at_work_is_one(
         raise OSError("no space left")
 
     monkeypatch.setattr(benchmark, "apart", full)
-    assert cli.run(["benchmark", "load", "--samples", "1", "2", "3"]) == 1
+    assert commands.run(["benchmark", "load", "--samples", "1", "2", "3"]) == 1
     assert capsys.readouterr().err == "error: no space left\n"

@@ -9,8 +9,12 @@ import pytest
 from scipy.stats import norm
 from sklearn.calibration import calibration_curve
 
-from bridge.calibration import calibration_table, expected_calibration_error, flip_probability
-from bridge.failures import wilson_interval
+from bridge.analysis.calibration import (
+    calibration_table,
+    expected_calibration_error,
+    flip_probability,
+)
+from bridge.analysis.intervals import wilson_interval
 
 
 def test_flip_probability_is_scipy_s_normal_tail():
@@ -160,7 +164,7 @@ def test_expected_calibration_error_refuses():
 
 def test_imports_without_torch_or_jax():
     code = (
-        "import sys; import bridge.calibration; "
+        "import sys; import bridge.analysis.calibration; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'aihwkit', 'jax')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -26,9 +26,9 @@ from bridge import (
     resnet18,
     resnet50,
 )
-from bridge.resnet import BasicBlock, ResNet
-from bridge.rpu import rpu_config
-from bridge.tiles import named_tiles
+from bridge.chips.configuration import rpu_config
+from bridge.chips.tiles import named_tiles
+from bridge.weights.resnet import BasicBlock, ResNet
 
 IDEAL = PROFILES["ideal"]
 CLIP = Clipping("layer_gaussian", 2.0)

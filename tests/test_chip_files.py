@@ -20,7 +20,7 @@ from bridge import (
     save_chip,
     save_weights,
 )
-from bridge.chip_files import fingerprint
+from bridge.chips.files import fingerprint
 from tests.chips import IMAGES, configuration, noisy, single, small_resnet
 
 

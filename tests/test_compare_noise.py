@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import bridge
-from bridge.overlap import COLUMNS, SystematicShare, failure_overlap, systematic_share
-from bridge.profiles import from_json
-from experiments import compare_noise
-from experiments.compare_noise import (
+from bridge.analysis.overlap import COLUMNS, SystematicShare, failure_overlap, systematic_share
+from bridge.chips.profiles import from_json
+from experiments.figures.overlap import draw
+from experiments.settings.presets import PRESETS
+from experiments.studies import compare_noise
+from experiments.studies.compare_noise import (
     FACTORS,
     TOLERANCE,
     Bench,
@@ -27,9 +29,8 @@ from experiments.compare_noise import (
     run,
     seeds,
 )
-from experiments.exported import Exported, open_exported
-from experiments.overlap import profile_overlap
-from experiments.presets import PRESETS
+from experiments.studies.exported import Exported, open_exported
+from experiments.tables.profile_overlap import profile_overlap
 from jaxcurv import data
 from tests.exported_run import write_exported_digits
 
@@ -402,7 +403,7 @@ def test_too_few_correct_images_are_refused_before_any_chip(
 
 def test_figure_of_undefined_values(tmp_path: Path) -> None:
     table = failure_overlap({"a": np.zeros((2, 8), bool)}, np.arange(8.0), bins=2, resamples=2)
-    assert compare_noise.draw(table, tmp_path / "overlap.png", "t").stat().st_size > 1000
+    assert draw(table, tmp_path / "overlap.png", "t").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

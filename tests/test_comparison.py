@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bridge import comparison
-from bridge.comparison import compare_predictors, cross_validated_logistic
-from bridge.failures import deciles, within_class_rank
-from bridge.resampling import chip_counts, sample_counts
+# comparison?
+from bridge.analysis.failures import deciles, within_class_rank
+from bridge.analysis.intervals import chip_counts, sample_counts
+from bridge.analysis.predictors import compare_predictors, cross_validated_logistic
 
 SAMPLES = 240
 
@@ -218,4 +218,4 @@ def test_logistic_model_refuses_too_few(failing, message):
 
 
 def test_examples_run():
-    assert doctest.testmod(comparison) == doctest.TestResults(failed=0, attempted=5)
+    assert doctest.testmod(predictors) == doctest.TestResults(failed=0, attempted=5)

@@ -15,7 +15,7 @@ from aihwkit.simulator.parameters.enums import NoiseManagementType, WeightModifi
 from torch import nn
 
 from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, program
-from bridge.tiles import named_layers, named_tiles
+from bridge.chips.tiles import named_layers, named_tiles
 from tests.chips import IMAGES, NEUTRAL, configuration, single, small_resnet
 
 

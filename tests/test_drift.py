@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import bridge
-from bridge.tiles import named_tiles
-from experiments import cli, drift
-from experiments.drift import Drift, duration, over_chips
-from experiments.exported import Exported, open_exported
-from experiments.presets import PRESETS
+from bridge.chips.tiles import named_tiles
+from experiments.cli import commands
+from experiments.settings.presets import PRESETS
+from experiments.studies import drift
+from experiments.studies.drift import Drift, duration, over_chips
+from experiments.studies.exported import Exported, open_exported
 from tests.conftest import Command
 from tests.exported_run import write_exported_digits
 
@@ -39,7 +40,7 @@ def one_thread() -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder of which only the exported weights are left, aged by the command."""
     folder = write_exported_digits(tmp_path_factory.mktemp("run"))
-    assert cli.run(["drift", "digits", "--out", str(folder), *FLAGS]) == 0
+    assert commands.run(["drift", "digits", "--out", str(folder), *FLAGS]) == 0
     return folder
 
 
@@ -189,7 +190,7 @@ def test_only_what_is_missing_is_computed(copied: Path) -> None:
     lost = min(before)
     lost.unlink()
     more = ("--drift.chips", "2", "--drift.limit", "30", "--drift.times", "0", "60", "3600")
-    assert cli.run(["drift", "digits", "--out", str(copied), *more]) == 0
+    assert commands.run(["drift", "digits", "--out", str(copied), *more]) == 0
     after = stamps(copied)
     assert after.keys() > before.keys()
     assert len(after) == 12
@@ -201,13 +202,13 @@ def test_other_settings_have_pieces_of_their_own(copied: Path) -> None:
     before = stamps(copied)
     flags = ("--drift.chips", "1", "--drift.limit", "30", "--drift.times", "0")
     other = ("--drift.compensations", "none", "--simulate.pcm.converter.g-min", "1")
-    assert cli.run(["drift", "digits", "--out", str(copied), *flags, *other]) == 0
+    assert commands.run(["drift", "digits", "--out", str(copied), *flags, *other]) == 0
     after = stamps(copied)
     assert len(after) == len(before) + 1
     assert {path: after[path] for path in before} == before
     # The time and the compensation of the simulation are not the sweep's.
     flags = (*flags, *other, "--simulate.pcm.t-inference", "60")
-    assert cli.run(["drift", "digits", "--out", str(copied), *flags]) == 0
+    assert commands.run(["drift", "digits", "--out", str(copied), *flags]) == 0
     assert stamps(copied) == after
 
 
@@ -226,10 +227,10 @@ def test_interrupted_run_goes_on(
     command = ["drift", "digits", "--out", str(folder), "--drift.out", str(tmp_path), *FLAGS]
     with monkeypatch.context() as patch:
         patch.setattr(bridge, "predict", interrupted)
-        assert cli.run(command) == 130
+        assert commands.run(command) == 130
     assert len(list(tmp_path.rglob("pieces/*/*.parquet"))) == 2
     assert not (tmp_path / "drift.parquet").exists()
-    assert cli.run(command) == 0
+    assert commands.run(command) == 0
     rows, whole = (pd.read_parquet(path / "drift.parquet") for path in (tmp_path, folder / "drift"))
     pd.testing.assert_frame_equal(rows, whole)
 
@@ -268,12 +269,12 @@ def test_settings_that_are_one_of_several_classes(
     folder = ("--out", str(tmp_path / "absent"), "--simulate.pcm.compensation", "global")
     pairs = ("simulate.pcm.converter:pairs", "--simulate.pcm.converter.factors", "1", "4")
     clipping = ("--simulate.clipping.type", "layer_gaussian")
-    assert cli.run(["drift", "digits", *folder, *pairs, *clipping]) == 2
+    assert commands.run(["drift", "digits", *folder, *pairs, *clipping]) == 2
     assert "run export first" in capsys.readouterr().err
 
 
 def test_profile_without_a_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["drift", "digits", "--drift.profile", "adc"]) == 2
+    assert commands.run(["drift", "digits", "--drift.profile", "adc"]) == 2
     assert "adc+pcm" in capsys.readouterr().err
 
 
@@ -288,7 +289,7 @@ def test_failure_at_work(
 
     monkeypatch.setattr(bridge, "program", broken)
     command = ["drift", "digits", "--out", str(folder), "--drift.out", str(tmp_path), *FLAGS]
-    assert cli.run(command) == 1
+    assert commands.run(command) == 1
     assert "error: unexpected RuntimeError: out of memory" in capsys.readouterr().err
 
 

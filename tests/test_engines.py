@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bridge import ADC, PROFILES, Chip, Profile, WeightNoise, clipped_share, program
-from bridge.tiles import named_tiles, output_scale
+from bridge.chips.tiles import named_tiles, output_scale
 from tests.chips import IMAGES, NEUTRAL, configuration, noisy, single, small_resnet
 
 

@@ -19,20 +19,27 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
-from experiments import cli, fit_paper, page, paper_fit, reproduce, stages
-from experiments.archive import archive
-from experiments.artefacts import sha256
-from experiments.descriptions import read_normalisation
-from experiments.errors import WorkFailed
-from experiments.paper import TABLE_ONE
-from experiments.pipeline import STAGES, StageFailed
-from experiments.presets import PRESETS
-from experiments.settings import Experiment
-from experiments.stages import ANALYSED, build_flax, require_classes
-from jaxcurv import data, training
-from jaxcurv.lock import hold
-from jaxcurv.sealed import read_json, write_json
+from experiments.cli import commands
+from experiments.paper.search import SHIPPED, changes, descend
+from experiments.pipeline.stages import STAGES
+from experiments.runs import job
+from experiments.runs.descriptions import read_normalisation
+from experiments.runs.errors import StageFailed, WorkFailed
+from experiments.runs.files import sha256
+from experiments.runs.networks import build_flax, require_classes
+from experiments.settings.experiment import Experiment
+from experiments.settings.presets import PRESETS
+from experiments.stages import train
+from experiments.stages.analyse import ANALYSED
+from experiments.tables.paper import TABLE_ONE, fit, reproduce
+from jaxcurv import data
+
+# training?
+from jaxcurv.storage.checksums import read_json, write_json
+from jaxcurv.storage.lock import hold
 from tests.conftest import Command
+from tools import page
+from tools.archive import archive
 
 # Small enough for seconds a stage; large enough that training learns and chips fail.
 SMALL = (
@@ -240,13 +247,13 @@ def test_training_takes_the_given_normalisation(
     given = []
     monkeypatch.setattr(training, "fit", lambda *arguments, **_: given.append(arguments[3]) or [])
     settings = replace(Experiment().data, mean=(0.5,), std=(0.25,))
-    stages.train(stages.Job(Experiment(data=settings), tmp_path, None, "none"))
+    train.train(job.Job(Experiment(data=settings), tmp_path, None, "none"))
     assert given == [data.Normalisation((0.5,), (0.25,))]
     description = read_json(tmp_path / "model.json")
     assert read_normalisation(description) == given[0]
     colour = replace(settings, mean=(0.5,) * 3, std=(0.25,) * 3)
     with pytest.raises(ValueError, match="have 1 channels, but the normalisation has 3"):
-        stages.train(stages.Job(Experiment(data=colour), tmp_path, None, "none"))
+        train.train(job.Job(Experiment(data=colour), tmp_path, None, "none"))
 
 
 def test_changed_setting_reruns_what_depends_on_it(
@@ -409,7 +416,7 @@ def test_mismatched_labels(finished: Path) -> None:
 
 def test_command_line_needs_neither_jax_nor_torch() -> None:
     code = (
-        "import sys, experiments.cli, experiments.presets;"
+        "import sys, experiments.cli, experiments.settings.presets;"
         "sys.exit(any(name in sys.modules for name in ('jax', 'torch', 'aihwkit')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -444,11 +451,9 @@ def as_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = list(paper_fit.changes(paper_fit.SHIPPED))[::4]
-    monkeypatch.setattr(
-        paper_fit, "descend", partial(paper_fit.descend, neighbours=lambda chip: iter(few))
-    )
-    options = fit_paper.FitPaper(
+    few = list(changes(SHIPPED))[::4]
+    monkeypatch.setattr(search, "descend", partial(descend, neighbours=lambda chip: iter(few)))
+    options = fit.FitPaper(
         fit=("digits",),
         predict=(),
         runs=finished.parent,
@@ -457,7 +462,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
         chips=2,
         out=tmp_path / "fit_paper_digits",
     )
-    fit_paper.run(options)
+    fit.run(options)
     search = pd.read_csv(options.out / "search.csv")
     table = pd.read_csv(options.out / "table.csv").iloc[0]
     assert search.loc[search["step"] == 0, "change"].eq("as shipped").all()
@@ -478,8 +483,8 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
 
     # Nothing is simulated twice, and the result is the same.
     first = (options.out / "table.csv").read_bytes()
-    monkeypatch.setattr(fit_paper, "_simulate", None)
-    fit_paper.run(options)
+    monkeypatch.setattr(fit, "_simulate", None)
+    fit.run(options)
     assert (options.out / "table.csv").read_bytes() == first
 
     results, readme = tmp_path / "results", tmp_path / "README.md"
@@ -534,7 +539,7 @@ def test_half_an_archive_counts_as_none(
     def full(*_: Path) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("experiments.archive.copy", full)
+    monkeypatch.setattr("tools.archive.copy", full)
     with pytest.raises(OSError, match="No space"):
         archive(finished, results / "one")
     reproduce.regenerate(reproduce.Regenerate(results, readme))  # the page of the rest
@@ -567,19 +572,19 @@ def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(FileNotFoundError, match="python -m experiments run digits"):
-        fit_paper.require_finished("digits", tmp_path)
-    fit_paper.require_finished("digits", finished)
+        fit.require_finished("digits", tmp_path)
+    fit.require_finished("digits", finished)
     folder = tmp_path / "digits"
     shutil.copytree(finished, folder)
     scores = pd.read_parquet(folder / "scores.parquet")
     scores.assign(curvature=0.0).to_parquet(folder / "scores.parquet")
     with pytest.raises(ValueError, match="not as score wrote it"):
-        fit_paper.require_finished("digits", folder)
+        fit.require_finished("digits", folder)
     digits = PRESETS["digits"]
     other = replace(digits.experiment, seed=1)
     monkeypatch.setitem(PRESETS, "digits", replace(digits, experiment=other))
     with pytest.raises(ValueError, match="made with another seed than the preset's"):
-        fit_paper.require_finished("digits", finished)
+        fit.require_finished("digits", finished)
 
 
 def test_rows_with_data_are_run_and_the_others_named(
@@ -647,7 +652,7 @@ def test_a_run_in_use_is_not_drawn_into(
     finished: Path, drawing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with hold(finished):
-        assert cli.run([drawing, str(finished)]) == 2
+        assert commands.run([drawing, str(finished)]) == 2
     assert f"error: {finished} is in use by process" in capsys.readouterr().err
 
 
@@ -660,7 +665,7 @@ def test_results_in_use_are_not_regenerated(
     (results / "row/predictions.parquet").touch()
     with hold(results):
         line = ["regenerate", "--results", str(results), "--readme", str(readme)]
-        assert cli.run(line) == 2
+        assert commands.run(line) == 2
     assert f"error: {results} is in use by process" in capsys.readouterr().err
 
 
@@ -682,7 +687,7 @@ def test_a_command_of_reproduce_gives_its_exit_code() -> None:
 )
 def test_a_fit_refuses_what_it_cannot_do(settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        fit_paper.FitPaper(**settings)
+        fit.FitPaper(**settings)
 
 
 def test_margin_plus_shift_is_the_margin_at_the_mean_weights(finished: Path) -> None:

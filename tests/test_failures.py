@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bridge import failures
-from bridge.failures import (
+# failures?
+from bridge.analysis.failures import (
     analog_only_failures,
     deciles,
     edge_ties,
     failure_table,
     trend_test,
-    wilson_interval,
     within_class_rank,
 )
+from bridge.analysis.intervals import wilson_interval
 
 
 def test_failure_is_digital_right_and_analog_wrong():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline import STAGES
-from experiments.records import read_record
+from experiments.pipeline.stages import STAGES
+from experiments.runs.records import read_record
 from tests.conftest import Command
 
 TINY = (
@@ -245,7 +245,7 @@ def test_an_interrupt_reaches_the_stage(
 LOSES_A_SIGNAL = """
 import gc, os, sys, time
 from experiments import termination
-from experiments.termination import Terminated, raise_on_sigterm
+from experiments.runs.processes import Terminated, raise_on_sigterm
 
 raise_on_sigterm()
 sent = int(sys.argv[1])

@@ -17,9 +17,9 @@ from jaxcurv import (
     input_curvature,
 )
 from jaxcurv.curvature import inspect
-from jaxcurv.engine import Batch
-from jaxcurv.losses import Loss, hessian_root
-from jaxcurv.problem import Problem
+from jaxcurv.engine.batch import Batch
+from jaxcurv.engine.losses import Loss, hessian_root
+from jaxcurv.engine.model import Problem
 from tests.oracles import (
     DISTINCT,
     KEY,

@@ -26,10 +26,10 @@ from bridge import (
     predict,
     program,
 )
-from bridge.failures import wilson_interval
-from bridge.layers import ALL_LAYERS
-from bridge.tiles import named_tiles
-from experiments import cli
+from bridge.analysis.intervals import wilson_interval
+from bridge.chips.layers import ALL_LAYERS
+from bridge.chips.tiles import named_tiles
+from experiments.cli import commands
 from tests.exported_run import write_exported_digits
 
 IDEAL = PROFILES["ideal"]
@@ -313,7 +313,7 @@ def test_failures_refuse(convolutional: nn.Module, source: list[dict]) -> None:
 def test_command_on_a_folder_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_exported_digits(tmp_path / "run")
     flags = ("--layers.limit", "30", "--layers.images", "20", "--simulate.calibration", "16")
-    assert cli.run(["layers", "digits", "--out", str(folder), *flags]) == 0
+    assert commands.run(["layers", "digits", "--out", str(folder), *flags]) == 0
     table = pd.read_parquet(folder / "layers" / "layers.parquet")
     assert len(table) == 22
     assert table["layer"].iloc[0] == "conv1"
@@ -338,7 +338,7 @@ def test_command_draws_a_chip_without_errors(tmp_path: Path) -> None:
         "--layers.out",
         str(tmp_path / "o"),
     )
-    assert cli.run(["layers", "digits", "--out", str(folder), *flags]) == 0
+    assert commands.run(["layers", "digits", "--out", str(folder), *flags]) == 0
     assert set(pd.read_csv(tmp_path / "o" / "layers.csv")["failures"]) == {0}
 
 
@@ -352,7 +352,7 @@ def test_command_draws_a_chip_without_errors(tmp_path: Path) -> None:
 def test_command_that_cannot_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
 ) -> None:
-    assert cli.run(["layers", "digits", "--out", str(tmp_path / "absent"), *flags]) == 2
+    assert commands.run(["layers", "digits", "--out", str(tmp_path / "absent"), *flags]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error:")
     assert re.search(message, captured.err)

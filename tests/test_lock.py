@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxcurv import lock
-from jaxcurv.lock import FolderInUse, hold
+from jaxcurv.storage import lock
+from jaxcurv.storage.lock import FolderInUse, hold
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxcurv.lock import hold
+from jaxcurv.storage.lock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxcurv import margins
-from jaxcurv.margins import MarginMoments, Moments, margin_moments, margin_table
+from jaxcurv import flips
+from jaxcurv.flips import MarginMoments, Moments, margin_moments, margin_table
 from jaxcurv.models.resnet import BasicBlock, ResNet
 
 RNG = np.random.default_rng(0)
@@ -173,19 +173,19 @@ def test_gradients_of_few_samples_are_held_where_the_budget_is_small(
 ) -> None:
     noises = {"n": noise(CONVNET, 5)}
     chunks = []
-    compiled = margins._chunk_moments
+    compiled = flips._chunk_moments
 
     def counted(*args: Any, **settings: Any) -> Any:
         chunks.append(len(args[-1]))
         return compiled(*args, **settings)
 
-    monkeypatch.setattr(margins, "_chunk_moments", counted)
+    monkeypatch.setattr(flips, "_chunk_moments", counted)
     usual = margin_moments(convnet, IMAGES, params=CONVNET, noises=noises)
     size = sum(w.nbytes for w in CONVNET.values())
     assert chunks == [8, 8]
     for budget, expected in ((3 * size + 1, [3] * 4), (1, [1] * 11)):
         chunks.clear()
-        monkeypatch.setattr(margins, "_GRADIENT_BYTES", budget)
+        monkeypatch.setattr(flips, "_GRADIENT_BYTES", budget)
         found = margin_moments(convnet, IMAGES, params=CONVNET, noises=noises)
         assert chunks == expected
         np.testing.assert_allclose(found.shift["n"], usual.shift["n"], rtol=1e-4, atol=1e-6)
@@ -228,9 +228,9 @@ def source(count: int = 11) -> list[Any]:
 
 def test_the_table_has_the_batches_rows_and_compiles_once() -> None:
     noises = {"pcm": noise(CONVNET, 8), "wnoise": noise(CONVNET, 9)}
-    before = margins._chunk_moments._cache_size()
+    before = flips._chunk_moments._cache_size()
     table = margin_table(convnet, source(), params=CONVNET, noises=noises, batch_size=4)
-    assert margins._chunk_moments._cache_size() == before + 1
+    assert flips._chunk_moments._cache_size() == before + 1
     assert {field.name: str(field.type) for field in table.schema} == {
         "index": "int64",
         "prediction": "int32",

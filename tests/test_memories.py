@@ -23,9 +23,9 @@ from bridge import (
     eight_profiles,
     program,
 )
-from bridge.devices import Memory
-from bridge.profiles import from_json, to_json
-from bridge.tiles import named_tiles, output_scale
+from bridge.chips.memories import Memory
+from bridge.chips.profiles import from_json, to_json
+from bridge.chips.tiles import named_tiles, output_scale
 
 MEMORIES = [PCM(), Hermes(), Hermes(devices=1), ReRamWan2022(), ReRamCMO(t_inference=3600.0)]
 LEVELS = torch.tensor([0.3, 0.6, 1.0])

@@ -10,8 +10,8 @@ from flax import nnx
 from torch import nn
 
 from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, from_torch, program, twin
-from bridge.fast import propagated_variance
-from bridge.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
+from bridge.chips.execution import propagated_variance
+from bridge.chips.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
 from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.chips import noisy, single, small_resnet
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bridge import overlap
-from bridge.failures import deciles
-from bridge.overlap import failure_overlap, systematic_share
+from bridge.analysis import overlap
+from bridge.analysis.failures import deciles
+from bridge.analysis.overlap import failure_overlap, systematic_share
 
 RNG = np.random.default_rng(0)
 MARGIN = RNG.exponential(size=200)
@@ -320,7 +320,7 @@ def test_examples() -> None:
 def test_imports_without_torch() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'aihwkit', 'jax'))); "
-        "import bridge.overlap"
+        "import bridge.analysis.overlap"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

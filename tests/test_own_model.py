@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from experiments import cli
-from experiments.own_model import OwnModel, estimators, open_source, parse_shard
+from experiments.cli import commands, parsing
+from experiments.own.model import OwnModel, estimators, open_source, parse_shard
 from jaxcurv import (
     Adaptive,
     FiniteDifference,
@@ -25,10 +25,10 @@ from jaxcurv import (
     HessianVector,
     LowRankGaussNewton,
     input_curvature,
-    sealed,
 )
 from jaxcurv.data import Preprocessing
 from jaxcurv.data.images import decode
+from jaxcurv.storage import checksums
 
 MODULE = """
 import jax, jax.numpy as jnp, numpy as np
@@ -196,9 +196,9 @@ def test_killed_work_goes_on(place: Path, whole: pa.Table) -> None:
     command(place, *flags, "--shard", "1/1")
     pieces = sorted(place.glob("killed.parquet.parts/0*.parquet"))
     # Recognisable, to be found again in the table.
-    table = sealed.read_table(pieces[0])
+    table = checksums.read_table(pieces[0])
     first = len(table)
-    sealed.write_table(pieces[0], with_losses(table, -1.0))
+    checksums.write_table(pieces[0], with_losses(table, -1.0))
     pieces[-1].unlink()
     command(place, *flags)
     table = pq.read_table(place / "killed.parquet")
@@ -337,18 +337,18 @@ def test_error_is_one_line(
     given |= dict(zip(flags[::2], flags[1::2], strict=True))
     arguments = [part for flag, value in given.items() for part in (flag, value)]
     # The last of a repeated flag counts.
-    assert cli.run([*SCORE, *arguments]) == code
+    assert commands.run([*SCORE, *arguments]) == code
     assert words in one_error(capsys.readouterr().err)
     assert files(inside) == before
 
 
 def test_interruption(inside: Path) -> None:
     flags = ("--model", "mine:interrupted", "--data", "images", "--out", "new.parquet")
-    assert cli.run([*SCORE, *flags]) == 130
+    assert commands.run([*SCORE, *flags]) == 130
 
 
 def test_debug_shows_where(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["score", "--model", "mine:failing", "--data", "images", "--debug"]) == 2
+    assert commands.run(["score", "--model", "mine:failing", "--data", "images", "--debug"]) == 2
     errors = capsys.readouterr().err
     assert "Traceback" in errors
     assert 'raise RuntimeError("no weights here")' in errors
@@ -379,30 +379,30 @@ def test_bad_flag_is_refused(
     capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
     arguments = ["score", "--model", "mine:pair", "--data", "images", *flags]
-    assert cli.run(arguments) == 2
+    assert commands.run(arguments) == 2
     errors = capsys.readouterr().err
     assert words in " ".join(re.sub("[─│╭╮╰╯]", " ", errors).split())  # tyro draws a box
 
 
 def test_score_without_arguments_names_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["score"]) == 2
+    assert commands.run(["score"]) == 2
     error = one_error(capsys.readouterr().err)
     assert "digits" in error
     assert "--model package.module:factory" in error
 
 
 def test_merge_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["merge", str(tmp_path / "none.parquet")]) == 2
+    assert commands.run(["merge", str(tmp_path / "none.parquet")]) == 2
     assert "score first" in one_error(capsys.readouterr().err)
 
 
 def test_benchmark_needs_its_subject(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["benchmark"]) == 2
+    assert commands.run(["benchmark"]) == 2
     assert "benchmark needs what to measure: curvature" in one_error(capsys.readouterr().err)
 
 
 def test_agreement_needs_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["agreement"]) == 2
+    assert commands.run(["agreement"]) == 2
     assert "agreement needs a preset: digits" in one_error(capsys.readouterr().err)
 
 
@@ -486,7 +486,7 @@ def test_slurm_example_gives_flags_that_there_are(tmp_path: Path, way: str) -> N
         for line in lines
     ]
     common = {"model": "mine:pair", "data": Path("my images"), "out": Path("scores.parquet")}
-    parsed = cli.parse(OwnModel, "score", shown[0][3:])
+    parsed = parsing.parse(OwnModel, "score", shown[0][3:])
     if way == "job":
         assert parsed == OwnModel(**common, distributed=True)
         assert len(shown) == 1

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridge.failures import failure_table
-from experiments import cli
-from jaxcurv.lock import hold
+from bridge.analysis.failures import failure_table
+from experiments.cli import commands
+from jaxcurv.storage.lock import hold
 from tests.conftest import Command
 
 SAMPLES = 40
@@ -50,7 +50,7 @@ def flags(paths: dict[str, Path]) -> list[str | Path]:
 def test_a_folder_in_use_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["analyse", *map(str, flags(write_tables(tmp_path))), "--out", str(tmp_path / "out")]
     with hold(tmp_path / "out"):
-        assert cli.run(line) == 2
+        assert commands.run(line) == 2
     assert f"error: {tmp_path / 'out'} is in use by process" in capsys.readouterr().err
     assert not any((tmp_path / "out").iterdir())
 
@@ -187,7 +187,7 @@ def _text_index(tables):
     ],
 )
 def test_bad_tables_are_refused(change, message, tmp_path: Path) -> None:
-    from experiments.own_predictions import OwnPredictions, run
+    from experiments.own.predictions import OwnPredictions, run
 
     paths = write_tables(tmp_path)
     tables = {name: pd.read_csv(path) for name, path in paths.items()}

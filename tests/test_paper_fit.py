@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridge.profiles import Profile
-from experiments import paper_fit
-from experiments.paper_fit import READINGS, SHIPPED, Chips, Reading, best, changes, descend, ends
+from bridge.chips.profiles import Profile
+from experiments.paper import search
+from experiments.paper.search import READINGS, SHIPPED, Chips, Reading, best, changes, descend, ends
 
 
 def _samples(fold: str, curvature: list[int], correct: list[bool]) -> pd.DataFrame:
@@ -42,13 +42,13 @@ def test_folds_are_cut_together_or_alone() -> None:
     correct[0, 0] = False  # the lowest of test, of all
     correct[0, 19] = False  # the highest of train, of all
     chips = Chips(pd.concat([low, high], ignore_index=True), correct)
-    found = {fold: ends(chips, Reading(fold, "all"))["rate"].tolist() for fold in paper_fit.FOLDS}
+    found = {fold: ends(chips, Reading(fold, "all"))["rate"].tolist() for fold in search.FOLDS}
     assert found == {"test": [100.0, 0.0], "train": [0.0, 100.0], "train and test": [50.0, 50.0]}
 
 
 def test_misfit_is_the_mean_absolute_difference() -> None:
     model = ("resnet18", "cifar10")
-    table = paper_fit.misfits({model: _twenty()}, {model: (20.0, 55.0)})
+    table = search.misfits({model: _twenty()}, {model: (20.0, 55.0)})
     assert [(row.fold, row.denominator) for row in table.itertuples()] == [
         (reading.fold, reading.denominator) for reading in READINGS
     ]
@@ -104,8 +104,8 @@ def test_an_undefined_rate_is_no_misfit() -> None:
     """A decile without a digitally correct sample: its reading is left out."""
     samples = _samples("test", list(range(10)), [True] * 9 + [False])
     model = ("resnet18", "cifar10")
-    table = paper_fit.misfits({model: Chips(samples, np.ones((1, 10), bool))}, {model: (0.0, 0.0)})
-    step = paper_fit.Step(0, "", SHIPPED, table[table["fold"] == "test"])
+    table = search.misfits({model: Chips(samples, np.ones((1, 10), bool))}, {model: (0.0, 0.0)})
+    step = search.Step(0, "", SHIPPED, table[table["fold"] == "test"])
     assert table.loc[1, "misfit"] != table.loc[1, "misfit"]
     assert step.misfit == 0
     assert step.reading == Reading("test", "all")

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from bridge import Costs, choose_threshold, routed_at
-from experiments import analysis, prediction, routing
-from experiments.cli import Options, _parse_preset
-from experiments.presets import PRESETS, command_line
-from experiments.settings import Experiment
+from experiments.cli.parsing import Options, parse_preset
+from experiments.settings.experiment import Experiment
+from experiments.settings.presets import PRESETS, command_line
+from experiments.tables import failure_rates, outcomes, predictors, routers, sentences
 
-FULL = analysis.FULL_PROFILE
+FULL = outcomes.FULL_PROFILE
 SAMPLES = 80
 
 
@@ -66,10 +66,10 @@ def tables(folds: tuple[str, ...] = ("validation", "test"), chips: tuple[int, ..
 @pytest.fixture(scope="module")
 def run():
     scores, predictions, flips = tables()
-    return analysis.join(scores, predictions), flips
+    return outcomes.join(scores, predictions), flips
 
 
-COSTS = prediction.costs_table(
+COSTS = predictors.costs_table(
     pd.DataFrame(
         {
             "predictor": ["loss", "gradient_norm", "curvature"],
@@ -86,30 +86,30 @@ def test_costs_of_scores_and_of_their_combinations():
     assert costs.loc["margin"].tolist() == [1, 0.5]
     assert costs.loc["curvature_label_free"].tolist() == [22, 10]
     # What the logits give is free beside an estimator, which begins with a forward pass.
-    assert costs.loc[prediction.ADDED].tolist() == [22, 10]
-    assert costs.loc[prediction.OF_LOGITS].tolist() == [1, 0.5]
-    assert costs.loc[prediction.LOGITS_ADDED].tolist() == [22, 10]
-    assert costs.loc[prediction.COMBINED].tolist() == [22 + 2, 11]
-    assert costs.loc[prediction.FLIP_PROBABILITY, "forward_passes"] == 4
+    assert costs.loc[predictors.ADDED].tolist() == [22, 10]
+    assert costs.loc[predictors.OF_LOGITS].tolist() == [1, 0.5]
+    assert costs.loc[predictors.LOGITS_ADDED].tolist() == [22, 10]
+    assert costs.loc[predictors.COMBINED].tolist() == [22 + 2, 11]
+    assert costs.loc[predictors.FLIP_PROBABILITY, "forward_passes"] == 4
 
 
 def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     joined, flips = run
-    table = prediction.compare(joined, COSTS, flips, resamples=20)
+    table = predictors.compare(joined, COSTS, flips, resamples=20)
     names = {
         among: set(rows["predictor"])
         for among, rows in table[table["profile"] == FULL].groupby("denominator")
     }
     scores = {"curvature", "loss", "margin", "margin at mean weights"}
     scores |= {"flip_probability", "flip_probability, unshifted"}
-    models = {prediction.ADDED, prediction.OF_LOGITS, prediction.LOGITS_ADDED, prediction.COMBINED}
+    models = {predictors.ADDED, predictors.OF_LOGITS, predictors.LOGITS_ADDED, predictors.COMBINED}
     assert names["correct"] == scores | models
     label_free = {"curvature_label_free", "loss_label_free"}
     assert names["all"] == scores | label_free | {"label_margin"}
     ideal = table[table["profile"] == "ideal"]
     assert not ideal["predictor"].str.startswith("flip").any()
     assert set(table["reference"]) == {"margin"}
-    row = analysis.select(table, fold="test", profile=FULL, predictor="flip_probability")
+    row = outcomes.select(table, fold="test", profile=FULL, predictor="flip_probability")
     # The probabilities rank as the margins do, so they differ by nothing.
     assert row["auroc_difference"].tolist() == [0, 0]
     assert (row["auroc"] > 0.7).all()
@@ -121,22 +121,22 @@ def test_missing_flips_are_said(run):
     with pytest.raises(
         ValueError, match=r"1 samples have no flip .* fold test, index 3: run flips"
     ):
-        prediction.compare(joined, COSTS, lost, resamples=5)
+        predictors.compare(joined, COSTS, lost, resamples=5)
     with pytest.raises(ValueError, match="1 samples have no flip probability"):
-        prediction.calibrate(joined, lost, resamples=5)
+        predictors.calibrate(joined, lost, resamples=5)
 
 
 def test_without_a_shift_the_plain_flip_probability_is_all_there_is(run):
     joined, flips = run
-    table = prediction.compare(joined, COSTS, flips.assign(shift=0.0), resamples=5)
-    physical = {prediction.FLIP_PROBABILITY, prediction.UNSHIFTED, prediction.AT_MEAN}
-    assert set(table["predictor"]) & physical == {prediction.FLIP_PROBABILITY}
+    table = predictors.compare(joined, COSTS, flips.assign(shift=0.0), resamples=5)
+    physical = {predictors.FLIP_PROBABILITY, predictors.UNSHIFTED, predictors.AT_MEAN}
+    assert set(table["predictor"]) & physical == {predictors.FLIP_PROBABILITY}
 
 
 def test_a_model_that_is_never_right_has_an_empty_calibration(run):
     joined, flips = run
     wrong = joined.assign(digital_correct=False, failure=False)
-    calibration, errors = prediction.calibrate(wrong, flips, resamples=5)
+    calibration, errors = predictors.calibrate(wrong, flips, resamples=5)
     assert (len(calibration), len(errors)) == (0, 0)
     assert {"fold", "profile", "predictor", "observed"} <= set(calibration)
 
@@ -144,20 +144,20 @@ def test_a_model_that_is_never_right_has_an_empty_calibration(run):
 def test_too_few_correct_samples_are_said(run):
     joined, flips = run
     wrong = joined.assign(digital_correct=joined["digital_correct"] & (joined["index"] < 5))
-    table = prediction.compare(wrong, COSTS, flips, resamples=5)
-    rows = analysis.select(table, fold="test", profile=FULL, denominator="correct")
+    table = predictors.compare(wrong, COSTS, flips, resamples=5)
+    rows = outcomes.select(table, fold="test", profile=FULL, denominator="correct")
     assert rows["reason"].str.fullmatch(r"\d digitally correct samples cannot fill 10 bins").all()
     assert rows["auroc"].isna().all()
-    assert prediction.verdict(table) == ""
-    deciles = analysis.failure_tables(wrong)
-    sentence = analysis.answer(deciles, table, denominator="correct")
+    assert predictors.verdict(table) == ""
+    deciles = failure_rates.failure_tables(wrong)
+    sentence = sentences.answer(deciles, table, denominator="correct")
     assert "an undefined share of D1" in sentence
     assert re.search(r"rho is undefined: \d digitally correct samples cannot", sentence)
 
 
 def test_calibration_is_of_the_digitally_correct(run):
     joined, flips = run
-    calibration, errors = prediction.calibrate(joined, flips, resamples=50)
+    calibration, errors = predictors.calibrate(joined, flips, resamples=50)
     row = errors.set_index(["fold", "predictor"]).loc[("test", "flip_probability")]
     rows = joined[(joined["fold"] == "test") & (joined["profile"] == FULL)]
     correct = rows[rows["digital_correct"]]
@@ -167,20 +167,20 @@ def test_calibration_is_of_the_digitally_correct(run):
     assert row["predicted"] == pytest.approx(merged["probability"].mean())
     # Digitally wrong samples aside, the probabilities are those that made the failures.
     assert row["expected_calibration_error"] < 0.1
-    constant = errors.set_index(["fold", "predictor"]).loc[("test", prediction.UNSHIFTED)]
+    constant = errors.set_index(["fold", "predictor"]).loc[("test", predictors.UNSHIFTED)]
     assert constant["expected_calibration_error"] == pytest.approx(
         abs(correct["failure"].mean() - 0.1)
     )
-    assert set(calibration["predictor"]) == {"flip_probability", prediction.UNSHIFTED}
+    assert set(calibration["predictor"]) == {"flip_probability", predictors.UNSHIFTED}
     with pytest.raises(ValueError, match="no flip probability belongs to a simulated chip"):
-        prediction.calibrate(joined, flips.assign(profile="adc"))
+        predictors.calibrate(joined, flips.assign(profile="adc"))
 
 
 def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
     joined, flips = run
-    with_flips = prediction.with_flips(joined, flips)
+    with_flips = predictors.with_flips(joined, flips)
     energies = Costs(analog=0.2)
-    found = routing.route(with_flips, COSTS, energies=energies, tolerance=0.02)
+    found = routers.route(with_flips, COSTS, energies=energies, tolerance=0.02)
     choices = found.choices[found.choices["profile"] == FULL].set_index("router")
     assert set(choices.index) == {
         *("analog margin", "curvature, known", "margin, known", "flip probability, known"),
@@ -190,14 +190,14 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
         with_flips[(with_flips["fold"] == fold) & (with_flips["profile"] == FULL)]
         for fold in ("validation", "test")
     )
-    samples, analog = analysis.over_chips(validation)
+    samples, analog = outcomes.over_chips(validation)
     target = samples["digital_correct"].mean() - 0.02
     threshold = choose_threshold(
         samples["curvature"], samples["digital_correct"], analog, float(target)
     )
     row = choices.loc["curvature, known"]
     assert (row["threshold"], row["target"]) == (threshold, pytest.approx(target))
-    samples, analog = analysis.over_chips(test)
+    samples, analog = outcomes.over_chips(test)
     expected = routed_at(
         threshold, samples["curvature"], samples["digital_correct"], analog, costs=energies
     )
@@ -210,7 +210,7 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
     np.testing.assert_allclose(ends.last(), samples["digital_correct"].mean())
     expected = samples["digital_correct"].mean() - choices["accuracy"]
     np.testing.assert_allclose(choices["given_up"], expected)
-    first, second = routing.summary(found.choices).split(". ")
+    first, second = routers.summary(found.choices).split(". ")
     # The first is one that a new input can have, the second says what it presupposes.
     assert "runs every sample on the chip and by analog margin" in first
     assert f"gives up {100 * choices.loc['analog margin', 'given_up']:.1f} points" in first
@@ -219,12 +219,12 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
 
 def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
     scores, predictions, _ = tables(folds=("test",))
-    joined = analysis.join(scores, predictions)
+    joined = outcomes.join(scores, predictions)
     with caplog.at_level(logging.WARNING):
-        found = routing.route(joined, COSTS, energies=Costs(), tolerance=0.01)
+        found = routers.route(joined, COSTS, energies=Costs(), tolerance=0.01)
     assert "no validation fold is scored" in caplog.text
     assert found.choices.empty
-    assert routing.summary(found.choices) == ""
+    assert routers.summary(found.choices) == ""
     assert len(found.curves) > 100
 
 
@@ -247,7 +247,7 @@ def test_a_run_s_command_line_gives_the_same_experiment():
     )
     arguments = command_line(asdict(changed))
     assert arguments[0] == "cifar10_resnet18_small"
-    parsed: Experiment = _parse_preset(Options, "run", arguments).experiment
+    parsed: Experiment = parse_preset(Options, "run", arguments).experiment
     assert parsed == changed
 
 
@@ -268,4 +268,4 @@ def test_a_command_line_gives_optional_settings_and_none(preset, data, model):
     changed = replace(base, data=replace(base.data, **data), model=replace(base.model, **model))
     arguments = command_line(asdict(changed))
     assert arguments[0] == preset
-    assert _parse_preset(Options, "run", arguments).experiment == changed
+    assert parse_preset(Options, "run", arguments).experiment == changed

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from jaxcurv.predictors import logit_scores
+from jaxcurv.logit_scores import logit_scores
 
 CLASSES = 7
 

@@ -16,15 +16,18 @@ from PIL import Image
 
 import bridge
 from bridge import Checkpoint
-from experiments import pipeline, pretrained
-from experiments.artefacts import sha256
-from experiments.presets import PRESETS
-from experiments.pretrained import choose_normalisation, require_preprocessing
-from experiments.records import write_record
-from experiments.settings import Data, Experiment, Model
-from experiments.stages import Job
+from experiments.pipeline import stages
+from experiments.pipeline.identity import identity_of, is_up_to_date
+from experiments.runs import environment
+from experiments.runs.files import sha256
+from experiments.runs.job import Job
+from experiments.runs.records import write_record
+from experiments.settings.experiment import Data, Experiment, Model
+from experiments.settings.presets import PRESETS
+from experiments.stages import pretrained
+from experiments.stages.pretrained import choose_normalisation, require_preprocessing
 from jaxcurv import data
-from jaxcurv.sealed import read_json
+from jaxcurv.storage.checksums import read_json
 from tests.conftest import Command
 
 CLASSES = ("blue", "green", "red")
@@ -156,13 +159,13 @@ def test_a_changed_file_is_taken_over_again(
     state_dict = torch.load(root / "weights.pth", weights_only=True)
     torch.save({"state_dict": state_dict}, weights)
     experiment = Experiment(model=Model(weights=str(weights)))
-    stage = pipeline.stage_of("train", experiment)
-    before = pipeline._identity(stage, experiment, folder)
+    stage = stages.stage_of("train", experiment)
+    before = identity_of(stage, experiment, folder)
     torch.save({"state_dict": {**state_dict, "fc.bias": state_dict["fc.bias"] + 1}}, weights)
-    after = pipeline._identity(stage, experiment, folder)
+    after = identity_of(stage, experiment, folder)
     assert before["inputs"].keys() == after["inputs"].keys() == {str(weights)}
     assert before["inputs"] != after["inputs"]
-    assert pipeline._identity(pipeline.STAGES["train"], Experiment(), folder)["inputs"] == {}
+    assert identity_of(stages.STAGES["train"], Experiment(), folder)["inputs"] == {}
 
 
 @pytest.fixture
@@ -286,8 +289,8 @@ def test_normalisation_is_the_given_or_the_published_one() -> None:
 
 def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: Path) -> None:
     experiment = Experiment()
-    stage = pipeline.stage_of("train", experiment)
-    identity = pipeline._identity(stage, experiment, tmp_path)
+    stage = stages.stage_of("train", experiment)
+    identity = identity_of(stage, experiment, tmp_path)
     record = {
         "name": "train",
         "outputs": {},
@@ -302,13 +305,13 @@ def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: 
         del record["settings"]["data"][name]
     del record["settings"]["model"]["weights"]
     write_record(tmp_path, record)
-    assert pipeline._is_up_to_date(stage, identity, tmp_path)
-    pipeline._identity(pipeline.STAGES["export"], experiment, tmp_path)
+    assert is_up_to_date(stage, identity, tmp_path)
+    identity_of(stages.STAGES["export"], experiment, tmp_path)
     changed = replace(experiment, data=replace(experiment.data, mean=(0.5,), std=(0.5,)))
-    other = pipeline._identity(stage, changed, tmp_path)
-    assert not pipeline._is_up_to_date(stage, other, tmp_path)
+    other = identity_of(stage, changed, tmp_path)
+    assert not is_up_to_date(stage, other, tmp_path)
     with pytest.raises(ValueError, match=r"was run with other flags \(--data\."):
-        pipeline._identity(pipeline.STAGES["export"], changed, tmp_path)
+        identity_of(stages.STAGES["export"], changed, tmp_path)
 
 
 def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,5 +323,5 @@ def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pipeline, "version", version)
     given = Experiment(model=Model(weights="some.pth"))
     with pytest.raises(ModuleNotFoundError, match=r"not installed: torch; pip install"):
-        pipeline.package_versions(pipeline.stage_of("train", given).packages)
-    pipeline.package_versions(pipeline.stage_of("train", Experiment()).packages)
+        environment.package_versions(stages.stage_of("train", given).packages)
+    environment.package_versions(stages.stage_of("train", Experiment()).packages)

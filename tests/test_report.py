@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments import check_report
-from experiments.analysis import FULL_PROFILE as FULL
-from experiments.report import write_report
+from experiments.report.page import write_report
+from experiments.tables.outcomes import FULL_PROFILE as FULL
+from tools import check_report
 
 NAN = float("nan")
 ATTACK = "<script>alert('x')</script>"

@@ -14,17 +14,20 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from experiments import cli, rescore
-from experiments.analysis import FULL_PROFILE
-from experiments.artefacts import sha256, write_parquet
-from experiments.presets import PRESETS
-from experiments.records import write_record
-from experiments.rescore import Finished, Rescore, draw, tabulate, variants_of
-from jaxcurv import data, input_curvature, score_dataset, scoring
+from experiments.cli import commands
+from experiments.runs.files import sha256, write_parquet
+from experiments.runs.records import write_record
+from experiments.settings.presets import PRESETS
+from experiments.studies import rescore
+from experiments.studies.rescore import Finished, Rescore, draw, tabulate, variants_of
+from experiments.tables.outcomes import FULL_PROFILE
+from jaxcurv import data, input_curvature, score_dataset
+
+# scoring?
 from jaxcurv.data import Arrays, Normalisation
+from jaxcurv.engine.probes import probe
 from jaxcurv.estimators import FiniteDifference
-from jaxcurv.probes import probe
-from jaxcurv.sealed import write_json
+from jaxcurv.storage.checksums import write_json
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.3), (0.2, 0.25, 0.5))
 KEY = jax.random.key(3)
@@ -413,12 +416,12 @@ def rescored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(folder, run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rescore, "load_flax", lambda job, description: OfDigits())
-        assert cli.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 0
+        assert commands.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 0
         yield run
 
 
 def test_command(rescored: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["rescore", "digits", "--out", str(rescored), *FLAGS]) == 0
+    assert commands.run(["rescore", "digits", "--out", str(rescored), *FLAGS]) == 0
     printed = capsys.readouterr().out
     assert "The score's variants on 40 test samples" in printed
     assert "No TensorFloat-32 on" in printed
@@ -465,7 +468,7 @@ def test_finished_variants_are_kept(rescored: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         scoring, "dispatch", lambda *args, **named: calls.append(1) or dispatch(*args, **named)
     )
-    assert cli.run(["rescore", "digits", "--out", str(rescored), *FLAGS]) == 0
+    assert commands.run(["rescore", "digits", "--out", str(rescored), *FLAGS]) == 0
     assert len(calls) == 1  # the 40 images of one variant, in one batch
     assert (out / "scores.parquet").read_bytes() == before
 
@@ -485,7 +488,7 @@ def test_unfinished_runs_are_refused(
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     (run / missing).rename(tmp_path / "elsewhere")
-    assert cli.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 2
+    assert commands.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -495,11 +498,11 @@ def test_scores_of_another_model_are_refused(
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     (run / "checkpoints" / "trained" / "weights").write_text("trained once more")
-    assert cli.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 2
+    assert commands.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 2
     assert "are not of its checkpoints/trained" in capsys.readouterr().err
 
 
 def test_too_few_samples_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--rescore.limit", "9")
-    assert cli.run(["rescore", "digits", "--out", str(folder), *flags]) == 2
+    assert commands.run(["rescore", "digits", "--out", str(folder), *flags]) == 2
     assert "9 samples cannot fill 10 bins" in capsys.readouterr().err

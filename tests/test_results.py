@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import bridge
-from experiments.records import read_records
-from jaxcurv.sealed import read_json, read_table
+from experiments.runs.records import read_records
+from jaxcurv.storage.checksums import read_json, read_table
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 READERS = {".json": read_json, ".parquet": read_table, ".safetensors": bridge.load_weights}

@@ -10,9 +10,11 @@ from scipy.special import softmax
 from torch import nn
 
 import bridge
-from bridge import Costs, Router, choose_threshold, routed_at, router, routing, routing_curve
+
+# routing?
+from bridge import Costs, Router, choose_threshold, routed_at, routing_curve
 from bridge.logits import logit_scores
-from bridge.routing import mean_energy, routing_baselines
+from bridge.routing.curves import mean_energy, router, routing_baselines
 
 SAMPLES = 23
 
@@ -317,7 +319,7 @@ def test_router_refuses_images_of_another_scale(model):
 
 
 def test_examples_run():
-    for module in (routing, router):
+    for module in (curves, router):
         found = doctest.testmod(module)
         assert found.attempted > 2
         assert found.failed == 0

@@ -13,13 +13,15 @@ import pandas as pd
 import pytest
 
 import bridge.logits
-from experiments import flips, samples, stages
-from experiments.samples import choose_folds, limited, read_small
-from experiments.settings import Data, Experiment, Flip, Model, Score, Simulate
+from experiments.runs import descriptions, networks, samples
+from experiments.runs.job import Job, Outcome
+from experiments.runs.samples import choose_folds, limited, read_small
+from experiments.settings.experiment import Data, Experiment, Flip, Model, Score, Simulate
+from experiments.stages import analyse, export, flips, report, score, simulate
 from jaxcurv import data
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
-from jaxcurv.sealed import write_json
-from jaxcurv.training import keep_trained
+from jaxcurv.storage.checksums import write_json
+from jaxcurv.training.checkpoints import keep_trained
 from tests.chips import LiveLogits
 
 COUNT, LIMIT, BATCH, CALIBRATION = 10_000, 32, 8, 16
@@ -153,10 +155,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run up to its digital model, which has random weights."""
     folder = tmp_path_factory.mktemp("model")
     normalisation = Normalisation((0.5,), (0.3,))
-    description = stages.describe(
+    description = descriptions.describe(
         EXPERIMENT.model, counted(), in_channels=1, normalisation=normalisation
     )
-    keep_trained(stages.build_flax(description, 0, jnp.float32), folder / "checkpoints")
+    keep_trained(networks.build_flax(description, 0, jnp.float32), folder / "checkpoints")
     write_json(folder / "model.json", {**description, "checkpoint": "checkpoints"})
     return folder
 
@@ -168,14 +170,14 @@ class Run:
         self,
         folder: Path,
         memory: int,
-        todo: Sequence[Callable[[stages.Job], stages.Outcome]],
+        todo: Sequence[Callable[[Job], Outcome]],
         monkeypatch: pytest.MonkeyPatch,
     ):
         self.decoded: dict[str, tuple[Counter[int], Counter[int]]] = {}
         self.most_alive: dict[str, int] = {}
         self.folder = folder
         monkeypatch.setattr(samples, "MEMORY", memory)
-        job = stages.Job(EXPERIMENT, folder, None, "unfinished")
+        job = Job(EXPERIMENT, folder, None, "unfinished")
         for stage in todo:
             dataset = counted()
             for module in (stages, flips):
@@ -193,9 +195,9 @@ def kept(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]
     """All stages with the scored samples in memory."""
     folder = tmp_path_factory.mktemp("kept") / "run"
     shutil.copytree(model, folder)
-    early = (stages.score, stages.export, flips.moments, flips.flips, stages.simulate)
+    early = (score.score, export.export, flips.moments, flips.flips, simulate.simulate)
     with pytest.MonkeyPatch.context() as patch:
-        yield Run(folder, samples.MEMORY, (*early, stages.analyse, stages.report), patch)
+        yield Run(folder, samples.MEMORY, (*early, analyse.analyse, report.report), patch)
 
 
 def test_a_stage_decodes_what_it_uses(kept: Run) -> None:
@@ -224,7 +226,7 @@ def test_streamed_results_are_those_in_memory(
     shutil.copytree(model, tmp_path / "run")
     logits = LiveLogits()
     monkeypatch.setattr(bridge.logits, "logit_scores", logits)
-    todo = (stages.score, stages.export, flips.moments, stages.simulate)
+    todo = (score.score, export.export, flips.moments, simulate.simulate)
     streamed = Run(tmp_path / "run", 0, todo, monkeypatch)
     for name in ("scores", "predictions", "output_noise"):
         one, other = (pd.read_parquet(run.folder / f"{name}.parquet") for run in (kept, streamed))

@@ -28,15 +28,15 @@ from jaxcurv import (
     HessianVector,
     LowRankGaussNewton,
     cross_entropy,
+    dataset,
     input_curvature,
     merge_scores,
     score_dataset,
-    scoring,
 )
 from jaxcurv.data import Sample, Source
 from jaxcurv.estimators import Estimator
-from jaxcurv.lock import FolderInUse, hold
-from jaxcurv.sealed import read_json, write_json
+from jaxcurv.storage.checksums import read_json, write_json
+from jaxcurv.storage.lock import FolderInUse, hold
 
 KEY = jax.random.key(3)
 ESTIMATORS: dict[str, Estimator] = {
@@ -307,7 +307,7 @@ def test_a_share_that_is_merged_beside_it_has_its_rows(
     monkeypatch: pytest.MonkeyPatch,
     merged: str,
 ) -> None:
-    out, compute = tmp_path / "scores.parquet", scoring._compute_on_disk
+    out, compute = tmp_path / "scores.parquet", dataset._compute_on_disk
     first = score(model, out=out, shard=(0, 2))
 
     def compute_and_merge(*arguments: Any, **named: Any) -> None:

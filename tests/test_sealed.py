@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bridge
-from experiments.artefacts import read_parquet, write_parquet
-from jaxcurv import sealed
+from experiments.runs.files import read_parquet, write_parquet
+from jaxcurv.storage import checksums
 
 _VALUE = {"a": [1, 2.5, None], "b": {"c": "d", "e": True}}
 _TABLE = pa.table(
@@ -34,8 +34,8 @@ _TABLE = pa.table(
 _WEIGHTS = {"w": torch.arange(12.0).reshape(3, 4), "n": torch.zeros((), dtype=torch.int64)}
 
 _KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
-    "a.json": (lambda path: sealed.write_json(path, _VALUE), sealed.read_json),
-    "a.parquet": (lambda path: sealed.write_table(path, _TABLE), sealed.read_table),
+    "a.json": (lambda path: checksums.write_json(path, _VALUE), checksums.read_json),
+    "a.parquet": (lambda path: checksums.write_table(path, _TABLE), checksums.read_table),
     "a.safetensors": (
         lambda path: bridge.save_weights(path, _WEIGHTS, {"made": "by a test"}),
         bridge.load_weights,
@@ -104,19 +104,19 @@ def test_a_file_without_a_seal_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    path = sealed.write_json(tmp_path / "a.json", _VALUE)
+    path = checksums.write_json(tmp_path / "a.json", _VALUE)
     path.write_text(path.read_text().replace('"seal": "1:', '"seal": "2:'))
     with pytest.raises(ValueError, match="is of format 2, and this version reads 1"):
-        sealed.read_json(path)
+        checksums.read_json(path)
 
 
 def test_a_seal_does_not_depend_on_how_rows_came(tmp_path: Path) -> None:
     pieces = [_TABLE.slice(0, 1), _TABLE.slice(1, 0), _TABLE.slice(1, 2)]
-    whole = sealed.write_table(tmp_path / "whole.parquet", _TABLE)
-    joined = sealed.write_tables(tmp_path / "joined.parquet", _TABLE.schema, pieces)
-    seals = [pq.read_metadata(path).metadata[sealed.SEAL.encode()] for path in (whole, joined)]
+    whole = checksums.write_table(tmp_path / "whole.parquet", _TABLE)
+    joined = checksums.write_tables(tmp_path / "joined.parquet", _TABLE.schema, pieces)
+    seals = [pq.read_metadata(path).metadata[checksums.SEAL.encode()] for path in (whole, joined)]
     assert seals[0] == seals[1]
-    assert sealed.read_table(joined).to_pylist() == _TABLE.to_pylist()
+    assert checksums.read_table(joined).to_pylist() == _TABLE.to_pylist()
 
 
 @settings(
@@ -148,8 +148,8 @@ def test_any_table_of_a_run_comes_back(tmp_path: Path, rows: list[tuple]) -> Non
 
 def test_hash_of_arrays_tells_names_types_shapes_and_values() -> None:
     array = np.arange(4, dtype=np.int32)
-    one = sealed.hash_arrays({"a": array, "b": array})
-    assert one == sealed.hash_arrays({"b": array, "a": array.copy()})
+    one = checksums.hash_arrays({"a": array, "b": array})
+    assert one == checksums.hash_arrays({"b": array, "a": array.copy()})
     others = [
         {"a": array, "c": array},
         {"a": array, "b": array.astype(np.int64)},
@@ -157,7 +157,7 @@ def test_hash_of_arrays_tells_names_types_shapes_and_values() -> None:
         {"a": array, "b": array[::-1]},
         {"a": array},
     ]
-    assert one not in map(sealed.hash_arrays, others)
+    assert one not in map(checksums.hash_arrays, others)
 
 
 def test_a_chip_file_is_sealed(tmp_path: Path) -> None:
@@ -175,6 +175,6 @@ def test_a_chip_file_is_sealed(tmp_path: Path) -> None:
 
 
 def test_a_copied_table_keeps_its_seal(tmp_path: Path) -> None:
-    path = sealed.write_table(tmp_path / "a.parquet", _TABLE)
+    path = checksums.write_table(tmp_path / "a.parquet", _TABLE)
     shutil.copy(path, tmp_path / "b.parquet")
-    assert sealed.read_table(tmp_path / "b.parquet").to_pylist() == _TABLE.to_pylist()
+    assert checksums.read_table(tmp_path / "b.parquet").to_pylist() == _TABLE.to_pylist()

@@ -14,10 +14,12 @@ import pytest
 from flax import nnx
 from tqdm import tqdm
 
-from jaxcurv import training
 from jaxcurv.data import Arrays, Normalisation, load, read
 from jaxcurv.models.resnet import BasicBlock, ResNet
-from jaxcurv.training import Epoch, Recipe, augment, fit, keep_trained, restore_best
+from jaxcurv.training import Recipe, steps
+from jaxcurv.training.checkpoints import Epoch, keep_trained, restore_best
+from jaxcurv.training.loop import fit
+from jaxcurv.training.steps import augment
 
 RECIPE = Recipe(
     epochs=5, batch_size=32, learning_rate=0.2, warmup_epochs=1.0, crop_padding=1, flip=False
@@ -210,7 +212,7 @@ def test_the_scanned_epoch_of_accelerators_trains_alike(
 ) -> None:
     recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.05, warmup_epochs=1.0, crop_padding=1)
     dispatched = fit(Linear, *digits, recipe, seed=3, directory=tmp_path / "dispatched")
-    monkeypatch.setattr(training, "_dispatched_epoch", training._scanned_epoch)
+    monkeypatch.setattr(training, "_dispatched_epoch", steps.scanned_epoch)
     scanned = fit(Linear, *digits, recipe, seed=3, directory=tmp_path / "scanned")
     np.testing.assert_allclose(scanned, dispatched, rtol=1e-5)
     other = fit(Linear, *digits, recipe, seed=4, directory=tmp_path / "other")
@@ -278,7 +280,7 @@ def test_the_convolution_has_jax_s_own_gradients(batch: int, stride: int, size: 
         return jax.jit(jax.value_and_grad(loss, (0, 1)))(images, kernel)
 
     (value, gradients), (plain, expected) = (
-        run(convolution) for convolution in (training._convolve, jax.lax.conv_general_dilated)
+        run(convolution) for convolution in (steps.convolve_in_pieces, jax.lax.conv_general_dilated)
     )
     assert value == plain
     for gradient, wanted in zip(gradients, expected, strict=True):

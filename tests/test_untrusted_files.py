@@ -32,23 +32,26 @@ import torch
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 import bridge
-from experiments import check_report, cli, page, rescore
-from experiments.descriptions import read_description
-from experiments.exported import open_network
-from experiments.own_predictions import _table
-from experiments.records import read_record
-from experiments.settings import Experiment
-from experiments.stages import Job, build_flax, load_flax
+from experiments.cli import commands
+from experiments.own.predictions import _table
+from experiments.runs.descriptions import read_description
+from experiments.runs.job import Job
+from experiments.runs.networks import build_flax, load_flax
+from experiments.runs.records import read_record
+from experiments.settings.experiment import Experiment
+from experiments.studies import rescore
+from experiments.studies.exported import open_network
 from jaxcurv.data import cifar, load
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.unpickling import unpickle
-from jaxcurv.sealed import read_json, write_json
-from jaxcurv.training import keep_trained
+from jaxcurv.storage.checksums import read_json, write_json
+from jaxcurv.training.checkpoints import keep_trained
 from tests.exported_run import write_exported_digits
 from tests.test_data import archive_bytes, batch, official, python2_pickle, save_image
 from tests.test_data import jpeg as small_jpeg
 from tests.test_data import write_tfds as write_tfds
 from tests.test_report import ATTACK, sections, write
+from tools import check_report, page
 
 official = official  # a fixture, as write_tfds
 
@@ -113,7 +116,7 @@ def test_code_in_a_checkpoint_on_the_command_line(
     path = tmp_path / "evil.pth"
     torch.save(Touches(marker), path)
     given = ["--model.weights", str(path), "--data.mean", "0.5", "--data.std", "0.5"]
-    assert cli.run(["train", "digits", "--out", str(tmp_path / "run"), *given]) == 1
+    assert commands.run(["train", "digits", "--out", str(tmp_path / "run"), *given]) == 1
     assert re.search(r"evil\.pth holds a Python object \(posix\.system\)", capfd.readouterr().err)
     assert not marker.exists()
 
@@ -264,7 +267,7 @@ def test_a_description_that_leads_out_writes_nothing_there(
     run, outside = tmp_path / "run", tmp_path / "outside"
     run.mkdir()
     write_json(run / "model.json", NETWORK | {"checkpoint": "../outside"})
-    assert cli.run(["agreement", "digits", "--out", str(run)]) == 2, capsys.readouterr()
+    assert commands.run(["agreement", "digits", "--out", str(run)]) == 2, capsys.readouterr()
     assert "not within the run's folder" in capsys.readouterr().err
     assert not outside.exists()  # Orbax makes the folder that it is to read
 
@@ -908,8 +911,8 @@ _MODULES = {"marshal", "shelve", "joblib", "dill", "cloudpickle", "yaml", "runpy
 _ALLOWED = {
     ("jaxcurv/data/unpickling.py", "pickle"),  # which imports nothing that a file names
     ("jaxcurv/data/unpickling.py", "pickletools"),
-    ("experiments/own_model.py", "import_module"),  # --model, the user's own code, by design
-    ("bridge/checkpoints.py", "import_module"),  # torchvision, by a name that stands there
+    ("experiments/own/model.py", "import_module"),  # --model, the user's own code, by design
+    ("bridge/weights/checkpoints.py", "import_module"),  # torchvision, by a name that stands there
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bridge import Profile, WeightNoise, predict, program
-from bridge.chip import Engine
+from bridge.chips.executable import Engine
 from tests.compiled_tile import (
     KINDS,
     REPEATS,

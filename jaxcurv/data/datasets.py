@@ -13,9 +13,9 @@ from jaxcurv.data.folder import (
     open_image_folder,
     prepare_image_tree,
 )
+from jaxcurv.data.imagenet import FOLDERS, find_published, open_published
 from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
 from jaxcurv.data.preprocessing import Preprocessing
-from jaxcurv.data.published import FOLDERS, find_published, open_published
 from jaxcurv.data.sources import ImageDataset
 
 
@@ -29,7 +29,7 @@ def load(
     Args:
         name: "digits" (in memory, no file); "cifar10" or "cifar100" (prepared from the official
             archive in `data_dir`, or downloaded); "tiny_imagenet" or "imagenet" (read where they
-            lie in `data_dir`, see `jaxcurv.data.published`); the folder of an image tree in
+            lie in `data_dir`, see `jaxcurv.data.imagenet`); the folder of an image tree in
             `data_dir` (`NAME/{train,test}/<class>/*.png`); or any image classification data set
             which TFDS has prepared in `data_dir` as array_record (`name`, `name/config`,
             `name/version`).

@@ -1,0 +1,337 @@
+"""Which score predicts failure: several scores side by side, on the same samples and resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bridge.analysis.failures import analog_only_failures, deciles, within_class_rank
+from bridge.analysis.intervals import chip_counts, percentile_interval, sample_counts
+from bridge.checks import (
+    real_scores,
+    require_confidence,
+    require_resamples,
+    same_length,
+    sample_indices,
+    vector,
+)
+
+Among = Literal["correct", "all"]
+"""The samples that are compared: the digitally correct ones, or all."""
+
+_MEASURES = ("auroc", "average_precision", "spearman")
+
+
+def compare_predictors(
+    scores: Mapping[str, npt.ArrayLike],
+    digital_correct: npt.ArrayLike,
+    analog_correct: npt.ArrayLike,
+    *,
+    indices: npt.ArrayLike | None = None,
+    labels: npt.ArrayLike | None = None,
+    among: Among = "correct",
+    reference: str | None = None,
+    bins: int = 10,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well each score tells the analog-only failures from the other samples.
+
+    - auroc: the probability that a failing sample scores higher than another, ties half.
+    - average_precision: the mean, over the failing samples, of the share of failures among the
+      samples that score as high or higher. Its chance level is the failure rate.
+    - spearman: Spearman's rho of the score with the share of the chips on which a sample fails.
+
+    Of several chips auroc and average_precision are means over the chips in which they are defined.
+    Intervals are percentile bootstrap, over samples and chips together; that of spearman over
+    samples alone, for fewer different chips would lower rho itself. All scores share the resamples,
+    so that auroc_difference (to the reference's) is paired. With few chips intervals are somewhat
+    narrow, as those of `failure_table`; and a score that was fitted, such as that of
+    `cross_validated_logistic`, is not fitted anew in each resample.
+
+    >>> digital = [True, True, True, True, True]
+    >>> analog = [True, True, False, True, False]
+    >>> scores = {"curvature": [1.0, 2.0, 3.0, 4.0, 5.0], "loss": [2.0, 1.0, 4.0, 3.0, 5.0]}
+    >>> table = compare_predictors(scores, digital, analog, bins=2, resamples=100)
+    >>> table[["predictor", "auroc", "average_precision", "spearman"]].round(3)
+       predictor  auroc  average_precision  spearman
+    0  curvature  0.833              0.833     0.577
+    1       loss  1.000              1.000     0.866
+
+    Args:
+        scores: by name, real [samples] each, no NaN; higher is more fragile.
+        digital_correct: bool [samples].
+        analog_correct: bool [samples], or [chips, samples].
+        indices: int [samples], unique and stable; breaks the ties of d1 and d10. Positions if None.
+        labels: int [samples], for auroc_within_class; NaN there if None.
+        among: which samples take part. Among all of them a digitally wrong sample counts as one
+            that does not fail; a score that is blind to the label is then worth more than it seems.
+        reference: a name in `scores`; the first if None.
+        bins: into which the samples are cut for d1 and d10.
+        confidence: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a score, in the order given: predictor, among, chips, samples, failures (summed over
+        chips), each measure with its _low and _high, d1 and d10 (failure rate of the first and the
+        last bin, cut by this score among these very samples), auroc_within_class (of the score's
+        rank within its class), reference, auroc_difference with _low and _high, and reason: why
+        measures are NaN, or "".
+
+    Raises:
+        ValueError: for NaN, repeated indices, an unknown reference, fewer samples than bins, other
+            dtypes or shapes.
+    """
+    if not isinstance(scores, Mapping) or not scores:
+        raise ValueError("no scores to compare; give at least one, by name: {'margin': ...}")
+    if among not in get_args(Among):
+        raise ValueError(f"among is one of {', '.join(get_args(Among))}, got {among!r}")
+    digital = vector("digital_correct", digital_correct, "b", "bools")
+    failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
+    values = {name: real_scores(score, name) for name, score in scores.items()}
+    same_length(**values, correct=digital)
+    order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
+    require_confidence(confidence)
+    require_resamples(resamples)
+    reference = next(iter(scores)) if reference is None else reference
+    if reference not in scores:
+        raise ValueError(f"no reference {reference!r} here; there is {', '.join(scores)}")
+    kept = order[digital[order]] if among == "correct" else order
+    if len(kept) < bins:
+        raise ValueError(
+            f"{len(kept)} {'digitally correct ' * (among == 'correct')}samples cannot fill {bins} "
+            "bins; score more or ask fewer"
+        )
+    failed = failed[:, kept]
+    values = {name: value[kept] for name, value in values.items()}
+    classes = None if labels is None else vector("labels", labels, "iu", "integers")
+    if classes is not None:
+        same_length(labels=classes, correct=digital)
+        classes = classes[kept]
+
+    rng = np.random.default_rng(seed)
+    chips = chip_counts(rng, len(failed), resamples)
+    sorted_scores = {name: _Sorted(value, failed) for name, value in values.items()}
+    outcomes = _Outcomes(failed)
+    drawn: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in values}
+    start = 0
+    if not outcomes.reason:
+        for counts in sample_counts(rng, len(kept), resamples):
+            some = chips[start : start + len(counts)]
+            for name, one in sorted_scores.items():
+                drawn[name].append(one.measures(counts, some, outcomes))
+            start += len(counts)
+    ones, every = np.ones((1, len(kept)), np.float32), np.ones((1, len(failed)), np.float32)
+    rows, found = [], {}
+    for name, one in sorted_scores.items():
+        reason = outcomes.reason or one.reason
+        value = np.full(3, np.nan)
+        resampled = np.full((1, 3), np.nan)
+        if not reason:
+            value = one.measures(ones, every, outcomes)[0]
+            resampled = np.concatenate(drawn[name])
+        found[name] = value[0], resampled[:, 0]
+        row = {"predictor": name, "among": among, "chips": len(failed), "samples": len(kept)}
+        row["failures"] = int(failed.sum())
+        for number, measure in enumerate(_MEASURES):
+            row[measure] = value[number]
+            row[f"{measure}_low"], row[f"{measure}_high"] = percentile_interval(
+                resampled[:, number], confidence
+            )
+        bin_of = deciles(values[name], np.arange(len(kept)), bins)
+        share = failed.mean(axis=0)
+        row["d1"], row["d10"] = share[bin_of == 1].mean(), share[bin_of == bins].mean()
+        row["auroc_within_class"] = np.nan
+        if classes is not None and not reason:
+            ranks = _Sorted(within_class_rank(values[name], classes), failed)
+            row["auroc_within_class"] = ranks.measures(ones, every, outcomes)[0, 0]
+        rows.append(row | {"reference": reference, "reason": reason})
+    table = pd.DataFrame(rows)
+    differences = []
+    for value, resampled in found.values():
+        low, high = percentile_interval(resampled - found[reference][1], confidence)
+        differences.append((value - found[reference][0], low, high))
+    columns = ("auroc_difference", "auroc_difference_low", "auroc_difference_high")
+    at = table.columns.get_loc("reason")
+    for number, column in enumerate(columns):
+        table.insert(at + number, column, [one[number] for one in differences])
+    return table
+
+
+def cross_validated_logistic(
+    scores: Mapping[str, npt.ArrayLike],
+    digital_correct: npt.ArrayLike,
+    analog_correct: npt.ArrayLike,
+    *,
+    indices: npt.ArrayLike | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> npt.NDArray[np.float64]:
+    """The probability of failure by a logistic model of several scores, each sample held out once.
+
+    Fitted on the digitally correct samples of the other folds; a sample's target is the share of
+    the chips on which it fails. Scores enter as normal scores of their ranks in the fitted part, so
+    that their scale does not matter. scikit-learn's logistic regression, with its default
+    regularisation (an L2 penalty of 1).
+
+    Args:
+        scores: by name, real [samples] each, no NaN.
+        digital_correct: bool [samples].
+        analog_correct: bool [samples], or [chips, samples].
+        indices: int [samples], unique and stable; with the seed they decide the folds. Positions if
+            None.
+        folds: parts, each predicted by a model of the others.
+        seed: of the division.
+
+    Returns:
+        float64 [samples] in (0, 1). A digitally wrong sample is predicted too, as if it were
+        correct.
+
+    Raises:
+        ValueError: for NaN, repeated indices, other dtypes or shapes, or too few samples that fail
+            or survive for each fold to have both.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import QuantileTransformer
+
+    if not scores:
+        raise ValueError("no scores to combine; give at least one")
+    digital = vector("digital_correct", digital_correct, "b", "bools")
+    failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
+    values = [real_scores(score, name) for name, score in scores.items()]
+    same_length(**dict(zip(scores, values, strict=True)), correct=digital)
+    order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
+    # Ranks, which are monotone too, for quotients of probabilities such as 1e-300 overflow.
+    features = np.stack([pd.Series(value[order]).rank() for value in values], axis=1)
+    digital, failed = digital[order], failed[:, order]
+    share = failed.mean(axis=0)
+    right = np.flatnonzero(digital)
+    fails = share[right] > 0
+    for what, count in (("failing", fails.sum()), ("surviving", (~fails).sum())):
+        if count < folds:
+            raise ValueError(f"{count} {what} samples cannot be divided into {folds} folds")
+    fold_of = np.arange(len(order)) % folds  # of the digitally wrong samples, which no model sees
+    division = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for number, (_, part) in enumerate(division.split(features[right], fails)):
+        fold_of[right[part]] = number
+    probability = np.empty(len(order))
+    for number in range(folds):
+        rows = right[fold_of[right] != number]
+        held_out = np.flatnonzero(fold_of == number)
+        model = make_pipeline(
+            QuantileTransformer(
+                n_quantiles=min(1000, len(rows)), output_distribution="normal", subsample=None
+            ),
+            LogisticRegression(),
+        )
+        # A sample that fails on a share s of the chips counts s times as failing, 1 - s as not.
+        target = np.repeat([True, False], len(rows))
+        weight = np.concatenate([share[rows], 1 - share[rows]])
+        model.fit(np.tile(features[rows], (2, 1)), target, logisticregression__sample_weight=weight)
+        probability[held_out] = model.predict_proba(features[held_out])[:, 1]
+    result = np.empty(len(order))
+    result[order] = probability
+    return result
+
+
+class _Outcomes:
+    """On how many chips each sample fails."""
+
+    def __init__(self, failed: npt.NDArray[np.bool_]):
+        levels, place = np.unique(failed.sum(axis=0), return_inverse=True)
+        self.one_hot = np.eye(len(levels), dtype=np.float32)[place]
+        self.reason = ""
+        if not failed.any():
+            self.reason = "no sample fails"
+        elif failed.all():
+            self.reason = "every sample fails"
+
+    def ranks(self, counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Mean ranks of the levels, centred, [resamples, levels]."""
+        frequency = (counts @ self.one_hot).astype(np.float64)
+        return np.cumsum(frequency, axis=1) - frequency / 2 - counts.shape[1] / 2
+
+
+class _Sorted:
+    """Samples in the order of their score; equal scores form a group."""
+
+    def __init__(self, score: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]):
+        self.order = np.argsort(score, kind="stable")
+        score = score[self.order]
+        is_new = np.concatenate(([True], score[1:] != score[:-1]))
+        self.starts = np.flatnonzero(is_new)
+        self.group = np.cumsum(is_new) - 1
+        self.failed = failed[:, self.order].astype(np.float32)
+        self.reason = "every score is the same" if len(self.starts) == 1 else ""
+
+    def measures(
+        self,
+        counts: npt.NDArray[np.float32],
+        chips: npt.NDArray[np.float32],
+        outcomes: _Outcomes,
+    ) -> npt.NDArray[np.float64]:
+        """`_MEASURES` [resamples, 3] where sample i occurs counts[:, i] times."""
+        weights = counts[:, self.order]
+        n = counts.shape[1]
+        tied = len(self.starts) < n
+        sizes = np.add.reduceat(weights, self.starts, axis=1) if tied else weights
+        below = np.cumsum(sizes, axis=1)
+        rank = below - (sizes - 1) / 2 - np.float32((n + 1) / 2)
+        at_or_above = n - below + sizes
+        weighted = weights * (rank[:, self.group] if tied else rank)
+        positives = (weights @ self.failed.T).astype(np.float64)
+        # Mann and Whitney: from the sum of the ranks of the failing samples.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            above = (weighted @ self.failed.T).astype(np.float64) + positives * (n - positives) / 2
+            auroc = above / (positives * (n - positives))
+            precision = self._average_precision(weights, at_or_above, positives)
+            spread = (sizes.astype(np.float64) * rank.astype(np.float64) ** 2).sum(axis=1)
+            by_level = (weighted @ outcomes.one_hot[self.order]).astype(np.float64)
+            levels = outcomes.ranks(counts)
+            frequency = (counts @ outcomes.one_hot).astype(np.float64)
+            covariance = (by_level * levels).sum(axis=1)
+            rho = covariance / np.sqrt(spread * (frequency * levels**2).sum(axis=1))
+            measures = _over_chips(auroc, chips), _over_chips(precision, chips), np.clip(rho, -1, 1)
+        return np.stack(measures, axis=1)
+
+    def _average_precision(
+        self,
+        weights: npt.NDArray[np.float32],
+        at_or_above: npt.NDArray[np.float32],
+        positives: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """[resamples, chips]; only the failing samples enter, so that few of them cost little."""
+        precision = np.empty_like(positives)
+        for chip, failed in enumerate(self.failed):
+            fails = np.flatnonzero(failed)
+            if not len(fails):
+                precision[:, chip] = np.nan
+                continue
+            drawn = weights[:, fails]
+            below = np.cumsum(drawn, axis=1)
+            # Of the group that a failing sample belongs to, all count.
+            group = self.group[fails]
+            first = np.searchsorted(group, group)
+            fails_at_or_above = below[:, -1:] - (below - drawn)[:, first]
+            # Where no sample that high was drawn, neither was this one: 0 / 1 instead of 0 / 0.
+            among = np.maximum(at_or_above[:, group], 1)
+            sums = (drawn * fails_at_or_above / among).sum(1, dtype=np.float64)
+            precision[:, chip] = sums / positives[:, chip]
+        return precision
+
+
+def _over_chips(
+    values: npt.NDArray[np.float64], chips: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """The mean over the drawn chips in which a value is defined; [resamples, chips] to [.]."""
+    defined = np.isfinite(values)
+    weight = np.where(defined, chips, 0)
+    return (np.where(defined, values, 0) * weight).sum(axis=1) / weight.sum(axis=1)

@@ -1,0 +1,1 @@
+"""Analog chips: profiles, memories, programming, noise, execution, prediction."""

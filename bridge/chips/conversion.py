@@ -1,0 +1,182 @@
+"""From a torch network to AIHWKit's analog layers, and what cannot be converted."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from aihwkit.nn.conversion import convert_to_analog
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit.simulator.parameters.enums import NoiseManagementType
+from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bridge.chips.configuration import clip_parameter, rpu_config
+from bridge.chips.noise import (
+    MvmNoiseTile,
+    largest_target,
+    stream,
+)
+from bridge.chips.profiles import Profile
+from bridge.chips.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
+
+
+def convert(
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    digital_layers: Sequence[str],
+    *,
+    seed: int,
+) -> nn.Module:
+    """The network on tiles with its target weights, clipped and rescaled; see `program`."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
+    if isinstance(digital_layers, str):
+        raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
+    paths = [name for name, _ in model.named_modules()]
+    if unknown := [name for name in digital_layers if name not in paths or not name]:
+        raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
+    model = deepcopy(model).cpu()
+    if named_tiles(model):
+        analog = _reconfigure(model, profile, digital_layers)
+    elif profile is None:
+        raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
+    else:
+        _refuse_unmappable(model, digital_layers)
+        config = rpu_config(profile) if isinstance(profile, Profile) else profile
+        if not isinstance(config, InferenceRPUConfig):
+            raise ValueError(
+                f"{type(config).__name__} does not describe inference; give a Profile, such as "
+                'PROFILES["adc+pcm"], or AIHWKit\'s TorchInferenceRPUConfig or InferenceRPUConfig'
+            )
+        # New layers draw weights, which conversion then replaces, and what varies between outputs.
+        with stream(seed, "conversion"):
+            # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
+            analog = _convert_to_analog(model, config, list(digital_layers))
+    analog.eval().requires_grad_(False)
+    if isinstance(profile, Profile):
+        for tile in named_tiles(analog).values():
+            _set_to_profile(tile, profile)
+    return analog
+
+
+def _convert_to_analog(
+    model: nn.Module, config: InferenceRPUConfig, digital_layers: list[str]
+) -> nn.Module:
+    try:
+        return convert_to_analog(
+            model,
+            config,
+            ensure_analog_root=False,
+            exclude_modules=digital_layers,
+            inplace=True,
+        )
+    except RuntimeError as error:
+        if isinstance(config, TorchInferenceRPUConfig):
+            raise
+        raise ValueError(
+            f"AIHWKit's compiled tile, which {type(config).__name__} asks for, does not work with "
+            f"PyTorch {torch.__version__} here ({error}); use TorchInferenceRPUConfig, or AIHWKit "
+            "1.2 on Python 3.12"
+        ) from error
+
+
+def _refuse_unmappable(model: nn.Module, digital_layers: Sequence[str]) -> None:
+    mapped = 0
+    first: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(module, name) != name and list(module.parameters()):
+            raise ValueError(
+                f"layers {first[module]} and {name} are one module, of which AIHWKit would convert "
+                "only one name: give it one name, or two copies"
+            )
+        if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
+            continue
+        what = f"layer {name or 'at the root'} ({type(module).__name__})"
+        # The exact types: AIHWKit leaves subclasses digital.
+        if type(module) in (nn.Conv2d, nn.Linear):
+            mapped += 1
+        elif not name and list(module.children()):
+            continue  # the network's own parameters stay digital
+        elif not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
+            raise ValueError(
+                f"{what} has weights but cannot be mapped; use Conv2d or Linear, or name it in "
+                "digital_layers"
+            )
+        if type(module) is nn.Conv2d:
+            if module.groups != 1:
+                raise ValueError(
+                    f"{what} has {module.groups} groups; tiles need groups=1: name it in "
+                    "digital_layers"
+                )
+            if isinstance(module.padding, str) or module.padding_mode != "zeros":
+                raise ValueError(f"{what} must pad by explicit numbers of zeros, not by name")
+    if not mapped:
+        raise ValueError("the model has no Conv2d or Linear layer to put on tiles")
+    tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}; chips are simulated in float32")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"non-finite weights in {name}; load another checkpoint")
+
+
+def _reconfigure(
+    analog: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    digital_layers: Sequence[str],
+) -> nn.Module:
+    """A network that is on tiles already, some of its layers made digital again."""
+    if isinstance(profile, InferenceRPUConfig):
+        raise ValueError(
+            "the model is on AIHWKit tiles with a configuration of its own: give a Profile, or "
+            "None to take it as it is"
+        )
+    layers = named_layers(analog)
+    for path in digital_layers:
+        if not any(f"{name}.".startswith(f"{path}.") for name in layers):
+            raise ValueError(f"{path} has no layer on tiles that could stay digital")
+    for name, layer in layers.items():
+        if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
+            analog = replace_layer(analog, name, digital_layer(layer))
+    if not named_tiles(analog):
+        raise ValueError("every layer is digital: leave some on tiles")
+    for name, tile in named_tiles(analog).items():
+        if tile.programmed_weights is not None:
+            tile.tile.set_weights(tile.reference_combined_weights)
+            tile.programmed_weights = tile.drift_noise_parameters = tile.drift_baseline = None
+            tile.alpha = torch.ones(1)
+        tile.reference_combined_weights = None
+        if profile is not None and type(tile) is not TorchInferenceTile:
+            raise ValueError(
+                f"tile {name} is a {type(tile).__name__}: a profile needs a network converted with "
+                "TorchInferenceRPUConfig; or give None to take its own configuration"
+            )
+    return analog
+
+
+def _set_to_profile(tile: Tile, profile: Profile) -> None:
+    """Gives a tile the profile's settings and clips its weights; geometry and scales stay."""
+    wanted, config = rpu_config(profile), tile.rpu_config
+    config.forward = wanted.forward
+    if tile.input_range is not None:
+        # The range takes the place of the largest magnitude of each input vector.
+        config.forward.noise_management = NoiseManagementType.NONE
+    config.noise_model, config.drift_compensation = wanted.noise_model, wanted.drift_compensation
+    if type(tile.tile) is TorchSimulatorTile:
+        simulator = MvmNoiseTile(tile.tile.x_size, tile.tile.d_size, config)
+        simulator.set_weights(tile.tile.get_weights())
+        tile.tile = simulator.eval().requires_grad_(False)
+    tile.tile.set_config(config)
+    if profile.clipping.type != "none":
+        clip = clip_parameter(profile.clipping)
+        clip.fixed_value *= float(largest_target(tile))
+        tile.tile.clip_weights(clip)
+        tile.remap_weights(weight_scaling_omega=1.0)
+    if config.forward.w_noise > 0 and profile.wnoise is not None:
+        # AIHWKit's unit of weight noise is a weight of 1, ours the largest weight.
+        largest = float(largest_target(tile))
+        config.forward.w_noise *= largest if profile.wnoise.kind == "constant" else largest**0.5

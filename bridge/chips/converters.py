@@ -1,0 +1,167 @@
+"""The converters' ranges: calibrated on images, and how much lies beyond them."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import numpy as np
+import torch
+from aihwkit.simulator.parameters.enums import NoiseManagementType
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from bridge.chips.tiles import Tile, named_tiles
+
+_CHUNK = 32  # images at once where tiles are observed: unfolded images are large
+
+Images = torch.Tensor | NDArray[np.float32]
+"""float32; a tensor `[batch, channel, height, width]`, or an array as JAX has it, `[batch, height,
+width, channel]`."""
+
+
+def as_tensor(images: Images, what: str) -> torch.Tensor:
+    """Images as a tensor `[batch, channel, height, width]` on the CPU.
+
+    Raises:
+      ValueError: no images, another dtype or another number of axes.
+    """
+    if isinstance(images, np.ndarray):
+        if images.ndim == 4 and images.dtype == np.float32:
+            images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        else:
+            images = torch.from_numpy(images)
+    if not isinstance(images, torch.Tensor):
+        got = type(images).__name__
+    else:
+        got = f"{images.dtype} {tuple(images.shape)}"
+        if images.dtype == torch.float32 and images.ndim == 4 and images.numel():
+            return images.cpu()
+    raise ValueError(
+        f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
+        f"[batch, height, width, channel]; got {got}"
+    )
+
+
+@contextmanager
+def refused_layout(images: torch.Tensor) -> Iterator[None]:
+    """Within it a network runs on images `[batch, channel, height, width]`.
+
+    Raises:
+      ValueError: in place of PyTorch's RuntimeError, for images that do not fit the network.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
+            f"{images.shape[3]} pixels ({error}): give images of the size that it was made for, "
+            "arrays as [batch, height, width, channel]"
+        ) from error
+
+
+def calibrate_ranges(
+    analog: nn.Module, images: torch.Tensor, percentile: float
+) -> dict[str, float]:
+    """Ranges of the tiles' converters from their outputs on some images, in the tiles' own unit.
+
+    Args:
+      analog: a converted network with its target weights.
+      images: as `as_tensor` gives them.
+      percentile: the range is this percentile of the outputs' magnitudes, by nearest rank.
+
+    Returns:
+      The ranges by tile; not set.
+
+    Raises:
+      ValueError: images that leave a tile without a range.
+    """
+    ideal = deepcopy(analog)
+    for tile in named_tiles(ideal).values():
+        tile.rpu_config.forward.is_perfect = True
+    counts: Counter[str] = Counter()
+    largest: dict[str, torch.Tensor] = {}
+
+    def count(name: str, outputs: torch.Tensor) -> None:
+        counts[name] += outputs.numel() * len(images)
+
+    def keep_largest(name: str, outputs: torch.Tensor) -> None:
+        # Rounding must not lift 99.9 % of 3,000 above 2,997.
+        below = math.ceil(counts[name] * percentile / 100 * (1 - 1e-12)) - 1
+        magnitudes = outputs.abs().flatten()
+        if name in largest:
+            magnitudes = torch.cat([largest[name], magnitudes])
+        largest[name] = magnitudes.topk(min(counts[name] - below, len(magnitudes))).values
+
+    _observe(ideal, images[:1], count, "calibrate")
+    _observe(ideal, images, keep_largest, "calibrate")
+    bounds = {}
+    for name in named_tiles(analog):
+        # topk puts NaN first: a maximum would hide it.
+        kept = largest.get(name)
+        if kept is None:
+            raise ValueError(f"tile {name} is not used on the calibration images")
+        bound = math.nan if kept.isnan().any() else float(kept[-1])
+        if not math.isfinite(bound) or bound == 0:
+            raise ValueError(
+                f"calibration gives tile {name} the ADC range {bound}; "
+                "use images on which every layer is finite and active"
+            )
+        bounds[name] = bound
+    return bounds
+
+
+def tile_output_shares(analog: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """The share of each tile's outputs beyond its converter's range, in [0, 1]."""
+    tiles = named_tiles(analog)
+    bounds = {name: tile.rpu_config.forward.out_bound for name, tile in tiles.items()}
+    beyond, seen = dict.fromkeys(bounds, 0), dict.fromkeys(bounds, 0)
+
+    def count(name: str, outputs: torch.Tensor) -> None:
+        beyond[name] += int((outputs.abs() > bounds[name]).sum())
+        seen[name] += outputs.numel()
+
+    _observe(analog, images, count, "clipped outputs")
+    return {name: beyond[name] / seen[name] if seen[name] else math.nan for name in seen}
+
+
+def _observe(
+    analog: nn.Module,
+    images: torch.Tensor,
+    observe: Callable[[str, torch.Tensor], None],
+    description: str,
+) -> None:
+    """Runs the network and shows `observe` each tile's outputs ahead of the ADC, normalised.
+
+    An output is `W x / unit` for each input vector x, W the weights as the tile holds them and the
+    unit max|x|, or the tile's input range where it has one.
+    """
+
+    def hook(name: str) -> Callable[[Tile, tuple[torch.Tensor]], None]:
+        def before(tile: Tile, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0]
+            if tile.input_range is not None:
+                x = tile.apply_input_range(x) / tile.input_range.abs()
+            if tile.rpu_config.forward.noise_management == NoiseManagementType.ABS_MAX:
+                unit = x.abs().amax(-1, keepdim=True)
+                x = x / torch.where(unit == 0, 1.0, unit)
+            observe(name, x @ tile.tile.weight.T)
+
+        return before
+
+    tiles = named_tiles(analog)
+    handles = [tile.register_forward_pre_hook(hook(name)) for name, tile in tiles.items()]
+    progress = tqdm(total=len(images), desc=description, unit="image", delay=2, leave=False)
+    try:
+        with torch.inference_mode(), progress:
+            for chunk in images.split(_CHUNK):
+                with refused_layout(chunk):
+                    analog(chunk)
+                progress.update(len(chunk))
+    finally:
+        for handle in handles:
+            handle.remove()

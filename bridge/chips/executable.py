@@ -1,0 +1,78 @@
+"""A chip's network, run so that a sample's logits depend on nothing but itself."""
+
+import operator
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bridge.chips.execution import fast_network, unsupported_settings
+from bridge.chips.noise import (
+    SampleNoise,
+    stream,
+    weight_noise,
+)
+from bridge.chips.tiles import named_tiles
+
+Engine = Literal["fast", "aihwkit"]
+"""What computes the tiles: ordinary layers and convolutions (`execution`), or AIHWKit's tiles."""
+
+
+class Executable(nn.Module):
+    """A chip's network, run so that a sample's logits depend on nothing but itself.
+
+    Args:
+      network: on images `[batch, channel, height, width]`.
+      noise: the samples' own noise, of which the network takes it.
+      one_by_one: run one sample at a time under a random state of its own, for tiles that draw from
+        torch's global state or couple the samples of a batch.
+    """
+
+    def __init__(self, network: nn.Module, noise: SampleNoise, one_by_one: bool):
+        super().__init__()
+        self.network, self.noise, self.one_by_one = network, noise, one_by_one
+
+    def forward(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """Logits `[batch, class]` of images whose stable indices, each >= 0, are given."""
+        if len(indices) != len(images):
+            raise ValueError(f"{len(images)} images need as many indices, not {len(indices)}")
+        indices = [operator.index(index) for index in indices]
+        if min(indices) < 0:
+            raise ValueError(f"indices must not be negative, got {min(indices)}")
+        if not self.one_by_one:
+            self.noise.begin(indices)
+            return self.network(images)
+        logits = []
+        for image, index in zip(images.split(1), indices, strict=True):
+            with stream(self.noise.seed, "operation", index, device=images.device):
+                logits.append(self.network(image))
+        return torch.cat(logits)
+
+
+def require_engine(analog: nn.Module, engine: Engine) -> list[str]:
+    """The settings that only AIHWKit's tiles honour, refused where they are not to run."""
+    if engine not in ("fast", "aihwkit"):
+        raise ValueError(f"the engine is fast or aihwkit, got {engine!r}")
+    unsupported = unsupported_settings(analog)
+    if unsupported and engine == "fast":
+        raise ValueError(
+            f"fast execution cannot honour {', '.join(unsupported)}; use engine='aihwkit'"
+        )
+    return unsupported
+
+
+def executable_of(analog: nn.Module, engine: Engine, seed: int) -> Executable:
+    """The tiles run by an engine, under the noise of a seed.
+
+    Raises:
+      ValueError: the engine cannot honour a setting of the tiles; all are named.
+    """
+    noise = SampleNoise(seed)
+    unsupported = require_engine(analog, engine)
+    if engine == "fast":
+        return Executable(fast_network(deepcopy(analog), noise), noise, one_by_one=False).eval()
+    tiles = named_tiles(analog).values()
+    draws = any(weight_noise(tile.rpu_config.forward) > 0 for tile in tiles)
+    return Executable(analog, noise, one_by_one=draws or bool(unsupported)).eval()

@@ -1,0 +1,391 @@
+"""Fast execution of AIHWKit's programmed tiles.
+
+AIHWKit unfolds a convolution's input into patches and multiplies them with each tile. Here a layer
+becomes an ordinary one where its tiles are linear, and otherwise a convolution for each tile over
+the input channels that it sees, so that patches are never copied. The tiles' weights, scales and
+settings are AIHWKit's; what this execution cannot honour is refused by name.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import cast
+
+import torch
+from aihwkit.nn import AnalogLinear
+from aihwkit.simulator.configs import TorchInferenceRPUConfig
+from aihwkit.simulator.parameters.enums import (
+    BoundManagementType,
+    NoiseManagementType,
+    WeightNoiseType,
+)
+from aihwkit.simulator.parameters.io import IOParameters
+from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
+from torch import nn
+
+from bridge.chips.convolution import Convolution
+from bridge.chips.noise import MvmNoiseTile, SampleNoise, weight_noise
+from bridge.chips.tiles import (
+    AnalogLayer,
+    Placed,
+    Tile,
+    digital_layer,
+    effective_weight,
+    layer_bias,
+    named_layers,
+    named_tiles,
+    output_scale,
+    placed_tiles,
+    replace_layer,
+)
+
+_NEUTRAL = IOParameters(
+    inp_res=-1.0, inp_noise=0.0, out_noise=0.0, bound_management=BoundManagementType.NONE
+)
+_HONOURED = {
+    "is_perfect",
+    "inp_bound",
+    "out_bound",
+    "out_res",
+    "noise_management",
+    "w_noise",
+    "w_noise_type",
+}
+_ONLY_WITH = {  # of no effect while the other is off
+    "ir_drop_g_ratio": "ir_drop",
+    "out_nonlinearity_std": "out_nonlinearity",
+    "slope_calibration": "out_nonlinearity",
+    "out_noise_std": "out_noise",
+    "inp_sto_round": "inp_res",
+    "out_sto_round": "out_res",
+}
+_OF_BOUND_MANAGEMENT = {"max_bm_factor", "max_bm_res", "bm_test_negative_bound"}
+
+
+def unsupported_settings(network: nn.Module) -> list[str]:
+    """The tiles' settings that fast execution cannot honour, by AIHWKit's names."""
+    layers = tuple(f"{path}." if path else "" for path in named_layers(network))
+    found: dict[str, None] = {}
+    for path, tile in named_tiles(network).items():
+        if not path.startswith(layers):
+            found[f"the kind of layer that tile {path} is in"] = None
+        found |= dict.fromkeys(_unsupported(tile))
+    return list(found)
+
+
+def _unsupported(tile: Tile) -> list[str]:
+    config = tile.rpu_config
+    if type(tile) is not TorchInferenceTile or type(config) is not TorchInferenceRPUConfig:
+        return [f"{type(config).__name__} with tile_class {type(tile).__name__}"]
+    if type(tile.tile) not in (TorchSimulatorTile, MvmNoiseTile):
+        return [f"simulator_tile_class {type(tile.tile).__name__}"]
+    forward = config.forward
+    if type(forward) is not IOParameters:
+        return [f"forward of type {type(forward).__name__}"]
+    if forward.is_perfect:
+        return []
+    found = []
+    if tile.tile.out_noise_values is not None:
+        found.append("forward.out_noise_std")
+    if weight_noise(forward) > 0 and type(tile.tile) is not MvmNoiseTile:
+        found.append("forward.w_noise on a tile class that ignores it")
+    for name in [field.name for field in fields(forward)]:
+        value, neutral = getattr(forward, name), getattr(_NEUTRAL, name)
+        if name in _HONOURED | _OF_BOUND_MANAGEMENT or value == neutral:
+            continue
+        if name in _ONLY_WITH and getattr(forward, _ONLY_WITH[name]) <= 0:
+            continue
+        if isinstance(value, float) and max(value, neutral) <= 0:
+            continue  # off is 0 or any negative number
+        found.append(f"forward.{name}={value}")
+    if forward.noise_management == NoiseManagementType.ABS_MAX:
+        if tile.input_range is not None:
+            found.append("pre_post.input_range with forward.noise_management=ABS_MAX")
+        if 0 < forward.inp_bound < 1:
+            found.append(f"forward.inp_bound={forward.inp_bound}")
+    elif forward.noise_management != NoiseManagementType.NONE:
+        found.append(f"forward.noise_management={forward.noise_management.name}")
+    return found
+
+
+def fast_network(network: nn.Module, noise: SampleNoise) -> nn.Module:
+    """Replaces every layer on tiles by one that computes the same; in place.
+
+    Args:
+      network: an AIHWKit network on the CPU without unsupported settings.
+      noise: where noise that is drawn for each operation comes from.
+    """
+    for name, layer in named_layers(network).items():
+        network = replace_layer(network, name, _fast_layer(layer, name, noise))
+    return network
+
+
+def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
+    linear = isinstance(layer, AnalogLinear)
+    convolution = (
+        Convolution()
+        if linear
+        else Convolution(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    )
+    tiles = [
+        _Tile(placed, convolution, f"{name}.{placed.name}", noise) for placed in placed_tiles(layer)
+    ]
+    made: nn.Module
+    if not all(tile.linear for tile in tiles):
+        made = _TiledLayer(tiles, layer_bias(layer))
+    elif any(tile.noise_level for tile in tiles):
+        made = _NoisyLayer(tiles, layer, name)
+    else:
+        return digital_layer(layer)
+    made = _AsConvolution(made) if linear else made
+    return made.eval().requires_grad_(False)
+
+
+class _Tile(nn.Module):
+    """What one tile contributes to the outputs of its layer.
+
+    Attributes:
+      rows: the outputs that it contributes to.
+      first: of the tiles that contribute to them.
+      linear: it has no converter and its inputs no bound.
+      noise_level: of what is drawn for each operation, in units of the outputs; 0 for none.
+      scale: of its outputs, float32 `[1, 1, 1]` or `[rows, 1, 1]`.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    variance_weight: torch.Tensor | None
+
+    def __init__(self, placed: Placed, convolution: Convolution, name: str, noise: SampleNoise):
+        super().__init__()
+        tile, self.rows, self.first = placed.tile, placed.rows, placed.columns.start == 0
+        self.convolution, self.name, self.noise = convolution, name, noise
+        self.parts = convolution.parts(placed.columns)
+        self.channels = slice(self.parts[0].channels.start, self.parts[-1].channels.stop)
+        forward = tile.rpu_config.forward
+        perfect = forward.is_perfect
+
+        # The unit of inputs: a fixed range, or None: the largest magnitude of each input vector.
+        fixed = perfect or forward.noise_management == NoiseManagementType.NONE
+        input_range = None if tile.input_range is None else abs(float(tile.input_range))
+        self.input_unit = (input_range or 1.0) if fixed else None
+        limits = [] if input_range is None else [input_range]
+        if not perfect and fixed and forward.inp_bound > 0:
+            limits.append((input_range or 1.0) * forward.inp_bound)
+        self.input_limit = min(limits, default=math.inf)
+
+        # Weights and so outputs are in units of the converter's step.
+        self.quantised = not perfect and forward.out_res > 0
+        limit = math.inf if perfect or forward.out_bound <= 0 else forward.out_bound
+        resolution = 1 / forward.out_res if forward.out_res > 1 else forward.out_res
+        self.step = 2 * resolution * limit if self.quantised else 1.0
+        self.output_limit = limit / self.step
+        self.linear = math.isinf(self.input_limit) and math.isinf(limit) and not self.quantised
+        self.register_buffer("weight", self._kernels(placed) / self.step)
+        self.register_buffer("scale", self.step * output_scale(tile)[:, None, None])
+
+        self.noise_level = weight_noise(forward) / self.step
+        variance_weight = None
+        if self.noise_level and forward.w_noise_type == WeightNoiseType.PCM_READ:
+            variance_weight = self.noise_level**2 * self.step * self.weight.abs()
+        self.register_buffer("variance_weight", variance_weight)
+
+    def _kernels(self, placed: Placed) -> torch.Tensor:
+        """The tile's weights as `[rows, channel, *kernel]`; zero where a tap is another tile's."""
+        weights, taps = placed.tile.tile.get_weights(), self.convolution.taps
+        channels = self.channels.stop - self.channels.start
+        kernels = torch.zeros(len(weights), channels * taps)
+        first = placed.columns.start - self.channels.start * taps
+        kernels[:, first : first + weights.shape[1]] = weights
+        return kernels.view(len(weights), channels, *self.convolution.kernel)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs as the converter gives them, and the factor that turns them into the layer's.
+
+        Args:
+          x: the layer's input, float32 `[batch, channel, height, width]`.
+
+        Returns:
+          float32 `[batch, rows, height, width]`, and a factor that broadcasts to it.
+        """
+        if not math.isinf(self.input_limit):
+            x = x.clamp(-self.input_limit, self.input_limit)
+        outputs = self.convolution(x[:, self.channels], self.weight)
+        if self.noise_level:
+            normals = sample_normals(self.noise, self.name, outputs)
+            outputs.addcmul_(normals, _spread(self.noise_variance(x)))
+        if not self.quantised and math.isinf(self.output_limit):
+            return outputs, self.scale
+        unit = self._unit(x)
+        outputs.div_(unit)
+        if self.quantised:
+            outputs.round_()
+        outputs.clamp_(-self.output_limit, self.output_limit)
+        return outputs, unit * self.scale
+
+    def noise_variance(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the noise in the outputs, ahead of the converter; broadcasts to them."""
+        if self.variance_weight is not None:
+            return self.convolution(x[:, self.channels].square(), self.variance_weight)
+        return self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
+
+    def output_variance(self, x: torch.Tensor) -> torch.Tensor:
+        """Of what noise and converter add to the layer's outputs; broadcasts to them.
+
+        The converter's error counts as uniform over its step, of variance step^2 / 12, and
+        saturation as none. Inputs of 0 alone have no error.
+        """
+        if not math.isinf(self.input_limit):
+            x = x.clamp(-self.input_limit, self.input_limit)
+        variance = x.new_zeros(())
+        if self.noise_level:
+            variance = variance + self.scale**2 * self.noise_variance(x)
+        if self.quantised:
+            unit = self._unit(x)
+            largest = self.convolution.largest_magnitude(x, self.parts)
+            variance = variance + torch.where(largest > 0, unit * self.scale, 0.0) ** 2 / 12
+        return variance
+
+    def _unit(self, x: torch.Tensor) -> torch.Tensor:
+        if self.input_unit is not None:
+            return x.new_full((), self.input_unit)
+        largest = self.convolution.largest_magnitude(x, self.parts)
+        return torch.where(largest > 0, largest, 1.0)
+
+
+class _TiledLayer(nn.Module):
+    """Tile by tile; the partial sums are added in digital."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, tiles: list[_Tile], bias: torch.Tensor | None):
+        super().__init__()
+        self.tiles = nn.ModuleList(tiles)
+        self.out_size = max(tile.rows.stop for tile in tiles)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        for tile in cast(Iterable[_Tile], self.tiles):
+            outputs, factor = tile(x)
+            if total is None:
+                shape = (len(outputs), self.out_size, *outputs.shape[2:])
+                total = torch.empty(shape, device=x.device, memory_format=_memory_format(outputs))
+            if tile.first:
+                torch.mul(outputs, factor, out=total[:, tile.rows])
+            else:
+                total[:, tile.rows].addcmul_(outputs, factor)
+        assert total is not None
+        return total if self.bias is None else total.add_(self.bias[:, None, None])
+
+    def output_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+        """Outputs and the variance of their errors, which broadcasts to them; tile by tile."""
+        tiles = cast(Iterable[_Tile], self.tiles)
+        return [(tile.rows, tile.output_variance(x)) for tile in tiles]
+
+
+class _NoisyLayer(nn.Module):
+    """Linear tiles with noise in each operation: one convolution, and the sum of their noises.
+
+    The tiles' noises are independent, so that their sum is one Gaussian of the sum of variances.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    variance_weight: torch.Tensor | None
+
+    def __init__(self, tiles: list[_Tile], layer: AnalogLayer, name: str):
+        super().__init__()
+        self.tiles, self.name = nn.ModuleList(tiles), name
+        self.convolution, self.noise = tiles[0].convolution, tiles[0].noise
+        weight = effective_weight(layer)
+        shape = (len(weight), -1, *self.convolution.kernel)
+        self.register_buffer("weight", weight.view(shape))
+        self.register_buffer("bias", layer_bias(layer))
+        variance_weight = None
+        if all(tile.variance_weight is not None for tile in tiles):
+            # Each weight's share of the variance, so that all tiles are one convolution too.
+            variance_weight = torch.empty_like(weight)
+            for tile, placed in zip(tiles, placed_tiles(layer), strict=True):
+                unit = (tile.noise_level * output_scale(placed.tile)[:, None]) ** 2
+                variance_weight[placed.rows, placed.columns] = (
+                    unit * placed.tile.tile.get_weights().abs()
+                )
+            variance_weight = variance_weight.view(shape)
+        self.register_buffer("variance_weight", variance_weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self.convolution(x, self.weight)
+        normals = sample_normals(self.noise, self.name, outputs)
+        for rows, variance in self.output_variances(x):
+            outputs[:, rows].addcmul_(normals[:, rows], _spread(variance))
+        return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
+
+    def output_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+        """Outputs and the variance of their noise, which broadcasts to them."""
+        if self.variance_weight is not None:
+            return [(slice(None), self.convolution(x.square(), self.variance_weight))]
+        found: dict[tuple[int, int], torch.Tensor] = {}
+        for tile in cast(Iterable[_Tile], self.tiles):
+            rows = (tile.rows.start, tile.rows.stop)
+            variance = tile.scale**2 * tile.noise_variance(x)
+            found[rows] = found[rows] + variance if rows in found else variance
+        return [(slice(*rows), variance) for rows, variance in found.items()]
+
+
+class _AsConvolution(nn.Module):
+    """A linear layer as a convolution with a kernel of one tap over all axes but the last."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)
+        return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+    @staticmethod
+    def images(x: torch.Tensor) -> torch.Tensor:
+        """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`."""
+        return x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The variance that a layer's errors give a quantity q, to first order: sum_y (dq/dy)^2 var(y).
+
+    Of a layer of `fast_network`: its converters' errors and its noise of each operation, each
+    output's independent of the others'.
+
+    Args:
+      x: the layer's input, float32 `[batch, ...]`.
+      gradient: dq/dy, as the layer's outputs y.
+
+    Returns:
+      float64 `[batch]`; zeros for a layer that is without.
+    """
+    if isinstance(layer, _AsConvolution):
+        return propagated_variance(layer.layer, layer.images(x), layer.images(gradient))
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    if isinstance(layer, _TiledLayer | _NoisyLayer):
+        for rows, variance in layer.output_variances(x):
+            # A fast convolution may give less than 0 for a 0.
+            terms = gradient[:, rows].square() * variance.clamp(min=0.0)
+            total += terms.sum((1, 2, 3), dtype=torch.float64)
+    return total
+
+
+def _spread(variance: torch.Tensor) -> torch.Tensor:
+    """The standard deviation, in place; a fast convolution may give less than 0 for a 0."""
+    return variance.clamp_(min=0.0).sqrt_()
+
+
+def sample_normals(noise: SampleNoise, name: str, like: torch.Tensor) -> torch.Tensor:
+    """Standard normals of the shape of `like` `[batch, channel, height, width]`."""
+    rows, channels, height, width = like.shape
+    return noise.normals(name, (rows, height, width, channels), like.device).permute(0, 3, 1, 2)
+
+
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,242 @@
+"""Chips to and from disk: tensors in a safetensors file, everything else as JSON in its header."""
+
+import hashlib
+import json
+import os
+from difflib import unified_diff
+from typing import Any
+
+import torch
+from aihwkit.optim.context import AnalogContext
+from aihwkit.simulator.configs import InferenceRPUConfig
+from torch import nn
+
+from bridge.chips.conversion import convert
+from bridge.chips.executable import Executable
+from bridge.chips.noise import SampleNoise
+from bridge.chips.profiles import from_json, to_json
+from bridge.chips.programming import Chip
+from bridge.chips.tiles import named_layers, named_tiles
+from bridge.weights.files import load_weights, save_weights
+
+_KIND = "analog chip"
+_TILE_TENSORS = ("reference_combined_weights", "programmed_weights", "drift_baseline")
+
+
+def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
+    """Writes a chip to a safetensors file, atomically; `load_chip` gives the same logits.
+
+    It holds what was programmed, the drift of each device and the weights as they are now, so that
+    the chip can also be aged further; not the network's code, that is what the layers are and what
+    happens between them.
+
+    Args:
+      path: the file; its folder must exist.
+      chip: on any engine.
+    """
+    save_weights(path, _tensors(chip.analog), _header(chip))
+
+
+def load_chip(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    rpu_config: InferenceRPUConfig | None = None,
+) -> Chip:
+    """Reads what `save_chip` wrote; runs no code from the file.
+
+    Args:
+      path: the file.
+      model: the network that was programmed, in eval mode; its weights do not matter and it is not
+        changed. If it had been converted by AIHWKit before, a network converted in the same way.
+        Its layers on tiles are compared by kind and geometry, its tensors by name and shape; what
+        its code does between them cannot be.
+      rpu_config: the configuration that was programmed with, where it was AIHWKit's own and given
+        to `program`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is no chip's, or the model or the configuration is another.
+    """
+    tensors, header = load_weights(path)
+    if header.get("kind") != _KIND:
+        raise ValueError(f"{path} holds no chip; write it with save_chip")
+    # Within the file they lie unaligned, and PyTorch's sums there may differ in the last bit.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    profile = None if header["profile"] is None else from_json(header["profile"])
+    layers = tuple(header["digital_layers"])
+    if profile is None and rpu_config is None and not named_tiles(model):
+        raise ValueError(
+            f"{path} was programmed with a configuration of AIHWKit's own: pass it as rpu_config="
+        )
+    configuration = rpu_config if profile is None else profile
+    analog = convert(model, configuration, layers, seed=header["seed"])
+    tiles = named_tiles(analog)
+    geometry = _geometry(analog)
+    for name in [*header["layers"], *geometry]:
+        if geometry.get(name) != header["layers"].get(name):
+            raise ValueError(
+                f"{path} is of another network: layer {name} is {header['layers'].get(name)} there "
+                f"and {geometry.get(name)} here"
+            )
+    if tiles.keys() != header["tiles"].keys():
+        raise ValueError(
+            f"{path} is of another network: its tiles are {', '.join(header['tiles'])}"
+        )
+    for name, tile in tiles.items():
+        forward = tile.rpu_config.forward
+        for setting, value in header["tiles"][name].items():
+            setattr(forward, setting, value)
+        tile.tile.set_weights(tensors.pop(f"{name}/weight"))
+    if profile is None:
+        _require_same(header["configurations"], _configurations(analog), path)
+    _restore(analog, tensors, path)
+    chip = Chip(
+        analog,
+        Executable(analog, SampleNoise(header["seed"]), one_by_one=False),
+        profile,
+        header["seed"],
+        header["t_inference"],
+        header["out_bounds"],
+        header["engine"],
+        layers,
+        header["largest_pixel"],
+    )
+    return chip.on(chip.engine)
+
+
+def fingerprint(chip: Chip | nn.Module) -> str:
+    """A hash of everything that decides a chip's, or a module's, logits but the module's code."""
+    if isinstance(chip, Chip):
+        tensors, header = _tensors(chip.analog), _header(chip)
+    else:
+        tensors, header = chip.state_dict(), {}
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _header(chip: Chip) -> dict[str, Any]:
+    tiles = named_tiles(chip.analog)
+    return {
+        "kind": _KIND,
+        "profile": None if chip.profile is None else to_json(chip.profile),
+        "configurations": _configurations(chip.analog) if chip.profile is None else None,
+        "seed": chip.seed,
+        "t_inference": chip.t_inference,
+        "out_bounds": dict(chip.out_bounds),
+        "engine": chip.engine,
+        "digital_layers": list(chip.digital_layers),
+        "largest_pixel": chip.largest_pixel,
+        "layers": _geometry(chip.analog),
+        "tiles": {
+            name: {
+                setting: getattr(tile.rpu_config.forward, setting)
+                for setting in ("out_bound", "w_noise")
+            }
+            for name, tile in tiles.items()
+        },
+    }
+
+
+def _geometry(analog: nn.Module) -> dict[str, str]:
+    """Kind and dimensions of each layer on tiles."""
+    names = [
+        *("in_features", "out_features", "in_channels", "out_channels"),
+        *("kernel_size", "stride", "padding", "dilation"),
+    ]
+    return {
+        path: " ".join(
+            [type(layer).__name__]
+            + [f"{name}={getattr(layer, name)}" for name in names if hasattr(layer, name)]
+        )
+        for path, layer in named_layers(analog).items()
+    }
+
+
+def _configurations(analog: nn.Module) -> dict[str, list[str]]:
+    """The tiles' configurations, as AIHWKit prints them, with the tiles that each is of."""
+    found: dict[str, list[str]] = {}
+    for name, tile in named_tiles(analog).items():
+        found.setdefault(str(tile.rpu_config), []).append(name)
+    return found
+
+
+def _require_same(
+    stored: dict[str, list[str]], mine: dict[str, list[str]], path: str | os.PathLike[str]
+) -> None:
+    if stored == mine:
+        return
+    there, here = (
+        {name: text for text, names in one.items() for name in names} for one in (stored, mine)
+    )
+    name = next(name for name in there if there[name] != here.get(name))
+    lines = unified_diff(
+        there[name].splitlines(), here.get(name, "").splitlines(), n=0, lineterm=""
+    )
+    differing = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    raise ValueError(
+        f"{path} was programmed with another configuration; of tile {name} the file has the lines "
+        f"with - and rpu_config those with +: {' '.join(' '.join(differing).split())}"
+    )
+
+
+def _slots(analog: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where the tensors that are not on a crossbar sit: their names, modules and attributes."""
+    crossbars = {f"{name}.tile" for name in named_tiles(analog)}
+    slots = {}
+    for path, module in analog.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for attribute, tensor in own:
+            weight = path in crossbars and attribute == "weight"
+            if not weight and not isinstance(tensor, AnalogContext):
+                slots[f"{path}.{attribute}".lstrip(".")] = module, attribute
+    return slots
+
+
+def _tensors(analog: nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor of a converted network, by name."""
+    tensors = {
+        name: getattr(module, attribute).detach()
+        for name, (module, attribute) in _slots(analog).items()
+    }
+    for name, tile in named_tiles(analog).items():
+        tensors[f"{name}/weight"] = tile.tile.get_weights()
+        for attribute in _TILE_TENSORS:
+            if getattr(tile, attribute) is not None:
+                tensors[f"{name}/{attribute}"] = getattr(tile, attribute)
+        for number, exponents in enumerate(tile.drift_noise_parameters or []):
+            if exponents is not None:
+                tensors[f"{name}/drift/{number}"] = exponents
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _restore(
+    analog: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Puts every tensor but the tiles' weights where it was; `tensors` is used up."""
+    slots = _slots(analog)
+    for name, (module, attribute) in slots.items():
+        if name not in tensors:
+            raise ValueError(f"{path} is of another network: it has no {name}")
+        mine, stored = getattr(module, attribute), tensors.pop(name)
+        # What compensates drift may have become one factor a column.
+        if mine.shape != stored.shape and attribute != "alpha":
+            raise ValueError(
+                f"{path} is of another network: {name} is {tuple(stored.shape)} there and "
+                f"{tuple(mine.shape)} here"
+            )
+        if isinstance(mine, nn.Parameter):
+            mine.data = stored
+        else:
+            setattr(module, attribute, stored)
+    for name, tile in named_tiles(analog).items():
+        for attribute in _TILE_TENSORS:
+            setattr(tile, attribute, tensors.pop(f"{name}/{attribute}", None))
+        drift = [key for key in tensors if key.startswith(f"{name}/drift/")]
+        if drift:
+            ordered = sorted(drift, key=lambda key: int(key.rpartition("/")[2]))
+            tile.drift_noise_parameters = [tensors.pop(key) for key in ordered]
+    if tensors:
+        raise ValueError(f"{path} is of another network: it also has {', '.join(tensors)}")

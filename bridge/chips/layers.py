@@ -1,0 +1,244 @@
+"""A chip layer by layer: how far a layer's outputs are off, and how many predictions it costs."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from aihwkit.simulator.configs import InferenceRPUConfig
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from bridge.analysis.failures import analog_only_failures
+from bridge.analysis.intervals import wilson_interval
+from bridge.chips.converters import Images, as_tensor
+from bridge.chips.executable import Engine, Executable
+from bridge.chips.prediction import Source, predict
+from bridge.chips.profiles import Profile
+from bridge.chips.programming import Chip, clipped_share, program
+from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
+
+ALL_LAYERS = "all layers"
+"""The row of the whole chip in the table of `layer_failures`."""
+
+_CHUNK = 16  # images at once: the digital outputs of every layer are held
+
+
+def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
+    """How far the outputs of each layer on tiles are from the digital ones.
+
+    The signal-to-noise ratio of a layer is `10 log10(sum y^2 / sum (y_chip - y)^2)` over all images
+    and outputs, y being the digital model's. Noise of each operation is drawn as for samples of the
+    indices 0, 1, ...; memory does not grow with the number of images.
+
+    Args:
+      chip: on any engine.
+      model: the digital model that was programmed, in eval mode; not changed. For a network that
+        AIHWKit had converted: the network of an ideal chip,
+        `program(network, PROFILES["ideal"], seed=0).executable.network`.
+      images: float32, normalised as the model expects; a tensor `[batch, channel, height, width]`
+        or an array `[batch, height, width, channel]`.
+
+    Returns:
+      One row a layer, in the order in which the model runs them: layer (its path), tiles (how many
+      it takes), snr_db (of its output in the running chip, where the layers before it err too),
+      own_snr_db (the same, fed with the digital activations: what this layer alone adds) and
+      clipped_share (the largest share of a tile's outputs beyond its ADC range, in [0, 1]; NaN
+      without an ADC). Decibels are inf where nothing differs, NaN where the layer does not run.
+
+    Raises:
+      ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
+        tiles, or not the one that was programmed.
+    """
+    images = as_tensor(images, "images")
+    _refuse_unsuitable(model)
+    placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
+    running = _layers_at(chip.executable.network, placed)
+    noise, one_by_one = chip.executable.noise, chip.executable.one_by_one
+    # Under the chip's random state, so that its layers can be called within.
+    digital = Executable(deepcopy(model).cpu(), noise, one_by_one)
+    signal: dict[str, float] = {}
+    own_error, error = dict.fromkeys(placed, 0.0), dict.fromkeys(placed, 0.0)
+    expected: dict[str, list[torch.Tensor]] = {name: [] for name in placed}
+
+    def keep(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        y = y.clone()  # the model's next layer may work in place
+        signal[name] = signal.get(name, 0.0) + _energy(y)
+        own_error[name] += _energy(_difference(name, running[name](x), y))
+        expected[name].append(y)
+
+    def compare(name: str, _: torch.Tensor, y: torch.Tensor) -> None:
+        error[name] += _energy(_difference(name, y, expected[name].pop(0)))
+
+    progress = tqdm(total=len(images), desc="layers", unit="image", delay=2, leave=False)
+    with torch.inference_mode(), progress:
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK]
+            indices = range(start, start + len(chunk))
+            with _observed(_layers_at(digital.network, placed), keep):
+                digital(chunk, indices)
+            with _observed(running, compare):
+                chip.executable(chunk, indices)
+            progress.update(len(chunk))
+
+    order = [*signal, *(name for name in placed if name not in signal)]
+    energies = pd.DataFrame({"signal": signal, "error": error, "own_error": own_error}).loc[order]
+    if broken := [name for name in signal if not np.isfinite(energies.loc[name]).all()]:
+        raise ValueError(
+            f"non-finite outputs in layers {', '.join(broken)}; check the weights and the images"
+        )
+    clipped = clipped_share(chip, images) if chip.out_bounds else {}
+    shares = {
+        name: max(clipped.get(f"{name}.{tile.name}".lstrip("."), math.nan) for tile in tiles)
+        for name, tiles in placed.items()
+    }
+    return pd.DataFrame(
+        {
+            "layer": order,
+            "tiles": [len(placed[name]) for name in order],
+            "snr_db": _decibels(energies["signal"], energies["error"]),
+            "own_snr_db": _decibels(energies["signal"], energies["own_error"]),
+            "clipped_share": [shares[name] for name in order],
+        }
+    )
+
+
+def layer_failures(
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig,
+    source: Source,
+    *,
+    seed: int = 0,
+    chips: int = 1,
+    calibration: Images | None = None,
+    engine: Engine = "fast",
+    digital_layers: Sequence[str] = (),
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> pd.DataFrame:
+    """What each layer alone costs: chips with one layer on tiles and every other one digital.
+
+    The layer is programmed as it is on the whole chip of that seed. The digital model and
+    `chips` times (layers + 1) chips run over the source.
+
+    Args:
+      model: digital, in eval mode; not changed.
+      profile: as for `program`.
+      source: as for `predict`.
+      seed: of the first chip; chip k has seed + k.
+      chips: how many.
+      calibration, engine: as for `program`.
+      digital_layers: paths of what stays digital on every chip.
+      batch_size: images at once.
+      device: where to run.
+
+    Returns:
+      One row a layer and a last one, "all layers", the whole chip: layer; chips; samples,
+      digitally_correct and failures (digital right, chip wrong), counted over all chips;
+      failure_rate = failures / digitally_correct in [0, 1] with its 95 % Wilson interval
+      failure_rate_low and _high, which takes the samples of all chips as independent; and
+      analog_accuracy in [0, 1]. A rate is NaN where no sample is digitally correct.
+
+    Raises:
+      ValueError: chips below 1, a model that is in training mode or on tiles already, and whatever
+        `program` and `predict` refuse.
+    """
+    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
+        raise ValueError(f"chips must be an integer >= 1, got {chips!r}")
+    _refuse_unsuitable(model)
+    # First, for it refuses what cannot be programmed.
+    settings: dict[str, Any] = {"calibration": calibration, "engine": engine}
+    whole = program(model, profile, seed=seed, digital_layers=digital_layers, **settings)
+    names = list(named_layers(whole.analog))
+    left_digital = {
+        name: [*digital_layers, *(other for other in names if other != name)] for name in names
+    }
+    left_digital[ALL_LAYERS] = [*digital_layers]
+
+    def correct(which: Chip | nn.Module, description: str) -> NDArray[np.bool_]:
+        table = predict(
+            which, source, batch_size=batch_size, device=device, description=description
+        )
+        return table["correct"].to_numpy()
+
+    digital_correct = correct(model, "digital")
+    rows: list[dict[str, Any]] = []
+    for chip_seed in range(seed, seed + chips):
+        for name, others in left_digital.items():
+            chip = program(model, profile, seed=chip_seed, digital_layers=others, **settings)
+            done = f"{len(rows) + 1} of {chips * len(left_digital)}"
+            analog_correct = correct(chip, f"{done}: chip {chip_seed}, {name}")
+            rows.append(
+                {
+                    "layer": name,
+                    "chips": 1,
+                    "samples": len(analog_correct),
+                    "digitally_correct": digital_correct.sum(),
+                    "failures": analog_only_failures(digital_correct, analog_correct).sum(),
+                    "analog_correct": analog_correct.sum(),
+                }
+            )
+    table = pd.DataFrame(rows).groupby("layer", sort=False, as_index=False).sum()
+    failures, trials = table["failures"], table["digitally_correct"]
+    table["failure_rate"] = failures / trials.where(trials > 0)
+    table["failure_rate_low"], table["failure_rate_high"] = wilson_interval(failures, trials)
+    table["analog_accuracy"] = table.pop("analog_correct") / table["samples"]
+    return table
+
+
+def _refuse_unsuitable(model: nn.Module) -> None:
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
+    if named_tiles(model):
+        raise ValueError("the model is on tiles already: give the digital one")
+
+
+def _layers_at(network: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
+    try:
+        return {path: network.get_submodule(path) for path in paths}
+    except AttributeError as error:
+        raise ValueError(f"this is not the model that was programmed: {error}") from error
+
+
+@contextmanager
+def _observed(
+    layers: Mapping[str, nn.Module], observe: Callable[[str, torch.Tensor, torch.Tensor], None]
+) -> Iterator[None]:
+    """Within it, `observe` is shown each layer's path, input and output whenever it runs."""
+
+    def hook(
+        name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
+        observe(name, inputs[0], output)
+
+    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _difference(name: str, actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    if actual.shape != expected.shape:
+        raise ValueError(
+            f"this is not the model that was programmed: layer {name} gives {tuple(expected.shape)}"
+            f", on the chip {tuple(actual.shape)}"
+        )
+    return actual - expected
+
+
+def _energy(values: torch.Tensor) -> float:
+    return float(values.double().square().sum())
+
+
+def _decibels(signal: pd.Series, error: pd.Series) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        ratio = np.divide(signal, error, out=np.full(len(signal), np.inf), where=error != 0)
+        return 10 * np.log10(np.where(np.isnan(signal), np.nan, ratio))

@@ -1,0 +1,285 @@
+"""How far a profile's chips are off, as mean and variance: of weights, and of the logit margin.
+
+What the first-order predictor `bridge.flip_probability` takes in. The weights' part
+is carried to the margin by `jaxcurv`; the part of converters and of noise drawn at each operation
+is computed here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bridge.chips.converters import Images
+from bridge.chips.execution import propagated_variance
+from bridge.chips.prediction import Source, read_batches, refuse_other_scale
+from bridge.chips.profiles import Profile
+from bridge.chips.programming import program
+from bridge.chips.tiles import named_layers, named_tiles
+
+
+class WeightMoments(NamedTuple):
+    """Of the deviations of a parameter's weights from the digital ones, of its shape, float32."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+
+class _Call(NamedTuple):
+    """One call of a layer: its input, and a summand of its output, with the output's gradient."""
+
+    layer: str
+    inputs: torch.Tensor
+    probe: torch.Tensor
+
+
+def weight_moments(
+    model: nn.Module,
+    profile: Profile,
+    *,
+    chips: int = 16,
+    seed: int = 1_000_000,
+    digital_layers: Sequence[str] = (),
+) -> dict[str, WeightMoments]:
+    """Mean and variance of each weight's deviation on a profile's chips, from sampled programmings.
+
+    Clipping, programming, drift, read noise, compensation and frozen weight noise are in it;
+    converters and noise drawn at each operation are not (`output_noise`). Each weight is taken by
+    itself: what the weights of a tile share, as the factor of a compensation, is not seen as
+    shared. With few chips the means are uncertain by sqrt(variance / chips), and so is what they
+    sum to: it adds 1 / chips of the variance to the error of a shift.
+
+    Args:
+      model: digital, float32 and in eval mode; not changed.
+      profile: the non-idealities, the time of inference included.
+      chips: how many are programmed; a chip's variance is known to about sqrt(2 / (chips - 1)) of
+        itself. 16 is an assumption.
+      seed: of the first; chip k has seed + k. Far from the seeds of simulated chips, so that a
+        prediction learns nothing from the chips that it is compared with.
+      digital_layers: as for `program`.
+
+    Returns:
+      By the weight's name in the state dict; unbiased variances (divided by chips - 1).
+
+    Raises:
+      ValueError: fewer than two chips, a model that is on tiles already, or what `program` refuses.
+    """
+    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 2:
+        raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
+    _refuse_tiles(model)
+    quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
+    digital = model.state_dict()
+    means: dict[str, torch.Tensor] = {}
+    squares: dict[str, torch.Tensor] = {}
+    for count in tqdm(range(1, chips + 1), "weight moments", unit="chip"):
+        chip = program(model, quiet, seed=seed + count - 1, digital_layers=digital_layers)
+        network = chip.executable.network
+        for layer in named_layers(chip.analog):
+            name = f"{layer}.weight" if layer else "weight"
+            deviation = network.get_submodule(layer).weight.double() - digital[name].cpu().double()
+            # Welford's update: equal deviations have a variance of exactly 0.
+            if count == 1:
+                means[name], squares[name] = deviation, torch.zeros_like(deviation)
+                continue
+            change = deviation - means[name]
+            means[name] += change / count
+            squares[name] += change * (deviation - means[name])
+    return {
+        name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
+        for name in means
+    }
+
+
+def moment_state_dict(
+    moments: Mapping[str, WeightMoments],
+    state_dict: Mapping[str, torch.Tensor],
+    which: Literal["mean", "variance"],
+) -> dict[str, torch.Tensor]:
+    """One of the moments as a whole state dict, zero for whatever is exact.
+
+    `bridge.from_torch(moment_state_dict(...), model)` then gives a Flax model whose variables are
+    the moments of its weights.
+
+    Args:
+      moments: as `weight_moments` gives them.
+      state_dict: the digital model's.
+      which: "mean" or "variance".
+
+    Raises:
+      ValueError: moments of a weight that the model does not have, or of another shape.
+    """
+    if which not in ("mean", "variance"):
+        raise ValueError(f"which is mean or variance, got {which!r}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    for name, moment in moments.items():
+        if shapes.get(name) != tuple(moment.mean.shape):
+            raise ValueError(
+                f"moments of {name} {tuple(moment.mean.shape)} do not fit the model, which has "
+                f"{shapes.get(name, 'no such weight')}: compute them of this model"
+            )
+    zeros = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in state_dict.items()}
+    return zeros | {name: getattr(moment, which).clone() for name, moment in moments.items()}
+
+
+def output_noise(
+    model: nn.Module,
+    profile: Profile,
+    source: Source,
+    *,
+    calibration: Images | None = None,
+    digital_layers: Sequence[str] = (),
+    batch_size: int = 64,
+    description: str = "output noise",
+) -> pa.Table:
+    """The variance of each sample's margin from converters and from noise at each operation.
+
+    To first order around the digital model, sum over tiles and outputs y of (dm/dy)^2 var(y), m the
+    largest minus the second largest logit. For a converter var(y) = step^2 / 12, in units of the
+    layer's outputs: its step times the tile's scale and the largest magnitude of the input vector.
+    For weight noise drawn at each operation it is the profile's (`WeightNoise`). Rounding errors
+    count as uniform and independent. Not in it: saturation beyond the converter's range, and that a
+    memory's weights differ from the digital ones. Costs about one training step a batch.
+
+    Args:
+      model: digital, float32 and in eval mode; not changed.
+      profile: the non-idealities; its memory and frozen noise are left out (`weight_moments`).
+      source: as for `predict`.
+      calibration: as for `program`; the very images that the chips are calibrated on.
+      digital_layers: as for `program`.
+      batch_size: images at once.
+      description: text ahead of the progress bar.
+
+    Returns:
+      index int64, margin and variance, float64; one row a sample, in the source's order. The
+      variance is 0 under a profile without converters and without noise at each operation.
+
+    Raises:
+      ValueError: a model that is on tiles already, malformed samples, images of another scale than
+        the calibration's, non-finite margins, or what `program` refuses.
+    """
+    _refuse_tiles(model)
+    if batch_size < 1 or not len(source):
+        raise ValueError(
+            "batch_size and the number of samples must be at least 1, got "
+            f"{batch_size} and {len(source)}"
+        )
+    operated = replace(
+        profile, memory=None, wnoise=profile.wnoise if _per_operation(profile) else None
+    )
+    chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
+    layers = list(named_layers(chip.analog))
+    digital = deepcopy(model).cpu().requires_grad_(False)
+    indices: list[int] = []
+    margins, variances = [], []
+    with tqdm(total=len(source), desc=description, unit="image") as progress:
+        for images, _, numbers in read_batches(source, batch_size):
+            if chip.largest_pixel is not None:
+                refuse_other_scale(images, numbers, chip.largest_pixel)
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+            margin, calls = _differentiated(digital, layers, batch)
+            _refuse_non_finite(margin, numbers)
+            variance = torch.zeros(len(batch), dtype=torch.float64)
+            with torch.no_grad():
+                for call in calls:
+                    variance += _from_call(call, chip.executable.network, len(batch))
+            indices += numbers
+            margins.append(margin)
+            variances.append(variance)
+            progress.update(len(numbers))
+    return pa.table(
+        {
+            "index": pa.array(indices, pa.int64()),
+            "margin": torch.cat(margins).numpy(),
+            "variance": torch.cat(variances).numpy(),
+        }
+    )
+
+
+def _differentiated(
+    digital: nn.Module, layers: Sequence[str], images: torch.Tensor
+) -> tuple[torch.Tensor, list[_Call]]:
+    """The margins, float64 `[batch]`, and every call of the layers, its probe's gradient set."""
+    calls: list[_Call] = []
+
+    def keep(name: str, inputs: torch.Tensor, probe: torch.Tensor) -> None:
+        calls.append(_Call(name, inputs.detach().clone(), probe))
+
+    with torch.enable_grad(), _probed(digital, layers, keep):
+        logits = digital(images)
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise ValueError(
+                "the model must give logits [batch, class] of two classes or more, not "
+                f"{tuple(logits.shape)}"
+            )
+        top = logits.topk(2).values
+        margin = top[:, 0] - top[:, 1]
+        # Samples do not interact in eval mode: the gradient of the sum is each one's own.
+        margin.sum().backward()
+    return margin.detach().double(), calls
+
+
+@contextmanager
+def _probed(
+    network: nn.Module,
+    layers: Sequence[str],
+    keep: Callable[[str, torch.Tensor, torch.Tensor], None],
+) -> Iterator[None]:
+    """Within it, zeros that take a gradient are added to each layer's output.
+
+    Not the output itself is asked for its gradient: what follows may work on it in place.
+    """
+
+    def hook(
+        name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        probe = torch.zeros_like(output, requires_grad=True)
+        keep(name, inputs[0], probe)
+        return output + probe
+
+    handles = [
+        network.get_submodule(name).register_forward_hook(partial(hook, name)) for name in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _from_call(call: _Call, network: nn.Module, samples: int) -> torch.Tensor:
+    """A call's part of the margins' variances, float64 `[batch]`."""
+    if call.probe.grad is None:
+        return torch.zeros(samples, dtype=torch.float64)  # the logits do not depend on it
+    layer = network.get_submodule(call.layer)
+    rows = propagated_variance(layer, call.inputs, call.probe.grad)
+    if len(rows) % samples:
+        raise ValueError(
+            f"layer {call.layer} works on {len(rows)} rows for {samples} samples: each sample "
+            "needs as many"
+        )
+    return rows.view(samples, -1).sum(1)
+
+
+def _per_operation(profile: Profile) -> bool:
+    return profile.wnoise is not None and profile.wnoise.drawn == "per_mvm"
+
+
+def _refuse_tiles(model: nn.Module) -> None:
+    if named_tiles(model):
+        raise ValueError("the model is on tiles already: give the digital one")
+
+
+def _refuse_non_finite(margin: torch.Tensor, indices: Sequence[int]) -> None:
+    finite = margin.isfinite()
+    if not finite.all():
+        raise ValueError(
+            f"the margin is not finite, first for image {indices[int(finite.int().argmin())]}; "
+            "check the weights and the images"
+        )

@@ -1,0 +1,182 @@
+"""The random streams of a chip, and weight noise: frozen into it, or drawn at each operation."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from aihwkit.simulator.parameters.enums import WeightNoiseType
+from aihwkit.simulator.parameters.io import IOParameters
+from aihwkit.simulator.tiles.analog_mvm import AnalogMVM
+from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
+
+from bridge.chips.profiles import WeightNoise
+
+
+def stream_seed(seed: int, *key: object) -> int:
+    """Seed of the stream that `key` names on chip `seed`.
+
+    A hash, so that a stream depends neither on which others are drawn nor on their order: this is
+    what lets profiles share one programmed chip.
+    """
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def stream(seed: int, *key: object, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Within it, torch's global draws come from the named stream; afterwards all is as before.
+
+    For code that takes no generator of its own.
+
+    Args:
+      seed: the chip.
+      key: what is drawn.
+      device: where, besides the CPU.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(stream_seed(seed, *key))
+        yield
+
+
+def freeze_weight_noise(
+    tile: TorchInferenceTile, noise: WeightNoise, *, seed: int, name: str
+) -> None:
+    """Adds noise to each weight that the tile holds, in place, once and for all.
+
+    With m the tile's largest target weight, w gets Gaussian noise of standard deviation `sigma m`
+    (constant) or `sigma sqrt(m |w|)` (pcm_read). The target weights decide m and the stream, so
+    "constant" noise is the same whether or not they were programmed imperfectly.
+
+    Args:
+      tile: a tile on the CPU.
+      noise: its level and kind.
+      seed: the chip.
+      name: the tile within the chip.
+    """
+    weights = tile.tile.get_weights()
+    spread: torch.Tensor = noise.sigma * largest_target(tile)
+    if noise.kind == "pcm_read":
+        spread = noise.sigma * (largest_target(tile) * weights.abs()).sqrt()
+    generator = torch.Generator().manual_seed(stream_seed(seed, "weight noise", name))
+    tile.tile.set_weights(weights + spread * torch.randn(weights.shape, generator=generator))
+
+
+def largest_target(tile: TorchInferenceTile) -> torch.Tensor:
+    """The largest magnitude among the weights that the tile is meant to hold, a scalar."""
+    programmed_from = tile.reference_combined_weights
+    target = tile.tile.get_weights() if programmed_from is None else programmed_from
+    return target.abs().max()
+
+
+def weight_noise(io_pars: IOParameters) -> float:
+    """Level of the noise that AIHWKit draws for each operation; 0 for none."""
+    off = io_pars.is_perfect or io_pars.w_noise_type not in (
+        WeightNoiseType.ADDITIVE_CONSTANT,
+        WeightNoiseType.PCM_READ,
+    )
+    return 0.0 if off else io_pars.w_noise
+
+
+class MvmNoise(AnalogMVM):
+    """AIHWKit's PyTorch matrix-vector product with the weight noise that only its compiled one has.
+
+    The noise is drawn from torch's global random state.
+    """
+
+    @classmethod
+    def check_support(cls, io_pars: IOParameters) -> None:
+        """As AIHWKit's, but accepts `w_noise`."""
+        noise, kind = io_pars.w_noise, io_pars.w_noise_type
+        io_pars.w_noise, io_pars.w_noise_type = 0.0, WeightNoiseType.NONE
+        try:
+            super().check_support(io_pars)
+        finally:
+            io_pars.w_noise, io_pars.w_noise_type = noise, kind
+
+    @classmethod
+    def _compute_analog_mv(
+        cls,
+        weight: torch.Tensor,
+        input_: torch.Tensor,
+        trans: bool,
+        scale: Any,
+        scaling: bool,
+        is_test: bool,
+        io_pars: IOParameters,
+        **fwd_pars: Any,
+    ) -> tuple[bool, torch.Tensor]:
+        x = cls._prepare_input(input_, scale, scaling, io_pars.inp_asymmetry != 0.0, io_pars)
+        y = cls._matmul(weight, x, trans=trans)
+        if weight_noise(io_pars) > 0:
+            if io_pars.w_noise_type == WeightNoiseType.PCM_READ:
+                variance = cls._matmul(weight.abs(), x.square(), trans=trans)
+            else:
+                variance = x.square().sum(-1, keepdim=True)
+            y = y + io_pars.w_noise * variance.sqrt() * torch.randn_like(y)
+        return cls._finalize_output(y, io_pars, **fwd_pars)
+
+
+class MvmNoiseTile(TorchSimulatorTile):
+    """AIHWKit's PyTorch tile, `forward.w_noise` included."""
+
+    def __init__(self, x_size: int, d_size: int, rpu_config: Any, bias: bool = False):
+        super().__init__(x_size, d_size, rpu_config, bias, analog_mvm=MvmNoise)
+
+
+class SampleNoise:
+    """Standard normals that belong to a chip's seed, a layer and a sample.
+
+    Attributes:
+      seed: the chip.
+      indices: the samples of the batch that is being computed.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.indices: list[int] = []
+        self._calls: Counter[str] = Counter()
+
+    def begin(self, indices: list[int]) -> None:
+        """A forward pass of these samples begins."""
+        self.indices = indices
+        self._calls.clear()
+
+    def normals(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Draws of one call of a layer; float32 `shape`, `[rows, ...]`.
+
+        The values depend on the kind of device, not on the batch. A sample may have several rows,
+        one after the other.
+
+        Raises:
+          ValueError: the rows cannot be shared out among the samples.
+        """
+        samples = len(self.indices)
+        if samples == 0 or shape[0] % samples:
+            raise ValueError(
+                f"layer {name} works on {shape[0]} rows for {samples} samples: weight noise of "
+                "each operation needs as many rows for each sample"
+            )
+        draws = torch.empty((samples, shape[0] // samples, *shape[1:]), device=device)
+        layer = stream_seed(self.seed, "operation", name, self._calls[name])
+        self._calls[name] += 1
+        generator = torch.Generator(device)
+        for row, index in zip(draws, self.indices, strict=True):
+            generator.manual_seed(_mix(layer, index))
+            row.normal_(generator=generator)
+        return draws.flatten(0, 1)
+
+
+def _mix(layer: int, index: int) -> int:
+    """A seed for a layer and a sample: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    z = (layer + (index + 1) * 0x9E3779B97F4A7C15) & _WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
+    return (z ^ (z >> 31)) >> 1
+
+
+_WORD = 2**64 - 1

@@ -1,0 +1,285 @@
+"""A chip, or any torch module, over a data set: one row a sample."""
+
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from bridge.checks import require_count
+from bridge.chips.converters import refused_layout
+from bridge.chips.files import fingerprint
+from bridge.chips.programming import Chip
+from jaxcurv.storage.checksums import read_table, write_tables
+
+_GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
+_IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
+_BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
+_MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
+
+
+Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
+"""From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
+
+
+class Source(Protocol):
+    """Samples by position: `{"image": float32 [height, width, channel], "label": int, "index":
+    int}`, the index stable, unique and >= 0. It may have `__getitems__(positions)` too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Any: ...
+
+
+_NUMBERS = ("label", "index")
+
+
+class _Batch(NamedTuple):
+    images: NDArray[np.float32]
+    labels: list[int]
+    indices: list[int]
+
+
+def predict(
+    chip: Chip | nn.Module,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    description: str = "predict",
+    out: str | os.PathLike[str] | None = None,
+    keep: Keep | None = None,
+) -> pa.Table:
+    """What a chip makes of every sample, in the source's order.
+
+    No sample's logits depend on the others in its batch (up to rounding): the noise of an operation
+    is that of the chip's seed, the layer and the sample's index. On a GPU, TensorFloat-32 is off.
+
+    Args:
+      chip: a chip, or a module on images `[batch, channel, height, width]` in eval mode.
+      source: the samples, their images normalised as the model expects; read batch by batch.
+      batch_size: images at once.
+      device: where to run; the chip itself stays where it is.
+      description: text ahead of the progress bar.
+      out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
+        data set until the table is read from it at the end. A file that the same chip has made from
+        the same samples, of which their number and 16 are compared, is read instead of made again;
+        of `keep` its name is compared.
+      keep: what to make of each batch's logits and keep in their place, such as
+        `bridge.logit_scores`. Of many classes the logits are most of the table: 5 GB for 1.28
+        million samples and 1000 classes.
+
+    Returns:
+      index int64, label int64, prediction int64, correct bool and logits, float32 `[class]`, or
+      what `keep` makes of them; one row a sample.
+
+    Raises:
+      ValueError: malformed samples, images of another scale than a chip was calibrated on, a
+        module in training mode, non-finite logits, columns to keep that the table has or that are
+        not one value a sample, or a file at `out` that is something else.
+    """
+    module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
+    if module.training:
+        raise ValueError("the module is in training mode; call eval() first")
+    require_count("batch_size", batch_size)
+    if not len(source):
+        raise ValueError("nothing to predict: the source has no samples")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"torch has no device {device!r}: use device='cpu' or 'cuda'") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
+    rows = _gathered(_run(chip, source, batch_size, device, description, keep))
+    if out is None:
+        return pa.concat_tables(rows)
+    target = Path(out)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
+    identity = _identity(chip, source, keep)
+    if target.exists():
+        return _read(target, identity)
+    first = next(rows)
+    write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
+    return _read(target, identity)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it a GPU multiplies in float32, not in TensorFloat-32, and deterministically."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _run(
+    chip: Chip | nn.Module,
+    source: Source,
+    batch_size: int,
+    device: str | torch.device,
+    description: str,
+    keep: Keep | None,
+) -> Iterator[pa.RecordBatch]:
+    module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
+    device = torch.device(device)
+    if device.type != "cpu":
+        module = deepcopy(module).to(device)
+    with (
+        torch.inference_mode(),
+        full_precision(),
+        tqdm(total=len(source), desc=description, unit="image") as progress,
+    ):
+        for images, labels, indices in read_batches(source, batch_size):
+            if isinstance(chip, Chip) and chip.largest_pixel is not None:
+                refuse_other_scale(images, indices, chip.largest_pixel)
+            # JAX's layout is channels_last, with which PyTorch is fastest too.
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            with refused_layout(batch):
+                logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+            yield _rows(logits.float().cpu().numpy(), labels, indices, description, keep)
+            progress.update(len(labels))
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows in pieces of `_GATHERED` or a little more."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= _GATHERED:
+            yield pa.Table.from_batches(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting).combine_chunks()
+
+
+def read_batches(source: Source, batch_size: int) -> Iterator[_Batch]:
+    """Checked samples in the source's order; images `[batch, height, width, channel]`."""
+    shape: tuple[int, ...] | None = None
+    for start in range(0, len(source), batch_size):
+        positions = range(start, min(start + batch_size, len(source)))
+        many = getattr(source, "__getitems__", None)
+        samples = many(list(positions)) if many else [source[position] for position in positions]
+        for sample in map(_checked, samples):
+            image = np.asarray(sample["image"])
+            shape = image.shape if shape is None else shape
+            if image.dtype != np.float32 or image.ndim != 3 or image.shape != shape:
+                raise ValueError(
+                    "images must be float32 [height, width, channel] of one shape; image "
+                    f"{sample['index']} is {image.dtype} {image.shape}"
+                )
+        labels, indices = ([_whole(one, sample[one]) for sample in samples] for one in _NUMBERS)
+        yield _Batch(np.stack([sample["image"] for sample in samples]), labels, indices)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {number}")
+    return number
+
+
+def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
+    """Refuses images far beyond the largest pixel that a chip was calibrated on."""
+    largest = np.abs(images).max(axis=(1, 2, 3))
+    if (beyond := largest > _BEYOND * calibrated).any():
+        first = int(np.argmax(beyond))
+        raise ValueError(
+            f"image {indices[first]} reaches {largest[first]:g}, the images that the chip was "
+            f"calibrated on {calibrated:g}: normalise both as the model expects"
+        )
+
+
+def _rows(
+    logits: NDArray[np.float32],
+    labels: list[int],
+    indices: list[int],
+    description: str,
+    keep: Keep | None,
+) -> pa.RecordBatch:
+    if logits.ndim != 2:
+        raise ValueError(f"the module must give logits [batch, class], not {logits.shape}")
+    finite = np.isfinite(logits).all(axis=-1)
+    if not finite.all():
+        raise ValueError(
+            f"{description}: non-finite logits, first for image {indices[int(np.argmin(finite))]}; "
+            "check the weights and the images"
+        )
+    prediction = logits.argmax(axis=1)
+    columns = {
+        "index": pa.array(indices, pa.int64()),
+        "label": pa.array(labels, pa.int64()),
+        "prediction": pa.array(prediction, pa.int64()),
+        "correct": pa.array(prediction == np.asarray(labels)),
+    }
+    if keep is None:
+        columns["logits"] = pa.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1])
+        return pa.RecordBatch.from_pydict(columns)
+    for name, values in keep(logits).items():
+        if name in columns or np.shape(values) != (len(labels),):
+            raise ValueError(
+                f"what to keep of the logits must be one value a sample, and not one of "
+                f"{', '.join(columns)}; got {name} of shape {np.shape(values)} for "
+                f"{len(labels)} samples"
+            )
+        columns[name] = pa.array(values)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> bytes:
+    """What decides the table: the chip, the samples as far as some of them tell, and what is kept
+    of the logits, by its name."""
+    some = hashlib.sha256()
+    for position in np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist():
+        sample = _checked(source[position])
+        some.update(np.ascontiguousarray(sample["image"]).tobytes())
+        some.update(f"{sample['label']} {sample['index']}".encode())
+    identity = {
+        "chip": fingerprint(chip),
+        "samples": len(source),
+        "some": some.hexdigest(),
+        "keep": None if keep is None else getattr(keep, "__qualname__", type(keep).__qualname__),
+    }
+    return json.dumps(identity).encode()
+
+
+def _checked(sample: Any) -> Any:
+    if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
+        what = (
+            f"keys {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else type(sample)
+        )
+        raise ValueError(
+            'a sample must be {"image": float32 [height, width, channel], "label": int, "index": '
+            f"int}}, not {what}"
+        )
+    return sample
+
+
+def _read(path: Path, identity: bytes) -> pa.Table:
+    table = read_table(path)
+    if (table.schema.metadata or {}).get(_MADE_BY) != identity:
+        raise ValueError(
+            f"{path} was made by another chip, from other samples or with another keep: remove it, "
+            "or give another out"
+        )
+    return table

@@ -1,0 +1,209 @@
+"""Hardware profiles: which non-idealities a chip has, with their physical settings.
+
+Three non-idealities, each present or absent, make eight profiles, "ideal" included:
+
+- adc: tile outputs quantised uniformly between `-range` and `range`;
+- wnoise: Gaussian noise on the effective weights, frozen per chip or redrawn for each operation;
+- the memory: programming noise, drift and read noise of its devices; phase-change memory ("pcm")
+  unless another is chosen (`bridge.devices`).
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+from bridge.checks import require_finite
+from bridge.chips.memories import (
+    PCM,
+    Hermes,
+    MappedPairs,
+    Memory,
+    Pairs,
+    ReRamCMO,
+    ReRamWan2022,
+    SinglePair,
+)
+
+
+@dataclass(frozen=True)
+class ADC:
+    """Uniform quantisation of each tile's outputs, with saturation.
+
+    Attributes:
+      bits: resolution; the `2**bits - 1` symmetric codes are `range / (2**(bits - 1) - 1)` apart.
+      range: largest output represented. The unit is that of a tile whose largest weight is 1 and
+        whose input vector has largest magnitude 1. "calibrated": per tile, from the outputs that
+        the ideal weights give on a calibration batch.
+      percentile: of these outputs' magnitudes, the one that a calibrated range covers; 100 is the
+        largest.
+    """
+
+    bits: int = 9
+    range: Literal["calibrated"] | float = "calibrated"
+    percentile: float = 100.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits < 24:
+            raise ValueError(f"ADC bits must be an integer from 2 to 23, got {self.bits!r}")
+        if self.range != "calibrated":
+            require_finite('ADC range, unless "calibrated",', self.range, positive=True)
+        require_finite("ADC percentile", self.percentile, positive=True)
+        if self.percentile > 100:
+            raise ValueError(f"ADC percentile must be at most 100, got {self.percentile}")
+
+
+@dataclass(frozen=True)
+class WeightNoise:
+    """Gaussian noise of the weights, AIHWKit's `w_noise`.
+
+    Attributes:
+      sigma: standard deviation relative to the largest weight of the tile.
+      kind: "constant", the same for every weight; "pcm_read", that of the largest weight times the
+        square root of a weight's share of it.
+      drawn: "per_chip", one value for each weight, frozen; "per_mvm", anew for each matrix-vector
+        product, as if each weight fluctuated: for an input x the outputs of a tile of weights W
+        (largest 1) get independent Gaussian noise of standard deviation `sigma ||x||_2`
+        (constant) or `sigma sqrt(sum_j |W_ij| x_j^2)` (pcm_read).
+    """
+
+    sigma: float = 0.02
+    kind: Literal["constant", "pcm_read"] = "constant"
+    drawn: Literal["per_chip", "per_mvm"] = "per_chip"
+
+    def __post_init__(self) -> None:
+        require_finite("weight noise sigma", self.sigma)
+        if self.kind not in ("constant", "pcm_read"):
+            raise ValueError(f"weight noise must be constant or pcm_read, got {self.kind!r}")
+        if self.drawn not in ("per_chip", "per_mvm"):
+            raise ValueError(f"weight noise is drawn per_chip or per_mvm, got {self.drawn!r}")
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Whether and how each tile's weights are clipped before programming.
+
+    Afterwards the weights are rescaled to the full conductance range. A layer larger than a tile is
+    clipped tile by tile.
+
+    Attributes:
+      type: "none"; "layer_gaussian", at `sigma` standard deviations of the tile's weights;
+        "fixed_value", at `fixed_value`. AIHWKit's names.
+      sigma: of "layer_gaussian".
+      fixed_value: share of the tile's largest weight.
+    """
+
+    type: Literal["none", "layer_gaussian", "fixed_value"] = "none"
+    sigma: float = 2.5
+    fixed_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.type not in ("none", "layer_gaussian", "fixed_value"):
+            raise ValueError(f"clipping is none, layer_gaussian or fixed_value, got {self.type!r}")
+        require_finite("clipping sigma", self.sigma, positive=True)
+        require_finite("clipping fixed_value", self.fixed_value, positive=True)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A combination of non-idealities; None leaves one out."""
+
+    adc: ADC | None = None
+    wnoise: WeightNoise | None = None
+    memory: Memory | None = None
+    clipping: Clipping = field(default_factory=Clipping)
+
+    def __post_init__(self) -> None:
+        memories = (PCM, Hermes, ReRamWan2022, ReRamCMO)
+        kinds: dict[str, tuple[type, ...]] = {
+            "adc": (ADC, type(None)),
+            "wnoise": (WeightNoise, type(None)),
+            "memory": (*memories, type(None)),
+            "clipping": (Clipping,),
+        }
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                wanted = " or ".join(one.__name__ for one in kind if one is not type(None))
+                raise ValueError(
+                    f"a profile's {name} must be a {wanted}, got {getattr(self, name)!r}"
+                )
+
+    @property
+    def name(self) -> str:
+        """Such as "adc+pcm"; "ideal" if there is no non-ideality. Clipping is not one."""
+        names = ["adc"] * bool(self.adc) + ["wnoise"] * bool(self.wnoise)
+        if self.memory is not None:
+            names.append(self.memory.name)
+        return "+".join(names) or "ideal"
+
+
+def eight_profiles(
+    adc: ADC | None = None,
+    wnoise: WeightNoise | None = None,
+    memory: Memory | None = None,
+    clipping: Clipping | None = None,
+) -> dict[str, Profile]:
+    """The eight profiles by name, from "ideal" to "adc+wnoise+pcm".
+
+    Args:
+      adc, wnoise, memory: settings where the non-ideality is present; None takes its defaults, for
+        the memory those of `PCM`.
+      clipping: None for none; applies to all eight, "ideal" included, so that they differ in
+        nothing else.
+    """
+    settings = {
+        "adc": adc or ADC(),
+        "wnoise": wnoise or WeightNoise(),
+        "memory": memory or PCM(),
+    }
+    combined = [
+        Profile(**{name: settings[name] for name in names}, clipping=clipping or Clipping())  # type: ignore[arg-type]
+        for count in range(len(settings) + 1)
+        for names in combinations(settings, count)
+    ]
+    return {profile.name: profile for profile in combined}
+
+
+PROFILES = eight_profiles()
+"""The eight profiles with default settings, no clipping."""
+
+_KINDS = (
+    Profile,
+    ADC,
+    WeightNoise,
+    Clipping,
+    PCM,
+    Hermes,
+    ReRamWan2022,
+    ReRamCMO,
+    SinglePair,
+    Pairs,
+    MappedPairs,
+)
+
+
+def to_json(setting: Any) -> Any:
+    """A profile, or a part of one, as JSON holds it; the inverse of `from_json`."""
+    if dataclasses.is_dataclass(setting):
+        fields = {f.name: to_json(getattr(setting, f.name)) for f in dataclasses.fields(setting)}
+        return {"kind": type(setting).__name__, "settings": fields}
+    return [to_json(value) for value in setting] if isinstance(setting, tuple) else setting
+
+
+def from_json(value: Any) -> Any:
+    """A profile from what `to_json` returned.
+
+    Raises:
+      ValueError: an unknown kind, unknown settings or a bad value.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(one) for one in value)
+    if not isinstance(value, dict):
+        return value
+    kinds = {kind.__name__: kind for kind in _KINDS}
+    if value.keys() != {"kind", "settings"} or value["kind"] not in kinds:
+        raise ValueError(f"not a profile's setting: {value}")
+    try:
+        return kinds[value["kind"]](**{k: from_json(v) for k, v in value["settings"].items()})
+    except TypeError as error:
+        raise ValueError(f"not the settings of {value['kind']}: {error}") from error

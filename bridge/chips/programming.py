@@ -1,0 +1,254 @@
+"""Analog chips: a trained network programmed onto simulated crossbar tiles (AIHWKit).
+
+A chip is determined by the network, the profile and the seed. Programming noise, read noise and
+weight noise come from separate streams per seed and tile, so all profiles of one seed are the same
+chip with some of its non-idealities switched off.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from aihwkit.simulator.configs import InferenceRPUConfig
+from torch import nn
+from tqdm import tqdm
+
+from bridge.checks import require_finite
+from bridge.chips.conversion import convert
+from bridge.chips.converters import Images, as_tensor, calibrate_ranges, tile_output_shares
+from bridge.chips.executable import Engine, Executable, executable_of, require_engine
+from bridge.chips.noise import (
+    SampleNoise,
+    freeze_weight_noise,
+    largest_target,
+    stream,
+)
+from bridge.chips.profiles import ADC, Profile
+from bridge.chips.tiles import Tile, named_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class Chip:
+    """A programmed chip at one time.
+
+    Attributes:
+      analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
+      executable: what to run.
+      profile: the non-idealities, the time of inference included; None where the configuration is
+        AIHWKit's, that of the user.
+      seed: which chip.
+      t_inference: seconds since programming; None if the weights were not programmed into a memory.
+      out_bounds: the ADC's range by tile, in the unit of `ADC.range`; empty without an ADC.
+      engine: what computes the tiles.
+      digital_layers: paths of what was left digital.
+      largest_pixel: the largest magnitude in the images that it was calibrated on; None if it was
+        not. `predict` refuses images far beyond it.
+    """
+
+    analog: nn.Module
+    executable: Executable
+    profile: Profile | None
+    seed: int
+    t_inference: float | None
+    out_bounds: Mapping[str, float]
+    engine: Engine
+    digital_layers: tuple[str, ...] = ()
+    largest_pixel: float | None = None
+
+    def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """Logits `[batch, class]` of images `[batch, channel, height, width]` on the CPU.
+
+        Args:
+          images: float32, normalised as the model expects.
+          indices: the samples' stable indices, >= 0: they name the noise of each operation.
+        """
+        with torch.inference_mode():
+            return self.executable(images, indices)
+
+    @property
+    def name(self) -> str:
+        """The profile's name."""
+        return "own configuration" if self.profile is None else self.profile.name
+
+    def at(self, t_inference: float) -> "Chip":
+        """The same programmed chip `t_inference` seconds after programming.
+
+        Read noise is drawn anew for each time, from a stream that the time names: asking again
+        gives the same chip.
+
+        Raises:
+          ValueError: the chip has no memory and so does not change in time, or a bad time.
+        """
+        if self.t_inference is None:
+            raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
+        require_finite("t_inference", t_inference)
+        profile = self.profile
+        if profile is not None and profile.memory is not None:
+            profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
+        later = replace(self, profile=profile, t_inference=float(t_inference))
+        return operate(replace(later, analog=deepcopy(self.analog)))
+
+    def on(self, engine: Engine) -> "Chip":
+        """The same chip computed by another engine.
+
+        Raises:
+          ValueError: the engine cannot honour a setting of the tiles; all are named.
+        """
+        return replace(
+            self, engine=engine, executable=executable_of(self.analog, engine, self.seed)
+        )
+
+
+def program(
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    *,
+    seed: int,
+    calibration: Images | None = None,
+    engine: Engine = "fast",
+    digital_layers: Sequence[str] = (),
+    t_inference: float = 0.0,
+) -> Chip:
+    """Programs a network onto a chip and lets it age to the profile's time of inference.
+
+    Every convolution and linear layer is on tiles; BatchNorm, activations and biases stay digital.
+    Torch's global random state is left as it was.
+
+    Args:
+      model: float32 and in eval mode; not changed. Of `Conv2d`, `Linear`, BatchNorm and layers
+        without parameters; or a network that AIHWKit has converted already, such as one trained
+        hardware-aware: its tiles, weight scales and input ranges are kept, and the profile
+        replaces its noise model, drift compensation and the rest of its forward settings. What
+        was programmed before is programmed anew from its target weights.
+      profile: the non-idealities. An `RPUConfig` of AIHWKit is taken as it is, on its own tile
+        class, and the chip programmed by its noise model. None takes a converted network's own
+        configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
+        (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
+      seed: which chip, >= 0.
+      calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
+        width]` or an array `[batch, height, width, channel]`. Required for a calibrated ADC range
+        and used with one only: for it, and for `predict` to know images of another scale.
+      engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
+      digital_layers: paths of layers, or of blocks of them, that stay digital.
+      t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
+        has its own.
+
+    Raises:
+      ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
+        calibration that is absent, malformed or leaves a tile without a range, or settings that
+        the engine cannot honour, named.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
+    require_finite("t_inference", t_inference)
+    chosen = profile if isinstance(profile, Profile) else None
+    if chosen is not None and t_inference != 0:
+        raise ValueError("a profile has its time of inference in its memory, not in t_inference")
+    analog = convert(model, profile, digital_layers, seed=seed)
+    tiles = named_tiles(analog)
+    require_engine(analog, engine)  # before what takes long
+    bounds: dict[str, float] = {}
+    largest_pixel = None
+    if chosen is not None and chosen.adc is not None:
+        images = None
+        if chosen.adc.range == "calibrated":
+            if calibration is None:
+                raise ValueError(
+                    "a calibrated ADC range needs calibration images; pass calibration="
+                )
+            images = as_tensor(calibration, "calibration")
+            largest_pixel = float(images.abs().max())
+        bounds = _set_ranges(analog, chosen.adc, images)
+    _refuse_bad_ranges(tiles)
+    age: float | None = float(t_inference) if chosen is None else None
+    if chosen is not None and chosen.memory is not None:
+        age = float(chosen.memory.t_inference)
+    if age is not None:
+        for name, tile in tqdm(tiles.items(), "program", unit="tile", delay=2, leave=False):
+            with stream(seed, "programming", name), _without_deprecations():
+                tile.program_weights()
+    return operate(
+        Chip(
+            analog,
+            Executable(analog, SampleNoise(seed), one_by_one=False),
+            chosen,
+            seed,
+            age,
+            bounds,
+            engine,
+            tuple(digital_layers),
+            largest_pixel,
+        )
+    )
+
+
+def operate(chip: Chip) -> Chip:
+    """A programmed chip at its time of inference, ready to run.
+
+    Args:
+      chip: its `analog` is programmed; it is aged in place, and its executable is not used.
+    """
+    wnoise = None if chip.profile is None else chip.profile.wnoise
+    for name, tile in named_tiles(chip.analog).items():
+        if chip.t_inference is not None:
+            with stream(chip.seed, "reading", name, chip.t_inference), _without_deprecations():
+                tile.drift_weights(chip.t_inference)
+        if wnoise is not None and wnoise.drawn == "per_chip":
+            freeze_weight_noise(tile, wnoise, seed=chip.seed, name=name)
+    return chip.on(chip.engine)
+
+
+def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
+    """The share of each tile's outputs beyond its ADC range on some images, in [0, 1].
+
+    Args:
+      chip: a chip with an ADC.
+      images: as for `program`.
+    """
+    if not chip.out_bounds:
+        raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
+    images = as_tensor(images, "images")
+    with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
+        return tile_output_shares(chip.analog, images)
+
+
+def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -> dict[str, float]:
+    """Sets every converter's range; returns them by tile in the unit of `ADC.range`.
+
+    That unit is the largest weight, the tiles' own a weight of 1. With calibration images the
+    range is calibrated on them.
+    """
+    tiles = named_tiles(analog)
+    largest = {name: float(largest_target(tile)) or 1.0 for name, tile in tiles.items()}
+    if calibration is not None:
+        bounds = calibrate_ranges(analog, calibration, adc.percentile)
+    else:
+        bounds = {name: float(adc.range) * largest[name] for name in tiles}
+    for name, tile in tiles.items():
+        tile.rpu_config.forward.out_bound = bounds[name]
+    return {name: bounds[name] / largest[name] for name in tiles}
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hides what AIHWKit's noise models use of PyTorch and NumPy that will change one day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)
+        warnings.filterwarnings("ignore", "__array_wrap__ must accept", DeprecationWarning)
+        yield
+
+
+def _refuse_bad_ranges(tiles: Mapping[str, Tile]) -> None:
+    """Refuses converters that AIHWKit would silently turn into NaN or leave without saturation."""
+    for name, tile in tiles.items():
+        forward = tile.rpu_config.forward
+        quantises = not forward.is_perfect and forward.out_res > 0
+        if quantises and not 0 < forward.out_bound < math.inf:
+            raise ValueError(
+                f"tile {name} quantises its outputs (forward.out_res={forward.out_res:g}) over the "
+                f"range forward.out_bound={forward.out_bound:g}: give a positive and finite one"
+            )

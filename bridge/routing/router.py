@@ -1,0 +1,192 @@
+"""Live routing: a chip answers, and the digital model where the chip is not to be trusted."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bridge.chips.converters import refused_layout
+from bridge.chips.prediction import refuse_other_scale
+from bridge.chips.programming import Chip
+from bridge.logits import logit_scores
+from bridge.routing.curves import Costs, mean_energy
+
+AnalogScore = Literal["margin", "entropy", "least_confidence"]
+"""Of the chip's own logits; see `bridge.logits`. The margin with its sign changed."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A batch's answers, NumPy arrays in its order."""
+
+    prediction: NDArray[np.int64]
+    """`[batch]`."""
+    routed: NDArray[np.bool_]
+    """`[batch]`: whether the digital model answered."""
+    score: NDArray[np.float64]
+    """`[batch]`, higher is more fragile."""
+    logits: NDArray[np.float32]
+    """`[batch, class]`, of whoever answered."""
+    energy: float
+    """Mean a sample, in the unit of the costs."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """Routes the samples of a batch whose score is at least a threshold to the digital model.
+
+    With a score of the chip's logits every sample runs on the chip first. With stored scores, such
+    as the curvature of known inputs, each sample runs in one place only. `bridge.choose_threshold`
+    finds a threshold on validation samples.
+
+    >>> import torch, bridge
+    >>> digital = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    >>> chip = bridge.program(digital, bridge.PROFILES["pcm"], seed=0)
+    >>> router = bridge.Router(digital, chip, threshold=0.5, score={7: 0.9, 8: 0.1})
+    >>> answer = router(torch.ones(2, 1, 2, 2), indices=[7, 8])
+    >>> answer.routed.tolist(), answer.energy
+    ([True, False], 0.55)
+
+    Raises:
+      ValueError: a digital model in training mode, an unknown score or a NaN threshold; when
+        called, a model that trains again, malformed batches, samples without a stored score and
+        logits that are not finite.
+    """
+
+    digital: nn.Module
+    """The model that the chip was programmed from, in eval mode, on the CPU."""
+    chip: Chip
+    """Answers what is not routed."""
+    threshold: float
+    """inf routes nothing but stored scores of inf, -inf everything."""
+    score: AnalogScore | Mapping[int, float] = "margin"
+    """Of the chip's logits, by name; or stored, by the samples' stable index."""
+    costs: Costs = field(default_factory=Costs)
+    """Energy of one inference."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.digital, nn.Module) or not isinstance(self.chip, Chip):
+            raise ValueError(
+                "a router takes the digital torch module and then a chip of bridge.program; got "
+                f"{type(self.digital).__name__} and {type(self.chip).__name__}"
+            )
+        self._require_eval()
+        if not isinstance(self.threshold, int | float) or math.isnan(self.threshold):
+            raise ValueError(
+                f"the threshold must be a number, inf to route nothing; got {self.threshold!r}"
+            )
+        names = get_args(AnalogScore)
+        if not isinstance(self.score, Mapping | str) or (
+            isinstance(self.score, str) and self.score not in names
+        ):
+            raise ValueError(
+                f"score is one of {', '.join(names)}, or a mapping from index to score, such as "
+                f"dict(zip(indices, scores)); got {self.score!r}"
+            )
+
+    def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> Routed:
+        """Answers a batch.
+
+        Args:
+          images: float32 `[batch, channel, height, width]`, normalised as the model expects.
+          indices: the samples' stable indices, >= 0.
+        """
+        if (
+            not isinstance(images, torch.Tensor)
+            or images.dtype != torch.float32
+            or images.ndim != 4
+        ):
+            raise ValueError(
+                "images must be a float32 tensor [batch, channel, height, width]; got "
+                f"{type(images).__name__} {getattr(images, 'dtype', '')} {tuple(np.shape(images))}"
+            )
+        if len(images) != len(indices) or not len(images):
+            raise ValueError(
+                f"{len(images)} images need as many indices, at least one; got {len(indices)}"
+            )
+        self._require_eval()
+        try:
+            numbers = [operator.index(index) for index in indices]
+        except TypeError as error:
+            raise ValueError(f"indices must be whole numbers ({error})") from error
+        if min(numbers) < 0:
+            raise ValueError(f"indices must not be negative, got {min(numbers)}")
+        if self.chip.largest_pixel is not None:
+            refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
+        with refused_layout(images):
+            if isinstance(self.score, Mapping):
+                return self._by_stored_score(images, numbers, self.score)
+            return self._by_analog_score(images, numbers, self.score)
+
+    def _by_analog_score(
+        self, images: torch.Tensor, numbers: list[int], name: AnalogScore
+    ) -> Routed:
+        logits = self.chip(images, numbers)
+        found = logit_scores(logits.numpy())[name].astype(np.float64)
+        score = -found if name == "margin" else found
+        routed = score >= self.threshold
+        logits = logits.clone()
+        if routed.any():
+            logits[torch.from_numpy(routed)] = self._digital(images, routed)
+        return self._answer(logits, numbers, score, routed, "analog")
+
+    def _by_stored_score(
+        self, images: torch.Tensor, indices: list[int], stored: Mapping[int, float]
+    ) -> Routed:
+        if missing := [index for index in indices if index not in stored]:
+            raise ValueError(
+                f"no score is stored for {len(missing)} of {len(indices)} samples, the first at "
+                f"index {missing[0]}: store one, inf to have it routed"
+            )
+        score = np.array([float(stored[index]) for index in indices])
+        if np.isnan(score).any():
+            raise ValueError(
+                f"the stored score of index {indices[np.isnan(score).argmax()]} is NaN"
+            )
+        routed = score >= self.threshold
+        parts = []
+        if routed.any():
+            parts.append((routed, self._digital(images, routed)))
+        if not routed.all():
+            kept = [index for index, away in zip(indices, routed, strict=True) if not away]
+            parts.append((~routed, self.chip(images[torch.from_numpy(~routed)], kept)))
+        logits = torch.empty(len(images), parts[0][1].shape[1])
+        for which, some in parts:
+            logits[torch.from_numpy(which)] = some
+        return self._answer(logits, indices, score, routed, "known")
+
+    def _require_eval(self) -> None:
+        if self.digital.training:
+            raise ValueError("the digital model is in training mode; call eval() first")
+
+    def _digital(self, images: torch.Tensor, routed: NDArray[np.bool_]) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.digital(images[torch.from_numpy(routed)])
+
+    def _answer(
+        self,
+        logits: torch.Tensor,
+        indices: list[int],
+        score: NDArray[np.float64],
+        routed: NDArray[np.bool_],
+        kind: Literal["analog", "known"],
+    ) -> Routed:
+        found = logits.numpy()
+        finite = np.isfinite(found).all(axis=1)
+        if not finite.all():
+            first = int(finite.argmin())
+            which = "digital model" if routed[first] else "chip"
+            raise ValueError(
+                f"logits of the {which} are not finite, first at index {indices[first]}; check the "
+                "weights and the images"
+            )
+        energy = float(mean_energy(routed.mean(), kind, self.costs))
+        return Routed(found.argmax(axis=1), routed, score, found, energy)

@@ -1,0 +1,1 @@
+"""Weights between Flax and PyTorch, checkpoints, and the torch ResNet."""

@@ -1,0 +1,417 @@
+"""What a forward pass of a simulated chip costs, in forward passes of the digital network.
+
+The method is that of `experiments.benchmarks.common`. The digital network is short beside most
+chips: it is
+measured right before and right after each of them, and a chip's cost is its time over the mean of
+these two.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rich.console import Console
+from tqdm import tqdm
+
+from bridge.chips.memories import PCM
+from bridge.chips.profiles import PROFILES, Profile, WeightNoise
+from experiments.benchmarks.common import (
+    conclude,
+    fit_batch_norm,
+    load_average,
+    new_table,
+    random_resnet18,
+    read_baseline,
+    require_json_path,
+    seconds,
+    span,
+    summary,
+    turns,
+    warn_of_load,
+)
+from experiments.runs.devices import cores, processor, require_device
+from experiments.runs.environment import package_versions
+from experiments.runs.errors import at_work
+from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+Engine = Literal["fast", "aihwkit"]
+
+TOLERANCE = 0.25
+"""A cost may rise by this share above the baseline's."""
+
+_CALIBRATION_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class AnalogBenchmark:
+    """Cost of simulated chips on a ResNet-18 with random weights."""
+
+    width: int = 64
+    """Channels of the first stage; 64 is the standard network."""
+    batch_size: int = 32
+    """Images a batch."""
+    classes: int = 10
+    """Of the network."""
+    image_size: int = 32
+    """Pixels a side."""
+    repeats: int = 5
+    """How often each chip runs; medians are reported, with the range."""
+    aihwkit_repeats: int = 3
+    """The same for chips on AIHWKit's own tiles, which take many times as long; at most
+    --repeats."""
+    engines: tuple[Engine, ...] = ("fast", "aihwkit")
+    """What computes the chips. AIHWKit's own tiles take most of the time: "fast" leaves them out,
+    and with them the agreement of the two."""
+    device: str = "cpu"
+    """Where the chips run: cpu, cuda or cuda:N."""
+    json: Path | None = None
+    """Also write the figures here."""
+    baseline: Path | None = None
+    """Fail when a cost is more than a quarter above that of this earlier JSON."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        counts = {**self.workload(), "repeats": self.repeats}
+        counts["aihwkit_repeats"] = self.aihwkit_repeats
+        wrong = {name: value for name, value in counts.items() if value < 1 + (name == "classes")}
+        if wrong:
+            raise ValueError(
+                "width, batch_size, image_size, repeats and aihwkit_repeats must be at least 1 "
+                f"and classes at least 2; got {wrong}"
+            )
+        if not self.engines:
+            raise ValueError("--engines needs at least one of fast and aihwkit")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
+
+    def workload(self) -> dict[str, int]:
+        """The settings that decide what is computed."""
+        names = ("width", "batch_size", "classes", "image_size")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The digital network on the CPU, in evaluation mode, and its images.
+
+    Attributes:
+      network: of which the chips are made.
+      calibration: images for the converters' ranges, float32 `[image, channel, height, width]`.
+      images: the batch, in the same layout.
+    """
+
+    network: torch.nn.Module
+    calibration: torch.Tensor
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A chip on one engine."""
+
+    repeats: int
+    run: Callable[[], torch.Tensor]
+    """The batch's logits `[image, class]`; returns when they are there."""
+
+
+class Turn(NamedTuple):
+    """Seconds of a contestant, and of the digital network right before and after it."""
+
+    before: float
+    seconds: float
+    after: float
+
+    @property
+    def cost(self) -> float:
+        """In forward passes of the digital network."""
+        return self.seconds / statistics.mean((self.before, self.after))
+
+
+def run(settings: AnalogBenchmark) -> int:
+    """Measures, prints, writes what is asked for and returns the process's exit code.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: it cannot start.
+      WorkFailed: the measurement failed.
+    """
+    versions = _prepare(settings)
+    baseline = None
+    if settings.baseline is not None:
+        baseline = read_baseline(
+            settings.baseline,
+            "benchmark analog",
+            {"cost_over_digital"},
+            settings.workload(),
+            device(settings.device),
+        )
+    with at_work():
+        report = {**measure_all(settings), "versions": versions}
+        console = Console(highlight=False)
+        show(report, console)
+        if settings.json is not None:
+            write_json(settings.json, report)
+    if baseline is None:
+        return 0
+    otherwise = f"no cost is more than {TOLERANCE:.0%} above {settings.baseline}"
+    return conclude(regressions(report, baseline), otherwise, console)
+
+
+def _prepare(settings: AnalogBenchmark) -> dict[str, str]:
+    """Checks what can be checked at once; the versions of what is measured."""
+    versions = package_versions(("torch", "aihwkit"))
+    if settings.json is not None:
+        require_json_path(settings.json)
+    require_device(settings.device, "--device")
+    return versions
+
+
+def device(name: str) -> str:
+    """What a torch device is."""
+    import torch
+
+    return processor() if name == "cpu" else torch.cuda.get_device_name(name)
+
+
+def chips() -> dict[str, Profile]:
+    """What is measured, by name: the eight profiles, drift compensated, noise in each product."""
+    found = dict(PROFILES)
+    found["pcm:compensated"] = Profile(memory=PCM(t_inference=3600.0, compensation="global"))
+    noises = {
+        "per_mvm": WeightNoise(drawn="per_mvm"),
+        "per_mvm_pcm_read": WeightNoise(kind="pcm_read", drawn="per_mvm"),
+    }
+    for suffix, noise in noises.items():
+        for name, profile in PROFILES.items():
+            if profile.wnoise is not None:
+                found[f"{name}:{suffix}"] = replace(profile, wnoise=noise)
+    return found
+
+
+def _name(chip: str, engine: Engine) -> str:
+    return chip if engine == "fast" else f"{engine}:{chip}"
+
+
+def make_workload(settings: AnalogBenchmark) -> Workload:
+    """ResNet-18 for small images with random weights, and normal images."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(cores())
+    random = np.random.default_rng(0)
+
+    def draw(count: int) -> torch.Tensor:
+        shape = (count, settings.image_size, settings.image_size, 3)
+        # In memory the channels are last, as in the batches of `bridge.predict`.
+        images = random.normal(size=shape).astype(np.float32)
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    network = random_resnet18(settings.classes, settings.width)
+    calibration = draw(_CALIBRATION_IMAGES)
+    fit_batch_norm(network, calibration)
+    return Workload(network, calibration, draw(settings.batch_size))
+
+
+def make_contestants(
+    workload: Workload, settings: AnalogBenchmark
+) -> tuple[Callable[[], torch.Tensor], dict[str, Contestant]]:
+    """The digital network's forward pass, and every chip on every engine by name."""
+    import bridge
+
+    indices = range(len(workload.images))
+    images = workload.images.to(settings.device)
+    digital = partial(_forward, _on(workload.network, settings.device), images)
+    repeats: dict[Engine, int] = {
+        "fast": settings.repeats,
+        "aihwkit": min(settings.aihwkit_repeats, settings.repeats),
+    }
+    found: dict[str, Contestant] = {}
+    for name, profile in tqdm(chips().items(), "program", unit="chip", leave=False):
+        chip = bridge.program(workload.network, profile, seed=0, calibration=workload.calibration)
+        for engine in settings.engines:
+            executable = _on(chip.on(engine).executable, settings.device)
+            run = partial(_forward, executable, images, indices)
+            found[_name(name, engine)] = Contestant(repeats[engine], run)
+    return digital, found
+
+
+def _on(module: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The module itself on the CPU, a copy elsewhere."""
+    return module if device == "cpu" else deepcopy(module).to(device)
+
+
+def _forward(module: torch.nn.Module, images: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    import torch
+
+    logits = module(images, *arguments)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return logits
+
+
+def measure(
+    digital: Callable[[], object], contestants: Mapping[str, Contestant]
+) -> dict[str, list[Turn]]:
+    """Every contestant's turns; all must have run before."""
+    found: dict[str, list[Turn]] = {name: [] for name in contestants}
+    total = sum(contestant.repeats for contestant in contestants.values())
+    rounds = turns(contestants, max(contestant.repeats for contestant in contestants.values()))
+    with tqdm(total=total, desc="measure", unit="run", leave=False) as progress:
+        for repeat, names in enumerate(rounds):
+            before = seconds(digital)
+            for name in names:
+                if repeat >= contestants[name].repeats:
+                    continue
+                taken, after = seconds(contestants[name].run), seconds(digital)
+                found[name].append(Turn(before, taken, after))
+                before = after
+                progress.update()
+    return found
+
+
+def measure_all(settings: AnalogBenchmark) -> dict[str, Any]:
+    """The report, as JSON has it: costs, times, agreement of the engines, circumstances."""
+    import torch
+
+    from bridge.chips.prediction import full_precision
+
+    load = load_average()
+    digital, contestants = make_contestants(make_workload(settings), settings)
+    with (
+        torch.inference_mode(),
+        full_precision(),
+    ):
+        digital()
+        logits = {
+            name: contestant.run().cpu()
+            for name, contestant in tqdm(contestants.items(), "warm up", unit="chip", leave=False)
+        }
+        times = measure(digital, contestants)
+    costs = {name: summary(turn.cost for turn in found) for name, found in times.items()}
+    runs = {"digital": [turn.before for found in times.values() for turn in found]}
+    runs |= {name: [turn.seconds for turn in found] for name, found in times.items()}
+    return {
+        "cost_over_digital": {name: cost["median"] for name, cost in costs.items()},
+        "ratios": costs,
+        "contestants": {
+            name: {
+                "milliseconds": summary(1000 * s for s in taken),
+                "images_per_second": settings.batch_size / statistics.median(taken),
+            }
+            for name, taken in runs.items()
+        },
+        "agreement": agreement(logits),
+        "settings": {
+            **settings.workload(),
+            "repeats": settings.repeats,
+            "aihwkit_repeats": settings.aihwkit_repeats,
+            "engines": settings.engines,
+        },
+        "device": device(settings.device),
+        "threads": {"cores": cores(), "torch": torch.get_num_threads()},
+        "load_before": load,
+        "platform": platform.platform(),
+    }
+
+
+def agreement(logits: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
+    """How the fast engine's logits agree with those of AIHWKit's tiles, by name of the chip.
+
+    Noise in each product is drawn anew by each engine: chips that have it are left out.
+
+    Returns:
+      The share of equal predictions, and the norm of the logits' difference over that of AIHWKit's
+      logits.
+    """
+    found = {}
+    for name, profile in chips().items():
+        frozen = profile.wnoise is None or profile.wnoise.drawn == "per_chip"
+        fast, tiles = (logits.get(_name(name, engine)) for engine in ("fast", "aihwkit"))
+        if frozen and fast is not None and tiles is not None:
+            found[name] = {
+                "equal_predictions": float((fast.argmax(1) == tiles.argmax(1)).float().mean()),
+                "relative_logit_error": float((fast - tiles).norm() / tiles.norm()),
+            }
+    return found
+
+
+def show(report: Mapping[str, Any], console: Console) -> None:
+    """Prints a report."""
+    settings, threads = report["settings"], report["threads"]
+    console.print(
+        f"ResNet-18 of width {settings['width']}, {settings['classes']} classes, batch of "
+        f"{settings['batch_size']} images of {settings['image_size']}x{settings['image_size']}, "
+        f"{settings['repeats']} repeats"
+    )
+    warn_of_load(report["load_before"], console)
+    versions = ", ".join(f"{n} {report['versions'][n]}" for n in ("python", "torch", "aihwkit"))
+    console.print(
+        f"{report['device']}, {threads['cores']} cores, torch with {threads['torch']} threads; "
+        f"{versions}"
+    )
+    digital = report["contestants"]["digital"]
+    console.print(
+        f"digital forward pass: {digital['milliseconds']['median']:,.1f} ms "
+        f"({span(digital['milliseconds'], 1)}), {digital['images_per_second']:,.1f} images/s"
+    )
+    wanted = goals(settings)
+    for engine in settings["engines"]:
+        goal = engine == "fast" and bool(wanted)
+        table = new_table([engine, "ms", "cost", "range", *["goal"] * goal])
+        for chip in chips():
+            name = _name(chip, engine)
+            ms, cost = report["contestants"][name]["milliseconds"], report["ratios"][name]
+            cells = [f"{ms['median']:,.1f}", f"{cost['median']:.2f}", span(cost, 2)]
+            if goal:
+                cells.append(f"<= {wanted[chip]:g}")
+            table.add_row(chip, *cells)
+        console.print(table)
+    console.print("cost: time over that of the digital forward pass")
+    if report["agreement"]:
+        table = new_table(("fast and aihwkit", "equal predictions", "error of the logits"))
+        for chip, one in report["agreement"].items():
+            equal, error = one["equal_predictions"], one["relative_logit_error"]
+            table.add_row(chip, f"{equal:.1%}", f"{error:.1e}")
+        console.print(table)
+
+
+def goals(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The costs that the project sets itself, where it has set one for these settings."""
+    if (settings["width"], settings["image_size"]) != (64, 32):
+        return {}
+    wanted = {}
+    for name, profile in chips().items():
+        if profile.wnoise is not None and profile.wnoise.drawn == "per_mvm":
+            wanted[name] = 3.0 if profile.adc is None else 5.0
+        else:
+            wanted[name] = 1.2 if profile.adc is None else 2.0
+    return wanted
+
+
+def regressions(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """A line for each cost that is clearly above an earlier report's, or is missing here."""
+    costs, engines = report["cost_over_digital"], report["settings"]["engines"]
+    lines = []
+    for name, before in baseline["cost_over_digital"].items():
+        now = costs.get(name)
+        if ("aihwkit" if name.startswith("aihwkit:") else "fast") not in engines:
+            continue
+        if now is None:
+            lines.append(f"{name} cost {before:.3f} and is not measured any more")
+        elif now > (1 + TOLERANCE) * before:
+            lines.append(
+                f"{name} cost {before:.3f} and costs {now:.3f}, {now / before - 1:.0%} more "
+                f"({TOLERANCE:.0%} is allowed)"
+            )
+    return lines

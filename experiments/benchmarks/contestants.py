@@ -1,0 +1,270 @@
+"""What `benchmark curvature` times: the estimators, the published algorithm and plain passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.benchmarks.common import (
+    random_resnet18,
+    seconds,
+    turns,
+)
+from experiments.runs.devices import cores
+from jaxcurv.estimators import (
+    Estimator,
+    FiniteDifference,
+    GaussNewton,
+    HessianTrace,
+    HessianVector,
+    LowRankGaussNewton,
+    Precision,
+    forward_passes,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from jaxcurv.engine.batch import Batch
+    from jaxcurv.engine.model import Problem
+
+STEP = 1e-3
+
+PUBLISHED, FLOOR = "published, PyTorch", "floor: n + 1 plain passes"
+
+RATIOS = {
+    "over_published": (PUBLISHED, "FiniteDifference"),
+    "of_floor": (FLOOR, "FiniteDifference"),
+    "gauss_newton_over_finite_difference": ("FiniteDifference", "GaussNewton"),
+}
+"""Each the time of the first contestant over that of the second."""
+
+TOLERANCE = 0.1
+"""A ratio may fall by this share below the baseline's: they scatter by a few hundredths."""
+
+
+@dataclass(frozen=True)
+class CurvatureBenchmark:
+    """Speed of the estimators on a ResNet-18 with random weights."""
+
+    width: int = 16
+    """Channels of the first stage; 64 is the standard network."""
+    batch_size: int = 64
+    """Images a batch."""
+    classes: int = 10
+    """Of the network; Gauss-Newton costs one pass more for each."""
+    image_size: int = 32
+    """Pixels a side."""
+    probes: int = 10
+    """n, the random vectors a sample."""
+    repeats: int = 5
+    """How often each contestant runs; medians are reported, with the range."""
+    json: Path | None = None
+    """Also write the figures here."""
+    baseline: Path | None = None
+    """Fail when a ratio is more than a tenth below that of this earlier JSON."""
+    figures: Path | None = None
+    """Folder: also measure and draw cost against n, batch size and data-set size, and peak
+    memory. Takes many times as long."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        counts = {name: value for name, value in self.measured().items() if value < 1}
+        if counts or self.classes < 2:
+            raise ValueError(
+                "width, batch_size, image_size, probes and repeats must be at least 1 and classes "
+                f"at least 2; got {counts or self.classes}"
+            )
+
+    def measured(self) -> dict[str, int]:
+        """The settings that decide the figures."""
+        names = ("width", "batch_size", "classes", "image_size", "probes", "repeats")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network in both frameworks, in evaluation mode on one device."""
+
+    problem: Problem
+    params: Any
+    spread: Any
+    """The same on every device."""
+    twin: torch.nn.Module | None
+    """None where JAX runs on an accelerator that torch does not see."""
+    image_size: int
+    classes: int
+
+    def batch(self, size: int) -> Batch:
+        """Normal images and uniform labels, the same at every call."""
+        import numpy as np
+
+        from jaxcurv.engine.batch import Batch
+
+        random = np.random.default_rng(0)
+        shape = (size, self.image_size, self.image_size, 3)
+        labels = random.integers(0, self.classes, size)
+        return Batch(random.normal(size=shape).astype(np.float32), labels, np.arange(size))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A computation of one batch."""
+
+    passes: int
+    """Forward passes, and backward passes to the input."""
+    run: Callable[[], object]
+    """Returns when the result is there."""
+    precision: Precision = "highest"
+
+
+def make_workload(settings: CurvatureBenchmark) -> Workload:
+    """ResNet-18 for small images, the same random weights in both frameworks."""
+    import jax
+    import torch
+    from flax import nnx
+
+    import bridge
+    from jaxcurv.engine.devices import over_devices, place
+    from jaxcurv.engine.losses import cross_entropy
+    from jaxcurv.engine.model import Problem, functional
+    from jaxcurv.models import ResNet18
+
+    torch.set_num_threads(cores())
+    network = random_resnet18(settings.classes, settings.width)
+    model = nnx.eval_shape(
+        lambda: ResNet18(settings.classes, stem="cifar", width=settings.width, rngs=nnx.Rngs(0))
+    )
+    model.eval()
+    call, params = functional(bridge.from_torch(network.state_dict(), model), None)
+    kind = "cpu"
+    if jax.default_backend() != "cpu":
+        # The precision of JAX's side, and like it the fastest algorithm of those tried.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+        kind = "cuda"
+    twin: torch.nn.Module | None = None
+    if kind == "cpu" or torch.cuda.is_available():
+        twin = network.to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    problem = Problem(call, cross_entropy)
+    spread = place(params, over_devices())
+    return Workload(problem, params, spread, twin, settings.image_size, settings.classes)
+
+
+def make_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str, Contestant]:
+    """The published algorithm, the floor, and the estimators, by name."""
+    found: dict[str, Contestant] = {}
+    if workload.twin is not None:
+        found[PUBLISHED] = Contestant(4 * probes, _published(workload, batch, probes))
+    found[FLOOR] = Contestant(2 * (probes + 1), _floor(workload, batch, probes + 1))
+    estimators: dict[str, Estimator] = {
+        "FiniteDifference": FiniteDifference(STEP, probes),
+        "HessianVector": HessianVector(probes),
+        "HessianTrace": HessianTrace(probes),
+        "GaussNewton": GaussNewton(),
+        "LowRankGaussNewton": LowRankGaussNewton(),
+    }
+    for name, estimator in estimators.items():
+        found[name] = _contestant(workload, batch, estimator)
+    return found
+
+
+def make_coarse_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str, Contestant]:
+    """The estimators that tolerate it, in less than float32."""
+    found = {}
+    for precision in _COARSE:
+        for estimator in (HessianVector(probes, precision=precision), GaussNewton(precision)):
+            name = f"{type(estimator).__name__}, {precision}"
+            contestant = _contestant(workload, batch, estimator)
+            found[name] = replace(contestant, precision=precision)
+    return found
+
+
+_COARSE: tuple[Precision, ...] = ("tensorfloat32", "bfloat16")
+
+
+def _contestant(workload: Workload, batch: Batch, estimator: Estimator) -> Contestant:
+    return Contestant(
+        int(forward_passes(estimator, workload.classes)),
+        partial(_score, workload, batch, estimator),
+    )
+
+
+def _score(workload: Workload, batch: Batch, estimator: Estimator) -> np.ndarray:
+    """A batch's scores `[batch]`, shared by the devices as `score_dataset` does it."""
+    import jax
+
+    from jaxcurv.curvature import reduce
+    from jaxcurv.engine.batch import collect, dispatch
+    from jaxcurv.engine.devices import over_devices
+
+    estimators = {"score": estimator}
+    sharding = over_devices() if len(batch.labels) % jax.local_device_count() == 0 else None
+    pending = dispatch(
+        workload.problem,
+        workload.params if sharding is None else workload.spread,
+        batch,
+        jax.random.key(0),
+        estimators,
+        sharding=sharding,
+    )
+    return reduce(collect(pending, batch.indices), estimators, {}, matrix="")["score"].score
+
+
+def _published(workload: Workload, batch: Batch, probes: int) -> Callable[[], object]:
+    import torch
+
+    from experiments.benchmarks.published_score import published_curvature
+
+    twin = workload.twin
+    assert twin is not None
+    place = next(twin.parameters()).device
+    images = torch.from_numpy(batch.images.transpose(0, 3, 1, 2)).to(place)
+    labels = torch.from_numpy(batch.labels).to(place)
+    generator = torch.Generator(place).manual_seed(0)
+
+    def score() -> object:
+        scores = published_curvature(
+            twin, images, labels, step=STEP, probes=probes, generator=generator
+        )
+        return scores.cpu()
+
+    return score
+
+
+def _floor(workload: Workload, batch: Batch, count: int) -> Callable[[], object]:
+    """`count` forward and input-backward passes of one batch and nothing else."""
+    import jax
+    import jax.numpy as jnp
+
+    problem = workload.problem
+    leaves, structure = jax.tree.flatten(workload.params)
+
+    @jax.jit
+    def gradient(leaves: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+        params = jax.tree.unflatten(structure, leaves)
+        return jax.grad(lambda x: jnp.sum(problem.loss(problem.model(params, x), y)))(x)
+
+    x, y = jnp.asarray(batch.images), jnp.asarray(batch.labels, jnp.int32)
+
+    def repeat() -> object:
+        with jax.default_matmul_precision("highest"):
+            return jax.block_until_ready([gradient(leaves, x, y) for _ in range(count)])
+
+    return repeat
+
+
+def measure(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every repeat by contestant, after one run of each that compiles it."""
+    for contestant in contestants.values():
+        contestant.run()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for names in turns(contestants, repeats):
+        for name in names:
+            times[name].append(seconds(contestants[name].run))
+    return times

@@ -1,0 +1,304 @@
+"""The command line: `python -m experiments COMMAND [flags]`, also installed as `jaxcurv`.
+
+Exit codes: 0 done, 1 an error at work, 2 a wrong command line or work that cannot start (another
+process works in the folder, say), 130 interrupted, 143 told to end by SIGTERM, 128 and the signal's
+number where the system killed a stage.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.cli.exit_codes import exit_code_of
+from experiments.cli.parsing import Options, parse, parse_preset
+from experiments.own import model, predictions
+from experiments.pipeline import runner
+from experiments.runs.errors import at_work
+from experiments.runs.records import STAGE_NAMES, recorded_settings
+from experiments.settings.experiment import Experiment
+from experiments.settings.presets import PRESETS
+from jaxcurv.storage.lock import hold
+
+_USAGE = f"""\
+usage: python -m experiments run PRESET [flags]          the whole path, from images to report
+       python -m experiments STAGE PRESET [flags]        one of: {", ".join(STAGE_NAMES)}
+       python -m experiments agreement PRESET [flags]    how the estimators agree on a run's model
+       python -m experiments rescore PRESET [flags]      what the score's open choices change
+       python -m experiments layers PRESET [flags]       what each layer of its chips costs
+       python -m experiments drift PRESET [flags]        accuracy of its chips as they age
+       python -m experiments score --model package.module:factory --data FOLDER [flags]
+                                                         your own model and images
+       python -m experiments merge OUT                   one table from the shares of score --shard
+       python -m experiments compare-noise PRESET [flags]
+                                                         whether other noise fails the same samples
+       python -m experiments analyse --scores FILE --digital FILE --analog FILE [flags]
+                                                         your own scores and predictions
+       python -m experiments table-one [RUN ...]         Table I of finished runs beside the paper's
+       python -m experiments fit-paper [flags]           chips fitted on Table I's ResNet-18 rows
+       python -m experiments reproduce [flags]           every row of Table I that has data
+       python -m experiments figure-one|gallery RUN      the paper's figures of a finished run
+       python -m experiments benchmark curvature [flags] speed of the estimators
+       python -m experiments benchmark analog [flags]    cost of the simulated chips
+       python -m experiments benchmark load [flags]      time and memory of a million samples
+       python -m experiments presets                     the presets
+       python -m experiments COMMAND ... --help          every flag"""
+
+Opened = TypeVar("Opened")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Which table is made of its pieces."""
+
+    out: tyro.conf.Positional[Path]
+    """The table that `score --shard` was given as --out."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and returns the process's exit code."""
+    return exit_code_of(partial(_dispatch, arguments), debug="--debug" in arguments)
+
+
+def _dispatch(arguments: Sequence[str]) -> int | None:
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(_USAGE)
+        return None
+    if command not in _COMMANDS:
+        raise ValueError(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
+    return _COMMANDS[command](rest)
+
+
+def _run_stages(command: str, arguments: Sequence[str]) -> None:
+    options = parse_preset(Options, command, arguments)
+    names = STAGE_NAMES if command == "run" else (command,)
+    console = Console(stderr=True, highlight=False)
+    runner.run(
+        options.experiment,
+        options.out,
+        names,
+        data_dir=options.data_dir,
+        debug=options.debug,
+        say=console.print,
+    )
+    if names[-1] == "report":
+        with at_work():
+            _print_result(options.out)
+
+
+def _score(arguments: Sequence[str]) -> int | None:
+    if not arguments:
+        raise ValueError(
+            f"score needs a preset ({', '.join(PRESETS)}), or --model package.module:factory and "
+            "--data FOLDER"
+        )
+    if not arguments[0].startswith("-"):
+        _run_stages("score", arguments)
+        return None
+    settings = parse(model.OwnModel, "score", arguments)
+    code = exit_code_of(partial(model.run, settings), debug=settings.debug)
+    if code and settings.distributed:
+        # In the usual end of a process JAX waits for the others, which wait for this one's share.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _analyse(arguments: Sequence[str]) -> None:
+    if not arguments:
+        raise ValueError(
+            f"analyse needs a preset ({', '.join(PRESETS)}), or --scores FILE --digital FILE and "
+            "--analog FILE"
+        )
+    if not arguments[0].startswith("-"):
+        _run_stages("analyse", arguments)
+    else:
+        predictions.run(parse(predictions.OwnPredictions, "analyse", arguments))
+
+
+def _paper_output(command: str, arguments: Sequence[str]) -> None:
+    from experiments.paper import outputs
+
+    kind, work = outputs.COMMANDS[command]
+    work(parse(kind, command, arguments))
+
+
+def _fit_paper(arguments: Sequence[str]) -> None:
+    from experiments.paper import fit
+
+    fit.run(parse(fit.FitPaper, "fit-paper", arguments))
+
+
+def _reproduce(arguments: Sequence[str]) -> None:
+    from experiments.paper import reproduce
+
+    reproduce.reproduce(parse(reproduce.Reproduce, "reproduce", arguments))
+
+
+def _regenerate(arguments: Sequence[str]) -> None:
+    raise ValueError("regenerate is for maintainers: in a checkout, python -m tools regenerate")
+
+
+def _merge(arguments: Sequence[str]) -> None:
+    model.merge(parse(Merge, "merge", arguments).out)
+
+
+def _agreement(arguments: Sequence[str]) -> None:
+    from experiments.studies import agreement as comparison
+
+    @dataclass(frozen=True)
+    class AgreementOptions(Options):
+        agreement: comparison.Agreement = field(default_factory=comparison.Agreement)
+
+    options = parse_preset(AgreementOptions, "agreement", arguments)
+    settings = options.agreement
+    opening = partial(comparison.open_trained, limit=settings.limit)
+    _beside_stages("agreement", options, settings, opening, comparison.run)
+
+
+def _rescore(arguments: Sequence[str]) -> None:
+    from experiments.studies.rescore import Rescore, open_finished, run
+
+    @dataclass(frozen=True)
+    class RescoreOptions(Options):
+        rescore: Rescore = field(default_factory=Rescore)
+
+    options = parse_preset(RescoreOptions, "rescore", arguments)
+    settings = options.rescore
+    opening = partial(open_finished, limit=settings.limit, batch_size=settings.batch_size)
+    _beside_stages("rescore", options, settings, opening, run)
+
+
+def _layers(arguments: Sequence[str]) -> None:
+    from experiments.studies import layers as by_layer
+
+    @dataclass(frozen=True)
+    class LayersOptions(Options):
+        layers: by_layer.Layers = field(default_factory=by_layer.Layers)
+
+    options = parse_preset(LayersOptions, "layers", arguments)
+    _on_exported("layers", options, options.layers, by_layer.run)
+
+
+def _drift(arguments: Sequence[str]) -> None:
+    from experiments.studies import drift as aging
+
+    @dataclass(frozen=True)
+    class DriftOptions(Options):
+        drift: aging.Drift = field(default_factory=aging.Drift)
+
+    options = parse_preset(DriftOptions, "drift", arguments)
+    _on_exported("drift", options, options.drift, aging.run)
+
+
+def _compare_noise(arguments: Sequence[str]) -> None:
+    from experiments.studies import compare_noise
+
+    @dataclass(frozen=True)
+    class CompareNoiseOptions(Options):
+        compare: compare_noise.CompareNoise = field(default_factory=compare_noise.CompareNoise)
+
+    options = parse_preset(CompareNoiseOptions, "compare-noise", arguments)
+    _on_exported("compare-noise", options, options.compare, compare_noise.run)
+
+
+def _on_exported(
+    command: str, options: Options, settings: Any, work: Callable[..., object]
+) -> None:
+    from experiments.studies.exported import open_exported
+
+    opening = partial(open_exported, profile=settings.profile, limit=settings.limit)
+    _beside_stages(command, options, settings, opening, work)
+
+
+def _beside_stages(
+    command: str,
+    options: Options,
+    settings: Any,
+    opening: Callable[[Experiment, Path, Path, Path | None], Opened],
+    work: Callable[[Opened, Experiment, Any, Path], object],
+) -> None:
+    """Opens what a run left, and works on it in a folder of the command's own."""
+    out = options.out / command if settings.out is None else settings.out
+    opened = opening(options.experiment, options.out, out, options.data_dir)
+    with hold(out), at_work():
+        work(opened, options.experiment, settings, out)
+
+
+def _benchmark(arguments: Sequence[str]) -> int | None:
+    subject, *flags = arguments or [""]
+    if subject in ("-h", "--help"):
+        print("usage: python -m experiments benchmark curvature|analog|load [flags]")
+        return None
+    if subject == "curvature":
+        from experiments.benchmarks import contestants, curvature
+
+        return curvature.run(parse(contestants.CurvatureBenchmark, "benchmark curvature", flags))
+    if subject == "analog":
+        from experiments.benchmarks import analog as analog
+
+        return analog.run(parse(analog.AnalogBenchmark, "benchmark analog", flags))
+    if subject == "load":
+        from experiments.benchmarks import load as load
+
+        load.run(parse(load.LoadBenchmark, "benchmark load", flags))
+        return None
+    raise ValueError("benchmark needs what to measure: curvature, analog or load")
+
+
+def _presets(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ValueError(f"presets takes no argument; got {' '.join(arguments)}")
+    table = Table("preset", "what it runs")
+    for name, preset in PRESETS.items():
+        table.add_row(name, preset.description)
+    Console().print(table)
+
+
+def _print_result(folder: Path) -> None:
+    from experiments.runs.files import read_parquet
+    from experiments.tables import predictors, routers
+    from experiments.tables.sentences import answers, render_deciles
+
+    tables = {
+        name: read_parquet(folder / f"{name}.parquet")
+        for name in ("deciles", "predictors", "routing_choices")
+    }
+    drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
+    render_deciles(tables["deciles"], drift_seconds=drift_seconds)
+    sentences = answers(tables["deciles"], tables["predictors"], drift_seconds=drift_seconds)
+    sentences.append(predictors.verdict(tables["predictors"]))
+    sentences.append(routers.summary(tables["routing_choices"]))
+    for sentence in filter(None, sentences):
+        print(sentence)
+    print(f"\nReport: {folder / 'report.html'}")
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
+    "score": _score,
+    "analyse": _analyse,
+    "agreement": _agreement,
+    "rescore": _rescore,
+    "layers": _layers,
+    "drift": _drift,
+    "compare-noise": _compare_noise,
+    **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
+    "fit-paper": _fit_paper,
+    "reproduce": _reproduce,
+    "regenerate": _regenerate,
+    "merge": _merge,
+    "benchmark": _benchmark,
+    "presets": _presets,
+}

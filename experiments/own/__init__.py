@@ -1,0 +1,1 @@
+"""A user's own model, images, scores and predictions, without a preset."""

@@ -1,0 +1,358 @@
+"""`python -m experiments score --model package.module:factory --data FOLDER`: a user's own model
+and images, without a preset.
+
+The settings are importable without JAX. Nothing touches a device before the processes of a cluster
+have found each other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from experiments.runs.errors import at_work
+from experiments.runs.files import require_writable
+from experiments.settings.experiment import given_normalisation, require_seed
+from jaxcurv.data import Chosen, Normalised, subset
+from jaxcurv.data.datasets import open_folder
+from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
+from jaxcurv.estimators import (
+    Adaptive,
+    Distribution,
+    Estimator,
+    FiniteDifference,
+    GaussNewton,
+    HessianTrace,
+    HessianVector,
+    LowRankGaussNewton,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EstimatorName = Literal[
+    "finite-difference",
+    "hessian-vector",
+    "hessian-trace",
+    "gauss-newton",
+    "low-rank-gauss-newton",
+]
+
+# The finite difference is what analyses of curvature rank by: its column has that name.
+_ESTIMATORS: dict[EstimatorName, tuple[str, type[Any]]] = {
+    "finite-difference": ("curvature", FiniteDifference),
+    "hessian-vector": ("hessian_vector", HessianVector),
+    "hessian-trace": ("hessian_trace", HessianTrace),
+    "gauss-newton": ("gauss_newton", GaussNewton),
+    "low-rank-gauss-newton": ("low_rank_gauss_newton", LowRankGaussNewton),
+}
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """Which model scores which images, and how."""
+
+    model: str
+    """package.module:factory, whose code is run; the current folder is importable. factory() takes
+    no argument and returns a Flax NNX module in evaluation mode, a function images -> logits, or a
+    pair (function of params and images, params). Images are float32 [batch, height, width,
+    channel]."""
+    data: Path
+    """Folder of class folders (CLASS/*.png, *.jpg, ...), a tree of them (train, test or val), or a
+    TFDS data set in array_record form. A label is the place of its class folder in sorted order,
+    which must be the place of its logit."""
+    out: Path = Path("scores.parquet")
+    """Table of the scores. Unfinished work lies in OUT.parts; the same command goes on from it."""
+    split: Literal["train", "test"] | None = None
+    """Of a tree or a TFDS data set; test unless given."""
+    channels: Literal[1, 3, 4] | None = None
+    """Of the model's input: 1 (gray), 3 (RGB) or 4; 3, or what the data set has, unless given."""
+    image_size: int | None = None
+    """Resize and centre-crop to this many pixels; for images of unequal size."""
+    resize_size: int | None = None
+    """Resize the short side to this many pixels before the crop; the image size unless given."""
+    interpolation: Interpolation = "bicubic"
+    """Filter of the resizing. torchvision's weights want bilinear."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel, on the scale 0..1: the model sees (image - mean) / std; 0 unless given."""
+    std: tuple[float, ...] | None = None
+    """Of each channel, on the scale 0..1; 1 unless given. Scores refer to these units."""
+    estimator: tuple[EstimatorName, ...] = ("finite-difference",)
+    """One or several; each is a column of the table. finite-difference (column curvature) is Eq. 1
+    of the paper."""
+    step: float | None = None
+    """h of the finite difference (1e-3 unless given). A hessian-trace is then by differences, too;
+    without it, exact."""
+    probes: int | None = None
+    """Random vectors a sample (10; 8 for low-rank-gauss-newton)."""
+    distribution: Distribution | None = None
+    """Of the random vectors (rademacher)."""
+    tolerance: float | None = None
+    """Probe each sample, in rounds of PROBES, until its standard error is at most this share of its
+    score."""
+    max_probes: int | None = None
+    """With --tolerance: give up after this many (100)."""
+    rank: int | None = None
+    """Dimensions of low-rank-gauss-newton's subspace (8)."""
+    seed: int = 0
+    """Of the random vectors, and of the choice under --limit."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images a batch; changes speed and memory, not the scores beyond rounding."""
+    limit: int | None = None
+    """Score at most this many images."""
+    shard: str | None = None
+    """I/N: score only the I-th of N shares, I from 1; `merge OUT` joins them."""
+    distributed: bool = False
+    """Share the work with the other processes of the job: SLURM's, Open MPI's or a TPU pod's, as
+    JAX finds them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, with --distributed where there is no cluster manager."""
+    processes: int | None = None
+    """How many there are, with --coordinator."""
+    process: int | None = None
+    """Which of them this is, from 0, with --coordinator."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        estimators(self)
+        choose_preprocessing(self.image_size, self.resize_size, self.interpolation)
+        if self.shard is not None:
+            parse_shard(self.shard)
+            if self.distributed:
+                raise ValueError("--distributed shares the work already: leave --shard out")
+        require_seed("seed", self.seed)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1; got {self.limit}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"batch_size must be auto or at least 1; got {self.batch_size}")
+        missing = [value is None for value in (self.coordinator, self.processes, self.process)]
+        if not all(missing) and (any(missing) or not self.distributed):
+            raise ValueError("--distributed --coordinator --processes --process go together")
+        if self.coordinator is not None:
+            require_address(self.coordinator)
+        if self.process is not None and not 0 <= self.process < (self.processes or 0):
+            raise ValueError(
+                f"process must lie in [0, processes); got {self.process} of {self.processes}"
+            )
+
+
+def estimators(settings: OwnModel) -> dict[str, Estimator]:
+    """The estimators by column name.
+
+    Raises:
+      ValueError: one is named twice, or a flag is given that none of them uses.
+    """
+    if not settings.estimator or len(set(settings.estimator)) < len(settings.estimator):
+        raise ValueError(f"estimators must differ; got {', '.join(settings.estimator) or 'none'}")
+    given = {
+        name: value
+        for name in ("step", "probes", "distribution", "rank", "tolerance", "max_probes")
+        if (value := getattr(settings, name)) is not None
+    }
+    if "max_probes" in given and "tolerance" not in given:
+        raise ValueError("--max-probes needs --tolerance: without it all samples get PROBES")
+    made: dict[str, Estimator] = {}
+    used: set[str] = set()
+    for name in settings.estimator:
+        column, kind = _ESTIMATORS[name]
+        own = _taken(kind, given)
+        made[column] = kind(**own)
+        used |= own.keys()
+        if "tolerance" in given and kind not in (GaussNewton, LowRankGaussNewton):
+            adaptive = _taken(Adaptive, given)
+            made[column] = Adaptive(kind(**own), **adaptive)
+            used |= adaptive.keys()
+    if unused := given.keys() - used:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
+        raise ValueError(f"{', '.join(settings.estimator)} makes no use of {flags}: leave it out")
+    return made
+
+
+def _taken(kind: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`I/N`, I from 1, as (I - 1, N).
+
+    Raises:
+      ValueError: it is something else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"shard must be I/N with 1 <= I <= N, such as 1/8; got {text!r}")
+    return int(match[1]) - 1, int(match[2])
+
+
+def require_address(text: str) -> None:
+    """Raises ValueError unless the text is HOST:PORT: JAX would end the process for a bad one."""
+    match = re.fullmatch(r".+:(\d+)", text)
+    if not match or not 0 < int(match[1]) < 2**16:
+        raise ValueError(f"coordinator must be HOST:PORT, PORT below 65536; got {text!r}")
+
+
+def run(settings: OwnModel) -> None:
+    """Scores and prints a summary.
+
+    Raises:
+      ValueError, OSError, ImportError: it cannot start.
+      WorkFailed: the model or an image is refused, or the scoring failed.
+    """
+    require_out(settings.out)
+    source = open_source(settings)
+    if settings.distributed:
+        _join_cluster(settings)
+    logits_fn, params = load_model(settings.model)
+
+    import jax
+
+    from experiments.runs.devices import warn_of_idle_accelerator
+    from jaxcurv import score_dataset
+
+    warn_of_idle_accelerator()
+    with at_work():
+        table = score_dataset(
+            logits_fn,
+            source,
+            key=jax.random.key(settings.seed),
+            params=params,
+            estimators=estimators(settings),
+            out=settings.out,
+            batch_size=settings.batch_size,
+            shard=None if settings.shard is None else parse_shard(settings.shard),
+        )
+    if settings.shard is not None:
+        print(
+            f"{len(table)} samples of share {settings.shard} scored; once all are, "
+            f"python -m experiments merge {settings.out}"
+        )
+    elif jax.process_index() == 0:
+        print_summary(settings.out, table)
+
+
+def require_out(out: Path) -> None:
+    """Refuses an output file that could not be written.
+
+    Raises:
+      OSError: it is a folder, or its folder cannot be written.
+    """
+    if out.is_dir():
+        raise IsADirectoryError(
+            f"{out} is a folder: give the file, such as --out {out}/scores.parquet"
+        )
+    require_writable(out.parent)
+
+
+def open_source(settings: OwnModel) -> Normalised:
+    """The images, normalised as the model expects; decoded as they are asked for.
+
+    Raises:
+      FileNotFoundError: the folder, or images in it, are missing.
+      ValueError: they are not as they should be, or there is not one mean and std for each channel.
+    """
+    images = open_folder(
+        settings.data,
+        settings.split,
+        channels=settings.channels,
+        preprocessing=choose_preprocessing(
+            settings.image_size, settings.resize_size, settings.interpolation
+        ),
+    )
+    mean = (0.0,) * images.channels if settings.mean is None else settings.mean
+    std = (1.0,) * images.channels if settings.std is None else settings.std
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != images.channels:
+            raise ValueError(
+                f"--{name} has {len(values)} values, but the images have {images.channels} "
+                "channels (--channels 1, 3 or 4 converts them)"
+            )
+    positions = subset(np.arange(len(images)), settings.limit, settings.seed)
+    return Normalised(Chosen(images, positions), given_normalisation(mean, std))
+
+
+def load_model(name: str) -> tuple[Callable[..., Any], Any]:
+    """Calls `package.module:factory`.
+
+    Returns:
+      A model and its parameters, as `score_dataset` takes them.
+
+    Raises:
+      ImportError: the module cannot be imported.
+      ValueError: it has no such function, or that fails or returns something else.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"--model must be package.module:factory; got {name!r}")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a script may end itself
+        raise ImportError(
+            f"cannot import {module_name} from {folder} or the installed packages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"{module_name} ({module.__file__}) has no function {attribute}")
+    try:
+        made = factory()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
+    logits_fn, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not callable(logits_fn):
+        raise ValueError(
+            f"{name} must return an NNX module, a function images -> logits, or a pair (function "
+            f"of params and images, params); got {type(made).__name__}"
+        )
+    return logits_fn, params
+
+
+def _join_cluster(settings: OwnModel) -> None:
+    import jax
+
+    # Its service takes SIGTERM for itself: the process would work on.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed could not join the other processes ({error}): start it with srun or "
+            "mpirun, or give --coordinator HOST:PORT --processes N --process I"
+        ) from error
+
+
+def merge(out: Path) -> pa.Table:
+    """Makes the table from the pieces that `--shard` left, and prints its summary.
+
+    Raises:
+      FileNotFoundError: nothing has been scored.
+      ValueError: pieces are missing.
+      FolderInUse: another process merges them.
+    """
+    from jaxcurv.shards import merge_scores
+
+    table = merge_scores(out)
+    print_summary(out, table)
+    return table
+
+
+def print_summary(out: Path, table: pa.Table) -> None:
+    """Prints how many samples were scored and where the middle and the highest tenth lie."""
+    columns = json.loads(table.schema.metadata[b"jaxcurv"])["estimators"]
+    correct = table["correct"].to_numpy()
+    print(f"{out}: {len(table)} samples, {correct.mean():.1%} predicted right")
+    for column in columns:
+        median, tenth = np.quantile(table[column].to_numpy(), [0.5, 0.9])
+        print(f"  {column}: median {median:.4g}, highest tenth (D10) above {tenth:.4g}")

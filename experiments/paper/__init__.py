@@ -1,0 +1,1 @@
+"""The paper's Table I and figures, and chips fitted to them."""

@@ -1,0 +1,308 @@
+"""The paper's table and figures from finished runs: `table-one`, `figure-one` and `gallery`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.figures import paper as drawing
+from experiments.figures import style
+from experiments.runs.errors import at_work
+from experiments.runs.files import read_parquet, require_writable
+from experiments.settings.experiment import Data, Fold
+from experiments.tables import outcomes
+from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.lock import hold
+
+_OURS_ALL, _OURS_CORRECT, _PAPER = style.BLUE, style.VERMILLION, style.BLACK
+
+
+@dataclass(frozen=True)
+class TableOne:
+    """Table I of every run that is there, beside the paper's."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of finished runs; those under runs/ and experiments/results/ if none is given."""
+    out: Path = Path("runs/table_one")
+    """Folder of table_one.csv, .png and .svg."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class FigureOne:
+    """Failure rate against curvature decile, every profile of one run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    denominator: outcomes.Denominator = "all"
+    """The bin, or its digitally correct samples."""
+    folds: tuple[str, ...] = ("train", "test", outcomes.POOLED)
+    """Panels; those that the run lacks are left out."""
+    out: Path | None = None
+    """Folder of figure_one.png, .svg and .csv; by default figures/ in the run's."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of lowest and of highest curvature of one run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    data_dir: Path | None = None
+    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    fold: Fold = "test"
+    """Whose images."""
+    profile: str = outcomes.FULL_PROFILE
+    """Whose outcome to show."""
+    count: int = 8
+    """Images of each end."""
+    out: Path | None = None
+    """Folder of gallery.png, .svg and .csv; by default figures/ in the run's."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1; got {self.count}")
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    settings: dict = field(repr=False)
+
+    @property
+    def model(self) -> str:
+        model = self.settings["model"]
+        return f"{model['architecture']}, width {model['width']}"
+
+    @property
+    def data(self) -> str:
+        return self.settings["data"]["name"]
+
+
+def table_one(options: TableOne) -> None:
+    """Collects Table I of the runs, draws and prints it.
+
+    Raises:
+        FileNotFoundError: a folder, or every one, has no table.
+        OSError: the output folder cannot be written, or another process writes there.
+        WorkFailed: the figure could not be written after all.
+    """
+    runs = [_open(folder, "table_one.parquet") for folder in options.runs or _finished()]
+    if not runs:
+        raise FileNotFoundError("no finished run under runs/ or experiments/results/: name folders")
+    require_writable(options.out)
+    tables = []
+    for run in runs:
+        table = read_parquet(run.folder / "table_one.parquet")
+        table = table[table["profile"] == outcomes.FULL_PROFILE]
+        table.insert(0, "model", run.model)
+        table.insert(1, "data", run.data)
+        table.insert(2, "run", run.folder.name)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    with hold(options.out), at_work():
+        path = draw_table_one(table, options.out / "table_one.png")
+    show_table_one(table)
+    print(f"{path}, .svg and .csv")
+
+
+def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
+    """D1 and D10 of each row, of all and of the digitally correct samples, and the paper's.
+
+    Args:
+        table: `analysis.table_one` of one profile, with the columns model and data.
+        path: of the PNG.
+    """
+    names = [f"{row.model}\n{row.data}, {row.fold}" for row in table.itertuples()]
+    with matplotlib.rc_context({**style.STYLE, "axes.grid": False}):
+        figure = style.new_figure(width=6.4, height=0.62 * len(table) + 1.5)
+        axis = figure.subplots()
+        for number, row in enumerate(table.to_dict("records")):
+            for offset, denominator, colour in (
+                (0.16, "all", _OURS_ALL),
+                (-0.16, "correct", _OURS_CORRECT),
+            ):
+                y = number + offset
+                ends = [row[f"{name}_of_{denominator}"] for name in ("d1", "d10")]
+                axis.plot(ends, [y, y], color=colour, linewidth=1, alpha=0.5)
+                for name, marker in (("d1", "o"), ("d10", "s")):
+                    rate, low, high = (
+                        row[f"{name}_of_{denominator}{suffix}"] for suffix in ("", "_low", "_high")
+                    )
+                    error = [[rate - low], [high - rate]]
+                    axis.errorbar(rate, y, xerr=error, fmt=marker, color=colour, capsize=2)
+            if not np.isnan(row["paper_d1"]):
+                ends = [row["paper_d1"], row["paper_d10"]]
+                axis.plot(ends, [number, number], color=_PAPER, linewidth=1, linestyle=":")
+                axis.plot(ends[0], number, "o", color=_PAPER, fillstyle="none", markersize=6)
+                axis.plot(ends[1], number, "s", color=_PAPER, fillstyle="none", markersize=6)
+        axis.set_yticks(range(len(table)), names)
+        axis.invert_yaxis()
+        axis.set_ylim(len(table) - 0.5, -0.5)
+        axis.set_xlim(left=-1)
+        axis.grid(True, axis="x")
+        axis.set_xlabel("Analog-only failure rate (%)")
+        axis.set_title(f"D1 (circles) and D10 (squares) under {outcomes.FULL_PROFILE}")
+        handles = [
+            axis.plot([], [], color=colour, marker="o", label=label, fillstyle=fill)[0]
+            for label, colour, fill in (
+                ("ours, of all samples", _OURS_ALL, "full"),
+                ("ours, of the digitally correct", _OURS_CORRECT, "full"),
+                ("paper", _PAPER, "none"),
+            )
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        return style.write_figure(figure, path, table)
+
+
+def show_table_one(table: pd.DataFrame) -> None:
+    """Prints D1 and D10 with their intervals and how far they are from the paper's, in percent."""
+    printed = Table(
+        title=f"Table I, {outcomes.FULL_PROFILE}: analog-only failures, %",
+        caption="With intervals. The paper's where it has such a row, of the usual width of 64, "
+        "its split and denominator unknown; in brackets ours of all samples and of the "
+        "correct ones minus it.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    printed.add_column("run")
+    for name in ("of", "D1", "D10"):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for row in table.to_dict("records"):
+        cells = [_of_decile(row, name) for name in ("d1", "d10")]
+        printed.add_row(
+            f"{row['model']}\n{row['data']}, {row['fold']}\n{row['run']}",
+            "\n".join([*outcomes.DENOMINATORS, "paper"][: len(cells[0])]),
+            *map("\n".join, cells),
+        )
+    Console(highlight=False).print(printed)
+
+
+def _of_decile(row: dict, name: str) -> list[str]:
+    """Of each denominator, then the paper's."""
+    lines = []
+    for denominator in outcomes.DENOMINATORS:
+        rate, low, high = (row[f"{name}_of_{denominator}{end}"] for end in ("", "_low", "_high"))
+        lines.append(f"{rate:.2f} [{low:.2f}, {high:.2f}]")
+    paper = row[f"paper_{name}"]
+    if np.isnan(paper):
+        return lines
+    off = (row[f"{name}_of_{denominator}_minus_paper"] for denominator in outcomes.DENOMINATORS)
+    return [*lines, f"{paper:.2f} ({', '.join(f'{one:+.2f}' for one in off)})"]
+
+
+def figure_one(options: FigureOne) -> None:
+    """Draws Fig. 1 of a run.
+
+    Raises:
+        FileNotFoundError: the folder has no decile table.
+        ValueError: the run has none of the folds.
+        OSError: the output folder cannot be written, or another process writes there.
+        WorkFailed: the figure could not be written after all.
+    """
+    run = _open(options.run, "deciles.parquet")
+    deciles = read_parquet(run.folder / "deciles.parquet")
+    if not deciles["fold"].isin(options.folds).any():
+        raise ValueError(f"{run.folder} has none of the folds {', '.join(options.folds)}")
+    name = "figure_one" if options.denominator == "all" else "figure_one_correct"
+    with _held(run, options.out) as out, at_work():
+        path = drawing.figure_one(
+            deciles, out / f"{name}.png", denominator=options.denominator, panels=options.folds
+        )
+    print(f"{path}, .svg and .csv")
+
+
+def gallery(options: Gallery) -> None:
+    """Draws Fig. 2 of a run.
+
+    Raises:
+        FileNotFoundError: the folder has no scores, or the data set is not there.
+        ValueError: unknown profile or fold, or too few samples.
+        OSError: the output folder cannot be written, or another process writes there.
+        WorkFailed: the figure could not be written after all.
+    """
+    run = _open(options.run, "predictions.parquet", "scores.parquet")
+    with _held(run, options.out) as out:
+        rows, images, class_names = _extremes(run, options)
+        with at_work():
+            path = drawing.gallery(rows, images, class_names, out / "gallery.png")
+    print(f"{path}, .svg and .csv")
+
+
+def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Sequence[str]]:
+    """The samples to show, their images and the names of the classes."""
+    from jaxcurv import data
+
+    # Of one fold: a folder may hold the predictions of some folds only.
+    scores, predictions = (
+        table[table["fold"] == options.fold]
+        for table in map(
+            read_parquet, (run.folder / "scores.parquet", run.folder / "predictions.parquet")
+        )
+    )
+    if scores.empty or predictions.empty:
+        raise ValueError(f"{run.folder} has no scores and predictions of the {options.fold} fold")
+    joined = outcomes.join(scores, predictions)
+    rows = drawing.gallery_rows(joined, options.fold, options.count, profile=options.profile)
+    dataset = data.load(run.data, options.data_dir, Data(**run.settings["data"]).preprocessing)
+    split = dataset.test if options.fold == "test" else dataset.train
+    indices = data.with_labels(split, description=f"read labels of {options.fold}").indices
+    place = {index: position for position, index in enumerate(indices.tolist())}
+    shown = [place[index] for index in rows["index"]]
+    images = data.read(split, shown, description="read shown images").images
+    return rows, images, dataset.class_names
+
+
+@contextmanager
+def _held(run: _Run, out: Path | None) -> Iterator[Path]:
+    """Where to draw: figures/ of the run, while nothing else writes in its folder, or `out`."""
+    chosen = run.folder / "figures" if out is None else out
+    require_writable(chosen)
+    with hold(run.folder if out is None else out):
+        yield chosen
+
+
+def _open(folder: Path, *files: str) -> _Run:
+    for name in (*files, "settings.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"no {name} in {folder}: give the folder of a finished run, such as runs/digits"
+            )
+    return _Run(folder, read_json(folder / "settings.json"))
+
+
+def _finished() -> list[Path]:
+    places = (Path("runs"), Path(__file__).parents[1] / "results")
+    found = [
+        path.parent
+        for place in places
+        for path in sorted(place.glob("*/table_one.parquet"))
+        if (path.parent / "settings.json").exists()
+    ]
+    different: dict[str, Path] = {}
+    for folder in found:  # of equal runs the first, which is that of the user
+        different.setdefault((folder / "settings.json").read_text(), folder)
+    return list(different.values())
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "table-one": (TableOne, table_one),
+    "figure-one": (FigureOne, figure_one),
+    "gallery": (Gallery, gallery),
+}

@@ -1,0 +1,1 @@
+"""The stages in order, each in a process of its own."""

@@ -1,0 +1,119 @@
+"""The stages of a run: which settings and files each reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.runs import job
+from experiments.settings.experiment import Experiment
+from experiments.stages import analyse, export, flips, pretrained, report, score, simulate, train
+
+_JAX = ("jax", "flax", "optax", "orbax-checkpoint")
+
+_TORCH = ("torch", "aihwkit", "safetensors")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline."""
+
+    name: str
+    run: Callable[[job.Job], job.Outcome]
+    settings: tuple[str, ...]
+    """The parts of the experiment that it depends on, besides its inputs."""
+    after: tuple[str, ...]
+    """The stages whose outputs it reads."""
+    packages: tuple[str, ...]
+    """What must be installed; the versions are recorded."""
+    cpu_only: bool = False
+    """Keep JAX off the accelerator: this stage also uses torch."""
+    shows: tuple[str, ...] = ()
+    """Files of commands beside the stages that it reads where they are there."""
+    reads: tuple[Path, ...] = ()
+    """Files from outside the run's folder."""
+
+
+_SCORED = ("data", "folds", "limit", "seed")
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "train",
+            train.train,
+            settings=("data", "model", "train", "seed"),
+            after=(),
+            packages=_JAX,
+        ),
+        Stage(
+            "score",
+            score.score,
+            settings=(*_SCORED, "score"),
+            after=("train",),
+            packages=_JAX,
+        ),
+        Stage(
+            "export",
+            export.export,
+            settings=("data",),
+            after=("train",),
+            packages=(*_JAX, *_TORCH),
+            cpu_only=True,
+        ),
+        Stage(
+            "moments",
+            flips.moments,
+            settings=(*_SCORED, "simulate", "flip"),
+            after=("export",),
+            packages=(*_JAX, *_TORCH),
+            cpu_only=True,
+        ),
+        Stage(
+            "flips",
+            flips.flips,
+            settings=(*_SCORED, "simulate"),
+            after=("train", "moments"),
+            packages=(*_JAX, "safetensors"),
+        ),
+        Stage(
+            "simulate",
+            simulate.simulate,
+            settings=(*_SCORED, "simulate"),
+            after=("export",),
+            packages=_TORCH,
+        ),
+        Stage(
+            "analyse",
+            analyse.analyse,
+            settings=("data", "model", "analyse"),
+            after=("score", "flips", "simulate"),
+            packages=("scikit-learn",),
+        ),
+        Stage(
+            "report",
+            report.report,
+            settings=tuple(field.name for field in dataclasses.fields(Experiment)),
+            after=("train", "score", "flips", "simulate", "analyse"),
+            packages=("matplotlib", "jinja2"),
+            shows=("drift/drift.png",),
+        ),
+    )
+}
+
+
+def stage_of(name: str, experiment: Experiment) -> Stage:
+    """A stage as the experiment has it: with given weights, `train` takes them over."""
+    stage = STAGES[name]
+    if name != "train" or experiment.model.weights is None:
+        return stage
+    file = pretrained.weights_file(experiment)
+    return dataclasses.replace(
+        stage,
+        run=pretrained.take_over,
+        packages=(*_JAX, "torch", "safetensors"),
+        cpu_only=True,
+        reads=() if file is None else (file,),
+    )

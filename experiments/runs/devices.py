@@ -1,0 +1,77 @@
+"""Where JAX and torch run: devices that are there, asked for, or idle."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def warn_of_idle_accelerator() -> None:
+    """Says so when a GPU or TPU is there and JAX runs on the CPU."""
+    import jax
+
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return
+    for device, kind, extra in (
+        ("/dev/nvidia0", "an NVIDIA GPU", "cuda13"),
+        ("/dev/accel0", "a TPU", "tpu"),
+    ):
+        if Path(device).exists():
+            print(
+                f"warning: {kind} is present, but JAX runs on the CPU; for the accelerator: "
+                f'pip install ".[{extra}]" in the checkout',
+                file=sys.stderr,
+            )
+
+
+def require_device(name: str, flag: str = "--simulate.device") -> None:
+    """Refuses a torch device, which `flag` named, that is not there.
+
+    Raises:
+      ValueError: torch has no such device.
+    """
+    if name == "cpu":
+        return
+    import torch
+
+    if (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, not {name}: "
+            f"use {flag} cpu, or install torch for CUDA"
+        )
+
+
+def device() -> str:
+    """What JAX computes on."""
+    import jax
+
+    return jax.devices()[0].device_kind if jax.default_backend() != "cpu" else processor()
+
+
+def use_every_core(batch_size: int) -> None:
+    """As many CPU devices as there are cores and the batch can be divided by.
+
+    Within one program XLA leaves cores idle. Of no effect where JAX has its devices already.
+    """
+    import jax
+
+    count = next(n for n in range(cores(), 0, -1) if batch_size % n == 0)
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def processor() -> str:
+    """The CPU's name, which neither JAX nor torch knows."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

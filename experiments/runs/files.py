@@ -1,0 +1,78 @@
+"""Files that are either whole or absent, and their hashes."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from jaxcurv.storage.checksums import read_table, write_table, write_tables
+from jaxcurv.storage.files import write_whole
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes bytes atomically."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> Path:
+    """Writes a Parquet file with a hash of its content, atomically."""
+    return write_table(path, pa.Table.from_pandas(table, preserve_index=False))
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Reads what `write_parquet` wrote.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is damaged, or of another program or version.
+    """
+    return read_table(path).to_pandas()
+
+
+def join_parquet(path: Path, parts: Sequence[Path]) -> Path:
+    """Writes the rows of Parquet files with the same columns into one, in their order, atomically.
+
+    One of them is in memory at a time.
+    """
+
+    return write_tables(path, read_table(parts[0]).schema, map(read_table, parts))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    """Writes a CSV file atomically."""
+    return write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, or of all files in a folder with their names."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(file_path.relative_to(path).as_posix().encode() + b"\0")
+        digest.update(sha256(file_path).encode())
+    return digest.hexdigest()
+
+
+def require_writable(folder: Path, flag: str = "--out") -> None:
+    """Makes the folder, which `flag` named, and proves that files can be written there.
+
+    Raises:
+      OSError: they cannot.
+    """
+    probe = folder / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {folder} ({error.strerror}): choose another with "
+            f"{flag}"
+        ) from error

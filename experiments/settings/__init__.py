@@ -1,0 +1,1 @@
+"""The settings of an experiment, and presets of them."""

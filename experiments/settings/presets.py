@@ -1,0 +1,171 @@
+"""Named experiments."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from experiments.settings.experiment import Data, Experiment, Model, Score, Simulate
+from jaxcurv.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An experiment with the line that describes it."""
+
+    description: str
+    experiment: Experiment
+
+
+_DIGITS = Experiment(
+    data=Data("digits"),
+    model=Model(width=16),
+    simulate=Simulate(chips=3),
+    train=Recipe(
+        epochs=12,
+        batch_size=64,
+        learning_rate=0.05,
+        warmup_epochs=2.0,
+        crop_padding=1,
+        flip=False,  # a mirrored digit is another sign
+    ),
+)
+
+
+def _cifar(name: str, architecture: str) -> Experiment:
+    spectral = "gauss_newton" if name == "cifar10" else "low_rank_gauss_newton"
+    return Experiment(
+        data=Data(name),
+        model=Model(architecture),  # type: ignore[arg-type]
+        train=Recipe(epochs=200),
+        score=Score(compare=("hessian_vector", "hessian_trace", spectral)),  # type: ignore[arg-type]
+        simulate=Simulate(chips=5),
+    )
+
+
+def _small(experiment: Experiment, width: int) -> Experiment:
+    """The same, sized for two CPU cores."""
+    return replace(
+        experiment,
+        model=replace(experiment.model, width=width),
+        train=Recipe(epochs=15, warmup_epochs=2.0),
+        simulate=Simulate(chips=3),
+        limit=10_000,  # of the train fold; validation and test have no more
+    )
+
+
+def _small_resnet50(name: str) -> Experiment:
+    """Eq. 1 alone is computed, for time's sake."""
+    return replace(_small(_cifar(name, "resnet50"), width=8), score=Score(compare=()))
+
+
+def _tiny_imagenet(architecture: str) -> Experiment:
+    """200 classes, 64x64 pixels; trained from scratch as CIFAR is."""
+    return _cifar("tiny_imagenet", architecture)
+
+
+def _imagenet(architecture: str) -> Experiment:
+    """Published weights, with the preprocessing that they were published for.
+
+    They were trained on what would be the validation fold: it is left out.
+    """
+    return Experiment(
+        data=Data(
+            "imagenet",
+            image_size=224,
+            resize_size=256,
+            interpolation="bilinear",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+        model=Model(
+            architecture,  # type: ignore[arg-type]
+            stem="imagenet",
+            weights=f"{architecture}:IMAGENET1K_V1",
+        ),
+        score=Score(compare=("low_rank_gauss_newton",)),
+        simulate=Simulate(chips=5),
+        folds=("train", "test"),
+        limit=50_000,
+    )
+
+
+PRESETS: dict[str, Preset] = {
+    "digits": Preset("scikit-learn's 8x8 digits, ResNet-18 of width 16; CPU, minutes", _DIGITS),
+    "cifar10_resnet18_small": Preset(
+        "CIFAR-10, ResNet-18 of width 16, 15 epochs; CPU, about an hour",
+        _small(_cifar("cifar10", "resnet18"), 16),
+    ),
+    "cifar100_resnet18_small": Preset(
+        "CIFAR-100, ResNet-18 of width 16, 15 epochs; CPU, about an hour",
+        _small(_cifar("cifar100", "resnet18"), 16),
+    ),
+    "cifar10_resnet50_small": Preset(
+        "CIFAR-10, ResNet-50 of width 8, 15 epochs; CPU, about an hour", _small_resnet50("cifar10")
+    ),
+    "cifar100_resnet50_small": Preset(
+        "CIFAR-100, ResNet-50 of width 8, 15 epochs; CPU, about an hour",
+        _small_resnet50("cifar100"),
+    ),
+    "cifar10_resnet18": Preset(
+        "CIFAR-10, ResNet-18, 200 epochs; GPU", _cifar("cifar10", "resnet18")
+    ),
+    "cifar10_resnet50": Preset(
+        "CIFAR-10, ResNet-50, 200 epochs; GPU", _cifar("cifar10", "resnet50")
+    ),
+    "cifar100_resnet18": Preset(
+        "CIFAR-100, ResNet-18, 200 epochs; GPU", _cifar("cifar100", "resnet18")
+    ),
+    "cifar100_resnet50": Preset(
+        "CIFAR-100, ResNet-50, 200 epochs; GPU", _cifar("cifar100", "resnet50")
+    ),
+    "tiny_imagenet_resnet18": Preset(
+        "Tiny ImageNet, ResNet-18, 200 epochs; GPU", _tiny_imagenet("resnet18")
+    ),
+    "tiny_imagenet_resnet50": Preset(
+        "Tiny ImageNet, ResNet-50, 200 epochs; GPU", _tiny_imagenet("resnet50")
+    ),
+    "imagenet_resnet18": Preset(
+        "ImageNet-1K, torchvision's ResNet-18, not trained here; GPU", _imagenet("resnet18")
+    ),
+    "imagenet_resnet50": Preset(
+        "ImageNet-1K, torchvision's ResNet-50 V1, not trained here; GPU. V2: --model.weights "
+        "resnet50:IMAGENET1K_V2 --data.resize-size 232",
+        _imagenet("resnet50"),
+    ),
+}
+
+
+def command_line(settings: Mapping[str, Any]) -> list[str]:
+    """The arguments that give an experiment: the preset nearest to it, and flags for the rest.
+
+    Args:
+      settings: of the experiment, nested as `asdict` or a record has them.
+    """
+    wanted = dict(_flat(settings))
+    flags: dict[str, list[str]] = {}
+    for name, preset in PRESETS.items():
+        there = dict(_flat(asdict(preset.experiment)))
+        flags[name] = [
+            part
+            for setting, value in wanted.items()
+            if there.get(setting) != value
+            for part in _flag(setting, value)
+        ]
+    nearest = min(flags, key=lambda name: len(flags[name]))
+    return [nearest, *flags[nearest]]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
+
+
+def _flag(setting: str, value: Any) -> list[str]:
+    name = setting.replace("_", "-")
+    if isinstance(value, bool):
+        group, _, last = name.rpartition(".")
+        return [f"--{group}.{'' if value else 'no-'}{last}".replace("--.", "--")]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]

@@ -1,0 +1,64 @@
+"""Stage `analyse`: the tables of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.runs.job import Job, Outcome
+
+ANALYSED = (
+    *("deciles", "table_one", "predictors", "calibration", "calibration_errors"),
+    *("routing", "routing_choices", "routing_baselines", "per_class", "overlap", "systematic"),
+)
+"""The tables of a run, each as Parquet and CSV."""
+
+
+def analyse(job: Job) -> Outcome:
+    """Joins scores and predictions; writes the tables of `ANALYSED`."""
+    from experiments.tables import failure_rates, predictors, routers
+    from experiments.tables.profile_overlap import profile_overlap
+
+    settings = job.experiment.analyse
+    joined = read_joined(job)
+    costs = predictors.costs_table(pd.read_csv(job.folder / "costs.csv"))
+    flips = read_parquet(job.folder / "flips.parquet")
+    interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
+    deciles = failure_rates.failure_tables(joined, bins=settings.bins, **interval)
+    model = job.experiment.model.architecture, job.experiment.data.name
+    calibration, errors = predictors.calibrate(joined, flips, **interval)
+    routed = routers.route(
+        predictors.with_flips(joined, flips),
+        costs,
+        energies=settings.energy,
+        tolerance=settings.tolerance,
+    )
+    tables = {
+        "deciles": deciles,
+        "table_one": failure_rates.table_one(joined, deciles, model=model),
+        "predictors": predictors.compare(joined, costs, flips, bins=settings.bins, **interval),
+        "calibration": calibration,
+        "calibration_errors": errors,
+        "routing": routed.curves,
+        "routing_choices": routed.choices,
+        "routing_baselines": routed.baselines,
+        "per_class": failure_rates.per_class(joined),
+    }
+    tables["overlap"], tables["systematic"] = profile_overlap(joined, "test", **interval)
+    outputs = []
+    for name in ANALYSED:
+        table = tables[name]
+        outputs.append(write_parquet(job.folder / f"{name}.parquet", table))
+        outputs.append(write_csv(job.folder / f"{name}.csv", table))
+    return Outcome(outputs, "cpu")
+
+
+def read_joined(job: Job) -> pd.DataFrame:
+    from experiments.tables import outcomes
+
+    return outcomes.join(
+        read_parquet(job.folder / "scores.parquet"),
+        read_parquet(job.folder / "predictions.parquet"),
+    )

@@ -1,0 +1,95 @@
+"""Stage `score`: curvature and cheaper scores of every sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.devices import warn_of_idle_accelerator
+from experiments.runs.files import write_csv, write_parquet
+from experiments.runs.job import Job, Outcome, load_data
+from experiments.runs.networks import load_flax, require_classes
+from experiments.runs.samples import (
+    choose_folds,
+    first_images,
+    limited,
+    read_small,
+)
+from jaxcurv import data
+
+
+def score(job: Job) -> Outcome:
+    """Scores every sample with the trained digital model; writes scores.parquet and costs.csv.
+
+    The samples that the model gets wrong are scored once more with its own prediction as the label,
+    as a deployed router would have to: the columns that end in "_label_free". The others' are those
+    of their label.
+    """
+    import jax
+
+    from experiments.stages.costs import seconds_per_image
+    from experiments.tables import predictors
+    from jaxcurv import score_dataset
+    from jaxcurv.engine.batch import Batch
+    from jaxcurv.estimators import forward_passes
+
+    description = read_description(job.folder)
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    model = load_flax(job, description)
+    warn_of_idle_accelerator()
+    normalisation = read_normalisation(description)
+    settings = job.experiment.score
+    pieces = job.folder / "scores" / job.fingerprint
+    chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
+    folds = read_small(chosen)
+
+    def scored(samples: data.Source, name: str, estimators: Any) -> pd.DataFrame:
+        return score_dataset(
+            model,
+            data.Normalised(samples, normalisation),
+            key=jax.random.key(job.experiment.seed),
+            estimators=estimators,
+            out=pieces / f"{name.replace(' ', '_')}.parquet",
+            batch_size=settings.batch_size,
+            description=f"score {name}",
+        ).to_pandas()
+
+    tables = []
+    for fold, samples in folds.items():
+        table = scored(samples, fold, settings.estimators)
+        again = table
+        if len(wrong := np.flatnonzero(~table["correct"])):
+            predicted = table["prediction"].to_numpy()[wrong]
+            again_wrong = samples.take(wrong)
+            relabelled = data.Labelled(again_wrong, predicted, again_wrong.indices)
+            estimators = {"curvature": settings.estimator}
+            once_more = scored(relabelled, f"{fold} without labels", estimators)
+            once_more.index = pd.Index(wrong)
+            again = table.copy()
+            again.loc[wrong, once_more.columns] = once_more
+        for name in predictors.NEED_LABEL:
+            table[f"{name}{predictors.LABEL_FREE}"] = again[name]
+        table.insert(0, "fold", fold)
+        tables.append(table)
+    scores = pd.concat(tables, ignore_index=True)
+
+    images = first_images(folds["test"], settings.batch_size)
+    rows = np.arange(settings.batch_size) % len(images)  # a small fold fills a batch several times
+    batch = Batch(
+        normalisation.apply(images[rows]), folds["test"].labels[rows], np.arange(len(rows))
+    )
+    passes = {"loss": 1.0, "gradient_norm": 2.0} | {
+        name: forward_passes(estimator, len(dataset.class_names))
+        for name, estimator in settings.estimators.items()
+    }
+    costs = pd.DataFrame({"predictor": passes.keys(), "forward_passes": passes.values()})
+    outputs = [
+        write_parquet(job.folder / "scores.parquet", scores),
+        write_csv(job.folder / "costs.csv", costs),
+    ]
+    measured = seconds_per_image(model, batch, settings.estimators)
+    return Outcome(outputs, jax.devices()[0].device_kind, measured, scratch=pieces)

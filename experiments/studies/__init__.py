@@ -1,0 +1,1 @@
+"""Studies beside the stages: drift, layers, other noise, other scores."""

@@ -1,0 +1,333 @@
+"""How accuracy changes as programmed chips age, with and without compensation of drift."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import NullLocator
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+from tqdm import tqdm
+
+from bridge.analysis.failures import analog_only_failures
+from bridge.checks import require_finite
+from bridge.chips.profiles import Profile, to_json
+from experiments.figures.style import (
+    BLUE,
+    GREEN,
+    PURPLE,
+    STYLE,
+    VERMILLION,
+    new_figure,
+    write_figure,
+)
+from experiments.runs.files import read_parquet, write_parquet
+from experiments.settings.experiment import Experiment
+from experiments.studies.exported import Exported
+from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    import bridge
+
+Compensation = Literal["none", "global", "global_exact", "per_column"]
+
+_MINUTE, _HOUR, _DAY, _MONTH, _YEAR = 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0
+_LANDMARKS = (1.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR, 10 * _YEAR)
+_LINES: dict[str, tuple[str, str, str]] = {
+    "none": (VERMILLION, "o", "-"),
+    "global": (BLUE, "s", "-"),
+    "global_exact": (GREEN, "^", "--"),
+    "per_column": (PURPLE, "D", "--"),
+}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Which chips, and when."""
+
+    profile: Literal["pcm", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"] = "pcm"
+    """Non-idealities of the chips."""
+    times: tuple[float, ...] = (0.0, 1.0, 20.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR)
+    """Seconds after programming."""
+    compensations: tuple[Compensation, ...] = ("none", "global")
+    """Of drift, in place of --simulate.pcm.compensation."""
+    chips: int = 5
+    """Chips programmed; chip k has seed SEED + k, under every compensation."""
+    limit: int | None = 2000
+    """At most this many images of the test fold."""
+    out: Path | None = None
+    """Folder of the results; by default drift/ in the run's folder."""
+
+    def __post_init__(self) -> None:
+        for time in self.times:
+            require_finite("a time", time)
+        for name in ("times", "compensations"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ and be at least one; got {values}")
+        if self.chips < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(
+                f"chips and limit must be at least 1; got {self.chips} and {self.limit}"
+            )
+
+
+class Piece(NamedTuple):
+    """One chip at one time; its seed tells which."""
+
+    compensation: Compensation
+    chip: int
+    time: float
+
+
+def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) -> None:
+    """Ages the chips, draws their accuracy and prints it.
+
+    Leaves drift.parquet (a row a chip, time and compensation), drift.csv (over the chips), drawn as
+    drift.png and drift.svg, and settings.json. The pieces/ of a run that was interrupted, or had
+    fewer chips, times or compensations, are not computed again.
+    """
+    confidence = experiment.analyse.confidence
+    # Time and compensation are what the pieces differ in.
+    fresh = _operated(exported.profile, "none", 0.0)
+    origin = {**exported.origin, "profile": to_json(fresh)}
+    fingerprint = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:12]
+    seeds = range(experiment.seed, experiment.seed + settings.chips)
+    rows = age(
+        exported,
+        [
+            Piece(compensation, seed, time)
+            for seed in seeds
+            for compensation in settings.compensations
+            for time in sorted(settings.times)
+        ],
+        out / "pieces" / fingerprint,
+        batch_size=experiment.simulate.batch_size,
+        device=experiment.simulate.device,
+    )
+    table = over_chips(rows, confidence)
+    write_parquet(out / "drift.parquet", rows)
+    draw(table, out / "drift.png", title=f"{experiment.data.name}, {settings.profile}")
+    write_json(
+        out / "settings.json",
+        {
+            **origin,
+            "times": sorted(settings.times),
+            "compensations": settings.compensations,
+            "seeds": list(seeds),
+            "confidence": confidence,
+        },
+    )
+    show(table)
+    print(f"{out / 'drift.png'}, drift.csv (over the chips) and drift.parquet (each chip)")
+
+
+def age(
+    exported: Exported, pieces: Sequence[Piece], folder: Path, *, batch_size: int, device: str
+) -> pd.DataFrame:
+    """Programs chips and tries each at its times.
+
+    Args:
+      exported: the network and the samples.
+      pieces: those of one chip and compensation together.
+      folder: where each finished piece is kept, and looked for.
+      batch_size: images at once.
+      device: where to run.
+
+    Returns:
+      One row a piece: compensation, chip (its seed), time_s, samples, digitally_correct, failures
+      (digital right, chip wrong), failure_rate (of the digitally correct; NaN without any),
+      accuracy and digital_accuracy, the last three in [0, 1].
+    """
+    paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in pieces]
+    missing = [
+        (piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()
+    ]
+    if missing:
+        _age_missing(exported, missing, len(pieces), batch_size, device)
+    return pd.concat([read_parquet(path) for path in paths], ignore_index=True)
+
+
+def _age_missing(
+    exported: Exported,
+    missing: Sequence[tuple[Piece, Path]],
+    wanted: int,
+    batch_size: int,
+    device: str,
+) -> None:
+    import bridge
+
+    count = len(exported.test)
+
+    def correct(which: bridge.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
+        table = bridge.predict(
+            which, exported.test, batch_size=batch_size, device=device, description=description
+        )
+        return table["correct"].to_numpy()
+
+    digital = correct(exported.network, "digital")
+    right = int(digital.sum())
+    with tqdm(
+        desc="drift", total=wanted * count, initial=(wanted - len(missing)) * count, unit="image"
+    ) as progress:
+        for (compensation, seed), group in groupby(missing, lambda one: one[0][:2]):
+            chip = bridge.program(
+                exported.network,
+                _operated(exported.profile, compensation, 0.0),
+                seed=seed,
+                calibration=exported.calibration,
+            )
+            for piece, path in group:
+                label = f"chip {seed}, compensation {compensation}, {duration(piece.time)}"
+                analog = correct(chip.at(piece.time), label)
+                failures = int(analog_only_failures(digital, analog).sum())
+                row = {
+                    "compensation": compensation,
+                    "chip": seed,
+                    "time_s": piece.time,
+                    "samples": count,
+                    "digitally_correct": right,
+                    "failures": failures,
+                    "failure_rate": failures / right if right else np.nan,
+                    "accuracy": analog.mean(),
+                    "digital_accuracy": digital.mean(),
+                }
+                write_parquet(path, pd.DataFrame([row]))
+                progress.update(count)
+
+
+def _operated(profile: Profile, compensation: Compensation, time: float) -> Profile:
+    assert profile.memory is not None
+    chosen = None if compensation == "none" else compensation
+    return replace(profile, memory=replace(profile.memory, compensation=chosen, t_inference=time))
+
+
+def over_chips(rows: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    """The mean over chips with its interval, and the range of the chips.
+
+    With m the mean and s the standard deviation of n chips' values, and t the quantile of Student's
+    distribution of n - 1 degrees of freedom at (1 + confidence) / 2, the interval is
+    `m -+ t s / sqrt(n)`, cut to [0, 1]: it covers the choice of the chip, not that of the samples.
+
+    Args:
+      rows: as `age` returns them.
+      confidence: in (0, 1).
+
+    Returns:
+      One row a compensation and time: compensation, time_s, chips, samples, digitally_correct,
+      digital_accuracy, and for accuracy and failure_rate the mean and its _low, _high (NaN for one
+      chip), _min and _max over chips; fractions.
+    """
+    groups = rows.groupby(["compensation", "time_s"], sort=False)
+    table = groups.agg(
+        chips=("chip", "size"),
+        samples=("samples", "first"),
+        digitally_correct=("digitally_correct", "first"),
+        digital_accuracy=("digital_accuracy", "first"),
+    )
+    chips = table["chips"]
+    quantile = student.ppf((1 + confidence) / 2, chips - 1)
+    for name in ("accuracy", "failure_rate"):
+        values = groups[name]
+        half = quantile * values.std() / np.sqrt(chips)
+        table[name] = values.mean()
+        table[f"{name}_low"] = (table[name] - half).clip(lower=0.0)
+        table[f"{name}_high"] = (table[name] + half).clip(upper=1.0)
+        table[f"{name}_min"], table[f"{name}_max"] = values.min(), values.max()
+    return table.reset_index()
+
+
+def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
+    """Accuracy against time: a line a compensation, its band the interval over chips.
+
+    Args:
+      table: as `over_chips` returns it.
+      path: of the PNG; the SVG and the CSV are put beside it.
+      title: its beginning.
+    """
+    first = table.iloc[0]
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=5.4, height=3.2)
+        axis = figure.subplots()
+        axis.axhline(100 * first["digital_accuracy"], color="black", linestyle=":", label="digital")
+        for compensation, line in table.groupby("compensation", sort=False):
+            colour, marker, dashes = _LINES[str(compensation)]
+            axis.plot(
+                line["time_s"],
+                100 * line["accuracy"],
+                dashes,
+                color=colour,
+                marker=marker,
+                markeredgewidth=0,
+                label=f"compensation: {compensation}",
+                zorder=3,
+            )
+            axis.fill_between(
+                line["time_s"],
+                100 * line["accuracy_low"],
+                100 * line["accuracy_high"],
+                color=colour,
+                alpha=0.18,
+                lw=0,
+            )
+        axis.set_xscale("symlog", linthresh=1, linscale=0.4)
+        earliest, latest = table["time_s"].min(), table["time_s"].max()
+        axis.set_xlim(earliest / 2 if earliest else -0.3, 2 * latest + 0.3)
+        ticks = sorted(
+            {earliest, latest, *(t for t in _LANDMARKS if 4 * earliest < t < latest / 4)}
+        )
+        axis.set_xticks(ticks, [duration(time) for time in ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("Time after programming")
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(f"Accuracy (% of {first['samples']:,} test images)")
+        axis.set_title(f"{title}: mean of {_chips(first['chips'])}")
+        axis.legend()
+        return write_figure(figure, path, table)
+
+
+def show(table: pd.DataFrame) -> None:
+    """Prints the accuracy over chips, a row a time."""
+    first = table.iloc[0]
+    printed = Table(
+        title=f"Accuracy, % of {first['samples']:,} test images; {_chips(first['chips'])}",
+        caption=f"Mean and interval over chips; digital {100 * first['digital_accuracy']:.1f} %.",
+        box=box.SIMPLE_HEAD,
+        min_width=60,  # of the title
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("time", *table["compensation"].unique()):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for time, row in table.groupby("time_s"):
+        values = 100 * row[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy()
+        cells = (
+            f"{mean:.1f}" + ("" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+            for mean, low, high in values
+        )
+        printed.add_row(duration(float(time)), *cells)
+    Console(highlight=False).print(printed)
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which it has one, such as "20 s", "1 h", "30 d" or "1 y" (365 d)."""
+    for unit, size in (("y", _YEAR), ("d", _DAY), ("h", _HOUR), ("min", _MINUTE)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds else "0"
+
+
+def _chips(count: int) -> str:
+    return "1 chip" if count == 1 else f"{count} chips"

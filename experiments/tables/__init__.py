@@ -1,0 +1,1 @@
+"""The tables of a run: outcomes, failure rates, predictors, routing."""

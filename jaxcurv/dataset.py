@@ -1,0 +1,529 @@
+"""Scoring a whole data set: one compiled shape, one row a sample, nothing lost when killed."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Key
+from tqdm import tqdm
+
+from jaxcurv.curvature import Curvature, inspect, reduce, refine
+from jaxcurv.data.sources import Source, samples_at
+from jaxcurv.engine.batch import PRECISION, Batch, Raw, collect, dispatch
+from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
+from jaxcurv.engine.devices import _devices, over_devices, place
+from jaxcurv.engine.losses import Loss, cross_entropy
+from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator
+from jaxcurv.shards import (
+    METADATA_KEY,
+    Pieces,
+    merge_scores,
+    merged_metadata,
+    open_pieces,
+    read_finished,
+)
+from jaxcurv.storage.checksums import hash_tree, read_json, write_json
+from jaxcurv.storage.lock import FolderInUse, hold
+
+_PIECE, _PIECES = 1024, 16
+"""Samples written at once, and again after a kill; fewer where a source is too small to share."""
+
+_AUTO, _AUTO_CPU = 256, 64
+"""Samples a batch."""
+
+_IN_FLIGHT = 2
+"""Batches computing while the host prepares the next; more would only hold memory."""
+
+_POLL_SECONDS = 0.2
+
+_SUFFIXES = ("standard_error", "probes", "frobenius_norm", "top_eigenvalue", "residual_trace")
+
+_SAMPLE_COLUMNS = (
+    *("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint"),
+    *("el2n", "entropy", "least_confidence", "margin", "label_margin"),
+)
+
+T = TypeVar("T")
+
+
+def score_dataset(
+    logits_fn: LogitsFn | nnx.Module,
+    source: Source,
+    *,
+    key: Key[Array, ""],
+    params: Any = None,
+    checkpoints: Sequence[Any] | None = None,
+    average: bool = False,
+    estimators: Mapping[str, Estimator] = {"curvature": FiniteDifference()},
+    loss: Loss = cross_entropy,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    shard: tuple[int, int] | None = None,
+    description: str = "score",
+) -> pa.Table:
+    """Scores every sample of a source.
+
+    With `out`, finished runs of samples are kept in `OUT.parts/`: the same call goes on after a
+    kill and leaves the very same table. Several processes may share the work, each reading its
+    share only: those of `jax.distributed`, after which each returns the one table, or independent
+    ones that are given a `shard` each, to be joined by `merge_scores`.
+
+    Args:
+      logits_fn, key, params, loss: as for `input_curvature`.
+      source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
+        normalised as the model expects; read in a thread of its own. Where it also has
+        `indices [len]` and `labels [len]`, those are checked before any compute, or else piece by
+        piece and the indices once more at the end.
+      checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
+        scored with the same probes. The table then has a row for each sample and checkpoint.
+      average: one row a sample instead, its scores, errors, losses and norms averaged over the
+        checkpoints (the errors are correlated: their average is an upper bound), its probes summed,
+        its prediction that of the last one. All checkpoints lie on the device at once.
+      estimators: what is computed, by column name; those with the same probes share them.
+      out: Parquet file of the table. What was begun with other settings, weights or data is
+        refused; data are told apart by their length, a few samples and, where the source has them,
+        all indices and labels, weights that a plain function closes over by the logits of two
+        images.
+      batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
+        on a CPU and 256 on an accelerator. Halved where memory does not suffice, which is recorded
+        and kept when a run goes on.
+      mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
+        makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
+      shard: (i, n), to score the i-th of n shares, i from 0.
+      description: label of the progress bar.
+
+    Returns:
+      A table with the columns index, label, prediction, correct, loss, gradient_norm and those of
+      `jaxcurv.logit_scores.logit_scores`, and for each estimator NAME and NAME_standard_error (and,
+      where the estimator has them, NAME_probes, NAME_frobenius_norm, NAME_top_eigenvalue,
+      NAME_residual_trace), in the source's order. Its metadata say what was scored, how and on
+      what. With `shard`, that share's rows.
+
+    Raises:
+      ValueError: an empty source, duplicate indices, an `out` that belongs to other settings, or
+        what `input_curvature` refuses; nothing is written before the first samples have passed.
+      OSError: `out` cannot be written, or another process scores the same share of it.
+    """
+    check_key(key)
+    share = (jax.process_index(), jax.process_count()) if shard is None else shard
+    _check_arguments(source, estimators, batch_size, share, out)
+    model, weights = _weights(logits_fn, params, checkpoints)
+    sharding = over_devices(mesh)
+    size = _first_batch_size(batch_size, _devices(sharding))
+    if hasattr(source, "indices"):
+        check_indices([source.indices])
+    few = _read(source, range(min(4, len(source))))
+    check_batch(*few)
+    problem = Problem(model, loss)
+    inspection = inspect(problem, weights[0], few, estimators)
+    if hasattr(source, "labels"):
+        check_labels(np.asarray(source.labels), inspection.logits.shape[1])
+    unit = _AUTO if batch_size == "auto" else size
+    identity = {
+        "estimators": {name: describe(estimator) for name, estimator in estimators.items()},
+        "loss": getattr(loss, "__qualname__", type(loss).__qualname__),
+        "losses": inspection.losses.tolist(),
+        "precision": PRECISION,
+        "matrix": inspection.matrix,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "samples": len(source),
+        "data": hash_tree([*few, *_read(source, [len(source) - 1]), *_known(source)]),
+        "checkpoints": len(weights),
+        "average": average,
+        "weights": hash_tree(weights),
+        "logits": inspection.logits.tolist(),
+        "batch_size": batch_size,
+        "columns": _SAMPLE_COLUMNS,
+        "piece_length": unit * max(1, min(_PIECE, len(source) // _PIECES) // unit),
+    }
+    # As it is read back; settings may be NumPy's numbers.
+    identity = json.loads(json.dumps(identity, default=lambda number: number.item()))
+    run = _Run(
+        problem=problem,
+        weights=[place(one, sharding) for one in weights],
+        long=checkpoints is not None and not average,
+        source=source,
+        key=key,
+        estimators=estimators,
+        matrix=inspection.matrix,
+        classes=inspection.logits.shape[1],
+        sharding=sharding,
+        length=identity["piece_length"],
+        description=description,
+    )
+    mine = list(range(0, len(source), run.length)[share[0] :: share[1]])
+    if out is None:
+        tables: dict[int, pa.Table] = {}
+        _compute(run, mine, size, tables.__setitem__)
+        return _joined(identity, list(tables.values()))
+    path, share_name = Path(out), f"{share[0]}-of-{share[1]}"
+    finished = read_finished(path, identity)
+    if finished is None:
+        # Not among the pieces, which are removed while it is held.
+        with hold(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
+            finished = read_finished(path, identity)  # by another process, meanwhile
+            if finished is None:
+                try:
+                    pieces = open_pieces(path, identity)
+                    _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
+                    if shard is not None:
+                        return _joined(identity, [pieces.read(start) for start in mine])
+                    finished = _joined_by_all(pieces, identity)
+                except FileNotFoundError:  # merged, meanwhile, by who found them all
+                    finished = read_finished(path, identity)
+                    if finished is None:
+                        raise
+    return finished if shard is None else finished.take(run.table_rows(mine))
+
+
+def describe(estimator: Estimator) -> dict[str, Any]:
+    """An estimator as JSON."""
+    described = {"name": type(estimator).__name__, **asdict(estimator)}
+    if isinstance(estimator, Adaptive):
+        described["estimator"] = describe(estimator.estimator)
+    return described
+
+
+def _check_arguments(
+    source: Source,
+    estimators: Mapping[str, Estimator],
+    batch_size: int | str,
+    share: tuple[int, int],
+    out: str | os.PathLike[str] | None,
+) -> None:
+    if len(source) == 0:
+        raise ValueError("nothing to score: the source has no samples")
+    if batch_size != "auto" and (not isinstance(batch_size, Integral) or batch_size < 1):
+        raise ValueError(f"batch_size must be auto or at least 1; got {batch_size!r}")
+    if not isinstance(estimators, Mapping) or not estimators:
+        raise ValueError('nothing to score: give estimators by name, {"curvature": ...}')
+    for name, estimator in estimators.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"an estimator's name is its column's, a text; got {name!r}")
+        check_estimator(estimator)
+    names = [*_SAMPLE_COLUMNS, *estimators]
+    own = [f"{name}_{suffix}" for name in estimators for suffix in _SUFFIXES]
+    if taken := sorted(name for name in estimators if [*names, *own].count(name) > 1):
+        raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
+    if (
+        not isinstance(share, tuple)
+        or [isinstance(part, Integral) for part in share] != [True, True]
+        or not 0 <= share[0] < share[1]
+    ):
+        raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {share}")
+    if share[1] > 1 and out is None:
+        raise ValueError(f"{share[1]} shares need one file that all processes see: give out")
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"{out} is a folder: give the name of a file")
+
+
+def _weights(
+    logits_fn: LogitsFn | nnx.Module, params: Any, checkpoints: Sequence[Any] | None
+) -> tuple[Callable[[Any, Array], Array], list[Any]]:
+    """The model as a function, and the weights to score it with."""
+    if checkpoints is None:
+        model, weights = functional(logits_fn, params)
+        return model, [weights]
+    if params is not None or not checkpoints:
+        raise ValueError("checkpoints take the place of params, and must be at least one")
+    model, states = logits_fn, list(checkpoints)
+    if isinstance(logits_fn, nnx.Module):
+        model, _ = functional(logits_fn, None)
+        states = [nnx.state(one) if isinstance(one, nnx.Module) else one for one in checkpoints]
+    forms = {str(jax.tree.map(jnp.shape, one)) for one in states}
+    if len(forms) > 1:
+        raise ValueError("checkpoints must hold arrays of the same names and shapes: one model's")
+    return model, states
+
+
+def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
+    """The batch size to begin with; each device gets as many samples."""
+    if wanted == "auto":
+        auto = _AUTO_CPU if jax.default_backend() == "cpu" else _AUTO
+        return -(-auto // devices) * devices
+    if wanted % devices:
+        raise ValueError(f"batch_size must be a multiple of the {devices} devices; got {wanted}")
+    return wanted
+
+
+def _known(source: Any) -> list[np.ndarray]:
+    """What a source tells of all its samples without reading them."""
+    return [
+        np.asarray(getattr(source, name)) for name in ("indices", "labels") if hasattr(source, name)
+    ]
+
+
+def _joined_by_all(pieces: Pieces, identity: Mapping[str, Any]) -> pa.Table:
+    """The whole table, once every process has finished its share; the first one makes it.
+
+    The processes meet in the files, for their shares may end hours apart, which a collective does
+    not wait for. One that dies ends the others by JAX's own heartbeat.
+    """
+    alone, first = jax.process_count() == 1, jax.process_index() == 0
+    while (table := read_finished(pieces.out, identity)) is None:
+        if alone or (first and all(map(pieces.finished, pieces.starts()))):
+            with contextlib.suppress(FolderInUse):  # which merges them
+                return merge_scores(pieces.out)
+        time.sleep(_POLL_SECONDS)
+    return table
+
+
+def _joined(identity: Mapping[str, Any], tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of pieces as one; a share that got no piece is an empty table."""
+    check_indices(np.unique(table["index"]) for table in tables)
+    metadata = merged_metadata(identity, [table.schema.metadata for table in tables])
+    table = pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
+    return table.replace_schema_metadata(metadata)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is scored; fixed while pieces come and go."""
+
+    problem: Problem
+    weights: list[Any]
+    long: bool
+    """A row for each sample and checkpoint, not their average."""
+    source: Source
+    key: Array
+    estimators: Mapping[str, Estimator]
+    matrix: str
+    classes: int
+    sharding: NamedSharding | None
+    length: int
+    description: str
+
+    def rows(self, start: int) -> int:
+        return min(self.length, len(self.source) - start)
+
+    def table_rows(self, starts: Sequence[int]) -> np.ndarray:
+        """Where pieces lie in the whole table."""
+        each = len(self.weights) if self.long else 1
+        spans = [np.arange(each * s, each * (s + self.rows(s))) for s in starts]
+        return np.concatenate([np.empty(0, np.int64), *spans])
+
+
+def _compute_on_disk(
+    run: _Run, mine: Sequence[int], batch_size: int, pieces: Pieces, *, record: str
+) -> None:
+    """Scores the pieces that are not finished, at the batch size that an earlier try ended with."""
+    path = pieces.folder / record
+    if path.exists():
+        batch_size = read_json(path)["batch_size"]
+        if batch_size % _devices(run.sharding):
+            raise ValueError(
+                f"{pieces.folder} was begun with batches of {batch_size}, which "
+                f"{_devices(run.sharding)} devices cannot share: go on with as many as before"
+            )
+    for start in filter(pieces.finished, mine):
+        pieces.read(start)  # a damaged one is told now and not at the end
+    done = sum(run.rows(start) for start in mine if pieces.finished(start))
+    todo = [start for start in mine if not pieces.finished(start)]
+    if todo and pieces.out.exists():
+        return  # they are in the table, which another process has merged meanwhile
+
+    def keep(size: int) -> None:
+        write_json(path, {"batch_size": size})
+
+    _compute(run, todo, batch_size, pieces.write, done=done, halved=keep)
+
+
+def _compute(
+    run: _Run,
+    starts: Sequence[int],
+    batch_size: int,
+    write: Callable[[int, pa.Table], None],
+    *,
+    done: int = 0,
+    halved: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Scores pieces in order and hands each to `write`; out of memory, with half the batch."""
+    todo = list(starts)
+    total = done + sum(map(run.rows, starts))
+    with tqdm(
+        total=total, initial=done, desc=run.description, unit="img", unit_scale=True
+    ) as progress:
+        while todo:
+            try:
+                for start, table in _scored(run, list(todo), batch_size, progress.update):
+                    write(start, table)
+                    todo.remove(start)
+            except jax.errors.JaxRuntimeError as error:
+                devices = _devices(run.sharding)
+                smaller = batch_size // 2 // devices * devices
+                # XLA says so by its code, or in words where a program fails to start.
+                full = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
+                if not full:
+                    raise
+                if smaller == 0:
+                    raise MemoryError("out of memory with one sample a device") from error
+                progress.write(
+                    f"out of memory with batches of {batch_size}: going on with {smaller}",
+                    file=sys.stderr,
+                )
+                batch_size = smaller
+                halved(batch_size)
+                progress.n = total - sum(map(run.rows, todo))
+                progress.refresh()
+
+
+def _scored(
+    run: _Run, starts: Sequence[int], batch_size: int, update: Callable[[int], object]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Pieces in order, each with its table; batches of the next compute while one is reduced."""
+    keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
+
+    def dispatched() -> Iterator[tuple[int, int, Batch, list[Raw]]]:
+        for start, rows, batch in _batches(run, starts, batch_size):
+            pending = [
+                dispatch(
+                    run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding
+                )
+                for weights in run.weights
+            ]
+            yield start, rows, batch if keep_images else _without_images(batch), pending
+
+    batches: list[Batch] = []
+    parts: list[list[Raw]] = []
+    for start, rows, batch, pending in _ahead(dispatched(), _IN_FLIGHT):
+        parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
+        batches.append(batch.take(np.arange(rows)))
+        update(rows)
+        if sum(len(b.labels) for b in batches) == run.rows(start):
+            whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+            raws = [_concatenated(one) for one in zip(*parts, strict=True)]
+            check_indices([whole.indices])
+            yield start, _table(run, whole, raws, batch_size)
+            batches, parts = [], []
+
+
+def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The items, `count` of them taken before the first is handed on."""
+    taken: deque[T] = deque()
+    for item in items:
+        taken.append(item)
+        if len(taken) > count:
+            yield taken.popleft()
+    yield from taken
+
+
+def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Batch]]:
+    """Batches of one shape, read by a thread of their own; the first `rows` of each are real."""
+    spans = (
+        (start, range(first, min(first + batch_size, start + run.rows(start))))
+        for start in starts
+        for first in range(start, start + run.rows(start), batch_size)
+    )
+    with ThreadPoolExecutor(1) as reader:
+
+        def read() -> Iterator[tuple[int, int, Future[Batch]]]:
+            for start, span in spans:
+                yield start, len(span), reader.submit(_read, run.source, span)
+
+        for start, rows, future in _ahead(read(), _IN_FLIGHT):
+            batch = future.result()
+            check_batch(*batch)
+            check_labels(batch.labels, run.classes)
+            # Repeats the last sample, so that padding is as harmless as any other.
+            yield start, rows, batch.take(np.minimum(np.arange(batch_size), rows - 1))
+
+
+def _read(source: Source, positions: Sequence[int]) -> Batch:
+    samples = list(samples_at(source, np.asarray(positions, np.int64)))
+    for sample in samples:
+        if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
+            has = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample)
+            raise ValueError(f"a sample must be a mapping of image, label and index; got {has}")
+    shapes = {np.shape(sample["image"]) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"images must have one shape; got {', '.join(map(str, sorted(shapes)))}")
+    return Batch(
+        np.stack([sample["image"] for sample in samples]),
+        np.asarray([sample["label"] for sample in samples]),
+        np.asarray([sample["index"] for sample in samples]),
+    )
+
+
+def _without_images(batch: Batch) -> Batch:
+    return batch._replace(images=np.empty((len(batch.labels), 0), batch.images.dtype))
+
+
+def _rows(raw: Raw, count: int) -> Raw:
+    return jax.tree.map(lambda array: array[:count], raw)
+
+
+def _concatenated(raws: Sequence[Raw]) -> Raw:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *raws)
+
+
+def _table(run: _Run, batch: Batch, raws: Sequence[Raw], batch_size: int) -> pa.Table:
+    """A piece's table from the draws of every checkpoint."""
+    columns = []
+    for weights, raw in zip(run.weights, raws, strict=True):
+        adapted = refine(
+            raw, run.problem, weights, batch, run.key, run.estimators,
+            batch_size=batch_size, sharding=run.sharding,
+        )  # fmt: skip
+        columns.append(_columns(batch, raw, reduce(raw, run.estimators, adapted, run.matrix)))
+    if run.long:
+        for number, one in enumerate(columns):
+            one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
+        merged = {
+            name: np.stack([one[name] for one in columns], axis=1).ravel() for name in columns[0]
+        }
+    else:
+        merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
+    device = jax.devices()[0].device_kind
+    made = {"devices": device, "jax": jax.__version__, "batch_sizes": batch_size}
+    return pa.table(merged, metadata={METADATA_KEY: json.dumps(made)})
+
+
+def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:
+    """Mean over checkpoints of what is measured, sum of the probes, the last one's of the rest."""
+    if name.endswith("_probes"):
+        return np.sum(values, axis=0, dtype=values[0].dtype)
+    if not np.issubdtype(values[0].dtype, np.floating):
+        return values[-1]
+    return np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype)
+
+
+def _columns(batch: Batch, raw: Raw, curvatures: Mapping[str, Curvature]) -> dict[str, np.ndarray]:
+    columns = {
+        "index": batch.indices.astype(np.int64),
+        "label": batch.labels.astype(np.int32),
+        "prediction": raw.prediction.astype(np.int32),
+        "correct": raw.prediction == batch.labels,
+        "loss": raw.loss,
+        "gradient_norm": raw.gradient_norm,
+        **raw.logit_scores,
+    }
+    for name, curvature in curvatures.items():
+        columns[name] = curvature.score
+        columns[f"{name}_standard_error"] = curvature.standard_error
+        if isinstance(curvature.estimator, Adaptive):
+            columns[f"{name}_probes"] = curvature.probes.astype(np.int32)
+        if curvature.frobenius_norm is not None:
+            columns[f"{name}_frobenius_norm"] = curvature.frobenius_norm
+        if curvature.eigenvalues is not None:
+            columns[f"{name}_top_eigenvalue"] = curvature.eigenvalues[:, 0]
+        if curvature.residual_trace is not None:
+            columns[f"{name}_residual_trace"] = curvature.residual_trace
+    return columns

@@ -1,0 +1,1 @@
+"""How one batch is computed: the model and its checks, probes, losses, compiled programs."""

@@ -1,0 +1,233 @@
+"""What the engine refuses: images, labels, keys, and models whose samples are not independent."""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxcurv.engine.losses import Loss
+from jaxcurv.engine.model import Problem
+
+
+def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
+    """Refuses a batch that cannot be scored, naming the first offender.
+
+    Raises:
+      ValueError: wrong shapes or types, an index out of range or used twice, or images that are
+        not finite.
+    """
+    shapes = {labels.shape, indices.shape, images.shape[:1]}
+    if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
+        raise ValueError(
+            "images must be [batch, ...], batch >= 1, no axis empty, with one label and one index "
+            "each; got "
+            f"{images.shape}, {labels.shape}, {indices.shape}"
+        )
+    if images.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            "images must be float32 or float64, normalised as the model expects; got "
+            f"{images.dtype}"
+        )
+    for name, values in (("labels", labels), ("indices", indices)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name} must be integers; got {values.dtype}")
+    if np.any((indices < 0) | (indices >= 2**32)):
+        raise ValueError(f"indices must lie in [0, 2**32); got {indices.min()}..{indices.max()}")
+    check_indices([indices])
+    finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.sum(~finite)} of {len(images)} images hold NaN or infinity, "
+            f"the first at index {indices[~finite][0]}; check the data and its normalisation"
+        )
+
+
+def check_indices(parts: Iterable[np.ndarray]) -> None:
+    """Refuses samples that share an index.
+
+    Args:
+      parts: the integer indices of all samples, in any number of arrays.
+
+    Raises:
+      ValueError: two are equal; the first such index is named.
+    """
+    indices = np.concatenate([np.empty(0, np.int64), *(np.asarray(p, np.int64) for p in parts)])
+    values, counts = np.unique(indices, return_counts=True)
+    if np.any(counts > 1):
+        raise ValueError(
+            f"two samples share index {values[counts > 1][0]}; indices must differ, for they key "
+            "the probes"
+        )
+
+
+def check_key(key: Array) -> None:
+    """Refuses a key whose random numbers would depend on the batch.
+
+    Raises:
+      ValueError: it is no typed key, or not one of JAX's default implementation.
+    """
+    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.shape != () or str(jax.random.key_impl(key)) != "threefry2x32":
+        raise ValueError(
+            "key must be one jax.random.key(seed, impl='threefry2x32'): other implementations draw "
+            "numbers that depend on a sample's place in its batch"
+        )
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Refuses labels that the model has no logit for.
+
+    Raises:
+      ValueError: a label outside [0, classes).
+    """
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}), the model's classes; got "
+            f"{labels.min()}..{labels.max()}"
+        )
+
+
+def check_float32(problem: Problem, params: Any, images: np.ndarray) -> None:
+    """Refuses a model that computes in 16 bits, for a finite difference.
+
+    Not seen: a `precision` that a layer sets for itself.
+
+    Raises:
+      ValueError: it does.
+    """
+    if re.search(r"\bb?f16\[", str(jax.make_jaxpr(problem.model)(params, images[:1]))):
+        raise ValueError(
+            "the model computes in 16 bits, too coarse for a finite difference: build it with "
+            "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
+        )
+
+
+def check_steps(images: np.ndarray, steps: Iterable[float]) -> None:
+    """Refuses a finite difference whose step the images' floating type cannot resolve.
+
+    Raises:
+      ValueError: adding a step to the largest pixel would be off by more than an eighth.
+    """
+    # Without jax_enable_x64 JAX computes in float32 whatever the images' own type.
+    largest = np.abs(images).max().astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    spacing = float(np.spacing(largest))
+    for step in steps:
+        if step < 4 * spacing:
+            raise ValueError(
+                f"step {step:g} is too small: {largest.dtype} numbers near the largest pixel, "
+                f"{largest:.3g}, are {spacing:.1g} apart; take at least {4 * spacing:.1g}, or "
+                "float64 images with jax_enable_x64"
+            )
+
+
+def check_model(
+    problem: Problem, params: Any, images: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Refuses a model or a loss that does not treat each sample by itself and always alike.
+
+    Detected by behaviour, on the first image and another: the gradient of one sample's logits with
+    respect to the other image must be exactly zero; one image in several rows must give one result,
+    and a second call the first one's. Not seen: coupling that vanishes at these very images;
+    randomness that every sample and every call share, or that the model's own `jax.jit` has frozen,
+    which makes it an ordinary fixed model; and coupling that needs more than two samples.
+
+    Returns:
+      The logits of two images, `[2, classes]`.
+
+    Raises:
+      ValueError: wrong logits or losses, coupled samples, or a model that is random or keeps state.
+    """
+    pair = jnp.asarray(np.resize(images, (2, *images.shape[1:])))
+    # Enough rows that random masks of a few units cannot be equal in all of them.
+    twins = jnp.stack([pair[0]] * 8)
+    try:
+        _check_logits_shape(_logits_shape(problem, params, pair))
+        logits, leak = _leak(problem.model, params, pair)
+        # Not compiled, for that would freeze what the model draws anew at every call.
+        calls = jnp.stack([problem.model(params, twins), problem.model(params, twins)])
+    except flax.errors.TraceContextError as error:
+        raise ValueError(
+            "the model changes its own state when called (BatchNorm in training mode or active "
+            "dropout?): switch it to evaluation mode, model.eval()"
+        ) from error
+    if not np.isfinite(logits).all():
+        raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
+    if np.any(np.asarray(leak) != 0):
+        raise ValueError(
+            "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
+            "defined per sample; switch it to evaluation mode, model.eval()"
+        )
+    # Equal but for the rounding of a device that sums in no fixed order.
+    if np.max(np.ptp(np.asarray(calls), axis=(0, 1))) > 1e-4 * np.max(np.abs(calls)):
+        raise ValueError(
+            "the model gives one image different logits in two rows or two calls (active dropout "
+            "or other randomness?): switch it to evaluation mode, model.eval()"
+        )
+    _check_loss(problem.loss, logits, jnp.asarray(np.resize(labels, 2), jnp.int32))
+    return np.asarray(logits)
+
+
+def _logits_shape(problem: Problem, params: Any, images: Array) -> Any:
+    """What the model returns of these images, without its values."""
+    try:
+        return jax.eval_shape(problem.model, params, images)
+    except flax.errors.TraceContextError:
+        raise  # which says something else
+    except Exception as error:  # the model is anybody's code
+        raise ValueError(
+            f"the model fails on {images.dtype} images {images.shape}: {type(error).__name__}: "
+            f"{error}; it must be JAX code that takes [batch, ...] of the images' shape"
+        ) from error
+
+
+def _check_logits_shape(logits: Any) -> None:
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise ValueError(f"the model must return logits alone; got a {type(logits).__name__}")
+    if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"logits must be [batch, classes] with at least two classes; got {logits.shape} for a "
+            "batch of 2"
+        )
+    if logits.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"logits are {logits.dtype}, too coarse for a finite difference; compute the model in "
+            "float32"
+        )
+
+
+def _check_loss(loss: Loss, logits: Array, labels: Array) -> None:
+    # A label without a logit is refused later, with its value; any class serves here.
+    labels = jnp.clip(labels, 0, logits.shape[1] - 1)
+    try:
+        losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
+    except Exception as error:  # the loss is anybody's code
+        raise ValueError(
+            f"the loss fails on logits {logits.shape} and labels {labels.shape}: "
+            f"{type(error).__name__}: {error}; it must be JAX code (logits, labels) -> [batch]"
+        ) from error
+    if losses.shape != (2,) or losses.dtype != logits.dtype:
+        raise ValueError(
+            f"the loss must give one {logits.dtype} a sample, [batch], not reduced; got "
+            f"{losses.dtype} {losses.shape} for a batch of 2"
+        )
+    (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
+    if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
+        raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
+    if np.any(np.asarray(gradient[1]) != 0):
+        raise ValueError("the loss mixes the samples of a batch: curvature is defined per sample")
+
+
+@partial(jax.jit, static_argnames="model")
+def _leak(model: Callable, params: Any, images: Array) -> tuple[Array, Array]:
+    """The logits, and the gradient of the first sample's with respect to the other samples."""
+    logits, pullback = jax.vjp(partial(model, params), images)
+    # A random cotangent: a constant one would miss coupling that keeps the logits' sum.
+    cotangent = jax.random.normal(jax.random.key(0), logits.shape[1:], logits.dtype)
+    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
+    return logits, gradient[1:]

@@ -1,0 +1,1 @@
+"""Files that are whole, carry a checksum, and have one writer."""

@@ -1,0 +1,155 @@
+"""Training image classifiers: the standard SGD recipe, validated and checkpointed every epoch.
+
+The data set lives on the device as uint8 and a batch is gathered, augmented and normalised inside
+the compiled step. On an accelerator one epoch is one compiled scan; on the CPU, where XLA runs
+loops many times slower, the same step is dispatched from the host.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+from tqdm import tqdm
+
+from jaxcurv.data import Arrays, Normalisation
+from jaxcurv.training.checkpoints import (
+    BuildModel,
+    Epoch,
+    State,
+    evaluation_model,
+    open_manager,
+    read_best,
+    restore,
+    save,
+)
+from jaxcurv.training.recipe import Recipe
+from jaxcurv.training.steps import (
+    Metrics,
+    convolve_in_pieces,
+    dispatched_epoch,
+    make_optimizer,
+    mean_metrics,
+    measure,
+    normalise,
+    scanned_epoch,
+    train_step,
+)
+
+
+def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions of every sample in fixed-size batches, and which of them are not padding."""
+    for start in range(0, count, batch_size):
+        positions = np.arange(start, start + batch_size)
+        yield np.minimum(positions, count - 1), positions < count
+
+
+def _split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graphdef, params, rest[0]
+
+
+def fit(
+    build: BuildModel,
+    train: Arrays,
+    validation: Arrays,
+    normalisation: Normalisation,
+    recipe: Recipe,
+    *,
+    seed: int,
+    directory: Path,
+) -> list[Epoch]:
+    """Trains a model and leaves its best and its newest checkpoint under `directory`.
+
+    An interrupted call goes on after the last finished epoch; every random draw is keyed by the
+    seed and the epoch, so that an undisturbed run would have got there too. A directory belongs
+    to one set of arguments: the caller chooses it so.
+
+    Args:
+      build: makes the model, as `build(dtype)`; must return the same weights every time.
+      train, validation: images uint8 `[N, H, W, C]` with labels.
+      normalisation: channel mean and standard deviation applied before the model.
+      recipe: the optimiser's settings.
+      seed: keys the order of the samples and the augmentation.
+      directory: where the orbax checkpoints go.
+
+    Returns:
+      One row an epoch, those before an interruption included.
+
+    Raises:
+      ValueError: an empty fold, fewer training images than one batch, or a damaged checkpoint.
+      FloatingPointError: the loss is no longer finite.
+    """
+    if len(train) < recipe.batch_size or len(validation) == 0:
+        raise ValueError(
+            f"{len(train)} training and {len(validation)} validation images are too few for "
+            f"batches of {recipe.batch_size}; lower the batch size or take more data"
+        )
+    model = build(jnp.dtype(recipe.precision))
+    model.train()
+    if jax.default_backend() == "cpu":
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, nnx.Conv):
+                module.conv_general_dilated = convolve_in_pieces
+    train_graph, params, rest = _split(model)
+    eval_graph, _, _ = _split(evaluation_model(build))
+
+    steps = len(train) // recipe.batch_size
+    optimizer = make_optimizer(recipe, steps)
+    state = State(params, rest, optimizer.init(params))
+    step = partial(train_step, train_graph, optimizer, recipe, normalisation)
+    run_epoch = dispatched_epoch(step) if jax.default_backend() == "cpu" else scanned_epoch(step)
+
+    @jax.jit
+    def evaluate(state: State, data: tuple[Array, Array], positions: Array, mask: Array) -> Metrics:
+        model = nnx.merge(eval_graph, state.params, state.rest)
+        return measure(
+            model(normalise(data[0][positions], normalisation)), data[1][positions], mask
+        )
+
+    def validate(state: State) -> tuple[float, float]:
+        batches = _batches(len(validation), recipe.batch_size)
+        metrics = jax.device_get([evaluate(state, held_out, *batch) for batch in batches])
+        return mean_metrics(metrics, len(validation))
+
+    data, held_out = (jax.device_put((a.images, a.labels)) for a in (train, validation))
+    key = jax.random.key(seed)
+    history: list[Epoch] = []
+    with open_manager(directory) as manager:
+        if (latest := manager.latest_step()) is not None:
+            read_best(manager, build)  # a damaged one is told by what can make it again
+            state, history = restore(manager, latest, state)
+        samples = steps * recipe.batch_size
+        with tqdm(
+            total=recipe.epochs * samples,
+            initial=len(history) * samples,
+            desc="train",
+            unit="img",
+            unit_scale=True,
+        ) as progress:
+            for epoch in range(len(history) + 1, recipe.epochs + 1):
+                order = np.random.default_rng([seed, epoch]).permutation(len(train))[:samples]
+                state, metrics = run_epoch(
+                    state,
+                    data,
+                    order.reshape(steps, recipe.batch_size),
+                    jax.random.split(jax.random.fold_in(key, epoch), steps),
+                    progress,
+                )
+                row = Epoch(epoch, *mean_metrics(metrics, samples), *validate(state))
+                if not math.isfinite(row.train_loss):
+                    raise FloatingPointError(
+                        f"training diverged in epoch {epoch}: the loss is not finite; "
+                        "lower the learning rate or lengthen the warm-up"
+                    )
+                history.append(row)
+                save(manager, state, history)
+                progress.set_postfix(
+                    epoch=epoch, validation_accuracy=f"{row.validation_accuracy:.4f}"
+                )
+    return history

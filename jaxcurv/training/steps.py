@@ -1,0 +1,156 @@
+"""One training step: augmentation, gradient, update; and an epoch of them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
+from tqdm import tqdm
+
+from jaxcurv.data import Normalisation
+from jaxcurv.training.checkpoints import State
+from jaxcurv.training.recipe import Recipe
+
+
+class Metrics(NamedTuple):
+    loss: Float[Array, ""]  # summed over the batch
+    correct: Int[Array, ""]
+
+
+def augment(
+    key: Key[Array, ""], images: UInt8[Array, "batch h w c"], *, padding: int, flip: bool
+) -> UInt8[Array, "batch h w c"]:
+    """Random crop from black-padded images and random horizontal flip, drawn per image."""
+    batch, height, width, channels = images.shape
+    crop_key, flip_key = jax.random.split(key)
+    if padding:
+        corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
+        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        crop = partial(jax.lax.dynamic_slice, slice_sizes=(height, width, channels))
+        images = jax.vmap(lambda image, corner: crop(image, (*corner, 0)))(padded, corners)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
+def normalise(images: Array, normalisation: Normalisation) -> Array:
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (normalisation.mean, normalisation.std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def measure(logits: Array, labels: Array, mask: Array | None = None) -> Metrics:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    correct = jnp.argmax(logits, axis=-1) == labels
+    if mask is not None:
+        losses, correct = jnp.where(mask, losses, 0), correct & mask
+    return Metrics(jnp.sum(losses), jnp.sum(correct))
+
+
+def train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    normalisation: Normalisation,
+    state: State,
+    data: tuple[Array, Array],
+    positions: Int[Array, " batch"],
+    key: Key[Array, ""],
+) -> tuple[State, Metrics]:
+    images, labels = data[0][positions], data[1][positions]
+    images = augment(key, images, padding=recipe.crop_padding, flip=recipe.flip)
+    inputs = normalise(images, normalisation)
+
+    def objective(params: nnx.State) -> tuple[Array, tuple[nnx.State, Metrics]]:
+        # copy=True: the batch statistics must be Variables of this trace, not of the caller's.
+        model = nnx.merge(graphdef, params, state.rest, copy=True)
+        metrics = measure(model(inputs), labels)
+        return metrics.loss / labels.shape[0], (nnx.state(model, nnx.Not(nnx.Param)), metrics)
+
+    gradient, (rest, metrics) = jax.grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+    return State(optax.apply_updates(state.params, updates), rest, opt_state), metrics
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
+        peak_value=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
+        decay_steps=recipe.epochs * steps_per_epoch,
+    )
+    return optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.sgd(schedule, momentum=recipe.momentum, nesterov=True),
+    )
+
+
+def convolve_in_pieces(images: Array, kernel: Array, *args: Any, **settings: Any) -> Array:
+    """A convolution whose weight gradient is summed over 16 images at a time.
+
+    XLA's CPU weight gradient of one convolution over 128 images costs several times as much.
+    """
+
+    def plain(images: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(images, kernel, *args, **settings)
+
+    @jax.custom_vjp
+    def convolve(images: Array, kernel: Array) -> Array:
+        return plain(images, kernel)
+
+    def forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return convolve(images, kernel), (images, kernel)
+
+    def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+        images, kernel = saved
+        (images_bar,) = jax.vjp(lambda x: plain(x, kernel), images)[1](cotangent)
+
+        def weight_gradient(images: Array, cotangent: Array) -> Array:
+            return jax.vjp(lambda k: plain(images, k), kernel)[1](cotangent)[0]
+
+        cuts = list(range(16, len(images), 16))
+        chunks = jnp.split(images, cuts), jnp.split(cotangent, cuts)
+        return images_bar, sum(map(weight_gradient, *chunks), jnp.zeros_like(kernel))
+
+    convolve.defvjp(forward, backward)
+    return convolve(images, kernel)
+
+
+def mean_metrics(metrics: list[Metrics], count: int) -> tuple[float, float]:
+    return (
+        float(sum(np.sum(m.loss, dtype=np.float64) for m in metrics)) / count,
+        int(sum(np.sum(m.correct) for m in metrics)) / count,
+    )
+
+
+def dispatched_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Any]:
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: tqdm) -> Any:
+        metrics = []
+        for positions, key in zip(order, keys, strict=True):
+            state, metric = compiled(state, data, positions, key)
+            metrics.append(metric)
+            progress.update(len(positions))
+        return state, jax.device_get(metrics)
+
+    return run
+
+
+def scanned_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Any]:
+    @partial(jax.jit, donate_argnums=0)
+    def scan(state: State, data: Any, order: Array, keys: Array) -> tuple[State, Metrics]:
+        return jax.lax.scan(lambda s, batch: step(s, data, *batch), state, (order, keys))
+
+    def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: tqdm) -> Any:
+        state, metrics = scan(state, data, order, keys)
+        metrics = [jax.device_get(metrics)]
+        progress.update(order.size)
+        return state, metrics
+
+    return run

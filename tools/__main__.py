@@ -1,0 +1,83 @@
+"""`python -m tools archive|regenerate [flags]`, in a checkout."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from experiments.cli.exit_codes import exit_code_of
+from experiments.paper.reproduce import ROWS
+from experiments.runs.errors import at_work
+from experiments.runs.processes import raise_on_sigterm
+from jaxcurv.storage.lock import hold
+from tools.archive import archive, archive_fit
+from tools.regenerate import regenerate
+
+
+@dataclass(frozen=True)
+class Regenerate:
+    """Tables, figures and the page once more, from the archived per-sample tables alone."""
+
+    results: Path = Path("experiments/results")
+    """Folder of the archived results."""
+    readme: Path = Path("README.md")
+    """The file of which the marked part is replaced."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        """Makes them."""
+        regenerate(self.results, self.readme)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Copies what a repository keeps of the finished rows of Table I and of their fit."""
+
+    rows: Literal["small", "full"] = "small"
+    """Narrow networks, or the paper's."""
+    runs: Path = Path("runs")
+    """Folder of the runs' folders, as `reproduce` leaves it."""
+    results: Path = Path("experiments/results")
+    """Folder to archive in; a row that is not in `runs` stays as it is there."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        """Copies.
+
+        Raises:
+          FileNotFoundError: no row is finished.
+        """
+        finished = [name for name in ROWS[self.rows] if (self.runs / name).is_dir()]
+        if not finished:
+            raise FileNotFoundError(f"no row of --rows {self.rows} in {self.runs}: run reproduce")
+        with hold(self.results), at_work():
+            for name in finished:
+                archive(self.runs / name, self.results / name)
+                print(self.results / name)
+            fit = f"fit_paper_{self.rows}"
+            if (self.runs / fit / "fit.json").exists():
+                archive_fit(self.runs / fit, self.results / fit)
+                print(self.results / fit)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command and returns the process's exit code."""
+    commands: dict[str, Callable[..., Archive | Regenerate]] = {
+        "archive": Archive,
+        "regenerate": Regenerate,
+    }
+
+    def work() -> None:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m tools", args=arguments).run()
+
+    return exit_code_of(work, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    raise_on_sigterm()
+    sys.exit(main(sys.argv[1:]))

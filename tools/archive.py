@@ -1,0 +1,115 @@
+"""A run's results as a repository keeps them: small, and enough to make the paper's tables again.
+
+Kept are the per-sample tables in narrow types (of flip probabilities the test fold; of the chips
+their predictions, not their logits' scores), from which `tools.regenerate` makes deciles, Table I,
+predictors and the score's variants. The other tables and figures are copies of the run's, as are
+the records of its stages: the hashes there are those of the run's own files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.runs.files import read_parquet, write_parquet
+from experiments.runs.records import read_record
+from experiments.tables.predictors import score_columns
+from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.files import write_whole
+
+SMALL = 4 * 2**20
+"""Bytes of the largest file that is copied as it is; larger weights are left out."""
+
+_FILES = ("settings.json", "model.json", "history.csv", "costs.csv", "adc_ranges.csv")
+_TABLES = (
+    *("calibration", "calibration_errors", "routing_choices", "routing_baselines"),
+    *("per_class", "overlap", "systematic"),
+)
+_KEPT_OF = dict.fromkeys(
+    ("stages", "agreement", "compare-noise", "drift", "layers", "rescore"),
+    (".csv", ".json", ".png", ".parquet"),
+) | {"figures": (".png",)}  # whose tables are kept already
+
+
+def archive(run: Path, place: Path) -> None:
+    """Copies what is to be kept of a finished run; `regenerate` then makes its tables there.
+
+    Args:
+      run: folder of the run.
+      place: folder to keep it in. What an earlier copy left is replaced; of drift/, layers/ and the
+        like only what the run has.
+
+    Raises:
+      FileNotFoundError: the run is not finished.
+    """
+    scores, predictions, flips = read_samples(run)
+    # By this file `regenerate` knows a place: it is the last, so that none is half of one run. By
+    # the other, which it then makes, tables of several runs do.
+    (place / "table_one.parquet").unlink(missing_ok=True)
+    (place / "predictions.parquet").unlink(missing_ok=True)
+    kept = [*scores.columns[:5], "curvature_standard_error", *score_columns(scores)]
+    narrow = {"chip": "int16", "prediction": "int16", "index": "int32"}
+    chips = predictions[["profile", "chip", "fold", "index", "prediction", "correct"]]
+    physical = flips.loc[flips["fold"] == "test"].drop(columns="variance")
+    real = dict.fromkeys(physical.select_dtypes("float64").columns, "float32")
+    write_parquet(place / "scores.parquet", scores[kept])
+    write_parquet(place / "flips.parquet", physical.astype({"index": "int32"} | real))
+    for name in (*_FILES, *(f"{table}.csv" for table in _TABLES), "weights.safetensors"):
+        (place / name).unlink(missing_ok=True)
+        if (run / name).exists() and (run / name).stat().st_size <= SMALL:
+            copy(run / name, place / name)
+    for folder, kinds in _KEPT_OF.items():
+        files = [
+            path
+            for path in sorted((run / folder).glob("*"))
+            if path.suffix in kinds and path.stat().st_size <= SMALL
+        ]
+        if folder == "rescore" and not _is_of_scores(run):
+            files = []
+        if files or folder == "rescore":  # never beside another run's predictions
+            shutil.rmtree(place / folder, ignore_errors=True)
+        for path in files:
+            copy(path, place / folder / path.name)
+    write_parquet(place / "predictions.parquet", chips.astype(narrow))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, which is whole under its new name or not there; makes the folder."""
+    write_whole(target, partial(shutil.copyfile, source))
+
+
+def _is_of_scores(run: Path) -> bool:
+    """Whether rescore/ is there and of the network that the run's scores are of."""
+    path, record = run / "rescore" / "settings.json", read_record(run, "score")
+    return (
+        path.exists()
+        and record is not None
+        and read_json(path)["checkpoint_sha256"] in record["inputs"].values()
+    )
+
+
+def archive_fit(out: Path, place: Path) -> None:
+    """Keeps what `experiments.paper.fit.tabulate` needs of a fit."""
+    shutil.rmtree(place, ignore_errors=True)
+    for folder in ("search", "fitted"):
+        for path in sorted((out / folder).iterdir()):
+            copy(path, place / folder / path.name)
+    copy(out / "fit.json", place / "fit.json")
+
+
+def read_samples(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Scores, predictions and flip probabilities of a run or of an archived one.
+
+    Raises:
+      FileNotFoundError: one of them is missing.
+    """
+    for name in ("scores", "predictions", "flips"):
+        if not (folder / f"{name}.parquet").exists():
+            raise FileNotFoundError(f"no {name}.parquet in {folder}: finish the run first")
+    scores, predictions, flips = (
+        read_parquet(folder / f"{name}.parquet") for name in ("scores", "predictions", "flips")
+    )
+    return scores, predictions, flips

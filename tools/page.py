@@ -1,0 +1,347 @@
+"""The page of results: Markdown made from the files of archived runs, and a part of it in README.
+
+Nothing on it is typed by hand but the sentences that say what a table shows.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from bridge.chips.profiles import from_json
+from experiments.paper.fit import cell_of
+from experiments.runs.files import read_parquet, write_bytes
+from experiments.runs.records import read_records, recorded_settings
+from experiments.settings.presets import command_line
+from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
+from experiments.tables.paper import TABLE_ONE
+from jaxcurv.storage.checksums import read_json
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+"""Between these lines of README.md stands what `write` puts there."""
+
+_NAMES = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet-1K",
+}
+
+_Render = Callable[[dict[str, Any], str], str]
+"""A row and the name of a rate, as text."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An archived run."""
+
+    folder: Path
+    settings: dict[str, Any]
+    table_one: pd.DataFrame
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Architecture and data set, as `TABLE_ONE` names them."""
+        return self.settings["model"]["architecture"], self.settings["data"]["name"]
+
+    @property
+    def title(self) -> str:
+        names = ", ".join(_NAMES.get(name, name) for name in self.model)
+        return f"{names}, width {self.settings['model']['width']}"
+
+
+def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
+    """Writes README.md of the folder of results, and the marked part of the project's.
+
+    Args:
+      results: folder of the archived runs' folders, all regenerated.
+      readme: the project's; must have the lines `BEGIN` and `END`.
+      fits: folders of fits to the paper, in `results`, tabulated.
+
+    Returns:
+      The page.
+
+    Raises:
+      ValueError: the lines are missing.
+      FileNotFoundError: an archived run lacks a file.
+    """
+    text = require_place(readme)
+    found = [
+        _Run(path.parent, recorded_settings(path.parent), read_parquet(path))
+        for path in sorted(results.glob("*/table_one.parquet"))
+    ]
+    runs = sorted(found, key=lambda run: [*TABLE_ONE, run.model].index(run.model))
+    fitted = pd.concat([pd.read_csv(fit / "table.csv") for fit in fits]) if fits else None
+    confidence = {run.settings["analyse"]["confidence"] for run in runs}
+    parts = [
+        "# Results",
+        "Made by `python -m tools regenerate` from the per-sample tables in these folders; "
+        "do not edit. Rates are analog-only failures in percent, D1 and D10 the tenths of lowest "
+        "and highest curvature; brackets are intervals over chips and samples "
+        f"({' or '.join(f'{100 * level:g} %' for level in sorted(confidence))}).",
+        "## Table I",
+        *_table_one(runs, fitted, _interval),
+        *_runs(runs),
+        *(part for fit in fits for part in _fit(fit)),
+        *_rescored(runs),
+        "## Where each run comes from",
+        _provenance(runs),
+    ]
+    page = write_bytes(results / "README.md", ("\n\n".join(parts) + "\n").encode())
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    place = Path(os.path.relpath(results, readme.parent)).as_posix()
+    part = "\n\n".join([*_table_one(runs, fitted, _rate), *_figure_one(runs, place)])
+    write_bytes(readme, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
+    return page
+
+
+def require_place(readme: Path) -> str:
+    """The text of a README that has a place for the results.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it has not one place, or several.
+    """
+    if not readme.exists():
+        raise FileNotFoundError(
+            f"no {readme} here: work in the checkout, or give --readme and --results"
+        )
+    text = readme.read_text()
+    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
+        raise ValueError(
+            f"{readme} lacks the lines {BEGIN} and {END}, once and in this order: put them where "
+            "results go"
+        )
+    return text
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; whatever is not `Code` is shown as it stands, HTML and links too."""
+    lines = [
+        [(one if isinstance(one, Code) else plain(str(one))).replace("|", "\\|") for one in line]
+        for line in (header, *rows)
+    ]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class Code(str):
+    """A line in backticks; those in it become quotes, for no character can mask them."""
+
+    def __new__(cls, text: str) -> Code:
+        return super().__new__(cls, f"`{_line(text).replace('`', chr(39))}`")
+
+
+def plain(text: str) -> str:
+    """A line without HTML, links, pictures and code: names may come from elsewhere."""
+    masked = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
+    return masked.replace("](", "]\\(").replace("![", "!\\[")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Render) -> Iterator[str]:
+    """Of each run that the paper has a row of: the paper's, the shipped and the fitted chip's."""
+    of_fit: dict[str, dict[str, Any]] = {}
+    if fitted is not None:
+        of_fit = {row["preset"]: row for row in fitted.to_dict("records")}
+    rows, there = [], set()
+    for run in runs:
+        if run.model not in TABLE_ONE:
+            continue
+        there.add(run.model)
+        table = run.table_one
+        shipped = table[(table["fold"] == "test") & (table["profile"] == FULL_PROFILE)]
+        row = shipped.iloc[0].to_dict()
+        off = (abs(row[f"{end}_of_all"] - row[f"paper_{end}"]) for end in ("d1", "d10"))
+        cells = ["-", "-"]
+        if (fit := of_fit.get(run.folder.name)) is not None:
+            cells = [
+                f"{_ends(fit, 'shipped_same_', render)} ({fit['same_error']:.1f})",
+                f"{_ends(fit, 'fitted_', render)} ({fit['fitted_error']:.1f}; {fit['role']})",
+            ]
+        rows.append(
+            [
+                run.title,
+                f"{row['digital_accuracy']:.1f} %",
+                f"{row['paper_d1']:g}, {row['paper_d10']:g}",
+                f"{_ends(row, '', render, '_of_all')} ({sum(off) / 2:.1f})",
+                _ends(row, "", render, "_of_correct"),
+                *cells,
+            ]
+        )
+    header = ["model", "digital", "paper", "shipped, of all", "shipped, of the correct"]
+    yield markdown([*header, "shipped, as fitted", "fitted"], rows)
+    note = (
+        f"D1, D10 under {FULL_PROFILE}, %; shipped: test fold. In round brackets the mean absolute "
+        "difference from the paper's two, in percentage points."
+    )
+    if fitted is not None:
+        first = fitted.iloc[0]
+        note += (
+            " The fitted chip comes nearest to the paper's on the rows marked so, and was only "
+            f'tried on the others; it and "as fitted" count {first["fold"]}, of '
+            f"{DENOMINATORS[first['denominator']]}."
+        )
+    missing = [model for model in TABLE_ONE if model not in there]
+    if missing:
+        names = "; ".join(", ".join(_NAMES[name] for name in model) for model in missing)
+        note += f" Not run: {names}."
+    yield note
+
+
+def _ends(row: dict[str, Any], before: str, render: _Render, after: str = "") -> str:
+    return ", ".join(render(row, f"{before}{end}{after}") for end in ("d1", "d10"))
+
+
+def _rate(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.2f}"
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _figure_one(runs: Sequence[_Run], place: str) -> Iterator[str]:
+    """Fig. 1 of the runs whose model and data are the paper's, whatever the width."""
+    for run in runs:
+        if run.model == ("resnet18", "cifar100"):
+            name = run.folder.name
+            title = f"Failure rate by curvature decile, {plain(name)}"
+            yield f"![{title}]({quote(f'{place}/{name}')}/figures/figure_one.png)"
+
+
+def _runs(runs: Sequence[_Run]) -> Iterator[str]:
+    """For each run accuracies, D1 and D10 of every profile and fold, and its Fig. 1."""
+    yield "## Every profile and fold"
+    for run in runs:
+        table, name = run.table_one, run.folder.name
+        digital = table.groupby("fold", sort=False)["digital_accuracy"].first()
+        accuracies = ", ".join(f"{fold} {value:.1f} %" for fold, value in digital.items())
+        rows = [
+            [
+                row["fold"],
+                row["profile"],
+                f"{row['analog_accuracy']:.1f}",
+                *(_interval(row, f"{end}_of_{of}") for of in DENOMINATORS for end in ("d1", "d10")),
+            ]
+            for row in table.to_dict("records")
+        ]
+        header = ["fold", "profile", "accuracy"]
+        header += [f"{end} of {of}" for of in DENOMINATORS for end in ("D1", "D10")]
+        chips = int(table["chips"].max())
+        yield f"### {plain(name)}"
+        yield f"Digital accuracy: {plain(accuracies)}; {chips} chip{'s' * (chips > 1)} a profile."
+        yield f"![Fig. 1]({quote(name)}/figures/figure_one.png)"
+        yield markdown(header, rows)
+
+
+def _fit(folder: Path) -> Iterator[str]:
+    """What each setting of the chip does alone, then the path of the search."""
+    table = pd.read_csv(folder / "search.csv")
+    ends = [name for name in table if name.endswith((" d1", " d10"))]
+    header = ["setting", *(f"{name}, of {of}" for name in ends for of in DENOMINATORS), "misfit"]
+    kept = read_json(folder / "fit.json")
+    yield f"## What the paper leaves open about the chip: {plain(folder.name)}"
+    yield (
+        "The shipped chip with one setting changed: test fold, "
+        f"{100 * kept['share']:g} % of the scored samples, {kept['search_chips']} chips; of all "
+        "samples and of the digitally correct ones; misfit: the smallest mean absolute difference "
+        "from the paper's figures over folds and denominators, percentage points."
+    )
+    alone = table[table["step"] <= 1]
+    yield markdown(header, list(_settings(alone, ends)))
+    best = table.loc[table["misfit"].idxmin()]
+    steps = []
+    for number, rows in table.groupby("step", sort=True):
+        row = rows.loc[rows["misfit"].idxmin()]
+        steps.append(
+            [number, row["change"], row["fold"], row["denominator"], f"{row['misfit']:.2f}"]
+        )
+    yield (
+        f"The search: the best change of each step ({table['cell'].nunique()} chips were tried). "
+        "It ends with the first step that is no better."
+    )
+    yield markdown(["step", "change", "fold", "denominator", "misfit"], steps)
+    chips = {cell_of(chip): chip for chip in (from_json(one["chip"]) for one in kept["steps"])}
+    yield f"The fitted chip: {Code(str(chips[best['cell']]))}."
+
+
+def _settings(table: pd.DataFrame, ends: Sequence[str]) -> Iterator[list[str]]:
+    for (change, _), rows in table.groupby(["change", "cell"], sort=False):
+        of = rows[rows["fold"] == "test"].set_index("denominator")
+        rates = [f"{of.loc[which, name]:.2f}" for name in ends for which in DENOMINATORS]
+        yield [str(change), *rates, f"{rows['misfit'].min():.2f}"]
+
+
+def _rescored(runs: Sequence[_Run]) -> Iterator[str]:
+    """What each choice of the score does."""
+    columns = ("rho", "rho_of_correct", "d1_overlap", "d10_overlap")
+    found = [run for run in runs if (run.folder / "rescore" / "variants.csv").exists()]
+    if found:
+        yield "## What the paper leaves open about the score"
+        yield (
+            "Each variant differs from the shipped score in one thing: Spearman's rho with it, of "
+            "all and of the digitally correct samples; the share of its D1 and D10 that is in the "
+            f"variant's; and the variant's failure rates under {FULL_PROFILE}, test fold."
+        )
+    for run in found:
+        table = pd.read_csv(run.folder / "rescore" / "variants.csv")
+        rows = [
+            [
+                row["variant"],
+                row["samples"],
+                *(f"{row[name]:.3f}" for name in columns),
+                *(_interval(row, f"{end}_of_{of}") for of in DENOMINATORS for end in ("d1", "d10")),
+            ]
+            for row in table.to_dict("records")
+        ]
+        header = ["variant", "samples", "rho", "rho, correct", "D1 kept", "D10 kept"]
+        header += [f"{end} of {of}" for of in DENOMINATORS for end in ("D1", "D10")]
+        yield f"### {plain(run.folder.name)}"
+        yield markdown(header, rows)
+
+
+def _provenance(runs: Sequence[_Run]) -> str:
+    rows = []
+    for run in runs:
+        stages = read_records(run.folder)
+        versions: dict[str, str] = {}
+        for one in stages:
+            versions |= one["versions"]
+        kept = ("python", "jax", "flax", "torch", "aihwkit")
+        command = shlex.join(command_line(run.settings))
+        rows.append(
+            [
+                run.folder.name,
+                Code(f"python -m experiments run {command}"),
+                "; ".join(sorted({one["device"] for one in stages})),
+                ", ".join(f"{name} {versions[name]}" for name in kept if name in versions),
+                ", ".join(_took(run.folder, one) for one in stages),
+            ]
+        )
+    return markdown(["run", "command", "device", "versions", "durations"], rows)
+
+
+def _took(folder: Path, record: dict[str, Any]) -> str:
+    """A stage's duration; for those with a row a sample, how many a second, start included."""
+    name, seconds = record["name"], record["seconds"]
+    tables = {"score": "scores.parquet", "simulate": "predictions.parquet"}
+    rate = ""
+    if name in tables and seconds:
+        rows = pq.read_metadata(folder / tables[name]).num_rows
+        rate = f" ({rows / seconds:,.0f} images/s)"
+    return f"{name} {seconds:,.0f} s{rate}"

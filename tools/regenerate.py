@@ -1,0 +1,110 @@
+"""Tables, figures and the page of results once more, from the archived per-sample tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.figures import analysis, paper
+from experiments.paper.fit import tabulate
+from experiments.runs.errors import at_work
+from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.studies import rescore
+from experiments.tables import failure_rates, outcomes
+from experiments.tables.predictors import compare, costs_table
+from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.lock import hold
+from tools import page
+from tools.archive import read_samples
+
+
+def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) -> None:
+    """Makes every table, figure and the page from what is archived.
+
+    A fit to the paper whose runs are archived no more, as they were, is left out of the page.
+
+    Args:
+      results: folder of the archived results.
+      readme: the file of which the marked part is replaced.
+      say: prints one line of progress.
+
+    Raises:
+      FileNotFoundError: nothing is archived.
+      ValueError: README has no place for the results.
+      FolderInUse: another process writes there.
+      WorkFailed: a file is missing, a fit was left out, or what failed else.
+    """
+    page.require_place(readme)
+    runs = [path.parent for path in sorted(results.glob("*/predictions.parquet"))]
+    if not runs:
+        raise FileNotFoundError(f"no archived run in {results}: `python -m tools archive` first")
+    with hold(results), at_work():
+        for run in runs:
+            say(f"{run.name}: tables and figures")
+            regenerate_run(run)
+        fits, errors = [], []
+        for path in sorted(results.glob("fit_paper_*/fit.json")):
+            try:
+                tabulate(path.parent, results)
+            except (OSError, ValueError) as error:
+                errors.append(error)
+            else:
+                fits.append(path.parent)
+        written = page.write(results, readme, fits)
+        say(f"{written} and the marked part of {readme}")
+        if errors:
+            raise errors[0]
+
+
+def regenerate_run(place: Path) -> None:
+    """Makes deciles.csv, table_one.csv, predictors.csv (test) and their figures once more.
+
+    From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
+    settings.json and costs.csv beside them. And variants.csv of rescore/, where that is.
+
+    Raises:
+      FileNotFoundError: one of these is missing.
+    """
+    for name in ("settings.json", "costs.csv"):
+        if not (place / name).exists():
+            raise FileNotFoundError(f"{place} lacks {name}: archive the run again, or remove it")
+    settings = read_json(place / "settings.json")
+    analyse, model = settings["analyse"], settings["model"]["architecture"]
+    scores, predictions, flips = read_samples(place)
+    joined = outcomes.join(scores, predictions)
+    interval = {"confidence": analyse["confidence"], "resamples": analyse["resamples"]}
+    deciles = failure_rates.failure_tables(joined, bins=analyse["bins"], **interval)
+    predictors = compare(
+        joined[joined["fold"] == "test"],
+        costs_table(pd.read_csv(place / "costs.csv")),
+        flips,
+        bins=analyse["bins"],
+        **interval,
+    )
+    named = model, settings["data"]["name"]
+    table_one = failure_rates.table_one(joined, deciles, model=named)
+    for name, table in (
+        ("deciles", deciles),
+        ("table_one", table_one),
+        ("predictors", predictors),
+    ):
+        write_csv(place / f"{name}.csv", table)
+        write_parquet(place / f"{name}.parquet", table)
+    drawn = [
+        paper.figure_one(deciles, place / "figures" / "figure_one.png"),
+        paper.figure_one(
+            deciles, place / "figures" / "figure_one_correct.png", denominator="correct"
+        ),
+        analysis.predictor_figure(predictors, place / "figures" / "predictors.png"),
+    ]
+    if (rescored := place / "rescore" / "scores.parquet").exists():
+        variants = rescore.tabulate(
+            read_parquet(rescored), predictions, bins=analyse["bins"], **interval
+        )
+        write_csv(place / "rescore" / "variants.csv", variants)
+        drawn.append(rescore.draw(variants, place / "rescore" / "rescore.png"))
+    for path in drawn:  # their tables are there already
+        path.with_suffix(".svg").unlink()
+        path.with_suffix(".csv").unlink()
