@@ -36,10 +36,11 @@ test: setup ## The tests, a process a core
 test-long: setup ## The tests that take minutes
 	$(RUN) pytest -m long
 
-check: setup ## Lint, format and types
+check: setup ## Lint, format, types, and who may import whom
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
 	$(RUN) tools.check_report $(REPORT)

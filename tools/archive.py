@@ -1,9 +1,8 @@
 """A run's results as a repository keeps them: small, and enough to make the paper's tables again.
 
-Kept are the per-sample tables in narrow types (of flip probabilities the test fold; of the chips
-their predictions, not their logits' scores), from which `tools.regenerate` makes deciles, Table I,
-predictors and the score's variants. The other tables and figures are copies of the run's, as are
-the records of its stages: the hashes there are those of the run's own files.
+Kept are the per-sample tables in narrow types, from which `tools.regenerate` makes deciles,
+Table I, predictors and the score's variants. The other tables and figures are copies of the run's,
+as are the records of its stages: the hashes there are those of the run's own files.
 """
 
 from __future__ import annotations
@@ -13,12 +12,17 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.records import read_record
-from experiments.tables.predictors import score_columns
+from experiments.tables.predictors import LABEL_FREE, NEED_LABEL, score_columns
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
+
+_LEVEL = 19
+"""Effort of zstd: an archive is written once."""
+_NARROW = {"prediction": "int16", "index": "int32"}
 
 SMALL = 4 * 2**20
 """Bytes of the largest file that is copied as it is; larger weights are left out."""
@@ -50,17 +54,17 @@ def archive(run: Path, place: Path) -> None:
     # the other, which it then makes, tables of several runs do.
     (place / "table_one.parquet").unlink(missing_ok=True)
     (place / "predictions.parquet").unlink(missing_ok=True)
-    kept = [*scores.columns[:5], "curvature_standard_error", *score_columns(scores)]
-    narrow = {"chip": "int16", "prediction": "int16", "index": "int32"}
-    chips = predictions[["profile", "chip", "fold", "index", "prediction", "correct"]]
-    physical = flips.loc[flips["fold"] == "test"].drop(columns="variance")
-    real = dict.fromkeys(physical.select_dtypes("float64").columns, "float32")
-    write_parquet(place / "scores.parquet", scores[kept])
-    write_parquet(place / "flips.parquet", physical.astype({"index": "int32"} | real))
-    for name in (*_FILES, *(f"{table}.csv" for table in _TABLES), "weights.safetensors"):
+    write_parquet(place / "scores.parquet", narrow_scores(scores), level=_LEVEL)
+    write_parquet(place / "flips.parquet", narrow_flips(flips), level=_LEVEL)
+    for name in (*_FILES, *(f"{table}.csv" for table in _TABLES)):
         (place / name).unlink(missing_ok=True)
-        if (run / name).exists() and (run / name).stat().st_size <= SMALL:
+        if (run / name).exists():
             copy(run / name, place / name)
+    # Weights are large: kept where a study was made of them, to try others.
+    (place / "weights.safetensors").unlink(missing_ok=True)
+    studied = any((run / study).is_dir() for study in ("drift", "layers", "compare-noise"))
+    if studied and (run / "weights.safetensors").stat().st_size <= SMALL:
+        copy(run / "weights.safetensors", place / "weights.safetensors")
     for folder, kinds in _KEPT_OF.items():
         files = [
             path
@@ -73,12 +77,55 @@ def archive(run: Path, place: Path) -> None:
             shutil.rmtree(place / folder, ignore_errors=True)
         for path in files:
             copy(path, place / folder / path.name)
-    write_parquet(place / "predictions.parquet", chips.astype(narrow))
+    write_parquet(place / "predictions.parquet", narrow_predictions(predictions), level=_LEVEL)
+
+
+def narrow_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """A run's scores as they are kept.
+
+    Deciles are made of every fold, from the curvature; predictors of the test fold alone: the other
+    scores of other folds are left out (NaN). So are label-free scores of the digitally correct
+    samples, which equal those with the label; `read_samples` puts them back.
+    """
+    kept = scores[[*scores.columns[:5], *score_columns(scores)]].astype(
+        _NARROW | {"label": "int16"}
+    )
+    test = kept["fold"] == "test"
+    for name in score_columns(scores):
+        if name != "curvature":
+            kept[name] = kept[name].where(test & ~(name.endswith(LABEL_FREE) & kept["correct"]))
+    return kept
+
+
+def narrow_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The chips' predictions as they are kept: without the scores of their logits."""
+    chips = predictions[["profile", "chip", "fold", "index", "prediction", "correct"]]
+    return chips.astype(_NARROW | {"chip": "int16"})
+
+
+def narrow_flips(flips: pd.DataFrame) -> pd.DataFrame:
+    """The flip probabilities as they are kept: the test fold's, in float32."""
+    physical = flips[flips["fold"] == "test"].drop(columns="variance", errors="ignore")
+    real = dict.fromkeys(physical.select_dtypes("float64").columns, "float32")
+    return physical.astype({"index": "int32"} | real)
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file, which is whole under its new name or not there; makes the folder."""
-    write_whole(target, partial(shutil.copyfile, source))
+    """Copies a file, which is whole under its new name or not there; makes the folder.
+
+    A picture is kept in at most 256 colours, a third of the size.
+    """
+    if source.suffix == ".png":
+        write_whole(target, partial(reduce_colours, source))
+    else:
+        write_whole(target, partial(shutil.copyfile, source))
+
+
+def reduce_colours(source: Path, target: Path) -> None:
+    """Writes a picture in at most 256 colours as PNG."""
+    with Image.open(source) as picture:
+        colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours.save(target, format="PNG", optimize=True)
 
 
 def _is_of_scores(run: Path) -> bool:
@@ -112,4 +159,7 @@ def read_samples(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
     scores, predictions, flips = (
         read_parquet(folder / f"{name}.parquet") for name in ("scores", "predictions", "flips")
     )
+    for name in NEED_LABEL:
+        if (free := f"{name}{LABEL_FREE}") in scores:
+            scores[free] = scores[free].where(~scores["correct"], scores[name])
     return scores, predictions, flips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +16,10 @@ from experiments.studies import rescore
 from experiments.tables import failure_rates, outcomes
 from experiments.tables.predictors import compare, costs_table
 from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.files import write_whole
 from jaxcurv.storage.lock import hold
 from tools import page
-from tools.archive import read_samples
+from tools.archive import read_samples, reduce_colours
 
 
 def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) -> None:
@@ -108,3 +110,4 @@ def regenerate_run(place: Path) -> None:
     for path in drawn:  # their tables are there already
         path.with_suffix(".svg").unlink()
         path.with_suffix(".csv").unlink()
+        write_whole(path, partial(reduce_colours, path))

@@ -17,9 +17,15 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> Path:
-    """Writes a Parquet file with a hash of its content, atomically."""
-    return write_table(path, pa.Table.from_pandas(table, preserve_index=False))
+def write_parquet(path: Path, table: pd.DataFrame, *, level: int = 3) -> Path:
+    """Writes a Parquet file with a hash of its content, atomically.
+
+    Args:
+      path: the file.
+      table: its index is dropped.
+      level: effort of the compression (zstd), 1 to 22.
+    """
+    return write_table(path, pa.Table.from_pandas(table, preserve_index=False), level=level)
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
