@@ -1,4 +1,4 @@
-from .analysis import failures as failures
+from . import failures as failures
 from .analysis.calibration import calibration_table as calibration_table
 from .analysis.calibration import expected_calibration_error as expected_calibration_error
 from .analysis.calibration import flip_probability as flip_probability
