@@ -51,23 +51,15 @@ def write_report(path: Path, contents: ReportContents) -> Path:
     script_hash = f"sha256-{base64_text(hashlib.sha256(script.encode()).digest())}"
     page = environment.get_template("page.html.jinja").render(
         **_tables(contents),
-        title=contents.title,
+        run=contents,
         titles=titles,
         pictures=[
             picture if picture.section in titles else replace(picture, section="figures")
             for picture in pictures
         ],
-        fold=contents.fold,
-        profile=contents.profile,
-        confidence=contents.confidence,
-        ideal_agreement=contents.ideal_agreement,
-        verdict=contents.verdict,
-        routing_summary=contents.routing_summary,
         thumbnails=[base64_text(thumbnail) for thumbnail in contents.thumbnails],
         energy=energy(contents.settings),
-        reproduce=contents.reproduce,
         settings=[(name, str(value)) for name, value in flatten(contents.settings)],
-        stages=contents.stages,
         versions=_versions(contents.stages),
         script=Markup(script),
         script_hash=Markup(script_hash),

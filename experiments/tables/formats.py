@@ -22,19 +22,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def signed_percent(percent: float) -> str:
-    """A difference of two values in percent, with its sign."""
-    return f"{percent:+.2f}"
-
-
-def decimals(value: float) -> str:
-    """Three decimals."""
-    return f"{value:.3f}"
-
-
-def signed(value: float) -> str:
-    """Three decimals and the sign."""
-    return f"{value:+.3f}"
+decimals = "{:.3f}".format
+signed = "{:+.3f}".format
+signed_percent = "{:+.2f}".format
 
 
 def p_value(value: float) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from bridge.analysis.calibration import calibration_table, expected_calibration_error
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.predictors import Among, compare_predictors, cross_validated_logistic
+from experiments.tables.formats import with_interval, words
 from experiments.tables.outcomes import (
     DENOMINATORS,
     FULL_PROFILE,
@@ -298,7 +299,7 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
         f"{table.loc['curvature', 'auroc']:.3f} for curvature ("
         f"{table.loc['curvature', 'forward_passes']:.0f} forward passes) and {cheap.max():.3f} for "
-        f"{cheap.idxmax().replace('_', ' ')} (1)"
+        f"{words(cheap.idxmax())} (1)"
     )
     if FLIP_PROBABILITY in table.index:
         physical = table.loc[FLIP_PROBABILITY]
@@ -311,10 +312,8 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
     added = table.loc[LOGITS_ADDED]
     low, high = added["added_difference_low"], added["added_difference_high"]
     says = "adds to" if low > 0 else "takes from" if high < 0 else "is not shown to add anything to"
-    return (
-        f"{text}; curvature {says} a logistic model of the logits' own scores "
-        f"({added['added_difference']:+.4f} [{low:+.4f}, {high:+.4f}])."
-    )
+    difference = with_interval(added["added_difference"], low, high, "+.4f")
+    return f"{text}; curvature {says} a logistic model of the logits' own scores ({difference})."
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.tables.failure_rates import rates
+from experiments.tables.formats import with_interval, words
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, Denominator, select
 
 
@@ -60,7 +61,7 @@ def answer(
     if rank["reason"]:
         return facts + f"Spearman's rho is undefined: {rank['reason']}."
     low, high = rank["spearman_low"], rank["spearman_high"]
-    name = predictor.replace("_", " ")
+    name = words(predictor)
     if low > 0:
         trend = f"failures rise with {name}"
     elif high < 0:
@@ -69,7 +70,8 @@ def answer(
         trend = f"no trend with {name} is established"
     if peak["decile"] != last["decile"] and peak["rate"] > last["rate"]:
         trend += f", and the highest rate is that of D{peak['decile']}, {_percent(peak['rate'])}"
-    return facts + f"Spearman's rho = {rank['spearman']:.2f} [{low:.2f}, {high:.2f}]: {trend}."
+    rho = with_interval(rank["spearman"], low, high)
+    return facts + f"Spearman's rho = {rho}: {trend}."
 
 
 def answers(
