@@ -67,7 +67,7 @@ class ReportContents:
     profile: str = FULL_PROFILE
     """The profile of the answer and of the tables of one profile."""
     drift_seconds: float | None = None
-    """Time between programming and reading of the chips with PCM, in seconds."""
+    """Seconds from programming to reading of the chips with PCM."""
     ideal_agreement: float | None = None
     """As `outcomes.ideal_agreement` returns it."""
     verdict: str = ""

@@ -99,7 +99,7 @@ def compare(
     (`LOGITS_ADDED` against `OF_LOGITS`, in added_difference with _low and _high).
 
     Args:
-        joined: as `analysis.join` returns it.
+        joined: as `outcomes.join` returns it.
         costs: predictor and forward_passes.
         flips: as `experiments.stages.flips.flips` leaves it.
         bins, confidence, resamples: as for `compare_predictors`.
@@ -235,10 +235,10 @@ def calibrate(
     """How well flip probabilities are met by the simulated chips, among the digitally correct.
 
     Args:
-        joined: as `analysis.join` returns it.
+        joined: as `outcomes.join` returns it.
         flips: as `experiments.stages.flips.flips` leaves it.
-        confidence: of the intervals.
-        resamples: of the bootstrap over several chips.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples, where there are several chips.
 
     Returns:
         fold, profile, predictor and the columns of `bridge.calibration_table`; and fold, profile,
@@ -317,7 +317,7 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
-    """`analysis.join`'s table with the column flip_probability; NaN under the ideal profile."""
+    """`outcomes.join`'s table with the column flip_probability; NaN under the ideal profile."""
     keys = ["fold", "index", "profile"]
     found = flips[[*keys, "probability"]].rename(columns={"probability": FLIP_PROBABILITY})
     return joined.merge(found, on=keys, how="left", validate="many_to_one")

@@ -37,7 +37,7 @@ def answer(
         fold: the fold to speak of.
         denominator: all samples or the digitally correct ones.
         predictor: the score to speak of.
-        drift_seconds: of the chips, in seconds; named for profiles with PCM.
+        drift_seconds: seconds from programming to reading; named for profiles with PCM.
 
     Raises:
         ValueError: if the tables have no such rows.
@@ -110,7 +110,7 @@ def caption(
         shown: rows of `rates`.
         fold: their fold.
         denominator: their denominator.
-        drift_seconds: of the chips with PCM.
+        drift_seconds: seconds from programming to reading of the chips with PCM.
     """
     fewest, most = int(shown["chips"].min()), int(shown["chips"].max())
     chips = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -137,7 +137,7 @@ def render_deciles(
         deciles: as `failure_tables` returns it.
         fold: the fold to print.
         denominator: all samples or the digitally correct ones.
-        drift_seconds: of the chips with PCM, for the caption.
+        drift_seconds: seconds from programming to reading of the chips with PCM, for the caption.
         console: where to print; standard output if None.
 
     Raises:
