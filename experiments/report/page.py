@@ -137,7 +137,7 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
     for name, layout in LAYOUTS.items():
         table = getattr(given, name)
         if table is not None:
-            # Without a row where something is undefined for this run.
+            # No row may be left, where something is undefined: the page says so.
             for column in layout.one:
                 table = table[table[column] == getattr(contents, column)]
             table = tables.made(name, table, layout.columns)
