@@ -21,6 +21,7 @@ from experiments.paper.fit import cell_of
 from experiments.runs.files import read_parquet, write_bytes
 from experiments.runs.records import read_records, recorded_settings
 from experiments.settings.presets import command_line
+from experiments.tables.formats import with_interval
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
 from experiments.tables.paper import TABLE_ONE
 from jaxcurv.storage.checksums import read_json
@@ -154,7 +155,7 @@ def _line(text: str) -> str:
 
 
 def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Render) -> Iterator[str]:
-    """Of each run that the paper has a row of: the paper's, the shipped and the fitted chip's."""
+    """Table I: the paper's rates, the shipped chip's and the fitted one's, a row a run."""
     of_fit: dict[str, dict[str, Any]] = {}
     if fitted is not None:
         of_fit = {row["preset"]: row for row in fitted.to_dict("records")}
@@ -212,7 +213,7 @@ def _rate(row: dict[str, Any], name: str) -> str:
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+    return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def _figure_one(runs: Sequence[_Run], place: str) -> Iterator[str]:

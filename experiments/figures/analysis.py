@@ -48,7 +48,7 @@ def predictor_figure(
 
     Args:
         predictors: as `experiments.tables.predictors.compare` returns it.
-        path: of the PNG.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
         fold: whose samples.
         profile: whose failures.
         denominator: among the digitally correct samples or all.
@@ -102,8 +102,8 @@ def calibration_figure(
 
     Args:
         calibration: as `experiments.tables.predictors.calibrate` returns it.
-        errors: the same.
-        path: of the PNG.
+        errors: the errors that `calibrate` returns beside it.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
         fold: whose samples; without a row where none is digitally correct.
     """
     errors, calibration = errors[errors["fold"] == fold], calibration[calibration["fold"] == fold]
@@ -181,9 +181,9 @@ def routing_figure(
 
     Args:
         routing: curves, as `experiments.tables.routers.route` returns them.
-        baselines: the same; always analog and always digital.
-        choices: the same; may have no rows.
-        path: of the PNG.
+        baselines: the baselines that `route` returns: always analog and always digital.
+        choices: the thresholds that `route` returns; may have no rows.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
         profile: whose chips.
 
     Raises:

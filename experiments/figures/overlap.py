@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-# devices?
 from experiments.figures.style import STYLE, new_figure, write_figure
 
 
@@ -19,8 +18,8 @@ def draw(overlap: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       overlap: as `bridge.analysis.overlap.failure_overlap` returns it.
-      path: of the PNG; the SVG and the CSV are put beside it.
-      title: above the three.
+      path: the PNG file to write; the SVG and the CSV are put beside it.
+      title: the title above the three.
     """
     names = list(overlap["first"].unique())
     largest = np.nanmax([0.01, *overlap["jaccard"], *overlap["jaccard_margin"]])

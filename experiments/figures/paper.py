@@ -52,8 +52,8 @@ def figure_one(
     The band is the interval: Wilson's for one chip, over chips and samples for several.
 
     Args:
-        deciles: as `analysis.failure_tables` returns it.
-        path: of the PNG.
+        deciles: as `failure_rates.failure_tables` returns it.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
         denominator: all samples or the digitally correct ones.
         panels: the folds to draw; those that the table lacks are left out.
 
@@ -113,7 +113,7 @@ def gallery_rows(
     """The `count` lowest- and the `count` highest-scored samples of a fold, lowest first.
 
     Args:
-        joined: as `analysis.join` returns it.
+        joined: as `outcomes.join` returns it.
         fold: one fold, not the pooled ones.
         count: how many of each end.
         profile: whose outcome to show.
@@ -149,7 +149,7 @@ def gallery(
         rows: as `gallery_rows` returns it.
         images: uint8 [rows, height, width, channels], 1 or 3 channels, in the order of `rows`.
         class_names: by label.
-        path: of the PNG.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
         score: the column to print.
         columns: images a line.
 

@@ -32,13 +32,13 @@ def score_histogram(
     on a log axis: they count in the shares, and the legend says how many there are.
 
     Args:
-        joined: as `analysis.join` returns it.
-        path: of the PNG.
+        joined: as `outcomes.join` returns it.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
         fold: a fold, or pooled.
         profile: whose outcome splits the samples.
         chip: its seed; the lowest that was run, if None.
         score: a non-negative column.
-        bins: of equal width in log(score).
+        bins: number of bins, of equal width in log(score).
 
     Raises:
         ValueError: for unknown folds, negative or NaN scores, and if all are zero.
@@ -80,6 +80,7 @@ def score_histogram(
 
 
 def one_chip(rows: pd.DataFrame, profile: str, chip: int | None) -> pd.DataFrame:
+    """The rows of one chip of a profile: the chip of this seed, or the lowest that was run."""
     rows = rows[rows["profile"] == profile]
     rows = rows[rows["chip"] == (rows["chip"].min() if chip is None else chip)]
     if rows.empty:
@@ -88,6 +89,7 @@ def one_chip(rows: pd.DataFrame, profile: str, chip: int | None) -> pd.DataFrame
 
 
 def outcome_of(digital_correct: bool, failure: bool) -> str:
+    """The outcome of a sample, a key of `COLOURS`."""
     if not digital_correct:
         return _WRONG
     return _FAILS if failure else _SURVIVES

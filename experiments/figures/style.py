@@ -46,6 +46,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path, table: pd.DataFrame) -> Path:
+    """Writes a figure as PNG, and beside it the SVG and the table behind it as CSV.
+
+    Raises:
+        ValueError: if the path does not end in .png.
+    """
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path.name} must end in .png; the SVG and the CSV are put beside it")

@@ -16,7 +16,7 @@ def training_curve(history: pd.DataFrame, path: Path) -> Path:
     Args:
         history: one row an epoch: epoch, train_loss, train_accuracy, validation_loss,
             validation_accuracy; accuracies are fractions.
-        path: of the PNG.
+        path: the PNG file to write; the SVG and the CSV are put beside it.
     """
     accuracy = history["validation_accuracy"]
     best = history[accuracy == accuracy.max()].iloc[-1]  # of equals orbax keeps the last

@@ -19,6 +19,7 @@ from bridge.analysis.failures import deciles, failure_table, trend_test
 from bridge.analysis.predictors import compare_predictors
 from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, require_writable, write_csv
+from experiments.tables.formats import with_interval
 from jaxcurv.storage.checksums import SEAL
 from jaxcurv.storage.lock import hold
 
@@ -331,7 +332,7 @@ def _show(
         cells = (
             [f"undefined: {row['reason']}"]
             if row["reason"]
-            else [_interval(row[_with(name)], 3) for name in measures]
+            else [_interval(row[_with(name)], ".3f") for name in measures]
         )
         ranked.add_row(row["predictor"], *cells)
     console.print(ranked)
@@ -349,8 +350,6 @@ def _with(name: str) -> list[str]:
     return [name, f"{name}_low", f"{name}_high"]
 
 
-def _interval(values: Iterable[float], digits: int = 1) -> str:
+def _interval(values: Iterable[float], form: str = ".1f") -> str:
     value, low, high = values
-    if np.isnan(value):
-        return "-"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return "-" if np.isnan(value) else with_interval(value, low, high, form)

@@ -22,6 +22,7 @@ from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, require_writable
 from experiments.settings.experiment import Data, Fold
 from experiments.tables import outcomes
+from experiments.tables.formats import with_interval
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.lock import hold
 
@@ -195,11 +196,11 @@ def show_table_one(table: pd.DataFrame) -> None:
 
 
 def _of_decile(row: dict, name: str) -> list[str]:
-    """Of each denominator, then the paper's."""
+    """The decile's rate for each denominator, then the paper's."""
     lines = []
     for denominator in outcomes.DENOMINATORS:
-        rate, low, high = (row[f"{name}_of_{denominator}{end}"] for end in ("", "_low", "_high"))
-        lines.append(f"{rate:.2f} [{low:.2f}, {high:.2f}]")
+        rate = (row[f"{name}_of_{denominator}{end}"] for end in ("", "_low", "_high"))
+        lines.append(with_interval(*rate))
     paper = row[f"paper_{name}"]
     if np.isnan(paper):
         return lines

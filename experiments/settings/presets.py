@@ -1,10 +1,11 @@
 """Named experiments."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from experiments.settings.experiment import Data, Experiment, Model, Score, Simulate
+from experiments.settings.flatten import flatten
 from jaxcurv.training.recipe import Recipe
 
 
@@ -139,12 +140,15 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
     """The arguments that give an experiment: the preset nearest to it, and flags for the rest.
 
     Args:
-      settings: of the experiment, nested as `asdict` or a record has them.
+      settings: the experiment's settings, nested as `asdict` or a record has them.
     """
-    wanted = dict(_flat(settings))
+    wanted = {
+        name: tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
+        for name, value in flatten(settings)
+    }
     flags: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
-        there = dict(_flat(asdict(preset.experiment)))
+        there = dict(flatten(asdict(preset.experiment)))
         flags[name] = [
             part
             for setting, value in wanted.items()
@@ -153,14 +157,6 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
         ]
     nearest = min(flags, key=lambda name: len(flags[name]))
     return [nearest, *flags[nearest]]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
 
 
 def _flag(setting: str, value: Any) -> list[str]:

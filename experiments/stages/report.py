@@ -3,96 +3,126 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from experiments.report.contents import ReportContents, RunTables
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.records import read_record, read_records, recorded_settings
-from experiments.runs.samples import (
-    choose_folds,
-)
+from experiments.runs.samples import choose_folds
 from experiments.stages.analyse import ANALYSED, read_joined
 from jaxcurv import data
+
+_Images = Callable[[pd.DataFrame], np.ndarray]
+"""The images of rows of the test fold, uint8 [rows, height, width, channels]."""
 
 
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
-    from experiments.figures import analysis, paper, scores, training
-    from experiments.figures.overlap import draw
     from experiments.report.page import write_report
     from experiments.settings.presets import command_line
-    from experiments.tables import failure_rates, outcomes, predictors, routers
+    from experiments.tables import outcomes, predictors, routers
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
     dataset = load_data(job)
-    joined = read_joined(job)
-    tables = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
-    scored = read_record(job.folder, "score")
-    measured = {} if scored is None else scored["measured"]
-    costs = pd.read_csv(job.folder / "costs.csv")
-    costs["seconds_per_image"] = costs["predictor"].map(measured)
-    seconds = predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
-    flips = read_parquet(job.folder / "flips.parquet")
     test = choose_folds(dataset, settings, ("test",))["test"]
 
     def images(rows: pd.DataFrame) -> np.ndarray:
         positions = np.searchsorted(test.indices, rows["index"].to_numpy())
         return data.read(test, positions, description="read shown images").images
 
-    folder = job.folder / "figures"
-    scored = joined.loc[joined["fold"] == "test", "index"].nunique()
-    rows = paper.gallery_rows(joined, count=min(8, scored // 2))
-    routed = tables["routing"], tables["routing_baselines"], tables["routing_choices"]
-    drawn = [
-        paper.figure_one(tables["deciles"], folder / "figure_one.png"),
-        paper.figure_one(
-            tables["deciles"], folder / "figure_one_correct.png", denominator="correct"
-        ),
-        analysis.predictor_figure(tables["predictors"], folder / "predictors.png"),
-        analysis.calibration_figure(
-            tables["calibration"], tables["calibration_errors"], folder / "calibration.png"
-        ),
-        analysis.routing_figure(*routed, folder / "routing.png"),
-        paper.gallery(rows, images(rows), dataset.class_names, folder / "gallery.png"),
-        scores.score_histogram(joined, folder / "score_histogram.png"),
-    ]
-    if settings.model.weights is None:
-        history = pd.read_csv(job.folder / "history.csv")
-        drawn.append(training.training_curve(history, folder / "training_curve.png"))
-    if len(overlap := tables["overlap"]):
-        title = "Profiles of this run, test fold"
-        drawn.append(draw(overlap, folder / "overlap.png", title))
-    vulnerable = failure_rates.vulnerable(joined, flips)
-    thumbnails = [encode_png(image) for image in images(vulnerable)]
-    names = dict(enumerate(dataset.class_names))
-    vulnerable.insert(2, "class_name", vulnerable.pop("label").map(names))
-    for column in ("digital_prediction", "analog_prediction"):
-        vulnerable[column] = vulnerable[column].map(names)
-    per_class = tables["per_class"]
-    per_class.insert(0, "class_name", per_class.pop("label").map(names))
-    drift = job.folder / "drift" / "drift.png"
-    page = write_report(
-        job.folder / "report.html",
+    joined = read_joined(job)
+    analysed = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
+    figures = _draw(job, joined, analysed, images, dataset.class_names)
+    if (drift := job.folder / "drift" / "drift.png").exists():
+        figures.append(drift)
+    tables = _tables(job, joined, analysed, dataset.class_names)
+    assert tables.vulnerable is not None
+    contents = ReportContents(
         title=f"{settings.model.architecture} of width {settings.model.width} on "
         f"{settings.data.name}",
         settings=recorded_settings(job.folder),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
-        verdict=predictors.verdict(tables["predictors"]),
-        routing_summary=routers.summary(tables["routing_choices"]),
-        vulnerable=vulnerable,
-        thumbnails=thumbnails,
-        reproduce=[f"python -m experiments run {shlex.join(command_line(asdict(settings)))}"],
-        figures=drawn,
-        drift_figure=drift if drift.exists() else None,
+        tables=tables,
         drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=outcomes.ideal_agreement(joined),
-        **(
-            tables | {"predictors": tables["predictors"].merge(seconds, on="predictor", how="left")}
-        ),
+        verdict=predictors.verdict(analysed["predictors"]),
+        routing_summary=routers.summary(analysed["routing_choices"]),
+        figures=figures,
+        thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
+        reproduce=[f"python -m experiments run {shlex.join(command_line(asdict(settings)))}"],
     )
-    return Outcome([page, folder], "cpu")
+    page = write_report(job.folder / "report.html", contents)
+    return Outcome([page, job.folder / "figures"], "cpu")
+
+
+def _tables(
+    job: Job,
+    joined: pd.DataFrame,
+    analysed: Mapping[str, pd.DataFrame],
+    class_names: Sequence[str],
+) -> RunTables:
+    """The tables that the page shows: durations beside costs, names in place of labels."""
+    from experiments.tables import failure_rates, predictors
+
+    scored = read_record(job.folder, "score")
+    measured = {} if scored is None else scored["measured"]
+    costs = pd.read_csv(job.folder / "costs.csv")
+    costs["seconds_per_image"] = costs["predictor"].map(measured)
+    seconds = predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
+    names = dict(enumerate(class_names))
+    vulnerable = failure_rates.vulnerable(joined, read_parquet(job.folder / "flips.parquet"))
+    vulnerable.insert(2, "class_name", vulnerable.pop("label").map(names))
+    for column in ("digital_prediction", "analog_prediction"):
+        vulnerable[column] = vulnerable[column].map(names)
+    per_class = analysed["per_class"].copy()
+    per_class.insert(0, "class_name", per_class.pop("label").map(names))
+    shown = {
+        "predictors": analysed["predictors"].merge(seconds, on="predictor", how="left"),
+        "per_class": per_class,
+        "vulnerable": vulnerable,
+    }
+    return RunTables(**{**analysed, **shown})
+
+
+def _draw(
+    job: Job,
+    joined: pd.DataFrame,
+    analysed: Mapping[str, pd.DataFrame],
+    images: _Images,
+    class_names: Sequence[str],
+) -> list[Path]:
+    """The figures of the run, in the order of the page."""
+    from experiments.figures import analysis, paper, scores, training
+    from experiments.figures.overlap import draw
+
+    folder = job.folder / "figures"
+    scored = joined.loc[joined["fold"] == "test", "index"].nunique()
+    rows = paper.gallery_rows(joined, count=min(8, scored // 2))
+    deciles = analysed["deciles"]
+    routed = analysed["routing"], analysed["routing_baselines"], analysed["routing_choices"]
+    drawn = [
+        paper.figure_one(deciles, folder / "figure_one.png"),
+        paper.figure_one(deciles, folder / "figure_one_correct.png", denominator="correct"),
+        analysis.predictor_figure(analysed["predictors"], folder / "predictors.png"),
+        analysis.calibration_figure(
+            analysed["calibration"], analysed["calibration_errors"], folder / "calibration.png"
+        ),
+        analysis.routing_figure(*routed, folder / "routing.png"),
+        paper.gallery(rows, images(rows), class_names, folder / "gallery.png"),
+        scores.score_histogram(joined, folder / "score_histogram.png"),
+    ]
+    if job.experiment.model.weights is None:
+        history = pd.read_csv(job.folder / "history.csv")
+        drawn.append(training.training_curve(history, folder / "training_curve.png"))
+    if len(analysed["overlap"]):
+        title = "Profiles of this run, test fold"
+        drawn.append(draw(analysed["overlap"], folder / "overlap.png", title))
+    return drawn

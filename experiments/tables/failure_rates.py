@@ -38,8 +38,8 @@ def failure_tables(
         joined: as `join` returns it.
         score: the column to cut by.
         bins: how many bins.
-        confidence: of the intervals.
-        resamples: of the bootstrap over several chips.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples, where there are several chips.
 
     Returns:
         fold, profile and the columns of `failure_table`.

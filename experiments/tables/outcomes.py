@@ -100,7 +100,7 @@ def over_chips(
 
     Args:
         rows: those of one profile in `join`'s table.
-        column: of the outcomes.
+        column: the outcome, or a score that each chip gives.
 
     Returns:
         The rows of one chip, sorted by sample, and the column as [chips, samples], chips by seed.

@@ -12,6 +12,7 @@ import pandas as pd
 from bridge.analysis.calibration import calibration_table, expected_calibration_error
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.predictors import Among, compare_predictors, cross_validated_logistic
+from experiments.tables.formats import with_interval, words
 from experiments.tables.outcomes import (
     DENOMINATORS,
     FULL_PROFILE,
@@ -98,7 +99,7 @@ def compare(
     (`LOGITS_ADDED` against `OF_LOGITS`, in added_difference with _low and _high).
 
     Args:
-        joined: as `analysis.join` returns it.
+        joined: as `outcomes.join` returns it.
         costs: predictor and forward_passes.
         flips: as `experiments.stages.flips.flips` leaves it.
         bins, confidence, resamples: as for `compare_predictors`.
@@ -234,10 +235,10 @@ def calibrate(
     """How well flip probabilities are met by the simulated chips, among the digitally correct.
 
     Args:
-        joined: as `analysis.join` returns it.
+        joined: as `outcomes.join` returns it.
         flips: as `experiments.stages.flips.flips` leaves it.
-        confidence: of the intervals.
-        resamples: of the bootstrap over several chips.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples, where there are several chips.
 
     Returns:
         fold, profile, predictor and the columns of `bridge.calibration_table`; and fold, profile,
@@ -298,7 +299,7 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
         f"{table.loc['curvature', 'auroc']:.3f} for curvature ("
         f"{table.loc['curvature', 'forward_passes']:.0f} forward passes) and {cheap.max():.3f} for "
-        f"{cheap.idxmax().replace('_', ' ')} (1)"
+        f"{words(cheap.idxmax())} (1)"
     )
     if FLIP_PROBABILITY in table.index:
         physical = table.loc[FLIP_PROBABILITY]
@@ -311,14 +312,12 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
     added = table.loc[LOGITS_ADDED]
     low, high = added["added_difference_low"], added["added_difference_high"]
     says = "adds to" if low > 0 else "takes from" if high < 0 else "is not shown to add anything to"
-    return (
-        f"{text}; curvature {says} a logistic model of the logits' own scores "
-        f"({added['added_difference']:+.4f} [{low:+.4f}, {high:+.4f}])."
-    )
+    difference = with_interval(added["added_difference"], low, high, "+.4f")
+    return f"{text}; curvature {says} a logistic model of the logits' own scores ({difference})."
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
-    """`analysis.join`'s table with the column flip_probability; NaN under the ideal profile."""
+    """`outcomes.join`'s table with the column flip_probability; NaN under the ideal profile."""
     keys = ["fold", "index", "profile"]
     found = flips[[*keys, "probability"]].rename(columns={"probability": FLIP_PROBABILITY})
     return joined.merge(found, on=keys, how="left", validate="many_to_one")

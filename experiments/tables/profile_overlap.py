@@ -35,9 +35,9 @@ def profile_overlap(
       joined: as `experiments.tables.outcomes.join` returns it, with the column margin.
       fold: one that was scored, or `POOLED` for all samples.
       bins: equal-sized bins of the margin; an assumption.
-      confidence: of the intervals.
-      resamples: of their bootstrap.
-      seed: of the bootstrap.
+      confidence: confidence level of the intervals, between 0 and 1.
+      resamples: number of bootstrap resamples.
+      seed: seed of the bootstrap.
 
     Returns:
       As `overlap.failure_overlap` of the profiles; and profile with the fields of

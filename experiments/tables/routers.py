@@ -82,9 +82,9 @@ def route(
     warning in the log.
 
     Args:
-        joined: as `analysis.join` returns it.
-        costs: as `prediction.costs_table` returns it.
-        energies: of one inference.
+        joined: as `outcomes.join` returns it.
+        costs: as `predictors.costs_table` returns it.
+        energies: energy of one inference, analog and digital.
         tolerance: accuracy given up, a fraction.
         fold: where routers are tried.
         chosen_on: where thresholds are chosen.

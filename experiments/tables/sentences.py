@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.tables.failure_rates import rates
+from experiments.tables.formats import with_interval, words
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, Denominator, select
 
 
@@ -36,7 +37,7 @@ def answer(
         fold: the fold to speak of.
         denominator: all samples or the digitally correct ones.
         predictor: the score to speak of.
-        drift_seconds: of the chips, in seconds; named for profiles with PCM.
+        drift_seconds: seconds from programming to reading; named for profiles with PCM.
 
     Raises:
         ValueError: if the tables have no such rows.
@@ -60,7 +61,7 @@ def answer(
     if rank["reason"]:
         return facts + f"Spearman's rho is undefined: {rank['reason']}."
     low, high = rank["spearman_low"], rank["spearman_high"]
-    name = predictor.replace("_", " ")
+    name = words(predictor)
     if low > 0:
         trend = f"failures rise with {name}"
     elif high < 0:
@@ -69,7 +70,8 @@ def answer(
         trend = f"no trend with {name} is established"
     if peak["decile"] != last["decile"] and peak["rate"] > last["rate"]:
         trend += f", and the highest rate is that of D{peak['decile']}, {_percent(peak['rate'])}"
-    return facts + f"Spearman's rho = {rank['spearman']:.2f} [{low:.2f}, {high:.2f}]: {trend}."
+    rho = with_interval(rank["spearman"], low, high)
+    return facts + f"Spearman's rho = {rho}: {trend}."
 
 
 def answers(
@@ -108,7 +110,7 @@ def caption(
         shown: rows of `rates`.
         fold: their fold.
         denominator: their denominator.
-        drift_seconds: of the chips with PCM.
+        drift_seconds: seconds from programming to reading of the chips with PCM.
     """
     fewest, most = int(shown["chips"].min()), int(shown["chips"].max())
     chips = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -135,7 +137,7 @@ def render_deciles(
         deciles: as `failure_tables` returns it.
         fold: the fold to print.
         denominator: all samples or the digitally correct ones.
-        drift_seconds: of the chips with PCM, for the caption.
+        drift_seconds: seconds from programming to reading of the chips with PCM, for the caption.
         console: where to print; standard output if None.
 
     Raises:

@@ -1,0 +1,58 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def number(value: float) -> str:
+    """A count, with thousands separated; one decimal where it is not whole."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def rate(percent: float) -> str:
+    """Percent with two decimals; "-" for NaN."""
+    return "-" if percent != percent else f"{percent:.2f}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent with two decimals."""
+    return f"{100 * fraction:.2f}"
+
+
+decimals = "{:.3f}".format
+signed = "{:+.3f}".format
+signed_percent = "{:+.2f}".format
+
+
+def p_value(value: float) -> str:
+    """Three decimals, or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds in milliseconds, three digits."""
+    return f"{1e3 * seconds:.3g}"
+
+
+def with_interval(value: float, low: float, high: float, form: str = ".2f") -> str:
+    """`0.70 [0.65, 0.75]`, each number in the same form."""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def words(name: str) -> str:
+    """A name such as a column's, with spaces in place of underscores."""
+    return name.replace("_", " ")
+
+
+def plain(value: Any) -> str:
+    """Any value: yes or no, a whole number with thousands separated, another to three digits."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float):  # NumPy's float64 is one
+        return f"{value:,.0f}" if 1000 <= abs(value) < np.inf else f"{value:.3g}"
+    return str(value)
