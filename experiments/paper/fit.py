@@ -28,6 +28,7 @@ from experiments.runs.environment import package_versions
 from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
 from experiments.runs.records import read_record, recorded_settings
+from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings.experiment import Experiment, Fold, require_device_name
 from experiments.settings.presets import PRESETS
@@ -135,12 +136,9 @@ def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
     """Leaves fit.json, search/ and fitted/; every outcome is kept at once in pieces/."""
 
     def outcomes(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
-        made_of = [one.origin, to_json(chip), chips, share]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        key = key_of([one.origin, to_json(chip), chips, share], digits=16)
         path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
-        if not path.exists():
-            write_parquet(path, _simulate(one, chip, chips, share, options.device))
-        return read_parquet(path)
+        return table_at(path, lambda: _simulate(one, chip, chips, share, options.device))
 
     searched: dict[str, pd.DataFrame] = {}
     with tqdm(desc="fit", unit="chip settings") as progress:
@@ -303,7 +301,7 @@ def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) ->
 
 def cell_of(chip: Profile) -> str:
     """A short name for a chip's settings."""
-    return hashlib.sha256(json.dumps(to_json(chip)).encode()).hexdigest()[:8]
+    return key_of(to_json(chip), digits=8)
 
 
 def _beside(table: pd.DataFrame | None, outcomes: pd.DataFrame, cell: str) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def take_over(job: Job) -> Outcome:
     description = describe(
         job.experiment.model, dataset, in_channels=channels, normalisation=normalisation
     )
-    checkpoints = job.folder / "checkpoints" / job.fingerprint
+    checkpoints = job.own_folder("checkpoints")
     keep_trained(_onto_flax(checkpoint, description, weights), checkpoints)
     description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
     description["origin"] = {

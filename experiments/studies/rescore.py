@@ -32,6 +32,7 @@ from experiments.runs.files import read_parquet, require_writable, sha256, write
 from experiments.runs.job import Job, load_data
 from experiments.runs.networks import load_flax, require_classes
 from experiments.runs.records import read_record
+from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, choose_folds, read_small
 from experiments.settings.experiment import Data, Experiment, Fold
 from experiments.tables import outcomes
@@ -227,12 +228,12 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
 
     tensor_float = has_tensor_float(jax.devices()[0])
     variants = variants_of(finished.estimator, finished.seed, settings, tensor_float=tensor_float)
-    fingerprint = hashlib.sha256(json.dumps(finished.origin).encode()).hexdigest()[:12]
+    pieces = out / "pieces" / key_of(finished.origin)
     scores = finished.own[list(_SAMPLE)].copy()
     scores[SHIPPED] = finished.own["curvature"]
     devices = {SHIPPED: finished.origin["scored_on"]}
     for variant in variants:
-        path = out / "pieces" / fingerprint / f"{_slug(variant.name)}.parquet"
+        path = pieces / f"{_slug(variant.name)}.parquet"
         scores[variant.name], devices[variant.name] = score(finished, variant, path)
     scores[OWN_PREDICTION] = finished.own["curvature_label_free"]
     devices[OWN_PREDICTION] = devices[SHIPPED]
