@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from experiments.benchmarks.common import (
 from experiments.runs.devices import cores, processor, require_device
 from experiments.runs.environment import package_versions
 from experiments.runs.errors import at_work
+from experiments.settings.experiment import require_device_name
 from jaxcurv.data import Normalisation, Normalised, Sample
 from jaxcurv.storage.checksums import write_json
 
@@ -87,8 +87,7 @@ class LoadBenchmark:
                 "width, image_size, probes and batch_size must be at least 1 and classes at least "
                 f"2; got {wrong}"
             )
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
+        require_device_name(self.device)
 
     def workload(self) -> dict[str, int]:
         """The settings that decide what is computed of a sample."""

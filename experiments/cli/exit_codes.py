@@ -4,8 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 
-# own_model?
-# own_predictions?
 from experiments.runs import errors
 from experiments.runs.errors import WorkFailed
 from experiments.runs.processes import INTERRUPTED, TERMINATED, Terminated

@@ -8,10 +8,6 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from experiments.settings.experiment import Experiment
-
-# own_model?
-# own_predictions?
-# pipeline?
 from experiments.settings.presets import PRESETS
 
 Parsed = TypeVar("Parsed")

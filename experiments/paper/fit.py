@@ -32,6 +32,7 @@ from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings.experiment import Experiment, Fold, require_device_name
 from experiments.settings.presets import PRESETS
+from experiments.studies.exported import open_network
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
 from experiments.tables.paper import TABLE_ONE
 from jaxcurv.data import Normalisation, Normalised, subset
@@ -186,13 +187,12 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
       ValueError: it is not of the preset's settings, its files are not of one run, or its data set
         is another.
     """
-    from experiments.studies.exported import open_network
-
     folder = options.runs / preset
     experiment = PRESETS[preset].experiment
     require_finished(preset, folder)
     network = open_network(experiment, folder, options.data_dir)
-    folds = choose_folds(network.dataset, experiment, _FOLDS)
+    images = network.images
+    folds = choose_folds(images.dataset, experiment, _FOLDS)
     chosen = limited(folds, experiment)
     scores = read_scores(folder)
     indices = {}
@@ -204,9 +204,9 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
     return Run(
         preset,
         network.digital,
-        calibration_images(folds["train"], network.normalisation, experiment),
+        calibration_images(folds["train"], images.normalisation, experiment),
         read_small(chosen),
-        network.normalisation,
+        images.normalisation,
         experiment,
         scores,
         {

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# stages?
 from experiments.pipeline.stages import STAGES, Stage
 from experiments.runs.environment import package_versions
 from experiments.runs.files import sha256

@@ -1,7 +1,8 @@
 """Tables that are made once: work that was interrupted goes on with the first one missing.
 
-A table lies where `key_of` its settings says. It is there only when it is whole, and whoever asks
-for it reads it at once, so that a damaged one is named before any more work is done.
+A table's file or folder is named by the settings that decide its content; see `key_of`. The file is
+there only when it is whole, and it is read whenever the table is asked for: a damaged one is named
+there and then, not when all the rest has been made.
 """
 
 from __future__ import annotations

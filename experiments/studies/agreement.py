@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.figures.style import STYLE, new_figure, write_figure
-from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.descriptions import read_description
 from experiments.runs.devices import device, warn_of_idle_accelerator
 from experiments.runs.environment import package_versions
 from experiments.runs.files import require_writable
-from experiments.runs.job import Job, load_data
-from experiments.runs.networks import load_flax, require_classes
-from experiments.runs.samples import choose_folds, read_small
+from experiments.runs.job import Job
+from experiments.runs.networks import load_flax
 from experiments.settings.experiment import Experiment
-from jaxcurv.data import Normalised, subset
+from experiments.studies.opening import Study, open_images
+from jaxcurv.data import Normalised
 from jaxcurv.estimators import (
     Adaptive,
     Estimator,
@@ -138,17 +138,14 @@ def open_trained(
     if not (folder / "model.json").exists():
         raise FileNotFoundError(f"no trained model in {folder}: run train first")
     require_writable(out)
-    job = Job(experiment, folder, data_dir, fingerprint="")
+    job = Job(experiment, folder, data_dir)
     description = read_description(folder)
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    test = choose_folds(dataset, experiment, ("test",))["test"]
-    chosen = test.take(subset(test.indices, limit, experiment.data.split_seed))
+    images = open_images(job, description)
     return Trained(
         load_flax(job, description),
-        Normalised(read_small({"test": chosen})["test"], read_normalisation(description)),
+        images.some("test", limit),
         description,
-        dataset.name,
+        images.dataset.name,
         versions,
     )
 
@@ -276,3 +273,6 @@ def show(
         rho = (f"{matrix.at[REFERENCE, name]:.4f}" for matrix in (among_all, among_correct))
         table.add_row(name, f"{cost:,.1f}".removesuffix(".0"), *rho)
     Console(highlight=False).print(table)
+
+
+STUDY = Study("agreement", Agreement, open_trained, run, opened_with=("limit",))

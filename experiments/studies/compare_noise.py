@@ -24,7 +24,8 @@ from experiments.figures.overlap import draw
 from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.resume import key_of, table_at
 from experiments.settings.experiment import Experiment
-from experiments.studies.exported import Exported
+from experiments.studies.exported import Exported, open_exported
+from experiments.studies.opening import Study
 from jaxcurv.data import Normalised
 from jaxcurv.storage.checksums import write_json
 
@@ -488,3 +489,6 @@ def _table(title: str, caption: str, columns: tuple[str, ...]) -> Table:
 
 def _number(value: float, form: str = "{:.2f}") -> str:
     return "-" if np.isnan(value) else form.format(value)
+
+
+STUDY = Study("compare", CompareNoise, open_exported, run, opened_with=("profile", "limit"))

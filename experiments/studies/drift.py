@@ -34,7 +34,8 @@ from experiments.figures.style import (
 from experiments.runs.files import write_parquet
 from experiments.runs.resume import key_of, table_at
 from experiments.settings.experiment import Experiment
-from experiments.studies.exported import Exported
+from experiments.studies.exported import Exported, open_exported
+from experiments.studies.opening import Study
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -331,3 +332,6 @@ def duration(seconds: float) -> str:
 
 def _chips(count: int) -> str:
     return "1 chip" if count == 1 else f"{count} chips"
+
+
+STUDY = Study("drift", Drift, open_exported, run, opened_with=("profile", "limit"))

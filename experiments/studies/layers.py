@@ -17,7 +17,8 @@ from bridge.chips.profiles import to_json
 from experiments.figures.style import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.files import write_parquet
 from experiments.settings.experiment import Experiment
-from experiments.studies.exported import Exported
+from experiments.studies.exported import Exported, open_exported
+from experiments.studies.opening import Study
 from jaxcurv.storage.checksums import write_json
 
 
@@ -162,3 +163,6 @@ def show(table: pd.DataFrame) -> None:
         )
         printed.add_row(row.layer, f"{rate:.1f} [{low:.1f}, {high:.1f}]", *decibels)
     Console(highlight=False).print(printed)
+
+
+STUDY = Study("layers", Layers, open_exported, run, opened_with=("profile", "limit"))

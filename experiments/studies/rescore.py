@@ -25,16 +25,17 @@ from rich.table import Table
 
 from bridge.analysis.failures import deciles, failure_table
 from experiments.figures.style import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
-from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.descriptions import read_description
 from experiments.runs.devices import device, warn_of_idle_accelerator
 from experiments.runs.environment import package_versions
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
-from experiments.runs.job import Job, load_data
-from experiments.runs.networks import load_flax, require_classes
+from experiments.runs.job import Job
+from experiments.runs.networks import load_flax
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
-from experiments.runs.samples import Samples, choose_folds, read_small
+from experiments.runs.samples import Samples, read_small
 from experiments.settings.experiment import Data, Experiment, Fold
+from experiments.studies.opening import Study, open_images
 from experiments.tables import outcomes
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
@@ -173,10 +174,9 @@ def open_finished(
             f"the scores in {folder} are not of its {checkpoint}: run score and simulate again"
         )
     experiment = replace(experiment, data=Data(**recorded["data"]))
-    job = Job(experiment, folder, data_dir, fingerprint="")
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    fold = choose_folds(dataset, experiment, (FOLD,))[FOLD]
+    job = Job(experiment, folder, data_dir)
+    images = open_images(job, description)
+    fold = images.fold(FOLD)
     scores = read_parquet(folder / "scores.parquet")
     scores = scores[scores["fold"] == FOLD]
     chosen = subset(scores["index"].to_numpy(), limit, experiment.data.split_seed)
@@ -189,12 +189,13 @@ def open_finished(
     samples = read_small({FOLD: fold})[FOLD]
     if not np.array_equal(samples.labels, own["label"]):
         raise ValueError(
-            f"mismatched labels: the scores in {folder} are of other images than {dataset.name}'s"
+            f"mismatched labels: the scores in {folder} are of other images than "
+            f"{images.dataset.name}'s"
         )
     warn_of_idle_accelerator()
     return Finished(
         model=load_flax(job, description),
-        normalisation=read_normalisation(description),
+        normalisation=images.normalisation,
         samples=samples,
         own=own,
         predictions=read_parquet(folder / "predictions.parquet"),
@@ -568,3 +569,6 @@ def _chips(count: int) -> str:
 
 def _slug(name: str) -> str:
     return re.sub("[^a-z0-9.-]+", "_", name.lower())
+
+
+STUDY = Study("rescore", Rescore, open_finished, run, opened_with=("limit", "batch_size"))
