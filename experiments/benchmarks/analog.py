@@ -62,7 +62,7 @@ class AnalogBenchmark:
     batch_size: int = 32
     """Images a batch."""
     classes: int = 10
-    """Of the network."""
+    """Classes that the network tells apart."""
     image_size: int = 32
     """Pixels a side."""
     repeats: int = 5
@@ -106,7 +106,7 @@ class Workload:
     """The digital network on the CPU, in evaluation mode, and its images.
 
     Attributes:
-      network: of which the chips are made.
+      network: the network that the chips are made of.
       calibration: images for the converters' ranges, float32 `[image, channel, height, width]`.
       images: the batch, in the same layout.
     """

@@ -59,7 +59,7 @@ class LoadBenchmark:
     width: int = 8
     """Channels of the network's only block."""
     classes: int = 1000
-    """Of the network."""
+    """Classes that the network tells apart."""
     image_size: int = 8
     """Pixels a side."""
     probes: int = 10
@@ -190,8 +190,8 @@ def measure(work: str, samples: int, settings: LoadBenchmark) -> dict[str, Any]:
     """A point: time, memory and size of one work on so many samples.
 
     Returns:
-      seconds: of the work, once all is compiled; preparation_seconds: until then.
-      cpu_seconds: of all threads during the work; less touched by what else goes on.
+      seconds: time of the work once all is compiled; preparation_seconds: time until then.
+      cpu_seconds: CPU time of all threads during the work; less touched by what else goes on.
       samples_per_second: by the seconds.
       prepared_bytes, prepared_peak_bytes: resident memory of the process before the work: imports,
         network and compiled programs, after some batches.
@@ -397,7 +397,7 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
 
     Args:
       report: as `measure_all` returns it.
-      path: of the PNG.
+      path: the PNG file.
     """
     import matplotlib
     import pandas as pd

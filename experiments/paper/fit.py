@@ -59,7 +59,7 @@ class FitPaper:
     data_dir: Path | None = None
     """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     share: float = 0.4
-    """Of the scored samples of each fold to search on; the fitted chip is tried on all of them."""
+    """Share of each fold's scored samples to search on; the fitted chip is tried on all of them."""
     search_chips: int = 2
     """Chips of each setting in the search."""
     chips: int = 3
@@ -105,11 +105,11 @@ class Run:
     network: nn.Module
     calibration: NDArray[np.float32]
     samples: Mapping[Fold, Samples]
-    """Those of train and test that are scored."""
+    """The scored samples of train and test."""
     normalisation: Normalisation
     experiment: Experiment
     scores: pd.DataFrame
-    """As `read_scores` gives them."""
+    """Scores of these samples, as `read_scores` gives them."""
     origin: dict[str, Any]
     """What outcomes depend on besides the chip, as JSON holds it."""
 
@@ -330,7 +330,7 @@ def with_scores(outcomes: pd.DataFrame, scores: pd.DataFrame) -> Chips:
 
 
 def shipped_outcomes(folder: Path) -> pd.DataFrame:
-    """Those of the run's own chips under the full profile: fold, index and a column a chip."""
+    """Outcomes of the run's own chips under the full profile: fold, index and a column a chip."""
     predictions = read_parquet(folder / "predictions.parquet")
     predictions = predictions[predictions["profile"] == FULL_PROFILE]
     wide = predictions.pivot(index=["fold", "index"], columns="chip", values="correct")

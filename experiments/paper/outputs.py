@@ -127,7 +127,7 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
 
     Args:
         table: `analysis.table_one` of one profile, with the columns model and data.
-        path: of the PNG.
+        path: the PNG file.
     """
     names = [f"{row.model}\n{row.data}, {row.fold}" for row in table.itertuples()]
     with matplotlib.rc_context({**style.STYLE, "axes.grid": False}):
@@ -195,7 +195,7 @@ def show_table_one(table: pd.DataFrame) -> None:
 
 
 def _of_decile(row: dict, name: str) -> list[str]:
-    """Of each denominator, then the paper's."""
+    """A line for the rate of each denominator, then one for the paper's rate."""
     lines = []
     for denominator in outcomes.DENOMINATORS:
         rate, low, high = (row[f"{name}_of_{denominator}{end}"] for end in ("", "_low", "_high"))

@@ -139,7 +139,7 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
     """The arguments that give an experiment: the preset nearest to it, and flags for the rest.
 
     Args:
-      settings: of the experiment, nested as `asdict` or a record has them.
+      settings: the experiment's, nested as `asdict` or a record has them.
     """
     wanted = dict(_flat(settings))
     flags: dict[str, list[str]] = {}

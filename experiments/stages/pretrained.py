@@ -85,7 +85,7 @@ def require_preprocessing(settings: Data, origin: dict[str, Any], weights: str) 
     """Refuses images that are prepared otherwise than for the published weights.
 
     Args:
-      settings: of the data.
+      settings: the data settings.
       origin: as `bridge.Checkpoint` has it; a file's says nothing of images.
       weights: their name, for the error.
 

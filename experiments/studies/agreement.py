@@ -113,7 +113,7 @@ class Trained:
     source: Normalised
     """Samples of the test fold."""
     description: dict[str, Any]
-    """Of the model, as `model.json` has it."""
+    """What `model.json` says of the model."""
     data: str
     """The data set's name."""
     versions: dict[str, str]
@@ -129,7 +129,7 @@ def open_trained(
       folder: the run's.
       out: where results will go: proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
-      limit: of the samples.
+      limit: at most this many samples.
 
     Raises:
       ValueError, OSError, ModuleNotFoundError: the work cannot start.

@@ -67,7 +67,7 @@ class CompareNoise:
     tune_chips: int = 2
     """Chips on which they are found, the first of each."""
     compensation: Literal["none", "global"] = "global"
-    """Of drift: without it the shrinkage that all weights have in common may dominate."""
+    """Compensation of drift; without it the shrinkage that all weights share may dominate."""
     bins: int = 20
     """Equal-sized bins of the margin, for the overlap that it explains; an assumption. Take more
     where failures are rare."""
@@ -92,12 +92,12 @@ class CompareNoise:
 
     @property
     def profile(self) -> str:
-        """What the network is opened with; the memories take the place of its noise."""
+        """Profile that the network is opened with; each memory takes the place of its noise."""
         return _WEIGHT_NOISE
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all noise that is compared."""
+        """Names of all noise that is compared."""
         return (*self.memories, _WEIGHT_NOISE)
 
 
@@ -223,7 +223,7 @@ class Bench:
     experiment: Experiment
     compensation: Literal["none", "global"]
     folder: Path
-    """Of the pieces."""
+    """Folder of the finished chips' tables."""
 
     def profile(self, name: str, factor: float) -> Profile:
         """The noise called `name` alone, all its levels times `factor`, each memory at its own
@@ -334,7 +334,7 @@ class Bench:
 
 
 def seeds(name: str, seed: int, chips: int) -> range:
-    """Of the chips of a noise: those of no two noises meet."""
+    """Chip seeds for one kind of noise. Different kinds use disjoint seeds."""
     start = seed + _APART * (*get_args(Memory), _WEIGHT_NOISE).index(name)
     return range(start, start + chips)
 
@@ -428,7 +428,7 @@ def show(
       matched: name, the fields of `Match` and test_accuracy, a row a noise.
       systematic: name and the fields of `overlap.SystematicShare`, in the same order.
       overlap: as `overlap.failure_overlap` returns it.
-      profiles: of each noise by name; the times at which memories are read, and whether their
+      profiles: each noise's profile by name; gives the times at which memories are read, and whether their
         drift is compensated.
     """
     console = Console(highlight=False)

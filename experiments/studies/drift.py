@@ -64,7 +64,7 @@ class Drift:
     times: tuple[float, ...] = (0.0, 1.0, 20.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR)
     """Seconds after programming."""
     compensations: tuple[Compensation, ...] = ("none", "global")
-    """Of drift, in place of --simulate.pcm.compensation."""
+    """Compensations of drift to compare, in place of --simulate.pcm.compensation."""
     chips: int = 5
     """Chips programmed; chip k has seed SEED + k, under every compensation."""
     limit: int | None = 2000
@@ -256,7 +256,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       table: as `over_chips` returns it.
-      path: of the PNG; the SVG and the CSV are put beside it.
+      path: the PNG file; the SVG and the CSV are put beside it.
       title: its beginning.
     """
     first = table.iloc[0]

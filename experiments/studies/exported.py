@@ -37,7 +37,7 @@ class Exported:
     network: nn.Module
     """The digital model, in evaluation mode."""
     profile: bridge.Profile
-    """As the settings of the simulation make it."""
+    """The chips' profile, as the settings of the simulation make it."""
     test: Normalised
     """Samples of the test fold."""
     validation: Callable[[int | None], Normalised]
@@ -55,7 +55,7 @@ class Network:
     digital: nn.Module
     """In evaluation mode."""
     description: dict[str, Any]
-    """As `weights.safetensors` has it."""
+    """What the header of `weights.safetensors` says of the network."""
     images: Images
 
 

@@ -106,7 +106,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       table: `bridge.layer_report` beside `bridge.layer_failures`, the row of all layers last.
-      path: of the PNG; the SVG and the CSV are put beside it.
+      path: the PNG file; the SVG and the CSV are put beside it.
       title: its beginning.
     """
     layers, whole = table.iloc[:-1], table.iloc[-1]

@@ -98,11 +98,11 @@ class Variant:
     """One way to score."""
 
     name: str
-    """Of its column."""
+    """Name of its column."""
     estimator: FiniteDifference
     """Eq. 1."""
     seed: int
-    """Of the probes' key."""
+    """Seed of the probes' key."""
     raw: bool = False
     """Differentiate with respect to pixels in [0, 1], not to normalised ones."""
     tensor_float: bool = False
@@ -116,17 +116,17 @@ class Finished:
     model: nnx.Module
     """The trained network, in evaluation mode."""
     normalisation: Normalisation
-    """That it was trained with."""
+    """The normalisation that it was trained with."""
     samples: Samples
-    """Of the test fold, by index."""
+    """Samples of the test fold, by index."""
     own: pd.DataFrame
     """The run's scores of these samples, in their order."""
     predictions: pd.DataFrame
     """The run's chips' predictions."""
     estimator: FiniteDifference
-    """The run's own."""
+    """The run's own Eq. 1."""
     seed: int
-    """Of the run's own probes."""
+    """Seed of the run's own probes."""
     origin: dict[str, Any]
     """What the scores depend on besides the variant, as JSON holds it."""
 
@@ -299,7 +299,7 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     Args:
       finished: the run.
       variant: how.
-      path: of the variant's own table.
+      path: the Parquet file of the variant's own table.
 
     Returns:
       The scores `[samples]`, in nats per unit of the input, and the kind of device they are from.
@@ -338,7 +338,7 @@ def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[Logi
     a step h of x is one of h / s of the normalised input: channel by channel.
 
     Args:
-      model: of normalised images.
+      model: a model of normalised images.
       normalisation: that it expects.
 
     Returns:
@@ -395,8 +395,8 @@ def tabulate(
       predictions: the run's, as predictions.parquet has it; rows of other samples and profiles are
         left out.
       bins: cut among all samples.
-      confidence: of the rates' intervals.
-      resamples: of the bootstrap over several chips.
+      confidence: confidence level of the intervals.
+      resamples: resamples of the bootstrap over several chips.
 
     Returns:
       One row a variant, `shipped` first: variant, samples, digitally_correct, chips, device, rho
@@ -464,7 +464,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
 
     Args:
       table: as `tabulate` returns it.
-      path: of the PNG; the SVG and the CSV are put beside it.
+      path: the PNG file; the SVG and the CSV are put beside it.
     """
     rows = np.arange(len(table))
     first = table.iloc[0]
