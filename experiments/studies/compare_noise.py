@@ -428,7 +428,7 @@ def show(
       matched: name, the fields of `Match` and test_accuracy, a row a noise.
       systematic: name and the fields of `overlap.SystematicShare`, in the same order.
       overlap: as `overlap.failure_overlap` returns it.
-      profiles: each noise's profile by name; gives the times at which memories are read, and whether their
+      profiles: each noise's profile by name; they tell when memories are read, and whether their
         drift is compensated.
     """
     console = Console(highlight=False)
