@@ -9,7 +9,6 @@ these two.
 from __future__ import annotations
 
 import platform
-import re
 import statistics
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -40,6 +39,7 @@ from experiments.benchmarks.common import (
 from experiments.runs.devices import cores, processor, require_device
 from experiments.runs.environment import package_versions
 from experiments.runs.errors import at_work
+from experiments.settings.experiment import require_device_name
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AnalogBenchmark:
     batch_size: int = 32
     """Images a batch."""
     classes: int = 10
-    """Of the network."""
+    """Classes that the network tells apart."""
     image_size: int = 32
     """Pixels a side."""
     repeats: int = 5
@@ -93,8 +93,7 @@ class AnalogBenchmark:
             )
         if not self.engines:
             raise ValueError("--engines needs at least one of fast and aihwkit")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
+        require_device_name(self.device)
 
     def workload(self) -> dict[str, int]:
         """The settings that decide what is computed."""
@@ -107,7 +106,7 @@ class Workload:
     """The digital network on the CPU, in evaluation mode, and its images.
 
     Attributes:
-      network: of which the chips are made.
+      network: the network that the chips are made of.
       calibration: images for the converters' ranges, float32 `[image, channel, height, width]`.
       images: the batch, in the same layout.
     """

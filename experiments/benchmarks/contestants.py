@@ -56,7 +56,7 @@ class CurvatureBenchmark:
     batch_size: int = 64
     """Images a batch."""
     classes: int = 10
-    """Of the network; Gauss-Newton costs one pass more for each."""
+    """Classes that the network tells apart; Gauss-Newton costs one more pass for each."""
     image_size: int = 32
     """Pixels a side."""
     probes: int = 10

@@ -144,9 +144,9 @@ def _score_datasets(
 
 
 def peak_memory(settings: CurvatureBenchmark, name: str, batch_size: int) -> float:
-    """Of one batch in bytes, see `sweep`; NaN where the system does not tell.
+    """Peak memory of one batch in bytes, see `sweep`; NaN where the system does not tell.
 
-    To be called once in a process.
+    Call it once in a process.
     """
     import jax
 
@@ -170,7 +170,7 @@ def draw(table: pd.DataFrame, path: Path, device: str) -> Path:
 
     Args:
       table: as `sweep` returns it.
-      path: of the PNG.
+      path: the PNG file.
       device: for the title.
     """
     with matplotlib.rc_context(STYLE):

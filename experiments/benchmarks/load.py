@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from experiments.benchmarks.common import (
 from experiments.runs.devices import cores, processor, require_device
 from experiments.runs.environment import package_versions
 from experiments.runs.errors import at_work
+from experiments.settings.experiment import require_device_name
 from jaxcurv.data import Normalisation, Normalised, Sample
 from jaxcurv.storage.checksums import write_json
 
@@ -59,7 +59,7 @@ class LoadBenchmark:
     width: int = 8
     """Channels of the network's only block."""
     classes: int = 1000
-    """Of the network."""
+    """Classes that the network tells apart."""
     image_size: int = 8
     """Pixels a side."""
     probes: int = 10
@@ -87,8 +87,7 @@ class LoadBenchmark:
                 "width, image_size, probes and batch_size must be at least 1 and classes at least "
                 f"2; got {wrong}"
             )
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be cpu, cuda or cuda:N; got {self.device!r}")
+        require_device_name(self.device)
 
     def workload(self) -> dict[str, int]:
         """The settings that decide what is computed of a sample."""
@@ -191,8 +190,8 @@ def measure(work: str, samples: int, settings: LoadBenchmark) -> dict[str, Any]:
     """A point: time, memory and size of one work on so many samples.
 
     Returns:
-      seconds: of the work, once all is compiled; preparation_seconds: until then.
-      cpu_seconds: of all threads during the work; less touched by what else goes on.
+      seconds: time of the work once all is compiled; preparation_seconds: time until then.
+      cpu_seconds: CPU time of all threads during the work; less touched by what else goes on.
       samples_per_second: by the seconds.
       prepared_bytes, prepared_peak_bytes: resident memory of the process before the work: imports,
         network and compiled programs, after some batches.
@@ -398,7 +397,7 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
 
     Args:
       report: as `measure_all` returns it.
-      path: of the PNG.
+      path: the PNG file.
     """
     import matplotlib
     import pandas as pd

@@ -32,7 +32,7 @@ def published_curvature(
       step: h.
       probes: n.
       signs: s, `[probes, batch, channel, height, width]`; drawn probe by probe if None.
-      generator: of the draws, on the images' device.
+      generator: gives the draws; on the images' device.
 
     Returns:
       Scores `[batch]`.

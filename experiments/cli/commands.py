@@ -8,10 +8,11 @@ number where the system killed a stage.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
@@ -23,9 +24,11 @@ from experiments.own import model, predictions
 from experiments.pipeline import runner
 from experiments.runs.errors import at_work
 from experiments.runs.records import STAGE_NAMES, recorded_settings
-from experiments.settings.experiment import Experiment
 from experiments.settings.presets import PRESETS
 from jaxcurv.storage.lock import hold
+
+if TYPE_CHECKING:
+    from experiments.studies.opening import Study
 
 _USAGE = f"""\
 usage: python -m experiments run PRESET [flags]          the whole path, from images to report
@@ -51,7 +54,8 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments presets                     the presets
        python -m experiments COMMAND ... --help          every flag"""
 
-Opened = TypeVar("Opened")
+_STUDIES = ("agreement", "rescore", "layers", "drift", "compare-noise")
+"""Commands that work beside the stages, each a module of `experiments.studies` with a `STUDY`."""
 
 
 @dataclass(frozen=True)
@@ -154,86 +158,18 @@ def _merge(arguments: Sequence[str]) -> None:
     model.merge(parse(Merge, "merge", arguments).out)
 
 
-def _agreement(arguments: Sequence[str]) -> None:
-    from experiments.studies import agreement as comparison
-
-    @dataclass(frozen=True)
-    class AgreementOptions(Options):
-        agreement: comparison.Agreement = field(default_factory=comparison.Agreement)
-
-    options = parse_preset(AgreementOptions, "agreement", arguments)
-    settings = options.agreement
-    opening = partial(comparison.open_trained, limit=settings.limit)
-    _beside_stages("agreement", options, settings, opening, comparison.run)
-
-
-def _rescore(arguments: Sequence[str]) -> None:
-    from experiments.studies.rescore import Rescore, open_finished, run
-
-    @dataclass(frozen=True)
-    class RescoreOptions(Options):
-        rescore: Rescore = field(default_factory=Rescore)
-
-    options = parse_preset(RescoreOptions, "rescore", arguments)
-    settings = options.rescore
-    opening = partial(open_finished, limit=settings.limit, batch_size=settings.batch_size)
-    _beside_stages("rescore", options, settings, opening, run)
-
-
-def _layers(arguments: Sequence[str]) -> None:
-    from experiments.studies import layers as by_layer
-
-    @dataclass(frozen=True)
-    class LayersOptions(Options):
-        layers: by_layer.Layers = field(default_factory=by_layer.Layers)
-
-    options = parse_preset(LayersOptions, "layers", arguments)
-    _on_exported("layers", options, options.layers, by_layer.run)
-
-
-def _drift(arguments: Sequence[str]) -> None:
-    from experiments.studies import drift as aging
-
-    @dataclass(frozen=True)
-    class DriftOptions(Options):
-        drift: aging.Drift = field(default_factory=aging.Drift)
-
-    options = parse_preset(DriftOptions, "drift", arguments)
-    _on_exported("drift", options, options.drift, aging.run)
-
-
-def _compare_noise(arguments: Sequence[str]) -> None:
-    from experiments.studies import compare_noise
-
-    @dataclass(frozen=True)
-    class CompareNoiseOptions(Options):
-        compare: compare_noise.CompareNoise = field(default_factory=compare_noise.CompareNoise)
-
-    options = parse_preset(CompareNoiseOptions, "compare-noise", arguments)
-    _on_exported("compare-noise", options, options.compare, compare_noise.run)
-
-
-def _on_exported(
-    command: str, options: Options, settings: Any, work: Callable[..., object]
-) -> None:
-    from experiments.studies.exported import open_exported
-
-    opening = partial(open_exported, profile=settings.profile, limit=settings.limit)
-    _beside_stages(command, options, settings, opening, work)
-
-
-def _beside_stages(
-    command: str,
-    options: Options,
-    settings: Any,
-    opening: Callable[[Experiment, Path, Path, Path | None], Opened],
-    work: Callable[[Opened, Experiment, Any, Path], object],
-) -> None:
+def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
+    study: Study[Any, Any] = import_module(f"experiments.studies.{command.replace('-', '_')}").STUDY
+    flags = (study.prefix, study.settings, field(default_factory=study.settings))
+    kind = make_dataclass("StudyOptions", [flags], bases=(Options,), frozen=True)
+    options: Options = parse_preset(kind, command, arguments)
+    settings = getattr(options, study.prefix)
     out = options.out / command if settings.out is None else settings.out
-    opened = opening(options.experiment, options.out, out, options.data_dir)
+    given = {name: getattr(settings, name) for name in study.opened_with}
+    opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
     with hold(out), at_work():
-        work(opened, options.experiment, settings, out)
+        study.run(opened, options.experiment, settings, out)
 
 
 def _benchmark(arguments: Sequence[str]) -> int | None:
@@ -289,11 +225,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
     "score": _score,
     "analyse": _analyse,
-    "agreement": _agreement,
-    "rescore": _rescore,
-    "layers": _layers,
-    "drift": _drift,
-    "compare-noise": _compare_noise,
+    **{name: partial(_study, name) for name in _STUDIES},
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,
     "reproduce": _reproduce,

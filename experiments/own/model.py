@@ -72,9 +72,10 @@ class OwnModel:
     out: Path = Path("scores.parquet")
     """Table of the scores. Unfinished work lies in OUT.parts; the same command goes on from it."""
     split: Literal["train", "test"] | None = None
-    """Of a tree or a TFDS data set; test unless given."""
+    """Split of a tree or of a TFDS data set; test unless given."""
     channels: Literal[1, 3, 4] | None = None
-    """Of the model's input: 1 (gray), 3 (RGB) or 4; 3, or what the data set has, unless given."""
+    """Channels of the model's input: 1 (gray), 3 (RGB) or 4; 3, or what the data set has, unless
+    given."""
     image_size: int | None = None
     """Resize and centre-crop to this many pixels; for images of unequal size."""
     resize_size: int | None = None
@@ -82,9 +83,11 @@ class OwnModel:
     interpolation: Interpolation = "bicubic"
     """Filter of the resizing. torchvision's weights want bilinear."""
     mean: tuple[float, ...] | None = None
-    """Of each channel, on the scale 0..1: the model sees (image - mean) / std; 0 unless given."""
+    """Mean of each channel, on the scale 0..1; 0 unless given. The model sees
+    (image - mean) / std."""
     std: tuple[float, ...] | None = None
-    """Of each channel, on the scale 0..1; 1 unless given. Scores refer to these units."""
+    """Standard deviation of each channel, on the scale 0..1; 1 unless given. Scores refer to these
+    units."""
     estimator: tuple[EstimatorName, ...] = ("finite-difference",)
     """One or several; each is a column of the table. finite-difference (column curvature) is Eq. 1
     of the paper."""
@@ -94,7 +97,7 @@ class OwnModel:
     probes: int | None = None
     """Random vectors a sample (10; 8 for low-rank-gauss-newton)."""
     distribution: Distribution | None = None
-    """Of the random vectors (rademacher)."""
+    """Distribution of the random vectors (rademacher)."""
     tolerance: float | None = None
     """Probe each sample, in rounds of PROBES, until its standard error is at most this share of its
     score."""
@@ -103,7 +106,7 @@ class OwnModel:
     rank: int | None = None
     """Dimensions of low-rank-gauss-newton's subspace (8)."""
     seed: int = 0
-    """Of the random vectors, and of the choice under --limit."""
+    """Seed of the random vectors, and of the choice under --limit."""
     batch_size: int | Literal["auto"] = "auto"
     """Images a batch; changes speed and memory, not the scores beyond rounding."""
     limit: int | None = None

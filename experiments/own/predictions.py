@@ -42,10 +42,11 @@ class OwnPredictions:
     """index, and columns of numbers that grow with fragility; `margin` and `label_margin`, which
     fall, are turned round. What `score` writes beside its scores, and text, is left out."""
     digital: Path
-    """Of the digital model: index, and correct (true or false, or 1 or 0), or prediction and label,
-    or all three."""
+    """Outcomes of the digital model: index, and correct (true or false, or 1 or 0), or prediction
+    and label, or all three."""
     analog: Path
-    """Of the chip: index, and correct or prediction; chip, where several chips were measured."""
+    """Outcomes of the chip: index, and correct or prediction; chip, where several chips were
+    measured."""
     score: str | None = None
     """Score to cut the deciles by; curvature if it is there, else the first."""
     reference: str | None = None
@@ -55,9 +56,9 @@ class OwnPredictions:
     bins: int = 10
     """Equal-sized bins of the score."""
     confidence: float = 0.95
-    """Of every interval."""
+    """Confidence level of the intervals, between 0 and 1."""
     resamples: int = 1000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     debug: bool = False
     """Show tracebacks."""
 

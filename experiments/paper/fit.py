@@ -28,9 +28,11 @@ from experiments.runs.environment import package_versions
 from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
 from experiments.runs.records import read_record, recorded_settings
+from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings.experiment import Experiment, Fold, require_device_name
 from experiments.settings.presets import PRESETS
+from experiments.studies.exported import open_network
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
 from experiments.tables.paper import TABLE_ONE
 from jaxcurv.data import Normalisation, Normalised, subset
@@ -57,7 +59,7 @@ class FitPaper:
     data_dir: Path | None = None
     """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     share: float = 0.4
-    """Of the scored samples of each fold to search on; the fitted chip is tried on all of them."""
+    """Share of each fold's scored samples to search on; the fitted chip is tried on all of them."""
     search_chips: int = 2
     """Chips of each setting in the search."""
     chips: int = 3
@@ -103,11 +105,11 @@ class Run:
     network: nn.Module
     calibration: NDArray[np.float32]
     samples: Mapping[Fold, Samples]
-    """Those of train and test that are scored."""
+    """The scored samples of train and test."""
     normalisation: Normalisation
     experiment: Experiment
     scores: pd.DataFrame
-    """As `read_scores` gives them."""
+    """Scores of these samples, as `read_scores` gives them."""
     origin: dict[str, Any]
     """What outcomes depend on besides the chip, as JSON holds it."""
 
@@ -135,12 +137,9 @@ def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
     """Leaves fit.json, search/ and fitted/; every outcome is kept at once in pieces/."""
 
     def outcomes(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
-        made_of = [one.origin, to_json(chip), chips, share]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        key = key_of([one.origin, to_json(chip), chips, share], digits=16)
         path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
-        if not path.exists():
-            write_parquet(path, _simulate(one, chip, chips, share, options.device))
-        return read_parquet(path)
+        return table_at(path, lambda: _simulate(one, chip, chips, share, options.device))
 
     searched: dict[str, pd.DataFrame] = {}
     with tqdm(desc="fit", unit="chip settings") as progress:
@@ -188,13 +187,12 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
       ValueError: it is not of the preset's settings, its files are not of one run, or its data set
         is another.
     """
-    from experiments.studies.exported import open_network
-
     folder = options.runs / preset
     experiment = PRESETS[preset].experiment
     require_finished(preset, folder)
     network = open_network(experiment, folder, options.data_dir)
-    folds = choose_folds(network.dataset, experiment, _FOLDS)
+    images = network.images
+    folds = choose_folds(images.dataset, experiment, _FOLDS)
     chosen = limited(folds, experiment)
     scores = read_scores(folder)
     indices = {}
@@ -206,9 +204,9 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
     return Run(
         preset,
         network.digital,
-        calibration_images(folds["train"], network.normalisation, experiment),
+        calibration_images(folds["train"], images.normalisation, experiment),
         read_small(chosen),
-        network.normalisation,
+        images.normalisation,
         experiment,
         scores,
         {
@@ -303,7 +301,7 @@ def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) ->
 
 def cell_of(chip: Profile) -> str:
     """A short name for a chip's settings."""
-    return hashlib.sha256(json.dumps(to_json(chip)).encode()).hexdigest()[:8]
+    return key_of(to_json(chip), digits=8)
 
 
 def _beside(table: pd.DataFrame | None, outcomes: pd.DataFrame, cell: str) -> pd.DataFrame:
@@ -332,7 +330,7 @@ def with_scores(outcomes: pd.DataFrame, scores: pd.DataFrame) -> Chips:
 
 
 def shipped_outcomes(folder: Path) -> pd.DataFrame:
-    """Those of the run's own chips under the full profile: fold, index and a column a chip."""
+    """Outcomes of the run's own chips under the full profile: fold, index and a column a chip."""
     predictions = read_parquet(folder / "predictions.parquet")
     predictions = predictions[predictions["profile"] == FULL_PROFILE]
     wide = predictions.pivot(index=["fold", "index"], columns="chip", values="correct")

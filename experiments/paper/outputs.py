@@ -128,7 +128,7 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
 
     Args:
         table: `analysis.table_one` of one profile, with the columns model and data.
-        path: of the PNG.
+        path: the PNG file.
     """
     names = [f"{row.model}\n{row.data}, {row.fold}" for row in table.itertuples()]
     with matplotlib.rc_context({**style.STYLE, "axes.grid": False}):

@@ -101,9 +101,9 @@ def ends(chips: Chips, reading: Reading, *, resamples: int = 1) -> pd.DataFrame:
     """The analog-only failure rates of the first and the last decile, in percent.
 
     Args:
-      chips: of one run.
+      chips: the chips of one run.
       reading: deciles are cut among the samples of its folds together.
-      resamples: of the bootstrap that gives the interval.
+      resamples: resamples of the bootstrap that gives the interval.
 
     Returns:
       Two rows, "d1" and "d10" (the index), with rate, low and high; NaN where the run lacks a fold
@@ -163,19 +163,19 @@ class Step:
     number: int
     """0 for the start; those of one step differ from one chip in one setting each."""
     change: str
-    """From the best chip of the step before."""
+    """What differs from the best chip of the step before."""
     chip: Profile
     misfits: pd.DataFrame
-    """As `misfits` returns it."""
+    """A row a reading, as the function `misfits` returns it."""
 
     @property
     def misfit(self) -> float:
-        """Of the best reading; those that are NaN, as `ends` says, are left out."""
+        """Misfit of the best reading, in percentage points; NaN ones (see `ends`) are left out."""
         return float(self.misfits["misfit"].min())
 
     @property
     def reading(self) -> Reading:
-        """The best."""
+        """The reading of the smallest misfit."""
         best = self.misfits.loc[self.misfits["misfit"].idxmin()]
         return Reading(best["fold"], best["denominator"])
 

@@ -6,8 +6,6 @@ versions are as its record says.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import platform
@@ -37,6 +35,7 @@ from experiments.runs.processes import (
     raise_on_sigterm,
 )
 from experiments.runs.records import recorded_settings, write_record
+from experiments.runs.resume import key_of
 from experiments.settings.experiment import Experiment
 from jaxcurv.storage.checksums import write_json
 from jaxcurv.storage.lock import hold
@@ -87,8 +86,7 @@ def run(
                 say(f"{name}: up to date")
             else:
                 say(f"{name} ...")
-                fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-                job = Job(experiment, folder, data_dir, fingerprint)
+                job = Job(experiment, folder, data_dir, key_of(identity))
                 if code := _exit_code_of(name, job, identity, debug):
                     raise StageFailed(code)
             # Of a finished stage too: a process may have been killed before, the file damaged.

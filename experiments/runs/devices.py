@@ -52,9 +52,9 @@ def device() -> str:
 
 
 def use_every_core(batch_size: int) -> None:
-    """As many CPU devices as there are cores and the batch can be divided by.
+    """Gives JAX one CPU device a core, or as many as divide the batch evenly.
 
-    Within one program XLA leaves cores idle. Of no effect where JAX has its devices already.
+    Within one program XLA leaves cores idle. No effect where JAX has its devices already.
     """
     import jax
 
@@ -72,6 +72,6 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

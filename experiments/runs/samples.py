@@ -21,7 +21,7 @@ MEMORY = 4 * 2**30
 in every pass again."""
 
 Samples = Arrays | Chosen
-"""Of one fold, decoded or not."""
+"""Samples of one fold, decoded or not."""
 
 
 def choose_folds(

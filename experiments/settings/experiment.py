@@ -39,7 +39,7 @@ def require_seed(name: str, seed: int) -> None:
 
 
 def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
-    """That of two flags.
+    """The normalisation that two flags give.
 
     Raises:
       ValueError: they cannot be a mean and a standard deviation of values in 0..1.
@@ -70,10 +70,10 @@ class Data:
     split_seed: int = 0
     """Seed of that division and of the choice under --limit."""
     mean: tuple[float, ...] | None = None
-    """Of each channel, on the scale 0..1, for normalisation; that of the training pixels, or the
-    published one of given weights, unless given."""
+    """Mean of each channel, on the scale 0..1, for normalisation. Unless given, that of the
+    training pixels, or the one published with given weights."""
     std: tuple[float, ...] | None = None
-    """As the mean."""
+    """Standard deviation of each channel; unless given, as for the mean."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -162,7 +162,7 @@ class Simulate:
     pcm: PCM = field(default_factory=PCM)
     """Phase-change memory, in the profiles with pcm."""
     clipping: Clipping = field(default_factory=Clipping)
-    """Of each tile's weights before programming, in every profile."""
+    """How each tile's weights are clipped before programming, in every profile."""
     chips: int = 1
     """Chips programmed for each profile; chip k has seed SEED + k."""
     calibration: int = 256
@@ -202,11 +202,11 @@ class Analyse:
     bins: int = 10
     """Equal-sized curvature bins; the paper has deciles."""
     confidence: float = 0.95
-    """Of every interval."""
+    """Confidence level of the intervals, between 0 and 1."""
     resamples: int = 1000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     energy: Costs = field(default_factory=Costs)
-    """Of one inference, for routing: an assumption to replace by your own."""
+    """Energy of one inference, for routing: an assumption to replace by your own."""
     tolerance: float = 0.01
     """Accuracy, as a fraction, that routing may give up against the digital model."""
 

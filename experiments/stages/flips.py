@@ -18,6 +18,7 @@ from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import build_flax, load_flax, load_twin, require_classes
+from experiments.runs.resume import table_at
 from experiments.runs.samples import calibration_images, choose_folds, limited, read_small
 from jaxcurv import data
 from jaxcurv.storage.files import write_whole
@@ -106,7 +107,7 @@ def flips(job: Job) -> Outcome:
     noises, at_mean = _noises(model, job.folder / "moments.safetensors")
     profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     outputs = read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
-    unfinished = job.folder / "flips" / job.fingerprint
+    unfinished = job.own_folder("flips")
     tables = []
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
     for fold, samples in read_small(chosen).items():
@@ -173,17 +174,16 @@ def _margins(
     folder: Path,
     fold: str,
 ) -> pd.DataFrame:
-    """`jaxcurv.margin_table`, kept at once and not computed again."""
+    """`jaxcurv.margin_table` of a fold, made once."""
     from jaxcurv.flips import margin_table
 
-    path = folder / f"{fold}-{name}.parquet"
-    if not path.exists():
+    def made() -> pd.DataFrame:
         source = data.Normalised(samples, normalisation)
-        table = margin_table(
+        return margin_table(
             network, source, noises=noises, of=of, description=f"flips {fold}, {name}"
-        )
-        write_parquet(path, table.to_pandas())
-    return read_parquet(path)
+        ).to_pandas()
+
+    return table_at(folder / f"{fold}-{name}.parquet", made)
 
 
 def _probabilities(

@@ -69,7 +69,7 @@ def take_over(job: Job) -> Outcome:
     description = describe(
         job.experiment.model, dataset, in_channels=channels, normalisation=normalisation
     )
-    checkpoints = job.folder / "checkpoints" / job.fingerprint
+    checkpoints = job.own_folder("checkpoints")
     keep_trained(_onto_flax(checkpoint, description, weights), checkpoints)
     description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
     description["origin"] = {
@@ -85,7 +85,7 @@ def require_preprocessing(settings: Data, origin: dict[str, Any], weights: str) 
     """Refuses images that are prepared otherwise than for the published weights.
 
     Args:
-      settings: of the data.
+      settings: the data settings.
       origin: as `bridge.Checkpoint` has it; a file's says nothing of images.
       weights: their name, for the error.
 

@@ -43,7 +43,7 @@ def score(job: Job) -> Outcome:
     warn_of_idle_accelerator()
     normalisation = read_normalisation(description)
     settings = job.experiment.score
-    pieces = job.folder / "scores" / job.fingerprint
+    pieces = job.own_folder("scores")
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
     folds = read_small(chosen)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from experiments.runs.descriptions import read_normalisation
-from experiments.runs.files import join_parquet, read_parquet, write_csv, write_parquet
+from experiments.runs.files import join_parquet, write_csv
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_twin, require_classes
+from experiments.runs.resume import tables_at
 from experiments.runs.samples import (
     calibration_images,
     choose_folds,
@@ -42,7 +43,8 @@ def simulate(job: Job) -> Outcome:
     folds = read_small(limited(chosen, job.experiment))
     unseen = normalisation.apply(first_images(folds["test"], settings.calibration))
 
-    def run_chip(profile: bridge.Profile, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
+        """The ranges of the chip's converters, and its predictions."""
         chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
         ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
         share = bridge.clipped_share(chip, unseen) if profile.adc else {}
@@ -60,28 +62,23 @@ def simulate(job: Job) -> Outcome:
             predicted = table.drop_columns("label").to_pandas()
             predicted.insert(0, "fold", fold)
             outcomes.append(predicted)
-        return pd.concat(outcomes, ignore_index=True), ranges
+        tables = [ranges, pd.concat(outcomes, ignore_index=True)]
+        for table in tables:
+            table.insert(0, "profile", profile.name)
+            table.insert(1, "chip", seed)
+        return tables
 
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    parts = job.folder / "chips" / job.fingerprint
-    predictions: list[Path] = []
+    parts = job.own_folder("chips")
+    predictions = []
     converters = []
     for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
         for name, profile in profiles.items():
-            # The last one written, so that it stands for both.
-            finished = parts / f"{name}-{seed}.parquet"
-            converter = parts / f"{name}-{seed}.adc.parquet"
-            if finished.exists():
-                read_parquet(finished)  # a damaged one is told now and not at the end
-            else:
-                outcomes, ranges = run_chip(profile, seed)
-                for path, table in ((converter, ranges), (finished, outcomes)):
-                    table.insert(0, "profile", name)
-                    table.insert(1, "chip", seed)
-                    write_parquet(path, table)
-            predictions.append(finished)
+            paths = [parts / f"{name}-{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
+            ranges, _ = tables_at(paths, partial(run_chip, profile, seed))
+            predictions.append(paths[1])
             if profile.adc:
-                converters.append(read_parquet(converter))
+                converters.append(ranges)
     outputs = [
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),

@@ -35,7 +35,7 @@ def train(job: Job) -> Outcome:
     description = describe(
         job.experiment.model, dataset, in_channels=images.shape[-1], normalisation=normalisation
     )
-    checkpoints = job.folder / "checkpoints" / job.fingerprint
+    checkpoints = job.own_folder("checkpoints")
     history = fit(
         lambda dtype: build_flax(description, job.experiment.seed, dtype),
         folds["train"],

@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.figures.style import STYLE, new_figure, write_figure
-from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.descriptions import read_description
 from experiments.runs.devices import device, warn_of_idle_accelerator
 from experiments.runs.environment import package_versions
 from experiments.runs.files import require_writable
-from experiments.runs.job import Job, load_data
-from experiments.runs.networks import load_flax, require_classes
-from experiments.runs.samples import choose_folds, read_small
+from experiments.runs.job import Job
+from experiments.runs.networks import load_flax
 from experiments.settings.experiment import Experiment
-from jaxcurv.data import Normalised, subset
+from experiments.studies.opening import Study, open_images
+from jaxcurv.data import Normalised
 from jaxcurv.estimators import (
     Adaptive,
     Estimator,
@@ -113,7 +113,7 @@ class Trained:
     source: Normalised
     """Samples of the test fold."""
     description: dict[str, Any]
-    """Of the model, as `model.json` has it."""
+    """What `model.json` says of the model."""
     data: str
     """The data set's name."""
     versions: dict[str, str]
@@ -129,7 +129,7 @@ def open_trained(
       folder: the run's.
       out: where results will go: proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
-      limit: of the samples.
+      limit: at most this many samples.
 
     Raises:
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
@@ -138,17 +138,14 @@ def open_trained(
     if not (folder / "model.json").exists():
         raise FileNotFoundError(f"no trained model in {folder}: run train first")
     require_writable(out)
-    job = Job(experiment, folder, data_dir, fingerprint="")
+    job = Job(experiment, folder, data_dir)
     description = read_description(folder)
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    test = choose_folds(dataset, experiment, ("test",))["test"]
-    chosen = test.take(subset(test.indices, limit, experiment.data.split_seed))
+    images = open_images(job, description)
     return Trained(
         load_flax(job, description),
-        Normalised(read_small({"test": chosen})["test"], read_normalisation(description)),
+        images.some("test", limit),
         description,
-        dataset.name,
+        images.dataset.name,
         versions,
     )
 
@@ -276,3 +273,6 @@ def show(
         rho = (f"{matrix.at[REFERENCE, name]:.4f}" for matrix in (among_all, among_correct))
         table.add_row(name, f"{cost:,.1f}".removesuffix(".0"), *rho)
     Console(highlight=False).print(table)
+
+
+STUDY = Study("agreement", Agreement, open_trained, run, opened_with=("limit",))

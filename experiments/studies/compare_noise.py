@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,9 +21,11 @@ from bridge.chips.memories import Hermes, ReRamCMO, ReRamWan2022
 from bridge.chips.memories import Memory as Device
 from bridge.chips.profiles import Profile, to_json
 from experiments.figures.overlap import draw
-from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.runs.files import write_csv, write_parquet
+from experiments.runs.resume import key_of, table_at
 from experiments.settings.experiment import Experiment
-from experiments.studies.exported import Exported
+from experiments.studies.exported import Exported, open_exported
+from experiments.studies.opening import Study
 from jaxcurv.data import Normalised
 from jaxcurv.storage.checksums import write_json
 
@@ -67,7 +67,7 @@ class CompareNoise:
     tune_chips: int = 2
     """Chips on which they are found, the first of each."""
     compensation: Literal["none", "global"] = "global"
-    """Of drift: without it the shrinkage that all weights have in common may dominate."""
+    """Compensation of drift; without it the shrinkage that all weights share may dominate."""
     bins: int = 20
     """Equal-sized bins of the margin, for the overlap that it explains; an assumption. Take more
     where failures are rare."""
@@ -92,12 +92,12 @@ class CompareNoise:
 
     @property
     def profile(self) -> str:
-        """What the network is opened with; the memories take the place of its noise."""
+        """Profile that the network is opened with; each memory takes the place of its noise."""
         return _WEIGHT_NOISE
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all noise that is compared."""
+        """Names of all noise that is compared."""
         return (*self.memories, _WEIGHT_NOISE)
 
 
@@ -223,7 +223,7 @@ class Bench:
     experiment: Experiment
     compensation: Literal["none", "global"]
     folder: Path
-    """Of the pieces."""
+    """Folder of the finished chips' tables."""
 
     def profile(self, name: str, factor: float) -> Profile:
         """The noise called `name` alone, all its levels times `factor`, each memory at its own
@@ -259,36 +259,43 @@ class Bench:
 
         if self.profile(name, factor).memory is None:
             return True
-        for path, seed in self._pieces("finite", 0, name, factor, chips):
-            if not path.exists():
-                tiles = named_tiles(self._program(name, factor, seed).analog).values()
-                finite = all(bool(tile.tile.get_weights().isfinite().all()) for tile in tiles)
-                write_parquet(path, pd.DataFrame({"finite": [finite]}))
-            if not read_parquet(path)["finite"].all():
-                return False
-        return True
+
+        def checked(seed: int) -> pd.DataFrame:
+            tiles = named_tiles(self._program(name, factor, seed).analog).values()
+            finite = all(bool(tile.tile.get_weights().isfinite().all()) for tile in tiles)
+            return pd.DataFrame({"finite": [finite]})
+
+        return all(
+            table_at(path, partial(checked, seed))["finite"].all()
+            for path, seed in self._pieces("finite", 0, name, factor, chips)
+        )
 
     def correct(
         self, name: str, factor: float, chips: int, fold: str, samples: Normalised
     ) -> npt.NDArray[np.bool_]:
         """Which samples of a fold each chip classifies correctly, [chips, samples]."""
-        outcomes = []
-        for path, seed in self._pieces(fold, len(samples), name, factor, chips):
-            if not path.exists():
-                label = f"{name} x {factor:g}, chip {seed}, {fold}"
-                table = self._predict(self._program(name, factor, seed), samples, label)
-                write_parquet(path, table[["index", "correct"]])
-            outcomes.append(read_parquet(path)["correct"].to_numpy(bool))
-        return np.array(outcomes)
+
+        def tried(seed: int) -> pd.DataFrame:
+            label = f"{name} x {factor:g}, chip {seed}, {fold}"
+            table = self._predict(self._program(name, factor, seed), samples, label)
+            return table[["index", "correct"]]
+
+        return np.array(
+            [
+                table_at(path, partial(tried, seed))["correct"].to_numpy(bool)
+                for path, seed in self._pieces(fold, len(samples), name, factor, chips)
+            ]
+        )
 
     def digital(self) -> pd.DataFrame:
         """The network's own outcomes on the test fold: index, correct and margin, its largest logit
         minus the second largest."""
-        path = self._of("test", len(self.exported.test)) / "digital.parquet"
-        if not path.exists():
+
+        def tried() -> pd.DataFrame:
             table = self._predict(self.exported.network, self.exported.test, "digital")
-            write_parquet(path, table[["index", "correct", "margin"]])
-        return read_parquet(path)
+            return table[["index", "correct", "margin"]]
+
+        return table_at(self._of("test", len(self.exported.test)) / "digital.parquet", tried)
 
     def _predict(self, which: Any, samples: Normalised, label: str) -> pd.DataFrame:
         import bridge
@@ -314,8 +321,7 @@ class Bench:
         self, what: str, samples: int, name: str, factor: float, chips: int
     ) -> list[tuple[Path, int]]:
         """The file of each chip, and its seed."""
-        profile = json.dumps(to_json(self.profile(name, factor)))
-        stem = f"{name}-{hashlib.sha256(profile.encode()).hexdigest()[:12]}"
+        stem = f"{name}-{key_of(to_json(self.profile(name, factor)))}"
         folder = self._of(what, samples)
         return [
             (folder / f"{stem}-{seed}.parquet", seed)
@@ -324,11 +330,11 @@ class Bench:
 
     def _of(self, what: str, samples: int) -> Path:
         origin = {**self.exported.origin, "samples": samples, "fold": what}
-        return self.folder / hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:12]
+        return self.folder / key_of(origin)
 
 
 def seeds(name: str, seed: int, chips: int) -> range:
-    """Of the chips of a noise: those of no two noises meet."""
+    """Chip seeds for one kind of noise. Different kinds use disjoint seeds."""
     start = seed + _APART * (*get_args(Memory), _WEIGHT_NOISE).index(name)
     return range(start, start + chips)
 
@@ -422,7 +428,7 @@ def show(
       matched: name, the fields of `Match` and test_accuracy, a row a noise.
       systematic: name and the fields of `overlap.SystematicShare`, in the same order.
       overlap: as `overlap.failure_overlap` returns it.
-      profiles: of each noise by name; the times at which memories are read, and whether their
+      profiles: each noise's profile by name; they tell when memories are read, and whether their
         drift is compensated.
     """
     console = Console(highlight=False)
@@ -483,3 +489,6 @@ def _table(title: str, caption: str, columns: tuple[str, ...]) -> Table:
 
 def _number(value: float, form: str = "{:.2f}") -> str:
     return "-" if np.isnan(value) else form.format(value)
+
+
+STUDY = Study("compare", CompareNoise, open_exported, run, opened_with=("profile", "limit"))

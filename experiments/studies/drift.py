@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -33,9 +31,11 @@ from experiments.figures.style import (
     new_figure,
     write_figure,
 )
-from experiments.runs.files import read_parquet, write_parquet
+from experiments.runs.files import write_parquet
+from experiments.runs.resume import key_of, table_at
 from experiments.settings.experiment import Experiment
-from experiments.studies.exported import Exported
+from experiments.studies.exported import Exported, open_exported
+from experiments.studies.opening import Study
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Drift:
     times: tuple[float, ...] = (0.0, 1.0, 20.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR)
     """Seconds after programming."""
     compensations: tuple[Compensation, ...] = ("none", "global")
-    """Of drift, in place of --simulate.pcm.compensation."""
+    """Compensations of drift to compare, in place of --simulate.pcm.compensation."""
     chips: int = 5
     """Chips programmed; chip k has seed SEED + k, under every compensation."""
     limit: int | None = 2000
@@ -104,7 +104,6 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
     # Time and compensation are what the pieces differ in.
     fresh = _operated(exported.profile, "none", 0.0)
     origin = {**exported.origin, "profile": to_json(fresh)}
-    fingerprint = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:12]
     seeds = range(experiment.seed, experiment.seed + settings.chips)
     rows = age(
         exported,
@@ -114,7 +113,7 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
             for compensation in settings.compensations
             for time in sorted(settings.times)
         ],
-        out / "pieces" / fingerprint,
+        out / "pieces" / key_of(origin),
         batch_size=experiment.simulate.batch_size,
         device=experiment.simulate.device,
     )
@@ -152,25 +151,11 @@ def age(
       (digital right, chip wrong), failure_rate (of the digitally correct; NaN without any),
       accuracy and digital_accuracy, the last three in [0, 1].
     """
-    paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in pieces]
-    missing = [
-        (piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()
-    ]
-    if missing:
-        _age_missing(exported, missing, len(pieces), batch_size, device)
-    return pd.concat([read_parquet(path) for path in paths], ignore_index=True)
-
-
-def _age_missing(
-    exported: Exported,
-    missing: Sequence[tuple[Piece, Path]],
-    wanted: int,
-    batch_size: int,
-    device: str,
-) -> None:
     import bridge
 
     count = len(exported.test)
+    paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in pieces]
+    finished = sum(path.exists() for path in paths)
 
     def correct(which: bridge.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
         table = bridge.predict(
@@ -178,35 +163,51 @@ def _age_missing(
         )
         return table["correct"].to_numpy()
 
-    digital = correct(exported.network, "digital")
-    right = int(digital.sum())
+    @cache
+    def digital() -> NDArray[np.bool_]:
+        return correct(exported.network, "digital")
+
+    @lru_cache(maxsize=1)
+    def programmed(compensation: Compensation, seed: int) -> bridge.Chip:
+        return bridge.program(
+            exported.network,
+            _operated(exported.profile, compensation, 0.0),
+            seed=seed,
+            calibration=exported.calibration,
+        )
+
+    def tried(piece: Piece) -> pd.DataFrame:
+        right = int(digital().sum())
+        chip = programmed(piece.compensation, piece.chip).at(piece.time)
+        analog = correct(
+            chip, f"chip {piece.chip}, compensation {piece.compensation}, {duration(piece.time)}"
+        )
+        failures = int(analog_only_failures(digital(), analog).sum())
+        progress.update(count)
+        row = {
+            "compensation": piece.compensation,
+            "chip": piece.chip,
+            "time_s": piece.time,
+            "samples": count,
+            "digitally_correct": right,
+            "failures": failures,
+            "failure_rate": failures / right if right else np.nan,
+            "accuracy": analog.mean(),
+            "digital_accuracy": digital().mean(),
+        }
+        return pd.DataFrame([row])
+
     with tqdm(
-        desc="drift", total=wanted * count, initial=(wanted - len(missing)) * count, unit="image"
+        desc="drift",
+        total=len(pieces) * count,
+        initial=finished * count,
+        unit="image",
+        disable=finished == len(pieces),
     ) as progress:
-        for (compensation, seed), group in groupby(missing, lambda one: one[0][:2]):
-            chip = bridge.program(
-                exported.network,
-                _operated(exported.profile, compensation, 0.0),
-                seed=seed,
-                calibration=exported.calibration,
-            )
-            for piece, path in group:
-                label = f"chip {seed}, compensation {compensation}, {duration(piece.time)}"
-                analog = correct(chip.at(piece.time), label)
-                failures = int(analog_only_failures(digital, analog).sum())
-                row = {
-                    "compensation": compensation,
-                    "chip": seed,
-                    "time_s": piece.time,
-                    "samples": count,
-                    "digitally_correct": right,
-                    "failures": failures,
-                    "failure_rate": failures / right if right else np.nan,
-                    "accuracy": analog.mean(),
-                    "digital_accuracy": digital.mean(),
-                }
-                write_parquet(path, pd.DataFrame([row]))
-                progress.update(count)
+        tables = [
+            table_at(path, partial(tried, piece)) for piece, path in zip(pieces, paths, strict=True)
+        ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _operated(profile: Profile, compensation: Compensation, time: float) -> Profile:
@@ -255,7 +256,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       table: as `over_chips` returns it.
-      path: of the PNG; the SVG and the CSV are put beside it.
+      path: the PNG file; the SVG and the CSV are put beside it.
       title: its beginning.
     """
     first = table.iloc[0]
@@ -331,3 +332,6 @@ def duration(seconds: float) -> str:
 
 def _chips(count: int) -> str:
     return "1 chip" if count == 1 else f"{count} chips"
+
+
+STUDY = Study("drift", Drift, open_exported, run, opened_with=("profile", "limit"))

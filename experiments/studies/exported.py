@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.runs.descriptions import read_normalisation
 from experiments.runs.devices import require_device
 from experiments.runs.environment import package_versions
 from experiments.runs.files import require_writable, sha256
-from experiments.runs.job import Job, load_data
-from experiments.runs.networks import load_twin, require_classes
-from experiments.runs.samples import calibration_images, choose_folds, read_small
-from experiments.settings.experiment import Experiment, Fold
-from jaxcurv.data import ImageDataset, Normalisation, Normalised, subset
+from experiments.runs.job import Job
+from experiments.runs.networks import load_twin
+from experiments.runs.samples import calibration_images
+from experiments.settings.experiment import Experiment
+from experiments.studies.opening import Images, open_images
+from jaxcurv.data import Normalised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ class Exported:
     network: nn.Module
     """The digital model, in evaluation mode."""
     profile: bridge.Profile
-    """As the settings of the simulation make it."""
+    """The chips' profile, as the settings of the simulation make it."""
     test: Normalised
     """Samples of the test fold."""
     validation: Callable[[int | None], Normalised]
@@ -55,9 +55,8 @@ class Network:
     digital: nn.Module
     """In evaluation mode."""
     description: dict[str, Any]
-    """As `weights.safetensors` has it."""
-    dataset: ImageDataset
-    normalisation: Normalisation
+    """What the header of `weights.safetensors` says of the network."""
+    images: Images
 
 
 def open_network(experiment: Experiment, folder: Path, data_dir: Path | None) -> Network:
@@ -72,11 +71,9 @@ def open_network(experiment: Experiment, folder: Path, data_dir: Path | None) ->
         raise FileNotFoundError(
             f"no {weights.name} in {folder}: run export first, or give the run's folder with --out"
         )
-    job = Job(experiment, folder, data_dir, fingerprint="")
+    job = Job(experiment, folder, data_dir)
     network, description = load_twin(job)
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    return Network(network, description, dataset, read_normalisation(description))
+    return Network(network, description, open_images(job, description))
 
 
 def open_exported(
@@ -106,30 +103,23 @@ def open_exported(
     require_device(settings.device)
     network = open_network(experiment, folder, data_dir)
     require_writable(out)
+    images = network.images
 
     import bridge
 
-    dataset, normalisation = network.dataset, network.normalisation
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     chosen = profiles[profile]
     calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
     described = {key: one for key, one in network.description.items() if key != "class_names"}
     calibration = None
     if calibrated:
-        train = choose_folds(dataset, experiment, ("train",))["train"]
-        calibration = calibration_images(train, normalisation, experiment)
-
-    def some(fold: Fold, most: int | None) -> Normalised:
-        samples = choose_folds(dataset, experiment, (fold,))[fold]
-        chosen = samples.take(subset(samples.indices, most, experiment.data.split_seed))
-        return Normalised(read_small({fold: chosen})[fold], normalisation)
-
-    test = some("test", limit)
+        calibration = calibration_images(images.fold("train"), images.normalisation, experiment)
+    test = images.some("test", limit)
     return Exported(
         network.digital,
         chosen,
         test,
-        partial(some, "validation"),
+        partial(images.some, "validation"),
         calibration,
         {
             "data": asdict(experiment.data),

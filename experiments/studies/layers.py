@@ -17,7 +17,8 @@ from bridge.chips.profiles import to_json
 from experiments.figures.style import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.files import write_parquet
 from experiments.settings.experiment import Experiment
-from experiments.studies.exported import Exported
+from experiments.studies.exported import Exported, open_exported
+from experiments.studies.opening import Study
 from jaxcurv.storage.checksums import write_json
 
 
@@ -105,7 +106,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       table: `bridge.layer_report` beside `bridge.layer_failures`, the row of all layers last.
-      path: of the PNG; the SVG and the CSV are put beside it.
+      path: the PNG file; the SVG and the CSV are put beside it.
       title: its beginning.
     """
     layers, whole = table.iloc[:-1], table.iloc[-1]
@@ -162,3 +163,6 @@ def show(table: pd.DataFrame) -> None:
         )
         printed.add_row(row.layer, f"{rate:.1f} [{low:.1f}, {high:.1f}]", *decibels)
     Console(highlight=False).print(printed)
+
+
+STUDY = Study("layers", Layers, open_exported, run, opened_with=("profile", "limit"))

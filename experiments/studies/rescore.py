@@ -25,15 +25,17 @@ from rich.table import Table
 
 from bridge.analysis.failures import deciles, failure_table
 from experiments.figures.style import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
-from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.descriptions import read_description
 from experiments.runs.devices import device, warn_of_idle_accelerator
 from experiments.runs.environment import package_versions
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
-from experiments.runs.job import Job, load_data
-from experiments.runs.networks import load_flax, require_classes
+from experiments.runs.job import Job
+from experiments.runs.networks import load_flax
 from experiments.runs.records import read_record
-from experiments.runs.samples import Samples, choose_folds, read_small
+from experiments.runs.resume import key_of
+from experiments.runs.samples import Samples, read_small
 from experiments.settings.experiment import Data, Experiment, Fold
+from experiments.studies.opening import Study, open_images
 from experiments.tables import outcomes
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
@@ -96,11 +98,11 @@ class Variant:
     """One way to score."""
 
     name: str
-    """Of its column."""
+    """Name of its column."""
     estimator: FiniteDifference
     """Eq. 1."""
     seed: int
-    """Of the probes' key."""
+    """Seed of the probes' key."""
     raw: bool = False
     """Differentiate with respect to pixels in [0, 1], not to normalised ones."""
     tensor_float: bool = False
@@ -114,17 +116,17 @@ class Finished:
     model: nnx.Module
     """The trained network, in evaluation mode."""
     normalisation: Normalisation
-    """That it was trained with."""
+    """The normalisation that it was trained with."""
     samples: Samples
-    """Of the test fold, by index."""
+    """Samples of the test fold, by index."""
     own: pd.DataFrame
     """The run's scores of these samples, in their order."""
     predictions: pd.DataFrame
     """The run's chips' predictions."""
     estimator: FiniteDifference
-    """The run's own."""
+    """The run's own Eq. 1."""
     seed: int
-    """Of the run's own probes."""
+    """Seed of the run's own probes."""
     origin: dict[str, Any]
     """What the scores depend on besides the variant, as JSON holds it."""
 
@@ -172,10 +174,9 @@ def open_finished(
             f"the scores in {folder} are not of its {checkpoint}: run score and simulate again"
         )
     experiment = replace(experiment, data=Data(**recorded["data"]))
-    job = Job(experiment, folder, data_dir, fingerprint="")
-    dataset = load_data(job)
-    require_classes(dataset, description)
-    fold = choose_folds(dataset, experiment, (FOLD,))[FOLD]
+    job = Job(experiment, folder, data_dir)
+    images = open_images(job, description)
+    fold = images.fold(FOLD)
     scores = read_parquet(folder / "scores.parquet")
     scores = scores[scores["fold"] == FOLD]
     chosen = subset(scores["index"].to_numpy(), limit, experiment.data.split_seed)
@@ -188,12 +189,13 @@ def open_finished(
     samples = read_small({FOLD: fold})[FOLD]
     if not np.array_equal(samples.labels, own["label"]):
         raise ValueError(
-            f"mismatched labels: the scores in {folder} are of other images than {dataset.name}'s"
+            f"mismatched labels: the scores in {folder} are of other images than "
+            f"{images.dataset.name}'s"
         )
     warn_of_idle_accelerator()
     return Finished(
         model=load_flax(job, description),
-        normalisation=read_normalisation(description),
+        normalisation=images.normalisation,
         samples=samples,
         own=own,
         predictions=read_parquet(folder / "predictions.parquet"),
@@ -227,12 +229,12 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
 
     tensor_float = has_tensor_float(jax.devices()[0])
     variants = variants_of(finished.estimator, finished.seed, settings, tensor_float=tensor_float)
-    fingerprint = hashlib.sha256(json.dumps(finished.origin).encode()).hexdigest()[:12]
+    pieces = out / "pieces" / key_of(finished.origin)
     scores = finished.own[list(_SAMPLE)].copy()
     scores[SHIPPED] = finished.own["curvature"]
     devices = {SHIPPED: finished.origin["scored_on"]}
     for variant in variants:
-        path = out / "pieces" / fingerprint / f"{_slug(variant.name)}.parquet"
+        path = pieces / f"{_slug(variant.name)}.parquet"
         scores[variant.name], devices[variant.name] = score(finished, variant, path)
     scores[OWN_PREDICTION] = finished.own["curvature_label_free"]
     devices[OWN_PREDICTION] = devices[SHIPPED]
@@ -297,7 +299,7 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     Args:
       finished: the run.
       variant: how.
-      path: of the variant's own table.
+      path: the Parquet file of the variant's own table.
 
     Returns:
       The scores `[samples]`, in nats per unit of the input, and the kind of device they are from.
@@ -336,7 +338,7 @@ def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[Logi
     a step h of x is one of h / s of the normalised input: channel by channel.
 
     Args:
-      model: of normalised images.
+      model: a model of normalised images.
       normalisation: that it expects.
 
     Returns:
@@ -393,8 +395,8 @@ def tabulate(
       predictions: the run's, as predictions.parquet has it; rows of other samples and profiles are
         left out.
       bins: cut among all samples.
-      confidence: of the rates' intervals.
-      resamples: of the bootstrap over several chips.
+      confidence: confidence level of the intervals.
+      resamples: resamples of the bootstrap over several chips.
 
     Returns:
       One row a variant, `shipped` first: variant, samples, digitally_correct, chips, device, rho
@@ -462,7 +464,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
 
     Args:
       table: as `tabulate` returns it.
-      path: of the PNG; the SVG and the CSV are put beside it.
+      path: the PNG file; the SVG and the CSV are put beside it.
     """
     rows = np.arange(len(table))
     first = table.iloc[0]
@@ -567,3 +569,6 @@ def _chips(count: int) -> str:
 
 def _slug(name: str) -> str:
     return re.sub("[^a-z0-9.-]+", "_", name.lower())
+
+
+STUDY = Study("rescore", Rescore, open_finished, run, opened_with=("limit", "batch_size"))

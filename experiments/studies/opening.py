@@ -1,0 +1,71 @@
+"""How a study begins: what a run left is opened for it; and what makes it a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from experiments.runs.descriptions import read_normalisation
+from experiments.runs.job import Job, load_data
+from experiments.runs.networks import require_classes
+from experiments.runs.samples import choose_folds, read_small
+from experiments.settings.experiment import Experiment, Fold
+from jaxcurv.data import Chosen, ImageDataset, Normalisation, Normalised, subset
+
+Settings = TypeVar("Settings")
+
+Opened = TypeVar("Opened")
+
+
+@dataclass(frozen=True)
+class Study(Generic[Settings, Opened]):
+    """A command that works on what a run left, in a folder of its own."""
+
+    prefix: str
+    """What its flags begin with, `--PREFIX.`."""
+    settings: type[Settings]
+    """Frozen dataclass of its flags, each with a default; among them `out`."""
+    open: Callable[..., Opened]
+    """Checks and reads what is needed, given experiment, run's folder, `out` and folder of the data
+    sets, and by keyword what `opened_with` names."""
+    run: Callable[[Opened, Experiment, Settings, Path], object]
+    """Works on it and leaves the results in `out`."""
+    opened_with: tuple[str, ...]
+    """The settings that `open` takes."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A run's data set, for the network that was trained on it."""
+
+    experiment: Experiment
+    dataset: ImageDataset
+    normalisation: Normalisation
+
+    def fold(self, fold: Fold) -> Chosen:
+        """All samples of a fold, not decoded."""
+        return choose_folds(self.dataset, self.experiment, (fold,))[fold]
+
+    def some(self, fold: Fold, most: int | None) -> Normalised:
+        """At most `most` samples of a fold, None for all; in memory where they fit."""
+        samples = self.fold(fold)
+        chosen = samples.take(subset(samples.indices, most, self.experiment.data.split_seed))
+        return Normalised(read_small({fold: chosen})[fold], self.normalisation)
+
+
+def open_images(job: Job, description: dict[str, Any]) -> Images:
+    """Opens the data set of a run.
+
+    Args:
+      job: the run.
+      description: its network's.
+
+    Raises:
+      FileNotFoundError: there is no such data set.
+      ValueError: it is not the one that the network was trained on.
+    """
+    dataset = load_data(job)
+    require_classes(dataset, description)
+    return Images(job.experiment, dataset, read_normalisation(description))
