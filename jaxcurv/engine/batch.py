@@ -21,10 +21,12 @@ from jaxcurv.engine.norms import norm
 from jaxcurv.engine.probes import probe
 from jaxcurv.estimators import (
     Adaptive,
+    BatchProblem,
     Distribution,
     Estimator,
     GaussNewton,
     LowRankGaussNewton,
+    OwnEstimator,
     Precision,
     Probed,
     Probing,
@@ -77,13 +79,15 @@ class Raw(NamedTuple):
     spectra: dict[str, dict[str, Any]]
     """Of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each. On a device with
     the Gram matrix, once collected with its eigenvalues instead."""
+    own: dict[str, dict[str, Any]]
+    """Score and standard error of the `OwnEstimator`s, by name; `[batch]` each."""
 
 
 def probed(estimator: Estimator) -> Probed | None:
     """The estimator whose probes are drawn, if any are."""
     if isinstance(estimator, Adaptive):
         return estimator.estimator
-    return None if isinstance(estimator, Spectral) else estimator
+    return estimator if isinstance(estimator, Probed) else None
 
 
 def probings(estimators: Mapping[str, Estimator]) -> dict[Probing, int]:
@@ -147,6 +151,11 @@ def dispatch(
                     if isinstance(estimator, GaussNewton)
                     else gauss_newton.low_rank_spectrum(linearised, estimator, x, indices, key)
                 )
+    own = {}
+    for name, estimator in estimators.items():
+        if isinstance(estimator, OwnEstimator):
+            with jax.default_matmul_precision(PRECISION):
+                own[name] = _own(problem, params, x, y, base.gradient, indices, key, estimator)
     return Raw(
         loss=base.losses,
         prediction=base.prediction,
@@ -155,6 +164,7 @@ def dispatch(
         logit_scores=base.logit_scores,
         draws=tuple(draws),
         spectra=spectra,
+        own=own,
     )
 
 
@@ -162,8 +172,8 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
     """Waits for a dispatched batch and brings it to the host.
 
     Raises:
-      ValueError: a sample's logits, loss, gradient or probes are not finite, or its loss is not
-        convex in the logits.
+      ValueError: a sample's logits, loss, gradient, probes or own score are not finite, or its
+        loss is not convex in the logits.
     """
     raw = jax.device_get(pending)
     _refuse(~raw.finite, indices, "the model's logits are not finite", "its weights for NaN")
@@ -182,6 +192,9 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
         )
         others = {key: value for key, value in spectrum.items() if key != "gram"}
         spectra[name] = {**others, "eigenvalues": gauss_newton.eigenvalues(spectrum["gram"])}
+    for name, found in raw.own.items():
+        wrong = ~np.isfinite(found["score"])
+        _refuse(wrong, indices, f"the score of estimator {name!r} is not finite", "its estimate()")
     return raw._replace(spectra=spectra)
 
 
@@ -294,6 +307,53 @@ def _product(
     v = probe(distribution, key, indices, number, x.shape[1:], x.dtype)
     hv = product(v)
     return norm(hv), _dot(v, hv)
+
+
+@partial(jax.jit, static_argnames=("problem", "estimator"))
+def _own(
+    problem: Problem,
+    params: Any,
+    x: Array,
+    y: Array,
+    gradient: Array,
+    indices: Array,
+    key: Array,
+    estimator: OwnEstimator,
+) -> dict[str, Array]:
+    """Score and standard error of an estimator of the user's own; a wrong result is refused while
+    it is compiled."""
+
+    def losses(images: Array) -> Array:
+        return problem.loss(problem.model(params, images), y)
+
+    def draw(number: int | Array, distribution: Distribution = "rademacher") -> Array:
+        return probe(distribution, key, indices, number, x.shape[1:], x.dtype)
+
+    found = estimator.estimate(
+        BatchProblem(
+            images=x,
+            labels=y,
+            indices=indices,
+            key=key,
+            base_gradient=gradient,
+            logits=partial(problem.model, params),
+            losses=losses,
+            gradient=jax.grad(lambda images: jnp.sum(losses(images))),
+            probe=draw,
+        )
+    )
+    what = f"{type(estimator).__qualname__}.estimate() must return"
+    if not isinstance(found, Mapping) or found.keys() - {"standard_error"} != {"score"}:
+        got = list(found) if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f'{what} {{"score": ...}} and at most a "standard_error"; got {got}')
+    for name, values in found.items():
+        shape, dtype = jnp.shape(values), jnp.result_type(values)
+        if shape != y.shape or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{what} one floating number a sample, [batch]; for a batch of {len(y)}, {name} is "
+                f"{dtype} {list(shape)}"
+            )
+    return {"standard_error": jnp.full(y.shape, jnp.nan, x.dtype), **found}
 
 
 def _dot(x: Array, y: Array) -> Array:
