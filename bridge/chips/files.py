@@ -212,9 +212,9 @@ def _tensors(analog: nn.Module) -> dict[str, torch.Tensor]:
             if getattr(tile, attribute) is not None:
                 tensors[f"{name}/{attribute}"] = getattr(tile, attribute)
         for number, exponents in enumerate(tile.drift_noise_parameters or []):
-            if exponents is not None:
-                # A copy: a noise model may hand back the target weights themselves.
-                tensors[f"{name}/drift/{number}"] = exponents.clone()
+            # A noise model may have none, or hand back the target weights themselves.
+            kept = torch.empty(0) if exponents is None else exponents.clone()
+            tensors[f"{name}/drift/{number}"] = kept
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
@@ -243,6 +243,7 @@ def _restore(
         drift = [key for key in tensors if key.startswith(f"{name}/drift/")]
         if drift:
             ordered = sorted(drift, key=lambda key: int(key.rpartition("/")[2]))
-            tile.drift_noise_parameters = [tensors.pop(key) for key in ordered]
+            kept = [tensors.pop(key) for key in ordered]
+            tile.drift_noise_parameters = [one if one.numel() else None for one in kept]
     if tensors:
         raise ValueError(f"{path} is of another network: it also has {', '.join(tensors)}")
