@@ -325,9 +325,12 @@ def describe(estimator: Estimator) -> dict[str, Any]:
     """An estimator as JSON: the name of its class, with its module unless it is jaxcurv's, and its
     settings."""
     kind = type(estimator)
+    name = (
+        kind.__name__ if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
+    )
     if isinstance(estimator, OwnEstimator):
-        return {"name": f"{kind.__module__}.{kind.__qualname__}", "fields": asdict(estimator)}  # type: ignore[call-overload]
-    described = {"name": kind.__name__, **asdict(estimator)}
+        return {"name": name, "fields": asdict(estimator)}  # type: ignore[call-overload]
+    described = {"name": name, **asdict(estimator)}
     if isinstance(estimator, Adaptive):
         described["estimator"] = describe(estimator.estimator)
     return described

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxcurv.engine import gauss_newton
+from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.losses import hessian_root
 from jaxcurv.engine.model import Problem
 from jaxcurv.engine.norms import norm
 from jaxcurv.engine.probes import probe
 from jaxcurv.estimators import (
     Adaptive,
-    BatchProblem,
     Distribution,
     Estimator,
     GaussNewton,
@@ -155,7 +154,9 @@ def dispatch(
     for name, estimator in estimators.items():
         if isinstance(estimator, OwnEstimator):
             with jax.default_matmul_precision(PRECISION):
-                own[name] = _own(problem, params, x, y, base.gradient, indices, key, estimator)
+                own[name] = own_estimators.evaluate(
+                    problem, params, x, y, base.gradient, indices, key, estimator
+                )
     return Raw(
         loss=base.losses,
         prediction=base.prediction,
@@ -307,53 +308,6 @@ def _product(
     v = probe(distribution, key, indices, number, x.shape[1:], x.dtype)
     hv = product(v)
     return norm(hv), _dot(v, hv)
-
-
-@partial(jax.jit, static_argnames=("problem", "estimator"))
-def _own(
-    problem: Problem,
-    params: Any,
-    x: Array,
-    y: Array,
-    gradient: Array,
-    indices: Array,
-    key: Array,
-    estimator: OwnEstimator,
-) -> dict[str, Array]:
-    """Score and standard error of an estimator of the user's own; a wrong result is refused while
-    it is compiled."""
-
-    def losses(images: Array) -> Array:
-        return problem.loss(problem.model(params, images), y)
-
-    def draw(number: int | Array, distribution: Distribution = "rademacher") -> Array:
-        return probe(distribution, key, indices, number, x.shape[1:], x.dtype)
-
-    found = estimator.estimate(
-        BatchProblem(
-            images=x,
-            labels=y,
-            indices=indices,
-            key=key,
-            base_gradient=gradient,
-            logits=partial(problem.model, params),
-            losses=losses,
-            gradient=jax.grad(lambda images: jnp.sum(losses(images))),
-            probe=draw,
-        )
-    )
-    what = f"{type(estimator).__qualname__}.estimate() must return"
-    if not isinstance(found, Mapping) or found.keys() - {"standard_error"} != {"score"}:
-        got = list(found) if isinstance(found, Mapping) else type(found).__name__
-        raise ValueError(f'{what} {{"score": ...}} and at most a "standard_error"; got {got}')
-    for name, values in found.items():
-        shape, dtype = jnp.shape(values), jnp.result_type(values)
-        if shape != y.shape or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{what} one floating number a sample, [batch]; for a batch of {len(y)}, {name} is "
-                f"{dtype} {list(shape)}"
-            )
-    return {"standard_error": jnp.full(y.shape, jnp.nan, x.dtype), **found}
 
 
 def _dot(x: Array, y: Array) -> Array:
