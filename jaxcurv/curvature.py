@@ -38,6 +38,7 @@ from jaxcurv.estimators import (
     GaussNewton,
     HessianTrace,
     HessianVector,
+    OwnEstimator,
     Probed,
     Published,
     Spectral,
@@ -52,9 +53,10 @@ class Curvature:
     score: np.ndarray
     """What `measures` says; see the estimator for its formula and unit."""
     standard_error: np.ndarray
-    """Of `score` over the probes; NaN for a single probe, 0 for an exact estimator."""
+    """Of `score` over the probes; NaN for a single probe, 0 for an exact estimator. As an estimator
+    of your own returns it, NaN if it does not."""
     probes: np.ndarray
-    """Random vectors that the sample took."""
+    """Random vectors that the sample took; 0 for an estimator of your own."""
     loss: np.ndarray
     """L(x, y), in nats for cross-entropy."""
     prediction: np.ndarray
@@ -102,14 +104,15 @@ def input_curvature(
       indices: stable sample indices `[batch]`, which key the probes.
       key: typed JAX key of the run.
       params: any pytree, handed to `logits_fn`; a second checkpoint then compiles nothing.
-      estimator: what is computed, and how.
+      estimator: what is computed, and how; one of your own is an `OwnEstimator`.
       loss: per-sample loss `(logits [batch, classes], labels [batch]) -> [batch]`; programs are
         compiled once for a function object.
 
     Raises:
       ValueError: wrong shapes, types, labels or indices, non-finite images or logits, a step too
         small for the images' type, a model that mixes the samples of a batch, is random or changes
-        its own state, or, for Gauss-Newton, a loss that is not convex in the logits.
+        its own state, an estimator of your own that mixes them or returns something else than it
+        should, or, for Gauss-Newton, a loss that is not convex in the logits.
     """
     batch = Batch(np.asarray(images), np.asarray(labels), np.asarray(indices))
     model, params = functional(logits_fn, params)
@@ -163,7 +166,32 @@ def inspect(
                 problem, params, batch.images[few], batch.labels[few]
             )
             matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
+    own = {name: one for name, one in estimators.items() if isinstance(one, OwnEstimator)}
+    if own:
+        _check_own(problem, params, batch.take(np.arange(min(4, len(batch.labels)))), own)
     return Inspection(logits, losses, matrix)
+
+
+def _check_own(
+    problem: Problem, params: Any, batch: Batch, estimators: Mapping[str, OwnEstimator]
+) -> None:
+    """Refuses a score that depends on a sample's place in its batch or on the others there.
+
+    Not seen: a dependence of less than a hundredth of the largest score.
+    """
+    # The first two samples in other rows, beside none but each other.
+    rows = np.minimum(np.arange(len(batch.labels))[::-1], 1)
+    first, second = (
+        collect(dispatch(problem, params, some, jax.random.key(0), estimators), some.indices).own
+        for some in (batch, batch.take(rows))
+    )
+    for name, found in first.items():
+        off = np.abs(second[name]["score"] - found["score"][rows])
+        if np.any(off > 0.01 * np.abs(found["score"]).max()):
+            raise ValueError(
+                f"estimator {name!r} gives a sample another score in another batch: it must not "
+                "mix samples, and must take its random numbers from problem.probe"
+            )
 
 
 @dataclass(frozen=True)
@@ -231,14 +259,22 @@ def reduce(
             prediction=raw.prediction,
             gradient_norm=raw.gradient_norm,
             estimator=estimator,
-            **(
-                _from_spectrum(estimator, raw.spectra[name], matrix)
-                if isinstance(estimator, Spectral)
-                else _from_draws(estimator, raw, estimators, adapted.get(name))
-            ),
+            **_fields(name, raw, estimators, adapted.get(name), matrix),
         )
         for name, estimator in estimators.items()
     }
+
+
+def _fields(
+    name: str, raw: Raw, estimators: Mapping[str, Estimator], adapted: Adapted | None, matrix: str
+) -> dict[str, Any]:
+    estimator = estimators[name]
+    if isinstance(estimator, Spectral):
+        return _from_spectrum(estimator, raw.spectra[name], matrix)
+    if isinstance(estimator, OwnEstimator):
+        none = np.zeros(len(raw.loss), int)
+        return {**raw.own[name], "probes": none, "measures": type(estimator).__qualname__}
+    return _from_draws(estimator, raw, estimators, adapted)
 
 
 def _draws(raw: Raw, estimators: Mapping[str, Estimator], estimator: Probed) -> Draws:
@@ -258,14 +294,13 @@ def _from_draws(
         counts = np.full(len(raw.loss), inner.probes)
     else:
         draws, counts = adapted.draws, adapted.probes
-    smoothed = isinstance(inner, HessianTrace) and inner.step is not None
     score, error = _score(inner, draws, counts)
     trace, trace_error = mean_and_error(draws.quadratic, counts)
     fields = {
         "score": score,
         "standard_error": error,
         "probes": counts,
-        "measures": _MEASURES[type(inner)] + (", smoothed over the step" if smoothed else ""),
+        "measures": inner.measures,
         "hessian_trace": trace,
         "hessian_trace_standard_error": trace_error,
     }
@@ -273,14 +308,6 @@ def _from_draws(
         mean_square, _ = mean_and_error(np.square(draws.norm, dtype=np.float64), counts)
         fields["frobenius_norm"] = np.sqrt(mean_square).astype(score.dtype)
     return fields
-
-
-_MEASURES = {
-    FiniteDifference: "mean of || grad L(x + h v) - grad L(x) ||",
-    Published: "mean of || grad L(x + h v) - grad L(x) || over the published batch size",
-    HessianVector: "mean of || H v ||",
-    HessianTrace: "trace of the Hessian",
-}
 
 
 def _score(estimator: Probed, draws: Draws, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

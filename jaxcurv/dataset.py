@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,7 +30,7 @@ from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_l
 from jaxcurv.engine.devices import _devices, over_devices, place
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
-from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator
+from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
 from jaxcurv.shards import (
     METADATA_KEY,
     Pieces,
@@ -97,7 +97,8 @@ def score_dataset(
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
         checkpoints (the errors are correlated: their average is an upper bound), its probes summed,
         its prediction that of the last one. All checkpoints lie on the device at once.
-      estimators: what is computed, by column name; those with the same probes share them.
+      estimators: what is computed, by column name; those with the same probes share them. One of
+        your own is an `OwnEstimator`.
       out: Parquet file of the table. What was begun with other settings, weights or data is
         refused; data are told apart by their length, a few samples and, where the source has them,
         all indices and labels, weights that a plain function closes over by the logits of two
@@ -192,14 +193,6 @@ def score_dataset(
                     if finished is None:
                         raise
     return finished if shard is None else finished.take(run.table_rows(mine))
-
-
-def describe(estimator: Estimator) -> dict[str, Any]:
-    """An estimator as JSON."""
-    described = {"name": type(estimator).__name__, **asdict(estimator)}
-    if isinstance(estimator, Adaptive):
-        described["estimator"] = describe(estimator.estimator)
-    return described
 
 
 def _check_arguments(

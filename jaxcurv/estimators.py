@@ -6,10 +6,15 @@ cost of one forward pass of the model (a backward pass to the input costs as muc
 normalised as the model expects; "input" below is one such unit. Every score grows with fragility.
 """
 
+import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
 
 Distribution = Literal["rademacher", "gaussian", "sphere"]
 """Of the probe vectors: independent signs, standard normals, or uniform on the sphere of radius
@@ -52,6 +57,8 @@ class FiniteDifference:
     distribution: Distribution = "rademacher"
     """Of the random vectors."""
 
+    measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
+
     def __post_init__(self) -> None:
         _check_step(self.step)
         _check_count("probes", self.probes)
@@ -80,6 +87,8 @@ class Published:
     probes: int = 10
     """n, the random vectors a sample."""
 
+    measures: ClassVar[str] = f"{FiniteDifference.measures} over the published batch size"
+
     def __post_init__(self) -> None:
         _check_step(self.step)
         _check_count("probes", self.probes)
@@ -107,6 +116,8 @@ class HessianVector:
     """Of the random vectors."""
     precision: Precision = "highest"
     """Nothing cancels here, so that a coarser one is possible."""
+
+    measures: ClassVar[str] = "mean of || H v ||"
 
     def __post_init__(self) -> None:
         _check_count("probes", self.probes)
@@ -144,6 +155,10 @@ class HessianTrace:
     @property
     def probing(self) -> Probing:
         return Probing(self.step, self.distribution)
+
+    @property
+    def measures(self) -> str:
+        return "trace of the Hessian" + (", smoothed over the step" if self.step else "")
 
 
 @dataclass(frozen=True)
@@ -232,15 +247,114 @@ class Adaptive:
             )
 
 
-Estimator = Probed | Adaptive | Spectral
+@dataclass(frozen=True)
+class BatchProblem:
+    """What an estimator of your own is given: a batch and the model's functions of its images.
+
+    Each function takes images `[batch, ...]`. Entry i of its result depends on image i alone.
+    """
+
+    images: "Array"
+    """Floating `[batch, ...]`."""
+    labels: "Array"
+    """int32 `[batch]`."""
+    indices: "Array"
+    """uint32 `[batch]`."""
+    key: "Array"
+    """Key of the run."""
+    base_gradient: "Array"
+    """grad L at `images`, `[batch, ...]`; shared with the other estimators."""
+    logits: Callable[["Array"], "Array"]
+    """`[batch, classes]`."""
+    losses: Callable[["Array"], "Array"]
+    """L under `labels`, `[batch]`."""
+    gradient: Callable[["Array"], "Array"]
+    """grad L with respect to the images, `[batch, ...]`."""
+    probe: Callable[..., "Array"]
+    """`probe(number, distribution="rademacher")`: random vector `number` of each sample,
+    `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.probe`)."""
+
+
+@runtime_checkable
+class OwnEstimator(Protocol):
+    """An estimator of your own: a frozen dataclass with these two methods.
+
+    Its class's name and its fields, numbers, texts or tuples, say which estimator it is: they tell
+    compiled programs and half-finished tables apart. A change of its code alone is not seen. Its
+    `__post_init__` refuses bad settings with a ValueError.
+    """
+
+    def estimate(self, problem: BatchProblem) -> Mapping[str, "Array"]:
+        """Floating `[batch]` arrays: "score" and, if there is one, its "standard_error".
+
+        Compiled once by `jax.jit`, for a batch that may lie on several devices. A sample's score
+        must not depend on its place in the batch or on other samples: take random numbers from
+        `problem.probe`. On a CPU with several devices `jnp.linalg` can wait for ever.
+        """
+
+    def forward_passes(self, classes: int) -> float:
+        """Cost a sample in F, see `forward_passes`."""
+
+
+Estimator = Probed | Adaptive | Spectral | OwnEstimator
 
 
 def check_estimator(estimator: object) -> None:
     """Raises ValueError unless it is an estimator, with its settings."""
-    if not isinstance(estimator, Estimator):
+    if isinstance(estimator, Probed | Adaptive | Spectral):
+        return
+    missing = [name for name in ("estimate", "forward_passes") if not hasattr(estimator, name)]
+    if missing or not is_dataclass(estimator) or isinstance(estimator, type):
         raise ValueError(
-            f"an estimator must be one of jaxcurv's, such as FiniteDifference(); got {estimator!r}"
+            "an estimator must be one of jaxcurv's, such as FiniteDifference(), or an instance of "
+            "a frozen dataclass of your own with the methods estimate(problem) and "
+            f"forward_passes(classes); got {estimator!r}"
+            + (f", which lacks {' and '.join(missing)}" if missing else "")
         )
+    try:
+        hash(estimator)
+        json.dumps(asdict(estimator), default=lambda number: number.item())
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{type(estimator).__name__} must be a frozen dataclass whose fields are numbers, "
+            f"texts or tuples of them, which say which estimator it is: {error}"
+        ) from error
+
+
+def describe(estimator: Estimator) -> dict[str, Any]:
+    """An estimator as JSON: the name of its class, with its module unless it is jaxcurv's, and its
+    settings."""
+    kind = type(estimator)
+    name = (
+        kind.__name__ if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    if isinstance(estimator, OwnEstimator):
+        return {"name": name, "fields": asdict(estimator)}  # type: ignore[call-overload]
+    described = {"name": name, **asdict(estimator)}
+    if isinstance(estimator, Adaptive):
+        described["estimator"] = describe(estimator.estimator)
+    return described
+
+
+EstimatorName = Literal[
+    "finite_difference", "hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"
+]
+
+
+def named_estimators(probes: int = 10) -> dict[str, Estimator]:
+    """The estimators by `EstimatorName`, in that order, with their defaults.
+
+    Args:
+      probes: of those that average over probes.
+    """
+    made = (
+        FiniteDifference(probes=probes),
+        HessianVector(probes),
+        HessianTrace(probes),
+        GaussNewton(),
+        LowRankGaussNewton(),
+    )
+    return dict(zip(get_args(EstimatorName), made, strict=True))
 
 
 def _check_step(step: float) -> None:
@@ -278,5 +392,7 @@ def forward_passes(estimator: Estimator, classes: int, probes: float | None = No
             return float(classes + 1)
         case LowRankGaussNewton():
             return float(2 * min(estimator.rank, classes - 1) + estimator.probes + 3)
+        case OwnEstimator():
+            return float(estimator.forward_passes(classes))
         case _:
             return 2.0 * (estimator.probes + 1)

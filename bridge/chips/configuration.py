@@ -1,24 +1,14 @@
 """AIHWKit's configuration of a hardware profile."""
 
 import math
-from typing import Any
 
-from aihwkit.inference import PCMLikeNoiseModel, ReRamWan2022NoiseModel
 from aihwkit.inference.compensation.base import BaseDriftCompensation
 from aihwkit.inference.compensation.drift import (
     GlobalDriftCompensation,
     GlobalDriftCompensationWithExactReference,
     PerColumnDriftCompensation,
 )
-from aihwkit.inference.converter.base import BaseConductanceConverter
-from aihwkit.inference.converter.conductance import (
-    CustomPairConductanceConverter,
-    NPairConductanceConverter,
-    SinglePairConductanceConverter,
-)
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.inference.noise.hermes import HermesNoiseModel
-from aihwkit.inference.noise.reram import ReRamCMONoiseModel
 from aihwkit.simulator.configs import TorchInferenceRPUConfig
 from aihwkit.simulator.parameters import (
     IOParameters,
@@ -31,9 +21,8 @@ from aihwkit.simulator.parameters.enums import (
     WeightClipType,
     WeightNoiseType,
 )
-from torch import Tensor
 
-from bridge.chips.memories import PCM, Converter, Hermes, MappedPairs, Memory, Pairs, ReRamWan2022
+from bridge.chips.memories import Compensation
 from bridge.chips.noise import MvmNoiseTile
 from bridge.chips.profiles import Clipping, Profile
 
@@ -81,8 +70,13 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
         }[profile.wnoise.kind]
     config.drift_compensation = None
     if profile.memory is not None:
-        config.noise_model = noise_model(profile.memory)
-        config.drift_compensation = drift_compensation(profile.memory)
+        config.noise_model = profile.memory.noise_model()
+        if not isinstance(config.noise_model, BaseNoiseModel):
+            raise ValueError(
+                f"{type(profile.memory).__name__}.noise_model() must return a noise model of "
+                f"AIHWKit's (BaseNoiseModel); got {config.noise_model!r}"
+            )
+        config.drift_compensation = drift_compensation(profile.memory.compensation)
     config.clip = clip_parameter(profile.clipping)
     return config
 
@@ -96,78 +90,18 @@ def clip_parameter(clipping: Clipping) -> WeightClipParameter:
     )
 
 
-def noise_model(memory: Memory) -> BaseNoiseModel:
-    """AIHWKit's noise model of a memory."""
-    if isinstance(memory, PCM | Hermes):
-        g_max = memory.largest_conductance if isinstance(memory, Hermes) else memory.g_max
-        settings = {
-            "g_max": memory.g_max or g_max,
-            "g_converter": conductance_converter(memory.converter, memory.g_max or g_max),
-            "prog_noise_scale": memory.programming_noise,
-            "read_noise_scale": memory.read_noise,
-            "drift_scale": memory.drift,
-        }
-        if isinstance(memory, Hermes):
-            return HermesNoiseModel(num_devices=memory.devices, **settings)
-        return PCMLikeNoiseModel(**settings)
-    if isinstance(memory, ReRamWan2022):
-        return _ReRamWan2022(
-            g_converter=conductance_converter(memory.converter, memory.g_max),
-            noise_scale=memory.noise,
-        )
-    return ReRamCMONoiseModel(
-        g_max=memory.g_max,
-        g_min=memory.g_min,
-        prog_noise_scale=memory.programming_noise,
-        read_noise_scale=memory.read_noise,
-        drift_scale=memory.drift,
-        acceptance_range=memory.acceptance,
-    )
-
-
-class _ReRamWan2022(ReRamWan2022NoiseModel):
-    """AIHWKit's model in the units it was fitted in; 1.1 and 1.2 get two of them wrong.
-
-    The polynomials' reference conductance is 40 uS, not g_max. And the noise of later times is
-    around the target conductances, so that these are turned back into weights with the scale of the
-    target weights; AIHWKit takes that of the programmed ones, whose largest is some 10 % larger.
-    """
-
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
-        self.coeff_g_max_reference = 40.0
-
-    def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Programmed weights; the target conductances, and behind them the target weights."""
-        programmed, targets = super().apply_programming_noise(weights)
-        return programmed, [*targets, weights]
-
-    def apply_drift_noise(
-        self, weights: Tensor, drift_noise_parameters: list[Tensor], t_inference: float
-    ) -> Tensor:
-        """Weights at a later time; AIHWKit's arguments."""
-        *targets, target_weights = drift_noise_parameters
-        return super().apply_drift_noise(target_weights, targets, t_inference)
-
-
-def conductance_converter(converter: Converter, g_max: float) -> BaseConductanceConverter:
-    """AIHWKit's converter from weights to conductances in microsiemens."""
-    settings = {"g_max": g_max, "g_min": converter.g_min}
-    if isinstance(converter, Pairs):
-        return NPairConductanceConverter(f_lst=list(converter.factors), **settings)
-    if isinstance(converter, MappedPairs):
-        conductances = [list(values) for values in converter.conductances]
-        return CustomPairConductanceConverter(list(converter.factors), conductances, **settings)
-    return SinglePairConductanceConverter(**settings)
-
-
-def drift_compensation(memory: Memory) -> BaseDriftCompensation | None:
+def drift_compensation(compensation: Compensation | None) -> BaseDriftCompensation | None:
     """AIHWKit's compensation of a memory's drift."""
-    match memory.compensation:
+    match compensation:
+        case None:
+            return None
         case "global":
             return GlobalDriftCompensation()
         case "global_exact":
             return GlobalDriftCompensationWithExactReference()
         case "per_column":
             return PerColumnDriftCompensation()
-    return None
+    raise ValueError(
+        "a memory's compensation must be global, global_exact, per_column or None, got "
+        f"{compensation!r}"
+    )

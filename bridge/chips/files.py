@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from difflib import unified_diff
 from typing import Any
 
@@ -41,6 +42,8 @@ def load_chip(
     path: str | os.PathLike[str],
     model: nn.Module,
     rpu_config: InferenceRPUConfig | None = None,
+    *,
+    memories: Sequence[type] = (),
 ) -> Chip:
     """Reads what `save_chip` wrote; runs no code from the file.
 
@@ -52,17 +55,19 @@ def load_chip(
         its code does between them cannot be.
       rpu_config: the configuration that was programmed with, where it was AIHWKit's own and given
         to `program`.
+      memories: the class of your own memory, where it was programmed into one.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is no chip's, or the model or the configuration is another.
+      ValueError: the file is no chip's, the model or the configuration is another, or its memory is
+        of a class that is not among `memories`.
     """
     tensors, header = load_weights(path)
     if header.get("kind") != _KIND:
         raise ValueError(f"{path} holds no chip; write it with save_chip")
     # Within the file they lie unaligned, and PyTorch's sums there may differ in the last bit.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    profile = None if header["profile"] is None else from_json(header["profile"])
+    profile = None if header["profile"] is None else from_json(header["profile"], memories)
     layers = tuple(header["digital_layers"])
     if profile is None and rpu_config is None and not named_tiles(model):
         raise ValueError(
@@ -207,8 +212,9 @@ def _tensors(analog: nn.Module) -> dict[str, torch.Tensor]:
             if getattr(tile, attribute) is not None:
                 tensors[f"{name}/{attribute}"] = getattr(tile, attribute)
         for number, exponents in enumerate(tile.drift_noise_parameters or []):
-            if exponents is not None:
-                tensors[f"{name}/drift/{number}"] = exponents
+            # A noise model may have none, or hand back the target weights themselves.
+            kept = torch.empty(0) if exponents is None else exponents.clone()
+            tensors[f"{name}/drift/{number}"] = kept
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
@@ -237,6 +243,7 @@ def _restore(
         drift = [key for key in tensors if key.startswith(f"{name}/drift/")]
         if drift:
             ordered = sorted(drift, key=lambda key: int(key.rpartition("/")[2]))
-            tile.drift_noise_parameters = [tensors.pop(key) for key in ordered]
+            kept = [tensors.pop(key) for key in ordered]
+            tile.drift_noise_parameters = [one if one.numel() else None for one in kept]
     if tensors:
         raise ValueError(f"{path} is of another network: it also has {', '.join(tensors)}")

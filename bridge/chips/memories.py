@@ -1,19 +1,70 @@
 """Memory devices: what a crossbar's conductances are made of, with their physical settings.
 
 Each is one of AIHWKit's phenomenological noise models, fitted to measured devices. All times are
-seconds after programming has ended. Importable without torch.
+seconds after programming has ended. Importable without torch: a method that needs AIHWKit imports
+it.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from bridge.checks import require_finite
+
+if TYPE_CHECKING:
+    from aihwkit.inference.converter.base import BaseConductanceConverter
+    from aihwkit.inference.noise.base import BaseNoiseModel
 
 Compensation = Literal["global", "global_exact", "per_column"]
 """Digital factors that undo the mean drift, found by reading the tile out with unit vectors.
 
 "global": one factor a tile, relative to a readout right after programming; "global_exact": relative
 to the target weights; "per_column": one factor an output."""
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What the weights are programmed into: a memory below, or a frozen dataclass of your own.
+
+    Its fields hold numbers, texts, None, tuples of these or further dataclasses, so that a chip's
+    file can keep them; its `__post_init__` refuses bad ones with a ValueError. `load_chip` and
+    `from_json` are given the class of your own memory, for a file only names it.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Its part of the profile's name, such as "pcm"."""
+
+    @property
+    def t_inference(self) -> float:
+        """Seconds from the end of programming to inference; a field, which `Chip.at` replaces."""
+
+    @property
+    def compensation(self) -> Compensation | None:
+        """Compensation of drift; None for none."""
+
+    def noise_model(self) -> "BaseNoiseModel":
+        """AIHWKit's noise model with these settings.
+
+        What it draws from torch's global generator is seeded by chip and tile.
+        """
+
+
+def require_memory(memory: object) -> None:
+    """Raises ValueError, with what is missing, unless this is a `Memory`."""
+    members = ("name", "t_inference", "compensation", "noise_model")
+    missing = [name for name in members if not hasattr(memory, name)]
+    if not is_dataclass(memory) or isinstance(memory, type):
+        missing.append("an instance of a dataclass")
+    elif "t_inference" not in [*missing, *(one.name for one in fields(memory))]:
+        missing.append("t_inference as a field")
+    if missing:
+        raise ValueError(
+            "a profile's memory must be a PCM or Hermes or ReRamWan2022 or ReRamCMO, or a frozen "
+            f"dataclass of your own with {', '.join(members)}; got {memory!r}, which lacks "
+            f"{', '.join(missing)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +79,12 @@ class SinglePair:
 
     def __post_init__(self) -> None:
         require_finite("g_min", self.g_min)
+
+    def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
+        """AIHWKit's; `g_max`, the conductance of the largest weight, in microsiemens."""
+        from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
+
+        return SinglePairConductanceConverter(g_max=g_max, g_min=self.g_min)
 
 
 @dataclass(frozen=True)
@@ -48,6 +105,12 @@ class Pairs:
         for factor in self.factors:
             require_finite("a factor", factor, positive=True)
         require_finite("g_min", self.g_min)
+
+    def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
+        """AIHWKit's; `g_max`, the conductance of the largest weight, in microsiemens."""
+        from aihwkit.inference.converter.conductance import NPairConductanceConverter
+
+        return NPairConductanceConverter(list(self.factors), g_max=g_max, g_min=self.g_min)
 
 
 @dataclass(frozen=True)
@@ -78,6 +141,15 @@ class MappedPairs:
         for values in self.conductances:
             for value in values:
                 require_finite("a conductance", value)
+
+    def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
+        """AIHWKit's; `g_max`, the conductance of the largest weight, in microsiemens."""
+        from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+
+        conductances = [list(values) for values in self.conductances]
+        return CustomPairConductanceConverter(
+            list(self.factors), conductances, g_max=g_max, g_min=self.g_min
+        )
 
 
 Converter = SinglePair | Pairs | MappedPairs
@@ -111,6 +183,17 @@ class PCM:
 
     def __post_init__(self) -> None:
         _check(self, "t_inference", "programming_noise", "drift", "read_noise")
+
+    def noise_model(self) -> "BaseNoiseModel":
+        from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
+
+        return PCMLikeNoiseModel(
+            g_max=self.g_max,
+            g_converter=self.converter.conductance_converter(self.g_max),
+            prog_noise_scale=self.programming_noise,
+            read_noise_scale=self.read_noise,
+            drift_scale=self.drift,
+        )
 
 
 @dataclass(frozen=True)
@@ -156,6 +239,19 @@ class Hermes:
         """The largest that was characterised, microsiemens."""
         return {1: 10.35, 2: 20.7}[self.devices]
 
+    def noise_model(self) -> "BaseNoiseModel":
+        from aihwkit.inference.noise.hermes import HermesNoiseModel
+
+        g_max = self.g_max or self.largest_conductance
+        return HermesNoiseModel(
+            num_devices=self.devices,
+            g_max=g_max,
+            g_converter=self.converter.conductance_converter(g_max),
+            prog_noise_scale=self.programming_noise,
+            read_noise_scale=self.read_noise,
+            drift_scale=self.drift,
+        )
+
 
 @dataclass(frozen=True)
 class ReRamWan2022:
@@ -187,6 +283,13 @@ class ReRamWan2022:
                 "ReRamWan2022 was measured 1, 86400 and 172800 s after programming: t_inference "
                 f"must be one of these, got {self.t_inference}"
             )
+
+    def noise_model(self) -> "BaseNoiseModel":
+        from bridge.chips.reram import ReRamWan2022Model
+
+        return ReRamWan2022Model(
+            g_converter=self.converter.conductance_converter(self.g_max), noise_scale=self.noise
+        )
 
 
 @dataclass(frozen=True)
@@ -228,12 +331,20 @@ class ReRamCMO:
                 f"got {self.t_inference}"
             )
 
+    def noise_model(self) -> "BaseNoiseModel":
+        from aihwkit.inference.noise.reram import ReRamCMONoiseModel
 
-Memory = PCM | Hermes | ReRamWan2022 | ReRamCMO
-"""What the weights are programmed into."""
+        return ReRamCMONoiseModel(
+            g_max=self.g_max,
+            g_min=self.g_min,
+            prog_noise_scale=self.programming_noise,
+            read_noise_scale=self.read_noise,
+            drift_scale=self.drift,
+            acceptance_range=self.acceptance,
+        )
 
 
-def _check(memory: Memory, *numbers: str) -> None:
+def _check(memory: PCM | Hermes | ReRamWan2022 | ReRamCMO, *numbers: str) -> None:
     what = type(memory).__name__
     if memory.g_max is not None:
         require_finite(f"{what} g_max", memory.g_max, positive=True)

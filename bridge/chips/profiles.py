@@ -5,12 +5,14 @@ Three non-idealities, each present or absent, make eight profiles, "ideal" inclu
 - adc: tile outputs quantised uniformly between `-range` and `range`;
 - wnoise: Gaussian noise on the effective weights, frozen per chip or redrawn for each operation;
 - the memory: programming noise, drift and read noise of its devices; phase-change memory ("pcm")
-  unless another is chosen (`bridge.devices`).
+  unless another is chosen (`bridge.chips.memories`).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from numbers import Real
 from typing import Any, Literal
 
 from bridge.checks import require_finite
@@ -23,6 +25,7 @@ from bridge.chips.memories import (
     ReRamCMO,
     ReRamWan2022,
     SinglePair,
+    require_memory,
 )
 
 
@@ -114,11 +117,9 @@ class Profile:
     clipping: Clipping = field(default_factory=Clipping)
 
     def __post_init__(self) -> None:
-        memories = (PCM, Hermes, ReRamWan2022, ReRamCMO)
         kinds: dict[str, tuple[type, ...]] = {
             "adc": (ADC, type(None)),
             "wnoise": (WeightNoise, type(None)),
-            "memory": (*memories, type(None)),
             "clipping": (Clipping,),
         }
         for name, kind in kinds.items():
@@ -127,6 +128,9 @@ class Profile:
                 raise ValueError(
                     f"a profile's {name} must be a {wanted}, got {getattr(self, name)!r}"
                 )
+        if self.memory is not None:
+            require_memory(self.memory)
+            to_json(self.memory)  # which refuses what no file could hold
 
     @property
     def name(self) -> str:
@@ -164,46 +168,68 @@ def eight_profiles(
     return {profile.name: profile for profile in combined}
 
 
-PROFILES = eight_profiles()
-"""The eight profiles with default settings, no clipping."""
-
-_KINDS = (
-    Profile,
-    ADC,
-    WeightNoise,
-    Clipping,
-    PCM,
-    Hermes,
-    ReRamWan2022,
-    ReRamCMO,
-    SinglePair,
-    Pairs,
-    MappedPairs,
-)
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *(Profile, ADC, WeightNoise, Clipping),
+        *(PCM, Hermes, ReRamWan2022, ReRamCMO),
+        *(SinglePair, Pairs, MappedPairs),
+    )
+}
+"""What JSON names."""
 
 
 def to_json(setting: Any) -> Any:
-    """A profile, or a part of one, as JSON holds it; the inverse of `from_json`."""
+    """A profile, or a part of one, as JSON holds it; the inverse of `from_json`.
+
+    Raises:
+      ValueError: a memory of your own has a field that JSON cannot hold, or the class name of
+        another setting.
+    """
     if dataclasses.is_dataclass(setting):
+        kind = type(setting)
+        if _KINDS.get(kind.__name__, kind) is not kind:
+            raise ValueError(f"{kind.__name__} is a setting of bridge's: rename {kind!r}")
         fields = {f.name: to_json(getattr(setting, f.name)) for f in dataclasses.fields(setting)}
-        return {"kind": type(setting).__name__, "settings": fields}
-    return [to_json(value) for value in setting] if isinstance(setting, tuple) else setting
+        return {"kind": kind.__name__, "settings": fields}
+    if isinstance(setting, tuple):
+        return [to_json(value) for value in setting]
+    if not (setting is None or isinstance(setting, str | Real)):
+        raise ValueError(
+            "a memory's fields must be numbers, texts, None, tuples or dataclasses, for its file "
+            f"to keep them; got {setting!r}"
+        )
+    return setting
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: Any, memories: Sequence[type] = ()) -> Any:
     """A profile from what `to_json` returned.
+
+    Args:
+      value: what `json.loads` gives.
+      memories: classes of your own memories, and of dataclasses in their fields.
 
     Raises:
       ValueError: an unknown kind, unknown settings or a bad value.
     """
     if isinstance(value, list):
-        return tuple(from_json(one) for one in value)
+        return tuple(from_json(one, memories) for one in value)
     if not isinstance(value, dict):
         return value
-    kinds = {kind.__name__: kind for kind in _KINDS}
-    if value.keys() != {"kind", "settings"} or value["kind"] not in kinds:
+    if value.keys() != {"kind", "settings"} or not isinstance(value["settings"], dict):
         raise ValueError(f"not a profile's setting: {value}")
+    kinds = {kind.__name__: kind for kind in memories} | _KINDS
+    if value["kind"] not in kinds:
+        raise ValueError(
+            f"{value['kind']!r} is not a setting known here; if it is a memory of your own, pass "
+            "its class: memories=(ITS_CLASS,)"
+        )
+    settings = {name: from_json(one, memories) for name, one in value["settings"].items()}
     try:
-        return kinds[value["kind"]](**{k: from_json(v) for k, v in value["settings"].items()})
+        return kinds[value["kind"]](**settings)
     except TypeError as error:
         raise ValueError(f"not the settings of {value['kind']}: {error}") from error
+
+
+PROFILES = eight_profiles()
+"""The eight profiles with default settings, no clipping."""

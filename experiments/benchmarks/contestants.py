@@ -18,11 +18,10 @@ from jaxcurv.estimators import (
     Estimator,
     FiniteDifference,
     GaussNewton,
-    HessianTrace,
     HessianVector,
-    LowRankGaussNewton,
     Precision,
     forward_passes,
+    named_estimators,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from jaxcurv.engine.batch import Batch
     from jaxcurv.engine.model import Problem
 
-STEP = 1e-3
+STEP = FiniteDifference().step
 
 PUBLISHED, FLOOR = "published, PyTorch", "floor: n + 1 plain passes"
 
@@ -162,15 +161,8 @@ def make_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str,
     if workload.twin is not None:
         found[PUBLISHED] = Contestant(4 * probes, _published(workload, batch, probes))
     found[FLOOR] = Contestant(2 * (probes + 1), _floor(workload, batch, probes + 1))
-    estimators: dict[str, Estimator] = {
-        "FiniteDifference": FiniteDifference(STEP, probes),
-        "HessianVector": HessianVector(probes),
-        "HessianTrace": HessianTrace(probes),
-        "GaussNewton": GaussNewton(),
-        "LowRankGaussNewton": LowRankGaussNewton(),
-    }
-    for name, estimator in estimators.items():
-        found[name] = _contestant(workload, batch, estimator)
+    for estimator in named_estimators(probes).values():
+        found[type(estimator).__name__] = _contestant(workload, batch, estimator)
     return found
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -28,32 +28,17 @@ from jaxcurv.estimators import (
     Adaptive,
     Distribution,
     Estimator,
-    FiniteDifference,
-    GaussNewton,
-    HessianTrace,
-    HessianVector,
-    LowRankGaussNewton,
+    EstimatorName,
+    Probed,
+    named_estimators,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EstimatorName = Literal[
-    "finite-difference",
-    "hessian-vector",
-    "hessian-trace",
-    "gauss-newton",
-    "low-rank-gauss-newton",
-]
-
-# The finite difference is what analyses of curvature rank by: its column has that name.
-_ESTIMATORS: dict[EstimatorName, tuple[str, type[Any]]] = {
-    "finite-difference": ("curvature", FiniteDifference),
-    "hessian-vector": ("hessian_vector", HessianVector),
-    "hessian-trace": ("hessian_trace", HessianTrace),
-    "gauss-newton": ("gauss_newton", GaussNewton),
-    "low-rank-gauss-newton": ("low_rank_gauss_newton", LowRankGaussNewton),
-}
+    EstimatorFlag = str
+else:
+    EstimatorFlag = Literal[tuple(name.replace("_", "-") for name in get_args(EstimatorName))]
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ class OwnModel:
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, on the scale 0..1; 1 unless given. Scores refer to these
     units."""
-    estimator: tuple[EstimatorName, ...] = ("finite-difference",)
+    estimator: tuple[EstimatorFlag, ...] = ("finite-difference",)
     """One or several; each is a column of the table. finite-difference (column curvature) is Eq. 1
     of the paper."""
     step: float | None = None
@@ -166,11 +151,14 @@ def estimators(settings: OwnModel) -> dict[str, Estimator]:
     made: dict[str, Estimator] = {}
     used: set[str] = set()
     for name in settings.estimator:
-        column, kind = _ESTIMATORS[name]
+        column = name.replace("-", "_")
+        kind = type(named_estimators()[column])
+        # Analyses of curvature rank by the finite difference: its column has that name.
+        column = column.replace("finite_difference", "curvature")
         own = _taken(kind, given)
         made[column] = kind(**own)
         used |= own.keys()
-        if "tolerance" in given and kind not in (GaussNewton, LowRankGaussNewton):
+        if "tolerance" in given and issubclass(kind, Probed):
             adaptive = _taken(Adaptive, given)
             made[column] = Adaptive(kind(**own), **adaptive)
             used |= adaptive.keys()

@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from bridge.chips.profiles import ADC, PCM, Clipping, WeightNoise
 from bridge.routing.curves import Costs
 from jaxcurv.data import Normalisation
 from jaxcurv.data.preprocessing import Interpolation, Preprocessing, choose_preprocessing
-from jaxcurv.estimators import (
-    Estimator,
-    FiniteDifference,
-    GaussNewton,
-    HessianTrace,
-    HessianVector,
-    LowRankGaussNewton,
-)
+from jaxcurv.estimators import Estimator, EstimatorName, FiniteDifference, named_estimators
 from jaxcurv.training.recipe import Recipe
 
 Fold = Literal["train", "validation", "test"]
@@ -118,7 +111,10 @@ class Model:
             raise ValueError(f"width must be at least 1; got {self.width}")
 
 
-Compared = Literal["hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"]
+if TYPE_CHECKING:
+    Compared = str
+else:
+    Compared = Literal[get_args(EstimatorName)[1:]]
 
 
 @dataclass(frozen=True)
@@ -141,13 +137,7 @@ class Score:
     @property
     def estimators(self) -> dict[str, Estimator]:
         """Every estimator, by the name of its column; curvature is the first."""
-        probes = self.estimator.probes
-        others: dict[Compared, Estimator] = {
-            "hessian_vector": HessianVector(probes),
-            "hessian_trace": HessianTrace(probes),
-            "gauss_newton": GaussNewton(),
-            "low_rank_gauss_newton": LowRankGaussNewton(),
-        }
+        others = named_estimators(self.estimator.probes)
         return {"curvature": self.estimator} | {name: others[name] for name in self.compare}
 
 

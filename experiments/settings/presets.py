@@ -38,7 +38,7 @@ def _cifar(name: str, architecture: str) -> Experiment:
         data=Data(name),
         model=Model(architecture),  # type: ignore[arg-type]
         train=Recipe(epochs=200),
-        score=Score(compare=("hessian_vector", "hessian_trace", spectral)),  # type: ignore[arg-type]
+        score=Score(compare=("hessian_vector", "hessian_trace", spectral)),
         simulate=Simulate(chips=5),
     )
 

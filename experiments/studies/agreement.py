@@ -37,16 +37,19 @@ from jaxcurv.estimators import (
     GaussNewton,
     HessianTrace,
     HessianVector,
-    LowRankGaussNewton,
+    describe,
     forward_passes,
+    named_estimators,
 )
 from jaxcurv.storage.checksums import write_json
 
 REFERENCE = "fd_h1e-3_n10"
 """Eq. 1 at the usual step and number of probes."""
 
+_NAMED = named_estimators()
+
 ESTIMATORS: dict[str, Estimator] = {
-    REFERENCE: FiniteDifference(1e-3, 10),
+    REFERENCE: _NAMED["finite_difference"],
     "fd_h1e-4_n10": FiniteDifference(1e-4, 10),
     "fd_h1e-2_n10": FiniteDifference(1e-2, 10),
     "fd_h1e-1_n10": FiniteDifference(1e-1, 10),
@@ -55,11 +58,11 @@ ESTIMATORS: dict[str, Estimator] = {
     "fd_h1e-3_n5": FiniteDifference(1e-3, 5),
     "fd_h1e-3_n20": FiniteDifference(1e-3, 20),
     "fd_h1e-3_adaptive": Adaptive(FiniteDifference(1e-3, 10), tolerance=0.1),
-    "hessian_vector": HessianVector(),
-    "hessian_trace": HessianTrace(),
+    "hessian_vector": _NAMED["hessian_vector"],
+    "hessian_trace": _NAMED["hessian_trace"],
     "hessian_trace_h1e-3": HessianTrace(step=1e-3),
-    "gauss_newton": GaussNewton(),
-    "low_rank_gauss_newton": LowRankGaussNewton(),
+    "gauss_newton": _NAMED["gauss_newton"],
+    "low_rank_gauss_newton": _NAMED["low_rank_gauss_newton"],
 }
 
 ANOTHER_KEY: dict[str, Estimator] = {
@@ -158,7 +161,7 @@ def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path
     """
     import jax
 
-    from jaxcurv.dataset import describe, score_dataset
+    from jaxcurv.dataset import score_dataset
 
     warn_of_idle_accelerator()
     description = trained.description

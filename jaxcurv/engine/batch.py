@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxcurv.engine import gauss_newton
+from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.losses import hessian_root
 from jaxcurv.engine.model import Problem
 from jaxcurv.engine.norms import norm
@@ -25,6 +25,7 @@ from jaxcurv.estimators import (
     Estimator,
     GaussNewton,
     LowRankGaussNewton,
+    OwnEstimator,
     Precision,
     Probed,
     Probing,
@@ -77,13 +78,15 @@ class Raw(NamedTuple):
     spectra: dict[str, dict[str, Any]]
     """Of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each. On a device with
     the Gram matrix, once collected with its eigenvalues instead."""
+    own: dict[str, dict[str, Any]]
+    """Score and standard error of the `OwnEstimator`s, by name; `[batch]` each."""
 
 
 def probed(estimator: Estimator) -> Probed | None:
     """The estimator whose probes are drawn, if any are."""
     if isinstance(estimator, Adaptive):
         return estimator.estimator
-    return None if isinstance(estimator, Spectral) else estimator
+    return estimator if isinstance(estimator, Probed) else None
 
 
 def probings(estimators: Mapping[str, Estimator]) -> dict[Probing, int]:
@@ -147,6 +150,13 @@ def dispatch(
                     if isinstance(estimator, GaussNewton)
                     else gauss_newton.low_rank_spectrum(linearised, estimator, x, indices, key)
                 )
+    own = {}
+    for name, estimator in estimators.items():
+        if isinstance(estimator, OwnEstimator):
+            with jax.default_matmul_precision(PRECISION):
+                own[name] = own_estimators.evaluate(
+                    problem, params, x, y, base.gradient, indices, key, estimator
+                )
     return Raw(
         loss=base.losses,
         prediction=base.prediction,
@@ -155,6 +165,7 @@ def dispatch(
         logit_scores=base.logit_scores,
         draws=tuple(draws),
         spectra=spectra,
+        own=own,
     )
 
 
@@ -162,8 +173,8 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
     """Waits for a dispatched batch and brings it to the host.
 
     Raises:
-      ValueError: a sample's logits, loss, gradient or probes are not finite, or its loss is not
-        convex in the logits.
+      ValueError: a sample's logits, loss, gradient, probes or own score are not finite, or its
+        loss is not convex in the logits.
     """
     raw = jax.device_get(pending)
     _refuse(~raw.finite, indices, "the model's logits are not finite", "its weights for NaN")
@@ -182,6 +193,9 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
         )
         others = {key: value for key, value in spectrum.items() if key != "gram"}
         spectra[name] = {**others, "eigenvalues": gauss_newton.eigenvalues(spectrum["gram"])}
+    for name, found in raw.own.items():
+        wrong = ~np.isfinite(found["score"])
+        _refuse(wrong, indices, f"the score of estimator {name!r} is not finite", "its estimate()")
     return raw._replace(spectra=spectra)
 
 

@@ -1,0 +1,224 @@
+"""An estimator of the user's own: in a batch, in a table, resumed, on two devices, and refused."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcurv import FiniteDifference, HessianVector, input_curvature, score_dataset
+from jaxcurv.engine.norms import norm
+from jaxcurv.estimators import BatchProblem, OwnEstimator, describe, forward_passes
+
+KEY = jax.random.key(3)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(11, 6)).astype(np.float32)
+LABELS = RNG.integers(0, 4, 11)
+WEIGHTS = RNG.normal(size=(6, 4)).astype(np.float32)
+
+SOURCE: Any = [
+    {"image": image, "label": int(label), "index": index}
+    for index, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True))
+]
+
+
+def linear(params: Any, images: Any) -> Any:
+    return images @ params
+
+
+@dataclass(frozen=True)
+class GradientPower:
+    """|| grad L ||^power, without an error."""
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise ValueError(f"power must be positive; got {self.power}")
+
+    def estimate(self, problem: BatchProblem) -> dict:
+        return {"score": norm(problem.base_gradient) ** self.power}
+
+    def forward_passes(self, classes: int) -> float:
+        return 2.0
+
+
+@dataclass(frozen=True)
+class GaussianEquation1:
+    """Eq. 1 with normal probes, written from the problem's functions alone."""
+
+    step: float = 1e-3
+    probes: int = 4
+
+    def estimate(self, problem: BatchProblem) -> dict:
+        x, base = problem.images, problem.gradient(problem.images)
+        shifted = (
+            problem.gradient(x + self.step * problem.probe(number, "gaussian"))
+            for number in range(self.probes)
+        )
+        draws = jnp.stack([norm(gradient - base) for gradient in shifted])
+        error = jnp.std(draws, axis=0, ddof=1) / self.probes**0.5
+        return {"score": jnp.mean(draws, axis=0), "standard_error": error}
+
+    def forward_passes(self, classes: int) -> float:
+        return 2.0 * (self.probes + 1)
+
+
+def score(estimator: Any, **changed: Any) -> Any:
+    arguments = {"indices": np.arange(11), "key": KEY, "params": WEIGHTS, "estimator": estimator}
+    return input_curvature(linear, IMAGES, LABELS, **(arguments | changed))
+
+
+def table(estimator: Any, out: Path | None = None, **changed: Any) -> Any:
+    estimators = {"curvature": FiniteDifference(probes=2), "mine": estimator}
+    arguments = {"key": KEY, "params": WEIGHTS, "estimators": estimators, "batch_size": 4}
+    return score_dataset(linear, SOURCE, out=out, **(arguments | changed))
+
+
+def closed_form(power: float) -> np.ndarray:
+    """|| W (p - e_y) ||^power of softmax regression, in float64."""
+    logits = IMAGES.astype(np.float64) @ WEIGHTS
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return np.linalg.norm((p - np.eye(4)[LABELS]) @ WEIGHTS.T, axis=1) ** power
+
+
+def test_the_closed_form_in_a_batch_and_in_a_table() -> None:
+    assert isinstance(GradientPower(), OwnEstimator)
+    found = score(GradientPower(3.0))
+    np.testing.assert_allclose(found.score, closed_form(3.0), rtol=1e-5)
+    assert np.isnan(found.standard_error).all()
+    assert (found.measures, found.estimator) == ("GradientPower", GradientPower(3.0))
+    rows = table(GradientPower(3.0)).to_pandas()
+    np.testing.assert_allclose(rows["mine"], closed_form(3.0), rtol=1e-5)
+    assert rows["mine_standard_error"].isna().all()
+    # The built-in one beside it is not touched.
+    alone = table(None, estimators={"curvature": FiniteDifference(probes=2)}).to_pandas()
+    assert rows[alone.columns].equals(alone)
+
+
+def test_equation_1_as_ones_own_is_the_built_in() -> None:
+    mine, built_in = score(GaussianEquation1()), score(FiniteDifference(1e-3, 4, "gaussian"))
+    np.testing.assert_allclose(mine.score, built_in.score, rtol=1e-3)
+    np.testing.assert_allclose(mine.standard_error, built_in.standard_error, rtol=1e-2)
+    rows = table(GaussianEquation1()).to_pandas()
+    np.testing.assert_allclose(rows["mine"], mine.score, rtol=1e-3)
+    np.testing.assert_allclose(rows["mine_standard_error"], mine.standard_error, rtol=1e-2)
+
+
+def test_it_is_compiled_once_for_all_batches_of_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    estimate = GradientPower.estimate
+    monkeypatch.setattr(
+        GradientPower, "estimate", lambda *given: traced.append(1) or estimate(*given)
+    )
+    table(GradientPower(1.25))
+    table(GradientPower(1.25))
+    # The first samples, whose checks come before all, and the batches are of four.
+    assert len(traced) == 1
+
+
+def test_an_interrupted_table_goes_on_and_belongs_to_its_settings(tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    table(GradientPower(), out, shard=(0, 2))
+    assert not out.exists()
+    with pytest.raises(ValueError, match=r"estimators"):
+        table(GradientPower(3.0), out)
+    finished = table(GradientPower(), out)
+    np.testing.assert_allclose(finished["mine"].to_numpy(), closed_form(2.0), rtol=1e-5)
+    assert table(GradientPower(), out).to_pandas().equals(finished.to_pandas())
+    with pytest.raises(ValueError, match=r"estimators"):
+        table(GaussianEquation1(), out)
+
+
+def test_it_is_known_by_its_qualified_name_and_its_fields() -> None:
+    name = f"{__name__}.GradientPower"
+    assert describe(GradientPower(3.0)) == {"name": name, "fields": {"power": 3.0}}
+    assert describe(HessianVector(3))["name"] == "HessianVector"
+    assert forward_passes(GradientPower(), 10) == 2
+
+
+def test_on_two_devices_the_scores_are_the_same(tmp_path: Path) -> None:
+    out, mine = tmp_path / "scores.npy", {"mine": GaussianEquation1(probes=2)}
+    code = (
+        "import sys, jax, numpy; from tests.test_own_estimators import *\n"
+        "assert jax.local_device_count() == 2\n"
+        "scores = table(None, estimators={'mine': GaussianEquation1(probes=2)})['mine']\n"
+        "numpy.save(sys.argv[1], scores.to_numpy())"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, out],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+    )
+    one = table(None, estimators=mine)["mine"].to_numpy()
+    np.testing.assert_allclose(np.load(out), one, rtol=1e-3)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """Whatever its rule makes of the problem."""
+
+    rule: str
+
+    def estimate(self, problem: BatchProblem) -> Any:
+        x = problem.images
+        return {
+            "scalar": lambda: {"score": jnp.sum(x)},
+            "images": lambda: {"score": x},
+            "integers": lambda: {"score": problem.labels},
+            "other": lambda: {"score": x[:, 0], "spread": x[:, 0]},
+            "no score": lambda: {"standard_error": x[:, 0]},
+            "array": lambda: x[:, 0],
+            "infinite": lambda: {"score": x[:, 0] / 0},
+            "mixed": lambda: {"score": x[:, 0] - jnp.mean(x[:, 0])},
+            "placed": lambda: {"score": jax.random.normal(problem.key, x.shape[:1])},
+        }[self.rule]()
+
+    def forward_passes(self, classes: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class WithoutCost:
+    def estimate(self, problem: BatchProblem) -> Any: ...
+
+
+@dataclass
+class Thawed:
+    values: Any
+
+    def estimate(self, problem: BatchProblem) -> Any: ...
+    def forward_passes(self, classes: int) -> float: ...
+
+
+@pytest.mark.parametrize("call", [score, table])
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (Returns("scalar"), r"Returns.estimate\(\) must return.*score is float32 \[\]"),
+        (Returns("images"), r"for a batch of \d+, score is float32 \[\d+, 6\]"),
+        (Returns("integers"), "score is int32"),
+        (Returns("other"), r"at most a \"standard_error\"; got \['score', 'spread'\]"),
+        (Returns("no score"), r"got \['standard_error'\]"),
+        (Returns("array"), 'must return {"score": ...}.*got DynamicJaxprTracer'),
+        (Returns("infinite"), "is not finite for .* index 0; check its estimate"),
+        (Returns("mixed"), "must not mix samples"),
+        (Returns("placed"), "random numbers from problem.probe"),
+        (WithoutCost(), r"WithoutCost\(\), which lacks forward_passes"),
+        (GradientPower, "an instance of a frozen dataclass"),
+        (Thawed([1]), "Thawed must be a frozen dataclass"),
+        (Returns(print), "fields are numbers, texts"),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_what_is_no_estimator_is_refused(call: Any, estimator: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(estimator)

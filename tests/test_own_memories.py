@@ -1,0 +1,155 @@
+"""A memory of the user's own: closed-form noise, later times, files, and what is refused."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from bridge import PCM, Chip, Profile, SinglePair, load_chip, program, save_chip
+from bridge.checks import require_finite
+from bridge.chips.files import fingerprint
+from bridge.chips.memories import Memory
+from bridge.chips.profiles import from_json, to_json
+from bridge.chips.tiles import named_tiles
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Programming noise of one spread, microsiemens; then all decay as (1 + t / 1 s)^-nu."""
+
+    spread: float = 0.5
+    nu: float = 0.1
+    g_max: float = 25.0
+    t_inference: float = 0.0
+    converter: SinglePair = field(default_factory=SinglePair)
+
+    name: ClassVar[str] = "gaussian"
+    compensation: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        require_finite("spread", self.spread)
+
+    def noise_model(self) -> Any:
+        from aihwkit.inference.noise.base import BaseNoiseModel
+
+        memory = self
+
+        class Model(BaseNoiseModel):
+            def apply_programming_noise_to_conductance(self, g_target: Any) -> Any:
+                return g_target + memory.spread * torch.randn_like(g_target)
+
+            def apply_drift_noise_to_conductance(self, g_prog: Any, nu: Any, t: float) -> Any:
+                return g_prog * (1 + t) ** -memory.nu
+
+        return Model(self.converter.conductance_converter(self.g_max))
+
+
+def network() -> nn.Module:
+    """300 x 400 weights between -1 and 1, both included."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(400, 300, bias=False))
+    weight = torch.linspace(-1, 1, 120_000).reshape(300, 400)
+    model[1].weight.data = weight
+    return model.eval().requires_grad_(False)
+
+
+def chip_with(memory: Any, seed: int = 0) -> Chip:
+    return program(network(), Profile(memory=memory), seed=seed)
+
+
+def weights(chip: Chip) -> torch.Tensor:
+    (tile,) = named_tiles(chip.analog).values()
+    return tile.tile.get_weights().double()
+
+
+def test_programmed_weights_deviate_as_the_formula_says() -> None:
+    """Each of a pair's two devices deviates by itself: sqrt(2) spread / g_max for the weight."""
+    chip = chip_with(Gaussian())
+    off = weights(chip) - network()[1].weight.double()
+    expected = 2**0.5 * 0.5 / 25
+    assert abs(off.mean()) < 5 * expected / off.numel() ** 0.5
+    assert off.std().item() == pytest.approx(expected, rel=5 / (2 * off.numel()) ** 0.5)
+    assert chip.name == "gaussian"
+    assert torch.equal(weights(chip), weights(chip_with(Gaussian())))
+    assert not torch.equal(weights(chip), weights(chip_with(Gaussian(), seed=1)))
+
+
+def test_it_ages_and_comes_back_from_a_file(tmp_path: Path) -> None:
+    chip, path = chip_with(Gaussian()), tmp_path / "chip.safetensors"
+    later = chip.at(DAY)
+    torch.testing.assert_close(weights(later), weights(chip) * (1 + DAY) ** -0.1)
+    assert later.profile == Profile(memory=Gaussian(t_inference=DAY))
+    save_chip(path, chip)
+    loaded = load_chip(path, network(), memories=(Gaussian,))
+    assert loaded.profile == chip.profile
+    assert fingerprint(loaded) == fingerprint(chip)
+    images = torch.randn(3, 400)
+    assert torch.equal(loaded.at(DAY)(images, range(3)), later(images, range(3)))
+    with pytest.raises(ValueError, match=r"'Gaussian' is not.*memories=\(ITS_CLASS,\)"):
+        load_chip(path, network())
+
+
+def test_a_file_brings_no_class_along() -> None:
+    profile = Profile(memory=Gaussian(converter=SinglePair(1.0)))
+    assert from_json(to_json(profile), memories=(Gaussian,)) == profile
+    stored = to_json(profile) | {"kind": "builtins.eval"}
+    with pytest.raises(ValueError, match="not a setting known here"):
+        from_json(stored, memories=(Gaussian,))
+
+
+@dataclass(frozen=True)
+class Timeless:
+    name: ClassVar[str] = "timeless"
+    t_inference: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True)
+class Holds(Gaussian):
+    device: Any = None
+
+
+@dataclass(frozen=True)
+class Modelless(Gaussian):
+    def noise_model(self) -> Any:
+        return "noise"
+
+
+@dataclass(frozen=True)
+class Compensated(Gaussian):
+    compensation: ClassVar[Any] = "sometimes"
+
+
+Impostor = dataclass(frozen=True)(type("PCM", (Gaussian,), {}))
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ("pcm", "must be a PCM or Hermes.*'pcm', which lacks name, t_inference"),
+        (Timeless(), "lacks compensation, noise_model, t_inference as a field"),
+        (Gaussian, "lacks an instance of a dataclass"),
+        (Holds(device=print), "fields must be numbers, texts"),
+        (Impostor(), "PCM is a setting of bridge's: rename"),
+        (Modelless(), r"Modelless.noise_model\(\) must return a noise model.*got 'noise'"),
+        (Compensated(), "compensation must be global, global_exact, .* got 'sometimes'"),
+    ],
+)
+def test_what_is_no_memory_is_refused(memory: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chip_with(memory)
+
+
+def test_memories_are_described_without_torch() -> None:
+    assert isinstance(Gaussian(), Memory)
+    assert isinstance(PCM(), Memory)
+    code = (
+        "import sys, bridge.chips.memories, bridge.chips.profiles;"
+        "assert not {'torch', 'aihwkit'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
