@@ -12,6 +12,7 @@ from .chips.layers import layer_report as layer_report
 from .chips.memories import PCM as PCM
 from .chips.memories import Hermes as Hermes
 from .chips.memories import MappedPairs as MappedPairs
+from .chips.memories import Memory as Memory
 from .chips.memories import Pairs as Pairs
 from .chips.memories import ReRamCMO as ReRamCMO
 from .chips.memories import ReRamWan2022 as ReRamWan2022

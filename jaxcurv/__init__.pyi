@@ -9,6 +9,7 @@ from .estimators import GaussNewton as GaussNewton
 from .estimators import HessianTrace as HessianTrace
 from .estimators import HessianVector as HessianVector
 from .estimators import LowRankGaussNewton as LowRankGaussNewton
+from .estimators import OwnEstimator as OwnEstimator
 from .estimators import Published as Published
 from .flips import Moments as Moments
 from .flips import margin_moments as margin_moments
