@@ -5,9 +5,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 CONSTRAINTS := .ci/constraints/python3.11.txt .ci/constraints/python3.12.txt
 TOOLS := .venv-tools
+# Files stay together, and with them what their tests share, until a worker has nothing left.
+PARALLEL := -n auto --dist worksteal
+# The tests that call jaxcurv's signatures with every kind of argument.
+TYPED := curvature gauss_newton margins model_checks models predictors preprocessing \
+	probes samples scoring training
 REPORT ?= runs/digits/report.html
 
-.PHONY: setup demo test test-long check check-report benchmark clean
+.PHONY: setup demo test test-typed test-long test-gpu check check-report benchmark clean
 .PHONY: constraints audit licences
 
 setup: $(VENV)/.installed
@@ -31,10 +36,16 @@ demo: setup ## The whole path on scikit-learn's digits, into runs/digits
 	$(RUN) experiments run digits
 
 test: setup ## The tests, a process a core
-	$(RUN) pytest -n auto --dist loadfile
+	$(RUN) pytest $(PARALLEL)
+
+test-typed: setup ## Those of jaxcurv, with every shape in its signatures checked
+	$(RUN) pytest $(PARALLEL) --jaxtyping-packages=jaxcurv,beartype.beartype $(TYPED:%=tests/test_%.py)
 
 test-long: setup ## The tests that take minutes
 	$(RUN) pytest -m long
+
+test-gpu: setup ## What only an accelerator can show
+	$(RUN) pytest -m gpu -rs tests/gpu
 
 check: setup ## Lint, format, types, and who may import whom
 	$(RUN) ruff check .
@@ -75,4 +86,4 @@ licences: setup $(TOOLS)/.installed ## Writes the table of licences; fails at on
 	$(TOOLS)/bin/pip-licenses --python $(VENV)/bin/python --output-file .ci/licences.csv
 
 clean:
-	rm -rf $(VENV) $(TOOLS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache

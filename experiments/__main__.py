@@ -7,7 +7,7 @@ def main() -> None:
     """Runs the command line, or says what must be installed for it."""
     try:
         from experiments.cli.commands import run
-        from experiments.runs.processes import raise_on_sigterm
+        from experiments.runs.processes import raise_on_sigint, raise_on_sigterm
     except ModuleNotFoundError as error:
         print(
             f"error: not installed: {error.name}; "
@@ -16,6 +16,7 @@ def main() -> None:
         )
         sys.exit(2)
     raise_on_sigterm()
+    raise_on_sigint()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from bridge import ADC, PCM, Profile, WeightNoise, logit_scores
 from bridge.chips.noise import MvmNoiseTile
 from bridge.weights.resnet import BasicBlock, ResNet
+from jaxcurv import data
 
 IMAGES = torch.tensor(np.random.default_rng(5).normal(size=(32, 3, 8, 8)).astype(np.float32))
 NEUTRAL = {
@@ -70,15 +71,38 @@ def single(layer: nn.Module, seed: int = 0) -> nn.Module:
     return nn.Sequential(OrderedDict(layer=layer)).eval().requires_grad_(False)
 
 
-def small_resnet() -> nn.Module:
-    """Three blocks, 10 classes; layers of one and of two tiles."""
+def small_resnet(width: int = 16) -> nn.Module:
+    """Three blocks, 10 classes; with the default width, layers of one and of two tiles."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = ResNet(BasicBlock, (1, 1, 1, 0), 10, "cifar", width=16, in_channels=3)
+        model = ResNet(BasicBlock, (1, 1, 1, 0), 10, "cifar", width, in_channels=3)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return model.eval()
+
+
+def digits_network() -> nn.Module:
+    """Two layers: a random one, and a readout that least squares fits to the digits."""
+    digits = data.load("digits")
+    train = data.read(digits.train, range(len(digits.train)), description="train")
+    pixels = data.Normalisation.of(train.images).apply(train.images)
+    network = nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            hidden=single(nn.Linear(64, 24)).layer,
+            relu=nn.ReLU(),
+            fc=nn.Linear(24, 10),
+        )
+    ).eval()
+    network.requires_grad_(False)
+    features = network[:3](torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).double()
+    with_one = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+    targets = torch.eye(10, dtype=torch.float64)[torch.from_numpy(train.labels).long()]
+    solution = torch.linalg.lstsq(with_one, targets).solution
+    network.fc.weight.copy_(solution[:-1].T)
+    network.fc.bias.copy_(solution[-1])
+    return network
 
 
 def noisy(

@@ -1,13 +1,40 @@
-"""What several test files share."""
+"""What the whole suite shares: a thread a worker, compiled programs, one finished run."""
 
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+
+# Before anything imports torch or JAX; child processes inherit it.
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Half an entry, of a killed process or one that another still writes, is compiled anew.
+    "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache,"
+    "ignore:Error writing persistent compilation cache",
+}.items():
+    os.environ.setdefault(name, value)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+SMALL = (
+    *("--model.width", "4", "--train.epochs", "3", "--train.warmup-epochs", "1"),
+    *("--train.batch-size", "16", "--limit", "60", "--score.estimator.probes", "3"),
+    *("--score.compare", "hessian_trace", "--analyse.resamples", "100"),
+    *("--simulate.chips", "1", "--simulate.calibration", "32", "--flip.programmings", "2"),
+)
+"""Flags of the finished run: seconds a stage, yet training learns and chips fail."""
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +52,32 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run of digits with the flags SMALL, one for all workers: not to be changed.
+
+    What the command printed is in `said.txt` beside it.
+    """
+    from experiments.runs.files import sha256
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, said = base / "finished" / "digits", base / "finished" / "said.txt"
+    with FileLock(base / "finished.lock"):
+        if not said.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            result = command("run", "digits", *SMALL, "--out", folder)
+            assert result.returncode == 0, result.stderr
+            said.write_text(result.stdout)
+    before = sha256(folder)
+    yield folder
+    assert sha256(folder) == before, "a test has changed the finished run: it needs a copy"
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, for a test that changes it."""
+    return Path(shutil.copytree(finished_run, tmp_path / "digits"))

@@ -12,11 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
+import bridge
 from bridge import PROFILES
 from experiments.benchmarks import analog as benchmark
 from experiments.benchmarks.analog import AnalogBenchmark, Contestant, Turn
 from experiments.cli import commands
 from jaxcurv.storage.checksums import read_json, write_json
+from tests.shallow_resnet import replace_resnet18, resnet18
 
 SETTINGS = AnalogBenchmark(width=4, image_size=8, batch_size=4, repeats=2, aihwkit_repeats=1)
 NOISY = ["wnoise", "adc+wnoise", "wnoise+pcm", "adc+wnoise+pcm"]
@@ -29,10 +31,11 @@ CHIPS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    """On a busy machine torch's threads wait for each other far longer than they work."""
+def small() -> Any:
+    """A network of one block and one thread: on a busy machine torch's threads mostly wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "cores", lambda: 1)
+        replace_resnet18(patch)
         yield
 
 
@@ -177,8 +180,9 @@ def test_cost_is_over_the_digital_runs_before_and_after(monkeypatch: pytest.Monk
     assert Turn(before=1.0, seconds=6.0, after=3.0).cost == 3
 
 
-def test_random_network_tells_images_apart() -> None:
+def test_random_network_tells_images_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without BatchNorm's statistics it does not, and agreement would mean nothing."""
+    monkeypatch.setattr(bridge, "resnet18", resnet18)
     workload = benchmark.make_workload(replace(SETTINGS, width=8, batch_size=32))
     again = benchmark.make_workload(replace(SETTINGS, width=8, batch_size=32))
     assert not workload.network.training

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import bridge
 from bridge.analysis.overlap import COLUMNS, SystematicShare, failure_overlap, systematic_share
@@ -32,23 +30,15 @@ from experiments.studies.compare_noise import (
 from experiments.studies.exported import Exported, open_exported
 from experiments.tables.profile_overlap import profile_overlap
 from jaxcurv import data
+from tests.chips import digits_network
 from tests.exported_run import write_exported_digits
 
 DIGITS = PRESETS["digits"].experiment
 EXPERIMENT = replace(DIGITS, analyse=replace(DIGITS.analyse, resamples=20))
 SETTINGS = CompareNoise(
-    memories=("pcm", "reram_cmo"), chips=2, limit=60, tune_limit=40, tune_chips=1, bins=5
+    memories=("pcm", "reram_cmo"), chips=2, limit=200, tune_limit=100, tune_chips=1, bins=5
 )
 NAMES = ["pcm", "reram_cmo", "wnoise"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other far longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Exported:
-    return open_exported(
+    """What the command opens, with a smaller network."""
+    opened = open_exported(
         EXPERIMENT, folder, folder, None, profile=SETTINGS.profile, limit=SETTINGS.limit
     )
+    return replace(opened, network=digits_network())
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +157,8 @@ def test_no_two_noises_share_a_seed() -> None:
 
 
 def test_validation_images_are_those_held_out(exported: Exported) -> None:
-    validation = exported.validation(40)
-    assert (len(validation), len(exported.test)) == (40, 60)
+    validation = exported.validation(100)
+    assert (len(validation), len(exported.test)) == (100, 200)
     whole = exported.validation(None)
     assert set(validation.indices) < set(whole.indices)
     official = data.load("digits").train
@@ -193,12 +185,13 @@ def test_failures_are_those_of_the_chips(exported: Exported, out: Path) -> None:
             assert matched["test_accuracy_min"][name] <= analog.mean()
             assert analog.mean() <= matched["test_accuracy_max"][name]
     assert failures.groupby("name")["chip"].nunique().tolist() == [2, 2, 2]
+    assert (failures.groupby("name")["failed"].sum() > 5).all()
 
 
 def test_factors_come_from_validation_images(exported: Exported, out: Path) -> None:
     settings = json.loads((out / "settings.json").read_text())
-    tuning = exported.validation(40)
-    assert (settings["tune_samples"], settings["samples"]) == (40, 60)
+    tuning = exported.validation(100)
+    assert (settings["tune_samples"], settings["samples"]) == (100, 200)
     for name in NAMES:
         noise = settings["noises"][name]
         chip = bridge.program(exported.network, from_json(noise["profile"]), seed=noise["seeds"][0])
@@ -396,8 +389,8 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_too_few_correct_images_are_refused_before_any_chip(
     exported: Exported, tmp_path: Path, programmed: list[int]
 ) -> None:
-    with pytest.raises(ValueError, match=r"right on \d+ of 60 test images, too few for 61 bins"):
-        run(exported, EXPERIMENT, replace(SETTINGS, bins=61), tmp_path)
+    with pytest.raises(ValueError, match=r"right on \d+ of 200 test images, too few for 201 bins"):
+        run(exported, EXPERIMENT, replace(SETTINGS, bins=201), tmp_path)
     assert programmed == []
 
 

@@ -53,9 +53,7 @@ PROBED: dict[str, Probed] = {
     "HessianTrace, step": HessianTrace(5, step=0.5),
 }
 OTHER_PROBES: dict[str, Probed] = {
-    "HessianVector, gaussian": HessianVector(5, "gaussian"),
     "HessianVector, sphere": HessianVector(5, "sphere"),
-    "HessianTrace, gaussian": HessianTrace(5, distribution="gaussian"),
     "HessianTrace, sphere": HessianTrace(5, distribution="sphere"),
 }
 every_case = pytest.mark.parametrize(
@@ -117,7 +115,6 @@ def test_standard_error_is_the_spread_over_seeds(name: str, estimator: Probed) -
         ("quadratic", "rademacher"),
         ("logistic", "rademacher"),
         ("two layers", "rademacher"),
-        ("two layers", "gaussian"),
         ("two layers", "sphere"),
     ],
 )
@@ -129,7 +126,6 @@ def test_trace_estimates_have_no_bias_and_the_variance_of_theory(
     squares, diagonal = np.sum(matrix**2), np.sum(np.diag(matrix) ** 2)
     variance = {
         "rademacher": 2 * (squares - diagonal),
-        "gaussian": 2 * squares,
         "sphere": 2 * size / (size + 2) * (squares - trace**2 / size),
     }[distribution]
     estimates = repeated(scored(name, HessianTrace(5, distribution=distribution)).score)
@@ -147,7 +143,7 @@ def test_loss_gradient_and_prediction(name: str) -> None:
     norms = np.linalg.norm(network.gradient(x, y), axis=1)
     np.testing.assert_allclose(result.gradient_norm[:DISTINCT], norms, rtol=1e-9)
     with jax.enable_x64(True):
-        logits = np.asarray(network.model(network.params, x))
+        logits = np.asarray(jax.jit(network.model)(network.params, x))
     losses = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(DISTINCT), y]
     np.testing.assert_allclose(result.loss[:DISTINCT], losses, rtol=1e-9)
     np.testing.assert_array_equal(result.prediction[:DISTINCT], logits.argmax(1))
@@ -166,6 +162,11 @@ def test_eq_1_of_a_quadratic_is_the_step_times_the_hessian_vector_product() -> N
     assert difference.measures == "mean of || grad L(x + h v) - grad L(x) ||"
     assert product.measures == "mean of || H v ||"
     assert "published batch size" in published.measures
+
+
+def test_a_small_step_is_fine_in_float64() -> None:
+    near = scored("logistic", FiniteDifference(1e-7, 5)).score / 1e-7
+    np.testing.assert_allclose(near, scored("logistic", HessianVector(5)).score, rtol=1e-5)
 
 
 def test_eq_1_of_a_network_with_kinks_is_not() -> None:
@@ -293,14 +294,14 @@ def linear(weights: jax.Array, images: jax.Array) -> jax.Array:
 
 @lru_cache
 def saturated() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights `[6, 8]`, images and labels: class 0 leads by each gap, whatever the label."""
+    """Weights `[5, 6]`, images and labels: class 0 leads by each gap, whatever the label."""
     rng = np.random.default_rng(11)
-    weights = 20 * rng.normal(size=(6, 8)) / np.sqrt(6)
+    weights = 20 * rng.normal(size=(5, 6)) / np.sqrt(5)
     lead = weights[:, 0] @ (weights[:, :1] - weights[:, 1:])
     images = GAPS[:, None] / lead.min() * weights[:, 0]
     ranked = np.argsort(-weights[:, 0] @ weights)
     assert ranked[0] == 0
-    labels = np.repeat(ranked[[0, 1, 7]], 12)
+    labels = np.repeat(ranked[[0, 1, 5]], 12)
     return weights.astype(np.float32), np.tile(images, (3, 1)).astype(np.float32), labels
 
 
@@ -318,7 +319,7 @@ def score_saturated(estimator: Estimator) -> Curvature:
 
 
 def saturated_probes(count: int) -> np.ndarray:
-    return probes("rademacher", np.arange(36), count, (6,), jnp.float32).astype(np.float64)
+    return probes("rademacher", np.arange(36), count, (5,), jnp.float32).astype(np.float64)
 
 
 def tail(logits: np.ndarray) -> np.ndarray:
@@ -360,7 +361,7 @@ def test_finite_differences_of_saturated_samples(measure: Probed) -> None:
     result, v, step = score_saturated(measure), saturated_probes(10), 1e-3
     change = saturated_differences(v, step)
     if isinstance(measure, HessianTrace):
-        expected, unit = np.sum(v * change, axis=-1).mean(0) / step, np.sqrt(6) / step
+        expected, unit = np.sum(v * change, axis=-1).mean(0) / step, np.sqrt(5) / step
     else:
         unit = 1 / measure.batch_size if isinstance(measure, Published) else 1.0
         expected = np.linalg.norm(change, axis=-1).mean(0) * unit
@@ -376,10 +377,10 @@ def test_loss_and_gradient_of_saturated_samples() -> None:
     result = score_saturated(HessianVector())
     wide = weights.astype(np.float64)
     logits = images.astype(np.float64) @ wide
-    others = np.where(np.arange(8) == labels[:, None], -np.inf, logits)
+    others = np.where(np.arange(6) == labels[:, None], -np.inf, logits)
     loss = np.logaddexp(0, np.logaddexp.reduce(others, axis=1) - logits[np.arange(36), labels])
-    p = np.where(np.arange(8) == labels[:, None], 0, softmax(logits))
-    own = np.where(np.arange(8) == labels[:, None], -p.sum(1, keepdims=True), 0)
+    p = np.where(np.arange(6) == labels[:, None], 0, softmax(logits))
+    own = np.where(np.arange(6) == labels[:, None], -p.sum(1, keepdims=True), 0)
     gradient_norm = np.linalg.norm((p + own) @ wide.T, axis=1)
     np.testing.assert_allclose(result.loss, loss, rtol=1e-4)
     np.testing.assert_allclose(result.gradient_norm, gradient_norm, rtol=1e-4)
@@ -387,9 +388,9 @@ def test_loss_and_gradient_of_saturated_samples() -> None:
 
 @pytest.mark.parametrize("estimator", [GaussNewton(), LowRankGaussNewton(rank=8)], ids=type)
 def test_gauss_newton_of_saturated_samples(estimator: Estimator) -> None:
-    """With 6 pixels and 8 classes, G has rank 6: a subspace of as many dimensions holds it all."""
+    """With 5 pixels and 6 classes, G has rank 5: a subspace of as many dimensions holds it all."""
     result = score_saturated(estimator)
-    matrix = saturated_products(np.eye(6)[:, None, :]).transpose(1, 2, 0)
+    matrix = saturated_products(np.eye(5)[:, None, :]).transpose(1, 2, 0)
     np.testing.assert_allclose(result.score, np.trace(matrix, axis1=1, axis2=2), rtol=1e-3)
     assert result.eigenvalues is not None
     largest = np.linalg.eigvalsh(matrix)[:, -1]

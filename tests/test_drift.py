@@ -18,9 +18,10 @@ from bridge.chips.tiles import named_tiles
 from experiments.cli import commands
 from experiments.settings.presets import PRESETS
 from experiments.studies import drift
+from experiments.studies import exported as exported_run
 from experiments.studies.drift import Drift, duration, over_chips
-from experiments.studies.exported import Exported, open_exported
-from tests.conftest import Command
+from experiments.studies.exported import Exported
+from tests.chips import digits_network
 from tests.exported_run import write_exported_digits
 
 FLAGS = ("--drift.chips", "2", "--drift.limit", "30", "--drift.times", "3600", "0")
@@ -28,12 +29,16 @@ DIGITS = PRESETS["digits"].experiment
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other far longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def small_network() -> Iterator[None]:
+    """The command reads an exported network, and works on a small one in its place."""
+    network, read = digits_network(), exported_run.open_exported
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            exported_run,
+            "open_exported",
+            lambda *arguments, **options: replace(read(*arguments, **options), network=network),
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Exported:
-    return open_exported(DIGITS, folder, folder, None, profile="pcm", limit=30)
+    return exported_run.open_exported(DIGITS, folder, folder, None, profile="pcm", limit=30)
 
 
 def rows_of(accuracies: list[float], **columns: Any) -> pd.DataFrame:
@@ -254,14 +259,6 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         Drift(**settings)
 
 
-def test_command_line_refuses(command: Command, tmp_path: Path) -> None:
-    """As a user gives it: a folder without weights, and a profile that does not age."""
-    result = command("drift", "digits", "--out", tmp_path / "absent")
-    assert result.returncode == 2
-    assert re.search("no weights.safetensors in .*: run export first", result.stderr)
-    assert not (tmp_path / "absent").exists()
-
-
 def test_settings_that_are_one_of_several_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,7 +267,9 @@ def test_settings_that_are_one_of_several_classes(
     pairs = ("simulate.pcm.converter:pairs", "--simulate.pcm.converter.factors", "1", "4")
     clipping = ("--simulate.clipping.type", "layer_gaussian")
     assert commands.run(["drift", "digits", *folder, *pairs, *clipping]) == 2
-    assert "run export first" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search("no weights.safetensors in .*: run export first", error)
+    assert not (tmp_path / "absent").exists()
 
 
 def test_profile_without_a_memory(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,9 @@ from jaxcurv.engine.losses import Loss, hessian_root
 from jaxcurv.engine.model import Problem
 from tests.oracles import (
     DISTINCT,
+    HESSIANS,
     KEY,
     NETWORKS,
-    ORACLES,
     ROWS,
     SIZE,
     convnet_hessian,
@@ -53,7 +53,7 @@ def trace(matrices: np.ndarray) -> np.ndarray:
 # --- against closed forms, JAX's Hessian and PyTorch, in float64
 
 
-@pytest.mark.parametrize("oracle", ORACLES)
+@pytest.mark.parametrize("oracle", HESSIANS)
 @pytest.mark.parametrize("name", ["logistic", "two layers"])
 def test_spectrum_is_that_of_the_hessian(name: str, oracle: str) -> None:
     result, hessian = scored(name, GaussNewton()), hessians(name, oracle)
@@ -88,9 +88,6 @@ def test_a_curved_model_has_a_gauss_newton_matrix_of_its_own() -> None:
     q = 1 + np.sum(slope * network.images, axis=1) / 2
     expected = np.sum(slope**2, axis=1) / np.expm1(q)
     np.testing.assert_allclose(result.score[:DISTINCT], expected, rtol=1e-9)
-    low_rank = scored("quadratic", LOW_RANK)
-    assert low_rank.measures == "trace of the Gauss-Newton matrix"
-    np.testing.assert_allclose(low_rank.score[:DISTINCT], expected, rtol=1e-9)
 
 
 def test_a_convolutional_network_in_float32_agrees_with_pytorch() -> None:
@@ -100,11 +97,12 @@ def test_a_convolutional_network_in_float32_agrees_with_pytorch() -> None:
     np.testing.assert_allclose(result.score, trace(hessian), rtol=1e-4)
     norms = np.linalg.norm(hessian, axis=(1, 2))
     np.testing.assert_allclose(result.frobenius_norm, norms, rtol=1e-4)
-    expected = np.linalg.eigvalsh(hessian)[:, :-5:-1]
+    expected = np.linalg.eigvalsh(hessian)[:, :-6:-1]
     assert result.eigenvalues is not None
     np.testing.assert_allclose(result.eigenvalues, expected, rtol=1e-4, atol=1e-6 * norms.max())
 
 
+@jax.jit
 def switched(params: Any, images: jax.Array) -> jax.Array:
     """Two layers with the activation that the parameters name."""
     first, second, activation = params
@@ -132,21 +130,19 @@ def test_activation_decides_what_the_matrix_is_called(activation: str, matrix: s
 # --- a random subspace
 
 
-@pytest.mark.parametrize("oracle", ORACLES)
-def test_a_subspace_for_two_classes_is_exact(oracle: str) -> None:
+def test_a_subspace_for_two_classes_is_exact() -> None:
     result = scored("logistic", LOW_RANK)
     assert result.measures == "trace of the Hessian"
-    hessian = hessians("logistic", oracle)
+    hessian = hessians("logistic", "closed form")
     np.testing.assert_allclose(result.score[:DISTINCT], trace(hessian), rtol=1e-9)
     assert np.all(result.standard_error < 1e-12)
     assert np.all(result.probes == 1 + 3)
 
 
-@pytest.mark.parametrize("oracle", ORACLES)
-def test_trace_from_a_subspace_has_no_bias_and_its_error_is_the_spread(oracle: str) -> None:
+def test_trace_from_a_subspace_has_no_bias_and_its_error_is_the_spread() -> None:
     result = scored("two layers", LOW_RANK)
     assert np.all(result.probes == 2 + 3)
-    hessian = hessians("two layers", oracle)
+    hessian = hessians("two layers", "closed form")
     score, error = repeated(result.score), repeated(result.standard_error)
     assert abs(score.mean() - trace(hessian)[0]) < 4 * score.std() / np.sqrt(len(score))
     assert score.std() > 0
@@ -308,20 +304,6 @@ def test_squared_error_has_the_hessian_of_the_jacobian() -> None:
     np.testing.assert_allclose(with_loss(HessianVector(3), squared_error).score, norms, rtol=1e-9)
 
 
-@pytest.mark.usefixtures("float64")
-def test_smoothed_cross_entropy_has_the_hessian_of_jax() -> None:
-    network = NETWORKS["two layers"]
-
-    def loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        return smoothed_cross_entropy(network.model(network.params, x[None]), y[None])[0]
-
-    hessian = np.asarray(jax.jit(jax.vmap(jax.hessian(loss)))(network.images, network.labels))
-    result = with_loss(GaussNewton(), smoothed_cross_entropy)
-    assert result.measures == "trace of the Hessian"
-    np.testing.assert_allclose(result.score, trace(hessian), rtol=1e-9)
-    np.testing.assert_allclose(result.frobenius_norm, np.linalg.norm(hessian, axis=(1, 2)))
-
-
 def with_loss(estimator: Any, loss: Loss) -> Curvature:
     network = NETWORKS["two layers"]
     return input_curvature(
@@ -354,7 +336,7 @@ def test_a_loss_that_is_not_convex_is_refused() -> None:
             lambda z, y: cross_entropy(z, y).mean(),
             r"one float32 a sample, \[batch\], not reduced; got float32 \(\) for a batch of 2",
         ),
-        (lambda z, y: z - 1, r"one float32 a sample.*got float32 \(2, 5\)"),
+        (lambda z, y: z - 1, r"one float32 a sample.*got float32 \(2, 6\)"),
         (lambda z, y: cross_entropy(z, y).astype(jnp.bfloat16), "got bfloat16"),
         (lambda z, y: jnp.argmax(z, axis=-1), r"one float32 a sample.*got int32 \(2,\)"),
         (lambda z, y: cross_entropy(z - z.mean(0), y), "the loss mixes the samples of a batch"),

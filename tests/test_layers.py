@@ -3,7 +3,7 @@
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +30,16 @@ from bridge.analysis.intervals import wilson_interval
 from bridge.chips.layers import ALL_LAYERS
 from bridge.chips.tiles import named_tiles
 from experiments.cli import commands
+from experiments.settings.presets import PRESETS
+from experiments.studies.exported import open_exported
+from experiments.studies.layers import Layers, run
+from tests.chips import digits_network
 from tests.exported_run import write_exported_digits
 
 IDEAL = PROFILES["ideal"]
 FULL = PROFILES["adc+wnoise+pcm"]
 IMAGES = np.random.default_rng(0).normal(size=(40, 6, 6, 3)).astype(np.float32)
 FIRST = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other far longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sequence(**layers: nn.Module) -> nn.Module:
@@ -310,9 +305,13 @@ def test_failures_refuse(convolutional: nn.Module, source: list[dict]) -> None:
 # --- the command
 
 
-def test_command_on_a_folder_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_exported_digits(tmp_path / "run")
-    flags = ("--layers.limit", "30", "--layers.images", "20", "--simulate.calibration", "16")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_exported_digits(tmp_path_factory.mktemp("run"))
+
+
+def test_command_on_a_folder_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--layers.limit", "10", "--layers.images", "8", "--simulate.calibration", "8")
     assert commands.run(["layers", "digits", "--out", str(folder), *flags]) == 0
     table = pd.read_parquet(folder / "layers" / "layers.parquet")
     assert len(table) == 22
@@ -320,7 +319,7 @@ def test_command_on_a_folder_of_weights(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(table["layer"].iloc[-2:]) == ["fc", ALL_LAYERS]
     assert table["tiles"].iloc[-1] == 21
     assert table[["snr_db", "own_snr_db", "clipped_share"]].iloc[:-1].notna().all(axis=None)
-    assert set(table["samples"]) == {30}
+    assert set(table["samples"]) == {10}
     written = pd.read_csv(folder / "layers" / "layers.csv")
     assert list(written.columns) == list(table.columns)
     for name in ("layers.png", "layers.svg", "settings.json"):
@@ -328,18 +327,11 @@ def test_command_on_a_folder_of_weights(tmp_path: Path, capsys: pytest.CaptureFi
     assert "layer4.1.conv2" in capsys.readouterr().out
 
 
-def test_command_draws_a_chip_without_errors(tmp_path: Path) -> None:
-    folder = write_exported_digits(tmp_path / "run")
-    flags = (
-        "--layers.profile",
-        "ideal",
-        "--layers.limit",
-        "5",
-        "--layers.out",
-        str(tmp_path / "o"),
-    )
-    assert commands.run(["layers", "digits", "--out", str(folder), *flags]) == 0
-    assert set(pd.read_csv(tmp_path / "o" / "layers.csv")["failures"]) == {0}
+def test_a_chip_without_errors_is_drawn(folder: Path, tmp_path: Path) -> None:
+    experiment, settings = PRESETS["digits"].experiment, Layers(profile="ideal", limit=5)
+    exported = open_exported(experiment, folder, tmp_path, None, profile="ideal", limit=5)
+    run(replace(exported, network=digits_network()), experiment, settings, tmp_path)
+    assert set(pd.read_csv(tmp_path / "layers.csv")["failures"]) == {0}
 
 
 @pytest.mark.parametrize(

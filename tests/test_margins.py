@@ -24,10 +24,12 @@ def float64() -> Iterator[None]:
         yield
 
 
+@jax.jit
 def linear(params: Any, images: jax.Array) -> jax.Array:
     return images.reshape(len(images), -1) @ params["w"] + params["b"]
 
 
+@jax.jit
 def convnet(params: Any, images: jax.Array) -> jax.Array:
     dims = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(images, params["conv"], (2, 2), "SAME", dimension_numbers=dims)
@@ -99,24 +101,28 @@ def test_a_convolutional_network_equals_brute_force(float64: None) -> None:
 
 
 def test_a_resnet_equals_finite_differences(float64: None) -> None:
-    model = ResNet(  # one block: fast to compile
-        BasicBlock, (1, 0, 0, 0), num_classes=3, stem="cifar", width=2, in_channels=2,
-        dtype=jnp.float64, rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    @nnx.jit
+    def build() -> ResNet:  # one block: fast to compile
+        return ResNet(
+            BasicBlock, (1, 0, 0, 0), num_classes=3, stem="cifar", width=2, in_channels=2,
+            dtype=jnp.float64, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    model = build()
     model.eval()
     graph, state = nnx.split(model)
-    state = jax.tree.map(lambda w: w.astype(jnp.float64), state)
+    state = jax.tree.map(lambda w: np.asarray(w, np.float64), state)
     model = nnx.merge(graph, state)
     images = IMAGES[:8].astype(np.float64)
-    kernel = state["layer1"][0]["conv2"]["kernel"]
-    some = np.zeros(kernel[...].shape)
+    kernel = np.asarray(state["layer1"][0]["conv2"]["kernel"][...])
+    some = np.zeros(kernel.shape)
     some[1, 1, 0, 1] = 1.0
 
     def moments(mean: float, variance: float) -> Moments:
         def tree(value: float) -> Any:
-            zeros = jax.tree.map(jnp.zeros_like, state)
+            zeros = jax.tree.map(lambda w: np.zeros(w.shape), state)
             entry = zeros["layer1"][0]["conv2"]["kernel"]
-            zeros["layer1"][0]["conv2"]["kernel"] = entry.replace(jnp.asarray(value * some))
+            zeros["layer1"][0]["conv2"]["kernel"] = entry.replace(value * some)
             return nnx.merge(graph, zeros)  # a module, as bridge.from_torch gives
 
         return Moments(tree(mean), tree(variance))
@@ -128,8 +134,8 @@ def test_a_resnet_equals_finite_differences(float64: None) -> None:
     def margin_at(step: float) -> np.ndarray:
         _, moved = nnx.split(model)
         entry = moved["layer1"][0]["conv2"]["kernel"]
-        moved["layer1"][0]["conv2"]["kernel"] = entry.replace(entry[...] + step * some)
-        logits = np.asarray(logits_of(moved, jnp.asarray(images)))
+        moved["layer1"][0]["conv2"]["kernel"] = entry.replace(kernel + step * some)
+        logits = np.asarray(logits_of(moved, images))
         rows = np.arange(8)
         return logits[rows, found.prediction] - logits[rows, found.runner_up]
 

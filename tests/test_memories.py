@@ -31,7 +31,7 @@ MEMORIES = [PCM(), Hermes(), Hermes(devices=1), ReRamWan2022(), ReRamCMO(t_infer
 LEVELS = torch.tensor([0.3, 0.6, 1.0])
 
 
-def levels(rows: int = 300, columns: int = 500) -> nn.Module:
+def levels(rows: int = 150, columns: int = 300) -> nn.Module:
     """Rows of weights 0.3, 0.6, 1, 0.3, ... and a last row of -1."""
     model = nn.Sequential(OrderedDict(fc=nn.Linear(columns, rows + 1, bias=False)))
     weight = LEVELS.repeat(rows // 3)[:, None].expand(rows, columns)
@@ -69,7 +69,7 @@ def test_a_memory_makes_a_reproducible_chip(memory: Memory) -> None:
     assert one.name == memory.name
     assert torch.equal(weights(one), weights(same))
     assert not torch.equal(weights(one), weights(other))
-    x = torch.randn(5, 500, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
     fast, tiles = one(x, range(5)), one.on("aihwkit")(x, range(5))
     assert (fast - tiles).norm() < 1e-5 * tiles.norm()
     ideal = program(levels(), Profile(), seed=0)(x, range(5))
@@ -194,7 +194,7 @@ def test_compensation_restores_the_mean(memory: PCM | Hermes, compensation: str)
     else:
         torch.testing.assert_close(now.mean(), aim.mean(), rtol=1e-4, atol=0)
     assert weights(raw).abs().mean() < 0.8 * aim.mean()
-    x = torch.rand(4, 500, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(4, 300, generator=torch.Generator().manual_seed(0))
     fast, tiles = cured(x, range(4)), cured.on("aihwkit")(x, range(4))
     assert (fast - tiles).norm() < 1e-5 * tiles.norm()
 

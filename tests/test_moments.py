@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from torch import nn
 
 from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, from_torch, program, twin
 from bridge.chips.execution import propagated_variance
 from bridge.chips.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
-from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.chips import noisy, single, small_resnet
+from tests.test_weights import shallow_resnet
 
 RNG = np.random.default_rng(3)
 
@@ -53,7 +52,7 @@ def margin_errors(
 
 @pytest.mark.parametrize("kind", ["constant", "pcm_read"])
 def test_frozen_noise_has_a_closed_form(kind: Any) -> None:
-    sigma, chips = 0.03, 200
+    sigma, chips = 0.03, 60
     network = single(nn.Linear(40, 30))
     profile = Profile(ADC(), WeightNoise(sigma, kind))  # the ADC plays no part in it
     (moments,) = weight_moments(network, profile, chips=chips).values()
@@ -124,11 +123,7 @@ def test_layers_left_digital_have_no_moments() -> None:
 
 
 def test_moments_travel_to_flax() -> None:
-    model = ResNet(
-        BasicBlock, (1, 0, 0, 0), num_classes=3, stem="cifar", width=4, in_channels=2,
-        dtype=np.float32, rngs=nnx.Rngs(0),
-    )  # fmt: skip
-    model.eval()
+    model = shallow_resnet(depths=(1, 0, 0, 0), in_channels=2)
     network = twin(model)
     moments = weight_moments(network, PROFILES["wnoise"], chips=2)
     for which in ("mean", "variance"):

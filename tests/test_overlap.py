@@ -2,8 +2,6 @@
 
 import doctest
 import itertools
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -315,14 +313,6 @@ def test_bad_systematic_input(failures: Any, message: str) -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(overlap) == doctest.TestResults(failed=0, attempted=6)
-
-
-def test_imports_without_torch() -> None:
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'aihwkit', 'jax'))); "
-        "import bridge.analysis.overlap"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_one_chip_under_two_names_agrees_as_much_as_chips_do():

@@ -9,7 +9,6 @@ import pytest
 from bridge.analysis.failures import failure_table
 from experiments.cli import commands
 from jaxcurv.storage.lock import hold
-from tests.conftest import Command
 
 SAMPLES = 40
 
@@ -43,27 +42,30 @@ def write_tables(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def flags(paths: dict[str, Path]) -> list[str | Path]:
-    return [part for name, path in paths.items() for part in (f"--{name}", path)]
+def flags(paths: dict[str, Path]) -> list[str]:
+    return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
 
 
 def test_a_folder_in_use_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["analyse", *map(str, flags(write_tables(tmp_path))), "--out", str(tmp_path / "out")]
+    line = ["analyse", *flags(write_tables(tmp_path)), "--out", str(tmp_path / "out")]
     with hold(tmp_path / "out"):
         assert commands.run(line) == 2
     assert f"error: {tmp_path / 'out'} is in use by process" in capsys.readouterr().err
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_tables_from_anywhere_are_joined_by_index(command: Command, tmp_path: Path) -> None:
+def test_tables_from_anywhere_are_joined_by_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = write_tables(tmp_path)
-    result = command("analyse", *flags(paths), "--out", tmp_path / "out", "--resamples", "50")
-    assert result.returncode == 0, result.stderr
-    assert "Analog-only failures by curvature, 2 chips" in result.stdout
-    assert "Difference of AUROC to margin" in result.stdout
+    out = ("--out", str(tmp_path / "out"), "--resamples", "50")
+    assert commands.run(["analyse", *flags(paths), *out]) == 0
+    printed = capsys.readouterr().out
+    assert "Analog-only failures by curvature, 2 chips" in printed
+    assert "Difference of AUROC to margin" in printed
     assert (
         "Scores: curvature, margin; turned round: margin; left out: curvature_standard_error, note."
-        in " ".join(result.stdout.split())
+        in " ".join(printed.split())
     )
     scores = pd.read_csv(paths["scores"]).sort_values("index")
     digital, analog = pd.read_csv(paths["digital"]), pd.read_csv(paths["analog"])
@@ -199,14 +201,17 @@ def test_bad_tables_are_refused(change, message, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "deciles.csv").exists()
 
 
-def test_missing_files_and_scores_are_said(command: Command, tmp_path: Path) -> None:
-    paths = write_tables(tmp_path)
-    result = command("analyse", *flags(paths), "--score", "loss", "--out", tmp_path / "out")
-    assert (
-        result.returncode,
-        "has no score 'loss'; there is curvature, margin" in result.stderr,
-    ) == (2, True)
-    result = command("analyse", *flags({**paths, "analog": tmp_path / "none.csv"}))
-    assert (result.returncode, "no file" in result.stderr) == (2, True)
-    result = command("analyse", *flags(paths), "--bins", "41", "--out", tmp_path / "out")
-    assert (result.returncode, "40 samples cannot fill 41 bins" in result.stderr) == (2, True)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--score", "loss"], "has no score 'loss'; there is curvature, margin"),
+        (["--analog", "none.csv"], "no file none.csv"),
+        (["--bins", "41"], "40 samples cannot fill 41 bins"),
+    ],
+)
+def test_missing_files_and_scores_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: list[str], words: str
+) -> None:
+    line = ["analyse", *flags(write_tables(tmp_path)), "--out", str(tmp_path / "out"), *changed]
+    assert commands.run(line) == 2
+    assert words in capsys.readouterr().err

@@ -27,7 +27,7 @@ from jaxcurv import data, input_curvature, score_dataset
 from jaxcurv.data import Arrays, Normalisation
 from jaxcurv.engine.probes import probe
 from jaxcurv.estimators import FiniteDifference
-from jaxcurv.storage.checksums import write_json
+from jaxcurv.storage.checksums import read_json, write_json
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.3), (0.2, 0.25, 0.5))
 KEY = jax.random.key(3)
@@ -65,7 +65,7 @@ def raw_scores(estimator: FiniteDifference, images: np.ndarray) -> np.ndarray:
 
 def test_raw_inputs_are_the_normalisation_differentiated_through() -> None:
     """Softmax regression in closed form: grad = W (p - y) / std, by NumPy in float64."""
-    estimator = FiniteDifference(step=1e-2, probes=4)
+    estimator = FiniteDifference(step=1e-2, probes=2)
     mean, std = np.array(NORMALISATION.mean), np.array(NORMALISATION.std)
     weights = matrix()
 
@@ -77,7 +77,7 @@ def test_raw_inputs_are_the_normalisation_differentiated_through() -> None:
     x = pixels()
     with jax.enable_x64(True):
         norms = []
-        for number in range(4):
+        for number in range(2):
             v = np.asarray(
                 probe("rademacher", KEY, jnp.asarray(INDICES, jnp.uint32), jnp.uint32(number),
                       x.shape[1:], jnp.float64)
@@ -85,26 +85,6 @@ def test_raw_inputs_are_the_normalisation_differentiated_through() -> None:
             difference = gradient(x + 1e-2 * v) - gradient(x)
             norms.append(np.sqrt((difference**2).sum(axis=(1, 2, 3))))
         np.testing.assert_allclose(raw_scores(estimator, x), np.mean(norms, axis=0), rtol=1e-9)
-
-
-def test_raw_inputs_are_another_step_where_channels_share_a_std() -> None:
-    """curv_raw at h = curv_normalised at h / s, over s, for one s: on any model."""
-    shared = Normalisation((0.4, 0.5, 0.3), (0.25, 0.25, 0.25))
-    x = pixels()
-    with jax.enable_x64(True):
-        logits_fn, params = rescore.of_raw_pixels(Softmax(), shared)
-        common = {"indices": INDICES, "key": KEY}
-        raw = input_curvature(
-            logits_fn, x, LABELS, params=params, estimator=FiniteDifference(step=1e-3), **common
-        )
-        normalised = input_curvature(
-            Softmax(),
-            (x - np.array(shared.mean)) / 0.25,
-            LABELS,
-            estimator=FiniteDifference(step=4e-3),
-            **common,
-        )
-    np.testing.assert_allclose(raw.score, normalised.score / 0.25, rtol=1e-9)
 
 
 # --- TensorFloat-32
@@ -301,10 +281,11 @@ def finished() -> Finished:
     )
 
 
-def test_scores_of_the_variants(tmp_path: Path) -> None:
+def test_score_of_a_variant(tmp_path: Path) -> None:
     one = finished()
     variants = variants_of(one.estimator, 0, Rescore(probes=(), steps=()), tensor_float=True)
-    scores = {v.name: rescore.score(one, v, tmp_path / f"{v.name}.parquet")[0] for v in variants}
+    (variant,) = (v for v in variants if v.tensor_float)
+    scores, _ = rescore.score(one, variant, tmp_path / "scores.parquet")
     expected = input_curvature(
         one.model,
         NORMALISATION.apply(one.samples.images),
@@ -313,14 +294,7 @@ def test_scores_of_the_variants(tmp_path: Path) -> None:
         key=jax.random.key(0),
         estimator=one.estimator,
     ).score
-    np.testing.assert_allclose(scores["recomputed"], expected, rtol=1e-3)
-    np.testing.assert_array_equal(scores["TensorFloat-32"], scores["recomputed"])
-    relative = np.abs(scores["another key"] / scores["recomputed"] - 1)
-    assert 0.001 < np.median(relative) < 1
-    # A step h / s in a gradient over s, s from 0.2 to 0.5.
-    ratio = scores["raw inputs"] / scores["recomputed"]
-    assert (ratio > 0.9 / 0.5**2).all()
-    assert (ratio < 1.1 / 0.2**2).all()
+    np.testing.assert_allclose(scores, expected, rtol=1e-3)  # a CPU has float32 alone
 
 
 # --- the command
@@ -337,7 +311,7 @@ class OfDigits(nnx.Module):
 
 
 ESTIMATOR = FiniteDifference(step=1e-2, probes=3)
-FLAGS = ("--rescore.limit", "40", "--rescore.probes", "1", "--rescore.steps", "0.1")
+FLAGS = ("--rescore.limit", "40", "--rescore.probes", "1", "--rescore.steps")  # no step
 
 
 @pytest.fixture(scope="module")
@@ -427,8 +401,7 @@ def test_command(rescored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No TensorFloat-32 on" in printed
     out = rescored / "rescore"
     scores = pd.read_parquet(out / "scores.parquet")
-    variants = ["shipped", "recomputed", "raw inputs", "another key", "1 probe", "h = 1e-1"]
-    variants.append("own prediction")
+    variants = ["shipped", "recomputed", "raw inputs", "another key", "1 probe", "own prediction"]
     assert list(scores.columns[5:]) == variants
     own = pd.read_parquet(rescored / "scores.parquet").query("fold == 'test'").set_index("index")
     own = own.loc[scores["index"]]
@@ -436,8 +409,12 @@ def test_command(rescored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_array_equal(scores["shipped"], own["curvature"])
     # The run's seed and Eq. 1, not the preset's.
     np.testing.assert_allclose(scores["recomputed"], scores["shipped"], rtol=1e-3)
-    for name in ("another key", "1 probe", "h = 1e-1"):
+    for name in ("another key", "1 probe"):
         assert not np.allclose(scores[name], scores["shipped"], rtol=1e-3)
+    # A step h / s in a gradient over s.
+    (std,) = read_json(rescored / "model.json")["normalisation"]["std"]
+    ratio = scores["raw inputs"] / scores["recomputed"]
+    np.testing.assert_allclose(ratio, 1 / std**2, rtol=0.1)
     right = scores["correct"]
     assert 0 < right.sum() < 40
     assert (scores["own prediction"] == scores["shipped"])[right].all()

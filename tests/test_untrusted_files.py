@@ -47,10 +47,12 @@ from jaxcurv.data.unpickling import unpickle
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.training.checkpoints import keep_trained
 from tests.exported_run import write_exported_digits
+from tests.one_process import stages_in_this_process
+from tests.report_page import ATTACK, sections, write
+from tests.shallow_resnet import replace_resnet18
 from tests.test_data import archive_bytes, batch, official, python2_pickle, save_image
 from tests.test_data import jpeg as small_jpeg
 from tests.test_data import write_tfds as write_tfds
-from tests.test_report import ATTACK, sections, write
 from tools import check_report, page
 
 official = official  # a fixture, as write_tfds
@@ -90,15 +92,14 @@ def little_memory(megabytes: int = 150) -> Iterator[None]:
 
 
 def test_the_measure_of_memory_sees_what_is_freed_again() -> None:
-    with pytest.raises(AssertionError), little_memory():
-        np.ones(200 * MEGABYTE, np.uint8)
+    with pytest.raises(AssertionError), little_memory(40):
+        np.ones(60 * MEGABYTE, np.uint8)
 
 
 # --- checkpoints
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (False, 4)], ids=["zip", "legacy"])
 def test_code_in_a_checkpoint(tmp_path: Path, marker: Path, zipped: bool, protocol: int) -> None:
     path = tmp_path / "evil.pth"
     content = {"fc.weight": torch.ones(1), "args": Touches(marker)}
@@ -111,13 +112,14 @@ def test_code_in_a_checkpoint(tmp_path: Path, marker: Path, zipped: bool, protoc
 
 
 def test_code_in_a_checkpoint_on_the_command_line(
-    tmp_path: Path, marker: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "evil.pth"
     torch.save(Touches(marker), path)
     given = ["--model.weights", str(path), "--data.mean", "0.5", "--data.std", "0.5"]
-    assert commands.run(["train", "digits", "--out", str(tmp_path / "run"), *given]) == 1
-    assert re.search(r"evil\.pth holds a Python object \(posix\.system\)", capfd.readouterr().err)
+    with stages_in_this_process():
+        assert commands.run(["train", "digits", "--out", str(tmp_path / "run"), *given]) == 1
+    assert re.search(r"evil\.pth holds a Python object \(posix\.system\)", capsys.readouterr().err)
     assert not marker.exists()
 
 
@@ -149,7 +151,7 @@ def test_code_in_a_torchscript_archive(tmp_path: Path, capfd: pytest.CaptureFixt
 
 
 def test_a_compressed_checkpoint_is_not_inflated(tmp_path: Path) -> None:
-    path, zeros = tmp_path / "bomb.pth", 256 * MEGABYTE
+    path, zeros = tmp_path / "bomb.pth", 64 * MEGABYTE
     torch.save({"a": torch.zeros(zeros // 4)}, path)
     with zipfile.ZipFile(path) as saved:
         members = {one.filename: saved.read(one) for one in saved.infolist()}
@@ -158,7 +160,7 @@ def test_a_compressed_checkpoint_is_not_inflated(tmp_path: Path) -> None:
             bomb.writestr(name, content)
     del members
     assert path.stat().st_size < 2 * MEGABYTE
-    with little_memory(), pytest.raises(ValueError, match=r"bomb\.pth is compressed.*268,\d{3}"):
+    with little_memory(40), pytest.raises(ValueError, match=r"bomb\.pth is compressed.*67,\d{3}"):
         bridge.load_checkpoint(path)
 
 
@@ -272,28 +274,31 @@ def test_a_description_that_leads_out_writes_nothing_there(
     assert not outside.exists()  # Orbax makes the folder that it is to read
 
 
-@pytest.mark.parametrize("width", [3, 10**5, 10**9])
-def test_a_width_of_a_header_takes_no_memory(tmp_path: Path, width: int) -> None:
+def test_a_width_of_a_header_takes_no_memory(tmp_path: Path) -> None:
     path = write_exported_digits(tmp_path) / "weights.safetensors"
     state_dict, header = bridge.load_weights(path)
-    bridge.save_weights(path, state_dict, header | {"width": width})
     message = r"weights\.safetensors holds other tensors than .* run export again"
-    with little_memory(), pytest.raises(ValueError, match=message):
-        open_network(Experiment(), tmp_path, None)
+    for width in (3, 10**9):
+        bridge.save_weights(path, state_dict, header | {"width": width})
+        with little_memory(), pytest.raises(ValueError, match=message):
+            open_network(Experiment(), tmp_path, None)
 
 
-@pytest.mark.parametrize("width", [3, 10**9])
-def test_a_width_in_model_json_takes_no_memory(tmp_path: Path, width: int) -> None:
+def test_a_width_in_model_json_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_resnet18(monkeypatch)
     keep_trained(build_flax(NETWORK, 0, jnp.float32), tmp_path / "checkpoints/0")
     job = Job(Experiment(), tmp_path, None, fingerprint="")
     message = (
         r"checkpoints/0 holds another network than model\.json .*is stored as.* run train again"
     )
-    with little_memory(), pytest.raises(ValueError, match=message):
-        load_flax(job, NETWORK | {"width": width})
+    for width in (3, 10**9):
+        with little_memory(), pytest.raises(ValueError, match=message):
+            load_flax(job, NETWORK | {"width": width})
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 100_000, b"\xff\xfe", b"9" * 9999])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"9" * 9999])
 def test_json_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stages").mkdir()
     for name, read in (
@@ -479,10 +484,9 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         header("cifar-10-batches-py/test_batch", 3 * 2**30),
         header("elsewhere", 3 * 2**30),
         header("cifar-10-batches-py/test_batch", 200 * 2**30),
-        header("././@LongLink", 3 * 2**30, tarfile.GNUTYPE_LONGNAME),
         header("././@PaxHeader", 3 * 2**30, tarfile.XHDTYPE),
     ],
-    ids=["wanted", "skipped", "declared", "long name", "pax header"],
+    ids=["wanted", "skipped", "declared", "pax header"],
 )
 def test_archives_that_inflate(first: bytes, refuse: Callable[..., None]) -> None:
     content = gzip.compress(first) + GIGABYTES_OF_ZEROS
@@ -769,7 +773,7 @@ ATTACKS = [
 ]
 
 
-@pytest.fixture(params=ATTACKS)
+@pytest.fixture(params=["javascript:alert(1)", " ".join(ATTACKS)], ids=["scheme", "all"])
 def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The text of a report that has an attack wherever names come in."""
     attack = request.param
@@ -782,8 +786,9 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("overlap", ["reason"]),
     ):
         given[name] = given[name].assign(**dict.fromkeys(columns, attack))
-    figure = tmp_path / f"{attack.replace('/', '_')}.png"
-    Image.new("L", (9, 9)).save(figure)
+    figures = [tmp_path / f"{one.replace('/', '_')}.png" for one in ATTACKS]
+    for figure in figures:
+        Image.new("L", (9, 9)).save(figure)
     stage = {"name": attack, "seconds": 1.0, "device": attack, "versions": {attack: attack}}
     path = write(
         tmp_path / "report.html",
@@ -791,7 +796,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         title=attack,
         settings={"data": {"name": attack, "class_names": [attack], attack: attack}},
         stages=[stage],
-        figures=[figure],
+        figures=figures,
     )
     return path.read_text()
 

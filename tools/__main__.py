@@ -11,7 +11,7 @@ import tyro
 from experiments.cli.exit_codes import exit_code_of
 from experiments.paper.reproduce import ROWS
 from experiments.runs.errors import at_work
-from experiments.runs.processes import raise_on_sigterm
+from experiments.runs.processes import raise_on_sigint, raise_on_sigterm
 from jaxcurv.storage.lock import hold
 from tools.archive import archive, archive_fit
 from tools.regenerate import regenerate
@@ -80,4 +80,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     raise_on_sigterm()
+    raise_on_sigint()
     sys.exit(main(sys.argv[1:]))

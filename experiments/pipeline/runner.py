@@ -32,6 +32,7 @@ from experiments.runs.processes import (
     TERMINATED,
     Terminated,
     end_with_parent,
+    raise_on_sigint,
     raise_on_sigterm,
 )
 from experiments.runs.records import recorded_settings, write_record
@@ -138,6 +139,7 @@ def _work(name: str, job: Job, identity: dict[str, Any], debug: bool) -> None:
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
     raise_on_sigterm()
+    raise_on_sigint()
     end_with_parent()
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     started = time.monotonic()

@@ -32,6 +32,19 @@ def raise_on_sigterm() -> None:
     sys.unraisablehook = _raise_again
 
 
+def raise_on_sigint() -> None:
+    """Lets SIGINT raise KeyboardInterrupt, also where this process was started with it ignored.
+
+    Shells do so for what they start in the background, and Python leaves it so.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    logging.disable()  # as below
+    raise KeyboardInterrupt
+
+
 def _raise(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.disable()  # libraries would log, with a traceback, that they are interrupted

@@ -1,0 +1,108 @@
+"""Scoring a data set on four devices, and with less memory than a batch needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcurv.storage.checksums import read_json
+from tests.test_scoring import check_no_program_waits, on_devices
+
+pytestmark = pytest.mark.long
+
+SEVERAL = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from jaxcurv import (Adaptive, FiniteDifference, GaussNewton, HessianVector, LowRankGaussNewton,
+                     score_dataset)
+
+rng = np.random.default_rng(0)
+first, last = (rng.normal(size=s).astype(np.float32) for s in ((3, 3, 2, 8), (8, 4)))
+
+def model(params, x):
+    x = jax.lax.conv_general_dilated(x, params[0], (1, 1), "SAME",
+                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(x).mean((1, 2)) @ params[1]
+
+source = [{"image": image, "label": n % 4, "index": 5 * n} for n, image in
+          enumerate(rng.normal(size=(30, 6, 6, 2)).astype(np.float32))]
+estimators = {"curvature": FiniteDifference(probes=3), "spectrum": GaussNewton(),
+              "adaptive": Adaptive(FiniteDifference(probes=3), 0.2, 9),
+              "product": HessianVector(2), "low_rank": LowRankGaussNewton(2, 2)}
+
+def squared(logits, labels):
+    return jax.numpy.sum((logits - jax.nn.one_hot(labels, 4)) ** 2, axis=1)
+
+def score(**settings):
+    return score_dataset(model, source, key=jax.random.key(0), params=(first, last),
+                         estimators=estimators, **settings).to_pandas()
+
+assert len(jax.devices()) == 4
+one, two, four = (score(batch_size=8, mesh=Mesh(np.array(jax.devices()[:n]), ("batch",)))
+                  for n in (1, 2, 4))
+score(batch_size=8, loss=squared)  # a root without a closed form
+every = score(batch_size=8)
+assert every.equals(four)
+assert np.array_equal(two["adaptive_probes"], one["adaptive_probes"])
+for other in (two, four):
+    for name in ("curvature", "spectrum", "adaptive", "product"):
+        off = np.abs(other[name] / one[name] - 1)
+        # Programs of other shapes round otherwise, and a difference across kinks magnifies it.
+        assert off.median() < 1e-3 and off.max() < 5e-2, (name, off.describe())
+grid = score(batch_size=8, mesh=Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b")))
+assert grid.equals(four)
+try:
+    score(batch_size=6)
+except ValueError as error:
+    assert "multiple of the 4 devices; got 6" in str(error)
+else:
+    raise AssertionError("6 images were shared by 4 devices")
+"""
+
+LITTLE = """
+import resource, jax, jax.numpy as jnp, json, numpy as np, sys
+from jaxcurv import FiniteDifference, score_dataset
+
+unit, rng = 1 << 14, np.random.default_rng(0)
+params = jax.device_put((rng.normal(size=(5, 3)).astype(np.float32),
+                         np.full((1, 32 * 32 * unit), 1e-3, np.float32),
+                         np.full((32 * 32 * unit, 3), 1e-9, np.float32)))
+
+def model(params, x):
+    # 2 GB between the two products for a batch of 32, and an eighth of it for 16: so great a step
+    # that nothing small, such as the compiler, meets the limit.
+    wide = len(x) ** 2 * unit
+    return x @ params[0] + jnp.sin(x[:, :1] @ params[1][:, :wide]) @ params[2][:wide]
+
+source = [{"image": image, "label": 0, "index": n} for n, image in
+          enumerate(rng.normal(size=(20, 5)).astype(np.float32))]
+jax.block_until_ready(params)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1800 << 20),) * 2)
+table = score_dataset(model, source, key=jax.random.key(0), params=params, batch_size=32,
+                      estimators={"curvature": FiniteDifference(probes=1)}, out=sys.argv[1],
+                      shard=(0, 1))
+print(json.loads(table.schema.metadata[b"jaxcurv"])["batch_sizes"][0], len(table))
+"""
+
+
+def test_four_devices_share_each_batch_and_never_wait_for_each_other(tmp_path: Path) -> None:
+    done = on_devices(SEVERAL, 4, tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_no_program_waits(tmp_path, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_out_of_memory_goes_on_with_half_the_batch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE, tmp_path / "scores.parquet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["16", "20"]
+    assert "out of memory with batches of 32: going on with 16" in done.stderr
+    record = tmp_path / "scores.parquet.parts" / "batch-0-of-1.json"
+    assert read_json(record) == {"batch_size": 16}
