@@ -13,7 +13,7 @@ import bridge
 
 # routing?
 from bridge import Costs, Router, choose_threshold, routed_at, routing_curve
-from bridge.logits import logit_scores
+from bridge.analysis import logit_scores
 from bridge.routing.curves import mean_energy, router, routing_baselines
 
 SAMPLES = 23

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import bridge.logits
+import bridge
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome
 from experiments.runs.samples import choose_folds, limited, read_small
@@ -225,7 +225,7 @@ def test_streamed_results_are_those_in_memory(
 ) -> None:
     shutil.copytree(model, tmp_path / "run")
     logits = LiveLogits()
-    monkeypatch.setattr(bridge.logits, "logit_scores", logits)
+    monkeypatch.setattr(bridge, "logit_scores", logits)
     todo = (score.score, export.export, flips.moments, simulate.simulate)
     streamed = Run(tmp_path / "run", 0, todo, monkeypatch)
     for name in ("scores", "predictions", "output_noise"):

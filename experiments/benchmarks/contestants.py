@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from jaxcurv.engine.batch import Batch
+    from jaxcurv.data.reading import Batch
     from jaxcurv.engine.model import Problem
 
 STEP = 1e-3
@@ -104,7 +104,7 @@ class Workload:
         """Normal images and uniform labels, the same at every call."""
         import numpy as np
 
-        from jaxcurv.engine.batch import Batch
+        from jaxcurv.data.reading import Batch
 
         random = np.random.default_rng(0)
         shape = (size, self.image_size, self.image_size, 3)
