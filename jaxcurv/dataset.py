@@ -162,7 +162,7 @@ def score_dataset(
         weights=[place(one, sharding) for one in weights],
         long=checkpoints is not None and not average,
         source=source,
-        shape=few.images.shape[1:],
+        image_shape=few.images.shape[1:],
         key=key,
         estimators=estimators,
         matrix=inspection.matrix,
@@ -305,8 +305,7 @@ class _Run:
     long: bool
     """A row for each sample and checkpoint, not their average."""
     source: Source
-    shape: tuple[int, ...]
-    """Of an image."""
+    image_shape: tuple[int, ...]
     key: Array
     estimators: Mapping[str, Estimator]
     matrix: str
@@ -440,7 +439,8 @@ def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tupl
 
         def read() -> Iterator[tuple[int, int, Future[Batch]]]:
             for start, span in spans:
-                yield start, len(span), reader.submit(read_batch, run.source, span, shape=run.shape)
+                batch = reader.submit(read_batch, run.source, span, shape=run.image_shape)
+                yield start, len(span), batch
 
         for start, rows, future in _ahead(read(), _IN_FLIGHT):
             batch = future.result()

@@ -31,31 +31,29 @@ def logit_scores(logits: Any, labels: Any = None) -> dict[str, Any]:
       labels: integers `[batch]` from 0 on; if None, the scores that need no label.
 
     Raises:
-      ValueError: other shapes; for NumPy also other dtypes, logits that are not finite and labels
-        that are no class.
+      ValueError: other shapes, or labels that are no integers; for NumPy also other dtypes, logits
+        that are not finite and labels that are no class.
     """
     on_host = isinstance(logits, np.ndarray) or not hasattr(logits, "__array_namespace__")
-    z = np.asarray(logits) if on_host else logits
+    xp: Any = np if on_host else logits.__array_namespace__()
+    z, y = xp.asarray(logits), None if labels is None else xp.asarray(labels)
     if z.ndim != 2 or z.shape[1] < 2 or (on_host and z.dtype.kind not in "fiu"):
         raise ValueError(
             f"logits must be real [batch, class] of at least two classes; got {z.dtype} {z.shape}"
         )
-    y = np.asarray(labels) if on_host and labels is not None else labels
-    if y is not None and y.shape != z.shape[:1]:
-        raise ValueError(f"labels must be one a sample, {z.shape[:1]}; got {y.shape}")
+    if y is not None and (y.shape != z.shape[:1] or y.dtype.kind not in "iu"):
+        raise ValueError(f"labels must be integers, one a sample; got {y.dtype} {y.shape}")
     if not on_host:
-        return _scores(z, y)
+        return _scores(xp, z, y)
     if not np.isfinite(z).all():
         raise ValueError("logits are not finite; check the network and the images")
-    if y is not None and (y.dtype.kind not in "iu" or np.any((y < 0) | (y >= z.shape[1]))):
-        raise ValueError(f"labels must be integers in [0, {z.shape[1]}), the classes; got {y}")
-    scores = _scores(z.astype(np.float64), y)
+    if y is not None and np.any((y < 0) | (y >= z.shape[1])):
+        raise ValueError(f"labels must lie in [0, {z.shape[1]}), the classes; got {y}")
+    scores = _scores(np, z.astype(np.float64), y)
     return {name: score.astype(np.float32) for name, score in scores.items()}
 
 
-def _scores(logits: Any, labels: Any) -> dict[str, Any]:
-    xp = logits.__array_namespace__()
-
+def _scores(xp: Any, logits: Any, labels: Any) -> dict[str, Any]:
     def largest(among: Any) -> Any:
         return xp.max(xp.where(among, logits, -xp.inf), axis=-1)
 

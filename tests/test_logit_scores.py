@@ -64,10 +64,10 @@ def test_a_confident_error_in_the_label_s_probability_does_not_vanish() -> None:
     [
         (jnp.ones((3, 1)), None, "at least two classes"),
         (np.ones((3, 2), bool), None, "must be real"),
-        (np.ones((3, 2)), [0, 1], r"one a sample, \(3,\); got \(2,\)"),
-        (jnp.ones((3, 2)), jnp.array([0, 1]), r"one a sample, \(3,\); got \(2,\)"),
-        (np.ones((3, 2)), [0, 1, 2], r"integers in \[0, 2\)"),
-        (np.ones((3, 2)), [0, 1, 0.5], r"integers in \[0, 2\)"),
+        (np.ones((3, 2)), [0, 1], r"one a sample; got int64 \(2,\)"),
+        (jnp.ones((3, 2)), jnp.array([0, 1]), r"one a sample; got int32 \(2,\)"),
+        (np.ones((3, 2)), [0, 1, 2], r"lie in \[0, 2\), the classes; got \[0 1 2\]"),
+        (np.ones((3, 2)), [0, 1, 0.5], r"must be integers, .* got float64"),
     ],
 )
 def test_bad_input_is_refused(logits: Any, labels: Any, message: str) -> None:

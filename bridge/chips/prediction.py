@@ -52,7 +52,8 @@ def predict(
 
     Args:
       chip: a chip, or a module on images `[batch, channel, height, width]` in eval mode.
-      source: the samples, their images normalised as the model expects; read batch by batch.
+      source: the samples, their images float32 `[height, width, channel]`, normalised as the model
+        expects; read batch by batch.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
       description: text ahead of the progress bar.

@@ -94,14 +94,12 @@ def _checked(
     """Image, label and index of each sample, the numbers in the types that the source gives."""
     for sample in samples_at(source, positions):
         if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
-            keys = isinstance(sample, Mapping)
-            got = f"keys {', '.join(map(str, sample))}" if keys else str(type(sample))
+            keys = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
+            got = f"keys {keys}" if keys else type(sample)
             raise ValueError(
                 f'a sample must be {{"image": array, "label": int, "index": int}}, not {got}'
             )
-        label, index = sample["label"], sample["index"]
-        _check_whole("label", label)
-        _check_whole("index", index)
+        label, index = (_whole(name, sample[name]) for name in ("label", "index"))
         image = np.asarray(sample["image"])
         shape = image.shape if shape is None else shape
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
@@ -114,10 +112,11 @@ def _checked(
         yield image, label, index
 
 
-def _check_whole(name: str, value: Any) -> None:
+def _whole(name: str, value: Any) -> Any:
     try:
         number = operator.index(value)
     except TypeError as error:
         raise ValueError(f"{name} must be a whole number; got {value!r}") from error
     if number < 0:
         raise ValueError(f"{name} must not be negative; got {number}")
+    return value
