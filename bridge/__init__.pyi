@@ -1,4 +1,5 @@
 from . import failures as failures
+from .analysis import logit_scores as logit_scores
 from .analysis.calibration import calibration_table as calibration_table
 from .analysis.calibration import expected_calibration_error as expected_calibration_error
 from .analysis.calibration import flip_probability as flip_probability
@@ -30,7 +31,6 @@ from .chips.profiles import eight_profiles as eight_profiles
 from .chips.programming import Chip as Chip
 from .chips.programming import clipped_share as clipped_share
 from .chips.programming import program as program
-from .logits import logit_scores as logit_scores
 from .routing.curves import Costs as Costs
 from .routing.curves import choose_threshold as choose_threshold
 from .routing.curves import routed_at as routed_at

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
 
+from jaxcurv.data.reading import Batch
 from jaxcurv.engine.batch import (
     PRECISION,
-    Batch,
     Draws,
     Raw,
     collect,

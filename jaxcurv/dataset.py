@@ -24,8 +24,9 @@ from jaxtyping import Array, Key
 from tqdm import tqdm
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
-from jaxcurv.data.sources import Source, samples_at
-from jaxcurv.engine.batch import PRECISION, Batch, Raw, collect, dispatch
+from jaxcurv.data.reading import Batch, read_batch
+from jaxcurv.data.sources import Source
+from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import _devices, over_devices, place
 from jaxcurv.engine.losses import Loss, cross_entropy
@@ -131,7 +132,7 @@ def score_dataset(
     size = _first_batch_size(batch_size, _devices(sharding))
     if hasattr(source, "indices"):
         check_indices([source.indices])
-    few = _read(source, range(min(4, len(source))))
+    few = read_batch(source, range(min(4, len(source))))
     check_batch(*few)
     problem = Problem(model, loss)
     inspection = inspect(problem, weights[0], few, estimators)
@@ -146,7 +147,7 @@ def score_dataset(
         "matrix": inspection.matrix,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "samples": len(source),
-        "data": hash_tree([*few, *_read(source, [len(source) - 1]), *_known(source)]),
+        "data": hash_tree([*few, *read_batch(source, [len(source) - 1]), *_known(source)]),
         "checkpoints": len(weights),
         "average": average,
         "weights": hash_tree(weights),
@@ -162,6 +163,7 @@ def score_dataset(
         weights=[place(one, sharding) for one in weights],
         long=checkpoints is not None and not average,
         source=source,
+        image_shape=few.images.shape[1:],
         key=key,
         estimators=estimators,
         matrix=inspection.matrix,
@@ -296,6 +298,7 @@ class _Run:
     long: bool
     """A row for each sample and checkpoint, not their average."""
     source: Source
+    image_shape: tuple[int, ...]
     key: Array
     estimators: Mapping[str, Estimator]
     matrix: str
@@ -429,7 +432,8 @@ def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tupl
 
         def read() -> Iterator[tuple[int, int, Future[Batch]]]:
             for start, span in spans:
-                yield start, len(span), reader.submit(_read, run.source, span)
+                batch = reader.submit(read_batch, run.source, span, shape=run.image_shape)
+                yield start, len(span), batch
 
         for start, rows, future in _ahead(read(), _IN_FLIGHT):
             batch = future.result()
@@ -437,22 +441,6 @@ def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tupl
             check_labels(batch.labels, run.classes)
             # Repeats the last sample, so that padding is as harmless as any other.
             yield start, rows, batch.take(np.minimum(np.arange(batch_size), rows - 1))
-
-
-def _read(source: Source, positions: Sequence[int]) -> Batch:
-    samples = list(samples_at(source, np.asarray(positions, np.int64)))
-    for sample in samples:
-        if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
-            has = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample)
-            raise ValueError(f"a sample must be a mapping of image, label and index; got {has}")
-    shapes = {np.shape(sample["image"]) for sample in samples}
-    if len(shapes) > 1:
-        raise ValueError(f"images must have one shape; got {', '.join(map(str, sorted(shapes)))}")
-    return Batch(
-        np.stack([sample["image"] for sample in samples]),
-        np.asarray([sample["label"] for sample in samples]),
-        np.asarray([sample["index"] for sample in samples]),
-    )
 
 
 def _without_images(batch: Batch) -> Batch:

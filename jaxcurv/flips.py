@@ -24,7 +24,8 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike
 from tqdm import tqdm
 
-from jaxcurv.data.sources import Source, samples_at
+from jaxcurv.data.reading import read_batches
+from jaxcurv.data.sources import Source
 from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.checks import check_batch, check_indices, check_labels, check_model
 from jaxcurv.engine.losses import cross_entropy
@@ -149,9 +150,7 @@ def margin_table(
     seen: list[np.ndarray] = []
     parts: list[MarginMoments] = []
     with tqdm(total=len(source), desc=description, unit="img", unit_scale=True) as progress:
-        for start in range(0, len(source), size):
-            positions = range(start, min(start + size, len(source)))
-            images, labels, indices = _read(source, positions)
+        for images, labels, indices in read_batches(source, size):
             check_batch(images, labels, indices)
             if moments is None:
                 moments = _inspected(logits_fn, params, noises, images)
@@ -174,18 +173,6 @@ def margin_table(
         columns[f"{name}_shift"] = whole.shift[name]
         columns[f"{name}_variance"] = whole.variance[name]
     return pa.table(columns)
-
-
-def _read(source: Source, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    samples = list(samples_at(source, np.asarray(positions, np.int64)))
-    shapes = {np.shape(sample["image"]) for sample in samples}
-    if len(shapes) > 1:
-        raise ValueError(f"images must have one shape; got {', '.join(map(str, sorted(shapes)))}")
-    return (
-        np.stack([sample["image"] for sample in samples]),
-        np.asarray([sample["label"] for sample in samples]),
-        np.asarray([sample["index"] for sample in samples]),
-    )
 
 
 def _concatenated(parts: Sequence[MarginMoments]) -> MarginMoments:

@@ -424,8 +424,8 @@ CURVATURES = [
 
 DATA_SETS = [
     Bad("no samples", lambda: scored([]), "nothing to score: the source has no samples"),
-    Bad("tuples", lambda: scored([(IMAGES[0], 0)]), "a mapping of image, label and index"),
-    Bad("no label", lambda: scored([{"image": IMAGES[0], "index": 0}]), "got image, index"),
+    Bad("tuples", lambda: scored([(IMAGES[0], 0)]), "a sample must be .*tuple"),
+    Bad("no label", lambda: scored([{"image": IMAGES[0], "index": 0}]), "not keys image, index"),
     Bad("shapes", lambda: scored(first(image=IMAGES[0, :3])), "images must have one shape"),
     Bad("label 3", lambda: scored(first(label=3)), r"labels must lie in \[0, 3\).*0..3"),
     Bad("batch 0", lambda: scored(batch_size=0), "batch_size must be auto or at least 1; got 0"),

@@ -17,7 +17,7 @@ from jaxcurv import (
     input_curvature,
 )
 from jaxcurv.curvature import inspect
-from jaxcurv.engine.batch import Batch
+from jaxcurv.data.reading import Batch
 from jaxcurv.engine.losses import Loss, hessian_root
 from jaxcurv.engine.model import Problem
 from tests.oracles import (

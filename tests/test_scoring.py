@@ -597,11 +597,14 @@ def test_a_nan_image_in_a_later_batch_is_named(model: ConvNet) -> None:
         score(model, changed(10, image=image))
 
 
-@pytest.mark.parametrize(("label", "span"), [(CLASSES, r"\.\.4$"), (-1, r"got -1\.\.")])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(CLASSES, r"labels must lie in \[0, 4\).*\.\.4$"), (-1, "label must not be negative; got -1")],
+)
 def test_a_label_without_a_logit_is_refused_in_a_later_batch(
-    model: ConvNet, label: int, span: str
+    model: ConvNet, label: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"labels must lie in \[0, 4\).*{span}"):
+    with pytest.raises(ValueError, match=message):
         score(model, changed(12, label=label))
 
 
@@ -640,7 +643,7 @@ def test_labels_that_a_source_tells_are_checked_before_any_compute(model: ConvNe
 def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
     image = np.zeros((6, 5, 2), np.float32)
     with pytest.raises(
-        ValueError, match=r"images must have one shape; got \(6, 5, 2\), \(6, 6, 2\)"
+        ValueError, match=r"images must have one shape; image \d+ is float32 \(6, 5, 2\)"
     ):
         score(model, changed(9, image=image))
 

@@ -19,10 +19,11 @@ from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
 from bridge.chips.converters import Images, as_tensor
 from bridge.chips.executable import Engine, Executable
-from bridge.chips.prediction import Source, predict
+from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
 from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
+from jaxcurv.data.sources import Source
 
 ALL_LAYERS = "all layers"
 """The row of the whole chip in the table of `layer_failures`."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
@@ -19,10 +20,12 @@ from tqdm import tqdm
 
 from bridge.chips.converters import Images
 from bridge.chips.execution import propagated_variance
-from bridge.chips.prediction import Source, read_batches, refuse_other_scale
+from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
 from bridge.chips.tiles import named_layers, named_tiles
+from jaxcurv.data.reading import read_batches
+from jaxcurv.data.sources import Source
 
 
 class WeightMoments(NamedTuple):
@@ -179,7 +182,8 @@ def output_noise(
     indices: list[int] = []
     margins, variances = [], []
     with tqdm(total=len(source), desc=description, unit="image") as progress:
-        for images, _, numbers in read_batches(source, batch_size):
+        for images, _, read in read_batches(source, batch_size, pixels=np.float32):
+            numbers = read.tolist()
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
             batch = torch.from_numpy(images).permute(0, 3, 1, 2)

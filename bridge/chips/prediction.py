@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,8 @@ from bridge.checks import require_count
 from bridge.chips.converters import refused_layout
 from bridge.chips.files import fingerprint
 from bridge.chips.programming import Chip
+from jaxcurv.data.reading import read_batch, read_batches
+from jaxcurv.data.sources import Source
 from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
@@ -32,24 +33,6 @@ _MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was
 
 Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
-
-
-class Source(Protocol):
-    """Samples by position: `{"image": float32 [height, width, channel], "label": int, "index":
-    int}`, the index stable, unique and >= 0. It may have `__getitems__(positions)` too."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Any: ...
-
-
-_NUMBERS = ("label", "index")
-
-
-class _Batch(NamedTuple):
-    images: NDArray[np.float32]
-    labels: list[int]
-    indices: list[int]
 
 
 def predict(
@@ -69,7 +52,8 @@ def predict(
 
     Args:
       chip: a chip, or a module on images `[batch, channel, height, width]` in eval mode.
-      source: the samples, their images normalised as the model expects; read batch by batch.
+      source: the samples, their images float32 `[height, width, channel]`, normalised as the model
+        expects; read batch by batch.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
       description: text ahead of the progress bar.
@@ -147,7 +131,8 @@ def _run(
         full_precision(),
         tqdm(total=len(source), desc=description, unit="image") as progress,
     ):
-        for images, labels, indices in read_batches(source, batch_size):
+        for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
+            labels, indices = (list(map(int, one)) for one in numbers)
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
@@ -168,35 +153,6 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.Table.from_batches(waiting).combine_chunks()
-
-
-def read_batches(source: Source, batch_size: int) -> Iterator[_Batch]:
-    """Checked samples in the source's order; images `[batch, height, width, channel]`."""
-    shape: tuple[int, ...] | None = None
-    for start in range(0, len(source), batch_size):
-        positions = range(start, min(start + batch_size, len(source)))
-        many = getattr(source, "__getitems__", None)
-        samples = many(list(positions)) if many else [source[position] for position in positions]
-        for sample in map(_checked, samples):
-            image = np.asarray(sample["image"])
-            shape = image.shape if shape is None else shape
-            if image.dtype != np.float32 or image.ndim != 3 or image.shape != shape:
-                raise ValueError(
-                    "images must be float32 [height, width, channel] of one shape; image "
-                    f"{sample['index']} is {image.dtype} {image.shape}"
-                )
-        labels, indices = ([_whole(one, sample[one]) for sample in samples] for one in _NUMBERS)
-        yield _Batch(np.stack([sample["image"] for sample in samples]), labels, indices)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
-    if number < 0:
-        raise ValueError(f"{name} must not be negative; got {number}")
-    return number
 
 
 def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
@@ -250,10 +206,10 @@ def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> byte
     """What decides the table: the chip, the samples as far as some of them tell, and what is kept
     of the logits, by its name."""
     some = hashlib.sha256()
-    for position in np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist():
-        sample = _checked(source[position])
-        some.update(np.ascontiguousarray(sample["image"]).tobytes())
-        some.update(f"{sample['label']} {sample['index']}".encode())
+    positions = np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist()
+    for image, label, index in zip(*read_batch(source, positions, pixels=np.float32), strict=True):
+        some.update(image.tobytes())
+        some.update(f"{label} {index}".encode())
     identity = {
         "chip": fingerprint(chip),
         "samples": len(source),
@@ -261,18 +217,6 @@ def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> byte
         "keep": None if keep is None else getattr(keep, "__qualname__", type(keep).__qualname__),
     }
     return json.dumps(identity).encode()
-
-
-def _checked(sample: Any) -> Any:
-    if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
-        what = (
-            f"keys {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else type(sample)
-        )
-        raise ValueError(
-            'a sample must be {"image": float32 [height, width, channel], "label": int, "index": '
-            f"int}}, not {what}"
-        )
-    return sample
 
 
 def _read(path: Path, identity: bytes) -> pa.Table:

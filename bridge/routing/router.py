@@ -16,11 +16,11 @@ from torch import nn
 from bridge.chips.converters import refused_layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
-from bridge.logits import logit_scores
 from bridge.routing.curves import Costs, mean_energy
+from jaxcurv.logit_scores import logit_scores
 
 AnalogScore = Literal["margin", "entropy", "least_confidence"]
-"""Of the chip's own logits; see `bridge.logits`. The margin with its sign changed."""
+"""Score of the chip's own logits, see `bridge.logit_scores`; the margin with its sign changed."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from jaxcurv.engine.batch import Batch
+    from jaxcurv.data.reading import Batch
     from jaxcurv.engine.model import Problem
 
 STEP = FiniteDifference().step
@@ -103,7 +103,7 @@ class Workload:
         """Normal images and uniform labels, the same at every call."""
         import numpy as np
 
-        from jaxcurv.engine.batch import Batch
+        from jaxcurv.data.reading import Batch
 
         random = np.random.default_rng(0)
         shape = (size, self.image_size, self.image_size, 3)

@@ -34,7 +34,7 @@ from jaxcurv.estimators import (
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
-    from jaxcurv.engine.batch import Batch
+    from jaxcurv.data.reading import Batch
 from experiments.benchmarks.contestants import (
     RATIOS,
     TOLERANCE,

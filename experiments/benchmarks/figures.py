@@ -30,7 +30,7 @@ from jaxcurv.data import Arrays, Normalisation, Normalised
 from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, forward_passes
 
 if TYPE_CHECKING:
-    from jaxcurv.engine.batch import Batch
+    from jaxcurv.data.reading import Batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxcurv.engine.batch import PRECISION, Batch, collect, dispatch
+from jaxcurv.data.reading import Batch
+from jaxcurv.engine.batch import PRECISION, collect, dispatch
 from jaxcurv.engine.devices import over_devices, place
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import Problem, functional

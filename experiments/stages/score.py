@@ -33,7 +33,7 @@ def score(job: Job) -> Outcome:
     from experiments.stages.costs import seconds_per_image
     from experiments.tables import predictors
     from jaxcurv import score_dataset
-    from jaxcurv.engine.batch import Batch
+    from jaxcurv.data.reading import Batch
     from jaxcurv.estimators import forward_passes
 
     description = read_description(job.folder)

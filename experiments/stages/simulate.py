@@ -31,7 +31,6 @@ def simulate(job: Job) -> Outcome:
     Each finished chip is kept at once, so that an interrupted stage goes on with the next.
     """
     import bridge
-    from bridge.logits import logit_scores
 
     settings = job.experiment.simulate
     twin, description = load_twin(job)
@@ -57,7 +56,7 @@ def simulate(job: Job) -> Outcome:
                 batch_size=settings.batch_size,
                 device=settings.device,
                 description=f"chip {seed}: {profile.name}, {fold}",
-                keep=logit_scores,
+                keep=bridge.logit_scores,
             )
             predicted = table.drop_columns("label").to_pandas()
             predicted.insert(0, "fold", fold)

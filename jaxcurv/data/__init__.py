@@ -8,7 +8,8 @@ samples there, not yet decoded. NumPy only: neither JAX nor torch is used here.
 from jaxcurv.data.datasets import load
 from jaxcurv.data.normalisation import Normalisation, Normalised
 from jaxcurv.data.preprocessing import Preprocessing, choose_preprocessing
-from jaxcurv.data.sources import Arrays, ImageDataset, IndexedSource, Sample, Source, read
+from jaxcurv.data.reading import read
+from jaxcurv.data.sources import Arrays, ImageDataset, IndexedSource, Sample, Source
 from jaxcurv.data.splits import split_validation, subset
 from jaxcurv.data.views import Chosen, Labelled, with_labels
 

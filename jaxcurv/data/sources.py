@@ -1,12 +1,11 @@
 """What a data source is, and the one that lives in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
 _CHUNK = 512  # samples fetched at once: array_record reads many records far faster than one by one
 
@@ -25,7 +24,7 @@ class Source(Protocol):
 
     A sample's `index` is its number in the official split and does not depend on the order of
     storage; every table of results is joined on it. A source may also have
-    `__getitems__(positions) -> list[Sample]`, which `read` then prefers, and what an
+    `__getitems__(positions) -> list[Sample]`, which reading then prefers, and what an
     `IndexedSource` has.
     """
 
@@ -140,35 +139,6 @@ def check_unique(indices: Integer[np.ndarray, " n"]) -> None:
         raise ValueError(
             f"indices must be unique, but {unique[counts > 1][0]} occurs {counts.max()} times"
         )
-
-
-def read(
-    source: Source,
-    positions: Integer[np.ndarray, " m"] | Sequence[int] | None = None,
-    *,
-    description: str = "reading images",
-) -> Arrays:
-    """Decode the samples at `positions` (default: all) into memory, in that order.
-
-    Raises:
-        ValueError: the images are not all uint8 of one shape, or an index occurs twice.
-    """
-    positions = np.arange(len(source)) if positions is None else np.asarray(positions, np.int64)
-    count = len(positions)
-    labels, indices = np.empty(count, np.int32), np.empty(count, np.int64)
-    images = np.empty((0, 0, 0, 0), np.uint8)
-    samples = samples_at(source, positions)
-    for row, sample in enumerate(tqdm(samples, description, count, unit=" images")):
-        image = sample["image"]
-        if row == 0:
-            images = np.empty((count, *image.shape), np.uint8)
-        if image.dtype != np.uint8 or image.shape != images.shape[1:]:
-            raise ValueError(
-                f"image {sample['index']} is {image.dtype} {image.shape}, but all must be uint8 "
-                f"{images.shape[1:]}: choose one size with --data.image-size"
-            )
-        images[row], labels[row], indices[row] = image, sample["label"], sample["index"]
-    return Arrays(images, labels, indices)
 
 
 def samples_at(source: Any, positions: np.ndarray) -> Iterator[Sample]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxcurv.data.reading import Batch
 from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.losses import hessian_root
 from jaxcurv.engine.model import Problem
@@ -35,20 +36,6 @@ from jaxcurv.logit_scores import logit_scores
 
 PRECISION: Precision = "highest"
 """JAX's default lets GPUs use TF32 and TPUs bfloat16, whose spacing near 1 is about the step h."""
-
-
-class Batch(NamedTuple):
-    """Samples on the host."""
-
-    images: np.ndarray
-    """Floating `[batch, ...]`."""
-    labels: np.ndarray
-    """Integer `[batch]`."""
-    indices: np.ndarray
-    """Integer `[batch]`."""
-
-    def take(self, rows: np.ndarray) -> "Batch":
-        return Batch(self.images[rows], self.labels[rows], self.indices[rows])
 
 
 class Draws(NamedTuple):

@@ -1,0 +1,122 @@
+"""Reading a source: sample by sample, in batches, or whole into memory; every sample is checked."""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+from tqdm import tqdm
+
+from jaxcurv.data.sources import Arrays, Source, samples_at
+
+
+class Batch(NamedTuple):
+    """Samples on the host."""
+
+    images: np.ndarray
+    """`[batch, ...]`; where they go into a model, floating."""
+    labels: np.ndarray
+    """Integer `[batch]`."""
+    indices: np.ndarray
+    """Integer `[batch]`, the stable index of each sample."""
+
+    def take(self, rows: np.ndarray) -> "Batch":
+        return Batch(self.images[rows], self.labels[rows], self.indices[rows])
+
+
+def read(
+    source: Source,
+    positions: Integer[np.ndarray, " m"] | Sequence[int] | None = None,
+    *,
+    description: str = "reading images",
+) -> Arrays:
+    """Decode the samples at `positions` (default: all) into memory, in that order.
+
+    Raises:
+        ValueError: malformed samples, images that are not all uint8 of one shape, or an index that
+            occurs twice.
+    """
+    positions = np.arange(len(source)) if positions is None else np.asarray(positions, np.int64)
+    count = len(positions)
+    labels, indices = np.empty(count, np.int32), np.empty(count, np.int64)
+    images = np.empty((0, 0, 0, 0), np.uint8)
+    samples = _checked(source, positions, np.uint8, None)
+    for row, (image, label, index) in enumerate(tqdm(samples, description, count, unit=" images")):
+        if row == 0:
+            images = np.empty((count, *image.shape), np.uint8)
+        images[row], labels[row], indices[row] = image, label, index
+    return Arrays(images, labels, indices)
+
+
+def read_batches(
+    source: Source, batch_size: int, *, pixels: type[np.generic] | None = None
+) -> Iterator[Batch]:
+    """All samples in the source's order; the last batch may be smaller. See `read_batch`."""
+    shape = None
+    for start in range(0, len(source), batch_size):
+        positions = range(start, min(start + batch_size, len(source)))
+        batch = read_batch(source, positions, pixels=pixels, shape=shape)
+        shape = batch.images.shape[1:]
+        yield batch
+
+
+def read_batch(
+    source: Source,
+    positions: Sequence[int],
+    *,
+    pixels: type[np.generic] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Batch:
+    """The samples at `positions`, at least one, in that order.
+
+    Args:
+        pixels: the dtype that images must have, which then are `[height, width, channel]`; None
+            leaves both open.
+        shape: of an image; None for that of the first one.
+
+    Raises:
+        ValueError: a sample that is no mapping of image, label and index, a label or an index that
+            is no whole number from 0 on, or images that are not of the dtype and of one shape.
+    """
+    images, labels, indices = zip(
+        *_checked(source, np.asarray(positions, np.int64), pixels, shape), strict=True
+    )
+    return Batch(np.stack(images), np.asarray(labels), np.asarray(indices))
+
+
+def _checked(
+    source: Source,
+    positions: Integer[np.ndarray, " m"],
+    pixels: type[np.generic] | None,
+    shape: tuple[int, ...] | None,
+) -> Iterator[tuple[np.ndarray, Any, Any]]:
+    """Image, label and index of each sample, the numbers in the types that the source gives."""
+    for sample in samples_at(source, positions):
+        if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
+            keys = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
+            got = f"keys {keys}" if keys else type(sample)
+            raise ValueError(
+                f'a sample must be {{"image": array, "label": int, "index": int}}, not {got}'
+            )
+        label, index = (_whole(name, sample[name]) for name in ("label", "index"))
+        image = np.asarray(sample["image"])
+        shape = image.shape if shape is None else shape
+        of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
+        if image.shape != shape or not of_kind:
+            kind = f"be {pixels.__name__} [height, width, channel] of" if pixels else "have"
+            raise ValueError(
+                f"images must {kind} one shape; image {index} is {image.dtype} {image.shape}, the "
+                f"first {shape} (for one size: a Preprocessing, or --data.image-size)"
+            )
+        yield image, label, index
+
+
+def _whole(name: str, value: Any) -> Any:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {number}")
+    return value
