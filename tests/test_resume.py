@@ -3,7 +3,6 @@
 import inspect
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.cli import commands
 from experiments.runs.resume import key_of, table_at, tables_at
+from experiments.studies import agreement, compare_noise, drift, layers, rescore
 
 TABLE = pd.DataFrame({"index": [3, 1], "correct": [True, False], "name": ["a", None]})
 
@@ -72,9 +71,9 @@ def test_keys_stay_what_they_were() -> None:
     assert key_of(settings | {"samples": 31}) != key_of(settings)
 
 
-@pytest.mark.parametrize("command", commands._STUDIES)
-def test_a_study_is_opened_with_what_its_settings_have(command: str) -> None:
-    study = import_module(f"experiments.studies.{command.replace('-', '_')}").STUDY
+@pytest.mark.parametrize("module", [agreement, compare_noise, drift, layers, rescore])
+def test_a_study_is_opened_with_what_its_settings_have(module: Any) -> None:
+    study = module.STUDY
     settings = study.settings()
     assert settings.out is None
     taken = {name: getattr(settings, name) for name in study.opened_with}
@@ -82,9 +81,10 @@ def test_a_study_is_opened_with_what_its_settings_have(command: str) -> None:
     inspect.signature(study.run).bind(None, None, settings, Path())
 
 
-def test_help_imports_neither_jax_nor_torch() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["drift", "digits", "--help"]])
+def test_help_imports_neither_jax_nor_torch(arguments: list[str]) -> None:
     script = (
-        "import sys; from experiments.cli import commands; assert commands.run(['--help']) == 0; "
+        f"import sys; from experiments.cli import commands; assert commands.run({arguments}) == 0; "
         "sys.exit(int(bool({'jax', 'torch'} & sys.modules.keys())))"
     )
     assert run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0

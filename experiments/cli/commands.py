@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +52,6 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments benchmark load [flags]      time and memory of a million samples
        python -m experiments presets                     the presets
        python -m experiments COMMAND ... --help          every flag"""
-
-_STUDIES = ("agreement", "rescore", "layers", "drift", "compare-noise")
-"""Commands that work beside the stages, each a module of `experiments.studies` with a `STUDY`."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,16 @@ def _merge(arguments: Sequence[str]) -> None:
 
 def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
-    study: Study[Any, Any] = import_module(f"experiments.studies.{command.replace('-', '_')}").STUDY
+    from experiments.studies import agreement, compare_noise, drift, layers, rescore
+
+    studies: dict[str, Study[Any, Any]] = {
+        "agreement": agreement.STUDY,
+        "rescore": rescore.STUDY,
+        "layers": layers.STUDY,
+        "drift": drift.STUDY,
+        "compare-noise": compare_noise.STUDY,
+    }
+    study = studies[command]
     flags = (study.prefix, study.settings, field(default_factory=study.settings))
     kind = make_dataclass("StudyOptions", [flags], bases=(Options,), frozen=True)
     options: Options = parse_preset(kind, command, arguments)
@@ -225,7 +230,10 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     **{name: partial(_run_stages, name) for name in ("run", *STAGE_NAMES)},
     "score": _score,
     "analyse": _analyse,
-    **{name: partial(_study, name) for name in _STUDIES},
+    **{
+        name: partial(_study, name)
+        for name in ("agreement", "rescore", "layers", "drift", "compare-noise")
+    },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,
     "reproduce": _reproduce,

@@ -12,12 +12,7 @@ from experiments.runs.devices import warn_of_idle_accelerator
 from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_flax, require_classes
-from experiments.runs.samples import (
-    choose_folds,
-    first_images,
-    limited,
-    read_small,
-)
+from experiments.runs.samples import choose_folds, first_images, limited, read_small
 from jaxcurv import data
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from flax import nnx
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +41,9 @@ from jaxcurv.estimators import (
     named_estimators,
 )
 from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 REFERENCE = "fd_h1e-3_n10"
 """Eq. 1 at the usual step and number of probes."""
