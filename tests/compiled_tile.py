@@ -85,7 +85,7 @@ def closed_form(kind: str, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def configuration(kind: str) -> InferenceRPUConfig:
-    """Nothing but the weight noise, on the compiled tile; otherwise as `bridge.chips.configuration` has it."""
+    """Nothing but the weight noise, on the compiled tile; the rest as in `rpu_config`."""
     return InferenceRPUConfig(
         mapping=MappingParameter(
             digital_bias=True, weight_scaling_omega=1.0, weight_scaling_columnwise=False

@@ -29,10 +29,11 @@ def stages_in_this_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")  # which some stages set
-        patch.setattr(pipeline, "_exit_code_of", exit_code_of)
-        patch.setattr(pipeline, "_end", end)
-        patch.setattr(pipeline, "raise_on_sigterm", lambda: None)
-        patch.setattr(pipeline, "end_with_parent", lambda: None)
+        patch.setattr(runner, "_exit_code_of", exit_code_of)
+        patch.setattr(runner, "_end", end)
+        patch.setattr(runner, "raise_on_sigterm", lambda: None)
+        patch.setattr(runner, "raise_on_sigint", lambda: None)
+        patch.setattr(runner, "end_with_parent", lambda: None)
         yield
 
 

@@ -93,7 +93,7 @@ def routing(kinds=("known", "digital"), passes=22.0):
 def drawn(monkeypatch):
     """The figures that were written, in order, to read them."""
     written = []
-    write = analysis_figures.write_figure
+    write = analysis.write_figure
 
     def keep(figure, path, table):
         written.append(figure)

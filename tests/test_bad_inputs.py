@@ -302,7 +302,7 @@ def test_an_error_that_nobody_expected_is_one_line(
     def breaks(*_: object) -> None:
         raise KeyError("column")
 
-    monkeypatch.setattr(cli.own_model, "merge", breaks)
+    monkeypatch.setattr(commands.model, "merge", breaks)
     assert commands.run(["merge", "out"]) == 1
     error = "error: unexpected KeyError: 'column' (--debug shows where)\n"
     assert capsys.readouterr().err == error

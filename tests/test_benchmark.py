@@ -38,7 +38,7 @@ SETTINGS = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, rep
 def small() -> Any:
     """A network of one block and one thread: on a busy machine torch's threads mostly wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "cores", lambda: 1)
+        patch.setattr("experiments.benchmarks.contestants.cores", lambda: 1)
         replace_resnet18(patch)
         yield
 
@@ -120,7 +120,7 @@ def report(workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The JSON of a small run."""
     path = tmp_path_factory.mktemp("benchmark") / "report.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "make_workload", lambda settings: workload)  # compiled once
+        patch.setattr(curvature, "make_workload", lambda settings: workload)  # compiled once
         assert curvature.run(replace(SETTINGS, json=path)) == 0
     return path
 
@@ -182,7 +182,7 @@ def test_regression_check(
 ) -> None:
     """Against an earlier run that was far slower, and one that was far faster."""
     earlier = read_json(report)
-    monkeypatch.setattr(benchmark, "measure_all", lambda *_: read_json(report))
+    monkeypatch.setattr(curvature, "measure_all", lambda *_: read_json(report))
     earlier |= {name: factor * earlier[name] for name in curvature.RATIOS}
     path = tmp_path / "earlier.json"
     write_json(path, earlier)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-# comparison?
+from bridge.analysis import predictors
 from bridge.analysis.failures import deciles, within_class_rank
 from bridge.analysis.intervals import chip_counts, sample_counts
 from bridge.analysis.predictors import compare_predictors, cross_validated_logistic

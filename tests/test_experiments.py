@@ -20,10 +20,9 @@ from sklearn.metrics import roc_auc_score
 
 import bridge
 from experiments.cli import commands, parsing
-
-# pipeline?
 from experiments.paper import fit, reproduce
 from experiments.paper.search import SHIPPED, changes, descend
+from experiments.pipeline import runner
 from experiments.pipeline.stages import STAGES
 from experiments.runs import job
 from experiments.runs.descriptions import read_normalisation
@@ -36,8 +35,6 @@ from experiments.stages import train
 from experiments.stages.analyse import ANALYSED
 from experiments.tables.paper import TABLE_ONE
 from jaxcurv import data
-
-# training?
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import hold
 from tests.conftest import SMALL, Command
@@ -227,7 +224,9 @@ def test_training_takes_the_given_normalisation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = []
-    monkeypatch.setattr(training, "fit", lambda *arguments, **_: given.append(arguments[3]) or [])
+    monkeypatch.setattr(
+        "jaxcurv.training.loop.fit", lambda *arguments, **_: given.append(arguments[3]) or []
+    )
     settings = replace(Experiment().data, mean=(0.5,), std=(0.25,))
     train.train(job.Job(Experiment(data=settings), tmp_path, None, "none"))
     assert given == [data.Normalisation((0.5,), (0.25,))]
@@ -263,7 +262,7 @@ def test_a_drift_figure_alone_has_the_report_made_again(
     here: Command, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
-    monkeypatch.setattr(pipeline, "_exit_code_of", lambda name, *_: ran.append(name) or 0)
+    monkeypatch.setattr(runner, "_exit_code_of", lambda name, *_: ran.append(name) or 0)
     add_drift_figure(run_copy)
     assert here("run", "digits", *SMALL, "--out", run_copy).returncode == 0
     assert ran == ["report"]
@@ -431,7 +430,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = list(changes(SHIPPED))[::4]
-    monkeypatch.setattr(search, "descend", partial(descend, neighbours=lambda chip: iter(few)))
+    monkeypatch.setattr(fit.search, "descend", partial(descend, neighbours=lambda chip: iter(few)))
     options = fit.FitPaper(
         fit=("digits",),
         predict=(),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-# failures?
+from bridge.analysis import failures, intervals
 from bridge.analysis.failures import (
     analog_only_failures,
     deciles,
@@ -281,4 +281,6 @@ def test_the_analysis_needs_neither_torch_nor_jax():
 
 
 def test_examples_run():
-    assert doctest.testmod(failures) == doctest.TestResults(failed=0, attempted=5)
+    ran = [doctest.testmod(module) for module in (failures, intervals)]
+    assert [found.failed for found in ran] == [0, 0]
+    assert sum(found.attempted for found in ran) == 5

@@ -341,7 +341,7 @@ def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch)
             raise importlib.metadata.PackageNotFoundError
         return "1"
 
-    monkeypatch.setattr(pipeline, "version", version)
+    monkeypatch.setattr("experiments.runs.environment.version", version)
     given = Experiment(model=Model(weights="some.pth"))
     with pytest.raises(ModuleNotFoundError, match=r"not installed: torch; pip install"):
         environment.package_versions(stages.stage_of("train", given).packages)

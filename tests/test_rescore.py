@@ -21,9 +21,7 @@ from experiments.settings.presets import PRESETS
 from experiments.studies import rescore
 from experiments.studies.rescore import Finished, Rescore, draw, tabulate, variants_of
 from experiments.tables.outcomes import FULL_PROFILE
-from jaxcurv import data, input_curvature, score_dataset
-
-# scoring?
+from jaxcurv import data, dataset, input_curvature, score_dataset
 from jaxcurv.data import Arrays, Normalisation
 from jaxcurv.engine.probes import probe
 from jaxcurv.estimators import FiniteDifference
@@ -441,9 +439,9 @@ def test_finished_variants_are_kept(rescored: Path, monkeypatch: pytest.MonkeyPa
     (lost,) = out.glob("pieces/*/another_key.parquet")
     lost.unlink()
     calls = []
-    dispatch = scoring.dispatch
+    dispatch = dataset.dispatch
     monkeypatch.setattr(
-        scoring, "dispatch", lambda *args, **named: calls.append(1) or dispatch(*args, **named)
+        dataset, "dispatch", lambda *args, **named: calls.append(1) or dispatch(*args, **named)
     )
     assert commands.run(["rescore", "digits", "--out", str(rescored), *FLAGS]) == 0
     assert len(calls) == 1  # the 40 images of one variant, in one batch

@@ -10,11 +10,9 @@ from scipy.special import softmax
 from torch import nn
 
 import bridge
-
-# routing?
 from bridge import Costs, Router, choose_threshold, routed_at, routing_curve
-from bridge.logits import logit_scores
-from bridge.routing import router
+from bridge.analysis import logit_scores
+from bridge.routing import curves, router
 from bridge.routing.curves import mean_energy, routing_baselines
 
 SAMPLES = 23

@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 
 import bridge
-import bridge.logits
-import bridge.weights.resnet
+from bridge.weights import resnet
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome
 from experiments.runs.samples import choose_folds, limited, read_small
@@ -159,13 +158,9 @@ def test_other_labels_and_equal_indices() -> None:
 def one_block() -> Iterator[None]:
     """ResNet-18 of one block, which compiles in a fraction of the time."""
 
-    def twin(
-        num_classes: int, stem: Any, width: int, in_channels: int
-    ) -> bridge.weights.resnet.ResNet:
-        block = bridge.weights.resnet.BasicBlock
-        return bridge.weights.resnet.ResNet(
-            block, (1, 0, 0, 0), num_classes, stem, width, in_channels
-        )
+    def twin(num_classes: int, stem: Any, width: int, in_channels: int) -> resnet.ResNet:
+        block = resnet.BasicBlock
+        return resnet.ResNet(block, (1, 0, 0, 0), num_classes, stem, width, in_channels)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "ResNet18", partial(ResNet, BasicBlock, (1, 0, 0, 0)))
@@ -203,7 +198,7 @@ class Run:
         job = Job(EXPERIMENT, folder, None, "unfinished")
         for stage in todo:
             dataset = counted()
-            for module in (stages, flips):
+            for module in (score, export, flips, simulate):
                 monkeypatch.setattr(module, "load_data", lambda job, dataset=dataset: dataset)
             stage(job)
             train, test = dataset.train, dataset.test
@@ -248,7 +243,7 @@ def test_streamed_results_are_those_in_memory(
 ) -> None:
     shutil.copytree(model, tmp_path / "run")
     logits = LiveLogits()
-    monkeypatch.setattr(bridge.logits, "logit_scores", logits)
+    monkeypatch.setattr(bridge, "logit_scores", logits)
     todo = (score.score, export.export, flips.moments, simulate.simulate)
     streamed = Run(tmp_path / "run", 0, todo, monkeypatch)
     for name in ("scores", "predictions", "output_noise"):

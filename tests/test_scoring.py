@@ -284,7 +284,7 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
             score(model, out=out)
         return merge_scores(path)
 
-    monkeypatch.setattr(scoring, "merge_scores", merge)
+    monkeypatch.setattr(dataset, "merge_scores", merge)
     score(model, out=out)
     assert held == [".scores.parquet.share-0-of-1.lock"]
     out.unlink()
@@ -317,8 +317,8 @@ def test_a_share_that_is_merged_beside_it_has_its_rows(
 
     if merged == "before it":
         score(model, out=out, shard=(1, 2))
-        monkeypatch.setattr(scoring, "_compute", None)  # nothing is computed again
-    monkeypatch.setattr(scoring, "_compute_on_disk", compute_and_merge)
+        monkeypatch.setattr(dataset, "_compute", None)  # nothing is computed again
+    monkeypatch.setattr(dataset, "_compute_on_disk", compute_and_merge)
     second = score(model, out=out, shard=(1, 2))
     both = pa.concat_tables([first, second]).sort_by("index")
     assert both.equals(table.sort_by("index"))
@@ -336,8 +336,8 @@ def test_a_merge_in_other_hands_is_waited_for(
             raise FolderInUse("another merges")
         return merge_scores(path)
 
-    monkeypatch.setattr(scoring, "merge_scores", merge)
-    monkeypatch.setattr(scoring, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(dataset, "merge_scores", merge)
+    monkeypatch.setattr(dataset, "_POLL_SECONDS", 0.01)
     assert score(model, out=out).equals(table)
     assert asked == [out, out]
 
@@ -564,7 +564,7 @@ def test_out_of_memory_goes_on_with_half_the_batch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The size is recorded, and kept when the run goes on."""
-    dispatch, sizes = scoring.dispatch, []
+    dispatch, sizes = dataset.dispatch, []
 
     def full(problem: Any, params: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
         sizes.append(len(batch.labels))
@@ -573,7 +573,7 @@ def test_out_of_memory_goes_on_with_half_the_batch(
         return dispatch(problem, params, batch, *arguments, **named)
 
     out, settings = tmp_path / "scores.parquet", {"estimators": {"a": FiniteDifference(probes=1)}}
-    monkeypatch.setattr(scoring, "dispatch", full)
+    monkeypatch.setattr(dataset, "dispatch", full)
     score(model, out=out, shard=(0, 2), **settings)
     assert "out of memory with batches of 4: going on with 2" in capsys.readouterr().err
     parts = tmp_path / "scores.parquet.parts"

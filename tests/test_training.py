@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from jaxcurv.data import Arrays, Normalisation, load, read
 from jaxcurv.models.resnet import BasicBlock, ResNet
-from jaxcurv.training import Recipe, steps
+from jaxcurv.training import loop, steps
 from jaxcurv.training.checkpoints import Epoch, keep_trained, restore_best
 from jaxcurv.training.loop import fit
+from jaxcurv.training.recipe import Recipe
 from jaxcurv.training.steps import augment
 
 RECIPE = Recipe(
@@ -126,7 +127,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
                 raise KeyboardInterrupt
             return super().update(n)
 
-    monkeypatch.setattr(training, "tqdm", Interrupting)
+    monkeypatch.setattr(loop, "tqdm", Interrupting)
     with pytest.raises(KeyboardInterrupt):
         fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
     before = len(trained)
@@ -212,7 +213,7 @@ def test_the_scanned_epoch_of_accelerators_trains_alike(
 ) -> None:
     recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.05, warmup_epochs=1.0, crop_padding=1)
     dispatched = fit(Linear, *digits, recipe, seed=3, directory=tmp_path / "dispatched")
-    monkeypatch.setattr(training, "_dispatched_epoch", steps.scanned_epoch)
+    monkeypatch.setattr(loop, "dispatched_epoch", steps.scanned_epoch)
     scanned = fit(Linear, *digits, recipe, seed=3, directory=tmp_path / "scanned")
     np.testing.assert_allclose(scanned, dispatched, rtol=1e-5)
     other = fit(Linear, *digits, recipe, seed=4, directory=tmp_path / "other")

@@ -154,9 +154,7 @@ def test_the_scanned_epoch_trains_as_the_dispatched_one(
     recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.1, crop_padding=1, flip=False)
     scans = []
     scanned_epoch, dispatched_epoch = steps.scanned_epoch, steps.dispatched_epoch
-    monkeypatch.setattr(
-        training, "_scanned_epoch", lambda step: scans.append(1) or scanned_epoch(step)
-    )
+    monkeypatch.setattr(loop, "scanned_epoch", lambda step: scans.append(1) or scanned_epoch(step))
 
     def fit(name: str) -> list[checkpoints.Epoch]:
         arguments = (build, train, validation, NORMALISATION, recipe)
@@ -165,7 +163,7 @@ def test_the_scanned_epoch_trains_as_the_dispatched_one(
 
     scanned = fit("scanned")
     assert scans == [1]
-    monkeypatch.setattr(training, "_scanned_epoch", dispatched_epoch)
+    monkeypatch.setattr(loop, "scanned_epoch", dispatched_epoch)
     dispatched = fit("dispatched")
     assert scanned[-1].validation_accuracy > 0.6
     for ours, theirs in zip(scanned, dispatched, strict=True):
