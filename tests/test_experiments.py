@@ -131,7 +131,7 @@ def test_predictors_are_scikit_learns_of_the_stored_tables(finished_run: Path) -
     ).set_index("predictor")
     for name, score in {
         "curvature": scores["curvature"],
-        "hessian_trace": scores["hessian_trace"],
+        "gradient_norm": scores["gradient_norm"],
         "margin": -scores["label_margin"],
         "flip_probability": probability,
     }.items():

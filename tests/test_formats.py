@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from experiments.settings.experiment.flatten import flatten
 
+from experiments.settings.flatten import flatten
 from experiments.tables import formats
 
 
