@@ -7,9 +7,6 @@ CONSTRAINTS := .ci/constraints/python3.11.txt .ci/constraints/python3.12.txt
 TOOLS := .venv-tools
 # Files stay together, and with them what their tests share, until a worker has nothing left.
 PARALLEL := -n auto --dist worksteal
-# The tests that call jaxcurv's signatures with every kind of argument.
-TYPED := curvature gauss_newton margins model_checks models predictors preprocessing \
-	probes samples scoring training
 REPORT ?= runs/digits/report.html
 
 .PHONY: setup demo test test-typed test-long test-gpu check check-report benchmark clean
@@ -39,7 +36,7 @@ test: setup ## The tests, a process a core
 	$(RUN) pytest $(PARALLEL)
 
 test-typed: setup ## Those of jaxcurv, with every shape in its signatures checked
-	$(RUN) pytest $(PARALLEL) --jaxtyping-packages=jaxcurv,beartype.beartype $(TYPED:%=tests/test_%.py)
+	$(RUN) pytest $(PARALLEL) --jaxtyping-packages=jaxcurv,beartype.beartype tests/jaxcurv
 
 test-long: setup ## The tests that take minutes
 	$(RUN) pytest -m long

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from tests.test_benchmark_load import check_point
+from tests.experiments.benchmarks.test_load import check_point
 
 pytestmark = pytest.mark.long
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bridge import load_checkpoint, to_torch, twin
-from tests.test_checkpoints import (
+from tests.bridge.weights.test_checkpoints import (
     LISTING,
     assert_logits_are_torchvision_s,
     images,
@@ -16,7 +16,7 @@ from tests.test_checkpoints import (
     random_state_dict,
     torchvision_models,  # noqa: F401
 )
-from tests.test_weights import TORCH, flax_resnet, logits_of_flax, relative_error
+from tests.bridge.weights.test_state import TORCH, flax_resnet, logits_of_flax, relative_error
 
 pytestmark = pytest.mark.long
 

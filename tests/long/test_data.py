@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcurv.data import Normalisation, read
-from tests.test_data import REAL, load_real
+from tests.jaxcurv.data.test_data import REAL, load_real
 
 pytestmark = pytest.mark.long
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from tests.conftest import Command
-from tests.test_pretrained import flags, torch_predictions
-from tests.test_pretrained import root as root  # a fixture
+from tests.experiments.test_pretrained import flags, torch_predictions
+from tests.experiments.test_pretrained import root as root  # a fixture
 
 pytestmark = pytest.mark.long
 

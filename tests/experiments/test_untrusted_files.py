@@ -47,12 +47,12 @@ from jaxcurv.data.unpickling import unpickle
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.training.checkpoints import keep_trained
 from tests.exported_run import write_exported_digits
+from tests.jaxcurv.data.test_data import archive_bytes, batch, official, python2_pickle, save_image
+from tests.jaxcurv.data.test_data import jpeg as small_jpeg
+from tests.jaxcurv.data.test_data import write_tfds as write_tfds
 from tests.one_process import stages_in_this_process
 from tests.report_page import ATTACK, sections, write
 from tests.shallow_resnet import replace_resnet18
-from tests.test_data import archive_bytes, batch, official, python2_pickle, save_image
-from tests.test_data import jpeg as small_jpeg
-from tests.test_data import write_tfds as write_tfds
 from tools import check_report, page
 
 official = official  # a fixture, as write_tfds

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bridge import ADC
-from tests.test_engines import (
+from tests.bridge.chips.test_execution import (
     FINE,
     assert_convolution_equals_the_tiles,
     assert_noise_of_several_tiles_has_the_closed_form,

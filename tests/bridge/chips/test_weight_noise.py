@@ -3,7 +3,6 @@
 import json
 import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +23,9 @@ from tests.compiled_tile import (
     measure,
     statistics,
 )
+from tests.conftest import ROOT
 
-KEPT = json.loads((Path(__file__).parent / "data" / "compiled_tile.json").read_text())
+KEPT = json.loads((ROOT / "tests" / "data" / "compiled_tile.json").read_text())
 TOLERANCE = 6
 """Standard errors: there are a thousand comparisons, and the compiled tile cannot be seeded."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxcurv.storage.checksums import read_json
-from tests.test_scoring import check_no_program_waits, on_devices
+from tests.jaxcurv.test_dataset import check_no_program_waits, on_devices
 
 pytestmark = pytest.mark.long
 

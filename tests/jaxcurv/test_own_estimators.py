@@ -15,6 +15,7 @@ import pytest
 from jaxcurv import FiniteDifference, HessianVector, input_curvature, score_dataset
 from jaxcurv.engine.norms import norm
 from jaxcurv.estimators import BatchProblem, OwnEstimator, describe, forward_passes
+from tests.conftest import ROOT
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -147,7 +148,7 @@ def test_it_is_known_by_its_qualified_name_and_its_fields() -> None:
 def test_on_two_devices_the_scores_are_the_same(tmp_path: Path) -> None:
     out, mine = tmp_path / "scores.npy", {"mine": GaussianEquation1(probes=2)}
     code = (
-        "import sys, jax, numpy; from tests.test_own_estimators import *\n"
+        "import sys, jax, numpy; from tests.jaxcurv.test_own_estimators import *\n"
         "assert jax.local_device_count() == 2\n"
         "scores = table(None, estimators={'mine': GaussianEquation1(probes=2)})['mine']\n"
         "numpy.save(sys.argv[1], scores.to_numpy())"
@@ -155,7 +156,7 @@ def test_on_two_devices_the_scores_are_the_same(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code, out],
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
     )
     one = table(None, estimators=mine)["mine"].to_numpy()

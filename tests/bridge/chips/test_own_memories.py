@@ -16,6 +16,7 @@ from bridge.chips.files import fingerprint
 from bridge.chips.memories import Memory
 from bridge.chips.profiles import from_json, to_json
 from bridge.chips.tiles import named_tiles
+from tests.conftest import ROOT
 
 DAY = 86400.0
 
@@ -152,4 +153,4 @@ def test_memories_are_described_without_torch() -> None:
         "import sys, bridge.chips.memories, bridge.chips.profiles;"
         "assert not {'torch', 'aihwkit'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -8,7 +8,7 @@ import pytest
 
 from bridge import to_torch
 from jaxcurv import data
-from tests.test_weights import (
+from tests.bridge.weights.test_state import (
     assert_twins_agree_both_ways,
     flax_resnet,
     logits_of_flax,

@@ -29,6 +29,7 @@ from jaxcurv import (
 from jaxcurv.data import Preprocessing
 from jaxcurv.data.images import decode
 from jaxcurv.storage import checksums
+from tests.conftest import ROOT
 from tests.one_process import succeed
 
 MODULE = """
@@ -441,7 +442,7 @@ def test_slurm_example_gives_flags_that_there_are(tmp_path: Path, way: str) -> N
     sbatch = tmp_path / "sbatch"
     sbatch.write_text('#!/bin/bash\nprintf "%s\\n" "${@: -1}" >> submitted\necho 17\n')
     sbatch.chmod(0o755)
-    script = Path(__file__).parents[1] / "examples" / "slurm_scores.sh"
+    script = ROOT / "examples" / "slurm_scores.sh"
     subprocess.run(
         ["bash", script, way],
         cwd=tmp_path,

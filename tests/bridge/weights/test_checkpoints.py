@@ -20,16 +20,17 @@ from safetensors.torch import save_file
 
 import jaxcurv.models.resnet
 from bridge import from_torch, load_checkpoint, load_weights, save_weights, to_torch, twin
-from tests.test_weights import (
+from tests.bridge.weights.test_state import (
     FLAX,
     TORCH,
     logits_of_flax,
     relative_error,
     shallow_resnet,
 )
+from tests.conftest import ROOT
 
 # The names and shapes of torchvision's own state dicts, and the version that gave them.
-LISTING = json.loads((Path(__file__).parent / "data" / "torchvision_resnets.json").read_text())
+LISTING = json.loads((ROOT / "tests" / "data" / "torchvision_resnets.json").read_text())
 ZEROS = nnx.initializers.zeros
 
 

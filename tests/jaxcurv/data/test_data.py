@@ -36,6 +36,7 @@ from jaxcurv.data import (
 from jaxcurv.data import cifar as cifar_module
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.images import decode
+from tests.conftest import ROOT
 
 # Nothing may leave this machine by accident: port 9 of the loopback refuses at once.
 CLOSED = "http://127.0.0.1:9"
@@ -692,7 +693,7 @@ def test_import_is_light() -> None:
     # jaxcurv.data alone: what the rest of jaxcurv imports is not its business.
     script = f"import sys, types; m = types.ModuleType('jaxcurv'); m.__path__ = ['jaxcurv']\n\
 sys.modules['jaxcurv'] = m\n{script}"
-    root = Path(__file__).parents[1]
+    root = ROOT
     out = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, check=True)
     assert out.stdout.decode().split() == []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.test_weight_noise_oracle import assert_ours_is_that_of_the_compiled_tile, each_kind
+from tests.bridge.chips.test_weight_noise import assert_ours_is_that_of_the_compiled_tile, each_kind
 
 pytestmark = pytest.mark.long
 

@@ -8,7 +8,7 @@ import bridge
 from experiments.runs.records import read_records
 from jaxcurv.storage.checksums import read_json, read_table
 
-RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 READERS = {".json": read_json, ".parquet": read_table, ".safetensors": bridge.load_weights}
 
 
