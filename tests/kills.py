@@ -14,8 +14,6 @@ from experiments.pipeline.stages import STAGES
 from experiments.runs.records import read_record
 from tests.conftest import SMALL
 
-CHECKPOINT = "checkpoints/*/[0-9]"
-
 
 def start(
     folder: Path, command: str, *flags: str, background: bool = False
@@ -71,6 +69,17 @@ def gone(group: int, within: float) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def require_ended(
+    process: subprocess.Popen[str], said: str, stage: str, sent: signal.Signals
+) -> None:
+    """Fails unless the command and its stage ended by a signal, and said so and nothing else."""
+    ended = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[sent]
+    assert process.returncode == 128 + sent, said
+    assert said.count(f"{stage} {ended}; the same command goes on from here") == 1
+    assert "Traceback" not in said
+    assert "leaked" not in said
 
 
 def without(run: Path, stage: str, folder: Path) -> Path:

@@ -1,11 +1,13 @@
 """Hand-made tables of the report page, and a page with every section."""
 
 import io
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from experiments.report.contents import ReportContents, RunTables
 from experiments.report.page import write_report
 from experiments.tables.outcomes import FULL_PROFILE as FULL
 
@@ -149,8 +151,11 @@ def sections():
 
 
 def write(path, **changes):
-    arguments = {"title": "t", "settings": {}, "stages": [], "deciles": deciles()}
-    return write_report(path, **(arguments | {"confidence": 0.95} | changes))
+    """The page of these contents; a change may be a field of RunTables or of ReportContents."""
+    given = {"title": "t", "settings": {}, "stages": [], "confidence": 0.95, "deciles": deciles()}
+    given |= changes
+    tables = {one.name: given.pop(one.name) for one in fields(RunTables) if one.name in given}
+    return write_report(path, ReportContents(tables=RunTables(**tables), **given))
 
 
 def write_full(folder):
@@ -166,8 +171,7 @@ def write_full(folder):
         title=ATTACK,
         settings={"data": {"class_names": [ATTACK, "cat"]}, "folder": "/a/<b>"},
         stages=[stage, stage | {"name": "chips", "versions": {"jax": "0.11"}}],
-        figures=figures[1:],
-        drift_figure=figures[0],
+        figures=figures,
         drift_seconds=20.0,
         ideal_agreement=0.9984,
     )

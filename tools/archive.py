@@ -123,7 +123,7 @@ def copy(source: Path, target: Path) -> None:
 
 def reduce_colours(source: Path, target: Path) -> None:
     """Writes a picture in at most 256 colours as PNG."""
-    with Image.open(source) as picture:
+    with Image.open(source, formats=("PNG",)) as picture:
         colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     colours.save(target, format="PNG", optimize=True)
 

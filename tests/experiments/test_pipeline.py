@@ -39,7 +39,9 @@ from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import hold
 from tests.conftest import SMALL, Command
 from tools import page
-from tools.archive import archive
+from tools.__main__ import main as maintain
+from tools.archive import archive, archive_fit
+from tools.regenerate import regenerate
 
 
 @pytest.fixture
@@ -467,14 +469,14 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
 
     results, readme = tmp_path / "results", tmp_path / "README.md"
     archive(finished_run, results / "digits")
-    reproduce.archive_fit(options.out, results / "fit_paper_digits")
+    archive_fit(options.out, results / "fit_paper_digits")
     readme.write_text("no place")
     with pytest.raises(ValueError, match="lacks the lines"):
-        reproduce.regenerate(reproduce.Regenerate(results, readme))
+        regenerate(results, readme)
     with pytest.raises(FileNotFoundError, match="give --readme and --results"):
-        reproduce.regenerate(reproduce.Regenerate(results, tmp_path / "none.md"))
+        regenerate(results, tmp_path / "none.md")
     readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-    reproduce.regenerate(reproduce.Regenerate(results, readme))
+    regenerate(results, readme)
     for name in ("deciles", "table_one"):
         made, wanted = (
             pd.read_csv(folder / f"{name}.csv") for folder in (results / "digits", finished_run)
@@ -489,7 +491,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     assert "The fitted chip comes nearest" in text
     assert "Not run: ResNet-18, CIFAR-10;" in text
     made = {path: sha256(path) for path in sorted(results.rglob("*")) if path.is_file()}
-    reproduce.regenerate(reproduce.Regenerate(results, readme))
+    regenerate(results, readme)
     assert {path: sha256(path) for path in made} == made
     assert sum(path.stat().st_size for path in made) < 5e6
 
@@ -498,7 +500,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     kept["runs"]["digits"]["weights"] = "0" * 64
     write_json(results / "fit_paper_digits" / "fit.json", kept)
     with pytest.raises(WorkFailed, match="run fit-paper again"):
-        reproduce.regenerate(reproduce.Regenerate(results, readme))
+        regenerate(results, readme)
     text = readme.read_text()  # of the rest
     assert "The fitted chip comes nearest" not in text
     assert "Not run: ResNet-18, CIFAR-10;" in text
@@ -511,7 +513,7 @@ def test_half_an_archive_counts_as_none(
     readme.write_text(f"{page.BEGIN}\n{page.END}\n")
     for name in ("one", "other"):
         archive(finished_run, results / name)
-    reproduce.regenerate(reproduce.Regenerate(results, readme))
+    regenerate(results, readme)
     assert "| one |" in (results / "README.md").read_text().split("comes from")[1]
 
     def full(*_: Path) -> None:
@@ -520,14 +522,14 @@ def test_half_an_archive_counts_as_none(
     monkeypatch.setattr("tools.archive.copy", full)
     with pytest.raises(OSError, match="No space"):
         archive(finished_run, results / "one")
-    reproduce.regenerate(reproduce.Regenerate(results, readme))  # the page of the rest
+    regenerate(results, readme)  # the page of the rest
     provenance = (results / "README.md").read_text().split("comes from")[1]
     assert "| other |" in provenance
     assert "| one |" not in provenance
     with pytest.raises(OSError, match="No space"):
         archive(finished_run, results / "other")
     with pytest.raises(FileNotFoundError, match="no archived run"):
-        reproduce.regenerate(reproduce.Regenerate(results, readme))
+        regenerate(results, readme)
 
 
 def test_variants_of_another_network_s_score_are_not_archived(
@@ -566,9 +568,9 @@ def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
 
 
 def test_rows_with_data_are_run_and_the_others_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran, said, archived = [], [], []
+    ran, said, tabled = [], [], []
     small, deep = "cifar10_resnet18_small", "cifar10_resnet50_small"
     fails: set[str] = set()
 
@@ -581,47 +583,26 @@ def test_rows_with_data_are_run_and_the_others_named(
             raise FileNotFoundError(f"no {name}")
 
     monkeypatch.setattr(reproduce, "call", answer)
-    monkeypatch.setattr(reproduce, "archive", lambda run, place: archived.append(place.name))
-    monkeypatch.setattr(reproduce, "archive_fit", lambda out, place: archived.append(place.name))
-    monkeypatch.setattr(reproduce, "regenerate", lambda options, say: archived.append("page"))
-    monkeypatch.setattr(data, "load", load)
-    (tmp_path / "README.md").write_text(f"{page.BEGIN}\n{page.END}\n")
-    options = reproduce.Reproduce(
-        data_dir=tmp_path,
-        runs=tmp_path / "runs",
-        results=tmp_path / "results",
-        readme=tmp_path / "README.md",
+    monkeypatch.setattr(
+        reproduce, "table_one", lambda options: tabled.append([run.name for run in options.runs])
     )
+    monkeypatch.setattr(data, "load", load)
+    options = reproduce.Reproduce(data_dir=tmp_path, runs=tmp_path / "runs")
     reproduce.reproduce(options, said.append)
     assert [line[:2] for line in ran[:-1]] == [["run", small], ["rescore", small], ["run", deep]]
     assert ran[-1][:6] == ["fit-paper", "--fit", small, "--predict", deep, "--device"]
     assert all(line[-2:] == ["--data-dir", str(tmp_path)] for line in ran)
-    assert archived == [small, deep, "fit_paper_small", "page"]
+    assert tabled == [[small, deep]]
     left_out = [line for line in said if line.startswith("left out")]
     assert left_out == ["left out: cifar100_resnet18_small, cifar100_resnet50_small: no cifar100"]
 
     # One row fails: the other is run all the same, and the failure is the command's.
-    archived.clear()
+    before = len(ran)
     fails.add("rescore")
     with pytest.raises(StageFailed):
         reproduce.reproduce(options, said.append)
-    assert archived == [deep, "page"]
+    assert tabled[1:] == [[deep]]
     assert small in said[-1]
-
-    # So it is where a row cannot be archived.
-    def full(run: Path, place: Path) -> None:
-        if place.name == small:
-            raise OSError(28, "No space left on device", str(place))
-        archived.append(place.name)
-
-    archived.clear()
-    fails.clear()
-    before = len(ran)
-    monkeypatch.setattr(reproduce, "archive", full)
-    with pytest.raises(StageFailed):
-        reproduce.reproduce(options, said.append)
-    assert archived == [deep, "page"]
-    assert "No space left on device" in capsys.readouterr().err
     assert not any(line[0] == "fit-paper" for line in ran[before:])  # on fewer rows, another fit
 
 
@@ -643,7 +624,7 @@ def test_results_in_use_are_not_regenerated(
     (results / "row/predictions.parquet").touch()
     with hold(results):
         line = ["regenerate", "--results", str(results), "--readme", str(readme)]
-        assert commands.run(line) == 2
+        assert maintain(line) == 2
     assert f"error: {results} is in use by process" in capsys.readouterr().err
 
 

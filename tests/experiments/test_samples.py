@@ -198,7 +198,7 @@ class Run:
         job = Job(EXPERIMENT, folder, None, "unfinished")
         for stage in todo:
             dataset = counted()
-            for module in (score, export, flips, simulate):
+            for module in (score, export, flips, simulate, report):
                 monkeypatch.setattr(module, "load_data", lambda job, dataset=dataset: dataset)
             stage(job)
             train, test = dataset.train, dataset.test

@@ -46,6 +46,7 @@ from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.unpickling import unpickle
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.training.checkpoints import keep_trained
+from tests.conftest import ROOT
 from tests.exported_run import write_exported_digits
 from tests.jaxcurv.data.test_data import archive_bytes, batch, official, python2_pickle, save_image
 from tests.jaxcurv.data.test_data import jpeg as small_jpeg
@@ -967,11 +968,10 @@ def test_careless_calls_are_found(text: str) -> None:
 
 
 def test_nothing_in_the_source_runs_what_a_file_brings() -> None:
-    root = Path(__file__).parent.parent
     found = {
-        (path.relative_to(root).as_posix(), what)
-        for package in ("jaxcurv", "bridge", "experiments", "examples")
-        for path in (root / package).rglob("*.py")
+        (path.relative_to(ROOT).as_posix(), what)
+        for package in ("jaxcurv", "bridge", "experiments", "tools", "examples")
+        for path in (ROOT / package).rglob("*.py")
         for what in careless(path.as_posix(), ast.parse(path.read_text()))
     }
     assert found - _ALLOWED == set()

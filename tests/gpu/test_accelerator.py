@@ -40,7 +40,7 @@ PINNED = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def jax_accelerator() -> str:
     """The name of JAX's accelerator."""
     if jax.default_backend() == "cpu":
@@ -48,7 +48,7 @@ def jax_accelerator() -> str:
     return jax.devices()[0].device_kind
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def torch_device() -> str:
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} sees no CUDA device")
@@ -102,7 +102,7 @@ here.score(here.PINNED).to_parquet(sys.argv[1])
 
 
 @pytest.fixture(scope="module")
-def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def on_cpu(jax_accelerator: str, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The same scores of a process that has no accelerator."""
     file = tmp_path_factory.mktemp("cpu") / "scores.parquet"
     subprocess.run(
@@ -114,7 +114,6 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return pd.read_parquet(file)
 
 
-@pytest.mark.usefixtures("jax_accelerator")
 def test_scores_have_the_precision_of_the_cpu_whatever_is_set(on_cpu: pd.DataFrame) -> None:
     coarse = {"coarse": HessianVector(precision="bfloat16")}
     plain = score(PINNED | coarse)
@@ -129,7 +128,6 @@ def test_scores_have_the_precision_of_the_cpu_whatever_is_set(on_cpu: pd.DataFra
     assert worst(plain, reference, "coarse") > max(1e-3, 5 * of_pinned)
 
 
-@pytest.mark.usefixtures("jax_accelerator")
 def test_scores_rank_as_on_the_cpu(on_cpu: pd.DataFrame) -> None:
     scores = score(PINNED)
     assert scores["index"].tolist() == on_cpu["index"].tolist()
@@ -151,7 +149,9 @@ def test_the_scanned_epoch_trains_as_the_dispatched_one(
     digits = data.load("digits")
     train = data.read(digits.train, range(1000), description="train")
     validation = data.read(digits.test, range(300), description="validation")
-    recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.1, crop_padding=1, flip=False)
+    recipe = Recipe(
+        epochs=3, batch_size=50, learning_rate=0.1, warmup_epochs=1.0, crop_padding=1, flip=False
+    )
     scans = []
     scanned_epoch, dispatched_epoch = steps.scanned_epoch, steps.dispatched_epoch
     monkeypatch.setattr(loop, "scanned_epoch", lambda step: scans.append(1) or scanned_epoch(step))
@@ -199,7 +199,7 @@ def test_noise_of_every_operation_is_alike_on_the_device(torch_device: str) -> N
     with torch.no_grad():
         network[1].weight.copy_(torch.randn((10, 64), generator=generator) / 8)
     noise = bridge.WeightNoise(sigma=0.05, drawn="per_mvm")
-    chip = bridge.program(network, bridge.Profile("wnoise", wnoise=noise), seed=0)
+    chip = bridge.program(network, bridge.Profile(wnoise=noise), seed=0)
     digits = data.load("digits").test
     source = data.Normalised(digits.take(np.arange(300)), NORMALISATION)
     exact, here, there = (

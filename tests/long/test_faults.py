@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -11,7 +12,16 @@ import pytest
 
 from experiments.pipeline.stages import STAGES
 from tests.conftest import SMALL, Command
-from tests.kills import at_work, end_benchmark, gone, start, tables, wait_for, without
+from tests.kills import (
+    at_work,
+    end_benchmark,
+    gone,
+    require_ended,
+    start,
+    tables,
+    wait_for,
+    without,
+)
 
 pytestmark = pytest.mark.long
 
@@ -121,6 +131,23 @@ def test_a_benchmark_ends_with_its_processes(tmp_path: Path, sent: signal.Signal
     end_benchmark(tmp_path, sent)
 
 
+def test_training_that_was_told_to_end_goes_on_from_its_last_epoch(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    folder = without(finished_run, "train", tmp_path / "run")
+    many = ("--train.epochs", "2000")
+    with at_work(folder, "train", *many, files="checkpoints/*/[0-9]") as process:
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    require_ended(process, said, "train", signal.SIGTERM)
+    last = max(int(path.name) for path in folder.glob("checkpoints/*/[0-9]*"))
+    with at_work(folder, "train", *many, files=f"checkpoints/*/{last + 1}") as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=60)
+    require_ended(process, said, "train", signal.SIGINT)
+    assert re.findall(r"(?<!read )train: +0%\|[^|]*\| ([0-9.]+)", said)[0] != "0.00"
+
+
 def test_an_interrupt_of_the_command_alone_reaches_the_stage(
     finished_run: Path, tmp_path: Path
 ) -> None:
@@ -128,5 +155,4 @@ def test_an_interrupt_of_the_command_alone_reaches_the_stage(
     with at_work(folder, "score", files="scores/*/*") as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, said
-    assert said.count("score interrupted; the same command goes on from here") == 1
+    require_ended(process, said, "score", signal.SIGINT)

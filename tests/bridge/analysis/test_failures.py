@@ -262,16 +262,8 @@ def test_undefined_trend_says_why(decile, failed, reason):
 
 
 def test_the_analysis_needs_neither_torch_nor_jax():
-    names = [
-        "failures",
-        "comparison",
-        "calibration",
-        "routing",
-        "logits",
-        "overlap",
-        "resampling",
-        "checks",
-    ]
+    names = [f"analysis.{name}" for name in ("failures", "predictors", "calibration", "overlap")]
+    names += ["analysis.intervals", "routing.curves", "checks"]
     code = (
         f"import sys, bridge, {', '.join(f'bridge.{name}' for name in names)}\n"
         "bridge.failure_table; bridge.compare_predictors; bridge.routing_curve\n"

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.benchmarks import curvature, figures
+from experiments.benchmarks import contestants, curvature, figures
 from experiments.benchmarks.common import resident
 from experiments.benchmarks.curvature import CurvatureBenchmark, Workload
 from experiments.benchmarks.published_score import published_curvature
@@ -38,7 +38,8 @@ SETTINGS = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, rep
 def small() -> Any:
     """A network of one block and one thread: on a busy machine torch's threads mostly wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.benchmarks.contestants.cores", lambda: 1)
+        patch.setattr(contestants, "cores", lambda: 1)
+        patch.setattr(curvature, "cores", lambda: 1)
         replace_resnet18(patch)
         yield
 
@@ -80,7 +81,7 @@ def test_published_algorithm_gives_the_scores_of_the_estimator(workload: Workloa
     )
     handle.remove()
     assert len(forwards) == 6  # both branches each probe
-    expected = curvature._score(workload, batch, estimator)
+    expected = contestants._score(workload, batch, estimator)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-3)
     assert np.all(expected > 0)
 

@@ -252,17 +252,18 @@ def test_sigterm_ends_a_process_of_several() -> None:
     script = f"""
 import os, signal, time
 from pathlib import Path
-from experiments import own_model, termination
-termination.raise_on_sigterm()
-settings = own_model.OwnModel(
+from experiments.own import model
+from experiments.runs import processes
+processes.raise_on_sigterm()
+settings = model.OwnModel(
     "a:b", Path("images"), Path("out"), distributed=True,
     coordinator="localhost:{port}", processes=1, process=0,
 )
-own_model._join_cluster(settings)
+model._join_cluster(settings)
 try:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
-except termination.Terminated:
+except processes.Terminated:
     print("terminated")
 """
     done = subprocess.run(

@@ -32,12 +32,13 @@ DIGITS = PRESETS["digits"].experiment
 def small_network() -> Iterator[None]:
     """The command reads an exported network, and works on a small one in its place."""
     network, read = digits_network(), exported_run.open_exported
+
+    def opened(*arguments: Any, **options: Any) -> Exported:
+        return replace(read(*arguments, **options), network=network)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            exported_run,
-            "open_exported",
-            lambda *arguments, **options: replace(read(*arguments, **options), network=network),
-        )
+        patch.setattr(exported_run, "open_exported", opened)
+        patch.setattr(drift, "STUDY", replace(drift.STUDY, open=opened))
         yield
 
 
