@@ -53,8 +53,8 @@ class Curvature:
     score: np.ndarray
     """What `measures` says; see the estimator for its formula and unit."""
     standard_error: np.ndarray
-    """Of `score` over the probes; NaN for a single probe, 0 for an exact estimator. As an estimator
-    of your own returns it, NaN if it does not."""
+    """Standard error of `score` over the probes; NaN for a single probe, 0 for an exact estimator.
+    An estimator of your own may return it; else NaN."""
     probes: np.ndarray
     """Random vectors that the sample took; 0 for an estimator of your own."""
     loss: np.ndarray
@@ -70,9 +70,9 @@ class Curvature:
     hessian_trace: np.ndarray | None = None
     """Hutchinson's estimate of tr H from the same probes (see `HessianTrace`)."""
     hessian_trace_standard_error: np.ndarray | None = None
-    """Of `hessian_trace` over the probes."""
+    """Standard error of `hessian_trace` over the probes."""
     frobenius_norm: np.ndarray | None = None
-    """Of H (`HessianVector`) or of G (`GaussNewton`)."""
+    """Frobenius norm of H (`HessianVector`) or of G (`GaussNewton`)."""
     eigenvalues: np.ndarray | None = None
     """`[batch, k]`, descending: all non-zero ones of G, or those within the random subspace."""
     residual_trace: np.ndarray | None = None
@@ -132,9 +132,9 @@ class Inspection(NamedTuple):
     """What the first samples showed of a problem."""
 
     logits: np.ndarray
-    """Of two images, `[2, classes]`."""
+    """Logits of two images, `[2, classes]`."""
     losses: np.ndarray
-    """Of these under the labels 0 and 1, and 1 and 0, `[2, 2]`."""
+    """Losses of these images under the labels 0 and 1, and 1 and 0, `[2, 2]`."""
     matrix: str
     """What `GaussNewton` may call its matrix; empty where no estimator asks."""
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 Distribution = Literal["rademacher", "gaussian", "sphere"]
-"""Of the probe vectors: independent signs, standard normals, or uniform on the sphere of radius
-sqrt(d). For the trace, signs have the least variance of all vectors with independent entries."""
+"""Distribution of the probe vectors: independent signs, standard normals, or uniform on the sphere
+of radius sqrt(d). For the trace, signs have the least variance of all vectors with independent entries."""
 
 Precision = Literal["highest", "tensorfloat32", "bfloat16"]
-"""Of convolutions and matrix products; only accelerators have the last two."""
+"""Precision of convolutions and matrix products; only accelerators have the last two."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FiniteDifference:
     probes: int = 10
     """n, the random vectors a sample."""
     distribution: Distribution = "rademacher"
-    """Of the random vectors."""
+    """Distribution of the random vectors."""
 
     measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
 
@@ -81,7 +81,7 @@ class Published:
     """
 
     batch_size: int
-    """Of the published run; every score is divided by it."""
+    """Batch size of the published run; every score is divided by it."""
     step: float = 1e-3
     """h, in units of the (normalised) input."""
     probes: int = 10
@@ -113,7 +113,7 @@ class HessianVector:
     probes: int = 10
     """n, the random vectors a sample."""
     distribution: Distribution = "rademacher"
-    """Of the random vectors."""
+    """Distribution of the random vectors."""
     precision: Precision = "highest"
     """Nothing cancels here, so that a coarser one is possible."""
 
@@ -144,7 +144,7 @@ class HessianTrace:
     step: float | None = None
     """h of a finite difference; None for exact Hessian-vector products."""
     distribution: Distribution = "rademacher"
-    """Of the random vectors."""
+    """Distribution of the random vectors."""
 
     def __post_init__(self) -> None:
         if self.step is not None:

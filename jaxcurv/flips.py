@@ -32,7 +32,7 @@ from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 
 _GRADIENT_BYTES = 256 * 2**20
-"""Of weight gradients held at once."""
+"""Bytes of weight gradients held at once."""
 
 _CHUNK, _CPU_CHUNK = 64, 8
 """Samples differentiated at once, at most. On CPUs XLA's weight gradients of more samples at once

@@ -179,7 +179,7 @@ def _interval(
     failed: npt.NDArray[np.bool_],
     confidence: float,
 ) -> tuple[float, float]:
-    """Of the mean of `failed` [chips, samples]."""
+    """Interval of the mean of `failed` [chips, samples]."""
     if len(failed) == 1 or failed.all() or not failed.any():
         failures = int(failed.sum()) // len(failed)
         low, high = wilson_interval(failures, failed.shape[1], confidence)

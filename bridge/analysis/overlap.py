@@ -26,7 +26,7 @@ COLUMNS = (
     *("jaccard", "jaccard_low", "jaccard_high", "jaccard_chance", "jaccard_margin", "explained"),
     *("spearman", "spearman_low", "spearman_high", "spearman_given_margin", "reason"),
 )
-"""Of the table that `failure_overlap` returns."""
+"""Columns of the table that `failure_overlap` returns."""
 
 
 def failure_overlap(
@@ -354,7 +354,7 @@ def _partial(rho: float, first: float, second: float) -> float:
 
 
 def _correlation(a: npt.NDArray, b: npt.NDArray) -> float:
-    """Of two centred vectors; 0 where one is constant, as then it tells nothing of the other."""
+    """Correlation of two centred vectors; 0 where one is constant and tells nothing."""
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0
 

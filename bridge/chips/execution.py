@@ -225,13 +225,13 @@ class _Tile(nn.Module):
         return outputs, unit * self.scale
 
     def noise_variance(self, x: torch.Tensor) -> torch.Tensor:
-        """Of the noise in the outputs, ahead of the converter; broadcasts to them."""
+        """Variance of the noise in the outputs, ahead of the converter; broadcasts to them."""
         if self.variance_weight is not None:
             return self.convolution(x[:, self.channels].square(), self.variance_weight)
         return self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
 
     def output_variance(self, x: torch.Tensor) -> torch.Tensor:
-        """Of what noise and converter add to the layer's outputs; broadcasts to them.
+        """Variance that noise and converter add to the layer's outputs; broadcasts to them.
 
         The converter's error counts as uniform over its step, of variance step^2 / 12, and
         saturation as none. Inputs of 0 alone have no error.

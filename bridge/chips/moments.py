@@ -29,7 +29,7 @@ from jaxcurv.data.sources import Source
 
 
 class WeightMoments(NamedTuple):
-    """Of the deviations of a parameter's weights from the digital ones, of its shape, float32."""
+    """Mean and variance of a parameter's deviations from the digital weights, float32."""
 
     mean: torch.Tensor
     variance: torch.Tensor

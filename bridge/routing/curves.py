@@ -36,9 +36,9 @@ class Costs:
     """
 
     analog: float = 0.1
-    """Of one inference on the chip."""
+    """Energy of one inference on the chip."""
     digital: float = 1.0
-    """Of one forward pass of the digital model."""
+    """Energy of one forward pass of the digital model."""
 
     def __post_init__(self) -> None:
         require_finite("the energy of an analog inference", self.analog)
@@ -169,15 +169,15 @@ class RoutingResult:
     """What a threshold gives; fractions, means over chips."""
 
     fraction: float
-    """Routed."""
+    """Share of the samples that is routed."""
     accuracy: float
     accuracy_min: float
-    """Of the worst chip."""
+    """Accuracy of the worst chip."""
     accuracy_max: float
     energy: float
-    """A sample."""
+    """Mean energy of a sample."""
     saved: float
-    """Of the energy of the digital model alone; negative where routing costs more."""
+    """Share of the digital model's energy that is saved; negative where routing costs more."""
 
 
 def routed_at(

@@ -68,7 +68,7 @@ class Router:
     threshold: float
     """inf routes nothing but stored scores of inf, -inf everything."""
     score: AnalogScore | Mapping[int, float] = "margin"
-    """Of the chip's logits, by name; or stored, by the samples' stable index."""
+    """A score of the chip's logits, by name; or stored scores, by the samples' stable index."""
     costs: Costs = field(default_factory=Costs)
     """Energy of one inference."""
 

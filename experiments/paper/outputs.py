@@ -127,7 +127,7 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
     """D1 and D10 of each row, of all and of the digitally correct samples, and the paper's.
 
     Args:
-        table: `analysis.table_one` of one profile, with the columns model and data.
+        table: `failure_rates.table_one` of one profile, with the columns model and data.
         path: the PNG file.
     """
     names = [f"{row.model}\n{row.data}, {row.fold}" for row in table.itertuples()]

@@ -406,7 +406,7 @@ def tabulate(
       rate's own interval, not that of a difference, for which variants share too many samples.
 
     Raises:
-      ValueError: no `shipped`, no predictions under the profile, or what `analysis.join` refuses.
+      ValueError: no `shipped`, no predictions under the profile, or what `outcomes.join` refuses.
     """
     if SHIPPED not in scores:
         raise ValueError(f"no column {SHIPPED} among the scores: {', '.join(scores)}")

@@ -33,7 +33,7 @@ UNSHIFTED = "flip_probability, unshifted"
 """Phi(-margin / sd) around the digital weights: blind to what all chips of a profile share."""
 
 AT_MEAN = "margin at mean weights"
-"""That of the digital prediction, were the weights what a chip's are on average."""
+"""Margin of the digital prediction, were the weights what a chip's are on average."""
 
 ADDED, OF_LOGITS, LOGITS_ADDED = "margin + curvature", "logits", "logits + curvature"
 COMBINED = "all scores"

@@ -167,7 +167,7 @@ def prepare_image_tree(directory: Path, preprocessing: Preprocessing | None) -> 
 
 
 def _version(preprocessing: Preprocessing | None) -> str:
-    """Of the prepared tree: no two preprocessings have the same."""
+    """Version of the prepared tree: no two preprocessings have the same."""
     if preprocessing is None:
         return "1.0.0"
     major = _MAJOR[preprocessing.interpolation]

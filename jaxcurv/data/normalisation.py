@@ -91,12 +91,12 @@ class Normalised:
 
     @property
     def indices(self) -> np.ndarray:
-        """Of all samples, where the source has them."""
+        """Stable indices of all samples, where the source has them."""
         return self.source.indices  # type: ignore[attr-defined]
 
     @property
     def labels(self) -> np.ndarray:
-        """Of all samples, where the source has them."""
+        """Labels of all samples, where the source has them."""
         return self.source.labels  # type: ignore[attr-defined]
 
     def __getitem__(self, position: int, /) -> Sample:

@@ -20,12 +20,12 @@ class Chosen:
 
     @property
     def indices(self) -> np.ndarray:
-        """Of the chosen samples, where the source has them."""
+        """Stable indices of the chosen samples, where the source has them."""
         return np.asarray(self.source.indices)[self.positions]  # type: ignore[attr-defined]
 
     @property
     def labels(self) -> np.ndarray:
-        """Of the chosen samples, where the source has them."""
+        """Labels of the chosen samples, where the source has them."""
         return np.asarray(self.source.labels)[self.positions]  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Chosen:
         return list(samples_at(self.source, self.positions[positions]))
 
     def take(self, positions: Integer[np.ndarray, " k"]) -> "Chosen":
-        """Those of the chosen samples at `positions` `[k]`, in that order."""
+        """The chosen samples at `positions` `[k]`, in that order."""
         return Chosen(self.source, self.positions[positions])
 
 

@@ -63,8 +63,8 @@ class Raw(NamedTuple):
     draws: tuple[Draws, ...]
     """In the order of `probings`."""
     spectra: dict[str, dict[str, Any]]
-    """Of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each. On a device with
-    the Gram matrix, once collected with its eigenvalues instead."""
+    """Results of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each. On a
+    device with the Gram matrix; once collected, with its eigenvalues instead."""
     own: dict[str, dict[str, Any]]
     """Score and standard error of the `OwnEstimator`s, by name; `[batch]` each."""
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def over_devices(mesh: Mesh | None = None) -> NamedSharding | None:
-    """Of a batch over this process's devices; None for a single one."""
+    """The sharding of a batch over this process's devices; None for a single device."""
     if mesh is None:
         devices = jax.local_devices()
         if len(devices) == 1:

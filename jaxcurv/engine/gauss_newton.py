@@ -170,7 +170,7 @@ def _outside(q: list[Array], column: Array) -> Array:
 
 
 def eigenvalues(gram: np.ndarray) -> np.ndarray:
-    """Of positive matrices `[batch, k, k]`, descending, `[batch, k]`; computed in float64."""
+    """Eigenvalues `[batch, k]`, descending, of positive matrices `[batch, k, k]`; in float64."""
     found = np.linalg.eigvalsh(gram.astype(np.float64))[:, ::-1]
     # Rounding may push the zero ones below zero.
     return np.maximum(found, 0).astype(gram.dtype)

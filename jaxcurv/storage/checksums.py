@@ -184,7 +184,7 @@ def hash_tree(tree: Any) -> str:
 
 
 class _TableHash:
-    """Of rows that come in pieces; where one ends and the next begins makes no difference."""
+    """Hash of rows that come in parts; where one part ends makes no difference."""
 
     def __init__(self) -> None:
         self._streams: dict[str, Any] = defaultdict(hashlib.sha256)
