@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Distribution = Literal["rademacher", "gaussian", "sphere"]
 """Distribution of the probe vectors: independent signs, standard normals, or uniform on the sphere
-of radius sqrt(d). For the trace, signs have the least variance of all vectors with independent entries."""
+of radius sqrt(d). For the trace, signs have the least variance of all vectors with independent
+entries."""
 
 Precision = Literal["highest", "tensorfloat32", "bfloat16"]
 """Precision of convolutions and matrix products; only accelerators have the last two."""

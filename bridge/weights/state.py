@@ -10,7 +10,6 @@ import torch
 from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
-
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
 
 
@@ -28,11 +27,8 @@ class _Entry(NamedTuple):
 
 
 _VECTOR = (0,)
-
 _BIAS = _Layout("bias", _VECTOR)
-
 _LINEAR = {"kernel": _Layout("weight", (1, 0)), "bias": _BIAS}
-
 _CONV = {"kernel": _Layout("weight", (3, 2, 0, 1)), "bias": _BIAS}
 
 _BATCH_NORM = {

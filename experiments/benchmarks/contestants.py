@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from jaxcurv.engine.model import Problem
 
 STEP = FiniteDifference().step
-
 PUBLISHED, FLOOR = "published, PyTorch", "floor: n + 1 plain passes"
 
 RATIOS = {

@@ -14,9 +14,7 @@ from experiments.runs.files import write_bytes
 
 # Okabe and Ito's colours for the colour-blind, their yellow replaced by a wine that shows on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-
 BLUE, VERMILLION, PURPLE, WINE = "#0072B2", "#D55E00", "#CC79A7", "#882255"
-
 GREY = "#777777"
 
 STYLE: dict[Any, Any] = {

@@ -12,7 +12,6 @@ from experiments.settings.experiment import Experiment
 from experiments.stages import analyse, export, flips, pretrained, report, score, simulate, train
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")
-
 _TORCH = ("torch", "aihwkit", "safetensors")
 
 
