@@ -530,6 +530,7 @@ def on_devices(
     code: str, count: int, dump: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs code on so many devices of the CPU; its compiled programs are written to `dump`."""
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a cached program is not written
     flags = f"--xla_force_host_platform_device_count={count} --xla_dump_to={dump}"
     return subprocess.run(
         [sys.executable, "-c", code],

@@ -146,13 +146,3 @@ def test_training_that_was_told_to_end_goes_on_from_its_last_epoch(
         _, said = process.communicate(timeout=60)
     require_ended(process, said, "train", signal.SIGINT)
     assert re.findall(r"(?<!read )train: +0%\|[^|]*\| ([0-9.]+)", said)[0] != "0.00"
-
-
-def test_an_interrupt_of_the_command_alone_reaches_the_stage(
-    finished_run: Path, tmp_path: Path
-) -> None:
-    folder = without(finished_run, "score", tmp_path / "run")
-    with at_work(folder, "score", files="scores/*/*") as process:
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    require_ended(process, said, "score", signal.SIGINT)
