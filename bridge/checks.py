@@ -1,4 +1,4 @@
-"""What the failure analysis refuses: the checks that its functions share."""
+"""Checks of arguments that the rooms of the bridge share."""
 
 from __future__ import annotations
 

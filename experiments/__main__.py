@@ -7,7 +7,7 @@ def main() -> None:
     """Runs the command line, or says what must be installed for it."""
     try:
         from experiments.cli.commands import run
-        from experiments.runs.processes import raise_on_sigint, raise_on_sigterm
+        from experiments.system.processes import raise_on_sigint, raise_on_sigterm
     except ModuleNotFoundError as error:
         print(
             f"error: not installed: {error.name}; "

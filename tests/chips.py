@@ -12,7 +12,7 @@ from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagem
 from torch import nn
 
 from bridge import ADC, PCM, Profile, WeightNoise, logit_scores
-from bridge.chips.noise import MvmNoiseTile
+from bridge.chips.weight_noise import MvmNoiseTile
 from bridge.weights.resnet import BasicBlock, ResNet
 from jaxcurv import data
 

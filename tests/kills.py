@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.pipeline.stages import STAGES
+from experiments.pipeline.registry import STAGES
 from experiments.runs.records import read_record
 from tests.conftest import SMALL
 

@@ -10,8 +10,8 @@ import tyro
 
 from experiments.cli.exit_codes import exit_code_of
 from experiments.paper.reproduce import ROWS
-from experiments.runs.errors import at_work
-from experiments.runs.processes import raise_on_sigint, raise_on_sigterm
+from experiments.system.errors import at_work
+from experiments.system.processes import raise_on_sigint, raise_on_sigterm
 from jaxcurv.storage.lock import hold
 from tools.archive import archive, archive_fit
 from tools.regenerate import regenerate

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.figures import analysis, paper
+from experiments.figures import paper
+from experiments.figures.predictors import predictor_figure
 from experiments.paper.fit import tabulate
-from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.studies import rescore
+from experiments.system.errors import at_work
 from experiments.tables import failure_rates, outcomes
 from experiments.tables.predictors import compare, costs_table
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
 from jaxcurv.storage.lock import hold
-from tools import page
+from tools import results_page
 from tools.archive import read_samples, reduce_colours
 
 
@@ -38,7 +39,7 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
       FolderInUse: another process writes there.
       WorkFailed: a file is missing, a fit was left out, or what failed else.
     """
-    page.require_place(readme)
+    results_page.require_place(readme)
     runs = [path.parent for path in sorted(results.glob("*/predictions.parquet"))]
     if not runs:
         raise FileNotFoundError(f"no archived run in {results}: `python -m tools archive` first")
@@ -54,7 +55,7 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
                 errors.append(error)
             else:
                 fits.append(path.parent)
-        written = page.write(results, readme, fits)
+        written = results_page.write(results, readme, fits)
         say(f"{written} and the marked part of {readme}")
         if errors:
             raise errors[0]
@@ -99,7 +100,7 @@ def regenerate_run(place: Path) -> None:
         paper.figure_one(
             deciles, place / "figures" / "figure_one_correct.png", denominator="correct"
         ),
-        analysis.predictor_figure(predictors, place / "figures" / "predictors.png"),
+        predictor_figure(predictors, place / "figures" / "predictors.png"),
     ]
     if (rescored := place / "rescore" / "scores.parquet").exists():
         variants = rescore.tabulate(

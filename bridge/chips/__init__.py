@@ -1,1 +1,7 @@
-"""Analog chips: profiles, memories, programming, noise, execution, prediction."""
+"""Analog chips: what they are made of, programming, execution, prediction, files.
+
+- what a chip is: `profiles`, `memories` (PCM and others), `weight_noise`, `adc`, `configuration`
+- how it is made: `conversion`, `programming`, `streams` (its random numbers), `files`
+- how it runs: `executable`, `fast_tiles`, `convolution`, `tiles`, `images`, `prediction`
+- what is known of it: `layers`, `moments`
+"""

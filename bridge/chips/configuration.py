@@ -23,8 +23,8 @@ from aihwkit.simulator.parameters.enums import (
 )
 
 from bridge.chips.memories import Compensation
-from bridge.chips.noise import MvmNoiseTile
 from bridge.chips.profiles import Clipping, Profile
+from bridge.chips.weight_noise import MvmNoiseTile
 
 TILE_SIZE = 512
 """Rows and columns of a crossbar tile; larger layers are split evenly."""

@@ -13,13 +13,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.configuration import clip_parameter, rpu_config
-from bridge.chips.noise import (
-    MvmNoiseTile,
-    largest_target,
-    stream,
-)
 from bridge.chips.profiles import Profile
+from bridge.chips.streams import stream
 from bridge.chips.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.weight_noise import MvmNoiseTile, largest_target
 
 
 def convert(

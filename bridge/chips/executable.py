@@ -8,13 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bridge.chips.execution import fast_network, unsupported_settings
-from bridge.chips.noise import (
-    SampleNoise,
-    stream,
-    weight_noise,
-)
+from bridge.chips.fast_tiles import fast_network, unsupported_settings
+from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import named_tiles
+from bridge.chips.weight_noise import weight_noise
 
 Engine = Literal["fast", "aihwkit"]
 """What computes the tiles: ordinary layers and convolutions (`execution`), or AIHWKit's tiles."""

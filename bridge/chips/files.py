@@ -14,9 +14,9 @@ from torch import nn
 
 from bridge.chips.conversion import convert
 from bridge.chips.executable import Executable
-from bridge.chips.noise import SampleNoise
 from bridge.chips.profiles import from_json, to_json
 from bridge.chips.programming import Chip
+from bridge.chips.streams import SampleNoise
 from bridge.chips.tiles import named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
 

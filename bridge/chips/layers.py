@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
-from bridge.chips.converters import Images, as_tensor
 from bridge.chips.executable import Engine, Executable
+from bridge.chips.images import Images, as_tensor
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bridge.chips.converters import Images
-from bridge.chips.execution import propagated_variance
+from bridge.chips.fast_tiles import propagated_variance
+from bridge.chips.images import Images
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program

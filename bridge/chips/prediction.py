@@ -18,8 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from bridge.checks import require_count
-from bridge.chips.converters import refused_layout
 from bridge.chips.files import fingerprint
+from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch, read_batches
 from jaxcurv.data.sources import Source

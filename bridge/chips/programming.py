@@ -18,17 +18,14 @@ from torch import nn
 from tqdm import tqdm
 
 from bridge.checks import require_finite
+from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
-from bridge.chips.converters import Images, as_tensor, calibrate_ranges, tile_output_shares
 from bridge.chips.executable import Engine, Executable, executable_of, require_engine
-from bridge.chips.noise import (
-    SampleNoise,
-    freeze_weight_noise,
-    largest_target,
-    stream,
-)
+from bridge.chips.images import Images, as_tensor
 from bridge.chips.profiles import ADC, Profile
+from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, named_tiles
+from bridge.chips.weight_noise import freeze_weight_noise, largest_target
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.chips.converters import refused_layout
+from bridge.chips.images import refused_layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
 from bridge.routing.curves import Costs, mean_energy

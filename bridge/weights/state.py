@@ -1,4 +1,4 @@
-""""""
+"""Weights from Flax NNX to torch and back: names, axes, layers."""
 
 from collections import defaultdict
 from collections.abc import Mapping

@@ -36,10 +36,10 @@ from experiments.benchmarks.common import (
     turns,
     warn_of_load,
 )
-from experiments.runs.devices import cores, processor, require_device
-from experiments.runs.environment import package_versions
-from experiments.runs.errors import at_work
-from experiments.settings.experiment import require_device_name
+from experiments.settings.flags import require_device_name
+from experiments.system.devices import cores, processor, require_device
+from experiments.system.environment import package_versions
+from experiments.system.errors import at_work
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:

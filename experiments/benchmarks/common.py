@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.runs.files import require_writable
-from experiments.runs.processes import Terminated, end_with_parent, raise_on_sigterm
+from experiments.system.processes import Terminated, end_with_parent, raise_on_sigterm
 from jaxcurv.storage.checksums import read_json
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from experiments.benchmarks.common import (
     summary,
     warn_of_load,
 )
-from experiments.runs.devices import cores, device, use_every_core
-from experiments.runs.environment import package_versions
-from experiments.runs.errors import at_work
+from experiments.system.devices import cores, device, use_every_core
+from experiments.system.environment import package_versions
+from experiments.system.errors import at_work
 from jaxcurv.estimators import (
     Precision,
 )
@@ -35,7 +35,7 @@ from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
     from jaxcurv.data.reading import Batch
-from experiments.benchmarks.contestants import (
+from experiments.benchmarks.curvature_contestants import (
     RATIOS,
     TOLERANCE,
     Contestant,
@@ -88,7 +88,7 @@ def run(settings: CurvatureBenchmark) -> int:
         if settings.json is not None:
             write_json(settings.json, report)
         if settings.figures is not None:
-            from experiments.benchmarks.figures import draw, sweep
+            from experiments.benchmarks.curvature_figures import draw, sweep
 
             table = sweep(workload, settings)
             path = draw(table, settings.figures / "benchmark.png", device())

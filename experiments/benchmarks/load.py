@@ -31,10 +31,10 @@ from experiments.benchmarks.common import (
     resident,
     warn_of_load,
 )
-from experiments.runs.devices import cores, processor, require_device
-from experiments.runs.environment import package_versions
-from experiments.runs.errors import at_work
-from experiments.settings.experiment import require_device_name
+from experiments.settings.flags import require_device_name
+from experiments.system.devices import cores, processor, require_device
+from experiments.system.environment import package_versions
+from experiments.system.errors import at_work
 from jaxcurv.data import Normalisation, Normalised, Sample
 from jaxcurv.storage.checksums import write_json
 
@@ -226,7 +226,7 @@ def measure(work: str, samples: int, settings: LoadBenchmark) -> dict[str, Any]:
 
 
 def _score(settings: LoadBenchmark) -> tuple[str, Run]:
-    from experiments.runs.devices import device, use_every_core
+    from experiments.system.devices import device, use_every_core
 
     use_every_core(settings.batch_size)
     import jax

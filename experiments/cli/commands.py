@@ -19,11 +19,11 @@ from rich.table import Table
 
 from experiments.cli.exit_codes import exit_code_of
 from experiments.cli.parsing import Options, parse, parse_preset
-from experiments.own import model, predictions
 from experiments.pipeline import runner
-from experiments.runs.errors import at_work
 from experiments.runs.records import STAGE_NAMES, recorded_settings
 from experiments.settings.presets import PRESETS
+from experiments.system.errors import at_work
+from experiments.user import model, predictions
 from jaxcurv.storage.lock import hold
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ def _analyse(arguments: Sequence[str]) -> None:
 
 
 def _paper_output(command: str, arguments: Sequence[str]) -> None:
-    from experiments.paper import outputs
+    from experiments.paper import table_and_figures
 
-    kind, work = outputs.COMMANDS[command]
+    kind, work = table_and_figures.COMMANDS[command]
     work(parse(kind, command, arguments))
 
 
@@ -183,9 +183,11 @@ def _benchmark(arguments: Sequence[str]) -> int | None:
         print("usage: python -m experiments benchmark curvature|analog|load [flags]")
         return None
     if subject == "curvature":
-        from experiments.benchmarks import contestants, curvature
+        from experiments.benchmarks import curvature, curvature_contestants
 
-        return curvature.run(parse(contestants.CurvatureBenchmark, "benchmark curvature", flags))
+        return curvature.run(
+            parse(curvature_contestants.CurvatureBenchmark, "benchmark curvature", flags)
+        )
     if subject == "analog":
         from experiments.benchmarks import analog as analog
 

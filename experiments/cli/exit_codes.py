@@ -4,9 +4,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from experiments.runs import errors
-from experiments.runs.errors import WorkFailed
-from experiments.runs.processes import INTERRUPTED, TERMINATED, Terminated
+from experiments.system import errors
+from experiments.system.errors import WorkFailed
+from experiments.system.processes import INTERRUPTED, TERMINATED, Terminated
 
 
 def exit_code_of(work: Callable[[], int | None], *, debug: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""Flags of the commands, parsed by tyro."""
+"""Parsing of flags by tyro; those of the stages are defined in `experiments.settings.flags`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
 
 Parsed = TypeVar("Parsed")

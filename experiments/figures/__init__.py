@@ -1,1 +1,1 @@
-"""Figures."""
+"""Figures of a run: Fig. 1, gallery, predictors, scores, overlap. Studies draw their own."""

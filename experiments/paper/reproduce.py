@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.paper.fit import model_of
-from experiments.paper.outputs import TableOne, table_one
-from experiments.runs.devices import require_device
-from experiments.runs.errors import StageFailed
+from experiments.paper.table_and_figures import TableOne, table_one
 from experiments.runs.files import require_writable
-from experiments.runs.processes import Terminated
-from experiments.settings.experiment import require_device_name
+from experiments.settings.flags import require_device_name
 from experiments.settings.presets import PRESETS
-from experiments.tables.paper import TABLE_ONE
+from experiments.system.devices import require_device
+from experiments.system.errors import StageFailed
+from experiments.system.processes import Terminated
+from experiments.tables.paper_values import TABLE_ONE
 
 _CIFAR = ("cifar10", "cifar100")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bridge.analysis.failures import failure_table
 from bridge.chips.profiles import PCM, PROFILES, Clipping, Profile
-from experiments.settings.experiment import Fold
+from experiments.settings.flags import Fold
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
 
 FOLDS: dict[str, tuple[Fold, ...]] = {

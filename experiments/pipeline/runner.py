@@ -20,14 +20,17 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from experiments.pipeline.identity import identity_of, is_up_to_date
-from experiments.pipeline.stages import stage_of
-from experiments.runs.devices import require_device
-from experiments.runs.environment import environment, package_versions
-from experiments.runs.errors import StageFailed, at_work, show_error
+from experiments.pipeline.registry import stage_of
+from experiments.pipeline.up_to_date import identity_of, is_up_to_date
 from experiments.runs.files import require_writable, sha256
 from experiments.runs.job import Job
-from experiments.runs.processes import (
+from experiments.runs.records import recorded_settings, write_record
+from experiments.runs.resume import key_of
+from experiments.settings.flags import Experiment
+from experiments.system.devices import require_device
+from experiments.system.environment import environment, package_versions
+from experiments.system.errors import StageFailed, at_work, show_error
+from experiments.system.processes import (
     INTERRUPTED,
     TERMINATED,
     Terminated,
@@ -35,9 +38,6 @@ from experiments.runs.processes import (
     raise_on_sigint,
     raise_on_sigterm,
 )
-from experiments.runs.records import recorded_settings, write_record
-from experiments.runs.resume import key_of
-from experiments.settings.experiment import Experiment
 from jaxcurv.storage.checksums import write_json
 from jaxcurv.storage.lock import hold
 

@@ -1,1 +1,1 @@
-"""A run's folder: its files, records, networks and samples, and the processes that write it."""
+"""A run's folder: its files, records, networks and samples, and how work in it is resumed."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_type_hints
 
-from experiments.settings.experiment import Model
+from experiments.settings.flags import Model
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
 

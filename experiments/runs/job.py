@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from jaxcurv import data
 
 

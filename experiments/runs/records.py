@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from jaxcurv.storage.checksums import read_json, write_json
 
 STAGE_NAMES = (

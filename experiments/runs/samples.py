@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from experiments.settings.experiment import Experiment, Fold
+from experiments.settings.flags import Experiment, Fold
 from jaxcurv.data import (
     Arrays,
     Chosen,

@@ -1,1 +1,1 @@
-"""The settings of an experiment, and presets of them."""
+"""The settings of an experiment, each a flag of the command line, and presets of them."""

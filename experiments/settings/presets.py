@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from experiments.settings.experiment import Data, Experiment, Model, Score, Simulate
+from experiments.settings.flags import Data, Experiment, Model, Score, Simulate
 from experiments.settings.flatten import flatten
 from jaxcurv.training.recipe import Recipe
 

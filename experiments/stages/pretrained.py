@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.runs.descriptions import describe
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import build_flax
-from experiments.settings.experiment import Data, Experiment
+from experiments.settings.flags import Data, Experiment
 from jaxcurv import data
 from jaxcurv.storage.checksums import write_json
 

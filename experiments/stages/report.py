@@ -100,7 +100,7 @@ def _draw(
     class_names: Sequence[str],
 ) -> list[Path]:
     """The figures of the run, in the order of the page."""
-    from experiments.figures import analysis, paper, scores, training
+    from experiments.figures import paper, predictors, scores, training
     from experiments.figures.overlap import draw
 
     folder = job.folder / "figures"
@@ -111,11 +111,11 @@ def _draw(
     drawn = [
         paper.figure_one(deciles, folder / "figure_one.png"),
         paper.figure_one(deciles, folder / "figure_one_correct.png", denominator="correct"),
-        analysis.predictor_figure(analysed["predictors"], folder / "predictors.png"),
-        analysis.calibration_figure(
+        predictors.predictor_figure(analysed["predictors"], folder / "predictors.png"),
+        predictors.calibration_figure(
             analysed["calibration"], analysed["calibration_errors"], folder / "calibration.png"
         ),
-        analysis.routing_figure(*routed, folder / "routing.png"),
+        predictors.routing_figure(*routed, folder / "routing.png"),
         paper.gallery(rows, images(rows), class_names, folder / "gallery.png"),
         scores.score_histogram(joined, folder / "score_histogram.png"),
     ]

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.runs.descriptions import read_description, read_normalisation
-from experiments.runs.devices import warn_of_idle_accelerator
 from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_flax, require_classes
 from experiments.runs.samples import choose_folds, first_images, limited, read_small
+from experiments.system.devices import warn_of_idle_accelerator
 from jaxcurv import data
 
 

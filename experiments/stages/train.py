@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from experiments.runs.descriptions import describe
-from experiments.runs.devices import warn_of_idle_accelerator
 from experiments.runs.files import write_csv
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import build_flax
 from experiments.runs.samples import choose_folds
+from experiments.system.devices import warn_of_idle_accelerator
 from jaxcurv import data
 from jaxcurv.storage.checksums import write_json
 

@@ -21,13 +21,13 @@ from rich.table import Table
 
 from experiments.figures.style import STYLE, new_figure, write_figure
 from experiments.runs.descriptions import read_description
-from experiments.runs.devices import device, warn_of_idle_accelerator
-from experiments.runs.environment import package_versions
 from experiments.runs.files import require_writable
 from experiments.runs.job import Job
 from experiments.runs.networks import load_flax
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.studies.opening import Study, open_images
+from experiments.system.devices import device, warn_of_idle_accelerator
+from experiments.system.environment import package_versions
 from jaxcurv.data import Normalised
 from jaxcurv.estimators import (
     Adaptive,

@@ -23,7 +23,7 @@ from bridge.chips.profiles import Profile, to_json
 from experiments.figures.overlap import draw
 from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.resume import key_of, table_at
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.data import Normalised

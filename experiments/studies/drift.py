@@ -33,7 +33,7 @@ from experiments.figures.style import (
 )
 from experiments.runs.files import write_parquet
 from experiments.runs.resume import key_of, table_at
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.storage.checksums import write_json

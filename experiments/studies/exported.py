@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.runs.devices import require_device
-from experiments.runs.environment import package_versions
 from experiments.runs.files import require_writable, sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import load_twin
 from experiments.runs.samples import calibration_images
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.studies.opening import Images, open_images
+from experiments.system.devices import require_device
+from experiments.system.environment import package_versions
 from jaxcurv.data import Normalised
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rich.table import Table
 from bridge.chips.profiles import to_json
 from experiments.figures.style import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.files import write_parquet
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.storage.checksums import write_json

@@ -11,7 +11,7 @@ from experiments.runs.descriptions import read_normalisation
 from experiments.runs.job import Job, load_data
 from experiments.runs.networks import require_classes
 from experiments.runs.samples import choose_folds, read_small
-from experiments.settings.experiment import Experiment, Fold
+from experiments.settings.flags import Experiment, Fold
 from jaxcurv.data import Chosen, ImageDataset, Normalisation, Normalised, subset
 
 Settings = TypeVar("Settings")

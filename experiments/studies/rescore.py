@@ -26,16 +26,16 @@ from rich.table import Table
 from bridge.analysis.failures import deciles, failure_table
 from experiments.figures.style import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.descriptions import read_description
-from experiments.runs.devices import device, warn_of_idle_accelerator
-from experiments.runs.environment import package_versions
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
 from experiments.runs.job import Job
 from experiments.runs.networks import load_flax
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, read_small
-from experiments.settings.experiment import Data, Experiment, Fold
+from experiments.settings.flags import Data, Experiment, Fold
 from experiments.studies.opening import Study, open_images
+from experiments.system.devices import device, warn_of_idle_accelerator
+from experiments.system.environment import package_versions
 from experiments.tables import outcomes
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference

@@ -17,7 +17,7 @@ from experiments.tables.outcomes import (
     over_chips,
     require_columns,
 )
-from experiments.tables.paper import TABLE_ONE
+from experiments.tables.paper_values import TABLE_ONE
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 import bridge
 from bridge.analysis.failures import analog_only_failures
-from experiments.settings.experiment import Fold
+from experiments.settings.flags import Fold
 
 Denominator = Literal["all", "correct"]
 FOLDS: tuple[str, ...] = get_args(Fold)

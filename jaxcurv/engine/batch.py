@@ -16,13 +16,13 @@ from jaxtyping import Array
 
 from jaxcurv.data.reading import Batch
 from jaxcurv.engine import gauss_newton, own_estimators
+from jaxcurv.engine.finite_difference import gradient_difference
+from jaxcurv.engine.hessian_vector import hessian_vector_product
 from jaxcurv.engine.losses import hessian_root
 from jaxcurv.engine.model import Problem
 from jaxcurv.engine.norms import norm
-from jaxcurv.engine.probes import probe
 from jaxcurv.estimators import (
     Adaptive,
-    Distribution,
     Estimator,
     GaussNewton,
     LowRankGaussNewton,
@@ -115,10 +115,12 @@ def dispatch(
     for probing, count in counts.items():
         with jax.default_matmul_precision(probing.precision):
             if probing.step is None:
-                evaluate = partial(_product, bases[probing.precision].product, x, indices, key)
+                evaluate = partial(
+                    hessian_vector_product, bases[probing.precision].product, x, indices, key
+                )
             else:
                 evaluate = partial(
-                    _difference, problem, params, x, y, base.gradient, indices, key,
+                    gradient_difference, problem, params, x, y, base.gradient, indices, key,
                     step=jnp.asarray(probing.step, x.dtype),
                     offset=jnp.asarray(probing.offset, x.dtype),
                 )  # fmt: skip
@@ -261,41 +263,3 @@ def _loss_gradient(problem: Problem, logits: Array, pullback: Any, y: Array) -> 
     losses, loss_pullback = jax.vjp(lambda z: problem.loss(z, y), logits)
     (gradient,) = pullback(*loss_pullback(jnp.ones_like(losses)))
     return losses, gradient
-
-
-@partial(jax.jit, static_argnames=("problem", "distribution"))
-def _difference(
-    problem: Problem,
-    params: Any,
-    x: Array,
-    y: Array,
-    gradient: Array,
-    indices: Array,
-    key: Array,
-    number: Array,
-    step: Array,
-    offset: Array,
-    distribution: Distribution,
-) -> tuple[Array, Array]:
-    """|| g || and v . g / h of a batch for one probe, g = grad L(x + h v) - grad L(x)."""
-    v = probe(distribution, key, indices, number, x.shape[1:], x.dtype) + offset
-
-    def total(x: Array) -> Array:
-        return jnp.sum(problem.loss(problem.model(params, x), y))
-
-    difference = jax.grad(total)(x + step * v) - gradient
-    return norm(difference), _dot(v, difference) / step
-
-
-@partial(jax.jit, static_argnames="distribution")
-def _product(
-    product: Any, x: Array, indices: Array, key: Array, number: Array, distribution: Distribution
-) -> tuple[Array, Array]:
-    """|| H v || and v . H v of a batch for one probe."""
-    v = probe(distribution, key, indices, number, x.shape[1:], x.dtype)
-    hv = product(v)
-    return norm(hv), _dot(v, hv)
-
-
-def _dot(x: Array, y: Array) -> Array:
-    return jnp.sum(x * y, axis=tuple(range(1, x.ndim)))

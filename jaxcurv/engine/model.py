@@ -1,4 +1,4 @@
-""""""
+"""What is scored: a model of any kind, and a loss, brought to one form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -10,3 +10,7 @@ def norm(x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1)
     return jnp.squeeze(scale, axes) * jnp.sqrt(jnp.sum(jnp.square(x / scale), axis=axes))
+
+
+def dot(x: Array, y: Array) -> Array:
+    return jnp.sum(x * y, axis=tuple(range(1, x.ndim)))

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
-from experiments.figures import analysis
+from experiments.figures import style
+from experiments.figures.predictors import calibration_figure, predictor_figure, routing_figure
 from experiments.tables.outcomes import DENOMINATORS
 from experiments.tables.outcomes import FULL_PROFILE as FULL
 
@@ -93,13 +94,13 @@ def routing(kinds=("known", "digital"), passes=22.0):
 def drawn(monkeypatch):
     """The figures that were written, in order, to read them."""
     written = []
-    write = analysis.write_figure
+    write = style.write_figure
 
     def keep(figure, path, table):
         written.append(figure)
         return write(figure, path, table)
 
-    monkeypatch.setattr(analysis, "write_figure", keep)
+    monkeypatch.setattr("experiments.figures.predictors.write_figure", keep)
     return written
 
 
@@ -110,10 +111,10 @@ def texts(figure):
 
 def test_same_bytes_each_time(tmp_path):
     def draw(folder):
-        analysis.predictor_figure(predictors(curvature=0.7, margin=0.8), folder / "predictors.png")
-        analysis.calibration_figure(*calibration(0.1), folder / "calibration.png")
+        predictor_figure(predictors(curvature=0.7, margin=0.8), folder / "predictors.png")
+        calibration_figure(*calibration(0.1), folder / "calibration.png")
         curves, baselines, choices = routing()
-        analysis.routing_figure(curves, baselines, choices, folder / "routing.png")
+        routing_figure(curves, baselines, choices, folder / "routing.png")
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
@@ -124,7 +125,7 @@ def test_same_bytes_each_time(tmp_path):
 
 def test_predictors_stand_by_auroc_with_their_cost(tmp_path, drawn):
     table = predictors(curvature=0.7, gradient_norm=0.9, constant=NAN)
-    path = analysis.predictor_figure(table, tmp_path / "p.png")
+    path = predictor_figure(table, tmp_path / "p.png")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["gradient norm", "curvature"]
     (costs,) = axis.child_axes
@@ -140,19 +141,19 @@ def test_predictors_stand_by_auroc_with_their_cost(tmp_path, drawn):
 
 def test_predictors_say_why_there_is_nothing(tmp_path, drawn):
     table = predictors(curvature=0.7)
-    analysis.predictor_figure(table, tmp_path / "p.png", profile="ideal")
+    predictor_figure(table, tmp_path / "p.png", profile="ideal")
     assert "AUROC is undefined: no sample fails" in texts(drawn[0])
     with pytest.raises(ValueError, match="no denominator 'all' here; there is correct"):
-        analysis.predictor_figure(table, tmp_path / "q.png", denominator="all")
+        predictor_figure(table, tmp_path / "q.png", denominator="all")
     assert not (tmp_path / "q.png").exists()
     few = table.assign(failures=NAN, samples=3)  # fewer than there are bins
-    analysis.predictor_figure(few, tmp_path / "r.png", profile="ideal")
+    predictor_figure(few, tmp_path / "r.png", profile="ideal")
     assert f"ideal, test fold\n3 {DENOMINATORS['correct']}" in texts(drawn[1])
 
 
 def test_calibration_draws_only_profiles_that_fail(tmp_path, drawn):
     bins, errors = calibration(0.1)
-    analysis.calibration_figure(
+    calibration_figure(
         pd.concat([bins, bins.assign(profile="adc")]),
         pd.concat([errors, errors.assign(profile="adc", observed=0.0)]),
         tmp_path / "c.png",
@@ -161,7 +162,7 @@ def test_calibration_draws_only_profiles_that_fail(tmp_path, drawn):
     assert axis.get_title() == f"{FULL}\nECE 0.100"
     (points,) = (one for one in axis.collections if isinstance(one, PathCollection))
     assert points.get_offsets().tolist() == [[0.2, 0.1]]  # the empty bin is not there
-    analysis.calibration_figure(*calibration(0.0), tmp_path / "none.png")
+    calibration_figure(*calibration(0.0), tmp_path / "none.png")
     assert "no sample of the test fold fails under any profile" in texts(drawn[1])
 
 
@@ -171,12 +172,12 @@ def test_calibration_where_nothing_is_digitally_correct(tmp_path, drawn, rows):
         table.head(0) if rows == "none" else table.assign(fold="validation")
         for table in calibration(0.1)
     )
-    analysis.calibration_figure(bins, errors, tmp_path / "c.png")
+    calibration_figure(bins, errors, tmp_path / "c.png")
     assert "no sample of the test fold fails under any profile" in texts(drawn[0])
 
 
 def test_routing_marks_baselines_choices_and_what_lies_beyond(tmp_path, drawn):
-    analysis.routing_figure(*routing(), tmp_path / "r.png")
+    routing_figure(*routing(), tmp_path / "r.png")
     by_fraction, by_energy = drawn[0].axes
     labels = by_fraction.get_legend_handles_labels()[1]
     baselines = ["always analog", "always digital"]
@@ -186,14 +187,14 @@ def test_routing_marks_baselines_choices_and_what_lies_beyond(tmp_path, drawn):
     assert by_energy.get_xlabel() == "Energy a sample\n(not shown: by digital, from 22.1 on)"
     assert max(max(line.get_xdata(), default=0) for line in by_energy.lines) <= 1.25
     # One pass more than the digital model is within the axis.
-    analysis.routing_figure(*routing(passes=1.0), tmp_path / "r.png")
+    routing_figure(*routing(passes=1.0), tmp_path / "r.png")
     assert drawn[1].axes[1].get_xlabel() == "Energy a sample"
 
 
 def test_routing_without_choices(tmp_path, drawn):
     curves, baselines, choices = routing()
-    analysis.routing_figure(curves, baselines, choices.head(0), tmp_path / "r.png")
+    routing_figure(curves, baselines, choices.head(0), tmp_path / "r.png")
     with pytest.raises(
         ValueError, match=f"no profile 'adc' here; there is {FULL}".replace("+", r"\+")
     ):
-        analysis.routing_figure(curves, baselines, choices, tmp_path / "r.png", profile="adc")
+        routing_figure(curves, baselines, choices, tmp_path / "r.png", profile="adc")

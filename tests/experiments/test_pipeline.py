@@ -23,22 +23,22 @@ from experiments.cli import commands, parsing
 from experiments.paper import fit, reproduce
 from experiments.paper.search import SHIPPED, changes, descend
 from experiments.pipeline import runner
-from experiments.pipeline.stages import STAGES
+from experiments.pipeline.registry import STAGES
 from experiments.runs import job
 from experiments.runs.descriptions import read_normalisation
-from experiments.runs.errors import StageFailed, WorkFailed
 from experiments.runs.files import sha256
 from experiments.runs.networks import build_flax, require_classes
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
 from experiments.stages import train
 from experiments.stages.analyse import ANALYSED
-from experiments.tables.paper import TABLE_ONE
+from experiments.system.errors import StageFailed, WorkFailed
+from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import hold
 from tests.conftest import SMALL, Command
-from tools import page
+from tools import results_page
 from tools.__main__ import main as maintain
 from tools.archive import archive, archive_fit
 from tools.regenerate import regenerate
@@ -475,7 +475,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
         regenerate(results, readme)
     with pytest.raises(FileNotFoundError, match="give --readme and --results"):
         regenerate(results, tmp_path / "none.md")
-    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    readme.write_text(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n")
     regenerate(results, readme)
     for name in ("deciles", "table_one"):
         made, wanted = (
@@ -510,7 +510,7 @@ def test_half_an_archive_counts_as_none(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"{page.BEGIN}\n{page.END}\n")
+    readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
     for name in ("one", "other"):
         archive(finished_run, results / name)
     regenerate(results, readme)
@@ -619,7 +619,7 @@ def test_results_in_use_are_not_regenerated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme, results = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(f"{page.BEGIN}\n{page.END}\n")
+    readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
     (results / "row").mkdir(parents=True)
     (results / "row/predictions.parquet").touch()
     with hold(results):

@@ -18,17 +18,17 @@ from PIL import Image
 
 import bridge
 from bridge import Checkpoint
-from experiments.pipeline import stages
-from experiments.pipeline.identity import identity_of, is_up_to_date
-from experiments.runs import environment
+from experiments.pipeline import registry
+from experiments.pipeline.up_to_date import identity_of, is_up_to_date
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import load_flax
 from experiments.runs.records import write_record
-from experiments.settings.experiment import Data, Experiment, Model
+from experiments.settings.flags import Data, Experiment, Model
 from experiments.settings.presets import PRESETS
 from experiments.stages import pretrained
 from experiments.stages.pretrained import choose_normalisation, require_preprocessing
+from experiments.system import environment
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
 from tests.one_process import succeed
@@ -169,13 +169,13 @@ def test_a_changed_file_is_taken_over_again(finished: Path, root: Path, tmp_path
     state_dict = torch.load(root / "weights.pth", weights_only=True)
     torch.save({"state_dict": state_dict}, weights)
     experiment = Experiment(model=Model(weights=str(weights)))
-    stage = stages.stage_of("train", experiment)
+    stage = registry.stage_of("train", experiment)
     before = identity_of(stage, experiment, folder)
     torch.save({"state_dict": {**state_dict, "fc.bias": state_dict["fc.bias"] + 1}}, weights)
     after = identity_of(stage, experiment, folder)
     assert before["inputs"].keys() == after["inputs"].keys() == {str(weights)}
     assert before["inputs"] != after["inputs"]
-    assert identity_of(stages.STAGES["train"], Experiment(), folder)["inputs"] == {}
+    assert identity_of(registry.STAGES["train"], Experiment(), folder)["inputs"] == {}
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_normalisation_is_the_given_or_the_published_one() -> None:
 
 def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: Path) -> None:
     experiment = Experiment()
-    stage = stages.stage_of("train", experiment)
+    stage = registry.stage_of("train", experiment)
     identity = identity_of(stage, experiment, tmp_path)
     record = {
         "name": "train",
@@ -327,12 +327,12 @@ def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: 
     del record["settings"]["model"]["weights"]
     write_record(tmp_path, record)
     assert is_up_to_date(stage, identity, tmp_path)
-    identity_of(stages.STAGES["export"], experiment, tmp_path)
+    identity_of(registry.STAGES["export"], experiment, tmp_path)
     changed = replace(experiment, data=replace(experiment.data, mean=(0.5,), std=(0.5,)))
     other = identity_of(stage, changed, tmp_path)
     assert not is_up_to_date(stage, other, tmp_path)
     with pytest.raises(ValueError, match=r"was run with other flags \(--data\."):
-        identity_of(stages.STAGES["export"], changed, tmp_path)
+        identity_of(registry.STAGES["export"], changed, tmp_path)
 
 
 def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,8 +341,8 @@ def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch)
             raise importlib.metadata.PackageNotFoundError
         return "1"
 
-    monkeypatch.setattr("experiments.runs.environment.version", version)
+    monkeypatch.setattr("experiments.system.environment.version", version)
     given = Experiment(model=Model(weights="some.pth"))
     with pytest.raises(ModuleNotFoundError, match=r"not installed: torch; pip install"):
-        environment.package_versions(stages.stage_of("train", given).packages)
-    environment.package_versions(stages.stage_of("train", Experiment()).packages)
+        environment.package_versions(registry.stage_of("train", given).packages)
+    environment.package_versions(registry.stage_of("train", Experiment()).packages)

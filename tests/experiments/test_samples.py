@@ -19,7 +19,7 @@ from bridge.weights import resnet
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome
 from experiments.runs.samples import choose_folds, limited, read_small
-from experiments.settings.experiment import Data, Experiment, Flip, Model, Score, Simulate
+from experiments.settings.flags import Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
 from jaxcurv import data, models
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels

@@ -33,14 +33,14 @@ from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 import bridge
 from experiments.cli import commands
-from experiments.own.predictions import _table
 from experiments.runs.descriptions import read_description
 from experiments.runs.job import Job
 from experiments.runs.networks import build_flax, load_flax
 from experiments.runs.records import read_record
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.studies import rescore
 from experiments.studies.exported import open_network
+from experiments.user.predictions import _table
 from jaxcurv.data import cifar, load
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.unpickling import unpickle
@@ -54,7 +54,7 @@ from tests.jaxcurv.data.test_data import write_tfds as write_tfds
 from tests.one_process import stages_in_this_process
 from tests.report_page import ATTACK, sections, write
 from tests.shallow_resnet import replace_resnet18
-from tools import check_report, page
+from tools import check_report, results_page
 
 official = official  # a fixture, as write_tfds
 
@@ -865,7 +865,9 @@ def test_the_checker_of_reports_is_not_filled_by_images() -> None:
 
 @pytest.mark.parametrize("attack", [*ATTACKS, "a | b", "`code`", "a\n\n# b", "[x](javascript:y)"])
 def test_names_bring_nothing_into_the_page_of_results(attack: str) -> None:
-    lines = page.markdown(["name", "command"], [[attack, page.Code(attack)]]).splitlines()
+    lines = results_page.markdown(
+        ["name", "command"], [[attack, results_page.Code(attack)]]
+    ).splitlines()
     assert len(lines) == 3
     cells = re.split(r"(?<!\\)\|", lines[2])[1:-1]
     assert len(cells) == 2
@@ -917,7 +919,7 @@ _MODULES = {"marshal", "shelve", "joblib", "dill", "cloudpickle", "yaml", "runpy
 _ALLOWED = {
     ("jaxcurv/data/unpickling.py", "pickle"),  # which imports nothing that a file names
     ("jaxcurv/data/unpickling.py", "pickletools"),
-    ("experiments/own/model.py", "import_module"),  # --model, the user's own code, by design
+    ("experiments/user/model.py", "import_module"),  # --model, the user's own code, by design
     ("bridge/weights/checkpoints.py", "import_module"),  # torchvision, by a name that stands there
 }
 

@@ -1,4 +1,4 @@
-"""Architecture of the ResNets; that they compute what PyTorch computes is in test_weights.py."""
+"""Architecture of the ResNets; that they compute what PyTorch computes is in tests/bridge/weights/test_state.py."""
 
 import math
 from collections.abc import Callable

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.benchmarks import curvature, figures
+from experiments.benchmarks import curvature, curvature_figures
 from experiments.benchmarks.curvature import CurvatureBenchmark
 from experiments.studies import agreement
 from tests.conftest import Command
@@ -26,8 +26,8 @@ def test_the_whole_command(command: Command, tmp_path: Path) -> None:
 
 def test_sweep_over_probes_batches_and_samples() -> None:
     settings = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, repeats=1)
-    points = figures.Points(probes=(1, 3), batch_sizes=(2,), samples=(8,))
-    table = figures.sweep(curvature.make_workload(settings), settings, points)
+    points = curvature_figures.Points(probes=(1, 3), batch_sizes=(2,), samples=(8,))
+    table = curvature_figures.sweep(curvature.make_workload(settings), settings, points)
     names = ["published, PyTorch", "FiniteDifference", "HessianVector", "GaussNewton"]
     assert list(table["contestant"]) == [*3 * names, "FiniteDifference", "GaussNewton", *names]
     assert list(table["x"]) == [1] * 4 + [3] * 4 + [2] * 4 + [8] * 2 + [2] * 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline.stages import STAGES
+from experiments.pipeline.registry import STAGES
 from tests.conftest import SMALL, Command
 from tests.kills import (
     at_work,

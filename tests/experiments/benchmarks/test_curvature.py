@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.benchmarks import contestants, curvature, figures
+from experiments.benchmarks import curvature, curvature_contestants, curvature_figures
 from experiments.benchmarks.common import resident
 from experiments.benchmarks.curvature import CurvatureBenchmark, Workload
 from experiments.benchmarks.published_score import published_curvature
@@ -38,7 +38,7 @@ SETTINGS = CurvatureBenchmark(width=2, batch_size=4, image_size=8, probes=3, rep
 def small() -> Any:
     """A network of one block and one thread: on a busy machine torch's threads mostly wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contestants, "cores", lambda: 1)
+        patch.setattr(curvature_contestants, "cores", lambda: 1)
         patch.setattr(curvature, "cores", lambda: 1)
         replace_resnet18(patch)
         yield
@@ -81,7 +81,7 @@ def test_published_algorithm_gives_the_scores_of_the_estimator(workload: Workloa
     )
     handle.remove()
     assert len(forwards) == 6  # both branches each probe
-    expected = contestants._score(workload, batch, estimator)
+    expected = curvature_contestants._score(workload, batch, estimator)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-3)
     assert np.all(expected > 0)
 
@@ -164,10 +164,8 @@ def test_ratio_is_the_median_of_those_within_a_repeat() -> None:
 
 def test_contestants_take_turns() -> None:
     order: list[str] = []
-    contestants = {
-        name: curvature.Contestant(1, lambda name=name: order.append(name)) for name in "abc"
-    }
-    seconds = curvature.measure(contestants, 4)
+    timed = {name: curvature.Contestant(1, lambda name=name: order.append(name)) for name in "abc"}
+    seconds = curvature.measure(timed, 4)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert {name: len(found) for name, found in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
@@ -329,15 +327,15 @@ def test_rank_agreement_is_with_the_same_estimator_in_float32() -> None:
 
 
 def test_sweep_and_its_figure(workload: Workload, tmp_path: Path) -> None:
-    points = figures.Points(probes=(3,), batch_sizes=(), samples=())
-    table = figures.sweep(workload, SETTINGS, points)
+    points = curvature_figures.Points(probes=(3,), batch_sizes=(), samples=())
+    table = curvature_figures.sweep(workload, SETTINGS, points)
     names = ["published, PyTorch", "FiniteDifference", "HessianVector", "GaussNewton"]
     assert list(table["contestant"]) == names
     assert list(table["x"]) == [3] * 4
     assert (table["lowest"] > 0).all()
     assert table["median"].between(table["lowest"], table["highest"]).all()
     memory = table.head(4).assign(panel="memory", median=np.nan)  # a system that does not tell
-    path = figures.draw(pd.concat([table, memory]), tmp_path / "cost.png", "a device")
+    path = curvature_figures.draw(pd.concat([table, memory]), tmp_path / "cost.png", "a device")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(tmp_path / "cost.csv")) == 8
 

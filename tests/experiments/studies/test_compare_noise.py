@@ -293,7 +293,7 @@ def test_given_target_and_one_that_is_not_reached(
 
 
 def joined_of(failures: dict[str, Any], margin: list[float], wrong: int = 0) -> pd.DataFrame:
-    """As `analysis.join` returns it; the first `wrong` samples are digitally wrong."""
+    """As `outcomes.join` returns it; the first `wrong` samples are digitally wrong."""
     rows = [
         {
             "profile": profile,

@@ -10,7 +10,7 @@ import pytest
 
 from bridge import Costs, choose_threshold, routed_at
 from experiments.cli.parsing import Options, parse_preset
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS, command_line
 from experiments.tables import failure_rates, outcomes, predictors, routers, sentences
 

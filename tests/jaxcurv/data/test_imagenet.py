@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.own.model import Chosen
+from experiments.user.model import Chosen
 from jaxcurv.data import ImageDataset, IndexedSource, Preprocessing, load, read, subset
 
 WNIDS = ["n01", "n02", "n07"]

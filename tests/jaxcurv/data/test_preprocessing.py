@@ -10,7 +10,7 @@ import pytest
 from jaxtyping import TypeCheckError
 from PIL import Image
 
-from experiments.settings.experiment import Data
+from experiments.settings.flags import Data
 from jaxcurv.data import Normalisation, Preprocessing, choose_preprocessing
 from jaxcurv.data.images import decode
 from tests.torchvision_transforms import STORED, cases, image

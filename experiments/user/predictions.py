@@ -17,8 +17,8 @@ from rich.table import Table
 
 from bridge.analysis.failures import deciles, failure_table, trend_test
 from bridge.analysis.predictors import compare_predictors
-from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, require_writable, write_csv
+from experiments.system.errors import at_work
 from experiments.tables.formats import with_interval
 from jaxcurv.storage.checksums import SEAL
 from jaxcurv.storage.lock import hold

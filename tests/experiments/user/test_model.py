@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments.cli import commands, parsing
-from experiments.own.model import OwnModel, estimators, open_source, parse_shard
+from experiments.user.model import OwnModel, estimators, open_source, parse_shard
 from jaxcurv import (
     Adaptive,
     FiniteDifference,
@@ -252,8 +252,8 @@ def test_sigterm_ends_a_process_of_several() -> None:
     script = f"""
 import os, signal, time
 from pathlib import Path
-from experiments.own import model
-from experiments.runs import processes
+from experiments.user import model
+from experiments.system import processes
 processes.raise_on_sigterm()
 settings = model.OwnModel(
     "a:b", Path("images"), Path("out"), distributed=True,

@@ -1,4 +1,4 @@
-"""The stages of a run: which settings and files each reads."""
+"""The registry of the stages: which settings and files each reads; their work is in `stages`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.runs import job
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
 from experiments.stages import analyse, export, flips, pretrained, report, score, simulate, train
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")

@@ -189,7 +189,7 @@ def _text_index(tables):
     ],
 )
 def test_bad_tables_are_refused(change, message, tmp_path: Path) -> None:
-    from experiments.own.predictions import OwnPredictions, run
+    from experiments.user.predictions import OwnPredictions, run
 
     paths = write_tables(tmp_path)
     tables = {name: pd.read_csv(path) for name, path in paths.items()}

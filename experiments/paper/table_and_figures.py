@@ -18,9 +18,9 @@ from rich.table import Table
 
 from experiments.figures import paper as drawing
 from experiments.figures import style
-from experiments.runs.errors import at_work
 from experiments.runs.files import read_parquet, require_writable
-from experiments.settings.experiment import Data, Fold
+from experiments.settings.flags import Data, Fold
+from experiments.system.errors import at_work
 from experiments.tables import outcomes
 from experiments.tables.formats import with_interval
 from jaxcurv.storage.checksums import read_json

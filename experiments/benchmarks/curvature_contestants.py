@@ -13,7 +13,7 @@ from experiments.benchmarks.common import (
     seconds,
     turns,
 )
-from experiments.runs.devices import cores
+from experiments.system.devices import cores
 from jaxcurv.estimators import (
     Estimator,
     FiniteDifference,

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from experiments.runs.errors import at_work
 from experiments.runs.files import require_writable
-from experiments.settings.experiment import given_normalisation, require_seed
+from experiments.settings.flags import given_normalisation, require_seed
+from experiments.system.errors import at_work
 from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
@@ -207,7 +207,7 @@ def run(settings: OwnModel) -> None:
 
     import jax
 
-    from experiments.runs.devices import warn_of_idle_accelerator
+    from experiments.system.devices import warn_of_idle_accelerator
     from jaxcurv import score_dataset
 
     warn_of_idle_accelerator()

@@ -1,67 +1,19 @@
-"""The converters' ranges: calibrated on images, and how much lies beyond them."""
+"""The ADC's range: calibrated on images, and how much lies beyond it."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 
-import numpy as np
 import torch
 from aihwkit.simulator.parameters.enums import NoiseManagementType
-from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from bridge.chips.images import refused_layout
 from bridge.chips.tiles import Tile, named_tiles
 
 _CHUNK = 32  # images at once where tiles are observed: unfolded images are large
-
-Images = torch.Tensor | NDArray[np.float32]
-"""float32; a tensor `[batch, channel, height, width]`, or an array as JAX has it, `[batch, height,
-width, channel]`."""
-
-
-def as_tensor(images: Images, what: str) -> torch.Tensor:
-    """Images as a tensor `[batch, channel, height, width]` on the CPU.
-
-    Raises:
-      ValueError: no images, another dtype or another number of axes.
-    """
-    if isinstance(images, np.ndarray):
-        if images.ndim == 4 and images.dtype == np.float32:
-            images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        else:
-            images = torch.from_numpy(images)
-    if not isinstance(images, torch.Tensor):
-        got = type(images).__name__
-    else:
-        got = f"{images.dtype} {tuple(images.shape)}"
-        if images.dtype == torch.float32 and images.ndim == 4 and images.numel():
-            return images.cpu()
-    raise ValueError(
-        f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
-        f"[batch, height, width, channel]; got {got}"
-    )
-
-
-@contextmanager
-def refused_layout(images: torch.Tensor) -> Iterator[None]:
-    """Within it a network runs on images `[batch, channel, height, width]`.
-
-    Raises:
-      ValueError: in place of PyTorch's RuntimeError, for images that do not fit the network.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(
-            f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
-            f"{images.shape[3]} pixels ({error}): give images of the size that it was made for, "
-            "arrays as [batch, height, width, channel]"
-        ) from error
 
 
 def calibrate_ranges(

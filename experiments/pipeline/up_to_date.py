@@ -1,4 +1,4 @@
-"""What decides a stage's result, and whether the result that is there has it."""
+"""Whether a stage is up to date: what decides its result, compared with the stage's record."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.stages import STAGES, Stage
-from experiments.runs.environment import package_versions
+from experiments.pipeline.registry import STAGES, Stage
 from experiments.runs.files import sha256
 from experiments.runs.records import read_record
-from experiments.settings.experiment import Experiment
+from experiments.settings.flags import Experiment
+from experiments.system.environment import package_versions
 
 
 def identity_of(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, Any]:

@@ -1,9 +1,5 @@
-"""The random streams of a chip, and weight noise: frozen into it, or drawn at each operation."""
+"""Weight noise: frozen into a chip, or drawn at each operation."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,33 +10,7 @@ from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 
 from bridge.chips.profiles import WeightNoise
-
-
-def stream_seed(seed: int, *key: object) -> int:
-    """Seed of the stream that `key` names on chip `seed`.
-
-    A hash, so that a stream depends neither on which others are drawn nor on their order: this is
-    what lets profiles share one programmed chip.
-    """
-    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-@contextmanager
-def stream(seed: int, *key: object, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Within it, torch's global draws come from the named stream; afterwards all is as before.
-
-    For code that takes no generator of its own.
-
-    Args:
-      seed: the chip.
-      key: what is drawn.
-      device: where, besides the CPU.
-    """
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(stream_seed(seed, *key))
-        yield
+from bridge.chips.streams import stream_seed
 
 
 def freeze_weight_noise(
@@ -126,57 +96,3 @@ class MvmNoiseTile(TorchSimulatorTile):
 
     def __init__(self, x_size: int, d_size: int, rpu_config: Any, bias: bool = False):
         super().__init__(x_size, d_size, rpu_config, bias, analog_mvm=MvmNoise)
-
-
-class SampleNoise:
-    """Standard normals that belong to a chip's seed, a layer and a sample.
-
-    Attributes:
-      seed: the chip.
-      indices: the samples of the batch that is being computed.
-    """
-
-    def __init__(self, seed: int):
-        self.seed = seed
-        self.indices: list[int] = []
-        self._calls: Counter[str] = Counter()
-
-    def begin(self, indices: list[int]) -> None:
-        """A forward pass of these samples begins."""
-        self.indices = indices
-        self._calls.clear()
-
-    def normals(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """Draws of one call of a layer; float32 `shape`, `[rows, ...]`.
-
-        The values depend on the kind of device, not on the batch. A sample may have several rows,
-        one after the other.
-
-        Raises:
-          ValueError: the rows cannot be shared out among the samples.
-        """
-        samples = len(self.indices)
-        if samples == 0 or shape[0] % samples:
-            raise ValueError(
-                f"layer {name} works on {shape[0]} rows for {samples} samples: weight noise of "
-                "each operation needs as many rows for each sample"
-            )
-        draws = torch.empty((samples, shape[0] // samples, *shape[1:]), device=device)
-        layer = stream_seed(self.seed, "operation", name, self._calls[name])
-        self._calls[name] += 1
-        generator = torch.Generator(device)
-        for row, index in zip(draws, self.indices, strict=True):
-            generator.manual_seed(_mix(layer, index))
-            row.normal_(generator=generator)
-        return draws.flatten(0, 1)
-
-
-def _mix(layer: int, index: int) -> int:
-    """A seed for a layer and a sample: the finaliser of SplitMix64 (Steele et al., 2014)."""
-    z = (layer + (index + 1) * 0x9E3779B97F4A7C15) & _WORD
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
-    return (z ^ (z >> 31)) >> 1
-
-
-_WORD = 2**64 - 1

@@ -1,4 +1,4 @@
-"""What went wrong when: at work, or already at the start. `experiments.cli` shows it."""
+"""Errors: whether work had begun, and how one is shown. Exit codes are in `experiments.cli`."""
 
 import sys
 import traceback

@@ -25,7 +25,7 @@ from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
 from bridge.chips.convolution import Convolution
-from bridge.chips.noise import MvmNoiseTile, SampleNoise, weight_noise
+from bridge.chips.streams import SampleNoise
 from bridge.chips.tiles import (
     AnalogLayer,
     Placed,
@@ -39,6 +39,7 @@ from bridge.chips.tiles import (
     placed_tiles,
     replace_layer,
 )
+from bridge.chips.weight_noise import MvmNoiseTile, weight_noise
 
 _NEUTRAL = IOParameters(
     inp_res=-1.0, inp_noise=0.0, out_noise=0.0, bound_management=BoundManagementType.NONE

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from experiments.benchmarks.common import apart, resident
-from experiments.benchmarks.contestants import (
+from experiments.benchmarks.curvature_contestants import (
     PUBLISHED,
     STEP,
     Contestant,

@@ -1,6 +1,6 @@
 """Figures of the failure analysis: predictors side by side, calibration, routing.
 
-Each a PNG, an SVG and the CSV behind them, as `experiments.figures` writes them. What is undefined,
+Each a PNG, an SVG and the CSV behind them, as `style.write_figure` writes them. What is undefined,
 for instance because no sample fails, is said in the figure.
 """
 

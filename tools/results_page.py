@@ -23,7 +23,7 @@ from experiments.runs.records import read_records, recorded_settings
 from experiments.settings.presets import command_line
 from experiments.tables.formats import with_interval
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
-from experiments.tables.paper import TABLE_ONE
+from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.storage.checksums import read_json
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

@@ -1,0 +1,1 @@
+"""What a command needs of the machine: devices, packages, signals, exit on errors."""
