@@ -1,4 +1,4 @@
-"""Architecture of the ResNets; that they compute what PyTorch computes is in tests/bridge/weights/test_state.py."""
+"""Architecture of the ResNets; `bridge/weights/test_state.py` compares them with PyTorch."""
 
 import math
 from collections.abc import Callable
