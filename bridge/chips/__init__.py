@@ -2,6 +2,6 @@
 
 - what a chip is: `profiles`, `memories` (PCM and others), `weight_noise`, `adc`, `configuration`
 - how it is made: `conversion`, `programming`, `streams` (its random numbers), `files`
-- how it runs: `executable`, `fast_tiles`, `convolution`, `tiles`, `images`, `prediction`
+- how it runs: `execution`, `tiles`, `images`, `prediction`
 - what is known of it: `layers`, `moments`
 """

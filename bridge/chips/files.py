@@ -13,7 +13,7 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
 
 from bridge.chips.conversion import convert
-from bridge.chips.executable import Executable
+from bridge.chips.execution.executable import Executable
 from bridge.chips.profiles import from_json, to_json
 from bridge.chips.programming import Chip
 from bridge.chips.streams import SampleNoise

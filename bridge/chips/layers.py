@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
-from bridge.chips.executable import Engine, Executable
+from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bridge.chips.fast_tiles import propagated_variance
+from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile

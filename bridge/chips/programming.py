@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bridge.checks import require_finite
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
-from bridge.chips.executable import Engine, Executable, executable_of, require_engine
+from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, from_torch, program, twin
-from bridge.chips.fast_tiles import propagated_variance
+from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
 from tests.bridge.weights.test_state import shallow_resnet
 from tests.chips import noisy, single, small_resnet

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bridge.chips.fast_tiles import fast_network, unsupported_settings
+from bridge.chips.execution.fast_tiles import fast_network, unsupported_settings
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import named_tiles
 from bridge.chips.weight_noise import weight_noise

@@ -24,7 +24,7 @@ from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
-from bridge.chips.convolution import Convolution
+from bridge.chips.execution.convolution import Convolution
 from bridge.chips.streams import SampleNoise
 from bridge.chips.tiles import (
     AnalogLayer,
