@@ -10,7 +10,7 @@ import tyro
 
 from experiments.cli.exit_codes import exit_code_of
 from experiments.paper.reproduce import ROWS
-from experiments.system.errors import at_work
+from experiments.system.errors import StageFailed, show_error
 from experiments.system.processes import raise_on_sigint, raise_on_sigterm
 from jaxcurv.storage.lock import hold
 from tools.archive import archive, archive_fit
@@ -47,22 +47,31 @@ class Archive:
     """Show tracebacks."""
 
     def run(self) -> None:
-        """Copies.
+        """Copies; a row that cannot be archived stops no other.
 
         Raises:
           FileNotFoundError: no row is finished.
+          FolderInUse: another process archives or regenerates.
+          StageFailed: a row could not be archived, as was said.
         """
         finished = [name for name in ROWS[self.rows] if (self.runs / name).is_dir()]
         if not finished:
             raise FileNotFoundError(f"no row of --rows {self.rows} in {self.runs}: run reproduce")
-        with hold(self.results), at_work():
-            for name in finished:
-                archive(self.runs / name, self.results / name)
-                print(self.results / name)
-            fit = f"fit_paper_{self.rows}"
-            if (self.runs / fit / "fit.json").exists():
-                archive_fit(self.runs / fit, self.results / fit)
-                print(self.results / fit)
+        work: dict[str, Callable[[Path, Path], None]] = dict.fromkeys(finished, archive)
+        fit = f"fit_paper_{self.rows}"
+        if (self.runs / fit / "fit.json").exists():
+            work[fit] = archive_fit
+        failed = False
+        with hold(self.results):
+            for name, keep in work.items():
+                try:
+                    keep(self.runs / name, self.results / name)
+                    print(self.results / name)
+                except (OSError, ValueError) as error:
+                    show_error(error, self.debug)
+                    failed = True
+        if failed:
+            raise StageFailed(1)
 
 
 def main(arguments: list[str]) -> int:

@@ -63,8 +63,9 @@ def archive(run: Path, place: Path) -> None:
     # Weights are large: kept where a study was made of them, to try others.
     (place / "weights.safetensors").unlink(missing_ok=True)
     studied = any((run / study).is_dir() for study in ("drift", "layers", "compare-noise"))
-    if studied and (run / "weights.safetensors").stat().st_size <= SMALL:
-        copy(run / "weights.safetensors", place / "weights.safetensors")
+    weights = run / "weights.safetensors"
+    if studied and weights.exists() and weights.stat().st_size <= SMALL:
+        copy(weights, place / weights.name)
     for folder, kinds in _KEPT_OF.items():
         files = [
             path

@@ -192,7 +192,7 @@ def to_json(setting: Any) -> Any:
             raise ValueError(f"{kind.__name__} is a setting of bridge's: rename {kind!r}")
         fields = {f.name: to_json(getattr(setting, f.name)) for f in dataclasses.fields(setting)}
         return {"kind": kind.__name__, "settings": fields}
-    if isinstance(setting, tuple):
+    if isinstance(setting, tuple | list):
         return [to_json(value) for value in setting]
     if not (setting is None or isinstance(setting, str | Real)):
         raise ValueError(

@@ -74,6 +74,8 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
     if command in ("-h", "--help"):
         print(_USAGE)
         return None
+    if command == "regenerate":
+        raise ValueError("regenerate is for maintainers: in a checkout, python -m tools regenerate")
     if command not in _COMMANDS:
         raise ValueError(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
     return _COMMANDS[command](rest)
@@ -146,10 +148,6 @@ def _reproduce(arguments: Sequence[str]) -> None:
     reproduce.reproduce(parse(reproduce.Reproduce, "reproduce", arguments))
 
 
-def _regenerate(arguments: Sequence[str]) -> None:
-    raise ValueError("regenerate is for maintainers: in a checkout, python -m tools regenerate")
-
-
 def _merge(arguments: Sequence[str]) -> None:
     model.merge(parse(Merge, "merge", arguments).out)
 
@@ -189,11 +187,11 @@ def _benchmark(arguments: Sequence[str]) -> int | None:
             parse(curvature_contestants.CurvatureBenchmark, "benchmark curvature", flags)
         )
     if subject == "analog":
-        from experiments.benchmarks import analog as analog
+        from experiments.benchmarks import analog
 
         return analog.run(parse(analog.AnalogBenchmark, "benchmark analog", flags))
     if subject == "load":
-        from experiments.benchmarks import load as load
+        from experiments.benchmarks import load
 
         load.run(parse(load.LoadBenchmark, "benchmark load", flags))
         return None
@@ -239,7 +237,6 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,
     "reproduce": _reproduce,
-    "regenerate": _regenerate,
     "merge": _merge,
     "benchmark": _benchmark,
     "presets": _presets,

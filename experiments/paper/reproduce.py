@@ -58,6 +58,7 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
       FileNotFoundError: no row has data.
       ValueError, OSError: the device or a folder is not as it should be.
       StageFailed: a command failed and said why; the table is of the rest.
+      FolderInUse, WorkFailed: the table's folder is in use, or its figure could not be written.
     """
     require_device(options.device, "--device")
     require_writable(options.runs, "--runs")
@@ -87,11 +88,14 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
         rows = ["--fit", *fitted, "--predict", *predicted]
         if not succeeds("fit-paper", *rows, "--device", options.device, *places):
             failed.append("fit-paper")
-    if done:
-        finished = tuple(options.runs / name for name in done)
-        table_one(TableOne(runs=finished, out=options.runs / "table_one"))
+    try:
+        if done:
+            finished = tuple(options.runs / name for name in done)
+            table_one(TableOne(runs=finished, out=options.runs / "table_one"))
+    finally:
+        if failed:
+            say(f"failed, as said above: {', '.join(failed)}; the same command goes on from there")
     if failed:
-        say(f"failed, as said above: {', '.join(failed)}; the same command goes on from there")
         raise StageFailed(1)
 
 

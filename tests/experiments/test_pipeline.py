@@ -404,7 +404,7 @@ def test_mismatched_labels(finished_run: Path) -> None:
 
 def test_command_line_needs_neither_jax_nor_torch() -> None:
     code = (
-        "import sys, experiments.cli, experiments.settings.presets;"
+        "import sys, experiments.cli.commands, experiments.settings.presets;"
         "sys.exit(any(name in sys.modules for name in ('jax', 'torch', 'aihwkit')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
