@@ -341,6 +341,13 @@ EstimatorName = Literal[
     "finite_difference", "hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"
 ]
 
+SCORE_COLUMNS: dict[str, str] = {
+    **{name: name for name in get_args(EstimatorName)},
+    "finite_difference": "curvature",
+}
+"""Column of each estimator's scores in a table, by `EstimatorName` and in that order. Analyses rank
+by the finite difference, whose column is called curvature."""
+
 
 def named_estimators(probes: int = 10) -> dict[str, Estimator]:
     """The estimators by `EstimatorName`, in that order, with their defaults.

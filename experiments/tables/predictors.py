@@ -21,6 +21,7 @@ from experiments.tables.outcomes import (
     over_chips,
     select,
 )
+from jaxcurv.estimators import SCORE_COLUMNS
 
 REFERENCE = "margin"
 """What the others are compared with: the cheapest score that might do."""
@@ -47,7 +48,7 @@ NEED_LABEL = ("curvature", "gradient_norm", "loss", "el2n")
 that is piecewise linear."""
 
 _PREDICTORS = (
-    *("curvature", "hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"),
+    *SCORE_COLUMNS.values(),
     *("gradient_norm", "loss", "el2n", "entropy", "least_confidence", "margin", "label_margin"),
 )
 _FALL_WITH_FRAGILITY = ("margin", "label_margin")
