@@ -28,6 +28,7 @@ from experiments.figures.style import (
     new_figure,
     write_figure,
 )
+from experiments.tables.formats import words
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, Denominator, select
 
 _ROUTERS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, WINE, BLACK)
@@ -74,7 +75,7 @@ def predictor_figure(
         axis.axvline(0.5, color=GREY, linestyle=":")
         axis.hlines(places, drawn["auroc_low"], drawn["auroc_high"], color=BLUE, linewidth=1.6)
         axis.plot(drawn["auroc"], places, "o", color=BLUE, markersize=5, markeredgewidth=0)
-        axis.set_yticks(places, [name.replace("_", " ") for name in drawn["predictor"]])
+        axis.set_yticks(places, list(map(words, drawn["predictor"])))
         axis.set_ylim(len(drawn) - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
@@ -157,7 +158,7 @@ def calibration_figure(
         figure.supxlabel(f"Predicted probability of failure, {fold} fold", fontsize=8)
         figure.supylabel("Observed failure rate", fontsize=8)
         handles = [
-            Line2D([], [], color=colour, marker=marker, label=name.replace("_", " "))
+            Line2D([], [], color=colour, marker=marker, label=words(name))
             for name, (colour, marker) in looks.items()
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
