@@ -24,6 +24,8 @@ from jaxcurv.storage.lock import hold
 
 METADATA_KEY = b"jaxcurv"
 
+_MEASURED = ("logits", "losses")
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -118,9 +120,6 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
             f"{path} belongs to other settings ({', '.join(differing)} differ): choose another "
             "file, or delete it"
         )
-
-
-_MEASURED = ("logits", "losses")
 
 
 def _close(found: Any, wanted: Any) -> bool:

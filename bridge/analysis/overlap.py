@@ -28,6 +28,8 @@ COLUMNS = (
 )
 """Columns of the table that `failure_overlap` returns."""
 
+_LEAST = 1e-12  # a smaller difference is rounding
+
 
 def failure_overlap(
     failures: Mapping[str, npt.ArrayLike],
@@ -265,7 +267,6 @@ def systematic_share(
     )
 
 
-_LEAST = 1e-12  # of a difference that is not rounding
 _Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 

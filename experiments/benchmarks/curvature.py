@@ -25,16 +25,6 @@ from experiments.benchmarks.common import (
     summary,
     warn_of_load,
 )
-from experiments.system.devices import cores, device, use_every_core
-from experiments.system.environment import package_versions
-from experiments.system.errors import at_work
-from jaxcurv.estimators import (
-    Precision,
-)
-from jaxcurv.storage.checksums import write_json
-
-if TYPE_CHECKING:
-    from jaxcurv.data.reading import Batch
 from experiments.benchmarks.curvature_contestants import (
     RATIOS,
     TOLERANCE,
@@ -46,6 +36,16 @@ from experiments.benchmarks.curvature_contestants import (
     make_workload,
     measure,
 )
+from experiments.system.devices import cores, device, use_every_core
+from experiments.system.environment import package_versions
+from experiments.system.errors import at_work
+from jaxcurv.estimators import Precision
+from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    from jaxcurv.data.reading import Batch
+
+_MEASURED = ("jax", "torch")
 
 
 @dataclass(frozen=True)
@@ -234,9 +234,6 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if report["over_published"] is None:
         console.print("over_published needs a build of torch that sees JAX's device")
-
-
-_MEASURED = ("jax", "torch")
 
 
 def goals(settings: Mapping[str, int], backend: str) -> dict[str, float]:

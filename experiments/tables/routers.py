@@ -66,6 +66,12 @@ class Routing:
     """fold, profile, name, accuracy, energy."""
 
 
+_CHOSEN = (
+    *("target", "threshold", "validation_accuracy", "validation_energy", "given_up"),
+    *("fraction", "accuracy", "accuracy_min", "accuracy_max", "energy", "saved"),
+)
+
+
 def route(
     joined: pd.DataFrame,
     costs: pd.DataFrame,
@@ -139,12 +145,6 @@ def route(
         pd.DataFrame(choices, columns=None if choices else [*first, *_CHOSEN]),
         bases[["fold", "profile", *bases.columns.difference(first, sort=False)]],
     )
-
-
-_CHOSEN = (
-    *("target", "threshold", "validation_accuracy", "validation_energy", "given_up"),
-    *("fraction", "accuracy", "accuracy_min", "accuracy_max", "energy", "saved"),
-)
 
 
 def summary(choices: pd.DataFrame, profile: str = FULL_PROFILE) -> str:

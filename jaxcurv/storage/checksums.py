@@ -85,7 +85,6 @@ def write_tables(
     Raises:
       ValueError: a column of another type.
     """
-
     encodings = {field.name: _ENCODINGS[t] for field in schema if (t := field.type) in _ENCODINGS}
 
     def save(temporary: Path) -> None:
