@@ -43,6 +43,7 @@ class Pieces:
 
     @property
     def folder(self) -> Path:
+        """Folder of the pieces, `OUT.parts/`."""
         return _folder(self.out)
 
     def starts(self) -> range:
@@ -50,12 +51,20 @@ class Pieces:
         return range(0, self.samples, self.length)
 
     def finished(self, start: int) -> bool:
+        """Whether the piece that begins at position `start` is on disk."""
         return self._path(start).exists()
 
     def write(self, start: int, table: pa.Table) -> None:
+        """Writes the piece that begins at position `start`, atomically."""
         write_table(self._path(start), table)
 
     def read(self, start: int) -> pa.Table:
+        """Reads the piece that begins at position `start`.
+
+        Raises:
+          FileNotFoundError: it is not on disk.
+          ValueError: it is damaged.
+        """
         return read_table(self._path(start))
 
     def _path(self, start: int) -> Path:

@@ -133,7 +133,7 @@ class Turn(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """In forward passes of the digital network."""
+        """Cost of the contestant, in forward passes of the digital network."""
         return self.seconds / statistics.mean((self.before, self.after))
 
 

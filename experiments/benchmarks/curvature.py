@@ -64,8 +64,8 @@ PEAKS: tuple[tuple[str, Peak], ...] = (
     ("H100", Peak(67e12, 495e12)),
     ("A100", Peak(19.5e12, 156e12)),
 )
-"""By what a device's name contains, the first that fits. JAX's "bfloat16" is TF32 on these cards
-too: it names the least precision on offer (see jax.lax.Precision)."""
+"""Peak rates by a part of the device's name; the first that fits counts. JAX's "bfloat16" is TF32
+on these cards too: it names the least precision on offer (see jax.lax.Precision)."""
 
 
 def run(settings: CurvatureBenchmark) -> int:

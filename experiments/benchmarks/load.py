@@ -112,10 +112,12 @@ class Synthetic:
 
     @property
     def indices(self) -> np.ndarray:
+        """int64 `[count]`, 0 .. count - 1."""
         return np.arange(self.count, dtype=np.int64)
 
     @property
     def labels(self) -> np.ndarray:
+        """int32 `[count]`, the indices modulo the classes."""
         return (self.indices % self.classes).astype(np.int32)
 
     def __len__(self) -> int:

@@ -119,7 +119,7 @@ def gallery_rows(
         joined: as `outcomes.join` returns it.
         fold: one fold, not the pooled ones.
         count: how many of each end.
-        profile: whose outcome to show.
+        profile: the profile whose outcomes are shown.
         chip: its seed; the lowest that was run, if None.
         score: the column to sort by; equal scores by index.
 

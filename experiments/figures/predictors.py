@@ -50,8 +50,8 @@ def predictor_figure(
     Args:
         predictors: as `experiments.tables.predictors.compare` returns it.
         path: the PNG file to write; the SVG and the CSV are put beside it.
-        fold: whose samples.
-        profile: whose failures.
+        fold: the fold to show.
+        profile: the profile whose failures are predicted.
         denominator: among the digitally correct samples or all.
 
     Raises:
@@ -105,7 +105,7 @@ def calibration_figure(
         calibration: as `experiments.tables.predictors.calibrate` returns it.
         errors: the errors that `calibrate` returns beside it.
         path: the PNG file to write; the SVG and the CSV are put beside it.
-        fold: whose samples; without a row where none is digitally correct.
+        fold: the fold to show; may have no rows, if none of its samples is digitally correct.
     """
     errors, calibration = errors[errors["fold"] == fold], calibration[calibration["fold"] == fold]
     failing = errors.loc[errors["observed"] > 0, "profile"].unique()
@@ -185,7 +185,7 @@ def routing_figure(
         baselines: the baselines that `route` returns: always analog and always digital.
         choices: the thresholds that `route` returns; may have no rows.
         path: the PNG file to write; the SVG and the CSV are put beside it.
-        profile: whose chips.
+        profile: the profile to show.
 
     Raises:
         ValueError: if the tables lack the profile.

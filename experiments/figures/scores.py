@@ -36,7 +36,7 @@ def score_histogram(
         joined: as `outcomes.join` returns it.
         path: the PNG file to write; the SVG and the CSV are put beside it.
         fold: a fold, or pooled.
-        profile: whose outcome splits the samples.
+        profile: the profile whose failures split the samples.
         chip: its seed; the lowest that was run, if None.
         score: a non-negative column.
         bins: number of bins, of equal width in log(score).

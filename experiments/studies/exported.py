@@ -53,7 +53,7 @@ class Network:
     """A run's exported network and what its images are."""
 
     digital: nn.Module
-    """In evaluation mode."""
+    """The network, in evaluation mode."""
     description: dict[str, Any]
     """What the header of `weights.safetensors` says of the network."""
     images: Images

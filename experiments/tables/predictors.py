@@ -38,14 +38,14 @@ AT_MEAN = "margin at mean weights"
 
 ADDED, OF_LOGITS, LOGITS_ADDED = "margin + curvature", "logits", "logits + curvature"
 COMBINED = "all scores"
-"""Logistic models: of two scores; of what one forward pass gives, without and with curvature; of
-all scores but the physical ones."""
+"""Logistic models of several scores: two scores; the scores of one forward pass, without and with
+curvature; all scores but the physical ones."""
 
 _CROSS_VALIDATION = 5  # folds
 
 NEED_LABEL = ("curvature", "gradient_norm", "loss", "el2n")
-"""Scores that depend on the label. The other estimators' do not, for cross-entropy and a network
-that is piecewise linear."""
+"""Scores that depend on the label. Those of the other estimators do not, for cross-entropy and a
+piecewise linear network."""
 
 _PREDICTORS = (
     *SCORE_COLUMNS.values(),
