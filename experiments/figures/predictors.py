@@ -98,8 +98,8 @@ def calibration_figure(
     """Observed failure rate against predicted probability: a panel a profile in which samples fail.
 
     The area of a point grows with the samples in its bin; the bar is the interval of the observed
-    rate. On the diagonal the probabilities come true. ECE, the expected calibration error, in the
-    order of the legend.
+    rate. On the diagonal the probabilities come true. A panel's title gives ECE, the expected
+    calibration error, in the order of the legend.
 
     Args:
         calibration: as `experiments.tables.predictors.calibrate` returns it.

@@ -116,7 +116,11 @@ def ideal_agreement(joined: pd.DataFrame) -> float:
 
 
 def select(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
-    """The rows whose columns have these values; a ValueError names those there are, if none."""
+    """The rows whose columns have these values.
+
+    Raises:
+        ValueError: if there are none; names the values that the column has.
+    """
     rows = table
     for column, value in wanted.items():
         there = [str(name) for name in rows[column].unique()]
