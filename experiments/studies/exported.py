@@ -88,7 +88,7 @@ def open_exported(
     """Reads a run's exported network and the images for it.
 
     Args:
-      experiment: settings of the run: how the data are divided, what the profile's devices are like.
+      experiment: settings of the run: how the data are divided, what the devices are like.
       folder: folder of the run.
       out: folder of the results, proven to be writable.
       data_dir: where data sets are; None for TFDS's default.

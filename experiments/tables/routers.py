@@ -84,8 +84,8 @@ def route(
     """Routes one fold by every score that is there; thresholds are chosen on another fold.
 
     The threshold routes as few samples of the fold `chosen_on` as it can while the accuracy there
-    is at least the digital model's less `tolerance`. Without such a fold no threshold is chosen, with a
-    warning in the log.
+    is at least the digital model's less `tolerance`. Without such a fold no threshold is chosen,
+    with a warning in the log.
 
     Args:
         joined: as `outcomes.join` returns it.

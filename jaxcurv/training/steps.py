@@ -150,7 +150,7 @@ def convolve_in_pieces(images: Array, kernel: Array, *args: Any, **settings: Any
 
 
 def mean_metrics(metrics: list[Metrics], count: int) -> tuple[float, float]:
-    """Mean loss (nats) and accuracy (in [0, 1]) over `count` samples, from their batches' metrics."""
+    """Mean loss in nats and accuracy in [0, 1] over `count` samples, from sums over batches."""
     return (
         float(sum(np.sum(m.loss, dtype=np.float64) for m in metrics)) / count,
         int(sum(np.sum(m.correct) for m in metrics)) / count,
