@@ -11,13 +11,13 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
 
 from jaxcurv.data.reading import Batch
+from jaxcurv.engine import gauss_newton
 from jaxcurv.engine.batch import (
     PRECISION,
     Draws,
     Raw,
     collect,
     dispatch,
-    gauss_newton,
     probed,
     probings,
 )

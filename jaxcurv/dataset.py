@@ -28,7 +28,7 @@ from jaxcurv.data.reading import Batch, read_batch
 from jaxcurv.data.sources import Source
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
-from jaxcurv.engine.devices import _devices, over_devices, place
+from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
@@ -114,7 +114,7 @@ def score_dataset(
 
     Returns:
       A table with the columns index, label, prediction, correct, loss, gradient_norm and those of
-      `jaxcurv.logit_scores.logit_scores`, and for each estimator NAME and NAME_standard_error (and,
+      `jaxcurv.logit_scores`, and for each estimator NAME and NAME_standard_error (and,
       where the estimator has them, NAME_probes, NAME_frobenius_norm, NAME_top_eigenvalue,
       NAME_residual_trace), in the source's order. Its metadata say what was scored, how and on
       what. With `shard`, that share's rows.
@@ -129,7 +129,7 @@ def score_dataset(
     _check_arguments(source, estimators, batch_size, share, out)
     model, weights = _weights(logits_fn, params, checkpoints)
     sharding = over_devices(mesh)
-    size = _first_batch_size(batch_size, _devices(sharding))
+    size = _first_batch_size(batch_size, device_count(sharding))
     if hasattr(source, "indices"):
         check_indices([source.indices])
     few = read_batch(source, range(min(4, len(source))))
@@ -324,10 +324,10 @@ def _compute_on_disk(
     path = pieces.folder / record
     if path.exists():
         batch_size = read_json(path)["batch_size"]
-        if batch_size % _devices(run.sharding):
+        if batch_size % device_count(run.sharding):
             raise ValueError(
                 f"{pieces.folder} was begun with batches of {batch_size}, which "
-                f"{_devices(run.sharding)} devices cannot share: go on with as many as before"
+                f"{device_count(run.sharding)} devices cannot share: go on with as many as before"
             )
     for start in filter(pieces.finished, mine):
         pieces.read(start)  # a damaged one is told now and not at the end
@@ -363,7 +363,7 @@ def _compute(
                     write(start, table)
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
-                devices = _devices(run.sharding)
+                devices = device_count(run.sharding)
                 smaller = batch_size // 2 // devices * devices
                 # XLA says so by its code, or in words where a program fails to start.
                 full = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)

@@ -67,6 +67,7 @@ class FiniteDifference:
 
     @property
     def probing(self) -> Probing:
+        """What one probe evaluates."""
         return Probing(self.step, self.distribution)
 
 
@@ -97,6 +98,7 @@ class Published:
 
     @property
     def probing(self) -> Probing:
+        """What one probe evaluates."""
         return Probing(self.step, "rademacher", offset=1e-7)
 
 
@@ -127,6 +129,7 @@ class HessianVector:
 
     @property
     def probing(self) -> Probing:
+        """What one probe evaluates."""
         return Probing(None, self.distribution, precision=self.precision)
 
 
@@ -155,10 +158,12 @@ class HessianTrace:
 
     @property
     def probing(self) -> Probing:
+        """What one probe evaluates."""
         return Probing(self.step, self.distribution)
 
     @property
     def measures(self) -> str:
+        """The score in words, as `Curvature.measures` has it."""
         return "trace of the Hessian" + (", smoothed over the step" if self.step else "")
 
 
@@ -341,12 +346,19 @@ EstimatorName = Literal[
     "finite_difference", "hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"
 ]
 
+SCORE_COLUMNS: dict[str, str] = {
+    **{name: name for name in get_args(EstimatorName)},
+    "finite_difference": "curvature",
+}
+"""Column of each estimator's scores in a table, by `EstimatorName` and in that order. Analyses rank
+by the finite difference, whose column is called curvature."""
+
 
 def named_estimators(probes: int = 10) -> dict[str, Estimator]:
     """The estimators by `EstimatorName`, in that order, with their defaults.
 
     Args:
-      probes: of those that average over probes.
+      probes: random vectors a sample, for the estimators that average over probes.
     """
     made = (
         FiniteDifference(probes=probes),
@@ -380,7 +392,7 @@ def forward_passes(estimator: Estimator, classes: int, probes: float | None = No
 
     Args:
       classes: C.
-      probes: that an adaptive estimator took, on average; those of its first round if None.
+      probes: mean number of probes that an adaptive estimator took; its first round's if None.
     """
     match estimator:
         case Adaptive():

@@ -127,7 +127,7 @@ def margin_table(
     Args:
       logits_fn, params, noises: as for `margin_moments`.
       source: as for `score_dataset`.
-      of: whose margins: the model's own predictions', or the labels' of the source.
+      of: the class of each margin: the model's own prediction, or the source's label.
       batch_size: samples read at once, 64 for "auto"; memory for gradients does not depend on it.
       description: label of the progress bar.
 
@@ -208,7 +208,7 @@ class _Contraction:
     """A model and the noises that its gradients are contracted with.
 
     Attributes:
-      means, variances: of each noisy leaf of the weights, `[noise, *leaf]`.
+      means, variances: mean and variance of each noisy leaf of the weights, `[noise, *leaf]`.
       noisy: whether a leaf of the weights has any noise; the others are not differentiated.
       classes: how many the model has.
     """
@@ -282,8 +282,8 @@ def _chunk_moments(
     """Prediction, runner-up, margin `[chunk]`, shift and variance `[chunk, noise]`.
 
     Args:
-      classes: whose margins, or `_OWN`.
-      count: of the noises.
+      classes: int `[chunk]`, the class of each margin; `_OWN` for the predicted one.
+      count: number of noises.
     """
     leaves, structure = jax.tree.flatten(weights)
 

@@ -24,6 +24,8 @@ from jaxcurv.storage.lock import hold
 
 METADATA_KEY = b"jaxcurv"
 
+_MEASURED = ("logits", "losses")
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -41,6 +43,7 @@ class Pieces:
 
     @property
     def folder(self) -> Path:
+        """Folder of the pieces, `OUT.parts/`."""
         return _folder(self.out)
 
     def starts(self) -> range:
@@ -48,12 +51,20 @@ class Pieces:
         return range(0, self.samples, self.length)
 
     def finished(self, start: int) -> bool:
+        """Whether the piece that begins at position `start` is on disk."""
         return self._path(start).exists()
 
     def write(self, start: int, table: pa.Table) -> None:
+        """Writes the piece that begins at position `start`, atomically."""
         write_table(self._path(start), table)
 
     def read(self, start: int) -> pa.Table:
+        """Reads the piece that begins at position `start`.
+
+        Raises:
+          FileNotFoundError: it is not on disk.
+          ValueError: it is damaged.
+        """
         return read_table(self._path(start))
 
     def _path(self, start: int) -> Path:
@@ -118,9 +129,6 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
             f"{path} belongs to other settings ({', '.join(differing)} differ): choose another "
             "file, or delete it"
         )
-
-
-_MEASURED = ("logits", "losses")
 
 
 def _close(found: Any, wanted: Any) -> bool:

@@ -185,7 +185,7 @@ def check(path: Path, browser: str) -> dict[str, object]:
     """Opens a copy of a page, away from the files beside it, and tries what it does.
 
     Args:
-        path: of the HTML file.
+        path: the HTML file.
         browser: Chromium or Chrome.
 
     Returns:
@@ -224,11 +224,11 @@ def screenshot(
     """Saves how a page looks.
 
     Args:
-        path: of the HTML file.
+        path: the HTML file.
         browser: Chromium or Chrome.
-        image: PNG to write.
-        width, height: of the window, in CSS pixels.
-        dark: as one sees it who prefers dark pages.
+        image: the PNG file to write.
+        width, height: size of the window, in CSS pixels.
+        dark: in dark mode.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         _browse(
@@ -274,9 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="report.html of a run")
     parser.add_argument("--screenshot", type=Path, help="also save the first page as a PNG")
-    parser.add_argument("--width", type=int, default=1200, help="of the screenshot")
-    parser.add_argument("--height", type=int, default=2400, help="of the screenshot")
-    parser.add_argument("--dark", action="store_true", help="the screenshot for dark mode")
+    parser.add_argument("--width", type=int, default=1200, help="width of the screenshot, pixels")
+    parser.add_argument("--height", type=int, default=2400, help="height of the screenshot, pixels")
+    parser.add_argument("--dark", action="store_true", help="take the screenshot in dark mode")
     options = parser.parse_args(arguments)
     if missing := [str(file) for file in options.files if not file.is_file()]:
         print(f"error: no report at {', '.join(missing)}; run the pipeline first", file=sys.stderr)

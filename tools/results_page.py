@@ -141,6 +141,7 @@ class Code(str):
     """A line in backticks; those in it become quotes, for no character can mask them."""
 
     def __new__(cls, text: str) -> Code:
+        """The text on one line, in backticks."""
         return super().__new__(cls, f"`{_line(text).replace('`', chr(39))}`")
 
 

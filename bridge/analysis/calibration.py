@@ -96,9 +96,9 @@ def calibration_table(
         failed: what it predicts, bool [samples] or [chips, samples]. A flip is a failure only of a
             digitally correct sample: give these samples alone, or flips of all.
         bins: how many.
-        confidence: of the intervals.
-        resamples: of the bootstrap, for several chips.
-        seed: of the bootstrap.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples, where there are several chips.
+        seed: seed of the bootstrap.
 
     Returns:
         One row a bin: bin (1 .. bins), low, high (its edges), samples, predicted (mean

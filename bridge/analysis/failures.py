@@ -200,9 +200,9 @@ def failure_table(
         analog_correct: bool [samples], or [chips, samples].
         bins: how many bins.
         indices: int [samples], unique and stable; breaks ties. Positions if None.
-        confidence: of the intervals.
-        resamples: of the bootstrap, for several chips.
-        seed: of the bootstrap.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples, where there are several chips.
+        seed: seed of the bootstrap.
 
     Returns:
         One row a bin: decile (1 .. bins), chips, the counts samples, digitally_correct,

@@ -27,7 +27,7 @@ def wilson_interval(
     Args:
         failures: int, any shape; 0 <= failures <= trials.
         trials: int, broadcasts with `failures`; 0 trials give NaN.
-        confidence: in (0, 1).
+        confidence: confidence level of the interval, between 0 and 1.
 
     Returns:
         (low, high), float64 fractions.

@@ -28,6 +28,8 @@ COLUMNS = (
 )
 """Columns of the table that `failure_overlap` returns."""
 
+_LEAST = 1e-12  # a smaller difference is rounding
+
 
 def failure_overlap(
     failures: Mapping[str, npt.ArrayLike],
@@ -82,9 +84,9 @@ def failure_overlap(
             both have several chips, and spearman is of disjoint halves of them, stepped up as
             within one set; of one chip each it keeps what they share.
         bins: equal-sized margin bins; 20 is an assumption.
-        confidence: of the intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Returns:
         One row a pair of names, each with itself included: first, second, chips_first,
@@ -209,9 +211,9 @@ def systematic_share(
     Args:
         failures: bool [chips, samples] of one noise model, at least 2 chips; among the digitally
             correct samples, so that a rate is one of those that can fail.
-        confidence: of the interval.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        confidence: confidence level of the interval, between 0 and 1.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: for one chip or no samples, other dtypes or shapes.
@@ -265,7 +267,6 @@ def systematic_share(
     )
 
 
-_LEAST = 1e-12  # of a difference that is not rounding
 _Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 

@@ -72,10 +72,10 @@ def compare_predictors(
         among: which samples take part. Among all of them a digitally wrong sample counts as one
             that does not fail; a score that is blind to the label is then worth more than it seems.
         reference: a name in `scores`; the first if None.
-        bins: into which the samples are cut for d1 and d10.
-        confidence: of the intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        bins: number of bins that the samples are cut into for d1 and d10.
+        confidence: confidence level of the intervals, between 0 and 1.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Returns:
         One row a score, in the order given: predictor, among, chips, samples, failures (summed over
@@ -187,7 +187,7 @@ def cross_validated_logistic(
         indices: int [samples], unique and stable; with the seed they decide the folds. Positions if
             None.
         folds: parts, each predicted by a model of the others.
-        seed: of the division.
+        seed: seed of the division into folds.
 
     Returns:
         float64 [samples] in (0, 1). A digitally wrong sample is predicted too, as if it were

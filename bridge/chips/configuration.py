@@ -35,7 +35,7 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
 
     Biases are digital, each tile's largest weight is mapped to 1, inputs are not quantised and are
     scaled per input vector by their largest magnitude, and nothing that couples samples of a batch
-    is on. Noise that is frozen into the weights is not part of it (see `bridge.chips.noise`).
+    is on. Noise that is frozen into the weights is not part of it (`bridge.chips.weight_noise`).
 
     A calibrated ADC range is NaN here, so that a tile run without calibration gives NaN.
     """

@@ -132,7 +132,7 @@ def layer_failures(
       model: digital, in eval mode; not changed.
       profile: as for `program`.
       source: as for `predict`.
-      seed: of the first chip; chip k has seed + k.
+      seed: seed of the first chip; chip k has seed + k.
       chips: how many.
       calibration, engine: as for `program`.
       digital_layers: paths of what stays digital on every chip.

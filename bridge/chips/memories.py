@@ -81,7 +81,7 @@ class SinglePair:
         require_finite("g_min", self.g_min)
 
     def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
-        """AIHWKit's; `g_max`, the conductance of the largest weight, in microsiemens."""
+        """AIHWKit's converter; `g_max` is the conductance of the largest weight, microsiemens."""
         from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
 
         return SinglePairConductanceConverter(g_max=g_max, g_min=self.g_min)
@@ -107,7 +107,7 @@ class Pairs:
         require_finite("g_min", self.g_min)
 
     def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
-        """AIHWKit's; `g_max`, the conductance of the largest weight, in microsiemens."""
+        """AIHWKit's converter; `g_max` is the conductance of the largest weight, microsiemens."""
         from aihwkit.inference.converter.conductance import NPairConductanceConverter
 
         return NPairConductanceConverter(list(self.factors), g_max=g_max, g_min=self.g_min)
@@ -143,7 +143,7 @@ class MappedPairs:
                 require_finite("a conductance", value)
 
     def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
-        """AIHWKit's; `g_max`, the conductance of the largest weight, in microsiemens."""
+        """AIHWKit's converter; `g_max` is the conductance of the largest weight, microsiemens."""
         from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
 
         conductances = [list(values) for values in self.conductances]
@@ -167,7 +167,7 @@ class PCM:
       programming_noise: factor on the fitted programming noise; 1 is as measured.
       drift: factor on the fitted drift exponents; 1 is as measured.
       read_noise: factor on the fitted read noise; 1 is as measured.
-      compensation: of drift; None for none.
+      compensation: how drift is compensated; None for not at all.
       converter: how a weight becomes conductances.
     """
 
@@ -185,6 +185,7 @@ class PCM:
         _check(self, "t_inference", "programming_noise", "drift", "read_noise")
 
     def noise_model(self) -> "BaseNoiseModel":
+        """AIHWKit's `PCMLikeNoiseModel` with these settings."""
         from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 
         return PCMLikeNoiseModel(
@@ -209,7 +210,7 @@ class Hermes:
       t_inference: seconds from the end of programming to inference. Drift counts from a reading at
         200 s with one device, 300 s with two.
       programming_noise, drift, read_noise: factors on what was measured.
-      compensation: of drift; None for none.
+      compensation: how drift is compensated; None for not at all.
       converter: how a weight becomes conductances.
     """
 
@@ -240,6 +241,7 @@ class Hermes:
         return {1: 10.35, 2: 20.7}[self.devices]
 
     def noise_model(self) -> "BaseNoiseModel":
+        """AIHWKit's `HermesNoiseModel` with these settings."""
         from aihwkit.inference.noise.hermes import HermesNoiseModel
 
         g_max = self.g_max or self.largest_conductance
@@ -264,7 +266,7 @@ class ReRamWan2022:
         scales with it.
       t_inference: 1 second, 1 day (86400) or 2 days (172800) after programming.
       noise: factor on the fitted spread; 1 is as measured.
-      compensation: of the mean conductance; None for none.
+      compensation: how a shift of the mean conductance is compensated; None for not at all.
       converter: how a weight becomes conductances.
     """
 
@@ -285,6 +287,7 @@ class ReRamWan2022:
             )
 
     def noise_model(self) -> "BaseNoiseModel":
+        """AIHWKit's `ReRamWan2022NoiseModel` with these settings, see `bridge.chips.reram`."""
         from bridge.chips.reram import ReRamWan2022Model
 
         return ReRamWan2022Model(
@@ -301,10 +304,10 @@ class ReRamCMO:
     Attributes:
       g_max: conductance of the tile's largest weight, microsiemens.
       g_min: conductance of the tile's smallest, most negative weight, microsiemens.
-      acceptance: of the program-and-verify loop, percent of the target: 0.2 or 2.
+      acceptance: acceptance range of the program-and-verify loop, percent of the target: 0.2 or 2.
       t_inference: seconds from the end of programming to inference: 0, or at least 1.
       programming_noise, drift, read_noise: factors on what was measured.
-      compensation: of drift; None for none.
+      compensation: how drift is compensated; None for not at all.
     """
 
     g_max: float = 88.2
@@ -332,6 +335,7 @@ class ReRamCMO:
             )
 
     def noise_model(self) -> "BaseNoiseModel":
+        """AIHWKit's `ReRamCMONoiseModel` with these settings."""
         from aihwkit.inference.noise.reram import ReRamCMONoiseModel
 
         return ReRamCMONoiseModel(

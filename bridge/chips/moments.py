@@ -64,8 +64,8 @@ def weight_moments(
       profile: the non-idealities, the time of inference included.
       chips: how many are programmed; a chip's variance is known to about sqrt(2 / (chips - 1)) of
         itself. 16 is an assumption.
-      seed: of the first; chip k has seed + k. Far from the seeds of simulated chips, so that a
-        prediction learns nothing from the chips that it is compared with.
+      seed: seed of the first chip; chip k has seed + k. Far from the seeds of simulated chips, so
+        that a prediction learns nothing from the chips that it is compared with.
       digital_layers: as for `program`.
 
     Returns:

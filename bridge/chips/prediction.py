@@ -30,7 +30,6 @@ _IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
 _MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
 
-
 Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
 

@@ -38,8 +38,8 @@ class ADC:
       range: largest output represented. The unit is that of a tile whose largest weight is 1 and
         whose input vector has largest magnitude 1. "calibrated": per tile, from the outputs that
         the ideal weights give on a calibration batch.
-      percentile: of these outputs' magnitudes, the one that a calibrated range covers; 100 is the
-        largest.
+      percentile: percentile of these outputs' magnitudes that a calibrated range covers; 100 is
+        the largest.
     """
 
     bits: int = 9
@@ -92,7 +92,7 @@ class Clipping:
     Attributes:
       type: "none"; "layer_gaussian", at `sigma` standard deviations of the tile's weights;
         "fixed_value", at `fixed_value`. AIHWKit's names.
-      sigma: of "layer_gaussian".
+      sigma: standard deviations at which "layer_gaussian" clips.
       fixed_value: share of the tile's largest weight.
     """
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+_WORD = 2**64 - 1
+
 
 def stream_seed(seed: int, *key: object) -> int:
     """Seed of the stream that `key` names on chip `seed`.
@@ -84,6 +86,3 @@ def _mix(layer: int, index: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
     return (z ^ (z >> 31)) >> 1
-
-
-_WORD = 2**64 - 1

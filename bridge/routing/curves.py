@@ -104,8 +104,8 @@ def routing_curve(
             routes its own samples. Higher is more fragile.
         digital_correct: bool [samples].
         analog_correct: bool [samples], or [chips, samples].
-        kind: of the score.
-        costs: of one inference.
+        kind: where the score comes from.
+        costs: energy of one inference.
         passes: digital forward passes that a score of kind "digital" takes.
         points: rows of the table; fewer where the samples are fewer.
         indices: int [samples], unique and stable; breaks ties. Positions if None.

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from bridge.weights.state import _refuse_non_finite
+from bridge.weights.state import refuse_non_finite
 from jaxcurv.storage.checksums import SEAL, check_seal, hash_arrays, seal
 from jaxcurv.storage.files import write_whole
 
@@ -41,7 +41,7 @@ def save_weights(
     wrong = [f"{n} ({t.dtype})" for n, t in state_dict.items() if t.dtype not in _STORABLE]
     if wrong:
         raise ValueError(f"weights are stored as float32; convert {', '.join(wrong)} first")
-    _refuse_non_finite(state_dict)
+    refuse_non_finite(state_dict)
     try:
         described = json.dumps(dict(header), allow_nan=False)
     except (TypeError, ValueError) as error:

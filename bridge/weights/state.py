@@ -81,7 +81,8 @@ def _dotted(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def _refuse_non_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
+def refuse_non_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError if a tensor holds NaN or infinity; names every such tensor."""
     names = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
     if names:
         raise ValueError(f"non-finite weights in {', '.join(names)}; load another checkpoint")
@@ -109,7 +110,7 @@ def to_torch(model: nnx.Module) -> dict[str, torch.Tensor]:
         name: torch.from_numpy(np.array(variable[...], np.float32).transpose(axes).copy())
         for variable, name, axes in entries.values()
     }
-    _refuse_non_finite(state_dict)
+    refuse_non_finite(state_dict)
     return state_dict | {name: torch.zeros((), dtype=torch.int64) for name in counters}
 
 
@@ -138,7 +139,7 @@ def from_torch(state_dict: Mapping[str, torch.Tensor], model: Model) -> Model:
     problems += [f"unexpected {name}" for name in state_dict if name not in known]
     if problems:
         raise ValueError("weights do not fit the model: " + "; ".join(problems))
-    _refuse_non_finite(state_dict)
+    refuse_non_finite(state_dict)
     variables = {}
     for path, (variable, name, axes) in entries.items():
         array = state_dict[name].detach().cpu().numpy().transpose(np.argsort(axes))

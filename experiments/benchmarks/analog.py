@@ -1,9 +1,8 @@
 """What a forward pass of a simulated chip costs, in forward passes of the digital network.
 
-The method is that of `experiments.benchmarks.common`. The digital network is short beside most
-chips: it is
-measured right before and right after each of them, and a chip's cost is its time over the mean of
-these two.
+The method is that of `experiments.benchmarks.common`. The digital network is fast beside most
+chips: it is timed right before and right after each of them, and the cost of a chip is its time
+over the mean of these two.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ class Turn(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """In forward passes of the digital network."""
+        """Cost of the contestant, in forward passes of the digital network."""
         return self.seconds / statistics.mean((self.before, self.after))
 
 

@@ -151,8 +151,8 @@ def read_baseline(
       path: what `command --json` wrote.
       command: such as "benchmark curvature".
       keys: what the comparison needs of it, besides settings and device.
-      settings: those that must be the same.
-      device: this one, which must be of the same kind.
+      settings: the settings that must be the same.
+      device: name of the device, which must be the same.
 
     Raises:
       FileNotFoundError: nothing there.

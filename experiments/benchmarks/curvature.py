@@ -25,16 +25,6 @@ from experiments.benchmarks.common import (
     summary,
     warn_of_load,
 )
-from experiments.system.devices import cores, device, use_every_core
-from experiments.system.environment import package_versions
-from experiments.system.errors import at_work
-from jaxcurv.estimators import (
-    Precision,
-)
-from jaxcurv.storage.checksums import write_json
-
-if TYPE_CHECKING:
-    from jaxcurv.data.reading import Batch
 from experiments.benchmarks.curvature_contestants import (
     RATIOS,
     TOLERANCE,
@@ -46,6 +36,16 @@ from experiments.benchmarks.curvature_contestants import (
     make_workload,
     measure,
 )
+from experiments.system.devices import cores, device, use_every_core
+from experiments.system.environment import package_versions
+from experiments.system.errors import at_work
+from jaxcurv.estimators import Precision
+from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    from jaxcurv.data.reading import Batch
+
+_MEASURED = ("jax", "torch")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ PEAKS: tuple[tuple[str, Peak], ...] = (
     ("H100", Peak(67e12, 495e12)),
     ("A100", Peak(19.5e12, 156e12)),
 )
-"""By what a device's name contains, the first that fits. JAX's "bfloat16" is TF32 on these cards
-too: it names the least precision on offer (see jax.lax.Precision)."""
+"""Peak rates by a part of the device's name; the first that fits counts. JAX's "bfloat16" is TF32
+on these cards too: it names the least precision on offer (see jax.lax.Precision)."""
 
 
 def run(settings: CurvatureBenchmark) -> int:
@@ -234,9 +234,6 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if report["over_published"] is None:
         console.print("over_published needs a build of torch that sees JAX's device")
-
-
-_MEASURED = ("jax", "torch")
 
 
 def goals(settings: Mapping[str, int], backend: str) -> dict[str, float]:

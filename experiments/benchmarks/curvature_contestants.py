@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STEP = FiniteDifference().step
 PUBLISHED, FLOOR = "published, PyTorch", "floor: n + 1 plain passes"
+_COARSE: tuple[Precision, ...] = ("tensorfloat32", "bfloat16")
 
 RATIOS = {
     "over_published": (PUBLISHED, "FiniteDifference"),
@@ -174,9 +175,6 @@ def make_coarse_contestants(workload: Workload, batch: Batch, probes: int) -> di
             contestant = _contestant(workload, batch, estimator)
             found[name] = replace(contestant, precision=precision)
     return found
-
-
-_COARSE: tuple[Precision, ...] = ("tensorfloat32", "bfloat16")
 
 
 def _contestant(workload: Workload, batch: Batch, estimator: Estimator) -> Contestant:

@@ -47,6 +47,7 @@ _DEPTHS = (1, 0, 0, 0)  # one residual block
 _CALIBRATION_IMAGES = 128
 _WARM_UP_BATCHES = 2
 _FEWEST = 3  # counts: a line through two points is always straight
+_LINES = ("seconds", "peak_bytes", "file_bytes")
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,12 @@ class Synthetic:
 
     @property
     def indices(self) -> np.ndarray:
+        """int64 `[count]`, 0 .. count - 1."""
         return np.arange(self.count, dtype=np.int64)
 
     @property
     def labels(self) -> np.ndarray:
+        """int32 `[count]`, the indices modulo the classes."""
         return (self.indices % self.classes).astype(np.int32)
 
     def __len__(self) -> int:
@@ -317,9 +320,6 @@ def _known(value: float) -> float | None:
 def lines(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The line of seconds, of peak memory and of the file's bytes against samples."""
     return {name: line(points, name) for name in _LINES}
-
-
-_LINES = ("seconds", "peak_bytes", "file_bytes")
 
 
 def line(points: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None] | None:

@@ -26,7 +26,7 @@ def published_curvature(
     Computed channels-last, where the model is too.
 
     Args:
-      model: in evaluation mode, on the images' device.
+      model: the network, in evaluation mode and on the images' device.
       images: float `[batch, channel, height, width]`.
       labels: int64 `[batch]`.
       step: h.

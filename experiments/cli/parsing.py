@@ -41,6 +41,12 @@ def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options:
 def parse_preset(
     kind: type[ParsedOptions], command: str, arguments: Sequence[str]
 ) -> ParsedOptions:
+    """The flags of a command that takes a preset's name first; those not given are the preset's.
+
+    Raises:
+      ValueError: no preset or an unknown one is named, or a setting is refused.
+      SystemExit: a flag is, or help was asked for; both were printed.
+    """
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: python -m experiments {command} PRESET [flags]")
         print(f"presets: {', '.join(PRESETS)}; every flag: {command} PRESET --help")

@@ -14,7 +14,7 @@ from experiments.figures.style import STYLE, new_figure, write_figure
 
 
 def draw(overlap: pd.DataFrame, path: Path, title: str) -> Path:
-    """Heat maps of the overlap, of what the margin alone gives of it, and of the rank correlation.
+    """Heat maps of the overlap, of the overlap by the margin alone, and of the rank correlation.
 
     Args:
       overlap: as `bridge.analysis.overlap.failure_overlap` returns it.

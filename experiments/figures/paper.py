@@ -26,6 +26,7 @@ from experiments.figures.style import (
     write_figure,
 )
 from experiments.tables.failure_rates import rates
+from experiments.tables.formats import words
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, POOLED, Denominator
 
 _LINES = {
@@ -38,6 +39,8 @@ _LINES = {
     "wnoise+pcm": (VERMILLION, "X", "-"),
     "adc+wnoise+pcm": (WINE, "*", "-"),
 }
+
+_PREDICTED = ("prediction", "correct")
 
 
 def figure_one(
@@ -116,7 +119,7 @@ def gallery_rows(
         joined: as `outcomes.join` returns it.
         fold: one fold, not the pooled ones.
         count: how many of each end.
-        profile: whose outcome to show.
+        profile: the profile whose outcomes are shown.
         chip: its seed; the lowest that was run, if None.
         score: the column to sort by; equal scores by index.
 
@@ -171,7 +174,7 @@ def gallery(
         for block, name, end, height in zip(
             blocks, ("Lowest", "Highest"), ends, lines, strict=True
         ):
-            title = f"{name} {score.replace('_', ' ')}, {rows['fold'].iloc[0]} fold"
+            title = f"{name} {words(score)}, {rows['fold'].iloc[0]} fold"
             block.suptitle(title, x=0.005, ha="left", fontsize=9, fontweight="bold")
             grid = block.subplots(height, columns, squeeze=False)
             for axis in grid.flat[len(end) :]:
@@ -195,9 +198,6 @@ def gallery(
         keep += [f"{side}_{what}" for side in ("digital", "analog") for what in _PREDICTED]
         names = [class_names[label] for label in rows["label"]]
         return write_figure(figure, path, rows[keep].assign(class_name=names))
-
-
-_PREDICTED = ("prediction", "correct")
 
 
 def _show(axis: Axes, image: npt.NDArray[np.uint8], colour: str) -> None:

@@ -28,6 +28,7 @@ from experiments.figures.style import (
     new_figure,
     write_figure,
 )
+from experiments.tables.formats import words
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, Denominator, select
 
 _ROUTERS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, WINE, BLACK)
@@ -49,8 +50,8 @@ def predictor_figure(
     Args:
         predictors: as `experiments.tables.predictors.compare` returns it.
         path: the PNG file to write; the SVG and the CSV are put beside it.
-        fold: whose samples.
-        profile: whose failures.
+        fold: the fold to show.
+        profile: the profile whose failures are predicted.
         denominator: among the digitally correct samples or all.
 
     Raises:
@@ -74,7 +75,7 @@ def predictor_figure(
         axis.axvline(0.5, color=GREY, linestyle=":")
         axis.hlines(places, drawn["auroc_low"], drawn["auroc_high"], color=BLUE, linewidth=1.6)
         axis.plot(drawn["auroc"], places, "o", color=BLUE, markersize=5, markeredgewidth=0)
-        axis.set_yticks(places, [name.replace("_", " ") for name in drawn["predictor"]])
+        axis.set_yticks(places, list(map(words, drawn["predictor"])))
         axis.set_ylim(len(drawn) - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
@@ -97,14 +98,14 @@ def calibration_figure(
     """Observed failure rate against predicted probability: a panel a profile in which samples fail.
 
     The area of a point grows with the samples in its bin; the bar is the interval of the observed
-    rate. On the diagonal the probabilities come true. ECE, the expected calibration error, in the
-    order of the legend.
+    rate. On the diagonal the probabilities come true. A panel's title gives ECE, the expected
+    calibration error, in the order of the legend.
 
     Args:
         calibration: as `experiments.tables.predictors.calibrate` returns it.
         errors: the errors that `calibrate` returns beside it.
         path: the PNG file to write; the SVG and the CSV are put beside it.
-        fold: whose samples; without a row where none is digitally correct.
+        fold: the fold to show; may have no rows, if none of its samples is digitally correct.
     """
     errors, calibration = errors[errors["fold"] == fold], calibration[calibration["fold"] == fold]
     failing = errors.loc[errors["observed"] > 0, "profile"].unique()
@@ -157,7 +158,7 @@ def calibration_figure(
         figure.supxlabel(f"Predicted probability of failure, {fold} fold", fontsize=8)
         figure.supylabel("Observed failure rate", fontsize=8)
         handles = [
-            Line2D([], [], color=colour, marker=marker, label=name.replace("_", " "))
+            Line2D([], [], color=colour, marker=marker, label=words(name))
             for name, (colour, marker) in looks.items()
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
@@ -184,7 +185,7 @@ def routing_figure(
         baselines: the baselines that `route` returns: always analog and always digital.
         choices: the thresholds that `route` returns; may have no rows.
         path: the PNG file to write; the SVG and the CSV are put beside it.
-        profile: whose chips.
+        profile: the profile to show.
 
     Raises:
         ValueError: if the tables lack the profile.

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from experiments.tables.formats import words
 from experiments.tables.outcomes import FULL_PROFILE, folds
 
 _SURVIVES, _FAILS, _WRONG = "survives", "fails", "digitally wrong"
@@ -35,7 +36,7 @@ def score_histogram(
         joined: as `outcomes.join` returns it.
         path: the PNG file to write; the SVG and the CSV are put beside it.
         fold: a fold, or pooled.
-        profile: whose outcome splits the samples.
+        profile: the profile whose failures split the samples.
         chip: its seed; the lowest that was run, if None.
         score: a non-negative column.
         bins: number of bins, of equal width in log(score).
@@ -72,7 +73,7 @@ def score_histogram(
             axis.stairs(share, edges, fill=True, color=colour, alpha=0.18)
             axis.stairs(share, edges, color=colour, linewidth=1.2, label=label)
         axis.set_xscale("log")
-        axis.set_xlabel(score.replace("_", " ").capitalize())
+        axis.set_xlabel(words(score).capitalize())
         axis.set_ylabel("Share of the group (%)")
         axis.set_title(f"{fold} fold under {profile}")
         axis.legend()

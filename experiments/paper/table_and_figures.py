@@ -66,9 +66,9 @@ class Gallery:
     data_dir: Path | None = None
     """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     fold: Fold = "test"
-    """Whose images."""
+    """Fold of the images."""
     profile: str = outcomes.FULL_PROFILE
-    """Whose outcome to show."""
+    """Profile whose outcomes are shown."""
     count: int = 8
     """Images of each end."""
     out: Path | None = None

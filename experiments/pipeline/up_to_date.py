@@ -70,6 +70,13 @@ def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
 
 
 def is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:
+    """Whether the stage's record has this identity and its outputs are as it wrote them.
+
+    Args:
+      stage: the stage.
+      identity: what decides its result now, as `identity_of` returns it.
+      folder: folder of the run.
+    """
     record = read_record(folder, stage.name)
     return (
         record is not None

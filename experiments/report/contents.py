@@ -55,8 +55,8 @@ class ReportContents:
     title: str
     """Title of the page, for instance model and data set."""
     settings: Mapping[str, Any]
-    """What was run, as `settings.experiment.Experiment` holds it; nested mappings become dotted
-    names. The explanations use simulate and analyse.energy where they are there."""
+    """What was run, as `experiments.settings.flags.Experiment` holds it; nested mappings become
+    dotted names. The explanations use simulate and analyse.energy where they are there."""
     stages: Sequence[Mapping[str, Any]]
     """The record of each stage: name, seconds, device, versions (package -> version)."""
     confidence: float

@@ -43,7 +43,6 @@ def join_parquet(path: Path, parts: Sequence[Path]) -> Path:
 
     One of them is in memory at a time.
     """
-
     return write_tables(path, read_table(parts[0]).schema, map(read_table, parts))
 
 

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from bridge.chips.profiles import ADC, PCM, Clipping, WeightNoise
+from bridge.chips.memories import PCM
+from bridge.chips.profiles import ADC, Clipping, WeightNoise
 from bridge.routing.curves import Costs
 from jaxcurv.data import Normalisation
 from jaxcurv.data.preprocessing import Interpolation, Preprocessing, choose_preprocessing

@@ -56,6 +56,12 @@ def analyse(job: Job) -> Outcome:
 
 
 def read_joined(job: Job) -> pd.DataFrame:
+    """Scores and predictions of the run, as `outcomes.join` joins them.
+
+    Raises:
+      FileNotFoundError: score or simulate has not run.
+      ValueError: a table is damaged, or scores and predictions do not fit each other.
+    """
     from experiments.tables import outcomes
 
     return outcomes.join(

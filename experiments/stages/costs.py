@@ -30,9 +30,9 @@ def seconds_per_image(
     pass to the input.
 
     Args:
-      model: in evaluation mode.
+      model: the network, in evaluation mode.
       batch: as `score_dataset` would make them; its size a multiple of the devices.
-      estimators: to measure.
+      estimators: what is measured, by name.
     """
     function, weights = functional(model, None)
     problem = Problem(function, cross_entropy)

@@ -114,7 +114,7 @@ class Trained:
     """A run's trained model and the images to score."""
 
     model: nnx.Module
-    """In evaluation mode."""
+    """The network, in evaluation mode."""
     source: Normalised
     """Samples of the test fold."""
     description: dict[str, Any]

@@ -106,9 +106,9 @@ class Match:
     """The factor on a noise whose accuracy comes nearest to the target.
 
     Attributes:
-      factor: in `FACTORS`.
-      accuracy: at this factor, of the validation images.
-      target: what was to be met.
+      factor: the factor, within `FACTORS`.
+      accuracy: accuracy on the validation images at this factor.
+      target: accuracy that was to be met.
       reached: whether it is met to within `TOLERANCE`.
       breaks_at: the smallest factor tried at which the noise model gives weights that are not
         finite; None if none did.
@@ -347,9 +347,9 @@ def match_factor(accuracy: Callable[[float], float], target: float) -> Match:
     as equal. The nearest accuracy counts, of equals that of the factor nearest to 1.
 
     Args:
-      accuracy: in [0, 1], of a factor; falls as it grows, apart from chance. NaN, which counts as
-        too much noise, where the noise model gives none.
-      target: in [0, 1].
+      accuracy: gives the accuracy at a factor, in [0, 1]; it falls as the factor grows, apart from
+        chance. NaN, where the noise model gives none, counts as too much noise.
+      target: accuracy to meet, in [0, 1].
 
     Raises:
       ValueError: every accuracy is NaN.

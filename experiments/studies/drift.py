@@ -141,7 +141,7 @@ def age(
 
     Args:
       exported: the network and the samples.
-      pieces: those of one chip and compensation together.
+      pieces: the pieces to compute; those of one chip and compensation follow each other.
       folder: where each finished piece is kept, and looked for.
       batch_size: images at once.
       device: where to run.
@@ -225,7 +225,7 @@ def over_chips(rows: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
     Args:
       rows: as `age` returns them.
-      confidence: in (0, 1).
+      confidence: confidence level of the intervals, between 0 and 1.
 
     Returns:
       One row a compensation and time: compensation, time_s, chips, samples, digitally_correct,
@@ -323,7 +323,7 @@ def show(table: pd.DataFrame) -> None:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which it has one, such as "20 s", "1 h", "30 d" or "1 y" (365 d)."""
+    """A time in the largest unit that fits, such as "20 s", "1 h", "30 d" or "1 y" (365 d)."""
     for unit, size in (("y", _YEAR), ("d", _DAY), ("h", _HOUR), ("min", _MINUTE)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The exported network of a run, and images to try its chips on, for what works beside the stages.
+"""The exported network of a run and the images to try its chips on, for the studies.
 
 Of the run's folder only `weights.safetensors` is needed.
 """
@@ -53,7 +53,7 @@ class Network:
     """A run's exported network and what its images are."""
 
     digital: nn.Module
-    """In evaluation mode."""
+    """The network, in evaluation mode."""
     description: dict[str, Any]
     """What the header of `weights.safetensors` says of the network."""
     images: Images
@@ -88,9 +88,9 @@ def open_exported(
     """Reads a run's exported network and the images for it.
 
     Args:
-      experiment: the run's; says how the data are divided and what the profile's devices are like.
-      folder: the run's.
-      out: where results will go: proven to be writable.
+      experiment: settings of the run: how the data are divided, what the devices are like.
+      folder: folder of the run.
+      out: folder of the results, proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       profile: one of the eight, by name.
       limit: at most this many samples of the test fold; None for all.

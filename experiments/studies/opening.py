@@ -1,4 +1,4 @@
-"""How a study begins: what a run left is opened for it; and what makes it a command."""
+"""What a study is as a command, and the images of the run that it works on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Study(Generic[Settings, Opened]):
     """Checks and reads what is needed, given experiment, run's folder, `out` and folder of the data
     sets, and by keyword what `opened_with` names."""
     run: Callable[[Opened, Experiment, Settings, Path], object]
-    """Works on it and leaves the results in `out`."""
+    """Works on what `open` returned and leaves the results in `out`."""
     opened_with: tuple[str, ...]
     """The settings that `open` takes."""
 

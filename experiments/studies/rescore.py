@@ -339,7 +339,7 @@ def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[Logi
 
     Args:
       model: a model of normalised images.
-      normalisation: that it expects.
+      normalisation: the normalisation that it expects.
 
     Returns:
       `logits_fn(params, images)` and params.

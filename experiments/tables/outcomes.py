@@ -92,7 +92,7 @@ def over_chips(
     """One profile's samples, and a column of its chips' outcomes beside them.
 
     Args:
-        rows: those of one profile in `join`'s table.
+        rows: the rows of one profile in `join`'s table.
         column: the outcome, or a score that each chip gives.
 
     Returns:
@@ -116,7 +116,11 @@ def ideal_agreement(joined: pd.DataFrame) -> float:
 
 
 def select(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
-    """The rows whose columns have these values; a ValueError names those there are, if none."""
+    """The rows whose columns have these values.
+
+    Raises:
+        ValueError: if there are none; names the values that the column has.
+    """
     rows = table
     for column, value in wanted.items():
         there = [str(name) for name in rows[column].unique()]
@@ -137,6 +141,7 @@ def _rank(order: Sequence[str]) -> Callable[[pd.Series], pd.Series]:
 
 
 def require_columns(what: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises ValueError, naming the table as `what`, if columns are missing or it has no rows."""
     if missing := [name for name in columns if name not in table]:
         raise ValueError(f"{what} lacks the columns {', '.join(missing)}")
     if table.empty:

@@ -21,6 +21,7 @@ from experiments.tables.outcomes import (
     over_chips,
     select,
 )
+from jaxcurv.estimators import SCORE_COLUMNS
 
 REFERENCE = "margin"
 """What the others are compared with: the cheapest score that might do."""
@@ -33,21 +34,21 @@ UNSHIFTED = "flip_probability, unshifted"
 """Phi(-margin / sd) around the digital weights: blind to what all chips of a profile share."""
 
 AT_MEAN = "margin at mean weights"
-"""Margin of the digital prediction, were the weights what a chip's are on average."""
+"""Margin of the digital prediction in the network of the mean weights: their mean over chips."""
 
 ADDED, OF_LOGITS, LOGITS_ADDED = "margin + curvature", "logits", "logits + curvature"
 COMBINED = "all scores"
-"""Logistic models: of two scores; of what one forward pass gives, without and with curvature; of
-all scores but the physical ones."""
+"""Logistic models of several scores: two scores; the scores of one forward pass, without and with
+curvature; all scores but the physical ones."""
 
 _CROSS_VALIDATION = 5  # folds
 
 NEED_LABEL = ("curvature", "gradient_norm", "loss", "el2n")
-"""Scores that depend on the label. The other estimators' do not, for cross-entropy and a network
-that is piecewise linear."""
+"""Scores that depend on the label. Those of the other estimators do not, for cross-entropy and a
+piecewise linear network."""
 
 _PREDICTORS = (
-    *("curvature", "hessian_vector", "hessian_trace", "gauss_newton", "low_rank_gauss_newton"),
+    *SCORE_COLUMNS.values(),
     *("gradient_norm", "loss", "el2n", "entropy", "least_confidence", "margin", "label_margin"),
 )
 _FALL_WITH_FRAGILITY = ("margin", "label_margin")
@@ -64,8 +65,9 @@ def score_columns(scores: pd.DataFrame) -> list[str]:
 def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArray]:
     """The scores of a table by name, all growing with fragility: margins with their sign changed.
 
-    Among the digitally correct samples a score that takes the model's prediction as the label is
-    the score itself, and is left out, as is the label's margin.
+    Among the digitally correct samples the model's prediction is the label. The scores that take
+    the prediction as the label would repeat others there, as would the label's margin: they are
+    left out.
 
     Args:
         samples: one row a sample, with scores as `experiments.stages.score` writes them.
@@ -195,9 +197,10 @@ def _combined(
 def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     """What each predictor costs a sample.
 
-    A score that takes the prediction as label costs as much as the score itself; a combination the
-    sum of its parts, but for what one of them gives by the way. The physical predictor's are
-    nominal: under profiles with converters, or noise at each operation, about three more.
+    A score that takes the prediction as the label costs as much as the one that takes the true
+    label. A combination costs the sum of its parts; what comes from the logits of a part is free.
+    The physical predictor's costs are nominal: under profiles with converters, or with noise at
+    each operation, it takes about three passes more.
 
     Args:
         measured: predictor, forward_passes and, where it was measured, seconds_per_image of the
@@ -232,7 +235,7 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
 def calibrate(
     joined: pd.DataFrame, flips: pd.DataFrame, confidence: float = 0.95, resamples: int = 1000
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How well flip probabilities are met by the simulated chips, among the digitally correct.
+    """How well flip probabilities predict the simulated failures, among the digitally correct.
 
     Args:
         joined: as `outcomes.join` returns it.
@@ -289,7 +292,8 @@ def calibrate(
 
 
 def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PROFILE) -> str:
-    """What predicts failure, and whether curvature adds to one forward pass; as the data say."""
+    """One sentence: what predicts failure, and whether curvature adds to the scores of one forward
+    pass. "" where neither is measured."""
     table = select(predictors, fold=fold, profile=profile, denominator="correct")
     table = table.set_index("predictor")
     if not {"curvature", REFERENCE} <= set(table.index) or table["reason"].ne("").all():

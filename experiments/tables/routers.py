@@ -66,6 +66,12 @@ class Routing:
     """fold, profile, name, accuracy, energy."""
 
 
+_CHOSEN = (
+    *("target", "threshold", "validation_accuracy", "validation_energy", "given_up"),
+    *("fraction", "accuracy", "accuracy_min", "accuracy_max", "energy", "saved"),
+)
+
+
 def route(
     joined: pd.DataFrame,
     costs: pd.DataFrame,
@@ -77,9 +83,9 @@ def route(
 ) -> Routing:
     """Routes one fold by every score that is there; thresholds are chosen on another fold.
 
-    A threshold is the one that routes fewest samples of the fold `chosen_on` at an accuracy, there,
-    of the digital model's less `tolerance`. Without such a fold no threshold is chosen, with a
-    warning in the log.
+    The threshold routes as few samples of the fold `chosen_on` as it can while the accuracy there
+    is at least the digital model's less `tolerance`. Without such a fold no threshold is chosen,
+    with a warning in the log.
 
     Args:
         joined: as `outcomes.join` returns it.
@@ -141,16 +147,11 @@ def route(
     )
 
 
-_CHOSEN = (
-    *("target", "threshold", "validation_accuracy", "validation_energy", "given_up"),
-    *("fraction", "accuracy", "accuracy_min", "accuracy_max", "energy", "saved"),
-)
-
-
 def summary(choices: pd.DataFrame, profile: str = FULL_PROFILE) -> str:
-    """What the router gives that costs least on validation, of those that can meet a new input.
+    """What routing gives by the router that costs least on validation, in one or two sentences.
 
-    In a second sentence the one that presupposes stored scores; "" without choices.
+    The first is of the routers that can take a new input, the second of those that need stored
+    scores of the very input; "" without choices.
     """
     rows = choices[choices["profile"] == profile]
     if rows.empty:

@@ -25,10 +25,11 @@ def answer(
     predictor: str = "curvature",
     drift_seconds: float | None = None,
 ) -> str:
-    """One sentence: do failures rise with the score? Whichever way the data says.
+    """One sentence that says whether failures rise with a score, fall with it, or neither.
 
-    It is called rising (falling) only if the whole interval of Spearman's rho lies above (below) 0.
-    Of several chips: mean rates, and rho with the share of the chips on which a sample fails.
+    They are said to rise (fall) only if the whole interval of Spearman's rho lies above (below) 0.
+    For several chips, rates are means over chips, and rho is that of the score with the share of
+    the chips on which a sample fails.
 
     Args:
         deciles: as `failure_tables` returns it, cut by `predictor`.

@@ -25,6 +25,7 @@ from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
 from jaxcurv.estimators import (
+    SCORE_COLUMNS,
     Adaptive,
     Distribution,
     Estimator,
@@ -151,10 +152,9 @@ def estimators(settings: OwnModel) -> dict[str, Estimator]:
     made: dict[str, Estimator] = {}
     used: set[str] = set()
     for name in settings.estimator:
-        column = name.replace("-", "_")
-        kind = type(named_estimators()[column])
-        # Analyses of curvature rank by the finite difference: its column has that name.
-        column = column.replace("finite_difference", "curvature")
+        estimator = name.replace("-", "_")
+        kind = type(named_estimators()[estimator])
+        column = SCORE_COLUMNS[estimator]
         own = _taken(kind, given)
         made[column] = kind(**own)
         used |= own.keys()

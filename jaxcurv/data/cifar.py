@@ -62,6 +62,7 @@ class Archive:
 
     @property
     def file_name(self) -> str:
+        """Name of the downloaded file, the last part of the URL."""
         return self.url.rsplit("/", 1)[1]
 
 

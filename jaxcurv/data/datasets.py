@@ -87,7 +87,7 @@ def open_folder(
         directory: class folders of images (`<class>/*.png`), a tree of them
             (`{train,test}/<class>/*.png`; `val` may stand for `test`), or a data set which TFDS has
             prepared as array_record.
-        split: of a tree or a data set; None for test.
+        split: which split of a tree or a data set; None for test.
         channels: 1 (gray), 3 or 4; None for 3, or what the data set has.
         preprocessing: as for `load`.
 

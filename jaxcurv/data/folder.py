@@ -35,7 +35,7 @@ class ImageFolder:
         labels: int64 `[N]`, the class of each.
         indices: int64 `[N]`, the stable index of each.
         class_names: `class_names[label]` is a label's name.
-        channels: of the images, 1, 3 or 4.
+        channels: number of channels of the images: 1, 3 or 4.
         preprocessing: None leaves images as they are.
         size: height and width after preprocessing, which all images must have.
 

@@ -16,8 +16,8 @@ class Normalisation:
     """`(image / 255 - mean) / std`, one mean and one standard deviation a channel.
 
     Attributes:
-        mean: of each channel, on the scale 0..1.
-        std: of each channel, on the scale 0..1; the population's (divided by n).
+        mean: mean of each channel, on the scale 0..1.
+        std: standard deviation of each channel, on the scale 0..1; the population's (divided by n).
 
     Raises:
         ValueError: a standard deviation is not positive, or the channel counts differ.

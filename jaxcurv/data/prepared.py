@@ -51,7 +51,7 @@ class PreparedSplit:
     Attributes:
         records: TFDS's data source, its images still encoded.
         split: the split's name.
-        channels: of the images.
+        channels: number of channels of the images.
         num_classes: labels must be below it.
         preprocessing: None leaves images as they are.
 

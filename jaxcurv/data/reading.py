@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     """Integer `[batch]`, the stable index of each sample."""
 
     def take(self, rows: np.ndarray) -> "Batch":
+        """The samples at `rows`, positions in the batch or a mask `[batch]`."""
         return Batch(self.images[rows], self.labels[rows], self.indices[rows])
 
 
@@ -73,7 +74,7 @@ def read_batch(
     Args:
         pixels: the dtype that images must have, which then are `[height, width, channel]`; None
             leaves both open.
-        shape: of an image; None for that of the first one.
+        shape: shape that every image must have; None for that of the first one.
 
     Raises:
         ValueError: a sample that is no mapping of image, label and index, a label or an index that

@@ -100,7 +100,7 @@ def dispatch(
 
     Args:
       first: number of the first probe.
-      sharding: of the batch over devices; by default JAX's default device.
+      sharding: how the batch lies on the devices; None for JAX's default device.
     """
     x = jax.device_put(batch.images, sharding)
     y = jax.device_put(batch.labels.astype(np.int32), sharding)

@@ -17,7 +17,8 @@ def over_devices(mesh: Mesh | None = None) -> NamedSharding | None:
     return NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
 
 
-def _devices(sharding: NamedSharding | None) -> int:
+def device_count(sharding: NamedSharding | None) -> int:
+    """Number of devices that share a batch; 1 where `sharding` is None."""
     return 1 if sharding is None else sharding.num_devices
 
 

@@ -13,4 +13,5 @@ def norm(x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
 
 
 def dot(x: Array, y: Array) -> Array:
+    """Inner product x . y of each entry of the batch, `[batch]`; x and y are `[batch, ...]`."""
     return jnp.sum(x * y, axis=tuple(range(1, x.ndim)))

@@ -29,8 +29,8 @@ def probe(
         (uniform on the sphere of radius sqrt(size)).
       key: the typed key of the whole scoring run.
       indices: stable sample indices, `[batch]`, each in [0, 2**32).
-      number: of the probe, from 0.
-      shape: of one sample.
+      number: the probe's number, from 0.
+      shape: shape of one sample.
       dtype: floating type of the result.
 
     Returns:

@@ -77,6 +77,7 @@ class BasicBlock(_Block):
         self._make_shortcut(inputs, features, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
+        """Features after the block, float `[batch, height, width, channel]`."""
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return jax.nn.relu(y + self._shortcut(x))
@@ -99,6 +100,7 @@ class Bottleneck(_Block):
         self._make_shortcut(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
+        """Features after the block, float `[batch, height, width, channel]`."""
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -164,6 +166,7 @@ class ResNet(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch classes"]:
+        """Logits of normalised images."""
         x = jax.nn.relu(self.bn1(self.conv1(images)))
         if self.max_pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

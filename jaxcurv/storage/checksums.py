@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxcurv.storage.files import write_whole
 
 SEAL = "seal"
-"""The entry that holds it: of a JSON object, or of a file's metadata."""
+"""Name of the entry that holds the seal, in a JSON object or a file's metadata."""
 
 _FORMAT = 1
 
@@ -78,14 +78,14 @@ def write_tables(
 
     Args:
       path: the file, written atomically.
-      schema: with the metadata of the whole; the tables' own are dropped.
-      tables: of this schema, in order; numbers, booleans, strings, bytes and lists of these.
+      schema: schema of the file, with its metadata; the tables' own metadata are dropped.
+      tables: tables of this schema, in order; numbers, booleans, strings, bytes and lists of
+        these.
       level: effort of the compression, 1 to 22; 3 is zstd's own default.
 
     Raises:
       ValueError: a column of another type.
     """
-
     encodings = {field.name: _ENCODINGS[t] for field in schema if (t := field.type) in _ENCODINGS}
 
     def save(temporary: Path) -> None:
@@ -138,7 +138,7 @@ def check_seal(path: str | os.PathLike[str], found: Any, digest: Callable[[], st
     """Refuses a file whose seal is not that of its content.
 
     Args:
-      path: of the file.
+      path: the file, for the message.
       found: its seal, or whatever is in that place.
       digest: computes the SHA-256 of what was read.
 

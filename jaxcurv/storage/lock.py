@@ -24,7 +24,7 @@ DEAD_AFTER_SECONDS = 120.0
 or its number may be another process's by now."""
 
 _UNKNOWN = "unknown"
-"""In the place of when a living process began, where the system does not tell."""
+"""Stands for the time at which a living process began, where the system does not tell it."""
 
 _JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 

@@ -68,7 +68,7 @@ def keep_trained(model: nnx.Module, directory: Path) -> None:
     """Leaves a model that was trained elsewhere where `restore_best` finds it.
 
     Args:
-      model: of a structure and with weights in float32 as `restore_best` is to return.
+      model: the trained model, of the structure that `restore_best` is to return; float32 weights.
       directory: where the orbax checkpoint goes; of this model alone. One that is there stays.
     """
     with ocp.CheckpointManager(directory.absolute()) as manager:  # there is no metric to track
@@ -100,6 +100,12 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
 
 
 def read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
+    """The model as `restore_best` returns it, from an open manager.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the checkpoint is damaged, or the best epoch's is gone.
+    """
     graphdef, state = nnx.split(evaluation_model(build))
     best = _best(manager)
     # Onto this process's device, whichever the checkpoint was written from.
@@ -154,6 +160,7 @@ def evaluation_model(build: BuildModel) -> nnx.Module:
 
 
 def save(manager: ocp.CheckpointManager, state: State, history: list[Epoch]) -> None:
+    """Saves the checkpoint of the last epoch in `history`, with a seal for each part."""
     content = {
         "model": nnx.to_pure_dict(nnx.merge_state(state.params, state.rest)),
         "optimizer": state.optimizer,
@@ -174,6 +181,16 @@ def save(manager: ocp.CheckpointManager, state: State, history: list[Epoch]) -> 
 
 
 def restore(manager: ocp.CheckpointManager, epoch: int, state: State) -> tuple[State, list[Epoch]]:
+    """State and history that `save` left after an epoch.
+
+    Args:
+      manager: gives access to the checkpoints.
+      epoch: the epoch, from 1.
+      state: gives structure, shapes and dtypes.
+
+    Raises:
+      ValueError: the checkpoint is damaged, or of another version or network.
+    """
     model = nnx.merge_state(state.params, state.rest)
     saved = _read(
         manager,
@@ -228,7 +245,7 @@ def _require_shapes(path: Path, wanted: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """By path; Orbax stores the places in a list as strings."""
+    """Shapes of the leaves by path; Orbax stores the places in a list as strings."""
     return {
         jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -18,8 +18,12 @@ from jaxcurv.training.recipe import Recipe
 
 
 class Metrics(NamedTuple):
-    loss: Float[Array, ""]  # summed over the batch
+    """What is measured of one batch."""
+
+    loss: Float[Array, ""]
+    """Cross-entropy in nats, summed over the batch."""
     correct: Int[Array, ""]
+    """Number of samples that are predicted right."""
 
 
 def augment(
@@ -40,11 +44,19 @@ def augment(
 
 
 def normalise(images: Array, normalisation: Normalisation) -> Array:
+    """(image / 255 - mean) / std in float32, of uint8 images `[batch, h, w, c]`."""
     mean, std = (jnp.asarray(v, jnp.float32) for v in (normalisation.mean, normalisation.std))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def measure(logits: Array, labels: Array, mask: Array | None = None) -> Metrics:
+    """Loss and correct predictions of a batch, in float32.
+
+    Args:
+      logits: `[batch, classes]`.
+      labels: integer `[batch]`.
+      mask: bool `[batch]`, the samples that count; all if None.
+    """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     correct = jnp.argmax(logits, axis=-1) == labels
     if mask is not None:
@@ -62,6 +74,21 @@ def train_step(
     positions: Int[Array, " batch"],
     key: Key[Array, ""],
 ) -> tuple[State, Metrics]:
+    """One step of gradient descent on the mean cross-entropy of a batch.
+
+    Args:
+      graphdef: graph of the model, in training mode.
+      optimizer: as `make_optimizer` returns it.
+      recipe: says how images are augmented.
+      normalisation: applied after the augmentation.
+      state: the state before the step.
+      data: images uint8 `[N, h, w, c]` and labels `[N]`, on the device.
+      positions: the batch's places in `data`.
+      key: random key of the augmentation.
+
+    Returns:
+      The state after the step, and the batch's metrics before it.
+    """
     images, labels = data[0][positions], data[1][positions]
     images = augment(key, images, padding=recipe.crop_padding, flip=recipe.flip)
     inputs = normalise(images, normalisation)
@@ -78,6 +105,7 @@ def train_step(
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum and weight decay; linear warm-up, then cosine decay to zero."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
         peak_value=recipe.learning_rate,
@@ -122,6 +150,7 @@ def convolve_in_pieces(images: Array, kernel: Array, *args: Any, **settings: Any
 
 
 def mean_metrics(metrics: list[Metrics], count: int) -> tuple[float, float]:
+    """Mean loss in nats and accuracy in [0, 1] over `count` samples, from sums over batches."""
     return (
         float(sum(np.sum(m.loss, dtype=np.float64) for m in metrics)) / count,
         int(sum(np.sum(m.correct) for m in metrics)) / count,
@@ -129,6 +158,15 @@ def mean_metrics(metrics: list[Metrics], count: int) -> tuple[float, float]:
 
 
 def dispatched_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Any]:
+    """An epoch whose steps the host dispatches one by one, which is faster on a CPU.
+
+    Args:
+      step: `step(state, data, positions, key)`, as `train_step` with its first arguments bound.
+
+    Returns:
+      `run(state, data, order, keys, progress)`, with the batches' positions `[steps, batch]` and a
+      key for each step. It returns the state and the list of metrics, on the host.
+    """
     compiled = jax.jit(step, donate_argnums=0)
 
     def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: tqdm) -> Any:
@@ -143,6 +181,11 @@ def dispatched_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[...
 
 
 def scanned_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Any]:
+    """An epoch as one compiled scan, for an accelerator; otherwise as `dispatched_epoch`.
+
+    The list of metrics has one entry, whose arrays are `[steps]`.
+    """
+
     @partial(jax.jit, donate_argnums=0)
     def scan(state: State, data: Any, order: Array, keys: Array) -> tuple[State, Metrics]:
         return jax.lax.scan(lambda s, batch: step(s, data, *batch), state, (order, keys))

@@ -148,10 +148,11 @@ class _Tile(nn.Module):
 
     Attributes:
       rows: the outputs that it contributes to.
-      first: of the tiles that contribute to them.
+      first: it is the first of the tiles that contribute to these outputs.
       linear: it has no converter and its inputs no bound.
-      noise_level: of what is drawn for each operation, in units of the outputs; 0 for none.
-      scale: of its outputs, float32 `[1, 1, 1]` or `[rows, 1, 1]`.
+      noise_level: standard deviation of what is drawn for each operation, in units of the outputs;
+        0 for none.
+      scale: scale of its outputs, float32 `[1, 1, 1]` or `[rows, 1, 1]`.
     """
 
     weight: torch.Tensor
