@@ -22,7 +22,7 @@ from aihwkit.simulator.parameters.enums import (
     WeightNoiseType,
 )
 
-from bridge.chips.memories import Compensation
+from bridge.chips.memories.protocol import Compensation
 from bridge.chips.profiles import Clipping, Profile
 from bridge.chips.weight_noise import MvmNoiseTile
 

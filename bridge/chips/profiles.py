@@ -16,17 +16,10 @@ from numbers import Real
 from typing import Any, Literal
 
 from bridge.checks import require_finite
-from bridge.chips.memories import (
-    PCM,
-    Hermes,
-    MappedPairs,
-    Memory,
-    Pairs,
-    ReRamCMO,
-    ReRamWan2022,
-    SinglePair,
-    require_memory,
-)
+from bridge.chips.memories.conductances import MappedPairs, Pairs, SinglePair
+from bridge.chips.memories.pcm import PCM, Hermes
+from bridge.chips.memories.protocol import Memory, require_memory
+from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 
 
 @dataclass(frozen=True)

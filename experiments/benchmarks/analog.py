@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.console import Console
 from tqdm import tqdm
 
-from bridge.chips.memories import PCM
+from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import PROFILES, Profile, WeightNoise
 from experiments.benchmarks.common import (
     conclude,

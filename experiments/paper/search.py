@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bridge.analysis.failures import failure_table
-from bridge.chips.memories import PCM
+from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import PROFILES, Clipping, Profile
 from experiments.settings.flags import Fold
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from bridge.chips.memories import PCM
+from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import ADC, Clipping, WeightNoise
 from bridge.routing.curves import Costs
 from jaxcurv.data import Normalisation

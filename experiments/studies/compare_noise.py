@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.analysis.overlap import failure_overlap, systematic_share
-from bridge.chips.memories import Hermes, ReRamCMO, ReRamWan2022
-from bridge.chips.memories import Memory as Device
+from bridge.chips.memories.pcm import Hermes
+from bridge.chips.memories.protocol import Memory as Device
+from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from bridge.chips.profiles import Profile, to_json
 from experiments.figures.overlap import draw
 from experiments.runs.files import write_csv, write_parquet

@@ -23,7 +23,7 @@ from bridge import (
     eight_profiles,
     program,
 )
-from bridge.chips.memories import Memory
+from bridge.chips.memories.protocol import Memory
 from bridge.chips.profiles import from_json, to_json
 from bridge.chips.tiles import named_tiles, output_scale
 

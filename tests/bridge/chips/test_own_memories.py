@@ -13,7 +13,7 @@ from torch import nn
 from bridge import PCM, Chip, Profile, SinglePair, load_chip, program, save_chip
 from bridge.checks import require_finite
 from bridge.chips.files import fingerprint
-from bridge.chips.memories import Memory
+from bridge.chips.memories.protocol import Memory
 from bridge.chips.profiles import from_json, to_json
 from bridge.chips.tiles import named_tiles
 from tests.conftest import ROOT

@@ -1,0 +1,85 @@
+"""What a memory device is, and what is refused as one."""
+
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from bridge.checks import require_finite
+from bridge.chips.memories.conductances import Converter
+from bridge.chips.memories.pcm import PCM, Hermes
+from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
+
+if TYPE_CHECKING:
+    from aihwkit.inference.noise.base import BaseNoiseModel
+
+Compensation = Literal["global", "global_exact", "per_column"]
+"""Digital factors that undo the mean drift, found by reading the tile out with unit vectors.
+
+"global": one factor a tile, relative to a readout right after programming; "global_exact": relative
+to the target weights; "per_column": one factor an output."""
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What the weights are programmed into: a memory below, or a frozen dataclass of your own.
+
+    Its fields hold numbers, texts, None, tuples of these or further dataclasses, so that a chip's
+    file can keep them; its `__post_init__` refuses bad ones with a ValueError. `load_chip` and
+    `from_json` are given the class of your own memory, for a file only names it.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Its part of the profile's name, such as "pcm"."""
+
+    @property
+    def t_inference(self) -> float:
+        """Seconds from the end of programming to inference; a field, which `Chip.at` replaces."""
+
+    @property
+    def compensation(self) -> Compensation | None:
+        """Compensation of drift; None for none."""
+
+    def noise_model(self) -> "BaseNoiseModel":
+        """AIHWKit's noise model with these settings.
+
+        What it draws from torch's global generator is seeded by chip and tile.
+        """
+
+
+def require_memory(memory: object) -> None:
+    """Raises ValueError, with what is missing, unless this is a `Memory`."""
+    members = ("name", "t_inference", "compensation", "noise_model")
+    missing = [name for name in members if not hasattr(memory, name)]
+    if not is_dataclass(memory) or isinstance(memory, type):
+        missing.append("an instance of a dataclass")
+    elif "t_inference" not in [*missing, *(one.name for one in fields(memory))]:
+        missing.append("t_inference as a field")
+    if missing:
+        raise ValueError(
+            "a profile's memory must be a PCM or Hermes or ReRamWan2022 or ReRamCMO, or a frozen "
+            f"dataclass of your own with {', '.join(members)}; got {memory!r}, which lacks "
+            f"{', '.join(missing)}"
+        )
+
+
+def check_settings(memory: PCM | Hermes | ReRamWan2022 | ReRamCMO, *numbers: str) -> None:
+    what = type(memory).__name__
+    if memory.g_max is not None:
+        require_finite(f"{what} g_max", memory.g_max, positive=True)
+    for name in numbers:
+        require_finite(f"{what} {name}", getattr(memory, name))
+    converter = getattr(memory, "converter", None)
+    if hasattr(memory, "converter") and not isinstance(converter, Converter):
+        raise ValueError(
+            f"{what} converter must be SinglePair, Pairs or MappedPairs, got {converter!r}"
+        )
+    largest = memory.largest_conductance if isinstance(memory, Hermes) else memory.g_max
+    if converter is not None and converter.g_min >= (memory.g_max or largest):
+        raise ValueError(f"{what} g_min must be below g_max, got {converter.g_min}")
+    if memory.compensation not in (None, "global", "global_exact", "per_column"):
+        raise ValueError(
+            f"{what} compensation must be global, global_exact, per_column or None, got "
+            f"{memory.compensation!r}"
+        )
