@@ -1,23 +1,27 @@
 """What the whole suite shares: a thread a worker, compiled programs, one finished run."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".cache" / "xla"
 
 # Before anything imports torch or JAX; child processes inherit it.
 for name, value in {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     # Half an entry, of a killed process or one that another still writes, is compiled anew.
@@ -25,6 +29,23 @@ for name, value in {
     "ignore:Error writing persistent compilation cache",
 }.items():
     os.environ.setdefault(name, value)
+
+
+def pytest_sessionstart() -> None:
+    """Empties the cache of compiled programs that is above 1 GiB or has one of over a week.
+
+    It would grow with each change of a program, and a half-written entry is never written again.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    with contextlib.suppress(OSError):  # another session empties it
+        entries = [path.stat() for path in CACHE.glob("*-cache")]
+        last_week = time.time() - 7 * 24 * 3600
+        if sum(entry.st_size for entry in entries) > 2**30 or any(
+            entry.st_mtime < last_week for entry in entries
+        ):
+            shutil.rmtree(CACHE)
+
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -81,3 +102,16 @@ def finished_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> 
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, for a test that changes it."""
     return Path(shutil.copytree(finished_run, tmp_path / "digits"))
+
+
+@pytest.fixture
+def as_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finished run as a preset of which the paper has a row."""
+    from experiments.cli import parsing
+    from experiments.settings.presets import PRESETS
+    from experiments.tables.paper_values import TABLE_ONE
+
+    digits = PRESETS["digits"]
+    small = parsing.parse_preset(parsing.Options, "run", ["digits", *SMALL]).experiment
+    monkeypatch.setitem(PRESETS, "digits", replace(digits, experiment=small))
+    monkeypatch.setitem(TABLE_ONE, ("resnet18", "digits"), (2.0, 30.0))

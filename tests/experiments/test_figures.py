@@ -1,4 +1,4 @@
-"""The figures of predictors, calibration and routing on hand-made tables."""
+"""The figures on hand-made tables."""
 
 import numpy as np
 import pandas as pd
@@ -6,8 +6,9 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
-from experiments.figures import style
+from experiments.figures import paper, style, training
 from experiments.figures.predictors import calibration_figure, predictor_figure, routing_figure
+from experiments.figures.scores import score_histogram
 from experiments.tables.outcomes import DENOMINATORS
 from experiments.tables.outcomes import FULL_PROFILE as FULL
 
@@ -198,3 +199,55 @@ def test_routing_without_choices(tmp_path, drawn):
         ValueError, match=f"no profile 'adc' here; there is {FULL}".replace("+", r"\+")
     ):
         routing_figure(curves, baselines, choices, tmp_path / "r.png", profile="adc")
+
+
+# --- of runs
+
+
+def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, deciles):
+    epochs = np.arange(1, 4)
+    history = pd.DataFrame({"epoch": epochs})
+    for split in ("train", "validation"):
+        history[f"{split}_loss"], history[f"{split}_accuracy"] = 1 / epochs, 1 - 0.5 / epochs
+    rows = paper.gallery_rows(joined, "test", count=3)
+    images = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
+
+    def draw(folder):
+        paper.figure_one(deciles, folder / "figure_one.png")
+        paper.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
+        training.training_curve(history, folder / "training_curve.png")
+        score_histogram(joined, folder / "score_histogram.png", fold="pooled")
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
+    stems = ("figure_one", "gallery", "training_curve", "score_histogram")
+    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
+    assert first == second
+
+
+def test_gallery_rows_are_the_extremes(joined):
+    rows = paper.gallery_rows(joined, "test", count=2)
+    assert rows["index"].tolist() == [0, 1, 18, 19]
+    assert rows["end"].tolist() == ["lowest", "lowest", "highest", "highest"]
+    assert rows["chip"].tolist() == 4 * [11]
+    with pytest.raises(ValueError, match="cannot show 11 of each end of the 20 test samples"):
+        paper.gallery_rows(joined, "test", count=11)
+    with pytest.raises(ValueError, match="need 4 uint8 images"):
+        paper.gallery(rows, np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], "gallery.png")
+
+
+def test_histogram_counts_zeros_apart(tmp_path, joined):
+    path = score_histogram(joined, tmp_path / "h.png", fold="test", bins=5)
+    table = pd.read_csv(path.with_suffix(".csv"))
+    assert table.iloc[0].tolist() == [0, 0, 1, 0, 0]  # index 0: curvature 0, digitally wrong
+    assert table[["digitally_wrong", "survives", "fails"]].to_numpy().sum() == 20
+    assert table["fails"].sum() == 10
+    negative = joined.assign(curvature=-joined["curvature"])
+    with pytest.raises(ValueError, match="non-negative"):
+        score_histogram(negative, tmp_path / "h.png")
+
+
+def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
+    with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
+        paper.figure_one(deciles, tmp_path / "figure_one.pdf")
+    assert list(tmp_path.iterdir()) == []

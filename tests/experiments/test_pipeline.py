@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,9 +18,8 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
-from experiments.cli import commands, parsing
+from experiments.cli import commands
 from experiments.paper import fit, reproduce
-from experiments.paper.search import SHIPPED, changes, descend
 from experiments.pipeline import runner
 from experiments.pipeline.registry import STAGES
 from experiments.runs import job
@@ -32,16 +30,11 @@ from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
 from experiments.stages import train
 from experiments.stages.analyse import ANALYSED
-from experiments.system.errors import StageFailed, WorkFailed
-from experiments.tables.paper_values import TABLE_ONE
+from experiments.system.errors import StageFailed
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import hold
 from tests.conftest import SMALL, Command
-from tools import results_page
-from tools.__main__ import main as maintain
-from tools.archive import archive, archive_fit
-from tools.regenerate import regenerate
 
 
 @pytest.fixture
@@ -282,7 +275,9 @@ def test_tampered_result_is_noticed(here: Command, run_copy: Path) -> None:
     ("stage", "flag", "value"),
     [
         ("score", "--data.split-seed", "5"),
+        ("simulate", "--data.validation-fraction", "0.2"),
         ("analyse", "--simulate.wnoise.sigma", "0.5"),
+        ("export", "--train.epochs", "2"),
         ("report", "--simulate.pcm.t-inference", "60"),
     ],
 )
@@ -418,135 +413,6 @@ def test_curvature_engine_never_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.fixture
-def as_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The finished run as a preset of which the paper has a row."""
-    digits = PRESETS["digits"]
-    small = parsing.parse_preset(parsing.Options, "run", ["digits", *SMALL]).experiment
-    monkeypatch.setitem(PRESETS, "digits", replace(digits, experiment=small))
-    monkeypatch.setitem(TABLE_ONE, ("resnet18", "digits"), (2.0, 30.0))
-
-
-@pytest.mark.usefixtures("as_preset")
-def test_a_chip_is_fitted_and_all_is_archived_and_paged(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = list(changes(SHIPPED))[::4]
-    monkeypatch.setattr(fit.search, "descend", partial(descend, neighbours=lambda chip: iter(few)))
-    options = fit.FitPaper(
-        fit=("digits",),
-        predict=(),
-        runs=finished_run.parent,
-        share=0.4,
-        search_chips=1,
-        chips=2,
-        out=tmp_path / "fit_paper_digits",
-    )
-    fit.run(options)
-    search = pd.read_csv(options.out / "search.csv")
-    table = pd.read_csv(options.out / "table.csv").iloc[0]
-    assert search.loc[search["step"] == 0, "change"].eq("as shipped").all()
-    best = search.loc[search["misfit"].idxmin()]
-    assert (table["fold"], table["denominator"]) == (best["fold"], best["denominator"])
-
-    # Once more, from the samples alone.
-    scores = pd.read_parquet(finished_run / "scores.parquet")
-    fitted = pd.read_parquet(options.out / "fitted" / "digits.parquet")
-    wanted = {"train and test": ["train", "test"]}.get(table["fold"], [table["fold"]])
-    both = fitted[fitted["fold"].isin(wanted)].merge(scores, on=["fold", "index"])
-    both = both.sort_values(["curvature", "fold", "index"])
-    failed = both[["0", "1"]].rsub(1).mul(both["correct"], axis=0).mean(axis=1)
-    for end, part in (("d1", slice(None, len(both) // 10)), ("d10", slice(-len(both) // 10, None))):
-        of = {"all": len(failed[part]), "correct": both["correct"][part].sum()}
-        rate = 100 * failed[part].sum() / of[table["denominator"]]
-        assert table[f"fitted_{end}"] == pytest.approx(rate)
-
-    # Nothing is simulated twice, and the result is the same.
-    first = (options.out / "table.csv").read_bytes()
-    monkeypatch.setattr(fit, "_simulate", None)
-    fit.run(options)
-    assert (options.out / "table.csv").read_bytes() == first
-
-    results, readme = tmp_path / "results", tmp_path / "README.md"
-    archive(finished_run, results / "digits")
-    archive_fit(options.out, results / "fit_paper_digits")
-    readme.write_text("no place")
-    with pytest.raises(ValueError, match="lacks the lines"):
-        regenerate(results, readme)
-    with pytest.raises(FileNotFoundError, match="give --readme and --results"):
-        regenerate(results, tmp_path / "none.md")
-    readme.write_text(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n")
-    regenerate(results, readme)
-    for name in ("deciles", "table_one"):
-        made, wanted = (
-            pd.read_csv(folder / f"{name}.csv") for folder in (results / "digits", finished_run)
-        )
-        ours = [column for column in wanted if "paper" not in column]
-        pd.testing.assert_frame_equal(made[ours], wanted[ours])
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "\nold\n" not in text
-    assert f"{table['fitted_d1']:.2f}" in text
-    assert "The fitted chip comes nearest" in text
-    assert "Not run: ResNet-18, CIFAR-10;" in text
-    made = {path: sha256(path) for path in sorted(results.rglob("*")) if path.is_file()}
-    regenerate(results, readme)
-    assert {path: sha256(path) for path in made} == made
-    assert sum(path.stat().st_size for path in made) < 5e6
-
-    # Chips tried on another network are not tabled beside this one's scores.
-    kept = read_json(results / "fit_paper_digits" / "fit.json")
-    kept["runs"]["digits"]["weights"] = "0" * 64
-    write_json(results / "fit_paper_digits" / "fit.json", kept)
-    with pytest.raises(WorkFailed, match="run fit-paper again"):
-        regenerate(results, readme)
-    text = readme.read_text()  # of the rest
-    assert "The fitted chip comes nearest" not in text
-    assert "Not run: ResNet-18, CIFAR-10;" in text
-
-
-def test_half_an_archive_counts_as_none(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
-    for name in ("one", "other"):
-        archive(finished_run, results / name)
-    regenerate(results, readme)
-    assert "| one |" in (results / "README.md").read_text().split("comes from")[1]
-
-    def full(*_: Path) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("tools.archive.copy", full)
-    with pytest.raises(OSError, match="No space"):
-        archive(finished_run, results / "one")
-    regenerate(results, readme)  # the page of the rest
-    provenance = (results / "README.md").read_text().split("comes from")[1]
-    assert "| other |" in provenance
-    assert "| one |" not in provenance
-    with pytest.raises(OSError, match="No space"):
-        archive(finished_run, results / "other")
-    with pytest.raises(FileNotFoundError, match="no archived run"):
-        regenerate(results, readme)
-
-
-def test_variants_of_another_network_s_score_are_not_archived(
-    finished_run: Path, tmp_path: Path
-) -> None:
-    run, place = tmp_path / "run", tmp_path / "place"
-    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints"))
-    inputs = read_json(run / "stages" / "score.json")["inputs"]
-    (own,) = (digest for name, digest in inputs.items() if name.startswith("checkpoints/"))
-    (run / "rescore").mkdir()
-    (run / "rescore" / "variants.csv").write_text("variant")
-    for checkpoint, kept in ((own, True), ("0" * 64, False)):
-        write_json(run / "rescore" / "settings.json", {"checkpoint_sha256": checkpoint})
-        archive(run, place)
-        assert (place / "rescore" / "variants.csv").exists() is kept
-
-
 @pytest.mark.usefixtures("as_preset")
 def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -613,19 +479,6 @@ def test_a_run_in_use_is_not_drawn_into(
     with hold(run_copy):
         assert commands.run([drawing, str(run_copy)]) == 2
     assert f"error: {run_copy} is in use by process" in capsys.readouterr().err
-
-
-def test_results_in_use_are_not_regenerated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
-    (results / "row").mkdir(parents=True)
-    (results / "row/predictions.parquet").touch()
-    with hold(results):
-        line = ["regenerate", "--results", str(results), "--readme", str(readme)]
-        assert maintain(line) == 2
-    assert f"error: {results} is in use by process" in capsys.readouterr().err
 
 
 def test_a_command_of_reproduce_gives_its_exit_code() -> None:

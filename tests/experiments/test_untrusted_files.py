@@ -100,7 +100,8 @@ def test_the_measure_of_memory_sees_what_is_freed_again() -> None:
 # --- checkpoints
 
 
-@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (False, 4)], ids=["zip", "legacy"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_code_in_a_checkpoint(tmp_path: Path, marker: Path, zipped: bool, protocol: int) -> None:
     path = tmp_path / "evil.pth"
     content = {"fc.weight": torch.ones(1), "args": Touches(marker)}
@@ -299,7 +300,7 @@ def test_a_width_in_model_json_takes_no_memory(
             load_flax(job, NETWORK | {"width": width})
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"9" * 9999])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' * 100_000, b"\xff\xfe", b"9" * 9999])
 def test_json_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stages").mkdir()
     for name, read in (
@@ -485,9 +486,10 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         header("cifar-10-batches-py/test_batch", 3 * 2**30),
         header("elsewhere", 3 * 2**30),
         header("cifar-10-batches-py/test_batch", 200 * 2**30),
+        header("././@LongLink", 3 * 2**30, tarfile.GNUTYPE_LONGNAME),
         header("././@PaxHeader", 3 * 2**30, tarfile.XHDTYPE),
     ],
-    ids=["wanted", "skipped", "declared", "pax header"],
+    ids=["wanted", "skipped", "declared", "long name", "pax header"],
 )
 def test_archives_that_inflate(first: bytes, refuse: Callable[..., None]) -> None:
     content = gzip.compress(first) + GIGABYTES_OF_ZEROS

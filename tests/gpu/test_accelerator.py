@@ -1,14 +1,15 @@
 """What only an accelerator can show: precision, ranks, the scanned epoch, chips on it.
 
 Where JAX and torch cannot both have it in one environment, run these in each: the tests of the
-other are skipped.
+other are skipped, each with its reason. JAXCURV_REQUIRE_ACCELERATOR=1 in the environment makes a
+failure of each skip, for machines that must have an accelerator for both.
 """
 
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -40,18 +41,24 @@ PINNED = {
 }
 
 
+def lack(reason: str) -> NoReturn:
+    if os.environ.get("JAXCURV_REQUIRE_ACCELERATOR") == "1":
+        pytest.fail(f"{reason}, and JAXCURV_REQUIRE_ACCELERATOR is 1")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def jax_accelerator() -> str:
     """The name of JAX's accelerator."""
     if jax.default_backend() == "cpu":
-        pytest.skip(f"JAX {jax.__version__} sees no accelerator")
+        lack(f"JAX {jax.__version__} sees no accelerator")
     return jax.devices()[0].device_kind
 
 
 @pytest.fixture(scope="session")
 def torch_device() -> str:
     if not torch.cuda.is_available():
-        pytest.skip(f"torch {torch.__version__} sees no CUDA device")
+        lack(f"torch {torch.__version__} sees no CUDA device")
     return "cuda"
 
 

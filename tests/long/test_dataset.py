@@ -1,5 +1,6 @@
-"""Scoring a data set on four devices, and with less memory than a batch needs."""
+"""Scoring a data set on several devices, and with less memory than a batch needs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,33 @@ else:
     raise AssertionError("6 images were shared by 4 devices")
 """
 
+MANY = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from jaxcurv import FiniteDifference, GaussNewton, LowRankGaussNewton, score_dataset
+
+rng = np.random.default_rng(0)
+weights = rng.normal(size=(5, 4)).astype(np.float32)
+source = [{"image": image, "label": n % 4, "index": n}
+          for n, image in enumerate(rng.normal(size=(500, 5)).astype(np.float32))]
+estimators = {"curvature": FiniteDifference(probes=2), "spectrum": GaussNewton(),
+              "low_rank": LowRankGaussNewton(2, 2)}
+
+def model(weights, images):
+    return jax.nn.relu(images) @ weights
+
+def score(devices):
+    mesh = Mesh(np.array(devices), ("batch",))
+    return score_dataset(model, source, key=jax.random.key(0), params=weights, batch_size=8,
+                         estimators=estimators, mesh=mesh).to_pandas()
+
+assert len(jax.devices()) == 2
+shared, alone = score(jax.devices()), score(jax.devices()[:1])
+for name in estimators:
+    off = np.abs(shared[name] / alone[name] - 1)
+    assert off.median() < 1e-3 and off.max() < 5e-2, (name, off.describe())
+"""
+
 LITTLE = """
 import resource, jax, jax.numpy as jnp, json, numpy as np, sys
 from jaxcurv import FiniteDifference, score_dataset
@@ -91,6 +119,21 @@ def test_four_devices_share_each_batch_and_never_wait_for_each_other(tmp_path: P
     done = on_devices(SEVERAL, 4, tmp_path)
     assert done.returncode == 0, done.stderr
     check_no_program_waits(tmp_path, 4)
+
+
+def test_many_batches_end_with_the_threads_that_a_user_has() -> None:
+    """The suite's other processes have one thread each: here programs share XLA's pool."""
+    ours = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS")
+    done = subprocess.run(
+        [sys.executable, "-c", MANY],
+        env={name: value for name, value in os.environ.items() if name not in ours}
+        | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,  # seconds; it takes a few, or waits for ever
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")

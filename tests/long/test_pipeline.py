@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import SMALL, Command
+from tests.experiments.test_pipeline import one_line_error
 from tests.kills import without
 
 pytestmark = pytest.mark.long
@@ -30,3 +31,10 @@ def test_compared_estimators_are_predictors(
     auroc = table.set_index("predictor")["auroc"]
     for name in COMPARED:
         assert auroc[name] == pytest.approx(roc_auc_score(failed, scores[name]), abs=1e-6)
+
+
+def test_diverging_training(command: Command, tmp_path: Path) -> None:
+    result = command(
+        "train", "digits", *SMALL, "--train.learning-rate", "1e30", "--out", tmp_path / "out"
+    )
+    one_line_error(result, "training diverged", "learning rate")

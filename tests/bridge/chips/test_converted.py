@@ -92,7 +92,7 @@ def test_a_trained_network_keeps_its_scales_and_ranges(trained: nn.Module) -> No
     assert torch.equal(outputs(trained), expected)
 
 
-@pytest.mark.parametrize("name", ["ideal", "adc", "wnoise+pcm", "adc+wnoise+pcm"])
+@pytest.mark.parametrize("name", list(PROFILES))
 def test_profiles_of_a_trained_network(trained: nn.Module, name: str) -> None:
     chip = program(trained, PROFILES[name], seed=0, calibration=images())
     fast, tiles = chip(images(), range(64)), chip.on("aihwkit")(images(), range(64))

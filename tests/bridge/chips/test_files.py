@@ -11,6 +11,7 @@ from bridge import (
     ADC,
     PCM,
     PROFILES,
+    Hermes,
     Profile,
     ReRamCMO,
     WeightNoise,
@@ -42,9 +43,10 @@ def scrambled(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     "profile",
-    [PROFILES["adc"], COMPENSATED, Profile(memory=ReRamCMO()), noisy("pcm_read", pcm=True)],
-    ids=["adc", "compensated", "reram_cmo", "per mvm"],
-)
+    [*PROFILES.values(), COMPENSATED, Profile(memory=Hermes()), Profile(memory=ReRamCMO()),
+     noisy("pcm_read", pcm=True)],
+    ids=[*PROFILES, "compensated", "hermes", "reram_cmo", "per mvm"],
+)  # fmt: skip
 def test_a_chip_comes_back(network: nn.Module, profile: Profile, tmp_path: Path) -> None:
     chip = program(network, profile, seed=4, calibration=IMAGES, digital_layers=["fc"])
     path = tmp_path / "chip.safetensors"

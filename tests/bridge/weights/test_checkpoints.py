@@ -414,6 +414,11 @@ def test_twin_of_other_depths_channels_and_epsilons(block: str, stem: str, size:
             "no convolution conv1 of 7x7",
         ),
         ("fc", lambda rngs: nnx.List([]), "no linear layer fc"),
+        (
+            "fc",
+            lambda rngs: nnx.Linear(16, 7, kernel_init=ZEROS, rngs=rngs),
+            r"fc\.weight has shape \(7, 16\), not \(7, 32\)",
+        ),
         ("layer4", lambda rngs: nnx.List([]), r"fc\.weight has shape \(7, 32\), not \(7, 16\)"),
         ("bn1", lambda rngs: nnx.List([]), r"missing bn1\.weight \(4,\); missing bn1\.bias"),
         (

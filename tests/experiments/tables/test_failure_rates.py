@@ -1,4 +1,4 @@
-"""Join, tables, answer, figures and report on hand-made data whose numbers are known."""
+"""Join, tables and answer on hand-made data whose numbers are known."""
 
 import io
 import logging
@@ -9,61 +9,14 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from experiments.figures import paper, training
-from experiments.figures.scores import score_histogram
 from experiments.tables import failure_rates, outcomes, sentences
 from experiments.tables.predictors import LOGITS_ADDED, compare, verdict
-
-FULL = outcomes.FULL_PROFILE
-
-
-def tables(chips=(11,), folds=("train", "test"), samples=20):
-    """Digital: sample 0 of each fold is wrong. Analog, `FULL` only: the upper half fails.
-
-    Curvature rises with the index; of chip number c the last c samples survive after all.
-    """
-    index = np.arange(samples)
-    label = (index % 3).astype("int32")
-    scores, predictions = [], []
-    for fold in folds:
-        digital = np.where(index == 0, label + 1, label).astype("int32")
-        score = pd.DataFrame({"fold": fold, "index": index, "label": label, "prediction": digital})
-        score["correct"] = digital == label
-        score["curvature"] = index * 1e-3
-        score["loss"] = 1.0 + index % 7
-        score["margin"] = 1.0 - index % 5
-        scores.append(score)
-        for profile in ("ideal", FULL):
-            for number, chip in enumerate(chips):
-                fails = (index >= samples // 2) & (index < samples - number) & (profile == FULL)
-                analog = np.where(fails, label + 1, digital).astype("int32")
-                chip_rows = pd.DataFrame(
-                    {
-                        "profile": profile,
-                        "chip": chip,
-                        "fold": fold,
-                        "index": index,
-                        "prediction": analog,
-                        "correct": analog == label,
-                    }
-                )
-                predictions.append(chip_rows)
-    return pd.concat(scores, ignore_index=True), pd.concat(predictions, ignore_index=True)
-
-
-@pytest.fixture(scope="module")
-def joined():
-    return outcomes.join(*tables(chips=(11, 12)))
+from tests.experiments.conftest import FULL, tables
 
 
 @pytest.fixture(scope="module")
 def one_chip():
     return outcomes.join(*tables(chips=(11,)))
-
-
-@pytest.fixture(scope="module")
-def deciles(joined):
-    return failure_rates.failure_tables(joined)
 
 
 COSTS = pd.DataFrame({"predictor": ["curvature", "loss", "margin"], "forward_passes": [22, 1, 1]})
@@ -340,52 +293,3 @@ def test_render_deciles_fits_a_terminal(deciles):
     assert "D10" in text
     assert "75.00" in text
     assert "failures" in text
-
-
-def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, deciles):
-    epochs = np.arange(1, 4)
-    history = pd.DataFrame({"epoch": epochs})
-    for split in ("train", "validation"):
-        history[f"{split}_loss"], history[f"{split}_accuracy"] = 1 / epochs, 1 - 0.5 / epochs
-    rows = paper.gallery_rows(joined, "test", count=3)
-    images = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
-
-    def draw(folder):
-        paper.figure_one(deciles, folder / "figure_one.png")
-        paper.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
-        training.training_curve(history, folder / "training_curve.png")
-        score_histogram(joined, folder / "score_histogram.png", fold="pooled")
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
-    stems = ("figure_one", "gallery", "training_curve", "score_histogram")
-    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
-    assert first == second
-
-
-def test_gallery_rows_are_the_extremes(joined):
-    rows = paper.gallery_rows(joined, "test", count=2)
-    assert rows["index"].tolist() == [0, 1, 18, 19]
-    assert rows["end"].tolist() == ["lowest", "lowest", "highest", "highest"]
-    assert rows["chip"].tolist() == 4 * [11]
-    with pytest.raises(ValueError, match="cannot show 11 of each end of the 20 test samples"):
-        paper.gallery_rows(joined, "test", count=11)
-    with pytest.raises(ValueError, match="need 4 uint8 images"):
-        paper.gallery(rows, np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], "gallery.png")
-
-
-def test_histogram_counts_zeros_apart(tmp_path, joined):
-    path = score_histogram(joined, tmp_path / "h.png", fold="test", bins=5)
-    table = pd.read_csv(path.with_suffix(".csv"))
-    assert table.iloc[0].tolist() == [0, 0, 1, 0, 0]  # index 0: curvature 0, digitally wrong
-    assert table[["digitally_wrong", "survives", "fails"]].to_numpy().sum() == 20
-    assert table["fails"].sum() == 10
-    negative = joined.assign(curvature=-joined["curvature"])
-    with pytest.raises(ValueError, match="non-negative"):
-        score_histogram(negative, tmp_path / "h.png")
-
-
-def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
-    with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
-        paper.figure_one(deciles, tmp_path / "figure_one.pdf")
-    assert list(tmp_path.iterdir()) == []

@@ -80,9 +80,13 @@ def test_an_exact_trace_has_no_error_and_no_probes() -> None:
 
 
 def test_a_curved_model_has_a_gauss_newton_matrix_of_its_own() -> None:
-    """Of `quadratic`, whose Hessian is A: z = log(exp(q) - 1), dz/dx = A x / s, s = sigma(z), and
+    assert_trace_of_quadratic(scored("quadratic", GaussNewton()))
+
+
+def assert_trace_of_quadratic(result: Curvature) -> None:
+    """The Hessian of `quadratic` is A: z = log(exp(q) - 1), dz/dx = A x / s, s = sigma(z), and
     G = s (1 - s) dz/dx dz/dx^T = A x (A x)^T / (exp(q) - 1)."""
-    network, result = NETWORKS["quadratic"], scored("quadratic", GaussNewton())
+    network = NETWORKS["quadratic"]
     assert result.measures == "trace of the Gauss-Newton matrix"
     slope = network.images @ network.params[0]
     q = 1 + np.sum(slope * network.images, axis=1) / 2
