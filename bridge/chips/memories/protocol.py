@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from bridge.checks import require_finite
 from bridge.chips.memories.conductances import Converter
-from bridge.chips.memories.pcm import PCM, Hermes
-from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
@@ -64,7 +62,13 @@ def require_memory(memory: object) -> None:
         )
 
 
-def check_settings(memory: PCM | Hermes | ReRamWan2022 | ReRamCMO, *numbers: str) -> None:
+def check_settings(memory: Any, *numbers: str) -> None:
+    """Raises ValueError where a memory that ships has a setting that cannot be.
+
+    Args:
+      memory: has `g_max` (microsiemens or None), `compensation` and perhaps a `converter`.
+      numbers: names of further fields that must be finite and not negative.
+    """
     what = type(memory).__name__
     if memory.g_max is not None:
         require_finite(f"{what} g_max", memory.g_max, positive=True)
@@ -75,8 +79,7 @@ def check_settings(memory: PCM | Hermes | ReRamWan2022 | ReRamCMO, *numbers: str
         raise ValueError(
             f"{what} converter must be SinglePair, Pairs or MappedPairs, got {converter!r}"
         )
-    largest = memory.largest_conductance if isinstance(memory, Hermes) else memory.g_max
-    if converter is not None and converter.g_min >= (memory.g_max or largest):
+    if converter is not None and converter.g_min >= (memory.g_max or memory.largest_conductance):
         raise ValueError(f"{what} g_min must be below g_max, got {converter.g_min}")
     if memory.compensation not in (None, "global", "global_exact", "per_column"):
         raise ValueError(
