@@ -116,7 +116,8 @@ def check_steps(images: np.ndarray, steps: Iterable[float]) -> None:
     """
     # Without jax_enable_x64 JAX computes in float32 whatever the images' own type.
     largest = np.abs(images).max().astype(jax.dtypes.canonicalize_dtype(images.dtype))
-    spacing = float(np.spacing(largest))
+    with np.errstate(over="ignore"):  # infinite at the largest number there is
+        spacing = float(np.spacing(largest))
     for step in steps:
         if step < 4 * spacing:
             raise ValueError(

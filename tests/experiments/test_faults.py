@@ -126,7 +126,7 @@ def test_a_stage_that_the_system_kills_is_named(finished_run: Path, tmp_path: Pa
 LOSES_A_SIGNAL = """
 import gc, os, sys, time
 from experiments.system import processes
-from experiments.runs.processes import Terminated, raise_on_sigint, raise_on_sigterm
+from experiments.system.processes import Terminated, raise_on_sigint, raise_on_sigterm
 
 raise_on_sigterm()
 raise_on_sigint()

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.paper import fit
+from experiments.paper.reproduce import ROWS
 from experiments.paper.search import SHIPPED, changes, descend
 from experiments.runs.files import sha256
 from experiments.system.errors import WorkFailed
@@ -15,7 +16,7 @@ from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import hold
 from tools import results_page
 from tools.__main__ import main as maintain
-from tools.archive import archive, archive_fit
+from tools.archive import archive, archive_fit, read_samples
 from tools.regenerate import regenerate
 
 
@@ -96,6 +97,30 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     text = readme.read_text()  # of the rest
     assert "The fitted chip comes nearest" not in text
     assert "Not run: ResNet-18, CIFAR-10;" in text
+
+
+def test_a_row_that_cannot_be_kept_stops_no_other(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    unfinished, finished, *_ = ROWS["small"]
+    (runs / unfinished).mkdir(parents=True)
+    shutil.copytree(finished_run, runs / finished)
+    line = ["archive", "--runs", str(runs), "--results", str(results)]
+    assert maintain(line) == 1
+    assert f"no scores.parquet in {runs / unfinished}" in capsys.readouterr().err
+    assert [path.parent.name for path in results.glob("*/predictions.parquet")] == [finished]
+    shutil.rmtree(runs / unfinished)
+    assert maintain(line) == 0
+    kept = pd.read_parquet(results / finished / "scores.parquet")
+    scores = pd.read_parquet(finished_run / "scores.parquet")
+    assert kept["curvature"].equals(scores["curvature"])
+    assert kept.query("fold != 'test'")["margin"].isna().all()
+    whole = read_samples(results / finished)[0].query("fold == 'test'")
+    wanted = scores.query("fold == 'test'")
+    for name in ("margin", "loss_label_free", "curvature_label_free"):
+        assert whole[name].equals(wanted[name]), name
+    assert maintain(["archive", "--runs", str(tmp_path / "none")]) == 2
 
 
 def test_half_an_archive_counts_as_none(
