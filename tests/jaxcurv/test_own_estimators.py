@@ -1,6 +1,7 @@
 """An estimator of the user's own: in a batch, in a table, resumed, on two devices, and refused."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from jaxcurv import FiniteDifference, HessianVector, input_curvature, score_dataset
 from jaxcurv.engine.norms import norm
@@ -221,5 +223,7 @@ class Thawed:
     ids=str,
 )
 def test_what_is_no_estimator_is_refused(call: Any, estimator: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeCheckError)) as refused:
         call(estimator)
+    # Where signatures are checked, what lacks a method is refused by its type.
+    assert refused.type is TypeCheckError or re.search(message, str(refused.value))
