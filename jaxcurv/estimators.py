@@ -4,6 +4,9 @@ Notation: x an image of d values, y its label, L the loss, z = f(x) the C logits
 L with respect to x, J = dz/dx, v_i a random vector with E[v v^T] = I, n the number of them, F the
 cost of one forward pass of the model (a backward pass to the input costs as much). Images are
 normalised as the model expects; "input" below is one such unit. Every score grows with fragility.
+
+One of your own is an `OwnEstimator`. One that ships is settings here, a program in `jaxcurv.engine`
+that `engine.batch.dispatch` calls, and what `jaxcurv.curvature.reduce` makes of its result.
 """
 
 import json

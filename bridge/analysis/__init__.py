@@ -1,3 +1,6 @@
-"""Which samples fail and what predicts it: arrays in, tables out; needs neither torch nor JAX."""
+"""Which samples fail and what predicts it: arrays in, tables out; needs neither torch nor JAX.
+
+Deciles and failure rates are in `failures`, scores side by side in `predictors`.
+"""
 
 from jaxcurv.logit_scores import logit_scores as logit_scores

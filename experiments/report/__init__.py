@@ -1,1 +1,1 @@
-"""The self-contained HTML page of a run."""
+"""The self-contained HTML page of a run. Its figures are drawn in `experiments.figures`."""

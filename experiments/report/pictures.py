@@ -1,4 +1,7 @@
-"""The figures of a report: the section and the caption of each, and its bytes in the page."""
+"""The figures of a report: the section and the caption of each, and its bytes in the page.
+
+They are drawn in `experiments.figures`.
+"""
 
 from __future__ import annotations
 
