@@ -39,7 +39,7 @@ KINDS = {
 }
 TILES = 20
 REPEATS = 1000
-"""Of each product, on each tile."""
+"""Repetitions of each product, on each tile."""
 
 Statistics = dict[str, np.ndarray]
 
@@ -121,7 +121,7 @@ def measure(kind: str, tiles: int) -> np.ndarray:
 
 
 def statistics(errors: np.ndarray) -> Statistics:
-    """Of errors `[input, repeat, output]`, the first three `[input, output]`, the others `[input]`.
+    """Statistics of errors `[input, repeat, output]`: three `[input, output]`, others `[input]`.
 
     Kurtosis is 3 for Gaussian errors. The correlations are the largest magnitudes: between two
     outputs of a product, and between any outputs of two successive products.

@@ -63,7 +63,7 @@ class Network:
     """`[DISTINCT, SIZE]`."""
     labels: np.ndarray
     gradient: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """Of the loss, `(images [n, SIZE], labels [n]) -> [n, SIZE]`."""
+    """Gradient of the loss, `(images [n, SIZE], labels [n]) -> [n, SIZE]`."""
     hessian: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """`[n, SIZE, SIZE]`."""
 

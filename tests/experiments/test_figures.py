@@ -16,7 +16,7 @@ NAN = float("nan")
 
 
 def predictors(**auroc):
-    """Of the full profile; and of ideal, where nothing fails."""
+    """Predictors under the full profile; and under ideal, where nothing fails."""
     rows = []
     for profile in (FULL, "ideal"):
         for name, value in auroc.items():

@@ -503,7 +503,7 @@ def test_a_fit_refuses_what_it_cannot_do(settings: dict, says: str) -> None:
 
 
 def test_margin_plus_shift_is_the_margin_at_the_mean_weights(finished_run: Path) -> None:
-    """Of the digital prediction; here the mean weights are put in by hand."""
+    """Margin of the digital prediction; here the mean weights are put in by hand."""
     state_dict, header = bridge.load_weights(finished_run / "weights.safetensors")
     moments = load_file(finished_run / "moments.safetensors")
     model = bridge.from_torch(state_dict, build_flax(header, 0, jnp.float32))

@@ -127,7 +127,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torch_predictions(root: Path) -> np.ndarray:
-    """Of the test fold's samples, by their index."""
+    """Predicted classes of the test fold's samples, by their index."""
     network = bridge.resnet18(3, stem="imagenet", width=4)
     network.load_state_dict(torch.load(root / "weights.pth", weights_only=True))
     test = data.read(data.load("shapes", root).test)
@@ -180,7 +180,7 @@ def test_a_changed_file_is_taken_over_again(finished: Path, root: Path, tmp_path
 
 @pytest.fixture
 def job(root: Path, tmp_path: Path) -> Job:
-    """Of the stage that takes the weights over."""
+    """The job of the stage that takes the weights over."""
     experiment = Experiment(
         data=Data("shapes", mean=MEAN, std=STD),
         model=Model("resnet18", "imagenet", 4, weights=str(root / "weights.pth")),

@@ -5,9 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,18 +13,17 @@ import pandas as pd
 import pytest
 
 import bridge
-from bridge.weights import resnet
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome
 from experiments.runs.samples import choose_folds, limited, read_small
 from experiments.settings.flags import Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
-from jaxcurv import data, models
+from jaxcurv import data
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
-from jaxcurv.models.resnet import BasicBlock, ResNet
 from jaxcurv.storage.checksums import write_json
 from jaxcurv.training.checkpoints import keep_trained
 from tests.chips import LiveLogits
+from tests.shallow_resnet import replace_resnet18
 
 COUNT, LIMIT, BATCH, CALIBRATION = 10_000, 32, 8, 16
 EXPERIMENT = Experiment(
@@ -158,13 +155,8 @@ def test_other_labels_and_equal_indices() -> None:
 def one_block() -> Iterator[None]:
     """ResNet-18 of one block, which compiles in a fraction of the time."""
 
-    def twin(num_classes: int, stem: Any, width: int, in_channels: int) -> resnet.ResNet:
-        block = resnet.BasicBlock
-        return resnet.ResNet(block, (1, 0, 0, 0), num_classes, stem, width, in_channels)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "ResNet18", partial(ResNet, BasicBlock, (1, 0, 0, 0)))
-        patch.setattr(bridge, "resnet18", twin)
+        replace_resnet18(patch)
         yield
 
 

@@ -97,7 +97,7 @@ def test_score_and_error_are_those_of_the_definition(
 
 @every_case
 def test_standard_error_is_the_spread_over_seeds(name: str, estimator: Probed) -> None:
-    """Of one image that is scored under many indices, with independent probes each time."""
+    """One image is scored under many indices, with independent probes each time."""
     result = scored(name, estimator)
     for value, error in (
         (result.score, result.standard_error),
@@ -292,7 +292,7 @@ def test_gradient_of_cross_entropy_does_not_vanish_for_confident_samples() -> No
 
 GAPS = np.array([5.0, 10, 15, 18, 20, 25, 30, 35, 40, 45, 50, 60])
 RIGHT = np.arange(36) < 12
-"""Of the 36 saturated samples; the label of the others is the runner-up or the least likely."""
+"""Which saturated samples are right; the others have the runner-up or the least likely label."""
 
 
 def linear(weights: jax.Array, images: jax.Array) -> jax.Array:

@@ -257,7 +257,7 @@ def test_bad_input(changed: dict[str, Any], message: str) -> None:
 
 
 def test_systematic_by_hand() -> None:
-    """Of four chips: no failure, one, two, three, four."""
+    """Five samples that fail on none, one, two, three and four of four chips."""
     failed = np.arange(4)[:, None] < np.array([0, 1, 2, 3, 4])
     share = systematic_share(failed, resamples=100)
     assert (share.on_none, share.on_some, share.on_most, share.on_all) == (1, 2, 1, 1)

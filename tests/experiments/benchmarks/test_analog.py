@@ -101,7 +101,7 @@ def test_circumstances(report: Any) -> None:
 
 
 def test_agreement_of_the_engines(report: Any) -> None:
-    """Of the chips whose noise is frozen; a converter's rounding may fall either way."""
+    """Chips whose noise is frozen predict alike; an ADC's rounding may fall either way."""
     agreement = report["agreement"]
     assert list(agreement) == [*PROFILES, "pcm:compensated"]
     for name, one in agreement.items():

@@ -283,7 +283,7 @@ def test_fraction_of_peak() -> None:
 
 
 def test_operations_of_a_forward_pass() -> None:
-    """Those of the convolutions, counted one by one, and a little more for what is between them."""
+    """FLOPs are those of the convolutions, counted one by one, and a little more between them."""
     workload = curvature.make_workload(replace(SETTINGS, width=8))
     assert workload.twin is not None
     counted: list[float] = []

@@ -28,7 +28,7 @@ def _twenty() -> Chips:
 
 
 def test_ends_are_the_failures_of_the_first_and_last_decile() -> None:
-    """Of chip 0 one of two fails in either; of chip 1 none, as its sample is wrong digitally."""
+    """Chip 0 fails one of two samples in either bin; chip 1 none: its sample is wrong digitally."""
     of_all = ends(_twenty(), Reading("test", "all"))["rate"]
     of_correct = ends(_twenty(), Reading("test", "correct"))["rate"]
     assert of_all.to_dict() == {"d1": 25.0, "d10": 25.0}

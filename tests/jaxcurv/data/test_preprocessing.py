@@ -38,7 +38,7 @@ def test_what_torchvision_gave_tells_a_pixels_shift() -> None:
 
 
 def photographs() -> list[bytes]:
-    """Of the real sample where it is there, else noise of the sizes of photographs."""
+    """Images of the real sample where it is there, else noise of the sizes of photographs."""
     folder = Path(os.environ.get("JAXCURV_DATA_DIR", "nowhere"))
     files = [
         *sorted(folder.glob("imagenet-sample/val/*/*.JPEG"))[::10],
