@@ -1,17 +1,18 @@
 """A residual network of one block in place of ResNet-18: it compiles in a moment."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 import bridge
 import bridge.weights.resnet
 import jaxcurv.models
 import jaxcurv.models.resnet
 
-DEPTHS = (1, 0, 0, 0)
+DEFAULTS = {"stem": "imagenet", "width": 64, "in_channels": 3}
+"""Those of ResNet-18."""
 
 resnet18 = bridge.resnet18
 """The whole network, for where it matters."""
@@ -19,33 +20,19 @@ resnet18 = bridge.resnet18
 
 def replace_resnet18(patch: pytest.MonkeyPatch) -> None:
     """In both frameworks, in this process."""
-    patch.setattr(bridge, "resnet18", _in_torch)
-    patch.setattr(jaxcurv.models, "ResNet18", _in_jax)
+    in_torch, in_jax = bridge.weights.resnet, jaxcurv.models.resnet
+    patch.setattr(bridge, "resnet18", partial(_one_block, in_torch, DEFAULTS))
+    with_dtype = {**DEFAULTS, "dtype": jnp.float32}
+    patch.setattr(jaxcurv.models, "ResNet18", partial(_one_block, in_jax, with_dtype))
 
 
-def _in_torch(
-    num_classes: int = 1000, stem: Any = "imagenet", width: int = 64, in_channels: int = 3
-) -> bridge.weights.resnet.ResNet:
-    block = bridge.weights.resnet.BasicBlock
-    return bridge.weights.resnet.ResNet(block, DEPTHS, num_classes, stem, width, in_channels)
-
-
-def _in_jax(
-    num_classes: int = 1000,
-    *,
-    stem: Any = "imagenet",
-    width: int = 64,
-    in_channels: int = 3,
-    dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
-) -> jaxcurv.models.resnet.ResNet:
-    return jaxcurv.models.resnet.ResNet(
-        jaxcurv.models.resnet.BasicBlock,
-        DEPTHS,
+def _one_block(
+    framework: Any, defaults: dict[str, Any], num_classes: int = 1000, *given: Any, **named: Any
+) -> Any:
+    settings = dict(zip(defaults, given, strict=False))
+    return framework.ResNet(
+        framework.BasicBlock,
+        (1, 0, 0, 0),
         num_classes=num_classes,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        dtype=dtype,
-        rngs=rngs,
+        **(defaults | settings | named),
     )
