@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
@@ -26,6 +25,7 @@ from jaxcurv.engine.checks import (
     check_float32,
     check_key,
     check_labels,
+    check_loss,
     check_model,
     check_steps,
 )
@@ -153,12 +153,11 @@ def inspect(
     steps = [probing.step for probing in probings(estimators) if probing.step is not None]
     check_steps(batch.images, steps)
     with jax.default_matmul_precision(PRECISION):
-        logits = check_model(problem, params, batch.images, batch.labels)
+        logits = check_model(problem, params, batch.images)
+        losses = check_loss(problem.loss, logits, batch.labels)
         check_labels(batch.labels, logits.shape[1])
         if steps:
             check_float32(problem, params, batch.images)
-        labels = jnp.arange(2, dtype=jnp.int32)
-        losses = np.stack([problem.loss(jnp.asarray(logits), y) for y in (labels, labels[::-1])])
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))

@@ -198,8 +198,7 @@ def _inspected(
             "(params, images) -> logits and its params"
         )
     means, variances, noisy = _stacked(weights, noises)
-    labels = np.zeros(len(images), np.int32)
-    logits = check_model(Problem(model, cross_entropy), weights, images, labels)
+    logits = check_model(Problem(model, cross_entropy), weights, images)
     return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
 
 
