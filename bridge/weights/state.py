@@ -120,7 +120,8 @@ def from_torch(state_dict: Mapping[str, torch.Tensor], model: Model) -> Model:
     Args:
       state_dict: tensors by name, such as torchvision's. `num_batches_tracked` may be absent and
         is not used.
-      model: gives structure, dtypes and train or eval mode; not changed.
+      model: gives structure, dtypes and train or eval mode; not changed. One without values will
+        do, from `nnx.eval_shape`: then no random weights are drawn first.
 
     Raises:
       ValueError: entries that are missing, unexpected or of another shape (all are listed), a

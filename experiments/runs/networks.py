@@ -23,6 +23,14 @@ def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module
     return make(**_dimensions(description), dtype=dtype, rngs=nnx.Rngs(seed))
 
 
+def abstract_flax(description: dict[str, Any]) -> nnx.Module:
+    """The Flax network of a description in float32, shapes without values: no weight is drawn."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    return nnx.eval_shape(lambda: build_flax(description, 0, jnp.float32))
+
+
 def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:
     """The trained network, in evaluation mode.
 

@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import build_flax, load_flax, load_twin, require_classes
+from experiments.runs.networks import abstract_flax, load_flax, load_twin, require_classes
 from experiments.runs.resume import table_at
 from experiments.runs.samples import calibration_images, choose_folds, limited, read_small
 from jaxcurv import data
@@ -39,7 +39,6 @@ def moments(job: Job) -> Outcome:
     each profile without a converter; and output_noise.parquet: the margin's variance from what is
     noisy at each operation.
     """
-    import jax.numpy as jnp
     from flax import nnx
     from safetensors.numpy import save_file
 
@@ -47,7 +46,7 @@ def moments(job: Job) -> Outcome:
 
     settings = job.experiment.simulate
     twin, description = load_twin(job)
-    model = build_flax(description, job.experiment.seed, jnp.float32)
+    model = abstract_flax(description)
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.runs.descriptions import describe
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import build_flax
+from experiments.runs.networks import abstract_flax
 from experiments.settings.flags import Data, Experiment
 from jaxcurv import data
 from jaxcurv.storage.checksums import write_json
@@ -162,14 +162,10 @@ def _onto_flax(
     checkpoint: bridge.Checkpoint, description: dict[str, Any], weights: str
 ) -> nnx.Module:
     """The Flax network of a description with a checkpoint's weights."""
-    import jax.numpy as jnp
-    from flax import nnx
-
     import bridge
 
-    blank = nnx.eval_shape(lambda: build_flax(description, 0, jnp.float32))
     try:
-        return bridge.from_torch(checkpoint.state_dict, blank)
+        return bridge.from_torch(checkpoint.state_dict, abstract_flax(description))
     except ValueError as error:
         what = textwrap.shorten(str(error), _LONGEST, placeholder=" ...")
         raise ValueError(

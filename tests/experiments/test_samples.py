@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from experiments.runs.job import Job, Outcome
 from experiments.runs.samples import choose_folds, limited, read_small
 from experiments.settings.flags import Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
-from jaxcurv import data
+from jaxcurv import data, models
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
 from jaxcurv.storage.checksums import write_json
 from jaxcurv.training.checkpoints import keep_trained
@@ -174,7 +176,7 @@ def model(one_block: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Run:
-    """Stages after training, in this process, and what each decoded."""
+    """Stages after training, in this process: what each decoded, and which drew random weights."""
 
     def __init__(
         self,
@@ -185,10 +187,24 @@ class Run:
     ):
         self.decoded: dict[str, tuple[Counter[int], Counter[int]]] = {}
         self.most_alive: dict[str, int] = {}
+        self.built: list[str] = []
+        self.drew: list[str] = []
         self.folder = folder
         monkeypatch.setattr(samples, "MEMORY", memory)
+        build = models.ResNet18
+        stage_name = ""
+
+        def noted(*given: Any, **named: Any) -> Any:
+            model = build(*given, **named)
+            self.built.append(stage_name)
+            if not isinstance(model.conv1.kernel.get_value(), jax.core.Tracer):
+                self.drew.append(stage_name)
+            return model
+
+        monkeypatch.setattr(models, "ResNet18", noted)
         job = Job(EXPERIMENT, folder, None, "unfinished")
         for stage in todo:
+            stage_name = stage.__name__
             dataset = counted()
             for module in (score, export, flips, simulate, report):
                 monkeypatch.setattr(module, "load_data", lambda job, dataset=dataset: dataset)
@@ -228,6 +244,11 @@ def test_a_stage_decodes_what_it_uses(kept: Run) -> None:
     assert set(test) <= scored
     assert sum(test.values()) <= 2 * 8 + LIMIT  # gallery, and at most all that are correct
     assert not sum(map(sum, map(Counter.values, kept.decoded["analyse"])))
+
+
+def test_no_stage_after_training_draws_random_weights(kept: Run) -> None:
+    assert {"score", "export", "moments", "flips"} <= set(kept.built)
+    assert kept.drew == []
 
 
 def test_streamed_results_are_those_in_memory(
