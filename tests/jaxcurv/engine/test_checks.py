@@ -19,6 +19,10 @@ from jaxcurv import (
     Published,
     input_curvature,
 )
+from jaxcurv.curvature import inspect
+from jaxcurv.data.reading import Batch
+from jaxcurv.engine.losses import cross_entropy
+from jaxcurv.engine.model import Problem
 from jaxcurv.estimators import Estimator
 from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.oracles import KEY
@@ -156,6 +160,21 @@ def test_a_second_checkpoint_compiles_nothing(
     assert np.all(first != second)
 
 
+def test_the_checks_compile_a_program_for_the_model_and_one_for_the_loss(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def model(weights: jax.Array, images: jax.Array) -> jax.Array:
+        hidden = jax.nn.softplus(jnp.tanh(linear(weights, images)) ** 2 - 1)
+        return hidden / jnp.maximum(jnp.sum(hidden, axis=1, keepdims=True), 1e-6)
+
+    batch = Batch(IMAGES[:, :3], LABELS, INDICES)  # of a shape that no other test compiles for
+    weights = RNG(14).normal(size=(3, 17)).astype(np.float32)
+    with jax.log_compiles():
+        inspect(Problem(model, cross_entropy), weights, batch, {"score": FiniteDifference()})
+    compiled = [record.message for record in caplog.records if "Compiling" in record.message]
+    assert len(compiled) == 2, compiled
+
+
 def test_compilations_are_seen(caplog: pytest.LogCaptureFixture) -> None:
     with jax.log_compiles():
         jax.jit(lambda x: x + 1)(1)
@@ -233,8 +252,15 @@ def centred(logits: jax.Array) -> jax.Array:
         (lambda x: linear(WEIGHTS, x) / jnp.std(x), 1),
         (lambda x: linear(WEIGHTS, x + x[::-1] ** 2), 6),
         (lambda x: centred(linear(WEIGHTS, x - x.mean(0))), 6),
+        # No gradient where both images are the same one.
+        (lambda x: linear(WEIGHTS, x + (x - x[::-1]) ** 2), 6),
+        (lambda x: linear(WEIGHTS, x + (x - jnp.roll(x, len(x) // 2, axis=0)) ** 2), 6),
+        (lambda x: linear(WEIGHTS, x + (x - jnp.roll(x, 1, axis=0)) ** 2), 6),
     ],
-    ids=["std, one sample", "neighbour", "mean, logits with constant sum"],
+    ids=[
+        *("std, one sample", "neighbour", "mean, logits with constant sum"),
+        *("last row's difference", "middle row's difference", "next row's difference"),
+    ],
 )
 def test_a_function_that_mixes_samples_is_refused(model: Callable, count: int) -> None:
     some = {"images": IMAGES[:count], "labels": LABELS[:count], "indices": INDICES[:count]}
@@ -268,13 +294,21 @@ def masked(weights: Any, images: jax.Array) -> jax.Array:
     return linear(weights, jnp.where(keep, images, 0))
 
 
+def noise_of_the_host(weights: Any, images: jax.Array) -> jax.Array:
+    """A draw for each call of the compiled program, too."""
+    drawn = jax.ShapeDtypeStruct((), jnp.float32)
+    draw = np.random.default_rng()
+    return linear(weights, images) + jax.pure_callback(lambda: np.float32(draw.normal()), drawn)
+
+
 @pytest.mark.parametrize(
     ("model", "params"),
     [
         (noise, WEIGHTS),
+        (noise_of_the_host, WEIGHTS),
         (masked, WEIGHTS),
     ],
-    ids=["a draw for each call", "a mask for each row"],
+    ids=["a draw for each call", "a draw on the host", "a mask for each row"],
 )
 def test_a_random_function_is_refused(model: Callable, params: Any) -> None:
     with pytest.raises(ValueError, match=r"different logits in two rows or two calls.*dropout"):

@@ -344,6 +344,7 @@ def test_a_loss_that_is_not_convex_is_refused() -> None:
         (lambda z, y: cross_entropy(z, y).astype(jnp.bfloat16), "got bfloat16"),
         (lambda z, y: jnp.argmax(z, axis=-1), r"one float32 a sample.*got int32 \(2,\)"),
         (lambda z, y: cross_entropy(z - z.mean(0), y), "the loss mixes the samples of a batch"),
+        (lambda z, y: (cross_entropy(z, y), y), "the loss must return losses alone; got a tuple"),
         (lambda z, y: cross_entropy(z, y) / jnp.sum(z**2), "the loss mixes the samples"),
     ],
     ids=["reduced", "matrix", "bfloat16", "integer", "mixed", "scaled"],
