@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_convex_is_refused() -> None:
         (lambda z, y: (cross_entropy(z, y), y), "the loss must return losses alone; got a tuple"),
         (lambda z, y: cross_entropy(z, y) / jnp.sum(z**2), "the loss mixes the samples"),
     ],
-    ids=["reduced", "matrix", "bfloat16", "integer", "mixed", "scaled"],
+    ids=["reduced", "matrix", "bfloat16", "integer", "mixed", "scaled", "two results"],
 )
 def test_a_loss_that_is_not_per_sample_is_refused(loss: Loss, message: str) -> None:
     with pytest.raises(ValueError, match=message):
