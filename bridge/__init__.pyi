@@ -31,7 +31,7 @@ from .chips.profiles import eight_profiles as eight_profiles
 from .chips.programming import Chip as Chip
 from .chips.programming import clipped_share as clipped_share
 from .chips.programming import program as program
-from .routing.curves import Costs as Costs
+from .routing.costs import Costs as Costs
 from .routing.curves import choose_threshold as choose_threshold
 from .routing.curves import routed_at as routed_at
 from .routing.curves import routing_baselines as routing_baselines

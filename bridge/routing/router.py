@@ -16,7 +16,8 @@ from torch import nn
 from bridge.chips.images import refused_layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
-from bridge.routing.curves import Costs, mean_energy
+from bridge.routing.costs import Costs
+from bridge.routing.curves import mean_energy
 from jaxcurv.logit_scores import logit_scores
 
 AnalogScore = Literal["margin", "entropy", "least_confidence"]

@@ -3,28 +3,22 @@
 Exit codes: 0 done, 1 an error at work, 2 a wrong command line or work that cannot start (another
 process works in the folder, say), 130 interrupted, 143 told to end by SIGTERM, 128 and the signal's
 number where the system killed a stage.
+
+Each command imports what it needs: the list of commands is printed at once.
 """
+
+from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-
 from experiments.cli.exit_codes import exit_code_of
-from experiments.cli.parsing import Options, parse, parse_preset
-from experiments.pipeline import runner
-from experiments.runs.records import STAGE_NAMES, recorded_settings
-from experiments.settings.presets import PRESETS
+from experiments.runs.stage_names import STAGE_NAMES
 from experiments.system.errors import at_work
-from experiments.user import model, predictions
-from jaxcurv.storage.lock import hold
 
 if TYPE_CHECKING:
     from experiments.studies.opening import Study
@@ -51,17 +45,8 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments benchmark analog [flags]    cost of the simulated chips
        python -m experiments benchmark load [flags]      time and memory of a million samples
        python -m experiments presets                     the presets
+       python -m experiments --version                   which release this is
        python -m experiments COMMAND ... --help          every flag"""
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Which table is made of its pieces."""
-
-    out: tyro.conf.Positional[Path]
-    """The table that `score --shard` was given as --out."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -74,6 +59,11 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
     if command in ("-h", "--help"):
         print(_USAGE)
         return None
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"jaxcurv {version('jaxcurv')}")
+        return None
     if command == "regenerate":
         raise ValueError("regenerate is for maintainers: in a checkout, python -m tools regenerate")
     if command not in _COMMANDS:
@@ -82,6 +72,11 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 
 
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from experiments.cli.parsing import Options, parse_preset
+    from experiments.pipeline import runner
+
     options = parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
     console = Console(stderr=True, highlight=False)
@@ -99,6 +94,10 @@ def _run_stages(command: str, arguments: Sequence[str]) -> None:
 
 
 def _score(arguments: Sequence[str]) -> int | None:
+    from experiments.cli.parsing import parse
+    from experiments.settings.presets import PRESETS
+    from experiments.user import model
+
     if not arguments:
         raise ValueError(
             f"score needs a preset ({', '.join(PRESETS)}), or --model package.module:factory and "
@@ -118,6 +117,10 @@ def _score(arguments: Sequence[str]) -> int | None:
 
 
 def _analyse(arguments: Sequence[str]) -> None:
+    from experiments.cli.parsing import parse
+    from experiments.settings.presets import PRESETS
+    from experiments.user import predictions
+
     if not arguments:
         raise ValueError(
             f"analyse needs a preset ({', '.join(PRESETS)}), or --scores FILE --digital FILE and "
@@ -130,6 +133,7 @@ def _analyse(arguments: Sequence[str]) -> None:
 
 
 def _paper_output(command: str, arguments: Sequence[str]) -> None:
+    from experiments.cli.parsing import parse
     from experiments.paper import table_and_figures
 
     kind, work = table_and_figures.COMMANDS[command]
@@ -137,24 +141,33 @@ def _paper_output(command: str, arguments: Sequence[str]) -> None:
 
 
 def _fit_paper(arguments: Sequence[str]) -> None:
+    from experiments.cli.parsing import parse
     from experiments.paper import fit
 
     fit.run(parse(fit.FitPaper, "fit-paper", arguments))
 
 
 def _reproduce(arguments: Sequence[str]) -> None:
+    from experiments.cli.parsing import parse
     from experiments.paper import reproduce
 
     reproduce.reproduce(parse(reproduce.Reproduce, "reproduce", arguments))
 
 
 def _merge(arguments: Sequence[str]) -> None:
+    from experiments.cli.parsing import Merge, parse
+    from experiments.user import model
+
     model.merge(parse(Merge, "merge", arguments).out)
 
 
 def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
+    from dataclasses import field, make_dataclass
+
+    from experiments.cli.parsing import Options, parse_preset
     from experiments.studies import agreement, compare_noise, drift, layers, rescore
+    from jaxcurv.storage.lock import hold
 
     studies: dict[str, Study[Any, Any]] = {
         "agreement": agreement.STUDY,
@@ -176,6 +189,8 @@ def _study(command: str, arguments: Sequence[str]) -> None:
 
 
 def _benchmark(arguments: Sequence[str]) -> int | None:
+    from experiments.cli.parsing import parse
+
     subject, *flags = arguments or [""]
     if subject in ("-h", "--help"):
         print("usage: python -m experiments benchmark curvature|analog|load [flags]")
@@ -199,6 +214,11 @@ def _benchmark(arguments: Sequence[str]) -> int | None:
 
 
 def _presets(arguments: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.settings.presets import PRESETS
+
     if arguments and arguments[0] not in ("-h", "--help"):
         raise ValueError(f"presets takes no argument; got {' '.join(arguments)}")
     table = Table("preset", "what it runs")
@@ -209,6 +229,7 @@ def _presets(arguments: Sequence[str]) -> None:
 
 def _print_result(folder: Path) -> None:
     from experiments.runs.files import read_parquet
+    from experiments.runs.records import recorded_settings
     from experiments.tables import predictors, routers
     from experiments.tables.sentences import answers, render_deciles
 

@@ -28,6 +28,16 @@ class Options:
     """Show tracebacks."""
 
 
+@dataclass(frozen=True)
+class Merge:
+    """Which table is made of its pieces."""
+
+    out: tyro.conf.Positional[Path]
+    """The table that `score --shard` was given as --out."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
 def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options: Any) -> Parsed:
     """A command's flags.
 

@@ -5,13 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from experiments.runs.stage_names import STAGE_NAMES
 from experiments.settings.flags import Experiment
 from jaxcurv.storage.checksums import read_json, write_json
-
-STAGE_NAMES = (
-    *("train", "score", "export", "moments", "flips"),
-    *("simulate", "analyse", "report"),
-)
 
 _FIELDS = {
     *("name", "settings", "inputs", "outputs", "versions"),

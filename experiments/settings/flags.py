@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import ADC, Clipping, WeightNoise
-from bridge.routing.curves import Costs
+from bridge.routing.costs import Costs
 from jaxcurv.data import Normalisation
 from jaxcurv.data.preprocessing import Interpolation, Preprocessing, choose_preprocessing
 from jaxcurv.estimators import Estimator, EstimatorName, FiniteDifference, named_estimators

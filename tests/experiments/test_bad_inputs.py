@@ -31,6 +31,7 @@ import jaxcurv
 from bridge.analysis.failures import trend_test
 from bridge.routing.curves import choose_threshold, routed_at
 from experiments.cli import commands
+from experiments.user import model as user_model
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.estimators import (
     Adaptive,
@@ -301,7 +302,7 @@ def test_an_error_that_nobody_expected_is_one_line(
     def breaks(*_: object) -> None:
         raise KeyError("column")
 
-    monkeypatch.setattr(commands.model, "merge", breaks)
+    monkeypatch.setattr(user_model, "merge", breaks)
     assert commands.run(["merge", "out"]) == 1
     error = "error: unexpected KeyError: 'column' (--debug shows where)\n"
     assert capsys.readouterr().err == error

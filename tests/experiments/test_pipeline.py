@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -403,6 +404,29 @@ def test_command_line_needs_neither_jax_nor_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('jax', 'torch', 'aihwkit')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        (["--help"], {"numpy", "rich", "tyro", "tqdm", "experiments.settings.flags"}),
+        (["--version"], {"numpy", "rich", "tyro", "tqdm", "experiments.settings.flags"}),
+        (["presets"], {"tyro", "scipy", "sklearn"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_printed_at_once_imports_little(arguments: list[str], without: set[str]) -> None:
+    line = [sys.executable, "-X", "importtime", "-m", "experiments", *arguments]
+    result = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", result.stderr, re.MULTILINE))
+    assert "experiments.cli.commands" in imported
+    assert not imported & (without | {"pandas", "pyarrow", "PIL", "jax", "flax", "torch"})
+
+
+def test_the_version_is_the_package_s(command: Command) -> None:
+    result = command("--version")
+    assert (result.returncode, result.stdout) == (0, f"jaxcurv {version('jaxcurv')}\n")
 
 
 def test_curvature_engine_never_imports_torch() -> None:
