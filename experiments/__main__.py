@@ -7,6 +7,7 @@ def main() -> None:
     """Runs the command line, or says what must be installed for it."""
     try:
         from experiments.cli.commands import run
+        from experiments.system.compiled_programs import FLAG, keep_compiled_programs
         from experiments.system.processes import raise_on_sigint, raise_on_sigterm
     except ModuleNotFoundError as error:
         print(
@@ -17,7 +18,9 @@ def main() -> None:
         sys.exit(2)
     raise_on_sigterm()
     raise_on_sigint()
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    keep_compiled_programs(FLAG not in arguments)
+    sys.exit(run([argument for argument in arguments if argument != FLAG]))
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def score_dataset(
         all indices and labels, weights that a plain function closes over by the logits of two
         images.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
-        on a CPU and 256 on an accelerator. Halved where memory does not suffice, which is recorded
-        and kept when a run goes on.
+        for each device of a CPU and 256 on an accelerator. Halved where memory does not suffice,
+        which is recorded and kept when a run goes on.
       mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
         makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
       shard: (i, n), to score the i-th of n shares, i from 0.
@@ -252,8 +252,9 @@ def _weights(
 def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
     """The batch size to begin with; each device gets as many samples."""
     if wanted == "auto":
-        auto = _AUTO_CPU if jax.default_backend() == "cpu" else _AUTO
-        return -(-auto // devices) * devices
+        if jax.default_backend() == "cpu":
+            return _AUTO_CPU * devices  # equal batches on each: a score's last bits depend on it
+        return -(-_AUTO // devices) * devices
     if wanted % devices:
         raise ValueError(f"batch_size must be a multiple of the {devices} devices; got {wanted}")
     return wanted

@@ -46,7 +46,9 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments benchmark load [flags]      time and memory of a million samples
        python -m experiments presets                     the presets
        python -m experiments --version                   which release this is
-       python -m experiments COMMAND ... --help          every flag"""
+       python -m experiments COMMAND ... --help          every flag
+       python -m experiments COMMAND ... --no-compilation-cache
+                                                         without what earlier commands compiled"""
 
 
 def run(arguments: Sequence[str]) -> int:

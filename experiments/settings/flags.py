@@ -127,7 +127,7 @@ class Score:
     compare: tuple[Compared, ...] = ("hessian_vector", "hessian_trace", "gauss_newton")
     """Other estimators to compare as predictors; the probed ones take as many probes."""
     batch_size: int = 64
-    """Images a batch; changes speed and memory, not the scores beyond rounding."""
+    """Images a batch, on each device; changes speed and memory, not the scores beyond rounding."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -12,7 +12,7 @@ from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_flax, require_classes
 from experiments.runs.samples import choose_folds, first_images, limited, read_small
-from experiments.system.devices import warn_of_idle_accelerator
+from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from jaxcurv import data
 
 
@@ -31,6 +31,7 @@ def score(job: Job) -> Outcome:
     from jaxcurv.data.reading import Batch
     from jaxcurv.estimators import forward_passes
 
+    use_every_core()
     description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
@@ -38,6 +39,9 @@ def score(job: Job) -> Outcome:
     warn_of_idle_accelerator()
     normalisation = read_normalisation(description)
     settings = job.experiment.score
+    # Every device computes batches of the same shape, however many there are: a score's last bits
+    # depend on it.
+    batch_size = settings.batch_size * len(jax.local_devices())
     pieces = job.own_folder("scores")
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
     folds = read_small(chosen)
@@ -48,8 +52,8 @@ def score(job: Job) -> Outcome:
             data.Normalised(samples, normalisation),
             key=jax.random.key(job.experiment.seed),
             estimators=estimators,
-            out=pieces / f"{name.replace(' ', '_')}.parquet",
-            batch_size=settings.batch_size,
+            out=pieces / f"{name.replace(' ', '_')}-{batch_size}.parquet",
+            batch_size=batch_size,
             description=f"score {name}",
         ).to_pandas()
 
@@ -72,8 +76,8 @@ def score(job: Job) -> Outcome:
         tables.append(table)
     scores = pd.concat(tables, ignore_index=True)
 
-    images = first_images(folds["test"], settings.batch_size)
-    rows = np.arange(settings.batch_size) % len(images)  # a small fold fills a batch several times
+    images = first_images(folds["test"], batch_size)
+    rows = np.arange(batch_size) % len(images)  # a small fold fills a batch several times
     batch = Batch(
         normalisation.apply(images[rows]), folds["test"].labels[rows], np.arange(len(rows))
     )

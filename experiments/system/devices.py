@@ -8,6 +8,11 @@ import platform
 import sys
 from pathlib import Path
 
+_FORCED_DEVICES = "xla_force_host_platform_device_count"
+
+_MOST_DEVICES = 16
+"""Each holds a batch of its own in memory."""
+
 
 def warn_of_idle_accelerator() -> None:
     """Says so when a GPU or TPU is there and JAX runs on the CPU."""
@@ -51,14 +56,23 @@ def device() -> str:
     return jax.devices()[0].device_kind if jax.default_backend() != "cpu" else processor()
 
 
-def use_every_core(batch_size: int) -> None:
-    """Gives JAX one CPU device a core, or as many as divide the batch evenly.
+def use_every_core(shared_batch: int | None = None) -> None:
+    """Gives JAX one CPU device for each core that this process may use, at most 16.
 
-    Within one program XLA leaves cores idle. No effect where JAX has its devices already.
+    Within one program XLA leaves cores idle. To be called before JAX has its devices, after which
+    it has no effect. A number that the user set in the environment stays.
+
+    Args:
+      shared_batch: size of a batch that the devices share; there are then as many as divide it.
     """
+    if "JAX_NUM_CPU_DEVICES" in os.environ or _FORCED_DEVICES in os.environ.get("XLA_FLAGS", ""):
+        return
     import jax
 
-    count = next(n for n in range(cores(), 0, -1) if batch_size % n == 0)
+    most = min(cores(), _MOST_DEVICES)
+    count = most
+    if shared_batch is not None:
+        count = next(n for n in range(most, 0, -1) if shared_batch % n == 0)
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
 

@@ -35,4 +35,5 @@ def environment() -> dict[str, str]:
         if name.startswith(
             ("JAX_", "XLA_", "CUDA_", "CUBLAS_", "TORCH_", "OMP_", "MKL_", "NVIDIA_")
         )
+        and "_CACHE" not in name  # which changes when programs are compiled, not what they give
     }

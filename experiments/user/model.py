@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.runs.files import require_writable
 from experiments.settings.flags import given_normalisation, require_seed
+from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from experiments.system.errors import at_work
 from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
@@ -203,11 +204,11 @@ def run(settings: OwnModel) -> None:
     source = open_source(settings)
     if settings.distributed:
         _join_cluster(settings)
+    use_every_core(None if settings.batch_size == "auto" else settings.batch_size)
     logits_fn, params = load_model(settings.model)
 
     import jax
 
-    from experiments.system.devices import warn_of_idle_accelerator
     from jaxcurv import score_dataset
 
     warn_of_idle_accelerator()

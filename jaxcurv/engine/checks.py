@@ -261,5 +261,5 @@ def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Arra
     """The losses, the gradient of the first one, and the losses under 0, 1 and under 1, 0."""
     losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
-    both = np.arange(2, dtype=np.int32)
+    both = jnp.arange(2, dtype=jnp.int32)
     return losses, gradient, jnp.stack([loss(logits, y) for y in (both, both[::-1])])

@@ -494,6 +494,7 @@ def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
 # --- several devices, little memory
 
 SHARED = """
+import json
 import jax, numpy as np
 from jax.sharding import Mesh
 from jaxcurv import FiniteDifference, LowRankGaussNewton, score_dataset
@@ -508,15 +509,24 @@ estimators = {"curvature": FiniteDifference(probes=2), "low_rank": LowRankGaussN
 def model(weights, images):
     return jax.nn.relu(images) @ weights
 
-def score(**settings):
+def table(**settings):
     return score_dataset(model, source, key=jax.random.key(0), params=weights,
-                         estimators=estimators, **settings).to_pandas()
+                         estimators=estimators, **settings)
+
+def score(**settings):
+    return table(**settings).to_pandas()
 
 assert len(jax.devices()) == 2
+one_device = Mesh(np.array(jax.devices()[:1]), ("batch",))
 shared = score(batch_size=4)
-alone = score(batch_size=4, mesh=Mesh(np.array(jax.devices()[:1]), ("batch",)))
+alone = score(batch_size=4, mesh=one_device)
 for name in estimators:
     np.testing.assert_allclose(shared[name], alone[name], rtol=1e-3)
+# As many samples on each device, so that the very same bits come out.
+tables = [table(), table(mesh=one_device)]
+sizes = [json.loads(each.schema.metadata[b"jaxcurv"])["batch_sizes"] for each in tables]
+assert sizes == [[128], [64]], sizes
+assert tables[0].equals(tables[1])
 try:
     score(batch_size=3)
 except ValueError as error:
