@@ -128,7 +128,9 @@ class Finished:
     seed: int
     """Seed of the run's own probes."""
     origin: dict[str, Any]
-    """What the scores depend on besides the variant, as JSON holds it."""
+    """What decides the scores besides the variant, as JSON holds it."""
+    versions: dict[str, str]
+    """Of the packages."""
 
 
 def open_finished(
@@ -212,8 +214,8 @@ def open_finished(
             "samples": len(samples),
             "batch_size": batch_size,
             "device": device(),
-            "versions": versions,
         },
+        versions=versions,
     )
 
 
@@ -250,6 +252,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
         out / "settings.json",
         {
             **finished.origin,
+            "versions": finished.versions,
             "fold": FOLD,
             "profile": outcomes.FULL_PROFILE,
             "tensor_float_32": tensor_float,
@@ -571,4 +574,11 @@ def _slug(name: str) -> str:
     return re.sub("[^a-z0-9.-]+", "_", name.lower())
 
 
-STUDY = Study("rescore", Rescore, open_finished, run, opened_with=("limit", "batch_size"))
+STUDY = Study(
+    "rescore",
+    Rescore,
+    open_finished,
+    run,
+    opened_with=("limit", "batch_size"),
+    of=("train", "score", "simulate"),
+)
