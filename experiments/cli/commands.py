@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.exit_codes import exit_code_of
-from experiments.cli.parsing import Options, parse, parse_preset
+from experiments.cli.parsing import Options, parse, parse_preset, say
 from experiments.pipeline import runner
 from experiments.runs.records import STAGE_NAMES, recorded_settings
 from experiments.settings.presets import PRESETS
@@ -83,7 +83,6 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
     options = parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
-    console = Console(stderr=True, highlight=False)
     runner.run(
         options.experiment,
         options.out,
@@ -92,7 +91,7 @@ def _run_stages(command: str, arguments: Sequence[str]) -> None:
         dry_run=options.dry_run,
         data_dir=options.data_dir,
         debug=options.debug,
-        say=console.print,
+        say=say,
     )
     if names[-1] == "report" and not options.dry_run:
         with at_work():

@@ -1,6 +1,7 @@
 """Parsing of flags by tyro; those of the stages are defined in `experiments.settings.flags`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,11 @@ def parse_preset(
         # Where a setting is one of several classes: the fields of its default are flags too.
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+
+
+def say(line: str) -> None:
+    """Prints a line on what a command does, on standard error."""
+    print(line, file=sys.stderr)
 
 
 def folder_of(arguments: Sequence[str]) -> Path:

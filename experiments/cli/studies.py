@@ -7,9 +7,7 @@ from dataclasses import asdict, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from experiments.cli.parsing import Options, parse_preset
+from experiments.cli.parsing import Options, parse_preset, say
 from experiments.pipeline.registry import STAGES
 from experiments.pipeline.up_to_date import differences
 from experiments.runs.records import read_record
@@ -35,7 +33,6 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     out = options.out / command if settings.out is None else settings.out
     stages = study.of if settings.out is not None else (*study.of, *study.beside)
     _require_recorded(options.experiment, options.out, stages, study)
-    say = Console(stderr=True, highlight=False).print
     for line in _changes(study, options, settings, out):
         say(line)
     if options.dry_run:

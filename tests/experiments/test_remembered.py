@@ -181,22 +181,6 @@ def test_finished_chips_are_kept(run_copy: Path, succeed: Said) -> None:
 # --- Settings that do not slip
 
 
-def test_a_flag_changes_one_setting(run_copy: Path, ran: list[str], succeed: Said) -> None:
-    """The run was made with SMALL; none of it is given again."""
-    before = as_leaves(_experiment("--out", run_copy))
-    said = succeed("run", "digits", "--analyse.bins", "6", "--out", run_copy)
-    lines = said.splitlines()
-    assert lines[0] == f"{run_copy} changes: --analyse.bins 10 -> 6"
-    analyse = next(line for line in lines if line.startswith("  analyse"))
-    assert "--analyse.bins was 10, is 6" in analyse
-    assert "s last time)" in analyse
-    assert next(line for line in lines if line.startswith("  score")).endswith("up to date")
-    assert "if analyse comes out different" in next(line for line in lines if "  report" in line)
-    assert ran == ["analyse", "report"]
-    after = as_leaves(_experiment("--out", run_copy))
-    assert {name for name in after if after[name] != before[name]} == {"analyse.bins"}
-
-
 def test_a_dry_run_says_it_alone(run_copy: Path, ran: list[str], succeed: Said) -> None:
     before = sha256(run_copy)
     flags = ("--simulate.chips", "3", "--out", run_copy)
