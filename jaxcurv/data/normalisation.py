@@ -99,6 +99,11 @@ class Normalised:
         """Labels of all samples, where the source has them."""
         return self.source.labels  # type: ignore[attr-defined]
 
+    @property
+    def paths(self) -> Sequence[str] | None:
+        """The files of all samples, where the source has them."""
+        return getattr(self.source, "paths", None)
+
     def __getitem__(self, position: int, /) -> Sample:
         return self._normalised(self.source[position])
 
