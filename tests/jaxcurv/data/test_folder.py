@@ -331,3 +331,23 @@ def test_names_that_are_no_unicode_are_escaped_in_tables(tree: Path) -> None:
         pytest.skip("the file system takes names in Unicode only")
     table = scored(load("pets", tree).train)
     assert "ant/caf\\xe9.png" in table["path"].to_pylist()
+
+
+def test_every_row_of_several_checkpoints_names_its_file(tree: Path) -> None:
+    source = Normalised(load("pets", tree).test, Normalisation((0.5,) * 3, (0.3,) * 3))
+    weights = [np.full((6 * 8 * 3, 2), value, np.float32) for value in (0.1, 0.2)]
+
+    def table(**settings: Any) -> pa.Table:
+        return score_dataset(
+            lambda params, images: images.reshape(len(images), -1) @ params,
+            source,
+            key=jax.random.key(0),
+            checkpoints=weights,
+            estimators=settings.pop("estimators", {"curvature": FiniteDifference(probes=1)}),
+            **settings,
+        )
+
+    assert table()["path"].to_pylist() == ["ant/0.png"] * 2 + ["bee/0.png"] * 2
+    assert table(average=True)["path"].to_pylist() == ["ant/0.png", "bee/0.png"]
+    with pytest.raises(ValueError, match="an estimator cannot be named path"):
+        table(estimators={"path": FiniteDifference()})
