@@ -68,9 +68,9 @@ class Labelled:
         check_unique(self.indices)
 
     @property
-    def paths(self) -> Sequence[str] | None:
+    def paths(self) -> np.ndarray | None:
         """The files of all samples, where the source has them."""
-        return getattr(self.source, "paths", None)
+        return paths_at(self.source, slice(None))
 
     def __len__(self) -> int:
         return len(self.source)
