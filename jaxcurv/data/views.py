@@ -3,6 +3,7 @@ before they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Integer
@@ -28,7 +29,7 @@ class Chosen:
         """Labels of the chosen samples, where the source has them."""
         return np.asarray(self.source.labels)[self.positions]  # type: ignore[attr-defined]
 
-    @property
+    @cached_property
     def paths(self) -> np.ndarray | None:
         """The files of the chosen samples, where the source has them."""
         return paths_at(self.source, self.positions)
