@@ -249,6 +249,7 @@ def gallery(options: Gallery) -> None:
 
 def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Sequence[str]]:
     """The samples to show, their images and the names of the classes."""
+    from experiments.runs.samples import positions_of
     from jaxcurv import data
 
     # Of one fold: a folder may hold the predictions of some folds only.
@@ -265,8 +266,7 @@ def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Se
     dataset = data.load(run.data, options.data_dir, Data(**run.settings["data"]).preprocessing)
     split = dataset.test if options.fold == "test" else dataset.train
     indices = data.with_labels(split, description=f"read labels of {options.fold}").indices
-    place = {index: position for position, index in enumerate(indices.tolist())}
-    shown = [place[index] for index in rows["index"]]
+    shown = positions_of(indices, rows["index"].to_numpy())
     images = data.read(split, shown, description="read shown images").images
     return rows, images, dataset.class_names
 

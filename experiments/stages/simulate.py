@@ -65,7 +65,8 @@ def simulate(job: Job) -> Outcome:
                 description=f"chip {seed}: {profile.name}, {fold}",
                 keep=bridge.logit_scores,
             )
-            predicted = table.drop_columns("label").to_pandas()
+            of_scores = [name for name in ("path", "label") if name in table.column_names]
+            predicted = table.drop_columns(of_scores).to_pandas()
             predicted.insert(0, "fold", fold)
             outcomes.append(predicted)
         tables = [ranges, pd.concat(outcomes, ignore_index=True)]

@@ -60,7 +60,7 @@ OWN_PREDICTION = "own prediction"
 
 FOLD: Fold = "test"
 
-_SAMPLE = ("fold", "index", "label", "prediction", "correct")
+_SAMPLE = ("fold", "index", "path", "label", "prediction", "correct")
 
 
 @dataclass(frozen=True)
@@ -222,17 +222,17 @@ def open_finished(
 def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path) -> None:
     """Scores under every variant, draws what each does and prints it.
 
-    Leaves scores.parquet (a row a sample: fold, index, label, prediction and correct of the digital
-    model, and a column a variant), variants.csv (`tabulate`), drawn as rescore.png and rescore.svg
-    with the same table beside them, and settings.json. The pieces/ of a run that was interrupted,
-    or had fewer variants, are not computed again.
+    Leaves scores.parquet (a row a sample: fold, index, path where the run has it, label, prediction
+    and correct of the digital model, and a column a variant), variants.csv (`tabulate`), drawn as
+    rescore.png and rescore.svg with the same table beside them, and settings.json. The pieces/ of a
+    run that was interrupted, or had fewer variants, are not computed again.
     """
     import jax
 
     tensor_float = has_tensor_float(jax.devices()[0])
     variants = variants_of(finished.estimator, finished.seed, settings, tensor_float=tensor_float)
     pieces = out / "pieces" / key_of(finished.origin)
-    scores = finished.own[list(_SAMPLE)].copy()
+    scores = finished.own[[name for name in _SAMPLE if name in finished.own]].copy()
     scores[SHIPPED] = finished.own["curvature"]
     devices = {SHIPPED: finished.origin["scored_on"]}
     for variant in variants:

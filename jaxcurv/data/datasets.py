@@ -11,7 +11,7 @@ from jaxcurv.data.folder import (
     Split,
     is_image_tree,
     open_image_folder,
-    prepare_image_tree,
+    open_image_tree,
 )
 from jaxcurv.data.imagenet import FOLDERS, find_published, open_published
 from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
@@ -24,15 +24,15 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> ImageDataset:
-    """The data set `name`, prepared first if need be.
+    """The data set `name`; CIFAR is prepared first if need be.
 
     Args:
         name: "digits" (in memory, no file); "cifar10" or "cifar100" (prepared from the official
             archive in `data_dir`, or downloaded); "tiny_imagenet" or "imagenet" (read where they
             lie in `data_dir`, see `jaxcurv.data.imagenet`); the folder of an image tree in
-            `data_dir` (`NAME/{train,test}/<class>/*.png`); or any image classification data set
-            which TFDS has prepared in `data_dir` as array_record (`name`, `name/config`,
-            `name/version`).
+            `data_dir` (`NAME/{train,test}/<class>/*.png`, read where it lies); or any image
+            classification data set which TFDS has prepared in `data_dir` as array_record (`name`,
+            `name/config`, `name/version`).
         data_dir: the folder of the data sets; by default TFDS's, `$TFDS_DATA_DIR` or else
             `~/tensorflow_datasets`.
         preprocessing: how images become squares of one size. None leaves them as they are.
@@ -56,8 +56,8 @@ def load(
     if published := find_published(name, root):
         return open_published(name, published, preprocessing)
     if is_image_tree(directory):
-        prepared = prepare_image_tree(directory, preprocessing)
-    elif found := find_prepared(directory):
+        return open_image_tree(name, directory, preprocessing)
+    if found := find_prepared(directory):
         prepared = found
     elif name in ARCHIVES:
         prepared = prepare_cifar(name, root)
