@@ -26,7 +26,9 @@ class Step:
     """How long it took last time; None where it never ran."""
 
 
-def plan(experiment: Experiment, folder: Path, names: Sequence[str]) -> list[Step]:
+def plan(
+    experiment: Experiment, folder: Path, names: Sequence[str], data_dir: Path | None = None
+) -> list[Step]:
     """Which stages will run, as far as is known before.
 
     A stage that reads what another will make runs only if that comes out different.
@@ -43,7 +45,8 @@ def plan(experiment: Experiment, folder: Path, names: Sequence[str]) -> list[Ste
         if before := [other for other in stage.after if other in running]:
             why = f"if {' or '.join(before)} comes out different" if record else "not run yet"
         else:
-            found = list(reasons(stage, identity_of(stage, experiment, folder), folder))
+            identity = identity_of(stage, experiment, folder, data_dir)
+            found = list(reasons(stage, identity, folder))
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             why = ", ".join(found[:_SHOWN]) + more
         if why:

@@ -95,14 +95,14 @@ def run(
     if "simulate" in names:
         require_device(experiment.simulate.device)
     if dry_run:
-        _say_plan(experiment, folder, names, say, whole=True)
+        _say_plan(experiment, folder, names, data_dir, say, whole=True)
         return
     require_writable(folder)
     with hold(folder):
-        _say_plan(experiment, folder, names, say)
+        _say_plan(experiment, folder, names, data_dir, say)
         for name in names:
             stage = stage_of(name, experiment)
-            identity = identity_of(stage, experiment, folder)
+            identity = identity_of(stage, experiment, folder, data_dir)
             code = 0
             if is_up_to_date(stage, identity, folder):
                 say(f"{name}: up to date{_made_with_others(stage, folder)}")
@@ -133,6 +133,7 @@ def _say_plan(
     experiment: Experiment,
     folder: Path,
     names: tuple[str, ...],
+    data_dir: Path | None,
     say: Callable[[str], None],
     *,
     whole: bool = False,
@@ -140,7 +141,7 @@ def _say_plan(
     """Says what changes and what will run; unless `whole`, only where that is news."""
     before = recall_run(folder)
     changed = [] if before is None else before.changes(experiment)
-    steps = plan(experiment, folder, names)
+    steps = plan(experiment, folder, names, data_dir)
     if changed:
         say(f"{folder} changes: {', '.join(changed)}")
     if whole or (any(step.why for step in steps) and any(step.seconds for step in steps)):

@@ -17,14 +17,25 @@ from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
 from experiments.settings.flatten import flatten, nest
 from experiments.settings.presets import flag_name
+from jaxcurv.data.datasets import listing
 
 Identity = dict[str, Any]
 """What decides a stage's result, as JSON holds it: `settings`, nested, and `inputs`, a hash by
 file."""
 
 
-def identity_of(stage: Stage, experiment: Experiment, folder: Path) -> Identity:
+def identity_of(
+    stage: Stage, experiment: Experiment, folder: Path, data_dir: Path | None = None
+) -> Identity:
     """What decides the stage's result: the settings that it reads and the hashes of its inputs.
+
+    Of a stage that reads the images of a folder, their listing is an input.
+
+    Args:
+      stage: the stage.
+      experiment: every setting.
+      folder: the run's folder.
+      data_dir: where data sets are; None for TFDS's default.
 
     Raises:
       FileNotFoundError: an earlier stage has not run.
@@ -51,6 +62,8 @@ def identity_of(stage: Stage, experiment: Experiment, folder: Path) -> Identity:
             inputs[output] = digest
     inputs |= {str(path): sha256(path) for path in stage.reads}
     inputs |= {name: sha256(folder / name) for name in stage.shows if (folder / name).exists()}
+    if "data" in stage.settings and (images := listing(experiment.data.name, data_dir)):
+        inputs[f"the listing of {experiment.data.name}"] = images
     read = {name: value for name, value in as_leaves(experiment).items() if _reads(stage, name)}
     return {"settings": nest(read), "inputs": inputs}
 

@@ -9,6 +9,7 @@ from jaxcurv.data.digits import load_digits
 from jaxcurv.data.folder import (
     ImageFolder,
     Split,
+    hash_listing,
     is_image_tree,
     open_image_folder,
     open_image_tree,
@@ -50,8 +51,7 @@ def load(
         if preprocessing not in (None, Preprocessing(8, 8)):
             raise ValueError("digits has images of 8x8 only: leave the image size out")
         return load_digits()
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(default if data_dir is None else data_dir).expanduser()
+    root = _root(data_dir)
     directory = root / name
     if published := find_published(name, root):
         return open_published(name, published, preprocessing)
@@ -72,6 +72,21 @@ def load(
             f"{', '.join(_names(root)) or 'nothing'}; anywhere: digits, {', '.join(ARCHIVES)}"
         )
     return open_prepared(name, prepared, preprocessing)
+
+
+def listing(name: str, data_dir: str | os.PathLike[str] | None = None) -> str | None:
+    """`hash_listing` of a data set that may change under its name: a tree of images.
+
+    None for the others, and where there is no data set of this name.
+
+    Args:
+        name: as for `load`.
+        data_dir: as for `load`.
+    """
+    root = _root(data_dir)
+    if find_published(name, root) or not is_image_tree(root / name):
+        return None
+    return hash_listing(root / name)
 
 
 def open_folder(
@@ -103,6 +118,12 @@ def open_folder(
     source = dataset.train if split == "train" else dataset.test
     assert isinstance(source, PreparedSplit)
     return source if channels is None else replace(source, channels=channels)
+
+
+def _root(data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder of the data sets."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(default if data_dir is None else data_dir).expanduser()
 
 
 def _names(root: Path) -> list[str]:

@@ -152,6 +152,22 @@ def open_image_tree(
     return ImageDataset(name, train.class_names, train, test)
 
 
+def hash_listing(directory: Path) -> str:
+    """SHA-256 of the names and sizes of all images of a tree, which tells it from a changed one.
+
+    Not seen: an image that another of the same size in bytes has replaced.
+
+    Raises:
+        FileNotFoundError: a split has no class folders, or a class no image.
+    """
+    digest = hashlib.sha256()
+    for split, folder in sorted(_splits(directory).items()):
+        for file in (file for files in image_files(folder).values() for file in files):
+            size = (folder / file).stat().st_size
+            digest.update(repr((split, file, size)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def path_indices(paths: Sequence[str]) -> Int64[np.ndarray, " n"]:
     """The stable indices of files, in `[0, 2**32)` and all different, whatever the files' order.
 

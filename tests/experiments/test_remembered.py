@@ -8,23 +8,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bridge.chips.memories.conductances import MappedPairs, Pairs
 from experiments.cli import commands, parsing
-from experiments.pipeline import runner
+from experiments.pipeline import registry, runner
 from experiments.pipeline.plan import plan
 from experiments.pipeline.registry import SPEED, STAGES
+from experiments.pipeline.up_to_date import identity_of
 from experiments.runs.files import sha256
 from experiments.runs.records import read_record, recorded_settings, write_record
 from experiments.runs.remembered import as_leaves, recall_run, remember, settings_file
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import Data, Experiment
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
 from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
+from jaxcurv.data.images import encode_png
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.conftest import SMALL
 
@@ -176,6 +179,31 @@ def test_finished_chips_are_kept(run_copy: Path, succeed: Said) -> None:
     assert chips() == before
     back = pd.read_parquet(run_copy / "predictions.parquet")
     pd.testing.assert_frame_equal(back, predictions, check_exact=True)
+
+
+def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
+    """A run's stages know the images of a folder by their listing."""
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            write_png(tmp_path / "own" / split / label / "0.png", 0)
+    experiment = replace(Experiment(), data=Data("own"))
+    stage = registry.stage_of("train", experiment)
+    run, before = tmp_path / "run", identity_of(stage, experiment, tmp_path, tmp_path)
+    record = {"name": "train", "outputs": {}, "versions": {}, "device": "", "platform": ""}
+    record |= {"environment": {}, "seconds": 1.0, "measured": {}, **before}
+    write_record(run, record)
+    (step,) = plan(experiment, run, ("train",), tmp_path)
+    assert step.why == ""
+    write_png(tmp_path / "own" / "train" / "a" / "1.png", 255)
+    (step,) = plan(experiment, run, ("train",), tmp_path)
+    assert step.why == "the listing of own has changed"
+    digits = identity_of(stage, Experiment(), tmp_path, tmp_path)
+    assert digits["inputs"] == {}
+
+
+def write_png(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(np.full((4, 4, 3), value, np.uint8)))
 
 
 # --- Settings that do not slip
