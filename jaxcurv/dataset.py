@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.reading import Batch, read_batch
-from jaxcurv.data.sources import Source
+from jaxcurv.data.sources import Source, path_column
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
@@ -92,7 +92,7 @@ def score_dataset(
       source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
         normalised as the model expects; read in a thread of its own. Where it also has
         `indices [len]` and `labels [len]`, those are checked before any compute, or else piece by
-        piece and the indices once more at the end.
+        piece and the indices once more at the end; its `paths [len]` become a column.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
@@ -113,11 +113,11 @@ def score_dataset(
       description: label of the progress bar.
 
     Returns:
-      A table with the columns index, label, prediction, correct, loss, gradient_norm and those of
-      `jaxcurv.logit_scores`, and for each estimator NAME and NAME_standard_error (and,
-      where the estimator has them, NAME_probes, NAME_frobenius_norm, NAME_top_eigenvalue,
-      NAME_residual_trace), in the source's order. Its metadata say what was scored, how and on
-      what. With `shard`, that share's rows.
+      A table with the columns index, path (where the source has `paths`), label, prediction,
+      correct, loss, gradient_norm and those of `jaxcurv.logit_scores`, and for each estimator NAME
+      and NAME_standard_error (and, where the estimator has them, NAME_probes, NAME_frobenius_norm,
+      NAME_top_eigenvalue, NAME_residual_trace), in the source's order. Its metadata say what was
+      scored, how and on what. With `shard`, that share's rows.
 
     Raises:
       ValueError: an empty source, duplicate indices, an `out` that belongs to other settings, or
@@ -214,7 +214,7 @@ def _check_arguments(
         if not isinstance(name, str) or not name:
             raise ValueError(f"an estimator's name is its column's, a text; got {name!r}")
         check_estimator(estimator)
-    names = [*_SAMPLE_COLUMNS, *estimators]
+    names = [*_SAMPLE_COLUMNS, "path", *estimators]
     own = [f"{name}_{suffix}" for name in estimators for suffix in _SUFFIXES]
     if taken := sorted(name for name in estimators if [*names, *own].count(name) > 1):
         raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
@@ -408,7 +408,8 @@ def _scored(
             whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
             raws = [_concatenated(one) for one in zip(*parts, strict=True)]
             check_indices([whole.indices])
-            yield start, _table(run, whole, raws, batch_size)
+            named = path_column(run.source, slice(start, start + len(whole.labels)))
+            yield start, _table(run, whole, named, raws, batch_size)
             batches, parts = [], []
 
 
@@ -456,15 +457,22 @@ def _concatenated(raws: Sequence[Raw]) -> Raw:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *raws)
 
 
-def _table(run: _Run, batch: Batch, raws: Sequence[Raw], batch_size: int) -> pa.Table:
-    """A piece's table from the draws of every checkpoint."""
+def _table(
+    run: _Run,
+    batch: Batch,
+    named: Mapping[str, np.ndarray],
+    raws: Sequence[Raw],
+    batch_size: int,
+) -> pa.Table:
+    """A piece's table from the samples' files and the draws of every checkpoint."""
     columns = []
     for weights, raw in zip(run.weights, raws, strict=True):
         adapted = refine(
             raw, run.problem, weights, batch, run.key, run.estimators,
             batch_size=batch_size, sharding=run.sharding,
         )  # fmt: skip
-        columns.append(_columns(batch, raw, reduce(raw, run.estimators, adapted, run.matrix)))
+        curvatures = reduce(raw, run.estimators, adapted, run.matrix)
+        columns.append(_columns(batch, named, raw, curvatures))
     if run.long:
         for number, one in enumerate(columns):
             one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
@@ -487,9 +495,15 @@ def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:
     return np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype)
 
 
-def _columns(batch: Batch, raw: Raw, curvatures: Mapping[str, Curvature]) -> dict[str, np.ndarray]:
+def _columns(
+    batch: Batch,
+    named: Mapping[str, np.ndarray],
+    raw: Raw,
+    curvatures: Mapping[str, Curvature],
+) -> dict[str, np.ndarray]:
     columns = {
         "index": batch.indices.astype(np.int64),
+        **named,
         "label": batch.labels.astype(np.int32),
         "prediction": raw.prediction.astype(np.int32),
         "correct": raw.prediction == batch.labels,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments.pipeline.registry import STAGES
 from experiments.runs.records import read_record
+from experiments.stages.simulate import CHIPS
 from tests.conftest import SMALL
 
 
@@ -91,6 +92,8 @@ def without(run: Path, stage: str, folder: Path) -> Path:
         for output in map(folder.joinpath, record["outputs"]):
             shutil.rmtree(output) if output.is_dir() else output.unlink()
         (folder / "stages" / f"{name}.json").unlink()
+    if not (folder / "stages" / "simulate.json").exists():
+        shutil.rmtree(folder / CHIPS)  # which it keeps beside its outputs
     return folder
 
 

@@ -22,7 +22,7 @@ from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch, read_batches
-from jaxcurv.data.sources import Source
+from jaxcurv.data.sources import Source, path_column
 from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
@@ -65,8 +65,8 @@ def predict(
         million samples and 1000 classes.
 
     Returns:
-      index int64, label int64, prediction int64, correct bool and logits, float32 `[class]`, or
-      what `keep` makes of them; one row a sample.
+      index int64, path (text, where the source has `paths`), label int64, prediction int64,
+      correct bool and logits, float32 `[class]`, or what `keep` makes of them; one row a sample.
 
     Raises:
       ValueError: malformed samples, images of another scale than a chip was calibrated on, a
@@ -130,15 +130,17 @@ def _run(
         full_precision(),
         tqdm(total=len(source), desc=description, unit="image") as progress,
     ):
+        start = 0
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
+            named = path_column(source, slice(start, start := start + len(labels)))
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             with refused_layout(batch):
                 logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
-            yield _rows(logits.float().cpu().numpy(), labels, indices, description, keep)
+            yield _rows(logits.float().cpu().numpy(), labels, indices, named, description, keep)
             progress.update(len(labels))
 
 
@@ -169,6 +171,7 @@ def _rows(
     logits: NDArray[np.float32],
     labels: list[int],
     indices: list[int],
+    named: Mapping[str, np.ndarray],
     description: str,
     keep: Keep | None,
 ) -> pa.RecordBatch:
@@ -183,6 +186,7 @@ def _rows(
     prediction = logits.argmax(axis=1)
     columns = {
         "index": pa.array(indices, pa.int64()),
+        **{name: pa.array(values) for name, values in named.items()},
         "label": pa.array(labels, pa.int64()),
         "prediction": pa.array(prediction, pa.int64()),
         "correct": pa.array(prediction == np.asarray(labels)),

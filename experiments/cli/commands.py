@@ -74,23 +74,22 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 
 
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
-    from rich.console import Console
-
-    from experiments.cli.parsing import Options, parse_preset
+    from experiments.cli.parsing import Options, parse_preset, say
     from experiments.pipeline import runner
 
     options = parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
-    console = Console(stderr=True, highlight=False)
     runner.run(
         options.experiment,
         options.out,
         names,
+        preset=arguments[0],
+        dry_run=options.dry_run,
         data_dir=options.data_dir,
         debug=options.debug,
-        say=console.print,
+        say=say,
     )
-    if names[-1] == "report":
+    if names[-1] == "report" and not options.dry_run:
         with at_work():
             _print_result(options.out)
 
@@ -165,11 +164,8 @@ def _merge(arguments: Sequence[str]) -> None:
 
 def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
-    from dataclasses import field, make_dataclass
-
-    from experiments.cli.parsing import Options, parse_preset
+    from experiments.cli.studies import run_study
     from experiments.studies import agreement, compare_noise, drift, layers, rescore
-    from jaxcurv.storage.lock import hold
 
     studies: dict[str, Study[Any, Any]] = {
         "agreement": agreement.STUDY,
@@ -178,16 +174,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
     }
-    study = studies[command]
-    flags = (study.prefix, study.settings, field(default_factory=study.settings))
-    kind = make_dataclass("StudyOptions", [flags], bases=(Options,), frozen=True)
-    options: Options = parse_preset(kind, command, arguments)
-    settings = getattr(options, study.prefix)
-    out = options.out / command if settings.out is None else settings.out
-    given = {name: getattr(settings, name) for name in study.opened_with}
-    opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
-    with hold(out), at_work():
-        study.run(opened, options.experiment, settings, out)
+    run_study(studies[command], command, arguments)
 
 
 def _benchmark(arguments: Sequence[str]) -> int | None:

@@ -137,7 +137,8 @@ def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
     """Leaves fit.json, search/ and fitted/; every outcome is kept at once in pieces/."""
 
     def outcomes(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
-        key = key_of([one.origin, to_json(chip), chips, share], digits=16)
+        decides = {k: v for k, v in one.origin.items() if k not in ("device", "versions")}
+        key = key_of([decides, to_json(chip), chips, share], digits=16)
         path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
         return table_at(path, lambda: _simulate(one, chip, chips, share, options.device))
 

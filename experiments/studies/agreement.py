@@ -280,4 +280,11 @@ def show(
     Console(highlight=False).print(table)
 
 
-STUDY = Study("agreement", Agreement, open_trained, run, opened_with=("limit",))
+STUDY = Study(
+    "agreement",
+    Agreement,
+    open_trained,
+    run,
+    opened_with=("limit",),
+    of=("train",),
+)

@@ -193,6 +193,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
         out / "settings.json",
         {
             **exported.origin,
+            **exported.made_with,
             "digital_accuracy": correct.mean(),
             "compensation": settings.compensation,
             "target": target,
@@ -492,4 +493,12 @@ def _number(value: float, form: str = "{:.2f}") -> str:
     return "-" if np.isnan(value) else form.format(value)
 
 
-STUDY = Study("compare", CompareNoise, open_exported, run, opened_with=("profile", "limit"))
+STUDY = Study(
+    "compare",
+    CompareNoise,
+    open_exported,
+    run,
+    opened_with=("profile", "limit"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

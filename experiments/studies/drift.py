@@ -124,6 +124,7 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
         out / "settings.json",
         {
             **origin,
+            **exported.made_with,
             "times": sorted(settings.times),
             "compensations": settings.compensations,
             "seeds": list(seeds),
@@ -334,4 +335,12 @@ def _chips(count: int) -> str:
     return "1 chip" if count == 1 else f"{count} chips"
 
 
-STUDY = Study("drift", Drift, open_exported, run, opened_with=("profile", "limit"))
+STUDY = Study(
+    "drift",
+    Drift,
+    open_exported,
+    run,
+    opened_with=("profile", "limit"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

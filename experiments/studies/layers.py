@@ -92,6 +92,7 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
         out / "settings.json",
         {
             **exported.origin,
+            **exported.made_with,
             "profile": to_json(exported.profile),
             "images": count,
             "seeds": list(range(experiment.seed, experiment.seed + settings.chips)),
@@ -165,4 +166,12 @@ def show(table: pd.DataFrame) -> None:
     Console(highlight=False).print(printed)
 
 
-STUDY = Study("layers", Layers, open_exported, run, opened_with=("profile", "limit"))
+STUDY = Study(
+    "layers",
+    Layers,
+    open_exported,
+    run,
+    opened_with=("profile", "limit"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

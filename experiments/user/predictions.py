@@ -23,7 +23,7 @@ from experiments.tables.formats import with_interval
 from jaxcurv.storage.checksums import SEAL
 from jaxcurv.storage.lock import hold
 
-_NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
+_NO_SCORES = ("index", "path", "label", "prediction", "correct", "checkpoint", "fold")
 _BY_PRODUCTS = (
     "_standard_error",
     "_probes",

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Integer
 from tqdm import tqdm
 
-from jaxcurv.data.sources import Arrays, Source, samples_at
+from jaxcurv.data.sources import Arrays, Source, paths_at, samples_at
 
 
 class Batch(NamedTuple):
@@ -47,7 +47,7 @@ def read(
         if row == 0:
             images = np.empty((count, *image.shape), np.uint8)
         images[row], labels[row], indices[row] = image, label, index
-    return Arrays(images, labels, indices)
+    return Arrays(images, labels, indices, paths_at(source, positions))
 
 
 def read_batches(

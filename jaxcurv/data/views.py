@@ -3,12 +3,13 @@ before they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Integer
 from tqdm import tqdm
 
-from jaxcurv.data.sources import Sample, Source, check_unique, samples_at
+from jaxcurv.data.sources import Sample, Source, check_unique, paths_at, samples_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,11 @@ class Chosen:
     def labels(self) -> np.ndarray:
         """Labels of the chosen samples, where the source has them."""
         return np.asarray(self.source.labels)[self.positions]  # type: ignore[attr-defined]
+
+    @cached_property
+    def paths(self) -> np.ndarray | None:
+        """The files of the chosen samples, where the source has them."""
+        return paths_at(self.source, self.positions)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -61,6 +67,11 @@ class Labelled:
                 "indices: there must be one of each a sample"
             )
         check_unique(self.indices)
+
+    @property
+    def paths(self) -> np.ndarray | None:
+        """The files of all samples, where the source has them."""
+        return paths_at(self.source, slice(None))
 
     def __len__(self) -> int:
         return len(self.source)

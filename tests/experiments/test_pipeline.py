@@ -194,9 +194,9 @@ def test_paper_outputs_say_what_is_missing(
 def test_second_run_does_nothing_again(here: Command, run_copy: Path) -> None:
     settings = run_copy / "settings.json"
     kept = settings.read_bytes()
-    settings.write_text("{")  # of no stage, but made again all the same
+    settings.unlink()  # as in a run that was killed; the stages' records have them, too
     before = {path: path.stat().st_mtime_ns for path in run_copy.glob("*.parquet")}
-    result = here("run", "digits", *SMALL, "--out", run_copy)
+    result = here("run", "digits", "--out", run_copy)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stderr.splitlines() if line] == [
         f"{name}: up to date" for name in STAGES
@@ -241,13 +241,21 @@ def add_drift_figure(run: Path) -> None:
 def test_changed_setting_reruns_what_depends_on_it(
     here: Command, finished_run: Path, run_copy: Path
 ) -> None:
+    """And no other setting does: none of those that the run was made with is given again."""
     add_drift_figure(run_copy)
-    result = here("run", "digits", *SMALL, "--out", run_copy, "--analyse.bins", "6")
+    result = here("run", "digits", "--out", run_copy, "--analyse.bins", "6")
     assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"{run_copy} changes: --analyse.bins 10 -> 6"
+    planned = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert re.search(r"--analyse.bins was 10, is 6 \(took .* s last time\)", planned["analyse"])
+    assert "if analyse comes out different" in planned["report"]
     for name in ("train", "score", "export", "moments", "flips", "simulate"):
+        assert planned[name].endswith("up to date")
         assert f"{name}: up to date" in result.stderr
     assert set(pd.read_parquet(run_copy / "deciles.parquet")["decile"]) == set(range(1, 7))
-    assert read_json(run_copy / "settings.json")["analyse"]["bins"] == 6
+    before, after = (read_json(run / "settings.json") for run in (finished_run, run_copy))
+    assert after == before | {"analyse": before["analyse"] | {"bins": 6}}
     before, after = ((path / "report.html").read_text() for path in (finished_run, run_copy))
     assert ["analyse.bins</th><td>6</td>" in page for page in (before, after)] == [False, True]
     assert ["Not measured: " in page for page in (before, after)] == [True, False]

@@ -48,9 +48,10 @@ from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.training.checkpoints import keep_trained
 from tests.conftest import ROOT
 from tests.exported_run import write_exported_digits
-from tests.jaxcurv.data.test_data import archive_bytes, batch, official, python2_pickle, save_image
+from tests.jaxcurv.data.test_data import archive_bytes, batch, official, python2_pickle
 from tests.jaxcurv.data.test_data import jpeg as small_jpeg
 from tests.jaxcurv.data.test_data import write_tfds as write_tfds
+from tests.jaxcurv.data.test_folder import save_image
 from tests.one_process import stages_in_this_process
 from tests.report_page import ATTACK, sections, write
 from tests.shallow_resnet import replace_resnet18
@@ -574,7 +575,7 @@ def layouts(tmp_path: Path) -> Callable[[str, bytes], dict[str, Callable[[], Any
             (tmp_path / folder / name).write_bytes(content)
         return {
             "in place": lambda: open_folder(tmp_path / "own", "train")[2],
-            "prepared": lambda: load("own", tmp_path),
+            "tree": lambda: load("own", tmp_path).train[2],
             "tiny_imagenet": lambda: load("tiny_imagenet", tmp_path).train[2],
             "imagenet": lambda: load("imagenet", tmp_path).test[2],
         }
@@ -783,7 +784,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     given = sections()
     for name, columns in (
         ("per_class", ["class_name"]),
-        ("vulnerable", ["class_name", "digital_prediction", "analog_prediction"]),
+        ("vulnerable", ["path", "class_name", "digital_prediction", "analog_prediction"]),
         ("routing_baselines", ["name"]),
         ("routing_choices", ["router"]),
         ("overlap", ["reason"]),

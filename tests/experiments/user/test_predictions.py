@@ -25,6 +25,7 @@ def write_tables(folder: Path) -> dict[str, Path]:
             "curvature_standard_error": 0.1,
             "margin": np.linspace(3, 0, SAMPLES) + rng.normal(size=SAMPLES),
             "note": "text",
+            "path": [f"ant/{number}.png" for number in index],
         }
     )
     digital = pd.DataFrame({"index": index, "label": label, "prediction": label})
