@@ -258,7 +258,7 @@ NETWORK = {
 )
 def test_descriptions_are_checked(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = tmp_path / "model.json"
-    write_json(path, NETWORK)  # whoever makes a file can seal it
+    write_json(path, NETWORK)  # whoever makes a file can give it a checksum
     assert read_description(tmp_path) == NETWORK
     write_json(path, NETWORK | changed)
     with pytest.raises(ValueError, match=rf"model\.json .*{message}"):
