@@ -24,7 +24,7 @@ from experiments.runs.records import STAGE_NAMES, recorded_settings
 from experiments.settings.presets import PRESETS
 from experiments.system.errors import at_work
 from experiments.user import model, predictions
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 if TYPE_CHECKING:
     from experiments.studies.opening import Study
@@ -171,7 +171,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
     out = options.out / command if settings.out is None else settings.out
     given = {name: getattr(settings, name) for name in study.opened_with}
     opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
-    with hold(out), at_work():
+    with lock(out), at_work():
         study.run(opened, options.experiment, settings, out)
 
 

@@ -39,7 +39,7 @@ from experiments.system.processes import (
     raise_on_sigterm,
 )
 from jaxcurv.storage.checksums import write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _GRACE_SECONDS = 30.0
 """For a stage that was told to end; schedulers allow a job about as long."""
@@ -79,7 +79,7 @@ def run(
     if "simulate" in names:
         require_device(experiment.simulate.device)
     require_writable(folder)
-    with hold(folder):
+    with lock(folder):
         for name in names:
             stage = stage_of(name, experiment)
             identity = identity_of(stage, experiment, folder)

@@ -19,7 +19,7 @@ from bridge.analysis.predictors import compare_predictors
 from experiments.runs.files import read_parquet, require_writable, write_csv
 from experiments.system.errors import at_work
 from experiments.tables.formats import with_interval
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
 _BY_PRODUCTS = (
@@ -85,7 +85,7 @@ def run(settings: OwnPredictions) -> None:
       WorkFailed: the results could not be written after all.
     """
     require_writable(settings.out)
-    with hold(settings.out):
+    with lock(settings.out):
         _tabulate(settings)
 
 

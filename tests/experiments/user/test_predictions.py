@@ -8,7 +8,7 @@ import pytest
 
 from bridge.analysis.failures import failure_table
 from experiments.cli import commands
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 SAMPLES = 40
 
@@ -48,7 +48,7 @@ def flags(paths: dict[str, Path]) -> list[str]:
 
 def test_a_folder_in_use_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["analyse", *flags(write_tables(tmp_path)), "--out", str(tmp_path / "out")]
-    with hold(tmp_path / "out"):
+    with lock(tmp_path / "out"):
         assert commands.run(line) == 2
     assert f"error: {tmp_path / 'out'} is in use by process" in capsys.readouterr().err
     assert not any((tmp_path / "out").iterdir())
