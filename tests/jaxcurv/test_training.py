@@ -205,6 +205,20 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_checkpoint_of_earlier_versions_is_read_and_compared(tmp_path: Path) -> None:
+    model = Linear(jnp.float32)
+    keep_trained(model, tmp_path)
+    (tmp_path / "0" / "checksums").rename(tmp_path / "0" / "seals")
+    path = tmp_path / "0" / "seals" / "metadata"
+    earlier = path.read_text().replace("sha256:", "1:")
+    path.write_text(earlier)
+    for place, expected in weights(model).items():
+        np.testing.assert_array_equal(weights(restore_best(Linear, tmp_path))[place], expected)
+    path.write_text(earlier.replace("1:", "1:0"))
+    with pytest.raises(ValueError, match=r"/0 is damaged"):
+        restore_best(Linear, tmp_path)
+
+
 def test_restore_best_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; train the model first"):
         restore_best(Linear, tmp_path)
