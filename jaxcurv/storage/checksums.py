@@ -22,8 +22,6 @@ CHECKSUM = "checksum"
 _EARLIER = "seal"
 """Name of that entry in files of earlier versions."""
 
-_KIND = "sha256:"
-
 _MARK = b"SHA-256\n"
 """What comes before the 32 bytes of a table's checksum, after Parquet's own four first bytes."""
 
@@ -44,7 +42,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     """
     if CHECKSUM in value:
         raise ValueError(f"{path} cannot have an entry {CHECKSUM}: that is where its own goes")
-    described = {**value, CHECKSUM: checksum(_hash_json(value))}
+    described = {**value, CHECKSUM: _hash_json(value)}
     content = json.dumps(described, indent=2, allow_nan=False) + "\n"
     return write_whole(path, lambda temporary: temporary.write_text(content))
 
@@ -147,11 +145,6 @@ def _table_checksums(path: Path) -> tuple[bytes | None, bytes]:
     return found if first.endswith(_MARK) else None, content.digest()
 
 
-def checksum(digest: str) -> str:
-    """The entry of a content whose SHA-256 is given in hexadecimal digits."""
-    return _KIND + digest
-
-
 def take_checksum(entries: dict[str, Any]) -> Any:
     """Takes the checksum out of a JSON object or a file's metadata; None where there is none."""
     earlier = entries.pop(_EARLIER, None)
@@ -163,24 +156,18 @@ def check(path: str | os.PathLike[str], found: Any, digest: Callable[[], str]) -
 
     Args:
       path: the file, for the message.
-      found: its checksum, or whatever is in that place.
-      digest: computes the SHA-256 of what was read, in hexadecimal digits.
+      found: its checksum, SHA-256 in hexadecimal digits, or whatever is in that place.
+      digest: computes that of what was read.
 
     Raises:
-      ValueError: it has no checksum, one of another kind, or another content's.
+      ValueError: it has no checksum, or another content's.
     """
-    kind, colon, hexadecimal = str(found or "").partition(":")
-    if not colon:
+    if not found:
         raise ValueError(
             f"{path} carries no checksum: it was made or changed by another program, or by a "
             "version without checksums; delete or replace it, and run again"
         )
-    if kind + colon not in (_KIND, "1:"):  # the second in files of earlier versions
-        raise ValueError(
-            f"the checksum of {path} is of kind {kind}, and this version knows {_KIND[:-1]}: use "
-            "the version that wrote it, or delete or replace it and run again"
-        )
-    if hexadecimal != digest():
+    if str(found).removeprefix("1:") != digest():  # as earlier versions began theirs
         raise ValueError(_damaged(path, "its content is not that of its checksum"))
 
 

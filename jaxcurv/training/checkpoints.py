@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxcurv.storage.checksums import check, checksum, hash_tree
+from jaxcurv.storage.checksums import check, hash_tree
 
 _TRAINED_ELSEWHERE = 0
 """The step of a checkpoint that `keep_trained` left; epochs count from 1."""
@@ -81,7 +81,7 @@ def keep_trained(model: nnx.Module, directory: Path) -> None:
                 _TRAINED_ELSEWHERE,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(weights),
-                    checksums=ocp.args.JsonSave({"model": checksum(hash_tree(weights))}),
+                    checksums=ocp.args.JsonSave({"model": hash_tree(weights)}),
                 ),
             )
 
@@ -175,9 +175,7 @@ def save(manager: ocp.CheckpointManager, state: State, history: list[Epoch]) -> 
             model=ocp.args.StandardSave(content["model"]),
             optimizer=ocp.args.StandardSave(content["optimizer"]),
             history=ocp.args.JsonSave(content["history"]),
-            checksums=ocp.args.JsonSave(
-                {name: checksum(hash_tree(part)) for name, part in content.items()}
-            ),
+            checksums=ocp.args.JsonSave({name: hash_tree(part) for name, part in content.items()}),
         ),
         metrics=history[-1]._asdict(),
     )

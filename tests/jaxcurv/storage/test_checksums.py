@@ -109,16 +109,9 @@ def test_json_without_a_checksum_is_refused(tmp_path: Path) -> None:
         checksums.read_json(tmp_path / "a.json")
 
 
-def test_a_checksum_of_another_kind_is_refused(tmp_path: Path) -> None:
-    path = checksums.write_json(tmp_path / "a.json", _VALUE)
-    path.write_text(path.read_text().replace('"checksum": "sha256:', '"checksum": "sha512:'))
-    with pytest.raises(ValueError, match="is of kind sha512, and this version knows sha256"):
-        checksums.read_json(path)
-
-
 def test_json_of_earlier_versions_is_read_and_compared(tmp_path: Path) -> None:
     path = checksums.write_json(tmp_path / "a.json", _VALUE)
-    earlier = path.read_text().replace('"checksum": "sha256:', '"seal": "1:')
+    earlier = path.read_text().replace('"checksum": "', '"seal": "1:')
     assert '"seal": "1:' in earlier
     path.write_text(earlier)
     assert checksums.read_json(path) == _VALUE
@@ -132,7 +125,7 @@ def test_weights_of_earlier_versions_are_read_and_compared(tmp_path: Path) -> No
     bridge.save_weights(path, _WEIGHTS, {"made": "by a test"})
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    earlier = metadata.pop("checksum").replace("sha256:", "1:")
+    earlier = "1:" + metadata.pop("checksum")
     save_file(_WEIGHTS, path, metadata | {"seal": earlier})
     assert _same(path.name, bridge.load_weights(path))
     assert bridge.load_checkpoint(path).origin["header"] == {"made": "by a test"}
