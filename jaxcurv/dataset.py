@@ -41,7 +41,7 @@ from jaxcurv.shards import (
     read_finished,
 )
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
-from jaxcurv.storage.lock import FolderInUse, hold
+from jaxcurv.storage.lock import FolderInUse, lock
 
 _PIECE, _PIECES = 1024, 16
 """Samples written at once, and again after a kill; fewer where a source is too small to share."""
@@ -181,7 +181,7 @@ def score_dataset(
     finished = read_finished(path, identity)
     if finished is None:
         # Not among the pieces, which are removed while it is held.
-        with hold(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
+        with lock(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
             finished = read_finished(path, identity)  # by another process, meanwhile
             if finished is None:
                 try:

@@ -37,7 +37,7 @@ from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
 from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.storage.checksums import read_json, write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,7 +125,7 @@ def run(options: FitPaper) -> None:
     versions = package_versions(("torch", "aihwkit", "safetensors"))
     require_device(options.device, "--device")
     require_writable(options.out)
-    with hold(options.out):
+    with lock(options.out):
         runs = {name: open_run(name, options, versions) for name in options.fit + options.predict}
         with at_work():
             _search_and_try(options, runs)

@@ -47,7 +47,7 @@ from experiments.system.processes import (
     raise_on_sigint,
     raise_on_sigterm,
 )
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _GRACE_SECONDS = 30.0
 """For a stage that was told to end; schedulers allow a job about as long."""
@@ -98,7 +98,7 @@ def run(
         _say_plan(experiment, folder, names, data_dir, say, whole=True)
         return
     require_writable(folder)
-    with hold(folder):
+    with lock(folder):
         _say_plan(experiment, folder, names, data_dir, say)
         for name in names:
             stage = stage_of(name, experiment)

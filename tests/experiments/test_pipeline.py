@@ -33,7 +33,7 @@ from experiments.stages.analyse import ANALYSED
 from experiments.system.errors import StageFailed
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tests.conftest import SMALL, Command
 
 
@@ -484,7 +484,7 @@ def test_rows_with_data_are_run_and_the_others_named(
 def test_a_run_in_use_is_not_drawn_into(
     run_copy: Path, drawing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hold(run_copy):
+    with lock(run_copy):
         assert commands.run([drawing, str(run_copy)]) == 2
     assert f"error: {run_copy} is in use by process" in capsys.readouterr().err
 

@@ -36,7 +36,7 @@ from jaxcurv import (
 from jaxcurv.data import Sample, Source
 from jaxcurv.estimators import Estimator
 from jaxcurv.storage.checksums import read_json
-from jaxcurv.storage.lock import FolderInUse, hold
+from jaxcurv.storage.lock import FolderInUse, lock
 
 KEY = jax.random.key(3)
 ESTIMATORS: dict[str, Estimator] = {
@@ -290,7 +290,7 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
     out.unlink()
     score(model, out=out, shard=(0, 1))
     with (
-        hold(tmp_path, name=".scores.parquet.merge.lock"),
+        lock(tmp_path, name=".scores.parquet.merge.lock"),
         pytest.raises(FolderInUse, match=r"scores\.parquet is in use by process"),
     ):
         merge_scores(out)

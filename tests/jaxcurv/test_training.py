@@ -173,7 +173,7 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
         Linear, digits.train, validation, digits.normalisation, recipe, seed=0, directory=tmp_path
     )
     assert again == history
-    # Which epoch is the best is decided by what has a seal, not by Orbax's metrics.
+    # Which epoch is the best is decided by what has a checksum, not by Orbax's metrics.
     metrics = tmp_path / str(recipe.epochs) / "metrics" / "metrics"
     promoted = json.loads(metrics.read_text()) | {"validation_accuracy": 1.0}
     metrics.write_text(json.dumps(promoted))
@@ -184,13 +184,15 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
         restore_best(Linear, tmp_path)
     metrics.write_text(json.dumps(promoted))
     # Of another model's weights: what to do about it works.
-    seals, other = (tmp_path / f"{epoch}/seals/metadata" for epoch in (best.epoch, recipe.epochs))
-    kept = seals.read_bytes()
-    shutil.copy(other, seals)
+    checksums, other = (
+        tmp_path / f"{epoch}/checksums/metadata" for epoch in (best.epoch, recipe.epochs)
+    )
+    kept = checksums.read_bytes()
+    shutil.copy(other, checksums)
     damaged = pytest.raises(ValueError, match=rf"/{best.epoch} is damaged .*put a whole one in")
     with damaged:
         restore_best(Linear, tmp_path)
-    seals.write_bytes(kept)
+    checksums.write_bytes(kept)
     restore_best(Linear, tmp_path)
     shutil.rmtree(tmp_path / str(best.epoch))
     gone = pytest.raises(ValueError, match=rf"/{best.epoch} is gone: put it back, or delete")
@@ -201,6 +203,21 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
             Linear, digits.train, validation, digits.normalisation, recipe,
             seed=0, directory=tmp_path,
         )  # fmt: skip
+
+
+def test_a_checkpoint_of_earlier_versions_is_read_and_compared(tmp_path: Path) -> None:
+    model = Linear(jnp.float32)
+    keep_trained(model, tmp_path)
+    (tmp_path / "0" / "checksums").rename(tmp_path / "0" / "seals")
+    path = tmp_path / "0" / "seals" / "metadata"
+    earlier = path.read_text().replace('": "', '": "1:')
+    assert '"1:' in earlier
+    path.write_text(earlier)
+    for place, expected in weights(model).items():
+        np.testing.assert_array_equal(weights(restore_best(Linear, tmp_path))[place], expected)
+    path.write_text(earlier.replace("1:", "1:0"))
+    with pytest.raises(ValueError, match=r"/0 is damaged"):
+        restore_best(Linear, tmp_path)
 
 
 def test_restore_best_without_a_checkpoint(tmp_path: Path) -> None:
