@@ -38,6 +38,7 @@ from experiments.system.processes import (
     raise_on_sigint,
     raise_on_sigterm,
 )
+from jaxcurv import progress
 from jaxcurv.storage.checksums import write_json
 from jaxcurv.storage.lock import hold
 
@@ -86,7 +87,7 @@ def run(
             if is_up_to_date(stage, identity, folder):
                 say(f"{name}: up to date")
             else:
-                say(f"{name} ...")
+                progress.announce(name)
                 job = Job(experiment, folder, data_dir, key_of(identity))
                 if code := _exit_code_of(name, job, identity, debug):
                     raise StageFailed(code)
@@ -144,7 +145,8 @@ def _work(name: str, job: Job, identity: dict[str, Any], debug: bool) -> None:
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     started = time.monotonic()
     try:
-        outcome = stage.run(job)
+        with progress.stage(name):
+            outcome = stage.run(job)
         outputs = {
             path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
         }
