@@ -146,7 +146,7 @@ class _Display:
         self._lock = RLock()
         self._began = monotonic()
         self.meter: tqdm | None = None
-        self._unit = ""
+        self._unit, self._moving = "", False
         self._counts: dict[str, int] = {}
         self._found = 0
 
@@ -158,7 +158,7 @@ class _Display:
                 return
             if self.meter is not None:
                 self.meter.close()
-            self._unit = unit
+            self._unit, self._moving = unit, False
             self._counts.setdefault(unit, 0)
             self.meter = self._new_meter(total, unit)
 
@@ -169,7 +169,7 @@ class _Display:
         if self.live:
             delay = _SIDE_SECONDS if self._side else 0
             return tqdm(**common, leave=False, dynamic_ncols=True, delay=delay)
-        form = "{desc}: {n_fmt}{unit}s in {elapsed}, {rate_fmt}"
+        form = "{desc}: {n_fmt}{unit}s, {rate_fmt}"
         if total is not None:
             form = "{desc}: {percentage:.0f} %, {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, "
             form += "{remaining} left"
@@ -197,6 +197,16 @@ class _Display:
                 self.meter.n += count
                 self.meter.initial += count
                 self.meter.last_print_n += count
+                return
+            if not self._moving:
+                # Its beginning holds what is done once, such as compiling: no speed to go by.
+                self._moving = True
+                self.meter.initial += count
+                self.meter.start_t = self.meter.last_print_t = self.meter._time()
+                self.meter.n += count
+                self.meter.last_print_n += count
+                if self.live and not self._side:
+                    self.meter.refresh()
             else:
                 self.meter.update(count)
 
@@ -237,7 +247,7 @@ class _Lines(tqdm):
     """A meter for files: lines in place of a bar that is drawn over."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg is None:
+        if msg is None and self.n != self.total:
             self.fp.write(f"{self}\n")
             self.fp.flush()
         return True
