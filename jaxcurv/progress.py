@@ -169,10 +169,10 @@ class _Display:
         if self.live:
             delay = _SIDE_SECONDS if self._side else 0
             return tqdm(**common, leave=False, dynamic_ncols=True, delay=delay)
-        form = "{desc}: {n_fmt}{unit}s, {rate_fmt}"
+        form = "{desc}: {n_fmt}{unit}s, {rate_fmt}{postfix}"
         if total is not None:
             form = "{desc}: {percentage:.0f} %, {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, "
-            form += "{remaining} left"
+            form += "{remaining} left{postfix}"
         every = {"mininterval": _LINE_SECONDS, "delay": _LINE_SECONDS, "miniters": 1}
         return _Lines(**common, **every, bar_format=form)
 

@@ -217,8 +217,8 @@ def test_a_line_now_and_then_into_a_file(clock: Clock, file: Written) -> None:
                 shown.update(5)
                 shown_before = True
     assert file.getvalue().splitlines() == [
-        "simulate: 39 %, 155/400 images,  5.00 image/s, 00:49 left",
-        "simulate: 76 %, 305/400 images,  5.00 image/s, 00:19 left",
+        "simulate: 39 %, 155/400 images,  5.00 image/s, 00:49 left, chip",
+        "simulate: 76 %, 305/400 images,  5.00 image/s, 00:19 left, chip",
         "simulate: 400 images, 1 min 59 s, 3.4 images/s",
     ]
 
@@ -227,9 +227,10 @@ def test_work_of_unknown_length_into_a_file(clock: Clock, file: Written) -> None
     with progress(None, "fit", "setting") as shown:
         for _ in range(5):
             clock += 12
+            shown.note("misfit 0.5")
             shown.update()
     assert file.getvalue().splitlines() == [
-        "fit: 4 settings, 12.00s/ setting",
+        "fit: 4 settings, 12.00s/ setting, misfit 0.5",
         "fit: 5 settings, 1 min 0 s, 0.083 settings/s",
     ]
 
