@@ -168,7 +168,8 @@ class _Display:
         common |= {"unit": f" {unit}", "unit_scale": unit == "B", "file": self.stream}
         if self.live:
             delay = _SIDE_SECONDS if self._side else 0
-            return tqdm(**common, leave=False, dynamic_ncols=True, delay=delay)
+            # Its own count of rows hides the bar where a terminal does not tell how many it has.
+            return tqdm(**common, leave=False, nrows=20, delay=delay)
         form = "{desc}: {n_fmt}{unit}s, {rate_fmt}{postfix}"
         if total is not None:
             form = "{desc}: {percentage:.0f} %, {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, "

@@ -77,6 +77,21 @@ def test_work_alone_ends_in_one_line(clock: Clock, terminal: Written) -> None:
     assert terminal.lines == ["score: 1,200 images, 12.0 s, 100 images/s"]
 
 
+def test_a_terminal_that_does_not_tell_its_rows_shows_a_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Sized(Terminal):
+        def fileno(self) -> int:
+            return 2
+
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((90, 0)))
+    with contextlib.redirect_stderr(Sized()) as terminal:
+        with stage("score"), progress(10, "test") as shown:
+            shown.update(5)
+            shown.update(5)
+    assert "score:  50%|" in terminal.getvalue()
+
+
 def test_work_within_advances_the_work_around_it(clock: Clock, terminal: Written) -> None:
     with progress(200, "drift"):
         for chip in range(2):
