@@ -85,10 +85,13 @@ def test_a_terminal_that_does_not_tell_its_rows_shows_a_bar(
             return 2
 
     monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((90, 0)))
-    with contextlib.redirect_stderr(Sized()) as terminal:
-        with stage("score"), progress(10, "test") as shown:
-            shown.update(5)
-            shown.update(5)
+    with (
+        contextlib.redirect_stderr(Sized()) as terminal,
+        stage("score"),
+        progress(10, "test") as shown,
+    ):
+        shown.update(5)
+        shown.update(5)
     assert "score:  50%|" in terminal.getvalue()
 
 
