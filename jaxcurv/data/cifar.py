@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass, urlopen
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxcurv.data.prepared import Examples, prepare
+from jaxcurv.progress import progress
 
 VERSION = "3.0.2"
 _HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -213,10 +213,10 @@ def _md5(path: Path) -> str:
 def _download(url: str, path: Path) -> None:
     with urlopen(url, timeout=30) as response, path.open("wb") as file:
         size = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(desc=f"downloading {path.name}", total=size, unit="B", unit_scale=True) as bar:
+        with progress(size, f"downloading {path.name}", "B", side=True) as shown:
             while chunk := response.read(2**20):
                 file.write(chunk)
-                bar.update(len(chunk))
+                shown.update(len(chunk))
 
 
 def _reachable(url: str) -> bool:

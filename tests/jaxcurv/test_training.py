@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tqdm import tqdm
 
 from jaxcurv.data import Arrays, Normalisation, load, read
 from jaxcurv.models.resnet import BasicBlock, ResNet
+from jaxcurv.progress import Progress
 from jaxcurv.training import loop, steps
 from jaxcurv.training.checkpoints import Epoch, keep_trained, restore_best
 from jaxcurv.training.loop import fit
@@ -116,23 +116,24 @@ def test_the_last_row_is_that_of_the_restored_model(undisturbed: Run, digits: Di
 def test_an_interrupted_run_goes_on_bit_for_bit(
     undisturbed: Run, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = []
+    trained: list[int] = []
+    kept: list[int] = []
 
-    class Interrupting(tqdm):
+    def interrupting(shown: Progress, count: int = 1, *, found: bool = False) -> None:
         """Ctrl-C in the middle of the third epoch, once."""
+        (kept if found else trained).append(count)
+        if not found and len(trained) == 2 * STEPS + STEPS // 2:
+            raise KeyboardInterrupt
+        update(shown, count, found=found)
 
-        def update(self, n: float | None = 1) -> bool | None:
-            trained.append(n)
-            if len(trained) == 2 * STEPS + STEPS // 2:
-                raise KeyboardInterrupt
-            return super().update(n)
-
-    monkeypatch.setattr(loop, "tqdm", Interrupting)
+    update = Progress.update
+    monkeypatch.setattr(Progress, "update", interrupting)
     with pytest.raises(KeyboardInterrupt):
         fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
     before = len(trained)
     history = fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
     assert len(trained) - before == 3 * STEPS  # epochs 3 to 5 only
+    assert max(kept) == sum(trained[: 2 * STEPS])  # the first two count at once
     assert history == undisturbed.history
     resumed = weights(restore_best(build, tmp_path))
     for path, expected in weights(restore_best(build, undisturbed.directory)).items():
