@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ import pyarrow as pa
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
-from tqdm import tqdm
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.reading import Batch, read_batch
@@ -32,6 +30,7 @@ from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
+from jaxcurv.progress import progress
 from jaxcurv.shards import (
     METADATA_KEY,
     Pieces,
@@ -41,7 +40,7 @@ from jaxcurv.shards import (
     read_finished,
 )
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
-from jaxcurv.storage.lock import FolderInUse, hold
+from jaxcurv.storage.lock import FolderInUse, lock
 
 _PIECE, _PIECES = 1024, 16
 """Samples written at once, and again after a kill; fewer where a source is too small to share."""
@@ -110,7 +109,7 @@ def score_dataset(
       mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
         makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
       shard: (i, n), to score the i-th of n shares, i from 0.
-      description: label of the progress bar.
+      description: a few words for the progress bar.
 
     Returns:
       A table with the columns index, path (where the source has `paths`), label, prediction,
@@ -181,7 +180,7 @@ def score_dataset(
     finished = read_finished(path, identity)
     if finished is None:
         # Not among the pieces, which are removed while it is held.
-        with hold(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
+        with lock(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
             finished = read_finished(path, identity)  # by another process, meanwhile
             if finished is None:
                 try:
@@ -355,12 +354,10 @@ def _compute(
     """Scores pieces in order and hands each to `write`; out of memory, with half the batch."""
     todo = list(starts)
     total = done + sum(map(run.rows, starts))
-    with tqdm(
-        total=total, initial=done, desc=run.description, unit="img", unit_scale=True
-    ) as progress:
+    with progress(total, run.description, initial=done) as shown:
         while todo:
             try:
-                for start, table in _scored(run, list(todo), batch_size, progress.update):
+                for start, table in _scored(run, list(todo), batch_size, shown.update):
                     write(start, table)
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
@@ -372,14 +369,10 @@ def _compute(
                     raise
                 if smaller == 0:
                     raise MemoryError("out of memory with one sample a device") from error
-                progress.write(
-                    f"out of memory with batches of {batch_size}: going on with {smaller}",
-                    file=sys.stderr,
-                )
+                shown.write(f"out of memory with batches of {batch_size}: going on with {smaller}")
                 batch_size = smaller
                 halved(batch_size)
-                progress.n = total - sum(map(run.rows, todo))
-                progress.refresh()
+                shown.update(total - sum(map(run.rows, todo)) - shown.count)
 
 
 def _scored(

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from jaxcurv.engine.checks import check_indices
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 METADATA_KEY = b"jaxcurv"
 
@@ -153,7 +153,7 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
         return read_table(path)
-    with hold(path.parent, name=f".{path.name}.merge.lock", of=path):
+    with lock(path.parent, name=f".{path.name}.merge.lock", of=path):
         return _merged(path, record)
 
 

@@ -18,7 +18,7 @@ from experiments.system.errors import at_work
 from experiments.tables import failure_rates, outcomes
 from experiments.tables.predictors import compare, costs_table
 from jaxcurv.storage.files import write_whole
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tools import results_page
 from tools.archive import read_samples, reduce_colours
 
@@ -43,7 +43,7 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
     runs = [path.parent for path in sorted(results.glob("*/predictions.parquet"))]
     if not runs:
         raise FileNotFoundError(f"no archived run in {results}: `python -m tools archive` first")
-    with hold(results), at_work():
+    with lock(results), at_work():
         for run in runs:
             say(f"{run.name}: tables and figures")
             regenerate_run(run)

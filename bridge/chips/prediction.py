@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from bridge.checks import require_count
 from bridge.chips.files import fingerprint
@@ -23,6 +22,7 @@ from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch, read_batches
 from jaxcurv.data.sources import Source, path_column
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
@@ -55,7 +55,7 @@ def predict(
         expects; read batch by batch.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
-      description: text ahead of the progress bar.
+      description: a few words for the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that the same chip has made from
         the same samples, of which their number and 16 are compared, is read instead of made again;
@@ -87,17 +87,23 @@ def predict(
         raise ValueError(f"torch has no device {device!r}: use device='cpu' or 'cuda'") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
-    rows = _gathered(_run(chip, source, batch_size, device, description, keep))
+
+    def run(update: Callable[[int], object]) -> Iterator[pa.Table]:
+        return _gathered(_run(chip, source, batch_size, device, description, keep, update))
+
     if out is None:
-        return pa.concat_tables(rows)
+        with progress(len(source), description) as shown:
+            return pa.concat_tables(run(shown.update))
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
     identity = _identity(chip, source, keep)
     if target.exists():
         return _read(target, identity)
-    first = next(rows)
-    write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
+    with progress(len(source), description) as shown:
+        rows = run(shown.update)
+        first = next(rows)
+        write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
     return _read(target, identity)
 
 
@@ -120,16 +126,13 @@ def _run(
     device: str | torch.device,
     description: str,
     keep: Keep | None,
+    update: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     device = torch.device(device)
     if device.type != "cpu":
         module = deepcopy(module).to(device)
-    with (
-        torch.inference_mode(),
-        full_precision(),
-        tqdm(total=len(source), desc=description, unit="image") as progress,
-    ):
+    with torch.inference_mode(), full_precision():
         start = 0
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
@@ -141,7 +144,7 @@ def _run(
             with refused_layout(batch):
                 logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
             yield _rows(logits.float().cpu().numpy(), labels, indices, named, description, keep)
-            progress.update(len(labels))
+            update(len(labels))
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from experiments.runs.remembered import Remembered, as_leaves, recall, recall_ru
 from experiments.settings.flags import Experiment
 from experiments.studies.opening import Study
 from experiments.system.errors import at_work
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _FLAGS = "flags.json"
 
@@ -40,7 +40,7 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
         return
     given = {name: getattr(settings, name) for name in study.opened_with}
     opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
-    with hold(out), at_work():
+    with lock(out), at_work():
         study.run(opened, options.experiment, settings, out)
         remember(out / _FLAGS, arguments[0], asdict(replace(settings, out=None)))
 

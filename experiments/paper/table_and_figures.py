@@ -25,7 +25,7 @@ from experiments.settings.flags import Data, Fold
 from experiments.system.errors import at_work
 from experiments.tables import outcomes
 from experiments.tables.formats import with_interval
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _OURS_ALL, _OURS_CORRECT, _PAPER = style.BLUE, style.VERMILLION, style.BLACK
 
@@ -118,7 +118,7 @@ def table_one(options: TableOne) -> None:
         table.insert(2, "run", run.folder.name)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    with hold(options.out), at_work():
+    with lock(options.out), at_work():
         path = draw_table_one(table, options.out / "table_one.png")
     show_table_one(table)
     print(f"{path}, .svg and .csv")
@@ -276,7 +276,7 @@ def _held(run: _Run, out: Path | None) -> Iterator[Path]:
     """Where to draw: figures/ of the run, while nothing else writes in its folder, or `out`."""
     chosen = run.folder / "figures" if out is None else out
     require_writable(chosen)
-    with hold(run.folder if out is None else out):
+    with lock(run.folder if out is None else out):
         yield chosen
 
 

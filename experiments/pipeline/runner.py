@@ -47,7 +47,8 @@ from experiments.system.processes import (
     raise_on_sigint,
     raise_on_sigterm,
 )
-from jaxcurv.storage.lock import hold
+from jaxcurv import progress
+from jaxcurv.storage.lock import lock
 
 _GRACE_SECONDS = 30.0
 """For a stage that was told to end; schedulers allow a job about as long."""
@@ -98,7 +99,7 @@ def run(
         _say_plan(experiment, folder, names, data_dir, say, whole=True)
         return
     require_writable(folder)
-    with hold(folder):
+    with lock(folder):
         _say_plan(experiment, folder, names, data_dir, say)
         for name in names:
             stage = stage_of(name, experiment)
@@ -107,7 +108,7 @@ def run(
             if is_up_to_date(stage, identity, folder):
                 say(f"{name}: up to date{_made_with_others(stage, folder)}")
             else:
-                say(f"{name} ...")
+                progress.announce(name)
                 job = Job(experiment, folder, data_dir, key_of(deciding(identity)))
                 try:
                     code = _exit_code_of(name, job, identity, debug)
@@ -198,7 +199,8 @@ def _work(name: str, job: Job, identity: Identity, debug: bool) -> None:
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     started = time.monotonic()
     try:
-        outcome = stage.run(job)
+        with progress.stage(name):
+            outcome = stage.run(job)
         outputs = {
             path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
         }

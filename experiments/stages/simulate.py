@@ -23,6 +23,7 @@ from experiments.runs.samples import (
     read_small,
 )
 from jaxcurv import data
+from jaxcurv.progress import expect, progress
 
 if TYPE_CHECKING:
     import bridge
@@ -79,10 +80,13 @@ def simulate(job: Job) -> Outcome:
     places = {name: _place(job, profile) for name, profile in profiles.items()}
     predictions = []
     converters = []
+    images = sum(map(len, folds.values()))
+    expect(settings.chips * len(profiles) * images)
     for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
         for name, profile in profiles.items():
             paths = [places[name] / f"{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
-            ranges, _ = tables_at(paths, partial(run_chip, profile, seed))
+            with progress(images, f"chip {seed}: {name}"):
+                ranges, _ = tables_at(paths, partial(run_chip, profile, seed))
             predictions.append(paths[1])
             if profile.adc:
                 converters.append(ranges)

@@ -39,6 +39,7 @@ from experiments.system.environment import package_versions
 from experiments.tables import outcomes
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -235,9 +236,11 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
     scores = finished.own[[name for name in _SAMPLE if name in finished.own]].copy()
     scores[SHIPPED] = finished.own["curvature"]
     devices = {SHIPPED: finished.origin["scored_on"]}
-    for variant in variants:
-        path = pieces / f"{_slug(variant.name)}.parquet"
-        scores[variant.name], devices[variant.name] = score(finished, variant, path)
+    with progress(len(variants) * len(finished.samples), "rescore"):
+        for variant in variants:
+            path = pieces / f"{_slug(variant.name)}.parquet"
+            with progress(len(finished.samples), variant.name):
+                scores[variant.name], devices[variant.name] = score(finished, variant, path)
     scores[OWN_PREDICTION] = finished.own["curvature_label_free"]
     devices[OWN_PREDICTION] = devices[SHIPPED]
     scores.attrs["devices"] = devices

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxcurv.data.images import decode, encode_png
 from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample, check_label
+from jaxcurv.progress import progress
 
 _CHUNK = 1024  # records fetched at once to learn their labels and ids: they still hold the images
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
@@ -290,7 +290,8 @@ def prepare(
 
 
 def _keyed_examples(split: str, examples: Examples) -> Iterator[tuple[int, dict[str, Any]]]:
-    bar = tqdm(examples.examples, f"preparing {split}", examples.count, unit=" images")
-    for index, example in enumerate(bar):
-        image = encode_png(np.asarray(example["image"]))
-        yield index, {**example, "id": f"{split}_{index:05d}", "image": image}
+    with progress(examples.count, f"preparing {split}", side=True) as shown:
+        for index, example in enumerate(examples.examples):
+            image = encode_png(np.asarray(example["image"]))
+            yield index, {**example, "id": f"{split}_{index:05d}", "image": image}
+            shown.update()

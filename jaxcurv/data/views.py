@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
 from jaxcurv.data.sources import Sample, Source, check_unique, paths_at, samples_at
+from jaxcurv.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,10 @@ def with_labels(source: Source, *, description: str = "reading labels") -> Label
     if hasattr(source, "labels") and hasattr(source, "indices"):
         labels, indices = source.labels, source.indices
     else:
-        samples = samples_at(source, np.arange(len(source)))
-        bar = tqdm(samples, description, len(source), unit=" images")
-        pairs = [(sample["label"], sample["index"]) for sample in bar]
+        pairs = []
+        with progress(len(source), description, side=True) as shown:
+            for sample in samples_at(source, np.arange(len(source))):
+                pairs.append((sample["label"], sample["index"]))
+                shown.update()
         labels, indices = zip(*pairs, strict=True) if pairs else ((), ())
     return Labelled(source, np.asarray(labels, np.int32), np.asarray(indices, np.int64))

@@ -65,8 +65,8 @@ def test_a_killed_stage_goes_on_and_leaves_the_same_tables(
     assert 3 <= len(kept) < len(PROFILES)
     result = command("simulate", "digits", *SMALL, "--out", folder)
     assert result.returncode == 0, result.stderr
-    for profile in PROFILES:
-        assert (f"chip 0: {profile}, test" in result.stderr) == (profile not in kept)
+    # 180 images a chip: what was kept is counted and was not made again.
+    assert f"simulate: 1,440 images ({180 * len(kept):,} from before), " in result.stderr
     assert tables(folder, ["simulate"]) == tables(finished_run, ["simulate"])
     assert not [path for path in folder.rglob(".*") if path.is_file()]
 

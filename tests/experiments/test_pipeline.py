@@ -1,5 +1,6 @@
 """The whole path on digits, over the command line."""
 
+import contextlib
 import json
 import os
 import re
@@ -34,8 +35,10 @@ from experiments.stages.analyse import ANALYSED
 from experiments.system.errors import StageFailed
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tests.conftest import SMALL, Command
+from tests.one_process import stages_in_this_process
+from tests.terminal import Terminal, lines_of
 
 
 @pytest.fixture
@@ -189,6 +192,36 @@ def test_paper_outputs_say_what_is_missing(
     one_line_error(result, "cannot show 40 of each end of the 60 test samples")
     result = here("gallery", finished_run, "--profile", "none", "--out", tmp_path)
     one_line_error(result, "no predictions of none")
+
+
+def test_a_run_into_a_file_tells_a_line_a_stage(finished_run: Path) -> None:
+    told = (finished_run.parent / "told.txt").read_bytes()
+    assert b"\r" not in told
+    assert b"\x1b" not in told
+    lines = [line for line in told.decode().splitlines() if " left" not in line]  # at 30 s
+    assert [line.partition(":")[0] for line in lines] == list(STAGES)
+    told_of = {name: line.partition(": ")[2] for name, line in zip(STAGES, lines, strict=True)}
+    wrong = int((~pd.read_parquet(finished_run / "scores.parquet")["correct"]).sum())
+    for name, counted in {
+        "score": f"{180 + wrong} images, ",
+        "moments": "6 chips and 180 images, ",
+        "flips": "720 images, ",
+        "simulate": "1,440 images, ",
+    }.items():
+        assert told_of[name].startswith(counted)
+    assert re.fullmatch(r"1,440 images, .* s, [\d.,]+ images/s", told_of["simulate"])
+    assert re.fullmatch(r"[\d.]+ s|.* min .*", told_of["analyse"])
+
+
+def test_a_stage_on_a_terminal_draws_over_one_line(run_copy: Path) -> None:
+    (run_copy / "stages" / "score.json").unlink()
+    with stages_in_this_process(), contextlib.redirect_stderr(Terminal()) as terminal:
+        assert commands.run(["score", "digits", *SMALL, "--out", str(run_copy)]) == 0
+    drawn = terminal.getvalue()
+    assert drawn.count("\n") == 1
+    assert {"score ...", "score: 100%"} <= {text[:11].rstrip() for text in drawn.split("\r")}
+    (line,) = lines_of(drawn)
+    assert re.fullmatch(r"score: \d+ images, .* s, [\d.,]+ images/s", line)
 
 
 def test_second_run_does_nothing_again(here: Command, run_copy: Path) -> None:
@@ -508,7 +541,7 @@ def test_rows_with_data_are_run_and_the_others_named(
 def test_a_run_in_use_is_not_drawn_into(
     run_copy: Path, drawing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hold(run_copy):
+    with lock(run_copy):
         assert commands.run([drawing, str(run_copy)]) == 2
     assert f"error: {run_copy} is in use by process" in capsys.readouterr().err
 
