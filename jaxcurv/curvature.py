@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
@@ -132,6 +133,8 @@ class Inspection(NamedTuple):
 
     logits: np.ndarray
     """Logits of two images, `[2, classes]`."""
+    losses: np.ndarray
+    """Losses of these images under the labels 0 and 1, and 1 and 0, `[2, 2]`."""
     matrix: str
     """What `GaussNewton` may call its matrix; empty where no estimator asks."""
 
@@ -154,6 +157,8 @@ def inspect(
         check_labels(batch.labels, logits.shape[1])
         if steps:
             check_float32(problem, params, batch.images)
+        labels = jnp.arange(2, dtype=jnp.int32)
+        losses = np.stack([problem.loss(jnp.asarray(logits), y) for y in (labels, labels[::-1])])
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))
@@ -164,7 +169,7 @@ def inspect(
     own = {name: one for name, one in estimators.items() if isinstance(one, OwnEstimator)}
     if own:
         _check_own(problem, params, batch.take(np.arange(min(4, len(batch.labels)))), own)
-    return Inspection(logits, matrix)
+    return Inspection(logits, losses, matrix)
 
 
 def _check_own(

@@ -121,7 +121,10 @@ class Shards:
         for path in sorted(set(self.folder.glob("*.parquet")) - own):
             with contextlib.suppress(FileNotFoundError):  # merged meanwhile: in the table below
                 table = read_table(path)
-                tables.append((table, _described(table)["start"]))
+                try:
+                    tables.append((table, _described(table)["start"]))
+                except (KeyError, ValueError) as error:
+                    raise ValueError(f"{path} is no shard of scores: move it elsewhere") from error
         if (table := read_scores(self.out, self.identity)) is not None:
             tables.append((table, 0))
         return tables
@@ -276,7 +279,9 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 def _close(found: Any, wanted: Any) -> bool:
     """What was measured agrees: not to the bit, for another machine may go on with a table."""
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max()))
+    return a.shape == b.shape and bool(
+        np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max(initial=0))
+    )
 
 
 def merge_scores(out: str | os.PathLike[str]) -> pa.Table:

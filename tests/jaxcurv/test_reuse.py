@@ -223,9 +223,18 @@ def test_weights_in_a_closure_are_told_apart_whatever_the_samples(out: Path) -> 
         return lambda images: network(weights, images)
 
     score(Told(samples(range(9))), out, model=closed(WEIGHTS), params=None)
-    with pytest.raises(ValueError, match=r"belongs to other settings \(losses, logits differ"):
+    with pytest.raises(ValueError, match=r"belongs to other settings \(logits, losses differ"):
         score(Told(samples([20, *range(9)])), out, model=closed(1.5 * WEIGHTS), params=None)
     score(Told(samples([20, *range(9)])), out, model=closed(WEIGHTS.copy()), params=None)
+
+
+def test_a_model_that_random_images_break_is_scored_all_the_same(out: Path) -> None:
+    def choosy(weights: Any, images: Any) -> Any:
+        return network(weights, images) / (images[:, :1] > 2)
+
+    far = [{**sample, "image": abs(sample["image"]) + 3} for sample in samples(range(9))]
+    table = score(Told(far), out, model=choosy)
+    assert score(Told(far), out, model=choosy).equals(table)
 
 
 def with_pandas(path: Path) -> None:
