@@ -103,8 +103,8 @@ def find_finished(shards: Shards, source: Source) -> Finished:
     reused = np.flatnonzero(numbers >= 0)
     if not len(reused):
         raise ValueError(
-            f"{shards.out} and {shards.folder} have the scores of {len(keys)} samples, none of "
-            f"which is among the {count} of the source: choose another file, or delete them"
+            f"{shards.out} has the scores of {len(keys)} samples, none of which is among the "
+            f"{count} of the source: choose another file, or delete {shards.all_files}"
         )
     checksums = np.concatenate([checksums_of(table) for table in tables])
     _check_spots(shards, source, reused, keys[numbers[reused]], checksums[numbers[reused]])
@@ -137,12 +137,13 @@ def _check_spots(
         raise ValueError(
             f"{shards.out} has the scores of other samples: another one is at position "
             f"{reused[spots][first]} now (index {batch.indices[first]}, label "
-            f"{batch.labels[first]}). Choose another file, or delete it; a source that tells its "
-            "`indices` and `labels` may have them in any order"
+            f"{batch.labels[first]}). Choose another file, or delete {shards.all_files}; a source "
+            "that tells its `indices` and `labels` may have its samples in any order"
         )
     same_image = image_checksums(batch.images) == checksums[spots]
     if not same_image.all():
         raise ValueError(
             f"{shards.out} has the scores of other images: that of index "
-            f"{batch.indices[~same_image][0]} has changed. Choose another file, or delete it"
+            f"{batch.indices[~same_image][0]} has changed. Choose another file, or delete "
+            f"{shards.all_files}"
         )

@@ -12,7 +12,9 @@ import contextlib
 import json
 import operator
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jaxcurv.engine.checks import check_indices
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
@@ -59,6 +62,11 @@ class Shards:
     def rows_a_sample(self) -> int:
         """Rows that each sample has: one, or one for each checkpoint."""
         return _rows_a_sample(self.identity)
+
+    @property
+    def all_files(self) -> str:
+        """What a user would delete to begin anew."""
+        return f"{self.out} and {self.folder}" if self.folder.exists() else str(self.out)
 
     def starts(self) -> range:
         """Position of every shard's first sample."""
@@ -133,15 +141,16 @@ class Shards:
         """Removes the shards of the finished table, and the folder where nothing else is in it."""
         if not self.folder.exists():
             return
-        for start in self.starts():
-            self._path(start).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another process was faster
-            if self._is_of(read_record(self.out)):
-                for record in self.folder.glob("batch-*.json"):
-                    record.unlink(missing_ok=True)
-                if not any(self.folder.glob("*.parquet")):
-                    self._record.unlink(missing_ok=True)
-                    self.folder.rmdir()
+        own = {self._path(start) for start in self.starts()}
+        try:
+            latest = self._is_of(read_record(self.out))
+        except FileNotFoundError:  # another process was faster
+            return
+        if latest and set(self.folder.glob("*.parquet")) <= own:
+            _remove(self.folder)
+            return
+        for path in [*own, *(self.folder.glob("batch-*.json") if latest else ())]:
+            path.unlink(missing_ok=True)
 
     def keep_others(self, samples: np.ndarray) -> None:
         """Keeps the rows of the table `out` whose samples are not among `samples`, and says so.
@@ -177,6 +186,13 @@ class Shards:
         for path in set(self.folder.glob("*.parquet")) - own:
             if np.isin(sample_keys(read_table(path), self.rows_a_sample), samples).all():
                 path.unlink()
+
+    def is_other_list(self, table: Path) -> bool:
+        """Whether a table says that it is of another list of samples; reads no row."""
+        try:
+            return not self._is_of(json.loads(pq.read_schema(table).metadata[METADATA_KEY]))
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            return False  # reading it all will tell what is wrong
 
     @property
     def _record(self) -> Path:
@@ -228,6 +244,26 @@ def read_scores(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     """
     if not out.exists():
         return None
+    table = _read_ours(out)
+    refuse_other(out, _described(table), identity)
+    return table
+
+
+def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
+    """The table `out` if it is finished and of this list of samples.
+
+    Raises:
+      ValueError: it is of other settings, or is none of ours as we wrote it.
+    """
+    shards = Shards(out, identity)
+    if not out.exists() or shards.is_other_list(out):
+        return None
+    table = read_scores(out, identity)
+    shards.remove()
+    return table
+
+
+def _read_ours(out: Path) -> pa.Table:
     try:
         table = read_table(out)
         found = _described(table)
@@ -240,20 +276,6 @@ def read_scores(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
         raise ValueError(_not_ours(out)) from error
     if not whole:
         raise ValueError(_not_ours(out))
-    refuse_other(out, found, identity)
-    return table
-
-
-def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
-    """The table `out` if it is finished and of this list of samples.
-
-    Raises:
-      ValueError: it is of other settings, or is none of ours as we wrote it.
-    """
-    shards, table = Shards(out, identity), read_scores(out, identity)
-    if table is None or not shards._is_of(_described(table)):
-        return None
-    shards.remove()
     return table
 
 
@@ -302,14 +324,14 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     if not record.exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
-        return read_table(path)
+        return _read_ours(path)
     with hold(path.parent, name=f".{path.name}.merge.lock", of=path):
         return _merged(path, record)
 
 
 def _merged(path: Path, record: Path) -> pa.Table:
     if not record.exists():  # another process was faster
-        return read_table(path)
+        return _read_ours(path)
     identity = read_record(path)
     if (finished := read_finished(path, identity)) is not None:
         return finished
@@ -339,6 +361,14 @@ def _merged(path: Path, record: Path) -> pa.Table:
     shards.remove_others(samples)
     shards.remove()
     return read_table(path)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder; killed half way, nothing of it is left under its name."""
+    discarded = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        folder.rename(discarded / folder.name)
+    shutil.rmtree(discarded, ignore_errors=True)
 
 
 def image_checksums(images: np.ndarray) -> np.ndarray:

@@ -169,6 +169,7 @@ def test_unfinished_work_is_used_by_a_grown_source(
 ) -> None:
     """Half of the shards of 20 samples, then half of those of 25, then all."""
     score(Told(samples(range(20))), out, shard=(0, 2))
+    (out.parent / "scores.parquet.parts" / ".half.parquet.tmp").touch()  # left by a kill
     first = scored()
     assert first == [n for n in range(20) if n // 4 % 2 == 0]
     grown = Told(samples(range(25)))
@@ -256,6 +257,8 @@ def test_a_table_that_the_user_changed_is_refused_and_left(
     content = out.read_bytes()
     with pytest.raises(ValueError, match=r"another program .* it is left as it is; rename it"):
         score(Told(samples(range(count))), out)
+    with pytest.raises(ValueError, match="another program"):
+        merge_scores(out)
     assert out.read_bytes() == content
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
