@@ -436,7 +436,7 @@ import sys, time, jax, numpy as np
 from jaxcurv import FiniteDifference, score_dataset
 
 class Slow:
-    def __len__(self): return 64
+    def __len__(self): return int(sys.argv[3])
     def __getitem__(self, position):
         if sys.argv[2] == "slow": time.sleep(0.05)
         image = np.random.default_rng(position).normal(size=5).astype(np.float32)
@@ -452,7 +452,7 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
-    run = [sys.executable, "-c", KILLED, out, "slow"]
+    run = [sys.executable, "-c", KILLED, out, "slow", "64"]
     process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "scores.parquet.parts"
     while len(list(parts.glob("0*.parquet"))) < 5:
@@ -464,7 +464,7 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     assert not out.exists()
     assert 5 <= len(kept) < 16
     for path in (out, whole):
-        monkeypatch.setattr(sys, "argv", ["", str(path), "fast"])
+        monkeypatch.setattr(sys, "argv", ["", str(path), "fast", "64"])
         exec(KILLED, {})
     assert "/64.0" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()

@@ -241,7 +241,8 @@ def with_losses(table: pa.Table, loss: float) -> pa.Table:
 
 
 def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> None:
-    """One finds the other as in a SLURM job, by JAX's own detection; the other is told."""
+    """One finds the other as in a SLURM job, by JAX's own detection; the other is told. Of some
+    images there is a table before."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -249,6 +250,7 @@ def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> No
         *(*SCORE, "--model", "mine:pair", "--data", "images", "--out", "two.parquet"),
         "--distributed",
     )
+    command(place, *flags[:-1], "--limit", "5")
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "localhost",
