@@ -33,15 +33,8 @@ from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
 from jaxcurv.reuse import Finished, find_finished
-from jaxcurv.shards import (
-    Shards,
-    check_name,
-    image_checksums,
-    merge_scores,
-    read_finished,
-    shard_metadata,
-    table_metadata,
-)
+from jaxcurv.score_tables import image_checksums, shard_metadata, table_metadata
+from jaxcurv.shards import Shards, check_name, merge_scores, read_finished
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
 from jaxcurv.storage.lock import FolderInUse, hold
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from jaxcurv.data.reading import read_batch
 from jaxcurv.data.sources import Source
-from jaxcurv.shards import (
-    Shards,
+from jaxcurv.score_tables import (
     checksums_of,
     image_checksums,
     keys_of,
@@ -21,6 +20,7 @@ from jaxcurv.shards import (
     shard_metadata,
     take_samples,
 )
+from jaxcurv.shards import Shards
 
 _FIRST, _SPREAD = 4, 8
 """Reused samples that are read again: the first ones, and as many spread over all."""

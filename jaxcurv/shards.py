@@ -7,16 +7,14 @@ all. The settings decide whether a table may go on; the list of samples decides 
 are. Rows of samples that are not in the latest list stay in `OUT.parts/kept-*.parquet`.
 """
 
-import base64
 import contextlib
-import json
 import operator
 import os
 import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcurv.engine.checks import check_indices
+from jaxcurv.score_tables import (
+    checksums_of,
+    described,
+    made_of,
+    sample_keys,
+    shard_metadata,
+    table_metadata,
+    take_samples,
+)
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
 from jaxcurv.storage.lock import hold
-
-METADATA_KEY = b"jaxcurv"
-_IMAGES_KEY = b"jaxcurv.images"
 
 _LIST = ("samples", "data", "shard_length")
 """Entries of an identity that say which samples a table is of, and not how they are scored."""
 
+_FOUND = ("matrix",)
+"""Entries that the first samples of a list may change."""
+
 _MEASURED = ("logits", "losses")
-_MADE = ("devices", "jax", "batch_sizes")
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ class Shards:
             with contextlib.suppress(FileNotFoundError):  # merged meanwhile: in the table below
                 table = read_table(path)
                 try:
-                    tables.append((table, _described(table)["start"]))
+                    tables.append((table, described(table.schema)["start"]))
                 except (KeyError, ValueError) as error:
                     raise ValueError(f"{path} is no shard of scores: move it elsewhere") from error
         if (table := read_scores(self.out, self.identity)) is not None:
@@ -190,7 +196,7 @@ class Shards:
     def is_other_list(self, table: Path) -> bool:
         """Whether a table says that it is of another list of samples; reads no row."""
         try:
-            return not self._is_of(json.loads(pq.read_schema(table).metadata[METADATA_KEY]))
+            return not self._is_of(described(pq.read_schema(table)))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             return False  # reading it all will tell what is wrong
 
@@ -245,7 +251,7 @@ def read_scores(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     if not out.exists():
         return None
     table = _read_ours(out)
-    refuse_other(out, _described(table), identity)
+    refuse_other(out, described(table.schema), identity)
     return table
 
 
@@ -266,7 +272,7 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
 def _read_ours(out: Path) -> pa.Table:
     try:
         table = read_table(out)
-        found = _described(table)
+        found = described(table.schema)
         whole = (
             table.column_names == found["table_columns"]
             and len(table) == found["samples"] * _rows_a_sample(found)
@@ -288,7 +294,7 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     differing = [
         name
         for name, value in wanted.items()
-        if name not in _LIST
+        if name not in (*_LIST, *_FOUND)
         and not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
     ]
     if differing:
@@ -369,95 +375,6 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         folder.rename(discarded / folder.name)
     shutil.rmtree(discarded, ignore_errors=True)
-
-
-def image_checksums(images: np.ndarray) -> np.ndarray:
-    """CRC-32 of each image's bytes, uint32 `[batch]`: whether it is still the one that was scored.
-
-    Args:
-      images: `[batch, ...]`.
-    """
-    return np.array([zlib.crc32(np.ascontiguousarray(image).data) for image in images], np.uint32)
-
-
-def checksums_of(table: pa.Table) -> np.ndarray:
-    """`image_checksums` of a table's samples, in its order."""
-    return np.frombuffer(base64.b64decode(table.schema.metadata[_IMAGES_KEY]), "<u4")
-
-
-def shard_metadata(
-    made: Mapping[str, Sequence[Any]], checksums: np.ndarray, *, start: int | None
-) -> dict[bytes, bytes]:
-    """Metadata of a shard.
-
-    Args:
-      made: on what it was computed: the devices, versions of JAX, and batch sizes.
-      checksums: `image_checksums` of its samples, in its order.
-      start: position of its first sample; None where they do not follow each other.
-    """
-    return {
-        METADATA_KEY: json.dumps({**made, "start": start}).encode(),
-        _IMAGES_KEY: _encoded(checksums),
-    }
-
-
-def made_of(table: pa.Table) -> dict[str, list[Any]]:
-    """On what a table or a shard was computed, as in `shard_metadata`."""
-    described = _described(table)
-    return {name: described[name] for name in _MADE}
-
-
-def merged_made(made: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
-    """On what any of several tables was computed."""
-    values: dict[str, set[Any]] = {name: set() for name in _MADE}
-    for one in made:
-        for name in values:
-            values[name].update(one[name])
-    return {name: sorted(values[name]) for name in values}
-
-
-def table_metadata(identity: Mapping[str, Any], shards: Iterable[pa.Table]) -> dict[bytes, bytes]:
-    """Metadata of the table of some shards: its identity and columns, and on what it was computed.
-
-    Args:
-      identity: as of `Shards`.
-      shards: the shards, whose rows are not kept.
-    """
-    made, checksums, columns = [], [np.empty(0, np.uint32)], list[str]()
-    for shard in shards:
-        made.append(made_of(shard))
-        checksums.append(checksums_of(shard))
-        columns = shard.column_names
-    described = {**identity, **merged_made(made), "table_columns": columns}
-    return {
-        METADATA_KEY: json.dumps(described).encode(),
-        _IMAGES_KEY: _encoded(np.concatenate(checksums)),
-    }
-
-
-def sample_keys(table: pa.Table, rows_a_sample: int) -> np.ndarray:
-    """What tells a table's samples apart, uint64: a sample's index and its label."""
-    indices, labels = (table[name].to_numpy()[::rows_a_sample] for name in ("index", "label"))
-    return keys_of(indices, labels)
-
-
-def keys_of(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Indices, below 2**32, and labels, below 2**31, each pair as one uint64."""
-    return indices.astype(np.uint64) << np.uint64(31) | labels.astype(np.uint64)
-
-
-def take_samples(table: pa.Table, samples: np.ndarray, rows_a_sample: int) -> pa.Table:
-    """The rows of some samples of a table, numbered from 0, in that order."""
-    rows = samples[:, None] * rows_a_sample + np.arange(rows_a_sample)
-    return table.take(rows.ravel())
-
-
-def _encoded(checksums: np.ndarray) -> bytes:
-    return base64.b64encode(checksums.astype("<u4").tobytes())
-
-
-def _described(table: pa.Table) -> dict[str, Any]:
-    return json.loads((table.schema.metadata or {})[METADATA_KEY])
 
 
 def _rows_a_sample(identity: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxcurv import Adaptive, FiniteDifference, dataset, merge_scores, score_dataset
+from jaxcurv.shards import refuse_other
 from jaxcurv.storage.checksums import write_json
 
 RNG = np.random.default_rng(0)
@@ -236,6 +237,11 @@ def test_a_model_that_random_images_break_is_scored_all_the_same(out: Path) -> N
     far = [{**sample, "image": abs(sample["image"]) + 3} for sample in samples(range(9))]
     table = score(Told(far), out, model=choosy)
     assert score(Told(far), out, model=choosy).equals(table)
+
+
+def test_what_the_first_samples_show_of_the_matrix_is_no_setting() -> None:
+    """A list that begins with others may find the two matrices a little nearer."""
+    refuse_other(Path("a"), {"matrix": "Hessian"}, {"matrix": "Gauss-Newton matrix"})
 
 
 def with_pandas(path: Path) -> None:
