@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,22 +20,22 @@ import pyarrow as pa
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
-from tqdm import tqdm
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.reading import Batch, read_batch
-from jaxcurv.data.sources import Source
+from jaxcurv.data.sources import Source, path_column
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
+from jaxcurv.progress import progress
 from jaxcurv.reuse import Finished, find_finished
 from jaxcurv.score_tables import image_checksums, shard_metadata, table_metadata
 from jaxcurv.shards import Shards, check_name, merge_scores, read_finished
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
-from jaxcurv.storage.lock import FolderInUse, hold
+from jaxcurv.storage.lock import FolderInUse, lock
 
 _SHARD, _SHARDS = 1024, 16
 """Samples a shard, computed again after a kill; fewer where a source has too few for 16 shards."""
@@ -95,7 +94,7 @@ def score_dataset(
       source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
         normalised as the model expects; read in a thread of its own. Where it also has
         `indices [len]` and `labels [len]`, those are checked before any compute, or else shard by
-        shard and the indices once more at the end.
+        shard and the indices once more at the end; its `paths [len]` become a column.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
@@ -112,14 +111,14 @@ def score_dataset(
       mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
         makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
       shard: (i, n), to score every n-th shard from the i-th on, i from 0.
-      description: label of the progress bar.
+      description: a few words for the progress bar.
 
     Returns:
-      A table with the columns index, label, prediction, correct, loss, gradient_norm and those of
-      `jaxcurv.logit_scores`, and for each estimator NAME and NAME_standard_error (and,
-      where the estimator has them, NAME_probes, NAME_frobenius_norm, NAME_top_eigenvalue,
-      NAME_residual_trace), in the source's order. Its metadata say what was scored, how and on
-      what. With `shard`, the rows of those shards.
+      A table with the columns index, path (where the source has `paths`), label, prediction,
+      correct, loss, gradient_norm and those of `jaxcurv.logit_scores`, and for each estimator NAME
+      and NAME_standard_error (and, where the estimator has them, NAME_probes, NAME_frobenius_norm,
+      NAME_top_eigenvalue, NAME_residual_trace), in the source's order. Its metadata say what was
+      scored, how and on what. With `shard`, the rows of those shards.
 
     Raises:
       ValueError: an empty source, duplicate indices, an `out` that is no `.parquet` or belongs to
@@ -155,7 +154,7 @@ def score_dataset(
         "weights": hash_tree(weights),
         **_answers(problem, weights[0], few),
         "batch_size": batch_size,
-        "columns": _SAMPLE_COLUMNS,
+        "columns": [*_SAMPLE_COLUMNS, *path_column(source, [0])],
         "shard_length": unit * max(1, min(_SHARD, len(source) // _SHARDS) // unit),
     }
     # As it is read back; settings may be NumPy's numbers.
@@ -184,7 +183,7 @@ def score_dataset(
     finished = read_finished(path, identity)
     if finished is None:
         # Not among the shards, which are removed while it is held.
-        with hold(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
+        with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
             finished = read_finished(path, identity)  # by another process, meanwhile
             if finished is None:
                 shards = Shards(path, identity)
@@ -217,7 +216,7 @@ def _check_arguments(
         if not isinstance(name, str) or not name:
             raise ValueError(f"an estimator's name is its column's, a text; got {name!r}")
         check_estimator(estimator)
-    names = [*_SAMPLE_COLUMNS, *estimators]
+    names = [*_SAMPLE_COLUMNS, "path", *estimators]
     own = [f"{name}_{suffix}" for name in estimators for suffix in _SUFFIXES]
     if taken := sorted(name for name in estimators if [*names, *own].count(name) > 1):
         raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
@@ -374,7 +373,12 @@ def _compute_on_disk(
 
     def write(start: int, computed: pa.Table | None) -> None:
         samples = run.samples(start)
-        shards.write(start, run.before.completed(samples.start, samples.stop, computed))
+        table = run.before.completed(samples.start, samples.stop, computed)
+        # A file may have moved since its image was scored.
+        for name, values in path_column(run.source, samples).items():
+            values = pa.array(np.repeat(values, shards.rows_a_sample))
+            table = table.set_column(table.column_names.index(name), name, values)
+        shards.write(start, table)
 
     for start in todo:
         if not run.rows(start):
@@ -396,12 +400,10 @@ def _compute(
     """Scores shards in order and hands each to `write`; out of memory, with half the batch."""
     todo = list(starts)
     total = done + sum(map(run.rows, starts))
-    with tqdm(
-        total=total, initial=done, desc=run.description, unit="img", unit_scale=True
-    ) as progress:
+    with progress(total, run.description, initial=done) as shown:
         while todo:
             try:
-                for start, table in _scored(run, list(todo), batch_size, progress.update):
+                for start, table in _scored(run, list(todo), batch_size, shown.update):
                     write(start, table)
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
@@ -413,14 +415,10 @@ def _compute(
                     raise
                 if smaller == 0:
                     raise MemoryError("out of memory with one sample a device") from error
-                progress.write(
-                    f"out of memory with batches of {batch_size}: going on with {smaller}",
-                    file=sys.stderr,
-                )
+                shown.write(f"out of memory with batches of {batch_size}: going on with {smaller}")
                 batch_size = smaller
                 halved(batch_size)
-                progress.n = total - sum(map(run.rows, todo))
-                progress.refresh()
+                shown.update(total - sum(map(run.rows, todo)) - shown.count)
 
 
 def _scored(
@@ -456,7 +454,8 @@ def _scored(
             device = jax.devices()[0].device_kind
             made = {"devices": [device], "jax": [jax.__version__], "batch_sizes": [batch_size]}
             metadata = shard_metadata(made, np.concatenate(checksums), start=start)
-            table = _table(run, whole, raws, batch_size)
+            named = path_column(run.source, run.missing(start))
+            table = _table(run, whole, named, raws, batch_size)
             yield start, table.replace_schema_metadata(metadata)
             batches, parts, checksums = [], [], []
 
@@ -509,15 +508,22 @@ def _concatenated(raws: Sequence[Raw]) -> Raw:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *raws)
 
 
-def _table(run: _Run, batch: Batch, raws: Sequence[Raw], batch_size: int) -> pa.Table:
-    """A shard's table from the draws of every checkpoint."""
+def _table(
+    run: _Run,
+    batch: Batch,
+    named: Mapping[str, np.ndarray],
+    raws: Sequence[Raw],
+    batch_size: int,
+) -> pa.Table:
+    """A shard's table from the samples' files and the draws of every checkpoint."""
     columns = []
     for weights, raw in zip(run.weights, raws, strict=True):
         adapted = refine(
             raw, run.problem, weights, batch, run.key, run.estimators,
             batch_size=batch_size, sharding=run.sharding,
         )  # fmt: skip
-        columns.append(_columns(batch, raw, reduce(raw, run.estimators, adapted, run.matrix)))
+        curvatures = reduce(raw, run.estimators, adapted, run.matrix)
+        columns.append(_columns(batch, named, raw, curvatures))
     if run.long:
         for number, one in enumerate(columns):
             one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
@@ -538,9 +544,15 @@ def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:
     return np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype)
 
 
-def _columns(batch: Batch, raw: Raw, curvatures: Mapping[str, Curvature]) -> dict[str, np.ndarray]:
+def _columns(
+    batch: Batch,
+    named: Mapping[str, np.ndarray],
+    raw: Raw,
+    curvatures: Mapping[str, Curvature],
+) -> dict[str, np.ndarray]:
     columns = {
         "index": batch.indices.astype(np.int64),
+        **named,
         "label": batch.labels.astype(np.int32),
         "prediction": raw.prediction.astype(np.int32),
         "correct": raw.prediction == batch.labels,

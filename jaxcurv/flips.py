@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 from flax import nnx
 from jaxtyping import Array, ArrayLike
-from tqdm import tqdm
 
 from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
@@ -30,6 +29,7 @@ from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.checks import check_batch, check_indices, check_labels, check_model
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.progress import progress
 
 _GRADIENT_BYTES = 256 * 2**20
 """Bytes of weight gradients held at once."""
@@ -129,7 +129,7 @@ def margin_table(
       source: as for `score_dataset`.
       of: the class of each margin: the model's own prediction, or the source's label.
       batch_size: samples read at once, 64 for "auto"; memory for gradients does not depend on it.
-      description: label of the progress bar.
+      description: a few words for the progress bar.
 
     Returns:
       index int64, prediction and runner_up int32, margin, and for each noise NAME_shift and
@@ -149,7 +149,7 @@ def margin_table(
     moments: _Contraction | None = None
     seen: list[np.ndarray] = []
     parts: list[MarginMoments] = []
-    with tqdm(total=len(source), desc=description, unit="img", unit_scale=True) as progress:
+    with progress(len(source), description) as shown:
         for images, labels, indices in read_batches(source, size):
             check_batch(images, labels, indices)
             if moments is None:
@@ -160,7 +160,7 @@ def margin_table(
                 labels = np.full(len(labels), _OWN, np.int32)
             parts.append(moments(images, labels, indices))
             seen.append(indices.astype(np.int64))
-            progress.update(len(indices))
+            shown.update(len(indices))
     check_indices(seen)
     whole = _concatenated(parts)
     columns = {

@@ -34,7 +34,7 @@ from jaxcurv.score_tables import (
     take_samples,
 )
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _LIST = ("samples", "data", "shard_length")
 """Entries of an identity that say which samples a table is of, and not how they are scored."""
@@ -331,7 +331,7 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
         return _read_ours(path)
-    with hold(path.parent, name=f".{path.name}.merge.lock", of=path):
+    with lock(path.parent, name=f".{path.name}.merge.lock", of=path):
         return _merged(path, record)
 
 

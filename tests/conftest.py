@@ -79,7 +79,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
 def finished_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a run of digits with the flags SMALL, one for all workers: not to be changed.
 
-    What the command printed is in `said.txt` beside it.
+    What the command printed is in `said.txt` beside it, and in `told.txt` to standard error.
     """
     from experiments.runs.files import sha256
 
@@ -92,6 +92,7 @@ def finished_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> 
             shutil.rmtree(folder, ignore_errors=True)
             result = command("run", "digits", *SMALL, "--out", folder)
             assert result.returncode == 0, result.stderr
+            (said.parent / "told.txt").write_text(result.stderr)
             said.write_text(result.stdout)
     before = sha256(folder)
     yield folder

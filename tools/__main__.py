@@ -12,7 +12,7 @@ from experiments.cli.exit_codes import exit_code_of
 from experiments.paper.reproduce import ROWS
 from experiments.system.errors import StageFailed, show_error
 from experiments.system.processes import raise_on_sigint, raise_on_sigterm
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tools.archive import archive, archive_fit
 from tools.regenerate import regenerate
 
@@ -62,7 +62,7 @@ class Archive:
         if (self.runs / fit / "fit.json").exists():
             work[fit] = archive_fit
         failed = False
-        with hold(self.results):
+        with lock(self.results):
             for name, keep in work.items():
                 try:
                     keep(self.runs / name, self.results / name)

@@ -12,13 +12,13 @@ from experiments.figures import paper
 from experiments.figures.predictors import predictor_figure
 from experiments.paper.fit import tabulate
 from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.runs.records import recorded_settings
 from experiments.studies import rescore
 from experiments.system.errors import at_work
 from experiments.tables import failure_rates, outcomes
 from experiments.tables.predictors import compare, costs_table
-from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tools import results_page
 from tools.archive import read_samples, reduce_colours
 
@@ -43,7 +43,7 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
     runs = [path.parent for path in sorted(results.glob("*/predictions.parquet"))]
     if not runs:
         raise FileNotFoundError(f"no archived run in {results}: `python -m tools archive` first")
-    with hold(results), at_work():
+    with lock(results), at_work():
         for run in runs:
             say(f"{run.name}: tables and figures")
             regenerate_run(run)
@@ -65,15 +65,15 @@ def regenerate_run(place: Path) -> None:
     """Makes deciles.csv, table_one.csv, predictors.csv (test) and their figures once more.
 
     From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
-    settings.json and costs.csv beside them. And variants.csv of rescore/, where that is.
+    stages/ and costs.csv beside them. And variants.csv of rescore/, where that is.
 
     Raises:
       FileNotFoundError: one of these is missing.
     """
-    for name in ("settings.json", "costs.csv"):
+    for name in ("stages", "costs.csv"):
         if not (place / name).exists():
             raise FileNotFoundError(f"{place} lacks {name}: archive the run again, or remove it")
-    settings = read_json(place / "settings.json")
+    settings = recorded_settings(place)
     analyse, model = settings["analyse"], settings["model"]["architecture"]
     scores, predictions, flips = read_samples(place)
     joined = outcomes.join(scores, predictions)

@@ -8,10 +8,10 @@ from copy import deepcopy
 import torch
 from aihwkit.simulator.parameters.enums import NoiseManagementType
 from torch import nn
-from tqdm import tqdm
 
 from bridge.chips.images import refused_layout
 from bridge.chips.tiles import Tile, named_tiles
+from jaxcurv.progress import progress
 
 _CHUNK = 32  # images at once where tiles are observed: unfolded images are large
 
@@ -107,13 +107,12 @@ def _observe(
 
     tiles = named_tiles(analog)
     handles = [tile.register_forward_pre_hook(hook(name)) for name, tile in tiles.items()]
-    progress = tqdm(total=len(images), desc=description, unit="image", delay=2, leave=False)
     try:
-        with torch.inference_mode(), progress:
+        with torch.inference_mode(), progress(len(images), description, side=True) as shown:
             for chunk in images.split(_CHUNK):
                 with refused_layout(chunk):
                     analog(chunk)
-                progress.update(len(chunk))
+                shown.update(len(chunk))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,6 @@ import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
@@ -24,6 +23,7 @@ from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
 from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
 from jaxcurv.data.sources import Source
+from jaxcurv.progress import progress
 
 ALL_LAYERS = "all layers"
 """The row of the whole chip in the table of `layer_failures`."""
@@ -77,8 +77,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     def compare(name: str, _: torch.Tensor, y: torch.Tensor) -> None:
         error[name] += _energy(_difference(name, y, expected[name].pop(0)))
 
-    progress = tqdm(total=len(images), desc="layers", unit="image", delay=2, leave=False)
-    with torch.inference_mode(), progress:
+    with torch.inference_mode(), progress(len(images), "layers") as shown:
         for start in range(0, len(images), _CHUNK):
             chunk = images[start : start + _CHUNK]
             indices = range(start, start + len(chunk))
@@ -86,7 +85,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
                 digital(chunk, indices)
             with _observed(running, compare):
                 chip.executable(chunk, indices)
-            progress.update(len(chunk))
+            shown.update(len(chunk))
 
     order = [*signal, *(name for name in placed if name not in signal)]
     energies = pd.DataFrame({"signal": signal, "error": error, "own_error": own_error}).loc[order]
@@ -168,23 +167,23 @@ def layer_failures(
         )
         return table["correct"].to_numpy()
 
-    digital_correct = correct(model, "digital")
     rows: list[dict[str, Any]] = []
-    for chip_seed in range(seed, seed + chips):
-        for name, others in left_digital.items():
-            chip = program(model, profile, seed=chip_seed, digital_layers=others, **settings)
-            done = f"{len(rows) + 1} of {chips * len(left_digital)}"
-            analog_correct = correct(chip, f"{done}: chip {chip_seed}, {name}")
-            rows.append(
-                {
-                    "layer": name,
-                    "chips": 1,
-                    "samples": len(analog_correct),
-                    "digitally_correct": digital_correct.sum(),
-                    "failures": analog_only_failures(digital_correct, analog_correct).sum(),
-                    "analog_correct": analog_correct.sum(),
-                }
-            )
+    with progress((1 + chips * len(left_digital)) * len(source), "layers"):
+        digital_correct = correct(model, "digital")
+        for chip_seed in range(seed, seed + chips):
+            for name, others in left_digital.items():
+                chip = program(model, profile, seed=chip_seed, digital_layers=others, **settings)
+                analog_correct = correct(chip, f"chip {chip_seed}, {name}")
+                rows.append(
+                    {
+                        "layer": name,
+                        "chips": 1,
+                        "samples": len(analog_correct),
+                        "digitally_correct": digital_correct.sum(),
+                        "failures": analog_only_failures(digital_correct, analog_correct).sum(),
+                        "analog_correct": analog_correct.sum(),
+                    }
+                )
     table = pd.DataFrame(rows).groupby("layer", sort=False, as_index=False).sum()
     failures, trials = table["failures"], table["digitally_correct"]
     table["failure_rate"] = failures / trials.where(trials > 0)

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images
@@ -26,6 +25,7 @@ from bridge.chips.programming import program
 from bridge.chips.tiles import named_layers, named_tiles
 from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
+from jaxcurv.progress import progress
 
 
 class WeightMoments(NamedTuple):
@@ -81,19 +81,22 @@ def weight_moments(
     digital = model.state_dict()
     means: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
-    for count in tqdm(range(1, chips + 1), "weight moments", unit="chip"):
-        chip = program(model, quiet, seed=seed + count - 1, digital_layers=digital_layers)
-        network = chip.executable.network
-        for layer in named_layers(chip.analog):
-            name = f"{layer}.weight" if layer else "weight"
-            deviation = network.get_submodule(layer).weight.double() - digital[name].cpu().double()
-            # Welford's update: equal deviations have a variance of exactly 0.
-            if count == 1:
-                means[name], squares[name] = deviation, torch.zeros_like(deviation)
-                continue
-            change = deviation - means[name]
-            means[name] += change / count
-            squares[name] += change * (deviation - means[name])
+    with progress(chips, f"weight moments {profile.name}", "chip") as shown:
+        for count in range(1, chips + 1):
+            chip = program(model, quiet, seed=seed + count - 1, digital_layers=digital_layers)
+            network = chip.executable.network
+            for layer in named_layers(chip.analog):
+                name = f"{layer}.weight" if layer else "weight"
+                weight = network.get_submodule(layer).weight
+                deviation = weight.double() - digital[name].cpu().double()
+                # Welford's update: equal deviations have a variance of exactly 0.
+                if count == 1:
+                    means[name], squares[name] = deviation, torch.zeros_like(deviation)
+                    continue
+                change = deviation - means[name]
+                means[name] += change / count
+                squares[name] += change * (deviation - means[name])
+            shown.update()
     return {
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
@@ -157,7 +160,7 @@ def output_noise(
       calibration: as for `program`; the very images that the chips are calibrated on.
       digital_layers: as for `program`.
       batch_size: images at once.
-      description: text ahead of the progress bar.
+      description: a few words for the progress bar.
 
     Returns:
       index int64, margin and variance, float64; one row a sample, in the source's order. The
@@ -181,7 +184,7 @@ def output_noise(
     digital = deepcopy(model).cpu().requires_grad_(False)
     indices: list[int] = []
     margins, variances = [], []
-    with tqdm(total=len(source), desc=description, unit="image") as progress:
+    with progress(len(source), description) as shown:
         for images, _, read in read_batches(source, batch_size, pixels=np.float32):
             numbers = read.tolist()
             if chip.largest_pixel is not None:
@@ -196,7 +199,7 @@ def output_noise(
             indices += numbers
             margins.append(margin)
             variances.append(variance)
-            progress.update(len(numbers))
+            shown.update(len(numbers))
     return pa.table(
         {
             "index": pa.array(indices, pa.int64()),

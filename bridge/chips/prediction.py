@@ -15,14 +15,14 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from bridge.checks import require_count
 from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch, read_batches
-from jaxcurv.data.sources import Source
+from jaxcurv.data.sources import Source, path_column
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
@@ -55,7 +55,7 @@ def predict(
         expects; read batch by batch.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
-      description: text ahead of the progress bar.
+      description: a few words for the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that the same chip has made from
         the same samples, of which their number and 16 are compared, is read instead of made again;
@@ -65,8 +65,8 @@ def predict(
         million samples and 1000 classes.
 
     Returns:
-      index int64, label int64, prediction int64, correct bool and logits, float32 `[class]`, or
-      what `keep` makes of them; one row a sample.
+      index int64, path (text, where the source has `paths`), label int64, prediction int64,
+      correct bool and logits, float32 `[class]`, or what `keep` makes of them; one row a sample.
 
     Raises:
       ValueError: malformed samples, images of another scale than a chip was calibrated on, a
@@ -87,17 +87,23 @@ def predict(
         raise ValueError(f"torch has no device {device!r}: use device='cpu' or 'cuda'") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
-    rows = _gathered(_run(chip, source, batch_size, device, description, keep))
+
+    def run(update: Callable[[int], object]) -> Iterator[pa.Table]:
+        return _gathered(_run(chip, source, batch_size, device, description, keep, update))
+
     if out is None:
-        return pa.concat_tables(rows)
+        with progress(len(source), description) as shown:
+            return pa.concat_tables(run(shown.update))
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
     identity = _identity(chip, source, keep)
     if target.exists():
         return _read(target, identity)
-    first = next(rows)
-    write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
+    with progress(len(source), description) as shown:
+        rows = run(shown.update)
+        first = next(rows)
+        write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
     return _read(target, identity)
 
 
@@ -120,26 +126,25 @@ def _run(
     device: str | torch.device,
     description: str,
     keep: Keep | None,
+    update: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     device = torch.device(device)
     if device.type != "cpu":
         module = deepcopy(module).to(device)
-    with (
-        torch.inference_mode(),
-        full_precision(),
-        tqdm(total=len(source), desc=description, unit="image") as progress,
-    ):
+    with torch.inference_mode(), full_precision():
+        start = 0
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
+            named = path_column(source, slice(start, start := start + len(labels)))
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             with refused_layout(batch):
                 logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
-            yield _rows(logits.float().cpu().numpy(), labels, indices, description, keep)
-            progress.update(len(labels))
+            yield _rows(logits.float().cpu().numpy(), labels, indices, named, description, keep)
+            update(len(labels))
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -169,6 +174,7 @@ def _rows(
     logits: NDArray[np.float32],
     labels: list[int],
     indices: list[int],
+    named: Mapping[str, np.ndarray],
     description: str,
     keep: Keep | None,
 ) -> pa.RecordBatch:
@@ -183,6 +189,7 @@ def _rows(
     prediction = logits.argmax(axis=1)
     columns = {
         "index": pa.array(indices, pa.int64()),
+        **{name: pa.array(values) for name, values in named.items()},
         "label": pa.array(labels, pa.int64()),
         "prediction": pa.array(prediction, pa.int64()),
         "correct": pa.array(prediction == np.asarray(labels)),

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
-from tqdm import tqdm
 
 from bridge.checks import require_finite
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
@@ -26,6 +25,7 @@ from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, named_tiles
 from bridge.chips.weight_noise import freeze_weight_noise, largest_target
+from jaxcurv.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +165,11 @@ def program(
     if chosen is not None and chosen.memory is not None:
         age = float(chosen.memory.t_inference)
     if age is not None:
-        for name, tile in tqdm(tiles.items(), "program", unit="tile", delay=2, leave=False):
-            with stream(seed, "programming", name), _without_deprecations():
-                tile.program_weights()
+        with progress(len(tiles), "program", "tile", side=True) as shown:
+            for name, tile in tiles.items():
+                with stream(seed, "programming", name), _without_deprecations():
+                    tile.program_weights()
+                shown.update()
     return operate(
         Chip(
             analog,

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bridge.weights.files import HEADER, content_hash, parse_header
-from jaxcurv.storage.checksums import SEAL, check_seal
+from jaxcurv.storage.checksums import check, take_checksum
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(:[A-Za-z0-9_]+)?")
 _NESTINGS = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep weights
@@ -106,10 +106,10 @@ def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
         raise ValueError(
             f"{path} is not a readable safetensors file, replace it: {error}"
         ) from error
-    header = parse_header(metadata)
-    if header is not None or SEAL in metadata:  # of ours: another program's file has neither
+    header, found = parse_header(metadata), take_checksum(metadata)
+    if header is not None or found:  # of ours: another program's file has neither
         described = metadata.get(HEADER, "")
-        check_seal(path, metadata.get(SEAL), lambda: content_hash(content, described))
+        check(path, found, lambda: content_hash(content, described))
         origin["header"] = header
     return Checkpoint(_weights(content, path), origin)
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bridge.weights.state import refuse_non_finite
-from jaxcurv.storage.checksums import SEAL, check_seal, hash_arrays, seal
+from jaxcurv.storage.checksums import CHECKSUM, check, hash_arrays, take_checksum
 from jaxcurv.storage.files import write_whole
 
 HEADER = "header"  # the metadata entry that holds the JSON header
@@ -50,7 +50,7 @@ def save_weights(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    metadata = {HEADER: described, SEAL: seal(content_hash(content, described))}
+    metadata = {HEADER: described, CHECKSUM: content_hash(content, described)}
     write_whole(target, lambda temporary: temporary.write_bytes(save(content, metadata)))
 
 
@@ -77,7 +77,8 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     header = parse_header(metadata)
     if header is None:
         raise ValueError(f"{path} has no header; write it with save_weights")
-    check_seal(path, metadata.get(SEAL), lambda: content_hash(state_dict, metadata[HEADER]))
+    found = take_checksum(metadata)
+    check(path, found, lambda: content_hash(state_dict, metadata[HEADER]))
     return state_dict, header
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.console import Console
-from tqdm import tqdm
 
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import PROFILES, Profile, WeightNoise
@@ -39,6 +38,7 @@ from experiments.settings.flags import require_device_name
 from experiments.system.devices import cores, processor, require_device
 from experiments.system.environment import package_versions
 from experiments.system.errors import at_work
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -235,12 +235,16 @@ def make_contestants(
         "aihwkit": min(settings.aihwkit_repeats, settings.repeats),
     }
     found: dict[str, Contestant] = {}
-    for name, profile in tqdm(chips().items(), "program", unit="chip", leave=False):
-        chip = bridge.program(workload.network, profile, seed=0, calibration=workload.calibration)
-        for engine in settings.engines:
-            executable = _on(chip.on(engine).executable, settings.device)
-            run = partial(_forward, executable, images, indices)
-            found[_name(name, engine)] = Contestant(repeats[engine], run)
+    with progress(len(chips()), "program", "chip", side=True) as shown:
+        for name, profile in chips().items():
+            chip = bridge.program(
+                workload.network, profile, seed=0, calibration=workload.calibration
+            )
+            for engine in settings.engines:
+                executable = _on(chip.on(engine).executable, settings.device)
+                run = partial(_forward, executable, images, indices)
+                found[_name(name, engine)] = Contestant(repeats[engine], run)
+            shown.update()
     return digital, found
 
 
@@ -265,7 +269,7 @@ def measure(
     found: dict[str, list[Turn]] = {name: [] for name in contestants}
     total = sum(contestant.repeats for contestant in contestants.values())
     rounds = turns(contestants, max(contestant.repeats for contestant in contestants.values()))
-    with tqdm(total=total, desc="measure", unit="run", leave=False) as progress:
+    with progress(total, "measure", "run", side=True) as shown:
         for repeat, names in enumerate(rounds):
             before = seconds(digital)
             for name in names:
@@ -274,7 +278,7 @@ def measure(
                 taken, after = seconds(contestants[name].run), seconds(digital)
                 found[name].append(Turn(before, taken, after))
                 before = after
-                progress.update()
+                shown.update()
     return found
 
 
@@ -286,15 +290,13 @@ def measure_all(settings: AnalogBenchmark) -> dict[str, Any]:
 
     load = load_average()
     digital, contestants = make_contestants(make_workload(settings), settings)
-    with (
-        torch.inference_mode(),
-        full_precision(),
-    ):
+    logits = {}
+    with torch.inference_mode(), full_precision():
         digital()
-        logits = {
-            name: contestant.run().cpu()
-            for name, contestant in tqdm(contestants.items(), "warm up", unit="chip", leave=False)
-        }
+        with progress(len(contestants), "warm up", "chip", side=True) as shown:
+            for name, contestant in contestants.items():
+                logits[name] = contestant.run().cpu()
+                shown.update()
         times = measure(digital, contestants)
     costs = {name: summary(turn.cost for turn in found) for name, found in times.items()}
     runs = {"digital": [turn.before for found in times.values() for turn in found]}

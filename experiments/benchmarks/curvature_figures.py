@@ -28,6 +28,7 @@ from experiments.benchmarks.curvature_contestants import (
 from experiments.figures.style import BLUE, GREEN, GREY, STYLE, VERMILLION, new_figure, write_figure
 from jaxcurv.data import Arrays, Normalisation, Normalised
 from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, forward_passes
+from jaxcurv.progress import progress
 
 if TYPE_CHECKING:
     from jaxcurv.data.reading import Batch
@@ -82,8 +83,10 @@ def sweep(
     for size in points.batch_sizes:
         times = time(workload.batch(size), settings.probes)
         rows += _rows("batch_size", size, times, 1000 / size)
-    for samples in points.samples:
-        rows += _rows("samples", samples, _score_datasets(workload, settings, samples), 1)
+    runs = len(_scored(settings)) * (1 + settings.repeats)
+    with progress(runs * sum(points.samples), "score_dataset"):
+        for samples in points.samples:
+            rows += _rows("samples", samples, _score_datasets(workload, settings, samples), 1)
     for size in points.batch_sizes:
         for name in names:
             rows += _rows("memory", size, {name: [apart(peak_memory, settings, name, size)]}, 1e-6)
@@ -104,6 +107,11 @@ def _rows(
         }
         for name, found in values.items()
     ]
+
+
+def _scored(settings: CurvatureBenchmark) -> tuple[Estimator, ...]:
+    """What `score_dataset` is timed with."""
+    return FiniteDifference(STEP, settings.probes), GaussNewton()
 
 
 def _score_datasets(
@@ -131,13 +139,12 @@ def _score_datasets(
     labels = random.integers(0, settings.classes, samples, np.int32)
     arrays = Arrays(images, labels, np.arange(samples))
     source = Normalised(arrays, Normalisation((0.5,) * 3, (0.25,) * 3))
-    estimators: tuple[Estimator, ...] = FiniteDifference(STEP, settings.probes), GaussNewton()
     return measure(
         {
             type(estimator).__name__: Contestant(
                 int(forward_passes(estimator, settings.classes)), partial(score, estimator)
             )
-            for estimator in estimators
+            for estimator in _scored(settings)
         },
         settings.repeats,
     )

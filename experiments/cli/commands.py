@@ -8,7 +8,7 @@ number where the system killed a stage.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.exit_codes import exit_code_of
-from experiments.cli.parsing import Options, parse, parse_preset
+from experiments.cli.parsing import Options, parse, parse_preset, say
 from experiments.pipeline import runner
 from experiments.runs.records import STAGE_NAMES, recorded_settings
 from experiments.settings.presets import PRESETS
 from experiments.system.errors import at_work
 from experiments.user import model, predictions
-from jaxcurv.storage.lock import hold
 
 if TYPE_CHECKING:
     from experiments.studies.opening import Study
@@ -84,16 +83,17 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
     options = parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
-    console = Console(stderr=True, highlight=False)
     runner.run(
         options.experiment,
         options.out,
         names,
+        preset=arguments[0],
+        dry_run=options.dry_run,
         data_dir=options.data_dir,
         debug=options.debug,
-        say=console.print,
+        say=say,
     )
-    if names[-1] == "report":
+    if names[-1] == "report" and not options.dry_run:
         with at_work():
             _print_result(options.out)
 
@@ -153,7 +153,7 @@ def _merge(arguments: Sequence[str]) -> None:
 
 
 def _study(command: str, arguments: Sequence[str]) -> None:
-    """Opens what a run left, and works on it in a folder of the command's own."""
+    from experiments.cli.studies import run_study
     from experiments.studies import agreement, compare_noise, drift, layers, rescore
 
     studies: dict[str, Study[Any, Any]] = {
@@ -163,16 +163,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
     }
-    study = studies[command]
-    flags = (study.prefix, study.settings, field(default_factory=study.settings))
-    kind = make_dataclass("StudyOptions", [flags], bases=(Options,), frozen=True)
-    options: Options = parse_preset(kind, command, arguments)
-    settings = getattr(options, study.prefix)
-    out = options.out / command if settings.out is None else settings.out
-    given = {name: getattr(settings, name) for name in study.opened_with}
-    opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
-    with hold(out), at_work():
-        study.run(opened, options.experiment, settings, out)
+    run_study(studies[command], command, arguments)
 
 
 def _benchmark(arguments: Sequence[str]) -> int | None:

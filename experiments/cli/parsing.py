@@ -1,12 +1,15 @@
 """Parsing of flags by tyro; those of the stages are defined in `experiments.settings.flags`."""
 
+import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
 
@@ -21,9 +24,12 @@ class Options:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     out: Path
-    """Folder of the results; an interrupted or changed run goes on from what is there."""
+    """Folder of the results. Finished work is kept, and the settings are remembered: later commands
+    there start from them, and a flag changes one."""
     data_dir: Path | None = None
     """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    dry_run: bool = False
+    """Say what would change and be computed, and stop."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -41,10 +47,13 @@ def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options:
 def parse_preset(
     kind: type[ParsedOptions], command: str, arguments: Sequence[str]
 ) -> ParsedOptions:
-    """The flags of a command that takes a preset's name first; those not given are the preset's.
+    """The flags of a command that takes a preset's name first.
+
+    Those not given are as the folder --out remembers them, or else the preset's.
 
     Raises:
-      ValueError: no preset or an unknown one is named, or a setting is refused.
+      ValueError: no preset, an unknown one or another than the folder's is named, or a setting is
+        refused.
       SystemExit: a flag is, or help was asked for; both were printed.
     """
     if arguments and arguments[0] in ("-h", "--help"):
@@ -58,14 +67,37 @@ def parse_preset(
     name, *flags = arguments
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    default = kind(preset.experiment, out=Path("runs") / name)
+    out = folder_of(arguments)
+    start = kind(PRESETS[name].experiment, out=Path("runs") / name)
+    if remembered := recall_run(out):
+        if remembered.preset not in (None, name):
+            raise ValueError(
+                f"{out} holds a run of {remembered.preset}: name that preset, or choose another "
+                "folder with --out"
+            )
+        start = replace(start, experiment=remembered.applied_to(start.experiment))
     return parse(
         kind,
         f"{command} {name}",
         flags,
-        description=preset.description,
-        default=default,
+        description=PRESETS[name].description,
+        default=start,
         # Where a setting is one of several classes: the fields of its default are flags too.
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+
+
+def say(line: str) -> None:
+    """Prints a line on what a command does, on standard error."""
+    print(line, file=sys.stderr)
+
+
+def folder_of(arguments: Sequence[str]) -> Path:
+    """The folder --out among a command's arguments, the first of which is a preset's name."""
+    default = Path("runs") / arguments[0]
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    only.add_argument("--out", type=Path, default=default)
+    try:
+        return Path(only.parse_known_args(list(arguments[1:]))[0].out)
+    except argparse.ArgumentError:  # which is told when all flags are parsed
+        return default

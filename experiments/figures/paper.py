@@ -194,7 +194,8 @@ def gallery(
                     labelpad=2,
                 )
         figure.supxlabel(f"analog: {profile}, chip {rows['chip'].iloc[0]}", fontsize=7)
-        keep = ["end", "fold", "index", "label", score, "profile", "chip"]
+        keep = ["end", "fold", "index", *(["path"] if "path" in rows else [])]
+        keep += ["label", score, "profile", "chip"]
         keep += [f"{side}_{what}" for side in ("digital", "analog") for what in _PREDICTED]
         names = [class_names[label] for label in rows["label"]]
         return write_figure(figure, path, rows[keep].assign(class_name=names))

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from bridge.chips.profiles import Profile, from_json, to_json
 from experiments.paper import search
@@ -36,8 +35,9 @@ from experiments.system.errors import at_work
 from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
 from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.data import Normalisation, Normalised, subset
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_json, write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,7 +125,7 @@ def run(options: FitPaper) -> None:
     versions = package_versions(("torch", "aihwkit", "safetensors"))
     require_device(options.device, "--device")
     require_writable(options.out)
-    with hold(options.out):
+    with lock(options.out):
         runs = {name: open_run(name, options, versions) for name in options.fit + options.predict}
         with at_work():
             _search_and_try(options, runs)
@@ -137,12 +137,13 @@ def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
     """Leaves fit.json, search/ and fitted/; every outcome is kept at once in pieces/."""
 
     def outcomes(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
-        key = key_of([one.origin, to_json(chip), chips, share], digits=16)
+        decides = {k: v for k, v in one.origin.items() if k not in ("device", "versions")}
+        key = key_of([decides, to_json(chip), chips, share], digits=16)
         path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
         return table_at(path, lambda: _simulate(one, chip, chips, share, options.device))
 
     searched: dict[str, pd.DataFrame] = {}
-    with tqdm(desc="fit", unit="chip settings") as progress:
+    with progress(None, "fit", "setting") as shown:
 
         def evaluate(chip: Profile) -> pd.DataFrame:
             found = {}
@@ -151,17 +152,20 @@ def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
                 searched[name] = _beside(searched.get(name), table, cell_of(chip))
                 found[model_of(name)] = with_scores(table, runs[name].scores)
             misfits = search.misfits(found, TABLE_ONE)
-            progress.set_postfix(misfit=f"{misfits['misfit'].min():.2f}")
-            progress.update()
+            shown.note(f"misfit {misfits['misfit'].min():.2f}")
+            shown.update()
             return misfits
 
         steps = search.descend(evaluate)
     fitted = search.best(steps)
     for name, table in searched.items():
         write_parquet(options.out / "search" / f"{name}.parquet", table)
-    for name, one in runs.items():
-        table = outcomes(one, fitted.chip, options.chips, 1.0)
-        write_parquet(options.out / "fitted" / f"{name}.parquet", table)
+    samples = {name: sum(map(len, one.samples.values())) for name, one in runs.items()}
+    with progress(options.chips * sum(samples.values()), "fitted"):
+        for name, one in runs.items():
+            with progress(options.chips * samples[name], name):
+                table = outcomes(one, fitted.chip, options.chips, 1.0)
+            write_parquet(options.out / "fitted" / f"{name}.parquet", table)
     write_json(
         options.out / "fit.json",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ from rich.table import Table
 from experiments.figures import paper as drawing
 from experiments.figures import style
 from experiments.runs.files import read_parquet, require_writable
+from experiments.runs.records import recorded_settings
 from experiments.settings.flags import Data, Fold
 from experiments.system.errors import at_work
 from experiments.tables import outcomes
 from experiments.tables.formats import with_interval
-from jaxcurv.storage.checksums import read_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
 _OURS_ALL, _OURS_CORRECT, _PAPER = style.BLUE, style.VERMILLION, style.BLACK
 
@@ -117,7 +118,7 @@ def table_one(options: TableOne) -> None:
         table.insert(2, "run", run.folder.name)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    with hold(options.out), at_work():
+    with lock(options.out), at_work():
         path = draw_table_one(table, options.out / "table_one.png")
     show_table_one(table)
     print(f"{path}, .svg and .csv")
@@ -248,6 +249,7 @@ def gallery(options: Gallery) -> None:
 
 def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Sequence[str]]:
     """The samples to show, their images and the names of the classes."""
+    from experiments.runs.samples import positions_of
     from jaxcurv import data
 
     # Of one fold: a folder may hold the predictions of some folds only.
@@ -264,8 +266,7 @@ def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Se
     dataset = data.load(run.data, options.data_dir, Data(**run.settings["data"]).preprocessing)
     split = dataset.test if options.fold == "test" else dataset.train
     indices = data.with_labels(split, description=f"read labels of {options.fold}").indices
-    place = {index: position for position, index in enumerate(indices.tolist())}
-    shown = [place[index] for index in rows["index"]]
+    shown = positions_of(indices, rows["index"].to_numpy())
     images = data.read(split, shown, description="read shown images").images
     return rows, images, dataset.class_names
 
@@ -275,17 +276,19 @@ def _held(run: _Run, out: Path | None) -> Iterator[Path]:
     """Where to draw: figures/ of the run, while nothing else writes in its folder, or `out`."""
     chosen = run.folder / "figures" if out is None else out
     require_writable(chosen)
-    with hold(run.folder if out is None else out):
+    with lock(run.folder if out is None else out):
         yield chosen
 
 
 def _open(folder: Path, *files: str) -> _Run:
-    for name in (*files, "settings.json"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"no {name} in {folder}: give the folder of a finished run, such as runs/digits"
-            )
-    return _Run(folder, read_json(folder / "settings.json"))
+    settings = recorded_settings(folder)
+    missing = [name for name in files if not (folder / name).exists()]
+    if missing or not settings:
+        raise FileNotFoundError(
+            f"no {missing[0] if missing else 'records in stages/'} in {folder}: give the folder of "
+            "a finished run, such as runs/digits"
+        )
+    return _Run(folder, settings)
 
 
 def _finished() -> list[Path]:
@@ -294,11 +297,11 @@ def _finished() -> list[Path]:
         path.parent
         for place in places
         for path in sorted(place.glob("*/table_one.parquet"))
-        if (path.parent / "settings.json").exists()
+        if (path.parent / "stages").exists()
     ]
     different: dict[str, Path] = {}
     for folder in found:  # of equal runs the first, which is that of the user
-        different.setdefault((folder / "settings.json").read_text(), folder)
+        different.setdefault(json.dumps(recorded_settings(folder), sort_keys=True), folder)
     return list(different.values())
 
 

@@ -22,7 +22,8 @@ class Stage:
     name: str
     run: Callable[[job.Job], job.Outcome]
     settings: tuple[str, ...]
-    """The parts of the experiment that it depends on, besides its inputs."""
+    """The settings that it reads, by dotted name; a group's name stands for all in it. But for
+    those of `SPEED` they decide its result, together with its inputs."""
     after: tuple[str, ...]
     """The stages whose outputs it reads."""
     packages: tuple[str, ...]
@@ -35,7 +36,11 @@ class Stage:
     """Files from outside the run's folder."""
 
 
-_SCORED = ("data", "folds", "limit", "seed")
+SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device"})
+"""Settings that change how fast and where, not what; they are recorded and decide nothing."""
+
+_SAMPLES = ("data", "folds", "limit")
+_CHIPS = ("simulate.adc", "simulate.wnoise", "simulate.pcm", "simulate.clipping")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -50,14 +55,14 @@ STAGES: dict[str, Stage] = {
         Stage(
             "score",
             score.score,
-            settings=(*_SCORED, "score"),
+            settings=(*_SAMPLES, "seed", "score"),
             after=("train",),
             packages=_JAX,
         ),
         Stage(
             "export",
             export.export,
-            settings=("data",),
+            settings=("data.name", "data.image_size", "data.resize_size", "data.interpolation"),
             after=("train",),
             packages=(*_JAX, *_TORCH),
             cpu_only=True,
@@ -65,7 +70,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             "moments",
             flips.moments,
-            settings=(*_SCORED, "simulate", "flip"),
+            settings=(
+                *(*_SAMPLES, "seed", *_CHIPS),
+                *("simulate.calibration", "simulate.batch_size", "flip"),
+            ),
             after=("export",),
             packages=(*_JAX, *_TORCH),
             cpu_only=True,
@@ -73,21 +81,21 @@ STAGES: dict[str, Stage] = {
         Stage(
             "flips",
             flips.flips,
-            settings=(*_SCORED, "simulate"),
+            settings=(*_SAMPLES, *_CHIPS),
             after=("train", "moments"),
             packages=(*_JAX, "safetensors"),
         ),
         Stage(
             "simulate",
             simulate.simulate,
-            settings=(*_SCORED, "simulate"),
+            settings=(*_SAMPLES, "seed", "simulate"),
             after=("export",),
             packages=_TORCH,
         ),
         Stage(
             "analyse",
             analyse.analyse,
-            settings=("data", "model", "analyse"),
+            settings=("data.name", "model.architecture", "analyse"),
             after=("score", "flips", "simulate"),
             packages=("scikit-learn",),
         ),

@@ -1,7 +1,7 @@
 """The stages in order: which are up to date, and each other one in a process of its own.
 
-A finished stage is skipped while its settings, the hashes of what it read and wrote, and package
-versions are as its record says.
+A finished stage is skipped while the settings that decide its result and the hashes of what it read
+and wrote are as its record says. Other versions of packages are named, and change nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tqdm import tqdm
 
-from experiments.pipeline.registry import stage_of
-from experiments.pipeline.up_to_date import identity_of, is_up_to_date
+from experiments.pipeline.plan import in_words, plan
+from experiments.pipeline.registry import Stage, stage_of
+from experiments.pipeline.up_to_date import (
+    Identity,
+    deciding,
+    identity_of,
+    is_up_to_date,
+    other_versions,
+)
 from experiments.runs.files import require_writable, sha256
 from experiments.runs.job import Job
-from experiments.runs.records import recorded_settings, write_record
+from experiments.runs.records import read_record, write_record
+from experiments.runs.remembered import recall_run, remember, settings_file
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
 from experiments.system.devices import require_device
@@ -38,8 +47,8 @@ from experiments.system.processes import (
     raise_on_sigint,
     raise_on_sigterm,
 )
-from jaxcurv.storage.checksums import write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv import progress
+from jaxcurv.storage.lock import lock
 
 _GRACE_SECONDS = 30.0
 """For a stage that was told to end; schedulers allow a job about as long."""
@@ -54,19 +63,27 @@ def run(
     folder: Path,
     names: tuple[str, ...],
     *,
+    preset: str,
     data_dir: Path | None,
     debug: bool,
     say: Callable[[str], None],
+    dry_run: bool = False,
 ) -> None:
     """Runs stages in order, skipping those that are up to date.
 
+    Says first which settings are not as the folder remembers them and, where something was run
+    before, what will be computed again.
+
     Args:
-      experiment: the settings; those of the finished stages are kept in `settings.json`.
+      experiment: the settings. The folder remembers them once a stage has finished, was found up to
+        date or was interrupted; not where it failed.
       folder: the run's folder.
       names: which stages.
+      preset: the preset's name, remembered with the settings.
       data_dir: where data sets are; None for TFDS's default.
       debug: show tracebacks.
       say: prints one line of progress.
+      dry_run: only say what would be done.
 
     Raises:
       ValueError, OSError: the run cannot start: something is not installed, the folder cannot be
@@ -78,24 +95,62 @@ def run(
         package_versions(stage_of(name, experiment).packages)
     if "simulate" in names:
         require_device(experiment.simulate.device)
+    if dry_run:
+        _say_plan(experiment, folder, names, data_dir, say, whole=True)
+        return
     require_writable(folder)
-    with hold(folder):
+    with lock(folder):
+        _say_plan(experiment, folder, names, data_dir, say)
         for name in names:
             stage = stage_of(name, experiment)
-            identity = identity_of(stage, experiment, folder)
+            identity = identity_of(stage, experiment, folder, data_dir)
+            code = 0
             if is_up_to_date(stage, identity, folder):
-                say(f"{name}: up to date")
+                say(f"{name}: up to date{_made_with_others(stage, folder)}")
             else:
-                say(f"{name} ...")
-                job = Job(experiment, folder, data_dir, key_of(identity))
-                if code := _exit_code_of(name, job, identity, debug):
-                    raise StageFailed(code)
-            # Of a finished stage too: a process may have been killed before, the file damaged.
-            with at_work():
-                write_json(folder / "settings.json", recorded_settings(folder))
+                progress.announce(name)
+                job = Job(experiment, folder, data_dir, key_of(deciding(identity)))
+                try:
+                    code = _exit_code_of(name, job, identity, debug)
+                except (KeyboardInterrupt, Terminated):
+                    remember(settings_file(folder), preset, asdict(experiment))
+                    raise
+            if code == 0 or code >= 128:  # else it failed, perhaps for a setting
+                with at_work():
+                    remember(settings_file(folder), preset, asdict(experiment))
+            if code:
+                raise StageFailed(code)
 
 
-def _exit_code_of(name: str, job: Job, identity: dict[str, Any], debug: bool) -> int:
+def _made_with_others(stage: Stage, folder: Path) -> str:
+    """A remark on the package versions of a finished stage; empty where they are today's."""
+    record = read_record(folder, stage.name)
+    assert record is not None
+    other = other_versions(record, package_versions(stage.packages))
+    return f" (made with {other})" if other else ""
+
+
+def _say_plan(
+    experiment: Experiment,
+    folder: Path,
+    names: tuple[str, ...],
+    data_dir: Path | None,
+    say: Callable[[str], None],
+    *,
+    whole: bool = False,
+) -> None:
+    """Says what changes and what will run; unless `whole`, only where that is news."""
+    before = recall_run(folder)
+    changed = [] if before is None else before.changes(experiment)
+    steps = plan(experiment, folder, names, data_dir)
+    if changed:
+        say(f"{folder} changes: {', '.join(changed)}")
+    if whole or (any(step.why for step in steps) and any(step.seconds for step in steps)):
+        for line in in_words(steps):
+            say(line)
+
+
+def _exit_code_of(name: str, job: Job, identity: Identity, debug: bool) -> int:
     """Runs one stage in a process of its own, which ends with this one."""
     process = multiprocessing.get_context("spawn").Process(
         target=_work, args=(name, job, identity, debug)
@@ -133,7 +188,7 @@ def _exit_code_of(name: str, job: Job, identity: dict[str, Any], debug: bool) ->
     return 128 + ended
 
 
-def _work(name: str, job: Job, identity: dict[str, Any], debug: bool) -> None:
+def _work(name: str, job: Job, identity: Identity, debug: bool) -> None:
     """Runs one stage and records it; the body of the stage's own process."""
     stage = stage_of(name, job.experiment)
     if stage.cpu_only:
@@ -144,7 +199,8 @@ def _work(name: str, job: Job, identity: dict[str, Any], debug: bool) -> None:
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     started = time.monotonic()
     try:
-        outcome = stage.run(job)
+        with progress.stage(name):
+            outcome = stage.run(job)
         outputs = {
             path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
         }
@@ -152,6 +208,7 @@ def _work(name: str, job: Job, identity: dict[str, Any], debug: bool) -> None:
             "name": name,
             **identity,
             "outputs": outputs,
+            "versions": package_versions(stage.packages),
             "device": outcome.device,
             "platform": platform.platform(),
             "environment": environment(),

@@ -1,29 +1,46 @@
-"""Whether a stage is up to date: what decides its result, compared with the stage's record."""
+"""Whether a stage is up to date: what decides its result, compared with the stage's record.
+
+The settings that it reads and the hashes of its inputs decide it. Versions of packages are recorded
+and decide nothing: where they differ, that is said.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.registry import STAGES, Stage
+from experiments.pipeline.registry import SPEED, STAGES, Stage
 from experiments.runs.files import sha256
-from experiments.runs.records import read_record
+from experiments.runs.records import default_of, read_record
+from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
-from experiments.system.environment import package_versions
+from experiments.settings.flatten import flatten, nest
+from experiments.settings.presets import flag_name
+from jaxcurv.data.datasets import listing
+
+Identity = dict[str, Any]
+"""What decides a stage's result, as JSON holds it: `settings`, nested, and `inputs`, a hash by
+file."""
 
 
-def identity_of(stage: Stage, experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """What decides the stage's result: settings, versions and the hashes of its inputs.
+def identity_of(
+    stage: Stage, experiment: Experiment, folder: Path, data_dir: Path | None = None
+) -> Identity:
+    """What decides the stage's result: the settings that it reads and the hashes of its inputs.
+
+    Of a stage that reads the images of a folder, their listing is an input.
+
+    Args:
+      stage: the stage.
+      experiment: every setting.
+      folder: the run's folder.
+      data_dir: where data sets are; None for TFDS's default.
 
     Raises:
       FileNotFoundError: an earlier stage has not run.
       ValueError: what it wrote has changed since, or was made with other settings.
     """
-    # Through JSON, so that it compares equal to what is read back from a record.
-    settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
     inputs = {}
     for name in _before(stage):
         record = read_record(folder, name)
@@ -31,13 +48,11 @@ def identity_of(stage: Stage, experiment: Experiment, folder: Path) -> dict[str,
             raise FileNotFoundError(
                 f"{stage.name} needs the results of {name} in {folder}: run {name} first"
             )
-        for key, value in record["settings"].items():
-            if settings[key] != value:
-                differing = ", ".join(_differing(key, value, settings[key]))
-                raise ValueError(
-                    f"{name} in {folder} was run with other flags ({differing}): give the same, or "
-                    f"run {name} again"
-                )
+        if differing := list(differences(STAGES[name], record, as_leaves(experiment))):
+            raise ValueError(
+                f"{name} in {folder} was run with other flags ({', '.join(differing)}): give the "
+                f"same, or run {name} again"
+            )
         for output, digest in record["outputs"].items() if name in stage.after else ():
             if not (folder / output).exists() or sha256(folder / output) != digest:
                 raise ValueError(
@@ -47,11 +62,73 @@ def identity_of(stage: Stage, experiment: Experiment, folder: Path) -> dict[str,
             inputs[output] = digest
     inputs |= {str(path): sha256(path) for path in stage.reads}
     inputs |= {name: sha256(folder / name) for name in stage.shows if (folder / name).exists()}
-    return {
-        "settings": {name: settings[name] for name in stage.settings},
-        "inputs": inputs,
-        "versions": package_versions(stage.packages),
-    }
+    if "data" in stage.settings and (images := listing(experiment.data.name, data_dir)):
+        inputs[f"the listing of {experiment.data.name}"] = images
+    read = {name: value for name, value in as_leaves(experiment).items() if _reads(stage, name)}
+    return {"settings": nest(read), "inputs": inputs}
+
+
+def deciding(identity: Identity) -> Identity:
+    """An identity without the settings that change speed alone, for the key of unfinished work."""
+    settings = {k: v for k, v in flatten(identity["settings"]) if k not in SPEED}
+    return {"settings": settings, "inputs": identity["inputs"]}
+
+
+def differences(
+    stage: Stage, record: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """The settings that decide a stage's result and are not as its record has them, in words.
+
+    A setting that is newer than the record has its default there.
+
+    Args:
+      stage: the stage.
+      record: its record.
+      settings: every setting by its dotted name.
+    """
+    recorded = dict(flatten(record["settings"]))
+    for name, value in settings.items():
+        if _reads(stage, name) and name not in SPEED:
+            was = recorded[name] if name in recorded else default_of(name, recorded)
+            if was != value:
+                yield f"{flag_name(name)} was {was}, is {value}"
+
+
+def is_up_to_date(stage: Stage, identity: Identity, folder: Path) -> bool:
+    """Whether the stage's record has this identity and its outputs are as it wrote them.
+
+    Args:
+      stage: the stage.
+      identity: what decides its result now, as `identity_of` returns it.
+      folder: folder of the run.
+    """
+    return next(reasons(stage, identity, folder), None) is None
+
+
+def reasons(stage: Stage, identity: Identity, folder: Path) -> Iterator[str]:
+    """Why the stage is not up to date, one reason after the other; none where it is."""
+    record = read_record(folder, stage.name)
+    if record is None:
+        yield "not run yet"
+        return
+    yield from differences(stage, record, dict(flatten(identity["settings"])))
+    inputs = record["inputs"], identity["inputs"]
+    for name in dict.fromkeys([*inputs[0], *inputs[1]]):
+        if inputs[0].get(name) != inputs[1].get(name):
+            yield f"{name} has changed"
+    for name, digest in record["outputs"].items():
+        path = folder / name
+        if not path.exists() or sha256(path) != digest:
+            yield f"{name} is {'changed' if path.exists() else 'missing'}"
+
+
+def other_versions(record: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """The packages that are not those which a record's stage was run with, in words; "" if none."""
+    return ", ".join(
+        f"{name} {was}, now {versions[name]}"
+        for name, was in record["versions"].items()
+        if versions.get(name, was) != was
+    )
 
 
 def _before(stage: Stage) -> list[str]:
@@ -60,29 +137,5 @@ def _before(stage: Stage) -> list[str]:
     return [name for name in STAGES if name in needed]
 
 
-def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
-    """The flags of a setting, or of a group of settings, that are not as they were."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*was, *now]):
-            yield from _differing(f"{name}.{key}", was.get(key), now.get(key))
-    elif was != now:
-        yield f"--{name.replace('_', '-')} was {was}, is {now}"
-
-
-def is_up_to_date(stage: Stage, identity: dict[str, Any], folder: Path) -> bool:
-    """Whether the stage's record has this identity and its outputs are as it wrote them.
-
-    Args:
-      stage: the stage.
-      identity: what decides its result now, as `identity_of` returns it.
-      folder: folder of the run.
-    """
-    record = read_record(folder, stage.name)
-    return (
-        record is not None
-        and all(record[key] == value for key, value in identity.items())
-        and all(
-            (folder / name).exists() and sha256(folder / name) == digest
-            for name, digest in record["outputs"].items()
-        )
-    )
+def _reads(stage: Stage, name: str) -> bool:
+    return any(name == read or name.startswith(f"{read}.") for read in stage.settings)

@@ -112,6 +112,7 @@ _CLASSES = {
 _VULNERABLE = {
     "fold": Column("fold"),
     "index": Column("index"),
+    "path": Column("file", optional=True),
     "class_name": Column("class"),
     "digital_prediction": Column("digital prediction"),
     "analog_prediction": Column("first chip's prediction"),

@@ -18,7 +18,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_parquet(path: Path, table: pd.DataFrame, *, level: int = 3) -> Path:
-    """Writes a Parquet file with a hash of its content, atomically.
+    """Writes a Parquet file with its checksum, atomically.
 
     Args:
       path: the file.
@@ -29,11 +29,11 @@ def write_parquet(path: Path, table: pd.DataFrame, *, level: int = 3) -> Path:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """Reads what `write_parquet` wrote.
+    """Reads a Parquet file, whoever wrote it; what `write_parquet` wrote is compared first.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it is damaged, or of another program or version.
+      ValueError: it is damaged, or no Parquet file.
     """
     return read_table(path).to_pandas()
 

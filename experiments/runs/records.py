@@ -1,11 +1,13 @@
 """What a finished stage leaves in `stages/NAME.json`: what made its results, and their hashes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.settings.flags import Experiment
+from experiments.settings.flatten import flatten, nest
 from jaxcurv.storage.checksums import read_json, write_json
 
 STAGE_NAMES = (
@@ -30,9 +32,6 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     """A stage's record; None if the stage has not finished.
 
-    Settings that are newer than the record have their defaults, which do what was done before (but
-    for resized images, whose pixels have changed since: those records are left as they are).
-
     Raises:
       ValueError: the file is damaged.
     """
@@ -42,10 +41,6 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     record = read_json(path)
     if record.keys() != _FIELDS:
         raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
-    defaults = json.loads(json.dumps(asdict(Experiment())))
-    for key, value in record["settings"].items():
-        if isinstance(value, dict) and not value.get("image_size"):
-            record["settings"][key] = defaults.get(key, {}) | value
     return record
 
 
@@ -56,15 +51,41 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
-    """The settings that made the results in a folder, as the finished stages recorded them.
+    """The settings that made the results in a folder, nested, as the finished stages recorded them.
 
-    The report's record is left out: it has them all, and may be of an earlier run in the folder.
+    In a group of which one is recorded, those newer than the records have their default. The
+    report's record is left out: it has them all, and may be of an earlier run in the folder.
     """
-    settings: dict[str, Any] = {}
-    for name in STAGE_NAMES:
-        if name != "report" and (record := read_record(folder, name)) is not None:
-            settings |= record["settings"]
-    return settings
+    recorded: dict[str, Any] = {}
+    for record in read_records(folder):
+        if record["name"] != "report":
+            recorded |= flatten(record["settings"])
+    groups = {name.partition(".")[0] for name in recorded}
+    for name in _DEFAULTS:
+        if name not in recorded and name.partition(".")[0] in groups:
+            recorded[name] = default_of(name, recorded)
+    ordered = {name: recorded[name] for name in (*_DEFAULTS, *recorded) if name in recorded}
+    return nest({name: value for name, value in ordered.items() if value != UNKNOWN})
+
+
+def default_of(name: str, recorded: Mapping[str, Any]) -> Any:
+    """The value of a setting that is newer than a record: its default does what was done before.
+
+    Not so for resized images, whose pixels have changed since: there it is `UNKNOWN`.
+
+    Args:
+      name: the setting's dotted name.
+      recorded: the record's settings by dotted name.
+    """
+    if name.startswith("data.") and recorded.get("data.image_size"):
+        return UNKNOWN
+    return _DEFAULTS[name]
+
+
+UNKNOWN = "unknown"
+"""Stands for a setting that no value is known of."""
+
+_DEFAULTS = dict(flatten(json.loads(json.dumps(asdict(Experiment())))))
 
 
 def _path(folder: Path, name: str) -> Path:

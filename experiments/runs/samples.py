@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from experiments.settings.flags import Experiment, Fold
 from jaxcurv.data import (
@@ -64,6 +65,23 @@ def read_small(folds: Mapping[Fold, Chosen]) -> Mapping[Fold, Samples]:
     if first is None or first.nbytes * count > MEMORY:
         return folds
     return {fold: read(samples, description=f"read {fold}") for fold, samples in folds.items()}
+
+
+def positions_of(indices: np.ndarray, wanted: npt.ArrayLike) -> np.ndarray:
+    """Where the samples of the `wanted` indices `[m]` are among those of `indices` `[n]`.
+
+    Raises:
+      ValueError: some are not there.
+    """
+    order = np.argsort(indices)
+    found = order[np.minimum(np.searchsorted(indices, wanted, sorter=order), len(order) - 1)]
+    if len(lost := np.flatnonzero(indices[found] != wanted)):
+        raise ValueError(
+            f"{len(lost)} of the samples to show are not in the data set, the first at index "
+            f"{np.asarray(wanted)[lost[0]]}: its images have changed since they were scored; run "
+            "score and what follows again"
+        )
+    return found
 
 
 def first_images(samples: Samples, count: int) -> np.ndarray:

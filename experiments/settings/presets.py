@@ -159,9 +159,14 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
     return [nearest, *flags[nearest]]
 
 
+def flag_name(setting: str) -> str:
+    """The flag of a setting that is given by its dotted name."""
+    return f"--{setting.replace('_', '-')}"
+
+
 def _flag(setting: str, value: Any) -> list[str]:
-    name = setting.replace("_", "-")
+    name = flag_name(setting)
     if isinstance(value, bool):
-        group, _, last = name.rpartition(".")
-        return [f"--{group}.{'' if value else 'no-'}{last}".replace("--.", "--")]
-    return [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+        group, dot, last = name.removeprefix("--").rpartition(".")
+        return [f"--{group}{dot}{'' if value else 'no-'}{last}"]
+    return [name, *map(str, value if isinstance(value, tuple) else [value])]

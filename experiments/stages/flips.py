@@ -21,6 +21,7 @@ from experiments.runs.networks import build_flax, load_flax, load_twin, require_
 from experiments.runs.resume import table_at
 from experiments.runs.samples import calibration_images, choose_folds, limited, read_small
 from jaxcurv import data
+from jaxcurv.progress import expect, progress
 from jaxcurv.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def moments(job: Job) -> Outcome:
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     arrays = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
-    for name in sorted({_weights_of(profile) for profile in profiles.values()} - exact):
+    uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
+    expect(len(uncertain) * job.experiment.flip.programmings, "chip")
+    for name in uncertain:
         found = bridge.weight_moments(
             twin,
             profiles[name],
@@ -70,7 +73,9 @@ def moments(job: Job) -> Outcome:
     calibration = calibration_images(chosen["train"], normalisation, job.experiment)
     folds = read_small(limited(chosen, job.experiment))
     tables = []
-    for name in sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"}):
+    noisy = sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"})
+    expect(len(noisy) * sum(map(len, folds.values())))
+    for name in noisy:
         for fold, samples in folds.items():
             table = bridge.output_noise(
                 twin,
@@ -110,7 +115,9 @@ def flips(job: Job) -> Outcome:
     unfinished = job.own_folder("flips")
     tables = []
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
-    for fold, samples in read_small(chosen).items():
+    folds = read_small(chosen)
+    expect((1 + len(at_mean)) * sum(map(len, folds.values())))
+    for fold, samples in folds.items():
         margins = partial(
             _margins, normalisation=read_normalisation(description), folder=unfinished, fold=fold
         )
@@ -180,10 +187,11 @@ def _margins(
     def made() -> pd.DataFrame:
         source = data.Normalised(samples, normalisation)
         return margin_table(
-            network, source, noises=noises, of=of, description=f"flips {fold}, {name}"
+            network, source, noises=noises, of=of, description=f"{name}, {fold}"
         ).to_pandas()
 
-    return table_at(folder / f"{fold}-{name}.parquet", made)
+    with progress(len(samples), f"{name}, {fold}"):
+        return table_at(folder / f"{fold}-{name}.parquet", made)
 
 
 def _probabilities(

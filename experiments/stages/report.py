@@ -14,7 +14,7 @@ from experiments.report.contents import ReportContents, RunTables
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.records import read_record, read_records, recorded_settings
-from experiments.runs.samples import choose_folds
+from experiments.runs.samples import choose_folds, positions_of
 from experiments.stages.analyse import ANALYSED, read_joined
 from jaxcurv import data
 
@@ -34,7 +34,7 @@ def report(job: Job) -> Outcome:
     test = choose_folds(dataset, settings, ("test",))["test"]
 
     def images(rows: pd.DataFrame) -> np.ndarray:
-        positions = np.searchsorted(test.indices, rows["index"].to_numpy())
+        positions = positions_of(test.indices, rows["index"].to_numpy())
         return data.read(test, positions, description="read shown images").images
 
     joined = read_joined(job)

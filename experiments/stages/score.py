@@ -14,6 +14,7 @@ from experiments.runs.networks import load_flax, require_classes
 from experiments.runs.samples import choose_folds, first_images, limited, read_small
 from experiments.system.devices import warn_of_idle_accelerator
 from jaxcurv import data
+from jaxcurv.progress import expect, progress
 
 
 def score(job: Job) -> Outcome:
@@ -43,16 +44,18 @@ def score(job: Job) -> Outcome:
     folds = read_small(chosen)
 
     def scored(samples: data.Source, name: str, estimators: Any) -> pd.DataFrame:
-        return score_dataset(
-            model,
-            data.Normalised(samples, normalisation),
-            key=jax.random.key(job.experiment.seed),
-            estimators=estimators,
-            out=pieces / f"{name.replace(' ', '_')}.parquet",
-            batch_size=settings.batch_size,
-            description=f"score {name}",
-        ).to_pandas()
+        with progress(len(samples), name):
+            return score_dataset(
+                model,
+                data.Normalised(samples, normalisation),
+                key=jax.random.key(job.experiment.seed),
+                estimators=estimators,
+                out=pieces / f"{name.replace(' ', '_')}.parquet",
+                batch_size=settings.batch_size,
+                description=name,
+            ).to_pandas()
 
+    expect(sum(map(len, folds.values())))
     tables = []
     for fold, samples in folds.items():
         table = scored(samples, fold, settings.estimators)
@@ -62,6 +65,7 @@ def score(job: Job) -> Outcome:
             again_wrong = samples.take(wrong)
             relabelled = data.Labelled(again_wrong, predicted, again_wrong.indices)
             estimators = {"curvature": settings.estimator}
+            expect(len(wrong))
             once_more = scored(relabelled, f"{fold} without labels", estimators)
             once_more.index = pd.Index(wrong)
             again = table.copy()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bridge.chips.profiles import Profile, to_json
 from experiments.runs.descriptions import read_normalisation
-from experiments.runs.files import join_parquet, write_csv
+from experiments.runs.files import join_parquet, sha256, write_csv
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_twin, require_classes
-from experiments.runs.resume import tables_at
+from experiments.runs.resume import key_of, tables_at
 from experiments.runs.samples import (
     calibration_images,
     choose_folds,
@@ -20,15 +23,20 @@ from experiments.runs.samples import (
     read_small,
 )
 from jaxcurv import data
+from jaxcurv.progress import expect, progress
 
 if TYPE_CHECKING:
     import bridge
+
+CHIPS = "chips"
+"""Folder of the finished chips in a run's folder."""
 
 
 def simulate(job: Job) -> Outcome:
     """Runs every profile's chips on the scored samples; writes predictions and converter ranges.
 
-    Each finished chip is kept at once, so that an interrupted stage goes on with the next.
+    Each finished chip is kept at once in chips/: an interrupted stage goes on with the next, and
+    under other settings those chips whose own settings stay are not computed again.
     """
     import bridge
 
@@ -58,7 +66,8 @@ def simulate(job: Job) -> Outcome:
                 description=f"chip {seed}: {profile.name}, {fold}",
                 keep=bridge.logit_scores,
             )
-            predicted = table.drop_columns("label").to_pandas()
+            of_scores = [name for name in ("path", "label") if name in table.column_names]
+            predicted = table.drop_columns(of_scores).to_pandas()
             predicted.insert(0, "fold", fold)
             outcomes.append(predicted)
         tables = [ranges, pd.concat(outcomes, ignore_index=True)]
@@ -68,13 +77,16 @@ def simulate(job: Job) -> Outcome:
         return tables
 
     profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    parts = job.own_folder("chips")
+    places = {name: _place(job, profile) for name, profile in profiles.items()}
     predictions = []
     converters = []
+    images = sum(map(len, folds.values()))
+    expect(settings.chips * len(profiles) * images)
     for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
         for name, profile in profiles.items():
-            paths = [parts / f"{name}-{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
-            ranges, _ = tables_at(paths, partial(run_chip, profile, seed))
+            paths = [places[name] / f"{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
+            with progress(images, f"chip {seed}: {name}"):
+                ranges, _ = tables_at(paths, partial(run_chip, profile, seed))
             predictions.append(paths[1])
             if profile.adc:
                 converters.append(ranges)
@@ -82,4 +94,18 @@ def simulate(job: Job) -> Outcome:
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
-    return Outcome(outputs, settings.device, scratch=parts)
+    return Outcome(outputs, settings.device)
+
+
+def _place(job: Job, profile: Profile) -> Path:
+    """The folder of a profile's finished chips: named by all that decides them but their seeds."""
+    experiment = job.experiment
+    decides = {
+        "weights": sha256(job.folder / "weights.safetensors"),
+        "profile": to_json(profile),
+        "data": asdict(experiment.data),
+        "folds": experiment.folds,
+        "limit": experiment.limit,
+        "calibration": experiment.simulate.calibration if profile.adc else None,
+    }
+    return job.folder / CHIPS / f"{profile.name}-{key_of(decides)}"

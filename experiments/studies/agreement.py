@@ -40,6 +40,7 @@ from jaxcurv.estimators import (
     forward_passes,
     named_estimators,
 )
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -181,8 +182,11 @@ def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path
             description=f"score, {which} key",
         ).to_pandas()
 
-    scores = score("first", estimators, "scores.parquet")
-    second = score("another", ANOTHER_KEY, "scores_another_key.parquet")
+    with progress(2 * len(trained.source), "agreement"):
+        with progress(len(trained.source), "first key"):
+            scores = score("first", estimators, "scores.parquet")
+        with progress(len(trained.source), "another key"):
+            second = score("another", ANOTHER_KEY, "scores_another_key.parquet")
     scores = scores.merge(second[["index", *ANOTHER_KEY]], on="index", validate="one_to_one")
 
     estimators = estimators | ANOTHER_KEY
@@ -280,4 +284,11 @@ def show(
     Console(highlight=False).print(table)
 
 
-STUDY = Study("agreement", Agreement, open_trained, run, opened_with=("limit",))
+STUDY = Study(
+    "agreement",
+    Agreement,
+    open_trained,
+    run,
+    opened_with=("limit",),
+    of=("train",),
+)

@@ -28,6 +28,7 @@ from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.data import Normalised
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -152,28 +153,30 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
         return float(bench.correct(name, factor, settings.tune_chips, "validation", tuning).mean())
 
     first = settings.names[0]
-    target = settings.target or tuned_accuracy(first, 1.0)
     matches: dict[str, Match] = {}
     failures: dict[str, npt.NDArray[np.bool_]] = {}
     matched, systematic = [], []
-    for name in settings.names:
-        match = match_factor(partial(tuned_accuracy, name), target)
+    with progress(None, "compare-noise"):  # how far a search goes is not known
+        target = settings.target or tuned_accuracy(first, 1.0)
+        for name in settings.names:
+            match = match_factor(partial(tuned_accuracy, name), target)
+            analog = bench.correct(name, match.factor, settings.chips, "test", exported.test)
+            matches[name], failures[name] = match, ~analog[:, correct]
+            accuracy = analog.mean(axis=1)
+            matched.append(
+                {
+                    "name": name,
+                    **asdict(match),
+                    "test_accuracy": accuracy.mean(),
+                    "test_accuracy_min": accuracy.min(),
+                    "test_accuracy_max": accuracy.max(),
+                }
+            )
+            share = systematic_share(failures[name], seed=experiment.seed, **interval)
+            systematic.append({"name": name, **asdict(share)})
+    for name, match in matches.items():
         if not match.reached:
             print(_not_reached(name, match))
-        analog = bench.correct(name, match.factor, settings.chips, "test", exported.test)
-        matches[name], failures[name] = match, ~analog[:, correct]
-        accuracy = analog.mean(axis=1)
-        matched.append(
-            {
-                "name": name,
-                **asdict(match),
-                "test_accuracy": accuracy.mean(),
-                "test_accuracy_min": accuracy.min(),
-                "test_accuracy_max": accuracy.max(),
-            }
-        )
-        share = systematic_share(failures[name], seed=experiment.seed, **interval)
-        systematic.append({"name": name, **asdict(share)})
     overlap = failure_overlap(
         failures, digital["margin"][correct], bins=settings.bins, seed=experiment.seed, **interval
     )
@@ -193,6 +196,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
         out / "settings.json",
         {
             **exported.origin,
+            **exported.made_with,
             "digital_accuracy": correct.mean(),
             "compensation": settings.compensation,
             "target": target,
@@ -492,4 +496,12 @@ def _number(value: float, form: str = "{:.2f}") -> str:
     return "-" if np.isnan(value) else form.format(value)
 
 
-STUDY = Study("compare", CompareNoise, open_exported, run, opened_with=("profile", "limit"))
+STUDY = Study(
+    "compare",
+    CompareNoise,
+    open_exported,
+    run,
+    opened_with=("profile", "limit"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

@@ -17,7 +17,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
-from tqdm import tqdm
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.checks import require_finite
@@ -36,6 +35,7 @@ from experiments.runs.resume import key_of, table_at
 from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
         out / "settings.json",
         {
             **origin,
+            **exported.made_with,
             "times": sorted(settings.times),
             "compensations": settings.compensations,
             "seeds": list(seeds),
@@ -155,7 +156,7 @@ def age(
 
     count = len(exported.test)
     paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in pieces]
-    finished = sum(path.exists() for path in paths)
+    all_found = all(path.exists() for path in paths)
 
     def correct(which: bridge.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
         table = bridge.predict(
@@ -183,7 +184,6 @@ def age(
             chip, f"chip {piece.chip}, compensation {piece.compensation}, {duration(piece.time)}"
         )
         failures = int(analog_only_failures(digital(), analog).sum())
-        progress.update(count)
         row = {
             "compensation": piece.compensation,
             "chip": piece.chip,
@@ -197,16 +197,11 @@ def age(
         }
         return pd.DataFrame([row])
 
-    with tqdm(
-        desc="drift",
-        total=len(pieces) * count,
-        initial=finished * count,
-        unit="image",
-        disable=finished == len(pieces),
-    ) as progress:
-        tables = [
-            table_at(path, partial(tried, piece)) for piece, path in zip(pieces, paths, strict=True)
-        ]
+    tables = []
+    with progress((len(pieces) + (not all_found)) * count, "drift"):
+        for piece, path in zip(pieces, paths, strict=True):
+            with progress(count, f"chip {piece.chip}"):
+                tables.append(table_at(path, partial(tried, piece)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -334,4 +329,12 @@ def _chips(count: int) -> str:
     return "1 chip" if count == 1 else f"{count} chips"
 
 
-STUDY = Study("drift", Drift, open_exported, run, opened_with=("profile", "limit"))
+STUDY = Study(
+    "drift",
+    Drift,
+    open_exported,
+    run,
+    opened_with=("profile", "limit"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

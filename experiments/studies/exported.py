@@ -45,7 +45,9 @@ class Exported:
     calibration: NDArray[np.float32] | None
     """Training images that set the converters' ranges, where these are calibrated."""
     origin: dict[str, Any]
-    """What the results depend on besides the profile and the chips' seeds, as JSON holds it."""
+    """What decides the results besides the profile and the chips' seeds, as JSON holds it."""
+    made_with: dict[str, Any]
+    """Device and package versions, as JSON holds them."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,6 @@ def open_exported(
             "weights_sha256": sha256(folder / "weights.safetensors"),
             "samples": len(test),
             "calibration": settings.calibration if calibrated else None,
-            "device": settings.device,
-            "versions": versions,
         },
+        {"device": settings.device, "versions": versions},
     )

@@ -19,6 +19,7 @@ from experiments.runs.files import write_parquet
 from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 
@@ -61,6 +62,7 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
     settings.json.
     """
     import bridge
+    from bridge.chips.tiles import named_layers
 
     count = min(settings.images, len(exported.test))
     samples = exported.test.__getitems__(range(count))
@@ -70,19 +72,21 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
         seed=experiment.seed,
         calibration=exported.calibration,
     )
-    report = bridge.layer_report(
-        chip, exported.network, np.stack([sample["image"] for sample in samples])
-    )
-    failures = bridge.layer_failures(
-        exported.network,
-        exported.profile,
-        exported.test,
-        seed=experiment.seed,
-        chips=settings.chips,
-        calibration=exported.calibration,
-        batch_size=experiment.simulate.batch_size,
-        device=experiment.simulate.device,
-    )
+    passes = 1 + settings.chips * (len(named_layers(chip.analog)) + 1)
+    with progress(count + passes * len(exported.test), "layers"):
+        report = bridge.layer_report(
+            chip, exported.network, np.stack([sample["image"] for sample in samples])
+        )
+        failures = bridge.layer_failures(
+            exported.network,
+            exported.profile,
+            exported.test,
+            seed=experiment.seed,
+            chips=settings.chips,
+            calibration=exported.calibration,
+            batch_size=experiment.simulate.batch_size,
+            device=experiment.simulate.device,
+        )
     # In the order in which the layers run; the row of all of them, which only failures has, last.
     table = pd.concat([one.set_index("layer") for one in (report, failures)], axis=1).reset_index()
     table["tiles"] = table["tiles"].fillna(report["tiles"].sum()).astype(int)
@@ -92,6 +96,7 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
         out / "settings.json",
         {
             **exported.origin,
+            **exported.made_with,
             "profile": to_json(exported.profile),
             "images": count,
             "seeds": list(range(experiment.seed, experiment.seed + settings.chips)),
@@ -165,4 +170,12 @@ def show(table: pd.DataFrame) -> None:
     Console(highlight=False).print(printed)
 
 
-STUDY = Study("layers", Layers, open_exported, run, opened_with=("profile", "limit"))
+STUDY = Study(
+    "layers",
+    Layers,
+    open_exported,
+    run,
+    opened_with=("profile", "limit"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

@@ -34,6 +34,11 @@ class Study(Generic[Settings, Opened]):
     """Works on what `open` returned and leaves the results in `out`."""
     opened_with: tuple[str, ...]
     """The settings that `open` takes."""
+    of: tuple[str, ...]
+    """The stages whose results it works on: it takes their settings."""
+    beside: tuple[str, ...] = ()
+    """The stages beside whose results its own stand: it takes their settings too, unless `out` is a
+    folder of its own."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from experiments.system.environment import package_versions
 from experiments.tables import outcomes
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
+from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ OWN_PREDICTION = "own prediction"
 
 FOLD: Fold = "test"
 
-_SAMPLE = ("fold", "index", "label", "prediction", "correct")
+_SAMPLE = ("fold", "index", "path", "label", "prediction", "correct")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,9 @@ class Finished:
     seed: int
     """Seed of the run's own probes."""
     origin: dict[str, Any]
-    """What the scores depend on besides the variant, as JSON holds it."""
+    """What decides the scores besides the variant, as JSON holds it."""
+    versions: dict[str, str]
+    """Of the packages."""
 
 
 def open_finished(
@@ -212,30 +215,32 @@ def open_finished(
             "samples": len(samples),
             "batch_size": batch_size,
             "device": device(),
-            "versions": versions,
         },
+        versions=versions,
     )
 
 
 def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path) -> None:
     """Scores under every variant, draws what each does and prints it.
 
-    Leaves scores.parquet (a row a sample: fold, index, label, prediction and correct of the digital
-    model, and a column a variant), variants.csv (`tabulate`), drawn as rescore.png and rescore.svg
-    with the same table beside them, and settings.json. The pieces/ of a run that was interrupted,
-    or had fewer variants, are not computed again.
+    Leaves scores.parquet (a row a sample: fold, index, path where the run has it, label, prediction
+    and correct of the digital model, and a column a variant), variants.csv (`tabulate`), drawn as
+    rescore.png and rescore.svg with the same table beside them, and settings.json. The pieces/ of a
+    run that was interrupted, or had fewer variants, are not computed again.
     """
     import jax
 
     tensor_float = has_tensor_float(jax.devices()[0])
     variants = variants_of(finished.estimator, finished.seed, settings, tensor_float=tensor_float)
     pieces = out / "pieces" / key_of(finished.origin)
-    scores = finished.own[list(_SAMPLE)].copy()
+    scores = finished.own[[name for name in _SAMPLE if name in finished.own]].copy()
     scores[SHIPPED] = finished.own["curvature"]
     devices = {SHIPPED: finished.origin["scored_on"]}
-    for variant in variants:
-        path = pieces / f"{_slug(variant.name)}.parquet"
-        scores[variant.name], devices[variant.name] = score(finished, variant, path)
+    with progress(len(variants) * len(finished.samples), "rescore"):
+        for variant in variants:
+            path = pieces / f"{_slug(variant.name)}.parquet"
+            with progress(len(finished.samples), variant.name):
+                scores[variant.name], devices[variant.name] = score(finished, variant, path)
     scores[OWN_PREDICTION] = finished.own["curvature_label_free"]
     devices[OWN_PREDICTION] = devices[SHIPPED]
     scores.attrs["devices"] = devices
@@ -250,6 +255,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
         out / "settings.json",
         {
             **finished.origin,
+            "versions": finished.versions,
             "fold": FOLD,
             "profile": outcomes.FULL_PROFILE,
             "tensor_float_32": tensor_float,
@@ -571,4 +577,11 @@ def _slug(name: str) -> str:
     return re.sub("[^a-z0-9.-]+", "_", name.lower())
 
 
-STUDY = Study("rescore", Rescore, open_finished, run, opened_with=("limit", "batch_size"))
+STUDY = Study(
+    "rescore",
+    Rescore,
+    open_finished,
+    run,
+    opened_with=("limit", "batch_size"),
+    of=("train", "score", "simulate"),
+)

@@ -209,8 +209,8 @@ def vulnerable(
         count: at most so many.
 
     Returns:
-        fold, index, label, digital_prediction, analog_prediction (of the first chip), curvature,
-        margin, flip_probability and failed_share (of the chips).
+        fold, index, path (where `joined` has it), label, digital_prediction, analog_prediction (of
+        the first chip), curvature, margin, flip_probability and failed_share (of the chips).
     """
     rows = joined[(joined["fold"] == fold) & (joined["profile"] == profile)]
     samples, failed = over_chips(rows, "failure")
@@ -222,6 +222,7 @@ def vulnerable(
     table = table.sort_values(
         ["failed_share", "flip_probability", "index"], ascending=[False, False, True]
     )
-    columns = ["fold", "index", "label", "digital_prediction", "analog_prediction"]
+    columns = ["fold", "index", *(["path"] if "path" in table else [])]
+    columns += ["label", "digital_prediction", "analog_prediction"]
     columns += ["curvature", "margin", "flip_probability", "failed_share"]
     return table[columns].head(count).reset_index(drop=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,10 +19,9 @@ from bridge.analysis.predictors import compare_predictors
 from experiments.runs.files import read_parquet, require_writable, write_csv
 from experiments.system.errors import at_work
 from experiments.tables.formats import with_interval
-from jaxcurv.storage.checksums import SEAL
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 
-_NO_SCORES = ("index", "label", "prediction", "correct", "checkpoint", "fold")
+_NO_SCORES = ("index", "path", "label", "prediction", "correct", "checkpoint", "fold")
 _BY_PRODUCTS = (
     "_standard_error",
     "_probes",
@@ -87,7 +85,7 @@ def run(settings: OwnPredictions) -> None:
       WorkFailed: the results could not be written after all.
     """
     require_writable(settings.out)
-    with hold(settings.out):
+    with lock(settings.out):
         _tabulate(settings)
 
 
@@ -198,17 +196,11 @@ def read(settings: OwnPredictions) -> Joined:
     return Joined(kept, right, wide.to_numpy(bool), turned, left_out)
 
 
-def _parquet(path: Path) -> pd.DataFrame:
-    """One of ours is compared with its seal; another program's has none."""
-    sealed = SEAL.encode() in (pq.read_metadata(path).metadata or {})
-    return read_parquet(path) if sealed else pd.read_parquet(path)
-
-
 def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        table = _parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        table = read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable CSV or Parquet file ({error})") from error
     if "index" not in table:

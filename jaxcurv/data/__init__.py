@@ -1,6 +1,6 @@
 """Image data sets as random-access sources of `(image, label, stable index)`, without TensorFlow.
 
-`load` finds or prepares a data set, `read` decodes (part of) a source into memory,
+`load` finds a data set, `read` decodes (part of) a source into memory,
 `split_validation` and `subset` choose positions by stable index, and `Chosen` is a source of the
 samples there, not yet decoded. NumPy only: neither JAX nor torch is used here.
 """

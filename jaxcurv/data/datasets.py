@@ -9,9 +9,10 @@ from jaxcurv.data.digits import load_digits
 from jaxcurv.data.folder import (
     ImageFolder,
     Split,
+    hash_listing,
     is_image_tree,
     open_image_folder,
-    prepare_image_tree,
+    open_image_tree,
 )
 from jaxcurv.data.imagenet import FOLDERS, find_published, open_published
 from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
@@ -24,15 +25,15 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> ImageDataset:
-    """The data set `name`, prepared first if need be.
+    """The data set `name`; CIFAR is prepared first if need be.
 
     Args:
         name: "digits" (in memory, no file); "cifar10" or "cifar100" (prepared from the official
             archive in `data_dir`, or downloaded); "tiny_imagenet" or "imagenet" (read where they
             lie in `data_dir`, see `jaxcurv.data.imagenet`); the folder of an image tree in
-            `data_dir` (`NAME/{train,test}/<class>/*.png`); or any image classification data set
-            which TFDS has prepared in `data_dir` as array_record (`name`, `name/config`,
-            `name/version`).
+            `data_dir` (`NAME/{train,test}/<class>/*.png`, read where it lies); or any image
+            classification data set which TFDS has prepared in `data_dir` as array_record (`name`,
+            `name/config`, `name/version`).
         data_dir: the folder of the data sets; by default TFDS's, `$TFDS_DATA_DIR` or else
             `~/tensorflow_datasets`.
         preprocessing: how images become squares of one size. None leaves them as they are.
@@ -50,14 +51,13 @@ def load(
         if preprocessing not in (None, Preprocessing(8, 8)):
             raise ValueError("digits has images of 8x8 only: leave the image size out")
         return load_digits()
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(default if data_dir is None else data_dir).expanduser()
+    root = _root(data_dir)
     directory = root / name
     if published := find_published(name, root):
         return open_published(name, published, preprocessing)
     if is_image_tree(directory):
-        prepared = prepare_image_tree(directory, preprocessing)
-    elif found := find_prepared(directory):
+        return open_image_tree(name, directory, preprocessing)
+    if found := find_prepared(directory):
         prepared = found
     elif name in ARCHIVES:
         prepared = prepare_cifar(name, root)
@@ -72,6 +72,21 @@ def load(
             f"{', '.join(_names(root)) or 'nothing'}; anywhere: digits, {', '.join(ARCHIVES)}"
         )
     return open_prepared(name, prepared, preprocessing)
+
+
+def listing(name: str, data_dir: str | os.PathLike[str] | None = None) -> str | None:
+    """`hash_listing` of a data set that may change under its name: a tree of images.
+
+    None for the others, and where there is no data set of this name.
+
+    Args:
+        name: as for `load`.
+        data_dir: as for `load`.
+    """
+    root = _root(data_dir)
+    if find_published(name, root) or not is_image_tree(root / name):
+        return None
+    return hash_listing(root / name)
 
 
 def open_folder(
@@ -103,6 +118,12 @@ def open_folder(
     source = dataset.train if split == "train" else dataset.test
     assert isinstance(source, PreparedSplit)
     return source if channels is None else replace(source, channels=channels)
+
+
+def _root(data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder of the data sets."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(default if data_dir is None else data_dir).expanduser()
 
 
 def _names(root: Path) -> list[str]:

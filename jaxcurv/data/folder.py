@@ -1,26 +1,26 @@
-"""A user's own images: `NAME/{train,test}/<class>/*.png` and other formats.
+"""A user's own images: `NAME/{train,test}/<class>/*.png` and other formats, read where they lie.
 
 `val` may stand for `test`. The classes are the sorted names of the folders, and an image's index
-is its position in its split's list of paths, sorted by class and then by path. An `ImageFolder` is
-read where it lies; `prepare_image_tree` copies a tree into files that are faster to read.
+comes from its path within its split alone (`path_indices`). Nothing is written among the images.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from jaxcurv.data.images import decode, height_and_width
-from jaxcurv.data.prepared import Examples, find_prepared, prepare
-from jaxcurv.data.preprocessing import Interpolation, Preprocessing
-from jaxcurv.data.sources import Sample
+from jaxcurv.data.prepared import is_prepared
+from jaxcurv.data.preprocessing import Preprocessing
+from jaxcurv.data.sources import ImageDataset, Sample
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_MAJOR: dict[Interpolation, int] = {"bicubic": 2, "bilinear": 3}  # of a prepared tree's version
 
 Split = Literal["train", "test"]
 
@@ -31,7 +31,7 @@ class ImageFolder:
 
     Attributes:
         root: the folder of the files.
-        files: their paths relative to it.
+        paths: str objects `[N]`, the files relative to it, with forward slashes.
         labels: int64 `[N]`, the class of each.
         indices: int64 `[N]`, the stable index of each.
         class_names: `class_names[label]` is a label's name.
@@ -44,7 +44,7 @@ class ImageFolder:
     """
 
     root: Path
-    files: tuple[str, ...]  # not Paths, which take three times the memory: there may be millions
+    paths: np.ndarray  # not of Paths, which take three times the memory: there may be millions
     labels: np.ndarray
     indices: np.ndarray
     class_names: tuple[str, ...]
@@ -53,17 +53,13 @@ class ImageFolder:
     size: tuple[int, int]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.paths)
 
     def __getitem__(self, position: int, /) -> Sample:
-        file = self.root / self.files[position]
+        file = self.root / self.paths[position]
         image = decode(file, self.channels, self.preprocessing)
         if image.shape[:2] != self.size:
-            raise ValueError(
-                f"images differ in size ({self.root / self.files[0]} is {self.size}, {file} is "
-                f"{image.shape[:2]}): choose one with --image-size, or --data.image-size of an "
-                "experiment"
-            )
+            raise ValueError(_unequal(self.root / self.paths[0], self.size, file, image.shape[:2]))
         return Sample(
             image=image, label=int(self.labels[position]), index=int(self.indices[position])
         )
@@ -94,7 +90,7 @@ def open_image_folder(
     """The images of a folder of class folders, or of one split (default: test) of a tree of them.
 
     Writes nothing, and reads only the names and the first image's header. The classes are the
-    sorted folders, and an image's index is its position, sorted by class and then by path.
+    sorted folders; images are sorted by class and then by path, their indices are `path_indices`.
 
     Raises:
         FileNotFoundError: the folder, or all of its classes, or all images of one, are missing.
@@ -109,24 +105,25 @@ def open_image_folder(
             raise ValueError(f"{directory} has no folders train and test (or val) to split it by")
         root = directory
     else:
-        _require_same_classes(*splits.values())
         root = splits[split or "test"]
     classes = image_files(root)
+    if len(splits) == 2:
+        _require_same_classes(*splits.values())
     if len(classes) < 2:
         raise ValueError(
             f"{directory} has the folder {next(iter(classes))} only: it needs one for each class, "
             "or train and test (or val) with those in them"
         )
-    files = tuple(file for found in classes.values() for file in found)
+    paths = np.array([path for found in classes.values() for path in found], object)
     return ImageFolder(
         root=root,
-        files=files,
+        paths=paths,
         labels=np.repeat(np.arange(len(classes)), [*map(len, classes.values())]),
-        indices=np.arange(len(files)),
+        indices=path_indices(paths.tolist()),
         class_names=tuple(classes),
         channels=channels,
         preprocessing=preprocessing,
-        size=final_size(root / files[0], preprocessing),
+        size=final_size(root / paths[0], preprocessing),
     )
 
 
@@ -135,43 +132,76 @@ def is_image_tree(directory: Path) -> bool:
     return (directory / "train").is_dir()
 
 
-def prepare_image_tree(directory: Path, preprocessing: Preprocessing | None) -> Path:
-    """Prepare the tree in `directory` unless this was done, and return the version's folder.
-
-    Images become RGB. Preprocessed ones are version `2.<crop_size>.<resize_size>`, or `3.` for
-    bilinear. Those left as they are must all have one size, and are version `1.0.0`. Remove that
-    folder after a change to the images.
+def open_image_tree(
+    name: str, directory: Path, preprocessing: Preprocessing | None = None
+) -> ImageDataset:
+    """Both splits of the tree in `directory`, their images RGB; see `open_image_folder`.
 
     Raises:
         FileNotFoundError: a split, or all classes of one, or all images of a class, are missing.
-        ValueError: the splits' classes differ, an image is unreadable, or the sizes differ.
+        ValueError: there is one class only, or the splits differ in their classes or in the size of
+            their first images.
     """
-    prepared = directory / _version(preprocessing)
-    if find_prepared(prepared):
-        return prepared
-    splits = _splits(directory)
-    if "test" not in splits:
+    if "test" not in _splits(directory):
         raise FileNotFoundError(f"{directory} has no folder test (or val) beside train")
-    trees = {split: _class_paths(path) for split, path in splits.items()}
-    _require_same_classes(*splits.values())
-    files = [file for classes in trees.values() for paths in classes.values() for file in paths]
-    size = _common_size(files) if preprocessing is None else final_size(files[0], preprocessing)
-    prepare(
-        prepared,
-        {split: _examples(classes, preprocessing) for split, classes in trees.items()},
-        label_names={"label": list(trees["train"])},
-        image_shape=(*size, 3),
-        description=f"The images of {directory.name}, prepared from a folder of classes.",
-    )
-    return prepared
+    train = open_image_folder(directory, "train", preprocessing=preprocessing)
+    test = open_image_folder(directory, "test", preprocessing=preprocessing)
+    if train.size != test.size:
+        firsts = (train.root / train.paths[0], train.size), (test.root / test.paths[0], test.size)
+        raise ValueError(_unequal(*firsts[0], *firsts[1]))
+    return ImageDataset(name, train.class_names, train, test)
 
 
-def _version(preprocessing: Preprocessing | None) -> str:
-    """Version of the prepared tree: no two preprocessings have the same."""
-    if preprocessing is None:
-        return "1.0.0"
-    major = _MAJOR[preprocessing.interpolation]
-    return f"{major}.{preprocessing.crop_size}.{preprocessing.resize_size}"
+def hash_listing(directory: Path) -> str:
+    """SHA-256 of the names and sizes of all images of a tree, which tells it from a changed one.
+
+    Not seen: an image that another of the same size in bytes has replaced.
+
+    Raises:
+        FileNotFoundError: a split has no class folders, or a class no image.
+    """
+    digest = hashlib.sha256()
+    for split, folder in sorted(_splits(directory).items()):
+        for file in (file for files in image_files(folder).values() for file in files):
+            size = (folder / file).stat().st_size
+            digest.update(repr((split, file, size)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def path_indices(paths: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """The stable indices of files, in `[0, 2**32)` and all different, whatever the files' order.
+
+    An index is the first four bytes (big-endian) of the SHA-256 of the path's bytes. Of paths that
+    share one, as some of 65,000 do in two cases of five, the first in sorted order gets it. Once
+    each path has asked for its number, the others ask for that of their bytes followed by a zero
+    byte and `1`, then `2` and so on, until one is free. So an image that is added or removed
+    changes no index but of images that ask for a number of its.
+
+    Args:
+        paths: different paths with forward slashes, relative to the split's folder.
+    """
+    ordered = sorted(range(len(paths)), key=paths.__getitem__)
+    indices = np.empty(len(paths), np.int64)
+    taken: set[int] = set()
+    number = 0
+    while ordered:
+        left = []
+        for position in ordered:
+            index = _hashed(paths[position], number)
+            if index in taken:
+                left.append(position)
+            else:
+                taken.add(index)
+                indices[position] = index
+        ordered, number = left, number + 1
+    return indices
+
+
+def _hashed(path: str, number: int) -> int:
+    """An index that a path asks for in a round."""
+    suffix = b"\0%d" % number if number else b""  # no path holds a zero byte
+    digest = hashlib.sha256(os.fsencode(path) + suffix).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 def _splits(directory: Path) -> dict[Split, Path]:
@@ -196,7 +226,12 @@ def _require_same_classes(train: Path, test: Path) -> None:
 
 def _class_folders(split: Path) -> list[Path]:
     """The folders of the classes, sorted by name."""
-    folders = [path for path in split.iterdir() if path.is_dir() and path.name[0] != "."]
+    # Versions before this one left prepared copies beside a tree's train.
+    folders = [
+        path
+        for path in split.iterdir()
+        if path.is_dir() and path.name[0] != "." and not is_prepared(path)
+    ]
     if not folders:
         raise FileNotFoundError(f"{split} has no class folders: it needs <class>/<image>.png")
     return sorted(folders, key=lambda path: path.name)
@@ -229,26 +264,9 @@ def images_among(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.lower().endswith(_SUFFIXES) and name[0] != "."]
 
 
-def _class_paths(split: Path) -> dict[str, list[Path]]:
-    return {name: [split / file for file in files] for name, files in image_files(split).items()}
-
-
-def _common_size(files: list[Path]) -> tuple[int, int]:
-    """Height and width of every image, from the files' headers."""
-    size = height_and_width(files[0])
-    for file in files[1:]:
-        if (other := height_and_width(file)) != size:
-            raise ValueError(
-                f"images differ in size ({files[0]} is {size}, {file} is {other}): "
-                "choose one with --data.image-size"
-            )
-    return size
-
-
-def _examples(classes: dict[str, list[Path]], preprocessing: Preprocessing | None) -> Examples:
-    def generate() -> Iterator[dict[str, Any]]:
-        for label, files in enumerate(classes.values()):
-            for path in files:
-                yield {"image": decode(path, preprocessing=preprocessing), "label": label}
-
-    return Examples(sum(map(len, classes.values())), generate())
+def _unequal(one: Path, its: Sequence[int], other: Path, size: Sequence[int]) -> str:
+    """The complaint about images of two sizes, each height and width."""
+    return (
+        f"images differ in size ({one} is {tuple(its)}, {other} is {tuple(size)}): choose one with "
+        "--image-size, or --data.image-size of an experiment"
+    )

@@ -79,7 +79,7 @@ def open_published(
         root = directory / split
         return ImageFolder(
             root=root,
-            files=tuple(file for file, _ in pairs),
+            paths=np.array([file for file, _ in pairs], object),
             labels=_labels(pairs, classes, root),
             indices=indices,
             class_names=classes.names,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from jaxcurv.data.sources import Sample, Source, samples_at
+from jaxcurv.data.sources import Sample, Source, paths_at, samples_at
 
 _CHUNK = 4096  # images counted at once: bounds the temporary copies
 
@@ -98,6 +98,11 @@ class Normalised:
     def labels(self) -> np.ndarray:
         """Labels of all samples, where the source has them."""
         return self.source.labels  # type: ignore[attr-defined]
+
+    @property
+    def paths(self) -> np.ndarray | None:
+        """The files of all samples, where the source has them."""
+        return paths_at(self.source, slice(None))
 
     def __getitem__(self, position: int, /) -> Sample:
         return self._normalised(self.source[position])

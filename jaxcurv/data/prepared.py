@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxcurv.data.images import decode, encode_png
 from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample, check_label
+from jaxcurv.progress import progress
 
 _CHUNK = 1024  # records fetched at once to learn their labels and ids: they still hold the images
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
@@ -28,16 +28,17 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 def find_prepared(directory: Path) -> Path | None:
     """`directory` if it is a prepared data set, else its newest version that is, else None."""
-    if _is_prepared(directory):
+    if is_prepared(directory):
         return directory
     versions = [
         path for path in directory.glob("*.*.*") if _VERSION.fullmatch(path.name)
     ]  # not the incomplete.* folders which a killed preparation leaves
-    prepared = [path for path in versions if _is_prepared(path)]
+    prepared = [path for path in versions if is_prepared(path)]
     return max(prepared, key=lambda path: [*map(int, path.name.split("."))], default=None)
 
 
-def _is_prepared(directory: Path) -> bool:
+def is_prepared(directory: Path) -> bool:
+    """Whether `directory` is a prepared data set itself: one version of it."""
     return all((directory / name).is_file() for name in ("dataset_info.json", "features.json"))
 
 
@@ -246,7 +247,7 @@ def prepare(
     Raises:
         FileExistsError: `directory` exists, but is not a complete data set.
     """
-    if _is_prepared(directory):
+    if is_prepared(directory):
         return
     if directory.exists():
         raise FileExistsError(f"{directory} is not a complete data set: remove it and try again")
@@ -282,14 +283,15 @@ def prepare(
             builder.download_and_prepare()
     except OSError:
         # Another process may have finished the same data set first; then its files are as good.
-        if not _is_prepared(directory):
+        if not is_prepared(directory):
             raise
     finally:
         tfds.enable_progress_bar()
 
 
 def _keyed_examples(split: str, examples: Examples) -> Iterator[tuple[int, dict[str, Any]]]:
-    bar = tqdm(examples.examples, f"preparing {split}", examples.count, unit=" images")
-    for index, example in enumerate(bar):
-        image = encode_png(np.asarray(example["image"]))
-        yield index, {**example, "id": f"{split}_{index:05d}", "image": image}
+    with progress(examples.count, f"preparing {split}", side=True) as shown:
+        for index, example in enumerate(examples.examples):
+            image = encode_png(np.asarray(example["image"]))
+            yield index, {**example, "id": f"{split}_{index:05d}", "image": image}
+            shown.update()

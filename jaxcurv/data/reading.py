@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
-from jaxcurv.data.sources import Arrays, Source, samples_at
+from jaxcurv.data.sources import Arrays, Source, paths_at, samples_at
+from jaxcurv.progress import progress
 
 
 class Batch(NamedTuple):
@@ -43,11 +43,13 @@ def read(
     labels, indices = np.empty(count, np.int32), np.empty(count, np.int64)
     images = np.empty((0, 0, 0, 0), np.uint8)
     samples = _checked(source, positions, np.uint8, None)
-    for row, (image, label, index) in enumerate(tqdm(samples, description, count, unit=" images")):
-        if row == 0:
-            images = np.empty((count, *image.shape), np.uint8)
-        images[row], labels[row], indices[row] = image, label, index
-    return Arrays(images, labels, indices)
+    with progress(count, description, side=True) as shown:
+        for row, (image, label, index) in enumerate(samples):
+            if row == 0:
+                images = np.empty((count, *image.shape), np.uint8)
+            images[row], labels[row], indices[row] = image, label, index
+            shown.update()
+    return Arrays(images, labels, indices, paths_at(source, positions))
 
 
 def read_batches(

@@ -1,6 +1,7 @@
 """What a data source is, and the one that lives in memory."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
@@ -24,8 +25,8 @@ class Source(Protocol):
 
     A sample's `index` is its number in the official split and does not depend on the order of
     storage; every table of results is joined on it. A source may also have
-    `__getitems__(positions) -> list[Sample]`, which reading then prefers, and what an
-    `IndexedSource` has.
+    `__getitems__(positions) -> list[Sample]`, which reading then prefers, what an `IndexedSource`
+    has, and `paths [N]`, the file of each sample, which tables then show.
     """
 
     def __len__(self) -> int: ...
@@ -63,6 +64,7 @@ class Arrays:
         images: uint8 `[N, height, width, channels]`.
         labels: int32 `[N]`, not negative.
         indices: int64 `[N]`, the stable index of each sample; not negative, no two equal.
+        paths: str objects `[N]`, the file of each sample; None where there is none.
 
     Raises:
         ValueError: a dtype, a shape or a value is not as above.
@@ -71,6 +73,7 @@ class Arrays:
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    paths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         wanted = {"images": (np.uint8, 4), "labels": (np.int32, 1), "indices": (np.int64, 1)}
@@ -91,6 +94,7 @@ class Arrays:
         if np.any(self.indices < 0):
             raise ValueError(f"indices must not be negative, but one is {self.indices.min()}")
         check_unique(self.indices)
+        paths_at(self, [])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,7 +108,12 @@ class Arrays:
 
     def take(self, positions: Integer[np.ndarray, " m"]) -> "Arrays":
         """The samples at `positions` `[m]`, in that order."""
-        return Arrays(self.images[positions], self.labels[positions], self.indices[positions])
+        return Arrays(
+            self.images[positions],
+            self.labels[positions],
+            self.indices[positions],
+            paths_at(self, positions),
+        )
 
 
 @dataclass(frozen=True)
@@ -148,3 +157,43 @@ def samples_at(source: Any, positions: np.ndarray) -> Iterator[Sample]:
         return
     for start in range(0, len(positions), _CHUNK):
         yield from source.__getitems__(positions[start : start + _CHUNK].tolist())
+
+
+def paths_at(
+    source: Any, positions: Integer[np.ndarray, " m"] | Sequence[int] | slice
+) -> np.ndarray | None:
+    """The files of the samples at `positions`, `[m]`; None where the source names none.
+
+    Raises:
+        ValueError: the source names not one for each sample.
+    """
+    paths = getattr(source, "paths", None)
+    if paths is None:
+        return None
+    if len(paths) != len(source):
+        raise ValueError(
+            f"{len(source)} samples and {len(paths)} paths: there must be one of each a sample"
+        )
+    if not isinstance(positions, slice):
+        positions = np.asarray(positions, np.int64)
+    return np.asarray(paths, object)[positions]
+
+
+def path_column(
+    source: Any, positions: Integer[np.ndarray, " m"] | Sequence[int] | slice
+) -> dict[str, np.ndarray]:
+    """The column `path` of a table of the samples at `positions`: str objects `[m]`.
+
+    What of a file's name is no Unicode stands there escaped, as in `caf\\xe9.png`.
+
+    Returns:
+        The column by its name; nothing where the source names no files.
+
+    Raises:
+        ValueError: the source names not one file for each sample.
+    """
+    paths = paths_at(source, positions)
+    if paths is None:
+        return {}
+    texts = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
+    return {"path": np.array(texts, object)}

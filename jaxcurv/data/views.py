@@ -3,12 +3,13 @@ before they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
-from jaxcurv.data.sources import Sample, Source, check_unique, samples_at
+from jaxcurv.data.sources import Sample, Source, check_unique, paths_at, samples_at
+from jaxcurv.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,11 @@ class Chosen:
     def labels(self) -> np.ndarray:
         """Labels of the chosen samples, where the source has them."""
         return np.asarray(self.source.labels)[self.positions]  # type: ignore[attr-defined]
+
+    @cached_property
+    def paths(self) -> np.ndarray | None:
+        """The files of the chosen samples, where the source has them."""
+        return paths_at(self.source, self.positions)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -62,6 +68,11 @@ class Labelled:
             )
         check_unique(self.indices)
 
+    @property
+    def paths(self) -> np.ndarray | None:
+        """The files of all samples, where the source has them."""
+        return paths_at(self.source, slice(None))
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -92,8 +103,10 @@ def with_labels(source: Source, *, description: str = "reading labels") -> Label
     if hasattr(source, "labels") and hasattr(source, "indices"):
         labels, indices = source.labels, source.indices
     else:
-        samples = samples_at(source, np.arange(len(source)))
-        bar = tqdm(samples, description, len(source), unit=" images")
-        pairs = [(sample["label"], sample["index"]) for sample in bar]
+        pairs = []
+        with progress(len(source), description, side=True) as shown:
+            for sample in samples_at(source, np.arange(len(source))):
+                pairs.append((sample["label"], sample["index"]))
+                shown.update()
         labels, indices = zip(*pairs, strict=True) if pairs else ((), ())
     return Labelled(source, np.asarray(labels, np.int32), np.asarray(indices, np.int64))

@@ -1,28 +1,29 @@
-"""Files that carry a seal, and are refused when it is not that of what they hold.
+"""Files that carry the SHA-256 of what they hold, and are refused when it is another.
 
-A seal is the number of the files' format and the SHA-256 of the content: names, types, values and
-metadata, not bytes. A damaged byte therefore either changes nothing or is noticed.
+A damaged byte either changes nothing that is read, or is noticed.
 """
 
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxcurv.storage.files import write_whole
 
-SEAL = "seal"
-"""Name of the entry that holds the seal, in a JSON object or a file's metadata."""
+CHECKSUM = "checksum"
+"""Name of the entry that holds the checksum, in a JSON object or a file's metadata."""
 
-_FORMAT = 1
+_EARLIER = "seal"
+"""Name of that entry in files of earlier versions."""
+
+_MARK = b"SHA-256\n"
+"""What comes before the 32 bytes of a table's checksum, after Parquet's own four first bytes."""
 
 _ENCODINGS = {
     pa.int64(): "DELTA_BINARY_PACKED",  # indices, which grow
@@ -34,15 +35,15 @@ _ENCODINGS = {
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Writes JSON with its seal, atomically, keys in their order.
+    """Writes JSON with its checksum, atomically, keys in their order.
 
     Raises:
-      ValueError: a number that JSON does not have (NaN, infinity), or an entry "seal".
+      ValueError: a number that JSON does not have (NaN, infinity), or an entry "checksum".
     """
-    if SEAL in value:
-        raise ValueError(f"{path} cannot have an entry {SEAL}: that is where its seal goes")
-    sealed = {**value, SEAL: seal(_hash_json(value))}
-    content = json.dumps(sealed, indent=2, allow_nan=False) + "\n"
+    if CHECKSUM in value:
+        raise ValueError(f"{path} cannot have an entry {CHECKSUM}: that is where its own goes")
+    described = {**value, CHECKSUM: _hash_json(value)}
+    content = json.dumps(described, indent=2, allow_nan=False) + "\n"
     return write_whole(path, lambda temporary: temporary.write_text(content))
 
 
@@ -57,9 +58,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(_damaged(path, error)) from error
-    found = value.pop(SEAL, None) if isinstance(value, dict) else None
-    check_seal(path, found, lambda: _hash_json(value))
-    return value
+    content = dict(value) if isinstance(value, dict) else {}
+    found = take_checksum(content)
+    check(path, found, lambda: _hash_json(content))
+    return content
 
 
 def _hash_json(value: Mapping[str, Any]) -> str:
@@ -67,7 +69,7 @@ def _hash_json(value: Mapping[str, Any]) -> str:
 
 
 def write_table(path: Path, table: pa.Table, *, level: int = 3) -> Path:
-    """Writes a table with its seal as Parquet, atomically; `level` as in `write_tables`."""
+    """Writes a table with its checksum as Parquet, atomically; `level` as in `write_tables`."""
     return write_tables(path, table.schema, [table], level=level)
 
 
@@ -76,88 +78,97 @@ def write_tables(
 ) -> Path:
     """Writes the rows of several tables as one, one of them in memory at a time.
 
+    The checksum is of all bytes of the file but its own, and stands before the first page, where
+    no other reader looks.
+
     Args:
       path: the file, written atomically.
       schema: schema of the file, with its metadata; the tables' own metadata are dropped.
-      tables: tables of this schema, in order; numbers, booleans, strings, bytes and lists of
-        these.
+      tables: tables of this schema, in order.
       level: effort of the compression, 1 to 22; 3 is zstd's own default.
-
-    Raises:
-      ValueError: a column of another type.
     """
     encodings = {field.name: _ENCODINGS[t] for field in schema if (t := field.type) in _ENCODINGS}
 
     def save(temporary: Path) -> None:
-        content = _TableHash()
-        with pq.ParquetWriter(
-            temporary,
-            schema,
-            compression="zstd",
-            compression_level=level,
-            use_dictionary=[field.name for field in schema if field.name not in encodings],
-            column_encoding=encodings,
-        ) as writer:
+        with (
+            pa.OSFile(str(temporary), "wb") as file,
+            pq.ParquetWriter(
+                file,
+                schema,
+                compression="zstd",
+                compression_level=level,
+                use_dictionary=[field.name for field in schema if field.name not in encodings],
+                column_encoding=encodings,
+                write_page_checksum=True,
+            ) as writer,
+        ):
+            file.write(_MARK + bytes(32))
             for table in tables:
-                content.update(table)
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
-            writer.add_key_value_metadata({SEAL: seal(content.hexdigest(schema))})
+        _, computed = _table_checksums(temporary)
+        with temporary.open("r+b") as written:
+            written.seek(4 + len(_MARK))
+            written.write(computed)
 
     return write_whole(path, save)
 
 
 def read_table(path: Path) -> pa.Table:
-    """Reads what `write_table` or `write_tables` wrote.
+    """Reads a Parquet file, whoever wrote it; what `write_tables` wrote is compared first.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it is damaged, or was not written by them.
+      ValueError: it is damaged, or no Parquet file.
     """
+    found, computed = _table_checksums(path)
+    if found not in (None, computed):
+        raise ValueError(_damaged(path, "its content is not that of its checksum"))
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
-        if getattr(error, "errno", None) or path.is_dir():
+        if getattr(error, "errno", None):
             raise  # nothing is wrong with the file
         raise ValueError(_damaged(path, error)) from error
     metadata = dict(table.schema.metadata or {})
-    found = metadata.pop(SEAL.encode(), b"").decode(errors="replace")
-    table = table.replace_schema_metadata(metadata)
-    content = _TableHash()
-    content.update(table)
-    check_seal(path, found, lambda: content.hexdigest(table.schema))
-    return table
+    metadata.pop(_EARLIER.encode(), None)
+    return table.replace_schema_metadata(metadata)
 
 
-def seal(digest: str) -> str:
-    """The seal of a content whose SHA-256 is given in hexadecimal digits."""
-    return f"{_FORMAT}:{digest}"
+def _table_checksums(path: Path) -> tuple[bytes | None, bytes]:
+    """The checksum in a table's file, None in another program's, and that of its bytes."""
+    with path.open("rb") as file:
+        first, found = file.read(4 + len(_MARK)), file.read(32)
+        content = hashlib.sha256(first)
+        while block := file.read(1 << 20):
+            content.update(block)
+    return found if first.endswith(_MARK) else None, content.digest()
 
 
-def check_seal(path: str | os.PathLike[str], found: Any, digest: Callable[[], str]) -> None:
-    """Refuses a file whose seal is not that of its content.
+def take_checksum(entries: dict[str, Any]) -> Any:
+    """Takes the checksum out of a JSON object or a file's metadata; None where there is none."""
+    earlier = entries.pop(_EARLIER, None)
+    return entries.pop(CHECKSUM, earlier)
+
+
+def check(path: str | os.PathLike[str], found: Any, digest: Callable[[], str]) -> None:
+    """Refuses a file whose checksum is not that of its content.
 
     Args:
       path: the file, for the message.
-      found: its seal, or whatever is in that place.
-      digest: computes the SHA-256 of what was read.
+      found: its checksum, SHA-256 in hexadecimal digits, or whatever is in that place.
+      digest: computes that of what was read.
 
     Raises:
-      ValueError: it has no seal, one of another format, or another content's.
+      ValueError: it has no checksum, or another content's.
     """
-    format_, colon, hexadecimal = str(found or "").partition(":")
-    if not colon:
+    if not found:
         raise ValueError(
-            f"{path} carries no seal: it was made or changed by another program, or by a version "
-            "without seals; delete or replace it, and run again"
+            f"{path} carries no checksum: it was made or changed by another program, or by a "
+            "version without checksums; delete or replace it, and run again"
         )
-    if format_ != str(_FORMAT):
-        raise ValueError(
-            f"{path} is of format {format_}, and this version reads {_FORMAT}: use the version "
-            "that wrote it, or delete or replace it and run again"
-        )
-    if hexadecimal != digest():
-        raise ValueError(_damaged(path, "its content is not that of its seal"))
+    if str(found).removeprefix("1:") != digest():  # as earlier versions began theirs
+        raise ValueError(_damaged(path, "its content is not that of its checksum"))
 
 
 def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
@@ -181,69 +192,6 @@ def hash_tree(tree: Any) -> str:
 
     leaves, _ = jax.tree.flatten_with_path(tree)
     return hash_arrays({jax.tree_util.keystr(path): array(leaf) for path, leaf in leaves})
-
-
-class _TableHash:
-    """Hash of rows that come in parts; where one part ends makes no difference."""
-
-    def __init__(self) -> None:
-        self._streams: dict[str, Any] = defaultdict(hashlib.sha256)
-
-    def update(self, table: pa.Table) -> None:
-        for number, column in enumerate(table.columns):
-            for chunk in column.chunks:
-                self._add(str(number), chunk)
-
-    def hexdigest(self, schema: pa.Schema) -> str:
-        described = [(field.name, _described(field.type)) for field in schema]
-        metadata = sorted((schema.metadata or {}).items())
-        content = hashlib.sha256(repr((described, metadata)).encode())
-        for name in sorted(self._streams):
-            content.update(f"{name} {self._streams[name].hexdigest()}\n".encode())
-        return content.hexdigest()
-
-    def _add(self, name: str, array: pa.Array) -> None:
-        if not len(array):  # some have chunks of no rows where others have no chunk
-            return
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        kind = array.type
-        self._streams[f"{name} valid"].update(_bytes(array.is_valid()))
-        array = array.drop_null()
-        if not len(array):
-            return
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            self._streams[f"{name} length"].update(_bytes(pc.list_value_length(array)))
-            self._add(f"{name} item", array.flatten())
-        elif pa.types.is_fixed_size_list(kind):
-            self._add(f"{name} item", array.flatten())
-        elif _described(kind) in ("string", "binary"):
-            array = array.cast(pa.large_binary())
-            self._streams[f"{name} length"].update(_bytes(pc.binary_length(array)))
-            _, offsets, values = array.buffers()
-            ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
-            self._streams[name].update(memoryview(values or b"")[ends[0] : ends[-1]])
-        elif pa.types.is_primitive(kind) and not pa.types.is_temporal(kind):
-            self._streams[name].update(_bytes(array))
-        else:
-            raise ValueError(f"a column of type {kind} cannot be sealed")
-
-
-def _described(kind: pa.DataType) -> str:
-    """A type as far as Parquet keeps it: not how values are coded, nor what an item is called."""
-    if pa.types.is_dictionary(kind):
-        return _described(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return f"list of {_described(kind.value_type)}"
-    if pa.types.is_fixed_size_list(kind):
-        return f"{kind.list_size} of {_described(kind.value_type)}"
-    return str(kind).removeprefix("large_")
-
-
-def _bytes(array: pa.Array) -> Any:
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
-    return np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).data.cast("B")
 
 
 def _damaged(path: str | os.PathLike[str], why: Any) -> str:

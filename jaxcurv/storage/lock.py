@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that says who holds it, and that no dead process holds."""
+"""One writer a folder: a lease of `filelock`, with a note of who has it."""
 
 import contextlib
 import json
@@ -7,24 +7,21 @@ import shlex
 import signal
 import socket
 import sys
-import threading
+import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
+
 from jaxcurv.storage.files import write_whole
 
 HEARTBEAT_SECONDS = 15.0
-"""Between two signs of life of the process that holds a lock."""
+"""Between two signs of life of the process that has a lock."""
 
 DEAD_AFTER_SECONDS = 120.0
-"""Without a sign of life a process counts as dead that cannot be looked for: it is on another host,
-or its number may be another process's by now."""
-
-_UNKNOWN = "unknown"
-"""Stands for the time at which a living process began, where the system does not tell it."""
+"""Without a sign of life a process counts as dead that cannot be looked for."""
 
 _JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
@@ -34,132 +31,116 @@ class FolderInUse(OSError):
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, name: str = ".lock", of: Path | None = None) -> Iterator[None]:
-    """Holds the folder's lock; the file `NAME` in it says by whom, and its age for how long alive.
+def lock(folder: Path, *, name: str = ".lock", of: Path | None = None) -> Iterator[None]:
+    """Locks the folder by the file `NAME` in it; `NAME.holder` says who did.
 
     Where the lock is of one file in the folder or of part of its making, `of` is that file.
 
     The lock of a process that has died is taken over: at once where this host knows it to be dead,
-    else after `DEAD_AFTER_SECONDS` without a heartbeat: it ran on another host, or on one that
-    hides when processes began. Ages are measured by the clock of the file system, hosts may
-    disagree. A process that was taken for dead (its machine slept) and finds its lock in other
-    hands sends itself SIGTERM.
+    after `DEAD_AFTER_SECONDS` without a heartbeat, by the clock of the file system, where it cannot
+    be looked for: it ran on another host, or on one that hides its processes. A process that was
+    taken for dead (its machine slept) and finds its lock in other hands, or cannot reach
+    it for so long that it may be, sends itself SIGTERM.
 
     Raises:
-      FolderInUse: another process holds it; the message says which.
+      FolderInUse: another process has it; the message says which.
       OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    mine = _me()
-    _take(path, mine, folder if of is None else of)
-    stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(path, mine["token"], stop), daemon=True)
-    heart.start()
+    lease = _acquire(path, folder if of is None else of)
     try:
+        mine = json.dumps(_me() | {"token": lease.token})
+        write_whole(_note(path), lambda file: file.write_text(mine))
         yield
     finally:
-        stop.set()
-        heart.join()
         with contextlib.suppress(OSError):  # never in the place of what ended the work
-            if _token(path) == mine["token"]:
-                path.unlink()
+            if lease.compromise is None:
+                _note(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            lease.release()
 
 
-def _take(path: Path, mine: Mapping[str, Any], of: Path) -> None:
-    # Written under another name first: a lock is never without its holder's name.
-    ready = path.with_name(f"{path.name}.{mine['token']}")
-    try:
-        write_whole(ready, lambda file: file.write_text(json.dumps(mine)))
-        while not _linked(ready, path):
-            holder = _dead_holder(path, of)
-            if holder is not None and _inherited(path, holder, ready, mine, of):
-                return
-    finally:
-        ready.unlink(missing_ok=True)
+def _acquire(path: Path, of: Path) -> SoftFileLease:
+    lease = SoftFileLease(
+        path,
+        lease_duration=DEAD_AFTER_SECONDS,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        on_compromise=lambda lost: _stop(Path(lost.lock_file), lost.reason),
+    )
+    while True:
+        with contextlib.suppress(Timeout, LeaseSettingsMismatch):
+            lease.acquire(blocking=False)
+            return lease
+        if (dead := _dead(path, of)) is not None:
+            _remove(path, dead, of)
 
 
-def _inherited(
-    path: Path, holder: Mapping[str, Any], ready: Path, mine: Mapping[str, Any], of: Path
-) -> bool:
-    """Puts `ready` in the place of a dead holder's lock, unless another did.
-
-    Who inherits from it is decided by a lock of that holder's own name.
-    """
-    inheritance = path.with_name(f"{path.name}.after.{holder.get('token')}")
-    _take(inheritance, mine, of)
-    try:
-        if _read(path) != holder:
-            return False
-        os.replace(ready, path)
-        return True
-    finally:
-        inheritance.unlink()
-
-
-def _linked(source: Path, target: Path) -> bool:
-    """Gives a file a second name unless that is taken."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        try:
-            descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            return False
-        with open(descriptor, "wb") as file:
-            file.write(source.read_bytes())
-    return True
-
-
-def _dead_holder(path: Path, of: Path) -> dict[str, Any] | None:
-    """Who held the lock and is dead; None if it was released meanwhile.
+def _dead(path: Path, of: Path) -> os.stat_result | None:
+    """The lock of a dead holder; None where it is gone.
 
     Raises:
       FolderInUse: the holder lives.
     """
-    holder, age = _read(path), _age(path)
-    if age is None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
         return None
-    if not _is_dead(holder, age):
-        raise FolderInUse(
-            f"{of} is in use by {_name(holder)}, last sign of life {age:.0f} s ago: wait for it, "
-            f"or choose another place; if you know it to be dead, delete {path}"
-        )
-    return holder
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.") as probe:
+        os.utime(probe.fileno())  # by the file system's clock, as heartbeats are
+        age = (os.fstat(probe.fileno()).st_mtime_ns - found.st_mtime_ns) / 1e9
+    runs = _runs_here(_read(path))
+    if runs is False or (runs is None and age > DEAD_AFTER_SECONDS):
+        return found
+    raise FolderInUse(
+        f"{of} is in use by {_name(path)}, last sign of life {age:.0f} s ago: wait for it, or "
+        f"choose another place; if you know it to be dead, delete {path}"
+    )
 
 
-def _is_dead(holder: Mapping[str, Any], age: float) -> bool:
-    here = _me()
-    if all(holder.get(key) == here[key] for key in ("host", "processes")):
-        found = _started(holder["process"])
-        if found is None:
-            return True
-        if _UNKNOWN not in (found, holder["started"]):
-            return found != holder["started"]
-    return age > DEAD_AFTER_SECONDS
+def _remove(path: Path, dead: os.stat_result, of: Path) -> None:
+    """Removes a dead holder's lock, one process at a time: under a lock of that holder's own.
+
+    `filelock` takes over what it knows to be dead by exchanging two files' names, which NFS and
+    others refuse, and what is on another host after watching it for as long as a lease lasts.
+    """
+    inheritance = _acquire(path.with_name(f"{path.name}.after.{dead.st_mtime_ns}"), of)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            if (found.st_mtime_ns, found.st_ino) == (dead.st_mtime_ns, dead.st_ino):
+                path.unlink()
+    finally:
+        inheritance.release()
 
 
-def _beat(path: Path, token: str, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):  # a file server that is away; the next may reach it
-            if _token(path) != token:
-                holder = _read(path)
-                what = f"was taken over by {_name(holder)}" if holder else "was removed"
-                print(f"error: {path} {what} while this process lived; stopping", file=sys.stderr)
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            os.utime(path)
+def _runs_here(holder: Mapping[str, Any]) -> bool | None:
+    """Whether the holder's process exists; None where it cannot be looked for."""
+    if None in (holder.get("processes"), _processes()) or holder["processes"] != _processes():
+        return None
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _stop(path: Path, reason: str) -> None:
+    what = {
+        "owner-changed": f"was taken over by {_name(path)}",
+        "marker-missing": "was removed",
+    }.get(reason, f"could not be reached for {DEAD_AFTER_SECONDS - HEARTBEAT_SECONDS:.0f} s")
+    print(f"error: {path} {what} while this process lived; stopping", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _me() -> dict[str, Any]:
     return {
-        "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "processes": _processes(),
         "process": os.getpid(),
-        "started": _started(os.getpid()),
         "job": next((os.environ[name] for name in _JOB if name in os.environ), None),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
@@ -176,55 +157,25 @@ def _processes() -> str | None:
         return None
 
 
-def _started(process: int) -> str | None:
-    """When a process of this host began, by its own clock; None if there is none.
-
-    Tells it from a later one of the same number. `_UNKNOWN` where /proc does not say so: there is
-    none, or it hides other users' processes. What has ended and was not yet waited for is none.
-    """
-    try:
-        # Its state and the rest come after the command's name, which may hold brackets itself.
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else fields[18]
-    except OSError:
-        pass
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return _UNKNOWN
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.holder")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Who holds a lock; empty where the file is gone or just being written."""
+    """What the holder says of itself; empty where it has not yet, or is another's note."""
     try:
-        holder = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        holder = json.loads(_note(path).read_text())
+    except (OSError, ValueError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    owner = SoftFileLease(path).owner
+    same = isinstance(holder, dict) and owner is not None and holder.get("token") == owner.token
+    return holder if same else {}
 
 
-def _token(path: Path) -> str | None:
-    return _read(path).get("token")
-
-
-def _age(path: Path) -> float | None:
-    """Seconds since the last heartbeat; None if the lock is gone."""
-    now = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    now.touch()
-    try:
-        return now.stat().st_mtime - path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    finally:
-        now.unlink()
-
-
-def _name(holder: Mapping[str, Any]) -> str:
-    if not holder:
-        return "an unknown process"
+def _name(path: Path) -> str:
+    if not (holder := _read(path)):
+        owner = SoftFileLease(path).owner
+        return f"process {owner.pid} on {owner.hostname}" if owner else "an unknown process"
     job = f", job {holder['job']}" if holder.get("job") else ""
     return (
         f"process {holder.get('process')} on {holder.get('host')}{job}, which runs "

@@ -12,10 +12,13 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxcurv.storage.checksums import check_seal, hash_tree, seal
+from jaxcurv.storage.checksums import check, hash_tree
 
 _TRAINED_ELSEWHERE = 0
 """The step of a checkpoint that `keep_trained` left; epochs count from 1."""
+
+_EARLIER = "seals"
+"""The item of the checksums in checkpoints of earlier versions."""
 
 BuildModel = Callable[[Any], nnx.Module]
 """Makes the model with a computation dtype, the same weights at every call."""
@@ -78,7 +81,7 @@ def keep_trained(model: nnx.Module, directory: Path) -> None:
                 _TRAINED_ELSEWHERE,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(weights),
-                    seals=ocp.args.JsonSave({"model": seal(hash_tree(weights))}),
+                    checksums=ocp.args.JsonSave({"model": hash_tree(weights)}),
                 ),
             )
 
@@ -129,7 +132,7 @@ def read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
 
 
 def _best(manager: ocp.CheckpointManager) -> int:
-    """The epoch to restore, by the newest checkpoint's history: Orbax's own metrics have no seal.
+    """The epoch to restore, by the newest checkpoint's history; Orbax's metrics have no checksum.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -160,7 +163,7 @@ def evaluation_model(build: BuildModel) -> nnx.Module:
 
 
 def save(manager: ocp.CheckpointManager, state: State, history: list[Epoch]) -> None:
-    """Saves the checkpoint of the last epoch in `history`, with a seal for each part."""
+    """Saves the checkpoint of the last epoch in `history`, with a checksum for each part."""
     content = {
         "model": nnx.to_pure_dict(nnx.merge_state(state.params, state.rest)),
         "optimizer": state.optimizer,
@@ -172,9 +175,7 @@ def save(manager: ocp.CheckpointManager, state: State, history: list[Epoch]) -> 
             model=ocp.args.StandardSave(content["model"]),
             optimizer=ocp.args.StandardSave(content["optimizer"]),
             history=ocp.args.JsonSave(content["history"]),
-            seals=ocp.args.JsonSave(
-                {name: seal(hash_tree(part)) for name, part in content.items()}
-            ),
+            checksums=ocp.args.JsonSave({name: hash_tree(part) for name, part in content.items()}),
         ),
         metrics=history[-1]._asdict(),
     )
@@ -208,7 +209,7 @@ def restore(manager: ocp.CheckpointManager, epoch: int, state: State) -> tuple[S
 
 
 def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, Any]:
-    """Parts of a checkpoint, compared with their seals.
+    """Parts of a checkpoint, compared with their checksums.
 
     Raises:
       ValueError: it is damaged, or of another version.
@@ -217,10 +218,10 @@ def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, 
     try:
         if "model" in parts:
             _require_shapes(Path(path / "model"), parts["model"].item)
-        saved = manager.restore(
-            step, args=ocp.args.Composite(**parts, seals=ocp.args.JsonRestore())
-        )
-        seals = dict(saved["seals"] or {})
+        item = _EARLIER if Path(path / _EARLIER).exists() else "checksums"
+        restored = {**parts, item: ocp.args.JsonRestore()}
+        saved = manager.restore(step, args=ocp.args.Composite(**restored))
+        checksums = dict(saved[item] or {})
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
         raise  # nothing is wrong with the file
     except Exception as error:  # from KeyError to tensorstore's own, for a damaged file
@@ -229,7 +230,7 @@ def _read(manager: ocp.CheckpointManager, step: int, **parts: Any) -> dict[str, 
             "damaged or of another version; delete it and run again"
         ) from error
     for name in parts:
-        check_seal(path, seals.get(name), partial(hash_tree, saved[name]))
+        check(path, checksums.get(name), partial(hash_tree, saved[name]))
     return {name: saved[name] for name in parts}
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from tqdm import tqdm
 
 from jaxcurv.data import Arrays, Normalisation
+from jaxcurv.progress import progress
 from jaxcurv.training.checkpoints import (
     BuildModel,
     Epoch,
@@ -125,13 +125,8 @@ def fit(
             read_best(manager, build)  # a damaged one is told by what can make it again
             state, history = restore(manager, latest, state)
         samples = steps * recipe.batch_size
-        with tqdm(
-            total=recipe.epochs * samples,
-            initial=len(history) * samples,
-            desc="train",
-            unit="img",
-            unit_scale=True,
-        ) as progress:
+        done = len(history) * samples
+        with progress(recipe.epochs * samples, "train", initial=done) as shown:
             for epoch in range(len(history) + 1, recipe.epochs + 1):
                 order = np.random.default_rng([seed, epoch]).permutation(len(train))[:samples]
                 state, metrics = run_epoch(
@@ -139,7 +134,7 @@ def fit(
                     data,
                     order.reshape(steps, recipe.batch_size),
                     jax.random.split(jax.random.fold_in(key, epoch), steps),
-                    progress,
+                    shown,
                 )
                 row = Epoch(epoch, *mean_metrics(metrics, samples), *validate(state))
                 if not math.isfinite(row.train_loss):
@@ -149,7 +144,5 @@ def fit(
                     )
                 history.append(row)
                 save(manager, state, history)
-                progress.set_postfix(
-                    epoch=epoch, validation_accuracy=f"{row.validation_accuracy:.4f}"
-                )
+                shown.note(f"epoch {epoch}, validation accuracy {row.validation_accuracy:.4f}")
     return history

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
-from tqdm import tqdm
 
 from jaxcurv.data import Normalisation
+from jaxcurv.progress import Progress
 from jaxcurv.training.checkpoints import State
 from jaxcurv.training.recipe import Recipe
 
@@ -169,7 +169,7 @@ def dispatched_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[...
     """
     compiled = jax.jit(step, donate_argnums=0)
 
-    def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: tqdm) -> Any:
+    def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: Progress) -> Any:
         metrics = []
         for positions, key in zip(order, keys, strict=True):
             state, metric = compiled(state, data, positions, key)
@@ -190,7 +190,7 @@ def scanned_epoch(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., A
     def scan(state: State, data: Any, order: Array, keys: Array) -> tuple[State, Metrics]:
         return jax.lax.scan(lambda s, batch: step(s, data, *batch), state, (order, keys))
 
-    def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: tqdm) -> Any:
+    def run(state: State, data: Any, order: np.ndarray, keys: Array, progress: Progress) -> Any:
         state, metrics = scan(state, data, order, keys)
         metrics = [jax.device_get(metrics)]
         progress.update(order.size)

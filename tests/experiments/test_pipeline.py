@@ -1,5 +1,6 @@
 """The whole path on digits, over the command line."""
 
+import contextlib
 import json
 import os
 import re
@@ -33,8 +34,10 @@ from experiments.stages.analyse import ANALYSED
 from experiments.system.errors import StageFailed
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tests.conftest import SMALL, Command
+from tests.one_process import stages_in_this_process
+from tests.terminal import Terminal, lines_of
 
 
 @pytest.fixture
@@ -190,12 +193,42 @@ def test_paper_outputs_say_what_is_missing(
     one_line_error(result, "no predictions of none")
 
 
+def test_a_run_into_a_file_tells_a_line_a_stage(finished_run: Path) -> None:
+    told = (finished_run.parent / "told.txt").read_bytes()
+    assert b"\r" not in told
+    assert b"\x1b" not in told
+    lines = [line for line in told.decode().splitlines() if " left" not in line]  # at 30 s
+    assert [line.partition(":")[0] for line in lines] == list(STAGES)
+    told_of = {name: line.partition(": ")[2] for name, line in zip(STAGES, lines, strict=True)}
+    wrong = int((~pd.read_parquet(finished_run / "scores.parquet")["correct"]).sum())
+    for name, counted in {
+        "score": f"{180 + wrong} images, ",
+        "moments": "6 chips and 180 images, ",
+        "flips": "720 images, ",
+        "simulate": "1,440 images, ",
+    }.items():
+        assert told_of[name].startswith(counted)
+    assert re.fullmatch(r"1,440 images, .* s, [\d.,]+ images/s", told_of["simulate"])
+    assert re.fullmatch(r"[\d.]+ s|.* min .*", told_of["analyse"])
+
+
+def test_a_stage_on_a_terminal_draws_over_one_line(run_copy: Path) -> None:
+    (run_copy / "stages" / "score.json").unlink()
+    with stages_in_this_process(), contextlib.redirect_stderr(Terminal()) as terminal:
+        assert commands.run(["score", "digits", *SMALL, "--out", str(run_copy)]) == 0
+    drawn = terminal.getvalue()
+    assert drawn.count("\n") == 1
+    assert {"score ...", "score: 100%"} <= {text[:11].rstrip() for text in drawn.split("\r")}
+    (line,) = lines_of(drawn)
+    assert re.fullmatch(r"score: \d+ images, .* s, [\d.,]+ images/s", line)
+
+
 def test_second_run_does_nothing_again(here: Command, run_copy: Path) -> None:
     settings = run_copy / "settings.json"
     kept = settings.read_bytes()
-    settings.write_text("{")  # of no stage, but made again all the same
+    settings.unlink()  # as in a run that was killed; the stages' records have them, too
     before = {path: path.stat().st_mtime_ns for path in run_copy.glob("*.parquet")}
-    result = here("run", "digits", *SMALL, "--out", run_copy)
+    result = here("run", "digits", "--out", run_copy)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stderr.splitlines() if line] == [
         f"{name}: up to date" for name in STAGES
@@ -240,13 +273,21 @@ def add_drift_figure(run: Path) -> None:
 def test_changed_setting_reruns_what_depends_on_it(
     here: Command, finished_run: Path, run_copy: Path
 ) -> None:
+    """And no other setting does: none of those that the run was made with is given again."""
     add_drift_figure(run_copy)
-    result = here("run", "digits", *SMALL, "--out", run_copy, "--analyse.bins", "6")
+    result = here("run", "digits", "--out", run_copy, "--analyse.bins", "6")
     assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"{run_copy} changes: --analyse.bins 10 -> 6"
+    planned = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert re.search(r"--analyse.bins was 10, is 6 \(took .* s last time\)", planned["analyse"])
+    assert "if analyse comes out different" in planned["report"]
     for name in ("train", "score", "export", "moments", "flips", "simulate"):
+        assert planned[name].endswith("up to date")
         assert f"{name}: up to date" in result.stderr
     assert set(pd.read_parquet(run_copy / "deciles.parquet")["decile"]) == set(range(1, 7))
-    assert read_json(run_copy / "settings.json")["analyse"]["bins"] == 6
+    before, after = (read_json(run / "settings.json") for run in (finished_run, run_copy))
+    assert after == before | {"analyse": before["analyse"] | {"bins": 6}}
     before, after = ((path / "report.html").read_text() for path in (finished_run, run_copy))
     assert ["analyse.bins</th><td>6</td>" in page for page in (before, after)] == [False, True]
     assert ["Not measured: " in page for page in (before, after)] == [True, False]
@@ -476,7 +517,7 @@ def test_rows_with_data_are_run_and_the_others_named(
 def test_a_run_in_use_is_not_drawn_into(
     run_copy: Path, drawing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hold(run_copy):
+    with lock(run_copy):
         assert commands.run([drawing, str(run_copy)]) == 2
     assert f"error: {run_copy} is in use by process" in capsys.readouterr().err
 

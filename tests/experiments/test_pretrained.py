@@ -315,6 +315,7 @@ def test_a_record_from_before_a_setting_existed_counts_as_its_default(tmp_path: 
     record = {
         "name": "train",
         "outputs": {},
+        "versions": {},
         "device": "cpu",
         "platform": "any",
         "environment": {},

@@ -248,6 +248,17 @@ def test_tables_without_rows_say_why(tmp_path):
     assert "the digital model gets no sample right" in text
 
 
+def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page):
+    assert ">file<" not in page.read_text()
+    given = sections()
+    given["vulnerable"] = given["vulnerable"].assign(path=["cat/1.png", "dog/<2>.png", "ant/3.png"])
+    text = write(tmp_path / "r.html", **given).read_text()
+    part = text[text.index('<h2 id="vulnerable">') :]
+    assert part.count(">file<") == 1
+    assert '<td class="left">cat/1.png</td>' in part
+    assert "dog/&lt;2&gt;.png" in part
+
+
 def test_sortable_tables_have_buttons_and_numbers_to_sort_by(page):
     text = page.read_text()
     assert text.count('<table class="cells sortable">') == 5

@@ -11,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from torch import nn
 
 import bridge
 from experiments.runs import descriptions, networks, samples
-from experiments.runs.job import Job, Outcome
-from experiments.runs.samples import choose_folds, limited, read_small
+from experiments.runs.job import Job, Outcome, load_data
+from experiments.runs.samples import choose_folds, limited, positions_of, read_small
 from experiments.settings.flags import Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
+from experiments.tables.failure_rates import vulnerable
 from jaxcurv import data
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
+from jaxcurv.data.folder import path_indices
+from jaxcurv.data.images import decode
 from jaxcurv.storage.checksums import write_json
 from jaxcurv.training.checkpoints import keep_trained
 from tests.chips import LiveLogits
@@ -76,6 +81,14 @@ class Counted(Unnamed):
     def labels(self) -> list[int]:
         return (self.order % 3).tolist()
 
+    @property
+    def paths(self) -> list[str]:
+        return [file_of(index) for index in self.order.tolist()]
+
+
+def file_of(index: int) -> str:
+    return f"{index % 3}/{index}.png"
+
 
 def counted(kind: type[Unnamed] = Counted, count: int = COUNT) -> ImageDataset:
     return ImageDataset("counted", ("zero", "one", "two"), kind(count, 1), kind(count, 2))
@@ -124,6 +137,57 @@ def test_choices_are_those_made_in_memory(
             np.testing.assert_array_equal(getattr(whole, name), getattr(expected[fold], name))
             if name != "images":
                 np.testing.assert_array_equal(getattr(one, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("memory", [0, samples.MEMORY])
+def test_images_of_a_folder_keep_their_files_and_indices(
+    memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        for number in range(20):
+            file = tmp_path / f"own/{split}/{'ab'[number % 2]}/{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
+    monkeypatch.setattr(samples, "MEMORY", memory)
+    experiment = replace(
+        EXPERIMENT,
+        data=Data("own", validation_fraction=0.2),
+        folds=("train", "validation", "test"),
+        limit=12,
+    )
+    job = Job(experiment, tmp_path, tmp_path)
+    folds = read_small(
+        limited(choose_folds(load_data(job), experiment, experiment.folds), experiment)
+    )
+    assert {fold: len(one) for fold, one in folds.items()} == {
+        "train": 12,
+        "validation": 4,
+        "test": 12,
+    }
+    for fold, one in folds.items():
+        split = tmp_path / "own" / ("test" if fold == "test" else "train")
+        assert one.paths is not None
+        paths = one.paths.tolist()
+        assert one.indices.tolist() == path_indices(paths).tolist()
+        assert np.all(np.diff(one.indices) > 0)
+        assert one.labels.tolist() == ["ab".index(path[0]) for path in paths]
+        expected = [decode(split / path) for path in paths]
+        np.testing.assert_array_equal(data.read(one).images, expected)
+        columns = bridge.predict(
+            nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval(),
+            data.Normalised(one, Normalisation((0.5,) * 3, (0.3,) * 3)),
+            batch_size=5,
+        )
+        assert columns["path"].to_pylist() == paths
+
+
+def test_samples_that_are_gone_are_said() -> None:
+    indices = np.array([40, 7, 90])
+    assert positions_of(indices, np.array([90, 40])).tolist() == [2, 0]
+    assert positions_of(indices, np.array([], np.int64)).tolist() == []
+    for gone in (8, 3, 91):
+        with pytest.raises(ValueError, match=rf"1 of the samples .* at index {gone}: .*run score"):
+            positions_of(indices, np.array([7, gone]))
 
 
 def test_choosing_decodes_nothing_where_the_labels_are_known() -> None:
@@ -228,6 +292,22 @@ def test_a_stage_decodes_what_it_uses(kept: Run) -> None:
     assert set(test) <= scored
     assert sum(test.values()) <= 2 * 8 + LIMIT  # gallery, and at most all that are correct
     assert not sum(map(sum, map(Counter.values, kept.decoded["analyse"])))
+
+
+def test_tables_name_the_files_of_images(kept: Run) -> None:
+    scores = pd.read_parquet(kept.folder / "scores.parquet")
+    assert scores.columns[:4].tolist() == ["fold", "index", "path", "label"]
+    assert scores["path"].tolist() == scores["index"].map(file_of).tolist()
+    # Once a sample, not once a chip and profile.
+    assert "path" not in pd.read_parquet(kept.folder / "predictions.parquet")
+    joined = analyse.read_joined(Job(EXPERIMENT, kept.folder, None))
+    assert joined["path"].tolist() == joined["index"].map(file_of).tolist()
+    shown = pd.read_csv(kept.folder / "figures" / "gallery.csv")
+    assert shown["path"].tolist() == shown["index"].map(file_of).tolist()
+    flips = pd.read_parquet(kept.folder / "flips.parquet")
+    page = (kept.folder / "report.html").read_text()
+    for path in vulnerable(joined, flips)["path"]:
+        assert f'<td class="left">{path}</td>' in page
 
 
 def test_streamed_results_are_those_in_memory(

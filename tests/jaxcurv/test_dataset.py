@@ -1,5 +1,6 @@
 """Scoring a data set: one row a sample, whatever the batches, the shards and the kills."""
 
+import contextlib
 import json
 import os
 import re
@@ -36,7 +37,8 @@ from jaxcurv import (
 from jaxcurv.data import Sample, Source
 from jaxcurv.estimators import Estimator
 from jaxcurv.storage.checksums import read_json
-from jaxcurv.storage.lock import FolderInUse, hold
+from jaxcurv.storage.lock import FolderInUse, lock
+from tests.terminal import Terminal, lines_of
 
 KEY = jax.random.key(3)
 ESTIMATORS: dict[str, Estimator] = {
@@ -309,7 +311,7 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
     out.unlink()
     score(model, out=out, shard=(0, 1))
     with (
-        hold(tmp_path, name=".scores.parquet.merge.lock"),
+        lock(tmp_path, name=".scores.parquet.merge.lock"),
         pytest.raises(FolderInUse, match=r"scores\.parquet is in use by process"),
     ):
         merge_scores(out)
@@ -449,7 +451,7 @@ score_dataset(lambda w, x: jax.nn.relu(x) @ w, Slow(), key=jax.random.key(0), pa
 
 
 def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
     run = [sys.executable, "-c", KILLED, out, "slow", "64"]
@@ -465,8 +467,11 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     assert 5 <= len(kept) < 16
     for path in (out, whole):
         monkeypatch.setattr(sys, "argv", ["", str(path), "fast", "64"])
-        exec(KILLED, {})
-    assert "/64.0" in capsys.readouterr().err
+        with contextlib.redirect_stderr(Terminal()) as terminal:
+            exec(KILLED, {})
+        found = f" ({4 * len(kept)} from before)" if path == out else ""
+        (line,) = lines_of(terminal.getvalue())
+        assert line.startswith(f"score: 64 images{found}, ")
     assert out.read_bytes() == whole.read_bytes()
     assert not parts.exists()
 

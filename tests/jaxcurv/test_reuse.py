@@ -36,6 +36,7 @@ class Told(Sequence[Any]):
         self.samples = samples
         self.indices = np.array([sample["index"] for sample in samples])
         self.labels = np.array([sample["label"] for sample in samples])
+        self.paths: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -218,6 +219,28 @@ def test_several_checkpoints_grow(
     assert fewer["index"].to_pylist() == np.repeat(np.arange(4, 9) * 7, 2).tolist()
     score(Told(samples(numbers)), out, **both)
     assert scored() == []
+
+
+def test_the_files_named_are_those_of_now(
+    out: Path, tmp_path: Path, scored: Callable[[], list[int]]
+) -> None:
+    def filed(numbers: Sequence[int], folder: str) -> Told:
+        source = Told(samples(numbers))
+        source.paths = [f"{folder}/{number}.png" for number in numbers]
+        return source
+
+    score(filed(range(9), "old"), out)
+    scored()
+    numbers = [20, *range(9)]
+    table = score(filed(numbers, "new"), out)
+    assert scored() == [20]
+    assert table["path"].to_pylist() == [f"new/{number}.png" for number in numbers]
+    assert table.drop_columns("path").equals(score(Told(samples(numbers))))
+    whole = tmp_path / "whole.parquet"
+    score(filed(numbers, "new"), whole)
+    assert out.read_bytes() == whole.read_bytes()
+    with pytest.raises(ValueError, match=r"belongs to other settings \(columns differ"):
+        score(Told(samples(numbers)), out)
 
 
 def test_weights_in_a_closure_are_told_apart_whatever_the_samples(out: Path) -> None:

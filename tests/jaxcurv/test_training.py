@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tqdm import tqdm
 
 from jaxcurv.data import Arrays, Normalisation, load, read
 from jaxcurv.models.resnet import BasicBlock, ResNet
+from jaxcurv.progress import Progress
 from jaxcurv.training import loop, steps
 from jaxcurv.training.checkpoints import Epoch, keep_trained, restore_best
 from jaxcurv.training.loop import fit
@@ -116,23 +116,24 @@ def test_the_last_row_is_that_of_the_restored_model(undisturbed: Run, digits: Di
 def test_an_interrupted_run_goes_on_bit_for_bit(
     undisturbed: Run, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = []
+    trained: list[int] = []
+    kept: list[int] = []
 
-    class Interrupting(tqdm):
+    def interrupting(shown: Progress, count: int = 1, *, found: bool = False) -> None:
         """Ctrl-C in the middle of the third epoch, once."""
+        (kept if found else trained).append(count)
+        if not found and len(trained) == 2 * STEPS + STEPS // 2:
+            raise KeyboardInterrupt
+        update(shown, count, found=found)
 
-        def update(self, n: float | None = 1) -> bool | None:
-            trained.append(n)
-            if len(trained) == 2 * STEPS + STEPS // 2:
-                raise KeyboardInterrupt
-            return super().update(n)
-
-    monkeypatch.setattr(loop, "tqdm", Interrupting)
+    update = Progress.update
+    monkeypatch.setattr(Progress, "update", interrupting)
     with pytest.raises(KeyboardInterrupt):
         fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
     before = len(trained)
     history = fit(build, *digits, RECIPE, seed=1, directory=tmp_path)
     assert len(trained) - before == 3 * STEPS  # epochs 3 to 5 only
+    assert max(kept) == sum(trained[: 2 * STEPS])  # the first two count at once
     assert history == undisturbed.history
     resumed = weights(restore_best(build, tmp_path))
     for path, expected in weights(restore_best(build, undisturbed.directory)).items():
@@ -173,7 +174,7 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
         Linear, digits.train, validation, digits.normalisation, recipe, seed=0, directory=tmp_path
     )
     assert again == history
-    # Which epoch is the best is decided by what has a seal, not by Orbax's metrics.
+    # Which epoch is the best is decided by what has a checksum, not by Orbax's metrics.
     metrics = tmp_path / str(recipe.epochs) / "metrics" / "metrics"
     promoted = json.loads(metrics.read_text()) | {"validation_accuracy": 1.0}
     metrics.write_text(json.dumps(promoted))
@@ -184,13 +185,15 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
         restore_best(Linear, tmp_path)
     metrics.write_text(json.dumps(promoted))
     # Of another model's weights: what to do about it works.
-    seals, other = (tmp_path / f"{epoch}/seals/metadata" for epoch in (best.epoch, recipe.epochs))
-    kept = seals.read_bytes()
-    shutil.copy(other, seals)
+    checksums, other = (
+        tmp_path / f"{epoch}/checksums/metadata" for epoch in (best.epoch, recipe.epochs)
+    )
+    kept = checksums.read_bytes()
+    shutil.copy(other, checksums)
     damaged = pytest.raises(ValueError, match=rf"/{best.epoch} is damaged .*put a whole one in")
     with damaged:
         restore_best(Linear, tmp_path)
-    seals.write_bytes(kept)
+    checksums.write_bytes(kept)
     restore_best(Linear, tmp_path)
     shutil.rmtree(tmp_path / str(best.epoch))
     gone = pytest.raises(ValueError, match=rf"/{best.epoch} is gone: put it back, or delete")
@@ -201,6 +204,21 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
             Linear, digits.train, validation, digits.normalisation, recipe,
             seed=0, directory=tmp_path,
         )  # fmt: skip
+
+
+def test_a_checkpoint_of_earlier_versions_is_read_and_compared(tmp_path: Path) -> None:
+    model = Linear(jnp.float32)
+    keep_trained(model, tmp_path)
+    (tmp_path / "0" / "checksums").rename(tmp_path / "0" / "seals")
+    path = tmp_path / "0" / "seals" / "metadata"
+    earlier = path.read_text().replace('": "', '": "1:')
+    assert '"1:' in earlier
+    path.write_text(earlier)
+    for place, expected in weights(model).items():
+        np.testing.assert_array_equal(weights(restore_best(Linear, tmp_path))[place], expected)
+    path.write_text(earlier.replace("1:", "1:0"))
+    with pytest.raises(ValueError, match=r"/0 is damaged"):
+        restore_best(Linear, tmp_path)
 
 
 def test_restore_best_without_a_checkpoint(tmp_path: Path) -> None:

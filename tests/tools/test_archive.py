@@ -13,7 +13,7 @@ from experiments.paper.search import SHIPPED, changes, descend
 from experiments.runs.files import sha256
 from experiments.system.errors import WorkFailed
 from jaxcurv.storage.checksums import read_json, write_json
-from jaxcurv.storage.lock import hold
+from jaxcurv.storage.lock import lock
 from tools import results_page
 from tools.__main__ import main as maintain
 from tools.archive import archive, archive_fit, read_samples
@@ -171,7 +171,7 @@ def test_results_in_use_are_not_regenerated(
     readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
     (results / "row").mkdir(parents=True)
     (results / "row/predictions.parquet").touch()
-    with hold(results):
+    with lock(results):
         line = ["regenerate", "--results", str(results), "--readme", str(readme)]
         assert maintain(line) == 2
     assert f"error: {results} is in use by process" in capsys.readouterr().err

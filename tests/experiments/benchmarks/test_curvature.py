@@ -207,7 +207,7 @@ def test_regression_of_a_tenth_is_still_allowed() -> None:
     [
         (None, "no baseline at .*: write one with --json"),
         ("{", "is damaged"),
-        ("{}", "carries no seal"),
+        ("{}", "carries no checksum"),
         ({"width": 4, "classes": 7}, "other settings: give --width 4 --classes 7"),
         ("another device", "was measured on a toaster, this is"),
     ],

@@ -276,6 +276,7 @@ def finished() -> Finished:
         estimator=FiniteDifference(step=1e-2, probes=3),
         seed=0,
         origin={"batch_size": 20},
+        versions={},
     )
 
 

@@ -199,6 +199,10 @@ def test_classes_and_vulnerable_samples_by_hand(joined):
     worst = failure_rates.vulnerable(joined, flips, count=11)
     assert worst["index"].tolist() == [18, 17, 16, 15, 14, 13, 12, 11, 10, 19, 9]
     assert worst["failed_share"].tolist() == 9 * [1] + [0.5, 0]
+    assert "path" not in worst
+    named = joined.assign(path=joined["index"].map("c/{}.png".format))
+    paths = failure_rates.vulnerable(named, flips, count=2)["path"]
+    assert paths.tolist() == ["c/18.png", "c/17.png"]
 
 
 def test_ideal_agreement(joined):

@@ -27,6 +27,7 @@ from jaxcurv import (
     input_curvature,
 )
 from jaxcurv.data import Preprocessing
+from jaxcurv.data.folder import path_indices
 from jaxcurv.data.images import decode
 from jaxcurv.storage import checksums
 from tests.conftest import ROOT
@@ -140,12 +141,14 @@ def test_table_is_what_the_library_gives(place: Path, whole: pa.Table) -> None:
         logits_fn,
         images,
         np.repeat([0, 1, 2], 4),
-        indices=np.arange(12),
+        indices=path_indices([f"{file.parent.name}/{file.name}" for file in files]),
         key=jax.random.key(0),
         params=params,
         estimator=FiniteDifference(probes=3),
     )
-    assert whole["index"].to_pylist() == list(range(12))
+    assert whole.column_names[:2] == ["index", "path"]
+    assert whole["path"].to_pylist() == [f"{file.parent.name}/{file.name}" for file in files]
+    assert whole["index"].to_pylist() == path_indices(whole["path"].to_pylist()).tolist()
     assert whole["label"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
     np.testing.assert_allclose(whole["curvature"].to_numpy(), result.score, rtol=1e-3)
     np.testing.assert_allclose(whole["loss"].to_numpy(), result.loss, rtol=1e-5)

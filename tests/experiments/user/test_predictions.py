@@ -8,7 +8,9 @@ import pytest
 
 from bridge.analysis.failures import failure_table
 from experiments.cli import commands
-from jaxcurv.storage.lock import hold
+from experiments.runs.files import write_parquet
+from experiments.user.predictions import OwnPredictions, read, run
+from jaxcurv.storage.lock import lock
 
 SAMPLES = 40
 
@@ -25,6 +27,7 @@ def write_tables(folder: Path) -> dict[str, Path]:
             "curvature_standard_error": 0.1,
             "margin": np.linspace(3, 0, SAMPLES) + rng.normal(size=SAMPLES),
             "note": "text",
+            "path": [f"ant/{number}.png" for number in index],
         }
     )
     digital = pd.DataFrame({"index": index, "label": label, "prediction": label})
@@ -48,7 +51,7 @@ def flags(paths: dict[str, Path]) -> list[str]:
 
 def test_a_folder_in_use_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["analyse", *flags(write_tables(tmp_path)), "--out", str(tmp_path / "out")]
-    with hold(tmp_path / "out"):
+    with lock(tmp_path / "out"):
         assert commands.run(line) == 2
     assert f"error: {tmp_path / 'out'} is in use by process" in capsys.readouterr().err
     assert not any((tmp_path / "out").iterdir())
@@ -79,6 +82,22 @@ def test_tables_from_anywhere_are_joined_by_index(
     assert set(predictors.index) == {"curvature", "margin"}
     assert (predictors["auroc"] > 0.6).all()  # the margin is turned round
     assert predictors.loc["margin", "auroc_difference"] == 0
+
+
+def test_tables_of_other_programs_and_of_ours_give_the_same(tmp_path: Path) -> None:
+    paths = write_tables(tmp_path)
+    of_csv = read(OwnPredictions(**paths))
+    for name, path in paths.items():
+        table = pd.read_csv(path)
+        if name == "analog":  # ours, changed by pandas
+            write_parquet(path.with_suffix(".parquet"), table)
+            table = pd.read_parquet(path.with_suffix(".parquet"))
+        table.to_parquet(path.with_suffix(".parquet"))
+        paths[name] = path.with_suffix(".parquet")
+    of_parquet = read(OwnPredictions(**paths))
+    pd.testing.assert_frame_equal(of_parquet.scores, of_csv.scores)
+    np.testing.assert_array_equal(of_parquet.digital, of_csv.digital)
+    np.testing.assert_array_equal(of_parquet.analog, of_csv.analog)
 
 
 def _drop_index(tables):
@@ -189,8 +208,6 @@ def _text_index(tables):
     ],
 )
 def test_bad_tables_are_refused(change, message, tmp_path: Path) -> None:
-    from experiments.user.predictions import OwnPredictions, run
-
     paths = write_tables(tmp_path)
     tables = {name: pd.read_csv(path) for name, path in paths.items()}
     change(tables)

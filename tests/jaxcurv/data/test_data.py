@@ -1,4 +1,4 @@
-"""Data sources: splits, normalisation, preparation from archives and folders, and real CIFAR."""
+"""Data sources: splits, normalisation, preparation from archives, and real CIFAR."""
 
 import hashlib
 import io
@@ -36,6 +36,7 @@ from jaxcurv.data import (
 from jaxcurv.data import cifar as cifar_module
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.images import decode
+from jaxcurv.data.prepared import Examples, prepare
 from tests.conftest import ROOT
 
 # Nothing may leave this machine by accident: port 9 of the loopback refuses at once.
@@ -386,67 +387,7 @@ def test_an_archive_without_its_files_is_refused(
         load("cifar100", tmp_path)
 
 
-# --- image trees
-
-
-def save_image(path: Path, height: int, width: int, level: int, mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (width, height), level if mode == "L" else (level, 0, 255 - level)).save(path)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Two classes, three train images a class in several formats, one test image a class."""
-    for label, name in enumerate(["ant", "bee"]):
-        for i, suffix in enumerate(["png", "BMP", "webp"]):
-            save_image(tmp_path / f"pets/train/{name}/{i}.{suffix}", 6, 8, 100 * label + i)
-        save_image(tmp_path / f"pets/val/{name}/0.png", 6, 8, 50 + label)
-    (tmp_path / "pets/train/ant/notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_image_tree(tree: Path) -> None:
-    pets = load("pets", tree)
-    train, test = read(pets.train), read(pets.test)
-    assert pets.class_names == ("ant", "bee")
-    assert train.images.shape == (6, 6, 8, 3)
-    order = np.argsort(train.indices)
-    np.testing.assert_array_equal(train.indices[order], np.arange(6))
-    np.testing.assert_array_equal(train.labels[order], [0, 0, 0, 1, 1, 1])
-    lossless = train.images[order][[0, 1, 3, 4], 0, 0, 0]  # WebP is not
-    np.testing.assert_array_equal(lossless, [0, 1, 100, 101])
-    np.testing.assert_array_equal(test.images[np.argsort(test.indices), 0, 0, 0], [50, 51])
-    assert (tree / "pets/1.0.0/dataset_info.json").exists()
-
-
-def test_image_tree_with_two_sizes_needs_an_image_size(tree: Path) -> None:
-    save_image(tree / "pets/train/bee/9.png", 20, 10, 200, "L")
-    with pytest.raises(ValueError, match=r"differ in size.*--data\.image-size"):
-        load("pets", tree)
-    small = load("pets", tree, preprocessing=Preprocessing(4, 4))
-    assert read(small.train).images.shape == (7, 4, 4, 3)
-    # Each preprocessing is a version of its own: none is mistaken for another.
-    others = (Preprocessing(4, 5), Preprocessing(4, 4, "bilinear"), Preprocessing(4, 5, "bilinear"))
-    versions = [load("pets", tree, other) for other in others]
-    assert len(list((tree / "pets").glob("[23].4.[45]"))) == 1 + len(others)
-    for other, version in zip(others, versions, strict=True):
-        expected = decode(tree / "pets/train/bee/9.png", preprocessing=other)
-        arrays = read(version.train)
-        np.testing.assert_array_equal(arrays.images[arrays.indices == 6][0], expected)
-    assert read(load("pets", tree, preprocessing=Preprocessing(5, 5)).test).images.shape == (
-        2,
-        5,
-        5,
-        3,
-    )
-    assert read(load("pets", tree, preprocessing=Preprocessing(4, 4)).test).images.shape == (
-        2,
-        4,
-        4,
-        3,
-    )
-    train = read(small.train)
-    np.testing.assert_array_equal(train.images[train.indices == 6], 200)  # the gray image
+# --- decoding
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 15), (15, 9), (6, 6), (3, 4)])
@@ -465,56 +406,30 @@ def test_resizing_keeps_the_centre(height: int, width: int) -> None:
     np.testing.assert_allclose(image[1, 2, 1] - image[1, 0, 1], 2 * step, rtol=0.25)
 
 
-def test_image_tree_errors(tree: Path) -> None:
-    listed = r"no data set 'cats'.*found there: pets; anywhere: digits, cifar10"
-    with pytest.raises(FileNotFoundError, match=listed):
-        load("cats", tree)
-    (tree / "pets/train/cow").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"class folder .*cow has no image"):
-        load("pets", tree)
-    save_image(tree / "pets/train/cow/0.png", 6, 8, 1)
-    with pytest.raises(ValueError, match="only one has cow"):
-        load("pets", tree)
-    save_image(tree / "pets/val/cow/0.png", 6, 8, 1)
-    broken = tree / "pets/val/cow/1.png"
-    broken.write_bytes((tree / "pets/val/cow/0.png").read_bytes()[:45])
-    for preprocessing in (None, Preprocessing(4, 4)):
-        with pytest.raises(ValueError, match=r"cow/1\.png is not a readable image"):
-            load("pets", tree, preprocessing)
-    # A preparation that failed leaves nothing behind.
-    assert sorted(path.name for path in (tree / "pets").iterdir()) == ["train", "val"]
-    (tree / "empty/train").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"no folder test"):
-        load("empty", tree)
-    (tree / "empty/test").mkdir()
-    with pytest.raises(FileNotFoundError, match="no class folders"):
-        load("empty", tree)
+# --- prepared data sets
 
 
-@pytest.mark.parametrize("split", ["train", None])
-def test_folder_read_in_place_is_the_prepared_one(tree: Path, split: Any) -> None:
-    in_place = open_folder(tree / "pets", split, preprocessing=Preprocessing(4, 4))
-    assert isinstance(in_place, Source)
-    assert in_place.channels == 3
-    assert sorted(path.name for path in (tree / "pets").iterdir()) == ["train", "val"]
-    pets = load("pets", tree, preprocessing=Preprocessing(4, 4))
-    prepared = read(pets.train if split == "train" else pets.test)
-    order = np.argsort(prepared.indices)
-    found = read(in_place)
-    np.testing.assert_array_equal(found.indices, prepared.indices[order])
-    np.testing.assert_array_equal(found.labels, prepared.labels[order])
-    np.testing.assert_array_equal(found.images, prepared.images[order])
-    # A split of the tree is a folder of classes itself.
-    flat = open_folder(
-        tree / "pets" / ("train" if split else "val"), preprocessing=Preprocessing(4, 4)
+def write_prepared(directory: Path) -> None:
+    """A version of six images a split, as CIFAR is prepared."""
+    images = [np.full((6, 8, 3), level, np.uint8) for level in range(6)]
+    splits = {
+        split: Examples(6, ({"image": image, "label": n % 2} for n, image in enumerate(images)))
+        for split in ("train", "test")
+    }
+    prepare(
+        directory,
+        splits,
+        label_names={"label": ["ant", "bee"]},
+        image_shape=(6, 8, 3),
+        description="Six images.",
     )
-    np.testing.assert_array_equal(read(flat).images, found.images)
 
 
-def test_folder_of_a_prepared_data_set(tree: Path) -> None:
-    labels = read(load("pets", tree).train).labels
-    (tree / "pets/1.0.0").rename(tree / "1.0.0")
-    for folder in (tree, tree / "1.0.0"):  # the newest version in it, or the version itself
+def test_folder_of_a_prepared_data_set(tmp_path: Path) -> None:
+    write_prepared(tmp_path / "pets/1.0.0")
+    labels = read(load("pets", tmp_path).train).labels
+    # The newest version in it, or the version itself.
+    for folder in (tmp_path / "pets", tmp_path / "pets/1.0.0"):
         gray = open_folder(folder, "train", channels=1, preprocessing=Preprocessing(3, 3))
         assert gray.channels == 1
         arrays = read(gray)
@@ -524,46 +439,30 @@ def test_folder_of_a_prepared_data_set(tree: Path) -> None:
         assert gray.indices.dtype == gray.labels.dtype == np.int64
 
 
-def test_folder_errors(tree: Path) -> None:
-    pets = tree / "pets"
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        open_folder(tree / "cats")
-    with pytest.raises(FileNotFoundError, match="no class folders"):
-        open_folder(pets / "train/ant")
-    with pytest.raises(ValueError, match="no folders train and test"):
-        open_folder(pets / "train", "test")
-    with pytest.raises(ValueError, match="at least 1 pixel"):
-        open_folder(pets, preprocessing=Preprocessing(0, 0))
-    save_image(pets / "val/bee/1.png", 9, 8, 50)
-    unequal = open_folder(pets)
-    with pytest.raises(
-        ValueError, match=r"differ in size.*bee/1\.png.*choose one with --image-size"
-    ):
-        unequal[2]
-    save_image(pets / "val/cow/0.png", 6, 8, 50)
-    with pytest.raises(ValueError, match="only one has cow"):
-        open_folder(pets)
-    (pets / "val").rename(tree / "val")
-    with pytest.raises(ValueError, match="has the folder train only"):
-        open_folder(pets)
-
-
-def test_a_killed_preparation_does_not_look_prepared(tree: Path) -> None:
+def test_a_killed_preparation_does_not_look_prepared(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from jaxcurv.data import folder, load; decode = folder.decode\n"
-        "def die(path, preprocessing): return decode(path) if 'ant' in str(path) else os._exit(7)"
-        "\nfolder.decode = die; load('pets', sys.argv[1])"
+        "import os, sys; from pathlib import Path; import numpy as np\n"
+        "from jaxcurv.data.prepared import Examples, prepare\n"
+        "def dying():\n"
+        "    yield {'image': np.zeros((6, 8, 3), np.uint8), 'label': 0}\n"
+        "    os._exit(7)\n"
+        "prepare(Path(sys.argv[1]), {'train': Examples(2, dying())}, image_shape=(6, 8, 3),\n"
+        "        label_names={'label': ['ant', 'bee']}, description='Two images.')"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(tree)], capture_output=True)
+    version = tmp_path / "pets/1.0.0"
+    killed = subprocess.run([sys.executable, "-c", script, str(version)], capture_output=True)
     assert killed.returncode == 7, killed.stderr.decode()
-    assert [path.name for path in (tree / "pets").glob("incomplete.*")]
-    assert len(read(load("pets", tree).train)) == 6
+    assert [path.name for path in (tmp_path / "pets").glob("incomplete.*")]
+    with pytest.raises(FileNotFoundError, match="no data set 'pets'"):
+        load("pets", tmp_path)
+    write_prepared(version)
+    assert len(read(load("pets", tmp_path).train)) == 6
 
 
-def test_an_incomplete_folder_is_named(tree: Path) -> None:
-    (tree / "pets/1.0.0").mkdir()
+def test_an_incomplete_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pets/1.0.0").mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"1\.0\.0 is not a complete data set"):
-        load("pets", tree)
+        write_prepared(tmp_path / "pets/1.0.0")
 
 
 # --- TFDS data sets of other makers

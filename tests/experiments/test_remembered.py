@@ -1,0 +1,388 @@
+"""A run's folder remembers its settings; a stage knows what changes its result."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridge.chips.memories.conductances import MappedPairs, Pairs
+from experiments.cli import commands, parsing
+from experiments.pipeline import registry, runner
+from experiments.pipeline.plan import plan
+from experiments.pipeline.registry import SPEED, STAGES
+from experiments.pipeline.up_to_date import identity_of
+from experiments.runs.files import sha256
+from experiments.runs.records import read_record, recorded_settings, write_record
+from experiments.runs.remembered import as_leaves, recall_run, remember, settings_file
+from experiments.settings.flags import Data, Experiment
+from experiments.settings.flatten import flatten
+from experiments.settings.presets import PRESETS
+from experiments.settings.restore import restore
+from experiments.studies.drift import Drift
+from experiments.system.processes import Terminated
+from jaxcurv.data.images import encode_png
+from jaxcurv.storage.checksums import read_json, write_json
+from tests.conftest import SMALL
+
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def succeed(capfd: pytest.CaptureFixture[str]) -> Said:
+    """Runs a command in this process and returns what it said; each stage has its own."""
+
+    def run(*arguments: str | Path) -> str:
+        capfd.readouterr()
+        code = commands.run(list(map(str, arguments)))
+        said = capfd.readouterr().err
+        assert code == 0, said
+        return said
+
+    return run
+
+
+@pytest.fixture
+def refuse(capfd: pytest.CaptureFixture[str]) -> Said:
+    """Runs a command that is refused before work, and returns its one line."""
+
+    def run(*arguments: str | Path) -> str:
+        capfd.readouterr()
+        code = commands.run(list(map(str, arguments)))
+        said = capfd.readouterr().err
+        assert code == 2, said
+        (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+        return line
+
+    return run
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that a command would run, in place of running them."""
+    names: list[str] = []
+    monkeypatch.setattr(runner, "_exit_code_of", lambda name, *_: names.append(name) or 0)
+    return names
+
+
+# --- What changes a stage's result
+
+
+@pytest.mark.parametrize(
+    ("flags", "stages"),
+    [
+        (("--simulate.batch-size", "32", "--score.batch-size", "32"), ""),
+        (("--simulate.chips", "2"), "simulate analyse report"),
+        (("--simulate.pcm.t-inference", "60"), "moments flips simulate analyse report"),
+        (("--simulate.calibration", "16"), "moments flips simulate analyse report"),
+        (("--flip.programmings", "3"), "moments flips analyse report"),
+        (("--analyse.bins", "5"), "analyse report"),
+        (("--score.estimator.probes", "4"), "score analyse report"),
+        (("--model.width", "8"), " ".join(STAGES)),
+    ],
+)
+def test_a_stage_runs_again_for_what_it_reads(
+    finished_run: Path, flags: tuple[str, ...], stages: str
+) -> None:
+    steps = plan(_experiment(*flags, "--out", finished_run), finished_run, tuple(STAGES))
+    assert [step.stage for step in steps if step.why] == stages.split()
+    for step in steps:
+        if step.why and not step.why.startswith("if "):
+            assert f"{flags[0]} was " in step.why
+    assert all(step.seconds and step.seconds > 0 for step in steps)
+
+
+def test_a_device_repeats_nothing(
+    run_copy: Path, ran: list[str], succeed: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "require_device", lambda name: None)
+    said = succeed("run", "digits", "--simulate.device", "cuda", "--out", run_copy)
+    assert ran == []
+    assert "--simulate.device cpu -> cuda" in said
+
+
+def test_every_stage_names_settings_that_there_are() -> None:
+    known = as_leaves(Experiment())
+    assert known.keys() >= SPEED
+    for stage in STAGES.values():
+        for read in stage.settings:
+            assert any(name == read or name.startswith(f"{read}.") for name in known), read
+
+
+def test_other_versions_are_named_and_repeat_nothing(
+    run_copy: Path, ran: list[str], succeed: Said
+) -> None:
+    record = read_record(run_copy, "train")
+    assert record is not None
+    record["versions"] |= {"pandas": "0.1.2", "jax": "0.0.9"}
+    write_record(run_copy, record)
+    said = succeed("run", "digits", "--out", run_copy)
+    assert ran == []
+    (line,) = [line for line in said.splitlines() if line.startswith("train:")]
+    assert line.startswith("train: up to date (made with ")
+    assert "pandas 0.1.2, now " in line
+    assert "jax 0.0.9, now " in line
+    assert said.count("made with") == 1
+
+
+def test_a_record_of_whole_groups_counts(run_copy: Path, ran: list[str], succeed: Said) -> None:
+    """As stages recorded them before they named single settings."""
+    whole = json.loads(json.dumps(asdict(_experiment("--out", run_copy))))
+    groups = {"export": ("data",), "moments": ("data", "simulate", "flip")}
+    for name, some in groups.items():
+        record = read_record(run_copy, name)
+        assert record is not None
+        record["settings"] |= {group: whole[group] for group in some}
+        write_record(run_copy, record)
+    settings_file(run_copy).unlink()
+    assert succeed("run", "digits", "--out", run_copy).count(": up to date") == len(STAGES)
+    assert ran == []
+
+
+def _experiment(*flags: Any) -> Experiment:
+    arguments = ["digits", *map(str, flags)]
+    return parsing.parse_preset(parsing.Options, "run", arguments).experiment
+
+
+def test_finished_chips_are_kept(run_copy: Path, succeed: Said) -> None:
+    """More chips, and other settings of a memory, simulate only what they change."""
+
+    def chips() -> dict[Path, int]:
+        found = (run_copy / "chips").rglob("*.parquet")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = chips()
+    predictions = pd.read_parquet(run_copy / "predictions.parquet")
+    said = succeed("simulate", "digits", "--simulate.chips", "2", "--out", run_copy)
+    assert "--simulate.chips 1 -> 2" in said
+    more = chips()
+    assert len(more) == 2 * len(before)
+    assert {path: more[path] for path in before} == before
+    grown = pd.read_parquet(run_copy / "predictions.parquet")
+    assert list(grown["chip"].unique()) == [0, 1]
+    pd.testing.assert_frame_equal(
+        grown[grown["chip"] == 0].reset_index(drop=True), predictions, check_exact=True
+    )
+    flags = ("--simulate.chips", "1", "--simulate.pcm.t-inference", "60")
+    succeed("simulate", "digits", *flags, "--out", run_copy)
+    new = {path.parent.name.rpartition("-")[0] for path in chips().keys() - more.keys()}
+    assert new == {"pcm", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"}
+    flags = ("--simulate.chips", "1", "--simulate.pcm.t-inference", "20")
+    before = chips()
+    succeed("simulate", "digits", *flags, "--out", run_copy)
+    assert chips() == before
+    back = pd.read_parquet(run_copy / "predictions.parquet")
+    pd.testing.assert_frame_equal(back, predictions, check_exact=True)
+
+
+def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
+    """A run's stages know the images of a folder by their listing."""
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            write_png(tmp_path / "own" / split / label / "0.png", 0)
+    experiment = replace(Experiment(), data=Data("own"))
+    stage = registry.stage_of("train", experiment)
+    run, before = tmp_path / "run", identity_of(stage, experiment, tmp_path, tmp_path)
+    record = {"name": "train", "outputs": {}, "versions": {}, "device": "", "platform": ""}
+    record |= {"environment": {}, "seconds": 1.0, "measured": {}, **before}
+    write_record(run, record)
+    (step,) = plan(experiment, run, ("train",), tmp_path)
+    assert step.why == ""
+    write_png(tmp_path / "own" / "train" / "a" / "1.png", 255)
+    (step,) = plan(experiment, run, ("train",), tmp_path)
+    assert step.why == "the listing of own has changed"
+    digits = identity_of(stage, Experiment(), tmp_path, tmp_path)
+    assert digits["inputs"] == {}
+
+
+def write_png(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(np.full((4, 4, 3), value, np.uint8)))
+
+
+# --- Settings that do not slip
+
+
+def test_a_dry_run_says_it_alone(run_copy: Path, ran: list[str], succeed: Said) -> None:
+    before = sha256(run_copy)
+    flags = ("--simulate.chips", "3", "--out", run_copy)
+    said = succeed("run", "digits", *flags, "--dry-run").splitlines()
+    assert said[0] == f"{run_copy} changes: --simulate.chips 1 -> 3"
+    assert [line.split()[0] for line in said[1:]] == list(STAGES)
+    assert sum(line.endswith("up to date") for line in said) == 5
+    assert ran == []
+    assert sha256(run_copy) == before
+    nowhere = run_copy / "nowhere"
+    said = succeed("run", "digits", "--out", nowhere, "--dry-run").splitlines()
+    assert [line.split(maxsplit=1)[1] for line in said] == ["not run yet"] * len(STAGES)
+    assert not nowhere.exists()
+
+
+def test_another_preset_is_refused(run_copy: Path, refuse: Said, succeed: Said) -> None:
+    line = refuse("run", "cifar10_resnet18", "--out", run_copy)
+    assert f"{run_copy} holds a run of digits" in line
+    assert "--out" in line
+
+
+def test_a_setting_that_failed_is_not_remembered(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "digits", "--data.name", "nowhere", "--out", str(run_copy)]
+    before = settings_file(run_copy).read_bytes()
+    assert commands.run(command) == 1
+    assert settings_file(run_copy).read_bytes() == before
+    # One that was interrupted is: the same command goes on, and a shorter one too.
+    for ended in (KeyboardInterrupt, Terminated, 137):
+
+        def end(*_: Any, how: Any = ended) -> int:
+            if isinstance(how, int):
+                return how
+            raise how
+
+        monkeypatch.setattr(runner, "_exit_code_of", end)
+        settings_file(run_copy).write_bytes(before)
+        assert commands.run(command) >= 128
+        assert _experiment("--out", run_copy).data.name == "nowhere"
+
+
+def test_a_damaged_or_foreign_memory_is_named(run_copy: Path, refuse: Said) -> None:
+    path = settings_file(run_copy)
+    stored = read_json(path)
+    for change, words in (
+        ({"simulate": stored["simulate"] | {"tubes": 3}}, "no setting 'tubes' in this version"),
+        ({"model": stored["model"] | {"width": "wide"}}, "another type"),
+        ({"model": 3}, "model must hold settings"),
+        ({"seed": -1}, "seed must not be negative"),
+    ):
+        write_json(path, stored | change)
+        line = refuse("run", "digits", "--out", run_copy)
+        assert str(path) in line
+        assert words in line
+    path.write_text("{")
+    assert "delete or replace it" in refuse("run", "digits", "--out", run_copy)
+
+
+def test_a_run_from_before_starts_from_its_records(run_copy: Path) -> None:
+    """Its settings.json names no preset, and has what the finished stages recorded."""
+    expected = _experiment("--out", run_copy)
+    path = settings_file(run_copy)
+    for stored in (recorded_settings(run_copy), None):
+        path.unlink()
+        if stored is not None:
+            write_json(path, stored)
+        assert _experiment("--out", run_copy) == expected
+    remembered = recall_run(run_copy)
+    assert remembered is not None
+    assert remembered.preset is None
+
+
+def test_out_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    experiment = replace(PRESETS["digits"].experiment, seed=7)
+    remember(settings_file(tmp_path), "digits", asdict(experiment))
+    for flags in (("--out", str(tmp_path)), (f"--out={tmp_path}",)):
+        assert _experiment("--simulate.chips", "9", *flags, "--limit", "20").seed == 7
+    assert _experiment("--limit", "20").seed == 0
+
+
+@pytest.mark.parametrize("converter", [Pairs((1.0, 4.0)), MappedPairs((1.0,), ((0.0, 25.0),) * 2)])
+def test_settings_come_back_from_json(converter: Any) -> None:
+    start = PRESETS["digits"].experiment
+    pcm = replace(start.simulate.pcm, converter=converter, compensation="global")
+    changed = replace(
+        start,
+        simulate=replace(start.simulate, pcm=pcm),
+        data=replace(start.data, mean=(0.5,), std=(0.25,)),
+        folds=("test",),
+    )
+    stored = json.loads(json.dumps(asdict(changed)))
+    assert restore(start, stored) == restore(Experiment(), stored) == changed
+    del stored["simulate"]["pcm"]["g_max"], stored["seed"]
+    assert restore(changed, stored) == changed
+
+
+# --- Studies start from the run's settings, and say where they leave them
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Drift]]:
+    """What `drift` works with, in place of the work."""
+    from experiments.studies import drift
+
+    given: list[tuple[Experiment, Drift]] = []
+    study = replace(
+        drift.STUDY,
+        open=lambda *_, **__: None,
+        run=lambda _, experiment, settings, __: given.append((experiment, settings)),
+    )
+    monkeypatch.setattr(drift, "STUDY", study)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "stage"),
+    [
+        ("--model.width", "8", "train"),
+        ("--seed", "3", "train"),
+        ("--simulate.pcm.t-inference", "60", "simulate"),
+        ("--simulate.chips", "9", "simulate"),
+    ],
+)
+def test_a_study_refuses_what_contradicts_the_run(
+    run_copy: Path, refuse: Said, opened: list[Any], flag: str, value: str, stage: str
+) -> None:
+    for command in ("drift", "layers", "compare-noise"):
+        line = refuse(command, "digits", flag, value, "--out", run_copy)
+        assert f"{stage} in {run_copy} was run with other flags ({flag} was " in line
+    assert not opened
+
+
+def test_a_study_of_its_own_folder_may_have_other_chips(
+    run_copy: Path, succeed: Said, refuse: Said, opened: list[tuple[Experiment, Drift]]
+) -> None:
+    flags = ("--simulate.pcm.g-max", "30", "--drift.out", run_copy / "other", "--out", run_copy)
+    said = succeed("drift", "digits", *flags)
+    assert "--simulate.pcm.g-max 25.0 -> 30.0" in said
+    assert opened[0][0].simulate.pcm.g_max == 30.0
+    assert opened[0][0].model.width == 4  # the run's, not the preset's
+    assert "train in" in refuse("drift", "digits", *flags, "--model.width", "8")
+
+
+def test_a_study_remembers_its_flags(
+    run_copy: Path, succeed: Said, opened: list[tuple[Experiment, Drift]]
+) -> None:
+    line = ("drift", "digits", "--out", run_copy)
+    succeed(*line, "--drift.chips", "2", "--drift.times", "0", "60")
+    assert "--drift.profile pcm -> adc+pcm" in succeed(*line, "--drift.profile", "adc+pcm")
+    said = succeed(*line, "--drift.chips", "3", "--dry-run")
+    assert "--drift.chips 2 -> 3" in said
+    assert f"would be computed into {run_copy / 'drift'}" in said
+    given = [settings for _, settings in opened]
+    assert given == [
+        Drift(chips=2, times=(0.0, 60.0)),
+        Drift(chips=2, times=(0.0, 60.0), profile="adc+pcm"),
+    ]
+    assert opened[0][0] == _experiment("--out", run_copy)
+
+
+def test_small_flags_are_what_the_run_remembers(finished_run: Path) -> None:
+    stored = recall_run(finished_run)
+    assert stored is not None
+    assert (stored.preset, stored.path) == ("digits", finished_run / "settings.json")
+    assert dict(flatten(stored.settings)) == as_leaves(_experiment(*SMALL))
+
+
+def test_help_shows_what_is_remembered(run_copy: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "experiments", "run", "digits", "--out", str(run_copy), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0
+    assert "(default: 4)" in shown.stdout  # --model.width, which is 16 in the preset
