@@ -6,12 +6,12 @@
 #   MODEL=... DATA=... OUT=...                                        bash slurm_scores.sh array
 #
 # "job" is one job of two nodes, which ends with the table. "array" is eight small jobs, which start
-# whenever a GPU is free, and a last one that joins their shares. Either may be killed and submitted
+# whenever a GPU is free, and a last one that joins their work. Either may be killed and submitted
 # again: it goes on from what OUT.parts holds.
 set -euo pipefail
 
 gpus_per_node=4
-shares=8
+tasks=8
 score="python -m experiments score --model $(printf %q "$MODEL") --data $(printf %q "$DATA")"
 score+=" --out $(printf %q "$OUT")"
 
@@ -27,9 +27,9 @@ job)
 array)
     # The task's number is I of --shard I/N. The index of an image keys its random vectors, so that
     # the table is the same as that of a single process.
-    job=$(sbatch --parsable --job-name=scores --array="1-$shares" --requeue --ntasks=1 --gpus=1 \
+    job=$(sbatch --parsable --job-name=scores --array="1-$tasks" --requeue --ntasks=1 --gpus=1 \
         --cpus-per-task=8 --time=04:00:00 \
-        --wrap "$score --shard \$SLURM_ARRAY_TASK_ID/$shares")
+        --wrap "$score --shard \$SLURM_ARRAY_TASK_ID/$tasks")
     # After any end, for merge names what is missing. --parsable prints "job" or "job;cluster".
     sbatch --job-name=merge --dependency="afterany:${job%%;*}" --ntasks=1 --time=00:30:00 \
         --wrap "python -m experiments merge $(printf %q "$OUT")"

@@ -7,8 +7,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -31,19 +31,14 @@ from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
 from jaxcurv.progress import progress
-from jaxcurv.shards import (
-    METADATA_KEY,
-    Pieces,
-    merge_scores,
-    merged_metadata,
-    open_pieces,
-    read_finished,
-)
+from jaxcurv.reuse import Finished, find_finished
+from jaxcurv.score_tables import image_checksums, shard_metadata, table_metadata
+from jaxcurv.shards import Shards, check_name, merge_scores, read_finished
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
 from jaxcurv.storage.lock import FolderInUse, lock
 
-_PIECE, _PIECES = 1024, 16
-"""Samples written at once, and again after a kill; fewer where a source is too small to share."""
+_SHARD, _SHARDS = 1024, 16
+"""Samples a shard, computed again after a kill; fewer where a source has too few for 16 shards."""
 
 _AUTO, _AUTO_CPU = 256, 64
 """Samples a batch."""
@@ -81,17 +76,25 @@ def score_dataset(
 ) -> pa.Table:
     """Scores every sample of a source.
 
-    With `out`, finished runs of samples are kept in `OUT.parts/`: the same call goes on after a
-    kill and leaves the very same table. Several processes may share the work, each reading its
-    share only: those of `jax.distributed`, after which each returns the one table, or independent
-    ones that are given a `shard` each, to be joined by `merge_scores`.
+    With `out`, finished shards of up to 1,024 samples are kept in `OUT.parts/`: the same call goes
+    on after a kill and leaves the very same table. Several processes may divide the work, each
+    reading its own shards only: those of `jax.distributed`, after which each returns the one table,
+    or independent ones that are given a `shard` each, to be joined by `merge_scores`.
+
+    A source that has grown or changed is scored where it is new, and `out` becomes the table that
+    scoring it in one go would have left. A finished row is used again for the same index and label
+    where the source tells `indices` and `labels`, else for the same position; up to twelve such
+    samples, the first ones among them, are read again and refused if index, label or image are
+    not those that were scored. So a label that the source tells is never overlooked; an image that
+    changed under its index may be. Rows of samples that the source no longer has stay in
+    `OUT.parts/`, which is said, until they are asked for again.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
       source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
         normalised as the model expects; read in a thread of its own. Where it also has
-        `indices [len]` and `labels [len]`, those are checked before any compute, or else piece by
-        piece and the indices once more at the end; its `paths [len]` become a column.
+        `indices [len]` and `labels [len]`, those are checked before any compute, or else shard by
+        shard and the indices once more at the end; its `paths [len]` become a column.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
@@ -99,16 +102,15 @@ def score_dataset(
         its prediction that of the last one. All checkpoints lie on the device at once.
       estimators: what is computed, by column name; those with the same probes share them. One of
         your own is an `OwnEstimator`.
-      out: Parquet file of the table. What was begun with other settings, weights or data is
-        refused; data are told apart by their length, a few samples and, where the source has them,
-        all indices and labels, weights that a plain function closes over by the logits of two
-        images.
+      out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
+        refused, as is a table that another program wrote or changed; weights that a plain function
+        closes over are told apart by the logits of two fixed random images.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. Halved where memory does not suffice,
         which is recorded and kept when a run goes on.
       mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
         makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
-      shard: (i, n), to score the i-th of n shares, i from 0.
+      shard: (i, n), to score every n-th shard from the i-th on, i from 0.
       description: a few words for the progress bar.
 
     Returns:
@@ -116,16 +118,17 @@ def score_dataset(
       correct, loss, gradient_norm and those of `jaxcurv.logit_scores`, and for each estimator NAME
       and NAME_standard_error (and, where the estimator has them, NAME_probes, NAME_frobenius_norm,
       NAME_top_eigenvalue, NAME_residual_trace), in the source's order. Its metadata say what was
-      scored, how and on what. With `shard`, that share's rows.
+      scored, how and on what. With `shard`, the rows of those shards.
 
     Raises:
-      ValueError: an empty source, duplicate indices, an `out` that belongs to other settings, or
-        what `input_curvature` refuses; nothing is written before the first samples have passed.
-      OSError: `out` cannot be written, or another process scores the same share of it.
+      ValueError: an empty source, duplicate indices, an `out` that is no `.parquet` or belongs to
+        other settings, samples or images, or what `input_curvature` refuses; nothing is written
+        before the first samples have passed.
+      OSError: `out` cannot be written, or another process scores the same shards of it.
     """
     check_key(key)
-    share = (jax.process_index(), jax.process_count()) if shard is None else shard
-    _check_arguments(source, estimators, batch_size, share, out)
+    turn = (jax.process_index(), jax.process_count()) if shard is None else shard
+    _check_arguments(source, estimators, batch_size, turn, out)
     model, weights = _weights(logits_fn, params, checkpoints)
     sharding = over_devices(mesh)
     size = _first_batch_size(batch_size, device_count(sharding))
@@ -141,7 +144,6 @@ def score_dataset(
     identity = {
         "estimators": {name: describe(estimator) for name, estimator in estimators.items()},
         "loss": getattr(loss, "__qualname__", type(loss).__qualname__),
-        "losses": inspection.losses.tolist(),
         "precision": PRECISION,
         "matrix": inspection.matrix,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
@@ -150,10 +152,10 @@ def score_dataset(
         "checkpoints": len(weights),
         "average": average,
         "weights": hash_tree(weights),
-        "logits": inspection.logits.tolist(),
+        **_answers(problem, weights[0], few),
         "batch_size": batch_size,
-        "columns": _SAMPLE_COLUMNS,
-        "piece_length": unit * max(1, min(_PIECE, len(source) // _PIECES) // unit),
+        "columns": [*_SAMPLE_COLUMNS, *path_column(source, [0])],
+        "shard_length": unit * max(1, min(_SHARD, len(source) // _SHARDS) // unit),
     }
     # As it is read back; settings may be NumPy's numbers.
     identity = json.loads(json.dumps(identity, default=lambda number: number.item()))
@@ -168,27 +170,28 @@ def score_dataset(
         matrix=inspection.matrix,
         classes=inspection.logits.shape[1],
         sharding=sharding,
-        length=identity["piece_length"],
+        length=identity["shard_length"],
         description=description,
+        before=Finished(np.full(len(source), -1)),
     )
-    mine = list(range(0, len(source), run.length)[share[0] :: share[1]])
+    mine = list(range(0, len(source), run.length)[turn[0] :: turn[1]])
     if out is None:
         tables: dict[int, pa.Table] = {}
         _compute(run, mine, size, tables.__setitem__)
         return _joined(identity, list(tables.values()))
-    path, share_name = Path(out), f"{share[0]}-of-{share[1]}"
+    path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
     finished = read_finished(path, identity)
     if finished is None:
-        # Not among the pieces, which are removed while it is held.
-        with lock(path.parent, name=f".{path.name}.share-{share_name}.lock", of=path):
+        # Not among the shards, which are removed while it is held.
+        with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
             finished = read_finished(path, identity)  # by another process, meanwhile
             if finished is None:
+                shards = Shards(path, identity)
                 try:
-                    pieces = open_pieces(path, identity)
-                    _compute_on_disk(run, mine, size, pieces, record=f"batch-{share_name}.json")
+                    _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
                     if shard is not None:
-                        return _joined(identity, [pieces.read(start) for start in mine])
-                    finished = _joined_by_all(pieces, identity)
+                        return _joined(identity, [shards.read(start) for start in mine])
+                    finished = _joined_by_all(shards)
                 except FileNotFoundError:  # merged, meanwhile, by who found them all
                     finished = read_finished(path, identity)
                     if finished is None:
@@ -200,7 +203,7 @@ def _check_arguments(
     source: Source,
     estimators: Mapping[str, Estimator],
     batch_size: int | str,
-    share: tuple[int, int],
+    turn: tuple[int, int],
     out: str | os.PathLike[str] | None,
 ) -> None:
     if len(source) == 0:
@@ -218,15 +221,17 @@ def _check_arguments(
     if taken := sorted(name for name in estimators if [*names, *own].count(name) > 1):
         raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
     if (
-        not isinstance(share, tuple)
-        or [isinstance(part, Integral) for part in share] != [True, True]
-        or not 0 <= share[0] < share[1]
+        not isinstance(turn, tuple)
+        or [isinstance(part, Integral) for part in turn] != [True, True]
+        or not 0 <= turn[0] < turn[1]
     ):
-        raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {share}")
-    if share[1] > 1 and out is None:
-        raise ValueError(f"{share[1]} shares need one file that all processes see: give out")
-    if out is not None and Path(out).is_dir():
-        raise ValueError(f"{out} is a folder: give the name of a file")
+        raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {turn}")
+    if turn[1] > 1 and out is None:
+        raise ValueError(f"{turn[1]} processes need one file that all of them see: give out")
+    if out is not None:
+        if Path(out).is_dir():
+            raise ValueError(f"{out} is a folder: give the name of a file")
+        check_name(Path(out))
 
 
 def _weights(
@@ -248,6 +253,21 @@ def _weights(
     return model, states
 
 
+def _answers(problem: Problem, params: Any, few: Batch) -> dict[str, Any]:
+    """What tells apart models, and losses, that look alike from outside; whatever the data.
+
+    Returns:
+      `logits` `[2, classes]` of two fixed random images, and their `losses` `[2, 2]`; empty where
+      the model cannot take them.
+    """
+    fixed = np.random.default_rng(0).random(few.images.shape, np.float32)
+    try:
+        found = inspect(problem, params, few._replace(images=fixed.astype(few.images.dtype)), {})
+    except ValueError:
+        return {"logits": [], "losses": []}
+    return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+
+
 def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
     """The batch size to begin with; each device gets as many samples."""
     if wanted == "auto":
@@ -266,32 +286,31 @@ def _known(source: Any) -> list[np.ndarray]:
     ]
 
 
-def _joined_by_all(pieces: Pieces, identity: Mapping[str, Any]) -> pa.Table:
-    """The whole table, once every process has finished its share; the first one makes it.
+def _joined_by_all(shards: Shards) -> pa.Table:
+    """The whole table, once every process has finished its shards; the first one makes it.
 
-    The processes meet in the files, for their shares may end hours apart, which a collective does
+    The processes meet in the files, for their work may end hours apart, which a collective does
     not wait for. One that dies ends the others by JAX's own heartbeat.
     """
     alone, first = jax.process_count() == 1, jax.process_index() == 0
-    while (table := read_finished(pieces.out, identity)) is None:
-        if alone or (first and all(map(pieces.finished, pieces.starts()))):
+    while (table := read_finished(shards.out, shards.identity)) is None:
+        if alone or (first and all(map(shards.finished, shards.starts()))):
             with contextlib.suppress(FolderInUse):  # which merges them
-                return merge_scores(pieces.out)
+                return merge_scores(shards.out)
         time.sleep(_POLL_SECONDS)
     return table
 
 
 def _joined(identity: Mapping[str, Any], tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables of pieces as one; a share that got no piece is an empty table."""
+    """Tables of shards as one; a process that got no shard has an empty table."""
     check_indices(np.unique(table["index"]) for table in tables)
-    metadata = merged_metadata(identity, [table.schema.metadata for table in tables])
     table = pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
-    return table.replace_schema_metadata(metadata)
+    return table.replace_schema_metadata(table_metadata(identity, tables))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What is scored; fixed while pieces come and go."""
+    """What is scored; fixed while shards come and go."""
 
     problem: Problem
     weights: list[Any]
@@ -307,39 +326,67 @@ class _Run:
     length: int
     description: str
 
+    before: Finished
+    """Rows that are not computed, for there are some of these samples."""
+
+    def samples(self, start: int) -> range:
+        """Positions of a shard's samples."""
+        return range(start, min(start + self.length, len(self.source)))
+
+    def missing(self, start: int) -> np.ndarray:
+        """Positions of a shard's samples that are to be computed."""
+        return start + np.flatnonzero(self.before.numbers[start : start + self.length] < 0)
+
     def rows(self, start: int) -> int:
-        return min(self.length, len(self.source) - start)
+        """How many samples of a shard are to be computed."""
+        return len(self.missing(start))
 
     def table_rows(self, starts: Sequence[int]) -> np.ndarray:
-        """Where pieces lie in the whole table."""
+        """Where shards lie in the whole table."""
         each = len(self.weights) if self.long else 1
-        spans = [np.arange(each * s, each * (s + self.rows(s))) for s in starts]
+        spans = [np.arange(each * s, each * self.samples(s).stop) for s in starts]
         return np.concatenate([np.empty(0, np.int64), *spans])
 
 
 def _compute_on_disk(
-    run: _Run, mine: Sequence[int], batch_size: int, pieces: Pieces, *, record: str
+    run: _Run, mine: Sequence[int], batch_size: int, shards: Shards, *, record: str
 ) -> None:
-    """Scores the pieces that are not finished, at the batch size that an earlier try ended with."""
-    path = pieces.folder / record
+    """Scores what is not finished, at the batch size that an earlier try ended with."""
+    shards.check_folder()
+    run = replace(run, before=find_finished(shards, run.source))
+    shards.begin()
+    path = shards.folder / record
     if path.exists():
         batch_size = read_json(path)["batch_size"]
         if batch_size % device_count(run.sharding):
             raise ValueError(
-                f"{pieces.folder} was begun with batches of {batch_size}, which "
+                f"{shards.folder} was begun with batches of {batch_size}, which "
                 f"{device_count(run.sharding)} devices cannot share: go on with as many as before"
             )
-    for start in filter(pieces.finished, mine):
-        pieces.read(start)  # a damaged one is told now and not at the end
-    done = sum(run.rows(start) for start in mine if pieces.finished(start))
-    todo = [start for start in mine if not pieces.finished(start)]
-    if todo and pieces.out.exists():
+    for start in filter(shards.finished, mine):
+        shards.read(start)  # a damaged one is told now and not at the end
+    todo = [start for start in mine if not shards.finished(start)]
+    if todo and read_finished(shards.out, shards.identity) is not None:
         return  # they are in the table, which another process has merged meanwhile
 
     def keep(size: int) -> None:
         write_json(path, {"batch_size": size})
 
-    _compute(run, todo, batch_size, pieces.write, done=done, halved=keep)
+    def write(start: int, computed: pa.Table | None) -> None:
+        samples = run.samples(start)
+        table = run.before.completed(samples.start, samples.stop, computed)
+        # A file may have moved since its image was scored.
+        for name, values in path_column(run.source, samples).items():
+            values = pa.array(np.repeat(values, shards.rows_a_sample))
+            table = table.set_column(table.column_names.index(name), name, values)
+        shards.write(start, table)
+
+    for start in todo:
+        if not run.rows(start):
+            write(start, None)
+    done = sum(len(run.samples(start)) for start in mine) - sum(map(run.rows, todo))
+    todo = [start for start in todo if run.rows(start)]
+    _compute(run, todo, batch_size, write, done=done, halved=keep)
 
 
 def _compute(
@@ -351,7 +398,7 @@ def _compute(
     done: int = 0,
     halved: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Scores pieces in order and hands each to `write`; out of memory, with half the batch."""
+    """Scores shards in order and hands each to `write`; out of memory, with half the batch."""
     todo = list(starts)
     total = done + sum(map(run.rows, starts))
     with progress(total, run.description, initial=done) as shown:
@@ -378,22 +425,26 @@ def _compute(
 def _scored(
     run: _Run, starts: Sequence[int], batch_size: int, update: Callable[[int], object]
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Pieces in order, each with its table; batches of the next compute while one is reduced."""
+    """Shards in order, each with the table of what was computed; batches of the next compute while
+    one is reduced."""
     keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
 
-    def dispatched() -> Iterator[tuple[int, int, Batch, list[Raw]]]:
-        for start, rows, batch in _batches(run, starts, batch_size):
+    def dispatched() -> Iterator[tuple[int, np.ndarray, Batch, list[Raw]]]:
+        for start, read, batch in _batches(run, starts, batch_size):
             pending = [
                 dispatch(
                     run.problem, weights, batch, run.key, run.estimators, sharding=run.sharding
                 )
                 for weights in run.weights
             ]
-            yield start, rows, batch if keep_images else _without_images(batch), pending
+            yield start, read, batch if keep_images else _without_images(batch), pending
 
     batches: list[Batch] = []
     parts: list[list[Raw]] = []
-    for start, rows, batch, pending in _ahead(dispatched(), _IN_FLIGHT):
+    checksums: list[np.ndarray] = []
+    for start, read, batch, pending in _ahead(dispatched(), _IN_FLIGHT):
+        rows = len(read)
+        checksums.append(read)
         parts.append([_rows(collect(one, batch.indices), rows) for one in pending])
         batches.append(batch.take(np.arange(rows)))
         update(rows)
@@ -401,9 +452,13 @@ def _scored(
             whole = Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
             raws = [_concatenated(one) for one in zip(*parts, strict=True)]
             check_indices([whole.indices])
-            named = path_column(run.source, slice(start, start + len(whole.labels)))
-            yield start, _table(run, whole, named, raws, batch_size)
-            batches, parts = [], []
+            device = jax.devices()[0].device_kind
+            made = {"devices": [device], "jax": [jax.__version__], "batch_sizes": [batch_size]}
+            metadata = shard_metadata(made, np.concatenate(checksums), start=start)
+            named = path_column(run.source, run.missing(start))
+            table = _table(run, whole, named, raws, batch_size)
+            yield start, table.replace_schema_metadata(metadata)
+            batches, parts, checksums = [], [], []
 
 
 def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
@@ -416,26 +471,30 @@ def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
     yield from taken
 
 
-def _batches(run: _Run, starts: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Batch]]:
-    """Batches of one shape, read by a thread of their own; the first `rows` of each are real."""
+def _batches(
+    run: _Run, starts: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, np.ndarray, Batch]]:
+    """Batches of one shape, read by a thread of their own, each with the checksums of its images;
+    what follows those is padding."""
     spans = (
-        (start, range(first, min(first + batch_size, start + run.rows(start))))
+        (start, run.missing(start)[first : first + batch_size])
         for start in starts
-        for first in range(start, start + run.rows(start), batch_size)
+        for first in range(0, run.rows(start), batch_size)
     )
+
+    def read(positions: np.ndarray) -> tuple[Batch, np.ndarray]:
+        batch = read_batch(run.source, positions.tolist(), shape=run.image_shape)
+        return batch, image_checksums(batch.images)
+
     with ThreadPoolExecutor(1) as reader:
-
-        def read() -> Iterator[tuple[int, int, Future[Batch]]]:
-            for start, span in spans:
-                batch = reader.submit(read_batch, run.source, span, shape=run.image_shape)
-                yield start, len(span), batch
-
-        for start, rows, future in _ahead(read(), _IN_FLIGHT):
-            batch = future.result()
+        pending = ((start, reader.submit(read, span)) for start, span in spans)
+        for start, future in _ahead(pending, _IN_FLIGHT):
+            batch, checksums = future.result()
             check_batch(*batch)
             check_labels(batch.labels, run.classes)
             # Repeats the last sample, so that padding is as harmless as any other.
-            yield start, rows, batch.take(np.minimum(np.arange(batch_size), rows - 1))
+            padded = np.minimum(np.arange(batch_size), len(checksums) - 1)
+            yield start, checksums, batch.take(padded)
 
 
 def _without_images(batch: Batch) -> Batch:
@@ -457,7 +516,7 @@ def _table(
     raws: Sequence[Raw],
     batch_size: int,
 ) -> pa.Table:
-    """A piece's table from the samples' files and the draws of every checkpoint."""
+    """A shard's table from the samples' files and the draws of every checkpoint."""
     columns = []
     for weights, raw in zip(run.weights, raws, strict=True):
         adapted = refine(
@@ -474,9 +533,7 @@ def _table(
         }
     else:
         merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
-    device = jax.devices()[0].device_kind
-    made = {"devices": device, "jax": jax.__version__, "batch_sizes": batch_size}
-    return pa.table(merged, metadata={METADATA_KEY: json.dumps(made)})
+    return pa.table(merged)
 
 
 def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:

@@ -1,65 +1,93 @@
-"""A table that grows on disk piece by piece, survives being killed, and is made by many processes.
+"""A table of scores that grows on disk shard by shard, survives being killed, and is made by many
+processes.
 
 `OUT.parts/` beside the table `OUT` holds `run.json`, which says what the table is of, and one
-Parquet file for each finished run of consecutive samples. Pieces appear whole or not at all.
+Parquet file for each finished shard, a run of consecutive samples. Shards appear whole or not at
+all. The settings decide whether a table may go on; the list of samples decides which shards there
+are. Rows of samples that are not in the latest list stay in `OUT.parts/kept-*.parquet`.
 """
 
 import contextlib
-import json
 import operator
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jaxcurv.engine.checks import check_indices
+from jaxcurv.score_tables import (
+    checksums_of,
+    described,
+    made_of,
+    sample_keys,
+    shard_metadata,
+    table_metadata,
+    take_samples,
+)
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
 from jaxcurv.storage.lock import lock
 
-METADATA_KEY = b"jaxcurv"
+_LIST = ("samples", "data", "shard_length")
+"""Entries of an identity that say which samples a table is of, and not how they are scored."""
+
+_FOUND = ("matrix",)
+"""Entries that the first samples of a list may change."""
 
 _MEASURED = ("logits", "losses")
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The pieces of one table.
+class Shards:
+    """The shards of one table, for one list of samples.
 
     Attributes:
       out: the table's own file.
-      samples: how many the table is of.
-      length: samples a piece; the last may have fewer.
+      identity: what the table is of, as JSON: the settings, and `samples` (how many), `data` (a
+        hash that tells this list of samples from others) and `shard_length` (samples a shard; the
+        last may have fewer).
     """
 
     out: Path
-    samples: int
-    length: int
+    identity: Mapping[str, Any]
 
     @property
     def folder(self) -> Path:
-        """Folder of the pieces, `OUT.parts/`."""
+        """Folder of the shards, `OUT.parts/`."""
         return _folder(self.out)
 
+    @property
+    def rows_a_sample(self) -> int:
+        """Rows that each sample has: one, or one for each checkpoint."""
+        return _rows_a_sample(self.identity)
+
+    @property
+    def all_files(self) -> str:
+        """What a user would delete to begin anew."""
+        return f"{self.out} and {self.folder}" if self.folder.exists() else str(self.out)
+
     def starts(self) -> range:
-        """First position of every piece."""
-        return range(0, self.samples, self.length)
+        """Position of every shard's first sample."""
+        return range(0, self.identity["samples"], self.identity["shard_length"])
 
     def finished(self, start: int) -> bool:
-        """Whether the piece that begins at position `start` is on disk."""
+        """Whether the shard that begins at position `start` is on disk."""
         return self._path(start).exists()
 
     def write(self, start: int, table: pa.Table) -> None:
-        """Writes the piece that begins at position `start`, atomically."""
+        """Writes the shard that begins at position `start`, atomically."""
         write_table(self._path(start), table)
 
     def read(self, start: int) -> pa.Table:
-        """Reads the piece that begins at position `start`.
+        """Reads the shard that begins at position `start`.
 
         Raises:
           FileNotFoundError: it is not on disk.
@@ -67,62 +95,207 @@ class Pieces:
         """
         return read_table(self._path(start))
 
+    def check_folder(self) -> None:
+        """Refuses a folder whose shards cannot belong to this table.
+
+        Raises:
+          ValueError: they are of other settings or another version, or nothing says of which.
+        """
+        # Looked for before the record, which another process may write at this moment, then shards.
+        orphans = any(self.folder.glob("*.parquet"))
+        if self._record.exists():
+            refuse_other(self.folder, read_record(self.out), self.identity)
+        elif orphans:
+            raise ValueError(f"{self.folder} has shards but no run.json: delete it and run again")
+
+    def begin(self) -> None:
+        """Notes in `run.json` that this list of samples is scored from now on.
+
+        Raises:
+          ValueError: another process has just begun a table of other settings there.
+          OSError: the folder cannot be written.
+        """
+        if not self._record.exists() or not self._is_of(read_record(self.out)):
+            write_json(self._record, self.identity)
+        # Read back in any case: another process may have started another table there.
+        refuse_other(self.folder, read_record(self.out), self.identity)
+
+    def read_others(self) -> list[tuple[pa.Table, int | None]]:
+        """Finished rows that belong to other lists of samples.
+
+        Returns:
+          Tables, each with the position that its first sample had, or None where its samples did
+          not follow each other.
+
+        Raises:
+          ValueError: one is damaged or of other settings.
+        """
+        own = {self._path(start) for start in self.starts()}
+        tables = []
+        for path in sorted(set(self.folder.glob("*.parquet")) - own):
+            with contextlib.suppress(FileNotFoundError):  # merged meanwhile: in the table below
+                table = read_table(path)
+                try:
+                    tables.append((table, described(table.schema)["start"]))
+                except (KeyError, ValueError) as error:
+                    raise ValueError(f"{path} is no shard of scores: move it elsewhere") from error
+        if (table := read_scores(self.out, self.identity)) is not None:
+            tables.append((table, 0))
+        return tables
+
+    def remove(self) -> None:
+        """Removes the shards of the finished table, and the folder where nothing else is in it."""
+        if not self.folder.exists():
+            return
+        own = {self._path(start) for start in self.starts()}
+        try:
+            latest = self._is_of(read_record(self.out))
+        except FileNotFoundError:  # another process was faster
+            return
+        if latest and set(self.folder.glob("*.parquet")) <= own:
+            _remove(self.folder)
+            return
+        for path in [*own, *(self.folder.glob("batch-*.json") if latest else ())]:
+            path.unlink(missing_ok=True)
+
+    def keep_others(self, samples: np.ndarray) -> None:
+        """Keeps the rows of the table `out` whose samples are not among `samples`, and says so.
+
+        Args:
+          samples: as of `sample_keys`; the table will be replaced by theirs.
+        """
+        table = read_scores(self.out, self.identity)
+        if table is None:
+            return
+        others = np.flatnonzero(~np.isin(sample_keys(table, self.rows_a_sample), samples))
+        if not len(others):
+            return
+        follow = others[-1] - others[0] + 1 == len(others)
+        kept = take_samples(table, others, self.rows_a_sample).replace_schema_metadata(
+            shard_metadata(
+                made_of(table),
+                checksums_of(table)[others],
+                start=int(others[0]) if follow else None,
+            )
+        )
+        name = f"{zlib.crc32(sample_keys(kept, self.rows_a_sample).data):08x}"
+        write_table(self.folder / f"kept-{name}.parquet", kept)
+        print(
+            f"{self.out} has {len(others)} samples that are not asked for now: their scores stay "
+            f"in {self.folder} and are used when they are asked for again",
+            file=sys.stderr,
+        )
+
+    def remove_others(self, samples: np.ndarray) -> None:
+        """Removes shards of other lists all of whose samples are among `samples`."""
+        own = {self._path(start) for start in self.starts()}
+        for path in set(self.folder.glob("*.parquet")) - own:
+            if np.isin(sample_keys(read_table(path), self.rows_a_sample), samples).all():
+                path.unlink()
+
+    def is_other_list(self, table: Path) -> bool:
+        """Whether a table says that it is of another list of samples; reads no row."""
+        try:
+            return not self._is_of(described(pq.read_schema(table)))
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            return False  # reading it all will tell what is wrong
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / "run.json"
+
     def _path(self, start: int) -> Path:
-        return self.folder / f"{start:012d}.parquet"
+        samples, data = self.identity["samples"], self.identity["data"]
+        return self.folder / f"{start:012d}-of-{samples}-{data[:12]}.parquet"
+
+    def _is_of(self, found: Mapping[str, Any]) -> bool:
+        """Whether a record or a table, of these settings, is of this list of samples."""
+        return all(found[name] == self.identity[name] for name in _LIST)
 
 
-def open_pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
-    """Starts the table `out`, or goes on with it.
-
-    Args:
-      identity: what the table is of, as JSON; holds `samples` and `piece_length`.
+def read_record(out: Path) -> dict[str, Any]:
+    """What `OUT.parts/run.json` says.
 
     Raises:
-      ValueError: the pieces there are of another table.
-      OSError: the folder cannot be written.
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, or an earlier version's.
     """
-    record = _folder(out) / "run.json"
-    # Looked for before the record, which another process may write at this moment, then pieces.
-    orphans = any(_folder(out).glob("*.parquet"))
-    if not record.exists():
-        if orphans:
-            raise ValueError(f"{_folder(out)} has pieces but no run.json: delete it and run again")
-        write_json(record, identity)
-    # Read back in any case: another process may have started another table there.
-    refuse_other(_folder(out), read_json(record), identity)
-    return _pieces(out, identity)
+    found = read_json(_folder(out) / "run.json")
+    if not set(_LIST) <= found.keys():
+        raise ValueError(
+            f"{_folder(out)} was begun by another version of jaxcurv: finish it with that one, "
+            "choose another file, or delete it and run again"
+        )
+    return found
 
 
-def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
-    """The table `out` if it is finished.
+def check_name(out: Path) -> None:
+    """Refuses a file whose name does not say that it holds Parquet.
 
     Raises:
-      ValueError: it is of something else.
+      ValueError: its suffix is another one.
+    """
+    if out.suffix != ".parquet":
+        raise ValueError(
+            f"scores are kept as Parquet: give a file NAME.parquet, not {out}; for another format "
+            "convert the finished table, such as pandas.read_parquet(...).to_csv(...)"
+        )
+
+
+def read_scores(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
+    """The finished table `out`, of whichever samples; None where there is none.
+
+    Raises:
+      ValueError: it is of other settings, or is none of ours as we wrote it.
     """
     if not out.exists():
         return None
+    table = _read_ours(out)
+    refuse_other(out, described(table.schema), identity)
+    return table
+
+
+def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
+    """The table `out` if it is finished and of this list of samples.
+
+    Raises:
+      ValueError: it is of other settings, or is none of ours as we wrote it.
+    """
+    shards = Shards(out, identity)
+    if not out.exists() or shards.is_other_list(out):
+        return None
+    table = read_scores(out, identity)
+    shards.remove()
+    return table
+
+
+def _read_ours(out: Path) -> pa.Table:
     try:
         table = read_table(out)
-        found = json.loads(table.schema.metadata[METADATA_KEY])
-    except (ValueError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"{out} exists and is no whole table of scores: choose another file, or delete it"
-        ) from error
-    refuse_other(out, found, identity)
-    _remove(_folder(out))
+        found = described(table.schema)
+        whole = (
+            table.column_names == found["table_columns"]
+            and len(table) == found["samples"] * _rows_a_sample(found)
+            and len(checksums_of(table)) == found["samples"]
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(_not_ours(out)) from error
+    if not whole:
+        raise ValueError(_not_ours(out))
     return table
 
 
 def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses what was made with other settings, naming them.
+    """Refuses what was made with other settings, naming them; which samples it has is no setting.
 
     Raises:
-      ValueError: the identities differ.
+      ValueError: the settings differ.
     """
     differing = [
         name
         for name, value in wanted.items()
-        if not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
+        if name not in (*_LIST, *_FOUND)
+        and not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
     ]
     if differing:
         raise ValueError(
@@ -134,77 +307,86 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 def _close(found: Any, wanted: Any) -> bool:
     """What was measured agrees: not to the bit, for another machine may go on with a table."""
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max()))
+    return a.shape == b.shape and bool(
+        np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max(initial=0))
+    )
 
 
 def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
-    """Makes the table `out` from its pieces, in the source's order, and removes them.
+    """Makes the table `out` from its shards, in the source's order, and removes them.
 
-    Returns `out` as it is where that was done before.
+    Returns `out` as it is where that was done before. Rows that `out` had of samples which are no
+    longer in the source stay in `OUT.parts/`.
 
     Raises:
-      FileNotFoundError: there is neither the table nor a piece of it.
-      ValueError: pieces are missing, or two samples share an index.
+      FileNotFoundError: there is neither the table nor a shard of it.
+      ValueError: shards are missing, two samples share an index, or `out` is no `.parquet` or not a
+        table as it was written.
       FolderInUse: another process merges them.
     """
     path = Path(out)
+    check_name(path)
     record = _folder(path) / "run.json"
     if not record.exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
-        return read_table(path)
+        return _read_ours(path)
     with lock(path.parent, name=f".{path.name}.merge.lock", of=path):
         return _merged(path, record)
 
 
 def _merged(path: Path, record: Path) -> pa.Table:
     if not record.exists():  # another process was faster
-        return read_table(path)
-    identity = read_json(record)
+        return _read_ours(path)
+    identity = read_record(path)
     if (finished := read_finished(path, identity)) is not None:
         return finished
-    pieces = _pieces(path, identity)
-    if missing := [start for start in pieces.starts() if not pieces.finished(start)]:
+    shards = Shards(path, identity)
+    if missing := [start for start in shards.starts() if not shards.finished(start)]:
         raise ValueError(
-            f"{len(missing)} of {len(pieces.starts())} pieces of {path} are missing, the first "
-            f"from sample {missing[0]} on: run the processes or shards that did not finish again"
+            f"{len(missing)} of {len(shards.starts())} shards of {path} are missing, the first "
+            f"from sample {missing[0]} on: run the calls that did not finish again"
         )
-    # A sample may have a row for each of several checkpoints, all in one piece.
-    indices, metadata = [], []
-    for start in pieces.starts():
-        piece = pieces.read(start)
-        indices.append(np.unique(piece["index"]))
-        metadata.append(piece.schema.metadata)
+    indices, keys = [], []
+
+    def read() -> Iterator[pa.Table]:
+        for start in shards.starts():
+            shard = shards.read(start)
+            # A sample may have a row for each of several checkpoints, all in one shard.
+            indices.append(np.unique(shard["index"]))
+            keys.append(sample_keys(shard, shards.rows_a_sample))
+            yield shard
+
+    metadata = table_metadata(identity, read())
     check_indices(indices)
-    schema = piece.schema.with_metadata(merged_metadata(identity, metadata))
-    write_tables(path, schema, map(pieces.read, pieces.starts()))
-    _remove(pieces.folder)
+    samples = np.concatenate(keys)
+    shards.keep_others(samples)
+    schema = shards.read(0).schema.with_metadata(metadata)
+    rows = (shards.read(start).select(schema.names) for start in shards.starts())
+    write_tables(path, schema, rows)
+    shards.remove_others(samples)
+    shards.remove()
     return read_table(path)
 
 
 def _remove(folder: Path) -> None:
-    """Removes the pieces of a finished table; killed half way, none is left under its name."""
-    if folder.exists():
-        discarded = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            folder.rename(discarded / folder.name)
-        shutil.rmtree(discarded, ignore_errors=True)
+    """Removes a folder; killed half way, nothing of it is left under its name."""
+    discarded = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        folder.rename(discarded / folder.name)
+    shutil.rmtree(discarded, ignore_errors=True)
 
 
-def merged_metadata(
-    identity: Mapping[str, Any], metadata: Iterable[Mapping[bytes, bytes]]
-) -> dict[bytes, bytes]:
-    """Metadata of a table: its identity, and on what its pieces were computed."""
-    made: dict[str, set[Any]] = {}
-    for one in metadata:
-        for name, value in json.loads(one[METADATA_KEY]).items():
-            made.setdefault(name, set()).add(value)
-    lists = {name: sorted(values) for name, values in made.items()}
-    return {METADATA_KEY: json.dumps({**identity, **lists}).encode()}
+def _rows_a_sample(identity: Mapping[str, Any]) -> int:
+    return 1 if identity["average"] else identity["checkpoints"]
 
 
-def _pieces(out: Path, identity: Mapping[str, Any]) -> Pieces:
-    return Pieces(out, identity["samples"], identity["piece_length"])
+def _not_ours(out: Path) -> str:
+    return (
+        f"{out} exists and is no whole table of scores as this version writes them (another "
+        "program or version wrote or changed it, or it is damaged): it is left as it is; rename "
+        "it, or choose another file"
+    )
 
 
 def _folder(out: Path) -> Path:

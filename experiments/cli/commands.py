@@ -32,7 +32,7 @@ usage: python -m experiments run PRESET [flags]          the whole path, from im
        python -m experiments drift PRESET [flags]        accuracy of its chips as they age
        python -m experiments score --model package.module:factory --data FOLDER [flags]
                                                          your own model and images
-       python -m experiments merge OUT                   one table from the shares of score --shard
+       python -m experiments merge OUT                   one table from what score --shard left
        python -m experiments compare-noise PRESET [flags]
                                                          whether other noise fails the same samples
        python -m experiments analyse --scores FILE --digital FILE --analog FILE [flags]
@@ -110,7 +110,7 @@ def _score(arguments: Sequence[str]) -> int | None:
     settings = parse(model.OwnModel, "score", arguments)
     code = exit_code_of(partial(model.run, settings), debug=settings.debug)
     if code and settings.distributed:
-        # In the usual end of a process JAX waits for the others, which wait for this one's share.
+        # In the usual end of a process JAX waits for the others, which wait for this one's shards.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -313,7 +313,7 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     import jax
 
     from jaxcurv.dataset import score_dataset
-    from jaxcurv.shards import METADATA_KEY
+    from jaxcurv.score_tables import METADATA_KEY
 
     network = with_tensor_float(finished.model) if variant.tensor_float else finished.model
     normalisation = finished.normalisation

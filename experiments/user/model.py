@@ -57,7 +57,8 @@ class OwnModel:
     TFDS data set in array_record form. A label is the place of its class folder in sorted order,
     which must be the place of its logit."""
     out: Path = Path("scores.parquet")
-    """Table of the scores. Unfinished work lies in OUT.parts; the same command goes on from it."""
+    """Table of the scores, NAME.parquet. Unfinished work lies in OUT.parts; the same command goes
+    on from it. With more images, or a higher --limit, it scores the new ones alone."""
     split: Literal["train", "test"] | None = None
     """Split of a tree or of a TFDS data set; test unless given."""
     channels: Literal[1, 3, 4] | None = None
@@ -99,10 +100,11 @@ class OwnModel:
     limit: int | None = None
     """Score at most this many images."""
     shard: str | None = None
-    """I/N: score only the I-th of N shares, I from 1; `merge OUT` joins them."""
+    """I/N: score only every N-th shard of the images, from the I-th on, I from 1; `merge OUT` joins
+    them."""
     distributed: bool = False
-    """Share the work with the other processes of the job: SLURM's, Open MPI's or a TPU pod's, as
-    JAX finds them."""
+    """Divide the work among the processes of the job: SLURM's, Open MPI's or a TPU pod's, as JAX
+    finds them."""
     coordinator: str | None = None
     """HOST:PORT of process 0, with --distributed where there is no cluster manager."""
     processes: int | None = None
@@ -118,7 +120,7 @@ class OwnModel:
         if self.shard is not None:
             parse_shard(self.shard)
             if self.distributed:
-                raise ValueError("--distributed shares the work already: leave --shard out")
+                raise ValueError("--distributed divides the work already: leave --shard out")
         require_seed("seed", self.seed)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1; got {self.limit}")
@@ -225,7 +227,7 @@ def run(settings: OwnModel) -> None:
         )
     if settings.shard is not None:
         print(
-            f"{len(table)} samples of share {settings.shard} scored; once all are, "
+            f"{len(table)} samples of shard {settings.shard} scored; once all are, "
             f"python -m experiments merge {settings.out}"
         )
     elif jax.process_index() == 0:
@@ -236,11 +238,17 @@ def require_out(out: Path) -> None:
     """Refuses an output file that could not be written.
 
     Raises:
+      ValueError: its name does not end in .parquet.
       OSError: it is a folder, or its folder cannot be written.
     """
     if out.is_dir():
         raise IsADirectoryError(
             f"{out} is a folder: give the file, such as --out {out}/scores.parquet"
+        )
+    if out.suffix != ".parquet":
+        raise ValueError(
+            f"{out} would hold Parquet: give --out NAME.parquet, and for another format convert "
+            "the finished table, such as pandas.read_parquet(...).to_csv(...)"
         )
     require_writable(out.parent)
 
@@ -326,11 +334,11 @@ def _join_cluster(settings: OwnModel) -> None:
 
 
 def merge(out: Path) -> pa.Table:
-    """Makes the table from the pieces that `--shard` left, and prints its summary.
+    """Makes the table from what `--shard` left, and prints its summary.
 
     Raises:
       FileNotFoundError: nothing has been scored.
-      ValueError: pieces are missing.
+      ValueError: shards are missing.
       FolderInUse: another process merges them.
     """
     from jaxcurv.shards import merge_scores

@@ -236,6 +236,19 @@ def test_a_finished_table_is_read_and_not_computed_again(
     assert out.read_bytes() == content
 
 
+def test_a_grown_source_leaves_the_table_of_one_go(
+    model: ConvNet, table: pa.Table, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
+    score(model, out=whole)
+    source = Reading(samples())
+    score(model, samples()[:6], out=out)
+    assert score(model, source, out=out).equals(table)
+    assert sorted(set(source.read) - set(range(6))) == list(range(6, COUNT))
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
+
+
 class Reading(Sequence[Any]):
     """A source that notes which samples are read."""
 
@@ -250,27 +263,33 @@ class Reading(Sequence[Any]):
         return self.source[position]
 
 
+def shard_file(out: Path, start: int) -> Path:
+    """The file of the shard that begins at a position."""
+    (path,) = out.with_name(f"{out.name}.parts").glob(f"{start:012d}-*.parquet")
+    return path
+
+
 def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
     score(model, out=whole)
     with pytest.raises(FileNotFoundError, match=r"neither .*scores\.parquet nor .*parts"):
         merge_scores(out)
-    shares = [score(model, out=out, shard=(i, 3)) for i in (2, 0)]
-    with pytest.raises(ValueError, match=r"1 of 4 pieces .* the first from sample 4 on"):
+    tables = [score(model, out=out, shard=(i, 3)) for i in (2, 0)]
+    with pytest.raises(ValueError, match=r"1 of 4 shards .* the first from sample 4 on"):
         merge_scores(out)
-    shares.append(score(model, out=out, shard=(1, 3)))
-    assert sum(map(len, shares)) == COUNT
-    assert score(model, out=out, shard=(7, 8)).num_rows == 0  # there are only four pieces
+    tables.append(score(model, out=out, shard=(1, 3)))
+    assert sum(map(len, tables)) == COUNT
+    assert score(model, out=out, shard=(7, 8)).num_rows == 0  # there are only four shards
     leftover = tmp_path / "copy"
     shutil.copytree(tmp_path / "scores.parquet.parts", leftover)
     assert merge_scores(out).equals(table)
     assert merge_scores(out).equals(table)
     assert out.read_bytes() == whole.read_bytes()
-    assert score(model, out=out, shard=(0, 3)).equals(shares[1])
+    assert score(model, out=out, shard=(0, 3)).equals(tables[1])
 
-    # Killed between the table and the removal of its pieces.
+    # Killed between the table and the removal of its shards.
     leftover.rename(tmp_path / "scores.parquet.parts")
-    (tmp_path / "scores.parquet.parts" / "000000000004.parquet").unlink()
+    shard_file(out, 4).unlink()
     assert merge_scores(out).equals(table)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
 
@@ -288,7 +307,7 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
 
     monkeypatch.setattr(dataset, "merge_scores", merge)
     score(model, out=out)
-    assert held == [".scores.parquet.share-0-of-1.lock"]
+    assert held == [".scores.parquet.shard-0-of-1.lock"]
     out.unlink()
     score(model, out=out, shard=(0, 1))
     with (
@@ -301,7 +320,7 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
 
 
 @pytest.mark.parametrize("merged", ["after it", "before it"])
-def test_a_share_that_is_merged_beside_it_has_its_rows(
+def test_a_shard_that_is_merged_beside_it_has_its_rows(
     model: ConvNet,
     table: pa.Table,
     tmp_path: Path,
@@ -344,11 +363,11 @@ def test_a_merge_in_other_hands_is_waited_for(
     assert asked == [out, out]
 
 
-def test_pieces_without_their_record_are_refused(model: ConvNet, tmp_path: Path) -> None:
+def test_shards_without_their_record_are_refused(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out, shard=(0, 1), key=jax.random.key(4))
     (tmp_path / "scores.parquet.parts" / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"has pieces but no run\.json: delete it"):
+    with pytest.raises(ValueError, match=r"has shards but no run\.json: delete it"):
         score(model, out=out)
 
 
@@ -361,7 +380,7 @@ def test_settings_may_be_numbers_of_numpy(model: ConvNet, table: pa.Table) -> No
     ("changed", "named", "finished"),
     [
         ({"key": jax.random.key(4)}, "key", True),
-        ({"batch_size": 5}, "batch_size, piece_length", False),
+        ({"batch_size": 5}, "batch_size", False),
         ({"estimators": {"curvature": FiniteDifference(probes=4)}}, "estimators", False),
     ],
 )
@@ -379,12 +398,14 @@ def test_a_file_of_other_settings_is_refused(
 def test_other_data_or_weights_are_refused(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out)
-    with pytest.raises(ValueError, match=r"belongs to other settings \(samples, data differ"):
-        score(model, samples()[:-1], out=out)
+    image = samples()[0]["image"]
+    for position in (3, COUNT - 1):
+        with pytest.raises(ValueError, match="has the scores of other images"):
+            score(model, changed(position, image=image), out=out)
     other = nnx.clone(model)
     other.fc.kernel[...] *= 1.5
     with pytest.raises(
-        ValueError, match=r"belongs to other settings \(losses, weights, logits differ"
+        ValueError, match=r"belongs to other settings \(weights, logits, losses differ"
     ):
         score(other, out=out)
 
@@ -417,7 +438,7 @@ import sys, time, jax, numpy as np
 from jaxcurv import FiniteDifference, score_dataset
 
 class Slow:
-    def __len__(self): return 64
+    def __len__(self): return int(sys.argv[3])
     def __getitem__(self, position):
         if sys.argv[2] == "slow": time.sleep(0.05)
         image = np.random.default_rng(position).normal(size=5).astype(np.float32)
@@ -433,7 +454,7 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
-    run = [sys.executable, "-c", KILLED, out, "slow"]
+    run = [sys.executable, "-c", KILLED, out, "slow", "64"]
     process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "scores.parquet.parts"
     while len(list(parts.glob("0*.parquet"))) < 5:
@@ -445,7 +466,7 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     assert not out.exists()
     assert 5 <= len(kept) < 16
     for path in (out, whole):
-        monkeypatch.setattr(sys, "argv", ["", str(path), "fast"])
+        monkeypatch.setattr(sys, "argv", ["", str(path), "fast", "64"])
         with contextlib.redirect_stderr(Terminal()) as terminal:
             exec(KILLED, {})
         found = f" ({4 * len(kept)} from before)" if path == out else ""
@@ -455,12 +476,12 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     assert not parts.exists()
 
 
-def test_a_damaged_piece_is_named(model: ConvNet, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_named(model: ConvNet, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     score(model, out=out, shard=(0, 1))
-    piece = tmp_path / "scores.parquet.parts" / "000000000004.parquet"
-    piece.write_bytes(piece.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"000000000004\.parquet is damaged .* delete or replace"):
+    shard = shard_file(out, 4)
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{shard.name} is damaged .* delete or replace"):
         merge_scores(out)
 
 
@@ -624,7 +645,7 @@ def test_a_label_without_a_logit_is_refused_in_a_later_batch(
         score(model, changed(12, label=label))
 
 
-@pytest.mark.parametrize("position", [1, 5, 12], ids=["same batch", "same piece", "later piece"])
+@pytest.mark.parametrize("position", [1, 5, 12], ids=["same batch", "same shard", "later shard"])
 def test_a_repeated_index_is_refused(model: ConvNet, position: int) -> None:
     with pytest.raises(ValueError, match="two samples share index 3; indices must differ"):
         score(model, changed(position, index=samples()[0]["index"]))
@@ -668,7 +689,7 @@ def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
     ("settings", "message"),
     [
         ({"shard": (3, 3)}, r"shard must be \(i, n\) with 0 <= i < n; got \(3, 3\)"),
-        ({"shard": (0, 2)}, "2 shares need one file that all processes see: give out"),
+        ({"shard": (0, 2)}, "2 processes need one file that all of them see: give out"),
         ({"estimators": {}}, "give estimators by name"),
         ({"estimators": {"loss": FiniteDifference()}}, "cannot be named loss"),
         (

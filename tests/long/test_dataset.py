@@ -1,14 +1,16 @@
 """Scoring a data set on several devices, and with less memory than a batch needs."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from jaxcurv.storage.checksums import read_json
-from tests.jaxcurv.test_dataset import check_no_program_waits, on_devices
+from tests.jaxcurv.test_dataset import KILLED, check_no_program_waits, on_devices
 
 pytestmark = pytest.mark.long
 
@@ -113,6 +115,32 @@ table = score_dataset(model, source, key=jax.random.key(0), params=params, batch
                       shard=(0, 1))
 print(json.loads(table.schema.metadata[b"jaxcurv"])["batch_sizes"][0], len(table))
 """
+
+
+def test_growth_that_is_killed_again_and_again_leaves_the_same_bytes(tmp_path: Path) -> None:
+    """From 20 samples to 64, two shards nearer at each kill; the first table stands meanwhile."""
+
+    def run(out: Path, speed: str, count: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", KILLED, out, speed, str(count)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
+    assert run(out, "fast", 20).wait() == 0
+    assert run(whole, "fast", 64).wait() == 0
+    first, finished = out.read_bytes(), 5  # shards of 20 samples, which are copied at once
+    for _ in range(3):
+        process = run(out, "slow", 64)
+        while len(list(tmp_path.glob("scores.parquet.parts/0*.parquet"))) < finished + 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        finished = len(list(tmp_path.glob("scores.parquet.parts/0*.parquet")))
+        assert finished < 16
+        assert out.read_bytes() == first
+    assert run(out, "fast", 64).wait() == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "scores.parquet.parts").exists()
 
 
 def test_four_devices_share_each_batch_and_never_wait_for_each_other(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scoring a user's own model and images over the command line, whole and in shares."""
+"""Scoring a user's own model and images over the command line, whole and in shards."""
 
 import json
 import os
@@ -79,6 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the module `mine` and the images `images/<class>/*.png`."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "mine.py").write_text(MODULE)
+    (folder / "foreign.parquet").write_text("mine")
     rng = np.random.default_rng(0)
     for name in ("ant", "bee", "cow"):
         (folder / "images" / name).mkdir(parents=True)
@@ -176,39 +177,64 @@ def test_module_and_function_score_alike_and_each_estimator_has_its_column(
     assert (table["gauss_newton"].to_numpy() > 0).all()
 
 
-def test_shares_are_merged_into_the_table_of_one_process(
+def test_shards_are_merged_into_the_table_of_one_process(
     inside: Path, whole: pa.Table, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = inside
-    flags = (*SCORE, "--model", "mine:pair", "--data", "images", "--out", "shares.parquet")
+    flags = (*SCORE, "--model", "mine:pair", "--data", "images", "--out", "shards.parquet")
     first = command(place, *flags, "--shard", "1/2")
-    assert "merge shares.parquet" in first
-    assert commands.run(["merge", "shares.parquet"]) == 2
+    assert "merge shards.parquet" in first
+    assert commands.run(["merge", "shards.parquet"]) == 2
     assert "missing" in one_error(capsys.readouterr().err)
 
-    parts = {path: path.stat().st_mtime_ns for path in place.glob("shares.parquet.parts/0*")}
+    parts = {path: path.stat().st_mtime_ns for path in place.glob("shards.parquet.parts/0*")}
     assert 0 < len(parts) < 12
     command(place, *flags, "--shard", "2/2")
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
-    assert "12 samples" in command(place, "merge", "shares.parquet")
-    assert_same(pq.read_table(place / "shares.parquet"), whole)
+    assert "12 samples" in command(place, "merge", "shards.parquet")
+    assert_same(pq.read_table(place / "shards.parquet"), whole)
 
 
 def test_killed_work_goes_on(place: Path, whole: pa.Table) -> None:
-    """All but one of the pieces are there: the next call computes that one and ends."""
+    """All but one of the shards are there: the next call computes that one and ends."""
     flags = (*SCORE, "--model", "mine:pair", "--data", "images", "--out", "killed.parquet")
     command(place, *flags, "--shard", "1/1")
-    pieces = sorted(place.glob("killed.parquet.parts/0*.parquet"))
+    shards = sorted(place.glob("killed.parquet.parts/0*.parquet"))
     # Recognisable, to be found again in the table.
-    table = checksums.read_table(pieces[0])
+    table = checksums.read_table(shards[0])
     first = len(table)
-    checksums.write_table(pieces[0], with_losses(table, -1.0))
-    pieces[-1].unlink()
+    checksums.write_table(shards[0], with_losses(table, -1.0))
+    shards[-1].unlink()
     command(place, *flags)
     table = pq.read_table(place / "killed.parquet")
     assert table["loss"].to_pylist()[:first] == [-1.0] * first
     assert table["loss"].to_pylist()[first:] == whole["loss"].to_pylist()[first:]
     assert table.drop_columns("loss").equals(whole.drop_columns("loss"))
+
+
+def test_more_images_are_added_to_a_table(place: Path, whole: pa.Table) -> None:
+    """What was scored keeps its rows, recognisable ones; which images --limit adds is by chance."""
+    flags = (*SCORE, "--model", "mine:pair", "--data", "images", "--out", "grown.parquet")
+    command(place, *flags, "--limit", "7")
+    before = checksums.read_table(place / "grown.parquet")
+    checksums.write_table(place / "grown.parquet", with_losses(before, -1.0))
+    assert "12 samples" in command(place, *flags)
+    table = pq.read_table(place / "grown.parquet")
+    known = np.isin(table["index"], before["index"])
+    assert known.sum() == 7
+    np.testing.assert_array_equal(table["loss"], np.where(known, -1, whole["loss"]))
+    assert table.drop_columns("loss").equals(whole.drop_columns("loss"))
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores"])
+def test_another_format_is_refused_before_the_model_is_called(
+    inside: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = ["score", "--model", "mine:failing", "--data", "images", "--out", name]
+    for arguments in (score, ["merge", name]):
+        assert commands.run(arguments) == 2
+        assert "NAME.parquet" in one_error(capsys.readouterr().err)
+    assert not (inside / name).exists()
 
 
 def with_losses(table: pa.Table, loss: float) -> pa.Table:
@@ -218,7 +244,8 @@ def with_losses(table: pa.Table, loss: float) -> pa.Table:
 
 
 def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> None:
-    """One finds the other as in a SLURM job, by JAX's own detection; the other is told."""
+    """One finds the other as in a SLURM job, by JAX's own detection; the other is told. Of some
+    images there is a table before."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -226,6 +253,7 @@ def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> No
         *(*SCORE, "--model", "mine:pair", "--data", "images", "--out", "two.parquet"),
         "--distributed",
     )
+    command(place, *flags[:-1], "--limit", "5")
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "localhost",
@@ -317,7 +345,8 @@ def one_error(errors: str) -> str:
         (["--out", "/proc/nowhere/scores.parquet"], 2, "cannot write to the output folder"),
         (["--model", "mine:mixing"], 1, "the model mixes the samples of a batch"),
         (["--out", "whole.parquet", "--seed", "1"], 1, "belongs to other settings"),
-        (["--out", "mine.py"], 1, "is no whole table of scores"),
+        (["--out", "mine.py"], 2, "give --out NAME.parquet"),
+        (["--out", "foreign.parquet"], 1, "is no whole table of scores"),
     ],
 )
 def test_error_is_one_line(

@@ -1,0 +1,149 @@
+"""Rows that were scored before, for samples of any source of the same data: a data set that has
+grown is scored where it is new."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jaxcurv.data.reading import read_batch
+from jaxcurv.data.sources import Source
+from jaxcurv.score_tables import (
+    checksums_of,
+    image_checksums,
+    keys_of,
+    made_of,
+    merged_made,
+    sample_keys,
+    shard_metadata,
+    take_samples,
+)
+from jaxcurv.shards import Shards
+
+_FIRST, _SPREAD = 4, 8
+"""Reused samples that are read again: the first ones, and as many spread over all."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Rows of a source's samples that need no computing.
+
+    Attributes:
+      numbers: int64 `[samples]`, the place of each of the source's samples in `table`, counted in
+        samples; -1 for one that is not there.
+      table: the rows.
+      rows_a_sample: rows that each sample has.
+      checksums: `image_checksums` of the table's samples.
+      made: on what the rows were computed, as in `shard_metadata`.
+    """
+
+    numbers: np.ndarray
+    table: pa.Table | None = None
+    rows_a_sample: int = 1
+    checksums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
+    made: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def completed(self, start: int, stop: int, computed: pa.Table | None) -> pa.Table:
+        """The shard of the positions `start` to `stop`, in the source's order.
+
+        Args:
+          start, stop: the first position, and the one after the last.
+          computed: rows of the samples that are not in `table`; None where all are.
+        """
+        numbers = self.numbers[start:stop]
+        known = numbers >= 0
+        if self.table is None or not known.any():
+            assert computed is not None
+            return computed
+        rows = [take_samples(self.table, numbers[known], self.rows_a_sample)]
+        checksums, made = [self.checksums[numbers[known]]], [self.made]
+        if computed is not None:
+            rows.append(computed.select(rows[0].column_names))
+            checksums.append(checksums_of(computed))
+            made.append(made_of(computed))
+        # The known ones come first, then the others, each in the source's order.
+        order = np.argsort(np.argsort(~known, kind="stable"))
+        table = take_samples(pa.concat_tables(rows), order, self.rows_a_sample)
+        metadata = shard_metadata(merged_made(made), np.concatenate(checksums)[order], start=start)
+        return table.combine_chunks().replace_schema_metadata(metadata)
+
+
+def find_finished(shards: Shards, source: Source) -> Finished:
+    """Rows that the table and its unfinished work have of a source's samples, scored for other
+    lists of samples.
+
+    A source that tells `indices` and `labels` finds a sample by both, wherever it stands. Another
+    is taken to have the samples that it had at the same positions. Up to twelve of the reused
+    samples are read again, and must have the index, the label and the image that were scored.
+
+    Raises:
+      ValueError: there are rows, but of other samples or images.
+    """
+    each, count = shards.rows_a_sample, len(source)
+    others = shards.read_others()
+    if not others:
+        return Finished(np.full(count, -1))
+    tables = [table for table, _ in others]
+    keys = np.concatenate([sample_keys(table, each) for table in tables])
+    if hasattr(source, "indices") and hasattr(source, "labels"):
+        numbers = _numbers_by_key(
+            keys, keys_of(np.asarray(source.indices), np.asarray(source.labels))
+        )
+    else:
+        numbers = np.full(count, -1)
+        first = 0
+        for table, start in others:
+            samples = len(table) // each
+            if start is not None:
+                there = range(start, min(start + samples, count))
+                numbers[there.start : there.stop] = first + np.arange(len(there))
+            first += samples
+    reused = np.flatnonzero(numbers >= 0)
+    if not len(reused):
+        raise ValueError(
+            f"{shards.out} has the scores of {len(keys)} samples, none of which is among the "
+            f"{count} of the source: choose another file, or delete {shards.all_files}"
+        )
+    checksums = np.concatenate([checksums_of(table) for table in tables])
+    _check_spots(shards, source, reused, keys[numbers[reused]], checksums[numbers[reused]])
+    return Finished(
+        numbers,
+        pa.concat_tables([table.select(tables[0].column_names) for table in tables]),
+        each,
+        checksums,
+        merged_made(map(made_of, tables)),
+    )
+
+
+def _numbers_by_key(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The place of each wanted key among `keys`, -1 where it is not."""
+    unique, places = np.unique(keys, return_index=True)
+    found = np.minimum(np.searchsorted(unique, wanted), len(unique) - 1)
+    return np.where(unique[found] == wanted, places[found], -1)
+
+
+def _check_spots(
+    shards: Shards, source: Any, reused: np.ndarray, keys: np.ndarray, checksums: np.ndarray
+) -> None:
+    """Reads some of the reused samples again and compares them with those that were scored."""
+    spread = np.linspace(0, len(reused) - 1, _SPREAD).astype(np.int64)
+    spots = np.unique([*range(min(_FIRST, len(reused))), *spread])
+    batch = read_batch(source, reused[spots].tolist())
+    same_sample = keys_of(batch.indices, batch.labels) == keys[spots]
+    if not same_sample.all():
+        first = np.flatnonzero(~same_sample)[0]
+        raise ValueError(
+            f"{shards.out} has the scores of other samples: another one is at position "
+            f"{reused[spots][first]} now (index {batch.indices[first]}, label "
+            f"{batch.labels[first]}). Choose another file, or delete {shards.all_files}; a source "
+            "that tells its `indices` and `labels` may have its samples in any order"
+        )
+    same_image = image_checksums(batch.images) == checksums[spots]
+    if not same_image.all():
+        raise ValueError(
+            f"{shards.out} has the scores of other images: that of index "
+            f"{batch.indices[~same_image][0]} has changed. Choose another file, or delete "
+            f"{shards.all_files}"
+        )

@@ -1,0 +1,328 @@
+"""Scoring a source that has grown, shrunk or changed: what is scored again, and what never is."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxcurv import Adaptive, FiniteDifference, dataset, merge_scores, score_dataset
+from jaxcurv.shards import refuse_other
+from jaxcurv.storage.checksums import write_json
+
+RNG = np.random.default_rng(0)
+WEIGHTS = RNG.normal(size=(5, 3)).astype(np.float32)
+IMAGES = RNG.normal(size=(40, 5)).astype(np.float32)
+ESTIMATORS = {
+    "curvature": FiniteDifference(probes=2),
+    "adaptive": Adaptive(FiniteDifference(probes=2), tolerance=0.2, max_probes=6),
+}
+
+
+def network(weights: Any, images: Any) -> Any:
+    return jax.nn.relu(images) @ weights
+
+
+class Told(Sequence[Any]):
+    """Samples whose indices and labels are told without reading them."""
+
+    def __init__(self, samples: Sequence[Any]):
+        self.samples = samples
+        self.indices = np.array([sample["index"] for sample in samples])
+        self.labels = np.array([sample["label"] for sample in samples])
+        self.paths: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.samples[position]
+
+
+def samples(numbers: Sequence[int]) -> list[Any]:
+    return [{"image": IMAGES[n], "label": n % 3, "index": 7 * n} for n in numbers]
+
+
+def score(source: Any, out: Path | None = None, **changed: Any) -> pa.Table:
+    settings = {"key": jax.random.key(1), "params": WEIGHTS, "estimators": ESTIMATORS}
+    model = changed.pop("model", network)
+    return score_dataset(model, source, out=out, **(settings | {"batch_size": 4} | changed))
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Tells the numbers of the samples that were scored since it was last asked."""
+    dispatch, seen = dataset.dispatch, set[int]()
+
+    def watched(problem: Any, params: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
+        seen.update(batch.indices.tolist())
+        return dispatch(problem, params, batch, *arguments, **named)
+
+    def taken() -> list[int]:
+        numbers = sorted(index // 7 for index in seen)
+        seen.clear()
+        return numbers
+
+    monkeypatch.setattr(dataset, "dispatch", watched)
+    return taken
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores.parquet"
+
+
+def in_one_go(numbers: Sequence[int], tmp_path: Path, **changed: Any) -> bytes:
+    path = tmp_path / "whole" / "scores.parquet"
+    path.parent.mkdir()
+    score(Told(samples(numbers)), path, **changed)
+    return path.read_bytes()
+
+
+GROWN = {
+    "at the end": [*range(25)],
+    "in front and between": [30, *range(8), 31, 32, *range(8, 20), 33],
+    "in another order": [*range(24, -1, -1)],
+}
+
+
+@pytest.mark.parametrize("numbers", GROWN.values(), ids=GROWN)
+def test_only_new_samples_are_scored(
+    numbers: list[int], out: Path, tmp_path: Path, scored: Callable[[], list[int]]
+) -> None:
+    score(Told(samples(range(20))), out)
+    assert scored() == list(range(20))
+    table = score(Told(samples(numbers)), out)
+    assert scored() == sorted(set(numbers) - set(range(20)))
+    assert table["index"].to_pylist() == [7 * number for number in numbers]
+    assert out.read_bytes() == in_one_go(numbers, tmp_path)
+    assert [path.name for path in out.parent.iterdir() if path.is_file()] == [out.name]
+    assert not out.with_name("scores.parquet.parts").exists()
+
+
+def test_a_source_that_tells_nothing_goes_by_its_positions(
+    out: Path, scored: Callable[[], list[int]]
+) -> None:
+    score(samples(range(20)), out)
+    scored()
+    score(samples(range(25)), out)
+    assert scored() == list(range(20, 25))
+    content = out.read_bytes()
+    with pytest.raises(ValueError, match=r"another one is at position 0 now \(index 168, label 0"):
+        score(samples(range(24, -1, -1)), out)
+    assert scored() == []
+    assert out.read_bytes() == content
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("source", [Told, list], ids=["told", "by position"])
+def test_fewer_samples_leave_the_others_beside_the_table(
+    source: Any, out: Path, tmp_path: Path, scored: Callable[[], list[int]], capsys: Any
+) -> None:
+    score(source(samples(range(25))), out)
+    content = out.read_bytes()
+    scored()
+    table = score(source(samples(range(18))), out)
+    assert table["index"].to_pylist() == [7 * number for number in range(18)]
+    assert "7 samples that are not asked for now: their scores stay in" in capsys.readouterr().err
+    assert pq.read_table(out).num_rows == 18
+    # Neither merging nor reading it again takes them away.
+    assert merge_scores(out).equals(table)
+    assert score(source(samples(range(18))), out).equals(table)
+    score(source(samples(range(25))), out)
+    assert scored() == []
+    assert out.read_bytes() == content
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_a_changed_label_is_scored_again(out: Path, scored: Callable[[], list[int]]) -> None:
+    score(Told(samples(range(20))), out)
+    changed = samples(range(20))
+    changed[11]["label"] = 0
+    scored()
+    table = score(Told(changed), out)
+    assert scored() == [11]
+    assert table.equals(score(changed))
+
+
+@pytest.mark.parametrize("source", [Told, list], ids=["told", "by position"])
+def test_other_images_are_refused_before_anything_is_written(source: Any, out: Path) -> None:
+    score(source(samples(range(20))), out)
+    content = out.read_bytes()
+    for position in (0, 2, 19):
+        others = samples(range(25))
+        others[position]["image"] = IMAGES[39]
+        with pytest.raises(ValueError, match=rf"that of index {7 * position} has changed"):
+            score(source(others), out)
+    with pytest.raises(ValueError, match=r"none of which is among the 3 of the source|another one"):
+        score(source(samples([30, 31, 32])), out)
+    assert out.read_bytes() == content
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_unfinished_work_is_used_by_a_grown_source(
+    out: Path, tmp_path: Path, scored: Callable[[], list[int]]
+) -> None:
+    """Half of the shards of 20 samples, then half of those of 25, then all."""
+    score(Told(samples(range(20))), out, shard=(0, 2))
+    (out.parent / "scores.parquet.parts" / ".half.parquet.tmp").touch()  # left by a kill
+    first = scored()
+    assert first == [n for n in range(20) if n // 4 % 2 == 0]
+    grown = Told(samples(range(25)))
+    score(grown, out, shard=(1, 2))
+    second = scored()
+    assert second == [n for n in range(25) if n // 4 % 2 == 1]
+    score(grown, out)
+    assert scored() == sorted(set(range(25)) - {*first, *second})
+    assert out.read_bytes() == in_one_go(range(25), tmp_path)
+    assert not out.with_name("scores.parquet.parts").exists()
+
+
+def test_processes_grow_a_table_together(
+    out: Path, tmp_path: Path, scored: Callable[[], list[int]]
+) -> None:
+    score(Told(samples(range(18))), out)
+    scored()
+    grown = Told(samples(range(33)))
+    tables = []
+    for turn in (2, 0, 1):
+        tables.append(score(grown, out, shard=(turn, 3)))
+        assert pq.read_table(out).num_rows == 18
+    assert scored() == list(range(18, 33))
+    with pytest.raises(ValueError, match=r"belongs to other settings .*\(key differ"):
+        score(grown, out, key=jax.random.key(2))
+    merged = merge_scores(out)
+    assert out.read_bytes() == in_one_go(range(33), tmp_path)
+    assert score(grown, out, shard=(2, 3)).equals(tables[0])
+    assert merged.equals(pa.concat_tables(tables).sort_by("index"))
+
+
+def test_several_checkpoints_grow(
+    out: Path, tmp_path: Path, scored: Callable[[], list[int]]
+) -> None:
+    both = {"params": None, "checkpoints": [WEIGHTS, 2 * WEIGHTS]}
+    score(Told(samples(range(9))), out, **both)
+    scored()
+    numbers = [20, *range(9), 21]
+    table = score(Told(samples(numbers)), out, **both)
+    assert scored() == [20, 21]
+    assert table["checkpoint"].to_pylist() == [0, 1] * 11
+    assert out.read_bytes() == in_one_go(numbers, tmp_path, **both)
+    scored()
+    fewer = score(Told(samples(range(4, 9))), out, **both)
+    assert fewer["index"].to_pylist() == np.repeat(np.arange(4, 9) * 7, 2).tolist()
+    score(Told(samples(numbers)), out, **both)
+    assert scored() == []
+
+
+def test_the_files_named_are_those_of_now(
+    out: Path, tmp_path: Path, scored: Callable[[], list[int]]
+) -> None:
+    def filed(numbers: Sequence[int], folder: str) -> Told:
+        source = Told(samples(numbers))
+        source.paths = [f"{folder}/{number}.png" for number in numbers]
+        return source
+
+    score(filed(range(9), "old"), out)
+    scored()
+    numbers = [20, *range(9)]
+    table = score(filed(numbers, "new"), out)
+    assert scored() == [20]
+    assert table["path"].to_pylist() == [f"new/{number}.png" for number in numbers]
+    assert table.drop_columns("path").equals(score(Told(samples(numbers))))
+    whole = tmp_path / "whole.parquet"
+    score(filed(numbers, "new"), whole)
+    assert out.read_bytes() == whole.read_bytes()
+    with pytest.raises(ValueError, match=r"belongs to other settings \(columns differ"):
+        score(Told(samples(numbers)), out)
+
+
+def test_weights_in_a_closure_are_told_apart_whatever_the_samples(out: Path) -> None:
+    def closed(weights: Any) -> Any:
+        return lambda images: network(weights, images)
+
+    score(Told(samples(range(9))), out, model=closed(WEIGHTS), params=None)
+    with pytest.raises(ValueError, match=r"belongs to other settings \(logits, losses differ"):
+        score(Told(samples([20, *range(9)])), out, model=closed(1.5 * WEIGHTS), params=None)
+    score(Told(samples([20, *range(9)])), out, model=closed(WEIGHTS.copy()), params=None)
+
+
+def test_a_model_that_random_images_break_is_scored_all_the_same(out: Path) -> None:
+    def choosy(weights: Any, images: Any) -> Any:
+        return network(weights, images) / (images[:, :1] > 2)
+
+    far = [{**sample, "image": abs(sample["image"]) + 3} for sample in samples(range(9))]
+    table = score(Told(far), out, model=choosy)
+    assert score(Told(far), out, model=choosy).equals(table)
+
+
+def test_what_the_first_samples_show_of_the_matrix_is_no_setting() -> None:
+    """A list that begins with others may find the two matrices a little nearer."""
+    refuse_other(Path("a"), {"matrix": "Hessian"}, {"matrix": "Gauss-Newton matrix"})
+
+
+def with_pandas(path: Path) -> None:
+    pd.read_parquet(path).assign(mine=1.0).to_parquet(path)
+
+
+def with_pyarrow(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("mine", pa.array([1.0] * len(table))), path)
+
+
+@pytest.mark.parametrize("changed", [with_pandas, with_pyarrow])
+@pytest.mark.parametrize("count", [9, 12])
+def test_a_table_that_the_user_changed_is_refused_and_left(
+    changed: Callable[[Path], None], count: int, out: Path
+) -> None:
+    score(Told(samples(range(9))), out)
+    changed(out)
+    content = out.read_bytes()
+    with pytest.raises(ValueError, match=r"another program .* it is left as it is; rename it"):
+        score(Told(samples(range(count))), out)
+    with pytest.raises(ValueError, match="another program"):
+        merge_scores(out)
+    assert out.read_bytes() == content
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores", "scores.PARQUET"])
+def test_a_name_that_is_not_parquet_s_is_refused_before_anything_is_read(
+    name: str, tmp_path: Path
+) -> None:
+    class Unread(list[Any]):
+        def __getitem__(self, position: Any) -> Any:
+            raise AssertionError("read")
+
+    message = rf"give a file NAME\.parquet, not .*{name}; .*to_csv"
+    with pytest.raises(ValueError, match=message):
+        score(Unread(samples(range(9))), tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        merge_scores(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_work_of_an_earlier_version_is_refused(out: Path) -> None:
+    parts = out.with_name("scores.parquet.parts")
+    write_json(parts / "run.json", {"samples": 9, "data": "", "piece_length": 4})
+    for call in (lambda: score(samples(range(9)), out), lambda: merge_scores(out)):
+        with pytest.raises(ValueError, match=r"was begun by another version .* or delete it"):
+            call()
+
+
+def test_the_metadata_say_what_each_run_computed(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(Told(samples(range(9))), out)
+    monkeypatch.setattr(jax, "__version__", "99")
+    table = score(Told(samples(range(12))), out)
+    found = json.loads(table.schema.metadata[b"jaxcurv"])
+    assert len(found["jax"]) == 2
+    assert "99" in found["jax"]
+    assert found["samples"] == 12
