@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiments.runs.descriptions import read_description, read_normalisation
-from experiments.runs.files import write_csv, write_parquet
+from experiments.runs.files import sha256, write_csv, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_flax, require_classes
+from experiments.runs.resume import key_of
 from experiments.runs.samples import choose_folds, first_images, limited, read_small
 from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from jaxcurv import data
+from jaxcurv.estimators import describe
 from jaxcurv.progress import expect, progress
 
 
@@ -23,6 +27,8 @@ def score(job: Job) -> Outcome:
     The samples that the model gets wrong are scored once more with its own prediction as the label,
     as a deployed router would have to: the columns that end in "_label_free". The others' are those
     of their label.
+
+    Finished scores are kept in scores/: with a larger --limit only the new samples are scored.
     """
     import jax
 
@@ -43,7 +49,7 @@ def score(job: Job) -> Outcome:
     # Every device computes batches of the same shape, however many there are: a score's last bits
     # depend on it.
     batch_size = settings.batch_size * len(jax.local_devices())
-    pieces = job.own_folder("scores")
+    place = _place(job, job.folder / description["checkpoint"])
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
     folds = read_small(chosen)
 
@@ -54,7 +60,7 @@ def score(job: Job) -> Outcome:
                 data.Normalised(samples, normalisation),
                 key=jax.random.key(job.experiment.seed),
                 estimators=estimators,
-                out=pieces / f"{name.replace(' ', '_')}-{batch_size}.parquet",
+                out=place / f"{name.replace(' ', '_')}-{batch_size}.parquet",
                 batch_size=batch_size,
                 description=name,
             ).to_pandas()
@@ -95,4 +101,16 @@ def score(job: Job) -> Outcome:
         write_csv(job.folder / "costs.csv", costs),
     ]
     measured = seconds_per_image(model, batch, settings.estimators)
-    return Outcome(outputs, jax.devices()[0].device_kind, measured, scratch=pieces)
+    return Outcome(outputs, jax.devices()[0].device_kind, measured)
+
+
+def _place(job: Job, checkpoint: Path) -> Path:
+    """The folder of the finished scores: named by all that decides them but which samples."""
+    experiment = job.experiment
+    decides = {
+        "weights": sha256(checkpoint),
+        "data": asdict(experiment.data),
+        "seed": experiment.seed,
+        "estimators": {name: describe(one) for name, one in experiment.score.estimators.items()},
+    }
+    return job.folder / "scores" / key_of(decides)
