@@ -223,7 +223,7 @@ class _Contraction:
     @property
     def chunk(self) -> int:
         """Samples differentiated at once; the same for batches of every size."""
-        size = sum(mean[0].nbytes for mean in self.means)
+        size = sum(mean.nbytes // len(mean) for mean in self.means)
         most = _CPU_CHUNK if jax.default_backend() == "cpu" else _CHUNK
         return max(1, min(most, _GRADIENT_BYTES // max(size, 1)))
 
@@ -231,10 +231,11 @@ class _Contraction:
         self, images: np.ndarray, classes: np.ndarray, indices: np.ndarray
     ) -> MarginMoments:
         pending = []
+        chunk = self.chunk
         with jax.default_matmul_precision(PRECISION):
-            for start in range(0, len(images), self.chunk):
+            for start in range(0, len(images), chunk):
                 # The last sample fills up the last chunk, so that one shape compiles.
-                rows = np.minimum(np.arange(start, start + self.chunk), len(images) - 1)
+                rows = np.minimum(np.arange(start, start + chunk), len(images) - 1)
                 pending.append(
                     _chunk_moments(
                         self.model,
