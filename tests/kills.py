@@ -56,7 +56,8 @@ def at_work(
         yield process
     finally:
         if not gone(process.pid, within=1):
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the last has just ended
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -140,7 +140,7 @@ def _table_checksums(path: Path) -> tuple[bytes | None, bytes]:
     with path.open("rb") as file:
         first, found = file.read(4 + len(_MARK)), file.read(32)
         content = hashlib.sha256(first)
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 16):
             content.update(block)
     return found if first.endswith(_MARK) else None, content.digest()
 

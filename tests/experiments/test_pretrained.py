@@ -126,13 +126,13 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torch_predictions(root: Path) -> np.ndarray:
+def torch_predictions(root: Path) -> pd.Series:
     """Predicted classes of the test fold's samples, by their index."""
     network = bridge.resnet18(3, stem="imagenet", width=4)
     network.load_state_dict(torch.load(root / "weights.pth", weights_only=True))
     test = data.read(data.load("shapes", root).test)
     with torch.inference_mode():
-        return network.eval()(normalised(test)).argmax(1)[np.argsort(test.indices)].numpy()
+        return pd.Series(network.eval()(normalised(test)).argmax(1).numpy(), test.indices)
 
 
 def test_digital_predictions_are_those_of_the_torch_model(finished: Path, root: Path) -> None:
