@@ -111,14 +111,8 @@ def read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
     """
     graphdef, state = nnx.split(evaluation_model(build))
     best = _best(manager)
-    # Onto this process's device, whichever the checkpoint was written from.
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        nnx.to_pure_dict(state),
-    )
     try:
-        saved = _read(manager, best, model=ocp.args.StandardRestore(target))
+        saved = _read(manager, best, model=_target(nnx.to_pure_dict(state)))
     except ValueError as error:
         if best == manager.latest_step():
             raise
@@ -187,7 +181,7 @@ def restore(manager: ocp.CheckpointManager, epoch: int, state: State) -> tuple[S
     Args:
       manager: gives access to the checkpoints.
       epoch: the epoch, from 1.
-      state: gives structure, shapes and dtypes.
+      state: gives structure, shapes and dtypes; no values are needed.
 
     Raises:
       ValueError: the checkpoint is damaged, or of another version or network.
@@ -196,8 +190,8 @@ def restore(manager: ocp.CheckpointManager, epoch: int, state: State) -> tuple[S
     saved = _read(
         manager,
         epoch,
-        model=ocp.args.StandardRestore(nnx.to_pure_dict(model)),
-        optimizer=ocp.args.StandardRestore(state.optimizer),
+        model=_target(nnx.to_pure_dict(model)),
+        optimizer=_target(state.optimizer),
         history=ocp.args.JsonRestore(),
     )
     nnx.replace_by_pure_dict(model, saved["model"])
@@ -205,6 +199,16 @@ def restore(manager: ocp.CheckpointManager, epoch: int, state: State) -> tuple[S
     return (
         State(params, rest, saved["optimizer"]),
         [Epoch(**row) for row in saved["history"]],
+    )
+
+
+def _target(shapes: Any) -> ocp.args.StandardRestore:
+    """Restores onto this process's device, whichever the checkpoint was written from."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return ocp.args.StandardRestore(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+        )
     )
 
 

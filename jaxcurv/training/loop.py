@@ -90,18 +90,18 @@ def fit(
             f"{len(train)} training and {len(validation)} validation images are too few for "
             f"batches of {recipe.batch_size}; lower the batch size or take more data"
         )
-    model = build(jnp.dtype(recipe.precision))
+    make = partial(build, jnp.dtype(recipe.precision))
+    model = nnx.eval_shape(make)
     model.train()
     if jax.default_backend() == "cpu":
         for _, module in nnx.iter_modules(model):
             if isinstance(module, nnx.Conv):
                 module.conv_general_dilated = convolve_in_pieces
-    train_graph, params, rest = _split(model)
+    train_graph, shapes, rest_shapes = _split(model)
     eval_graph, _, _ = _split(evaluation_model(build))
 
     steps = len(train) // recipe.batch_size
     optimizer = make_optimizer(recipe, steps)
-    state = State(params, rest, optimizer.init(params))
     step = partial(train_step, train_graph, optimizer, recipe, normalisation)
     run_epoch = dispatched_epoch(step) if jax.default_backend() == "cpu" else scanned_epoch(step)
 
@@ -123,7 +123,11 @@ def fit(
     with open_manager(directory) as manager:
         if (latest := manager.latest_step()) is not None:
             read_best(manager, build)  # a damaged one is told by what can make it again
-            state, history = restore(manager, latest, state)
+            optimizer_shapes = jax.eval_shape(optimizer.init, shapes)
+            state, history = restore(manager, latest, State(shapes, rest_shapes, optimizer_shapes))
+        else:
+            _, params, rest = _split(make())
+            state = State(params, rest, optimizer.init(params))
         samples = steps * recipe.batch_size
         done = len(history) * samples
         with progress(recipe.epochs * samples, "train", initial=done) as shown:
