@@ -12,7 +12,6 @@ from pathlib import Path
 
 from experiments.pipeline.registry import STAGES
 from experiments.runs.records import read_record
-from experiments.stages.simulate import CHIPS
 from tests.conftest import SMALL
 
 
@@ -93,8 +92,9 @@ def without(run: Path, stage: str, folder: Path) -> Path:
         for output in map(folder.joinpath, record["outputs"]):
             shutil.rmtree(output) if output.is_dir() else output.unlink()
         (folder / "stages" / f"{name}.json").unlink()
-    if not (folder / "stages" / "simulate.json").exists():
-        shutil.rmtree(folder / CHIPS)  # which it keeps beside its outputs
+    for name, kept in (("score", "scores"), ("simulate", "chips")):  # beside their outputs
+        if not (folder / "stages" / f"{name}.json").exists():
+            shutil.rmtree(folder / kept)
     return folder
 
 

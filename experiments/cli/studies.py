@@ -36,13 +36,23 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     for line in _changes(study, options, settings, out):
         say(line)
     if options.dry_run:
-        say(f"{command} would be computed into {out}; what is finished there is not made again")
+        say(f"{command} would be computed into {out}")
         return
     given = {name: getattr(settings, name) for name in study.opened_with}
     opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
     with lock(out), at_work():
-        study.run(opened, options.experiment, settings, out)
-        remember(out / _FLAGS, arguments[0], asdict(replace(settings, out=None)))
+        try:
+            study.run(opened, options.experiment, settings, out)
+        except Exception:
+            raise  # perhaps for a flag
+        except BaseException:  # an interruption: the same command goes on
+            _remember(settings, out, arguments[0])
+            raise
+        _remember(settings, out, arguments[0])
+
+
+def _remember(settings: Any, out: Path, preset: str) -> None:
+    remember(out / _FLAGS, preset, asdict(replace(settings, out=None)))
 
 
 def _parse(study: Study[Any, Any], command: str, arguments: Sequence[str]) -> Options:
@@ -91,6 +101,4 @@ def _changes(study: Study[Any, Any], options: Options, settings: Any, out: Path)
         options.out: of_run.changes(options.experiment) if of_run else [],
         out: own.changes(replace(settings, out=None), f"{study.prefix}.") if own else [],
     }
-    return [
-        f"other than in {place}: {', '.join(flags)}" for place, flags in changed.items() if flags
-    ]
+    return [f"{place} changes: {', '.join(flags)}" for place, flags in changed.items() if flags]

@@ -223,7 +223,7 @@ def figure_one(options: FigureOne) -> None:
     if not deciles["fold"].isin(options.folds).any():
         raise ValueError(f"{run.folder} has none of the folds {', '.join(options.folds)}")
     name = "figure_one" if options.denominator == "all" else "figure_one_correct"
-    with _held(run, options.out) as out, at_work():
+    with _locked(run, options.out) as out, at_work():
         path = drawing.figure_one(
             deciles, out / f"{name}.png", denominator=options.denominator, panels=options.folds
         )
@@ -240,7 +240,7 @@ def gallery(options: Gallery) -> None:
         WorkFailed: the figure could not be written after all.
     """
     run = _open(options.run, "predictions.parquet", "scores.parquet")
-    with _held(run, options.out) as out:
+    with _locked(run, options.out) as out:
         rows, images, class_names = _extremes(run, options)
         with at_work():
             path = drawing.gallery(rows, images, class_names, out / "gallery.png")
@@ -272,7 +272,7 @@ def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Se
 
 
 @contextmanager
-def _held(run: _Run, out: Path | None) -> Iterator[Path]:
+def _locked(run: _Run, out: Path | None) -> Iterator[Path]:
     """Where to draw: figures/ of the run, while nothing else writes in its folder, or `out`."""
     chosen = run.folder / "figures" if out is None else out
     require_writable(chosen)

@@ -1,4 +1,4 @@
-"""What a command will compute: said before it begins."""
+"""The plan of a command: which stages will run, and why."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.pipeline.registry import stage_of
-from experiments.pipeline.up_to_date import identity_of, reasons
+from experiments.pipeline.up_to_date import differences, identity_of, reasons
 from experiments.runs.records import read_record
+from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
 
 _SHOWN = 3
@@ -27,11 +28,18 @@ class Step:
 
 
 def plan(
-    experiment: Experiment, folder: Path, names: Sequence[str], data_dir: Path | None = None
+    experiment: Experiment, folder: Path, names: Sequence[str], images: str | None = None
 ) -> list[Step]:
     """Which stages will run, as far as is known before.
 
-    A stage that reads what another will make runs only if that comes out different.
+    A stage that reads what another will make, and whose settings are as recorded, runs only if that
+    comes out different.
+
+    Args:
+      experiment: every setting.
+      folder: the run's folder.
+      names: which stages, in order.
+      images: as for `identity_of`.
 
     Raises:
       FileNotFoundError: an earlier stage has not run and is not among `names`.
@@ -42,14 +50,17 @@ def plan(
     for name in names:
         stage = stage_of(name, experiment)
         record = read_record(folder, name)
-        if before := [other for other in stage.after if other in running]:
-            why = f"if {' or '.join(before)} comes out different" if record else "not run yet"
-        else:
-            identity = identity_of(stage, experiment, folder, data_dir)
+        before = [other for other in stage.after if other in running]
+        if not before:
+            identity = identity_of(stage, experiment, folder, images)
             found = list(reasons(stage, identity, folder))
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            why = ", ".join(found[:_SHOWN]) + more
-        if why:
+        elif record is None:
+            found = ["not run yet"]
+        else:
+            found = list(differences(stage, record, as_leaves(experiment)))
+            found = found or [f"if {' or '.join(before)} comes out different"]
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        if why := ", ".join(found[:_SHOWN]) + more:
             running.append(name)
         steps.append(Step(name, why, record["seconds"] if record else None))
     return steps

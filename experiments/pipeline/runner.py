@@ -48,6 +48,7 @@ from experiments.system.processes import (
     raise_on_sigterm,
 )
 from jaxcurv import progress
+from jaxcurv.data.datasets import listing
 from jaxcurv.storage.lock import lock
 
 _GRACE_SECONDS = 30.0
@@ -95,15 +96,16 @@ def run(
         package_versions(stage_of(name, experiment).packages)
     if "simulate" in names:
         require_device(experiment.simulate.device)
+    images = listing(experiment.data.name, data_dir)
     if dry_run:
-        _say_plan(experiment, folder, names, data_dir, say, whole=True)
+        _say_plan(experiment, folder, names, images, say, whole=True)
         return
     require_writable(folder)
     with lock(folder):
-        _say_plan(experiment, folder, names, data_dir, say)
+        _say_plan(experiment, folder, names, images, say)
         for name in names:
             stage = stage_of(name, experiment)
-            identity = identity_of(stage, experiment, folder, data_dir)
+            identity = identity_of(stage, experiment, folder, images)
             code = 0
             if is_up_to_date(stage, identity, folder):
                 say(f"{name}: up to date{_made_with_others(stage, folder)}")
@@ -134,7 +136,7 @@ def _say_plan(
     experiment: Experiment,
     folder: Path,
     names: tuple[str, ...],
-    data_dir: Path | None,
+    images: str | None,
     say: Callable[[str], None],
     *,
     whole: bool = False,
@@ -142,7 +144,7 @@ def _say_plan(
     """Says what changes and what will run; unless `whole`, only where that is news."""
     before = recall_run(folder)
     changed = [] if before is None else before.changes(experiment)
-    steps = plan(experiment, folder, names, data_dir)
+    steps = plan(experiment, folder, names, images)
     if changed:
         say(f"{folder} changes: {', '.join(changed)}")
     if whole or (any(step.why for step in steps) and any(step.seconds for step in steps)):

@@ -17,7 +17,6 @@ from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
 from experiments.settings.flatten import flatten, nest
 from experiments.settings.presets import flag_name
-from jaxcurv.data.datasets import listing
 
 Identity = dict[str, Any]
 """What decides a stage's result, as JSON holds it: `settings`, nested, and `inputs`, a hash by
@@ -25,17 +24,17 @@ file."""
 
 
 def identity_of(
-    stage: Stage, experiment: Experiment, folder: Path, data_dir: Path | None = None
+    stage: Stage, experiment: Experiment, folder: Path, images: str | None = None
 ) -> Identity:
     """What decides the stage's result: the settings that it reads and the hashes of its inputs.
 
-    Of a stage that reads the images of a folder, their listing is an input.
+    A stage that reads a folder of images has their listing as an input.
 
     Args:
       stage: the stage.
       experiment: every setting.
       folder: the run's folder.
-      data_dir: where data sets are; None for TFDS's default.
+      images: `jaxcurv.data.datasets.listing` of the data set.
 
     Raises:
       FileNotFoundError: an earlier stage has not run.
@@ -50,8 +49,8 @@ def identity_of(
             )
         if differing := list(differences(STAGES[name], record, as_leaves(experiment))):
             raise ValueError(
-                f"{name} in {folder} was run with other flags ({', '.join(differing)}): give the "
-                f"same, or run {name} again"
+                f"{name} in {folder} was run with other flags ({', '.join(differing)}): give them "
+                f"as they were, or run {name} again"
             )
         for output, digest in record["outputs"].items() if name in stage.after else ():
             if not (folder / output).exists() or sha256(folder / output) != digest:
@@ -62,7 +61,7 @@ def identity_of(
             inputs[output] = digest
     inputs |= {str(path): sha256(path) for path in stage.reads}
     inputs |= {name: sha256(folder / name) for name in stage.shows if (folder / name).exists()}
-    if "data" in stage.settings and (images := listing(experiment.data.name, data_dir)):
+    if "data" in stage.settings and images is not None:
         inputs[f"the listing of {experiment.data.name}"] = images
     read = {name: value for name, value in as_leaves(experiment).items() if _reads(stage, name)}
     return {"settings": nest(read), "inputs": inputs}
@@ -92,6 +91,9 @@ def differences(
             was = recorded[name] if name in recorded else default_of(name, recorded)
             if was != value:
                 yield f"{flag_name(name)} was {was}, is {value}"
+    for name in recorded.keys() - settings.keys():  # of another kind of converter, say
+        if _reads(stage, name) and name not in SPEED:
+            yield f"{flag_name(name)} was {recorded[name]}, is not set"
 
 
 def is_up_to_date(stage: Stage, identity: Identity, folder: Path) -> bool:
@@ -119,7 +121,7 @@ def reasons(stage: Stage, identity: Identity, folder: Path) -> Iterator[str]:
     for name, digest in record["outputs"].items():
         path = folder / name
         if not path.exists() or sha256(path) != digest:
-            yield f"{name} is {'changed' if path.exists() else 'missing'}"
+            yield f"{name} {'has changed' if path.exists() else 'is missing'}"
 
 
 def other_versions(record: Mapping[str, Any], versions: Mapping[str, str]) -> str:

@@ -16,12 +16,12 @@ class Job:
     experiment: Experiment
     folder: Path
     data_dir: Path | None
-    fingerprint: str = ""
+    key: str = ""
     """Key of the stage's settings and inputs; "" for work beside the stages."""
 
     def own_folder(self, name: str) -> Path:
         """The folder `name` of the run, and in it that of these settings and inputs."""
-        return self.folder / name / self.fingerprint
+        return self.folder / name / self.key
 
 
 @dataclass(frozen=True)

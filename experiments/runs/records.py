@@ -67,7 +67,8 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
 def default_of(name: str, recorded: Mapping[str, Any]) -> Any:
     """The value of a setting that is newer than a record: its default does what was done before.
 
-    Not so for resized images, whose pixels have changed since: there it is `UNKNOWN`.
+    Not so for resized images, whose pixels have changed since, and for the settings of another kind
+    of converter: there it is `UNKNOWN`.
 
     Args:
       name: the setting's dotted name.
@@ -75,7 +76,7 @@ def default_of(name: str, recorded: Mapping[str, Any]) -> Any:
     """
     if name.startswith("data.") and recorded.get("data.image_size"):
         return UNKNOWN
-    return _DEFAULTS[name]
+    return _DEFAULTS.get(name, UNKNOWN)
 
 
 UNKNOWN = "unknown"

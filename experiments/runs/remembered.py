@@ -53,11 +53,12 @@ class Remembered:
           prefix: what their flags begin with.
         """
         before, after = dict(flatten(self.settings)), as_leaves(settings)
-        known = [name for name in after if name in before or self.preset is not None]
+        names = [*after, *before] if self.preset is not None else after.keys() & before.keys()
         return [
-            f"{flag_name(prefix + name)} {before.get(name, 'unset')} -> {after[name]}"
-            for name in known
-            if name not in before or before[name] != after[name]
+            f"{flag_name(prefix + name)} {before.get(name, 'not set')} -> "
+            f"{after.get(name, 'not set')}"
+            for name in dict.fromkeys(names)
+            if name not in before or name not in after or before[name] != after[name]
         ]
 
 

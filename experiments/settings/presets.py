@@ -1,11 +1,14 @@
 """Named experiments."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from experiments.settings.flags import Data, Experiment, Model, Score, Simulate
 from experiments.settings.flatten import flatten
+from experiments.settings.restore import restore
 from jaxcurv.training.recipe import Recipe
 
 
@@ -149,7 +152,11 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
     flags: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
         there = dict(flatten(asdict(preset.experiment)))
-        flags[name] = [
+        # Where a setting is one of several classes, another than the preset's is chosen first.
+        others = {setting.rpartition(".")[0] for setting in wanted.keys() - there.keys()}
+        chosen = restore(preset.experiment, settings) if others else preset.experiment
+        flags[name] = [_choice(group, attrgetter(group)(chosen)) for group in sorted(others)]
+        flags[name] += [
             part
             for setting, value in wanted.items()
             if there.get(setting) != value
@@ -162,6 +169,11 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
 def flag_name(setting: str) -> str:
     """The flag of a setting that is given by its dotted name."""
     return f"--{setting.replace('_', '-')}"
+
+
+def _choice(setting: str, chosen: Any) -> str:
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "-", type(chosen).__name__).lower()
+    return f"{setting.replace('_', '-')}:{words}"
 
 
 def _flag(setting: str, value: Any) -> list[str]:

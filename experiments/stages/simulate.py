@@ -28,9 +28,6 @@ from jaxcurv.progress import expect, progress
 if TYPE_CHECKING:
     import bridge
 
-CHIPS = "chips"
-"""Folder of the finished chips in a run's folder."""
-
 
 def simulate(job: Job) -> Outcome:
     """Runs every profile's chips on the scored samples; writes predictions and converter ranges.
@@ -98,7 +95,11 @@ def simulate(job: Job) -> Outcome:
 
 
 def _place(job: Job, profile: Profile) -> Path:
-    """The folder of a profile's finished chips: named by all that decides them but their seeds."""
+    """The folder of a profile's finished chips: named by all that decides them but their seeds.
+
+    A folder of images that has changed is told by the weights, too: their header names the key of
+    the training, which has the listing.
+    """
     experiment = job.experiment
     decides = {
         "weights": sha256(job.folder / "weights.safetensors"),
@@ -108,4 +109,4 @@ def _place(job: Job, profile: Profile) -> Path:
         "limit": experiment.limit,
         "calibration": experiment.simulate.calibration if profile.adc else None,
     }
-    return job.folder / CHIPS / f"{profile.name}-{key_of(decides)}"
+    return job.folder / "chips" / f"{profile.name}-{key_of(decides)}"

@@ -131,7 +131,7 @@ class Finished:
     origin: dict[str, Any]
     """What decides the scores besides the variant, as JSON holds it."""
     versions: dict[str, str]
-    """Of the packages."""
+    """Versions of the packages."""
 
 
 def open_finished(

@@ -27,6 +27,7 @@ from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
 from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
+from jaxcurv.data.datasets import listing
 from jaxcurv.data.images import encode_png
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.conftest import SMALL
@@ -96,6 +97,28 @@ def test_a_stage_runs_again_for_what_it_reads(
         if step.why and not step.why.startswith("if "):
             assert f"{flags[0]} was " in step.why
     assert all(step.seconds and step.seconds > 0 for step in steps)
+
+
+def test_another_kind_of_converter_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
+    """Its settings are others, by name; there and back."""
+    factors = "--simulate.pcm.converter.factors"
+    pairs = ("simulate.pcm.converter:pairs", factors, "1", "4", "--dry-run")
+    said = succeed("run", "digits", "--out", run_copy, *pairs)
+    assert f"{factors} not set -> [1.0, 4.0]" in said
+    assert f"{factors} was unknown, is [1.0, 4.0]" in said
+    record = read_record(run_copy, "simulate")
+    assert record is not None
+    record["settings"]["simulate"]["pcm"]["converter"] |= {"factors": [1.0, 4.0]}
+    write_record(run_copy, record)
+    steps = plan(_experiment("--out", run_copy), run_copy, ("simulate",))
+    assert [step.why for step in steps] == [f"{factors} was [1.0, 4.0], is not set"]
+
+
+def test_a_stage_names_its_own_change_before_what_it_waits_for(finished_run: Path) -> None:
+    experiment = _experiment("--simulate.pcm.t-inference", "60", "--out", finished_run)
+    why = {step.stage: step.why for step in plan(experiment, finished_run, tuple(STAGES))}
+    assert why["flips"] == "--simulate.pcm.t-inference was 20.0, is 60.0"
+    assert why["analyse"] == "if flips or simulate comes out different"
 
 
 def test_a_device_repeats_nothing(
@@ -188,17 +211,17 @@ def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
             write_png(tmp_path / "own" / split / label / "0.png", 0)
     experiment = replace(Experiment(), data=Data("own"))
     stage = registry.stage_of("train", experiment)
-    run, before = tmp_path / "run", identity_of(stage, experiment, tmp_path, tmp_path)
+    run, images = tmp_path / "run", listing("own", tmp_path)
+    before = identity_of(stage, experiment, tmp_path, images)
     record = {"name": "train", "outputs": {}, "versions": {}, "device": "", "platform": ""}
     record |= {"environment": {}, "seconds": 1.0, "measured": {}, **before}
     write_record(run, record)
-    (step,) = plan(experiment, run, ("train",), tmp_path)
+    (step,) = plan(experiment, run, ("train",), images)
     assert step.why == ""
     write_png(tmp_path / "own" / "train" / "a" / "1.png", 255)
-    (step,) = plan(experiment, run, ("train",), tmp_path)
+    (step,) = plan(experiment, run, ("train",), listing("own", tmp_path))
     assert step.why == "the listing of own has changed"
-    digits = identity_of(stage, Experiment(), tmp_path, tmp_path)
-    assert digits["inputs"] == {}
+    assert listing("digits", tmp_path) is listing("nowhere", tmp_path) is None
 
 
 def write_png(path: Path, value: int) -> None:
@@ -256,7 +279,9 @@ def test_a_damaged_or_foreign_memory_is_named(run_copy: Path, refuse: Said) -> N
     stored = read_json(path)
     for change, words in (
         ({"simulate": stored["simulate"] | {"tubes": 3}}, "no setting 'tubes' in this version"),
-        ({"model": stored["model"] | {"width": "wide"}}, "another type"),
+        ({"model": stored["model"] | {"width": "wide"}}, "width cannot be 'wide'"),
+        ({"seed": 1.5}, "seed cannot be 1.5"),
+        ({"folds": ["test", "tests"]}, "folds cannot be ['test', 'tests']"),
         ({"model": 3}, "model must hold settings"),
         ({"seed": -1}, "seed must not be negative"),
     ):
@@ -368,6 +393,26 @@ def test_a_study_remembers_its_flags(
         Drift(chips=2, times=(0.0, 60.0), profile="adc+pcm"),
     ]
     assert opened[0][0] == _experiment("--out", run_copy)
+
+
+def test_an_interrupted_study_remembers_its_flags(
+    run_copy: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.studies import drift
+
+    def ended(how: BaseException) -> Any:
+        def run(*_: Any) -> None:
+            raise how
+
+        return replace(drift.STUDY, run=run)
+
+    line = ["drift", "digits", "--out", str(run_copy)]
+    monkeypatch.setattr(drift, "STUDY", ended(OSError("no disk")))
+    assert commands.run([*line, "--drift.chips", "9"]) == 1
+    assert not (run_copy / "drift" / "flags.json").exists()
+    monkeypatch.setattr(drift, "STUDY", ended(KeyboardInterrupt()))
+    assert commands.run([*line, "--drift.chips", "9"]) == 130
+    assert read_json(run_copy / "drift" / "flags.json")["chips"] == 9
 
 
 def test_small_flags_are_what_the_run_remembers(finished_run: Path) -> None:

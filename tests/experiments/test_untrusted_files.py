@@ -288,7 +288,7 @@ def test_a_width_in_model_json_takes_no_memory(
 ) -> None:
     replace_resnet18(monkeypatch)
     keep_trained(build_flax(NETWORK, 0, jnp.float32), tmp_path / "checkpoints/0")
-    job = Job(Experiment(), tmp_path, None, fingerprint="")
+    job = Job(Experiment(), tmp_path, None)
     message = (
         r"checkpoints/0 holds another network than model\.json .*is stored as.* run train again"
     )

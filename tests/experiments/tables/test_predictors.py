@@ -1,5 +1,6 @@
 """Costs, flips and routers of a run on hand-made tables; a run's own command line."""
 
+import json
 import logging
 import re
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from bridge import Costs, choose_threshold, routed_at
+from bridge.chips.memories.conductances import Pairs
 from experiments.cli.parsing import Options, parse_preset
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS, command_line
@@ -249,6 +251,15 @@ def test_a_run_s_command_line_gives_the_same_experiment():
     assert arguments[0] == "cifar10_resnet18_small"
     parsed: Experiment = parse_preset(Options, "run", arguments).experiment
     assert parsed == changed
+
+
+def test_a_command_line_chooses_the_class_of_a_setting():
+    base = PRESETS["digits"].experiment
+    pcm = replace(base.simulate.pcm, converter=Pairs((1.0, 4.0), g_min=1.0), t_inference=60.0)
+    changed = replace(base, simulate=replace(base.simulate, pcm=pcm))
+    arguments = command_line(json.loads(json.dumps(asdict(changed))))
+    assert arguments[:2] == ["digits", "simulate.pcm.converter:pairs"]
+    assert parse_preset(Options, "run", arguments).experiment == changed
 
 
 @pytest.mark.parametrize(
