@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.cli.exit_codes import exit_code_of
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.system.errors import at_work
+from experiments.system.processes import named_if_ended
 
 if TYPE_CHECKING:
     from experiments.studies.opening import Study
@@ -108,7 +109,12 @@ def _score(arguments: Sequence[str]) -> int | None:
         _run_stages("score", arguments)
         return None
     settings = parse(model.OwnModel, "score", arguments)
-    code = exit_code_of(partial(model.run, settings), debug=settings.debug)
+
+    def score() -> None:
+        with named_if_ended("score"):
+            model.run(settings)
+
+    code = exit_code_of(score, debug=settings.debug)
     if code and settings.distributed:
         # In the usual end of a process JAX waits for the others, which wait for this one's shards.
         sys.stdout.flush()

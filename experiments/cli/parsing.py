@@ -71,6 +71,9 @@ def parse_preset(
         print(f"presets: {', '.join(PRESETS)}; every flag: {command} PRESET --help")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
+        remembered = recall_run(folder_of(["", *arguments]))
+        if remembered and remembered.preset:
+            raise ValueError(f"{command} needs the run's preset: {command} {remembered.preset} ...")
         raise ValueError(
             f"{command} needs a preset: {', '.join(PRESETS)}; its flags: {command} PRESET --help"
         )

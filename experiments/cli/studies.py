@@ -15,6 +15,7 @@ from experiments.runs.remembered import Remembered, as_leaves, recall, recall_ru
 from experiments.settings.flags import Experiment
 from experiments.studies.opening import Study
 from experiments.system.errors import at_work
+from experiments.system.processes import named_if_ended
 from jaxcurv.storage.lock import lock
 
 _FLAGS = "flags.json"
@@ -40,7 +41,7 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
         return
     given = {name: getattr(settings, name) for name in study.opened_with}
     opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
-    with lock(out), at_work():
+    with lock(out), at_work(), named_if_ended(command):
         try:
             study.run(opened, options.experiment, settings, out)
         except Exception:

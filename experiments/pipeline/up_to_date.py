@@ -117,7 +117,7 @@ def reasons(stage: Stage, identity: Identity, folder: Path) -> Iterator[str]:
     inputs = record["inputs"], identity["inputs"]
     for name in dict.fromkeys([*inputs[0], *inputs[1]]):
         if inputs[0].get(name) != inputs[1].get(name):
-            yield f"{name} has changed"
+            yield f"{name} {'has changed' if name in inputs[0] else 'is new'}"
     for name, digest in record["outputs"].items():
         path = folder / name
         if not path.exists() or sha256(path) != digest:

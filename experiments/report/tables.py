@@ -132,11 +132,13 @@ def predictor_table(
         return {"denominator": name, "undefined": first["reason"]}
     rows = rows.sort_values("auroc", ascending=False, kind="stable", na_position="last")
     table = made("predictors", rows, PREDICTED, reference=first["reference"], last=last)
+    count = f"{first['samples']:,}"
+    counted = f"all {count} samples" if denominator == "all" else f"{count} {name}"
     chips = "1 chip" if first["chips"] == 1 else f"{first['chips']} chips together"
     return table | {
         "denominator": name,
         "undefined": "",
-        "caption": f"{profile}, {fold} fold, among {first['samples']:,} {name}: "
+        "caption": f"{profile}, {fold} fold, among {counted}: "
         f"{first['failures']:,} failures on {chips}. D1 and D{last}: failure rate where the score "
         "is lowest and highest, cut by each score among the samples that take part; Table I cuts "
         "by curvature among all samples.",

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -20,6 +22,17 @@ AGAIN_SECONDS = 0.05
 
 class Terminated(BaseException):
     """SIGTERM has come. Like KeyboardInterrupt no Exception: nothing takes it for a failure."""
+
+
+@contextmanager
+def named_if_ended(name: str) -> Iterator[None]:
+    """Says which work an interruption has ended, and how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as end:
+        how = "terminated" if isinstance(end, Terminated) else "interrupted"
+        print(f"{name} {how}; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def raise_on_sigterm() -> None:

@@ -165,16 +165,21 @@ def summary(choices: pd.DataFrame, profile: str = FULL_PROFILE) -> str:
         text = (
             f"Under {profile}, a router that runs every sample on the chip and by {best['router']} "
             f"{100 * best['fraction']:.1f} % of them on the digital model too (threshold chosen on "
-            f"validation) gives up {100 * best['given_up']:.1f} points of the digital accuracy on "
-            f"the {best['fold']} fold, and {_energy(best['saved'])}. "
+            f"validation) {_points(best['given_up'])} of the digital accuracy on the "
+            f"{best['fold']} fold, and {_energy(best['saved'])}. "
         )
     if "known" in of_kind:
         best = of_kind["known"]
         text += (
-            f"Where scores were stored for these very inputs, {best['router'].split(',')[0]} gives "
-            f"up {100 * best['given_up']:.1f} points and {_energy(best['saved'])}."
+            f"Where scores were stored for these very inputs, {best['router'].split(',')[0]} "
+            f"{_points(best['given_up'])} and {_energy(best['saved'])}."
         )
     return text.strip()
+
+
+def _points(given_up: float) -> str:
+    points = f"{100 * abs(given_up):.1f} points"
+    return f"gives up {points}" if given_up >= 0 else f"gains {points}"
 
 
 def _energy(saved: float) -> str:

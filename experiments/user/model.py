@@ -273,8 +273,8 @@ def open_source(settings: OwnModel) -> Normalised:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != images.channels:
             raise ValueError(
-                f"--{name} has {len(values)} values, but the images have {images.channels} "
-                "channels (--channels 1, 3 or 4 converts them)"
+                f"give --{name} one value a channel: it has {len(values)}, and the images have "
+                f"{images.channels} channels (--channels 1, 3 or 4 converts them)"
             )
     positions = subset(np.arange(len(images)), settings.limit, settings.seed)
     return Normalised(Chosen(images, positions), given_normalisation(mean, std))

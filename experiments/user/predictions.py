@@ -201,6 +201,7 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
         raise FileNotFoundError(f"no file {path}")
     try:
         table = read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        table = table.drop(columns="Unnamed: 0", errors="ignore")  # pandas' own index, written
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable CSV or Parquet file ({error})") from error
     if "index" not in table:
@@ -221,6 +222,11 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
             f"{path} has index {repeated['index'].iloc[0]} more than once"
             + (" on one chip" if present else "")
             + (": add a column chip" if keys and not present else "")
+            + "".join(
+                f"; it has a column {name}: keep one"
+                for name in ("fold", "profile")
+                if name in table
+            )
         )
     return table
 
