@@ -55,11 +55,16 @@ def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options:
 
 
 def parse_preset(
-    kind: type[ParsedOptions], command: str, arguments: Sequence[str]
+    kind: type[ParsedOptions],
+    command: str,
+    arguments: Sequence[str],
+    *,
+    experiment: Experiment | None = None,
 ) -> ParsedOptions:
     """The flags of a command that takes a preset's name first.
 
-    Those not given are as the folder --out remembers them, or else the preset's.
+    Those not given are as in `experiment`, else as the folder --out remembers them, else the
+    preset's.
 
     Raises:
       ValueError: no preset, an unknown one or another than the folder's is named, or a setting is
@@ -89,6 +94,8 @@ def parse_preset(
                 "folder with --out"
             )
         start = replace(start, experiment=remembered.applied_to(start.experiment))
+    if experiment is not None:
+        start = replace(start, experiment=experiment)
     return parse(
         kind,
         f"{command} {name}",

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.parsing import Options, parse_preset, say
-from experiments.pipeline.registry import STAGES
-from experiments.pipeline.up_to_date import differences
-from experiments.runs.records import read_record
-from experiments.runs.remembered import Remembered, as_leaves, recall, recall_run, remember
-from experiments.settings.flags import Experiment
+from experiments.pipeline.up_to_date import contradictions
+from experiments.runs.remembered import recall, recall_run, remember
 from experiments.studies.opening import Study
 from experiments.system.errors import at_work
-from experiments.system.processes import named_if_ended
+from experiments.system.processes import Terminated, named_if_ended
 from jaxcurv.storage.lock import lock
 
-_FLAGS = "flags.json"
+_FLAGS, _STUDY, _RUN = "flags.json", "study", "run"
 
 
 def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) -> None:
@@ -31,34 +28,35 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     """
     options = _parse(study, command, arguments)
     settings = getattr(options, study.prefix)
-    out = options.out / command if settings.out is None else settings.out
+    out = _folder(options, study, command)
     stages = study.of if settings.out is not None else (*study.of, *study.beside)
-    _require_recorded(options.experiment, options.out, stages, study)
-    for line in _changes(study, options, settings, out):
+    for name, why in contradictions(stages, options.experiment, options.out):
+        another = f", or give --{study.prefix}.out DIR" if name in study.beside else ""
+        raise ValueError(f"{name} in {options.out} {why}, or run {name} again first{another}")
+    for line in _changes(study, options, out):
         say(line)
     if options.dry_run:
         say(f"{command} would be computed into {out}")
         return
     given = {name: getattr(settings, name) for name in study.opened_with}
     opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
+
+    def remember_flags() -> None:
+        own = {_STUDY: asdict(replace(settings, out=None)), _RUN: asdict(options.experiment)}
+        remember(out / _FLAGS, arguments[0], own)
+
     with lock(out), at_work(), named_if_ended(command):
         try:
             study.run(opened, options.experiment, settings, out)
-        except Exception:
-            raise  # perhaps for a flag
-        except BaseException:  # an interruption: the same command goes on
-            _remember(settings, out, arguments[0])
+        except (KeyboardInterrupt, Terminated):  # the same command goes on
+            remember_flags()
             raise
-        _remember(settings, out, arguments[0])
-
-
-def _remember(settings: Any, out: Path, preset: str) -> None:
-    remember(out / _FLAGS, preset, asdict(replace(settings, out=None)))
+        remember_flags()
 
 
 def _parse(study: Study[Any, Any], command: str, arguments: Sequence[str]) -> Options:
     options = parse_preset(_kind(study, study.settings()), command, arguments)
-    remembered = _recalled(options, study, command)
+    remembered = recall(_folder(options, study, command) / _FLAGS)
     if remembered is None:
         return options
     if remembered.preset != arguments[0]:
@@ -66,8 +64,12 @@ def _parse(study: Study[Any, Any], command: str, arguments: Sequence[str]) -> Op
             f"{remembered.path.parent} holds a study of {remembered.preset}: choose another folder "
             f"with --{study.prefix}.out"
         )
-    start = remembered.applied_to(study.settings())
-    return parse_preset(_kind(study, start), command, arguments)
+    kind = _kind(study, remembered.part(_STUDY).applied_to(study.settings()))
+    if getattr(options, study.prefix).out is None:
+        return parse_preset(kind, command, arguments)
+    # A folder of its own may be of other chips than the run's.
+    experiment = remembered.part(_RUN).applied_to(options.experiment)
+    return parse_preset(kind, command, arguments, experiment=experiment)
 
 
 def _kind(study: Study[Any, Any], start: Any) -> type[Options]:
@@ -76,30 +78,19 @@ def _kind(study: Study[Any, Any], start: Any) -> type[Options]:
     return make_dataclass("StudyOptions", flags, bases=(Options,), frozen=True)
 
 
-def _recalled(options: Options, study: Study[Any, Any], command: str) -> Remembered | None:
+def _folder(options: Options, study: Study[Any, Any], command: str) -> Path:
     out = getattr(options, study.prefix).out
-    return recall((options.out / command if out is None else out) / _FLAGS)
+    return options.out / command if out is None else out
 
 
-def _require_recorded(
-    experiment: Experiment, folder: Path, stages: Sequence[str], study: Study[Any, Any]
-) -> None:
-    for name in stages:
-        record = read_record(folder, name)
-        if record and (differing := list(differences(STAGES[name], record, as_leaves(experiment)))):
-            another = f", or give --{study.prefix}.out DIR" if name in study.beside else ""
-            raise ValueError(
-                f"{name} in {folder} was run with other flags ({', '.join(differing)}): leave them "
-                f"out, or run {name} with them first{another}"
-            )
-
-
-def _changes(study: Study[Any, Any], options: Options, settings: Any, out: Path) -> list[str]:
-    """A line for the run and one for the study, where flags change what they remember."""
-    of_run = recall_run(options.out)
-    own = recall(out / _FLAGS)
-    changed = {
-        options.out: of_run.changes(options.experiment) if of_run else [],
-        out: own.changes(replace(settings, out=None), f"{study.prefix}.") if own else [],
-    }
-    return [f"{place} changes: {', '.join(flags)}" for place, flags in changed.items() if flags]
+def _changes(study: Study[Any, Any], options: Options, out: Path) -> list[str]:
+    """A line for the run's settings and one for the study's, where they are not as remembered."""
+    settings = replace(getattr(options, study.prefix), out=None)
+    own, of_run = recall(out / _FLAGS), recall_run(options.out)
+    flags = own.part(_STUDY).changes(settings, f"{study.prefix}.") if own else []
+    if own and getattr(options, study.prefix).out is not None:
+        flags += own.part(_RUN).changes(options.experiment)
+        of_run = None
+    others = of_run.changes(options.experiment) if of_run else []
+    said = [f"other than in {options.out}: {', '.join(others)}"] if others else []
+    return said + ([f"{out} changes: {', '.join(flags)}"] if flags else [])

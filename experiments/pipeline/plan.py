@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,10 @@ class Step:
 
 
 def plan(
-    experiment: Experiment, folder: Path, names: Sequence[str], images: str | None = None
+    experiment: Experiment,
+    folder: Path,
+    names: Sequence[str],
+    images: Mapping[str, str] = {},
 ) -> list[Step]:
     """Which stages will run, as far as is known before.
 

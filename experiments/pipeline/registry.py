@@ -32,6 +32,8 @@ class Stage:
     """Keep JAX off the accelerator: this stage also uses torch."""
     shows: tuple[str, ...] = ()
     """Files of commands beside the stages that it reads where they are there."""
+    images: tuple[str, ...] = ()
+    """The splits of the data set whose images it reads, but for a few to look at."""
     reads: tuple[Path, ...] = ()
     """Files from outside the run's folder."""
 
@@ -51,6 +53,7 @@ STAGES: dict[str, Stage] = {
             settings=("data", "model", "train", "seed"),
             after=(),
             packages=_JAX,
+            images=("train",),
         ),
         Stage(
             "score",
@@ -58,6 +61,7 @@ STAGES: dict[str, Stage] = {
             settings=(*_SAMPLES, "seed", "score"),
             after=("train",),
             packages=_JAX,
+            images=("train", "test"),
         ),
         Stage(
             "export",
@@ -77,6 +81,7 @@ STAGES: dict[str, Stage] = {
             after=("export",),
             packages=(*_JAX, *_TORCH),
             cpu_only=True,
+            images=("train", "test"),
         ),
         Stage(
             "flips",
@@ -84,6 +89,7 @@ STAGES: dict[str, Stage] = {
             settings=(*_SAMPLES, *_CHIPS),
             after=("train", "moments"),
             packages=(*_JAX, "safetensors"),
+            images=("train", "test"),
         ),
         Stage(
             "simulate",
@@ -91,6 +97,7 @@ STAGES: dict[str, Stage] = {
             settings=(*_SAMPLES, "seed", "simulate"),
             after=("export",),
             packages=_TORCH,
+            images=("train", "test"),
         ),
         Stage(
             "analyse",

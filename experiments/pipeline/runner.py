@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -111,17 +111,19 @@ def run(
                 say(f"{name}: up to date{_made_with_others(stage, folder)}")
             else:
                 progress.announce(name)
-                job = Job(experiment, folder, data_dir, key_of(deciding(identity)))
+                job = Job(experiment, folder, data_dir, key_of(deciding(identity)), images)
                 try:
                     code = _exit_code_of(name, job, identity, debug)
                 except (KeyboardInterrupt, Terminated):
                     remember(settings_file(folder), preset, asdict(experiment))
                     raise
-            if code == 0 or code >= 128:  # else it failed, perhaps for a setting
-                with at_work():
-                    remember(settings_file(folder), preset, asdict(experiment))
+                if code == 0 or code >= 128:  # else it failed, perhaps for a setting
+                    with at_work():
+                        remember(settings_file(folder), preset, asdict(experiment))
             if code:
                 raise StageFailed(code)
+        with at_work():
+            remember(settings_file(folder), preset, asdict(experiment))
 
 
 def _made_with_others(stage: Stage, folder: Path) -> str:
@@ -136,7 +138,7 @@ def _say_plan(
     experiment: Experiment,
     folder: Path,
     names: tuple[str, ...],
-    images: str | None,
+    images: Mapping[str, str],
     say: Callable[[str], None],
     *,
     whole: bool = False,

@@ -6,7 +6,7 @@ and decide nothing: where they differ, that is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ file."""
 
 
 def identity_of(
-    stage: Stage, experiment: Experiment, folder: Path, images: str | None = None
+    stage: Stage, experiment: Experiment, folder: Path, images: Mapping[str, str] = {}
 ) -> Identity:
     """What decides the stage's result: the settings that it reads and the hashes of its inputs.
 
@@ -38,21 +38,22 @@ def identity_of(
 
     Raises:
       FileNotFoundError: an earlier stage has not run.
-      ValueError: what it wrote has changed since, or was made with other settings.
+      ValueError: what it wrote has changed since, or was made with other settings or of other
+        inputs than those that are there.
     """
     inputs = {}
-    for name in _before(stage):
-        record = read_record(folder, name)
-        if record is None:
+    before = _before(stage)
+    for name in before:
+        if read_record(folder, name) is None:
             raise FileNotFoundError(
                 f"{stage.name} needs the results of {name} in {folder}: run {name} first"
             )
-        if differing := list(differences(STAGES[name], record, as_leaves(experiment))):
-            raise ValueError(
-                f"{name} in {folder} was run with other flags ({', '.join(differing)}): give them "
-                f"as they were, or run {name} again"
-            )
-        for output, digest in record["outputs"].items() if name in stage.after else ():
+    for name, why in contradictions(before, experiment, folder, images):
+        raise ValueError(f"{name} in {folder} {why}, or run {name} again")
+    for name in stage.after:
+        record = read_record(folder, name)
+        assert record is not None
+        for output, digest in record["outputs"].items():
             if not (folder / output).exists() or sha256(folder / output) != digest:
                 raise ValueError(
                     f"{folder / output} is not as {name} wrote it: run {name} again before "
@@ -61,10 +62,41 @@ def identity_of(
             inputs[output] = digest
     inputs |= {str(path): sha256(path) for path in stage.reads}
     inputs |= {name: sha256(folder / name) for name in stage.shows if (folder / name).exists()}
-    if "data" in stage.settings and images is not None:
-        inputs[f"the listing of {experiment.data.name}"] = images
+    inputs |= _images_of(stage, experiment, images)
     read = {name: value for name, value in as_leaves(experiment).items() if _reads(stage, name)}
     return {"settings": nest(read), "inputs": inputs}
+
+
+def contradictions(
+    names: Sequence[str], experiment: Experiment, folder: Path, images: Mapping[str, str] = {}
+) -> Iterator[tuple[str, str]]:
+    """Finished stages that do not belong to an experiment or to each other, and why in words.
+
+    Args:
+      names: the stages, in order; those that have not run are left out.
+      experiment: every setting.
+      folder: the run's folder.
+      images: as for `identity_of`.
+    """
+    made: dict[str, tuple[str, str]] = {}
+    for name in names:
+        record = read_record(folder, name)
+        if record is None:
+            continue
+        if differing := list(differences(STAGES[name], record, as_leaves(experiment))):
+            yield name, f"was run with other flags ({', '.join(differing)}): give them as they were"
+        now = _images_of(STAGES[name], experiment, images)
+        for file, digest in record["inputs"].items():
+            maker, new = made.get(file, (file, now.get(file, digest)))
+            if new != digest:
+                yield name, f"was run before {maker} was changed: make that as it was"
+        made |= {file: (name, digest) for file, digest in record["outputs"].items()}
+
+
+def _images_of(stage: Stage, experiment: Experiment, images: Mapping[str, str]) -> dict[str, str]:
+    """The listings of a folder of images that a stage reads, by what they are called in records."""
+    there = [split for split in stage.images if split in images]
+    return {f"the {split} images of {experiment.data.name}": images[split] for split in there}
 
 
 def deciding(identity: Identity) -> Identity:
@@ -117,7 +149,8 @@ def reasons(stage: Stage, identity: Identity, folder: Path) -> Iterator[str]:
     inputs = record["inputs"], identity["inputs"]
     for name in dict.fromkeys([*inputs[0], *inputs[1]]):
         if inputs[0].get(name) != inputs[1].get(name):
-            yield f"{name} {'has changed' if name in inputs[0] else 'is new'}"
+            how = "is new" if name not in inputs[0] else "has changed"
+            yield f"{name} {how if name in inputs[1] else 'is not there'}"
     for name, digest in record["outputs"].items():
         path = folder / name
         if not path.exists() or sha256(path) != digest:

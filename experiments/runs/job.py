@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ class Job:
     data_dir: Path | None
     key: str = ""
     """Key of the stage's settings and inputs; "" for work beside the stages."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """`jaxcurv.data.datasets.listing` of the data set."""
 
     def own_folder(self, name: str) -> Path:
         """The folder `name` of the run, and in it that of these settings and inputs."""

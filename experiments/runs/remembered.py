@@ -31,6 +31,10 @@ class Remembered:
     settings: Mapping[str, Any]
     """Every setting, nested as JSON has them; of a run from before those of its finished stages."""
 
+    def part(self, group: str) -> Remembered:
+        """What is remembered of one group of settings."""
+        return Remembered(self.path, self.preset, self.settings.get(group, {}))
+
     def applied_to(self, start: Settings) -> Settings:
         """The settings as they are remembered, `start`'s where nothing is.
 

@@ -26,6 +26,7 @@ def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from experiments.report.page import write_report
     from experiments.settings.presets import command_line
+    from experiments.studies.drift import is_of_run
     from experiments.tables import outcomes, predictors, routers
     from jaxcurv.data.images import encode_png
 
@@ -40,8 +41,8 @@ def report(job: Job) -> Outcome:
     joined = read_joined(job)
     analysed = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
     figures = _draw(job, joined, analysed, images, dataset.class_names)
-    if (drift := job.folder / "drift" / "drift.png").exists():
-        figures.append(drift)
+    if is_of_run(job.folder, settings):
+        figures.append(job.folder / "drift" / "drift.png")
     tables = _tables(job, joined, analysed, dataset.class_names)
     assert tables.vulnerable is not None
     contents = ReportContents(

@@ -110,6 +110,7 @@ def _place(job: Job, checkpoint: Path) -> Path:
     decides = {
         "weights": sha256(checkpoint),
         "data": asdict(experiment.data),
+        "images": dict(job.images),
         "seed": experiment.seed,
         "estimators": {name: describe(one) for name, one in experiment.score.estimators.items()},
     }

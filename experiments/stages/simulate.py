@@ -95,16 +95,13 @@ def simulate(job: Job) -> Outcome:
 
 
 def _place(job: Job, profile: Profile) -> Path:
-    """The folder of a profile's finished chips: named by all that decides them but their seeds.
-
-    A folder of images that has changed is told by the weights, too: their header names the key of
-    the training, which has the listing.
-    """
+    """The folder of a profile's finished chips: named by all that decides them but their seeds."""
     experiment = job.experiment
     decides = {
         "weights": sha256(job.folder / "weights.safetensors"),
         "profile": to_json(profile),
         "data": asdict(experiment.data),
+        "images": dict(job.images),
         "folds": experiment.folds,
         "limit": experiment.limit,
         "calibration": experiment.simulate.calibration if profile.adc else None,

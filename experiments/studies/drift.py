@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.checks import require_finite
-from bridge.chips.profiles import Profile, to_json
+from bridge.chips.profiles import Profile, eight_profiles, to_json
 from experiments.figures.style import (
     BLUE,
     GREEN,
@@ -30,13 +30,13 @@ from experiments.figures.style import (
     new_figure,
     write_figure,
 )
-from experiments.runs.files import write_parquet
+from experiments.runs.files import sha256, write_parquet
 from experiments.runs.resume import key_of, table_at
 from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.progress import progress
-from jaxcurv.storage.checksums import write_json
+from jaxcurv.storage.checksums import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,6 +133,18 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
     )
     show(table)
     print(f"{out / 'drift.png'}, drift.csv (over the chips) and drift.parquet (each chip)")
+
+
+def is_of_run(folder: Path, experiment: Experiment) -> bool:
+    """Whether a run's folder has the drift of its own chips: of its network and of its devices."""
+    path, weights = folder / "drift" / "settings.json", folder / "weights.safetensors"
+    if not path.exists() or not (folder / "drift" / "drift.png").exists():
+        return False
+    made, chips = read_json(path), experiment.simulate
+    of_network = weights.exists() and made["weights_sha256"] == sha256(weights)
+    profiles = eight_profiles(chips.adc, chips.wnoise, chips.pcm, chips.clipping).values()
+    fresh = (_operated(profile, "none", 0.0) for profile in profiles if profile.memory is not None)
+    return of_network and made["profile"] in map(to_json, fresh)
 
 
 def age(

@@ -74,10 +74,10 @@ def load(
     return open_prepared(name, prepared, preprocessing)
 
 
-def listing(name: str, data_dir: str | os.PathLike[str] | None = None) -> str | None:
+def listing(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[str, str]:
     """`hash_listing` of a data set that may change under its name: a tree of images.
 
-    None for the others, and where there is no data set of this name.
+    Empty for the others, and where there is no data set of this name.
 
     Args:
         name: as for `load`.
@@ -85,7 +85,7 @@ def listing(name: str, data_dir: str | os.PathLike[str] | None = None) -> str | 
     """
     root = _root(data_dir)
     if find_published(name, root) or not is_image_tree(root / name):
-        return None
+        return {}
     return hash_listing(root / name)
 
 

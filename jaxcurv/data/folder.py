@@ -152,20 +152,22 @@ def open_image_tree(
     return ImageDataset(name, train.class_names, train, test)
 
 
-def hash_listing(directory: Path) -> str:
-    """SHA-256 of the names and sizes of all images of a tree, which tells it from a changed one.
+def hash_listing(directory: Path) -> dict[str, str]:
+    """SHA-256 of the names and sizes of each split's images, which tells a tree from a changed one.
 
     Not seen: an image that another of the same size in bytes has replaced.
 
     Raises:
         FileNotFoundError: a split has no class folders, or a class no image.
     """
-    digest = hashlib.sha256()
-    for split, folder in sorted(_splits(directory).items()):
+    hashes: dict[str, str] = {}
+    for split, folder in _splits(directory).items():
+        digest = hashlib.sha256()
         for file in (file for files in image_files(folder).values() for file in files):
             size = (folder / file).stat().st_size
-            digest.update(repr((split, file, size)).encode(errors="surrogateescape"))
-    return digest.hexdigest()
+            digest.update(repr((file, size)).encode(errors="surrogateescape"))
+        hashes[split] = digest.hexdigest()
+    return hashes
 
 
 def path_indices(paths: Sequence[str]) -> Int64[np.ndarray, " n"]:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
+from bridge.chips.profiles import to_json
 from experiments.cli import commands
 from experiments.paper import fit, reproduce
 from experiments.pipeline import runner
@@ -32,6 +33,7 @@ from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
 from experiments.stages import train
 from experiments.stages.analyse import ANALYSED
+from experiments.studies.drift import is_of_run
 from experiments.system.errors import StageFailed
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
@@ -266,9 +268,23 @@ def test_training_takes_the_given_normalisation(
         train.train(job.Job(Experiment(data=colour), tmp_path, None, "none"))
 
 
-def add_drift_figure(run: Path) -> None:
-    (run / "drift").mkdir()
+def add_drift_figure(run: Path, **device: float) -> None:
+    """A figure as the command `drift` leaves it, of the run's chips or of another device's."""
+    pcm = replace(Experiment().simulate.pcm, compensation=None, t_inference=0.0, **device)
+    made = {
+        "weights_sha256": sha256(run / "weights.safetensors"),
+        "profile": to_json(bridge.eight_profiles(memory=pcm)["pcm"]),
+    }
+    write_json(run / "drift" / "settings.json", made)
     shutil.copy(run / "figures" / "figure_one.png", run / "drift" / "drift.png")
+
+
+def test_a_drift_figure_of_other_chips_is_not_the_run_s(run_copy: Path) -> None:
+    assert not is_of_run(run_copy, Experiment())
+    add_drift_figure(run_copy)
+    assert is_of_run(run_copy, Experiment())
+    add_drift_figure(run_copy, programming_noise=5.0)
+    assert not is_of_run(run_copy, Experiment())
 
 
 def test_changed_setting_reruns_what_depends_on_it(
@@ -328,7 +344,7 @@ def test_stage_alone_refuses_settings_other_than_those_before_it(
 ) -> None:
     before = sha256(run_copy)
     result = here(stage, "digits", *SMALL, flag, value, "--out", run_copy)
-    one_line_error(result, "was run with other flags (--", "give the same")
+    one_line_error(result, "was run with other flags (--", "give them as they were, or run")
     assert sha256(run_copy) == before
 
 

@@ -220,13 +220,36 @@ def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
     assert step.why == ""
     write_png(tmp_path / "own" / "train" / "a" / "1.png", 255)
     (step,) = plan(experiment, run, ("train",), listing("own", tmp_path))
-    assert step.why == "the listing of own has changed"
-    assert listing("digits", tmp_path) is listing("nowhere", tmp_path) is None
+    assert step.why == "the train images of own has changed"
+    write_png(tmp_path / "own" / "test" / "a" / "1.png", 255)
+    images = listing("own", tmp_path)
+    chips = identity_of(registry.STAGES["train"], experiment, tmp_path, images)
+    assert "the test images of own" not in chips["inputs"]
+    assert listing("digits", tmp_path) == listing("nowhere", tmp_path) == {}
 
 
 def write_png(path: Path, value: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(np.full((4, 4, 3), value, np.uint8)))
+
+
+def test_a_stage_is_not_run_on_results_of_another_network(
+    run_copy: Path, ran: list[str], refuse: Said
+) -> None:
+    """Training was repeated alone: what was made of the network before is not reported."""
+    record = read_record(run_copy, "train")
+    assert record is not None
+    (run_copy / "history.csv").write_text("another training")
+    record["outputs"]["history.csv"] = sha256(run_copy / "history.csv")
+    description = read_json(run_copy / "model.json")
+    write_json(run_copy / "model.json", description | {"trained": "again"})
+    record["outputs"]["model.json"] = sha256(run_copy / "model.json")
+    write_record(run_copy, record)
+    for command in ("analyse", "report", "drift"):
+        line = refuse(command, "digits", "--out", run_copy)
+        assert "was run before train was changed" in line
+        assert "run " in line
+    assert ran == []
 
 
 # --- Settings that do not slip
@@ -376,6 +399,8 @@ def test_a_study_of_its_own_folder_may_have_other_chips(
     assert opened[0][0].simulate.pcm.g_max == 30.0
     assert opened[0][0].model.width == 4  # the run's, not the preset's
     assert "train in" in refuse("drift", "digits", *flags, "--model.width", "8")
+    succeed("drift", "digits", *flags[2:])
+    assert opened[1] == opened[0]  # the folder remembers which chips
 
 
 def test_a_study_remembers_its_flags(
@@ -412,7 +437,7 @@ def test_an_interrupted_study_remembers_its_flags(
     assert not (run_copy / "drift" / "flags.json").exists()
     monkeypatch.setattr(drift, "STUDY", ended(KeyboardInterrupt()))
     assert commands.run([*line, "--drift.chips", "9"]) == 130
-    assert read_json(run_copy / "drift" / "flags.json")["chips"] == 9
+    assert read_json(run_copy / "drift" / "flags.json")["study"]["chips"] == 9
 
 
 def test_small_flags_are_what_the_run_remembers(finished_run: Path) -> None:
