@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -225,8 +226,12 @@ def test_a_stage_on_a_terminal_draws_over_one_line(run_copy: Path) -> None:
     assert re.fullmatch(r"score: \d+ images, .* s, [\d.,]+ images/s", line)
 
 
-def test_a_larger_limit_scores_only_the_new_samples(finished_run: Path, run_copy: Path) -> None:
-    """On another number of devices, too: the finished run's processes have one a core."""
+def test_a_larger_limit_scores_only_the_new_samples(
+    finished_run: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another number of devices, too: the finished run's processes had one a core."""
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
     before = pd.read_parquet(finished_run / "scores.parquet")
     _, said = succeed("score", "digits", *SMALL, "--limit", "64", "--out", run_copy)
     wrong = (~before["correct"]).sum()
