@@ -104,10 +104,12 @@ def score_dataset(
         your own is an `OwnEstimator`.
       out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
         refused, as is a table that another program wrote or changed; weights that a plain function
-        closes over are told apart by the logits of two fixed random images.
+        closes over are told apart only where the logits of two fixed random images differ by more
+        than 1e-4 of the largest: better give `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
-        for each device of a CPU and 256 on an accelerator. Halved where memory does not suffice,
-        which is recorded and kept when a run goes on.
+        for each device of a CPU and 256 on an accelerator. A table that was begun with a number
+        goes on with as many samples a device, on any number of devices: last bits depend on it.
+        Halved where memory does not suffice, which is recorded and kept when a run goes on.
       mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
         makes better use of them: JAX_NUM_CPU_DEVICES in the environment.
       shard: (i, n), to score every n-th shard from the i-th on, i from 0.
@@ -131,7 +133,8 @@ def score_dataset(
     _check_arguments(source, estimators, batch_size, turn, out)
     model, weights = _weights(logits_fn, params, checkpoints)
     sharding = over_devices(mesh)
-    size = _first_batch_size(batch_size, device_count(sharding))
+    devices = device_count(sharding)
+    size = _first_batch_size(batch_size, devices)
     if hasattr(source, "indices"):
         check_indices([source.indices])
     few = read_batch(source, range(min(4, len(source))))
@@ -153,7 +156,7 @@ def score_dataset(
         "average": average,
         "weights": hash_tree(weights),
         **_answers(problem, weights[0], few),
-        "batch_size": batch_size,
+        "batch_size_a_device": "auto" if batch_size == "auto" else size // devices,
         "columns": [*_SAMPLE_COLUMNS, *path_column(source, [0])],
         "shard_length": unit * max(1, min(_SHARD, len(source) // _SHARDS) // unit),
     }
@@ -181,7 +184,9 @@ def score_dataset(
         return _joined(identity, list(tables.values()))
     path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
     finished = read_finished(path, identity)
-    if finished is None:
+    if finished is not None:
+        Shards(path, identity).remove_left()
+    else:
         # Not among the shards, which are removed while it is held.
         with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
             finished = read_finished(path, identity)  # by another process, meanwhile
@@ -260,9 +265,11 @@ def _answers(problem: Problem, params: Any, few: Batch) -> dict[str, Any]:
       `logits` `[2, classes]` of two fixed random images, and their `losses` `[2, 2]`; empty where
       the model cannot take them.
     """
-    fixed = np.random.default_rng(0).random(few.images.shape, np.float32)
+    # Always two: of one, `inspect` would make both.
+    fixed = np.random.default_rng(0).random((2, *few.images.shape[1:]), np.float32)
+    both = Batch(fixed.astype(few.images.dtype), np.zeros(2, np.int32), np.arange(2))
     try:
-        found = inspect(problem, params, few._replace(images=fixed.astype(few.images.dtype)), {})
+        found = inspect(problem, params, both, {})
     except ValueError:
         return {"logits": [], "losses": []}
     return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
@@ -296,7 +303,9 @@ def _joined_by_all(shards: Shards) -> pa.Table:
     while (table := read_finished(shards.out, shards.identity)) is None:
         if alone or (first and all(map(shards.finished, shards.starts()))):
             with contextlib.suppress(FolderInUse):  # which merges them
-                return merge_scores(shards.out)
+                merged = merge_scores(shards.out)
+                shards.check_list(merged)
+                return merged
         time.sleep(_POLL_SECONDS)
     return table
 
@@ -355,14 +364,9 @@ def _compute_on_disk(
     shards.check_folder()
     run = replace(run, before=find_finished(shards, run.source))
     shards.begin()
-    path = shards.folder / record
+    path, devices = shards.folder / record, device_count(run.sharding)
     if path.exists():
-        batch_size = read_json(path)["batch_size"]
-        if batch_size % device_count(run.sharding):
-            raise ValueError(
-                f"{shards.folder} was begun with batches of {batch_size}, which "
-                f"{device_count(run.sharding)} devices cannot share: go on with as many as before"
-            )
+        batch_size = read_json(path)["batch_size_a_device"] * devices
     for start in filter(shards.finished, mine):
         shards.read(start)  # a damaged one is told now and not at the end
     todo = [start for start in mine if not shards.finished(start)]
@@ -370,7 +374,7 @@ def _compute_on_disk(
         return  # they are in the table, which another process has merged meanwhile
 
     def keep(size: int) -> None:
-        write_json(path, {"batch_size": size})
+        write_json(path, {"batch_size_a_device": size // devices})
 
     def write(start: int, computed: pa.Table | None) -> None:
         samples = run.samples(start)

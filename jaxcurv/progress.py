@@ -63,7 +63,8 @@ def progress(
     """Shows work while it is done; within other work of the same unit it advances that instead.
 
     Work in another unit than that around it shows nothing. What has not been counted at the end was
-    found finished. A thread of its own sees the work of `stage` around it, and no other.
+    found finished, also where a `return` or a `break` leaves early; not where an exception does. A
+    thread of its own sees the work of `stage` around it, and no other.
 
     Args:
       total: how much there is to count; None where that is not known.
@@ -86,6 +87,8 @@ def progress(
             work.note(description)
         else:
             work = Progress()
+        if work.display is not None:
+            stack.enter_context(work.display.counting())
         stack.callback(_outer.set, _outer.get())
         _outer.set(work)
         work.update(initial, found=True)
@@ -113,7 +116,11 @@ def stage(name: str) -> Iterator[None]:
 
 
 def expect(total: int, unit: str = "image") -> None:
-    """Says how much more the work around will count; another unit than before takes its place."""
+    """Says how much more the work around will count; another unit than before takes its place.
+
+    Raises:
+      ValueError: it is another unit than that of work which is still counted.
+    """
     outer = _outer.get() or _stage
     if outer is not None and outer.display is not None:
         outer.display.expect(total, unit)
@@ -149,6 +156,18 @@ class _Display:
         self._unit, self._moving = "", False
         self._counts: dict[str, int] = {}
         self._found = 0
+        self._counting = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """While work is counted, no other unit takes the place of its own."""
+        with self._lock:
+            self._counting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._counting -= 1
 
     def expect(self, total: int | None, unit: str) -> None:
         with self._lock:
@@ -156,6 +175,10 @@ class _Display:
                 if total is not None and self.meter.total is not None:
                     self.meter.total += total
                 return
+            if self._counting:
+                raise ValueError(
+                    f"cannot expect {unit}s while {self._unit}s are counted: end that work first"
+                )
             if self.meter is not None:
                 self.meter.close()
             self._unit, self._moving = unit, False

@@ -21,8 +21,8 @@ def described(schema: pa.Schema) -> dict[str, Any]:
     """What a table or a shard says of itself.
 
     Raises:
-      KeyError: nothing.
-      ValueError: nothing that is JSON.
+      KeyError: it has no such entry.
+      ValueError: the entry is no JSON.
     """
     return json.loads((schema.metadata or {})[METADATA_KEY])
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from jaxcurv.score_tables import (
     take_samples,
 )
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
-from jaxcurv.storage.lock import lock
+from jaxcurv.storage.lock import FolderInUse, lock
 
 _LIST = ("samples", "data", "shard_length")
 """Entries of an identity that say which samples a table is of, and not how they are scored."""
@@ -43,6 +44,11 @@ _FOUND = ("matrix",)
 """Entries that the first samples of a list may change."""
 
 _MEASURED = ("logits", "losses")
+
+_TOLERANCE = 1e-4
+"""Of the largest: above another machine's last bits, below what other weights change."""
+
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Shards:
         """
         # Looked for before the record, which another process may write at this moment, then shards.
         orphans = any(self.folder.glob("*.parquet"))
-        if self._record.exists():
+        if _record(self.out).exists():
             refuse_other(self.folder, read_record(self.out), self.identity)
         elif orphans:
             raise ValueError(f"{self.folder} has shards but no run.json: delete it and run again")
@@ -111,14 +117,19 @@ class Shards:
     def begin(self) -> None:
         """Notes in `run.json` that this list of samples is scored from now on.
 
+        Waits for who merges or removes another list's shards, or the note would go with them.
+
         Raises:
           ValueError: another process has just begun a table of other settings there.
           OSError: the folder cannot be written.
         """
-        if not self._record.exists() or not self._is_of(read_record(self.out)):
-            write_json(self._record, self.identity)
-        # Read back in any case: another process may have started another table there.
-        refuse_other(self.folder, read_record(self.out), self.identity)
+        with _merging(self.out, wait=True):
+            if _record(self.out).exists():
+                found = read_record(self.out)
+                refuse_other(self.folder, found, self.identity)
+                if self._is_of(found):
+                    return
+            write_json(_record(self.out), self.identity)
 
     def read_others(self) -> list[tuple[pa.Table, int | None]]:
         """Finished rows that belong to other lists of samples.
@@ -130,9 +141,8 @@ class Shards:
         Raises:
           ValueError: one is damaged or of other settings.
         """
-        own = {self._path(start) for start in self.starts()}
         tables = []
-        for path in sorted(set(self.folder.glob("*.parquet")) - own):
+        for path in sorted(self._others()):
             with contextlib.suppress(FileNotFoundError):  # merged meanwhile: in the table below
                 table = read_table(path)
                 try:
@@ -143,19 +153,32 @@ class Shards:
             tables.append((table, 0))
         return tables
 
-    def remove(self) -> None:
-        """Removes the shards of the finished table, and the folder where nothing else is in it."""
-        if not self.folder.exists():
+    def remove_left(self) -> None:
+        """Removes what a kill between the finished table and the removal of its shards has left.
+
+        Not where another process merges, or the folder cannot be written.
+        """
+        if not self.folder.exists() or (
+            self._others() and not any(map(self.finished, self.starts()))
+        ):
             return
-        own = {self._path(start) for start in self.starts()}
+        with contextlib.suppress(OSError), _merging(self.out):
+            if self.out.exists() and not self.is_other_list(self.out):
+                self.remove()
+
+    def remove(self) -> None:
+        """Removes the shards of the finished table, and the folder where nothing else is in it.
+
+        To be called by who merges, and by nobody else at that time.
+        """
         try:
             latest = self._is_of(read_record(self.out))
-        except FileNotFoundError:  # another process was faster
+        except FileNotFoundError:
             return
-        if latest and set(self.folder.glob("*.parquet")) <= own:
+        if latest and not self._others():
             _remove(self.folder)
             return
-        for path in [*own, *(self.folder.glob("batch-*.json") if latest else ())]:
+        for path in [*self._own, *(self.folder.glob("batch-*.json") if latest else ())]:
             path.unlink(missing_ok=True)
 
     def keep_others(self, samples: np.ndarray) -> None:
@@ -188,8 +211,7 @@ class Shards:
 
     def remove_others(self, samples: np.ndarray) -> None:
         """Removes shards of other lists all of whose samples are among `samples`."""
-        own = {self._path(start) for start in self.starts()}
-        for path in set(self.folder.glob("*.parquet")) - own:
+        for path in self._others():
             if np.isin(sample_keys(read_table(path), self.rows_a_sample), samples).all():
                 path.unlink()
 
@@ -200,9 +222,28 @@ class Shards:
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             return False  # reading it all will tell what is wrong
 
+    def check_list(self, table: pa.Table) -> None:
+        """Refuses a table that a merge gave and that is of another list of samples.
+
+        Raises:
+          ValueError: another process has scored other samples, or by other settings, meanwhile.
+        """
+        found = described(table.schema)
+        refuse_other(self.out, found, self.identity)
+        if not self._is_of(found):
+            raise ValueError(
+                f"{self.out} is of other samples now: another process scores those, or has removed "
+                f"{self.folder}. Choose another file, or wait for it and run again"
+            )
+
     @property
-    def _record(self) -> Path:
-        return self.folder / "run.json"
+    def _own(self) -> set[Path]:
+        """Files of this list's shards, finished or not."""
+        return {self._path(start) for start in self.starts()}
+
+    def _others(self) -> set[Path]:
+        """Files of rows that are no shards of this list."""
+        return set(self.folder.glob("*.parquet")) - self._own
 
     def _path(self, start: int) -> Path:
         samples, data = self.identity["samples"], self.identity["data"]
@@ -220,7 +261,7 @@ def read_record(out: Path) -> dict[str, Any]:
       FileNotFoundError: there is none.
       ValueError: it is damaged, or an earlier version's.
     """
-    found = read_json(_folder(out) / "run.json")
+    found = read_json(_record(out))
     if not set(_LIST) <= found.keys():
         raise ValueError(
             f"{_folder(out)} was begun by another version of jaxcurv: finish it with that one, "
@@ -261,12 +302,9 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> pa.Table | None:
     Raises:
       ValueError: it is of other settings, or is none of ours as we wrote it.
     """
-    shards = Shards(out, identity)
-    if not out.exists() or shards.is_other_list(out):
+    if not out.exists() or Shards(out, identity).is_other_list(out):
         return None
-    table = read_scores(out, identity)
-    shards.remove()
-    return table
+    return read_scores(out, identity)
 
 
 def _read_ours(out: Path) -> pa.Table:
@@ -298,9 +336,11 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         and not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
     ]
     if differing:
+        earlier = "columns" in differing or not set(differing) <= found.keys()
         raise ValueError(
-            f"{path} belongs to other settings ({', '.join(differing)} differ): choose another "
-            "file, or delete it"
+            f"{path} belongs to other settings ({', '.join(differing)} differ)"
+            f"{', or to an earlier version of jaxcurv' * earlier}: choose another file, or delete "
+            "it"
         )
 
 
@@ -308,7 +348,7 @@ def _close(found: Any, wanted: Any) -> bool:
     """What was measured agrees: not to the bit, for another machine may go on with a table."""
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return a.shape == b.shape and bool(
-        np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max(initial=0))
+        np.allclose(a, b, rtol=0, atol=_TOLERANCE * np.abs(b).max(initial=0))
     )
 
 
@@ -326,22 +366,41 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     """
     path = Path(out)
     check_name(path)
-    record = _folder(path) / "run.json"
-    if not record.exists():
+    if not _record(path).exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")
         return _read_ours(path)
-    with lock(path.parent, name=f".{path.name}.merge.lock", of=path):
-        return _merged(path, record)
+    with _merging(path):
+        return _merged(path)
 
 
-def _merged(path: Path, record: Path) -> pa.Table:
-    if not record.exists():  # another process was faster
+@contextlib.contextmanager
+def _merging(out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Locks what merges and removes shards of `out`.
+
+    Raises:
+      FolderInUse: another process has the lock, and it is not waited for.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock(out.parent, name=f".{out.name}.merge.lock", of=out))
+                break
+            except FolderInUse:
+                if not wait:
+                    raise
+            time.sleep(_POLL_SECONDS)
+        yield
+
+
+def _merged(path: Path) -> pa.Table:
+    if not _record(path).exists():  # another process was faster
         return _read_ours(path)
     identity = read_record(path)
-    if (finished := read_finished(path, identity)) is not None:
-        return finished
     shards = Shards(path, identity)
+    if (finished := read_finished(path, identity)) is not None:
+        shards.remove()
+        return finished
     if missing := [start for start in shards.starts() if not shards.finished(start)]:
         raise ValueError(
             f"{len(missing)} of {len(shards.starts())} shards of {path} are missing, the first "
@@ -391,3 +450,7 @@ def _not_ours(out: Path) -> str:
 
 def _folder(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
+
+
+def _record(out: Path) -> Path:
+    return _folder(out) / "run.json"

@@ -60,7 +60,7 @@ def score(job: Job) -> Outcome:
                 data.Normalised(samples, normalisation),
                 key=jax.random.key(job.experiment.seed),
                 estimators=estimators,
-                out=place / f"{name.replace(' ', '_')}-{batch_size}.parquet",
+                out=place / f"{name.replace(' ', '_')}.parquet",
                 batch_size=batch_size,
                 description=name,
             ).to_pandas()
@@ -112,6 +112,7 @@ def _place(job: Job, checkpoint: Path) -> Path:
         "data": asdict(experiment.data),
         "images": dict(job.images),
         "seed": experiment.seed,
+        "batch_size": experiment.score.batch_size,
         "estimators": {name: describe(one) for name, one in experiment.score.estimators.items()},
     }
     return job.folder / "scores" / key_of(decides)

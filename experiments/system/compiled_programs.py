@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from experiments.system.devices import processor
+from experiments.system.devices import cpu_information, processor
 
 FLAG = "--no-compilation-cache"
 """Turns it off, in any command."""
@@ -24,7 +24,8 @@ def keep_compiled_programs(wanted: bool = True) -> None:
     """Lets JAX keep what it compiles, in this process and in those that it starts.
 
     To be called before JAX is imported. The user's own JAX_COMPILATION_CACHE_DIR or
-    JAX_ENABLE_COMPILATION_CACHE stays as it is; a folder that cannot be written means no cache.
+    JAX_ENABLE_COMPILATION_CACHE stays as it is. A folder that cannot be written means no cache, and
+    so does one that others could have written: what is read from it is run.
     """
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -34,6 +35,9 @@ def keep_compiled_programs(wanted: bool = True) -> None:
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            return
         remove_oldest(folder, _MOST_BYTES)
     except OSError:
         return
@@ -54,15 +58,10 @@ def cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME")
     default = Path("Library/Caches") if sys.platform == "darwin" else Path(".cache")
     base = Path(home) if home else Path("~").expanduser() / default
-    kind = hashlib.sha256(f"{processor()} {_features()}".encode()).hexdigest()
+    # Virtual machines hide instruction sets under the same name.
+    features = cpu_information("flags", "Features")
+    kind = hashlib.sha256(f"{processor()} {features}".encode()).hexdigest()
     return base / "jaxcurv" / "xla" / kind[:16]
-
-
-def _features() -> str:
-    """Instruction sets of the processor: virtual machines hide some under the same name."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def remove_oldest(folder: Path, most_bytes: int) -> None:

@@ -79,10 +79,15 @@ def use_every_core(shared_batch: int | None = None) -> None:
 
 def processor() -> str:
     """The CPU's name, which neither JAX nor torch knows."""
+    return cpu_information("model name") or platform.processor() or platform.machine()
+
+
+def cpu_information(*names: str) -> str:
+    """The first entry of one of these names that Linux has of the CPU, else an empty text."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    entries = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in entries if name.strip() in names), "")
 
 
 def cores() -> int:

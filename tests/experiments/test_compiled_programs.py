@@ -133,6 +133,21 @@ def test_a_folder_that_cannot_be_made_means_no_cache(
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize("theirs", ["theirs to write", "theirs", "ours alone"])
+def test_programs_that_others_could_have_written_are_not_run(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    folder = cache_folder()
+    folder.mkdir(parents=True)
+    folder.chmod(0o770 if theirs == "theirs to write" else 0o755)
+    if theirs == "theirs":
+        user = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    before = dict(os.environ)
+    keep_compiled_programs()
+    assert (dict(os.environ) == before) == (theirs != "ours alone")
+
+
 def test_the_oldest_programs_make_room(tmp_path: Path) -> None:
     for age in range(4):
         path = tmp_path / f"{age}-cache"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ from jaxcurv import data
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import lock
 from tests.conftest import SMALL, Command
-from tests.one_process import stages_in_this_process
+from tests.one_process import stages_in_this_process, succeed
 from tests.terminal import Terminal, lines_of
 
 
@@ -217,6 +218,7 @@ def test_a_run_into_a_file_tells_a_line_a_stage(finished_run: Path) -> None:
 
 def test_a_stage_on_a_terminal_draws_over_one_line(run_copy: Path) -> None:
     (run_copy / "stages" / "score.json").unlink()
+    shutil.rmtree(run_copy / "scores")
     with stages_in_this_process(), contextlib.redirect_stderr(Terminal()) as terminal:
         assert commands.run(["score", "digits", *SMALL, "--out", str(run_copy)]) == 0
     drawn = terminal.getvalue()
@@ -224,6 +226,23 @@ def test_a_stage_on_a_terminal_draws_over_one_line(run_copy: Path) -> None:
     assert {"score ...", "score: 100%"} <= {text[:11].rstrip() for text in drawn.split("\r")}
     (line,) = lines_of(drawn)
     assert re.fullmatch(r"score: \d+ images, .* s, [\d.,]+ images/s", line)
+
+
+def test_a_larger_limit_scores_only_the_new_samples(
+    finished_run: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another number of devices, too: the finished run's processes had one a core."""
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    before = pd.read_parquet(finished_run / "scores.parquet")
+    _, said = succeed("score", "digits", *SMALL, "--limit", "64", "--out", run_copy)
+    wrong = (~before["correct"]).sum()
+    (found,) = re.findall(r"score: \d+ images \((\d+) from before\)", said)
+    assert int(found) == len(before) + wrong
+    after = pd.read_parquet(run_copy / "scores.parquet")
+    assert after["fold"].value_counts().to_dict() == {"train": 64, "validation": 64, "test": 64}
+    old = before[["fold", "index"]].merge(after, on=["fold", "index"], how="left")
+    pd.testing.assert_frame_equal(old, before, check_exact=True)
 
 
 def test_second_run_does_nothing_again(here: Command, run_copy: Path) -> None:

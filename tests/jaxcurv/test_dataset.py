@@ -236,19 +236,6 @@ def test_a_finished_table_is_read_and_not_computed_again(
     assert out.read_bytes() == content
 
 
-def test_a_grown_source_leaves_the_table_of_one_go(
-    model: ConvNet, table: pa.Table, tmp_path: Path
-) -> None:
-    whole, out = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
-    score(model, out=whole)
-    source = Reading(samples())
-    score(model, samples()[:6], out=out)
-    assert score(model, source, out=out).equals(table)
-    assert sorted(set(source.read) - set(range(6))) == list(range(6, COUNT))
-    assert out.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
-
-
 class Reading(Sequence[Any]):
     """A source that notes which samples are read."""
 
@@ -290,8 +277,12 @@ def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_pat
     # Killed between the table and the removal of its shards.
     leftover.rename(tmp_path / "scores.parquet.parts")
     shard_file(out, 4).unlink()
+    again = shutil.copytree(tmp_path / "scores.parquet.parts", tmp_path / "again")
     assert merge_scores(out).equals(table)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet", "whole.parquet"]
+    assert sorted(path.name for path in tmp_path.glob("*.parquet*")) == [out.name, whole.name]
+    again.rename(tmp_path / "scores.parquet.parts")
+    assert score(model, out=out).equals(table)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, whole.name]
 
 
 def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
@@ -380,7 +371,7 @@ def test_settings_may_be_numbers_of_numpy(model: ConvNet, table: pa.Table) -> No
     ("changed", "named", "finished"),
     [
         ({"key": jax.random.key(4)}, "key", True),
-        ({"batch_size": 5}, "batch_size", False),
+        ({"batch_size": 5}, "batch_size_a_device", False),
         ({"estimators": {"curvature": FiniteDifference(probes=4)}}, "estimators", False),
     ],
 )
@@ -520,10 +511,12 @@ def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
 # --- several devices, little memory
 
 SHARED = """
-import json
+import json, sys
+from pathlib import Path
 import jax, numpy as np
 from jax.sharding import Mesh
-from jaxcurv import FiniteDifference, LowRankGaussNewton, score_dataset
+from jaxcurv import FiniteDifference, LowRankGaussNewton, dataset, score_dataset
+from jaxcurv.storage.checksums import read_json, read_table
 
 rng = np.random.default_rng(0)
 weights = rng.normal(size=(5, 3)).astype(np.float32)
@@ -559,6 +552,42 @@ except ValueError as error:
     assert "multiple of the 2 devices; got 3" in str(error)
 else:
     raise AssertionError("3 images were shared by 2 devices")
+
+# What counts is what each device computes, and not how many there are.
+out = Path(sys.argv[1], "scores.parquet")
+first = table(batch_size=2, mesh=one_device, out=out)
+compute, computed = dataset._compute, []
+dataset._compute = lambda run, starts, *more, **named: computed.extend(starts)
+assert table(batch_size=4, out=out).equals(first)
+assert computed == []
+try:
+    table(batch_size=2, out=out)
+except ValueError as error:
+    assert "(batch_size_a_device differ)" in str(error)
+else:
+    raise AssertionError("rows of two batch sizes stand in one table")
+dataset._compute = compute
+
+# A halved batch stays that of each device.
+dispatch = dataset.dispatch
+
+def full(problem, params, batch, *more, **named):
+    if len(batch.labels) > 1:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    return dispatch(problem, params, batch, *more, **named)
+
+out = Path(sys.argv[1], "halved.parquet")
+dataset.dispatch = full
+table(batch_size=2, mesh=one_device, out=out, shard=(0, 2))
+dataset.dispatch = dispatch
+record = read_json(Path(f"{out}.parts", "batch-0-of-2.json"))
+assert record == {"batch_size_a_device": 1}, record
+for path in Path(f"{out}.parts").glob("0*.parquet"):
+    path.unlink()
+table(batch_size=4, out=out, shard=(0, 2))
+parts = [read_table(path) for path in Path(f"{out}.parts").glob("0*.parquet")]
+sizes = [json.loads(part.schema.metadata[b"jaxcurv"])["batch_sizes"] for part in parts]
+assert sizes == [[2]], sizes
 """
 
 
@@ -569,7 +598,7 @@ def on_devices(
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a cached program is not written
     flags = f"--xla_force_host_platform_device_count={count} --xla_dump_to={dump}"
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, dump],
         env=os.environ | environment | {"XLA_FLAGS": f"{flags} --xla_dump_hlo_as_text"},
         capture_output=True,
         text=True,
@@ -614,7 +643,7 @@ def test_out_of_memory_goes_on_with_half_the_batch(
     score(model, out=out, shard=(0, 2), **settings)
     assert "out of memory with batches of 4: going on with 2" in capsys.readouterr().err
     parts = tmp_path / "scores.parquet.parts"
-    assert read_json(parts / "batch-0-of-2.json") == {"batch_size": 2}
+    assert read_json(parts / "batch-0-of-2.json") == {"batch_size_a_device": 2}
     sizes.clear()
     score(model, out=out, shard=(0, 2), **settings)
     assert sizes == []

@@ -197,6 +197,32 @@ def test_units_one_after_the_other_share_the_line(clock: Clock, terminal: Writte
     assert terminal.lines == ["moments: 4 chips and 60 images, 1 min 15 s"]
 
 
+@pytest.mark.parametrize("within", [True, False], ids=["in a stage", "alone"])
+def test_another_unit_is_not_expected_while_work_is_open(terminal: Written, within: bool) -> None:
+    with stage("moments") if within else contextlib.nullcontext():
+        with progress(4, "pcm", "chip") as shown:
+            with pytest.raises(ValueError, match="cannot expect images while chips are counted"):
+                expect(60)
+            expect(2, "chip")
+            shown.update(4)
+            assert "4/6" in terminal.getvalue() or not within
+        expect(60)  # nothing is open any more
+    assert "image" not in terminal.lines[0]
+
+
+def test_work_that_an_exception_ends_early_was_not_found_finished(terminal: Written) -> None:
+    with stage("score"):
+        expect(140)
+        with contextlib.suppress(ValueError), progress(100, "test") as shown:
+            shown.update(40)
+            raise ValueError("broken")
+        with progress(100, "test") as shown:
+            shown.update(100)
+    (line,) = terminal.lines
+    assert line.startswith("score: 140 images, ")
+    assert "before" not in line
+
+
 def test_any_thread_counts_in_a_stage(terminal: Written) -> None:
     def work(number: int) -> None:
         with progress(250, f"part {number}") as shown:

@@ -176,4 +176,4 @@ def test_out_of_memory_goes_on_with_half_the_batch(tmp_path: Path) -> None:
     assert done.stdout.split() == ["16", "20"]
     assert "out of memory with batches of 32: going on with 16" in done.stderr
     record = tmp_path / "scores.parquet.parts" / "batch-0-of-1.json"
-    assert read_json(record) == {"batch_size": 16}
+    assert read_json(record) == {"batch_size_a_device": 16}
