@@ -96,7 +96,7 @@ class OwnModel:
     seed: int = 0
     """Seed of the random vectors, and of the choice under --limit."""
     batch_size: int | Literal["auto"] = "auto"
-    """Images a batch; changes speed and memory, not the scores beyond rounding."""
+    """Images a batch of each device; changes speed and memory, not the scores beyond rounding."""
     limit: int | None = None
     """Score at most this many images."""
     shard: str | None = None
@@ -206,7 +206,7 @@ def run(settings: OwnModel) -> None:
     source = open_source(settings)
     if settings.distributed:
         _join_cluster(settings)
-    use_every_core(None if settings.batch_size == "auto" else settings.batch_size)
+    use_every_core()
     logits_fn, params = load_model(settings.model)
 
     import jax
@@ -214,6 +214,7 @@ def run(settings: OwnModel) -> None:
     from jaxcurv import score_dataset
 
     warn_of_idle_accelerator()
+    each = settings.batch_size
     with at_work():
         table = score_dataset(
             logits_fn,
@@ -222,7 +223,7 @@ def run(settings: OwnModel) -> None:
             params=params,
             estimators=estimators(settings),
             out=settings.out,
-            batch_size=settings.batch_size,
+            batch_size=each if each == "auto" else each * jax.local_device_count(),
             shard=None if settings.shard is None else parse_shard(settings.shard),
         )
     if settings.shard is not None:
