@@ -6,6 +6,7 @@ and wrote are as its record says. Other versions of packages are named, and chan
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -222,6 +223,8 @@ def _work(name: str, job: Job, identity: Identity, debug: bool) -> None:
         write_record(job.folder, record)
         if outcome.scratch is not None:
             shutil.rmtree(outcome.scratch)
+            with contextlib.suppress(OSError):  # where other unfinished work lies there
+                outcome.scratch.parent.rmdir()
     except KeyboardInterrupt:
         print(f"{name} interrupted; the same command goes on from here", file=sys.stderr)
         _end(INTERRUPTED)

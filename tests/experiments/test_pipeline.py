@@ -92,6 +92,7 @@ def test_run_leaves_every_result(finished_run: Path) -> None:
     for name in (*drawn, "training_curve"):
         assert (finished_run / "figures" / f"{name}.png").stat().st_size > 1000
     assert "<html" in (finished_run / "report.html").read_text()
+    assert not (finished_run / "flips").exists()  # unfinished work of no more use
     settings = json.loads((finished_run / "settings.json").read_text())
     assert settings["model"]["width"] == 4
     assert settings["simulate"]["pcm"]["t_inference"] == 20.0
