@@ -19,12 +19,14 @@ from experiments.pipeline.plan import plan
 from experiments.pipeline.registry import SPEED, STAGES
 from experiments.pipeline.up_to_date import identity_of
 from experiments.runs.files import sha256
+from experiments.runs.job import Job
 from experiments.runs.records import read_record, recorded_settings, write_record
 from experiments.runs.remembered import as_leaves, recall_run, remember, settings_file
 from experiments.settings.flags import Data, Experiment
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
+from experiments.stages.simulate import simulate
 from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
 from jaxcurv.data.datasets import listing
@@ -173,8 +175,12 @@ def _experiment(*flags: Any) -> Experiment:
     return parsing.parse_preset(parsing.Options, "run", arguments).experiment
 
 
-def test_finished_chips_are_kept(run_copy: Path, succeed: Said) -> None:
+def test_finished_chips_are_kept(run_copy: Path) -> None:
     """More chips, and other settings of a memory, simulate only what they change."""
+
+    def simulated(*flags: str) -> pd.DataFrame:
+        simulate(Job(_experiment(*flags, "--out", run_copy), run_copy, None))
+        return pd.read_parquet(run_copy / "predictions.parquet")
 
     def chips() -> dict[Path, int]:
         found = (run_copy / "chips").rglob("*.parquet")
@@ -182,26 +188,20 @@ def test_finished_chips_are_kept(run_copy: Path, succeed: Said) -> None:
 
     before = chips()
     predictions = pd.read_parquet(run_copy / "predictions.parquet")
-    said = succeed("simulate", "digits", "--simulate.chips", "2", "--out", run_copy)
-    assert "--simulate.chips 1 -> 2" in said
+    grown = simulated("--simulate.chips", "2")
     more = chips()
     assert len(more) == 2 * len(before)
     assert {path: more[path] for path in before} == before
-    grown = pd.read_parquet(run_copy / "predictions.parquet")
     assert list(grown["chip"].unique()) == [0, 1]
     pd.testing.assert_frame_equal(
         grown[grown["chip"] == 0].reset_index(drop=True), predictions, check_exact=True
     )
-    flags = ("--simulate.chips", "1", "--simulate.pcm.t-inference", "60")
-    succeed("simulate", "digits", *flags, "--out", run_copy)
+    simulated("--simulate.pcm.t-inference", "60")
     new = {path.parent.name.rpartition("-")[0] for path in chips().keys() - more.keys()}
     assert new == {"pcm", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"}
-    flags = ("--simulate.chips", "1", "--simulate.pcm.t-inference", "20")
     before = chips()
-    succeed("simulate", "digits", *flags, "--out", run_copy)
+    pd.testing.assert_frame_equal(simulated(), predictions, check_exact=True)
     assert chips() == before
-    back = pd.read_parquet(run_copy / "predictions.parquet")
-    pd.testing.assert_frame_equal(back, predictions, check_exact=True)
 
 
 def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
