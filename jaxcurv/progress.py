@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from contextvars import ContextVar
 from threading import RLock
 from time import monotonic
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
@@ -145,7 +145,7 @@ def _leave_stage() -> None:
 class _Display:
     """The line of the outermost work. Each unit that it counts has a meter, one after the other."""
 
-    def __init__(self, name: str, stream: TextIO, *, side: bool = False, stage: bool = False):
+    def __init__(self, name: str, stream: Any, *, side: bool = False, stage: bool = False):
         self._name, self._side, self._stage = name, side, stage
         self.stream = stream
         # A notebook draws over a line too.
