@@ -46,7 +46,8 @@ _FOUND = ("matrix",)
 _MEASURED = ("logits", "losses")
 
 _TOLERANCE = 1e-4
-"""Of the largest: above another machine's last bits, below what other weights change."""
+"""Difference that counts as equal, relative to the largest value: more than another machine's last
+bits, less than what other weights change."""
 
 _POLL_SECONDS = 0.2
 

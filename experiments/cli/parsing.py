@@ -36,7 +36,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Merge:
-    """Which table is made of its shards."""
+    """The table to make from what `score --shard` left."""
 
     out: tyro.conf.Positional[Path]
     """The table that `score --shard` was given as --out."""

@@ -45,6 +45,7 @@ from experiments.system.processes import (
     TERMINATED,
     Terminated,
     end_with_parent,
+    named_if_ended,
     raise_on_sigint,
     raise_on_sigterm,
 )
@@ -202,38 +203,40 @@ def _work(name: str, job: Job, identity: Identity, debug: bool) -> None:
     raise_on_sigint()
     end_with_parent()
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
-    started = time.monotonic()
     try:
-        with progress.stage(name):
-            outcome = stage.run(job)
-        outputs = {
-            path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
-        }
-        record = {
-            "name": name,
-            **identity,
-            "outputs": outputs,
-            "versions": package_versions(stage.packages),
-            "device": outcome.device,
-            "platform": platform.platform(),
-            "environment": environment(),
-            "seconds": round(time.monotonic() - started, 1),
-            "measured": outcome.measured,
-        }
-        write_record(job.folder, record)
-        if outcome.scratch is not None:
-            shutil.rmtree(outcome.scratch)
-            with contextlib.suppress(OSError):  # where other unfinished work lies there
-                outcome.scratch.parent.rmdir()
+        with named_if_ended(name):
+            _run_and_record(stage, job, identity)
     except KeyboardInterrupt:
-        print(f"{name} interrupted; the same command goes on from here", file=sys.stderr)
         _end(INTERRUPTED)
     except Terminated:
-        print(f"{name} terminated; the same command goes on from here", file=sys.stderr)
         _end(TERMINATED)
     except Exception as error:
         show_error(error, debug)
         _end(1)
+
+
+def _run_and_record(stage: Stage, job: Job, identity: Identity) -> None:
+    started = time.monotonic()
+    with progress.stage(stage.name):
+        outcome = stage.run(job)
+    record = {
+        "name": stage.name,
+        **identity,
+        "outputs": {
+            path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
+        },
+        "versions": package_versions(stage.packages),
+        "device": outcome.device,
+        "platform": platform.platform(),
+        "environment": environment(),
+        "seconds": round(time.monotonic() - started, 1),
+        "measured": outcome.measured,
+    }
+    write_record(job.folder, record)
+    if outcome.scratch is not None:
+        shutil.rmtree(outcome.scratch)
+        with contextlib.suppress(OSError):  # where other unfinished work lies there
+            outcome.scratch.parent.rmdir()
 
 
 def _end(code: int) -> NoReturn:

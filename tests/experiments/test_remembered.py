@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from bridge.chips.memories.conductances import MappedPairs, Pairs
+from bridge.chips.profiles import PROFILES
 from experiments.cli import commands, parsing
 from experiments.pipeline import registry, runner
 from experiments.pipeline.plan import plan
@@ -26,6 +27,8 @@ from experiments.settings.flags import Data, Experiment
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
+from experiments.stages import score as score_stage
+from experiments.stages import simulate as simulate_stage
 from experiments.stages.simulate import simulate
 from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
@@ -226,6 +229,18 @@ def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
     chips = identity_of(registry.STAGES["train"], experiment, tmp_path, images)
     assert "the test images of own" not in chips["inputs"]
     assert listing("digits", tmp_path) == listing("nowhere", tmp_path) == {}
+
+
+def test_finished_work_of_other_images_is_not_used(run_copy: Path) -> None:
+    experiment = _experiment("--out", run_copy)
+    checkpoint = run_copy / read_json(run_copy / "model.json")["checkpoint"]
+    profile = PROFILES["pcm"]
+    places = {
+        (simulate_stage._place(job, profile), score_stage._place(job, checkpoint))
+        for images in ({}, {"test": "before"}, {"test": "after"})
+        for job in [Job(experiment, run_copy, None, images=images)]
+    }
+    assert len({chips for chips, _ in places}) == len({scores for _, scores in places}) == 3
 
 
 def write_png(path: Path, value: int) -> None:
