@@ -2,7 +2,6 @@ from . import failures as failures
 from .analysis import logit_scores as logit_scores
 from .analysis.calibration import calibration_table as calibration_table
 from .analysis.calibration import expected_calibration_error as expected_calibration_error
-from .analysis.calibration import flip_probability as flip_probability
 from .analysis.failures import failure_table as failure_table
 from .analysis.predictors import compare_predictors as compare_predictors
 from .analysis.predictors import cross_validated_logistic as cross_validated_logistic

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -21,52 +19,6 @@ from bridge.checks import (
     require_resamples,
     same_length,
 )
-
-
-def flip_probability(
-    margin: npt.ArrayLike, shift: npt.ArrayLike, variance: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
-    """The probability that noise lifts the runner-up's logit above the prediction's.
-
-        P = Phi(-(m + s) / sd)
-
-    with m the digital logit margin, s and sd^2 the mean and variance of its change. It takes the
-    change as Gaussian and sees the digital runner-up alone: a flip to a third class is not in it.
-    Where sd = 0 it is 0, 1/2 or 1, as m + s is above, at or below 0.
-
-    >>> flip_probability([2.0, 2.0], [0.0, -1.0], [1.0, 1.0]).round(4)
-    array([0.0228, 0.1587])
-
-    Args:
-        margin: real [samples], >= 0; largest minus second largest digital logit.
-        shift: real [samples]; zeros for the probability that the spread alone gives.
-        variance: real [samples], >= 0, in squared units of the margin; of independent sources, the
-            sum of theirs.
-
-    Returns:
-        float64 [samples] in [0, 1].
-
-    Raises:
-        ValueError: for NaN or infinite values, negative margins or variances, other dtypes or
-            shapes.
-    """
-    values = {"margin": margin, "shift": shift, "variance": variance}
-    m, s, v = (_finite(name, value) for name, value in values.items())
-    same_length(margin=m, shift=s, variance=v)
-    if len(m) and m.min() < 0:
-        raise ValueError(
-            f"margin must not be negative, got {m.min():g}; give the largest minus the second "
-            "largest digital logit, not a score of fragility"
-        )
-    if len(v) and v.min() < 0:
-        raise ValueError(f"variance must not be negative, got {v.min():g}; check the moments")
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        # Both sides a fourth, which is exact, so that neither overflows.
-        ratio = (m / 4 + s / 4) / np.sqrt(v / 8)
-        total = m + s
-    ratio = np.where(v > 0, ratio, np.copysign(np.inf, total))
-    ratio[total == 0] = 0.0
-    return np.array([math.erfc(value) / 2 for value in ratio])
 
 
 def calibration_table(
@@ -164,13 +116,6 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
         raise ValueError("the table has no samples; give that of calibration_table")
     distance = (filled["observed"] - filled["predicted"]).abs()
     return float((filled["samples"] * distance).sum() / filled["samples"].sum())
-
-
-def _finite(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = real_scores(values, name)
-    if infinite := int(np.isinf(array).sum()):
-        raise ValueError(f"{name} has {infinite} infinite values; check the model and the moments")
-    return array
 
 
 def _interval(

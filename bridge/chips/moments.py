@@ -1,8 +1,7 @@
 """How far a profile's chips are off, as mean and variance: of weights, and of the logit margin.
 
-What the first-order predictor `bridge.flip_probability` takes in. The weights' part
-is carried to the margin by `jaxcurv`; the part of converters and of noise drawn at each operation
-is computed here.
+What `jaxcurv.flip_probability` takes in. The weights' part is carried to the margin there; the part
+of converters and of noise drawn at each operation is computed here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -207,7 +207,7 @@ def _probabilities(
         weights: the profile's; exact where `means` does not have it.
         output_noise: variance by index, None for none.
     """
-    from bridge.analysis.calibration import flip_probability
+    from jaxcurv.gaussian_flips import gaussian_flip_probability
 
     margin = digital["margin"].to_numpy(np.float64)
     at_mean, variance, unshifted = margin, np.zeros(len(margin)), np.zeros(len(margin))
@@ -224,8 +224,10 @@ def _probabilities(
             "margin": margin.astype(np.float32),
             "shift": (at_mean - margin).astype(np.float32),
             "variance": (variance + added).astype(np.float32),
-            "probability": flip_probability(margin, at_mean - margin, variance + added),
-            "unshifted": flip_probability(margin, np.zeros(len(margin)), unshifted + added),
+            "probability": gaussian_flip_probability(margin, at_mean - margin, variance + added),
+            "unshifted": gaussian_flip_probability(
+                margin, np.zeros(len(margin)), unshifted + added
+            ),
         }
     )
 

@@ -41,6 +41,7 @@ from jaxcurv.estimators import (
     LowRankGaussNewton,
     Published,
 )
+from jaxcurv.gaussian_flips import gaussian_flip_probability
 from tests.conftest import Command
 
 CHEAP = settings(
@@ -530,10 +531,14 @@ ANALYSES = [
     Bad("target", lambda: choose_threshold(SCORE, DIGITAL, ANALOG, 2), "lower the target"),
     Bad("trend", lambda: trend_test(SCORE, DIGITAL), "decile must be a vector of integers"),
     Bad(
-        "margin", lambda: bridge.flip_probability(-ONES, ONES, ONES), "margin must not be negative"
+        "margin",
+        lambda: gaussian_flip_probability(-ONES, ONES, ONES),
+        "margin must not be negative",
     ),
-    Bad("shift", lambda: bridge.flip_probability(ONES, ONES * np.inf, ONES), "3 infinite values"),
-    Bad("variance", lambda: bridge.flip_probability(ONES, ONES, -ONES), "variance must not be neg"),
+    Bad("shift", lambda: gaussian_flip_probability(ONES, ONES * np.inf, ONES), "3 infinite values"),
+    Bad(
+        "variance", lambda: gaussian_flip_probability(ONES, ONES, -ONES), "variance must not be neg"
+    ),
     Bad("one logit", lambda: bridge.logit_scores(np.ones((3, 1))), "at least two classes"),
     Bad(
         "NaN logits", lambda: bridge.logit_scores(np.full((3, 2), np.nan)), "logits are not finite"
@@ -659,7 +664,7 @@ def test_routing_curves_are_fractions(
 def test_flip_probabilities_are_probabilities(
     margin: np.ndarray, shift: np.ndarray, variance: np.ndarray
 ) -> None:
-    found = outcome(lambda: bridge.flip_probability(margin, shift, variance))
+    found = outcome(lambda: gaussian_flip_probability(margin, shift, variance))
     assert found is None or ((found >= 0) & (found <= 1)).all()
 
 
@@ -672,14 +677,14 @@ def test_flip_probabilities_are_probabilities(
 def test_flip_probabilities_of_any_size_are_probabilities(
     margin: np.ndarray, shift: np.ndarray, variance: np.ndarray
 ) -> None:
-    found = bridge.flip_probability(margin, shift, variance)
+    found = gaussian_flip_probability(margin, shift, variance)
     assert ((found >= 0) & (found <= 1)).all()
 
 
 def test_flip_probability_does_not_overflow() -> None:
     huge = np.array([1e308, 5e-324])
-    np.testing.assert_array_equal(bridge.flip_probability(huge, huge, huge)[0], 0)
-    np.testing.assert_array_equal(bridge.flip_probability(huge, -huge, huge), [0.5, 0.5])
+    np.testing.assert_array_equal(gaussian_flip_probability(huge, huge, huge)[0], 0)
+    np.testing.assert_array_equal(gaussian_flip_probability(huge, -huge, huge), [0.5, 0.5])
 
 
 @CHEAP
