@@ -11,10 +11,10 @@ from .estimators import HessianVector as HessianVector
 from .estimators import LowRankGaussNewton as LowRankGaussNewton
 from .estimators import OwnEstimator as OwnEstimator
 from .estimators import Published as Published
-from .flips import Moments as Moments
-from .flips import margin_moments as margin_moments
-from .flips import margin_table as margin_table
 from .logit_scores import logit_scores as logit_scores
+from .margins import Moments as Moments
+from .margins import margin_moments as margin_moments
+from .margins import margin_table as margin_table
 from .shards import merge_scores as merge_scores
 from .training.checkpoints import keep_trained as keep_trained
 from .training.checkpoints import restore_best as restore_best

@@ -1,371 +1,227 @@
-"""First-order moments of the logit margin under noise of the weights.
+"""The probability that noisy weights flip a prediction, for every sample of a source, in one call.
 
-With m = z_top1 - z_top2 a sample's logit margin and independent deviations of the weights, each of
-mean E[dw] and variance var(w), to first order
-
-    shift = sum_w (dm/dw) E[dw],    variance = sum_w (dm/dw)^2 var(w).
-
-The classes are the model's own prediction and its runner-up, so that no label is needed, or a given
-class and the best other one. Whose moments they are, a chip's or any other noise's, is the caller's
-business, and so is the point around which to expand: where the mean deviation is large, add it to
-the weights first, take the margin of the exact weights' prediction there, and leave the mean out.
+The margins under noisy weights are in `jaxcurv.margins`, the formula in `jaxcurv.gaussian_flips`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 from flax import nnx
-from jaxtyping import Array, ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
-from jaxcurv.engine.batch import PRECISION
-from jaxcurv.engine.checks import check_batch, check_indices, check_labels, check_model
-from jaxcurv.engine.losses import cross_entropy
-from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.data.views import Labelled
+from jaxcurv.engine.model import LogitsFn, functional
+from jaxcurv.gaussian_flips import gaussian_flip_probability
+from jaxcurv.margins import Moments, Of, at_mean, margins_of_all
 from jaxcurv.progress import progress
 
-_GRADIENT_BYTES = 256 * 2**20
-"""Bytes of weight gradients held at once."""
+AddedVariance: TypeAlias = pd.DataFrame | ArrayLike
+"""Variance of the margin from elsewhere than the weights, in squared units of the logits: a table
+with the columns index and variance, one value a sample `[samples]` in the source's order, or one
+for all."""
 
-_CHUNK, _CPU_CHUNK = 64, 8
-"""Samples differentiated at once, at most. On CPUs XLA's weight gradients of more samples at once
-are slower: a ResNet-18 of width 16 gave 286 images a second with 8 and 187 with 64."""
-
-_BATCH = 64
-"""Samples read at once."""
-
-_OWN = -1
-"""In place of a class: the model's own prediction."""
+Once = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
+"""From a pass's name and what makes its table to that table, made now or earlier."""
 
 
-class Moments(NamedTuple):
-    """Mean and variance of the weights' deviations from the digital ones.
-
-    Both are trees like the model's weights (or NNX modules like it), zero where a weight is exact.
-    """
-
-    mean: Any
-    variance: Any
-
-
-@dataclass(frozen=True)
-class MarginMoments:
-    """The margins of a batch and their moments by noise, as NumPy arrays `[batch]`."""
-
-    prediction: np.ndarray
-    """Class of the largest logit, the first of several; or the given class."""
-    runner_up: np.ndarray
-    """Class of the largest logit among the others."""
-    margin: np.ndarray
-    """m, in units of the logits; negative where a given class is not the prediction."""
-    shift: dict[str, np.ndarray]
-    """Mean of the margin's change."""
-    variance: dict[str, np.ndarray]
-    """Variance of the margin's change, squared units of the logits."""
-
-
-def margin_moments(
-    logits_fn: LogitsFn | nnx.Module,
-    images: ArrayLike,
-    *,
-    params: Any = None,
-    noises: Mapping[str, Moments],
-    classes: ArrayLike | None = None,
-    indices: ArrayLike | None = None,
-) -> MarginMoments:
-    """Margins of one batch and their first-order moments.
-
-    The gradients of a few samples are held at once, 256 MiB or those of one sample, and contracted
-    with all noises; the activations of as many samples lie beside them. A sample's numbers do not
-    depend on its batch. Cost: about 7 forward passes for a ResNet-18 of width 16 on a CPU.
-
-    Args:
-      logits_fn, params: as for `input_curvature`; weights must be there to differentiate, so a
-        function of the images alone is refused.
-      images: floating `[batch, ...]`, normalised as the model expects.
-      noises: moments by name, at least one. Of an NNX module they are of its whole state,
-        statistics of BatchNorm included.
-      classes: integer `[batch]`, whose margins over the best other class to take; the model's own
-        predictions if None.
-      indices: stable sample indices `[batch]`, for messages; positions if None.
-
-    Raises:
-      ValueError: moments that do not fit the weights, negative variances, non-finite results, a
-        model without weights, or images or a model that `input_curvature` refuses.
-    """
-    images = np.asarray(images)
-    positions = np.arange(len(images)) if indices is None else np.asarray(indices)
-    given = _OWN * np.ones(len(images), np.int32) if classes is None else np.asarray(classes)
-    check_batch(images, given, positions)
-    moments = _inspected(logits_fn, params, noises, images)
-    if classes is not None:
-        check_labels(given, moments.classes)
-    return moments(images, given, positions)
-
-
-def margin_table(
+def flip_probability(
     logits_fn: LogitsFn | nnx.Module,
     source: Source,
     *,
     params: Any = None,
-    noises: Mapping[str, Moments],
-    of: Literal["prediction", "label"] = "prediction",
+    moments: Moments | Mapping[str, Moments | None] | None = None,
+    added_variance: AddedVariance | Mapping[str, AddedVariance] | None = None,
+    unshifted: bool = False,
     batch_size: int | Literal["auto"] = "auto",
-    description: str = "margins",
-) -> pa.Table:
-    """Margins of every sample of a source and their first-order moments; see `margin_moments`.
+    description: str = "flip probability",
+    once: Once = lambda name, make: make(),
+) -> pd.DataFrame:
+    """Probability that a chip flips each sample's prediction, to first order; no chip is run.
 
-    One shape is compiled. It runs on JAX's default device.
+        P = Phi(-(m + s) / sd)
+
+    m is the margin of the digital prediction over the best other class. m + s is the same margin
+    under the mean weights of the chips, where the predicted class may have lost. sd^2 = sum_w
+    (dm/dw)^2 var(w) + the added variance, its gradients taken there. The change of the margin
+    counts as Gaussian, the deviations of the weights as independent (`gaussian_flip_probability`).
+
+    Cost: one forward pass of the digital weights, and about 7 for each of the moments. A sample's
+    numbers do not depend on its batch.
 
     Args:
-      logits_fn, params, noises: as for `margin_moments`.
-      source: as for `score_dataset`.
-      of: the class of each margin: the model's own prediction, or the source's label.
-      batch_size: samples read at once, 64 for "auto"; memory for gradients does not depend on it.
+      logits_fn, params: as for `input_curvature`; the weights must be there to differentiate.
+      source: as for `score_dataset`; its labels are not used.
+      moments: mean and variance of the weights' deviations, as `bridge.weight_moments` gives them;
+        None where the weights are exact. Several by name share the digital pass, and the same
+        object under several names shares its own.
+      added_variance: what converters and noise at each operation add, as `bridge.output_noise`
+        gives it; a table is joined by its index. By name where the moments are.
+      unshifted: also the column unshifted, the probability around the digital weights with the
+        mean left out. The digital pass then costs as much as the others.
+      batch_size: samples read at once, 64 for "auto".
       description: a few words for the progress bar.
+      once: called for each pass with its name and a function that makes its table; returns the
+        table. For callers that keep the tables of finished passes.
 
     Returns:
-      index int64, prediction and runner_up int32, margin, and for each noise NAME_shift and
-      NAME_variance; in the source's order.
+      index int64, prediction and runner_up int32 (both of the digital model), margin, shift,
+      variance and probability, float64; one row a sample, in the source's order. Where the moments
+      are given by name, the column noise comes first and the tables follow each other.
 
     Raises:
-      ValueError: an empty source, equal indices, or what `margin_moments` refuses.
+      ValueError: no noise at all, moments that do not fit the weights, an added variance that is
+        negative, not finite or absent for a sample, or what `margin_table` refuses.
     """
-    size = _BATCH if batch_size == "auto" else batch_size
-    if len(source) == 0 or size < 1:
-        raise ValueError(
-            f"nothing to compute: {len(source)} samples in batches of {size}; both must be at "
-            "least 1"
-        )
-    if hasattr(source, "indices"):
-        check_indices([source.indices])
-    moments: _Contraction | None = None
-    seen: list[np.ndarray] = []
-    parts: list[MarginMoments] = []
-    with progress(len(source), description) as shown:
-        for images, labels, indices in read_batches(source, size):
-            check_batch(images, labels, indices)
-            if moments is None:
-                moments = _inspected(logits_fn, params, noises, images)
-            if of == "label":
-                check_labels(labels, moments.classes)
-            else:
-                labels = np.full(len(labels), _OWN, np.int32)
-            parts.append(moments(images, labels, indices))
-            seen.append(indices.astype(np.int64))
-            shown.update(len(indices))
-    check_indices(seen)
-    whole = _concatenated(parts)
-    columns = {
-        "index": np.concatenate(seen),
-        "prediction": whole.prediction,
-        "runner_up": whole.runner_up,
-        "margin": whole.margin,
-    }
-    for name in noises:
-        columns[f"{name}_shift"] = whole.shift[name]
-        columns[f"{name}_variance"] = whole.variance[name]
-    return pa.table(columns)
-
-
-def _concatenated(parts: Sequence[MarginMoments]) -> MarginMoments:
-    names = parts[0].shift
-    return MarginMoments(
-        prediction=np.concatenate([part.prediction for part in parts]),
-        runner_up=np.concatenate([part.runner_up for part in parts]),
-        margin=np.concatenate([part.margin for part in parts]),
-        shift={name: np.concatenate([part.shift[name] for part in parts]) for name in names},
-        variance={name: np.concatenate([part.variance[name] for part in parts]) for name in names},
-    )
-
-
-def _inspected(
-    logits_fn: LogitsFn | nnx.Module, params: Any, noises: Mapping[str, Moments], images: np.ndarray
-) -> "_Contraction":
-    """The computation for a model and noises that were found to fit, on some images."""
+    by_name, added = _by_name(moments, added_variance)
+    more = {name: _checked_variance(added.get(name, 0.0), source, name) for name in by_name}
     model, weights = functional(logits_fn, params)
     weights = jax.device_put(weights)
-    if not any(map(_differentiable, jax.tree.leaves(weights))):
-        raise ValueError(
-            "the model has no floating weights to differentiate: give an NNX module, or a function "
-            "(params, images) -> logits and its params"
-        )
-    means, variances, noisy = _stacked(weights, noises)
-    logits = check_model(Problem(model, cross_entropy), weights, images)
-    return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
+    first_names: dict[int, str] = {}
+    for name, one in by_name.items():
+        first_names.setdefault(id(one), name)
+    distinct = {name: one for name, one in by_name.items() if one and first_names[id(one)] == name}
+    spreads = {name: Moments(None, one.variance) for name, one in distinct.items()}
 
+    def margins(
+        name: str, samples: Source, weights: Any, noises: Mapping[str, Moments], of: Of
+    ) -> pd.DataFrame:
+        text = f"{description}: {name}"
+        make = partial(
+            margins_of_all, model, samples, params=weights, noises=noises, of=of,
+            batch_size=batch_size, description=text,
+        )  # fmt: skip
+        with progress(len(samples), text):
+            return once(name, lambda: make().to_pandas())
 
-@dataclass(frozen=True)
-class _Contraction:
-    """A model and the noises that its gradients are contracted with.
-
-    Attributes:
-      means, variances: mean and variance of each noisy leaf of the weights, `[noise, *leaf]`.
-      noisy: whether a leaf of the weights has any noise; the others are not differentiated.
-      classes: how many the model has.
-    """
-
-    model: Callable[[Any, Array], Array]
-    weights: Any
-    names: tuple[str, ...]
-    means: list[Array]
-    variances: list[Array]
-    noisy: tuple[bool, ...]
-    classes: int
-
-    @property
-    def chunk(self) -> int:
-        """Samples differentiated at once; the same for batches of every size."""
-        size = sum(mean.nbytes // len(mean) for mean in self.means)
-        most = _CPU_CHUNK if jax.default_backend() == "cpu" else _CHUNK
-        return max(1, min(most, _GRADIENT_BYTES // max(size, 1)))
-
-    def __call__(
-        self, images: np.ndarray, classes: np.ndarray, indices: np.ndarray
-    ) -> MarginMoments:
-        pending = []
-        chunk = self.chunk
-        with jax.default_matmul_precision(PRECISION):
-            for start in range(0, len(images), chunk):
-                # The last sample fills up the last chunk, so that one shape compiles.
-                rows = np.minimum(np.arange(start, start + chunk), len(images) - 1)
-                pending.append(
-                    _chunk_moments(
-                        self.model,
-                        self.noisy,
-                        self.weights,
-                        self.means,
-                        self.variances,
-                        jax.device_put(images[rows]),
-                        jax.device_put(classes[rows].astype(np.int32)),
-                        count=len(self.names),
-                    )
-                )
-        found = [
-            np.concatenate(arrays)[: len(images)]
-            for arrays in zip(*jax.device_get(pending), strict=True)
-        ]
-        prediction, runner_up, margin, shift, variance = found
-        wrong = ~(np.isfinite(margin) & np.isfinite(shift).all(1) & np.isfinite(variance).all(1))
-        if wrong.any():
-            raise ValueError(
-                f"the margin or its gradient is not finite for {np.sum(wrong)} of {len(wrong)} "
-                f"samples, the first at index {indices[wrong][0]}; check the weights and the noises"
+    with progress((1 + len(distinct)) * len(source), description):
+        noises = spreads if unshifted else {}
+        digital = margins("digital", source, weights, noises, of="prediction")
+        indices = digital["index"].to_numpy()
+        predicted = Labelled(source, digital["prediction"].to_numpy(), indices)
+        at_means = {
+            name: margins(
+                f"mean-{name}",
+                predicted,
+                at_mean(weights, one, name),
+                {name: spreads[name]},
+                "label",
             )
-        return MarginMoments(
-            prediction=prediction,
-            runner_up=runner_up,
-            margin=margin,
-            shift={name: shift[:, n].copy() for n, name in enumerate(self.names)},
-            variance={name: variance[:, n].copy() for n, name in enumerate(self.names)},
+            for name, one in distinct.items()
+        }
+    tables = []
+    for name, one in by_name.items():
+        added_here = _of_samples(more[name], indices, name)
+        weights_name = None if one is None else first_names[id(one)]
+        table = _probabilities(digital, at_means, weights_name, added_here, unshifted)
+        if moments is by_name:
+            table.insert(0, "noise", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _by_name(
+    moments: Moments | Mapping[str, Moments | None] | None,
+    added: AddedVariance | Mapping[str, AddedVariance] | None,
+) -> tuple[Mapping[str, Moments | None], Mapping[str, Any]]:
+    """Both arguments by name, that of the only noise being "weights"."""
+    if moments is None or isinstance(moments, Moments):
+        if moments is None and added is None:
+            raise ValueError("nothing is noisy: give moments, added_variance or both")
+        return {"weights": moments}, {} if added is None else {"weights": added}
+    wanted = "moments are jaxcurv.Moments, as bridge.weight_moments(..., like=model) gives them, "
+    wanted += "or such by name, None for exact weights"
+    if not isinstance(moments, Mapping) or not moments:
+        raise ValueError(f"{wanted}; got {moments if moments == {} else type(moments).__name__}")
+    for name, one in moments.items():
+        if not isinstance(one, Moments | None):
+            raise ValueError(f"{wanted}; got {type(one).__name__} under {name!r}")
+    added = {} if added is None else added
+    if not isinstance(added, Mapping):
+        raise ValueError("several moments by name need the added variance by name too")
+    if unknown := sorted(added.keys() - moments.keys()):
+        raise ValueError(
+            f"added_variance is given for {', '.join(unknown)}, which moments are not; "
+            f"{unknown[0]}=None stands for exact weights"
         )
+    if silent := [name for name, one in moments.items() if one is None and name not in added]:
+        raise ValueError(f"nothing is noisy in {', '.join(silent)}: give moments, or leave it out")
+    return moments, added
 
 
-@partial(jax.jit, static_argnames=("model", "noisy", "count"))
-def _chunk_moments(
-    model: Callable[[Any, Array], Array],
-    noisy: tuple[bool, ...],
-    weights: Any,
-    means: list[Array],
-    variances: list[Array],
-    images: Array,
-    classes: Array,
-    count: int,
-) -> tuple[Array, ...]:
-    """Prediction, runner-up, margin `[chunk]`, shift and variance `[chunk, noise]`.
+def _checked_variance(given: Any, source: Source, name: str) -> NDArray[np.float64] | pd.Series:
+    """An added variance as float64, by the samples' index where it is a table."""
+    what = f"the added variance of {name}"
+    table = isinstance(given, pd.DataFrame)
+    if table and (missing := {"index", "variance"} - set(given)):
+        raise ValueError(f"{what} is a table without the column {' and '.join(sorted(missing))}")
+    variance = np.asarray(given["variance"] if table else given)
+    shapes = [(len(given),)] if table else [(), (len(source),)]
+    if variance.dtype.kind not in "fiu" or variance.shape not in shapes:
+        raise ValueError(
+            f"{what} must be real numbers [{len(source)}] or one number; got {variance.dtype} "
+            f"{variance.shape}"
+        )
+    if not (np.isfinite(variance) & (variance >= 0)).all():
+        raise ValueError(f"{what} must be finite and not negative; compute it again")
+    variance = variance.astype(np.float64)
+    if not table:
+        return np.broadcast_to(variance, len(source))
+    by_index = pd.Series(variance, given["index"].to_numpy())
+    if by_index.index.has_duplicates:
+        raise ValueError(f"{what} has an index twice: give the rows of these samples alone")
+    if hasattr(source, "indices"):
+        _of_samples(by_index, np.asarray(source.indices), name)
+    return by_index
+
+
+def _of_samples(
+    variance: NDArray[np.float64] | pd.Series, indices: NDArray[np.integer], name: str
+) -> NDArray[np.float64]:
+    """The added variance of the samples of some indices, float64 `[samples]`."""
+    if not isinstance(variance, pd.Series):
+        return variance
+    if len(absent := np.setdiff1d(indices, variance.index.to_numpy())):
+        raise ValueError(
+            f"the added variance of {name} lacks {len(absent)} samples, the first of index "
+            f"{absent[0]}: compute it of the same samples"
+        )
+    return variance.loc[indices].to_numpy()
+
+
+def _probabilities(
+    digital: pd.DataFrame,
+    at_means: Mapping[str, pd.DataFrame],
+    weights: str | None,
+    added: NDArray[np.float64],
+    unshifted: bool,
+) -> pd.DataFrame:
+    """One noise's table.
 
     Args:
-      classes: int `[chunk]`, the class of each margin; `_OWN` for the predicted one.
-      count: number of noises.
+      digital: margins around the digital weights.
+      at_means: margins and variances around the mean weights, by name.
+      weights: the name there; None where the weights are exact.
+      added: variance from elsewhere, `[samples]`.
     """
-    leaves, structure = jax.tree.flatten(weights)
-
-    def margin(varied: list[Array], image: Array, of: Array) -> tuple[Array, tuple[Array, Array]]:
-        remaining = iter(varied)
-        merged = [next(remaining) if n else w for n, w in zip(noisy, leaves, strict=True)]
-        logits = model(jax.tree.unflatten(structure, merged), image[None])[0]
-        top = jnp.where(of == _OWN, jnp.argmax(logits), of)
-        second = jnp.argmax(jnp.where(jnp.arange(len(logits)) == top, -jnp.inf, logits))
-        return logits[top] - logits[second], (top.astype(jnp.int32), second.astype(jnp.int32))
-
-    varied = [leaf for leaf, is_noisy in zip(leaves, noisy, strict=True) if is_noisy]
-
-    def moments(image: Array, of: Array) -> tuple[Array, ...]:
-        value_and_gradient = jax.value_and_grad(margin, has_aux=True)
-        (m, (top, second)), gradients = value_and_gradient(varied, image, of)
-        # One matrix-vector product for all noises; by vmap, one matrix product for all samples.
-        shift = [jnp.tensordot(a, g, g.ndim) for a, g in zip(means, gradients, strict=True)]
-        variance = [
-            jnp.tensordot(v, jnp.square(g), g.ndim)
-            for v, g in zip(variances, gradients, strict=True)
-        ]
-        none = jnp.zeros(count, m.dtype)
-        return top, second, m, sum(shift, none), sum(variance, none)
-
-    return jax.vmap(moments)(images, classes)
-
-
-def _stacked(
-    weights: Any, noises: Mapping[str, Moments]
-) -> tuple[list[Array], list[Array], tuple[bool, ...]]:
-    """Means and variances `[noise, *leaf]` of the leaves that have any noise, and which these are.
-
-    Raises:
-      ValueError: no noises, or moments that do not fit the weights.
-    """
-    if not noises:
-        raise ValueError("no noises to propagate: give at least one")
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(weights)}
-    means = [_moment(f"the mean of {n}", m.mean, leaves) for n, m in noises.items()]
-    variances = [_moment(f"the variance of {n}", m.variance, leaves) for n, m in noises.items()]
-    for name, one in zip(noises, variances, strict=True):
-        if negative := [path for path, value in one.items() if np.any(value < 0)]:
-            raise ValueError(f"the variance of {name} is negative in {', '.join(negative)}")
-    noisy = tuple(any(np.any(one[path]) for one in [*means, *variances]) for path in leaves)
-
-    def stacked(trees: Sequence[Mapping[str, np.ndarray]]) -> list[Array]:
-        return [
-            jnp.asarray(np.stack([one[path] for one in trees]), leaf.dtype)
-            for (path, leaf), is_noisy in zip(leaves.items(), noisy, strict=True)
-            if is_noisy
-        ]
-
-    return stacked(means), stacked(variances), noisy
-
-
-def _moment(what: str, tree: Any, leaves: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """A moment by the path of its weight; zero for what cannot be differentiated."""
-    tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
-    given = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-    if odd := sorted(given.keys() ^ leaves.keys()):
-        raise ValueError(
-            f"{what} is no tree like the weights: they differ in {', '.join(odd)}; give zeros for "
-            "weights that are exact"
-        )
-    found = {}
-    for path, leaf in leaves.items():
-        if np.shape(given[path]) != leaf.shape:
-            raise ValueError(
-                f"{what} has shape {np.shape(given[path])} at {path}, the weight {leaf.shape}"
-            )
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            found[path] = np.zeros(leaf.shape)
-            continue
-        value = np.asarray(given[path])
-        if not np.isfinite(value).all():
-            raise ValueError(f"{what} is not finite at {path}; compute it again")
-        if np.any(value) and not _differentiable(leaf):
-            raise ValueError(f"{what} is not zero at {path}, a weight of {leaf.dtype}: give zeros")
-        found[path] = value
-    return found
-
-
-def _differentiable(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    margin = digital["margin"].to_numpy(np.float64)
+    zeros = np.zeros(len(margin))
+    shift, variance, around_digital = zeros, zeros, zeros
+    if weights is not None:
+        shift = at_means[weights]["margin"].to_numpy(np.float64) - margin
+        variance = at_means[weights][f"{weights}_variance"].to_numpy(np.float64)
+        if unshifted:
+            around_digital = digital[f"{weights}_variance"].to_numpy(np.float64)
+    table = digital[["index", "prediction", "runner_up"]].assign(
+        margin=margin,
+        shift=shift,
+        variance=variance + added,
+        probability=gaussian_flip_probability(margin, shift, variance + added),
+    )
+    if unshifted:
+        table["unshifted"] = gaussian_flip_probability(margin, zeros, around_digital + added)
+    return table

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import torch
+from flax import nnx
 from torch import nn
 
 from bridge.chips.execution.fast_tiles import propagated_variance
@@ -22,8 +23,10 @@ from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
 from bridge.chips.tiles import named_layers, named_tiles
+from bridge.weights.state import from_torch
 from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
+from jaxcurv.margins import Moments
 from jaxcurv.progress import progress
 
 
@@ -42,14 +45,39 @@ class _Call(NamedTuple):
     probe: torch.Tensor
 
 
+@overload
 def weight_moments(
     model: nn.Module,
     profile: Profile,
     *,
+    like: None = None,
     chips: int = 16,
     seed: int = 1_000_000,
     digital_layers: Sequence[str] = (),
-) -> dict[str, WeightMoments]:
+) -> dict[str, WeightMoments]: ...
+
+
+@overload
+def weight_moments(
+    model: nn.Module,
+    profile: Profile,
+    *,
+    like: nnx.Module,
+    chips: int = 16,
+    seed: int = 1_000_000,
+    digital_layers: Sequence[str] = (),
+) -> Moments: ...
+
+
+def weight_moments(
+    model: nn.Module,
+    profile: Profile,
+    *,
+    like: nnx.Module | None = None,
+    chips: int = 16,
+    seed: int = 1_000_000,
+    digital_layers: Sequence[str] = (),
+) -> dict[str, WeightMoments] | Moments:
     """Mean and variance of each weight's deviation on a profile's chips, from sampled programmings.
 
     Clipping, programming, drift, read noise, compensation and frozen weight noise are in it;
@@ -61,6 +89,8 @@ def weight_moments(
     Args:
       model: digital, float32 and in eval mode; not changed.
       profile: the non-idealities, the time of inference included.
+      like: the same network as a Flax NNX model; the moments then come as
+        `jaxcurv.flip_probability` takes them. Its values do not matter.
       chips: how many are programmed; a chip's variance is known to about sqrt(2 / (chips - 1)) of
         itself. 16 is an assumption.
       seed: seed of the first chip; chip k has seed + k. Far from the seeds of simulated chips, so
@@ -68,16 +98,20 @@ def weight_moments(
       digital_layers: as for `program`.
 
     Returns:
-      By the weight's name in the state dict; unbiased variances (divided by chips - 1).
+      With `like`, `jaxcurv.Moments` of two NNX models whose variables are the moments; else the
+      moments by the weight's name in the state dict. Variances are unbiased (divided by chips - 1).
 
     Raises:
-      ValueError: fewer than two chips, a model that is on tiles already, or what `program` refuses.
+      ValueError: fewer than two chips, a model that is on tiles already, a `like` of other
+        shapes, or what `program` and `from_torch` refuse.
     """
     if isinstance(chips, bool) or not isinstance(chips, int) or chips < 2:
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
     digital = model.state_dict()
+    if like is not None:
+        from_torch(digital, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
     with progress(chips, f"weight moments {profile.name}", "chip") as shown:
@@ -96,10 +130,16 @@ def weight_moments(
                 means[name] += change / count
                 squares[name] += change * (deviation - means[name])
             shown.update()
-    return {
+    found = {
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
     }
+    if like is None:
+        return found
+    return Moments(
+        from_torch(moment_state_dict(found, digital, "mean"), like),
+        from_torch(moment_state_dict(found, digital, "variance"), like),
+    )
 
 
 def moment_state_dict(

@@ -5,11 +5,11 @@ Two stages, for the first needs torch and the second is JAX's work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,14 +21,14 @@ from experiments.runs.networks import abstract_flax, load_flax, load_twin, requi
 from experiments.runs.resume import table_at
 from experiments.runs.samples import calibration_images, choose_folds, limited, read_small
 from jaxcurv import data
-from jaxcurv.progress import expect, progress
+from jaxcurv.progress import expect
 from jaxcurv.storage.files import write_whole
 
 if TYPE_CHECKING:
     from flax import nnx
 
     import bridge
-    from jaxcurv.flips import Moments
+    from jaxcurv.margins import Moments
 
 _FIRST_PROGRAMMING = 1_000_000  # seeds of sampled programmings begin here, those of chips at 0
 
@@ -60,13 +60,12 @@ def moments(job: Job) -> Outcome:
         found = bridge.weight_moments(
             twin,
             profiles[name],
+            like=model,
             chips=job.experiment.flip.programmings,
             seed=_FIRST_PROGRAMMING + job.experiment.seed,
         )
         for which in ("mean", "variance"):
-            state_dict = bridge.moment_state_dict(found, twin.state_dict(), which)
-            state = nnx.state(bridge.from_torch(state_dict, model))
-            for path, variable in nnx.to_flat_state(state):
+            for path, variable in nnx.to_flat_state(nnx.state(getattr(found, which))):
                 arrays[f"{name}/{which}/{_dotted(path)}"] = np.asarray(variable[...])
     chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
     calibration = calibration_images(chosen["train"], normalisation, job.experiment)
@@ -96,140 +95,74 @@ def moments(job: Job) -> Outcome:
 def flips(job: Job) -> Outcome:
     """Flip probabilities of every scored sample under every profile but the ideal one.
 
-    To first order around the mean weights of a profile's chips, where the margin is that of the
-    digital prediction. `unshifted` is the same around the digital weights, the mean left out.
+    `unshifted` is the probability around the digital weights, the mean deviation left out.
     """
     import jax
 
     from bridge.chips.profiles import eight_profiles
+    from jaxcurv.flips import flip_probability
 
     settings = job.experiment.simulate
     description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
     model = load_flax(job, description)
-    noises, at_mean = _noises(model, job.folder / "moments.safetensors")
+    of_weights = _moments(model, job.folder / "moments.safetensors")
     profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    outputs = read_parquet(job.folder / "output_noise.parquet").set_index(["noise", "fold"])
+    profiles = {name: one for name, one in profiles.items() if name != "ideal"}
+    moments = {name: of_weights.get(_weights_of(profile)) for name, profile in profiles.items()}
+    outputs = read_parquet(job.folder / "output_noise.parquet")
     unfinished = job.own_folder("flips")
-    tables = []
+    normalisation = read_normalisation(description)
     chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
     folds = read_small(chosen)
-    expect((1 + len(at_mean)) * sum(map(len, folds.values())))
+    expect((1 + len(of_weights)) * sum(map(len, folds.values())))
+    tables = []
     for fold, samples in folds.items():
-        margins = partial(
-            _margins, normalisation=read_normalisation(description), folder=unfinished, fold=fold
+        here = outputs[outputs["fold"] == fold]
+
+        def once(name: str, make: Callable[[], pd.DataFrame], fold: str = fold) -> pd.DataFrame:
+            return table_at(unfinished / f"{fold}-{name}.parquet", make)
+
+        table = flip_probability(
+            model,
+            data.Normalised(samples, normalisation),
+            moments=moments,
+            added_variance={
+                name: here[here["noise"] == _operations_of(profile)]
+                for name, profile in profiles.items()
+                if _operations_of(profile) != "ideal"
+            },
+            unshifted=True,
+            description=fold,
+            once=once,
         )
-        digital = margins("digital", model, samples, noises, of="prediction")
-        predicted = data.Labelled(samples, digital["prediction"].to_numpy(), samples.indices)
-        means = {
-            name: margins(name, network, predicted, {name: noises[name]}, of="label")
-            for name, network in at_mean.items()
-        }
-        for name, profile in profiles.items():
-            if name != "ideal":
-                of_operations = _operations_of(profile)
-                noise = None
-                if of_operations != "ideal":
-                    noise = outputs.loc[(of_operations, fold)].set_index("index")["variance"]
-                table = _probabilities(digital, means, _weights_of(profile), noise)
-                tables.append(table.assign(fold=fold, profile=name))
-    table = pd.concat(tables, ignore_index=True)
+        tables.append(table.rename(columns={"noise": "profile"}).assign(fold=fold))
     columns = ["fold", "profile", "index", "margin", "shift", "variance"]
     columns += ["probability", "unshifted"]
-    path = write_parquet(job.folder / "flips.parquet", table[columns])
+    types = dict.fromkeys(("margin", "shift", "variance"), np.float32)
+    table = pd.concat(tables, ignore_index=True)[columns].astype(types)
+    path = write_parquet(job.folder / "flips.parquet", table)
     return Outcome([path], jax.devices()[0].device_kind, scratch=unfinished)
 
 
-def _noises(model: nnx.Module, path: Path) -> tuple[dict[str, Moments], dict[str, nnx.Module]]:
-    """The weights' noise without its mean, and the model at the mean weights, by profile."""
+def _moments(model: nnx.Module, path: Path) -> dict[str, Moments]:
+    """The moments of the model's weights, by the profile that has them."""
     from flax import nnx
     from safetensors.numpy import load_file
 
-    from jaxcurv.flips import Moments
+    from jaxcurv.margins import Moments
 
     arrays = load_file(path)
-    graph, state = nnx.split(model)
-    weights = nnx.to_flat_state(state)
+    weights = nnx.to_flat_state(nnx.state(model))
 
-    def mapped(change: Callable[[str, Any], Any]) -> nnx.State:
+    def tree(name: str) -> nnx.State:
         return nnx.from_flat_state(
-            [(path, one.replace(change(_dotted(path), one[...]))) for path, one in weights]
+            [(path, one.replace(arrays[f"{name}/{_dotted(path)}"])) for path, one in weights]
         )
 
-    zeros = mapped(lambda path, weight: np.zeros(weight.shape, weight.dtype))
-
-    def noise(name: str) -> Moments:
-        return Moments(zeros, mapped(lambda path, weight: arrays[f"{name}/variance/{path}"]))
-
-    def at_mean(name: str) -> nnx.Module:
-        return nnx.merge(graph, mapped(lambda path, weight: weight + arrays[f"{name}/mean/{path}"]))
-
     names = sorted({name.split("/")[0] for name in arrays})
-    return {name: noise(name) for name in names}, {name: at_mean(name) for name in names}
-
-
-def _margins(
-    name: str,
-    network: nnx.Module,
-    samples: data.Source,
-    noises: Mapping[str, Moments],
-    *,
-    of: Literal["prediction", "label"],
-    normalisation: data.Normalisation,
-    folder: Path,
-    fold: str,
-) -> pd.DataFrame:
-    """`jaxcurv.margin_table` of a fold, made once."""
-    from jaxcurv.flips import margin_table
-
-    def made() -> pd.DataFrame:
-        source = data.Normalised(samples, normalisation)
-        return margin_table(
-            network, source, noises=noises, of=of, description=f"{name}, {fold}"
-        ).to_pandas()
-
-    with progress(len(samples), f"{name}, {fold}"):
-        return table_at(folder / f"{fold}-{name}.parquet", made)
-
-
-def _probabilities(
-    digital: pd.DataFrame,
-    means: Mapping[str, pd.DataFrame],
-    weights: str,
-    output_noise: pd.Series | None,
-) -> pd.DataFrame:
-    """One profile's table.
-
-    Args:
-        digital: margins and variances around the digital weights.
-        means: the same around the mean weights of each noise.
-        weights: the profile's; exact where `means` does not have it.
-        output_noise: variance by index, None for none.
-    """
-    from jaxcurv.gaussian_flips import gaussian_flip_probability
-
-    margin = digital["margin"].to_numpy(np.float64)
-    at_mean, variance, unshifted = margin, np.zeros(len(margin)), np.zeros(len(margin))
-    if weights in means:
-        at_mean = means[weights]["margin"].to_numpy(np.float64)
-        variance = means[weights][f"{weights}_variance"].to_numpy(np.float64)
-        unshifted = digital[f"{weights}_variance"].to_numpy(np.float64)
-    added = 0.0
-    if output_noise is not None:
-        added = output_noise.loc[digital["index"]].to_numpy()
-    return pd.DataFrame(
-        {
-            "index": digital["index"],
-            "margin": margin.astype(np.float32),
-            "shift": (at_mean - margin).astype(np.float32),
-            "variance": (variance + added).astype(np.float32),
-            "probability": gaussian_flip_probability(margin, at_mean - margin, variance + added),
-            "unshifted": gaussian_flip_probability(
-                margin, np.zeros(len(margin)), unshifted + added
-            ),
-        }
-    )
+    return {name: Moments(tree(f"{name}/mean"), tree(f"{name}/variance")) for name in names}
 
 
 def _weights_of(profile: bridge.Profile) -> str:

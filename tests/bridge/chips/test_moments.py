@@ -3,14 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, from_torch, program, twin
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
+from jaxcurv.flips import flip_probability
 from tests.bridge.weights.test_state import shallow_resnet
 from tests.chips import noisy, single, small_resnet
 
@@ -134,6 +137,40 @@ def test_moments_travel_to_flax() -> None:
         assert np.any(kernel)
         np.testing.assert_array_equal(np.asarray(carried.bn1.scale[...]), np.zeros(4))
         np.testing.assert_array_equal(np.asarray(carried.bn1.var[...]), np.zeros(4))
+        at_once = getattr(weight_moments(network, PROFILES["wnoise"], like=model, chips=2), which)
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(at_once), nnx.state(carried))
+
+
+def test_moments_like_another_network_are_refused_before_a_chip_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.chips.moments.program", lambda *_, **__: pytest.fail("programmed"))
+    network = twin(shallow_resnet(depths=(1, 0, 0, 0), in_channels=2))
+    other = shallow_resnet(depths=(1, 0, 0, 0), in_channels=3)
+    with pytest.raises(ValueError, match=r"conv1.weight has shape \(4, 2, .*not \(4, 3"):
+        weight_moments(network, PROFILES["pcm"], like=other)
+
+
+@pytest.mark.parametrize("name", ["wnoise", "adc+wnoise+pcm"])
+def test_probabilities_are_the_flips_of_chips_that_are_run(name: str) -> None:
+    """In three calls, on chips of other seeds than those that the moments were sampled from."""
+    model = shallow_resnet(depths=(1, 0, 0, 0), in_channels=2, num_classes=2)
+    images = RNG.normal(size=(60, 8, 8, 2)).astype(np.float32)
+    model.fc.bias[...] -= model(images).mean(0)  # margins on both sides of 0, of chips' size
+    network = twin(model)
+    samples = [{"image": image, "label": 0, "index": n} for n, image in enumerate(images)]
+    moments = weight_moments(network, PROFILES[name], like=model)
+    noise = output_noise(network, PROFILES[name], samples, calibration=images).to_pandas()
+    table = flip_probability(model, samples, moments=moments, added_variance=noise)
+    flips = []
+    for seed in range(12):
+        chip = program(network, PROFILES[name], seed=seed, calibration=images)
+        predicted = chip(torch.from_numpy(images).permute(0, 3, 1, 2), range(60)).argmax(1)
+        flips.append(predicted.numpy() != table["prediction"].to_numpy())
+    share = np.mean(flips, axis=0)
+    assert 0.05 < share.mean() < 0.6
+    assert table["probability"].mean() == pytest.approx(share.mean(), abs=0.05)
+    assert np.corrcoef(table["probability"], share)[0, 1] > 0.8
 
 
 # --- noise of the outputs
