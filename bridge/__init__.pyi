@@ -1,48 +1,60 @@
-from . import failures as failures
-from .analysis import logit_scores as logit_scores
-from .analysis.calibration import calibration_table as calibration_table
-from .analysis.calibration import expected_calibration_error as expected_calibration_error
+import bridge.analysis as _analysis
+import bridge.chips as _chips
+import bridge.routing as _routing
+import bridge.weights as _weights
+
+from . import analysis as analysis
+from . import chips as chips
+from . import routing as routing
+from . import weights as weights
 from .analysis.failures import failure_table as failure_table
 from .analysis.predictors import compare_predictors as compare_predictors
-from .analysis.predictors import cross_validated_logistic as cross_validated_logistic
 from .chips.files import load_chip as load_chip
 from .chips.files import save_chip as save_chip
-from .chips.layers import layer_failures as layer_failures
-from .chips.layers import layer_report as layer_report
-from .chips.memories.conductances import MappedPairs as MappedPairs
-from .chips.memories.conductances import Pairs as Pairs
-from .chips.memories.conductances import SinglePair as SinglePair
-from .chips.memories.pcm import PCM as PCM
-from .chips.memories.pcm import Hermes as Hermes
-from .chips.memories.protocol import Memory as Memory
-from .chips.memories.reram import ReRamCMO as ReRamCMO
-from .chips.memories.reram import ReRamWan2022 as ReRamWan2022
-from .chips.moments import moment_state_dict as moment_state_dict
 from .chips.moments import output_noise as output_noise
 from .chips.moments import weight_moments as weight_moments
 from .chips.prediction import predict as predict
-from .chips.profiles import ADC as ADC
 from .chips.profiles import PROFILES as PROFILES
-from .chips.profiles import Clipping as Clipping
 from .chips.profiles import Profile as Profile
-from .chips.profiles import WeightNoise as WeightNoise
-from .chips.profiles import eight_profiles as eight_profiles
-from .chips.programming import Chip as Chip
-from .chips.programming import clipped_share as clipped_share
 from .chips.programming import program as program
-from .routing.costs import Costs as Costs
-from .routing.curves import choose_threshold as choose_threshold
-from .routing.curves import routed_at as routed_at
-from .routing.curves import routing_baselines as routing_baselines
-from .routing.curves import routing_curve as routing_curve
-from .routing.router import Routed as Routed
 from .routing.router import Router as Router
-from .weights.checkpoints import Checkpoint as Checkpoint
-from .weights.checkpoints import load_checkpoint as load_checkpoint
-from .weights.files import load_weights as load_weights
-from .weights.files import save_weights as save_weights
-from .weights.resnet import resnet18 as resnet18
-from .weights.resnet import resnet50 as resnet50
-from .weights.resnet import twin as twin
 from .weights.state import from_torch as from_torch
 from .weights.state import to_torch as to_torch
+
+# Earlier names, for type checkers alone: see `_MOVED` in `__init__.py`.
+ADC = _chips.ADC
+Checkpoint = _weights.Checkpoint
+Chip = _chips.Chip
+Clipping = _chips.Clipping
+Costs = _routing.Costs
+Hermes = _chips.Hermes
+MappedPairs = _chips.MappedPairs
+Memory = _chips.Memory
+PCM = _chips.PCM
+Pairs = _chips.Pairs
+ReRamCMO = _chips.ReRamCMO
+ReRamWan2022 = _chips.ReRamWan2022
+Routed = _routing.Routed
+SinglePair = _chips.SinglePair
+WeightNoise = _chips.WeightNoise
+calibration_table = _analysis.calibration_table
+choose_threshold = _routing.choose_threshold
+clipped_share = _chips.clipped_share
+cross_validated_logistic = _analysis.cross_validated_logistic
+eight_profiles = _chips.eight_profiles
+expected_calibration_error = _analysis.expected_calibration_error
+failures = _analysis
+flip_probability = _analysis.gaussian_flip_probability
+layer_failures = _chips.layer_failures
+layer_report = _chips.layer_report
+load_checkpoint = _weights.load_checkpoint
+load_weights = _weights.load_weights
+logit_scores = _analysis.logit_scores
+moment_state_dict = _chips.moment_state_dict
+resnet18 = _weights.resnet18
+resnet50 = _weights.resnet50
+routed_at = _routing.routed_at
+routing_baselines = _routing.routing_baselines
+routing_curve = _routing.routing_curve
+save_weights = _weights.save_weights
+twin = _weights.twin

@@ -51,7 +51,9 @@ def moments(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
-    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
+    profiles = bridge.chips.eight_profiles(
+        settings.adc, settings.wnoise, settings.pcm, settings.clipping
+    )
     arrays = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
     uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
@@ -64,7 +66,7 @@ def moments(job: Job) -> Outcome:
             seed=_FIRST_PROGRAMMING + job.experiment.seed,
         )
         for which in ("mean", "variance"):
-            state_dict = bridge.moment_state_dict(found, twin.state_dict(), which)
+            state_dict = bridge.chips.moment_state_dict(found, twin.state_dict(), which)
             state = nnx.state(bridge.from_torch(state_dict, model))
             for path, variable in nnx.to_flat_state(state):
                 arrays[f"{name}/{which}/{_dotted(path)}"] = np.asarray(variable[...])
@@ -180,7 +182,7 @@ def _margins(
     folder: Path,
     fold: str,
 ) -> pd.DataFrame:
-    """`jaxcurv.margin_table` of a fold, made once."""
+    """`jaxcurv.flips.margin_table` of a fold, made once."""
     from jaxcurv.flips import margin_table
 
     def made() -> pd.DataFrame:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, from_torch, program, twin
+from bridge import PROFILES, Profile, from_torch, program
+from bridge.chips import ADC, PCM, Clipping, WeightNoise
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
+from bridge.weights import twin
 from tests.bridge.weights.test_state import shallow_resnet
 from tests.chips import noisy, single, small_resnet
 
