@@ -1,8 +1,9 @@
 """Public faces: the names of a package's stub, imported when first used, and names that moved."""
 
-import importlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import lazy_loader
@@ -61,5 +62,5 @@ def _at_new_place(module: str, name: str, place: str) -> Any:
         DeprecationWarning,
         stacklevel=3,
     )
-    package, _, attribute = place.rpartition(".")
-    return getattr(importlib.import_module(package), attribute)
+    package, _, path = place.partition(".")
+    return attrgetter(path)(sys.modules[package])
