@@ -1,22 +1,48 @@
 """From trained weights to analog chips, their predictions and their failures.
 
 The names in `__init__.pyi` are imported when first used, so that the failure analysis needs no
-torch.
+torch. All others are in the namespaces `analysis`, `chips`, `routing` and `weights`.
 """
 
-from typing import Any
+from jaxcurv import faces
 
-import lazy_loader
+_MOVED = {
+    "ADC": "bridge.chips.ADC",
+    "Checkpoint": "bridge.weights.Checkpoint",
+    "Chip": "bridge.chips.Chip",
+    "Clipping": "bridge.chips.Clipping",
+    "Costs": "bridge.routing.Costs",
+    "Hermes": "bridge.chips.Hermes",
+    "MappedPairs": "bridge.chips.MappedPairs",
+    "Memory": "bridge.chips.Memory",
+    "PCM": "bridge.chips.PCM",
+    "Pairs": "bridge.chips.Pairs",
+    "ReRamCMO": "bridge.chips.ReRamCMO",
+    "ReRamWan2022": "bridge.chips.ReRamWan2022",
+    "Routed": "bridge.routing.Routed",
+    "SinglePair": "bridge.chips.SinglePair",
+    "WeightNoise": "bridge.chips.WeightNoise",
+    "calibration_table": "bridge.analysis.calibration_table",
+    "choose_threshold": "bridge.routing.choose_threshold",
+    "clipped_share": "bridge.chips.clipped_share",
+    "cross_validated_logistic": "bridge.analysis.cross_validated_logistic",
+    "eight_profiles": "bridge.chips.eight_profiles",
+    "expected_calibration_error": "bridge.analysis.expected_calibration_error",
+    "failures": "bridge.analysis",
+    "flip_probability": "bridge.analysis.gaussian_flip_probability",
+    "layer_failures": "bridge.chips.layer_failures",
+    "layer_report": "bridge.chips.layer_report",
+    "load_checkpoint": "bridge.weights.load_checkpoint",
+    "load_weights": "bridge.weights.load_weights",
+    "logit_scores": "bridge.analysis.logit_scores",
+    "moment_state_dict": "bridge.chips.moment_state_dict",
+    "resnet18": "bridge.weights.resnet18",
+    "resnet50": "bridge.weights.resnet50",
+    "routed_at": "bridge.routing.routed_at",
+    "routing_baselines": "bridge.routing.routing_baselines",
+    "routing_curve": "bridge.routing.routing_curve",
+    "save_weights": "bridge.weights.save_weights",
+    "twin": "bridge.weights.twin",
+}
 
-_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-
-def __getattr__(name: str) -> Any:
-    try:
-        return _attribute(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"bridge.{name} needs {error.name}, which is not installed: "
-            'pip install ".[bridge]" in the checkout',
-            name=error.name,
-        ) from error
+__getattr__, __dir__, __all__ = faces.attach(__name__, __file__, extra="bridge", moved=_MOVED)

@@ -1,10 +1,16 @@
-"""`bridge.analysis.failures` under its public name."""
+"""An earlier name of `bridge.analysis`."""
 
-from bridge.analysis.failures import Trend as Trend
-from bridge.analysis.failures import analog_only_failures as analog_only_failures
-from bridge.analysis.failures import deciles as deciles
-from bridge.analysis.failures import edge_ties as edge_ties
-from bridge.analysis.failures import failure_table as failure_table
-from bridge.analysis.failures import trend_test as trend_test
-from bridge.analysis.failures import within_class_rank as within_class_rank
-from bridge.analysis.intervals import wilson_interval as wilson_interval
+from jaxcurv import faces
+
+_MOVED = {
+    "Trend": "bridge.analysis.Trend",
+    "analog_only_failures": "bridge.analysis.analog_only_failures",
+    "deciles": "bridge.analysis.deciles",
+    "edge_ties": "bridge.analysis.edge_ties",
+    "failure_table": "bridge.analysis.failure_table",
+    "trend_test": "bridge.analysis.trend_test",
+    "wilson_interval": "bridge.analysis.wilson_interval",
+    "within_class_rank": "bridge.analysis.within_class_rank",
+}
+
+__getattr__ = faces.earlier(__name__, _MOVED)

@@ -281,7 +281,7 @@ class BatchProblem:
     """grad L with respect to the images, `[batch, ...]`."""
     probe: Callable[..., "Array"]
     """`probe(number, distribution="rademacher")`: random vector `number` of each sample,
-    `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.probe`)."""
+    `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.engine.probe`)."""
 
 
 @runtime_checkable

@@ -11,7 +11,9 @@ from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
 from torch import nn
 
-from bridge import ADC, PCM, Profile, WeightNoise, logit_scores
+from bridge import Profile
+from bridge.analysis import logit_scores
+from bridge.chips import ADC, PCM, WeightNoise
 from bridge.chips.weight_noise import MvmNoiseTile
 from bridge.weights.resnet import BasicBlock, ResNet
 from jaxcurv import data
@@ -27,7 +29,7 @@ NEUTRAL = {
 
 
 class LiveLogits:
-    """`bridge.logit_scores`, which counts the samples whose logits are in memory at once."""
+    """`logit_scores`, which counts the samples whose logits are in memory at once."""
 
     def __init__(self) -> None:
         self.seen = self.now = self.most = 0

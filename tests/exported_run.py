@@ -16,7 +16,7 @@ def write_exported_digits(folder: Path) -> Path:
     normalisation = data.Normalisation.of(train.images)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.default_generator.manual_seed(0)
-        network = bridge.resnet18(10, stem="cifar", width=2, in_channels=1).eval()
+        network = bridge.weights.resnet18(10, stem="cifar", width=2, in_channels=1).eval()
         readout, network.fc = network.fc, torch.nn.Identity()
         images = normalisation.apply(train.images).transpose(0, 3, 1, 2)
         features = network(torch.from_numpy(images.copy())).double().numpy()
@@ -36,5 +36,5 @@ def write_exported_digits(folder: Path) -> Path:
         "normalisation": {"mean": normalisation.mean, "std": normalisation.std},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    bridge.save_weights(folder / "weights.safetensors", network.state_dict(), description)
+    bridge.weights.save_weights(folder / "weights.safetensors", network.state_dict(), description)
     return folder

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcurv import Curvature, input_curvature, probe
+from jaxcurv import Curvature, input_curvature
+from jaxcurv.engine import probe
 from jaxcurv.estimators import (
     Distribution,
     Estimator,

@@ -14,14 +14,14 @@ import jaxcurv.models.resnet
 DEFAULTS = {"stem": "imagenet", "width": 64, "in_channels": 3}
 """Those of ResNet-18."""
 
-resnet18 = bridge.resnet18
+resnet18 = bridge.weights.resnet18
 """The whole network, for where it matters."""
 
 
 def replace_resnet18(patch: pytest.MonkeyPatch) -> None:
     """In both frameworks, in this process."""
     in_torch, in_jax = bridge.weights.resnet, jaxcurv.models.resnet
-    patch.setattr(bridge, "resnet18", partial(_one_block, in_torch, DEFAULTS))
+    patch.setattr(bridge.weights, "resnet18", partial(_one_block, in_torch, DEFAULTS))
     with_dtype = {**DEFAULTS, "dtype": jnp.float32}
     patch.setattr(jaxcurv.models, "ResNet18", partial(_one_block, in_jax, with_dtype))
 

@@ -3,5 +3,6 @@
 Deciles and failure rates are in `failures`, scores side by side in `predictors`.
 """
 
-from jaxcurv.gaussian_flips import gaussian_flip_probability as gaussian_flip_probability
-from jaxcurv.logit_scores import logit_scores as logit_scores
+from jaxcurv import faces
+
+__getattr__, __dir__, __all__ = faces.attach(__name__, __file__, extra="bridge")

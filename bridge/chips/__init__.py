@@ -5,3 +5,7 @@
 - how it runs: `execution`, `tiles`, `images`, `prediction`
 - what is known of it: `layers`, `moments`
 """
+
+from jaxcurv import faces
+
+__getattr__, __dir__, __all__ = faces.attach(__name__, __file__, extra="bridge")

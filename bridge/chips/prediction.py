@@ -61,8 +61,8 @@ def predict(
         the same samples, of which their number and 16 are compared, is read instead of made again;
         of `keep` its name is compared.
       keep: what to make of each batch's logits and keep in their place, such as
-        `bridge.logit_scores`. Of many classes the logits are most of the table: 5 GB for 1.28
-        million samples and 1000 classes.
+        `bridge.analysis.logit_scores`. Of many classes the logits are most of the table: 5 GB for
+        1.28 million samples and 1000 classes.
 
     Returns:
       index int64, path (text, where the source has `paths`), label int64, prediction int64,

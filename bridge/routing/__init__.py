@@ -1,1 +1,5 @@
 """Which samples to run on the digital model: curves, thresholds, a live router."""
+
+from jaxcurv import faces
+
+__getattr__, __dir__, __all__ = faces.attach(__name__, __file__, extra="bridge")

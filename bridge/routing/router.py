@@ -21,7 +21,7 @@ from bridge.routing.curves import mean_energy
 from jaxcurv.logit_scores import logit_scores
 
 AnalogScore = Literal["margin", "entropy", "least_confidence"]
-"""Score of the chip's own logits, see `bridge.logit_scores`; the margin with its sign changed."""
+"""Score of the chip's own logits, see `jaxcurv.logit_scores`; the margin with its sign changed."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Router:
     """Routes the samples of a batch whose score is at least a threshold to the digital model.
 
     With a score of the chip's logits every sample runs on the chip first. With stored scores, such
-    as the curvature of known inputs, each sample runs in one place only. `bridge.choose_threshold`
-    finds a threshold on validation samples.
+    as the curvature of known inputs, each sample runs in one place only.
+    `bridge.routing.choose_threshold` finds a threshold on validation samples.
 
     >>> import torch, bridge
     >>> digital = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()

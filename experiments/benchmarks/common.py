@@ -77,7 +77,7 @@ def random_resnet18(classes: int, width: int) -> torch.nn.Module:
     """ResNet-18 for small images, with the same random weights at every call; in eval mode."""
     import bridge
 
-    return random_network(lambda: bridge.resnet18(classes, stem="cifar", width=width))
+    return random_network(lambda: bridge.weights.resnet18(classes, stem="cifar", width=width))
 
 
 def random_network(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:

@@ -291,7 +291,7 @@ def _simulate(settings: LoadBenchmark) -> tuple[str, Run]:
             device=settings.device,
             description=f"simulate {samples:,}",
             out=out,
-            keep=bridge.logit_scores,
+            keep=bridge.analysis.logit_scores,
         )
 
     on_cpu = settings.device == "cpu"

@@ -292,7 +292,7 @@ def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) ->
                 batch_size=one.experiment.simulate.batch_size,
                 device=device,
                 description=f"{one.preset}, {fold}, chip {number}",
-                keep=bridge.logit_scores,
+                keep=bridge.analysis.logit_scores,
             ).to_pandas()
             for number, chip in enumerate(made)
         ]

@@ -57,8 +57,8 @@ def build_torch(description: dict[str, Any]) -> Any:
     """The PyTorch twin of a description."""
     import bridge
 
-    make = {"resnet18": bridge.resnet18, "resnet50": bridge.resnet50}[description["architecture"]]
-    return make(**_dimensions(description))
+    make = {"resnet18": bridge.weights.resnet18, "resnet50": bridge.weights.resnet50}
+    return make[description["architecture"]](**_dimensions(description))
 
 
 def load_twin(job: Job) -> tuple[Any, dict[str, Any]]:
@@ -73,7 +73,7 @@ def load_twin(job: Job) -> tuple[Any, dict[str, Any]]:
     import bridge
 
     path = job.folder / "weights.safetensors"
-    state_dict, header = bridge.load_weights(path)
+    state_dict, header = bridge.weights.load_weights(path)
     description = require_description(header, path)
     try:
         with torch.device("meta"):  # the tensors, not the header, say how much memory it takes

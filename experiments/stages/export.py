@@ -48,5 +48,5 @@ def export(job: Job) -> Outcome:
         "logits_relative_error": error,
     }
     path = job.folder / "weights.safetensors"
-    bridge.save_weights(path, state_dict, header)
+    bridge.weights.save_weights(path, state_dict, header)
     return Outcome([path], f"cpu, torch {torch.__version__}")

@@ -51,7 +51,9 @@ def moments(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
-    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
+    profiles = bridge.chips.eight_profiles(
+        settings.adc, settings.wnoise, settings.pcm, settings.clipping
+    )
     arrays = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
     uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)

@@ -41,7 +41,7 @@ def take_over(job: Job) -> Outcome:
     Raises:
       ValueError: the weights are not those of the network, the data set or the preprocessing that
         the settings say, or their normalisation is not known.
-      OSError, ModuleNotFoundError: they cannot be read; see `bridge.load_checkpoint`.
+      OSError, ModuleNotFoundError: they cannot be read; see `bridge.weights.load_checkpoint`.
     """
     import bridge
     from jaxcurv.training.checkpoints import keep_trained
@@ -49,7 +49,7 @@ def take_over(job: Job) -> Outcome:
     weights = job.experiment.model.weights
     assert weights is not None
     dataset = load_data(job)  # before anything is downloaded
-    checkpoint = bridge.load_checkpoint(weights)
+    checkpoint = bridge.weights.load_checkpoint(weights)
     settings = job.experiment.data
     require_preprocessing(settings, checkpoint.origin, weights)
     normalisation = choose_normalisation(settings, checkpoint.origin, weights)
@@ -86,7 +86,7 @@ def require_preprocessing(settings: Data, origin: dict[str, Any], weights: str) 
 
     Args:
       settings: the data settings.
-      origin: as `bridge.Checkpoint` has it; a file's says nothing of images.
+      origin: as `bridge.weights.Checkpoint` has it; a file's says nothing of images.
       weights: their name, for the error.
 
     Raises:
@@ -120,7 +120,7 @@ def choose_normalisation(
 ) -> data.Normalisation:
     """The normalisation that weights were trained with: as the settings say, or as published.
 
-    A file that `bridge.save_weights` wrote may tell it in its header.
+    A file that `bridge.weights.save_weights` wrote may tell it in its header.
 
     Raises:
       ValueError: nothing tells it, or the settings differ from what was published.
@@ -147,7 +147,7 @@ def choose_normalisation(
     return published
 
 
-def _dimensions(checkpoint: bridge.Checkpoint, weights: str) -> tuple[int, int]:
+def _dimensions(checkpoint: bridge.weights.Checkpoint, weights: str) -> tuple[int, int]:
     """Classes and channels of a ResNet's weights."""
     head, stem = (checkpoint.state_dict.get(name) for name in ("fc.weight", "conv1.weight"))
     if head is None or stem is None or head.ndim != 2 or stem.ndim != 4:
@@ -159,7 +159,7 @@ def _dimensions(checkpoint: bridge.Checkpoint, weights: str) -> tuple[int, int]:
 
 
 def _onto_flax(
-    checkpoint: bridge.Checkpoint, description: dict[str, Any], weights: str
+    checkpoint: bridge.weights.Checkpoint, description: dict[str, Any], weights: str
 ) -> nnx.Module:
     """The Flax network of a description with a checkpoint's weights."""
     import bridge

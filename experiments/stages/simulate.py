@@ -51,7 +51,7 @@ def simulate(job: Job) -> Outcome:
         """The ranges of the chip's converters, and its predictions."""
         chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
         ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
-        share = bridge.clipped_share(chip, unseen) if profile.adc else {}
+        share = bridge.chips.clipped_share(chip, unseen) if profile.adc else {}
         ranges["clipped_share"] = ranges["tile"].map(share)
         outcomes = []
         for fold, samples in folds.items():
@@ -61,7 +61,7 @@ def simulate(job: Job) -> Outcome:
                 batch_size=settings.batch_size,
                 device=settings.device,
                 description=f"chip {seed}: {profile.name}, {fold}",
-                keep=bridge.logit_scores,
+                keep=bridge.analysis.logit_scores,
             )
             of_scores = [name for name in ("path", "label") if name in table.column_names]
             predicted = table.drop_columns(of_scores).to_pandas()
@@ -73,7 +73,9 @@ def simulate(job: Job) -> Outcome:
             table.insert(1, "chip", seed)
         return tables
 
-    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
+    profiles = bridge.chips.eight_profiles(
+        settings.adc, settings.wnoise, settings.pcm, settings.clipping
+    )
     places = {name: _place(job, profile) for name, profile in profiles.items()}
     predictions = []
     converters = []

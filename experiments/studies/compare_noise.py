@@ -312,10 +312,10 @@ class Bench:
             batch_size=simulate.batch_size,
             device=simulate.device,
             description=label,
-            keep=bridge.logit_scores,
+            keep=bridge.analysis.logit_scores,
         ).to_pandas()
 
-    def _program(self, name: str, factor: float, seed: int) -> bridge.Chip:
+    def _program(self, name: str, factor: float, seed: int) -> bridge.chips.Chip:
         import bridge
 
         # What is not finite, `finite` and `bridge.predict` say.

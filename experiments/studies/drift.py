@@ -170,7 +170,7 @@ def age(
     paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in pieces]
     all_found = all(path.exists() for path in paths)
 
-    def correct(which: bridge.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
+    def correct(which: bridge.chips.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
         table = bridge.predict(
             which, exported.test, batch_size=batch_size, device=device, description=description
         )
@@ -181,7 +181,7 @@ def age(
         return correct(exported.network, "digital")
 
     @lru_cache(maxsize=1)
-    def programmed(compensation: Compensation, seed: int) -> bridge.Chip:
+    def programmed(compensation: Compensation, seed: int) -> bridge.chips.Chip:
         return bridge.program(
             exported.network,
             _operated(exported.profile, compensation, 0.0),

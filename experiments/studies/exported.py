@@ -109,7 +109,9 @@ def open_exported(
 
     import bridge
 
-    profiles = bridge.eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
+    profiles = bridge.chips.eight_profiles(
+        settings.adc, settings.wnoise, settings.pcm, settings.clipping
+    )
     chosen = profiles[profile]
     calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
     described = {key: one for key, one in network.description.items() if key != "class_names"}

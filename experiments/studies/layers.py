@@ -74,10 +74,10 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
     )
     passes = 1 + settings.chips * (len(named_layers(chip.analog)) + 1)
     with progress(count + passes * len(exported.test), "layers"):
-        report = bridge.layer_report(
+        report = bridge.chips.layer_report(
             chip, exported.network, np.stack([sample["image"] for sample in samples])
         )
-        failures = bridge.layer_failures(
+        failures = bridge.chips.layer_failures(
             exported.network,
             exported.profile,
             exported.test,
@@ -110,7 +110,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
     """Each layer's failure rate with its interval, and its signal-to-noise ratios.
 
     Args:
-      table: `bridge.layer_report` beside `bridge.layer_failures`, the row of all layers last.
+      table: `bridge.chips.layer_report` beside `layer_failures`, the row of all layers last.
       path: the PNG file; the SVG and the CSV are put beside it.
       title: its beginning.
     """

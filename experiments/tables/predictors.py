@@ -244,8 +244,8 @@ def calibrate(
         resamples: number of bootstrap resamples, where there are several chips.
 
     Returns:
-        fold, profile, predictor and the columns of `bridge.calibration_table`; and fold, profile,
-        predictor, samples, predicted (mean probability), observed (failure rate) and
+        fold, profile, predictor and the columns of `bridge.analysis.calibration_table`; and fold,
+        profile, predictor, samples, predicted (mean probability), observed (failure rate) and
         expected_calibration_error. The predictors are `FLIP_PROBABILITY` and `UNSHIFTED`.
     """
     tables, errors = [], []

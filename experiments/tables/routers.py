@@ -57,7 +57,7 @@ class Routing:
     """Tables of one fold under every profile."""
 
     curves: pd.DataFrame
-    """fold, profile, router, kind and the columns of `bridge.routing_curve`."""
+    """fold, profile, router, kind and the columns of `bridge.routing.routing_curve`."""
     choices: pd.DataFrame
     """fold, profile, router, kind, target, threshold, validation_accuracy, validation_energy; on
     this fold: given_up (of the digital accuracy), fraction, accuracy (_min, _max over chips),

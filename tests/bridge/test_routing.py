@@ -10,9 +10,9 @@ from scipy.special import softmax
 from torch import nn
 
 import bridge
-from bridge import Costs, Router, choose_threshold, routed_at, routing_curve
+from bridge import Router
 from bridge.analysis import logit_scores
-from bridge.routing import curves, router
+from bridge.routing import Costs, choose_threshold, curves, routed_at, router, routing_curve
 from bridge.routing.curves import mean_energy, routing_baselines
 
 SAMPLES = 23
@@ -177,8 +177,8 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def chip(model: nn.Module) -> bridge.Chip:
-    wnoise = bridge.WeightNoise(0.3, drawn="per_mvm")  # whose draws the indices name
+def chip(model: nn.Module) -> bridge.chips.Chip:
+    wnoise = bridge.chips.WeightNoise(0.3, drawn="per_mvm")  # whose draws the indices name
     return bridge.program(model, bridge.Profile(wnoise=wnoise), seed=0)
 
 
@@ -229,13 +229,13 @@ def test_known_samples_run_in_one_place_only(model, chip, monkeypatch):
             seen["digital"] += len(images)
             return model(images)
 
-    inner = bridge.Chip.__call__
+    inner = bridge.chips.Chip.__call__
 
     def count(self, images, indices):
         seen["chip"] += len(images)
         return inner(self, images, indices)
 
-    monkeypatch.setattr(bridge.Chip, "__call__", count)
+    monkeypatch.setattr(bridge.chips.Chip, "__call__", count)
     answer = Router(Counting().eval(), chip, 0.5, known_scores())(IMAGES, INDICES)
     assert seen == {"digital": answer.routed.sum(), "chip": (~answer.routed).sum()}
     Router(Counting().eval(), chip, -1.0)(IMAGES, INDICES)
@@ -307,7 +307,7 @@ def test_router_says_what_it_takes(model, chip, change, message):
 
 
 def test_router_refuses_images_of_another_scale(model):
-    profile = bridge.Profile(adc=bridge.ADC())
+    profile = bridge.Profile(adc=bridge.chips.ADC())
     calibrated = bridge.program(model, profile, seed=0, calibration=IMAGES)
     route = Router(model, calibrated, np.inf)
     assert not route(IMAGES, INDICES).routed.any()

@@ -395,7 +395,7 @@ def compared(scores: Any, **others: Any) -> Any:
 
 
 def curve(score: Any = SCORE, digital: Any = DIGITAL, **others: Any) -> Any:
-    return bridge.routing_curve(score, digital, ANALOG, **others)
+    return bridge.routing.routing_curve(score, digital, ANALOG, **others)
 
 
 CURVATURES = [
@@ -461,9 +461,11 @@ WRONG_TYPES = [
 CHIPS = [
     Bad("profile", lambda: bridge.Profile(adc=9), "a profile's adc must be a ADC, got 9"),
     Bad("memory", lambda: bridge.Profile(memory="pcm"), "memory must be a PCM or Hermes"),
-    Bad("bits", lambda: bridge.ADC(bits=8.0), "an integer from 2 to 23, got 8.0"),
-    Bad("kind", lambda: bridge.WeightNoise(kind="white"), "constant or pcm_read"),
-    Bad("converter", lambda: bridge.PCM(converter="pair"), "SinglePair, Pairs or MappedPairs"),
+    Bad("bits", lambda: bridge.chips.ADC(bits=8.0), "an integer from 2 to 23, got 8.0"),
+    Bad("kind", lambda: bridge.chips.WeightNoise(kind="white"), "constant or pcm_read"),
+    Bad(
+        "converter", lambda: bridge.chips.PCM(converter="pair"), "SinglePair, Pairs or MappedPairs"
+    ),
     Bad("no profile", lambda: programmed(None), "give a profile or an RPUConfig"),
     Bad("a name", lambda: bridge.program(network(), "pcm", seed=0), r'PROFILES\["adc\+pcm"\]'),
     Bad("train", lambda: bridge.program(network().train(), None, seed=0), "model.eval"),
@@ -526,7 +528,9 @@ ANALYSES = [
     Bad("one point", lambda: curve(points=1), "points must be at least 2; got 1"),
     Bad("cost kind", lambda: curve(kind="free"), "kind is analog, known or digital, got 'free'"),
     Bad("passes", lambda: curve(kind="digital", passes=0.5), "passes must be at least 1"),
-    Bad("costs", lambda: bridge.Costs(digital=0), "digital inference must be finite and > 0"),
+    Bad(
+        "costs", lambda: bridge.routing.Costs(digital=0), "digital inference must be finite and > 0"
+    ),
     Bad("NaN threshold", lambda: routed_at(np.nan, SCORE, DIGITAL, ANALOG), "inf to route nothing"),
     Bad("target", lambda: choose_threshold(SCORE, DIGITAL, ANALOG, 2), "lower the target"),
     Bad("trend", lambda: trend_test(SCORE, DIGITAL), "decile must be a vector of integers"),
@@ -539,9 +543,11 @@ ANALYSES = [
     Bad(
         "variance", lambda: gaussian_flip_probability(ONES, ONES, -ONES), "variance must not be neg"
     ),
-    Bad("one logit", lambda: bridge.logit_scores(np.ones((3, 1))), "at least two classes"),
+    Bad("one logit", lambda: bridge.analysis.logit_scores(np.ones((3, 1))), "at least two classes"),
     Bad(
-        "NaN logits", lambda: bridge.logit_scores(np.full((3, 2), np.nan)), "logits are not finite"
+        "NaN logits",
+        lambda: bridge.analysis.logit_scores(np.full((3, 2), np.nan)),
+        "logits are not finite",
     ),
 ]
 
@@ -650,7 +656,7 @@ def test_routing_curves_are_fractions(
     score: np.ndarray, digital: np.ndarray, analog: np.ndarray, points: int
 ) -> None:
     """The threshold alone may be NaN: where chips have scores of their own."""
-    made = outcome(lambda: bridge.routing_curve(score, digital, analog, points=points))
+    made = outcome(lambda: bridge.routing.routing_curve(score, digital, analog, points=points))
     if made is None:
         return
     shares = made.drop(columns=["threshold", "energy"])
@@ -694,7 +700,7 @@ def test_flip_probability_does_not_overflow() -> None:
     )
 )
 def test_logit_scores_are_finite(values: np.ndarray) -> None:
-    found = outcome(lambda: bridge.logit_scores(values))
+    found = outcome(lambda: bridge.analysis.logit_scores(values))
     if found is None:
         return
     for name in ("entropy", "least_confidence"):

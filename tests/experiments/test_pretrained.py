@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import bridge
-from bridge import Checkpoint
+from bridge.weights import Checkpoint
 from experiments.pipeline import registry
 from experiments.pipeline.up_to_date import identity_of, is_up_to_date
 from experiments.runs.files import sha256
@@ -84,7 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = data.read(data.load("shapes", root).train)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.default_generator.manual_seed(0)
-        network = bridge.resnet18(3, stem="imagenet", width=4)
+        network = bridge.weights.resnet18(3, stem="imagenet", width=4)
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = None  # the statistics of the one batch that follows
@@ -128,7 +128,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torch_predictions(root: Path) -> pd.Series:
     """Predicted classes of the test fold's samples, by their index."""
-    network = bridge.resnet18(3, stem="imagenet", width=4)
+    network = bridge.weights.resnet18(3, stem="imagenet", width=4)
     network.load_state_dict(torch.load(root / "weights.pth", weights_only=True))
     test = data.read(data.load("shapes", root).test)
     with torch.inference_mode():
@@ -155,7 +155,7 @@ def test_a_run_says_where_its_weights_come_from(finished: Path, root: Path) -> N
     assert description["origin"] == {"file": "weights.pth", "sha256": digest}
     assert description["class_names"] == list(CLASSES)
     assert description["normalisation"] == {"mean": list(MEAN), "std": list(STD)}
-    _, header = bridge.load_weights(finished / "weights.safetensors")
+    _, header = bridge.weights.load_weights(finished / "weights.safetensors")
     assert header["origin"] == description["origin"]
     assert str(root / "weights.pth") in read_json(finished / "stages" / "train.json")["inputs"]
     assert not (finished / "history.csv").exists()
@@ -225,7 +225,7 @@ def with_settings(job: Job, **changes: Any) -> Job:
 def test_weights_that_do_not_fit_are_refused(
     job: Job, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], Any], words: str
 ) -> None:
-    weights = bridge.load_checkpoint(str(job.experiment.model.weights)).state_dict
+    weights = bridge.weights.load_checkpoint(str(job.experiment.model.weights)).state_dict
     change(weights)
     torch.save(weights, tmp_path / "other.pth")
     other = replace(job.experiment.model, weights=str(tmp_path / "other.pth"))
@@ -259,10 +259,12 @@ def test_a_file_that_is_not_there(job: Job) -> None:
 
 def test_published_weights(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what torchvision says of them; their preprocessing must be the settings'."""
-    state_dict = bridge.load_checkpoint(str(job.experiment.model.weights)).state_dict
+    state_dict = bridge.weights.load_checkpoint(str(job.experiment.model.weights)).state_dict
     preprocessing = {"resize_size": [64], "crop_size": [64], "interpolation": "bicubic"}
     origin = {**PUBLISHED, "preprocessing": preprocessing}
-    monkeypatch.setattr(bridge, "load_checkpoint", lambda name: Checkpoint(state_dict, origin))
+    monkeypatch.setattr(
+        bridge.weights, "load_checkpoint", lambda name: Checkpoint(state_dict, origin)
+    )
     model = replace(job.experiment.model, weights="resnet18:IMAGENET1K_V1")
     with pytest.raises(ValueError, match=r"--data.resize-size 64 --data.image-size 64"):
         pretrained.take_over(with_settings(job, model=model))

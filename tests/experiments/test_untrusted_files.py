@@ -104,7 +104,7 @@ def test_code_in_a_checkpoint(tmp_path: Path, marker: Path, zipped: bool, protoc
     content = {"fc.weight": torch.ones(1), "args": Touches(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     with pytest.raises(ValueError, match=r"evil\.pth .*(system.*refused|no readable).*torch\.save"):
-        bridge.load_checkpoint(path)
+        bridge.weights.load_checkpoint(path)
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()
@@ -143,7 +143,7 @@ def test_code_in_a_torchscript_archive(tmp_path: Path, capfd: pytest.CaptureFixt
     path = tmp_path / "evil.pt"
     torch.jit.script(Talks()).save(str(path))
     with pytest.raises(ValueError, match=r"evil\.pt .*TorchScript archive.*torch\.save"):
-        bridge.load_checkpoint(path)
+        bridge.weights.load_checkpoint(path)
     assert "code of the archive" not in capfd.readouterr().out
     torch.jit.load(str(path))
     assert "code of the archive" in capfd.readouterr().out
@@ -160,7 +160,7 @@ def test_a_compressed_checkpoint_is_not_inflated(tmp_path: Path) -> None:
     del members
     assert path.stat().st_size < 2 * MEGABYTE
     with little_memory(40), pytest.raises(ValueError, match=r"bomb\.pth is compressed.*67,\d{3}"):
-        bridge.load_checkpoint(path)
+        bridge.weights.load_checkpoint(path)
 
 
 def test_claims_in_a_checkpoint_take_no_memory(tmp_path: Path) -> None:
@@ -170,18 +170,18 @@ def test_claims_in_a_checkpoint_take_no_memory(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"K\x08N", b"J" + claim + b"N"))
     assert path.read_bytes() != content
     with little_memory(), pytest.raises(ValueError, match=r"bomb\.pth is no readable"):
-        bridge.load_checkpoint(path)
+        bridge.weights.load_checkpoint(path)
     for expanded in (
         {"a": torch.zeros(1, dtype=torch.float64).expand(10**12)},
         {str(name): torch.zeros(1).expand(10**6) for name in range(1000)},
     ):
         torch.save(expanded, path)
         with little_memory(), pytest.raises(ValueError, match=r"bomb\.pth holds tensors of [\d,]+"):
-            bridge.load_checkpoint(path)
+            bridge.weights.load_checkpoint(path)
     for unfit in (torch.ones(2, device="meta"), torch.ones(2).to_sparse()):
         torch.save({"a": unfit}, path)
         with pytest.raises(ValueError, match=r"without values or sparse ones: a; write dense"):
-            bridge.load_checkpoint(path)
+            bridge.weights.load_checkpoint(path)
 
 
 def safetensors(header: dict[str, Any], content: bytes = b"", length: int | None = None) -> bytes:
@@ -204,7 +204,7 @@ def tensor(*shape: int, offsets: tuple[int, int]) -> dict[str, Any]:
     ],
     ids=["header", "long header", "overlap", "overflow", "beyond the end"],
 )
-@pytest.mark.parametrize("read", [bridge.load_checkpoint, bridge.load_weights])
+@pytest.mark.parametrize("read", [bridge.weights.load_checkpoint, bridge.weights.load_weights])
 def test_malformed_safetensors(tmp_path: Path, read: Callable, content: bytes) -> None:
     path = tmp_path / "evil.safetensors"
     path.write_bytes(content)
@@ -217,9 +217,9 @@ def test_headers_that_are_no_object(tmp_path: Path, header: str) -> None:
     path = tmp_path / "evil.safetensors"
     content = {"__metadata__": {"header": header}, "a": tensor(2, offsets=(0, 8))}
     path.write_bytes(safetensors(content, bytes(8)))
-    assert "header" not in bridge.load_checkpoint(path).origin
+    assert "header" not in bridge.weights.load_checkpoint(path).origin
     with pytest.raises(ValueError, match=r"evil\.safetensors has no header"):
-        bridge.load_weights(path)
+        bridge.weights.load_weights(path)
 
 
 # --- what a run's folder says of its network
@@ -275,10 +275,10 @@ def test_a_description_that_leads_out_writes_nothing_there(
 
 def test_a_width_of_a_header_takes_no_memory(tmp_path: Path) -> None:
     path = write_exported_digits(tmp_path) / "weights.safetensors"
-    state_dict, header = bridge.load_weights(path)
+    state_dict, header = bridge.weights.load_weights(path)
     message = r"weights\.safetensors holds other tensors than .* run export again"
     for width in (3, 10**9):
-        bridge.save_weights(path, state_dict, header | {"width": width})
+        bridge.weights.save_weights(path, state_dict, header | {"width": width})
         with little_memory(), pytest.raises(ValueError, match=message):
             open_network(Experiment(), tmp_path, None)
 

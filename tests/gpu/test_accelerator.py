@@ -205,7 +205,7 @@ def test_noise_of_every_operation_is_alike_on_the_device(torch_device: str) -> N
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
     with torch.no_grad():
         network[1].weight.copy_(torch.randn((10, 64), generator=generator) / 8)
-    noise = bridge.WeightNoise(sigma=0.05, drawn="per_mvm")
+    noise = bridge.chips.WeightNoise(sigma=0.05, drawn="per_mvm")
     chip = bridge.program(network, bridge.Profile(wnoise=noise), seed=0)
     digits = data.load("digits").test
     source = data.Normalised(digits.take(np.arange(300)), NORMALISATION)

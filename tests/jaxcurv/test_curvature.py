@@ -15,11 +15,10 @@ from jaxcurv import (
     HessianTrace,
     HessianVector,
     LowRankGaussNewton,
-    Published,
-    cross_entropy,
     input_curvature,
 )
-from jaxcurv.estimators import Estimator, Probed
+from jaxcurv.engine import cross_entropy
+from jaxcurv.estimators import Estimator, Probed, Published
 from tests.oracles import (
     CONV_IMAGES,
     CONV_INDICES,

@@ -28,13 +28,13 @@ from jaxcurv import (
     HessianTrace,
     HessianVector,
     LowRankGaussNewton,
-    cross_entropy,
     dataset,
     input_curvature,
     merge_scores,
     score_dataset,
 )
 from jaxcurv.data import Sample, Source
+from jaxcurv.engine import cross_entropy
 from jaxcurv.estimators import Estimator
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.lock import FolderInUse, lock

@@ -25,8 +25,11 @@ def sample(classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_it_is_one_function_that_needs_neither_jax_nor_torch() -> None:
-    assert bridge.logit_scores is jaxcurv.logit_scores is logit_scores
-    code = "import sys, bridge; bridge.logit_scores; print({'jax', 'torch'} & sys.modules.keys())"
+    assert bridge.analysis.logit_scores is jaxcurv.logit_scores is logit_scores
+    code = (
+        "import sys, bridge, jaxcurv; bridge.analysis.logit_scores; jaxcurv.logit_scores\n"
+        "print({'jax', 'torch'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -6,7 +6,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from bridge import load_checkpoint, to_torch, twin
+from bridge import to_torch
+from bridge.weights import load_checkpoint, twin
 from tests.bridge.weights.test_checkpoints import (
     LISTING,
     assert_logits_are_torchvision_s,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bridge import ADC
+from bridge.chips import ADC
 from tests.bridge.chips.test_execution import (
     FINE,
     assert_convolution_equals_the_tiles,

@@ -9,7 +9,7 @@ from experiments.runs.records import read_records
 from jaxcurv.storage.checksums import read_json, read_table
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
-READERS = {".json": read_json, ".parquet": read_table, ".safetensors": bridge.load_weights}
+READERS = {".json": read_json, ".parquet": read_table, ".safetensors": bridge.weights.load_weights}
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))

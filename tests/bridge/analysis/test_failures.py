@@ -266,7 +266,7 @@ def test_the_analysis_needs_neither_torch_nor_jax():
     names += ["analysis.intervals", "routing.curves", "checks"]
     code = (
         f"import sys, bridge, {', '.join(f'bridge.{name}' for name in names)}\n"
-        "bridge.failure_table; bridge.compare_predictors; bridge.routing_curve\n"
+        "bridge.failure_table; bridge.compare_predictors; bridge.routing.routing_curve\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'aihwkit', 'jax')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,7 +14,8 @@ from aihwkit.simulator.parameters import IOParameters, WeightModifierParameter
 from aihwkit.simulator.parameters.enums import NoiseManagementType, WeightModifierType
 from torch import nn
 
-from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, program
+from bridge import PROFILES, Profile, program
+from bridge.chips import ADC, PCM, Clipping, WeightNoise
 from bridge.chips.tiles import named_layers, named_tiles
 from tests.chips import IMAGES, NEUTRAL, configuration, single, small_resnet
 

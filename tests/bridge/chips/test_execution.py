@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bridge import ADC, PROFILES, Chip, Profile, WeightNoise, clipped_share, program
+from bridge import PROFILES, Profile, program
+from bridge.chips import ADC, Chip, WeightNoise, clipped_share
 from bridge.chips.tiles import named_tiles, output_scale
 from tests.chips import IMAGES, NEUTRAL, configuration, noisy, single, small_resnet
 

@@ -7,20 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import (
-    ADC,
-    PCM,
-    PROFILES,
-    Hermes,
-    Profile,
-    ReRamCMO,
-    WeightNoise,
-    load_chip,
-    program,
-    save_chip,
-    save_weights,
-)
+from bridge import PROFILES, Profile, load_chip, program, save_chip
+from bridge.chips import ADC, PCM, Hermes, ReRamCMO, WeightNoise
 from bridge.chips.files import fingerprint
+from bridge.weights import save_weights
 from tests.chips import IMAGES, configuration, noisy, single, small_resnet
 
 

@@ -10,19 +10,9 @@ from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import TorchInferenceRPUConfig
 from torch import nn
 
-from bridge import (
-    ADC,
-    PROFILES,
-    Clipping,
-    Profile,
-    WeightNoise,
-    clipped_share,
-    layer_failures,
-    layer_report,
-    predict,
-    program,
-)
+from bridge import PROFILES, Profile, predict, program
 from bridge.analysis.intervals import wilson_interval
+from bridge.chips import ADC, Clipping, WeightNoise, clipped_share, layer_failures, layer_report
 from bridge.chips.layers import ALL_LAYERS
 from bridge.chips.tiles import named_tiles
 

@@ -8,20 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import (
+from bridge import Profile, program
+from bridge.chips import (
     ADC,
     PCM,
     Chip,
     Hermes,
     MappedPairs,
     Pairs,
-    Profile,
     ReRamCMO,
     ReRamWan2022,
     SinglePair,
     WeightNoise,
     eight_profiles,
-    program,
 )
 from bridge.chips.memories.protocol import Memory
 from bridge.chips.profiles import from_json, to_json

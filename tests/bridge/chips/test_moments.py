@@ -10,9 +10,11 @@ import torch
 from flax import nnx
 from torch import nn
 
-from bridge import ADC, PCM, PROFILES, Clipping, Profile, WeightNoise, from_torch, program, twin
+from bridge import PROFILES, Profile, from_torch, program
+from bridge.chips import ADC, PCM, Clipping, WeightNoise
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.moments import WeightMoments, moment_state_dict, output_noise, weight_moments
+from bridge.weights import twin
 from jaxcurv.flips import flip_probability
 from tests.bridge.weights.test_state import shallow_resnet
 from tests.chips import noisy, single, small_resnet

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PCM, Chip, Profile, SinglePair, load_chip, program, save_chip
+from bridge import Profile, load_chip, program, save_chip
 from bridge.checks import require_finite
+from bridge.chips import PCM, Chip, SinglePair
 from bridge.chips.files import fingerprint
 from bridge.chips.memories.protocol import Memory
 from bridge.chips.profiles import from_json, to_json

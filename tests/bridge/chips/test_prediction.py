@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, load_chip, logit_scores, predict, program, save_chip
+from bridge import PROFILES, load_chip, predict, program, save_chip
+from bridge.analysis import logit_scores
 from tests.chips import LiveLogits, noisy, single, small_resnet
 
 

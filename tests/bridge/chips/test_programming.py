@@ -11,23 +11,11 @@ import torch
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from torch import nn
 
-from bridge import (
-    ADC,
-    PCM,
-    PROFILES,
-    Chip,
-    Clipping,
-    Profile,
-    WeightNoise,
-    clipped_share,
-    eight_profiles,
-    predict,
-    program,
-    resnet18,
-    resnet50,
-)
+from bridge import PROFILES, Profile, predict, program
+from bridge.chips import ADC, PCM, Chip, Clipping, WeightNoise, clipped_share, eight_profiles
 from bridge.chips.configuration import rpu_config
 from bridge.chips.tiles import named_tiles
+from bridge.weights import resnet18, resnet50
 from bridge.weights.resnet import BasicBlock, ResNet
 
 IDEAL = PROFILES["ideal"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import Profile, WeightNoise, predict, program
+from bridge import Profile, predict, program
+from bridge.chips import WeightNoise
 from bridge.chips.programming import Engine
 from tests.compiled_tile import (
     KINDS,

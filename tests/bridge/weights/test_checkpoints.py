@@ -19,7 +19,8 @@ from flax import nnx
 from safetensors.torch import save_file
 
 import jaxcurv.models.resnet
-from bridge import from_torch, load_checkpoint, load_weights, save_weights, to_torch, twin
+from bridge import from_torch, to_torch
+from bridge.weights import load_checkpoint, load_weights, save_weights, twin
 from tests.bridge.weights.test_state import (
     FLAX,
     TORCH,

@@ -10,7 +10,8 @@ import torch
 from flax import nnx
 
 import jaxcurv.models
-from bridge import from_torch, load_weights, resnet18, resnet50, save_weights, to_torch
+from bridge import from_torch, to_torch
+from bridge.weights import load_weights, resnet18, resnet50, save_weights
 from jaxcurv import data
 from jaxcurv.models.resnet import BasicBlock, ResNet
 

@@ -182,7 +182,7 @@ def test_cost_is_over_the_digital_runs_before_and_after(monkeypatch: pytest.Monk
 
 def test_random_network_tells_images_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without BatchNorm's statistics it does not, and agreement would mean nothing."""
-    monkeypatch.setattr(bridge, "resnet18", resnet18)
+    monkeypatch.setattr(bridge.weights, "resnet18", resnet18)
     workload = benchmark.make_workload(replace(SETTINGS, width=8, batch_size=32))
     again = benchmark.make_workload(replace(SETTINGS, width=8, batch_size=32))
     assert not workload.network.training

@@ -25,10 +25,9 @@ from jaxcurv import (
     HessianTrace,
     HessianVector,
     LowRankGaussNewton,
-    Published,
-    probe,
 )
-from jaxcurv.estimators import forward_passes
+from jaxcurv.engine import probe
+from jaxcurv.estimators import Published, forward_passes
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.shallow_resnet import replace_resnet18
 

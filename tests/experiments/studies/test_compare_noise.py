@@ -127,24 +127,24 @@ def test_all_noise_is_scaled(exported: Exported) -> None:
         assert memory is not None
         levels = (memory.programming_noise, memory.read_noise, memory.drift)
         assert (levels, memory.compensation) == ((3.0, 3.0, 3.0), "global")
-    assert bench.profile("reram_wan2022", 3.0).memory == bridge.ReRamWan2022(
+    assert bench.profile("reram_wan2022", 3.0).memory == bridge.chips.ReRamWan2022(
         noise=3.0, compensation="global"
     )
     sigma = EXPERIMENT.simulate.wnoise.sigma
-    assert bench.profile("wnoise", 3.0).wnoise == bridge.WeightNoise(sigma=3 * sigma)
+    assert bench.profile("wnoise", 3.0).wnoise == bridge.chips.WeightNoise(sigma=3 * sigma)
     plain = Bench(exported, EXPERIMENT, "none", Path())
-    assert plain.profile("hermes", 1.0) == bridge.Profile(memory=bridge.Hermes())
+    assert plain.profile("hermes", 1.0) == bridge.Profile(memory=bridge.chips.Hermes())
 
 
 def test_settings_of_the_simulation_count(exported: Exported) -> None:
     simulate = replace(
         EXPERIMENT.simulate,
-        pcm=bridge.PCM(read_noise=2.0, t_inference=60.0),
-        clipping=bridge.Clipping("layer_gaussian"),
+        pcm=bridge.chips.PCM(read_noise=2.0, t_inference=60.0),
+        clipping=bridge.chips.Clipping("layer_gaussian"),
     )
     bench = Bench(exported, replace(EXPERIMENT, simulate=simulate), "none", Path())
     profile = bench.profile("pcm", 0.5)
-    assert profile.memory == bridge.PCM(
+    assert profile.memory == bridge.chips.PCM(
         programming_noise=0.5, drift=0.5, read_noise=1.0, t_inference=60.0
     )
     assert profile.clipping == bench.profile("hermes", 1.0).clipping == simulate.clipping
@@ -235,7 +235,7 @@ def programmed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     program = bridge.program
 
-    def noted(*arguments: Any, seed: int, **options: Any) -> bridge.Chip:
+    def noted(*arguments: Any, seed: int, **options: Any) -> bridge.chips.Chip:
         made.append(seed)
         return program(*arguments, seed=seed, **options)
 
@@ -416,10 +416,10 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], compensation: Any, 
         [{"name": name, **asdict(systematic_share(failures, resamples=5))} for name in names]
     )
     overlap = failure_overlap(dict.fromkeys(names, failures), np.arange(4.0), bins=2, resamples=5)
-    memory = bridge.ReRamWan2022(t_inference=172800.0, compensation=compensation)
+    memory = bridge.chips.ReRamWan2022(t_inference=172800.0, compensation=compensation)
     profiles = {
         "reram_wan2022": bridge.Profile(memory=memory),
-        "wnoise": bridge.Profile(wnoise=bridge.WeightNoise()),
+        "wnoise": bridge.Profile(wnoise=bridge.chips.WeightNoise()),
     }
     compare_noise.show(matched, systematic, overlap, profiles)
     printed = " ".join(capsys.readouterr().out.split())

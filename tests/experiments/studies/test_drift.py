@@ -151,7 +151,7 @@ def test_rows_are_those_of_the_chips(folder: Path, exported: Exported) -> None:
     ]
     digital = bridge.predict(exported.network, exported.test)["correct"].to_numpy()
     assert digital.sum() > 10
-    memory = bridge.PCM(t_inference=3600.0, compensation="global")
+    memory = bridge.chips.PCM(t_inference=3600.0, compensation="global")
     chip = bridge.program(exported.network, bridge.Profile(memory=memory), seed=1)
     analog = bridge.predict(chip, exported.test)["correct"].to_numpy()
     row = rows.set_index(keys).loc[("global", 1, 3600.0)]

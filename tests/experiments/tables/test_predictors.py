@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridge import Costs, choose_threshold, routed_at
 from bridge.chips.memories.conductances import Pairs
+from bridge.routing import Costs, choose_threshold, routed_at
 from experiments.cli.parsing import Options, parse_preset
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS, command_line

@@ -16,14 +16,13 @@ from jaxcurv import (
     GaussNewton,
     HessianTrace,
     HessianVector,
-    Published,
     input_curvature,
 )
 from jaxcurv.curvature import inspect
 from jaxcurv.data.reading import Batch
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import Problem
-from jaxcurv.estimators import Estimator
+from jaxcurv.estimators import Estimator, Published
 from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.oracles import KEY
 

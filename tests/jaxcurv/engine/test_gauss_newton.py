@@ -8,16 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcurv import (
-    Curvature,
-    GaussNewton,
-    HessianVector,
-    LowRankGaussNewton,
-    cross_entropy,
-    input_curvature,
-)
+from jaxcurv import Curvature, GaussNewton, HessianVector, LowRankGaussNewton, input_curvature
 from jaxcurv.curvature import inspect
 from jaxcurv.data.reading import Batch
+from jaxcurv.engine import cross_entropy
 from jaxcurv.engine.losses import Loss, hessian_root
 from jaxcurv.engine.model import Problem
 from tests.oracles import (

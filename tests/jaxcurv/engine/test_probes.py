@@ -17,9 +17,8 @@ from jaxcurv import (
     HessianTrace,
     HessianVector,
     LowRankGaussNewton,
-    Published,
 )
-from jaxcurv.estimators import Distribution, Estimator, Probed
+from jaxcurv.estimators import Distribution, Estimator, Probed, Published
 from tests.oracles import CONV_IMAGES, CONV_INDICES, CONV_LABELS, KEY, draw, score_convnet
 
 DISTRIBUTIONS: tuple[Distribution, ...] = ("rademacher", "gaussian", "sphere")

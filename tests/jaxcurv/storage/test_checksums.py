@@ -41,8 +41,8 @@ _KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "a.json": (lambda path: checksums.write_json(path, _VALUE), checksums.read_json),
     "a.parquet": (lambda path: checksums.write_table(path, _TABLE), checksums.read_table),
     "a.safetensors": (
-        lambda path: bridge.save_weights(path, _WEIGHTS, {"made": "by a test"}),
-        bridge.load_weights,
+        lambda path: bridge.weights.save_weights(path, _WEIGHTS, {"made": "by a test"}),
+        bridge.weights.load_weights,
     ),
 }
 
@@ -122,15 +122,15 @@ def test_json_of_earlier_versions_is_read_and_compared(tmp_path: Path) -> None:
 
 def test_weights_of_earlier_versions_are_read_and_compared(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    bridge.save_weights(path, _WEIGHTS, {"made": "by a test"})
+    bridge.weights.save_weights(path, _WEIGHTS, {"made": "by a test"})
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     earlier = "1:" + metadata.pop("checksum")
     save_file(_WEIGHTS, path, metadata | {"seal": earlier})
-    assert _same(path.name, bridge.load_weights(path))
-    assert bridge.load_checkpoint(path).origin["header"] == {"made": "by a test"}
+    assert _same(path.name, bridge.weights.load_weights(path))
+    assert bridge.weights.load_checkpoint(path).origin["header"] == {"made": "by a test"}
     save_file(_WEIGHTS, path, metadata | {"seal": earlier[:-1] + "?"})
-    for load in (bridge.load_weights, bridge.load_checkpoint):
+    for load in (bridge.weights.load_weights, bridge.weights.load_checkpoint):
         with pytest.raises(ValueError, match=r"a\.safetensors is damaged"):
             load(path)
 

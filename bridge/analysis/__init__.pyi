@@ -1,0 +1,17 @@
+from .calibration import calibration_table as calibration_table
+from .calibration import expected_calibration_error as expected_calibration_error
+from .digital import gaussian_flip_probability as gaussian_flip_probability
+from .digital import logit_scores as logit_scores
+from .failures import Trend as Trend
+from .failures import analog_only_failures as analog_only_failures
+from .failures import deciles as deciles
+from .failures import edge_ties as edge_ties
+from .failures import failure_table as failure_table
+from .failures import trend_test as trend_test
+from .failures import within_class_rank as within_class_rank
+from .intervals import wilson_interval as wilson_interval
+from .overlap import SystematicShare as SystematicShare
+from .overlap import failure_overlap as failure_overlap
+from .overlap import systematic_share as systematic_share
+from .predictors import compare_predictors as compare_predictors
+from .predictors import cross_validated_logistic as cross_validated_logistic

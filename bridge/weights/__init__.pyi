@@ -1,0 +1,9 @@
+from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import load_checkpoint as load_checkpoint
+from .files import load_weights as load_weights
+from .files import save_weights as save_weights
+from .resnet import resnet18 as resnet18
+from .resnet import resnet50 as resnet50
+from .resnet import twin as twin
+from .state import from_torch as from_torch
+from .state import to_torch as to_torch
