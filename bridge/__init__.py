@@ -8,15 +8,11 @@ from typing import Any
 
 import lazy_loader
 
+from jaxcurv.extras import needs
+
 _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    try:
+    with needs(f"bridge.{name}", "bridge"):
         return _attribute(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"bridge.{name} needs {error.name}, which is not installed: "
-            'pip install ".[bridge]" in the checkout',
-            name=error.name,
-        ) from error
