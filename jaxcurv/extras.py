@@ -5,6 +5,7 @@ Nothing is imported here but what Python brings.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 
@@ -46,8 +47,12 @@ def needs(what: str, extra: str) -> Iterator[None]:
 def not_installed(what: str, extra: str, missing: Sequence[str]) -> ModuleNotFoundError:
     """The error for `missing` modules or packages, with the first as its name."""
     be = "is" if len(missing) == 1 else "are"
+    try:
+        version("jaxcurv")
+        target = f'"jaxcurv[{extra}]"'  # of the one that is installed: pip looks for no other
+    except PackageNotFoundError:
+        target = f'".[{extra}]" in its checkout'
     return ModuleNotFoundError(
-        f"{what} needs {', '.join(missing)}, which {be} not installed: "
-        f'pip install "jaxcurv[{extra}]"',
+        f"{what} needs {', '.join(missing)}, which {be} not installed: pip install {target}",
         name=missing[0],
     )

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bridge.analysis.predictors import cross_validated_logistic
 from jaxcurv import data
+from jaxcurv.extras import not_installed
 from tests.jaxcurv.data.test_data import write_prepared
 from tests.test_constraints import PYPROJECT, installed
 
@@ -180,6 +181,18 @@ def test_combined_scores_name_what_they_lack_and_the_extra(
     install = re.escape('sklearn, which is not installed: pip install "jaxcurv[bridge]"')
     with pytest.raises(ModuleNotFoundError, match=f"cross_validated_logistic needs {install}$"):
         cross_validated_logistic({"score": np.arange(4.0)}, right, ~right)
+
+
+def test_a_checkout_that_is_not_installed_is_not_looked_for_on_the_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("jaxcurv.extras.version", version)
+    wanted = re.escape('torch, which is not installed: pip install ".[bridge]" in its checkout')
+    with pytest.raises(ModuleNotFoundError, match=f"this needs {wanted}$"):
+        raise not_installed("this", "bridge", ["torch"])
 
 
 def write_tree(root: Path) -> None:
