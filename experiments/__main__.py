@@ -4,15 +4,15 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line, or says what must be installed for it."""
+    """Runs the command line; where not even the base install is there, says how to install it."""
     try:
         from experiments.cli.commands import run
         from experiments.system.compiled_programs import FLAG, keep_compiled_programs
         from experiments.system.processes import raise_on_sigint, raise_on_sigterm
     except ModuleNotFoundError as error:
         print(
-            f"error: not installed: {error.name}; "
-            'pip install ".[experiments]" in the checkout installs it',
+            f"error: jaxcurv is not installed ({error.name} is missing): "
+            'pip install ".[experiments]" in its checkout',
             file=sys.stderr,
         )
         sys.exit(2)

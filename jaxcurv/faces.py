@@ -3,10 +3,13 @@
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any
 
 import lazy_loader
+
+from jaxcurv.extras import needs
 
 Face = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 """`__getattr__`, `__dir__` and `__all__` of a package."""
@@ -30,16 +33,8 @@ def attach(
     def __getattr__(name: str) -> Any:
         if name in places:
             return _at_new_place(package, name, places[name])
-        try:
+        with needs(f"{package}.{name}", extra) if extra else nullcontext():
             return in_stub(name)
-        except ModuleNotFoundError as error:
-            if extra is None:
-                raise
-            raise ModuleNotFoundError(
-                f"{package}.{name} needs {error.name}, which is not installed: "
-                f'pip install ".[{extra}]" in the checkout',
-                name=error.name,
-            ) from error
 
     return __getattr__, __dir__, __all__
 

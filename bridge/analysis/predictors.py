@@ -19,6 +19,7 @@ from bridge.checks import (
     sample_indices,
     vector,
 )
+from jaxcurv.extras import require
 
 Among = Literal["correct", "all"]
 """The samples that are compared: the digitally correct ones, or all."""
@@ -196,7 +197,9 @@ def cross_validated_logistic(
     Raises:
         ValueError: for NaN, repeated indices, other dtypes or shapes, or too few samples that fail
             or survive for each fold to have both.
+        ModuleNotFoundError: scikit-learn is not installed.
     """
+    require("bridge.cross_validated_logistic", "bridge", ["sklearn"])
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline

@@ -20,9 +20,17 @@ from experiments.cli.exit_codes import exit_code_of
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.system.errors import at_work
 from experiments.system.processes import named_if_ended
+from jaxcurv.extras import require
 
 if TYPE_CHECKING:
     from experiments.studies.opening import Study
+
+_PACKAGES = (
+    *("tyro", "rich", "matplotlib", "jinja2", "scipy", "sklearn"),
+    *("tensorflow_datasets", "PIL", "optax", "orbax"),
+)
+"""The modules without which no command starts. torch, AIHWKit and safetensors, which some commands
+do without, are asked for by those that use them (`package_versions`)."""
 
 _USAGE = f"""\
 usage: python -m experiments run PRESET [flags]          the whole path, from images to report
@@ -71,6 +79,7 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
         raise ValueError("regenerate is for maintainers: in a checkout, python -m tools regenerate")
     if command not in _COMMANDS:
         raise ValueError(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
+    require(f"jaxcurv {command}", "experiments", _PACKAGES)
     return _COMMANDS[command](rest)
 
 

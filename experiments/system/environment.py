@@ -6,6 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from jaxcurv.extras import not_installed
+
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
     """Versions of Python, of this package and of what a stage needs.
@@ -20,10 +22,7 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        raise ModuleNotFoundError(
-            f"not installed: {', '.join(missing)}; "
-            'pip install ".[experiments]" in the checkout installs it'
-        )
+        raise not_installed("this command", "experiments", missing)
     return versions
 
 

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass, urlopen
 
 import numpy as np
 
-from jaxcurv.data.prepared import Examples, prepare
+from jaxcurv.data.prepared import Examples, prepare, require_packages
 from jaxcurv.progress import progress
 
 VERSION = "3.0.2"
@@ -98,10 +98,13 @@ def prepare_cifar(name: str, data_dir: Path) -> Path:
 
     Raises:
         FileNotFoundError: the archive is not there and cannot be downloaded.
+        ModuleNotFoundError: a package that prepares it is not installed; nothing is downloaded.
         ValueError: the archive has another md5 than the official one, which is compared before
             anything in it is read.
     """
     archive = ARCHIVES[name]
+    directory = data_dir / name / VERSION
+    require_packages(directory)
     path = _fetch(archive, data_dir)
     try:
         contents = _read_archive(path, archive)
@@ -115,7 +118,6 @@ def prepare_cifar(name: str, data_dir: Path) -> Path:
         split: _examples([contents[file] for file in files], archive)
         for split, files in archive.splits.items()
     }
-    directory = data_dir / name / VERSION
     prepare(
         directory,
         examples,

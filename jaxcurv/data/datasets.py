@@ -40,6 +40,7 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such data set, or its files are missing.
+        ModuleNotFoundError: a package that reads it is not installed; names the extra.
         ValueError: its files are not as they should be, or `name` leads out of `data_dir`.
     """
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -108,6 +109,7 @@ def open_folder(
 
     Raises:
         FileNotFoundError: the folder, or images in it, are missing.
+        ModuleNotFoundError: a package that reads it is not installed; names the extra.
         ValueError: its files are not as they should be, or there is no such split.
     """
     directory = Path(directory).expanduser()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcurv.data.sources import Arrays, ImageDataset
+from jaxcurv.extras import not_installed
 
 
 def load_digits() -> ImageDataset:
@@ -16,14 +17,13 @@ def load_digits() -> ImageDataset:
 
     E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError(
-            'digits come with scikit-learn, which is not installed: pip install ".[experiments]" '
-            "in the checkout",
-            name="sklearn",
-        )
+        raise not_installed("the data set digits", "data", ["sklearn"])
     # Its file alone: to import scikit-learn takes a second and more.
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
     images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]

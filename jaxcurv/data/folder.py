@@ -19,6 +19,7 @@ from jaxcurv.data.images import decode, height_and_width
 from jaxcurv.data.prepared import is_prepared
 from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample
+from jaxcurv.extras import require
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -74,8 +75,10 @@ def final_size(first: Path, preprocessing: Preprocessing | None) -> tuple[int, i
     """Height and width after preprocessing of the images of which `first` is one.
 
     Raises:
+        ModuleNotFoundError: Pillow is not installed; nothing of them can be read.
         ValueError: they are left as they are, and `first` is not a readable image.
     """
+    require(f"reading {first}", "data", ["PIL"])
     if preprocessing is None:
         return height_and_width(first)
     return preprocessing.crop_size, preprocessing.crop_size

@@ -18,12 +18,14 @@ import numpy as np
 from jaxcurv.data.images import decode, encode_png
 from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample, check_label
+from jaxcurv.extras import require
 from jaxcurv.progress import progress
 
 _CHUNK = 1024  # records fetched at once to learn their labels and ids: they still hold the images
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 _CLASS_KEYS = {"pythonClassName", "python_class_name", "type"}  # the last one until TFDS 4.5
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_PACKAGES = ("tensorflow_datasets", "array_record", "importlib_resources", "PIL")
 
 
 def find_prepared(directory: Path) -> Path | None:
@@ -40,6 +42,14 @@ def find_prepared(directory: Path) -> Path | None:
 def is_prepared(directory: Path) -> bool:
     """Whether `directory` is a prepared data set itself: one version of it."""
     return all((directory / name).is_file() for name in ("dataset_info.json", "features.json"))
+
+
+def require_packages(directory: Path) -> None:
+    """Raises ModuleNotFoundError unless what reads and writes the set in `directory` is installed.
+
+    TFDS declares neither array_record nor importlib_resources everywhere, and uses both.
+    """
+    require(f"the data set {directory}", "data", _PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -133,9 +143,11 @@ def open_prepared(
     """The data set prepared in `directory`: its split `train` and, as test, `test` or `validation`.
 
     Raises:
+        ModuleNotFoundError: a package that reads it is not installed.
         ValueError: it has no images with labels, no such splits, or no random access; or features
             that are not TFDS's own, whose modules TFDS would import.
     """
+    require_packages(directory)
     import tensorflow_datasets as tfds
 
     _refuse_foreign_features(directory / "features.json")

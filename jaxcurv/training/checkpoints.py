@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-import orbax.checkpoint as ocp
 from flax import nnx
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxcurv.extras import needs
 from jaxcurv.storage.checksums import check, hash_tree
+
+with needs("jaxcurv.training", "train"):
+    import optax
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 _TRAINED_ELSEWHERE = 0
 """The step of a checkpoint that `keep_trained` left; epochs count from 1."""

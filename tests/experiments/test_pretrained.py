@@ -346,6 +346,6 @@ def test_torch_is_needed_for_given_weights_only(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("experiments.system.environment.version", version)
     given = Experiment(model=Model(weights="some.pth"))
-    with pytest.raises(ModuleNotFoundError, match=r"not installed: torch; pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs torch, which is not installed: pip"):
         environment.package_versions(registry.stage_of("train", given).packages)
     environment.package_versions(registry.stage_of("train", Experiment()).packages)
