@@ -313,7 +313,7 @@ class Bench:
             device=simulate.device,
             description=label,
             keep=bridge.logit_scores,
-        ).to_pandas()
+        )
 
     def _program(self, name: str, factor: float, seed: int) -> bridge.Chip:
         import bridge
