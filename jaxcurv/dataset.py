@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,18 @@ from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
 from jaxcurv.progress import progress
 from jaxcurv.reuse import Finished, find_finished
-from jaxcurv.score_tables import image_checksums, shard_metadata, table_metadata
-from jaxcurv.shards import Shards, check_name, merge_scores, read_finished
+from jaxcurv.score_tables import (
+    frame_of_scores,
+    image_checksums,
+    shard_metadata,
+    table_metadata,
+)
+from jaxcurv.shards import Shards, check_name, merge_shards, read_finished
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
 from jaxcurv.storage.lock import FolderInUse, lock
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHARD, _SHARDS = 1024, 16
 """Samples a shard, computed again after a kill; fewer where a source has too few for 16 shards."""
@@ -73,7 +81,7 @@ def score_dataset(
     mesh: Mesh | None = None,
     shard: tuple[int, int] | None = None,
     description: str = "score",
-) -> pa.Table:
+) -> "pd.DataFrame":
     """Scores every sample of a source.
 
     With `out`, finished shards of up to 1,024 samples are kept in `OUT.parts/`: the same call goes
@@ -116,11 +124,12 @@ def score_dataset(
       description: a few words for the progress bar.
 
     Returns:
-      A table with the columns index, path (where the source has `paths`), label, prediction,
-      correct, loss, gradient_norm and those of `jaxcurv.logit_scores`, and for each estimator NAME
-      and NAME_standard_error (and, where the estimator has them, NAME_probes, NAME_frobenius_norm,
-      NAME_top_eigenvalue, NAME_residual_trace), in the source's order. Its metadata say what was
-      scored, how and on what. With `shard`, the rows of those shards.
+      A DataFrame with the columns index (int64), path (text, where the source has `paths`), label
+      and prediction (int32), correct (bool), and as float32 loss, gradient_norm, those of
+      `jaxcurv.logit_scores`, and for each estimator NAME and NAME_standard_error (and, where the
+      estimator has them, NAME_probes (int32), NAME_frobenius_norm, NAME_top_eigenvalue,
+      NAME_residual_trace), in the source's order. Its `attrs` say what was scored, how and on
+      what. With `shard`, the rows of those shards.
 
     Raises:
       ValueError: an empty source, duplicate indices, an `out` that is no `.parquet` or belongs to
@@ -179,9 +188,9 @@ def score_dataset(
     )
     mine = list(range(0, len(source), run.length)[turn[0] :: turn[1]])
     if out is None:
-        tables: dict[int, pa.Table] = {}
-        _compute(run, mine, size, tables.__setitem__)
-        return _joined(identity, list(tables.values()))
+        made: dict[int, pa.Table] = {}
+        _compute(run, mine, size, made.__setitem__)
+        return frame_of_scores(_joined(identity, list(made.values())))
     path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
     finished = read_finished(path, identity)
     if finished is not None:
@@ -195,13 +204,16 @@ def score_dataset(
                 try:
                     _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
                     if shard is not None:
-                        return _joined(identity, [shards.read(start) for start in mine])
+                        tables = [shards.read(start) for start in mine]
+                        return frame_of_scores(
+                            _joined(identity, tables or [_no_rows(run, few, size)])
+                        )
                     finished = _joined_by_all(shards)
                 except FileNotFoundError:  # merged, meanwhile, by who found them all
                     finished = read_finished(path, identity)
                     if finished is None:
                         raise
-    return finished if shard is None else finished.take(run.table_rows(mine))
+    return frame_of_scores(finished if shard is None else finished.take(run.table_rows(mine)))
 
 
 def _check_arguments(
@@ -303,7 +315,7 @@ def _joined_by_all(shards: Shards) -> pa.Table:
     while (table := read_finished(shards.out, shards.identity)) is None:
         if alone or (first and all(map(shards.finished, shards.starts()))):
             with contextlib.suppress(FolderInUse):  # which merges them
-                merged = merge_scores(shards.out)
+                merged = merge_shards(shards.out)
                 shards.check_list(merged)
                 return merged
         time.sleep(_POLL_SECONDS)
@@ -311,9 +323,9 @@ def _joined_by_all(shards: Shards) -> pa.Table:
 
 
 def _joined(identity: Mapping[str, Any], tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables of shards as one; a process that got no shard has an empty table."""
+    """Tables of shards, at least one, as one."""
     check_indices(np.unique(table["index"]) for table in tables)
-    table = pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
+    table = pa.concat_tables(tables)
     return table.replace_schema_metadata(table_metadata(identity, tables))
 
 
@@ -538,6 +550,19 @@ def _table(
     else:
         merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
     return pa.table(merged)
+
+
+def _no_rows(run: _Run, few: Batch, batch_size: int) -> pa.Table:
+    """The table of a process that got no shard: the columns of the others'; nothing is computed."""
+    shapes = jax.eval_shape(
+        lambda: dispatch(run.problem, run.weights[0], few, run.key, run.estimators)
+    )
+    one = few.take(np.arange(1))
+    row = jax.tree.map(lambda array: np.ones((1, *array.shape[1:]), array.dtype), shapes)
+    raws = [collect(row, one.indices)] * len(run.weights)
+    table = _table(run, one, path_column(run.source, [0]), raws, batch_size).slice(0, 0)
+    made: dict[str, list[Any]] = {"devices": [], "jax": [], "batch_sizes": []}
+    return table.replace_schema_metadata(shard_metadata(made, np.empty(0, np.uint32), start=None))
 
 
 def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:

@@ -6,15 +6,24 @@ import base64
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METADATA_KEY = b"jaxcurv"
 _IMAGES_KEY = b"jaxcurv.images"
 
 _MADE = ("devices", "jax", "batch_sizes")
+
+_SAID = (
+    *("estimators", "loss", "precision", "matrix", "key", "checkpoints", "average", "weights"),
+    *("samples", "data", "batch_size_a_device", *_MADE),
+)
+"""What a DataFrame of scores says of itself; the rest, such as logits, only compares."""
 
 
 def described(schema: pa.Schema) -> dict[str, Any]:
@@ -25,6 +34,14 @@ def described(schema: pa.Schema) -> dict[str, Any]:
       ValueError: the entry is no JSON.
     """
     return json.loads((schema.metadata or {})[METADATA_KEY])
+
+
+def frame_of_scores(table: pa.Table) -> "pd.DataFrame":
+    """A table of scores as a DataFrame; what was scored, how and on what is at its `attrs`."""
+    from jaxcurv.frames import frame_of
+
+    says = described(table.schema)
+    return frame_of(table, {name: says[name] for name in _SAID})
 
 
 def image_checksums(images: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from jaxcurv.engine.checks import check_indices
 from jaxcurv.score_tables import (
     checksums_of,
     described,
+    frame_of_scores,
     made_of,
     sample_keys,
     shard_metadata,
@@ -36,6 +37,9 @@ from jaxcurv.score_tables import (
 )
 from jaxcurv.storage.checksums import read_json, read_table, write_json, write_table, write_tables
 from jaxcurv.storage.lock import FolderInUse, lock
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LIST = ("samples", "data", "shard_length")
 """Entries of an identity that say which samples a table is of, and not how they are scored."""
@@ -353,11 +357,11 @@ def _close(found: Any, wanted: Any) -> bool:
     )
 
 
-def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
+def merge_scores(out: str | os.PathLike[str]) -> "pd.DataFrame":
     """Makes the table `out` from its shards, in the source's order, and removes them.
 
-    Returns `out` as it is where that was done before. Rows that `out` had of samples which are no
-    longer in the source stay in `OUT.parts/`.
+    Returns `out` as it is where that was done before, as a DataFrame like that of `score_dataset`.
+    Rows that `out` had of samples which are no longer in the source stay in `OUT.parts/`.
 
     Raises:
       FileNotFoundError: there is neither the table nor a shard of it.
@@ -367,6 +371,11 @@ def merge_scores(out: str | os.PathLike[str]) -> pa.Table:
     """
     path = Path(out)
     check_name(path)
+    return frame_of_scores(merge_shards(path))
+
+
+def merge_shards(path: Path) -> pa.Table:
+    """The work of `merge_scores`; returns the table as it is on disk."""
     if not _record(path).exists():
         if not path.exists():
             raise FileNotFoundError(f"there is neither {path} nor {_folder(path)}: score first")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch, read_batches
 from jaxcurv.data.sources import Source, path_column
+from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
 
@@ -43,7 +45,7 @@ def predict(
     description: str = "predict",
     out: str | os.PathLike[str] | None = None,
     keep: Keep | None = None,
-) -> pa.Table:
+) -> pd.DataFrame:
     """What a chip makes of every sample, in the source's order.
 
     No sample's logits depend on the others in its batch (up to rounding): the noise of an operation
@@ -65,8 +67,11 @@ def predict(
         1.28 million samples and 1000 classes.
 
     Returns:
-      index int64, path (text, where the source has `paths`), label int64, prediction int64,
-      correct bool and logits, float32 `[class]`, or what `keep` makes of them; one row a sample.
+      A DataFrame with the columns index (int64), path (text, where the source has `paths`), label
+      and prediction (int64), correct (bool) and logits, or what `keep` makes of them; one row a
+      sample. Each sample's logits are a float32 array `[class]`, which is not to be written to.
+      With `out`, its `attrs` say what it was made from: chip (a hash), samples (how many), some (a
+      hash of 16 of them) and keep (its name).
 
     Raises:
       ValueError: malformed samples, images of another scale than a chip was calibrated on, a
@@ -93,7 +98,7 @@ def predict(
 
     if out is None:
         with progress(len(source), description) as shown:
-            return pa.concat_tables(run(shown.update))
+            return frame_of(pa.concat_tables(run(shown.update)))
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
@@ -225,11 +230,11 @@ def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> byte
     return json.dumps(identity).encode()
 
 
-def _read(path: Path, identity: bytes) -> pa.Table:
+def _read(path: Path, identity: bytes) -> pd.DataFrame:
     table = read_table(path)
     if (table.schema.metadata or {}).get(_MADE_BY) != identity:
         raise ValueError(
             f"{path} was made by another chip, from other samples or with another keep: remove it, "
             "or give another out"
         )
-    return table
+    return frame_of(table, json.loads(identity))

@@ -39,7 +39,7 @@ from jaxcurv.data import Normalisation, Normalised, Sample
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pandas as pd
 
 PROFILE = "adc+wnoise+pcm"
 
@@ -134,7 +134,7 @@ class Synthetic:
         return Sample(image=image, label=position % self.classes, index=position)
 
 
-Run = Callable[[int, Path], "pa.Table"]
+Run = Callable[[int, Path], "pd.DataFrame"]
 """Works on so many samples and leaves the table at a path."""
 
 
@@ -222,7 +222,7 @@ def measure(work: str, samples: int, settings: LoadBenchmark) -> dict[str, Any]:
             "prepared_peak_bytes": _known(prepared_peak),
             "resident_bytes": _known(after),
             "peak_bytes": _known(peak),
-            "table_bytes": table.nbytes,
+            "table_bytes": int(table.memory_usage(index=False).sum()),
             "file_bytes": out.stat().st_size,
             "device": device,
         }
@@ -253,7 +253,7 @@ def _score(settings: LoadBenchmark) -> tuple[str, Run]:
     model.eval()
     network, params = functional(model, None)
 
-    def once(samples: int, out: Path) -> pa.Table:
+    def once(samples: int, out: Path) -> pd.DataFrame:
         return score_dataset(
             network,
             _source(samples, settings),
@@ -283,7 +283,7 @@ def _simulate(settings: LoadBenchmark) -> tuple[str, Run]:
     fit_batch_norm(network, torch.from_numpy(calibration).permute(0, 3, 1, 2))
     chip = bridge.program(network, bridge.PROFILES[PROFILE], seed=0, calibration=calibration)
 
-    def once(samples: int, out: Path) -> pa.Table:
+    def once(samples: int, out: Path) -> pd.DataFrame:
         return bridge.predict(
             chip,
             _source(samples, settings),

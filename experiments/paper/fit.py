@@ -293,7 +293,7 @@ def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) ->
                 device=device,
                 description=f"{one.preset}, {fold}, chip {number}",
                 keep=bridge.analysis.logit_scores,
-            ).to_pandas()
+            )
             for number, chip in enumerate(made)
         ]
         table = pd.DataFrame({"fold": fold, "index": outcomes[0]["index"]})

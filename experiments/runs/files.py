@@ -22,10 +22,12 @@ def write_parquet(path: Path, table: pd.DataFrame, *, level: int = 3) -> Path:
 
     Args:
       path: the file.
-      table: its index is dropped.
+      table: its index is dropped, and its `attrs`, for the run's records say how it was made.
       level: effort of the compression (zstd), 1 to 22.
     """
-    return write_table(path, pa.Table.from_pandas(table, preserve_index=False), level=level)
+    rows = table.copy(deep=False)
+    rows.attrs = {}
+    return write_table(path, pa.Table.from_pandas(rows, preserve_index=False), level=level)
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

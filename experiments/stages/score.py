@@ -63,7 +63,7 @@ def score(job: Job) -> Outcome:
                 out=place / f"{name.replace(' ', '_')}.parquet",
                 batch_size=batch_size,
                 description=name,
-            ).to_pandas()
+            )
 
     expect(sum(map(len, folds.values())))
     tables = []

@@ -63,8 +63,7 @@ def simulate(job: Job) -> Outcome:
                 description=f"chip {seed}: {profile.name}, {fold}",
                 keep=bridge.analysis.logit_scores,
             )
-            of_scores = [name for name in ("path", "label") if name in table.column_names]
-            predicted = table.drop_columns(of_scores).to_pandas()
+            predicted = table.drop(columns=["path", "label"], errors="ignore")
             predicted.insert(0, "fold", fold)
             outcomes.append(predicted)
         tables = [ranges, pd.concat(outcomes, ignore_index=True)]

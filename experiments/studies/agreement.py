@@ -180,7 +180,7 @@ def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path
             out=out / name,
             batch_size=settings.batch_size,
             description=f"score, {which} key",
-        ).to_pandas()
+        )
 
     with progress(2 * len(trained.source), "agreement"):
         with progress(len(trained.source), "first key"):

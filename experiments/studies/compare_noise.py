@@ -313,7 +313,7 @@ class Bench:
             device=simulate.device,
             description=label,
             keep=bridge.analysis.logit_scores,
-        ).to_pandas()
+        )
 
     def _program(self, name: str, factor: float, seed: int) -> bridge.chips.Chip:
         import bridge

@@ -8,7 +8,6 @@ failure rates of its first and last decile. `tabulate` and `draw` need the table
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -313,7 +312,6 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     import jax
 
     from jaxcurv.dataset import score_dataset
-    from jaxcurv.score_tables import METADATA_KEY
 
     network = with_tensor_float(finished.model) if variant.tensor_float else finished.model
     normalisation = finished.normalisation
@@ -333,8 +331,7 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
         batch_size=finished.origin["batch_size"],
         description=variant.name,
     )
-    devices = json.loads(table.schema.metadata[METADATA_KEY])["devices"]
-    return table["curvature"].to_numpy(), ", ".join(devices)
+    return table["curvature"].to_numpy(), ", ".join(table.attrs["devices"])
 
 
 def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[LogitsFn, Any]:

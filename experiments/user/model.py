@@ -8,7 +8,6 @@ have found each other.
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from jaxcurv.estimators import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pandas as pd
 
     EstimatorFlag = str
 else:
@@ -334,7 +333,7 @@ def _join_cluster(settings: OwnModel) -> None:
         ) from error
 
 
-def merge(out: Path) -> pa.Table:
+def merge(out: Path) -> pd.DataFrame:
     """Makes the table from what `--shard` left, and prints its summary.
 
     Raises:
@@ -349,11 +348,9 @@ def merge(out: Path) -> pa.Table:
     return table
 
 
-def print_summary(out: Path, table: pa.Table) -> None:
+def print_summary(out: Path, table: pd.DataFrame) -> None:
     """Prints how many samples were scored and where the middle and the highest tenth lie."""
-    columns = json.loads(table.schema.metadata[b"jaxcurv"])["estimators"]
-    correct = table["correct"].to_numpy()
-    print(f"{out}: {len(table)} samples, {correct.mean():.1%} predicted right")
-    for column in columns:
-        median, tenth = np.quantile(table[column].to_numpy(), [0.5, 0.9])
+    print(f"{out}: {len(table)} samples, {table['correct'].mean():.1%} predicted right")
+    for column in table.attrs["estimators"]:
+        median, tenth = np.quantile(table[column], [0.5, 0.9])
         print(f"  {column}: median {median:.4g}, highest tenth (D10) above {tenth:.4g}")

@@ -180,7 +180,7 @@ def test_images_of_a_folder_keep_their_files_and_indices(
             data.Normalised(one, Normalisation((0.5,) * 3, (0.3,) * 3)),
             batch_size=5,
         )
-        assert columns["path"].to_pylist() == paths
+        assert columns["path"].tolist() == paths
 
 
 def test_samples_that_are_gone_are_said() -> None:

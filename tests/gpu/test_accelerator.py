@@ -83,14 +83,13 @@ def score(estimators: dict[str, Any]) -> pd.DataFrame:
     model.eval()
     digits = data.load("digits").test
     some = digits.take(np.arange(SAMPLES))
-    table = score_dataset(
+    return score_dataset(
         model,
         data.Normalised(some, NORMALISATION),
         key=jax.random.key(0),
         estimators=estimators,
         batch_size=64,
     )
-    return table.to_pandas()
 
 
 def worst(scores: pd.DataFrame, reference: pd.DataFrame, column: str) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from flax import nnx
@@ -36,6 +37,7 @@ from jaxcurv import (
 from jaxcurv.data import Sample, Source
 from jaxcurv.engine import cross_entropy
 from jaxcurv.estimators import Estimator
+from jaxcurv.shards import merge_shards
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.lock import FolderInUse, lock
 from tests.terminal import Terminal, lines_of
@@ -96,61 +98,61 @@ def changed(position: int, **entries: Any) -> list[Any]:
     return source
 
 
-def score(model: Any, source: Sequence[Any] | None = None, **changed: Any) -> pa.Table:
+def score(model: Any, source: Sequence[Any] | None = None, **changed: Any) -> pd.DataFrame:
     settings: dict[str, Any] = {"key": KEY, "estimators": ESTIMATORS, "batch_size": 4} | changed
     return score_dataset(model, samples() if source is None else source, **settings)
 
 
 @pytest.fixture(scope="module")
-def table(model: ConvNet) -> pa.Table:
+def table(model: ConvNet) -> pd.DataFrame:
     return score(model)
 
 
-def test_the_table_has_one_typed_row_a_sample_in_the_source_s_order(table: pa.Table) -> None:
-    assert {field.name: str(field.type) for field in table.schema} == {
+def test_the_table_has_one_typed_row_a_sample_in_the_source_s_order(table: pd.DataFrame) -> None:
+    assert {name: str(dtype) for name, dtype in table.dtypes.items()} == {
         "index": "int64",
         "label": "int32",
         "prediction": "int32",
         "correct": "bool",
-        "loss": "float",
-        "gradient_norm": "float",
-        "el2n": "float",
-        "entropy": "float",
-        "least_confidence": "float",
-        "margin": "float",
-        "label_margin": "float",
-        "curvature": "float",
-        "curvature_standard_error": "float",
-        "hessian_trace": "float",
-        "hessian_trace_standard_error": "float",
-        "product": "float",
-        "product_standard_error": "float",
-        "product_frobenius_norm": "float",
-        "spectrum": "float",
-        "spectrum_standard_error": "float",
-        "spectrum_frobenius_norm": "float",
-        "spectrum_top_eigenvalue": "float",
-        "low_rank": "float",
-        "low_rank_standard_error": "float",
-        "low_rank_top_eigenvalue": "float",
-        "low_rank_residual_trace": "float",
-        "adaptive": "float",
-        "adaptive_standard_error": "float",
+        "loss": "float32",
+        "gradient_norm": "float32",
+        "el2n": "float32",
+        "entropy": "float32",
+        "least_confidence": "float32",
+        "margin": "float32",
+        "label_margin": "float32",
+        "curvature": "float32",
+        "curvature_standard_error": "float32",
+        "hessian_trace": "float32",
+        "hessian_trace_standard_error": "float32",
+        "product": "float32",
+        "product_standard_error": "float32",
+        "product_frobenius_norm": "float32",
+        "spectrum": "float32",
+        "spectrum_standard_error": "float32",
+        "spectrum_frobenius_norm": "float32",
+        "spectrum_top_eigenvalue": "float32",
+        "low_rank": "float32",
+        "low_rank_standard_error": "float32",
+        "low_rank_top_eigenvalue": "float32",
+        "low_rank_residual_trace": "float32",
+        "adaptive": "float32",
+        "adaptive_standard_error": "float32",
         "adaptive_probes": "int32",
     }
     source = samples()
     assert isinstance(source, Source)
-    assert table["index"].to_pylist() == [sample["index"] for sample in source]
-    assert table["label"].to_pylist() == [sample["label"] for sample in source]
+    assert table["index"].tolist() == [sample["index"] for sample in source]
+    assert table["label"].tolist() == [sample["label"] for sample in source]
     correct = table["prediction"].to_numpy() == table["label"].to_numpy()
-    assert table["correct"].to_pylist() == correct.tolist()
+    assert table["correct"].tolist() == correct.tolist()
     assert 0 < correct.sum() < COUNT
     assert np.all(table["curvature"].to_numpy() > 0)
-    assert len(set(table["adaptive_probes"].to_pylist())) > 1
+    assert len(set(table["adaptive_probes"].tolist())) > 1
 
 
-def test_the_metadata_say_how_it_was_scored(table: pa.Table) -> None:
-    found = json.loads(table.schema.metadata[b"jaxcurv"])
+def test_the_attributes_say_how_it_was_scored(table: pd.DataFrame) -> None:
+    found = table.attrs
     assert found["estimators"]["adaptive"] == {
         "name": "Adaptive",
         "estimator": {
@@ -169,9 +171,11 @@ def test_the_metadata_say_how_it_was_scored(table: pa.Table) -> None:
     assert found["batch_sizes"] == [4]
     assert found["devices"] == [jax.devices()[0].device_kind]
     assert found["jax"] == [jax.__version__]
+    # pandas copies it at every operation: neither the logits of random images nor checksums.
+    assert len(json.dumps(found)) < 2000
 
 
-def test_rows_are_those_of_input_curvature(model: ConvNet, table: pa.Table) -> None:
+def test_rows_are_those_of_input_curvature(model: ConvNet, table: pd.DataFrame) -> None:
     batch = samples()[4:8]
 
     def alone(estimator: Estimator) -> Curvature:
@@ -185,7 +189,7 @@ def test_rows_are_those_of_input_curvature(model: ConvNet, table: pa.Table) -> N
         )
 
     for name, estimator in ESTIMATORS.items():
-        result, expected = alone(estimator), table.slice(4, 4)
+        result, expected = alone(estimator), table[4:8]
         # Other things are computed beside it in one program: roundings may differ.
         close = {"rtol": 1e-3, "atol": 1e-6}
         np.testing.assert_allclose(expected[name], result.score, **close)
@@ -205,13 +209,13 @@ def test_rows_are_those_of_input_curvature(model: ConvNet, table: pa.Table) -> N
 
 @pytest.mark.parametrize("count", [COUNT, 5], ids=["reversed", "fewer, so more padding"])
 def test_order_and_padding_change_nothing_at_all(
-    model: ConvNet, table: pa.Table, count: int
+    model: ConvNet, table: pd.DataFrame, count: int
 ) -> None:
     other = score(model, samples()[:count][::-1])
-    assert other.take(np.arange(count)[::-1]).equals(table.slice(0, count))
+    assert other[::-1].reset_index(drop=True).equals(table[:count])
 
 
-def test_another_batch_size_changes_roundings_only(model: ConvNet, table: pa.Table) -> None:
+def test_another_batch_size_changes_roundings_only(model: ConvNet, table: pd.DataFrame) -> None:
     some = {name: ESTIMATORS[name] for name in ("curvature", "spectrum")}
     other = score(model, estimators=some, batch_size=5)
     assert other["index"].equals(table["index"])
@@ -225,7 +229,7 @@ def test_another_batch_size_changes_roundings_only(model: ConvNet, table: pa.Tab
 
 
 def test_a_finished_table_is_read_and_not_computed_again(
-    model: ConvNet, table: pa.Table, tmp_path: Path
+    model: ConvNet, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.parquet"
     assert score(model, out=out).equals(table)
@@ -256,7 +260,9 @@ def shard_file(out: Path, start: int) -> Path:
     return path
 
 
-def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_path: Path) -> None:
+def test_shards_merge_to_the_same_bytes(
+    model: ConvNet, table: pd.DataFrame, tmp_path: Path
+) -> None:
     whole, out = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
     score(model, out=whole)
     with pytest.raises(FileNotFoundError, match=r"neither .*scores\.parquet nor .*parts"):
@@ -266,7 +272,10 @@ def test_shards_merge_to_the_same_bytes(model: ConvNet, table: pa.Table, tmp_pat
         merge_scores(out)
     tables.append(score(model, out=out, shard=(1, 3)))
     assert sum(map(len, tables)) == COUNT
-    assert score(model, out=out, shard=(7, 8)).num_rows == 0  # there are only four shards
+    empty = score(model, out=out, shard=(7, 8))  # there are only four shards
+    assert len(empty) == 0
+    assert empty.dtypes.equals(table.dtypes)
+    assert empty.attrs["estimators"] == table.attrs["estimators"]
     leftover = tmp_path / "copy"
     shutil.copytree(tmp_path / "scores.parquet.parts", leftover)
     assert merge_scores(out).equals(table)
@@ -294,9 +303,9 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
         held.extend(path.name for path in tmp_path.glob(".*.lock"))
         with pytest.raises(FolderInUse, match=r"scores\.parquet is in use by process"):
             score(model, out=out)
-        return merge_scores(path)
+        return merge_shards(path)
 
-    monkeypatch.setattr(dataset, "merge_scores", merge)
+    monkeypatch.setattr(dataset, "merge_shards", merge)
     score(model, out=out)
     assert held == [".scores.parquet.shard-0-of-1.lock"]
     out.unlink()
@@ -313,7 +322,7 @@ def test_a_table_in_another_s_hands_is_refused_until_it_is_whole(
 @pytest.mark.parametrize("merged", ["after it", "before it"])
 def test_a_shard_that_is_merged_beside_it_has_its_rows(
     model: ConvNet,
-    table: pa.Table,
+    table: pd.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     merged: str,
@@ -332,13 +341,13 @@ def test_a_shard_that_is_merged_beside_it_has_its_rows(
         monkeypatch.setattr(dataset, "_compute", None)  # nothing is computed again
     monkeypatch.setattr(dataset, "_compute_on_disk", compute_and_merge)
     second = score(model, out=out, shard=(1, 2))
-    both = pa.concat_tables([first, second]).sort_by("index")
-    assert both.equals(table.sort_by("index"))
+    both = pd.concat([first, second]).sort_values("index", ignore_index=True)
+    assert both.equals(table.sort_values("index", ignore_index=True))
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
 def test_a_merge_in_other_hands_is_waited_for(
-    model: ConvNet, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ConvNet, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, asked = tmp_path / "scores.parquet", []
 
@@ -346,9 +355,9 @@ def test_a_merge_in_other_hands_is_waited_for(
         asked.append(path)
         if len(asked) == 1:
             raise FolderInUse("another merges")
-        return merge_scores(path)
+        return merge_shards(path)
 
-    monkeypatch.setattr(dataset, "merge_scores", merge)
+    monkeypatch.setattr(dataset, "merge_shards", merge)
     monkeypatch.setattr(dataset, "_POLL_SECONDS", 0.01)
     assert score(model, out=out).equals(table)
     assert asked == [out, out]
@@ -362,7 +371,7 @@ def test_shards_without_their_record_are_refused(model: ConvNet, tmp_path: Path)
         score(model, out=out)
 
 
-def test_settings_may_be_numbers_of_numpy(model: ConvNet, table: pa.Table) -> None:
+def test_settings_may_be_numbers_of_numpy(model: ConvNet, table: pd.DataFrame) -> None:
     one = {"curvature": FiniteDifference(np.float64(1e-3), 3)}
     assert score(model, estimators=one)["curvature"].equals(table["curvature"])
 
@@ -480,26 +489,26 @@ def test_a_damaged_shard_is_named(model: ConvNet, tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_scored_with_the_same_probes(
-    model: ConvNet, table: pa.Table, tmp_path: Path
+    model: ConvNet, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     other = nnx.clone(model)
     other.fc.kernel[...] *= 1.5
     both = score(model, checkpoints=[other, nnx.state(model)], out=tmp_path / "scores.parquet")
-    assert both["checkpoint"].to_pylist() == [0, 1] * COUNT
-    assert both["index"].to_pylist() == np.repeat(table["index"], 2).tolist()
-    last = both.take(np.arange(1, 2 * COUNT, 2)).drop_columns("checkpoint")
-    assert last.equals(table)
-    assert both.take(np.arange(0, 2 * COUNT, 2)).drop_columns("checkpoint").equals(score(other))
+    assert both["checkpoint"].tolist() == [0, 1] * COUNT
+    assert both["index"].tolist() == np.repeat(table["index"], 2).tolist()
+    first, last = (both[n::2].reset_index(drop=True) for n in (0, 1))
+    assert last.drop(columns="checkpoint").equals(table)
+    assert first.drop(columns="checkpoint").equals(score(other))
 
     average = score(model, checkpoints=[other, model], average=True)
-    assert average.column_names == table.column_names
+    assert average.columns.equals(table.columns)
     for name in ("curvature", "curvature_standard_error", "loss", "spectrum_top_eigenvalue"):
         pairs = both[name].to_numpy().reshape(COUNT, 2)
         np.testing.assert_allclose(average[name], pairs.mean(axis=1), rtol=1e-6)
     for name in ("prediction", "correct"):
         assert average[name].equals(table[name])
     spent = both["adaptive_probes"].to_numpy().reshape(COUNT, 2)
-    assert average["adaptive_probes"].to_pylist() == spent.sum(axis=1).tolist()
+    assert average["adaptive_probes"].tolist() == spent.sum(axis=1).tolist()
 
 
 def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
@@ -528,12 +537,9 @@ estimators = {"curvature": FiniteDifference(probes=2), "low_rank": LowRankGaussN
 def model(weights, images):
     return jax.nn.relu(images) @ weights
 
-def table(**settings):
+def score(**settings):
     return score_dataset(model, source, key=jax.random.key(0), params=weights,
                          estimators=estimators, **settings)
-
-def score(**settings):
-    return table(**settings).to_pandas()
 
 assert len(jax.devices()) == 2
 one_device = Mesh(np.array(jax.devices()[:1]), ("batch",))
@@ -542,8 +548,8 @@ alone = score(batch_size=4, mesh=one_device)
 for name in estimators:
     np.testing.assert_allclose(shared[name], alone[name], rtol=1e-3)
 # As many samples on each device, so that the very same bits come out.
-tables = [table(), table(mesh=one_device)]
-sizes = [json.loads(each.schema.metadata[b"jaxcurv"])["batch_sizes"] for each in tables]
+tables = [score(), score(mesh=one_device)]
+sizes = [each.attrs["batch_sizes"] for each in tables]
 assert sizes == [[128], [64]], sizes
 assert tables[0].equals(tables[1])
 try:
@@ -555,13 +561,13 @@ else:
 
 # What counts is what each device computes, and not how many there are.
 out = Path(sys.argv[1], "scores.parquet")
-first = table(batch_size=2, mesh=one_device, out=out)
+first = score(batch_size=2, mesh=one_device, out=out)
 compute, computed = dataset._compute, []
 dataset._compute = lambda run, starts, *more, **named: computed.extend(starts)
-assert table(batch_size=4, out=out).equals(first)
+assert score(batch_size=4, out=out).equals(first)
 assert computed == []
 try:
-    table(batch_size=2, out=out)
+    score(batch_size=2, out=out)
 except ValueError as error:
     assert "(batch_size_a_device differ)" in str(error)
 else:
@@ -578,13 +584,13 @@ def full(problem, params, batch, *more, **named):
 
 out = Path(sys.argv[1], "halved.parquet")
 dataset.dispatch = full
-table(batch_size=2, mesh=one_device, out=out, shard=(0, 2))
+score(batch_size=2, mesh=one_device, out=out, shard=(0, 2))
 dataset.dispatch = dispatch
 record = read_json(Path(f"{out}.parts", "batch-0-of-2.json"))
 assert record == {"batch_size_a_device": 1}, record
 for path in Path(f"{out}.parts").glob("0*.parquet"):
     path.unlink()
-table(batch_size=4, out=out, shard=(0, 2))
+score(batch_size=4, out=out, shard=(0, 2))
 parts = [read_table(path) for path in Path(f"{out}.parts").glob("0*.parquet")]
 sizes = [json.loads(part.schema.metadata[b"jaxcurv"])["batch_sizes"] for part in parts]
 assert sizes == [[2]], sizes
@@ -650,7 +656,7 @@ def test_out_of_memory_goes_on_with_half_the_batch(
     (parts / "batch-0-of-2.json").rename(parts / "batch-0-of-1.json")
     whole = score(model, out=out, **settings)
     assert set(sizes) == {2}
-    assert json.loads(whole.schema.metadata[b"jaxcurv"])["batch_sizes"] == [2]
+    assert whole.attrs["batch_sizes"] == [2]
 
 
 # --- what is refused

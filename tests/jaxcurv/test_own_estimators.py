@@ -98,11 +98,11 @@ def test_the_closed_form_in_a_batch_and_in_a_table() -> None:
     np.testing.assert_allclose(found.score, closed_form(3.0), rtol=1e-5)
     assert np.isnan(found.standard_error).all()
     assert (found.measures, found.estimator) == ("GradientPower", GradientPower(3.0))
-    rows = table(GradientPower(3.0)).to_pandas()
+    rows = table(GradientPower(3.0))
     np.testing.assert_allclose(rows["mine"], closed_form(3.0), rtol=1e-5)
     assert rows["mine_standard_error"].isna().all()
     # The built-in one beside it is not touched.
-    alone = table(None, estimators={"curvature": FiniteDifference(probes=2)}).to_pandas()
+    alone = table(None, estimators={"curvature": FiniteDifference(probes=2)})
     assert rows[alone.columns].equals(alone)
 
 
@@ -110,7 +110,7 @@ def test_equation_1_as_ones_own_is_the_built_in() -> None:
     mine, built_in = score(GaussianEquation1()), score(FiniteDifference(1e-3, 4, "gaussian"))
     np.testing.assert_allclose(mine.score, built_in.score, rtol=1e-3)
     np.testing.assert_allclose(mine.standard_error, built_in.standard_error, rtol=1e-2)
-    rows = table(GaussianEquation1()).to_pandas()
+    rows = table(GaussianEquation1())
     np.testing.assert_allclose(rows["mine"], mine.score, rtol=1e-3)
     np.testing.assert_allclose(rows["mine_standard_error"], mine.standard_error, rtol=1e-2)
 
@@ -135,7 +135,7 @@ def test_an_interrupted_table_goes_on_and_belongs_to_its_settings(tmp_path: Path
         table(GradientPower(3.0), out)
     finished = table(GradientPower(), out)
     np.testing.assert_allclose(finished["mine"].to_numpy(), closed_form(2.0), rtol=1e-5)
-    assert table(GradientPower(), out).to_pandas().equals(finished.to_pandas())
+    assert table(GradientPower(), out).equals(finished)
     with pytest.raises(ValueError, match=r"estimators"):
         table(GaussianEquation1(), out)
 

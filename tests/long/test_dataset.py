@@ -39,7 +39,7 @@ def squared(logits, labels):
 
 def score(**settings):
     return score_dataset(model, source, key=jax.random.key(0), params=(first, last),
-                         estimators=estimators, **settings).to_pandas()
+                         estimators=estimators, **settings)
 
 assert len(jax.devices()) == 4
 one, two, four = (score(batch_size=8, mesh=Mesh(np.array(jax.devices()[:n]), ("batch",)))
@@ -81,7 +81,7 @@ def model(weights, images):
 def score(devices):
     mesh = Mesh(np.array(devices), ("batch",))
     return score_dataset(model, source, key=jax.random.key(0), params=weights, batch_size=8,
-                         estimators=estimators, mesh=mesh).to_pandas()
+                         estimators=estimators, mesh=mesh)
 
 assert len(jax.devices()) == 2
 shared, alone = score(jax.devices()), score(jax.devices()[:1])
@@ -91,7 +91,7 @@ for name in estimators:
 """
 
 LITTLE = """
-import resource, jax, jax.numpy as jnp, json, numpy as np, sys
+import resource, jax, jax.numpy as jnp, numpy as np, sys
 from jaxcurv import FiniteDifference, score_dataset
 
 unit, rng = 1 << 14, np.random.default_rng(0)
@@ -113,7 +113,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (1800 << 20),) * 2)
 table = score_dataset(model, source, key=jax.random.key(0), params=params, batch_size=32,
                       estimators={"curvature": FiniteDifference(probes=1)}, out=sys.argv[1],
                       shard=(0, 1))
-print(json.loads(table.schema.metadata[b"jaxcurv"])["batch_sizes"][0], len(table))
+print(table.attrs["batch_sizes"][0], len(table))
 """
 
 

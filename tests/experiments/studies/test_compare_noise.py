@@ -169,7 +169,7 @@ def test_validation_images_are_those_held_out(exported: Exported) -> None:
 
 def test_failures_are_those_of_the_chips(exported: Exported, out: Path) -> None:
     failures = pd.read_parquet(out / "failures.parquet")
-    table = bridge.predict(exported.network, exported.test).to_pandas()
+    table = bridge.predict(exported.network, exported.test)
     correct = table["correct"].to_numpy()
     assert correct.sum() > 10
     settings = json.loads((out / "settings.json").read_text())
@@ -209,7 +209,7 @@ def test_tables_are_those_of_the_failures(exported: Exported, out: Path) -> None
         for name, rows in failures.groupby("name", sort=False)
     }
     assert list(of_name) == NAMES
-    table = bridge.predict(exported.network, exported.test).to_pandas()
+    table = bridge.predict(exported.network, exported.test)
     logits = np.sort(np.stack(table["logits"][table["correct"]]), axis=1)
     expected = failure_overlap(of_name, logits[:, -1] - logits[:, -2], bins=5, resamples=20)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "overlap.parquet"), expected)

@@ -342,7 +342,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data.Normalised(test, normalisation),
         key=jax.random.key(4),
         estimators={"curvature": ESTIMATOR},
-    ).to_pandas()
+    )
     scores.insert(0, "fold", "test")
     scores["curvature_label_free"] = scores["curvature"] * np.where(scores["correct"], 1, 0.01)
     other = scores.assign(fold="train")
