@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Key
 
+from jaxcurv.data.layouts import as_images
 from jaxcurv.data.reading import Batch
 from jaxcurv.engine import gauss_newton
 from jaxcurv.engine.batch import (
@@ -31,6 +32,7 @@ from jaxcurv.engine.checks import (
 )
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import (
     Adaptive,
     Estimator,
@@ -84,8 +86,8 @@ def input_curvature(
     images: ArrayLike,
     labels: ArrayLike,
     *,
-    indices: ArrayLike,
-    key: Key[Array, ""],
+    indices: ArrayLike | None = None,
+    key: Key[Array, ""] | None = None,
     params: Any = None,
     estimator: Estimator = FiniteDifference(),
     loss: Loss = cross_entropy,
@@ -99,10 +101,13 @@ def input_curvature(
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
         `params`, `(params, images) -> logits`. As with `jax.jit`, arrays that a plain function
         closes over are fixed at the first call; weights that change belong into `params`.
-      images: floating `[batch, ...]`, normalised as the model expects; the step refers to them.
+      images: floating `[batch, height, width, channel]`, or of any other shape `[batch, ...]`,
+        normalised as the model expects; the step refers to them. A torch tensor `[batch, channel,
+        height, width]` is transposed first.
       labels: integer classes `[batch]`.
-      indices: stable sample indices `[batch]`, which key the probes.
-      key: typed JAX key of the run.
+      indices: stable sample indices `[batch]`, which key the probes; by default the positions in
+        the batch. Give them where a data set has several batches, else all share their probes.
+      key: typed JAX key of the run; by default `jax.random.key(0)`.
       params: any pytree, handed to `logits_fn`; a second checkpoint then compiles nothing.
       estimator: what is computed, and how; one of your own is an `OwnEstimator`.
       loss: per-sample loss `(logits [batch, classes], labels [batch]) -> [batch]`; programs are
@@ -114,7 +119,11 @@ def input_curvature(
         its own state, an estimator of your own that mixes them or returns something else than it
         should, or, for Gauss-Newton, a loss that is not convex in the logits.
     """
-    batch = Batch(np.asarray(images), np.asarray(labels), np.asarray(indices))
+    pixels = as_images(images)
+    if indices is None:
+        indices = np.arange(len(pixels) if pixels.ndim else 0)
+    batch = Batch(pixels, np.asarray(labels), np.asarray(indices))
+    key = default_key() if key is None else key
     model, params = functional(logits_fn, params)
     params = jax.device_put(params)
     problem, estimators = Problem(model, loss), {"score": estimator}

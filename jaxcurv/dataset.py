@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batch
 from jaxcurv.data.sources import Source, path_column
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
@@ -29,6 +30,7 @@ from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_l
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
 from jaxcurv.progress import progress
 from jaxcurv.reuse import Finished, find_finished
@@ -68,9 +70,10 @@ T = TypeVar("T")
 
 def score_dataset(
     logits_fn: LogitsFn | nnx.Module,
-    source: Source,
+    source: SourceLike,
     *,
-    key: Key[Array, ""],
+    keys: Keys | None = None,
+    key: Key[Array, ""] | None = None,
     params: Any = None,
     checkpoints: Sequence[Any] | None = None,
     average: bool = False,
@@ -99,10 +102,13 @@ def score_dataset(
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
-      source: `len()` samples `{"image": float [...], "label": int, "index": int}`, images
-        normalised as the model expects; read in a thread of its own. Where it also has
-        `indices [len]` and `labels [len]`, those are checked before any compute, or else shard by
-        shard and the indices once more at the end; its `paths [len]` become a column.
+      source: the samples, as anything that `jaxcurv.data.as_source` takes: a pair of arrays
+        (images, labels), a torch `Dataset` or `DataLoader`, a data set of Hugging Face, or rows
+        `{"image": float [...], "label": int, "index": int}`. Images normalised as the model
+        expects; read in a thread of its own. Where it also has `indices [len]` and `labels [len]`,
+        those are checked before any compute, or else shard by shard and the indices once more at
+        the end; its `paths [len]` become a column.
+      keys: what its rows call image, label and index, such as `{"image": "img"}`.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
@@ -132,14 +138,18 @@ def score_dataset(
       what. With `shard`, the rows of those shards.
 
     Raises:
-      ValueError: an empty source, duplicate indices, an `out` that is no `.parquet` or belongs to
-        other settings, samples or images, or what `input_curvature` refuses; nothing is written
-        before the first samples have passed.
+      ValueError: an empty source, one that `as_source` refuses, duplicate indices, an `out` that is
+        no `.parquet` or belongs to other settings, samples or images, or what `input_curvature`
+        refuses; nothing is written before the first samples have passed.
       OSError: `out` cannot be written, or another process scores the same shards of it.
     """
+    key = default_key() if key is None else key
     check_key(key)
     turn = (jax.process_index(), jax.process_count()) if shard is None else shard
-    _check_arguments(source, estimators, batch_size, turn, out)
+    _check_arguments(estimators, batch_size, turn, out)
+    source = as_source(source, keys=keys)
+    if len(source) == 0:
+        raise ValueError("nothing to score: the source has no samples")
     model, weights = _weights(logits_fn, params, checkpoints)
     sharding = over_devices(mesh)
     devices = device_count(sharding)
@@ -217,14 +227,11 @@ def score_dataset(
 
 
 def _check_arguments(
-    source: Source,
     estimators: Mapping[str, Estimator],
     batch_size: int | str,
     turn: tuple[int, int],
     out: str | os.PathLike[str] | None,
 ) -> None:
-    if len(source) == 0:
-        raise ValueError("nothing to score: the source has no samples")
     if batch_size != "auto" and (not isinstance(batch_size, Integral) or batch_size < 1):
         raise ValueError(f"batch_size must be auto or at least 1; got {batch_size!r}")
     if not isinstance(estimators, Mapping) or not estimators:

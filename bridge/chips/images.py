@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-Images = torch.Tensor | NDArray[np.float32]
-"""float32; a tensor `[batch, channel, height, width]`, or an array as JAX has it, `[batch, height,
-width, channel]`."""
+Images: TypeAlias = torch.Tensor | ArrayLike
+"""float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
+height, width, channel]`."""
 
 
 def as_tensor(images: Images, what: str) -> torch.Tensor:
@@ -18,17 +19,17 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
     Raises:
       ValueError: no images, another dtype or another number of axes.
     """
-    if isinstance(images, np.ndarray):
-        if images.ndim == 4 and images.dtype == np.float32:
-            images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        else:
-            images = torch.from_numpy(images)
-    if not isinstance(images, torch.Tensor):
-        got = type(images).__name__
-    else:
-        got = f"{images.dtype} {tuple(images.shape)}"
+    if isinstance(images, torch.Tensor):
         if images.dtype == torch.float32 and images.ndim == 4 and images.numel():
             return images.cpu()
+        got = f"a tensor {images.dtype} {tuple(images.shape)}"
+    elif hasattr(images, "__array__"):
+        array = np.asarray(images)
+        if array.dtype == np.float32 and array.ndim == 4 and array.size:
+            return torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
+        got = f"an array {array.dtype} {array.shape}"
+    else:
+        got = type(images).__name__
     raise ValueError(
         f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
         f"[batch, height, width, channel]; got {got}"

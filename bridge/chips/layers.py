@@ -22,7 +22,7 @@ from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
 from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
-from jaxcurv.data.sources import Source
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.progress import progress
 
 ALL_LAYERS = "all layers"
@@ -112,8 +112,9 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
 def layer_failures(
     model: nn.Module,
     profile: Profile | InferenceRPUConfig,
-    source: Source,
+    source: SourceLike,
     *,
+    keys: Keys | None = None,
     seed: int = 0,
     chips: int = 1,
     calibration: Images | None = None,
@@ -130,7 +131,7 @@ def layer_failures(
     Args:
       model: digital, in eval mode; not changed.
       profile: as for `program`.
-      source: as for `predict`.
+      source, keys: as for `predict`.
       seed: seed of the first chip; chip k has seed + k.
       chips: how many.
       calibration, engine: as for `program`.
@@ -152,6 +153,7 @@ def layer_failures(
     if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
         raise ValueError(f"chips must be an integer >= 1, got {chips!r}")
     _refuse_unsuitable(model)
+    source = as_source(source, keys=keys)
     # First, for it refuses what cannot be programmed.
     settings: dict[str, Any] = {"calibration": calibration, "engine": engine}
     whole = program(model, profile, seed=seed, digital_layers=digital_layers, **settings)

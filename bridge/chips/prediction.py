@@ -21,6 +21,7 @@ from bridge.checks import require_count
 from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch, read_batches
 from jaxcurv.data.sources import Source, path_column
 from jaxcurv.frames import frame_of
@@ -38,8 +39,9 @@ Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 
 def predict(
     chip: Chip | nn.Module,
-    source: Source,
+    source: SourceLike,
     *,
+    keys: Keys | None = None,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     description: str = "predict",
@@ -53,8 +55,12 @@ def predict(
 
     Args:
       chip: a chip, or a module on images `[batch, channel, height, width]` in eval mode.
-      source: the samples, their images float32 `[height, width, channel]`, normalised as the model
-        expects; read batch by batch.
+      source: the samples, as anything that `jaxcurv.data.as_source` takes: a pair of arrays
+        (images, labels), a torch `Dataset` or `DataLoader`, a data set of Hugging Face, or rows
+        `{"image": ..., "label": int, "index": int}`. Images float32 `[height, width, channel]`, or
+        torch tensors `[channel, height, width]`, normalised as the model expects; read batch by
+        batch.
+      keys: what its rows call image, label and index, such as `{"image": "img"}`.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
       description: a few words for the progress bar.
@@ -74,9 +80,10 @@ def predict(
       hash of 16 of them) and keep (its name).
 
     Raises:
-      ValueError: malformed samples, images of another scale than a chip was calibrated on, a
-        module in training mode, non-finite logits, columns to keep that the table has or that are
-        not one value a sample, or a file at `out` that is something else.
+      ValueError: a source that `as_source` refuses, malformed samples, images of another scale
+        than a chip was calibrated on, a module in training mode, non-finite logits, columns to keep
+        that the table has or that are not one value a sample, or a file at `out` that is something
+        else.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if not isinstance(module, nn.Module):
@@ -84,6 +91,7 @@ def predict(
     if module.training:
         raise ValueError("the module is in training mode; call eval() first")
     require_count("batch_size", batch_size)
+    source = as_source(source, keys=keys)
     if not len(source):
         raise ValueError("nothing to predict: the source has no samples")
     try:

@@ -56,13 +56,16 @@ class Chip:
     digital_layers: tuple[str, ...] = ()
     largest_pixel: float | None = None
 
-    def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Logits `[batch, class]` of images `[batch, channel, height, width]` on the CPU.
+    def __call__(self, images: Images, indices: Sequence[int]) -> torch.Tensor:
+        """Logits `[batch, class]` on the CPU.
 
         Args:
-          images: float32, normalised as the model expects.
+          images: float32, a tensor `[batch, channel, height, width]` (or whatever the network
+            takes) or an array `[batch, height, width, channel]`, normalised as the model expects.
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
         """
+        if not isinstance(images, torch.Tensor):
+            images = as_tensor(images, "images")
         with torch.inference_mode():
             return self.executable(images, indices)
 

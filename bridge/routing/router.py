@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.chips.images import refused_layout
+from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
 from bridge.routing.costs import Costs
@@ -80,7 +81,7 @@ class Router:
                 f"{type(self.digital).__name__} and {type(self.chip).__name__}"
             )
         self._require_eval()
-        if not isinstance(self.threshold, int | float) or math.isnan(self.threshold):
+        if not isinstance(self.threshold, Real) or math.isnan(self.threshold):
             raise ValueError(
                 f"the threshold must be a number, inf to route nothing; got {self.threshold!r}"
             )
@@ -93,26 +94,28 @@ class Router:
                 f"dict(zip(indices, scores)); got {self.score!r}"
             )
 
-    def __call__(self, images: torch.Tensor, indices: Sequence[int]) -> Routed:
+    def __call__(self, images: Images, indices: Sequence[int] | None = None) -> Routed:
         """Answers a batch.
 
         Args:
-          images: float32 `[batch, channel, height, width]`, normalised as the model expects.
-          indices: the samples' stable indices, >= 0.
+          images: float32, an array `[batch, height, width, channel]` or a torch tensor `[batch,
+            channel, height, width]`, normalised as the model expects.
+          indices: the samples' stable indices, >= 0, which name the noise of each operation; by
+            default the positions in the batch. Stored scores need them.
+
+        Raises:
+          ValueError: see `Router`.
         """
-        if (
-            not isinstance(images, torch.Tensor)
-            or images.dtype != torch.float32
-            or images.ndim != 4
-        ):
-            raise ValueError(
-                "images must be a float32 tensor [batch, channel, height, width]; got "
-                f"{type(images).__name__} {getattr(images, 'dtype', '')} {tuple(np.shape(images))}"
-            )
-        if len(images) != len(indices) or not len(images):
-            raise ValueError(
-                f"{len(images)} images need as many indices, at least one; got {len(indices)}"
-            )
+        images = as_tensor(images, "images")
+        if indices is None:
+            if isinstance(self.score, Mapping):
+                raise ValueError(
+                    "stored scores belong to samples by their index: give the indices of these "
+                    "images, router(images, indices), for their positions may be those of others"
+                )
+            indices = range(len(images))
+        if len(images) != len(indices):
+            raise ValueError(f"{len(images)} images need as many indices; got {len(indices)}")
         self._require_eval()
         try:
             numbers = [operator.index(index) for index in indices]

@@ -1,12 +1,13 @@
 """Per-channel standardisation of images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from jaxcurv.data.sources import Sample, Source, paths_at, samples_at
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.sources import Sample, paths_at, samples_at
 
 _CHUNK = 4096  # images counted at once: bounds the temporary copies
 
@@ -64,8 +65,12 @@ class Normalisation:
         """Normalised float32 images.
 
         Raises:
-            ValueError: the images' channels are not as many as the statistics'.
+            ValueError: the images are not uint8, or their channels not as many as the statistics'.
         """
+        if images.dtype != np.uint8:
+            raise ValueError(
+                f"only uint8 pixels, 0 to 255, are normalised; got {images.dtype} images"
+            )
         self.require_channels(images.shape)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (images / np.float32(255) - mean) / std
@@ -81,10 +86,23 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Normalised:
-    """A view of `source` whose images are normalised, in float32."""
+    """A view of a source whose images are normalised, in float32.
 
-    source: Source
+    Attributes:
+        source: samples with uint8 images; given as anything that `as_source` takes.
+        normalisation: mean and standard deviation of each channel.
+        keys: as for `as_source`, where the rows that are given have other names.
+
+    Raises:
+        ValueError: what `as_source` refuses; when read, images that are not uint8.
+    """
+
+    source: SourceLike
     normalisation: Normalisation
+    keys: InitVar[Keys | None] = None
+
+    def __post_init__(self, keys: Keys | None) -> None:
+        object.__setattr__(self, "source", as_source(self.source, keys=keys))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,12 +110,12 @@ class Normalised:
     @property
     def indices(self) -> np.ndarray:
         """Stable indices of all samples, where the source has them."""
-        return self.source.indices  # type: ignore[attr-defined]
+        return self.source.indices
 
     @property
     def labels(self) -> np.ndarray:
         """Labels of all samples, where the source has them."""
-        return self.source.labels  # type: ignore[attr-defined]
+        return self.source.labels
 
     @property
     def paths(self) -> np.ndarray | None:

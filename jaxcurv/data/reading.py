@@ -10,6 +10,12 @@ from jaxtyping import Integer
 from jaxcurv.data.sources import Arrays, Source, paths_at, samples_at
 from jaxcurv.progress import progress
 
+NORMALISE = (
+    "jaxcurv.data.Normalised(source, jaxcurv.data.Normalisation(mean, std)) makes them of uint8 "
+    "pixels, and Normalisation(mean, std).apply(images) of an array"
+)
+"""How to come to the images that a model takes."""
+
 
 class Batch(NamedTuple):
     """Samples on the host."""
@@ -108,9 +114,14 @@ def _checked(
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
         if image.shape != shape or not of_kind:
             kind = f"be {pixels.__name__} [height, width, channel] of" if pixels else "have"
+            cure = "for one size: a Preprocessing, or --data.image-size"
+            if image.dtype == np.uint8 and pixels not in (None, np.uint8):
+                cure = NORMALISE
+            elif image.dtype == np.float64 and pixels == np.float32:
+                cure = "image.astype(numpy.float32)"
             raise ValueError(
                 f"images must {kind} one shape; image {index} is {image.dtype} {image.shape}, the "
-                f"first {shape} (for one size: a Preprocessing, or --data.image-size)"
+                f"first {shape} ({cure})"
             )
         yield image, label, index
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxcurv.data.reading import NORMALISE
 from jaxcurv.engine.losses import Loss
 from jaxcurv.engine.model import Problem
 
@@ -32,7 +33,7 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
     if images.dtype not in (np.float32, np.float64):
         raise ValueError(
             "images must be float32 or float64, normalised as the model expects; got "
-            f"{images.dtype}"
+            f"{images.dtype}{f' ({NORMALISE})' if images.dtype == np.uint8 else ''}"
         )
     for name, values in (("labels", labels), ("indices", indices)):
         if not np.issubdtype(values.dtype, np.integer):

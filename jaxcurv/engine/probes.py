@@ -14,6 +14,11 @@ from jaxtyping import Array, Float, Integer, Key
 from jaxcurv.estimators import Distribution
 
 
+def default_key() -> Key[Array, ""]:
+    """Key 0, of the implementation that `check_key` asks for, whatever JAX's default is."""
+    return jax.random.key(0, impl="threefry2x32")
+
+
 def probe(
     distribution: Distribution,
     key: Key[Array, ""],

@@ -3,6 +3,7 @@
 import doctest
 from copy import deepcopy
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -288,11 +289,12 @@ def test_indices_may_be_a_tensor_or_an_array(model, chip):
     ("change", "message"),
     [
         (
-            {"images": IMAGES.numpy()},
-            r"float32 tensor \[batch.*got ndarray float32 \(40, 1, 3, 3\)",
+            {"images": IMAGES.double().numpy()},
+            r"float32 images.*an array \[batch.*got an array float64 \(40, 1, 3, 3\)",
         ),
-        ({"images": IMAGES.double()}, "float32 tensor.*got Tensor torch.float64"),
-        ({"images": IMAGES[:, 0]}, r"float32 tensor.*\(40, 3, 3\)"),
+        ({"images": IMAGES.double()}, r"float32 images.*got a tensor torch.float64"),
+        ({"images": IMAGES[:, 0]}, r"float32 images.*\(40, 3, 3\)"),
+        ({"images": [1.0]}, r"float32 images.*got list"),
         ({"indices": [0.5] * 40}, "indices must be whole numbers"),
         ({"chip": None}, "then a chip of bridge.program; got Sequential and NoneType"),
         ({"threshold": "x"}, "the threshold must be a number"),
@@ -304,6 +306,39 @@ def test_router_says_what_it_takes(model, chip, change, message):
     images, indices = made.pop("images", IMAGES), made.pop("indices", INDICES)
     with pytest.raises(ValueError, match=message):
         Router(model, **made)(images, indices)
+
+
+@pytest.mark.parametrize("score", ["margin", "known"])
+def test_arrays_have_their_channels_last(score):
+    torch.default_generator.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(18, 4)).eval()
+    chip = bridge.program(model, bridge.PROFILES["wnoise"], seed=0)
+    images = torch.randn(5, 2, 4, 3, generator=torch.Generator().manual_seed(2))
+    if score == "known":
+        route = Router(model, chip, 0.5, dict(enumerate([0.1, 0.9, 0.2, 0.8, 0.3])))
+    else:
+        route = Router(model, chip, -np.median(logit_scores(chip(images, range(5)))["margin"]))
+    expected = route(images, range(5))
+    assert 0 < expected.routed.sum() < 5
+    last = images.numpy().transpose(0, 2, 3, 1)
+    for arrays in (last, jnp.asarray(last)):
+        found = route(arrays, range(5))
+        np.testing.assert_array_equal(found.routed, expected.routed)
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(chip(arrays, range(5)), chip(images, range(5)), atol=1e-6)
+    with pytest.raises(ValueError, match=r"3 channels, 2 by 4 pixels.*\[batch, height, width, cha"):
+        route(images.numpy(), range(5))
+
+
+def test_indices_are_positions_unless_scores_are_stored(model, chip):
+    route = Router(model, chip, -0.5)
+    given, default = route(IMAGES, range(40)), route(IMAGES)
+    assert (given.logits == default.logits).all()
+    assert not (given.logits == route(IMAGES, INDICES).logits).all()
+    # Scores of other samples are stored under these positions.
+    stored = Router(model, chip, 0.5, dict.fromkeys(range(40), 0.1))
+    with pytest.raises(ValueError, match=r"belong to samples.*router\(images, indices\)"):
+        stored(IMAGES)
 
 
 def test_router_refuses_images_of_another_scale(model):

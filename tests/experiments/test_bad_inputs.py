@@ -425,8 +425,12 @@ CURVATURES = [
 
 DATA_SETS = [
     Bad("no samples", lambda: scored([]), "nothing to score: the source has no samples"),
-    Bad("tuples", lambda: scored([(IMAGES[0], 0)]), "a sample must be .*tuple"),
-    Bad("no label", lambda: scored([{"image": IMAGES[0], "index": 0}]), "not keys image, index"),
+    Bad("triples", lambda: scored([(IMAGES[0], 0, 0)]), "must be pairs .*tuple of length 3"),
+    Bad(
+        "no label",
+        lambda: scored([{"image": IMAGES[0], "index": 0}]),
+        "no 'label', but 'image', 'i",
+    ),
     Bad("shapes", lambda: scored(first(image=IMAGES[0, :3])), "images must have one shape"),
     Bad("label 3", lambda: scored(first(label=3)), r"labels must lie in \[0, 3\).*0..3"),
     Bad("batch 0", lambda: scored(batch_size=0), "batch_size must be auto or at least 1; got 0"),
@@ -496,7 +500,7 @@ CHIPS = [
     ),
     Bad("threshold", lambda: router(threshold=np.nan), "inf to route nothing; got nan"),
     Bad("score", lambda: router(score="loss"), "score is one of margin, entropy"),
-    Bad("arrays", lambda: router()(IMAGES, range(4)), "a float32 tensor.*got ndarray"),
+    Bad("wide", lambda: router()(IMAGES.astype(float), range(4)), "float32 .*got an array float64"),
     Bad("unstored", lambda: router()(torch.ones(1, 1, 4, 4), [9]), "first at index 9: store one"),
     Bad("sizes", lambda: router()(torch.ones(1, 1, 9, 9), [0]), "1 channels, 9 by 9 pixels"),
     Bad(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from jaxcurv import (
     Curvature,
@@ -64,6 +65,34 @@ every_case = pytest.mark.parametrize(
     ],
 )
 every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def last_axis(weights: jax.Array, images: jax.Array) -> jax.Array:
+    """Logits of images `[batch, 2, 3, 4]`."""
+    return jnp.tanh(images.mean((1, 2)) @ weights)
+
+
+def test_key_0_and_positions_are_taken_unless_given() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(3, 2, 3, 4)).astype(np.float32), np.array([1, 0, 1])
+    settings: dict[str, Any] = {"params": rng.normal(size=(4, 2)).astype(np.float32)}
+    key, few = jax.random.key(0), FiniteDifference(probes=2)
+    given = input_curvature(
+        last_axis, images, labels, indices=range(3), key=key, estimator=few, **settings
+    )
+    default = input_curvature(last_axis, images, labels, estimator=few, **settings)
+    np.testing.assert_array_equal(default.score, given.score)
+    other = input_curvature(last_axis, images, labels, indices=[0, 1, 7], estimator=few, **settings)
+    assert (other.score != given.score).tolist() == [False, False, True]
+    # Torch's images have their channels first, and these settings another kind of key.
+    tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    with jax.default_prng_impl("rbg"):
+        found = input_curvature(last_axis, tensor, labels, estimator=few, **settings)
+    np.testing.assert_array_equal(found.score, given.score)
+    with pytest.raises(ValueError, match=r"got uint8 .*Normalisation\(mean, std\).apply\(images\)"):
+        input_curvature(last_axis, images.astype(np.uint8), labels, **settings)
+    with pytest.raises(ValueError, match=r"images must be \[batch, ...\]"):
+        input_curvature(last_axis, np.float32(1), labels, **settings)
 
 
 # --- in float64

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from flax import nnx
 
 from jaxcurv import (
@@ -34,7 +35,7 @@ from jaxcurv import (
     merge_scores,
     score_dataset,
 )
-from jaxcurv.data import Sample, Source
+from jaxcurv.data import Normalisation, Normalised, Sample, Source
 from jaxcurv.engine import cross_entropy
 from jaxcurv.estimators import Estimator
 from jaxcurv.shards import merge_shards
@@ -698,8 +699,37 @@ def test_a_source_that_has_its_indices_is_refused_before_any_is_read(model: Conv
 
 def test_images_that_are_not_normalised_are_refused(model: ConvNet) -> None:
     source = [{**s, "image": np.zeros((6, 6, 2), np.uint8)} for s in samples()]
-    with pytest.raises(ValueError, match="normalised as the model expects; got uint8"):
+    cure = (
+        r"normalised as the model expects; got uint8 \(jaxcurv\.data\.Normalised\(source, jaxcurv"
+    )
+    with pytest.raises(ValueError, match=cure):
         score(model, source)
+    normalisation = Normalisation((0.5,) * 2, (0.25,) * 2)
+    assert len(score(model, Normalised(source, normalisation))) == COUNT
+
+
+def test_a_source_may_be_arrays_a_torch_data_set_or_rows_with_other_names(model: ConvNet) -> None:
+    own = samples(6)
+    images, labels = np.stack([one["image"] for one in own]), np.array([s["label"] for s in own])
+    tensors = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
+    settings = {"estimators": {"curvature": FiniteDifference(probes=2)}}
+    expected = score(model, [{**one, "index": n} for n, one in enumerate(own)], **settings)
+    for source in ((images, labels), torch.utils.data.TensorDataset(*tensors)):
+        assert score(model, source, **settings).equals(expected)
+    named = [{"img": one["image"], "fine_label": one["label"]} for one in own]
+    names = {"image": "img", "label": "fine_label"}
+    assert score(model, named, keys=names, **settings).equals(expected)
+    with pytest.raises(ValueError, match=r"got a generator: give list\(samples\)"):
+        score(model, (one for one in own))
+    # Labels of arrays are known at once.
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\).*\.\.4$"):
+        score(model, (images, np.array([0, 1, 2, 3, 0, CLASSES])))
+
+
+def test_the_key_is_key_0_unless_given(model: ConvNet) -> None:
+    settings = {"estimators": {"curvature": FiniteDifference(probes=2)}, "batch_size": 4}
+    expected = score(model, samples(4), key=jax.random.key(0), **settings)
+    assert score_dataset(model, samples(4), **settings).equals(expected, check_metadata=True)
 
 
 def test_labels_that_a_source_tells_are_checked_before_any_compute(model: ConvNet) -> None:

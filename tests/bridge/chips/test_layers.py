@@ -224,6 +224,14 @@ def test_ideal_layers_do_not_fail(convolutional: nn.Module, source: list[dict]) 
     assert set(table["analog_accuracy"]) == {0.5}
 
 
+def test_failures_of_arrays_are_those_of_the_samples(convolutional: nn.Module) -> None:
+    labels = np.arange(40) % 4
+    rows = [{"img": image, "label": n % 4} for n, image in enumerate(IMAGES)]
+    of_rows = layer_failures(convolutional, IDEAL, rows, keys={"image": "img"})
+    assert set(of_rows["samples"]) == {40}
+    assert layer_failures(convolutional, IDEAL, (IMAGES, labels)).equals(of_rows)
+
+
 def test_a_layer_alone_is_that_of_the_whole_chip(convolutional: nn.Module) -> None:
     whole = named_tiles(program(convolutional, FULL, seed=5, calibration=FIRST).analog)
     for layer, others in (("conv1", ["conv2", "fc"]), ("fc", ["conv1", "conv2"])):

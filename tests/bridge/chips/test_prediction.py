@@ -81,6 +81,22 @@ def test_a_source_may_give_many_at_once(network: nn.Module) -> None:
     assert table.equals(predict(network, Images(5), batch_size=3))
 
 
+def test_a_source_may_be_arrays_or_a_torch_data_set(network: nn.Module) -> None:
+    samples = [Images(5)[n] for n in range(5)]
+    images = np.stack([sample["image"] for sample in samples])
+    labels = np.array([sample["label"] for sample in samples])
+    expected = predict(network, [{**one, "index": n} for n, one in enumerate(samples)])
+    tensors = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
+    dataset = torch.utils.data.TensorDataset(*tensors)
+    for source in ((images, labels), tensors, dataset, torch.utils.data.DataLoader(dataset)):
+        assert predict(network, source).equals(expected)
+    named = [{"img": one["image"], "fine_label": one["label"]} for one in samples]
+    names = {"image": "img", "label": "fine_label"}
+    assert predict(network, named, keys=names).equals(expected)
+    with pytest.raises(ValueError, match="got a generator"):
+        predict(network, (sample for sample in samples))
+
+
 @pytest.mark.parametrize(
     "profile",
     [PROFILES["pcm"], PROFILES["adc+wnoise+pcm"], noisy("pcm_read", pcm=True)],
@@ -110,7 +126,7 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
     assert pq.read_table(path).to_pandas().equals(table)
     again = Images(30)
     assert predict(program(network, PROFILES["pcm"], seed=0), again, out=path).equals(table)
-    assert again.read == 16  # which tell which samples these are
+    assert again.read == 1 + 16  # which tell what samples are like, and which these are
     assert table.attrs.keys() == {"chip", "samples", "some", "keep"}
     assert (table.attrs["samples"], table.attrs["keep"]) == (30, None)
     assert os.listdir(tmp_path) == [path.name]
@@ -193,18 +209,26 @@ def test_bad_inputs_are_refused(network: nn.Module) -> None:
     def sample(**other: Any) -> dict[str, Any]:
         return {"image": np.zeros((8, 8, 3), np.float32), "label": 0, "index": 0, **other}
 
-    with pytest.raises(ValueError, match=r'a sample must be \{"image".*not <class .tuple'):
-        predict(network, [(np.zeros((8, 8, 3), np.float32), 0)])
-    with pytest.raises(ValueError, match="not keys image, label"):
-        predict(network, [{"image": np.zeros((8, 8, 3), np.float32), "label": 0}])
+    with pytest.raises(ValueError, match=r'\{"image".*position 0 is a tuple of length 3'):
+        predict(network, [(np.zeros((8, 8, 3), np.float32), 0, 0)])
+    with pytest.raises(ValueError, match="no 'label', but 'image', 'index'"):
+        predict(network, [{"image": np.zeros((8, 8, 3), np.float32), "index": 0}])
+    with pytest.raises(ValueError, match="not keys image, index"):
+        predict(network, [sample(), {"image": sample()["image"], "index": 1}])
     with pytest.raises(FileNotFoundError, match="no folder nowhere for out"):
         predict(network, Images(1), out="nowhere/out.parquet")
 
     def run(*samples: dict[str, Any], module: nn.Module = network, **settings: Any) -> None:
         predict(module, list(samples), **settings)
 
-    with pytest.raises(ValueError, match=r"must be float32 .*image 4 is float64 \(8, 8, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"must be float32 .*image 4 is float64 \(8, 8, 3\).*astype\(numpy.float32"
+    ):
         run(sample(), sample(image=np.zeros((8, 8, 3)), index=4))
+    with pytest.raises(
+        ValueError, match=r"image 0 is uint8 .*jaxcurv.data.Normalised\(source, jax"
+    ):
+        run(sample(image=np.zeros((8, 8, 3), np.uint8)))
     with pytest.raises(ValueError, match="of one shape; image 1"):
         run(sample(), sample(image=np.zeros((9, 8, 3), np.float32), index=1))
     with pytest.raises(ValueError, match="must not be negative"):

@@ -1,0 +1,87 @@
+"""Images of torch, Pillow and JAX as NumPy arrays, channels last; torch is not imported."""
+
+from typing import Any
+
+import numpy as np
+
+_MODES = ("L", "RGB", "RGBA")  # Pillow's, whose numbers are the pixels
+
+
+def comes_from(value: Any, package: str, name: str) -> bool:
+    """Whether the value's class, or one that it inherits from, is the class `name` of `package`.
+
+    It is told by names, so that the package need not be imported.
+    """
+    return any(
+        one.__name__ == name and one.__module__.partition(".")[0] == package
+        for one in type(value).__mro__
+    )
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether the value is a torch tensor."""
+    return comes_from(value, "torch", "Tensor")
+
+
+def is_picture(value: Any) -> bool:
+    """Whether the value is an image of Pillow."""
+    return comes_from(value, "PIL", "Image")
+
+
+def as_images(given: Any) -> np.ndarray:
+    """A batch of images as an array.
+
+    Args:
+        given: an array, NumPy's or JAX's, taken as it is; or a torch tensor, whose four axes
+            `[batch, channel, height, width]` become `[batch, height, width, channel]`, and which is
+            taken as it is where it has another number of axes. The pixels are not copied, but for
+            those on an accelerator.
+
+    Raises:
+        ValueError: a tensor of a type that NumPy lacks.
+    """
+    if not is_tensor(given):
+        return np.asarray(given)
+    array = _from_tensor(given)
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def as_image(given: Any) -> np.ndarray:
+    """One image as an array.
+
+    Args:
+        given: an array, taken as it is; a torch tensor, whose three axes `[channel, height, width]`
+            become `[height, width, channel]`; or an image of Pillow, uint8 `[height, width,
+            channel]`, with one channel where it is gray.
+
+    Raises:
+        ValueError: a tensor of a type that NumPy lacks, an image of Pillow that is neither gray nor
+            in RGB, or what is no image.
+    """
+    if is_tensor(given):
+        array = _from_tensor(given)
+        return array.transpose(1, 2, 0) if array.ndim == 3 else array
+    if is_picture(given):
+        if given.mode not in _MODES:
+            raise ValueError(
+                f"an image of Pillow has the mode {given.mode}, whose numbers are not the colours: "
+                'use image.convert("RGB"), or "L" for gray'
+            )
+        array = np.asarray(given)
+        return array[..., np.newaxis] if array.ndim == 2 else array
+    array = np.asarray(given)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"an image must be an array, a torch tensor or an image of Pillow; got a "
+            f"{type(given).__name__}"
+        )
+    return array
+
+
+def _from_tensor(tensor: Any) -> np.ndarray:
+    try:
+        return tensor.detach().cpu().numpy()
+    except TypeError as error:
+        raise ValueError(
+            f"NumPy has no type for {tensor.dtype} tensors: give float32, tensor.float()"
+        ) from error
