@@ -217,7 +217,7 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
             "weights": sha256(folder / _WEIGHTS),
             "data": asdict(experiment.data),
             "indices": indices,
-            "calibration": experiment.simulate.calibration,
+            "calibration": experiment.simulate.adc_calibration,
             "seed": experiment.seed,
             "device": options.device,
             "versions": versions,
