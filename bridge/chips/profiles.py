@@ -230,7 +230,8 @@ def from_json(value: Any, memories: Sequence[type] = ()) -> Any:
     in_file = _NAMES_IN_FILES.get(value["kind"], {})
     names = {stored: name for name, stored in in_file.items()}
     settings = {
-        names.get(name, name): from_json(one, memories) for name, one in value["settings"].items()
+        str(names.get(name, name)): from_json(one, memories)
+        for name, one in value["settings"].items()
     }
     try:
         return kinds[value["kind"]](**settings)

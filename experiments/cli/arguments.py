@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
@@ -26,14 +28,6 @@ from experiments.settings.values import (
 )
 
 Parsed = TypeVar("Parsed")
-
-INLINE = {"inline": True}
-"""Metadata of a field whose own fields are flags without a prefix."""
-
-
-def positional(name: str) -> dict[str, str]:
-    """Metadata of a field that is given by its place, with what stands for it in the help."""
-    return {"positional": name}
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,9 @@ class _Formatter(argparse.HelpFormatter):
         columns = shutil.get_terminal_size().columns
         super().__init__(prog, max_help_position=6, width=columns)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
         super().add_usage(usage, actions, groups, "Usage: " if prefix is None else prefix)
 
@@ -82,7 +79,9 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are ours."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message.removeprefix('argument ')}; {_see_help(self.prog)}")
+        message = re.sub("^argument (.*): expected .* arguments?$", r"\1 needs a value", message)
+        message = re.sub("^the following .* required: (.*)$", r"\1 must be given", message)
+        raise ValueError(f"{message.removeprefix('argument ')} {_see_help(self.prog)}")
 
 
 def parse(
@@ -111,7 +110,7 @@ def parse(
     parser = _parser(prog, groups, description or first_paragraph(kind))
     found, unknown = parser.parse_known_args([_with_dashes(word) for word in arguments])
     if unknown:
-        raise ValueError(f"{_unknown(unknown, list(flags.values()))}; {_see_help(prog)}")
+        raise ValueError(f"{_unknown(unknown, list(flags.values()))} {_see_help(prog)}")
     given: dict[str, Any] = {}
     for setting, raw in vars(found).items():
         flag = flags[setting]
@@ -121,7 +120,7 @@ def parse(
                 raw if flag.hint is bool else value_of(flag.hint, raw if several else [raw])
             )
         except ValueError as error:
-            raise ValueError(f"{flag.name} {error}; {_see_help(prog)}") from None
+            raise ValueError(f"{flag.name} {error} {_see_help(prog)}") from None
     built: Parsed = _build(kind, default, given, "")
     return built
 
@@ -176,15 +175,17 @@ class _Switch(argparse.Action):
 
 def _groups(kind: Any, default: Any, prefix: str = "", about: str = "") -> Iterator[Group]:
     """The flags of a dataclass: its own first, then those of the dataclasses in it."""
-    own, nested, docs, hints = [], [], field_docs(kind), get_type_hints(kind)
+    own: list[Flag] = []
+    nested: list[Group] = []
+    inline: list[Group] = []
+    docs, hints = field_docs(kind), get_type_hints(kind)
     for field in fields(kind):
         hint, setting = hints[field.name], f"{prefix}{field.name}"
         value, text = _start(field, default), docs.get(field.name, "")
         if is_dataclass(hint):
             if field.metadata.get("inline"):
-                inner, *others = _groups(hint, value, prefix)
+                inner, *inline = _groups(hint, value, prefix)
                 own += inner.flags
-                nested += others
             else:
                 text = text or first_paragraph(hint)  # type: ignore[arg-type]
                 nested += _groups(hint, value, f"{setting}.", text)
@@ -192,10 +193,11 @@ def _groups(kind: Any, default: Any, prefix: str = "", about: str = "") -> Itera
             nested.append(_choice(classes, value, setting, text))
         else:
             text += _choices_in_words(hint)
-            words = None if value is MISSING else shown(value)
-            own.append(Flag(setting, hint, text, words, field.metadata.get("positional")))
+            place = field.metadata.get("positional")
+            words = None if value is MISSING else "" if place else shown(value)
+            own.append(Flag(setting, hint, text, words, place))
     yield Group(prefix, about, tuple(own))
-    yield from nested
+    yield from (*nested, *inline)
 
 
 def _choice(classes: Mapping[str, type], value: Any, setting: str, about: str) -> Group:
@@ -236,8 +238,15 @@ def _build(kind: Any, default: Any, given: Mapping[str, Any], prefix: str) -> An
     try:
         return kind(**values)
     except ValueError as error:
-        where = f"--{dashed(prefix)}*: " if prefix else ""
-        raise ValueError(f"{where}{error}") from error
+        raise ValueError(_of_flags(str(error), prefix, list(values))) from error
+
+
+def _of_flags(message: str, prefix: str, names: Sequence[str]) -> str:
+    """The message of a dataclass; a field's name that it begins with becomes the flag's."""
+    first = re.match(r"\w+", message)
+    if first and first[0] in names:
+        return f"--{dashed(prefix + first[0])}{message.removeprefix(first[0])}"
+    return f"--{dashed(prefix)}*: {message}" if prefix else message
 
 
 def _build_choice(
@@ -288,9 +297,8 @@ def _start(field: Any, default: Any) -> Any:
 
 def _choices_in_words(hint: Any) -> str:
     names = choices(hint)
-    return (
-        f" One or several of {', '.join(names)}." if names and place_holder(hint) == "NAME" else ""
-    )
+    several = " or several" if takes_several(hint) else ""
+    return f" One{several} of {', '.join(names)}." if names and place_holder(hint) == "NAME" else ""
 
 
 def _help(flag: Flag) -> str:
@@ -333,4 +341,4 @@ def _unknown(words: Sequence[str], flags: Sequence[Flag]) -> str:
 
 
 def _see_help(prog: str) -> str:
-    return f"every flag: {prog} --help"
+    return f"(every flag: {prog} --help)"

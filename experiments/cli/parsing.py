@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.cli import arguments as command_line
-from experiments.cli.arguments import INLINE, positional
 from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
+from experiments.settings.values import INLINE, positional
 
 Parsed = TypeVar("Parsed")
 
@@ -101,13 +100,17 @@ def parse_preset(
         start = replace(start, experiment=remembered.applied_to(start.experiment))
     if experiment is not None:
         start = replace(start, experiment=experiment)
-    starts = f"the folder {out} remembers" if remembered else f"the preset {name} has"
+    starts = (
+        f"Defaults are what {out} remembers: a flag changes one, and its former value changes it "
+        "back."
+        if remembered
+        else f"Defaults are those of the preset {name}."
+    )
     return command_line.parse(
         kind,
         f"python -m experiments {command} {name}",
         flags,
-        description=f"{PRESETS[name].description}. The defaults below are what {starts}; a flag "
-        "that was remembered is taken back by giving its former value.",
+        description=f"{PRESETS[name].description}. {starts}",
         default=start,
     )
 
@@ -116,11 +119,6 @@ def wrapped(text: str) -> str:
     """A text in lines that fit the terminal, indented by two."""
     columns = shutil.get_terminal_size().columns
     return textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ")
-
-
-def say(line: str) -> None:
-    """Prints a line on what a command does, on standard error."""
-    print(line, file=sys.stderr)
 
 
 def folder_of(arguments: Sequence[str]) -> Path:

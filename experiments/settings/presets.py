@@ -135,8 +135,8 @@ PRESETS: dict[str, Preset] = {
         "ImageNet-1K, torchvision's ResNet-18, not trained here: for a GPU", _imagenet("resnet18")
     ),
     "imagenet_resnet50": Preset(
-        "ImageNet-1K, torchvision's ResNet-50 V1, not trained here: for a GPU. For V2: --model.weights "
-        "resnet50:IMAGENET1K_V2 --data.resize-size 232",
+        "ImageNet-1K, torchvision's ResNet-50 V1, not trained here: for a GPU. For V2: "
+        "--model.weights resnet50:IMAGENET1K_V2 --data.resize-size 232",
         _imagenet("resnet50"),
     ),
 }

@@ -11,6 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 NONE = "none"
 """The word for None."""
 
+INLINE = {"inline": True}
+"""Metadata of a field whose own fields are flags without a prefix."""
+
 _KINDS: dict[type, tuple[str, str]] = {
     int: ("N", "a whole number such as 10"),
     float: ("NUMBER", "a number such as 0.5"),
@@ -21,6 +24,11 @@ _KINDS: dict[type, tuple[str, str]] = {
 
 _LONG = 40
 """Characters of choices beyond which they do not stand beside the flag's name."""
+
+
+def positional(name: str) -> dict[str, str]:
+    """Metadata of a field that is given by its place, with what stands for it in the help."""
+    return {"positional": name}
 
 
 def value_of(hint: Any, words: Sequence[str]) -> Any:
@@ -74,7 +82,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return " ".join(words(value)) or "no value"
+        return " ".join(map(shown, value)) or "no value"
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
@@ -106,7 +114,7 @@ def _one(hint: Any, word: str) -> Any:
     asked = [_asked(kind) for kind in _kinds(hint) if kind is not NoneType]
     if NoneType in _kinds(hint):
         asked.append(NONE)
-    raise ValueError(f"cannot be {word!r}: give {' or '.join(asked)}")
+    raise ValueError(f"cannot be {word!r}: give {', or '.join(asked)}")
 
 
 def _read(kind: Any, word: str) -> Any:
@@ -148,7 +156,8 @@ def _placed(kind: Any) -> str:
 
 def _asked(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
+        one, *more = map(str, get_args(kind))
+        return f"one of {', '.join((one, *more))}" if more else one
     if get_origin(kind) is tuple:
         return "numbers with commas between them such as 0,12.5,25"
     return _KINDS[kind][1]

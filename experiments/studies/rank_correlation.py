@@ -93,7 +93,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """The samples on which the estimators are compared."""
+    """How the curvature estimators rank the same images, by Spearman's rank correlation."""
 
     limit: int = 1000
     """Largest number of images of the test fold to use, at least 3."""
@@ -159,8 +159,9 @@ def open_trained(
 def run(trained: Trained, experiment: Experiment, settings: RankCorrelation, out: Path) -> None:
     """Compares the estimators on the trained model of a run and prints the table.
 
-    Leaves scores.parquet and scores_another_key.parquet, rank_correlation and rank_correlation_correct (the
-    matrix of rho as CSV, drawn as PNG and SVG) and settings.json. Goes on where it was interrupted.
+    Leaves scores.parquet and scores_another_key.parquet, rank_correlation and
+    rank_correlation_correct (the matrix of rho as CSV, drawn as PNG and SVG) and settings.json.
+    Goes on where it was interrupted.
     """
     import jax
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training: SGD with Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips."""
+    """Training by SGD: Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips."""
 
     epochs: int = 200
     """Passes over the training fold."""
