@@ -86,7 +86,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (("--simulate.batch-size", "32", "--score.batch-size", "32"), ""),
         (("--simulate.chips", "2"), "simulate analyse report"),
         (("--simulate.pcm.t-inference", "60"), "moments flips simulate analyse report"),
-        (("--simulate.calibration", "16"), "moments flips simulate analyse report"),
+        (("--simulate.adc-calibration", "16"), "moments flips simulate analyse report"),
         (("--flip.programmings", "3"), "moments flips analyse report"),
         (("--analyse.bins", "5"), "analyse report"),
         (("--score.estimator.probes", "4"), "score analyse report"),
@@ -104,16 +104,16 @@ def test_a_stage_runs_again_for_what_it_reads(
     assert all(step.seconds and step.seconds > 0 for step in steps)
 
 
-def test_another_kind_of_converter_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
+def test_another_mapping_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
     """Its settings are others, by name; there and back."""
-    factors = "--simulate.pcm.converter.factors"
-    pairs = ("simulate.pcm.converter:pairs", factors, "1", "4", "--dry-run")
+    factors = "--simulate.pcm.mapping.factors"
+    pairs = ("--simulate.pcm.mapping", "pairs", factors, "1", "4", "--dry-run")
     said = succeed("run", "digits", "--out", run_copy, *pairs)
     assert f"{factors} not set -> [1.0, 4.0]" in said
     assert f"{factors} was unknown, is [1.0, 4.0]" in said
     record = read_record(run_copy, "simulate")
     assert record is not None
-    record["settings"]["simulate"]["pcm"]["converter"] |= {"factors": [1.0, 4.0]}
+    record["settings"]["simulate"]["pcm"]["mapping"] |= {"factors": [1.0, 4.0]}
     write_record(run_copy, record)
     steps = plan(_experiment("--out", run_copy), run_copy, ("simulate",))
     assert [step.why for step in steps] == [f"{factors} was [1.0, 4.0], is not set"]
@@ -353,10 +353,10 @@ def test_out_is_found_wherever_it_stands(tmp_path: Path) -> None:
     assert _experiment("--limit", "20").seed == 0
 
 
-@pytest.mark.parametrize("converter", [Pairs((1.0, 4.0)), MappedPairs((1.0,), ((0.0, 25.0),) * 2)])
-def test_settings_come_back_from_json(converter: Any) -> None:
+@pytest.mark.parametrize("mapping", [Pairs((1.0, 4.0)), MappedPairs((1.0,), ((0.0, 25.0),) * 2)])
+def test_settings_come_back_from_json(mapping: Any) -> None:
     start = PRESETS["digits"].experiment
-    pcm = replace(start.simulate.pcm, converter=converter, compensation="global")
+    pcm = replace(start.simulate.pcm, mapping=mapping, compensation="global")
     changed = replace(
         start,
         simulate=replace(start.simulate, pcm=pcm),

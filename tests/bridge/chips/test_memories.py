@@ -158,12 +158,12 @@ IDENTITY = MappedPairs((1.0,), ((0.0, 0.0, 25.0), (25.0, 0.0, 0.0)))
 
 
 @pytest.mark.parametrize(
-    "converter",
+    "mapping",
     [SinglePair(g_min=2.0), Pairs(), Pairs((1.0, 3.0), g_min=1.0), IDENTITY],
     ids=["single", "dual", "weighted", "mapped"],
 )
-def test_a_converter_loses_nothing(converter: SinglePair | Pairs | MappedPairs) -> None:
-    quiet = PCM(mapping=converter, programming_noise=0, drift=0, read_noise=0)
+def test_a_mapping_loses_nothing(mapping: SinglePair | Pairs | MappedPairs) -> None:
+    quiet = PCM(mapping=mapping, programming_noise=0, drift=0, read_noise=0)
     torch.testing.assert_close(weights(chip_with(quiet)), levels().fc.weight)
 
 
