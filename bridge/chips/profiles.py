@@ -61,11 +61,11 @@ class WeightNoise:
     sigma: float = 0.02
     """Standard deviation of the noise, as a fraction of the tile's largest weight."""
     kind: Literal["constant", "pcm_read"] = "constant"
-    """`constant`: the same standard deviation for every weight. `pcm_read`: it grows with the
+    """Spread of the noise: `constant`, the same for every weight; `pcm_read`, growing with the
     square root of the weight's magnitude, up to sigma at the largest weight."""
     drawn: Literal["per_chip", "per_mvm"] = "per_chip"
-    """`per_chip`: drawn once for each chip and then fixed. `per_mvm`: drawn anew for each
-    matrix-vector product."""
+    """When the noise is drawn: `per_chip`, once for each chip and then fixed; `per_mvm`, anew for
+    each matrix-vector product."""
 
     def __post_init__(self) -> None:
         require_finite("weight noise sigma", self.sigma)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from experiments.studies.opening import Study
 
 _USAGE = """\
-Usage: python -m experiments COMMAND ... [flags]      (also installed as jaxcurv)
+Usage: python -m experiments COMMAND ... [flags]    (also installed as jaxcurv)
 
 One experiment, from images to report:
   run PRESET            The whole path.

@@ -22,7 +22,7 @@ from experiments.pipeline.up_to_date import identity_of
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.records import read_record, recorded_settings, write_record
-from experiments.runs.remembered import as_leaves, recall_run, remember, settings_file
+from experiments.runs.remembered import as_leaves, recall, recall_run, remember, settings_file
 from experiments.settings.flags import Data, Experiment
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
@@ -117,6 +117,39 @@ def test_another_mapping_is_seen(run_copy: Path, ran: list[str], succeed: Said) 
     write_record(run_copy, record)
     steps = plan(_experiment("--out", run_copy), run_copy, ("simulate",))
     assert [step.why for step in steps] == [f"{factors} was [1.0, 4.0], is not set"]
+
+
+def test_a_run_under_the_names_of_an_earlier_version_is_up_to_date(
+    run_copy: Path, ran: list[str], succeed: Said
+) -> None:
+    """Its records and settings as the version before the renaming wrote them."""
+
+    def as_before(settings: dict[str, Any]) -> dict[str, Any]:
+        if "adc_calibration" in (simulate := settings.get("simulate", {})):
+            simulate["calibration"] = simulate.pop("adc_calibration")
+        if "mapping" in (pcm := simulate.get("pcm", {})):
+            pcm["converter"] = pcm.pop("mapping")
+        return settings
+
+    for path in sorted((run_copy / "stages").glob("*.json")):
+        record = read_json(path)
+        write_json(path, record | {"settings": as_before(record["settings"])})
+    path = run_copy / "settings.json"
+    write_json(path, as_before(read_json(path)))
+    assert '"converter"' in path.read_text()
+    assert '"calibration": 32' in (run_copy / "stages" / "simulate.json").read_text()
+    said = succeed("run", "digits", "--out", run_copy)
+    assert ran == []
+    assert "->" not in said
+    assert said.count("up to date") == len(STAGES)
+    assert '"adc_calibration": 32' in path.read_text()
+    # A study's own settings too, beside those of the run.
+    study = run_copy / "drift" / "flags.json"
+    before = as_before(json.loads(json.dumps(asdict(_experiment("--out", run_copy)))))
+    remember(study, "digits", {"study": {"chips": 3}, "run": before})
+    remembered = recall(study)
+    assert remembered is not None
+    assert remembered.part("run").changes(_experiment("--out", run_copy)) == []
 
 
 def test_a_stage_names_its_own_change_before_what_it_waits_for(finished_run: Path) -> None:
