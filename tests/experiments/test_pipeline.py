@@ -402,7 +402,7 @@ def test_unknown_preset(here: Command) -> None:
 def test_help_without_a_preset(here: Command, name: str) -> None:
     result = here(name, "--help")
     assert result.returncode == 0
-    assert f"usage: python -m experiments {name} " in result.stdout
+    assert f"Usage: python -m experiments {name} " in result.stdout
 
 
 def test_unknown_command(here: Command) -> None:
