@@ -55,11 +55,11 @@ class FiniteDifference:
     """
 
     step: float = 1e-3
-    """h, in units of the (normalised) input."""
+    """Step h of the finite difference, in units of the normalised input."""
     probes: int = 10
-    """n, the random vectors a sample."""
+    """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the random vectors."""
+    """Distribution of the entries of the random vectors."""
 
     measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
 
@@ -88,9 +88,9 @@ class Published:
     batch_size: int
     """Batch size of the published run; every score is divided by it."""
     step: float = 1e-3
-    """h, in units of the (normalised) input."""
+    """Step h of the finite difference, in units of the normalised input."""
     probes: int = 10
-    """n, the random vectors a sample."""
+    """Number n of random vectors per sample."""
 
     measures: ClassVar[str] = f"{FiniteDifference.measures} over the published batch size"
 
@@ -117,9 +117,9 @@ class HessianVector:
     """
 
     probes: int = 10
-    """n, the random vectors a sample."""
+    """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the random vectors."""
+    """Distribution of the entries of the random vectors."""
     precision: Precision = "highest"
     """Nothing cancels here, so that a coarser one is possible."""
 
@@ -147,11 +147,11 @@ class HessianTrace:
     """
 
     probes: int = 10
-    """n, the random vectors a sample."""
+    """Number n of random vectors per sample."""
     step: float | None = None
     """h of a finite difference; None for exact Hessian-vector products."""
     distribution: Distribution = "rademacher"
-    """Distribution of the random vectors."""
+    """Distribution of the entries of the random vectors."""
 
     def __post_init__(self) -> None:
         if self.step is not None:

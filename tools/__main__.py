@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from experiments.cli.arguments import parse
 from experiments.cli.exit_codes import exit_code_of
 from experiments.paper.reproduce import ROWS
 from experiments.system.errors import StageFailed, show_error
@@ -19,14 +18,14 @@ from tools.regenerate import regenerate
 
 @dataclass(frozen=True)
 class Regenerate:
-    """Tables, figures and the page once more, from the archived per-sample tables alone."""
+    """Makes tables, figures and the page of results again from the archived per-sample tables."""
 
     results: Path = Path("experiments/results")
     """Folder of the archived results."""
     readme: Path = Path("README.md")
-    """The file of which the marked part is replaced."""
+    """File whose marked part is replaced."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def run(self) -> None:
         """Makes them."""
@@ -38,13 +37,13 @@ class Archive:
     """Copies what a repository keeps of the finished rows of Table I and of their fit."""
 
     rows: Literal["small", "full"] = "small"
-    """Narrow networks, or the paper's."""
+    """Size of the networks: `small`, the narrow ones; `full`, the paper's."""
     runs: Path = Path("runs")
-    """Folder of the runs' folders, as `reproduce` leaves it."""
+    """Folder of the runs, as the command reproduce leaves it."""
     results: Path = Path("experiments/results")
-    """Folder to archive in; a row that is not in `runs` stays as it is there."""
+    """Folder to archive in. A row that has not been run stays as it is there."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def run(self) -> None:
         """Copies; a row that cannot be archived stops no other.
@@ -76,13 +75,20 @@ class Archive:
 
 def main(arguments: list[str]) -> int:
     """Runs a command and returns the process's exit code."""
-    commands: dict[str, Callable[..., Archive | Regenerate]] = {
+    commands: dict[str, type[Archive | Regenerate]] = {
         "archive": Archive,
         "regenerate": Regenerate,
     }
 
     def work() -> None:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m tools", args=arguments).run()
+        name, *flags = arguments or [""]
+        usage = f"python -m tools {'|'.join(commands)} [flags]"
+        if name in ("-h", "--help"):
+            print(f"Usage: {usage}")
+            return
+        if name not in commands:
+            raise ValueError(f"unknown command {name!r}; use {usage}")
+        parse(commands[name], f"python -m tools {name}", flags).run()
 
     return exit_code_of(work, debug="--debug" in arguments)
 

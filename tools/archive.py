@@ -33,7 +33,7 @@ _TABLES = (
     *("per_class", "overlap", "systematic"),
 )
 _KEPT_OF = dict.fromkeys(
-    ("stages", "agreement", "compare-noise", "drift", "layers", "rescore"),
+    ("stages", "compare-noise", "drift", "layers", "rank-correlation", "rescore"),
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
 

@@ -26,18 +26,18 @@ from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 class ADC:
     """Uniform quantisation of each tile's outputs, with saturation.
 
-    Attributes:
-      bits: resolution; the `2**bits - 1` symmetric codes are `range / (2**(bits - 1) - 1)` apart.
-      range: largest output represented. The unit is that of a tile whose largest weight is 1 and
-        whose input vector has largest magnitude 1. "calibrated": per tile, from the outputs that
-        the ideal weights give on a calibration batch.
-      percentile: percentile of these outputs' magnitudes that a calibrated range covers; 100 is
-        the largest.
+    An ADC of b bits has `2**b - 1` symmetric codes, `range / (2**(b - 1) - 1)` apart.
     """
 
     bits: int = 9
+    """Resolution in bits, 2 to 23."""
     range: Literal["calibrated"] | float = "calibrated"
+    """Largest output that is represented; beyond it the ADC saturates. `calibrated`: found for each
+    tile from the outputs of the ideal weights on calibration images. A number is in units of a tile
+    whose largest weight is 1 and whose largest input is 1."""
     percentile: float = 100.0
+    """Percentile of the output magnitudes on the calibration images that a calibrated range covers,
+    above 0 and at most 100; 100 covers the largest."""
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits < 24:
@@ -53,19 +53,19 @@ class ADC:
 class WeightNoise:
     """Gaussian noise of the weights, AIHWKit's `w_noise`.
 
-    Attributes:
-      sigma: standard deviation relative to the largest weight of the tile.
-      kind: "constant", the same for every weight; "pcm_read", that of the largest weight times the
-        square root of a weight's share of it.
-      drawn: "per_chip", one value for each weight, frozen; "per_mvm", anew for each matrix-vector
-        product, as if each weight fluctuated: for an input x the outputs of a tile of weights W
-        (largest 1) get independent Gaussian noise of standard deviation `sigma ||x||_2`
-        (constant) or `sigma sqrt(sum_j |W_ij| x_j^2)` (pcm_read).
+    Noise drawn per matrix-vector product acts as if each weight fluctuated: for an input x the
+    outputs of a tile of weights W (the largest 1) get independent Gaussian noise of standard
+    deviation `sigma ||x||_2` (constant) or `sigma sqrt(sum_j |W_ij| x_j^2)` (pcm_read).
     """
 
     sigma: float = 0.02
+    """Standard deviation of the noise, as a fraction of the tile's largest weight."""
     kind: Literal["constant", "pcm_read"] = "constant"
+    """Spread of the noise: `constant`, the same for every weight; `pcm_read`, growing with the
+    square root of the weight's magnitude, up to sigma at the largest weight."""
     drawn: Literal["per_chip", "per_mvm"] = "per_chip"
+    """When the noise is drawn: `per_chip`, once for each chip and then fixed; `per_mvm`, anew for
+    each matrix-vector product."""
 
     def __post_init__(self) -> None:
         require_finite("weight noise sigma", self.sigma)
@@ -81,17 +81,15 @@ class Clipping:
 
     Afterwards the weights are rescaled to the full conductance range. A layer larger than a tile is
     clipped tile by tile.
-
-    Attributes:
-      type: "none"; "layer_gaussian", at `sigma` standard deviations of the tile's weights;
-        "fixed_value", at `fixed_value`. AIHWKit's names.
-      sigma: standard deviations at which "layer_gaussian" clips.
-      fixed_value: share of the tile's largest weight.
     """
 
     type: Literal["none", "layer_gaussian", "fixed_value"] = "none"
+    """Kind of clipping, by AIHWKit's names: `none`; `layer_gaussian`, at a number of standard
+    deviations of the tile's weights; `fixed_value`, at a fraction of the tile's largest weight."""
     sigma: float = 2.5
+    """Standard deviations at which `layer_gaussian` clips."""
     fixed_value: float = 1.0
+    """Fraction of the tile's largest weight at which `fixed_value` clips."""
 
     def __post_init__(self) -> None:
         if self.type not in ("none", "layer_gaussian", "fixed_value"):
@@ -105,9 +103,13 @@ class Profile:
     """A combination of non-idealities; None leaves one out."""
 
     adc: ADC | None = None
+    """ADC at each tile's outputs."""
     wnoise: WeightNoise | None = None
+    """Gaussian noise of the weights."""
     memory: Memory | None = None
+    """Devices that the weights are programmed into."""
     clipping: Clipping = field(default_factory=Clipping)
+    """Clipping of each tile's weights before programming."""
 
     def __post_init__(self) -> None:
         kinds: dict[str, tuple[type, ...]] = {
@@ -171,6 +173,10 @@ _KINDS: dict[str, type] = {
 }
 """What JSON names."""
 
+_NAMES_IN_FILES = {kind: {"mapping": "converter"} for kind in ("PCM", "Hermes", "ReRamWan2022")}
+"""Fields of a kind that files name as they were first named: finished chips and searches are kept
+under a hash of this JSON."""
+
 
 def to_json(setting: Any) -> Any:
     """A profile, or a part of one, as JSON holds it; the inverse of `from_json`.
@@ -183,7 +189,11 @@ def to_json(setting: Any) -> Any:
         kind = type(setting)
         if _KINDS.get(kind.__name__, kind) is not kind:
             raise ValueError(f"{kind.__name__} is a setting of bridge's: rename {kind!r}")
-        fields = {f.name: to_json(getattr(setting, f.name)) for f in dataclasses.fields(setting)}
+        in_file = _NAMES_IN_FILES.get(kind.__name__, {})
+        fields = {
+            in_file.get(f.name, f.name): to_json(getattr(setting, f.name))
+            for f in dataclasses.fields(setting)
+        }
         return {"kind": kind.__name__, "settings": fields}
     if isinstance(setting, tuple | list):
         return [to_json(value) for value in setting]
@@ -217,7 +227,12 @@ def from_json(value: Any, memories: Sequence[type] = ()) -> Any:
             f"{value['kind']!r} is not a setting known here; if it is a memory of your own, pass "
             "its class: memories=(ITS_CLASS,)"
         )
-    settings = {name: from_json(one, memories) for name, one in value["settings"].items()}
+    in_file = _NAMES_IN_FILES.get(value["kind"], {})
+    names = {stored: name for name, stored in in_file.items()}
+    settings = {
+        str(names.get(name, name)): from_json(one, memories)
+        for name, one in value["settings"].items()
+    }
     try:
         return kinds[value["kind"]](**settings)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Energies that routing weighs; known to the command line, which has no use for tables."""
+"""Energies that routing compares, in a module that the command line can import at once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from bridge.checks import require_finite
 
 @dataclass(frozen=True)
 class Costs:
-    """Energy of one inference, in any unit; that of a digital one unless you say otherwise.
+    """Energy of one inference, both in the same unit, which may be any.
 
     The default, an analog inference at a tenth of a digital one, is an assumption: what a chip
     saves depends on its design and on the network. Put in your own.
     """
 
     analog: float = 0.1
-    """Energy of one inference on the chip."""
+    """Energy of one inference on the analog chip, in the unit of the digital one."""
     digital: float = 1.0
-    """Energy of one forward pass of the digital model."""
+    """Energy of one forward pass of the digital model, in any unit."""
 
     def __post_init__(self) -> None:
         require_finite("the energy of an analog inference", self.analog)

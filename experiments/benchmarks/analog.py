@@ -54,32 +54,33 @@ _CALIBRATION_IMAGES = 32
 
 @dataclass(frozen=True)
 class AnalogBenchmark:
-    """Cost of simulated chips on a ResNet-18 with random weights."""
+    """Measures what simulated chips cost, on a ResNet-18 with random weights."""
 
     width: int = 64
-    """Channels of the first stage; 64 is the standard network."""
+    """Channels of the first stage; the standard network has 64."""
     batch_size: int = 32
-    """Images a batch."""
+    """Images per batch."""
     classes: int = 10
-    """Classes that the network tells apart."""
+    """Number of classes."""
     image_size: int = 32
-    """Pixels a side."""
+    """Side of the images in pixels."""
     repeats: int = 5
-    """How often each chip runs; medians are reported, with the range."""
+    """Times that each chip runs; the median and the range are reported."""
     aihwkit_repeats: int = 3
-    """The same for chips on AIHWKit's own tiles, which take many times as long; at most
+    """Times that each chip runs on AIHWKit's own tiles, which are much slower; never more than
     --repeats."""
     engines: tuple[Engine, ...] = ("fast", "aihwkit")
-    """What computes the chips. AIHWKit's own tiles take most of the time: "fast" leaves them out,
-    and with them the agreement of the two."""
+    """Engines that compute the chips: `fast` is the one of this project, `aihwkit` are AIHWKit's
+    own tiles, which take most of the time. With both, their predictions are compared."""
     device: str = "cpu"
-    """Where the chips run: cpu, cuda or cuda:N."""
+    """Device for the chips: cpu, cuda or cuda:N."""
     json: Path | None = None
-    """Also write the figures here."""
+    """File to write the measured figures to, NAME.json; `none` only prints them."""
     baseline: Path | None = None
-    """Fail when a cost is more than a quarter above that of this earlier JSON."""
+    """File of an earlier measurement (--json): exit with an error if a cost is more than a quarter
+    above it; `none` compares nothing."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         counts = {**self.workload(), "repeats": self.repeats}

@@ -48,29 +48,30 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class CurvatureBenchmark:
-    """Speed of the estimators on a ResNet-18 with random weights."""
+    """Measures the speed of the curvature estimators, on a ResNet-18 with random weights."""
 
     width: int = 16
-    """Channels of the first stage; 64 is the standard network."""
+    """Channels of the first stage; the standard network has 64."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch."""
     classes: int = 10
-    """Classes that the network tells apart; Gauss-Newton costs one more pass for each."""
+    """Number of classes; Gauss-Newton costs one more pass for each."""
     image_size: int = 32
-    """Pixels a side."""
+    """Side of the images in pixels."""
     probes: int = 10
-    """n, the random vectors a sample."""
+    """Number n of random vectors per sample."""
     repeats: int = 5
-    """How often each contestant runs; medians are reported, with the range."""
+    """Times that each computation runs; the median and the range are reported."""
     json: Path | None = None
-    """Also write the figures here."""
+    """File to write the measured figures to, NAME.json; `none` only prints them."""
     baseline: Path | None = None
-    """Fail when a ratio is more than a tenth below that of this earlier JSON."""
+    """File of an earlier measurement (--json): exit with an error if a ratio of speeds is more than
+    a tenth below it; `none` compares nothing."""
     figures: Path | None = None
-    """Folder: also measure and draw cost against n, batch size and data-set size, and peak
-    memory. Takes many times as long."""
+    """Folder for figures of cost against number of random vectors, batch size and size of the data
+    set, and of peak memory. They take many times as long; `none` leaves them out."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         counts = {name: value for name, value in self.measured().items() if value < 1}

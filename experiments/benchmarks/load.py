@@ -52,29 +52,29 @@ _LINES = ("seconds", "peak_bytes", "file_bytes")
 
 @dataclass(frozen=True)
 class LoadBenchmark:
-    """Time and memory of scoring (Eq. 1) and of one simulated chip against the number of samples,
-    with a tiny network on synthetic images."""
+    """Measures time and memory of scoring (Eq. 1) and of one simulated chip against the number of
+    samples, with a tiny network on synthetic images."""
 
     samples: tuple[int, ...] = (62_500, 125_000, 250_000, 500_000, 1_000_000)
-    """How many samples, at least three counts."""
+    """Numbers of samples to measure, at least three different ones."""
     width: int = 8
-    """Channels of the network's only block."""
+    """Channels of the only block of the network."""
     classes: int = 1000
-    """Classes that the network tells apart."""
+    """Number of classes."""
     image_size: int = 8
-    """Pixels a side."""
+    """Side of the images in pixels."""
     probes: int = 10
-    """n, the random vectors a sample."""
+    """Number n of random vectors per sample."""
     batch_size: int = 256
-    """Images a batch."""
+    """Images per batch."""
     device: str = "cpu"
-    """Where the chip runs: cpu, cuda or cuda:N. JAX scores on its default device."""
+    """Device for the chip: cpu, cuda or cuda:N. JAX uses the device it was installed for."""
     json: Path | None = None
-    """Also write the figures here."""
+    """File to write the measured figures to, NAME.json; `none` only prints them."""
     figures: Path | None = None
-    """Folder: also draw them."""
+    """Folder for drawings of the figures; `none` draws nothing."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         if len(set(self.samples)) < _FEWEST or min(self.samples) < 1:

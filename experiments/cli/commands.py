@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.exit_codes import exit_code_of
+from experiments.cli.words import say, with_current_words
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.system.errors import at_work
 from experiments.system.processes import named_if_ended
@@ -26,38 +27,54 @@ if TYPE_CHECKING:
     from experiments.studies.opening import Study
 
 _PACKAGES = (
-    *("tyro", "rich", "matplotlib", "jinja2", "scipy", "sklearn"),
+    *("rich", "matplotlib", "jinja2", "scipy", "sklearn"),
     *("tensorflow_datasets", "PIL", "optax", "orbax"),
 )
 """The modules without which no command starts. torch, AIHWKit and safetensors, which some commands
 do without, are asked for by those that use them (`package_versions`)."""
 
-_USAGE = f"""\
-usage: python -m experiments run PRESET [flags]          the whole path, from images to report
-       python -m experiments STAGE PRESET [flags]        one of: {", ".join(STAGE_NAMES)}
-       python -m experiments agreement PRESET [flags]    how the estimators agree on a run's model
-       python -m experiments rescore PRESET [flags]      what the score's open choices change
-       python -m experiments layers PRESET [flags]       what each layer of its chips costs
-       python -m experiments drift PRESET [flags]        accuracy of its chips as they age
-       python -m experiments score --model package.module:factory --data FOLDER [flags]
-                                                         your own model and images
-       python -m experiments merge OUT                   one table from what score --shard left
-       python -m experiments compare-noise PRESET [flags]
-                                                         whether other noise fails the same samples
-       python -m experiments analyse --scores FILE --digital FILE --analog FILE [flags]
-                                                         your own scores and predictions
-       python -m experiments table-one [RUN ...]         Table I of finished runs beside the paper's
-       python -m experiments fit-paper [flags]           chips fitted on Table I's ResNet-18 rows
-       python -m experiments reproduce [flags]           every row of Table I that has data
-       python -m experiments figure-one|gallery RUN      the paper's figures of a finished run
-       python -m experiments benchmark curvature [flags] speed of the estimators
-       python -m experiments benchmark analog [flags]    cost of the simulated chips
-       python -m experiments benchmark load [flags]      time and memory of a million samples
-       python -m experiments presets                     the presets
-       python -m experiments --version                   which release this is
-       python -m experiments COMMAND ... --help          every flag
-       python -m experiments COMMAND ... --no-compilation-cache
-                                                         without what earlier commands compiled"""
+_USAGE = """\
+Usage: python -m experiments COMMAND ... [flags]    (also installed as jaxcurv)
+
+One experiment, from images to report:
+  run PRESET            The whole path.
+  STAGE PRESET          One stage of it: train, score, export, moments, flips,
+                        simulate, analyse or report.
+  presets               List the presets, which are experiments with names.
+
+More about a finished run:
+  rank-correlation PRESET
+                        How the curvature estimators rank the same images.
+  rescore PRESET        What each choice that the paper leaves open does to the
+                        curvature score and to Table I.
+  layers PRESET         Which layers of a chip cause failures.
+  drift PRESET          Accuracy of the chips as they age.
+  compare-noise PRESET  Whether other kinds of noise fail the same samples.
+  figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
+  gallery RUN           The images of lowest and of highest curvature.
+
+Your own model, images, scores and predictions:
+  score --model PACKAGE.MODULE:FACTORY --data FOLDER
+                        Curvature of your images under your model.
+  merge OUT             Join the shards that `score --shard` computed.
+  analyse --scores FILE --digital FILE --analog FILE
+                        Which samples fail, and what predicts it.
+
+The paper's results:
+  table-one [RUN ...]   Table I of finished runs beside the paper's.
+  fit-paper             Chip settings that come nearest to Table I.
+  reproduce             Run every row of Table I whose data set is there.
+
+Speed and memory:
+  benchmark curvature   Speed of the curvature estimators.
+  benchmark analog      Cost of the simulated chips.
+  benchmark load        Time and memory of up to a million samples.
+
+Flags of every command:
+  --help                Every flag of that command (run PRESET --help).
+  --no-compilation-cache
+                        Do not use, or add to, what earlier commands compiled.
+  --version             Print the version (without a command)."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -66,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> int | None:
-    command, *rest = arguments or ["--help"]
+    command, *rest = with_current_words(arguments or ["--help"], say)
     if command in ("-h", "--help"):
         print(_USAGE)
         return None
@@ -78,13 +95,15 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
     if command == "regenerate":
         raise ValueError("regenerate is for maintainers: in a checkout, python -m tools regenerate")
     if command not in _COMMANDS:
-        raise ValueError(f"unknown command {command!r}; use {', '.join(_COMMANDS)}")
+        raise ValueError(
+            f"unknown command {command!r}; use {', '.join(_COMMANDS)}; what each does: --help"
+        )
     require(f"jaxcurv {command}", "experiments", _PACKAGES)
     return _COMMANDS[command](rest)
 
 
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
-    from experiments.cli.parsing import Options, parse_preset, say
+    from experiments.cli.parsing import Options, parse_preset
     from experiments.pipeline import runner
 
     options = parse_preset(Options, command, arguments)
@@ -180,10 +199,10 @@ def _merge(arguments: Sequence[str]) -> None:
 def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
     from experiments.cli.studies import run_study
-    from experiments.studies import agreement, compare_noise, drift, layers, rescore
+    from experiments.studies import compare_noise, drift, layers, rank_correlation, rescore
 
     studies: dict[str, Study[Any, Any]] = {
-        "agreement": agreement.STUDY,
+        "rank-correlation": rank_correlation.STUDY,
         "rescore": rescore.STUDY,
         "layers": layers.STUDY,
         "drift": drift.STUDY,
@@ -197,7 +216,7 @@ def _benchmark(arguments: Sequence[str]) -> int | None:
 
     subject, *flags = arguments or [""]
     if subject in ("-h", "--help"):
-        print("usage: python -m experiments benchmark curvature|analog|load [flags]")
+        print("Usage: python -m experiments benchmark curvature|analog|load [flags]")
         return None
     if subject == "curvature":
         from experiments.benchmarks import curvature, curvature_contestants
@@ -257,7 +276,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "analyse": _analyse,
     **{
         name: partial(_study, name)
-        for name in ("agreement", "rescore", "layers", "drift", "compare-noise")
+        for name in ("rank-correlation", "rescore", "layers", "drift", "compare-noise")
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,

@@ -19,7 +19,7 @@ def exit_code_of(work: Callable[[], int | None], *, debug: bool = False) -> int:
     try:
         try:
             code = work() or 0
-        except SystemExit as end:  # tyro's, which has printed help, or what is wrong with a flag
+        except SystemExit as end:  # help was printed
             code = int(end.code or 0)
         sys.stdout.flush()  # now, while a reader that has gone can be told from an error
         return code

@@ -1,17 +1,18 @@
-"""Parsing of flags by tyro; those of the stages are defined in `experiments.settings.flags`."""
+"""The flags of commands; those of the stages are defined in `experiments.settings.flags`."""
 
 import argparse
-import sys
+import shutil
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
-import tyro
-
+from experiments.cli import arguments as command_line
 from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
+from experiments.settings.values import INLINE, positional
 
 Parsed = TypeVar("Parsed")
 
@@ -22,36 +23,37 @@ ParsedOptions = TypeVar("ParsedOptions", bound="Options")
 class Options:
     """What a command is given besides its preset's name."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Experiment = field(metadata=INLINE)
     out: Path
-    """Folder of the results. Finished work is kept, and the settings are remembered: later commands
-    there start from them, and a flag changes one."""
+    """Folder of the run. It keeps finished work and remembers the settings: later commands on it
+    start from them."""
     data_dir: Path | None = None
-    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of the data sets; `none` is $TFDS_DATA_DIR if that is set, else
+    ~/tensorflow_datasets."""
     dry_run: bool = False
-    """Say what would change and be computed, and stop."""
+    """Print what would change and what would be computed, then stop."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """The table to make from what `score --shard` left."""
+    """Joins the shards that `score --shard` computed into one table."""
 
-    out: tyro.conf.Positional[Path]
-    """The table that `score --shard` was given as --out."""
+    out: Path = field(metadata=positional("OUT"))
+    """Table to make: the path that `score --shard` was given as --out."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
 
-def parse(kind: type[Parsed], command: str, arguments: Sequence[str], **options: Any) -> Parsed:
+def parse(kind: type[Parsed], command: str, arguments: Sequence[str]) -> Parsed:
     """A command's flags.
 
     Raises:
-      ValueError: a setting is refused.
-      SystemExit: a flag is, or help was asked for; both were printed.
+      ValueError: a flag is not known, or a value is refused.
+      SystemExit: help was asked for, and printed.
     """
-    return tyro.cli(kind, prog=f"python -m experiments {command}", args=arguments, **options)
+    return command_line.parse(kind, f"python -m experiments {command}", arguments)
 
 
 def parse_preset(
@@ -67,13 +69,15 @@ def parse_preset(
     preset's.
 
     Raises:
-      ValueError: no preset, an unknown one or another than the folder's is named, or a setting is
-        refused.
-      SystemExit: a flag is, or help was asked for; both were printed.
+      ValueError: no preset, an unknown one or another than the folder's is named, a flag is not
+        known, or a value is refused.
+      SystemExit: help was asked for, and printed.
     """
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m experiments {command} PRESET [flags]")
-        print(f"presets: {', '.join(PRESETS)}; every flag: {command} PRESET --help")
+        print(f"Usage: python -m experiments {command} PRESET [flags]\n")
+        print("Presets, listed with what they run by `python -m experiments presets`:")
+        print(wrapped(", ".join(PRESETS)))
+        print(f"\nEvery flag: python -m experiments {command} PRESET --help")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         remembered = recall_run(folder_of(["", *arguments]))
@@ -96,20 +100,25 @@ def parse_preset(
         start = replace(start, experiment=remembered.applied_to(start.experiment))
     if experiment is not None:
         start = replace(start, experiment=experiment)
-    return parse(
+    starts = (
+        f"Defaults are what {out} remembers: a flag changes one, and its former value changes it "
+        "back."
+        if remembered
+        else f"Defaults are those of the preset {name}."
+    )
+    return command_line.parse(
         kind,
-        f"{command} {name}",
+        f"python -m experiments {command} {name}",
         flags,
-        description=PRESETS[name].description,
+        description=f"{PRESETS[name].description}. {starts}",
         default=start,
-        # Where a setting is one of several classes: the fields of its default are flags too.
-        config=(tyro.conf.CascadeSubcommandArgs,),
     )
 
 
-def say(line: str) -> None:
-    """Prints a line on what a command does, on standard error."""
-    print(line, file=sys.stderr)
+def wrapped(text: str) -> str:
+    """A text in lines that fit the terminal, indented by two."""
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ")
 
 
 def folder_of(arguments: Sequence[str]) -> Path:

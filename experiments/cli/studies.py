@@ -7,9 +7,12 @@ from dataclasses import asdict, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.parsing import Options, parse_preset, say
+from experiments.cli.parsing import Options, parse_preset
+from experiments.cli.words import say
 from experiments.pipeline.up_to_date import contradictions
 from experiments.runs.remembered import recall, recall_run, remember
+from experiments.settings.presets import flag_name
+from experiments.settings.renamed import RENAMED_COMMANDS
 from experiments.studies.opening import Study
 from experiments.system.errors import at_work
 from experiments.system.processes import Terminated, named_if_ended
@@ -31,9 +34,9 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     out = _folder(options, study, command)
     stages = study.of if settings.out is not None else (*study.of, *study.beside)
     for name, why in contradictions(stages, options.experiment, options.out):
-        another = f", or give --{study.prefix}.out DIR" if name in study.beside else ""
+        another = f", or give {flag_name(study.prefix)}.out DIR" if name in study.beside else ""
         raise ValueError(f"{name} in {options.out} {why}, or run {name} again first{another}")
-    for line in _changes(study, options, out):
+    for line in [*_changes(study, options, out), *_left_behind(out)]:
         say(line)
     if options.dry_run:
         say(f"{command} would be computed into {out}")
@@ -62,7 +65,7 @@ def _parse(study: Study[Any, Any], command: str, arguments: Sequence[str]) -> Op
     if remembered.preset != arguments[0]:
         raise ValueError(
             f"{remembered.path.parent} holds a study of {remembered.preset}: choose another folder "
-            f"with --{study.prefix}.out"
+            f"with {flag_name(study.prefix)}.out"
         )
     kind = _kind(study, remembered.part(_STUDY).applied_to(study.settings()))
     if getattr(options, study.prefix).out is None:
@@ -76,6 +79,17 @@ def _kind(study: Study[Any, Any], start: Any) -> type[Options]:
     """The options of the command, its own flags with `start` as their default."""
     flags = [(study.prefix, study.settings, field(default_factory=lambda: start))]
     return make_dataclass("StudyOptions", flags, bases=(Options,), frozen=True)
+
+
+def _left_behind(out: Path) -> list[str]:
+    """A line where the results of this study lie under a name that it had once."""
+    former = [out.parent / old for old, new in RENAMED_COMMANDS.items() if new == out.name]
+    return [
+        f"{old} has the results of an earlier version: rename it to {out.name} to go on from them, "
+        "or delete it"
+        for old in former
+        if old.is_dir() and not out.exists()
+    ]
 
 
 def _folder(options: Options, study: Study[Any, Any], command: str) -> Path:

@@ -48,28 +48,30 @@ _WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class FitPaper:
-    """Chips whose failures come nearest to the paper's Table I, within named settings."""
+    """Finds the chip settings whose failures come nearest to the paper's Table I."""
 
     fit: tuple[str, ...] = ("cifar10_resnet18_small", "cifar100_resnet18_small")
-    """Presets of finished runs to fit on."""
+    """Presets of the finished runs to fit on."""
     predict: tuple[str, ...] = ("cifar10_resnet50_small", "cifar100_resnet50_small")
-    """Presets of finished runs to try the fitted chip on; it is not changed for them."""
+    """Presets of other finished runs on which the fitted chip is tried as it is."""
     runs: Path = Path("runs")
-    """Folder with the finished runs' folders, each of its preset's name."""
+    """Folder that has the finished runs, each in a folder named after its preset."""
     data_dir: Path | None = None
-    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of the data sets; `none` is $TFDS_DATA_DIR if that is set, else
+    ~/tensorflow_datasets."""
     share: float = 0.4
-    """Share of each fold's scored samples to search on; the fitted chip is tried on all of them."""
+    """Fraction of the scored samples of each fold on which the search is made, above 0 and at most
+    1. The fitted chip is then tried on all of them."""
     search_chips: int = 2
-    """Chips of each setting in the search."""
+    """Chips to program for each setting in the search."""
     chips: int = 3
-    """Chips of the fitted setting; chip k has seed SEED + k."""
+    """Chips to program with the fitted settings, with seeds from that of the run upwards."""
     device: str = "cpu"
-    """Where torch runs: cpu, cuda or cuda:N."""
+    """Device for PyTorch: cpu, cuda or cuda:N."""
     out: Path = Path("runs/fit_paper")
-    """Folder of the results; an interrupted search goes on from what is there."""
+    """Folder of the results. An interrupted search goes on from what is there."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         named = (*self.fit, *self.predict)
@@ -217,7 +219,7 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
             "weights": sha256(folder / _WEIGHTS),
             "data": asdict(experiment.data),
             "indices": indices,
-            "calibration": experiment.simulate.calibration,
+            "calibration": experiment.simulate.adc_calibration,
             "seed": experiment.seed,
             "device": options.device,
             "versions": versions,

@@ -31,19 +31,19 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Runs the rows of Table I whose data are there, and shows the table."""
+    """Runs every row of the paper's Table I whose data set is there, and shows the table."""
 
     rows: Literal["small", "full"] = "small"
-    """Narrow networks for a CPU, or the paper's for a GPU."""
+    """Size of the networks: `small`, narrow ones for a CPU; `full`, the paper's, for a GPU."""
     data_dir: Path | None = None
-    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets. CIFAR is
-    downloaded where it is not there."""
+    """Folder of the data sets; `none` is $TFDS_DATA_DIR if that is set, else ~/tensorflow_datasets.
+    CIFAR is downloaded if it is missing."""
     device: str = "cpu"
-    """Where torch runs: cpu, cuda or cuda:N. JAX runs on what it was installed for."""
+    """Device for PyTorch: cpu, cuda or cuda:N. JAX uses the device it was installed for."""
     runs: Path = Path("runs")
-    """Folder of the runs' folders; what is finished there is not run again."""
+    """Folder for the runs, one folder each. What is finished there is not run again."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         require_device_name(self.device)

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from experiments.figures import style
 from experiments.runs.files import read_parquet, require_writable
 from experiments.runs.records import recorded_settings
 from experiments.settings.flags import Data, Fold
+from experiments.settings.values import positional
 from experiments.system.errors import at_work
 from experiments.tables import outcomes
 from experiments.tables.formats import with_interval
@@ -32,50 +32,53 @@ _OURS_ALL, _OURS_CORRECT, _PAPER = style.BLUE, style.VERMILLION, style.BLACK
 
 @dataclass(frozen=True)
 class TableOne:
-    """Table I of every run that is there, beside the paper's."""
+    """Table I of finished runs, beside the paper's."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of finished runs; those under runs/ and experiments/results/ if none is given."""
+    runs: tuple[Path, ...] = field(default=(), metadata=positional("RUN"))
+    """Folders of finished runs; without any, those in runs/ and experiments/results/."""
     out: Path = Path("runs/table_one")
-    """Folder of table_one.csv, .png and .svg."""
+    """Folder for table_one.csv, .png and .svg."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class FigureOne:
-    """Failure rate against curvature decile, every profile of one run."""
+    """Draws the failure rate against the curvature decile, for every hardware profile of a run."""
 
-    run: tyro.conf.Positional[Path]
+    run: Path = field(metadata=positional("RUN"))
     """Folder of a finished run."""
     denominator: outcomes.Denominator = "all"
-    """The bin, or its digitally correct samples."""
+    """Samples of a bin that the rate is a fraction of: `all` of them, or those that the digital
+    model gets `correct`."""
     folds: tuple[str, ...] = ("train", "test", outcomes.POOLED)
-    """Panels; those that the run lacks are left out."""
+    """Folds to draw, a panel each; those that the run lacks are left out. `pooled` is all
+    together."""
     out: Path | None = None
-    """Folder of figure_one.png, .svg and .csv; by default figures/ in the run's."""
+    """Folder for figure_one.png, .svg and .csv; `none` is figures/ in the run's folder."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of lowest and of highest curvature of one run."""
+    """Draws the images of lowest and of highest curvature of a run."""
 
-    run: tyro.conf.Positional[Path]
+    run: Path = field(metadata=positional("RUN"))
     """Folder of a finished run."""
     data_dir: Path | None = None
-    """Folder of the data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of the data sets; `none` is $TFDS_DATA_DIR if that is set, else
+    ~/tensorflow_datasets."""
     fold: Fold = "test"
-    """Fold of the images."""
+    """Fold from which the images are."""
     profile: str = outcomes.FULL_PROFILE
-    """Profile whose outcomes are shown."""
+    """Hardware profile whose failures are marked."""
     count: int = 8
-    """Images of each end."""
+    """Number of images of lowest and of highest curvature each."""
     out: Path | None = None
-    """Folder of gallery.png, .svg and .csv; by default figures/ in the run's."""
+    """Folder for gallery.png, .svg and .csv; `none` is figures/ in the run's folder."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         if self.count < 1:

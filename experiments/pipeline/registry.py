@@ -76,7 +76,7 @@ STAGES: dict[str, Stage] = {
             flips.moments,
             settings=(
                 *(*_SAMPLES, "seed", *_CHIPS),
-                *("simulate.calibration", "simulate.batch_size", "flip"),
+                *("simulate.adc_calibration", "simulate.batch_size", "flip"),
             ),
             after=("export",),
             packages=(*_JAX, *_TORCH),

@@ -123,7 +123,7 @@ def differences(
             was = recorded[name] if name in recorded else default_of(name, recorded)
             if was != value:
                 yield f"{flag_name(name)} was {was}, is {value}"
-    for name in recorded.keys() - settings.keys():  # of another kind of converter, say
+    for name in recorded.keys() - settings.keys():  # of another mapping, say
         if _reads(stage, name) and name not in SPEED:
             yield f"{flag_name(name)} was {recorded[name]}, is not set"
 

@@ -14,7 +14,7 @@ def glossary(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
     wnoise = "Gaussian noise of the weights"
     pcm = "phase-change memory: programming noise, drift and read noise"
     if simulate := settings.get("simulate"):
-        adc += _adc(simulate["adc"], simulate["calibration"])
+        adc += _adc(simulate["adc"], simulate["adc_calibration"])
         wnoise += _weight_noise(simulate["wnoise"])
         pcm += _phase_change(simulate["pcm"])
     return [

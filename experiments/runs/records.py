@@ -9,6 +9,7 @@ from typing import Any
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.settings.flags import Experiment
 from experiments.settings.flatten import flatten, nest
+from experiments.settings.renamed import with_current_names
 from jaxcurv.storage.checksums import read_json, write_json
 
 _FIELDS = {
@@ -26,7 +27,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """A stage's record; None if the stage has not finished.
+    """A stage's record, its settings under their names of today; None if it has not finished.
 
     Raises:
       ValueError: the file is damaged.
@@ -37,7 +38,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     record = read_json(path)
     if record.keys() != _FIELDS:
         raise ValueError(f"{path} is damaged or of another version: delete it and run {name} again")
-    return record
+    return record | {"settings": with_current_names(record["settings"])}
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -67,8 +68,8 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
 def default_of(name: str, recorded: Mapping[str, Any]) -> Any:
     """The value of a setting that is newer than a record: its default does what was done before.
 
-    Not so for resized images, whose pixels have changed since, and for the settings of another kind
-    of converter: there it is `UNKNOWN`.
+    Not so for resized images, whose pixels have changed since, and for the settings of another
+    weight-to-conductance mapping: there it is `UNKNOWN`.
 
     Args:
       name: the setting's dotted name.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from experiments.runs.records import recorded_settings
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import flag_name
+from experiments.settings.renamed import with_current_names
 from experiments.settings.restore import restore
 from jaxcurv.storage.checksums import read_json, write_json
 
@@ -33,7 +34,8 @@ class Remembered:
 
     def part(self, group: str) -> Remembered:
         """What is remembered of one group of settings."""
-        return Remembered(self.path, self.preset, self.settings.get(group, {}))
+        settings = with_current_names(self.settings.get(group, {}))
+        return Remembered(self.path, self.preset, settings)
 
     def applied_to(self, start: Settings) -> Settings:
         """The settings as they are remembered, `start`'s where nothing is.
@@ -85,7 +87,7 @@ def recall(path: Path) -> Remembered | None:
     if not path.exists():
         return None
     value = read_json(path)
-    return Remembered(path, value.pop(_PRESET, None), value)
+    return Remembered(path, value.pop(_PRESET, None), with_current_names(value))
 
 
 def recall_run(folder: Path) -> Remembered | None:

@@ -93,7 +93,7 @@ def first_images(samples: Samples, count: int) -> np.ndarray:
 def calibration_images(
     train: Chosen, normalisation: Normalisation, experiment: Experiment
 ) -> np.ndarray:
-    """The training images that set the converters' ranges, normalised."""
-    count = experiment.simulate.calibration
+    """The training images that set the ADC ranges, normalised."""
+    count = experiment.simulate.adc_calibration
     chosen = train.take(subset(train.indices, count, experiment.data.split_seed))
     return normalisation.apply(read(chosen, description="read calibration").images)

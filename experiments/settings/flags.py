@@ -1,4 +1,6 @@
-"""The settings of an experiment: every field is a flag and is written beside the results.
+"""The settings of an experiment: every field is a flag, its docstring the flag's help.
+
+They are written beside the results. In a docstring `none` is what the flag takes for None.
 
 Importable without JAX or torch, so that the command line answers at once.
 """
@@ -33,7 +35,7 @@ def require_seed(name: str, seed: int) -> None:
 
 
 def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
-    """The normalisation that two flags give.
+    """The normalisation that mean and standard deviation give.
 
     Raises:
       ValueError: they cannot be a mean and a standard deviation of values in 0..1.
@@ -48,26 +50,30 @@ def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Norm
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, and how the official training split is divided."""
+    """The images, and how the official training split is divided."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, tiny_imagenet, imagenet, or a folder or TFDS data set under the
-    data directory."""
+    """Data set: digits, cifar10, cifar100, tiny_imagenet, imagenet, or the name of a folder of
+    images or of a TFDS data set in the data directory."""
     image_size: int | None = None
-    """Resize and centre-crop to this many pixels; for images of unequal size."""
+    """Side in pixels to which images are resized and centre-cropped, for images of unequal size;
+    `none` leaves them as they are."""
     resize_size: int | None = None
-    """Resize the short side to this many pixels before the crop; the image size unless given."""
+    """Length in pixels to which the short side is resized before the crop; `none` takes the image
+    size."""
     interpolation: Interpolation = "bicubic"
-    """Filter of the resizing. torchvision's weights want bilinear."""
+    """Filter for resizing. The published torchvision weights expect bilinear."""
     validation_fraction: float = 0.1
-    """Share of the official training split held out to choose the checkpoint."""
+    """Fraction of the official training split that is kept out of training, to choose the best
+    checkpoint."""
     split_seed: int = 0
-    """Seed of that division and of the choice under --limit."""
+    """Seed for dividing the training split and for choosing samples under --limit."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, on the scale 0..1, for normalisation. Unless given, that of the
-    training pixels, or the one published with given weights."""
+    """Mean of each channel for normalisation, with pixels on the scale 0..1; `none` computes it
+    from the training images, or takes the published one for published weights."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel; unless given, as for the mean."""
+    """Standard deviation of each channel for normalisation, on the same scale; `none` as for the
+    mean."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -95,17 +101,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """Which network."""
+    """The network."""
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
-    """Residual network of the paper."""
+    """Residual network, as in the paper."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """First layer: 3x3 without pooling for images of 32 pixels, or 7x7 with pooling."""
+    """First layer: `cifar` is 3x3 without pooling, for images of about 32 pixels; `imagenet` is 7x7
+    with pooling."""
     width: int = 64
-    """Channels of the first stage; 64 is the standard network."""
+    """Channels of the first stage; the standard network has 64."""
     weights: str | None = None
-    """Weights to take over instead of training: a .pth or .safetensors file, or torchvision's name
-    such as resnet18:IMAGENET1K_V1."""
+    """Pretrained weights to use instead of training: a .pth or .safetensors file, or a torchvision
+    name such as resnet18:IMAGENET1K_V1; `none` trains the network."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -120,14 +127,16 @@ else:
 
 @dataclass(frozen=True)
 class Score:
-    """How curvature is estimated, and what beside it."""
+    """How curvature is estimated."""
 
     estimator: FiniteDifference = field(default_factory=FiniteDifference)
-    """Eq. 1 of the paper."""
+    """The curvature score itself: input loss curvature by finite differences, Eq. 1 of the
+    paper."""
     compare: tuple[Compared, ...] = ("hessian_vector", "hessian_trace", "gauss_newton")
-    """Other estimators to compare as predictors; the probed ones take as many probes."""
+    """Other curvature estimators to compute and compare as predictors of failure; give no value for
+    none. Those that use random vectors use as many as the curvature score."""
     batch_size: int = 64
-    """Images a batch, on each device; changes speed and memory, not the scores beyond rounding."""
+    """Images per batch on each device. Changes speed and memory; scores change by rounding only."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -144,40 +153,43 @@ class Score:
 
 @dataclass(frozen=True)
 class Simulate:
-    """The analog chips."""
+    """The simulated analog chips. Each hardware profile is a combination of adc, wnoise and pcm."""
 
     adc: ADC = field(default_factory=ADC)
-    """Converter at each tile's outputs, in the profiles with adc."""
+    """Analog-to-digital converter (ADC) at the outputs of each crossbar tile, in profiles with
+    adc."""
     wnoise: WeightNoise = field(default_factory=WeightNoise)
-    """Weight noise, in the profiles with wnoise."""
+    """Gaussian weight noise, in profiles with wnoise."""
     pcm: PCM = field(default_factory=PCM)
-    """Phase-change memory, in the profiles with pcm."""
+    """Phase-change memory that holds the weights, in profiles with pcm."""
     clipping: Clipping = field(default_factory=Clipping)
-    """How each tile's weights are clipped before programming, in every profile."""
+    """Clipping of each tile's weights before programming, in every profile."""
     chips: int = 1
-    """Chips programmed for each profile; chip k has seed SEED + k."""
-    calibration: int = 256
-    """Training images that set the converter's range; as many of test measure what it clips."""
+    """Chips to program for each profile. Their seeds are --seed, --seed + 1 and so on."""
+    adc_calibration: int = 256
+    """Training images on which calibrated ADC ranges are found. The fraction of clipped outputs is
+    measured on as many test images."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch. Changes speed and memory only."""
     device: str = "cpu"
-    """Where torch runs: cpu, cuda or cuda:N."""
+    """Device for PyTorch: cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        if min(self.chips, self.calibration, self.batch_size) < 1:
+        if min(self.chips, self.adc_calibration, self.batch_size) < 1:
             raise ValueError(
-                "chips, calibration and batch_size must be at least 1; got "
-                f"{self.chips}, {self.calibration}, {self.batch_size}"
+                "chips, adc_calibration and batch_size must be at least 1; got "
+                f"{self.chips}, {self.adc_calibration}, {self.batch_size}"
             )
         require_device_name(self.device)
 
 
 @dataclass(frozen=True)
 class Flip:
-    """The physical predictor: how probable it is that a chip flips a prediction."""
+    """The flip probability: how likely a chip changes a prediction, computed without running it."""
 
     programmings: int = 16
-    """Sampled programmings, of other seeds than the simulated chips, for the weights' moments."""
+    """Chips that are programmed to estimate mean and variance of the programmed weights. Their
+    seeds differ from those of the simulated chips."""
 
     def __post_init__(self) -> None:
         if self.programmings < 2:
@@ -188,18 +200,20 @@ class Flip:
 
 @dataclass(frozen=True)
 class Analyse:
-    """The tables."""
+    """The tables of failures, predictors and routing."""
 
     bins: int = 10
-    """Equal-sized curvature bins; the paper has deciles."""
+    """Bins of equal size into which samples are sorted by curvature; the paper uses 10."""
     confidence: float = 0.95
-    """Confidence level of the intervals, between 0 and 1."""
+    """Confidence level of all intervals, between 0 and 1."""
     resamples: int = 1000
-    """Resamples of the bootstrap."""
+    """Bootstrap resamples for the intervals."""
     energy: Costs = field(default_factory=Costs)
-    """Energy of one inference, for routing: an assumption to replace by your own."""
+    """Energy of one inference, for routing samples between chip and digital model. The defaults are
+    an assumption: give your own."""
     tolerance: float = 0.01
-    """Accuracy, as a fraction, that routing may give up against the digital model."""
+    """Accuracy that routing may lose against the digital model, as a fraction: 0.01 is one
+    percentage point."""
 
     def __post_init__(self) -> None:
         if self.bins < 2:
@@ -215,7 +229,7 @@ class Analyse:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment from images to report."""
+    """One experiment, from images to report."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -225,11 +239,14 @@ class Experiment:
     flip: Flip = field(default_factory=Flip)
     analyse: Analyse = field(default_factory=Analyse)
     folds: tuple[Fold, ...] = ("train", "validation", "test")
-    """Which samples are scored and simulated; train and validation divide the official split."""
+    """Folds whose samples are scored and simulated, always with test. The official training split
+    is divided into train and validation."""
     limit: int | None = None
-    """Score and simulate at most this many samples of each fold; training takes all."""
+    """Largest number of samples of each fold to score and simulate; `none` takes all. Training uses
+    all in any case."""
     seed: int = 0
-    """Seeds initial weights, training order, probes and (plus the chip's number) chips."""
+    """Seed for initial weights, training order and random vectors; chips have --seed, --seed + 1
+    and so on."""
 
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)

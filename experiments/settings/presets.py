@@ -1,6 +1,5 @@
 """Named experiments."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
@@ -9,6 +8,7 @@ from typing import Any
 from experiments.settings.flags import Data, Experiment, Model, Score, Simulate
 from experiments.settings.flatten import flatten
 from experiments.settings.restore import restore
+from experiments.settings.values import class_word, dashed, words
 from jaxcurv.training.recipe import Recipe
 
 
@@ -94,46 +94,49 @@ def _imagenet(architecture: str) -> Experiment:
 
 
 PRESETS: dict[str, Preset] = {
-    "digits": Preset("scikit-learn's 8x8 digits, ResNet-18 of width 16; CPU, minutes", _DIGITS),
+    "digits": Preset(
+        "Handwritten digits of 8x8 pixels, ResNet-18 of width 16: minutes on a CPU", _DIGITS
+    ),
     "cifar10_resnet18_small": Preset(
-        "CIFAR-10, ResNet-18 of width 16, 15 epochs; CPU, about an hour",
+        "CIFAR-10, ResNet-18 of width 16, 15 epochs: about an hour on a CPU",
         _small(_cifar("cifar10", "resnet18"), 16),
     ),
     "cifar100_resnet18_small": Preset(
-        "CIFAR-100, ResNet-18 of width 16, 15 epochs; CPU, about an hour",
+        "CIFAR-100, ResNet-18 of width 16, 15 epochs: about an hour on a CPU",
         _small(_cifar("cifar100", "resnet18"), 16),
     ),
     "cifar10_resnet50_small": Preset(
-        "CIFAR-10, ResNet-50 of width 8, 15 epochs; CPU, about an hour", _small_resnet50("cifar10")
+        "CIFAR-10, ResNet-50 of width 8, 15 epochs: about an hour on a CPU",
+        _small_resnet50("cifar10"),
     ),
     "cifar100_resnet50_small": Preset(
-        "CIFAR-100, ResNet-50 of width 8, 15 epochs; CPU, about an hour",
+        "CIFAR-100, ResNet-50 of width 8, 15 epochs: about an hour on a CPU",
         _small_resnet50("cifar100"),
     ),
     "cifar10_resnet18": Preset(
-        "CIFAR-10, ResNet-18, 200 epochs; GPU", _cifar("cifar10", "resnet18")
+        "CIFAR-10, ResNet-18, 200 epochs: for a GPU", _cifar("cifar10", "resnet18")
     ),
     "cifar10_resnet50": Preset(
-        "CIFAR-10, ResNet-50, 200 epochs; GPU", _cifar("cifar10", "resnet50")
+        "CIFAR-10, ResNet-50, 200 epochs: for a GPU", _cifar("cifar10", "resnet50")
     ),
     "cifar100_resnet18": Preset(
-        "CIFAR-100, ResNet-18, 200 epochs; GPU", _cifar("cifar100", "resnet18")
+        "CIFAR-100, ResNet-18, 200 epochs: for a GPU", _cifar("cifar100", "resnet18")
     ),
     "cifar100_resnet50": Preset(
-        "CIFAR-100, ResNet-50, 200 epochs; GPU", _cifar("cifar100", "resnet50")
+        "CIFAR-100, ResNet-50, 200 epochs: for a GPU", _cifar("cifar100", "resnet50")
     ),
     "tiny_imagenet_resnet18": Preset(
-        "Tiny ImageNet, ResNet-18, 200 epochs; GPU", _tiny_imagenet("resnet18")
+        "Tiny ImageNet, ResNet-18, 200 epochs: for a GPU", _tiny_imagenet("resnet18")
     ),
     "tiny_imagenet_resnet50": Preset(
-        "Tiny ImageNet, ResNet-50, 200 epochs; GPU", _tiny_imagenet("resnet50")
+        "Tiny ImageNet, ResNet-50, 200 epochs: for a GPU", _tiny_imagenet("resnet50")
     ),
     "imagenet_resnet18": Preset(
-        "ImageNet-1K, torchvision's ResNet-18, not trained here; GPU", _imagenet("resnet18")
+        "ImageNet-1K, torchvision's ResNet-18, not trained here: for a GPU", _imagenet("resnet18")
     ),
     "imagenet_resnet50": Preset(
-        "ImageNet-1K, torchvision's ResNet-50 V1, not trained here; GPU. V2: --model.weights "
-        "resnet50:IMAGENET1K_V2 --data.resize-size 232",
+        "ImageNet-1K, torchvision's ResNet-50 V1, not trained here: for a GPU. For V2: "
+        "--model.weights resnet50:IMAGENET1K_V2 --data.resize-size 232",
         _imagenet("resnet50"),
     ),
 }
@@ -155,7 +158,11 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
         # Where a setting is one of several classes, another than the preset's is chosen first.
         others = {setting.rpartition(".")[0] for setting in wanted.keys() - there.keys()}
         chosen = restore(preset.experiment, settings) if others else preset.experiment
-        flags[name] = [_choice(group, attrgetter(group)(chosen)) for group in sorted(others)]
+        flags[name] = [
+            word
+            for group in sorted(others)
+            for word in (flag_name(group), class_word(type(attrgetter(group)(chosen))))
+        ]
         flags[name] += [
             part
             for setting, value in wanted.items()
@@ -168,12 +175,7 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
 
 def flag_name(setting: str) -> str:
     """The flag of a setting that is given by its dotted name."""
-    return f"--{setting.replace('_', '-')}"
-
-
-def _choice(setting: str, chosen: Any) -> str:
-    words = re.sub("(?<=[a-z])(?=[A-Z])", "-", type(chosen).__name__).lower()
-    return f"{setting.replace('_', '-')}:{words}"
+    return f"--{dashed(setting)}"
 
 
 def _flag(setting: str, value: Any) -> list[str]:
@@ -181,4 +183,4 @@ def _flag(setting: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         group, dot, last = name.removeprefix("--").rpartition(".")
         return [f"--{group}{dot}{'' if value else 'no-'}{last}"]
-    return [name, *map(str, value if isinstance(value, tuple) else [value])]
+    return [name, *words(value)]

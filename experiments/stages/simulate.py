@@ -45,7 +45,7 @@ def simulate(job: Job) -> Outcome:
     chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
     calibration = calibration_images(chosen["train"], normalisation, job.experiment)
     folds = read_small(limited(chosen, job.experiment))
-    unseen = normalisation.apply(first_images(folds["test"], settings.calibration))
+    unseen = normalisation.apply(first_images(folds["test"], settings.adc_calibration))
 
     def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
         """The ranges of the chip's converters, and its predictions."""
@@ -105,6 +105,6 @@ def _place(job: Job, profile: Profile) -> Path:
         "images": dict(job.images),
         "folds": experiment.folds,
         "limit": experiment.limit,
-        "calibration": experiment.simulate.calibration if profile.adc else None,
+        "calibration": experiment.simulate.adc_calibration if profile.adc else None,
     }
     return job.folder / "chips" / f"{profile.name}-{key_of(decides)}"

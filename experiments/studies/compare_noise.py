@@ -53,28 +53,30 @@ _APART = 1000  # seeds between the chips of two names
 
 @dataclass(frozen=True)
 class CompareNoise:
-    """Which noise, at which accuracy, on how many chips."""
+    """Whether different kinds of noise, scaled to the same accuracy, fail the same samples."""
 
     memories: tuple[Memory, ...] = get_args(Memory)
-    """Compared with each other and with weight noise; pcm is that of --simulate.pcm."""
+    """Memories to compare with each other and with weight noise; pcm has the settings
+    --simulate.pcm.*."""
     chips: int = 5
-    """Chips of each; no two share a seed, as chips of one seed share random numbers."""
+    """Chips of each kind of noise. All have different seeds."""
     limit: int | None = None
-    """At most this many images of the test fold."""
+    """Largest number of images of the test fold to use; `none` takes all."""
     target: float | None = None
-    """Accuracy to match, in (0, 1), by scaling all noise of a memory by one factor; by default
-    that of the first memory at factor 1."""
+    """Accuracy, between 0 and 1, that every kind of noise is scaled to by one factor on all of its
+    noise; `none` takes the accuracy of the first memory, unscaled."""
     tune_limit: int = 1000
-    """At most this many images of the validation fold, on which the factors are found."""
+    """Largest number of images of the validation fold on which the factors are found."""
     tune_chips: int = 2
-    """Chips on which they are found, the first of each."""
+    """Chips of each kind of noise on which the factors are found."""
     compensation: Literal["none", "global"] = "global"
-    """Compensation of drift; without it the shrinkage that all weights share may dominate."""
+    """Drift compensation of the memories. With `none`, the common shrinkage of all weights may hide
+    the differences between them."""
     bins: int = 20
-    """Equal-sized bins of the margin, for the overlap that it explains; an assumption. Take more
-    where failures are rare."""
+    """Bins of equal size into which samples are sorted by margin, to find how much of the overlap
+    the margin explains. Take more where failures are rare."""
     out: Path | None = None
-    """Folder of the results; by default compare-noise/ in the run's folder."""
+    """Folder of the results; `none` is compare-noise/ in the run's folder."""
 
     def __post_init__(self) -> None:
         if not self.memories or len(set(self.memories)) < len(self.memories):
@@ -90,7 +92,7 @@ class CompareNoise:
                 f"{self.limit}, {self.tune_limit}, {self.bins}"
             )
         if self.target is not None and not 0 < self.target < 1:
-            raise ValueError(f"target is a share between 0 and 1; got {self.target}")
+            raise ValueError(f"target is an accuracy between 0 and 1; got {self.target}")
 
     @property
     def profile(self) -> str:

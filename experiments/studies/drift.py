@@ -57,20 +57,21 @@ _LINES: dict[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Drift:
-    """Which chips, and when."""
+    """Accuracy of the programmed chips as they age."""
 
     profile: Literal["pcm", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"] = "pcm"
-    """Non-idealities of the chips."""
+    """Hardware profile of the chips."""
     times: tuple[float, ...] = (0.0, 1.0, 20.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR)
-    """Seconds after programming."""
+    """Times after programming at which the chips are tried, in seconds."""
     compensations: tuple[Compensation, ...] = ("none", "global")
-    """Compensations of drift to compare, in place of --simulate.pcm.compensation."""
+    """Drift compensations to compare; they replace --simulate.pcm.compensation."""
     chips: int = 5
-    """Chips programmed; chip k has seed SEED + k, under every compensation."""
+    """Chips to program, with seeds --seed, --seed + 1 and so on, the same under every
+    compensation."""
     limit: int | None = 2000
-    """At most this many images of the test fold."""
+    """Largest number of images of the test fold to use; `none` takes all."""
     out: Path | None = None
-    """Folder of the results; by default drift/ in the run's folder."""
+    """Folder of the results; `none` is drift/ in the run's folder."""
 
     def __post_init__(self) -> None:
         for time in self.times:
@@ -85,7 +86,7 @@ class Drift:
             )
 
 
-class Piece(NamedTuple):
+class Trial(NamedTuple):
     """One chip at one time; its seed tells which."""
 
     compensation: Compensation
@@ -101,14 +102,14 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
     fewer chips, times or compensations, are not computed again.
     """
     confidence = experiment.analyse.confidence
-    # Time and compensation are what the pieces differ in.
+    # Time and compensation are what the trials differ in.
     fresh = _operated(exported.profile, "none", 0.0)
     origin = {**exported.origin, "profile": to_json(fresh)}
     seeds = range(experiment.seed, experiment.seed + settings.chips)
     rows = age(
         exported,
         [
-            Piece(compensation, seed, time)
+            Trial(compensation, seed, time)
             for seed in seeds
             for compensation in settings.compensations
             for time in sorted(settings.times)
@@ -148,26 +149,26 @@ def is_of_run(folder: Path, experiment: Experiment) -> bool:
 
 
 def age(
-    exported: Exported, pieces: Sequence[Piece], folder: Path, *, batch_size: int, device: str
+    exported: Exported, trials: Sequence[Trial], folder: Path, *, batch_size: int, device: str
 ) -> pd.DataFrame:
     """Programs chips and tries each at its times.
 
     Args:
       exported: the network and the samples.
-      pieces: the pieces to compute; those of one chip and compensation follow each other.
-      folder: where each finished piece is kept, and looked for.
+      trials: what to try; the trials of one chip and compensation follow each other.
+      folder: where the result of each finished trial is kept, and looked for.
       batch_size: images at once.
       device: where to run.
 
     Returns:
-      One row a piece: compensation, chip (its seed), time_s, samples, digitally_correct, failures
+      One row a trial: compensation, chip (its seed), time_s, samples, digitally_correct, failures
       (digital right, chip wrong), failure_rate (of the digitally correct; NaN without any),
       accuracy and digital_accuracy, the last three in [0, 1].
     """
     import bridge
 
     count = len(exported.test)
-    paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in pieces]
+    paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in trials]
     all_found = all(path.exists() for path in paths)
 
     def correct(which: bridge.chips.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
@@ -189,17 +190,17 @@ def age(
             calibration=exported.calibration,
         )
 
-    def tried(piece: Piece) -> pd.DataFrame:
+    def tried(trial: Trial) -> pd.DataFrame:
         right = int(digital().sum())
-        chip = programmed(piece.compensation, piece.chip).at(piece.time)
+        chip = programmed(trial.compensation, trial.chip).at(trial.time)
         analog = correct(
-            chip, f"chip {piece.chip}, compensation {piece.compensation}, {duration(piece.time)}"
+            chip, f"chip {trial.chip}, compensation {trial.compensation}, {duration(trial.time)}"
         )
         failures = int(analog_only_failures(digital(), analog).sum())
         row = {
-            "compensation": piece.compensation,
-            "chip": piece.chip,
-            "time_s": piece.time,
+            "compensation": trial.compensation,
+            "chip": trial.chip,
+            "time_s": trial.time,
             "samples": count,
             "digitally_correct": right,
             "failures": failures,
@@ -210,10 +211,10 @@ def age(
         return pd.DataFrame([row])
 
     tables = []
-    with progress((len(pieces) + (not all_found)) * count, "drift"):
-        for piece, path in zip(pieces, paths, strict=True):
-            with progress(count, f"chip {piece.chip}"):
-                tables.append(table_at(path, partial(tried, piece)))
+    with progress((len(trials) + (not all_found)) * count, "drift"):
+        for trial, path in zip(trials, paths, strict=True):
+            with progress(count, f"chip {trial.chip}"):
+                tables.append(table_at(path, partial(tried, trial)))
     return pd.concat(tables, ignore_index=True)
 
 

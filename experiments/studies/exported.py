@@ -43,7 +43,7 @@ class Exported:
     validation: Callable[[int | None], Normalised]
     """Reads at most so many samples of the validation fold, None for all: to choose settings on."""
     calibration: NDArray[np.float32] | None
-    """Training images that set the converters' ranges, where these are calibrated."""
+    """Training images that set the ADC ranges, where these are calibrated."""
     origin: dict[str, Any]
     """What decides the results besides the profile and the chips' seeds, as JSON holds it."""
     made_with: dict[str, Any]
@@ -130,7 +130,7 @@ def open_exported(
             "model": described,
             "weights_sha256": sha256(folder / "weights.safetensors"),
             "samples": len(test),
-            "calibration": settings.calibration if calibrated else None,
+            "calibration": settings.adc_calibration if calibrated else None,
         },
         {"device": settings.device, "versions": versions},
     )

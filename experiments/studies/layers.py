@@ -25,7 +25,7 @@ from jaxcurv.storage.checksums import write_json
 
 @dataclass(frozen=True)
 class Layers:
-    """Which chip, and on how many images."""
+    """Which layers of a chip cause failures: each layer alone is put on crossbar tiles."""
 
     profile: Literal[
         "ideal",
@@ -37,15 +37,16 @@ class Layers:
         "wnoise+pcm",
         "adc+wnoise+pcm",
     ] = "adc+wnoise+pcm"
-    """Non-idealities of the layers on tiles."""
+    """Hardware profile of the layers that are on crossbar tiles."""
     limit: int | None = 1000
-    """Count failures on at most this many images of the test fold."""
+    """Largest number of images of the test fold on which failures are counted; `none` takes all."""
     images: int = 256
-    """Measure the signal-to-noise ratios on at most this many of them."""
+    """Largest number of these images on which signal-to-noise ratios are measured."""
     chips: int = 1
-    """Chips on which failures are counted; chip k has seed SEED + k. The ratios are the first's."""
+    """Chips on which failures are counted, with seeds --seed, --seed + 1 and so on.
+    Signal-to-noise ratios are those of the first."""
     out: Path | None = None
-    """Folder of the results; by default layers/ in the run's folder."""
+    """Folder of the results; `none` is layers/ in the run's folder."""
 
     def __post_init__(self) -> None:
         if min(self.images, self.chips) < 1 or (self.limit is not None and self.limit < 1):

@@ -65,18 +65,18 @@ _SAMPLE = ("fold", "index", "path", "label", "prediction", "correct")
 
 @dataclass(frozen=True)
 class Rescore:
-    """Which samples are scored again, and how."""
+    """What each choice that the paper leaves open does to the curvature score and to Table I."""
 
     limit: int | None = None
-    """At most this many of the run's scored test samples; all of them by default."""
+    """Largest number of the run's scored test samples to use; `none` takes all."""
     probes: tuple[int, ...] = (1, 20)
-    """Numbers n of random vectors to try, one at a time."""
+    """Numbers of random vectors per sample to try, one at a time."""
     steps: tuple[float, ...] = (1e-4, 1e-2, 1e-1)
-    """Steps h to try, one at a time, in units of the normalised input."""
+    """Steps of the finite difference to try, one at a time, in units of the normalised input."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch. Changes speed and memory only."""
     out: Path | None = None
-    """Folder of the results; by default rescore/ in the run's folder."""
+    """Folder of the results; `none` is rescore/ in the run's folder."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):

@@ -44,74 +44,82 @@ else:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """Which model scores which images, and how."""
+    """Computes the curvature of every image in a folder under a model of your own."""
 
     model: str
-    """package.module:factory, whose code is run; the current folder is importable. factory() takes
-    no argument and returns a Flax NNX module in evaluation mode, a function images -> logits, or a
-    pair (function of params and images, params). Images are float32 [batch, height, width,
+    """Where the model comes from: PACKAGE.MODULE:FACTORY, Python code that is run; modules in the
+    current folder are found. FACTORY() takes no argument and returns a Flax NNX module in
+    evaluation mode, a function from images to logits, or a pair of a function (of parameters and
+    images, to logits) and its parameters. Images are float32 arrays [batch, height, width,
     channel]."""
     data: Path
-    """Folder of class folders (CLASS/*.png, *.jpg, ...), a tree of them (train, test or val), or a
-    TFDS data set in array_record form. A label is the place of its class folder in sorted order,
-    which must be the place of its logit."""
+    """Folder of the images: one folder per class (CLASS/*.png, *.jpg, ...), the same within train
+    and test or val folders, or a TFDS data set in array_record form. Classes are numbered in the
+    sorted order of their folders' names, and the model's logits must have that order."""
     out: Path = Path("scores.parquet")
-    """Table of the scores, NAME.parquet. Unfinished work lies in OUT.parts; the same command goes
-    on from it. With more images, or a higher --limit, it scores the new ones alone."""
+    """Table of the scores to write, NAME.parquet. Unfinished work is kept in OUT.parts, and the
+    same command goes on from it. With more images, or a higher --limit, only the new ones are
+    scored."""
     split: Literal["train", "test"] | None = None
-    """Split of a tree or of a TFDS data set; test unless given."""
+    """Split to score, where the data have several; `none` takes test."""
     channels: Literal[1, 3, 4] | None = None
-    """Channels of the model's input: 1 (gray), 3 (RGB) or 4; 3, or what the data set has, unless
-    given."""
+    """Channels of the model's input: 1 (grey), 3 (RGB) or 4; `none` takes those of a TFDS data set,
+    and 3 for folders of images."""
     image_size: int | None = None
-    """Resize and centre-crop to this many pixels; for images of unequal size."""
+    """Side in pixels to which images are resized and centre-cropped, for images of unequal size;
+    `none` leaves them as they are."""
     resize_size: int | None = None
-    """Resize the short side to this many pixels before the crop; the image size unless given."""
+    """Length in pixels to which the short side is resized before the crop; `none` takes the image
+    size."""
     interpolation: Interpolation = "bicubic"
-    """Filter of the resizing. torchvision's weights want bilinear."""
+    """Filter for resizing. The published torchvision weights expect bilinear."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, on the scale 0..1; 0 unless given. The model sees
+    """Mean of each channel, with pixels on the scale 0..1; `none` is 0. The model is given
     (image - mean) / std."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, on the scale 0..1; 1 unless given. Scores refer to these
-    units."""
+    """Standard deviation of each channel, on the same scale; `none` is 1. It is the unit of the
+    inputs to which scores refer."""
     estimator: tuple[EstimatorFlag, ...] = ("finite-difference",)
-    """One or several; each is a column of the table. finite-difference (column curvature) is Eq. 1
-    of the paper."""
+    """Curvature estimators to compute, each a column of the table. finite-difference, Eq. 1 of the
+    paper, makes the column curvature."""
     step: float | None = None
-    """h of the finite difference (1e-3 unless given). A hessian-trace is then by differences, too;
-    without it, exact."""
+    """Step of the finite difference, in units of the normalised input; `none` is 0.001. If it is
+    given, hessian-trace uses finite differences too; otherwise it is exact."""
     probes: int | None = None
-    """Random vectors a sample (10; 8 for low-rank-gauss-newton)."""
+    """Number of random vectors per sample; `none` is 10, and 8 for low-rank-gauss-newton."""
     distribution: Distribution | None = None
-    """Distribution of the random vectors (rademacher)."""
+    """Distribution of the entries of the random vectors; `none` is rademacher."""
     tolerance: float | None = None
-    """Probe each sample, in rounds of PROBES, until its standard error is at most this share of its
-    score."""
+    """Relative standard error to reach: each sample gets more random vectors, --probes at a time,
+    until its standard error is at most this fraction of its score; `none` gives all samples the
+    same number."""
     max_probes: int | None = None
-    """With --tolerance: give up after this many (100)."""
+    """Largest number of random vectors per sample with --tolerance; `none` is 100."""
     rank: int | None = None
-    """Dimensions of low-rank-gauss-newton's subspace (8)."""
+    """Dimensions of the subspace of low-rank-gauss-newton; `none` is 8."""
     seed: int = 0
-    """Seed of the random vectors, and of the choice under --limit."""
+    """Seed for the random vectors and for choosing images under --limit."""
     batch_size: int | Literal["auto"] = "auto"
-    """Images a batch of each device; changes speed and memory, not the scores beyond rounding."""
+    """Images per batch on each device; `auto` takes 64 on a CPU and 256 on an accelerator, or
+    fewer where memory is short. Changes speed and memory; scores change by rounding only."""
     limit: int | None = None
-    """Score at most this many images."""
+    """Largest number of images to score; `none` takes all."""
     shard: str | None = None
-    """I/N: score only every N-th shard of the images, from the I-th on, I from 1; `merge OUT` joins
-    them."""
+    """Part of the images to score, as I/N: the I-th of N shards, counted from 1, for N machines
+    that work at once. Then `python -m experiments merge OUT` joins them. With `none`, all are
+    scored."""
     distributed: bool = False
-    """Divide the work among the processes of the job: SLURM's, Open MPI's or a TPU pod's, as JAX
-    finds them."""
+    """Divide the work among the processes of a cluster job, which JAX finds by itself under SLURM,
+    Open MPI or on a TPU pod."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, with --distributed where there is no cluster manager."""
+    """Address of process 0, HOST:PORT, for --distributed without a cluster manager; `none` lets JAX
+    find it."""
     processes: int | None = None
-    """How many there are, with --coordinator."""
+    """Number of processes, with --coordinator; otherwise `none`."""
     process: int | None = None
-    """Which of them this is, from 0, with --coordinator."""
+    """Number of this process, counted from 0, with --coordinator; otherwise `none`."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         estimators(self)

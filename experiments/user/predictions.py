@@ -34,31 +34,37 @@ _FALL_WITH_FRAGILITY = ("margin", "label_margin")
 
 @dataclass(frozen=True)
 class OwnPredictions:
-    """Tables to join by their column `index`, CSV or Parquet."""
+    """Which samples fail on a chip and what predicts it, from your own tables.
+
+    They are CSV or Parquet files, joined by their column `index`.
+    """
 
     scores: Path
-    """index, and columns of numbers that grow with fragility; `margin` and `label_margin`, which
-    fall, are turned round. What `score` writes beside its scores, and text, is left out."""
+    """Table of scores, CSV or Parquet: a column `index` and columns of numbers that are larger for
+    more fragile samples. `margin` and `label_margin`, which are smaller for them, change their
+    sign. Other columns that the command score writes, and text, are ignored."""
     digital: Path
-    """Outcomes of the digital model: index, and correct (true or false, or 1 or 0), or prediction
-    and label, or all three."""
+    """Table of the digital model's outcomes: a column `index` and either `correct` (true or false,
+    or 1 or 0) or `prediction` and `label`, or all three."""
     analog: Path
-    """Outcomes of the chip: index, and correct or prediction; chip, where several chips were
-    measured."""
+    """Table of the chip's outcomes: a column `index`, `correct` or `prediction`, and `chip` if
+    several chips were measured."""
     score: str | None = None
-    """Score to cut the deciles by; curvature if it is there, else the first."""
+    """Score by which samples are sorted into bins; `none` takes curvature if it is there, else the
+    first."""
     reference: str | None = None
-    """Score that the others are compared with; the margin if it is there, else --score."""
+    """Score with which the others are compared; `none` takes the margin if it is there, else
+    --score."""
     out: Path = Path("analysis")
     """Folder of the results."""
     bins: int = 10
-    """Equal-sized bins of the score."""
+    """Bins of equal size into which samples are sorted by the score."""
     confidence: float = 0.95
-    """Confidence level of the intervals, between 0 and 1."""
+    """Confidence level of all intervals, between 0 and 1."""
     resamples: int = 1000
-    """Resamples of the bootstrap."""
+    """Bootstrap resamples for the intervals."""
     debug: bool = False
-    """Show tracebacks."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How to train: plain settings, importable without JAX."""
+"""Settings of training, importable without JAX."""
 
 import math
 from dataclasses import dataclass
@@ -7,26 +7,27 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum, linear warm-up, cosine decay to zero, random crop and flip."""
+    """Training by SGD: Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips."""
 
     epochs: int = 200
     """Passes over the training fold."""
     batch_size: int = 128
-    """Images a step; the last, short batch of an epoch is dropped."""
+    """Images per step; the last, shorter batch of an epoch is dropped."""
     learning_rate: float = 0.1
     """Peak learning rate, reached at the end of the warm-up."""
     warmup_epochs: float = 5.0
-    """Epochs of linear warm-up."""
+    """Epochs over which the learning rate rises linearly to its peak."""
     momentum: float = 0.9
-    """Nesterov momentum."""
+    """Nesterov momentum, at least 0 and below 1."""
     weight_decay: float = 5e-4
-    """L2 penalty on every parameter."""
+    """Factor of the L2 penalty on every parameter."""
     crop_padding: int = 4
-    """Random crop: pixels of black padding on each side; 0 for none."""
+    """Random crops: pixels of black padding on each side before an image is cropped; 0 for no
+    cropping."""
     flip: bool = True
-    """Random horizontal flip."""
+    """Mirror training images left to right at random."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Computation type while training; the weights stay float32."""
+    """Number format of the computations while training; weights are always float32."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:

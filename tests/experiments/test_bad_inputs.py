@@ -85,14 +85,16 @@ COMMANDS = [
     Refused("analyse", ("analyse needs a preset", "--scores FILE")),
     Refused("presets digits", ("presets takes no argument; got digits",)),
     Refused("benchmark speed", ("curvature, analog or load",)),
-    Refused("merge", ("Missing", "PATH")),
+    Refused("merge", ("OUT must be given", "merge --help")),
     Refused("merge none.parquet", ("neither none.parquet nor none.parquet.parts", "score first")),
-    Refused("merge a b", ("Unrecognized options: b",)),
+    Refused("merge a b", ("unexpected 'b'", "merge --help")),
     Refused("score digits --out nothing", ("score needs the results of train", "run train first")),
     Refused("report digits --out nothing", ("report needs the results of", "run train first")),
     Refused("run digits --out file", ("cannot write to the output folder", "another with --out")),
     Refused("run digits --out /proc/none", ("cannot write to the output folder", "--out")),
-    Refused("agreement digits --out nothing", ("no trained model in nothing", "run train first")),
+    Refused(
+        "rank-correlation digits --out nothing", ("no trained model in nothing", "run train first")
+    ),
     Refused("rescore digits --out nothing", ("no model.json in nothing", "run train first")),
     Refused("layers digits --out nothing", ("no weights.safetensors", "run export first")),
     Refused("drift digits --out nothing", ("no weights.safetensors", "run export first")),
@@ -110,22 +112,33 @@ COMMANDS = [
     Refused("layers digits --layers.chips 0", ("chips must be at least 1; got 1000, 256, 0",)),
     Refused("drift digits --drift.times -1", ("a time must be finite and >= 0, got -1.0",)),
     Refused("compare-noise digits --compare.chips 1", ("chips must be 2 to 1000", "got 1")),
-    Refused("agreement digits --agreement.limit 2", ("limit must be at least 3",)),
+    Refused("rank-correlation digits --rank-correlation.limit 2", ("limit must be at least 3",)),
 ]
 
 SETTINGS = [
-    setting("--bogus 1", "Unrecognized options: --bogus"),
-    setting("--limit ten", "--limit", "'ten'"),
+    setting("--bogus 1", "there is no flag --bogus", "report digits --help"),
+    setting("--chips 3", "there is no flag --chips; did you mean --simulate.chips?"),
+    setting("--limt 30", "there is no flag --limt; did you mean --limit?"),
+    setting("--limit ten", "--limit cannot be 'ten': give a whole number such as 10, or none"),
+    setting("--data.mean 0.5 x", "--data.mean cannot be 'x': give a number such as 0.5"),
+    setting("--simulate.adc.range x", "give calibrated, or a number such as 0.5"),
+    setting("--seed", "--seed needs a value"),
     setting("--limit 0", "limit of 0 samples cannot fill 10 bins", "--limit 10"),
     setting("--seed 4294967296", "seed must not be negative and be below 2**32; got 4294967296"),
-    setting("--data.split-seed -1", "split_seed must not be negative", "got -1"),
+    setting("--data.split-seed -1", "--data.split-seed must not be negative", "got -1"),
     setting("--folds train", "folds must differ and hold test; got train"),
-    setting("--data.validation-fraction 2", "must lie between 0 and 1", "got 2.0"),
+    setting(
+        "--data.validation-fraction 2",
+        "--data.validation-fraction must lie between 0 and 1",
+        "got 2.0",
+    ),
     setting("--data.mean 128 --data.std 64", "on the scale 0..1", "by 255"),
-    setting("--model.architecture resnet34", "invalid choice 'resnet34'", "resnet18"),
+    setting(
+        "--model.architecture resnet34", "cannot be 'resnet34': give one of resnet18, resnet50"
+    ),
     setting("--model.width 0", "width must be at least 1; got 0"),
     setting("--train.batch-size 1", "a batch of at least 2 images", "batch_size=1"),
-    setting("--train.learning-rate nan", "learning_rate must be positive; got nan"),
+    setting("--train.learning-rate nan", "--train.learning-rate must be positive; got nan"),
     setting("--score.estimator.step nan", "step must be a positive number; got nan"),
     setting("--score.compare gauss_newton gauss_newton", "compare must name each once"),
     setting("--simulate.chips 0", "chips", "must be at least 1; got 0"),
@@ -264,12 +277,9 @@ def test_command_line_is_refused(
     assert commands.run(case.line.split()) == case.code
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
-    flat = " ".join(re.sub("[─│╭╮╰╯]|-{9,}", " ", errors).split())
-    # One line of ours, or tyro's box around one message.
-    ours = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert len(ours) + flat.count("For full helptext") == 1, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error:")]
     for word in case.words:
-        assert word in flat
+        assert word in line
     assert not (place / "new.parquet").exists()
     assert not (place / "none").exists()
 
@@ -467,9 +477,7 @@ CHIPS = [
     Bad("memory", lambda: bridge.Profile(memory="pcm"), "memory must be a PCM or Hermes"),
     Bad("bits", lambda: bridge.chips.ADC(bits=8.0), "an integer from 2 to 23, got 8.0"),
     Bad("kind", lambda: bridge.chips.WeightNoise(kind="white"), "constant or pcm_read"),
-    Bad(
-        "converter", lambda: bridge.chips.PCM(converter="pair"), "SinglePair, Pairs or MappedPairs"
-    ),
+    Bad("mapping", lambda: bridge.chips.PCM(mapping="pair"), "SinglePair, Pairs or MappedPairs"),
     Bad("no profile", lambda: programmed(None), "give a profile or an RPUConfig"),
     Bad("a name", lambda: bridge.program(network(), "pcm", seed=0), r'PROFILES\["adc\+pcm"\]'),
     Bad("train", lambda: bridge.program(network().train(), None, seed=0), "model.eval"),

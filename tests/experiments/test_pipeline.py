@@ -402,7 +402,7 @@ def test_unknown_preset(here: Command) -> None:
 def test_help_without_a_preset(here: Command, name: str) -> None:
     result = here(name, "--help")
     assert result.returncode == 0
-    assert f"usage: python -m experiments {name} " in result.stdout
+    assert f"Usage: python -m experiments {name} " in result.stdout
 
 
 def test_unknown_command(here: Command) -> None:
@@ -431,10 +431,10 @@ def test_limit_below_ten_samples(here: Command, tmp_path: Path) -> None:
         ("--score.estimator.step", "0", "step must be"),
         ("--score.estimator.probes", "0", "probes must be"),
         ("--train.epochs", "0", "at least 1 epoch"),
-        ("--train.warmup-epochs", "12", "warmup_epochs must be"),
-        ("--score.batch-size", "0", "batch_size must be"),
+        ("--train.warmup-epochs", "12", "--train.warmup-epochs must be"),
+        ("--score.batch-size", "0", "--score.batch-size must be"),
         ("--analyse.confidence", "95", "confidence must lie"),
-        ("--data.validation-fraction", "0", "validation_fraction must lie"),
+        ("--data.validation-fraction", "0", "--data.validation-fraction must lie"),
         ("--data.resize-size", "9", "need an image size"),
         ("--data.mean", "0.5", "give both or neither"),
         ("--seed", "-1", "seed must not be negative"),
@@ -447,8 +447,7 @@ def test_bad_setting_is_refused_before_work(
 ) -> None:
     result = here("run", "digits", flag, value, "--out", tmp_path / "out")
     assert result.returncode == 2
-    assert words in " ".join(re.sub("[─│╭╮╰╯]", " ", result.stderr).split())  # tyro draws a box
-    assert "Traceback" not in result.stderr
+    one_line_error(result, words)
     assert not (tmp_path / "out").exists()
 
 
@@ -486,9 +485,9 @@ def test_command_line_needs_neither_jax_nor_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "without"),
     [
-        (["--help"], {"numpy", "rich", "tyro", "tqdm", "experiments.settings.flags"}),
-        (["--version"], {"numpy", "rich", "tyro", "tqdm", "experiments.settings.flags"}),
-        (["presets"], {"tyro", "scipy", "sklearn"}),
+        (["--help"], {"numpy", "rich", "tqdm", "experiments.settings.flags"}),
+        (["--version"], {"numpy", "rich", "tqdm", "experiments.settings.flags"}),
+        (["presets"], {"scipy", "sklearn"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -111,7 +111,7 @@ def flags(root: Path, weights: Path) -> tuple[str, ...]:
         *("--data.interpolation", "bicubic", "--folds", "test", "--simulate.chips", "1"),
         *("--data.mean", *map(str, MEAN), "--data.std", *map(str, STD)),
         *("--model.weights", str(weights), "--model.width", "4", "--limit", "20"),
-        *("--simulate.calibration", "16"),
+        *("--simulate.adc-calibration", "16"),
     )
 
 

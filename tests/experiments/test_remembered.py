@@ -22,7 +22,7 @@ from experiments.pipeline.up_to_date import identity_of
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.records import read_record, recorded_settings, write_record
-from experiments.runs.remembered import as_leaves, recall_run, remember, settings_file
+from experiments.runs.remembered import as_leaves, recall, recall_run, remember, settings_file
 from experiments.settings.flags import Data, Experiment
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
@@ -86,7 +86,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (("--simulate.batch-size", "32", "--score.batch-size", "32"), ""),
         (("--simulate.chips", "2"), "simulate analyse report"),
         (("--simulate.pcm.t-inference", "60"), "moments flips simulate analyse report"),
-        (("--simulate.calibration", "16"), "moments flips simulate analyse report"),
+        (("--simulate.adc-calibration", "16"), "moments flips simulate analyse report"),
         (("--flip.programmings", "3"), "moments flips analyse report"),
         (("--analyse.bins", "5"), "analyse report"),
         (("--score.estimator.probes", "4"), "score analyse report"),
@@ -104,19 +104,52 @@ def test_a_stage_runs_again_for_what_it_reads(
     assert all(step.seconds and step.seconds > 0 for step in steps)
 
 
-def test_another_kind_of_converter_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
+def test_another_mapping_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
     """Its settings are others, by name; there and back."""
-    factors = "--simulate.pcm.converter.factors"
-    pairs = ("simulate.pcm.converter:pairs", factors, "1", "4", "--dry-run")
+    factors = "--simulate.pcm.mapping.factors"
+    pairs = ("--simulate.pcm.mapping", "pairs", factors, "1", "4", "--dry-run")
     said = succeed("run", "digits", "--out", run_copy, *pairs)
     assert f"{factors} not set -> [1.0, 4.0]" in said
     assert f"{factors} was unknown, is [1.0, 4.0]" in said
     record = read_record(run_copy, "simulate")
     assert record is not None
-    record["settings"]["simulate"]["pcm"]["converter"] |= {"factors": [1.0, 4.0]}
+    record["settings"]["simulate"]["pcm"]["mapping"] |= {"factors": [1.0, 4.0]}
     write_record(run_copy, record)
     steps = plan(_experiment("--out", run_copy), run_copy, ("simulate",))
     assert [step.why for step in steps] == [f"{factors} was [1.0, 4.0], is not set"]
+
+
+def test_a_run_under_the_names_of_an_earlier_version_is_up_to_date(
+    run_copy: Path, ran: list[str], succeed: Said
+) -> None:
+    """Its records and settings as the version before the renaming wrote them."""
+
+    def as_before(settings: dict[str, Any]) -> dict[str, Any]:
+        if "adc_calibration" in (simulate := settings.get("simulate", {})):
+            simulate["calibration"] = simulate.pop("adc_calibration")
+        if "mapping" in (pcm := simulate.get("pcm", {})):
+            pcm["converter"] = pcm.pop("mapping")
+        return settings
+
+    for path in sorted((run_copy / "stages").glob("*.json")):
+        record = read_json(path)
+        write_json(path, record | {"settings": as_before(record["settings"])})
+    path = run_copy / "settings.json"
+    write_json(path, as_before(read_json(path)))
+    assert '"converter"' in path.read_text()
+    assert '"calibration": 32' in (run_copy / "stages" / "simulate.json").read_text()
+    said = succeed("run", "digits", "--out", run_copy)
+    assert ran == []
+    assert "->" not in said
+    assert said.count("up to date") == len(STAGES)
+    assert '"adc_calibration": 32' in path.read_text()
+    # A study's own settings too, beside those of the run.
+    study = run_copy / "drift" / "flags.json"
+    before = as_before(json.loads(json.dumps(asdict(_experiment("--out", run_copy)))))
+    remember(study, "digits", {"study": {"chips": 3}, "run": before})
+    remembered = recall(study)
+    assert remembered is not None
+    assert remembered.part("run").changes(_experiment("--out", run_copy)) == []
 
 
 def test_a_stage_names_its_own_change_before_what_it_waits_for(finished_run: Path) -> None:
@@ -353,10 +386,10 @@ def test_out_is_found_wherever_it_stands(tmp_path: Path) -> None:
     assert _experiment("--limit", "20").seed == 0
 
 
-@pytest.mark.parametrize("converter", [Pairs((1.0, 4.0)), MappedPairs((1.0,), ((0.0, 25.0),) * 2)])
-def test_settings_come_back_from_json(converter: Any) -> None:
+@pytest.mark.parametrize("mapping", [Pairs((1.0, 4.0)), MappedPairs((1.0,), ((0.0, 25.0),) * 2)])
+def test_settings_come_back_from_json(mapping: Any) -> None:
     start = PRESETS["digits"].experiment
-    pcm = replace(start.simulate.pcm, converter=converter, compensation="global")
+    pcm = replace(start.simulate.pcm, mapping=mapping, compensation="global")
     changed = replace(
         start,
         simulate=replace(start.simulate, pcm=pcm),

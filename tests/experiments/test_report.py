@@ -185,7 +185,7 @@ SIMULATE = {
         "read_noise": 2.0,
         "compensation": None,
     },
-    "calibration": 64,
+    "adc_calibration": 64,
 }
 
 

@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
     data=Data("counted"),
     model=Model(width=2, weights="elsewhere.pth"),
     score=Score(compare=(), batch_size=BATCH),
-    simulate=Simulate(calibration=CALIBRATION, batch_size=BATCH),
+    simulate=Simulate(adc_calibration=CALIBRATION, batch_size=BATCH),
     flip=Flip(programmings=2),
     folds=("test",),
     limit=LIMIT,

@@ -268,7 +268,7 @@ def test_a_description_that_leads_out_writes_nothing_there(
     run, outside = tmp_path / "run", tmp_path / "outside"
     run.mkdir()
     write_json(run / "model.json", NETWORK | {"checkpoint": "../outside"})
-    assert commands.run(["agreement", "digits", "--out", str(run)]) == 2, capsys.readouterr()
+    assert commands.run(["rank-correlation", "digits", "--out", str(run)]) == 2, capsys.readouterr()
     assert "not within the run's folder" in capsys.readouterr().err
     assert not outside.exists()  # Orbax makes the folder that it is to read
 

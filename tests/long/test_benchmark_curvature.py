@@ -1,4 +1,4 @@
-"""The benchmark of the estimators on ResNet-18, and their agreement on a trained network."""
+"""The benchmark of the estimators on ResNet-18, and their rank correlation on a trained network."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from experiments.benchmarks import curvature, curvature_figures
 from experiments.benchmarks.curvature import CurvatureBenchmark
-from experiments.studies import agreement
+from experiments.studies import rank_correlation
 from tests.conftest import Command
 
 pytestmark = pytest.mark.long
@@ -48,25 +48,25 @@ def test_coarse_precision_on_a_cpu_is_float32() -> None:
     assert list(agreed.values()) == pytest.approx([1] * 4)
 
 
-def test_agreement_of_a_run(command: Command, tmp_path: Path) -> None:
+def test_rank_correlation_of_a_run(command: Command, tmp_path: Path) -> None:
     small = ("--model.width", "2", "--train.epochs", "2", "--train.warmup-epochs", "1")
     trained = command("train", "digits", *small, "--out", tmp_path)
     assert trained.returncode == 0, trained.stderr
-    flags = ("--agreement.limit", "40", "--agreement.batch-size", "20")
-    result = command("agreement", "digits", *small, *flags, "--out", tmp_path)
+    flags = ("--rank-correlation.limit", "40", "--rank-correlation.batch-size", "20")
+    result = command("rank-correlation", "digits", *small, *flags, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    out = tmp_path / "agreement"
+    out = tmp_path / "rank-correlation"
     scores = pd.read_parquet(out / "scores.parquet")
-    matrix = pd.read_csv(out / "agreement.csv", index_col="score")
+    matrix = pd.read_csv(out / "rank_correlation.csv", index_col="score")
     assert len(scores) == 40
     assert set(matrix) == {
-        *agreement.ESTIMATORS,
-        *agreement.ANOTHER_KEY,
-        *agreement.BY_PRODUCTS,
+        *rank_correlation.ESTIMATORS,
+        *rank_correlation.ANOTHER_KEY,
+        *rank_correlation.BY_PRODUCTS,
     }
     expected = scores[["fd_h1e-3_n10", "loss"]].corr("spearman").iat[0, 1]
     assert matrix.at["fd_h1e-3_n10", "loss"] == pytest.approx(expected)
     # Other random vectors give a barely trained net similar ranks, not the same scores.
     assert 0.5 < matrix.at["fd_h1e-3_n10", "fd_h1e-3_n10_another_key"] < 1
     assert json.loads((out / "settings.json").read_text())["samples"] == 40
-    assert (out / "agreement_correct.png").exists()
+    assert (out / "rank_correlation_correct.png").exists()

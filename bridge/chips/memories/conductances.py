@@ -1,4 +1,4 @@
-"""How a weight becomes conductances of pairs of devices."""
+"""Weight-to-conductance mappings: how a weight becomes conductances of pairs of devices."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SinglePair:
-    """One pair of devices a weight, one for either sign; the other of the pair stays at `g_min`.
+    """One pair of devices for each weight, one for positive and one for negative values.
 
-    Attributes:
-      g_min: conductance of weight zero, microsiemens.
+    The device that a weight does not use stays at `g_min`.
     """
 
     g_min: float = 0.0
+    """Conductance of weight zero, in microsiemens."""
 
     def __post_init__(self) -> None:
         require_finite("g_min", self.g_min)
@@ -31,15 +31,12 @@ class SinglePair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Several pairs of devices a weight, of unequal significance; the first are filled first.
-
-    Attributes:
-      factors: weight of each pair's current, from the least significant on.
-      g_min: conductance of weight zero, microsiemens.
-    """
+    """Several pairs of devices for each weight, of unequal significance; the first fill first."""
 
     factors: tuple[float, ...] = (1.0, 1.0)
+    """Factor on the current of each pair, the least significant pair first."""
     g_min: float = 0.0
+    """Conductance of weight zero, in microsiemens."""
 
     def __post_init__(self) -> None:
         if not self.factors:
@@ -57,19 +54,18 @@ class Pairs:
 
 @dataclass(frozen=True)
 class MappedPairs:
-    """Several pairs of devices a weight, each conductance a piecewise linear function of it.
+    """Several pairs of devices for each weight, each conductance piecewise linear in the weight.
 
-    Attributes:
-      factors: weight of each pair's current.
-      conductances: for each pair the plus and then the minus device: conductances in microsiemens
-        at weights spaced evenly over [-max|w|, max|w|]; `2 len(factors)` lists of equal length.
-        The weights that they stand for must be these weights again.
-      g_min: lowest conductance of a device, microsiemens.
+    Read back, the conductances must give the weights that they stand for.
     """
 
     factors: tuple[float, ...]
+    """Factor on the current of each pair, the least significant pair first."""
     conductances: tuple[tuple[float, ...], ...]
+    """Conductances in microsiemens at weights spaced evenly from -max|w| to max|w|: two lists for
+    each pair, first the positive device, then the negative one; all lists of one length."""
     g_min: float = 0.0
+    """Lowest conductance of a device, in microsiemens."""
 
     def __post_init__(self) -> None:
         for factor in self.factors:
@@ -94,5 +90,5 @@ class MappedPairs:
         )
 
 
-Converter = SinglePair | Pairs | MappedPairs
-"""How a weight becomes conductances."""
+WeightMapping = SinglePair | Pairs | MappedPairs
+"""The weight-to-conductance mappings."""

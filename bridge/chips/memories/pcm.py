@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bridge.chips.memories.conductances import Converter, SinglePair
+from bridge.chips.memories.conductances import SinglePair, WeightMapping
 from bridge.chips.memories.protocol import Compensation, check_settings
 
 if TYPE_CHECKING:
@@ -14,24 +14,28 @@ if TYPE_CHECKING:
 class PCM:
     """Phase-change memory after Nandakumar et al. (ICECS 2019): AIHWKit's PCMLikeNoiseModel.
 
-    Attributes:
-      g_max: conductance of the largest weight, microsiemens.
-      t_inference: seconds from the end of programming to inference. Drift counts from the
-        reference reading at 20 s: `g(t) = g_prog * ((t + 20) / 20) ** -nu`.
-      programming_noise: factor on the fitted programming noise; 1 is as measured.
-      drift: factor on the fitted drift exponents; 1 is as measured.
-      read_noise: factor on the fitted read noise; 1 is as measured.
-      compensation: how drift is compensated; None for not at all.
-      converter: how a weight becomes conductances.
+    Drift counts from the reference reading 20 s after programming: t seconds after programming a
+    device of conductance g_prog and drift exponent nu has `g_prog * ((t + 20) / 20) ** -nu`.
     """
 
     g_max: float = 25.0
+    """Conductance of the largest weight, in microsiemens."""
     t_inference: float = 20.0
+    """Time from the end of programming to inference, in seconds."""
     programming_noise: float = 1.0
+    """Factor on the measured programming noise; 1 is as measured, 0 is none."""
     drift: float = 1.0
+    """Factor on the measured drift exponents; 1 is as measured, 0 is none."""
     read_noise: float = 1.0
+    """Factor on the measured read noise; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    converter: Converter = field(default_factory=SinglePair)
+    """Digital correction of the mean drift: `global`, one factor per tile, relative to a reading
+    right after programming; `global_exact`, one per tile, relative to the target weights;
+    `per_column`, one per output; `none`, no correction."""
+    mapping: WeightMapping = field(default_factory=SinglePair)
+    """Weight-to-conductance mapping: `single_pair`, one pair of devices for each weight; `pairs`,
+    several pairs of unequal significance, the first filled first; `mapped_pairs`, several pairs
+    whose conductances are given point by point."""
 
     name: ClassVar[str] = "pcm"
 
@@ -44,7 +48,7 @@ class PCM:
 
         return PCMLikeNoiseModel(
             g_max=self.g_max,
-            g_converter=self.converter.conductance_converter(self.g_max),
+            g_converter=self.mapping.conductance_converter(self.g_max),
             prog_noise_scale=self.programming_noise,
             read_noise_scale=self.read_noise,
             drift_scale=self.drift,
@@ -55,27 +59,27 @@ class PCM:
 class Hermes:
     """Phase-change memory of IBM's HERMES chip (Le Gallo et al., Nature Electronics 2023).
 
-    AIHWKit's HermesNoiseModel.
-
-    Attributes:
-      devices: devices for either sign of a weight; two program more exactly.
-      g_max: conductance of the largest weight, microsiemens; None for the largest characterised,
-        10.35 with one device and 20.7 with two.
-      t_inference: seconds from the end of programming to inference. Drift counts from a reading at
-        200 s with one device, 300 s with two.
-      programming_noise, drift, read_noise: factors on what was measured.
-      compensation: how drift is compensated; None for not at all.
-      converter: how a weight becomes conductances.
+    AIHWKit's HermesNoiseModel. Drift counts from a reading at 200 s with one device for each sign,
+    at 300 s with two.
     """
 
     devices: Literal[1, 2] = 2
+    """Devices for each sign of a weight; two program more exactly."""
     g_max: float | None = None
+    """Conductance of the largest weight, in microsiemens; None for the largest that was
+    characterised, 10.35 with one device and 20.7 with two."""
     t_inference: float = 20.0
+    """Time from the end of programming to inference, in seconds."""
     programming_noise: float = 1.0
+    """Factor on the measured programming noise; 1 is as measured, 0 is none."""
     drift: float = 1.0
+    """Factor on the measured drift; 1 is as measured, 0 is none."""
     read_noise: float = 1.0
+    """Factor on the measured read noise; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    converter: Converter = field(default_factory=SinglePair)
+    """Digital correction of the mean drift, as for `PCM`; None for no correction."""
+    mapping: WeightMapping = field(default_factory=SinglePair)
+    """Weight-to-conductance mapping."""
 
     name: ClassVar[str] = "hermes"
 
@@ -102,7 +106,7 @@ class Hermes:
         return HermesNoiseModel(
             num_devices=self.devices,
             g_max=g_max,
-            g_converter=self.converter.conductance_converter(g_max),
+            g_converter=self.mapping.conductance_converter(g_max),
             prog_noise_scale=self.programming_noise,
             read_noise_scale=self.read_noise,
             drift_scale=self.drift,

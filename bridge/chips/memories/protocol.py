@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from bridge.checks import require_finite
-from bridge.chips.memories.conductances import Converter
+from bridge.chips.memories.conductances import WeightMapping
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
@@ -66,7 +66,7 @@ def check_settings(memory: Any, *numbers: str) -> None:
     """Raises ValueError where a memory that ships has a setting that cannot be.
 
     Args:
-      memory: has `g_max` (microsiemens or None), `compensation` and perhaps a `converter`.
+      memory: has `g_max` (microsiemens or None), `compensation` and perhaps a `mapping`.
       numbers: names of further fields that must be finite and not negative.
     """
     what = type(memory).__name__
@@ -74,13 +74,13 @@ def check_settings(memory: Any, *numbers: str) -> None:
         require_finite(f"{what} g_max", memory.g_max, positive=True)
     for name in numbers:
         require_finite(f"{what} {name}", getattr(memory, name))
-    converter = getattr(memory, "converter", None)
-    if hasattr(memory, "converter") and not isinstance(converter, Converter):
+    mapping = getattr(memory, "mapping", None)
+    if hasattr(memory, "mapping") and not isinstance(mapping, WeightMapping):
         raise ValueError(
-            f"{what} converter must be SinglePair, Pairs or MappedPairs, got {converter!r}"
+            f"{what} mapping must be SinglePair, Pairs or MappedPairs, got {mapping!r}"
         )
-    if converter is not None and converter.g_min >= (memory.g_max or memory.largest_conductance):
-        raise ValueError(f"{what} g_min must be below g_max, got {converter.g_min}")
+    if mapping is not None and mapping.g_min >= (memory.g_max or memory.largest_conductance):
+        raise ValueError(f"{what} g_min must be below g_max, got {mapping.g_min}")
     if memory.compensation not in (None, "global", "global_exact", "per_column"):
         raise ValueError(
             f"{what} compensation must be global, global_exact, per_column or None, got "

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from bridge.checks import require_finite
-from bridge.chips.memories.conductances import Converter, SinglePair
+from bridge.chips.memories.conductances import SinglePair, WeightMapping
 from bridge.chips.memories.protocol import Compensation, check_settings
 
 if TYPE_CHECKING:
@@ -16,21 +16,20 @@ class ReRamWan2022:
     """Resistive memory after Wan et al. (Nature 2022): AIHWKit's ReRamWan2022NoiseModel.
 
     The spread around the target was measured at three times only, at each anew; there is no drift.
-
-    Attributes:
-      g_max: conductance of the largest weight, microsiemens. The spread was fitted at 40 and
-        scales with it.
-      t_inference: 1 second, 1 day (86400) or 2 days (172800) after programming.
-      noise: factor on the fitted spread; 1 is as measured.
-      compensation: how a shift of the mean conductance is compensated; None for not at all.
-      converter: how a weight becomes conductances.
     """
 
     g_max: float = 40.0
+    """Conductance of the largest weight, in microsiemens. The spread was fitted at 40 and scales
+    with it."""
     t_inference: float = 1.0
+    """Time from the end of programming to inference, in seconds: 1, 86400 (1 day) or 172800
+    (2 days)."""
     noise: float = 1.0
+    """Factor on the measured spread; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    converter: Converter = field(default_factory=SinglePair)
+    """Digital correction of a shift of the mean conductance; None for no correction."""
+    mapping: WeightMapping = field(default_factory=SinglePair)
+    """Weight-to-conductance mapping."""
 
     name: ClassVar[str] = "reram_wan2022"
 
@@ -47,7 +46,7 @@ class ReRamWan2022:
         from bridge.chips.memories.wan2022 import ReRamWan2022Model
 
         return ReRamWan2022Model(
-            g_converter=self.converter.conductance_converter(self.g_max), noise_scale=self.noise
+            g_converter=self.mapping.conductance_converter(self.g_max), noise_scale=self.noise
         )
 
 
@@ -55,25 +54,25 @@ class ReRamWan2022:
 class ReRamCMO:
     """CMO/HfOx resistive memory (Falcone et al., IBM Zurich): AIHWKit's ReRamCMONoiseModel.
 
-    One bidirectional device a weight, between `g_min` and `g_max`.
-
-    Attributes:
-      g_max: conductance of the tile's largest weight, microsiemens.
-      g_min: conductance of the tile's smallest, most negative weight, microsiemens.
-      acceptance: acceptance range of the program-and-verify loop, percent of the target: 0.2 or 2.
-      t_inference: seconds from the end of programming to inference: 0, or at least 1.
-      programming_noise, drift, read_noise: factors on what was measured.
-      compensation: how drift is compensated; None for not at all.
+    One bidirectional device for each weight, between `g_min` and `g_max`.
     """
 
     g_max: float = 88.2
+    """Conductance of the tile's largest weight, in microsiemens."""
     g_min: float = 9.0
+    """Conductance of the tile's most negative weight, in microsiemens."""
     acceptance: float = 0.2
+    """Acceptance range of the program-and-verify loop, in percent of the target: 0.2 or 2."""
     t_inference: float = 1.0
+    """Time from the end of programming to inference, in seconds: 0, or at least 1."""
     programming_noise: float = 1.0
+    """Factor on the measured programming noise; 1 is as measured, 0 is none."""
     drift: float = 1.0
+    """Factor on the measured drift; 1 is as measured, 0 is none."""
     read_noise: float = 1.0
+    """Factor on the measured read noise; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
+    """Digital correction of the mean drift; None for no correction."""
 
     name: ClassVar[str] = "reram_cmo"
 

@@ -157,19 +157,19 @@ IDENTITY = MappedPairs((1.0,), ((0.0, 0.0, 25.0), (25.0, 0.0, 0.0)))
 
 
 @pytest.mark.parametrize(
-    "converter",
+    "mapping",
     [SinglePair(g_min=2.0), Pairs(), Pairs((1.0, 3.0), g_min=1.0), IDENTITY],
     ids=["single", "dual", "weighted", "mapped"],
 )
-def test_a_converter_loses_nothing(converter: SinglePair | Pairs | MappedPairs) -> None:
-    quiet = PCM(converter=converter, programming_noise=0, drift=0, read_noise=0)
+def test_a_mapping_loses_nothing(mapping: SinglePair | Pairs | MappedPairs) -> None:
+    quiet = PCM(mapping=mapping, programming_noise=0, drift=0, read_noise=0)
     torch.testing.assert_close(weights(chip_with(quiet)), levels().fc.weight)
 
 
 def test_more_pairs_program_more_exactly() -> None:
     quiet = PCM(drift=0.0, read_noise=0.0)
     single = weights(chip_with(quiet)) - levels().fc.weight
-    four = weights(chip_with(replace(quiet, converter=Pairs((1.0,) * 4)))) - levels().fc.weight
+    four = weights(chip_with(replace(quiet, mapping=Pairs((1.0,) * 4)))) - levels().fc.weight
     # The largest weight: four full pairs, of four independent errors each a quarter as large.
     assert float(four[2:-1:3].std() / single[2:-1:3].std()) == pytest.approx(0.5, rel=0.02)
 
@@ -233,7 +233,7 @@ def test_profiles_are_named_after_their_memory() -> None:
         (lambda: ReRamCMO(acceptance=1.0), "0.2 and 2"),
         (lambda: ReRamCMO(t_inference=0.5), "at least 1"),
         (lambda: PCM(compensation="local"), "compensation must be"),
-        (lambda: PCM(converter=SinglePair(g_min=30.0)), "g_min must be below"),
+        (lambda: PCM(mapping=SinglePair(g_min=30.0)), "g_min must be below"),
         (lambda: Pairs(()), "factors"),
         (lambda: Pairs((1.0, 0.0)), "factor"),
         (lambda: MappedPairs((1.0,), ((0.0, 1.0),)), "two lists"),
@@ -251,7 +251,7 @@ def test_bad_memories_are_refused(make_setting, message: str) -> None:
         Profile(),
         *eight_profiles().values(),
         *[Profile(ADC(range=3.0), memory=memory) for memory in MEMORIES],
-        Profile(memory=PCM(converter=IDENTITY, compensation="per_column")),
+        Profile(memory=PCM(mapping=IDENTITY, compensation="per_column")),
     ],
     ids=lambda profile: profile.name,
 )

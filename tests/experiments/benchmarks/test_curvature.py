@@ -17,7 +17,7 @@ from experiments.benchmarks import curvature, curvature_contestants, curvature_f
 from experiments.benchmarks.common import resident
 from experiments.benchmarks.curvature import CurvatureBenchmark, Workload
 from experiments.benchmarks.published_score import published_curvature
-from experiments.studies import agreement
+from experiments.studies import rank_correlation
 from jaxcurv import (
     Adaptive,
     FiniteDifference,
@@ -349,43 +349,49 @@ def test_resident_memory_is_this_process_s() -> None:
     assert peak >= now
 
 
-# --- agreement of the estimators
+# --- rank correlation of the estimators
 
 
-def test_agreement_matrix_costs_and_figure(
+def test_rank_correlation_matrix_costs_and_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random = np.random.default_rng(0)
-    names = [*agreement.ESTIMATORS, *agreement.ANOTHER_KEY, *agreement.BY_PRODUCTS]
+    names = [
+        *rank_correlation.ESTIMATORS,
+        *rank_correlation.ANOTHER_KEY,
+        *rank_correlation.BY_PRODUCTS,
+    ]
     scores = pd.DataFrame({name: random.normal(size=50) for name in names})
-    reference = scores[agreement.REFERENCE]
+    reference = scores[rank_correlation.REFERENCE]
     scores["gradient_norm"], scores["loss"] = np.exp(reference), -reference
     scores["fd_h1e-3_adaptive_probes"] = [10, 40] * 25
     scores["correct"] = [True, False] * 25
-    estimators = agreement.ESTIMATORS | agreement.ANOTHER_KEY
-    costs = agreement.costs_of(estimators, scores, classes=100)
+    estimators = rank_correlation.ESTIMATORS | rank_correlation.ANOTHER_KEY
+    costs = rank_correlation.costs_of(estimators, scores, classes=100)
     assert list(costs) == names
     assert costs["fd_h1e-3_adaptive"] == 52
     assert (costs["gauss_newton"], costs["gradient_norm"], costs["loss"]) == (101, 2, 1)
-    matrix = agreement.rank_agreement(scores, names)
-    assert matrix.at[agreement.REFERENCE, "gradient_norm"] == pytest.approx(1)
-    assert matrix.at["loss", agreement.REFERENCE] == pytest.approx(-1)
+    matrix = rank_correlation.rank_correlations(scores, names)
+    assert matrix.at[rank_correlation.REFERENCE, "gradient_norm"] == pytest.approx(1)
+    assert matrix.at["loss", rank_correlation.REFERENCE] == pytest.approx(-1)
     ranks = scores[["hessian_trace", "gauss_newton"]].rank().to_numpy()
     assert matrix.at["hessian_trace", "gauss_newton"] == pytest.approx(np.corrcoef(ranks.T)[0, 1])
-    path = agreement.draw(matrix, tmp_path / "agreement.png", "rho")
+    path = rank_correlation.draw(matrix, tmp_path / "rank_correlation.png", "rho")
     assert path.read_bytes().startswith(b"\x89PNG")
-    kept = pd.read_csv(tmp_path / "agreement.csv", index_col="score")
+    kept = pd.read_csv(tmp_path / "rank_correlation.csv", index_col="score")
     np.testing.assert_allclose(kept, matrix)
-    agreement.show(matrix, matrix, costs, scores)
+    rank_correlation.show(matrix, matrix, costs, scores)
     printed = capsys.readouterr().out
     assert "25 correct" in printed
     assert printed.count("-1.0000") == 2
 
 
-def test_agreement_needs_a_trained_model(tmp_path: Path) -> None:
+def test_rank_correlation_needs_a_trained_model(tmp_path: Path) -> None:
     from experiments.settings.presets import PRESETS
 
     with pytest.raises(FileNotFoundError, match=r"no trained model in .*: run train first"):
-        agreement.open_trained(PRESETS["digits"].experiment, tmp_path, tmp_path, None, limit=9)
+        rank_correlation.open_trained(
+            PRESETS["digits"].experiment, tmp_path, tmp_path, None, limit=9
+        )
     with pytest.raises(ValueError, match="limit must be at least 3"):
-        agreement.Agreement(limit=2)
+        rank_correlation.RankCorrelation(limit=2)

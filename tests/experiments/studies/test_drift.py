@@ -207,7 +207,7 @@ def test_only_what_is_missing_is_computed(copied: Path) -> None:
 def test_other_settings_have_pieces_of_their_own(copied: Path) -> None:
     before = stamps(copied)
     flags = ("--drift.chips", "1", "--drift.limit", "30", "--drift.times", "0")
-    other = ("--drift.compensations", "none", "--simulate.pcm.converter.g-min", "1")
+    other = ("--drift.compensations", "none", "--simulate.pcm.mapping.g-min", "1")
     assert commands.run(["drift", "digits", "--out", str(copied), *flags, *other]) == 0
     after = stamps(copied)
     assert len(after) == len(before) + 1
@@ -265,7 +265,7 @@ def test_settings_that_are_one_of_several_classes(
 ) -> None:
     """Plain flags go before and after the choice of the class; all are understood."""
     folder = ("--out", str(tmp_path / "absent"), "--simulate.pcm.compensation", "global")
-    pairs = ("simulate.pcm.converter:pairs", "--simulate.pcm.converter.factors", "1", "4")
+    pairs = ("--simulate.pcm.mapping", "pairs", "--simulate.pcm.mapping.factors", "1", "4")
     clipping = ("--simulate.clipping.type", "layer_gaussian")
     assert commands.run(["drift", "digits", *folder, *pairs, *clipping]) == 2
     error = capsys.readouterr().err

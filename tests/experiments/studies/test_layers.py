@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_command_on_a_folder_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--layers.limit", "10", "--layers.images", "8", "--simulate.calibration", "8")
+    flags = ("--layers.limit", "10", "--layers.images", "8", "--simulate.adc-calibration", "8")
     assert commands.run(["layers", "digits", "--out", str(folder), *flags]) == 0
     table = pd.read_parquet(folder / "layers" / "layers.parquet")
     assert len(table) == 22

@@ -255,10 +255,10 @@ def test_a_run_s_command_line_gives_the_same_experiment():
 
 def test_a_command_line_chooses_the_class_of_a_setting():
     base = PRESETS["digits"].experiment
-    pcm = replace(base.simulate.pcm, converter=Pairs((1.0, 4.0), g_min=1.0), t_inference=60.0)
+    pcm = replace(base.simulate.pcm, mapping=Pairs((1.0, 4.0), g_min=1.0), t_inference=60.0)
     changed = replace(base, simulate=replace(base.simulate, pcm=pcm))
     arguments = command_line(json.loads(json.dumps(asdict(changed))))
-    assert arguments[:2] == ["digits", "simulate.pcm.converter:pairs"]
+    assert arguments[:2] == ["digits", "--simulate.pcm.mapping"]
     assert parse_preset(Options, "run", arguments).experiment == changed
 
 

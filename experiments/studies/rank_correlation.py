@@ -92,15 +92,15 @@ _NOTES = (
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Which samples are compared."""
+class RankCorrelation:
+    """How the curvature estimators rank the same images, by Spearman's rank correlation."""
 
     limit: int = 1000
-    """At most this many images of the test fold."""
+    """Largest number of images of the test fold to use, at least 3."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch. Changes speed and memory only."""
     out: Path | None = None
-    """Folder of the results; by default agreement/ in the run's folder."""
+    """Folder of the results; `none` is rank-correlation/ in the run's folder."""
 
     def __post_init__(self) -> None:
         if self.limit < 3 or self.batch_size < 1:
@@ -156,11 +156,12 @@ def open_trained(
     )
 
 
-def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path) -> None:
+def run(trained: Trained, experiment: Experiment, settings: RankCorrelation, out: Path) -> None:
     """Compares the estimators on the trained model of a run and prints the table.
 
-    Leaves scores.parquet and scores_another_key.parquet, agreement and agreement_correct (the
-    matrix of rho as CSV, drawn as PNG and SVG) and settings.json. Goes on where it was interrupted.
+    Leaves scores.parquet and scores_another_key.parquet, rank_correlation and
+    rank_correlation_correct (the matrix of rho as CSV, drawn as PNG and SVG) and settings.json.
+    Goes on where it was interrupted.
     """
     import jax
 
@@ -182,7 +183,7 @@ def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path
             description=f"score, {which} key",
         )
 
-    with progress(2 * len(trained.source), "agreement"):
+    with progress(2 * len(trained.source), "rank-correlation"):
         with progress(len(trained.source), "first key"):
             scores = score("first", estimators, "scores.parquet")
         with progress(len(trained.source), "another key"):
@@ -191,8 +192,11 @@ def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path
 
     estimators = estimators | ANOTHER_KEY
     costs = costs_of(estimators, scores, description["num_classes"])
-    groups = {"agreement": scores, "agreement_correct": scores[scores["correct"]]}
-    matrices = {name: rank_agreement(rows, list(costs)) for name, rows in groups.items()}
+    groups = {
+        "rank_correlation": scores,
+        "rank_correlation_correct": scores[scores["correct"]],
+    }
+    matrices = {name: rank_correlations(rows, list(costs)) for name, rows in groups.items()}
     for name, matrix in matrices.items():
         which = "digitally correct test samples" if name.endswith("correct") else "test samples"
         title = f"Spearman's rho, {len(groups[name]):,} {which} of {trained.data}"
@@ -214,8 +218,11 @@ def run(trained: Trained, experiment: Experiment, settings: Agreement, out: Path
             "versions": trained.versions,
         },
     )
-    show(matrices["agreement"], matrices["agreement_correct"], costs, scores)
-    print(f"{out / 'agreement.png'}, agreement_correct.png, their CSVs and scores.parquet")
+    show(matrices["rank_correlation"], matrices["rank_correlation_correct"], costs, scores)
+    print(
+        f"{out / 'rank_correlation.png'}, rank_correlation_correct.png, their CSVs and "
+        "scores.parquet"
+    )
 
 
 def costs_of(
@@ -229,7 +236,7 @@ def costs_of(
     return costs | BY_PRODUCTS
 
 
-def rank_agreement(scores: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def rank_correlations(scores: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Spearman's rho of every pair of columns; NaN where fewer than 3 samples are left."""
     return scores[columns].corr("spearman", min_periods=3)
 
@@ -285,8 +292,8 @@ def show(
 
 
 STUDY = Study(
-    "agreement",
-    Agreement,
+    "rank_correlation",
+    RankCorrelation,
     open_trained,
     run,
     opened_with=("limit",),

@@ -1,0 +1,41 @@
+"""Settings, commands and flags that were called otherwise once: the one table of old names.
+
+Settings files and records of earlier versions are read under the new names; on the command line an
+old name is understood, and the new one said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED_SETTINGS = {
+    "simulate.calibration": "simulate.adc_calibration",
+    "simulate.pcm.converter": "simulate.pcm.mapping",
+    "agreement": "rank_correlation",
+}
+"""New name by old name, in the same group; the name of a group stands for everything in it."""
+
+RENAMED_COMMANDS = {"agreement": "rank-correlation"}
+"""New name by old name; results in a folder of the old name belong to the new one."""
+
+
+def current_name(name: str) -> str:
+    """The name that a setting has now, given its dotted name in any version."""
+    for old, new in RENAMED_SETTINGS.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings of any version, under the names that they have now."""
+    return _renamed(settings, "")
+
+
+def _renamed(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
+    names = {name: current_name(group + name).rpartition(".")[2] for name in settings}
+    return {
+        names[name]: _renamed(value, f"{group}{name}.") if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
