@@ -13,12 +13,12 @@ from experiments.cli import commands
 def test_each_command_names_all_that_is_missing_before_it_starts(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("tyro", "matplotlib", "jinja2", "sklearn", "torch"):
+    for name in ("matplotlib", "jinja2", "sklearn", "torch"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(commands._COMMANDS, command, lambda _: pytest.fail("it has started"))
     assert commands.run([command, "digits"]) == 2
     assert capsys.readouterr().err == (
-        f"error: jaxcurv {command} needs tyro, matplotlib, jinja2, sklearn, which are not "
+        f"error: jaxcurv {command} needs matplotlib, jinja2, sklearn, which are not "
         'installed: pip install "jaxcurv[experiments]"\n'
     )
 
