@@ -13,6 +13,7 @@ import pandas as pd
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.sources import Source
 from jaxcurv.data.views import Labelled
 from jaxcurv.engine.model import LogitsFn, functional
@@ -31,8 +32,9 @@ Once = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 
 def flip_probability(
     logits_fn: LogitsFn | nnx.Module,
-    source: Source,
+    source: SourceLike,
     *,
+    keys: Keys | None = None,
     params: Any = None,
     moments: Moments | Mapping[str, Moments | None] | None = None,
     added_variance: AddedVariance | Mapping[str, AddedVariance] | None = None,
@@ -55,7 +57,7 @@ def flip_probability(
 
     Args:
       logits_fn, params: as for `input_curvature`; the weights must be there to differentiate.
-      source: as for `score_dataset`; its labels are not used.
+      source, keys: as for `score_dataset`; the labels are not used.
       moments: mean and variance of the weights' deviations, as `bridge.weight_moments` gives them;
         None where the weights are exact. Several by name share the digital pass, and the same
         object under several names shares its own.
@@ -77,6 +79,7 @@ def flip_probability(
       ValueError: no noise at all, moments that do not fit the weights, an added variance that is
         negative, not finite or absent for a sample, or what `margin_table` refuses.
     """
+    source = as_source(source, keys=keys)
     by_name, added = _by_name(moments, added_variance)
     more = {name: _checked_variance(added.get(name, 0.0), source, name) for name in by_name}
     model, weights = functional(logits_fn, params)
@@ -96,7 +99,7 @@ def flip_probability(
             batch_size=batch_size, description=text,
         )  # fmt: skip
         with progress(len(samples), text):
-            return once(name, lambda: make().to_pandas())
+            return once(name, make)
 
     with progress((1 + len(distinct)) * len(source), description):
         noises = spreads if unshifted else {}

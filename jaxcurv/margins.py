@@ -19,16 +19,19 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from flax import nnx
 from jaxtyping import Array, ArrayLike
 
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
 from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.checks import check_batch, check_indices, check_labels, check_model
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 
 _GRADIENT_BYTES = 256 * 2**20
@@ -118,21 +121,22 @@ def margin_moments(
 
 def margin_table(
     logits_fn: LogitsFn | nnx.Module,
-    source: Source,
+    source: SourceLike,
     *,
+    keys: Keys | None = None,
     params: Any = None,
     noises: Mapping[str, Moments],
     of: Of = "prediction",
     batch_size: int | Literal["auto"] = "auto",
     description: str = "margins",
-) -> pa.Table:
+) -> pd.DataFrame:
     """Margins of every sample of a source and their first-order moments; see `margin_moments`.
 
     One shape is compiled. It runs on JAX's default device.
 
     Args:
       logits_fn, params, noises: as for `margin_moments`.
-      source: as for `score_dataset`.
+      source, keys: as for `score_dataset`.
       of: the class of each margin: the model's own prediction, or the source's label.
       batch_size: samples read at once, 64 for "auto"; memory for gradients does not depend on it.
       description: a few words for the progress bar.
@@ -147,7 +151,7 @@ def margin_table(
     _require_noises(noises)
     return margins_of_all(
         logits_fn,
-        source,
+        as_source(source, keys=keys),
         params=params,
         noises=noises,
         of=of,
@@ -165,7 +169,7 @@ def margins_of_all(
     of: Of,
     batch_size: int | Literal["auto"],
     description: str,
-) -> pa.Table:
+) -> pd.DataFrame:
     """`margin_table`, whose noises may be none: then at the cost of one forward pass."""
     size = _BATCH if batch_size == "auto" else batch_size
     if len(source) == 0 or size < 1:
@@ -201,7 +205,7 @@ def margins_of_all(
     for name in noises:
         columns[f"{name}_shift"] = whole.shift[name]
         columns[f"{name}_variance"] = whole.variance[name]
-    return pa.table(columns)
+    return frame_of(pa.table(columns))
 
 
 def _concatenated(parts: Sequence[MarginMoments]) -> MarginMoments:

@@ -8,10 +8,15 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 
+def blocks_of(page: Path) -> list[str]:
+    """The page's blocks of Python."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 def run_blocks(page: Path, folder: Path) -> str:
-    """Runs the page's four blocks in one process, in the folder; returns its standard error."""
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    """Runs the page's blocks in one process, in the folder; returns its standard error."""
+    blocks = blocks_of(page)
+    assert len(blocks) >= 4
     result = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=folder,
@@ -26,3 +31,12 @@ def run_blocks(page: Path, folder: Path) -> str:
 
 def test_the_readme_s_blocks_run_in_order(tmp_path: Path) -> None:
     assert "DeprecationWarning" not in run_blocks(README, tmp_path)
+
+
+def test_each_first_result_is_ten_lines_at_most() -> None:
+    """Scores of a Linen model, failures of a torch network, flips of a chip that is never run."""
+    _, *blocks = blocks_of(README)
+    calls = ("jaxcurv.score_dataset(", "bridge.failure_table(", "jaxcurv.flip_probability(")
+    for call, block in zip(calls, blocks, strict=False):
+        assert call in block
+        assert len([line for line in block.splitlines() if line]) <= 10

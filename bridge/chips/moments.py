@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 import torch
 from flax import nnx
 from torch import nn
@@ -24,8 +24,8 @@ from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
 from bridge.chips.tiles import named_layers, named_tiles
 from bridge.weights.state import from_torch
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
-from jaxcurv.data.sources import Source
 from jaxcurv.margins import Moments
 from jaxcurv.progress import progress
 
@@ -176,13 +176,14 @@ def moment_state_dict(
 def output_noise(
     model: nn.Module,
     profile: Profile,
-    source: Source,
+    source: SourceLike,
     *,
+    keys: Keys | None = None,
     calibration: Images | None = None,
     digital_layers: Sequence[str] = (),
     batch_size: int = 64,
     description: str = "output noise",
-) -> pa.Table:
+) -> pd.DataFrame:
     """The variance of each sample's margin from converters and from noise at each operation.
 
     To first order around the digital model, sum over tiles and outputs y of (dm/dy)^2 var(y), m the
@@ -195,7 +196,7 @@ def output_noise(
     Args:
       model: digital, float32 and in eval mode; not changed.
       profile: the non-idealities; its memory and frozen noise are left out (`weight_moments`).
-      source: as for `predict`.
+      source, keys: as for `predict`.
       calibration: as for `program`; the very images that the chips are calibrated on.
       digital_layers: as for `program`.
       batch_size: images at once.
@@ -209,6 +210,7 @@ def output_noise(
       ValueError: a model that is on tiles already, malformed samples, images of another scale than
         the calibration's, non-finite margins, or what `program` refuses.
     """
+    source = as_source(source, keys=keys)
     _refuse_tiles(model)
     if batch_size < 1 or not len(source):
         raise ValueError(
@@ -239,9 +241,9 @@ def output_noise(
             margins.append(margin)
             variances.append(variance)
             shown.update(len(numbers))
-    return pa.table(
+    return pd.DataFrame(
         {
-            "index": pa.array(indices, pa.int64()),
+            "index": np.array(indices, np.int64),
             "margin": torch.cat(margins).numpy(),
             "variance": torch.cat(variances).numpy(),
         }

@@ -84,7 +84,7 @@ def moments(job: Job) -> Outcome:
                 calibration=calibration,
                 batch_size=settings.batch_size,
                 description=f"output noise {name}, {fold}",
-            ).to_pandas()
+            )
             tables.append(table.assign(fold=fold, noise=name))
     noise = pd.concat(tables, ignore_index=True)[["fold", "index", "noise", "variance"]]
     outputs = [

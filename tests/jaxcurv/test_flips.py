@@ -61,13 +61,13 @@ def test_it_is_the_gradient_at_the_mean_weights() -> None:
     params = {name: CONVNET[name] + moments.mean[name] for name in CONVNET}
     zeros = {name: np.zeros_like(leaf) for name, leaf in CONVNET.items()}
     still = {"n": Moments(zeros, zeros)}
-    digital = margin_table(convnet, source(), params=CONVNET, noises=still).to_pandas()
+    digital = margin_table(convnet, source(), params=CONVNET, noises=still)
     samples = [
         one | {"label": int(label)}
         for one, label in zip(source(), digital["prediction"], strict=True)
     ]
     spread = {"n": Moments(zeros, moments.variance)}
-    there = margin_table(convnet, samples, params=params, noises=spread, of="label").to_pandas()
+    there = margin_table(convnet, samples, params=params, noises=spread, of="label")
     table = flip_probability(
         convnet, source(), params=CONVNET, moments=moments, added_variance=0.5, unshifted=True
     )

@@ -237,17 +237,17 @@ def test_the_table_has_the_batches_rows_and_compiles_once() -> None:
     before = margins._chunk_moments._cache_size()
     table = margin_table(convnet, source(), params=CONVNET, noises=noises, batch_size=4)
     assert margins._chunk_moments._cache_size() == before + 1
-    assert {field.name: str(field.type) for field in table.schema} == {
+    assert table.dtypes.astype(str).to_dict() == {
         "index": "int64",
         "prediction": "int32",
         "runner_up": "int32",
-        "margin": "float",
-        "pcm_shift": "float",
-        "pcm_variance": "float",
-        "wnoise_shift": "float",
-        "wnoise_variance": "float",
+        "margin": "float32",
+        "pcm_shift": "float32",
+        "pcm_variance": "float32",
+        "wnoise_shift": "float32",
+        "wnoise_variance": "float32",
     }
-    assert table["index"].to_pylist() == INDICES.tolist()
+    assert table["index"].tolist() == INDICES.tolist()
     whole = margin_moments(convnet, IMAGES, params=CONVNET, noises=noises)
     np.testing.assert_array_equal(table["margin"].to_numpy(), whole.margin)
     np.testing.assert_array_equal(table["wnoise_shift"].to_numpy(), whole.shift["wnoise"])
