@@ -54,3 +54,12 @@ def test_old_names_work(
     said = capsys.readouterr().err
     assert "note: agreement is now called rank-correlation\n" in said
     assert "error: --rank-correlation.limit must be at least 3" in said
+
+
+def test_results_under_an_old_name_are_pointed_at(
+    run_copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_copy / "agreement").mkdir()
+    assert commands.run(["rank-correlation", "digits", "--out", str(run_copy), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert f"{run_copy / 'agreement'} has the results of an earlier version: rename it" in said

@@ -378,7 +378,7 @@ def test_bad_joined() -> None:
         ({"tune_limit": 0}, "limit, tune_limit and bins must be at least 1"),
         ({"limit": 0}, "limit, tune_limit and bins must be at least 1"),
         ({"bins": 0}, "limit, tune_limit and bins must be at least 1"),
-        ({"target": 1.0}, "target is a share between 0 and 1"),
+        ({"target": 1.0}, "target is an accuracy between 0 and 1"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
