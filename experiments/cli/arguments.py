@@ -81,6 +81,9 @@ class _Formatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are ours."""
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file)  # argparse's hides that nobody reads it any more
+
     def error(self, message: str) -> NoReturn:
         message = re.sub("^argument (.*): expected .* arguments?$", r"\1 needs a value", message)
         message = re.sub("^the following .* required: (.*)$", r"\1 must be given", message)

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,16 +18,23 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def write_parquet(path: Path, table: pd.DataFrame, *, level: int = 3) -> Path:
+def write_parquet(
+    path: Path,
+    table: pd.DataFrame,
+    *,
+    level: int = 3,
+    attrs: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes a Parquet file with its checksum, atomically.
 
     Args:
       path: the file.
       table: its index is dropped, and its `attrs`, for the run's records say how it was made.
       level: effort of the compression (zstd), 1 to 22.
+      attrs: what the `attrs` of the table shall be when it is read; empty by default.
     """
     rows = table.copy(deep=False)
-    rows.attrs = {}
+    rows.attrs = dict(attrs or {})
     return write_table(path, pa.Table.from_pandas(rows, preserve_index=False), level=level)
 
 

@@ -243,7 +243,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
     scores[OWN_PREDICTION] = finished.own["curvature_label_free"]
     devices[OWN_PREDICTION] = devices[SHIPPED]
     scores.attrs["devices"] = devices
-    write_parquet(out / "scores.parquet", scores)
+    write_parquet(out / "scores.parquet", scores, attrs=scores.attrs)
     interval: dict[str, Any] = {
         name: getattr(experiment.analyse, name) for name in ("bins", "confidence", "resamples")
     }
