@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Key
+from jaxtyping import Array, Key
 
 from jaxcurv.data.layouts import as_images
 from jaxcurv.data.reading import Batch
@@ -81,12 +81,16 @@ class Curvature:
     """Trace of G outside the random subspace (`LowRankGaussNewton`)."""
 
 
+Values: TypeAlias = Any
+"""An array of NumPy or JAX, a torch tensor, or numbers in a sequence."""
+
+
 def input_curvature(
     logits_fn: LogitsFn | nnx.Module,
-    images: ArrayLike,
-    labels: ArrayLike,
+    images: Values,
+    labels: Values,
     *,
-    indices: ArrayLike | None = None,
+    indices: Values | None = None,
     key: Key[Array, ""] | None = None,
     params: Any = None,
     estimator: Estimator = FiniteDifference(),

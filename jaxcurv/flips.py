@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 from flax import nnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.sources import Source
@@ -21,10 +21,13 @@ from jaxcurv.gaussian_flips import gaussian_flip_probability
 from jaxcurv.margins import Moments, Of, at_mean, margins_of_all
 from jaxcurv.progress import progress
 
-AddedVariance: TypeAlias = pd.DataFrame | ArrayLike
+AddedVariance: TypeAlias = Any
 """Variance of the margin from elsewhere than the weights, in squared units of the logits: a table
 with the columns index and variance, one value a sample `[samples]` in the source's order, or one
 for all."""
+
+NoisyWeights: TypeAlias = Any
+"""`Moments`, None for exact weights, or a mapping from names to these."""
 
 Once = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 """From a pass's name and what makes its table to that table, made now or earlier."""
@@ -36,8 +39,8 @@ def flip_probability(
     *,
     keys: Keys | None = None,
     params: Any = None,
-    moments: Moments | Mapping[str, Moments | None] | None = None,
-    added_variance: AddedVariance | Mapping[str, AddedVariance] | None = None,
+    moments: NoisyWeights = None,
+    added_variance: AddedVariance = None,
     unshifted: bool = False,
     batch_size: int | Literal["auto"] = "auto",
     description: str = "flip probability",
@@ -128,8 +131,8 @@ def flip_probability(
 
 
 def _by_name(
-    moments: Moments | Mapping[str, Moments | None] | None,
-    added: AddedVariance | Mapping[str, AddedVariance] | None,
+    moments: NoisyWeights,
+    added: AddedVariance,
 ) -> tuple[Mapping[str, Moments | None], Mapping[str, Any]]:
     """Both arguments by name, that of the only noise being "weights"."""
     if moments is None or isinstance(moments, Moments):
