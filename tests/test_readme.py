@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
+EARLIER_README = Path(__file__).parent / "earlier_readme.md"
 
 
 def blocks_of(page: Path) -> list[str]:
@@ -40,3 +41,17 @@ def test_each_first_result_is_ten_lines_at_most() -> None:
     for call, block in zip(calls, blocks, strict=False):
         assert call in block
         assert len([line for line in block.splitlines() if line]) <= 10
+
+
+def test_version_0_1_0_s_blocks_run_and_each_earlier_name_says_the_new_one(tmp_path: Path) -> None:
+    told = run_blocks(EARLIER_README, tmp_path)
+    for name, place in {
+        "bridge.twin": "bridge.weights.twin",
+        "bridge.layer_report": "bridge.chips.layer_report",
+        "bridge.logit_scores": "bridge.analysis.logit_scores",
+        "bridge.routing_curve": "bridge.routing.routing_curve",
+        "bridge.moment_state_dict": "bridge.chips.moment_state_dict",
+        "bridge.flip_probability": "bridge.analysis.gaussian_flip_probability",
+        "jaxcurv.margin_table": "jaxcurv.flips.margin_table",
+    }.items():
+        assert f"DeprecationWarning: {name} is {place} now" in told
