@@ -96,7 +96,13 @@ def input_curvature(
     estimator: Estimator = FiniteDifference(),
     loss: Loss = cross_entropy,
 ) -> Curvature:
-    """Scores one batch.
+    """Estimates the input loss curvature of each sample of one batch.
+
+    By default Eq. 1 of Sharma et al. (see CITATION.cff), with n random vectors v_i of signs,
+
+        curv(x) = (1/n) sum_i || grad_x (L(x + h v_i, y) - L(x, y)) ||_2;
+
+    `estimator` says what else.
 
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
     checks once for all batches.
@@ -104,7 +110,7 @@ def input_curvature(
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
         `params`, `(params, images) -> logits`. As with `jax.jit`, arrays that a plain function
-        closes over are fixed at the first call; weights that change belong into `params`.
+        closes over are fixed at the first call; weights that change belong in `params`.
       images: floating `[batch, height, width, channel]`, or of any other shape `[batch, ...]`,
         normalised as the model expects; the step refers to them. A torch tensor `[batch, channel,
         height, width]` is transposed first.
@@ -116,6 +122,10 @@ def input_curvature(
       estimator: what is computed, and how; one of your own is an `OwnEstimator`.
       loss: per-sample loss `(logits [batch, classes], labels [batch]) -> [batch]`; programs are
         compiled once for a function object.
+
+    Returns:
+      A `Curvature`: score and standard error of each sample, its loss, prediction and gradient
+      norm, and what else the estimator gives.
 
     Raises:
       ValueError: wrong shapes, types, labels or indices, non-finite images or logits, a step too

@@ -94,11 +94,11 @@ def score_dataset(
 
     A source that has grown or changed is scored where it is new, and `out` becomes the table that
     scoring it in one go would have left. A finished row is used again for the same index and label
-    where the source tells `indices` and `labels`, else for the same position; up to twelve such
-    samples, the first ones among them, are read again and refused if index, label or image are
-    not those that were scored. So a label that the source tells is never overlooked; an image that
-    changed under its index may be. Rows of samples that the source no longer has stay in
-    `OUT.parts/`, which is said, until they are asked for again.
+    where the source tells `indices` and `labels`, else for the same position. Up to twelve such
+    samples, the first ones among them, are read again: it is a ValueError if index, label or image
+    are not those that were scored. So a label that the source tells is never overlooked; an image
+    that changed under its index may be. Rows of samples that the source no longer has stay in
+    `OUT.parts/` until they are asked for again, and a line says so.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
@@ -108,7 +108,8 @@ def score_dataset(
         expects; read in a thread of its own. Where it also has `indices [len]` and `labels [len]`,
         those are checked before any compute, or else shard by shard and the indices once more at
         the end; its `paths [len]` become a column.
-      keys: what its rows call image, label and index, such as `{"image": "img"}`.
+      keys: what its rows call image, label and index, such as `{"image": "img"}`; not the random
+        `key`.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
@@ -122,7 +123,8 @@ def score_dataset(
         than 1e-4 of the largest: better give `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. A table that was begun with a number
-        goes on with as many samples a device, on any number of devices: last bits depend on it.
+        goes on with as many samples a device, on any number of devices: the last bits of a score
+        depend on that number.
         Halved where memory does not suffice, which is recorded and kept when a run goes on.
       mesh: devices that share each batch; by default all of this process's. On a CPU, one a core
         makes better use of them: JAX_NUM_CPU_DEVICES in the environment.

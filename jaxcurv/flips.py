@@ -165,6 +165,11 @@ def _checked_variance(given: Any, source: Source, name: str) -> NDArray[np.float
     table = isinstance(given, pd.DataFrame)
     if table and (missing := {"index", "variance"} - set(given)):
         raise ValueError(f"{what} is a table without the column {' and '.join(sorted(missing))}")
+    if isinstance(given, pd.Series) and not given.index.equals(pd.RangeIndex(len(given))):
+        raise ValueError(
+            f"{what} is a column whose rows have names: give its table, which is joined by index, "
+            "or .to_numpy() of one in the source's order"
+        )
     variance = np.asarray(given["variance"] if table else given)
     shapes = [(len(given),)] if table else [(), (len(source),)]
     if variance.dtype.kind not in "fiu" or variance.shape not in shapes:

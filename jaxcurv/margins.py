@@ -14,6 +14,7 @@ the weights first, take the margin of the exact weights' prediction there, and l
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -172,10 +173,10 @@ def margins_of_all(
 ) -> pd.DataFrame:
     """`margin_table`, whose noises may be none: then at the cost of one forward pass."""
     size = _BATCH if batch_size == "auto" else batch_size
-    if len(source) == 0 or size < 1:
+    if not isinstance(size, Integral) or len(source) == 0 or size < 1:
         raise ValueError(
-            f"nothing to compute: {len(source)} samples in batches of {size}; both must be at "
-            "least 1"
+            f"nothing to compute: {len(source)} samples in batches of {size}; both must be whole "
+            "numbers from 1 on"
         )
     if hasattr(source, "indices"):
         check_indices([source.indices])

@@ -177,13 +177,14 @@ def failure_table(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The analog-only failure rate of each score decile, with both denominators.
+    """The analog-only failure rate in bins of the score, deciles by default.
 
+    Rates are fractions of all samples of a bin, and of those that the digital model gets right.
     Intervals are Wilson's for one chip. For several, percentile bootstrap: each resample draws
-    chips and, within each bin, samples, with replacement. With few chips it is somewhat narrow, by
-    about sqrt((chips - 1) / chips) in what the choice of chip adds. In a bin of which no sample
-    fails on any chip, or each on every chip, resamples cannot differ; its interval is Wilson's of
-    the samples, as if of one chip.
+    chips and, within each bin, samples, with replacement. With few chips the part of the width that
+    the choice of chip gives is too small, by a factor of about sqrt((chips - 1) / chips). In a bin
+    of which no sample fails on any chip, or each on every chip, resamples cannot differ; its
+    interval is Wilson's of the samples, as if of one chip.
 
     >>> curvature = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     >>> digital = [True, True, True, True, True, False]
@@ -198,16 +199,16 @@ def failure_table(
         score: real [samples], no NaN; higher is more fragile.
         digital_correct: bool [samples].
         analog_correct: bool [samples], or [chips, samples].
-        bins: how many bins.
+        bins: number of bins, of equal size.
         indices: int [samples], unique and stable; breaks ties. Positions if None.
         confidence: confidence level of the intervals, between 0 and 1.
         resamples: number of bootstrap resamples, where there are several chips.
         seed: seed of the bootstrap.
 
     Returns:
-        One row a bin: decile (1 .. bins), chips, the counts samples, digitally_correct,
-        analog_correct and failures (both summed over chips) and tied (`edge_ties`), score_low,
-        score_high (smallest and largest score), and the fractions rate_of_all = failures / (chips
+        One row a bin: decile (the bin's number, 1 .. bins), chips, the counts samples,
+        digitally_correct, analog_correct and failures (both summed over chips) and tied
+        (`edge_ties`), score_low, score_high (smallest and largest score), and the fractions rate_of_all = failures / (chips
         samples) and rate_of_correct = failures / (chips digitally_correct), each with _low and
         _high (interval), _min and _max (over chips); NaN where the denominator is 0.
 

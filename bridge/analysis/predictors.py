@@ -68,12 +68,15 @@ def compare_predictors(
         scores: by name, real [samples] each, no NaN; higher is more fragile.
         digital_correct: bool [samples].
         analog_correct: bool [samples], or [chips, samples].
-        indices: int [samples], unique and stable; breaks the ties of d1 and d10. Positions if None.
+        indices: int [samples], unique and stable; breaks ties at the edges of the bins. Positions
+            if None.
         labels: int [samples], for auroc_within_class; NaN there if None.
-        among: which samples take part. Among all of them a digitally wrong sample counts as one
-            that does not fail; a score that is blind to the label is then worth more than it seems.
+        among: "correct", the digitally correct samples, or "all". Among all of them a
+            digitally wrong sample counts as one that does not fail; a score that is blind to the
+            label is then worth more than it seems.
         reference: a name in `scores`; the first if None.
-        bins: number of bins that the samples are cut into for d1 and d10.
+        bins: number of bins of equal size; the failure rates of the first and the last one are the
+            columns d1 and d10, whatever the number.
         confidence: confidence level of the intervals, between 0 and 1.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.configuration import clip_parameter, rpu_config
+from bridge.chips.evaluation import require_eval
 from bridge.chips.profiles import Profile
 from bridge.chips.streams import stream
 from bridge.chips.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
@@ -29,8 +30,7 @@ def convert(
     """The network on tiles with its target weights, clipped and rescaled; see `program`."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
-    if model.training:
-        raise ValueError("the model is in training mode; call model.eval() first")
+    require_eval(model, "the model")
     if isinstance(digital_layers, str):
         raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
     paths = [name for name, _ in model.named_modules()]

@@ -21,7 +21,7 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
     """
     if isinstance(images, torch.Tensor):
         if images.dtype == torch.float32 and images.ndim == 4 and images.numel():
-            return images.cpu()
+            return images.detach().cpu()
         got = f"a tensor {images.dtype} {tuple(images.shape)}"
     elif hasattr(images, "__array__"):
         array = np.asarray(images)

@@ -16,6 +16,7 @@ from torch import nn
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
+from bridge.chips.evaluation import require_eval
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor
 from bridge.chips.prediction import predict
@@ -195,8 +196,7 @@ def layer_failures(
 
 
 def _refuse_unsuitable(model: nn.Module) -> None:
-    if model.training:
-        raise ValueError("the model is in training mode; call model.eval() first")
+    require_eval(model, "the model")
     if named_tiles(model):
         raise ValueError("the model is on tiles already: give the digital one")
 

@@ -80,11 +80,11 @@ def weight_moments(
 ) -> dict[str, WeightMoments] | Moments:
     """Mean and variance of each weight's deviation on a profile's chips, from sampled programmings.
 
-    Clipping, programming, drift, read noise, compensation and frozen weight noise are in it;
-    converters and noise drawn at each operation are not (`output_noise`). Each weight is taken by
-    itself: what the weights of a tile share, as the factor of a compensation, is not seen as
-    shared. With few chips the means are uncertain by sqrt(variance / chips), and so is what they
-    sum to: it adds 1 / chips of the variance to the error of a shift.
+    Clipping, programming, drift, read noise, compensation and weight noise drawn once per chip are
+    in it; converters and noise drawn at each operation are not (`output_noise`). Each weight is
+    taken by itself: what the weights of a tile share, such as the factor of a compensation, is not
+    seen as shared. With few chips the mean of a weight is uncertain by sqrt(variance / chips), so
+    that the expected squared error of a margin's shift is its variance / chips.
 
     Args:
       model: digital, float32 and in eval mode; not changed.
@@ -195,7 +195,8 @@ def output_noise(
 
     Args:
       model: digital, float32 and in eval mode; not changed.
-      profile: the non-idealities; its memory and frozen noise are left out (`weight_moments`).
+      profile: the non-idealities; its memory and the noise that is
+        drawn once per chip are left out (`weight_moments`).
       source, keys: as for `predict`.
       calibration: as for `program`; the very images that the chips are calibrated on.
       digital_layers: as for `program`.

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
+from bridge.chips.evaluation import as_logits, require_eval
 from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch, read_batches
-from jaxcurv.data.sources import Source, path_column
+from jaxcurv.data.sources import Source, check_unique, path_column
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
@@ -65,9 +66,9 @@ def predict(
       device: where to run; the chip itself stays where it is.
       description: a few words for the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
-        data set until the table is read from it at the end. A file that the same chip has made from
-        the same samples, of which their number and 16 are compared, is read instead of made again;
-        of `keep` its name is compared.
+        data set until the table is read from it at the end. A file that is there is read instead
+        if it was made by the same chip, from as many samples, with the same `keep` by name, and 16
+        of the samples are the same.
       keep: what to make of each batch's logits and keep in their place, such as
         `bridge.analysis.logit_scores`. Of many classes the logits are most of the table: 5 GB for
         1.28 million samples and 1000 classes.
@@ -81,19 +82,26 @@ def predict(
 
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale
-        than a chip was calibrated on, a module in training mode, non-finite logits, columns to keep
-        that the table has or that are not one value a sample, or a file at `out` that is something
-        else.
+        than a chip was calibrated on, labels that the model has no logit for, an index that occurs
+        twice, a module that computes as in training or gives no logits, non-finite logits, columns
+        to keep that the table has or that are not one value a sample, or a file at `out` that is
+        something else.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if not isinstance(module, nn.Module):
         raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
-    if module.training:
-        raise ValueError("the module is in training mode; call eval() first")
+    require_eval(module, "the module")
     require_count("batch_size", batch_size)
+    if keep is not None and not callable(keep):
+        raise ValueError(
+            "keep makes columns of a batch's logits, such as bridge.analysis.logit_scores; got "
+            f"{keep!r}"
+        )
     source = as_source(source, keys=keys)
     if not len(source):
         raise ValueError("nothing to predict: the source has no samples")
+    if hasattr(source, "indices"):
+        check_unique(np.asarray(source.indices))
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -146,7 +154,7 @@ def _run(
     if device.type != "cpu":
         module = deepcopy(module).to(device)
     with torch.inference_mode(), full_precision():
-        start = 0
+        start, seen = 0, []
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
             named = path_column(source, slice(start, start := start + len(labels)))
@@ -155,9 +163,12 @@ def _run(
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             with refused_layout(batch):
-                logits = module(batch, indices) if isinstance(chip, Chip) else module(batch)
-            yield _rows(logits.float().cpu().numpy(), labels, indices, named, description, keep)
+                found = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+            logits = as_logits(found).numpy()
+            yield _rows(logits, labels, indices, named, description, keep)
+            seen.append(np.array(indices))
             update(len(labels))
+        check_unique(np.concatenate(seen))
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -191,8 +202,11 @@ def _rows(
     description: str,
     keep: Keep | None,
 ) -> pa.RecordBatch:
-    if logits.ndim != 2:
-        raise ValueError(f"the module must give logits [batch, class], not {logits.shape}")
+    if max(labels) >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in [0, {logits.shape[1]}), the model's classes; that of image "
+            f"{indices[int(np.argmax(labels))]} is {max(labels)}"
+        )
     finite = np.isfinite(logits).all(axis=-1)
     if not finite.all():
         raise ValueError(

@@ -100,7 +100,10 @@ class Clipping:
 
 @dataclass(frozen=True)
 class Profile:
-    """A combination of non-idealities; None leaves one out."""
+    """A combination of non-idealities: ADC, weight noise, a memory, and clipping.
+
+    Each is a field, and None leaves it out: `Profile(adc=ADC(bits=8), memory=PCM())`.
+    """
 
     adc: ADC | None = None
     """ADC at each tile's outputs."""
@@ -240,4 +243,6 @@ def from_json(value: Any, memories: Sequence[type] = ()) -> Any:
 
 
 PROFILES = eight_profiles()
-"""The eight profiles with default settings, no clipping."""
+"""The eight profiles by name, with default settings and no clipping: ideal, adc, wnoise, pcm,
+adc+wnoise, adc+pcm, wnoise+pcm and adc+wnoise+pcm; adc is the converter, wnoise the weight noise,
+pcm phase-change memory."""

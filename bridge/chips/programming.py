@@ -130,8 +130,8 @@ def program(
         (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
       seed: which chip, >= 0.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
-        width]` or an array `[batch, height, width, channel]`. Required for a calibrated ADC range
-        and used with one only: for it, and for `predict` to know images of another scale.
+        width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
+        range. They set the range, and let `predict` tell images of another scale.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory

@@ -149,7 +149,7 @@ def routing_baselines(
 
 @dataclass(frozen=True)
 class RoutingResult:
-    """What a threshold gives; fractions, means over chips."""
+    """What a threshold gives, from `routed_at`; fractions, means over chips."""
 
     fraction: float
     """Share of the samples that is routed."""

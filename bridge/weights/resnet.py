@@ -135,14 +135,28 @@ class ResNet(nn.Module):
 def resnet18(
     num_classes: int = 1000, stem: Stem = "imagenet", width: int = 64, in_channels: int = 3
 ) -> ResNet:
-    """ResNet-18; the arguments are `ResNet`'s."""
+    """ResNet-18, with random weights.
+
+    Args:
+      num_classes: number of logits.
+      stem: "imagenet", a first convolution of 7x7 and pooling, or "cifar", one of 3x3 without.
+      width: channels of the first stage; 64 is the standard network.
+      in_channels: channels of the images.
+    """
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width, in_channels)
 
 
 def resnet50(
     num_classes: int = 1000, stem: Stem = "imagenet", width: int = 64, in_channels: int = 3
 ) -> ResNet:
-    """ResNet-50; the arguments are `ResNet`'s."""
+    """ResNet-50, with random weights.
+
+    Args:
+      num_classes: number of logits.
+      stem: "imagenet", a first convolution of 7x7 and pooling, or "cifar", one of 3x3 without.
+      width: channels of the first stage; 64 is the standard network.
+      in_channels: channels of the images.
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, stem, width, in_channels)
 
 

@@ -65,7 +65,7 @@ class Data:
     """Filter for resizing. The published torchvision weights expect bilinear."""
     validation_fraction: float = 0.1
     """Fraction of the official training split that is kept out of training, to choose the best
-    checkpoint."""
+    checkpoint and the thresholds of routing."""
     split_seed: int = 0
     """Seed for dividing the training split and for choosing samples under --limit."""
     mean: tuple[float, ...] | None = None
@@ -104,7 +104,7 @@ class Model:
     """The network."""
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
-    """Residual network, as in the paper."""
+    """Residual network."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layer: `cifar` is 3x3 without pooling, for images of about 32 pixels; `imagenet` is 7x7
     with pooling."""
@@ -130,8 +130,8 @@ class Score:
     """How curvature is estimated."""
 
     estimator: FiniteDifference = field(default_factory=FiniteDifference)
-    """The curvature score itself: input loss curvature by finite differences, Eq. 1 of the
-    paper."""
+    """The curvature score itself: input loss curvature by finite differences, Eq. 1 of
+    Sharma et al."""
     compare: tuple[Compared, ...] = ("hessian_vector", "hessian_trace", "gauss_newton")
     """Other curvature estimators to compute and compare as predictors of failure; give no value for
     none. Those that use random vectors use as many as the curvature score."""
@@ -153,7 +153,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Simulate:
-    """The simulated analog chips. Each hardware profile is a combination of adc, wnoise and pcm."""
+    """The simulated analog chips, under eight hardware profiles: every combination of adc, wnoise
+    and pcm, the ideal chip among them."""
 
     adc: ADC = field(default_factory=ADC)
     """Analog-to-digital converter (ADC) at the outputs of each crossbar tile, in profiles with
@@ -185,7 +186,8 @@ class Simulate:
 
 @dataclass(frozen=True)
 class Flip:
-    """The flip probability: how likely a chip changes a prediction, computed without running it."""
+    """The flip probability: how likely a chip changes a prediction, computed from the spread of the
+    programmed weights; no image runs on a chip."""
 
     programmings: int = 16
     """Chips that are programmed to estimate mean and variance of the programmed weights. Their
@@ -203,7 +205,8 @@ class Analyse:
     """The tables of failures, predictors and routing."""
 
     bins: int = 10
-    """Bins of equal size into which samples are sorted by curvature; the paper uses 10."""
+    """Bins of equal size into which samples are sorted by curvature; 10 makes deciles, as
+    Sharma et al. use."""
     confidence: float = 0.95
     """Confidence level of all intervals, between 0 and 1."""
     resamples: int = 1000
@@ -239,11 +242,11 @@ class Experiment:
     flip: Flip = field(default_factory=Flip)
     analyse: Analyse = field(default_factory=Analyse)
     folds: tuple[Fold, ...] = ("train", "validation", "test")
-    """Folds whose samples are scored and simulated, always with test. The official training split
-    is divided into train and validation."""
+    """Folds whose samples are scored and simulated; test must be among them. Train and validation
+    divide the official training split."""
     limit: int | None = None
-    """Largest number of samples of each fold to score and simulate; `none` takes all. Training uses
-    all in any case."""
+    """Largest number of samples of each fold to score and simulate; `none` takes all. Training
+    always uses the whole train fold."""
     seed: int = 0
     """Seed for initial weights, training order and random vectors; chips have --seed, --seed + 1
     and so on."""

@@ -2,9 +2,9 @@
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,11 +21,14 @@ Keys: TypeAlias = Mapping[str, str]
 
 _NAMES = ("image", "label", "index")
 
+_READ_TWICE = 4
+"""Samples that are read twice, to see whether a data set is random."""
+
 
 def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
     """Samples by position, from arrays or anybody's data set.
 
-    Nothing is copied, and at most the first image read. Images become `[height, width, channel]`:
+    Nothing is copied, and a few images are read. Images become `[height, width, channel]`:
     torch tensors `[channel, height, width]` are transposed, gray images of Pillow get an axis,
     arrays stay as they are. Pixels keep their type; `Normalised` makes what a model expects of
     uint8.
@@ -67,21 +70,42 @@ def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
     if len(given) == 0 or (not names and _tells_indices(given)):
         return given
     first = _first(given)
-    if not isinstance(first, Mapping):
-        pairs = Pairs(given)
-        pairs.sample(0, first)
-        if names:
-            raise ValueError("keys name what rows have; the items are pairs (image, label)")
-        return pairs
+    if isinstance(first, Mapping):
+        source = _of_rows(given, first, names)
+    elif names:
+        raise ValueError("keys name what rows have; the items are pairs (image, label)")
+    else:
+        source = Converted(given, sample_of_pair)
+    _refuse_random(source)
+    return source
+
+
+def _of_rows(given: Any, first: Mapping[str, Any], names: Mapping[str, str]) -> Source:
+    """A source of rows, one of which is `first`: the data set itself where it is one."""
     names = {"image": "image", "label": "label", **names}
     if "index" in first:
         names.setdefault("index", "index")
     own_names = names == {name: name for name in _NAMES}
     if own_names and _is_sample(first) and not comes_from(given, "torch", "Subset"):
         return given
-    rows = Rows(given, names)
-    rows.sample(0, first)
-    return rows
+    return Converted(given, partial(sample_of_row, names))
+
+
+def _refuse_random(source: Source) -> None:
+    """Refuses a data set that gives another image when it is asked again.
+
+    Not seen: a change that none of the first samples, each read twice, happens to undergo.
+    """
+    positions = np.arange(min(_READ_TWICE, len(source)))
+    once, again = (samples_at(source, positions) for _ in range(2))
+    for position, one, other in zip(positions, once, again, strict=True):
+        # As bytes, for NaN is told elsewhere.
+        if np.asarray(one["image"]).tobytes() != np.asarray(other["image"]).tobytes():
+            raise ValueError(
+                f"the data set gives another image each time the sample at position {position} is "
+                "read, as with random crops and flips, and samples are read more than once: take "
+                "its evaluation transform"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +129,16 @@ class ArrayPair:
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """A source of a data set's items (image, label); a sample's index is its position."""
+class Converted:
+    """A source of a data set's items, each made a sample when it is read.
+
+    Attributes:
+        items: the data set.
+        sample: from an item's position and the item to the sample.
+    """
 
     items: Any
+    sample: Callable[[int, Any], Sample]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -120,68 +150,47 @@ class Pairs:
         items = samples_at(self.items, np.asarray(positions, np.int64))
         return [self.sample(*one) for one in zip(positions, items, strict=True)]
 
-    def sample(self, position: int, item: Any) -> Sample:
-        """The item at `position` as a sample.
 
-        Raises:
-            ValueError: it is no pair of an image and a whole number.
-        """
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
-            raise ValueError(
-                f"the items must be pairs (image, label), or rows such as "
-                f'{{"image": ..., "label": ..., "index": ...}}; that at position {position} is a '
-                f"{type(item).__name__}{length}"
-            )
-        image, label = item
-        return Sample(
-            image=as_image(image), label=_whole("label", label, position), index=int(position)
-        )
+def sample_of_pair(position: int, item: Any) -> Sample:
+    """The sample of an item (image, label); its index is its position.
 
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A source of a data set's rows with other names, or other kinds of images, than a sample's.
-
-    Attributes:
-        rows: the data set.
-        names: what its rows call "image", "label" and, unless it is the position, "index".
+    Raises:
+        ValueError: it is no pair of an image and a whole number.
     """
-
-    rows: Any
-    names: Mapping[str, str]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int, /) -> Sample:
-        return self.sample(position, self.rows[position])
-
-    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
-        rows = samples_at(self.rows, np.asarray(positions, np.int64))
-        return [self.sample(*one) for one in zip(positions, rows, strict=True)]
-
-    def sample(self, position: int, row: Any) -> Sample:
-        """The row at `position` as a sample.
-
-        Raises:
-            ValueError: it lacks a name, or label or index are no whole numbers.
-        """
-        there = list(row) if isinstance(row, Mapping) else []
-        if missing := {name: key for name, key in self.names.items() if key not in there}:
-            wanted = ", ".join(f'"{name}": ...' for name in missing)
-            raise ValueError(
-                f"the row at position {position} has no {', '.join(map(repr, missing.values()))}, "
-                f"but {', '.join(map(repr, there)) or type(row).__name__}: say which of them is "
-                f"what, keys={{{wanted}}}"
-            )
-        image, label = row[self.names["image"]], row[self.names["label"]]
-        index = row[self.names["index"]] if "index" in self.names else position
-        return Sample(
-            image=as_image(image),
-            label=_whole("label", label, position),
-            index=_whole("index", index, position),
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
+        raise ValueError(
+            f"the items must be pairs (image, label), or rows such as "
+            f'{{"image": ..., "label": ..., "index": ...}}; that at position {position} is a '
+            f"{type(item).__name__}{length}"
         )
+    image, label = item
+    return Sample(image=as_image(image), label=_whole("label", label, position), index=position)
+
+
+def sample_of_row(names: Mapping[str, str], position: int, row: Any) -> Sample:
+    """The sample of a row.
+
+    Args:
+        names: what the row calls "image", "label" and, unless it is the position, "index".
+
+    Raises:
+        ValueError: it lacks a name, or label or index are no whole numbers.
+    """
+    there = list(row) if isinstance(row, Mapping) else []
+    if missing := {name: key for name, key in names.items() if key not in there}:
+        wanted = ", ".join(f'"{name}": ...' for name in missing)
+        raise ValueError(
+            f"the row at position {position} has no {', '.join(map(repr, missing.values()))}, "
+            f"but {', '.join(map(repr, there)) or type(row).__name__}: say which of them is "
+            f"what, keys={{{wanted}}}"
+        )
+    index = row[names["index"]] if "index" in names else position
+    return Sample(
+        image=as_image(row[names["image"]]),
+        label=_whole("label", row[names["label"]], position),
+        index=_whole("index", index, position),
+    )
 
 
 def _checked_keys(keys: Keys | None) -> dict[str, str]:
@@ -199,10 +208,15 @@ def _refuse_unsuitable(given: Any) -> None:
     """Refuses what looks like a data set and would be read wrongly, or not at all."""
     kind = type(given).__name__
     if isinstance(given, Mapping):
+        if all(map(_is_array, given.values())) and len(given):
+            raise ValueError(
+                f"got a {kind} of arrays, {', '.join(map(repr, given))}: give the pair "
+                "(images, labels), or rows with an index each"
+            )
         names = list(map(repr, given))[:5] or ["'train'"]
         raise ValueError(
             f"a source has its samples by position; got a {kind} of {', '.join(names)}: give one "
-            f"of its splits, such as source[{names[0]}], or, of arrays, the pair (images, labels)"
+            f"of its splits, such as source[{names[0]}]"
         )
     if hasattr(given, "columns") and (hasattr(given, "dtypes") or hasattr(given, "schema")):
         raise ValueError(
@@ -213,6 +227,11 @@ def _refuse_unsuitable(given: Any) -> None:
         raise ValueError(f"a source holds samples; got the {kind} {given!r}: open it first")
     if hasattr(given, "train") and hasattr(given, "test") and not hasattr(given, "__len__"):
         raise ValueError(f"a source is one split; got a {kind}: give its .train or its .test")
+    if isinstance(given, tuple) and len(given) == 3 and all(map(_is_array, given)):
+        raise ValueError(
+            "got three arrays: give the pair (images, labels), whose indices are their positions, "
+            'or rows {"image": ..., "label": ..., "index": ...}'
+        )
     if _is_array(given):
         raise ValueError(f"an array needs its labels: give (images, labels); got one {kind}")
     stream = any(comes_from(given, one, "IterableDataset") for one in ("torch", "datasets"))

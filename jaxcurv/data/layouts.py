@@ -32,14 +32,18 @@ def as_images(given: Any) -> np.ndarray:
     """A batch of images as an array.
 
     Args:
-        given: an array, NumPy's or JAX's, taken as it is; or a torch tensor, whose four axes
-            `[batch, channel, height, width]` become `[batch, height, width, channel]`, and which is
-            taken as it is where it has another number of axes. The pixels are not copied, but for
-            those on an accelerator.
+        given: an array, NumPy's or JAX's, taken as it is; a torch tensor, whose four axes `[batch,
+            channel, height, width]` become `[batch, height, width, channel]`, and which is taken as
+            it is where it has another number of axes; or a list of images, see `as_image`. The
+            pixels of arrays and tensors are not copied, but for those on an accelerator.
 
     Raises:
-        ValueError: a tensor of a type that NumPy lacks.
+        ValueError: a tensor of a type that NumPy lacks, or images of unequal shapes.
     """
+    if isinstance(given, list | tuple) and any(is_tensor(one) or is_picture(one) for one in given):
+        given = [as_image(one) for one in given]
+        if len(shapes := {one.shape for one in given}) > 1:
+            raise ValueError(f"images must have one shape; got {', '.join(map(str, shapes))}")
     if not is_tensor(given):
         return np.asarray(given)
     array = _from_tensor(given)

@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array
 
+from jaxcurv.data.layouts import comes_from
 from jaxcurv.engine.losses import Loss
 
 LogitsFn = Callable[..., Array]
@@ -55,6 +56,11 @@ def functional(
     logits_fn: LogitsFn | nnx.Module, params: Any
 ) -> tuple[Callable[[Any, Array], Array], Any]:
     """Brings every kind of model to `model(params, images)`."""
+    if comes_from(logits_fn, "torch", "Module"):
+        raise ValueError(
+            f"got the torch module {type(logits_fn).__name__}: JAX computes here; build the "
+            "network in Flax and take its weights over with bridge.from_torch"
+        )
     try:
         hash(logits_fn)
     except TypeError as error:
@@ -68,5 +74,7 @@ def functional(
         graphdef, state = nnx.split(logits_fn)
         return _NnxCall(graphdef), state
     if params is None:
+        if comes_from(getattr(logits_fn, "__self__", None), "flax", "Module"):
+            raise ValueError("a Linen model's apply needs its variables: give them as params")
         return _PlainCall(logits_fn), None
     return logits_fn, params

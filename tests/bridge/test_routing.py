@@ -296,6 +296,8 @@ def test_indices_may_be_a_tensor_or_an_array(model, chip):
         ({"images": IMAGES[:, 0]}, r"float32 images.*\(40, 3, 3\)"),
         ({"images": [1.0]}, r"float32 images.*got list"),
         ({"indices": [0.5] * 40}, "indices must be whole numbers"),
+        ({"indices": 3}, "indices must be whole numbers, one an image"),
+        ({"score": dict.fromkeys(range(1000), "x")}, "the stored score of index .* is 'x'"),
         ({"chip": None}, "then a chip of bridge.program; got Sequential and NoneType"),
         ({"threshold": "x"}, "the threshold must be a number"),
         ({"score": np.ones(40)}, "a mapping from index to score, such as dict"),
@@ -339,6 +341,19 @@ def test_indices_are_positions_unless_scores_are_stored(model, chip):
     stored = Router(model, chip, 0.5, dict.fromkeys(range(40), 0.1))
     with pytest.raises(ValueError, match=r"belong to samples.*router\(images, indices\)"):
         stored(IMAGES)
+
+
+def test_a_generator_of_indices_and_tensors_with_a_gradient_will_do(model, chip):
+    route = Router(model, chip, -0.5)
+    expected = route(IMAGES, INDICES)
+    found = route(IMAGES.clone().requires_grad_(), (index for index in INDICES))
+    assert (found.logits == expected.logits).all()
+
+
+def test_a_digital_model_of_other_classes_is_told_as_that(model, chip):
+    other = nn.Sequential(model, nn.Linear(model(IMAGES).shape[1], 2)).eval()
+    with pytest.raises(ValueError, match="must have the same classes"):
+        Router(other, chip, -0.5)(IMAGES, INDICES)
 
 
 def test_router_refuses_images_of_another_scale(model):

@@ -137,6 +137,8 @@ def test_the_added_variance_is_joined_by_index() -> None:
     shuffled = rows.sample(frac=1, random_state=0)
     by_index = flip_probability(linear, source(), added_variance=shuffled, **settings)
     pd.testing.assert_frame_equal(by_index, by_place)
+    column = flip_probability(linear, source(), added_variance=pd.Series(variance), **settings)
+    pd.testing.assert_frame_equal(column, by_place)
     none = flip_probability(linear, source(), **settings)
     np.testing.assert_allclose(by_place["variance"] - none["variance"], variance, rtol=1e-12)
 
@@ -167,6 +169,10 @@ UNNAMED = TABLE.rename(columns={"variance": "v"})
         ({"added_variance": [np.nan] * 11}, "must be finite"),
         ({"added_variance": np.ones(10)}, r"must be real numbers \[11\] or one number; got .*10"),
         ({"added_variance": "much"}, "must be real numbers"),
+        (
+            {"added_variance": TABLE.set_index("index")["variance"]},
+            "give its table, which is joined",
+        ),
         ({"added_variance": UNNAMED}, "without the column variance"),
         ({"added_variance": pd.concat([TABLE, TABLE])}, "has an index twice"),
         ({"added_variance": TABLE[:9]}, "lacks 2 samples, the first of index 47"),

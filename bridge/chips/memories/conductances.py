@@ -31,7 +31,10 @@ class SinglePair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Several pairs of devices for each weight, of unequal significance; the first fill first."""
+    """Several pairs of devices for each weight, of unequal significance; the first fill first.
+
+    A memory takes it as its mapping: `PCM(mapping=Pairs(factors=(1.0, 4.0)))`.
+    """
 
     factors: tuple[float, ...] = (1.0, 1.0)
     """Factor on the current of each pair, the least significant pair first."""
@@ -56,7 +59,8 @@ class Pairs:
 class MappedPairs:
     """Several pairs of devices for each weight, each conductance piecewise linear in the weight.
 
-    Read back, the conductances must give the weights that they stand for.
+    A memory takes it as its mapping, as for `Pairs`. Read back, the conductances must give the
+    weights that they stand for.
     """
 
     factors: tuple[float, ...]

@@ -35,7 +35,7 @@ class PCM:
     mapping: WeightMapping = field(default_factory=SinglePair)
     """Weight-to-conductance mapping: `single_pair`, one pair of devices for each weight; `pairs`,
     several pairs of unequal significance, the first filled first; `mapped_pairs`, several pairs
-    whose conductances are given point by point."""
+    whose conductances are given at points, linear between them."""
 
     name: ClassVar[str] = "pcm"
 

@@ -77,7 +77,7 @@ def test_a_source_may_give_many_at_once(network: nn.Module) -> None:
             return [self[position] for position in positions]
 
     table = predict(network, Many(5), batch_size=3)
-    assert asked == [[0, 1, 2], [3, 4]]
+    assert asked == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2], [3, 4]]  # some twice: not random
     assert table.equals(predict(network, Images(5), batch_size=3))
 
 
@@ -126,7 +126,7 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
     assert pq.read_table(path).to_pandas().equals(table)
     again = Images(30)
     assert predict(program(network, PROFILES["pcm"], seed=0), again, out=path).equals(table)
-    assert again.read == 1 + 16  # which tell what samples are like, and which these are
+    assert again.read == 1 + 2 * 4 + 16  # what samples are like, that they stay, which they are
     assert table.attrs.keys() == {"chip", "samples", "some", "keep"}
     assert (table.attrs["samples"], table.attrs["keep"]) == (30, None)
     assert os.listdir(tmp_path) == [path.name]
@@ -191,7 +191,7 @@ def test_what_is_kept_in_place_of_the_logits(
 
 def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:
     """Each costs memory in the file's footer."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval().requires_grad_(False)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).eval().requires_grad_(False)
     path = tmp_path / "out.parquet"
     table = predict(model, Images(2100, size=4), batch_size=10)
     assert table["index"].tolist() == list(range(0, 6300, 3))
@@ -268,3 +268,45 @@ def test_images_are_not_written_to(network: nn.Module) -> None:
     image = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     image.setflags(write=False)
     predict(network, [{"image": image, "label": 0, "index": 0}])
+
+
+class Tuple(nn.Module):
+    """A network that gives more than its logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return self.network(images), 1
+
+
+def mixing(**settings: Any) -> nn.Sequential:
+    norm = nn.BatchNorm2d(4, **settings)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(144, 10)).eval()
+
+
+def test_networks_that_mix_their_batch_or_give_no_logits_are_refused(network: nn.Module) -> None:
+    partly = mixing()
+    partly[1].train()
+    for bad, message in (
+        (partly, r"the module \(1\) is in training mode"),
+        (mixing(track_running_stats=False), "mixes the samples of a batch: 1 keeps no running"),
+        (Tuple(network), r"must give logits \[batch, class\], not tuple"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), r"not \(4, 4, 6, 6\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict(bad.eval() if isinstance(bad, Tuple) else bad, Images(4))
+    for bad, message in ((partly, "training mode"), (mixing(track_running_stats=False), "mixes")):
+        with pytest.raises(ValueError, match=message):
+            program(bad, PROFILES["pcm"], seed=0)
+
+
+def test_labels_and_indices_that_cannot_be_are_refused(network: nn.Module) -> None:
+    image = np.zeros((8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 10\).*that of image 4 is 12"):
+        predict(network, [{"image": image, "label": 12, "index": 4}])
+    with pytest.raises(ValueError, match="indices must be unique, but 3 occurs 2 times"):
+        predict(network, 2 * [{"image": image, "label": 0, "index": 3}], batch_size=1)
+    with pytest.raises(ValueError, match=r"keep makes columns of a batch's logits.*got 'margin'"):
+        predict(network, Images(4), keep="margin")  # type: ignore[arg-type]

@@ -55,8 +55,8 @@ def make(model: nn.Module, profile: Profile, seed: int = 0, **settings: Any) -> 
 
 
 def source(images: np.ndarray, first: int = 0) -> list[dict[str, Any]]:
-    """Samples with labels 0 to 4 and indices from `first` on."""
-    return [{"image": x, "label": n % 5, "index": first + n} for n, x in enumerate(images)]
+    """Samples with labels 0 to 3 and indices from `first` on."""
+    return [{"image": x, "label": n % 4, "index": first + n} for n, x in enumerate(images)]
 
 
 def logits(chip: Chip | nn.Module, batch_size: int = 24, images: np.ndarray = IMAGES) -> np.ndarray:

@@ -28,9 +28,11 @@ from jaxcurv.data import (
     load,
     read,
 )
+from jaxcurv.data.layouts import as_images
 from jaxcurv.data.reading import read_batch
 
 COUNT, SHAPE = 7, (4, 5, 3)
+RNG = np.random.default_rng(1)
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 1, 2, 0, 2])
 TENSORS = torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())
@@ -324,7 +326,7 @@ class WithoutLength(torch_data.Dataset):
             {"train": rows(), "test": rows()},
             r"a dict of 'train', .*such as source\['train'\]",
         ),
-        ({"image": PIXELS, "label": LABELS}, r"of arrays, the pair \(images, labels\)"),
+        ({"image": PIXELS, "label": LABELS}, r"a dict of arrays.*give the pair \(images, labels\)"),
         (pd.DataFrame({"image": list(PIXELS), "label": LABELS}), "got a DataFrame: give the pair"),
         (pa.table({"label": LABELS}), "got a Table: give the pair"),
         (load("digits"), "got a ImageDataset: give its .train or its .test"),
@@ -340,7 +342,7 @@ class WithoutLength(torch_data.Dataset):
         ((PIXELS, LABELS.astype(np.float32)), r"got float32 of shape \(7,\): .*as an integer"),
         ((PIXELS, LABELS[:, None]), r"got int64 of shape \(7, 1\): .*single number that number"),
         ((PIXELS, ["cat"] * COUNT), r"whole numbers \[7\]"),
-        ((PIXELS, LABELS, LABELS), "position 0 is a ndarray"),
+        ((PIXELS, LABELS, LABELS), "got three arrays: give the pair"),
         ((TENSORS.bfloat16(), NUMBERS), "no type for torch.bfloat16"),
     ],
 )
@@ -443,3 +445,37 @@ def test_examples_run() -> None:
     found = doctest.testmod(adapters)
     assert found.attempted >= 4
     assert found.failed == 0
+
+
+def test_a_data_set_whose_images_are_random_is_refused() -> None:
+    """A training transform: each pass would see other images."""
+
+    class Augmented(torch_data.Dataset):
+        def __len__(self) -> int:
+            return COUNT
+
+        def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+            return TENSORS[position] + torch.rand(1), int(LABELS[position])
+
+    message = "another image each time the sample at position 0.*its evaluation transform"
+    for given in (Augmented(), torch_data.DataLoader(Augmented())):
+        with pytest.raises(ValueError, match=message):
+            as_source(given)
+    with pytest.raises(ValueError, match=message):
+        as_source([Random(0)])
+
+
+class Random(dict[str, Any]):
+    """A row of a sample's own names, with a random image."""
+
+    def __init__(self, index: int):
+        super().__init__(image=PIXELS[0], label=0, index=index)
+
+    def __getitem__(self, name: str) -> Any:
+        return RNG.random((4, 5, 3)) if name == "image" else super().__getitem__(name)
+
+
+def test_lists_of_tensors_are_batches() -> None:
+    np.testing.assert_array_equal(as_images(list(TENSORS)), as_images(TENSORS))
+    with pytest.raises(ValueError, match="images must have one shape"):
+        as_images([TENSORS[0], TENSORS[0, :, :2]])
