@@ -208,9 +208,10 @@ def failure_table(
     Returns:
         One row a bin: decile (the bin's number, 1 .. bins), chips, the counts samples,
         digitally_correct, analog_correct and failures (both summed over chips) and tied
-        (`edge_ties`), score_low, score_high (smallest and largest score), and the fractions rate_of_all = failures / (chips
-        samples) and rate_of_correct = failures / (chips digitally_correct), each with _low and
-        _high (interval), _min and _max (over chips); NaN where the denominator is 0.
+        (`edge_ties`), score_low, score_high (smallest and largest score), and the fractions
+        rate_of_all = failures / (chips samples) and rate_of_correct = failures / (chips
+        digitally_correct), each with _low and _high (interval), _min and _max (over chips); NaN
+        where the denominator is 0.
 
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
