@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.resume import key_of, table_at, tables_at
 from experiments.studies import compare_noise, drift, layers, rank_correlation, rescore
 
@@ -88,3 +89,12 @@ def test_help_imports_neither_jax_nor_torch(arguments: list[str]) -> None:
         "sys.exit(int(bool({'jax', 'torch'} & sys.modules.keys())))"
     )
     assert run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+def test_a_run_s_tables_hold_no_attrs_but_those_given(tmp_path: Path) -> None:
+    table = pd.DataFrame({"index": [1, 2]})
+    table.attrs = {"weights": "a hash"}
+    assert read_parquet(write_parquet(tmp_path / "a.parquet", table)).attrs == {}
+    kept = write_parquet(tmp_path / "b.parquet", table, attrs={"devices": "cpu"})
+    assert read_parquet(kept).attrs == {"devices": "cpu"}
+    assert table.attrs == {"weights": "a hash"}
