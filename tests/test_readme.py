@@ -52,6 +52,6 @@ def test_version_0_1_0_s_blocks_run_and_each_earlier_name_says_the_new_one(tmp_p
         "bridge.routing_curve": "bridge.routing.routing_curve",
         "bridge.moment_state_dict": "bridge.chips.moment_state_dict",
         "bridge.flip_probability": "bridge.analysis.gaussian_flip_probability",
-        "jaxcurv.margin_table": "jaxcurv.flips.margin_table",
+        "jaxcurv.margin_table": "jaxcurv.margins.margin_table",
     }.items():
         assert f"DeprecationWarning: {name} is {place} now" in told
