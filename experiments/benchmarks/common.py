@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.runs.files import require_writable
-from experiments.system.processes import Terminated, end_with_parent, raise_on_sigterm
+from experiments.system.processes import Terminated, end_with_parent, raise_on_sigterm, rest
 from jaxcurv.storage.checksums import read_json
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def apart(work: Callable[..., T], *arguments: Any) -> T:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin) as process:
         try:
-            return process.submit(work, *arguments).result()
+            return process.submit(_work, work, *arguments).result()
         except (KeyboardInterrupt, Terminated):
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -57,6 +57,14 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes from the other one, as SIGTERM
     raise_on_sigterm()  # which lets temporary folders be removed
     end_with_parent()
+
+
+def _work(work: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return work(*arguments)
+    except Terminated:
+        rest()  # the pool's own loop catches it, and ends
+        raise
 
 
 def turns(names: Iterable[str], repeats: int) -> Iterator[list[str]]:

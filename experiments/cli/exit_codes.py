@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from experiments.system import errors
 from experiments.system.errors import WorkFailed
-from experiments.system.processes import INTERRUPTED, TERMINATED, Terminated
+from experiments.system.processes import INTERRUPTED, TERMINATED, Terminated, rest
 
 
 def exit_code_of(work: Callable[[], int | None], *, debug: bool = False) -> int:
@@ -24,8 +24,10 @@ def exit_code_of(work: Callable[[], int | None], *, debug: bool = False) -> int:
         sys.stdout.flush()  # now, while a reader that has gone can be told from an error
         return code
     except KeyboardInterrupt:
+        rest()
         return INTERRUPTED
     except Terminated:
+        rest()
         return TERMINATED
     except errors.StageFailed as failure:
         return failure.exit_code

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -16,8 +17,8 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 """Exit code after SIGTERM."""
 
-AGAIN_SECONDS = 0.05
-"""Until a signal whose exception was lost is sent again: what loses it is over by then."""
+AGAIN_SECONDS = 0.2
+"""Until a signal whose exception was lost comes again, and from then on."""
 
 
 class Terminated(BaseException):
@@ -38,11 +39,11 @@ def named_if_ended(name: str) -> Iterator[None]:
 def raise_on_sigterm() -> None:
     """Lets SIGTERM raise `Terminated` in this process's main thread.
 
-    A second one, which finds the first at work, has no effect. Where the exception, or that of
-    Ctrl-C, would be lost, in a callback of the garbage collector, say, it comes again.
+    A second one, which finds the first at work, has no effect. An exception that is lost on its
+    way, as Ctrl-C's is too, comes again until `rest` is called: Python ignores what callbacks of
+    the garbage collector raise, and some libraries catch everything.
     """
     signal.signal(signal.SIGTERM, _raise)
-    sys.unraisablehook = _raise_again
 
 
 def raise_on_sigint() -> None:
@@ -50,28 +51,40 @@ def raise_on_sigint() -> None:
 
     Shells do so for what they start in the background, and Python leaves it so.
     """
-    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGINT, _raise)
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    logging.disable()  # as below
-    raise KeyboardInterrupt
+def rest() -> None:
+    """Says that the exception has arrived where it ends the work."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _raise(signum: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if signum == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.disable()  # libraries would log, with a traceback, that they are interrupted
-    raise Terminated
+    kind = Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+    sys.unraisablehook = partial(_unless_of, kind)
+    signal.signal(signal.SIGALRM, partial(_raise_again, kind))
+    signal.siginterrupt(signal.SIGALRM, False)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+    raise kind
 
 
-def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
-    sent = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(lost.exc_type)
-    if sent is None:
+def _raise_again(kind: type[BaseException], signum: int, frame: object) -> None:
+    """Raises an exception unless it is on its way: then something is being tidied up."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, kind):
+            return
+        error = error.__context__
+    raise kind
+
+
+def _unless_of(kind: type[BaseException], lost: "sys.UnraisableHookArgs") -> None:
+    """Says what Python ignores, except an exception that comes again."""
+    if lost.exc_type is not kind:
         sys.__unraisablehook__(lost)
-        return
-    if sent == signal.SIGTERM:
-        signal.signal(signal.SIGTERM, _raise)
-    threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), sent)).start()
 
 
 def end_with_parent() -> None:

@@ -123,39 +123,70 @@ def test_a_stage_that_the_system_kills_is_named(finished_run: Path, tmp_path: Pa
     assert errors[0].startswith("error: simulate was ended by SIGKILL")
 
 
-LOSES_A_SIGNAL = """
+SIGNALLED = """
 import gc, os, sys, time
 from experiments.system import processes
-from experiments.system.processes import Terminated, raise_on_sigint, raise_on_sigterm
+from experiments.system.processes import Terminated, raise_on_sigint, raise_on_sigterm, rest
 
+processes.AGAIN_SECONDS = 0.5
 raise_on_sigterm()
 raise_on_sigint()
 sent = int(sys.argv[1])
 
+def signalled():
+    os.kill(os.getpid(), sent)
+    for _ in range(1000):  # the exception comes here
+        pass
+
 def callback(phase, info):
     if phase == "start":
-        os.kill(os.getpid(), sent)
-        for _ in range(1000):  # the exception comes here, and Python cannot let it out
-            pass
+        signalled()
 
-processes.AGAIN_SECONDS = 2
-gc.collect()
-gc.disable()
-gc.callbacks.append(callback)
-gc.collect()
-gc.callbacks.remove(callback)
-print("went on", flush=True)
+def in_the_garbage_collector():
+    gc.collect()
+    gc.disable()
+    gc.callbacks.append(callback)
+    gc.collect()
+    gc.callbacks.remove(callback)
+
+def in_what_catches_everything():
+    try:
+        signalled()
+    except:
+        pass
+
 try:
-    time.sleep(20)
+    if sys.argv[2] == "tidied up":
+        try:
+            signalled()
+        finally:
+            try:
+                open("no such file")
+            except OSError:
+                time.sleep(1.2)
+            time.sleep(0.6)
+            print("went on", flush=True)
+    else:
+        globals()[sys.argv[2]]()
+        print("went on", flush=True)
+        time.sleep(20)
 except (Terminated, KeyboardInterrupt) as error:
-    sys.exit(type(error).__name__)
+    caught = type(error).__name__
+rest()
+time.sleep(1.2)
+sys.exit(caught)
 """
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_python_loses_comes_again(sent: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "where", ["in_the_garbage_collector", "in_what_catches_everything", "tidied up"]
+)
+def test_a_signal_that_is_lost_comes_again_and_disturbs_no_tidying_up(
+    sent: signal.Signals, where: str
+) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", LOSES_A_SIGNAL, str(int(sent))],
+        [sys.executable, "-c", SIGNALLED, str(int(sent)), where],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.stdout == "went on\n"

@@ -295,6 +295,7 @@ try:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
 except processes.Terminated:
+    processes.rest()
     print("terminated")
 """
     done = subprocess.run(
