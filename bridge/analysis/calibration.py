@@ -19,6 +19,7 @@ from bridge.checks import (
     require_resamples,
     same_length,
 )
+from jaxcurv.rows import require_same_rows
 
 
 def calibration_table(
@@ -60,6 +61,7 @@ def calibration_table(
     Raises:
         ValueError: for no samples, NaN, probabilities outside [0, 1], other dtypes or shapes.
     """
+    require_same_rows(probability=probability, failed=failed)
     p = real_scores(probability, "probability")
     outcomes = chips_of("failed", failed)
     same_length(probability=p, failed=outcomes)

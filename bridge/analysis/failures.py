@@ -25,6 +25,7 @@ from bridge.checks import (
     sample_indices,
     vector,
 )
+from jaxcurv.rows import require_same_rows
 
 
 def analog_only_failures(
@@ -42,6 +43,7 @@ def analog_only_failures(
     Raises:
         ValueError: for other dtypes or shapes.
     """
+    require_same_rows(digital_correct=digital_correct, analog_correct=analog_correct)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
     same_length(digital_correct=digital, analog_correct=analog)
@@ -66,6 +68,7 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
     """
+    require_same_rows(score=score, indices=indices)
     score = real_scores(score)
     indices = sample_indices(indices, len(score))
     require_count("bins", bins)
@@ -89,6 +92,7 @@ def edge_ties(score: npt.ArrayLike, decile: npt.ArrayLike) -> npt.NDArray[np.boo
     Raises:
         ValueError: for NaN, other dtypes or shapes.
     """
+    require_same_rows(score=score, decile=decile)
     score = real_scores(score)
     decile = vector("decile", decile, "iu", "integers")
     same_length(score=score, decile=decile)
@@ -112,6 +116,7 @@ def within_class_rank(score: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArra
     Raises:
         ValueError: for NaN, other dtypes or shapes.
     """
+    require_same_rows(score=score, labels=labels)
     score = real_scores(score)
     labels = vector("labels", labels, "iu", "integers")
     same_length(score=score, labels=labels)
@@ -148,6 +153,7 @@ def trend_test(decile: npt.ArrayLike, failed: npt.ArrayLike) -> Trend:
     Raises:
         ValueError: for other dtypes or shapes.
     """
+    require_same_rows(decile=decile, failed=failed)
     decile = vector("decile", decile, "iu", "integers")
     failed = chips_of("failed", failed)
     same_length(decile=decile, failed=failed)
@@ -216,6 +222,9 @@ def failure_table(
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
     """
+    require_same_rows(
+        score=score, digital_correct=digital_correct, analog_correct=analog_correct, indices=indices
+    )
     score = real_scores(score)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)

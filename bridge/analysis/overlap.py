@@ -20,6 +20,7 @@ from bridge.checks import (
     require_resamples,
     same_length,
 )
+from jaxcurv.rows import require_same_rows
 
 COLUMNS = (
     *("first", "second", "chips_first", "chips_second", "pairs", "rate_first", "rate_second"),
@@ -99,6 +100,9 @@ def failure_overlap(
     """
     if not failures:
         raise ValueError("no failures to compare; give those of at least one name")
+    require_same_rows(
+        **{f"failures of {name}": one for name, one in failures.items()}, margin=margin
+    )
     failed = {name: chips_of(f"failures of {name}", one) for name, one in failures.items()}
     margin = real_scores(margin, "margin")
     same_length(**{f"failures of {name}": one for name, one in failed.items()}, margin=margin)

@@ -20,6 +20,7 @@ from bridge.checks import (
     vector,
 )
 from jaxcurv.extras import require
+from jaxcurv.rows import require_same_rows
 
 Among = Literal["correct", "all"]
 """The samples that are compared: the digitally correct ones, or all."""
@@ -96,6 +97,8 @@ def compare_predictors(
         raise ValueError("no scores to compare; give at least one, by name: {'margin': ...}")
     if among not in get_args(Among):
         raise ValueError(f"among is one of {', '.join(get_args(Among))}, got {among!r}")
+    correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
+    require_same_rows(**{**scores, **correct, "labels": labels, "indices": indices})
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = {name: real_scores(score, name) for name, score in scores.items()}
@@ -210,6 +213,8 @@ def cross_validated_logistic(
 
     if not scores:
         raise ValueError("no scores to combine; give at least one")
+    correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
+    require_same_rows(**{**scores, **correct, "indices": indices})
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = [real_scores(score, name) for name, score in scores.items()]

@@ -23,6 +23,7 @@ from bridge.checks import (
     vector,
 )
 from bridge.routing.costs import Costs
+from jaxcurv.rows import require_same_rows
 
 Kind = Literal["analog", "known", "digital"]
 """Where a score comes from, and so what it costs (`mean_energy`)."""
@@ -103,6 +104,7 @@ def routing_curve(
     Raises:
         ValueError: for NaN, other dtypes or shapes, and fewer than two points.
     """
+    require_same_rows(score=score, indices=indices)
     scores, digital, analog = _checked(score, digital_correct, analog_correct)
     require_count("points", points, least=2)
     samples = len(digital)
@@ -136,8 +138,7 @@ def routing_baselines(
 
     Args, Raises: as for `routing_curve`.
     """
-    unscored = np.zeros(np.shape(digital_correct))
-    _, digital, analog = _checked(unscored, digital_correct, analog_correct)
+    _, digital, analog = _checked(None, digital_correct, analog_correct)
     return pd.DataFrame(
         {
             "name": ["always analog", "always digital"],
@@ -258,12 +259,13 @@ def _accuracies(
 
 
 def _checked(
-    score: npt.ArrayLike, digital_correct: npt.ArrayLike, analog_correct: npt.ArrayLike
+    score: npt.ArrayLike | None, digital_correct: npt.ArrayLike, analog_correct: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Scores [1 or chips, samples], digital [samples] and analog [chips, samples]."""
+    require_same_rows(score=score, digital_correct=digital_correct, analog_correct=analog_correct)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
-    rows = np.asarray(score)
+    rows = np.zeros(len(digital)) if score is None else np.asarray(score)
     own = rows.ndim == 2
     if own and len(rows) != len(analog):
         raise ValueError(f"{len(rows)} chips have scores and {len(analog)} outcomes; give both")
