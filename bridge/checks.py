@@ -39,13 +39,29 @@ def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     Raises:
         ValueError: for other dtypes or shapes, and no chip.
     """
-    array = np.asarray(values)
+    array = rows_of_chips(name, values)
     if array.dtype != np.bool_ or array.ndim not in (1, 2) or array.shape[0] == 0:
         raise ValueError(
             f"{name} must be bools [samples], or [chips, samples], such as prediction == label; "
             f"got {array.dtype} {array.shape}"
         )
     return np.atleast_2d(array)
+
+
+def rows_of_chips(name: str, values: npt.ArrayLike) -> npt.NDArray:
+    """An array of one chip's samples, or of a row a chip.
+
+    Raises:
+        ValueError: the chips are not all of as many samples.
+    """
+    if isinstance(values, list | tuple):
+        lengths = {np.shape(row)[-1] for row in values if np.ndim(row)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{name} has chips of {' and '.join(map(str, sorted(lengths)))} samples; give "
+                "those of the same samples for each"
+            )
+    return np.asarray(values)
 
 
 def sample_indices(indices: npt.ArrayLike | None, samples: int) -> npt.NDArray:

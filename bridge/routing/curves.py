@@ -18,6 +18,7 @@ from bridge.checks import (
     real_scores,
     require_count,
     require_finite,
+    rows_of_chips,
     same_length,
     sample_indices,
     vector,
@@ -265,7 +266,7 @@ def _checked(
     require_same_rows(score=score, digital_correct=digital_correct, analog_correct=analog_correct)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
-    rows = np.zeros(len(digital)) if score is None else np.asarray(score)
+    rows = np.zeros(len(digital)) if score is None else rows_of_chips("score", score)
     own = rows.ndim == 2
     if own and len(rows) != len(analog):
         raise ValueError(f"{len(rows)} chips have scores and {len(analog)} outcomes; give both")

@@ -16,7 +16,8 @@ class Recipe:
     learning_rate: float = 0.1
     """Peak learning rate, reached at the end of the warm-up."""
     warmup_epochs: float = 5.0
-    """Epochs over which the learning rate rises linearly to its peak."""
+    """Epochs over which the learning rate rises linearly to its peak; in a training of no more
+    epochs than these, its first half."""
     momentum: float = 0.9
     """Nesterov momentum, at least 0 and below 1."""
     weight_decay: float = 5e-4
@@ -37,10 +38,9 @@ class Recipe:
             )
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if not (self.warmup_epochs >= 0 and math.isfinite(self.warmup_epochs)):
             raise ValueError(
-                f"warmup_epochs must be at least 0 and below epochs={self.epochs}; "
-                f"got {self.warmup_epochs}: give fewer"
+                f"warmup_epochs must be finite and not negative; got {self.warmup_epochs}"
             )
         if not 0 <= self.momentum < 1 or self.crop_padding < 0:
             raise ValueError(
@@ -51,3 +51,8 @@ class Recipe:
             raise ValueError(
                 f"weight_decay must be finite and not negative; got {self.weight_decay}"
             )
+
+    def warmup_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the warm-up: those of `warmup_epochs`, or half of all if they are as many."""
+        shorter = self.warmup_epochs < self.epochs
+        return round((self.warmup_epochs if shorter else self.epochs / 2) * steps_per_epoch)
