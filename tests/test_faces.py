@@ -30,8 +30,8 @@ SHOWN = {
     "weight_moments",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
-    "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 resnet50 "
-    "same_logits save_weights to_torch twin",
+    "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "
+    "resnet50 same_logits save_weights to_torch twin",
 }
 EARLIER = {
     "jaxcurv": "Adaptive Curvature FiniteDifference GaussNewton HessianTrace HessianVector "
