@@ -115,7 +115,7 @@ def same_logits(
     if math.isfinite(difference):
         reason = (
             f"not the same network: logits differ by {difference:.1e}, the largest is "
-            f"{largest:.1e} (tolerance {tolerance:g}); {hint}"
+            f"{largest:.1e} (tolerance {tolerance:g}; bfloat16 needs about 0.05); {hint}"
         )
     else:
         reason = f"not the same network: logits are {ours.shape} and {theirs.shape}; {hint}"
@@ -172,7 +172,7 @@ def _require_logits(name: str, logits: Any) -> np.ndarray:
 def _require_varied(logits: np.ndarray, tolerance: float) -> None:
     """Refuses logits so alike on all images that a difference of the networks would not show."""
     spread = float(np.ptp(logits, axis=0).max())
-    if spread <= 10 * tolerance * float(np.abs(logits).max()):
+    if spread <= max(10 * TOLERANCE, tolerance) * float(np.abs(logits).max()):
         raise ValueError(
             f"the logits do not depend on the images (they vary by {spread:.1e}), so that equal "
             "ones show nothing: give images that differ, and a network with weights that are "
@@ -244,7 +244,7 @@ def _parting(
     ]
     table = pd.DataFrame([row[:3] for row in rows], columns=_COLUMNS)
     if not rows:
-        return None, None, table, "no layer could be compared: they share no names"
+        return None, None, table, "no layer could be compared: no names are shared"
     agreeing = "the images"
     for name, taken, given, a, b in rows:
         if taken > tolerance:

@@ -37,10 +37,10 @@ def record_flax(model: nnx.Module, run: Callable[[nnx.Module], Any]) -> list[Cal
     """
     copy = nnx.clone(model)
     layers: list[tuple[tuple, Any]] = list(nnx.iter_modules(copy))
-    sequences = {path for path, layer in layers if isinstance(layer, nnx.Sequential)}
+    shorten = torch_names(copy)
     for path, layer in layers:
         if path and callable(layer):
-            layer.recorded_as = _name(path, sequences)
+            layer.recorded_as = shorten(".".join(map(str, path)))
             layer.recorded_weights = any(
                 isinstance(value, nnx.Param | nnx.BatchStat) for value in vars(layer).values()
             )
@@ -56,10 +56,21 @@ def record_flax(model: nnx.Module, run: Callable[[nnx.Module], Any]) -> list[Cal
     return calls
 
 
-def _name(path: tuple, sequences: set[tuple]) -> str:
-    return ".".join(
-        str(part) for i, part in enumerate(path) if part != "layers" or path[:i] not in sequences
-    )
+def torch_names(model: nnx.Module) -> Callable[[str], str]:
+    """Takes the "layers" of each `nnx.Sequential`, which PyTorch does not say, out of names."""
+    sequences = {
+        ".".join(map(str, (*path, "layers")))
+        for path, layer in nnx.iter_modules(model)
+        if isinstance(layer, nnx.Sequential)
+    }
+
+    def shorten(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(
+            part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) not in sequences
+        )
+
+    return shorten
 
 
 @cache
@@ -77,7 +88,7 @@ def _recording(kind: Any) -> Any:
 
 @contextmanager
 def record_torch(module: torch.nn.Module) -> Iterator[list[Call]]:
-    """The calls of a module's layers within the block."""
+    """The calls of a module's layers within the block; of TorchScript's, none can be seen."""
     calls: list[Call] = []
     handles = []
 
@@ -96,7 +107,7 @@ def record_torch(module: torch.nn.Module) -> Iterator[list[Call]]:
 
     try:
         for name, layer in module.named_modules():
-            if name:
+            if name and not isinstance(layer, torch.jit.ScriptModule):
                 watch(name, layer)
         yield calls
     finally:

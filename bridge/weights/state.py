@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch.nn.parameter import is_lazy
 
 from bridge.weights.comparison import TOLERANCE, same_logits
-from bridge.weights.recording import unwrapped
+from bridge.weights.recording import torch_names, unwrapped
 from bridge.weights.settings import refuse_other_kinds, untold
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -132,13 +132,14 @@ def to_torch(
     Args:
       model: a model of ordinary convolutions, linear layers and BatchNorms, in either mode; not
         changed.
-      into: a module whose names of layers are the model's, any device, in either mode. Buffers that
-        the model has no weights for keep their values.
+      into: a module whose names of layers are the model's (without the "layers" of an
+        `nnx.Sequential`), on any device, in either mode. Buffers that the model has no weights for
+        keep their values.
       images: at least two, as `same_logits` takes them, of the size that the networks are for.
       tolerance: of the comparison, as `same_logits` has it.
 
     Returns:
-      float32 CPU tensors by name, copies; `num_batches_tracked` is int64, 0.
+      float32 CPU tensors by name (that of `into`), copies; `num_batches_tracked` is int64, 0.
 
     Raises:
       TypeError: `into` is no torch module, or images or outputs are no arrays.
@@ -161,8 +162,10 @@ def to_torch(
         raise TypeError(f"into must be a torch module, not {into!r}")
     if images is None:
         raise ValueError("give images= with into=: the logits are compared on them")
-    state_dict = collect(model)
     module = unwrapped(into)
+    state_dict = collect(model)
+    shorter = {name: torch_names(model)(name) for name in state_dict}
+    state_dict = _renamed(state_dict, set(module.state_dict()), shorter)
     before = _load(module, state_dict)
     try:
         if not (comparison := same_logits(model, into, images, tolerance=tolerance)):
@@ -233,7 +236,8 @@ def from_torch(
     """A copy of a Flax NNX model with the weights of a PyTorch state dict; inverse of `to_torch`.
 
     A prefix "module.", "_orig_mod." or "model." that all names of one side have is left out of
-    account. Random state (`nnx.Dropout`, `nnx.Rngs`) stays the model's.
+    account, and so is the "layers" of an `nnx.Sequential`. Random state (`nnx.Dropout`, `nnx.Rngs`)
+    stays the model's.
 
     Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
     torch module itself and images, the logits are compared; without, a warning names layers that by
@@ -278,7 +282,8 @@ def _carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
     graph, state = nnx.split(model)
     entries, counters = _entries(model)
     known = {entry.name for entry in entries.values()}.union(counters)
-    state_dict = _renamed(given, known)
+    shorten = torch_names(model)
+    state_dict = _renamed(given, known, {shorten(name): name for name in known})
     problems = []
     for variable, name, axes in entries.values():
         shape = tuple(variable.shape[axis] for axis in axes)
@@ -312,12 +317,24 @@ def _with_values(leaf: Any, position: int) -> Any:
     return jax.random.split(key, leaf.shape) if leaf.shape else key
 
 
-def _renamed(given: Mapping[str, torch.Tensor], known: set[str]) -> Mapping[str, torch.Tensor]:
-    """The tensors with the prefix taken off, or put on, with which all of them are known."""
-    for prefix in _PREFIXES:
-        off = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
-        on = {prefix + name: tensor for name, tensor in given.items()}
-        for names in (off, on):
-            if given.keys() - known and not names.keys() - known:
-                return names
-    return given
+def _renamed(
+    given: Mapping[str, torch.Tensor], known: set[str], others: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """The tensors under the names with which all are known; as they are where there are none.
+
+    Tried are the names as they are, `others` of them, and a prefix taken off or put on.
+    """
+    plain = dict(given)
+    other = {others.get(name, name): tensor for name, tensor in given.items()}
+    for names in (plain, other):
+        if not names.keys() - known:
+            return names
+    for names in (plain, other):
+        for prefix in _PREFIXES:
+            for tried in (
+                {name.removeprefix(prefix): tensor for name, tensor in names.items()},
+                {prefix + name: tensor for name, tensor in names.items()},
+            ):
+                if not tried.keys() - known:
+                    return tried
+    return plain

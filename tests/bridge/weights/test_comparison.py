@@ -1,5 +1,6 @@
 """Networks that have the same weights and are not the same network."""
 
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -350,8 +351,12 @@ def test_compiled_and_wrapped_modules_are_seen_through() -> None:
     module = Torch()
     to_torch(flax(), into=torch.nn.DataParallel(module), images=IMAGES)
     model = flax(norm=PARTED["epsilon"][0]["norm"])
-    with pytest.raises(ValueError, match="in norm"):
-        to_torch(model, into=torch.compile(module, backend="eager"), images=IMAGES)
+    compiled = torch.compile(module, backend="eager")
+    with (
+        torch.compiler.set_stance("force_eager"),
+        pytest.raises(ValueError, match="in norm"),
+    ):
+        to_torch(model, into=compiled, images=IMAGES)
 
 
 def test_from_a_module_and_images() -> None:
@@ -366,3 +371,56 @@ def test_from_a_module_and_images() -> None:
         )
     with pytest.raises(ValueError, match="give the torch module"):
         from_torch(module.state_dict(), model, images=IMAGES)
+
+
+def test_sequences_are_pytorch_s() -> None:
+    def layers(rngs: nnx.Rngs, *act: Callable) -> nnx.Sequential:
+        return nnx.Sequential(nnx.Linear(8, 6, rngs=rngs), *act, nnx.Linear(6, 3, rngs=rngs))
+
+    class Holder(nnx.Module):
+        def __init__(self) -> None:
+            self.layers, self.head = layers(nnx.Rngs(0), nnx.relu), layers(nnx.Rngs(1))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.layers(x) + self.head(x)
+
+    class TorchHolder(torch.nn.Module):
+        def __init__(self, act: torch.nn.Module) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(8, 6), act, torch.nn.Linear(6, 3))
+            self.head = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x) + self.head(x)
+
+    vectors, model = IMAGES[:, :, 0, 0], with_random_values(Holder)
+    into = TorchHolder(torch.nn.ReLU())
+    assert to_torch(model, into=into, images=vectors).keys() == into.state_dict().keys()
+    assert same_logits(from_torch(into, with_random_values(Holder, 3)), into, vectors)
+    with pytest.raises(ValueError, match=r"between layers\.0 and layers\.2"):
+        to_torch(model, into=TorchHolder(torch.nn.Tanh()), images=vectors)
+    assert "layers.layers.0.weight" in to_torch(model)
+
+
+def test_torchscript_and_half_precision() -> None:
+    model = flax(act=jax.nn.gelu)
+
+    class Scripted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+            self.fc = torch.nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(Scripted())
+    to_torch(flax(), into=scripted, images=IMAGES)
+    with pytest.raises(ValueError, match="no layer could be compared"):
+        to_torch(model, into=scripted, images=IMAGES)
+    half = with_random_values(lambda: Flax(conv=conv(dtype=jnp.bfloat16)))
+    with pytest.raises(ValueError, match=r"0\.05.*in conv"):
+        to_torch(half, into=Torch(), images=IMAGES)
+    to_torch(half, into=Torch(), images=IMAGES, tolerance=0.05)
