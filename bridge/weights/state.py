@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from bridge.weights.comparison import TOLERANCE, same_logits
 from bridge.weights.recording import torch_names, unwrapped
-from bridge.weights.settings import refuse_other_kinds, untold
+from bridge.weights.settings import refuse_other_kinds, refuse_other_settings, untold
 
 Model = TypeVar("Model", bound=nnx.Module)
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
@@ -240,8 +240,9 @@ def from_torch(
     stays the model's.
 
     Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
-    torch module itself and images, the logits are compared; without, a warning names layers that by
-    their type compute otherwise than PyTorch's defaults.
+    torch module itself and images, the logits are compared; without images, strides, dilation and
+    epsilon of its layers are; and a warning names layers that by their type compute otherwise than
+    PyTorch's.
 
     Args:
       state_dict: tensors by name, such as torchvision's, or the torch module that has them.
@@ -254,8 +255,9 @@ def from_torch(
 
     Raises:
       ValueError: entries that are missing, unexpected or of another shape (all are listed), a
-        variable or layer of unknown kind in the model, non-finite weights, or logits that differ
-        (with the layer in which the networks part).
+        variable or layer of unknown kind in the model, non-finite weights, logits that differ
+        (with the layer in which the networks part), or layers of the torch module with other
+        settings.
     """
     module = state_dict if isinstance(state_dict, torch.nn.Module) else None
     given = (
@@ -265,11 +267,14 @@ def from_torch(
     )
     if images is not None and module is None:
         raise ValueError("images are for the comparison: give the torch module, not its state dict")
-    carried = _carry(given, model)
+    carried = carry(given, model)
     if module is not None and images is not None:
         if not (comparison := same_logits(carried, module, images, tolerance=tolerance)):
             raise ValueError(str(comparison))
-    elif found := untold(model):
+        return carried
+    if module is not None:
+        refuse_other_settings(model, unwrapped(module))
+    if found := untold(model, None if module is None else unwrapped(module)):
         warnings.warn(
             f"the weights do not tell whether the torch network does this too: {found}; compare "
             "with bridge.same_logits(model, module, images)",
@@ -278,7 +283,8 @@ def from_torch(
     return carried
 
 
-def _carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
+def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
+    """What `from_torch` returns, whatever the settings of the layers."""
     graph, state = nnx.split(model)
     entries, counters = _entries(model)
     known = {entry.name for entry in entries.values()}.union(counters)

@@ -351,12 +351,20 @@ def test_compiled_and_wrapped_modules_are_seen_through() -> None:
     module = Torch()
     to_torch(flax(), into=torch.nn.DataParallel(module), images=IMAGES)
     model = flax(norm=PARTED["epsilon"][0]["norm"])
-    compiled = torch.compile(module, backend="eager")
-    with (
-        torch.compiler.set_stance("force_eager"),
-        pytest.raises(ValueError, match="in norm"),
-    ):
-        to_torch(model, into=compiled, images=IMAGES)
+
+    class Compiled(torch.nn.Module):
+        """As what `torch.compile` returns, which takes seconds to import."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._orig_mod = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self._orig_mod(x)
+
+    to_torch(flax(), into=Compiled(), images=IMAGES)
+    with pytest.raises(ValueError, match="in norm"):
+        to_torch(model, into=Compiled(), images=IMAGES)
 
 
 def test_from_a_module_and_images() -> None:
@@ -369,6 +377,15 @@ def test_from_a_module_and_images() -> None:
             flax(conv=conv(strides=2)),
             images=IMAGES,
         )
+    for other, message in (
+        (Torch(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)), r"conv \(Conv: strides 1.*\(2, 2"),
+        (Torch(torch.nn.Conv2d(3, 4, 3, dilation=2)), r"conv \(Conv: kernel_dilation 1.*\(2, 2"),
+        (Torch(norm=torch.nn.BatchNorm2d(4, eps=1e-3)), r"norm \(BatchNorm: epsilon 1e-05.*0\.001"),
+    ):
+        with pytest.raises(ValueError, match=rf"not the same network: {message}"):
+            from_torch(other, model)
+    alike = Torch(torch.nn.Conv2d(3, 4, 3, dilation=2), torch.nn.BatchNorm2d(4, eps=1e-3))
+    from_torch(alike, flax(conv=conv(kernel_dilation=2), norm=PARTED["epsilon"][0]["norm"]))
     with pytest.raises(ValueError, match="give the torch module"):
         from_torch(module.state_dict(), model, images=IMAGES)
 
