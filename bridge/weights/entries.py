@@ -80,13 +80,13 @@ def _find(content: Any, path: Path) -> tuple[Any, str | None]:
     place = None
     for _ in range(_DEEPEST):
         content = _from_list(content, path, place)
-        if not isinstance(content, Mapping) or _any_tensor(content.values()):
+        if not isinstance(content, Mapping):
             break
         found = {key: content[key] for key in PLACES if _holds_tensors(content.get(key))}
         if not found:
-            empty = (key for key in PLACES if isinstance(content.get(key), Mapping))
-            place = next(empty, None)
-            return (content if place is None else content[place]), place
+            if not _any_tensor(content.values()):
+                content, place = _without_weights(content, place)
+            break
         place, *more = found
         for key in more:
             if not _equal(found[key], found[place]):
@@ -99,8 +99,18 @@ def _find(content: Any, path: Path) -> tuple[Any, str | None]:
     return content, place
 
 
+def _without_weights(content: Mapping, place: str | None) -> tuple[Mapping, str | None]:
+    """An entry of a usual name that is empty or holds single numbers alone; else the mapping."""
+    for key in PLACES:
+        entry = content.get(key)
+        if isinstance(entry, Mapping) and all(isinstance(v, torch.Tensor) for v in entry.values()):
+            return entry, key
+    return content, place
+
+
 def _any_tensor(values: Iterable[Any]) -> bool:
-    return any(isinstance(value, torch.Tensor) for value in values)
+    """Whether there are tensors of at least one axis: one number may be a setting."""
+    return any(isinstance(value, torch.Tensor) and value.ndim for value in values)
 
 
 def _from_list(value: Any, path: Path, place: str | None) -> Any:

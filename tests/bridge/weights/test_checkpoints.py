@@ -281,6 +281,8 @@ def test_where_scripts_keep_the_weights(tmp_path: Path, key: str) -> None:
         {key: {"state_dict": state_dict}, "acc": np.float64(0.5)},
         {key: state_dict, "config": {"model": "resnet18", "weights": [0.5, 0.5]}},
         {key: list(state_dict.items())},
+        {key: state_dict, "rng": torch.get_rng_state(), "order": np.arange(3)},
+        {key: state_dict, "params" if key == "model" else "model": {"width": torch.tensor(3)}},
         {key: [state_dict]},
         {"model" if key == "net" else "net": {"width": 64}, key: state_dict},
     ):
@@ -341,7 +343,7 @@ def test_a_network_s_own_attribute_model_stays(tmp_path: Path) -> None:
         ({"state_dict": [weights(), weights()]}, r"a list of 2 state dicts under 'state_dict'"),
         ({"state_dict": [torch.ones(2)]}, r"'state_dict' \(list of 1\)"),
         ({"net": weights(), "model": {"a": torch.ones(2)}}, "weights under 'model' and 'net'"),
-        ({"model": {"width": 64, "depth": 18}}, r"'width' \(int\), 'depth' \(int\)"),
+        ({"G": weights(), "model": {"width": 64}}, r"'G' \(dict of 3\), 'model' \(dict of 1\)"),
         ({"state_dict": np.float64(3)}, r"'state_dict' \(NumPy value\)"),
         ({"conv.weight": np.ones((2, 2))}, r"'conv\.weight' \(NumPy array\).*torch\.from_numpy"),
         (weights() | {"fc.bias": np.ones(2)}, r"'fc\.bias' \(NumPy array\).*torch\.from_numpy"),
