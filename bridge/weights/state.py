@@ -62,6 +62,8 @@ def _layer_layout(ranks: Mapping[str, int]) -> dict[str, _Layout] | None:
 
 def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
     """What corresponds to what, by path, and the names of the BatchNorm counters."""
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be a Flax NNX module, not {type(model).__name__}")
     refuse_other_kinds(model)
     layers: dict[tuple, dict[str, nnx.Variable]] = defaultdict(dict)
     unknown = []
@@ -142,7 +144,7 @@ def to_torch(
       float32 CPU tensors by name (that of `into`), copies; `num_batches_tracked` is int64, 0.
 
     Raises:
-      TypeError: `into` is no torch module, or images or outputs are no arrays.
+      TypeError: model or `into` are no modules, or images or outputs are no arrays.
       ValueError: a layer or variable of another kind, a setting that the weights do not tell,
         non-finite weights, names or shapes that do not fit `into` (all are named), logits that
         differ (with the layer in which the networks part), or what `same_logits` refuses.
@@ -179,6 +181,8 @@ def to_torch(
 def collect(model: nnx.Module) -> dict[str, torch.Tensor]:
     """What `to_torch` returns, whatever the settings of the layers."""
     entries, counters = _entries(model)
+    if any(isinstance(one.variable.get_value(), jax.ShapeDtypeStruct) for one in entries.values()):
+        raise ValueError("the model has shapes and no values; make it outside nnx.eval_shape")
     state_dict = {
         name: torch.from_numpy(np.array(variable[...], np.float32).transpose(axes).copy())
         for variable, name, axes in entries.values()
@@ -254,17 +258,14 @@ def from_torch(
       tolerance: of the comparison, as `same_logits` has it.
 
     Raises:
+      TypeError: `state_dict` is neither, or holds other things than tensors.
       ValueError: entries that are missing, unexpected or of another shape (all are listed), a
         variable or layer of unknown kind in the model, non-finite weights, logits that differ
         (with the layer in which the networks part), or layers of the torch module with other
         settings.
     """
     module = state_dict if isinstance(state_dict, torch.nn.Module) else None
-    given = (
-        unwrapped(state_dict).state_dict()
-        if isinstance(state_dict, torch.nn.Module)
-        else state_dict
-    )
+    given = _tensors(state_dict)
     if images is not None and module is None:
         raise ValueError("images are for the comparison: give the torch module, not its state dict")
     carried = carry(given, model)
@@ -281,6 +282,22 @@ def from_torch(
             stacklevel=2,
         )
     return carried
+
+
+def _tensors(source: Mapping[str, torch.Tensor] | torch.nn.Module) -> Mapping[str, torch.Tensor]:
+    if isinstance(source, torch.nn.Module):
+        return unwrapped(source).state_dict()
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            "state_dict must be tensors by name or a torch module, not "
+            f"{type(source).__name__} (a Checkpoint has its .state_dict)"
+        )
+    if wrong := [name for name, one in source.items() if not isinstance(one, torch.Tensor)]:
+        raise TypeError(
+            f"state_dict must hold tensors; {', '.join(map(str, wrong))} are none; "
+            "torch.from_numpy makes one of an array"
+        )
+    return source
 
 
 def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:

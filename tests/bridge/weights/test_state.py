@@ -12,7 +12,7 @@ from flax import nnx
 import jaxcurv
 import jaxcurv.models
 from bridge import from_torch, to_torch
-from bridge.weights import load_weights, resnet18, resnet50, save_weights
+from bridge.weights import Checkpoint, load_weights, resnet18, resnet50, save_weights
 from jaxcurv import data
 from jaxcurv.models.resnet import BasicBlock, ResNet
 
@@ -284,3 +284,18 @@ def test_a_prefix_that_all_names_have_is_no_mismatch() -> None:
         assert all(torch.equal(back[name], tensor) for name, tensor in to_torch(onto).items())
     with pytest.raises(ValueError, match=r"missing conv1\.weight .*unexpected net\.conv1"):
         from_torch({f"net.{name}": tensor for name, tensor in plain.items()}, model)
+
+
+def test_what_is_no_model_or_state_dict_is_refused() -> None:
+    model, module = shallow_resnet(), torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="model must be a Flax NNX module, not Linear"):
+        to_torch(module)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model must be a Flax NNX module, not Linear"):
+        from_torch({}, module)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="shapes and no values"):
+        to_torch(nnx.eval_shape(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
+    with pytest.raises(TypeError, match=r"not Checkpoint.*\.state_dict"):
+        from_torch(Checkpoint(to_torch(model), {}), model)  # type: ignore[arg-type]
+    arrays = {name: tensor.numpy() for name, tensor in to_torch(model).items()}
+    with pytest.raises(TypeError, match=r"conv1\.weight.*torch\.from_numpy"):
+        from_torch(arrays, model)  # type: ignore[arg-type]
