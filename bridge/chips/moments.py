@@ -23,7 +23,7 @@ from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
 from bridge.chips.tiles import named_layers, named_tiles
-from bridge.weights.state import from_torch
+from bridge.weights.state import carry, from_torch
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
 from jaxcurv.margins import Moments
@@ -111,7 +111,7 @@ def weight_moments(
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
     digital = model.state_dict()
     if like is not None:
-        from_torch(digital, like)  # which refuses another network, before chips are made
+        from_torch(model, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
     with progress(chips, f"weight moments {profile.name}", "chip") as shown:
@@ -137,8 +137,8 @@ def weight_moments(
     if like is None:
         return found
     return Moments(
-        from_torch(moment_state_dict(found, digital, "mean"), like),
-        from_torch(moment_state_dict(found, digital, "variance"), like),
+        carry(moment_state_dict(found, digital, "mean"), like),
+        carry(moment_state_dict(found, digital, "variance"), like),
     )
 
 
