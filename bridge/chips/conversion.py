@@ -68,6 +68,9 @@ def convert(
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
             analog = _convert_to_analog(model, config, list(digital_layers))
     analog.eval().requires_grad_(False)
+    for module in analog.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and named_layers(module):
+            module.activation_relu_or_gelu = 0  # PyTorch's fast path takes the layers' own weights
     if isinstance(profile, Profile):
         for tile in named_tiles(analog).values():
             _set_to_profile(tile, profile)

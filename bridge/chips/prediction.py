@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from bridge.checks import require_count
 from bridge.chips.evaluation import as_logits, require_eval
 from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
+from bridge.chips.memory_layout import Layout
+from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch, read_batches
@@ -152,7 +153,8 @@ def _run(
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     device = torch.device(device)
     if device.type != "cpu":
-        module = deepcopy(module).to(device)
+        module = copy_of(module).to(device)
+    layout = Layout(module)
     with torch.inference_mode(), full_precision():
         start, seen = 0, []
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
@@ -163,7 +165,7 @@ def _run(
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             with refused_layout(batch):
-                found = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+                found = module(batch, indices) if isinstance(chip, Chip) else layout(module, batch)
             logits = as_logits(found).numpy()
             yield _rows(logits, labels, indices, named, description, keep)
             seen.append(np.array(indices))

@@ -20,7 +20,8 @@ from bridge.checks import require_finite
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
-from bridge.chips.images import Images, as_tensor
+from bridge.chips.images import Images, as_tensor, refused_layout
+from bridge.chips.memory_layout import Layout
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, named_tiles
@@ -161,6 +162,7 @@ def program(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
             images = as_tensor(calibration, "calibration")
+            _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max())
         bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
@@ -214,6 +216,7 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
+    _fit_layout(chip.analog, images, chip.seed)
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)
 
@@ -233,6 +236,12 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
     for name, tile in tiles.items():
         tile.rpu_config.forward.out_bound = bounds[name]
     return {name: bounds[name] / largest[name] for name in tiles}
+
+
+def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
+    """Has the tiles give contiguous outputs where the network's code needs them."""
+    with torch.inference_mode(), stream(seed, "layout"), refused_layout(images):
+        Layout(analog)(analog, images[:1])
 
 
 @contextmanager

@@ -345,7 +345,7 @@ class _AsConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)
-        return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+        return outputs.reshape(*x.shape[:-1], outputs.shape[-1]).contiguous()
 
     @staticmethod
     def images(x: torch.Tensor) -> torch.Tensor:
@@ -389,5 +389,5 @@ def sample_normals(noise: SampleNoise, name: str, like: torch.Tensor) -> torch.T
 
 
 def _memory_format(x: torch.Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
