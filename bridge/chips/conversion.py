@@ -45,13 +45,16 @@ def convert(
     def left(path: str) -> bool:
         return any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
 
-    if unknown := [name for name in digital_layers if name not in paths or not name]:
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known = {*paths, *parameters} - {""}
+    if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
     refuse_uninitialised(model)
     refuse_untraceable_hooks(model)
     model = copy_of(model).cpu()
     if named_tiles(model):
-        analog = _reconfigure(model, profile, digital_layers)
+        blocks = [name for name in digital_layers if name not in parameters]
+        analog = _reconfigure(model, profile, blocks)
     elif profile is None:
         raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
     else:

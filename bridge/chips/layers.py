@@ -60,6 +60,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     """
     images = as_tensor(images, "images")
     _refuse_unsuitable(model)
+    chip.examine(images[:_CHUNK])
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     noise, one_by_one = chip.executable.noise, chip.executable.one_by_one

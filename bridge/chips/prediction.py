@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
-from bridge.chips.evaluation import as_logits, require_eval
+from bridge.chips.evaluation import as_logits, require_eval, require_independent
+from bridge.chips.examination import refused_access
 from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
 from bridge.chips.memory_layout import Layout
@@ -156,7 +157,7 @@ def _run(
         module = copy_of(module).to(device)
     layout = Layout(module)
     with torch.inference_mode(), full_precision():
-        start, seen = 0, []
+        start, seen = 0, list[np.ndarray]()
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
             named = path_column(source, slice(start, start := start + len(labels)))
@@ -165,8 +166,15 @@ def _run(
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             with refused_layout(batch):
-                found = module(batch, indices) if isinstance(chip, Chip) else layout(module, batch)
+                if isinstance(chip, Chip):
+                    chip.examine(batch)
+                    with refused_access():
+                        found = module(batch, indices)
+                else:
+                    found = layout(module, batch)
             logits = as_logits(found).numpy()
+            if not seen and not isinstance(chip, Chip):
+                require_independent(lambda x: layout(module, x), batch, "the module")
             yield _rows(logits, labels, indices, named, description, keep)
             seen.append(np.array(indices))
             update(len(labels))

@@ -19,6 +19,7 @@ from torch import nn
 from bridge.checks import require_finite
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
+from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.memory_layout import Layout
@@ -67,8 +68,24 @@ class Chip:
         """
         if not isinstance(images, torch.Tensor):
             images = as_tensor(images, "images")
-        with torch.inference_mode():
+        self.examine(images)
+        with torch.inference_mode(), refused_access():
             return self.executable(images, indices)
+
+    def examine(self, images: torch.Tensor) -> None:
+        """Refuses a network with weights on no tile, or whose samples depend on their batch.
+
+        Called before the first images run, and by `program` if it calibrates; afterwards it costs
+        nothing.
+
+        Args:
+          images: what the network takes, `[batch, ...]`.
+
+        Raises:
+          ValueError: weights are multiplied with outside of a layer on tiles, a layer on tiles is
+            not called, or a sample's logits depend on its batch.
+        """
+        examine(self.analog, self.digital_layers, images)
 
     @property
     def name(self) -> str:
@@ -162,6 +179,9 @@ def program(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
             images = as_tensor(calibration, "calibration")
+            # Clipped weights, and tiles of the user's own, give other logits.
+            same = chosen.clipping.type == "none" and not named_tiles(model)
+            examine(analog, digital_layers, images, model if same else None)
             _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max())
         bounds = _set_ranges(analog, chosen.adc, images)
@@ -240,7 +260,8 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
 
 def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
     """Has the tiles give contiguous outputs where the network's code needs them."""
-    with torch.inference_mode(), stream(seed, "layout"), refused_layout(images):
+    quiet = stream(seed, "layout")
+    with torch.inference_mode(), quiet, refused_layout(images), refused_access():
         Layout(analog)(analog, images[:1])
 
 
