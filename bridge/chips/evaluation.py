@@ -29,6 +29,10 @@ def require_eval(network: nn.Module, what: str) -> None:
             )
 
 
+class _NoOutputs(Exception):
+    """A network gives something else than an output a sample."""
+
+
 def require_independent(
     run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, what: str
 ) -> None:
@@ -41,7 +45,7 @@ def require_independent(
     runs on batches of one size only.
 
     Args:
-      run: the network without gradients.
+      run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
       images: `[batch, ...]`; the first one and one that differs from it are looked at.
 
     Raises:
@@ -55,7 +59,10 @@ def require_independent(
 
     def logits(rows: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
         with stream(seed, "samples", device=images.device):
-            return as_logits(run(torch.cat(rows)))
+            found = run(torch.cat(rows))
+        if not isinstance(found, torch.Tensor) or found.shape[:1] != (len(rows),):
+            raise _NoOutputs
+        return found.float()
 
     try:
         mixed = logits([one, other, other, other])
@@ -70,7 +77,7 @@ def require_independent(
         if elsewhere > rounding:
             nearly = 2 * [one * (1 + 8 * torch.finfo(one.dtype).eps)]
             rounding = max(rounding, 10 * float((logits(nearly, seed=1) - pair).abs().max()))
-    except RuntimeError:
+    except (RuntimeError, _NoOutputs):
         return  # it fails on all images, which is told of these, or on batches of these sizes
     if beside > 1e-6 * largest:
         raise ValueError(

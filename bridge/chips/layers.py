@@ -16,6 +16,7 @@ from torch import nn
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
 from bridge.chips.evaluation import require_eval
+from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor
 from bridge.chips.plain_layers import copy_of
@@ -60,7 +61,6 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     """
     images = as_tensor(images, "images")
     _refuse_unsuitable(model)
-    chip.examine(images[:_CHUNK])
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     noise, one_by_one = chip.executable.noise, chip.executable.one_by_one
@@ -85,7 +85,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
             indices = range(start, start + len(chunk))
             with _observed(_layers_at(digital.network, placed), keep):
                 digital(chunk, indices)
-            with _observed(running, compare):
+            with _observed(running, compare), refused_access():
                 chip.executable(chunk, indices)
             shown.update(len(chunk))
 
