@@ -134,7 +134,12 @@ def program(
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
     Every convolution and linear layer is on tiles; BatchNorm, activations and biases stay digital.
-    Torch's global random state is left as it was.
+    Forward hooks stay, and weights that a pruning mask or a parametrization computes are
+    programmed. Torch's global random state is left as it was.
+
+    A network with weights on no tile (a product with a parameter outside of a layer), with layers
+    on tiles that it does not call, or whose samples depend on their batch is refused: here where
+    calibration images are needed, else when the chip first meets images.
 
     Args:
       model: float32 and in eval mode; not changed. Of `Conv2d`, `Linear`, BatchNorm and layers
@@ -151,12 +156,14 @@ def program(
         width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
         range. They set the range, and let `predict` tell images of another scale.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
-      digital_layers: paths of layers, or of blocks of them, that stay digital.
+      digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
+        that the network multiplies with itself.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
 
     Raises:
-      ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
+      ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
+        that refer to the network, non-finite weights, a bad seed or range, a
         calibration that is absent, malformed or leaves a tile without a range, or settings that
         the engine cannot honour, named.
     """

@@ -60,7 +60,8 @@ class Router:
     ([True, False], 0.55)
 
     Raises:
-      ValueError: a digital model that computes as in training, an unknown score or a NaN
+      ValueError: a digital model that computes as in training or, when called, mixes the samples of
+        a batch, an unknown score or a NaN
         threshold; when called, a digital model of other classes, malformed batches, samples
         without a stored score and logits that are not finite.
     """
