@@ -121,13 +121,15 @@ def _refuse_found(network: nn.Module, found: list[frozenset[str]], left: set[str
 
 
 def _stays(network: nn.Module, name: str, left: set[str]) -> bool:
-    """Whether a parameter is to stay digital: by its name, or as the weight of a digital layer.
+    """Whether a parameter is to stay digital: by its name or list, or as a digital layer's weight.
 
     Not as that of an embedding, say: who looks a table up in digital may still multiply with it.
     """
     path = name.rpartition(".")[0]
     owner = network.get_submodule(path)
-    layer = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
+    layer = isinstance(
+        owner, nn.Linear | nn.modules.conv._ConvNd | nn.ParameterList | nn.ParameterDict
+    )
     return name in left or (layer and any(f"{path}.".startswith(f"{one}.") for one in left))
 
 

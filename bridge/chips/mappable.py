@@ -79,6 +79,8 @@ def _fault(module: nn.Module) -> str:
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, nn.MultiheadAttention):
         return "cannot be mapped: it multiplies with its weights itself"
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return ""
     if type(module) not in MAPPED:
         # What a block holds beside its layers stays digital: tokens, positions, scales.
         if not own or isinstance(module, _BatchNorm) or list(module.children()):

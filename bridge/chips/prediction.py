@@ -85,8 +85,8 @@ def predict(
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale
         than a chip was calibrated on, labels that the model has no logit for, an index that occurs
-        twice, a module that computes as in training, mixes the samples of a batch or
-        gives no logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
+        twice, a module that computes as in training, mixes the samples of a batch or gives no
+        logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
         to keep that the table has or that are not one value a sample, or a file at `out` that is
         something else.
     """

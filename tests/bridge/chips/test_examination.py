@@ -140,6 +140,7 @@ class Parts(Net):
             self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3) / 5)
             self.table = nn.Embedding(4, 128)
             self.scale = nn.Parameter(torch.rand(128))
+            self.listed = nn.ParameterList([torch.randn(128, 128) / 10])
             self.how = how
         self.eval().requires_grad_(False)
 
@@ -153,6 +154,7 @@ def features(net: Any, x: torch.Tensor) -> torch.Tensor:
 
 BESIDE: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
     "matmul": (lambda n, x: n.fc(features(n, x) @ n.w), "w"),
+    "of a list": (lambda n, x: n.fc(features(n, x) @ n.listed[0]), r"listed\.0"),
     "from the left": (lambda n, x: n.fc((n.w.T @ features(n, x).T).T), "w"),
     "einsum": (lambda n, x: n.fc(torch.einsum("ni,io->no", features(n, x), n.w)), "w"),
     "bmm": (
@@ -214,13 +216,13 @@ def test_weights_on_no_tile_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["matmul", "conv2d of its own", "tied", "a sum written out", "linear"]
+    "name", ["matmul", "of a list", "conv2d of its own", "tied", "a sum written out", "linear"]
 )
 def test_a_parameter_may_be_left_digital_by_its_name(name: str) -> None:
     how, weight = BESIDE[name]
     model = Parts(how)
     expected = predict(model, ROWS)
-    named = "fc" if name == "linear" else weight.replace("\\", "")
+    named = {"linear": "fc", "of a list": "listed"}.get(name) or weight.replace("\\", "")
     for profile in (PROFILES["ideal"], Profile(ADC(22))):
         chip = program(model, profile, seed=0, calibration=IMAGES, digital_layers=["table", named])
         actual = np.stack(predict(chip, ROWS)["logits"].to_numpy())
