@@ -6,7 +6,6 @@ of converters and of noise drawn at each operation is computed here.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, overload
@@ -19,6 +18,7 @@ from torch import nn
 
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images
+from bridge.chips.plain_layers import copy_of, fold_parametrizations
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
@@ -109,7 +109,7 @@ def weight_moments(
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
-    digital = model.state_dict()
+    digital = fold_parametrizations(copy_of(model), lambda _: False).state_dict()
     if like is not None:
         from_torch(model, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
@@ -223,7 +223,7 @@ def output_noise(
     )
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
-    digital = deepcopy(model).cpu().requires_grad_(False)
+    digital = copy_of(model).cpu().requires_grad_(False)
     indices: list[int] = []
     margins, variances = [], []
     with progress(len(source), description) as shown:
@@ -280,7 +280,7 @@ def _probed(
     layers: Sequence[str],
     keep: Callable[[str, torch.Tensor, torch.Tensor], None],
 ) -> Iterator[None]:
-    """Within it, zeros that take a gradient are added to each layer's output.
+    """Within it, zeros that take a gradient are added to each layer's output, ahead of its hooks.
 
     Not the output itself is asked for its gradient: what follows may work on it in place.
     """
@@ -293,7 +293,8 @@ def _probed(
         return output + probe
 
     handles = [
-        network.get_submodule(name).register_forward_hook(partial(hook, name)) for name in layers
+        network.get_submodule(name).register_forward_hook(partial(hook, name), prepend=True)
+        for name in layers
     ]
     try:
         yield

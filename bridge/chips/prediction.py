@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
-from bridge.chips.evaluation import as_logits, require_eval
+from bridge.chips.evaluation import as_logits, require_eval, require_independent
+from bridge.chips.examination import refused_access
 from bridge.chips.files import fingerprint
 from bridge.chips.images import refused_layout
+from bridge.chips.memory_layout import Layout
+from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch, read_batches
@@ -83,7 +85,8 @@ def predict(
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale
         than a chip was calibrated on, labels that the model has no logit for, an index that occurs
-        twice, a module that computes as in training or gives no logits, non-finite logits, columns
+        twice, a module that computes as in training, mixes the samples of a batch or gives no
+        logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
         to keep that the table has or that are not one value a sample, or a file at `out` that is
         something else.
     """
@@ -152,9 +155,10 @@ def _run(
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     device = torch.device(device)
     if device.type != "cpu":
-        module = deepcopy(module).to(device)
+        module = copy_of(module).to(device)
+    layout = Layout(module)
     with torch.inference_mode(), full_precision():
-        start, seen = 0, []
+        start, seen = 0, list[np.ndarray]()
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
             named = path_column(source, slice(start, start := start + len(labels)))
@@ -163,8 +167,15 @@ def _run(
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
             with refused_layout(batch):
-                found = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+                if isinstance(chip, Chip):
+                    chip.examine(batch)
+                    with refused_access():
+                        found = module(batch, indices)
+                else:
+                    found = layout(module, batch)
             logits = as_logits(found).numpy()
+            if not seen and not isinstance(chip, Chip):
+                require_independent(lambda x: layout(module, x), batch, "the module")
             yield _rows(logits, labels, indices, named, description, keep)
             seen.append(np.array(indices))
             update(len(labels))

