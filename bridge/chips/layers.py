@@ -16,6 +16,7 @@ from torch import nn
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
+from bridge.checks import require_seed
 from bridge.chips.evaluation import require_eval
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor
@@ -25,6 +26,7 @@ from bridge.chips.programming import Chip, clipped_share, program
 from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.progress import progress
+from jaxcurv.settings import is_whole, plain
 
 ALL_LAYERS = "all layers"
 """The row of the whole chip in the table of `layer_failures`."""
@@ -151,7 +153,8 @@ def layer_failures(
       ValueError: chips below 1, a model that is in training mode or on tiles already, and whatever
         `program` and `predict` refuse.
     """
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
+    chips, seed = plain(chips), require_seed(seed)
+    if not is_whole(chips) or chips < 1:
         raise ValueError(f"chips must be an integer >= 1, got {chips!r}")
     _refuse_unsuitable(model)
     source = as_source(source, keys=keys)

@@ -91,7 +91,7 @@ def predict(
     if not isinstance(module, nn.Module):
         raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
     require_eval(module, "the module")
-    require_count("batch_size", batch_size)
+    batch_size = require_count("batch_size", batch_size)
     if keep is not None and not callable(keep):
         raise ValueError(
             "keep makes columns of a batch's logits, such as bridge.analysis.logit_scores; got "

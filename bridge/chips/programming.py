@@ -16,7 +16,7 @@ import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
 
-from bridge.checks import require_finite
+from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
@@ -85,7 +85,7 @@ class Chip:
         """
         if self.t_inference is None:
             raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
-        require_finite("t_inference", t_inference)
+        t_inference = require_finite("t_inference", t_inference)
         profile = self.profile
         if profile is not None and profile.memory is not None:
             profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
@@ -142,9 +142,8 @@ def program(
         calibration that is absent, malformed or leaves a tile without a range, or settings that
         the engine cannot honour, named.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
-    require_finite("t_inference", t_inference)
+    seed = require_seed(seed)
+    t_inference = require_finite("t_inference", t_inference)
     chosen = profile if isinstance(profile, Profile) else None
     if chosen is not None and t_inference != 0:
         raise ValueError("a profile has its time of inference in its memory, not in t_inference")
