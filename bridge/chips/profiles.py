@@ -169,11 +169,14 @@ def eight_profiles(
     return {profile.name: profile for profile in combined}
 
 
+SHIPPED: tuple[type, ...] = (PCM, Hermes, ReRamWan2022, ReRamCMO)
+"""The memories that are not the user's own."""
+
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Profile, ADC, WeightNoise, Clipping),
-        *(PCM, Hermes, ReRamWan2022, ReRamCMO),
+        *SHIPPED,
         *(SinglePair, Pairs, MappedPairs),
     )
 }

@@ -96,10 +96,10 @@ class ReRamCMO:
             )
 
     def noise_model(self) -> "BaseNoiseModel":
-        """AIHWKit's `ReRamCMONoiseModel` with these settings."""
-        from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+        """AIHWKit's `ReRamCMONoiseModel` with these settings, without its NaN: see `cmo`."""
+        from bridge.chips.memories.cmo import ReRamCMOModel
 
-        return ReRamCMONoiseModel(
+        return ReRamCMOModel(
             g_max=self.g_max,
             g_min=self.g_min,
             prog_noise_scale=self.programming_noise,
