@@ -131,7 +131,8 @@ def program(
       seed: which chip, >= 0.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
-        range. They set the range, and let `predict` tell images of another scale.
+        range. They set the range, and let `predict` tell images of another scale. A tile that gives
+        nothing but 0 on them is named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
@@ -139,7 +140,7 @@ def program(
 
     Raises:
       ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
-        calibration that is absent, malformed or leaves a tile without a range, or settings that
+        calibration that is absent, malformed, all 0 or leaves a tile unused, or settings that
         the engine cannot honour, named.
     """
     seed = require_seed(seed)
