@@ -38,10 +38,7 @@ def calibrate_ranges(
     Raises:
       ValueError: images that are all 0, leave a tile unused or make its outputs non-finite.
     """
-    if not images.any():
-        raise ValueError(
-            "the calibration images are all 0: use images on which every layer is finite and active"
-        )
+    black = images.is_floating_point() and not images.any()
     ideal = deepcopy(analog)
     for tile in named_tiles(ideal).values():
         tile.rpu_config.forward.is_perfect = True
@@ -61,7 +58,9 @@ def calibrate_ranges(
 
     _observe(ideal, images[:1], count, "calibrate")
     _observe(ideal, images, keep_largest, "calibrate")
-    bounds, dead, sparse = {}, [], []
+    bounds: dict[str, float] = {}
+    dead: list[str] = []
+    sparse: list[str] = []
     scales = {
         name: float(largest_target(tile)) or 1.0 for name, tile in named_tiles(analog).items()
     }
@@ -71,7 +70,7 @@ def calibrate_ranges(
         if kept is None:
             raise ValueError(f"tile {name} is not used on the calibration images")
         bound = math.nan if kept.isnan().any() else float(kept[-1])
-        if not math.isfinite(bound):
+        if not math.isfinite(bound) or (bound == 0 and black):
             raise ValueError(
                 f"calibration gives tile {name} the ADC range {bound}; "
                 "use images on which every layer is finite and active"
