@@ -11,7 +11,7 @@ import torch
 from aihwkit.simulator.parameters.enums import NoiseManagementType
 from torch import nn
 
-from bridge.chips.images import refused_layout
+from bridge.chips.images import refused_layout, require_rows
 from bridge.chips.tiles import Tile, named_tiles
 from bridge.chips.weight_noise import largest_target
 from jaxcurv.progress import progress
@@ -141,7 +141,8 @@ def _observe(
         with torch.inference_mode(), progress(len(images), description, side=True) as shown:
             for chunk in images.split(_CHUNK):
                 with refused_layout(chunk):
-                    analog(chunk)
+                    found = analog(chunk)
+                require_rows(found, chunk)
                 shown.update(len(chunk))
     finally:
         for handle in handles:

@@ -60,7 +60,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
         tiles, or not the one that was programmed.
     """
-    images = as_tensor(images, "images")
+    images = as_tensor(images, "images", model)
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)

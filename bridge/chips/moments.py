@@ -19,7 +19,7 @@ from torch import nn
 
 from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
-from bridge.chips.images import Images
+from bridge.chips.images import Images, as_batch
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
@@ -228,6 +228,7 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     digital = deepcopy(model).cpu().requires_grad_(False)
+    of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
     margins, variances = [], []
     with progress(len(source), description) as shown:
@@ -235,7 +236,7 @@ def output_noise(
             numbers = read.tolist()
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+            batch = as_batch(images, digital, of_tensors=of_tensors, device=torch.device("cpu"))
             margin, calls = _differentiated(digital, layers, batch)
             _refuse_non_finite(margin, numbers)
             variance = torch.zeros(len(batch), dtype=torch.float64)

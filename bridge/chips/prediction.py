@@ -20,7 +20,7 @@ from torch import nn
 from bridge.checks import require_count
 from bridge.chips.evaluation import as_logits, require_eval
 from bridge.chips.files import fingerprint
-from bridge.chips.images import refused_layout
+from bridge.chips.images import as_batch, refused_layout, require_rows
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch, read_batches
@@ -60,7 +60,8 @@ def predict(
         (images, labels), a torch `Dataset` or `DataLoader`, a data set of Hugging Face, or rows
         `{"image": ..., "label": int, "index": int}`. Images float32 `[height, width, channel]`, or
         torch tensors `[channel, height, width]`, normalised as the model expects; read batch by
-        batch.
+        batch. In an image's place may be a vector, a signal or token ids, see
+        `bridge.chips.images`.
       keys: what its rows call image, label and index, such as `{"image": "img"}`.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
@@ -154,16 +155,17 @@ def _run(
     if device.type != "cpu":
         module = deepcopy(module).to(device)
     with torch.inference_mode(), full_precision():
-        start, seen = 0, []
+        start, seen, of_tensors = 0, [], getattr(source, "of_tensors", False)
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
             named = path_column(source, slice(start, start := start + len(labels)))
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            batch = as_batch(images, module, of_tensors=of_tensors, device=device)
             with refused_layout(batch):
                 found = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+            require_rows(found, batch)
             logits = as_logits(found).numpy()
             yield _rows(logits, labels, indices, named, description, keep)
             seen.append(np.array(indices))
@@ -185,7 +187,7 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
     """Refuses images far beyond the largest pixel that a chip was calibrated on."""
-    largest = np.abs(images).max(axis=(1, 2, 3))
+    largest = np.abs(images).max(axis=tuple(range(1, images.ndim)))
     if (beyond := largest > _BEYOND * calibrated).any():
         first = int(np.argmax(beyond))
         raise ValueError(

@@ -43,7 +43,7 @@ class Chip:
       engine: what computes the tiles.
       digital_layers: paths of what was left digital.
       largest_pixel: the largest magnitude in the images that it was calibrated on; None if it was
-        not. `predict` refuses images far beyond it.
+        not, or on token ids. `predict` refuses images far beyond it.
     """
 
     analog: nn.Module
@@ -65,7 +65,7 @@ class Chip:
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
         """
         if not isinstance(images, torch.Tensor):
-            images = as_tensor(images, "images")
+            images = as_tensor(images, "images", self.analog)
         with torch.inference_mode():
             return self.executable(images, indices)
 
@@ -130,7 +130,8 @@ def program(
         (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
       seed: which chip, >= 0.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
-        width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
+        width]` or an array `[batch, height, width, channel]`; or vectors, signals or token ids, see
+        `bridge.chips.images`. Needed only for a calibrated ADC
         range. They set the range, and let `predict` tell images of another scale. A tile that gives
         nothing but 0 on them is named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
@@ -160,8 +161,8 @@ def program(
                 raise ValueError(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
-            images = as_tensor(calibration, "calibration")
-            largest_pixel = float(images.abs().max())
+            images = as_tensor(calibration, "calibration", analog)
+            largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
     age: float | None = float(t_inference) if chosen is None else None
@@ -213,7 +214,7 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     """
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
-    images = as_tensor(images, "images")
+    images = as_tensor(images, "images", chip.analog)
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)
 

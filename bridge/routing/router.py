@@ -110,7 +110,7 @@ class Router:
         Raises:
           ValueError: see `Router`.
         """
-        images = as_tensor(images, "images")
+        images = as_tensor(images, "images", self.digital)
         if indices is None:
             if isinstance(self.score, Mapping):
                 raise ValueError(
