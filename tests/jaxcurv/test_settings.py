@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from jaxcurv.data import Normalisation, Preprocessing
+from jaxcurv.data.splits import split_validation, subset
 from jaxcurv.estimators import (
     Adaptive,
     FiniteDifference,
@@ -49,6 +50,20 @@ def test_numbers_of_others_are_plain(make: Any, whole: Any) -> None:
         assert hash(made) == hash(wanted)
         assert json.dumps(asdict(made)) == json.dumps(asdict(wanted))
         assert repr(made) == repr(wanted)
+
+
+def test_samples_are_chosen_alike() -> None:
+    indices = np.arange(20)
+    for number in (np.int64, np.array, jnp.int32):
+        assert np.array_equal(subset(indices, number(5), number(3)), subset(indices, 5, 3))
+        parts = split_validation(indices, np.float32(0.25), number(3))
+        for part, wanted in zip(parts, split_validation(indices, 0.25, 3), strict=True):
+            assert np.array_equal(part, wanted)
+    for wrong in (True, 2.0, np.nan):
+        with pytest.raises(ValueError, match="at least 1 sample"):
+            subset(indices, wrong, 0)
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            subset(indices, 5, wrong)
 
 
 def test_an_estimator_is_described_alike() -> None:
