@@ -109,8 +109,7 @@ def times(memory: Any) -> tuple[float, ...]:
     return (1.0, 86400.0, 172800.0) if isinstance(memory, ReRamWan2022) else (0.0, 1.0, 1e7)
 
 
-@pytest.mark.parametrize("memory", list(memories()), ids=repr)
-def test_a_memory_comes_back_at_every_time(memory: Any, tmp_path: Path) -> None:
+def assert_comes_back_at_every_time(memory: Any, tmp_path: Path) -> None:
     chip = program(network(), Profile(memory=memory), seed=3)
     save_chip(tmp_path / "chip", chip)
     back = load_chip(tmp_path / "chip", network(1))
@@ -122,6 +121,12 @@ def test_a_memory_comes_back_at_every_time(memory: Any, tmp_path: Path) -> None:
         assert_same(later, back.at(time))
         save_chip(tmp_path / "later", later)
         assert_same(later, load_chip(tmp_path / "later", network(1)))
+
+
+# Every fifth; tests/long has the whole product.
+@pytest.mark.parametrize("memory", list(memories())[::5], ids=repr)
+def test_a_memory_comes_back_at_every_time(memory: Any, tmp_path: Path) -> None:
+    assert_comes_back_at_every_time(memory, tmp_path)
 
 
 CLIPPED = Clipping("layer_gaussian", sigma=1.5)
