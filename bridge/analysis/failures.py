@@ -21,6 +21,7 @@ from bridge.checks import (
     require_confidence,
     require_count,
     require_resamples,
+    require_seed,
     same_length,
     sample_indices,
     vector,
@@ -71,7 +72,7 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
     require_same_rows(score=score, indices=indices)
     score = real_scores(score)
     indices = sample_indices(indices, len(score))
-    require_count("bins", bins)
+    bins = require_count("bins", bins)
     if len(score) < bins:
         raise ValueError(f"{len(score)} samples cannot fill {bins} bins; score more or ask fewer")
     rank = np.empty(len(score), np.int64)
@@ -230,8 +231,8 @@ def failure_table(
     analog = chips_of("analog_correct", analog_correct)
     failed = analog_only_failures(digital, analog)
     same_length(score=score, correct=failed)
-    require_confidence(confidence)
-    require_resamples(resamples)
+    confidence = require_confidence(confidence)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     decile = deciles(score, sample_indices(indices, len(score)), bins)
     rows = pd.DataFrame(
         {

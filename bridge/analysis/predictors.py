@@ -14,7 +14,9 @@ from bridge.analysis.intervals import chip_counts, percentile_interval, sample_c
 from bridge.checks import (
     real_scores,
     require_confidence,
+    require_count,
     require_resamples,
+    require_seed,
     same_length,
     sample_indices,
     vector,
@@ -104,8 +106,8 @@ def compare_predictors(
     values = {name: real_scores(score, name) for name, score in scores.items()}
     same_length(**values, correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
-    require_confidence(confidence)
-    require_resamples(resamples)
+    confidence, bins = require_confidence(confidence), require_count("bins", bins)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     reference = next(iter(scores)) if reference is None else reference
     if reference not in scores:
         raise ValueError(f"no reference {reference!r} here; there is {', '.join(scores)}")
@@ -211,6 +213,7 @@ def cross_validated_logistic(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import QuantileTransformer
 
+    folds, seed = require_count("folds", folds, least=2), require_seed(seed)
     if not scores:
         raise ValueError("no scores to combine; give at least one")
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}

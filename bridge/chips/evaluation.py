@@ -55,7 +55,8 @@ def require_independent(
     other = next((x for x in images.split(1) if not torch.equal(x, one)), None)
     if other is None:
         flipped = one.flip(-1)
-        other = one / 2 if torch.equal(flipped, one) else flipped
+        halved = one / 2 if one.is_floating_point() else one // 2  # of token ids
+        other = halved if torch.equal(flipped, one) else flipped
 
     def logits(rows: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
         with stream(seed, "samples", device=images.device):
@@ -74,10 +75,10 @@ def require_independent(
         beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
         elsewhere = float((torch.cat([alone[0], pair]) - pair[0]).abs().max())
         rounding = 1e-4 * largest
-        if elsewhere > rounding:
+        if elsewhere > rounding and one.is_floating_point():
             nearly = 2 * [one * (1 + 8 * torch.finfo(one.dtype).eps)]
             rounding = max(rounding, 10 * float((logits(nearly, seed=1) - pair).abs().max()))
-    except (RuntimeError, _NoOutputs):
+    except (RuntimeError, IndexError, _NoOutputs):
         return  # it fails on all images, which is told of these, or on batches of these sizes
     if beside > 1e-6 * largest:
         raise ValueError(

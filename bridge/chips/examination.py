@@ -48,7 +48,7 @@ def examine(
             layout = Layout(twin)
             try:
                 layout(twin, some)
-            except RuntimeError:
+            except (RuntimeError, IndexError):  # IndexError of token ids
                 return  # the images do not fit, which is told when the chip runs
             names = list(named_layers(analog))
             layout(lambda x: _watched(twin, names, digital_layers, x), some)

@@ -15,6 +15,7 @@ from torch import nn
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
+from bridge.checks import require_seed
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
@@ -26,6 +27,7 @@ from bridge.chips.programming import Chip, clipped_share, program
 from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.progress import progress
+from jaxcurv.settings import is_whole, plain
 
 ALL_LAYERS = "all layers"
 """The row of the whole chip in the table of `layer_failures`."""
@@ -59,7 +61,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
         tiles, or not the one that was programmed.
     """
-    images = as_tensor(images, "images")
+    images = as_tensor(images, "images", model)
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
@@ -152,7 +154,8 @@ def layer_failures(
       ValueError: chips below 1, a model that is in training mode or on tiles already, and whatever
         `program` and `predict` refuse.
     """
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
+    chips, seed = plain(chips), require_seed(seed)
+    if not is_whole(chips) or chips < 1:
         raise ValueError(f"chips must be an integer >= 1, got {chips!r}")
     _refuse_unsuitable(model)
     source = as_source(source, keys=keys)

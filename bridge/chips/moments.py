@@ -16,8 +16,9 @@ import torch
 from flax import nnx
 from torch import nn
 
+from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
-from bridge.chips.images import Images
+from bridge.chips.images import Images, as_batch
 from bridge.chips.plain_layers import copy_of, fold_parametrizations
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
@@ -28,6 +29,7 @@ from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
 from jaxcurv.margins import Moments
 from jaxcurv.progress import progress
+from jaxcurv.settings import is_whole, plain
 
 
 class WeightMoments(NamedTuple):
@@ -105,7 +107,8 @@ def weight_moments(
       ValueError: fewer than two chips, a model that is on tiles already, a `like` of other
         shapes, or what `program` and `from_torch` refuse.
     """
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 2:
+    chips, seed = plain(chips), require_seed(seed)
+    if not is_whole(chips) or chips < 2:
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
@@ -213,10 +216,11 @@ def output_noise(
     """
     source = as_source(source, keys=keys)
     _refuse_tiles(model)
-    if batch_size < 1 or not len(source):
+    batch_size = plain(batch_size)
+    if not is_whole(batch_size) or batch_size < 1 or not len(source):
         raise ValueError(
             "batch_size and the number of samples must be at least 1, got "
-            f"{batch_size} and {len(source)}"
+            f"{batch_size!r} and {len(source)}"
         )
     operated = replace(
         profile, memory=None, wnoise=profile.wnoise if _per_operation(profile) else None
@@ -224,6 +228,7 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     digital = copy_of(model).cpu().requires_grad_(False)
+    of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
     margins, variances = [], []
     with progress(len(source), description) as shown:
@@ -231,7 +236,7 @@ def output_noise(
             numbers = read.tolist()
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+            batch = as_batch(images, digital, of_tensors=of_tensors, device=torch.device("cpu"))
             margin, calls = _differentiated(digital, layers, batch)
             _refuse_non_finite(margin, numbers)
             variance = torch.zeros(len(batch), dtype=torch.float64)

@@ -20,7 +20,7 @@ from bridge.checks import require_count
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
 from bridge.chips.files import fingerprint
-from bridge.chips.images import refused_layout
+from bridge.chips.images import as_batch, refused_layout, require_rows
 from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
@@ -62,7 +62,8 @@ def predict(
         (images, labels), a torch `Dataset` or `DataLoader`, a data set of Hugging Face, or rows
         `{"image": ..., "label": int, "index": int}`. Images float32 `[height, width, channel]`, or
         torch tensors `[channel, height, width]`, normalised as the model expects; read batch by
-        batch.
+        batch. In an image's place may be a vector, a signal or token ids, see
+        `bridge.chips.images`.
       keys: what its rows call image, label and index, such as `{"image": "img"}`.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
@@ -94,7 +95,7 @@ def predict(
     if not isinstance(module, nn.Module):
         raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
     require_eval(module, "the module")
-    require_count("batch_size", batch_size)
+    batch_size = require_count("batch_size", batch_size)
     if keep is not None and not callable(keep):
         raise ValueError(
             "keep makes columns of a batch's logits, such as bridge.analysis.logit_scores; got "
@@ -158,6 +159,7 @@ def _run(
         module = copy_of(module).to(device)
     layout = Layout(module)
     with torch.inference_mode(), full_precision():
+        of_tensors = getattr(source, "of_tensors", False)
         start, seen = 0, list[np.ndarray]()
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
@@ -165,7 +167,7 @@ def _run(
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            batch = as_batch(images, module, of_tensors=of_tensors, device=device)
             with refused_layout(batch):
                 if isinstance(chip, Chip):
                     chip.examine(batch)
@@ -173,6 +175,7 @@ def _run(
                         found = module(batch, indices)
                 else:
                     found = layout(module, batch)
+            require_rows(found, batch)
             logits = as_logits(found).numpy()
             if not seen and not isinstance(chip, Chip):
                 require_independent(lambda x: layout(module, x), batch, "the module")
@@ -196,7 +199,7 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
     """Refuses images far beyond the largest pixel that a chip was calibrated on."""
-    largest = np.abs(images).max(axis=(1, 2, 3))
+    largest = np.abs(images).max(axis=tuple(range(1, images.ndim)))
     if (beyond := largest > _BEYOND * calibrated).any():
         first = int(np.argmax(beyond))
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
 
-from bridge.checks import require_finite
+from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.examination import examine, refused_access
@@ -45,7 +45,7 @@ class Chip:
       engine: what computes the tiles.
       digital_layers: paths of what was left digital.
       largest_pixel: the largest magnitude in the images that it was calibrated on; None if it was
-        not. `predict` refuses images far beyond it.
+        not, or on token ids. `predict` refuses images far beyond it.
     """
 
     analog: nn.Module
@@ -67,7 +67,7 @@ class Chip:
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
         """
         if not isinstance(images, torch.Tensor):
-            images = as_tensor(images, "images")
+            images = as_tensor(images, "images", self.analog)
         self.examine(images)
         with torch.inference_mode(), refused_access():
             return self.executable(images, indices)
@@ -103,7 +103,7 @@ class Chip:
         """
         if self.t_inference is None:
             raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
-        require_finite("t_inference", t_inference)
+        t_inference = require_finite("t_inference", t_inference)
         profile = self.profile
         if profile is not None and profile.memory is not None:
             profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
@@ -153,8 +153,10 @@ def program(
         (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
       seed: which chip, >= 0.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
-        width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
-        range. They set the range, and let `predict` tell images of another scale.
+        width]` or an array `[batch, height, width, channel]`; or vectors, signals or token ids, see
+        `bridge.chips.images`. Needed only for a calibrated ADC
+        range. They set the range, and let `predict` tell images of another scale. A tile that gives
+        nothing but 0 on them is named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
         that the network multiplies with itself.
@@ -163,13 +165,12 @@ def program(
 
     Raises:
       ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
-        that refer to the network, non-finite weights, a bad seed or range, a
-        calibration that is absent, malformed or leaves a tile without a range, or settings that
+        that refer to the network, non-finite weights, a bad seed or range, a calibration that is
+        absent, malformed, all 0 or leaves a tile unused, or settings that
         the engine cannot honour, named.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
-    require_finite("t_inference", t_inference)
+    seed = require_seed(seed)
+    t_inference = require_finite("t_inference", t_inference)
     chosen = profile if isinstance(profile, Profile) else None
     if chosen is not None and t_inference != 0:
         raise ValueError("a profile has its time of inference in its memory, not in t_inference")
@@ -185,12 +186,12 @@ def program(
                 raise ValueError(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
-            images = as_tensor(calibration, "calibration")
+            images = as_tensor(calibration, "calibration", analog)
             # Clipped weights, and tiles of the user's own, give other logits.
             same = chosen.clipping.type == "none" and not named_tiles(model)
             examine(analog, digital_layers, images, model if same else None)
             _fit_layout(analog, images, seed)
-            largest_pixel = float(images.abs().max())
+            largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
     age: float | None = float(t_inference) if chosen is None else None
@@ -242,7 +243,7 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     """
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
-    images = as_tensor(images, "images")
+    images = as_tensor(images, "images", chip.analog)
     _fit_layout(chip.analog, images, chip.seed)
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)

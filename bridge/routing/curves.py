@@ -25,6 +25,7 @@ from bridge.checks import (
 )
 from bridge.routing.costs import Costs
 from jaxcurv.rows import require_same_rows
+from jaxcurv.settings import plain
 
 Kind = Literal["analog", "known", "digital"]
 """Where a score comes from, and so what it costs (`mean_energy`)."""
@@ -49,7 +50,7 @@ def mean_energy(
     if kind == "known":
         return (1 - f) * costs.analog + f * costs.digital
     if kind == "digital":
-        require_finite("passes", passes)
+        passes = require_finite("passes", passes)
         if passes < 1:
             raise ValueError(
                 f"passes must be at least 1, of which the digital answer comes; got {passes}"
@@ -107,7 +108,7 @@ def routing_curve(
     """
     require_same_rows(score=score, indices=indices)
     scores, digital, analog = _checked(score, digital_correct, analog_correct)
-    require_count("points", points, least=2)
+    points = require_count("points", points, least=2)
     samples = len(digital)
     tie = sample_indices(indices, samples)
     routed = np.unique(np.rint(np.linspace(0, samples, points)).astype(int))
@@ -185,6 +186,7 @@ def routed_at(
         ValueError: for NaN, other dtypes or shapes.
     """
     scores, digital, analog = _checked(score, digital_correct, analog_correct)
+    threshold = plain(threshold)
     if np.isnan(threshold):
         raise ValueError("the threshold is NaN; choose one, inf to route nothing")
     routed = np.broadcast_to(scores >= threshold, analog.shape)

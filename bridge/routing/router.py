@@ -21,6 +21,7 @@ from bridge.chips.programming import Chip
 from bridge.routing.costs import Costs
 from bridge.routing.curves import mean_energy
 from jaxcurv.logit_scores import logit_scores
+from jaxcurv.settings import plain
 
 AnalogScore = Literal["margin", "entropy", "least_confidence"]
 """Score of the chip's own logits, see `jaxcurv.logit_scores`; the margin with its sign changed."""
@@ -85,6 +86,7 @@ class Router:
                 f"{type(self.digital).__name__} and {type(self.chip).__name__}"
             )
         require_eval(self.digital, "the digital model")
+        object.__setattr__(self, "threshold", plain(self.threshold))
         if not isinstance(self.threshold, Real) or math.isnan(self.threshold):
             raise ValueError(
                 f"the threshold must be a number, inf to route nothing; got {self.threshold!r}"
@@ -110,7 +112,7 @@ class Router:
         Raises:
           ValueError: see `Router`.
         """
-        images = as_tensor(images, "images")
+        images = as_tensor(images, "images", self.digital)
         if indices is None:
             if isinstance(self.score, Mapping):
                 raise ValueError(
@@ -158,7 +160,7 @@ class Router:
                 f"index {missing[0]}: store one, inf to have it routed"
             )
         for index in indices:
-            if not isinstance(stored[index], Real):
+            if not isinstance(plain(stored[index]), Real):
                 raise ValueError(f"the stored score of index {index} is {stored[index]!r}")
         score = np.array([float(stored[index]) for index in indices])
         if np.isnan(score).any():

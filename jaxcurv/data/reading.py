@@ -80,8 +80,9 @@ def read_batch(
     """The samples at `positions`, at least one, in that order.
 
     Args:
-        pixels: the dtype that images must have, which then are `[height, width, channel]`; None
-            leaves both open.
+        pixels: the dtype that images must have, which then are `[height, width, channel]`; of
+            float32 also vectors `[feature]` and signals `[length, channel]`, or int32 and int64
+            token ids `[length]`. None leaves both open.
         shape: shape that every image must have; None for that of the first one.
 
     Raises:
@@ -113,6 +114,9 @@ def _checked(
         image = np.asarray(sample["image"])
         shape = image.shape if shape is None else shape
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
+        if pixels == np.float32:
+            of_kind |= image.dtype == pixels and image.ndim in (1, 2)
+            of_kind |= image.dtype in (np.int32, np.int64) and image.ndim == 1
         if image.shape != shape or not of_kind:
             kind = f"be {pixels.__name__} [height, width, channel] of" if pixels else "have"
             cure = "for one size: a Preprocessing, or --data.image-size"

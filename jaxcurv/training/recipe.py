@@ -1,8 +1,9 @@
 """Settings of training, importable without JAX."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from jaxcurv.settings import is_number, make_plain, require_whole
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,26 @@ class Recipe:
     """Number format of the computations while training; weights are always float32."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        for name in ("epochs", "batch_size", "crop_padding"):
+            require_whole(name, getattr(self, name))
         if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
                 "training needs at least 1 epoch and a batch of at least 2 images; got "
                 f"epochs={self.epochs}, batch_size={self.batch_size}"
             )
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+        if not is_number(self.learning_rate) or self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
-        if not (self.warmup_epochs >= 0 and math.isfinite(self.warmup_epochs)):
+        if not is_number(self.warmup_epochs) or self.warmup_epochs < 0:
             raise ValueError(
                 f"warmup_epochs must be finite and not negative; got {self.warmup_epochs}"
             )
-        if not 0 <= self.momentum < 1 or self.crop_padding < 0:
+        if not is_number(self.momentum) or not 0 <= self.momentum < 1 or self.crop_padding < 0:
             raise ValueError(
                 "momentum must lie in [0, 1) and crop_padding must not be negative; got "
                 f"{self.momentum}, {self.crop_padding}"
             )
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay must be finite and not negative; got {self.weight_decay}"
             )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bridge.checks import require_finite
+from jaxcurv.settings import make_plain
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -20,6 +21,7 @@ class SinglePair:
     """Conductance of weight zero, in microsiemens."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_finite("g_min", self.g_min)
 
     def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
@@ -42,6 +44,7 @@ class Pairs:
     """Conductance of weight zero, in microsiemens."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not self.factors:
             raise ValueError("factors must hold a number for each pair")
         for factor in self.factors:
@@ -72,6 +75,7 @@ class MappedPairs:
     """Lowest conductance of a device, in microsiemens."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for factor in self.factors:
             require_finite("a factor", factor, positive=True)
         require_finite("g_min", self.g_min)
