@@ -109,8 +109,9 @@ def input_curvature(
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
-        `params`, `(params, images) -> logits`. As with `jax.jit`, arrays that a plain function
-        closes over are fixed at the first call; weights that change belong in `params`.
+        `params`, `(params, images) -> logits`. Arrays that a function closes over are those of the
+        moment, but each change compiles anew: weights that change belong in `params`. Arrays that
+        a `jax.jit` of its own has fixed, and which have changed since, are refused.
       images: floating `[batch, height, width, channel]`, or of any other shape `[batch, ...]`,
         normalised as the model expects; the step refers to them. A torch tensor `[batch, channel,
         height, width]` is transposed first.
@@ -145,6 +146,7 @@ def input_curvature(
     check_key(key)
     check_batch(*batch)
     inspection = inspect(problem, params, batch, estimators)
+    problem = inspection.problem
     raw = collect(dispatch(problem, params, batch, key, estimators), batch.indices)
     size = len(batch.labels)
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
@@ -154,6 +156,8 @@ def input_curvature(
 class Inspection(NamedTuple):
     """What the first samples showed of a problem."""
 
+    problem: Problem
+    """The problem as its code and arrays are now, for which programs are compiled."""
     logits: np.ndarray
     """Logits of two images, `[2, classes]`."""
     losses: np.ndarray
@@ -176,11 +180,12 @@ def inspect(
     steps = [probing.step for probing in probings(estimators) if probing.step is not None]
     check_steps(batch.images, steps)
     with jax.default_matmul_precision(PRECISION):
-        logits = check_model(problem, params, batch.images)
-        losses = check_loss(problem.loss, logits, batch.labels)
+        model, program, logits = check_model(problem, params, batch.images)
+        loss, losses = check_loss(problem.loss, logits, batch.labels)
+        problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1])
         if steps:
-            check_float32(problem, params, batch.images)
+            check_float32(program)
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))
@@ -191,7 +196,7 @@ def inspect(
     own = {name: one for name, one in estimators.items() if isinstance(one, OwnEstimator)}
     if own:
         _check_own(problem, params, batch.take(np.arange(min(4, len(batch.labels)))), own)
-    return Inspection(logits, losses, matrix)
+    return Inspection(problem, logits, losses, matrix)
 
 
 def _check_own(

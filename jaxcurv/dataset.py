@@ -160,8 +160,8 @@ def score_dataset(
         check_indices([source.indices])
     few = read_batch(source, range(min(4, len(source))))
     check_batch(*few)
-    problem = Problem(model, loss)
-    inspection = inspect(problem, weights[0], few, estimators)
+    inspection = inspect(Problem(model, loss), weights[0], few, estimators)
+    problem = inspection.problem
     if hasattr(source, "labels"):
         check_labels(np.asarray(source.labels), inspection.logits.shape[1])
     unit = _AUTO if batch_size == "auto" else size

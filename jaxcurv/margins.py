@@ -232,7 +232,7 @@ def _inspected(
             "(params, images) -> logits and its params"
         )
     means, variances, noisy = _stacked(weights, noises)
-    logits = check_model(Problem(model, cross_entropy), weights, images)
+    model, _, logits = check_model(Problem(model, cross_entropy), weights, images)
     return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
 
 

@@ -1,19 +1,21 @@
 """What the engine refuses: images, labels, keys, and models whose samples are not independent."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxcurv.data.reading import NORMALISE
-from jaxcurv.engine.losses import Loss
-from jaxcurv.engine.model import Problem
+from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
+from jaxcurv.engine.model import AsTraced, Problem
+from jaxcurv.engine.tracing import fingerprint, fixed_by_own_jit, trace
 
 
 def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
@@ -94,7 +96,7 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         )
 
 
-def check_float32(problem: Problem, params: Any, images: np.ndarray) -> None:
+def check_float32(program: ClosedJaxpr) -> None:
     """Refuses a model that computes in 16 bits, for a finite difference.
 
     Not seen: a `precision` that a layer sets for itself.
@@ -102,7 +104,7 @@ def check_float32(problem: Problem, params: Any, images: np.ndarray) -> None:
     Raises:
       ValueError: it does.
     """
-    if re.search(r"\bb?f16\[", str(jax.make_jaxpr(problem.model)(params, images[:1]))):
+    if re.search(r"\bb?f16\[", str(program)):
         raise ValueError(
             "the model computes in 16 bits, too coarse for a finite difference: build it with "
             "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
@@ -128,13 +130,27 @@ def check_steps(images: np.ndarray, steps: Iterable[float]) -> None:
             )
 
 
+_ROUNDING = 1e-4
+"""Difference of logits that are equal, of the largest one."""
+
 _ROWS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 """Which of two images each row of the checked batch holds: the other one is beside the first row,
 opposite to it, and a half or a quarter of the batch away; each has rows enough that random masks of
 a few units are not equal in all of them."""
 
 
-def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray:
+class CheckedModel(NamedTuple):
+    """A model that treats each sample by itself and always alike."""
+
+    model: AsTraced
+    """What the programs are compiled for."""
+    program: ClosedJaxpr
+    """That of two images."""
+    logits: np.ndarray
+    """Logits of two images, `[2, classes]`."""
+
+
+def check_model(problem: Problem, params: Any, images: np.ndarray) -> CheckedModel:
     """Refuses a model that does not treat each sample by itself and always alike.
 
     Detected by behaviour, on two images in eight rows: the gradient of one row's logits with
@@ -144,16 +160,22 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray
     model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and coupling that
     needs more than eight samples.
 
-    Returns:
-      The logits of two images, `[2, classes]`.
+    The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
+    may have changed since the last call. Arrays that a `jax.jit` of its own has fixed, and which
+    are others now, are refused; not seen where that jit has loops, or where the change moves the
+    logits by less than 1e-4 of the largest.
 
     Raises:
-      ValueError: wrong logits, coupled samples, or a model that is random or keeps state.
+      ValueError: wrong logits, coupled samples, or a model that is random, keeps state, or whose
+        own jit holds arrays that have changed.
     """
     pair = np.resize(images, (2, *images.shape[1:]))
+    pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))
     try:
-        _check_logits_shape(_logits_shape(problem, params, pair))
-        logits, again, leak = jax.device_get(_examine(problem.model, params, pair[_ROWS]))
+        program, result = _traced(problem, params, pair)
+        _check_logits_shape(result)
+        model = AsTraced(problem.model, fingerprint(program))
+        logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
         raise ValueError(
             "the model changes its own state when called (BatchNorm in training mode or active "
@@ -161,7 +183,7 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray
         ) from error
     if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
-    if np.any(leak != 0):
+    if np.any(gradient[1:] != 0):
         raise ValueError(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
             "defined per sample; switch it to evaluation mode, model.eval()"
@@ -169,26 +191,45 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray
     calls = np.stack([logits, again])
     # Equal but for the rounding of a device that sums in no fixed order.
     off = max(np.max(np.ptp(calls[:, rows], axis=(0, 1))) for rows in (_ROWS == 0, _ROWS == 1))
-    if off > 1e-4 * np.max(np.abs(calls)):
+    if off > _ROUNDING * np.max(np.abs(calls)):
         raise ValueError(
             "the model gives one image different logits in two rows or two calls (active dropout "
             "or other randomness?): switch it to evaluation mode, model.eval()"
         )
-    return logits[:2]
+    _check_own_jit("model", problem.model, (params, pair), program, logits[:2])
+    return CheckedModel(model, program, logits[:2])
 
 
-def _logits_shape(problem: Problem, params: Any, pair: np.ndarray) -> Any:
-    """What the model returns of these images, without its values."""
-    images = jax.ShapeDtypeStruct(pair.shape, jax.dtypes.canonicalize_dtype(pair.dtype))
+def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxpr, Any]:
+    """The model's program of these images, and what it returns, without its values."""
     try:
-        return jax.eval_shape(problem.model, params, images)
+        return trace(problem.model, params, pair)
     except flax.errors.TraceContextError:
         raise  # which says something else
     except Exception as error:  # the model is anybody's code
         raise ValueError(
-            f"the model fails on {images.dtype} images {images.shape}: {type(error).__name__}: "
+            f"the model fails on {pair.dtype} images {pair.shape}: {type(error).__name__}: "
             f"{error}; it must be JAX code that takes [batch, ...] of the images' shape"
         ) from error
+
+
+def _check_own_jit(
+    what: str,
+    function: Callable,
+    arguments: Sequence[Any],
+    program: ClosedJaxpr,
+    values: np.ndarray,
+) -> None:
+    now = fixed_by_own_jit(function, arguments, program)
+    if now is None:
+        return
+    (found,) = jax.jit(jaxpr_as_fun(now))(*jax.tree.leaves(arguments))
+    if np.max(np.abs(found - values)) > _ROUNDING * np.max(np.abs(values)):
+        raise ValueError(
+            f"the {what}'s own jax.jit has fixed arrays that have changed since: leave that jit "
+            "out, for the engine has its own, or hand them over as params, to a function "
+            "(params, images) -> logits"
+        )
 
 
 def _check_logits_shape(logits: Any) -> None:
@@ -206,61 +247,73 @@ def _check_logits_shape(logits: Any) -> None:
         )
 
 
-def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+class CheckedLoss(NamedTuple):
+    """A loss that treats each sample by itself."""
+
+    loss: Loss
+    """What the programs are compiled for."""
+    losses: np.ndarray
+    """Losses of two images, `[2, 2]`: under the labels 0 and 1, and 1 and 0; where labels are no
+    classes, under the first two samples', and those exchanged."""
+
+
+def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
     """Refuses a loss that does not treat each sample by itself.
 
     Args:
       loss: the loss.
-      logits: of two images, `[2, classes]`.
-      labels: integer labels, one or more.
-
-    Returns:
-      The losses of these logits under the labels 0 and 1, and 1 and 0, `[2, 2]`.
+      logits: of two images, `[2, outputs]`.
+      labels: `[batch, ...]`, one or more.
 
     Raises:
-      ValueError: it fails, gives something else than one finite number a sample, or mixes samples.
+      ValueError: it fails, gives something else than one finite number a sample, mixes samples, or
+        has no gradient.
     """
-    # A label without a logit is refused later, with its value; any class serves here.
-    labels = np.clip(np.resize(labels, 2), 0, logits.shape[1] - 1).astype(np.int32)
+    classes = are_classes(labels, logits.shape[1])
+    labels = as_targets(labels[np.arange(2) % len(labels)])
+    if classes:  # a label without a logit is refused later, with its value; any serves here
+        labels = np.clip(labels, 0, logits.shape[1] - 1)
     try:
-        losses = jax.eval_shape(loss, logits, labels)
+        program, result = trace(loss, logits, labels)
     except Exception as error:  # the loss is anybody's code
         raise ValueError(
-            f"the loss fails on logits {logits.shape} and labels {labels.shape}: "
+            f"the loss fails on logits {logits.shape} and {labels.dtype} labels {labels.shape}: "
             f"{type(error).__name__}: {error}; it must be JAX code (logits, labels) -> [batch]"
         ) from error
-    if not isinstance(losses, jax.ShapeDtypeStruct):
-        raise ValueError(f"the loss must return losses alone; got a {type(losses).__name__}")
-    if losses.shape != (2,) or losses.dtype != logits.dtype:
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        raise ValueError(f"the loss must return losses alone; got a {type(result).__name__}")
+    if result.shape != (2,) or result.dtype != logits.dtype:
         raise ValueError(
             f"the loss must give one {logits.dtype} a sample, [batch], not reduced; got "
-            f"{losses.dtype} {losses.shape} for a batch of 2"
+            f"{result.dtype} {result.shape} for a batch of 2"
         )
-    losses, gradient, swapped = jax.device_get(_examine_loss(loss, logits, labels))
+    # That of the project is known by its identity, and holds nothing.
+    now = loss if loss is cross_entropy else AsTraced(loss, fingerprint(program))
+    losses, gradient, swapped = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
         raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
     if np.any(gradient[1] != 0):
         raise ValueError("the loss mixes the samples of a batch: curvature is defined per sample")
-    return swapped
+    _check_own_jit("loss", loss, (logits, labels), program, losses)
+    return CheckedLoss(now, swapped)
 
 
 @partial(jax.jit, static_argnames="model")
 def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
-    """Logits of the rows by two calls, and the gradient of the first row's with respect to the
-    other rows."""
+    """Logits of the rows by two calls, and the gradient of the first row's with respect to all."""
     logits, pullback = jax.vjp(partial(model, params), rows)
     # Equal calls are one in the compiled program; one that draws anew at every call is not.
     again = model(params, rows)
     # A random cotangent: a constant one would miss coupling that keeps the logits' sum.
     cotangent = np.random.default_rng(0).normal(size=logits.shape[1:])
     (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent.astype(logits.dtype)))
-    return logits, again, gradient[1:]
+    return logits, again, gradient
 
 
 @partial(jax.jit, static_argnames="loss")
 def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """The losses, the gradient of the first one, and the losses under 0, 1 and under 1, 0."""
+    """The losses, the gradient of the first one, and the losses in `CheckedLoss`."""
     losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
-    both = jnp.arange(2, dtype=jnp.int32)
+    both = jnp.arange(2, dtype=jnp.int32) if are_classes(labels, logits.shape[1]) else labels
     return losses, gradient, jnp.stack([loss(logits, y) for y in (both, both[::-1])])

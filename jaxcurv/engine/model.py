@@ -25,6 +25,18 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class AsTraced:
+    """A function as it is now: programs are shared by those that hold the same arrays fixed."""
+
+    function: Callable[..., Array]
+    fingerprint: str
+    """See `jaxcurv.engine.tracing.fingerprint`."""
+
+    def __call__(self, *arguments: Any) -> Array:
+        return self.function(*arguments)
+
+
+@dataclass(frozen=True)
 class _NnxCall:
     """An NNX module without its state, hashable, so that jit compiles once for all weights."""
 
