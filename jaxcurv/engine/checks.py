@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jaxcurv.data.reading import NORMALISE
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
 from jaxcurv.engine.model import AsTraced, Problem
-from jaxcurv.engine.tracing import fingerprint, fixed_by_own_jit, trace
+from jaxcurv.engine.tracing import differentiable, fingerprint, fixed_by_own_jit, trace
 
 
 def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
@@ -150,8 +150,11 @@ class CheckedModel(NamedTuple):
     """Logits of two images, `[2, classes]`."""
 
 
-def check_model(problem: Problem, params: Any, images: np.ndarray) -> CheckedModel:
-    """Refuses a model that does not treat each sample by itself and always alike.
+def check_model(
+    problem: Problem, params: Any, images: np.ndarray, *, of_input: bool = True
+) -> CheckedModel:
+    """Refuses a model that does not treat each sample by itself and always alike, or that has no
+    derivative.
 
     Detected by behaviour, on two images in eight rows: the gradient of one row's logits with
     respect to the other rows must be exactly zero; one image in several rows must give one result,
@@ -165,9 +168,17 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> CheckedMod
     are others now, are refused; not seen where that jit has loops, or where the change moves the
     logits by less than 1e-4 of the largest.
 
+    Where the gradient of the first image is exactly 0, the model's structure says whether there is
+    one elsewhere. Not seen: rounding within a loop of JAX, or a rule of the model's own that gives
+    zeros.
+
+    Args:
+      of_input: whether derivatives are taken with respect to the input.
+
     Raises:
-      ValueError: wrong logits, coupled samples, or a model that is random, keeps state, or whose
-        own jit holds arrays that have changed.
+      ValueError: wrong logits, coupled samples, or a model that is random, keeps state, whose own
+        jit holds arrays that have changed, or whose logits do not depend on the input through
+        operations that have derivatives.
     """
     pair = np.resize(images, (2, *images.shape[1:]))
     pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))
@@ -195,6 +206,13 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> CheckedMod
         raise ValueError(
             "the model gives one image different logits in two rows or two calls (active dropout "
             "or other randomness?): switch it to evaluation mode, model.eval()"
+        )
+    if of_input and not gradient.any() and not differentiable(partial(model, params), pair):
+        raise ValueError(
+            "the model has no derivative with respect to its input, so that every score would be "
+            "0: the logits depend on it through whole numbers, rounding, comparisons or "
+            "stop_gradient alone, or not at all. Of token ids give the embeddings as images, and "
+            "the model from there on; else leave the rounding to whoever makes the images"
         )
     _check_own_jit("model", problem.model, (params, pair), program, logits[:2])
     return CheckedModel(model, program, logits[:2])
@@ -294,6 +312,12 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
         raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
     if np.any(gradient[1] != 0):
         raise ValueError("the loss mixes the samples of a batch: curvature is defined per sample")
+    if not gradient.any() and not _random_gradients(now, logits, labels).any():
+        raise ValueError(
+            "the loss has no gradient in the logits, so that every score would be 0: an error "
+            "rate, rounding, or the softmax of one logit; of one logit take the loss of its "
+            "sigmoid, such as optax.sigmoid_binary_cross_entropy(logits[:, 0], labels)"
+        )
     _check_own_jit("loss", loss, (logits, labels), program, losses)
     return CheckedLoss(now, swapped)
 
@@ -317,3 +341,12 @@ def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Arra
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
     both = jnp.arange(2, dtype=jnp.int32) if are_classes(labels, logits.shape[1]) else labels
     return losses, gradient, jnp.stack([loss(logits, y) for y in (both, both[::-1])])
+
+
+@partial(jax.jit, static_argnames="loss")
+def _random_gradients(loss: Loss, logits: Array, labels: Array) -> Array:
+    """The loss's gradient at random logits, small and large ones, for these labels."""
+    rng = np.random.default_rng(0)
+    some = rng.normal(size=(64, *logits.shape)) * np.logspace(-1, 1, 64)[:, None, None]
+    total = jax.grad(lambda z: jnp.sum(loss(z, labels)))
+    return jax.vmap(total)(jnp.asarray(some, logits.dtype))
