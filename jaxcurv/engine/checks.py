@@ -1,6 +1,7 @@
 """What the engine refuses: images, labels, keys, and models whose samples are not independent."""
 
 import re
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,14 +19,16 @@ from jaxcurv.engine.model import AsTraced, Problem
 from jaxcurv.engine.tracing import differentiable, fingerprint, fixed_by_own_jit, trace
 
 
-def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
+def check_batch(
+    images: np.ndarray, labels: np.ndarray, indices: np.ndarray, loss: Loss = cross_entropy
+) -> None:
     """Refuses a batch that cannot be scored, naming the first offender.
 
     Raises:
-      ValueError: wrong shapes or types, an index out of range or used twice, or images that are
-        not finite.
+      ValueError: wrong shapes or types, an index out of range or used twice, images that are not
+        finite, or labels that the loss cannot take: the default one needs whole numbers.
     """
-    shapes = {labels.shape, indices.shape, images.shape[:1]}
+    shapes = {labels.shape[:1], indices.shape, images.shape[:1]}
     if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
         raise ValueError(
             "images must be [batch, ...], batch >= 1, no axis empty, with one label and one index "
@@ -37,9 +40,12 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
             "images must be float32 or float64, normalised as the model expects; got "
             f"{images.dtype}{f' ({NORMALISE})' if images.dtype == np.uint8 else ''}"
         )
-    for name, values in (("labels", labels), ("indices", indices)):
-        if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{name} must be integers; got {values.dtype}")
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"indices must be integers; got {indices.dtype}")
+    if loss is cross_entropy:
+        _check_whole(labels)
+    else:
+        _check_numbers(labels, indices)
     if np.any((indices < 0) | (indices >= 2**32)):
         raise ValueError(f"indices must lie in [0, 2**32); got {indices.min()}..{indices.max()}")
     check_indices([indices])
@@ -48,6 +54,40 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
         raise ValueError(
             f"{np.sum(~finite)} of {len(images)} images hold NaN or infinity, "
             f"the first at index {indices[~finite][0]}; check the data and its normalisation"
+        )
+
+
+def _check_whole(labels: np.ndarray) -> None:
+    """Refuses labels that are not one whole number a sample."""
+    own = "for targets that are no classes give a loss of your own, loss=..."
+    if labels.ndim == 2 and labels.dtype.kind in "fiub" and labels.shape[1] > 1:
+        one_hot = np.isin(labels, (0, 1)).all() and np.all(np.sum(labels, axis=1) == 1)
+        cure = "of one-hot labels give labels.argmax(axis=1)" if one_hot else own
+        raise ValueError(f"labels must be integers [{len(labels)}]; got {labels.shape}: {cure}")
+    if labels.ndim > 1:
+        cure = "give labels[:, 0]" if labels.shape[1:] == (1,) else own
+        raise ValueError(f"labels must be integers [{len(labels)}]; got {labels.shape}: {cure}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        cure = "give each sample the number of its class, from 0 on"
+        if labels.dtype.kind in "fb":
+            whole = np.all(labels == np.round(labels * 1.0))
+            cure = f"labels.astype(int) where they are classes; {own}" if whole else own
+        raise ValueError(f"labels must be integers; got {labels.dtype}: {cure}")
+
+
+def _check_numbers(labels: np.ndarray, indices: np.ndarray) -> None:
+    """Refuses labels that no loss can take."""
+    if labels.dtype.kind not in "fiub":
+        raise ValueError(f"labels must be numbers; got {labels.dtype}")
+    finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"labels of {np.sum(~finite)} of {len(labels)} samples hold NaN or infinity, the first "
+            f"at index {indices[~finite][0]}: leave such samples out"
+        )
+    if labels.dtype.kind in "iu" and np.any(labels != labels.astype(np.int32)):
+        raise ValueError(
+            f"labels must fit into int32; got {labels.min()}..{labels.max()}: give them as floats"
         )
 
 
@@ -83,16 +123,19 @@ def check_key(key: Array) -> None:
         )
 
 
-def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Refuses labels that the model has no logit for.
+def check_labels(labels: np.ndarray, classes: int, loss: Loss = cross_entropy) -> None:
+    """Refuses labels that the model has no logit for, unless they are no classes.
 
     Raises:
       ValueError: a label outside [0, classes).
     """
+    if not are_classes(labels, classes):
+        return
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels must lie in [0, {classes}), the model's classes; got "
             f"{labels.min()}..{labels.max()}"
+            + ("" if loss is cross_entropy else "; numbers that are no classes are given as floats")
         )
 
 
@@ -132,6 +175,9 @@ def check_steps(images: np.ndarray, steps: Iterable[float]) -> None:
 
 _ROUNDING = 1e-4
 """Difference of logits that are equal, of the largest one."""
+
+_SAID = 300
+"""Characters of another library's message that are shown."""
 
 _ROWS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 """Which of two images each row of the checked batch holds: the other one is beside the first row,
@@ -184,7 +230,7 @@ def check_model(
     pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))
     try:
         program, result = _traced(problem, params, pair)
-        _check_logits_shape(result)
+        _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
         model = AsTraced(problem.model, fingerprint(program))
         logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
@@ -225,10 +271,32 @@ def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxp
     except flax.errors.TraceContextError:
         raise  # which says something else
     except Exception as error:  # the model is anybody's code
+        said = f"{error}".strip().partition("\n")[0][:_SAID]
         raise ValueError(
-            f"the model fails on {pair.dtype} images {pair.shape}: {type(error).__name__}: "
-            f"{error}; it must be JAX code that takes [batch, ...] of the images' shape"
+            f"the model fails on {pair.dtype} images {pair.shape}: {type(error).__name__}: {said}; "
+            f"{_cure(error, params)}"
         ) from error
+
+
+def _cure(error: Exception, params: Any) -> str:
+    """What to do about a model that fails."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(frame.f_globals.get("__name__", "").partition(".")[0] == "torch" for frame in frames):
+        return (
+            "it calls torch, and JAX computes here: build the network in Flax and take its weights "
+            "over with bridge.from_torch"
+        )
+    numbers = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if jnp.shape(leaf) == () and (jnp.result_type(leaf) == bool or jax.typeof(leaf).weak_type)
+    ]
+    if numbers and isinstance(error, TypeError):
+        return (
+            f"params{numbers[0]} is a Python number, which becomes an array: one that decides a "
+            "shape or a branch the function closes over"
+        )
+    return "it must be JAX code that takes [batch, ...] of the images' shape"
 
 
 def _check_own_jit(
@@ -250,14 +318,21 @@ def _check_own_jit(
         )
 
 
-def _check_logits_shape(logits: Any) -> None:
+def _check_logits_shape(logits: Any, least: int) -> None:
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise ValueError(f"the model must return logits alone; got a {type(logits).__name__}")
-    if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"logits must be [batch, classes] with at least two classes; got {logits.shape} for a "
-            "batch of 2"
-        )
+    if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < least:
+        what = "[batch, classes] with at least two classes" if least == 2 else "[batch, outputs]"
+        cure = ""
+        if logits.shape == (2,):
+            cure = "; one output a sample is logits[:, None]"
+        elif logits.shape == (2, 1):
+            cure = (
+                "; of one logit z that is a binary classifier return "
+                "jnp.concatenate([jnp.zeros_like(z), z], axis=1), whose cross-entropy is that of "
+                "the sigmoid, and for other targets give a loss of your own"
+            )
+        raise ValueError(f"logits must be {what}; got {logits.shape} for a batch of 2{cure}")
     if logits.dtype not in (np.float32, np.float64):
         raise ValueError(
             f"logits are {logits.dtype}, too coarse for a finite difference; compute the model in "

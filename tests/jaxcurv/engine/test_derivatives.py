@@ -55,7 +55,9 @@ WITHOUT: dict[str, Callable] = {
 @pytest.mark.parametrize("model", WITHOUT.values(), ids=WITHOUT)
 def test_a_model_without_a_derivative_is_refused(model: Callable) -> None:
     for estimator in (FiniteDifference(), HessianVector()):
-        with pytest.raises(ValueError, match="no derivative with respect to its input.*embeddings"):
+        with pytest.raises(
+            ValueError, match=r"no derivative with respect to its input.*embeddings"
+        ):
             input_curvature(model, TOKENS, LABELS, estimator=estimator)
 
 
