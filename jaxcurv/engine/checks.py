@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxcurv.data.reading import NORMALISE
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
-from jaxcurv.engine.model import AsTraced, Problem
+from jaxcurv.engine.model import AsTraced, Problem, arguments_of
 from jaxcurv.engine.tracing import differentiable, fingerprint, fixed_by_own_jit, trace
 
 
@@ -274,11 +274,11 @@ def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxp
         said = f"{error}".strip().partition("\n")[0][:_SAID]
         raise ValueError(
             f"the model fails on {pair.dtype} images {pair.shape}: {type(error).__name__}: {said}; "
-            f"{_cure(error, params)}"
+            f"{_cure(error, problem, params)}"
         ) from error
 
 
-def _cure(error: Exception, params: Any) -> str:
+def _cure(error: Exception, problem: Problem, params: Any) -> str:
     """What to do about a model that fails."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     if any(frame.f_globals.get("__name__", "").partition(".")[0] == "torch" for frame in frames):
@@ -286,10 +286,18 @@ def _cure(error: Exception, params: Any) -> str:
             "it calls torch, and JAX computes here: build the network in Flax and take its weights "
             "over with bridge.from_torch"
         )
+    if isinstance(error, flax.errors.ScopeCollectionNotFound | flax.errors.ScopeParamNotFoundError):
+        return (
+            'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
+            "...}"
+        )
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        return f"it is called with {arguments_of(problem.model)}"
     numbers = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree.leaves_with_path(params)
-        if jnp.shape(leaf) == () and (jnp.result_type(leaf) == bool or jax.typeof(leaf).weak_type)
+        if jnp.shape(leaf) == ()
+        and (jnp.result_type(leaf).kind == "b" or jax.typeof(leaf).weak_type)
     ]
     if numbers and isinstance(error, TypeError):
         return (

@@ -66,6 +66,13 @@ class _PlainCall:
         return self.logits_fn(images)
 
 
+def arguments_of(model: Callable[[Any, Array], Array]) -> str:
+    """What a model that `functional` has brought to its form is called with, in words."""
+    if isinstance(model, _NnxCall | _PlainCall):
+        return "the images alone, for no params are given"
+    return "params and images"
+
+
 def functional(
     logits_fn: LogitsFn | nnx.Module, params: Any
 ) -> tuple[Callable[[Any, Array], Array], Any]:
@@ -107,8 +114,10 @@ def check_params(params: Any, name: str = "params") -> None:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(f"{where} is a shape without values: initialise or load the weights")
         what = f"{where} is a {kind}"
-        if isinstance(leaf, str | bytes | np.ndarray | np.generic):
-            what = f"{where} is {leaf!r}"
+        if isinstance(leaf, np.ndarray | np.generic):
+            what = f"{where} is an array of {leaf.dtype}"
+        elif isinstance(leaf, str | bytes):
+            what = f"{where} is the text {leaf!r}"
         elif callable(leaf):
             what = f"{where} is the function or class {getattr(leaf, '__name__', kind)}"
         raise ValueError(f"{name} must hold arrays alone, but {what}: {_SPLIT}")

@@ -92,8 +92,8 @@ def test_scores_of_other_targets_are_those_of_their_hessian(name: str) -> None:
     np.testing.assert_allclose(exact.frobenius_norm, norms, rtol=1e-4)
     whole = score(name, LowRankGaussNewton(rank=4, probes=2))
     np.testing.assert_allclose(whole.score, exact.score, rtol=1e-4)
-    trace = score(name, HessianTrace(4000))
-    np.testing.assert_allclose(trace.score, exact.score, rtol=0.15)
+    trace = score(name, HessianTrace(200))
+    assert np.all(np.abs(trace.score - exact.score) < 5 * trace.standard_error)
     # Of one output, || H v || = L'' |w.v| || w ||, and a quadratic's difference is h times that.
     product, difference = (score(name, e) for e in (HessianVector(3), FiniteDifference(0.1, 3)))
     if name == "regression":

@@ -115,14 +115,14 @@ def test_embeddings_are_scored_as_the_message_says() -> None:
     """The score of the embedded tokens is that of softmax regression on their mean."""
     embeddings = TABLE[TOKENS.astype(int)]
     found = input_curvature(
-        lambda e: e.mean(axis=1), embeddings, LABELS, estimator=HessianVector(500)
+        lambda e: e.mean(axis=1), embeddings, LABELS, estimator=HessianVector(200)
     )
     z = embeddings.astype(np.float64).mean(1)
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     hessian = np.einsum("bi,ij->bij", p, np.eye(3)) - np.einsum("bi,bj->bij", p, p)
     # Of the embeddings H is the Kronecker product of this with 1/16 ones [4, 4], of norm 1/4.
     norms = np.linalg.norm(hessian, axis=(1, 2)) / 4
-    np.testing.assert_allclose(found.frobenius_norm, norms, rtol=0.15)
+    np.testing.assert_allclose(found.frobenius_norm, norms, rtol=0.3)
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,17 @@ NO_WEIGHTS: dict[str, tuple[Callable, Any, str]] = {
         Layer(WEIGHTS, functools.partial(jax.nn.gelu, approximate=False)),
         r"params\.activation is .*split",
     ),
-    "a text": (product, {"w": WEIGHTS, "name": "fc"}, r"params\['name'\] is 'fc'"),
-    "an array of texts": (product, {"w": WEIGHTS, "name": np.array("fc")}, r"\['name'\] is array"),
-    "an array of objects": (product, {"w": WEIGHTS.astype(object)}, r"params\['w'\] is array"),
+    "a text": (product, {"w": WEIGHTS, "name": "fc"}, r"params\['name'\] is the text 'fc'"),
+    "an array of texts": (
+        product,
+        {"w": WEIGHTS, "name": np.array("fc")},
+        r"\['name'\] is an array of <U2",
+    ),
+    "an array of objects": (
+        product,
+        {"w": WEIGHTS.astype(object)},
+        r"params\['w'\] is an array of object",
+    ),
     "a set": (product, {"w": WEIGHTS, "some": {1}}, r"params\['some'\] is a set"),
     "a dtype": (product, {"w": WEIGHTS, "dtype": jnp.float32}, r"\['dtype'\] is .*float32"),
     "a torch tensor": (product, {"w": torch.zeros(4, 3)}, r"\['w'\] is a torch tensor: bridge"),
@@ -181,6 +189,17 @@ FAILING: dict[str, tuple[Callable, Any, str]] = {
         {"w": WEIGHTS, "on": True},
         r"params\['on'\] is a Python number",
     ),
+    "Linen's params for its variables": (
+        Linen().apply,
+        VARIABLES["params"],
+        r'a Linen model.s apply takes all its variables: params=\{"params": ',
+    ),
+    "Haiku's apply": (
+        lambda p, rng, x: x @ p["w"],
+        {"w": WEIGHTS},
+        "it is called with params and images",
+    ),
+    "no params": (product, None, "it is called with the images alone, for no params are given"),
     "NumPy": (lambda x: np.asarray(x) @ WEIGHTS, None, "must be JAX code"),
 }
 
