@@ -355,7 +355,7 @@ class CheckedLoss(NamedTuple):
     """What the programs are compiled for."""
     losses: np.ndarray
     """Losses of two images, `[2, 2]`: under the labels 0 and 1, and 1 and 0; where labels are no
-    classes, under the first two samples', and those exchanged."""
+    classes, under two of the given ones, which differ where any do, and those exchanged."""
 
 
 def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
@@ -371,7 +371,9 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
         has no gradient.
     """
     classes = are_classes(labels, logits.shape[1])
-    labels = as_targets(labels[np.arange(2) % len(labels)])
+    # The first label, and the first that is another one.
+    other = (labels != labels[:1]).reshape(len(labels), -1).any(axis=1)
+    labels = as_targets(labels[[0, 1 % len(labels) if classes else np.argmax(other)]])
     if classes:  # a label without a logit is refused later, with its value; any serves here
         labels = np.clip(labels, 0, logits.shape[1] - 1)
     try:
@@ -390,11 +392,14 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
         )
     # That of the project is known by its identity, and holds nothing.
     now = loss if loss is cross_entropy else AsTraced(loss, fingerprint(program))
-    losses, gradient, swapped = jax.device_get(_examine_loss(now, logits, labels))
+    losses, gradient, swapped, of_first = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
         raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
-    if np.any(gradient[1] != 0):
-        raise ValueError("the loss mixes the samples of a batch: curvature is defined per sample")
+    if np.any(gradient[1] != 0) or abs(swapped[0, 0] - of_first) > _ROUNDING * abs(of_first):
+        raise ValueError(
+            "the loss mixes the samples of a batch, or their labels (logits [batch, 1] less labels "
+            "[batch] are [batch, batch]): curvature is defined per sample"
+        )
     if not gradient.any() and not _random_gradients(now, logits, labels).any():
         raise ValueError(
             "the loss has no gradient in the logits, so that every score would be 0: an error "
@@ -418,12 +423,14 @@ def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, A
 
 
 @partial(jax.jit, static_argnames="loss")
-def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """The losses, the gradient of the first one, and the losses in `CheckedLoss`."""
+def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
+    """The losses, the gradient of the first one, those in `CheckedLoss`, and the first of them with
+    its own label in both rows."""
     losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
     both = jnp.arange(2, dtype=jnp.int32) if are_classes(labels, logits.shape[1]) else labels
-    return losses, gradient, jnp.stack([loss(logits, y) for y in (both, both[::-1])])
+    swapped = jnp.stack([loss(logits, y) for y in (both, both[::-1])])
+    return losses, gradient, swapped, loss(logits, both[jnp.zeros(2, int)])[0]
 
 
 @partial(jax.jit, static_argnames="loss")

@@ -261,6 +261,15 @@ def test_labels_that_no_loss_can_take_are_refused(labels: Any, message: str) -> 
         input_curvature(linear, IMAGES, labels, params=ONE, indices=INDICES, loss=squared)
 
 
+@pytest.mark.parametrize("labels", [NUMBERS, np.repeat(NUMBERS[:2], [5, 2])], ids=["", "alike"])
+def test_a_loss_that_mixes_the_labels_of_a_batch_is_refused(labels: Any) -> None:
+    """`[batch, 1]` less `[batch]` is `[batch, batch]`."""
+    with pytest.raises(ValueError, match=r"the loss mixes the samples .*or their labels"):
+        input_curvature(
+            linear, IMAGES, labels, params=ONE, loss=lambda z, y: ((z - y) ** 2).mean(axis=1)
+        )
+
+
 def test_what_needs_classes_says_so() -> None:
     with pytest.raises(ValueError, match=r"logits must be real \[batch, class\] of at least two"):
         logit_scores(IMAGES @ ONE)
