@@ -373,7 +373,8 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
     classes = are_classes(labels, logits.shape[1])
     # The first label, and the first that is another one.
     other = (labels != labels[:1]).reshape(len(labels), -1).any(axis=1)
-    labels = as_targets(labels[[0, 1 % len(labels) if classes else np.argmax(other)]])
+    second = 1 % len(labels) if classes else int(np.argmax(other))
+    labels = as_targets(labels[np.array([0, second])])
     if classes:  # a label without a logit is refused later, with its value; any serves here
         labels = np.clip(labels, 0, logits.shape[1] - 1)
     try:
