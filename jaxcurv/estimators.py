@@ -273,7 +273,7 @@ class BatchProblem:
     images: "Array"
     """Floating `[batch, ...]`."""
     labels: "Array"
-    """int32 `[batch]`."""
+    """int32 `[batch]`, or what else a loss of your own takes, `[batch, ...]`."""
     indices: "Array"
     """uint32 `[batch]`."""
     key: "Array"
