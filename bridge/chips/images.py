@@ -128,12 +128,16 @@ def refused_layout(images: torch.Tensor) -> Iterator[None]:
 
 
 def require_rows(found: torch.Tensor, images: torch.Tensor) -> None:
-    """Refuses an output that has not one row a sample.
+    """Refuses an output that has not one row a sample; of one sample it is not asked.
+
+    Some networks squeeze the axis of one sample away.
 
     Raises:
       ValueError: it has another number of rows, as where an axis is missing from the inputs.
     """
-    if isinstance(found, torch.Tensor) and (found.ndim == 0 or len(found) != len(images)):
+    if len(images) == 1 or not isinstance(found, torch.Tensor):
+        return
+    if found.ndim == 0 or len(found) != len(images):
         raise ValueError(
             f"the network gives {tuple(found.shape)} for {len(images)} inputs "
             f"{tuple(images.shape)}, not one row each: give {_EXPECTED}"

@@ -462,7 +462,11 @@ DATA_SETS = [
 WRONG_TYPES = [
     Bad("integer key", lambda: curvature(key=0), r"key must be one jax.random.key\(seed"),
     Bad("old key", lambda: curvature(key=jax.random.PRNGKey(0)), "key must be one jax.random.key"),
-    Bad("no model", lambda: curvature(model=None), "the model fails.*it must be JAX code"),
+    Bad(
+        "no model",
+        lambda: curvature(model=None),
+        "got a NoneType, which is no function: give a function",
+    ),
     Bad("no estimator", lambda: curvature(estimator=None), r"such as FiniteDifference\(\)"),
     Bad("no loss", lambda: curvature(loss=None), "the loss fails on logits.*must be JAX code"),
     Bad("step text", lambda: FiniteDifference("1"), "step must be a positive number; got '1'"),

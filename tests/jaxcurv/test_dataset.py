@@ -747,7 +747,8 @@ def test_labels_that_a_source_tells_are_checked_before_any_compute(model: ConvNe
 def test_images_of_several_shapes_are_refused(model: ConvNet) -> None:
     image = np.zeros((6, 5, 2), np.float32)
     with pytest.raises(
-        ValueError, match=r"images must have one shape; image \d+ is float32 \(6, 5, 2\)"
+        ValueError,
+        match=r"images must have one shape; image \d+, at position \d+, is float32 \(6, 5, 2\)",
     ):
         score(model, changed(9, image=image))
 

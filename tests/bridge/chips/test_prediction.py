@@ -222,11 +222,12 @@ def test_bad_inputs_are_refused(network: nn.Module) -> None:
         predict(module, list(samples), **settings)
 
     with pytest.raises(
-        ValueError, match=r"must be float32 .*image 4 is float64 \(8, 8, 3\).*astype\(numpy.float32"
+        ValueError,
+        match=r"must be float32 .*image 4, at position 1, is float64 \(8, 8, 3\).*astype\(numpy.float32",
     ):
         run(sample(), sample(image=np.zeros((8, 8, 3)), index=4))
     with pytest.raises(
-        ValueError, match=r"image 0 is uint8 .*jaxcurv.data.Normalised\(source, jax"
+        ValueError, match=r"image 0, at position 0, is uint8 .*jaxcurv.data.Normalised\(source, jax"
     ):
         run(sample(image=np.zeros((8, 8, 3), np.uint8)))
     with pytest.raises(ValueError, match="of one shape; image 1"):
