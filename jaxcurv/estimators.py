@@ -12,7 +12,7 @@ that `engine.batch.dispatch` calls, and what `jaxcurv.curvature.reduce` makes of
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -48,10 +48,10 @@ class FiniteDifference:
     computed once. In nats per unit of the input. Assumes nothing of the model; at the usual step h
     the displacement, h sqrt(d) long, crosses kinks of a ReLU network, so that the score measures
     how the gradient changes over a neighbourhood and is not h times a Hessian-vector product.
-    Cost: 2 (n + 1) F.
+    Cost: 2 (n + 1) forward passes for n probes (a backward pass counts as one).
 
-    One probe (`probes=1`) is the cheap setting: 4 F and no standard error. BUILD_NOTES.md has its
-    rank agreement with ten.
+    One probe (`probes=1`) is the cheap setting: 4 forward passes and no standard error.
+    BUILD_NOTES.md has its rank correlation with ten.
     """
 
     step: float = 1e-3
@@ -59,7 +59,8 @@ class FiniteDifference:
     probes: int = 10
     """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the entries of the random vectors."""
+    """Distribution of the random vectors: independent signs (`rademacher`), standard normals
+    (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`)."""
 
     measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
 
@@ -82,7 +83,7 @@ class Published:
     score is divided by the batch size, and uses v = +-1 + 1e-7. The divisor is a setting here, not
     the length of the batch at hand: a score still belongs to its sample. The samples of the last,
     shorter batch of a published run were divided by that batch's own length.
-    Cost: 2 (n + 1) F; theirs is 4 n F.
+    Cost: 2 (n + 1) forward passes for n probes; theirs is 4 n.
     """
 
     batch_size: int
@@ -112,14 +113,15 @@ class HessianVector:
     In nats per squared unit of the input. The gradient is linearised once. H is the Hessian within
     the linear region that x lies in: on a ReLU network this is another score than Eq. 1, which sees
     the kinks around. `frobenius_norm` is sqrt((1/n) sum_i || H v_i ||^2), whose square is unbiased
-    for ||H||_F^2. Products by Pearlmutter (1994). Cost: 2 (n + 1) F, and 2 F more where `precision`
-    is not the highest.
+    for ||H||_F^2. Products by Pearlmutter (1994). Cost: 2 (n + 1) forward passes for n probes (a
+    backward pass counts as one), and 2 more where `precision` is not the highest.
     """
 
     probes: int = 10
     """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the entries of the random vectors."""
+    """Distribution of the random vectors: independent signs (`rademacher`), standard normals
+    (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`)."""
     precision: Precision = "highest"
     """Nothing cancels here, so that a coarser one is possible."""
 
@@ -143,7 +145,8 @@ class HessianTrace:
     In nats per squared unit of the input; may be negative. With `step` h, H v_i is replaced by
     (grad L(x + h v_i) - grad L(x)) / h: beside a `FiniteDifference` of the same step and
     distribution it then costs nothing, and estimates the trace smoothed over that neighbourhood.
-    With rademacher probes its variance is 2 sum_(i != j) H_ij^2 / n. Cost: 2 (n + 1) F.
+    With rademacher probes its variance is 2 sum_(i != j) H_ij^2 / n. Cost: 2 (n + 1) forward passes
+    for n probes (a backward pass counts as one).
     """
 
     probes: int = 10
@@ -151,7 +154,8 @@ class HessianTrace:
     step: float | None = None
     """h of a finite difference; None for exact Hessian-vector products."""
     distribution: Distribution = "rademacher"
-    """Distribution of the entries of the random vectors."""
+    """Distribution of the random vectors: independent signs (`rademacher`), standard normals
+    (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`)."""
 
     def __post_init__(self) -> None:
         if self.step is not None:
@@ -179,9 +183,9 @@ class GaussNewton:
     in x (ReLU, max-pooling, BatchNorm in evaluation mode), which is checked on a few samples; else
     it is the Hessian without the term of the model's own second derivative, and is called
     Gauss-Newton (Schraudolph, 2002). Needs a loss that is convex in the logits. In nats per squared
-    unit of the input. Cost for cross-entropy: (C + 1) F, a forward pass and a backward pass for the
-    loss and each of the C - 1 columns of V, and 2 F more where `precision` is not the highest;
-    memory: 2 (C - 1) gradients a sample.
+    unit of the input. Cost for cross-entropy: C + 1 forward passes (C classes; a backward pass
+    counts as one), a forward pass and a backward pass for the loss and each of the C - 1 columns of
+    V, and 2 more where `precision` is not the highest; memory: 2 (C - 1) gradients a sample.
     """
 
     precision: Precision = "highest"
@@ -199,7 +203,8 @@ class LowRankGaussNewton:
     trace within is exact, || V^T Q ||_F^2; that outside is estimated without bias by `probes`
     further vectors (Hutch++: Meyer, Musco, Musco and Woodruff, 2021), which give the standard
     error. `eigenvalues` are those of Q^T G Q: none exceeds the true one, and all of them together
-    fall short by `residual_trace`, the trace outside. Cost: (2 `rank` + `probes` + 3) F.
+    fall short by `residual_trace`, the trace outside. Cost: 2 `rank` + `probes` + 3 forward passes
+    (a backward pass counts as one), and 2 more where `precision` is not the highest.
     """
 
     rank: int = 8
@@ -228,7 +233,8 @@ class Adaptive:
 
     Probes come in rounds of `estimator.probes`; each sample stops by its own error alone, and the
     result's `probes` says how many it took. Stopping at the first small error biases that error low
-    by little; more probes a round make it less. Cost: 2 F for each probe taken and for each round.
+    by little; more probes a round make it less. Cost: 2 forward passes for each probe taken and for
+    each round.
     """
 
     estimator: Probed
@@ -302,7 +308,7 @@ class OwnEstimator(Protocol):
         """
 
     def forward_passes(self, classes: int) -> float:
-        """Cost a sample in F, see `forward_passes`."""
+        """Cost per sample in forward passes of the model; a backward pass counts as one."""
 
 
 Estimator = Probed | Adaptive | Spectral | OwnEstimator
@@ -391,24 +397,29 @@ def _check_choice(name: str, value: str, choices: object) -> None:
 
 
 def forward_passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:
-    """Cost a sample in F, the cost of a forward pass; a backward pass to the input is one more.
+    """Cost per sample in forward passes of the model; a backward pass to the input is one more.
 
     Args:
-      classes: C.
-      probes: mean number of probes that an adaptive estimator took; its first round's if None.
+      estimator: what is computed.
+      classes: number of classes.
+      probes: mean number of probes that an adaptive estimator took; its first round's if None. A
+        last round that `max_probes` cuts short counts in part.
     """
     match estimator:
         case Adaptive():
-            taken = estimator.estimator.probes if probes is None else probes
-            one = replace(estimator.estimator, probes=1)
-            two = replace(estimator.estimator, probes=2)
-            each = forward_passes(two, classes) - forward_passes(one, classes)
-            return forward_passes(one, classes) + (taken - 1) * each
+            rounds = 1.0 if probes is None else probes / estimator.estimator.probes
+            return rounds * forward_passes(estimator.estimator, classes)
         case GaussNewton():
-            return float(classes + 1)
+            return classes + 1 + _second_base(estimator.precision)
         case LowRankGaussNewton():
-            return float(2 * min(estimator.rank, classes - 1) + estimator.probes + 3)
+            cost = 2.0 * min(estimator.rank, classes - 1) + estimator.probes + 3
+            return cost + _second_base(estimator.precision)
         case OwnEstimator():
             return float(estimator.forward_passes(classes))
         case _:
-            return 2.0 * (estimator.probes + 1)
+            return 2.0 * (estimator.probes + 1) + _second_base(estimator.probing.precision)
+
+
+def _second_base(precision: Precision) -> float:
+    """Cost of the base gradient in a lower precision, beside the one that every table has."""
+    return 0.0 if precision == "highest" else 2.0
