@@ -52,15 +52,17 @@ class FiniteDifference:
 
     One probe (`probes=1`) is the cheap setting: 4 forward passes and no standard error.
     BUILD_NOTES.md has its rank correlation with ten.
+
+    Attributes:
+      step: step h of the finite difference, in units of the normalised input.
+      probes: number n of random vectors per sample.
+      distribution: distribution of the random vectors: independent signs (`rademacher`), standard
+        normals (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`).
     """
 
     step: float = 1e-3
-    """Step h of the finite difference, in units of the normalised input."""
     probes: int = 10
-    """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the random vectors: independent signs (`rademacher`), standard normals
-    (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`)."""
 
     measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
 
@@ -84,14 +86,16 @@ class Published:
     the length of the batch at hand: a score still belongs to its sample. The samples of the last,
     shorter batch of a published run were divided by that batch's own length.
     Cost: 2 (n + 1) forward passes for n probes; theirs is 4 n.
+
+    Attributes:
+      batch_size: batch size of the published run; every score is divided by it.
+      step: step h of the finite difference, in units of the normalised input.
+      probes: number n of random vectors per sample.
     """
 
     batch_size: int
-    """Batch size of the published run; every score is divided by it."""
     step: float = 1e-3
-    """Step h of the finite difference, in units of the normalised input."""
     probes: int = 10
-    """Number n of random vectors per sample."""
 
     measures: ClassVar[str] = f"{FiniteDifference.measures} over the published batch size"
 
@@ -115,15 +119,18 @@ class HessianVector:
     the kinks around. `frobenius_norm` is sqrt((1/n) sum_i || H v_i ||^2), whose square is unbiased
     for ||H||_F^2. Products by Pearlmutter (1994). Cost: 2 (n + 1) forward passes for n probes (a
     backward pass counts as one), and 2 more where `precision` is not the highest.
+
+    Attributes:
+      probes: number n of random vectors per sample.
+      distribution: distribution of the random vectors: independent signs (`rademacher`), standard
+        normals (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`).
+      precision: precision of convolutions and matrix products. Nothing cancels here, so that a
+        coarser one is possible; only accelerators have one.
     """
 
     probes: int = 10
-    """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the random vectors: independent signs (`rademacher`), standard normals
-    (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`)."""
     precision: Precision = "highest"
-    """Nothing cancels here, so that a coarser one is possible."""
 
     measures: ClassVar[str] = "mean of || H v ||"
 
@@ -147,15 +154,17 @@ class HessianTrace:
     distribution it then costs nothing, and estimates the trace smoothed over that neighbourhood.
     With rademacher probes its variance is 2 sum_(i != j) H_ij^2 / n. Cost: 2 (n + 1) forward passes
     for n probes (a backward pass counts as one).
+
+    Attributes:
+      probes: number n of random vectors per sample.
+      step: h of a finite difference; None for exact Hessian-vector products.
+      distribution: distribution of the random vectors: independent signs (`rademacher`), standard
+        normals (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`).
     """
 
     probes: int = 10
-    """Number n of random vectors per sample."""
     step: float | None = None
-    """h of a finite difference; None for exact Hessian-vector products."""
     distribution: Distribution = "rademacher"
-    """Distribution of the random vectors: independent signs (`rademacher`), standard normals
-    (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`)."""
 
     def __post_init__(self) -> None:
         if self.step is not None:
@@ -186,10 +195,13 @@ class GaussNewton:
     unit of the input. Cost for cross-entropy: C + 1 forward passes (C classes; a backward pass
     counts as one), a forward pass and a backward pass for the loss and each of the C - 1 columns of
     V, and 2 more where `precision` is not the highest; memory: 2 (C - 1) gradients a sample.
+
+    Attributes:
+      precision: precision of convolutions and matrix products. Nothing cancels here, so that a
+        coarser one is possible; only accelerators have one.
     """
 
     precision: Precision = "highest"
-    """Nothing cancels here, so that a coarser one is possible."""
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, Precision)
@@ -205,14 +217,17 @@ class LowRankGaussNewton:
     error. `eigenvalues` are those of Q^T G Q: none exceeds the true one, and all of them together
     fall short by `residual_trace`, the trace outside. Cost: 2 `rank` + `probes` + 3 forward passes
     (a backward pass counts as one), and 2 more where `precision` is not the highest.
+
+    Attributes:
+      rank: dimensions of the subspace.
+      probes: random vectors for what is outside.
+      precision: precision of convolutions and matrix products. Nothing cancels here, so that a
+        coarser one is possible; only accelerators have one.
     """
 
     rank: int = 8
-    """Dimensions of the subspace."""
     probes: int = 8
-    """Random vectors for what is outside."""
     precision: Precision = "highest"
-    """Nothing cancels here, so that a coarser one is possible."""
 
     def __post_init__(self) -> None:
         _check_count("rank", self.rank)
@@ -235,14 +250,16 @@ class Adaptive:
     result's `probes` says how many it took. Stopping at the first small error biases that error low
     by little; more probes a round make it less. Cost: 2 forward passes for each probe taken and for
     each round.
+
+    Attributes:
+      estimator: what is averaged over the probes; its `probes` are those of a round, at least 2.
+      tolerance: standard error over |score| to reach.
+      max_probes: largest number of probes per sample; the standard error then says where it stands.
     """
 
     estimator: Probed
-    """What is averaged over the probes; its `probes` are those of a round, at least 2."""
     tolerance: float = 0.1
-    """Standard error over |score| to reach."""
     max_probes: int = 100
-    """Give up after this many; the standard error then says where it stands."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.estimator, Probed):
@@ -267,27 +284,29 @@ class BatchProblem:
     """What an estimator of your own is given: a batch and the model's functions of its images.
 
     Each function takes images `[batch, ...]`. Entry i of its result depends on image i alone.
+
+    Attributes:
+      images: floating `[batch, ...]`.
+      labels: int32 `[batch]`.
+      indices: uint32 `[batch]`.
+      key: key of the run.
+      base_gradient: grad L at `images`, `[batch, ...]`; shared with the other estimators.
+      logits: function from images to logits `[batch, classes]`.
+      losses: function from images to L under `labels`, `[batch]`.
+      gradient: function from images to grad L with respect to them, `[batch, ...]`.
+      probe: function `probe(number, distribution="rademacher")`, which gives random vector `number`
+        of each sample, `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.engine.probe`).
     """
 
     images: "Array"
-    """Floating `[batch, ...]`."""
     labels: "Array"
-    """int32 `[batch]`."""
     indices: "Array"
-    """uint32 `[batch]`."""
     key: "Array"
-    """Key of the run."""
     base_gradient: "Array"
-    """grad L at `images`, `[batch, ...]`; shared with the other estimators."""
     logits: Callable[["Array"], "Array"]
-    """`[batch, classes]`."""
     losses: Callable[["Array"], "Array"]
-    """L under `labels`, `[batch]`."""
     gradient: Callable[["Array"], "Array"]
-    """grad L with respect to the images, `[batch, ...]`."""
     probe: Callable[..., "Array"]
-    """`probe(number, distribution="rademacher")`: random vector `number` of each sample,
-    `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.engine.probe`)."""
 
 
 @runtime_checkable

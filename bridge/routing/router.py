@@ -79,8 +79,8 @@ class Router:
 
     Raises:
       ValueError: a digital model that computes as in training, an unknown score, a NaN threshold or
-        one that the named score never reaches; when called, a digital model of other classes, malformed batches, samples
-        without a stored score and logits that are not finite.
+        one that the named score never reaches; when called, a digital model of other classes,
+        malformed batches, samples without a stored score and logits that are not finite.
     """
 
     digital: nn.Module

@@ -275,8 +275,10 @@ def test_a_threshold_that_no_score_reaches_is_refused(model, chip, score, thresh
 
 @pytest.mark.parametrize(
     ("score", "threshold"),
-    [("margin", 0.0), ("margin", np.inf), ("margin", -0.5), ("least_confidence", 1.0)]
-    + [("entropy", 5.0), ({1: 7.0}, 5.0)],
+    [
+        *(("margin", 0.0), ("margin", np.inf), ("margin", -0.5)),
+        *(("least_confidence", 1.0), ("entropy", 5.0), ({1: 7.0}, 5.0)),
+    ],
 )
 def test_other_thresholds_are_taken(model, chip, score, threshold):
     assert Router(model, chip, threshold, score).threshold == threshold
