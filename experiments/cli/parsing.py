@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.cli import arguments as command_line
+from experiments.cli.descriptions import DOES
 from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
@@ -75,6 +76,7 @@ def parse_preset(
     """
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"Usage: python -m experiments {command} PRESET [flags]\n")
+        print(f"{wrapped(f'{command}: {DOES[command]}', indent='')}\n")
         print("Presets, listed with what they run by `python -m experiments presets`:")
         print(wrapped(", ".join(PRESETS)))
         print(f"\nEvery flag: python -m experiments {command} PRESET --help")
@@ -106,19 +108,20 @@ def parse_preset(
         if remembered
         else f"Defaults are those of the preset {name}."
     )
+    what = f"{command}: {DOES[command]} Preset {name}: {PRESETS[name].description}."
     return command_line.parse(
         kind,
         f"python -m experiments {command} {name}",
         flags,
-        description=f"{PRESETS[name].description}. {starts}",
+        description=f"{what} {starts}",
         default=start,
     )
 
 
-def wrapped(text: str) -> str:
-    """A text in lines that fit the terminal, indented by two."""
+def wrapped(text: str, indent: str = "  ") -> str:
+    """A text in lines that fit the terminal."""
     columns = shutil.get_terminal_size().columns
-    return textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ")
+    return textwrap.fill(text, columns, initial_indent=indent, subsequent_indent=indent)
 
 
 def folder_of(arguments: Sequence[str]) -> Path:

@@ -44,7 +44,8 @@ else:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """Computes the curvature of every image in a folder under a model of your own."""
+    """Computes the curvature of every image in a folder under a model of your own. (For the stage
+    of a run: score PRESET --help.)"""
 
     model: str
     """Where the model comes from: PACKAGE.MODULE:FACTORY, Python code that is run; modules in the

@@ -34,7 +34,8 @@ _FALL_WITH_FRAGILITY = ("margin", "label_margin")
 
 @dataclass(frozen=True)
 class OwnPredictions:
-    """Which samples fail on a chip and what predicts it, from your own tables.
+    """Which samples fail on a chip and what predicts it, from your own tables. (For the stage of a
+    run: analyse PRESET --help.)
 
     They are CSV or Parquet files, joined by their column `index`.
     """
