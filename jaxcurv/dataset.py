@@ -238,7 +238,7 @@ def _check_arguments(
         raise ValueError(f"batch_size must be auto or at least 1; got {batch_size!r}")
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError(
-            'estimators must be a mapping, {"curvature": FiniteDifference()}; got '
+            'give estimators by name, a mapping {"curvature": FiniteDifference()}; got '
             + ("an empty one" if isinstance(estimators, Mapping) else type(estimators).__name__)
         )
     for name, estimator in estimators.items():

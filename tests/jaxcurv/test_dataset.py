@@ -791,7 +791,7 @@ def test_nothing_to_score_is_refused(model: ConvNet) -> None:
     ],
 )
 def test_estimators_without_names_are_refused(model: ConvNet, given: Any, got: str) -> None:
-    with pytest.raises(ValueError, match=rf"a mapping, {{.curvature.: FiniteDiff.*; got {got}$"):
+    with pytest.raises(ValueError, match=rf"a mapping {{.curvature.: FiniteDiff.*; got {got}$"):
         score(model, samples()[:3], estimators=given)
 
 
