@@ -300,9 +300,10 @@ def _rescored(runs: Sequence[_Run]) -> Iterator[str]:
     if found:
         yield "## What the paper leaves open about the score"
         yield (
-            "Each variant differs from the default score (shipped) in one thing: Spearman's rho with it, of "
-            "all and of the digitally correct samples; the share of its D1 and D10 that is in the "
-            f"variant's; and the variant's failure rates under {FULL_PROFILE}, test fold."
+            "Each variant differs from the default score (shipped) in one thing: Spearman's rho "
+            "with it, of all and of the digitally correct samples; the share of its D1 and D10 "
+            "that is in the variant's; and the variant's failure rates under "
+            f"{FULL_PROFILE}, test fold."
         )
     for run in found:
         table = pd.read_csv(run.folder / "rescore" / "variants.csv")
