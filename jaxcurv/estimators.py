@@ -1,8 +1,8 @@
 """How curvature is estimated: plain settings, importable without JAX.
 
 Notation: x an image of d values, y its label, L the loss, z = f(x) the C logits, H the Hessian of
-L with respect to x, J = dz/dx, v_i a random vector with E[v v^T] = I, n the number of them, F the
-cost of one forward pass of the model (a backward pass to the input costs as much). Images are
+L with respect to x, J = dz/dx, v_i a random vector with E[v v^T] = I, n the number of them. Costs
+are in forward passes of the model; a backward pass to the input counts as one. Images are
 normalised as the model expects; "input" below is one such unit. Every score grows with fragility.
 
 One of your own is an `OwnEstimator`. One that ships is settings here, a program in `jaxcurv.engine`

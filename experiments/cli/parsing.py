@@ -4,7 +4,8 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from experiments.cli.descriptions import DOES
 from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
-from experiments.settings.values import INLINE, positional
+from experiments.settings.values import INLINE, dashed, positional
 
 Parsed = TypeVar("Parsed")
 
@@ -113,9 +114,25 @@ def parse_preset(
         kind,
         f"python -m experiments {command} {name}",
         flags,
-        description=f"{what} {starts}",
+        description=f"{what} {_reads(start, command)}{starts}",
         default=start,
     )
+
+
+def _reads(start: Options, command: str) -> str:
+    """Which of the flags a stage or a study takes; "" where it is all of them."""
+    from experiments.pipeline.registry import STAGES
+
+    common = {one.name for one in fields(Options)}
+    if own := [one.name for one in fields(start) if one.name not in common]:
+        return f"Its own flags are --{dashed(own[0])}.*; the others are the run's. "
+    if command not in STAGES or command == "report":
+        return ""
+    named = []
+    for setting in STAGES[command].settings:
+        value = reduce(getattr, setting.split("."), start.experiment)
+        named.append(f"--{dashed(setting)}{'.*' * is_dataclass(value)}")
+    return f"It reads the flags {', '.join(named)}; the others are those of other stages. "
 
 
 def wrapped(text: str, indent: str = "  ") -> str:

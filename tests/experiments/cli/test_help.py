@@ -100,6 +100,20 @@ def test_help_says_first_what_the_command_does(
         )
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("flips", "It reads the flags --data.*, --folds, --limit, --simulate.adc.*, "),
+        ("score", "--score.*; the others are those of other stages."),
+        ("drift", "Its own flags are --drift.*; the others are the run's."),
+    ],
+)
+def test_help_says_which_flags_a_command_reads(
+    command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in " ".join(helped(f"{command} digits", capsys).split())
+
+
 def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     names = {
         name for line, _ in texts(helped("run digits", capsys)) for name in re.split(r",? ", line)
