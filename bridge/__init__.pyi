@@ -13,5 +13,6 @@ from .chips.profiles import PROFILES as PROFILES
 from .chips.profiles import Profile as Profile
 from .chips.programming import program as program
 from .routing.router import Router as Router
+from .weights.comparison import same_logits as same_logits
 from .weights.state import from_torch as from_torch
 from .weights.state import to_torch as to_torch

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
-
 import numpy as np
 import numpy.typing as npt
+
+from jaxcurv.settings import is_number, is_whole, plain, require_whole
 
 
 def vector(name: str, values: npt.ArrayLike, kinds: str, want: str) -> npt.NDArray:
@@ -39,13 +38,29 @@ def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     Raises:
         ValueError: for other dtypes or shapes, and no chip.
     """
-    array = np.asarray(values)
+    array = rows_of_chips(name, values)
     if array.dtype != np.bool_ or array.ndim not in (1, 2) or array.shape[0] == 0:
         raise ValueError(
             f"{name} must be bools [samples], or [chips, samples], such as prediction == label; "
             f"got {array.dtype} {array.shape}"
         )
     return np.atleast_2d(array)
+
+
+def rows_of_chips(name: str, values: npt.ArrayLike) -> npt.NDArray:
+    """An array of one chip's samples, or of a row a chip.
+
+    Raises:
+        ValueError: the chips are not all of as many samples.
+    """
+    if isinstance(values, list | tuple):
+        lengths = {np.shape(row)[-1] for row in values if np.ndim(row)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{name} has chips of {' and '.join(map(str, sorted(lengths)))} samples; give "
+                "those of the same samples for each"
+            )
+    return np.asarray(values)
 
 
 def sample_indices(indices: npt.ArrayLike | None, samples: int) -> npt.NDArray:
@@ -71,28 +86,41 @@ def same_length(**arrays: npt.NDArray) -> None:
         raise ValueError(f"lengths differ: {lengths}; pass the same samples in the same order")
 
 
-def require_confidence(confidence: float) -> None:
-    """Refuses a confidence outside (0, 1)."""
-    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+def require_confidence(confidence: float) -> float:
+    """A confidence in (0, 1) as a float; refuses others."""
+    number = plain(confidence)
+    if not is_number(number) or not 0 < number < 1:
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence!r}")
+    return float(number)
 
 
-def require_resamples(resamples: int) -> None:
-    """Refuses a bootstrap without resamples."""
-    require_count("resamples", resamples)
+def require_resamples(resamples: int) -> int:
+    """The number of resamples as an int; refuses a bootstrap without any."""
+    return require_count("resamples", resamples)
 
 
-def require_count(name: str, count: int, least: int = 1) -> None:
-    """Refuses what is no whole number, or a smaller one than `least`."""
-    if isinstance(count, bool) or not isinstance(count, Integral):
-        raise ValueError(f"{name} must be a whole number; got {count!r}")
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}; got {count}")
+def require_count(name: str, count: int, least: int = 1) -> int:
+    """A whole number as an int; refuses what is none, or a smaller one than `least`."""
+    return require_whole(name, count, least)
 
 
-def require_finite(name: str, value: float, *, positive: bool = False) -> None:
-    """Raises ValueError unless `value` is a finite number >= 0, or > 0 where `positive`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def require_seed(seed: int) -> int:
+    """A seed as an int; refuses what is no whole number from 0 on."""
+    number = plain(seed)
+    if not is_whole(number) or number < 0:
+        raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
+    return number
+
+
+def require_finite(name: str, value: float, *, positive: bool = False) -> float:
+    """A number as an int or a float.
+
+    Raises:
+        ValueError: it is no finite number >= 0, or > 0 where `positive`.
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}")
+    if not is_number(number) or number < 0 or (positive and number == 0):
+        raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {number}")
+    return number

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -40,6 +39,7 @@ from jaxcurv.score_tables import (
     shard_metadata,
     table_metadata,
 )
+from jaxcurv.settings import is_whole, plain
 from jaxcurv.shards import Shards, check_name, merge_shards, read_finished
 from jaxcurv.storage.checksums import hash_tree, read_json, write_json
 from jaxcurv.storage.lock import FolderInUse, lock
@@ -147,7 +147,8 @@ def score_dataset(
     """
     key = default_key() if key is None else key
     check_key(key)
-    turn = (jax.process_index(), jax.process_count()) if shard is None else shard
+    batch_size = plain(batch_size)
+    turn = (jax.process_index(), jax.process_count()) if shard is None else plain(shard)
     _check_arguments(estimators, batch_size, turn, out)
     source = as_source(source, keys=keys)
     if len(source) == 0:
@@ -234,7 +235,7 @@ def _check_arguments(
     turn: tuple[int, int],
     out: str | os.PathLike[str] | None,
 ) -> None:
-    if batch_size != "auto" and (not isinstance(batch_size, Integral) or batch_size < 1):
+    if batch_size != "auto" and (not is_whole(batch_size) or batch_size < 1):
         raise ValueError(f"batch_size must be auto or at least 1; got {batch_size!r}")
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError(
@@ -251,7 +252,7 @@ def _check_arguments(
         raise ValueError(f"an estimator cannot be named {', '.join(taken)}: the table has that")
     if (
         not isinstance(turn, tuple)
-        or [isinstance(part, Integral) for part in turn] != [True, True]
+        or [is_whole(part) for part in turn] != [True, True]
         or not 0 <= turn[0] < turn[1]
     ):
         raise ValueError(f"shard must be (i, n) with 0 <= i < n; got {turn}")

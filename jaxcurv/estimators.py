@@ -10,11 +10,11 @@ that `engine.batch.dispatch` calls, and what `jaxcurv.curvature.reduce` makes of
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+from jaxcurv.settings import is_number, make_plain, plain, require_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -67,8 +67,9 @@ class FiniteDifference:
     measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check_step(self.step)
-        _check_count("probes", self.probes)
+        require_whole("probes", self.probes, 1)
         _check_choice("distribution", self.distribution, Distribution)
 
     @property
@@ -100,9 +101,10 @@ class Published:
     measures: ClassVar[str] = f"{FiniteDifference.measures} over the published batch size"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check_step(self.step)
-        _check_count("probes", self.probes)
-        _check_count("batch_size", self.batch_size)
+        require_whole("probes", self.probes, 1)
+        require_whole("batch_size", self.batch_size, 1)
 
     @property
     def probing(self) -> Probing:
@@ -135,7 +137,8 @@ class HessianVector:
     measures: ClassVar[str] = "mean of || H v ||"
 
     def __post_init__(self) -> None:
-        _check_count("probes", self.probes)
+        make_plain(self)
+        require_whole("probes", self.probes, 1)
         _check_choice("distribution", self.distribution, Distribution)
         _check_choice("precision", self.precision, Precision)
 
@@ -167,9 +170,10 @@ class HessianTrace:
     distribution: Distribution = "rademacher"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.step is not None:
             _check_step(self.step)
-        _check_count("probes", self.probes)
+        require_whole("probes", self.probes, 1)
         _check_choice("distribution", self.distribution, Distribution)
 
     @property
@@ -204,6 +208,7 @@ class GaussNewton:
     precision: Precision = "highest"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check_choice("precision", self.precision, Precision)
 
 
@@ -230,8 +235,9 @@ class LowRankGaussNewton:
     precision: Precision = "highest"
 
     def __post_init__(self) -> None:
-        _check_count("rank", self.rank)
-        _check_count("probes", self.probes)
+        make_plain(self)
+        require_whole("rank", self.rank, 1)
+        require_whole("probes", self.probes, 1)
         _check_choice("precision", self.precision, Precision)
 
 
@@ -262,16 +268,17 @@ class Adaptive:
     max_probes: int = 100
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not isinstance(self.estimator, Probed):
             raise ValueError(
                 "only FiniteDifference, HessianVector, HessianTrace and Published adapt; got "
                 f"{type(self.estimator).__name__}"
             )
-        _check_count("max_probes", self.max_probes)
+        require_whole("max_probes", self.max_probes, 1)
         if self.estimator.probes < 2:
             raise ValueError("adaptive probing needs rounds of at least 2 probes to see an error")
-        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise ValueError(f"tolerance must be a positive number; got {self.tolerance}")
+        if not is_number(self.tolerance) or self.tolerance <= 0:
+            raise ValueError(f"tolerance must be a positive number; got {self.tolerance!r}")
         if self.max_probes < self.estimator.probes:
             raise ValueError(
                 f"max_probes must be at least the {self.estimator.probes} of one round; got "
@@ -363,7 +370,8 @@ def describe(estimator: Estimator) -> dict[str, Any]:
         kind.__name__ if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
     )
     if isinstance(estimator, OwnEstimator):
-        return {"name": name, "fields": asdict(estimator)}  # type: ignore[call-overload]
+        fields = asdict(estimator)  # type: ignore[call-overload]
+        return {"name": name, "fields": {one: plain(value) for one, value in fields.items()}}
     described = {"name": name, **asdict(estimator)}
     if isinstance(estimator, Adaptive):
         described["estimator"] = describe(estimator.estimator)
@@ -399,15 +407,8 @@ def named_estimators(probes: int = 10) -> dict[str, Estimator]:
 
 
 def _check_step(step: float) -> None:
-    if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < math.inf:
+    if not is_number(step) or step <= 0:
         raise ValueError(f"step must be a positive number; got {step!r}")
-
-
-def _check_count(name: str, count: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, Integral):
-        raise ValueError(f"{name} must be a whole number; got {count!r}")
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1; got {count}")
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:

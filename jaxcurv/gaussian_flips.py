@@ -7,6 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from jaxcurv.rows import require_same_rows
+
 
 def gaussian_flip_probability(
     margin: npt.ArrayLike, shift: npt.ArrayLike, variance: npt.ArrayLike
@@ -35,6 +37,7 @@ def gaussian_flip_probability(
         ValueError: for NaN or infinite values, negative margins or variances, other dtypes or
             shapes.
     """
+    require_same_rows(margin=margin, shift=shift, variance=variance)
     m, s, v = _vector("margin", margin), _vector("shift", shift), _vector("variance", variance)
     if not len(m) == len(s) == len(v):
         raise ValueError(

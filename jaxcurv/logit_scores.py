@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxcurv.rows import require_same_rows
+
 
 def logit_scores(logits: Any, labels: Any = None) -> dict[str, Any]:
     """Scores of one forward pass, `[batch]` by name; nothing cancels where a model is confident.
@@ -34,6 +36,8 @@ def logit_scores(logits: Any, labels: Any = None) -> dict[str, Any]:
       ValueError: other shapes, or labels that are no integers; for NumPy also other dtypes, logits
         that are not finite and labels that are no class.
     """
+    of_samples = logits.iloc[:, 0] if hasattr(logits, "iloc") else logits  # a DataFrame's rows
+    require_same_rows(logits=of_samples, labels=labels)
     on_host = isinstance(logits, np.ndarray) or not hasattr(logits, "__array_namespace__")
     xp: Any = np if on_host else logits.__array_namespace__()
     z, y = xp.asarray(logits), None if labels is None else xp.asarray(labels)

@@ -14,7 +14,6 @@ the weights first, take the margin of the exact weights' prediction there, and l
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
+from jaxcurv.settings import is_whole, plain
 
 _GRADIENT_BYTES = 256 * 2**20
 """Bytes of weight gradients held at once."""
@@ -177,8 +177,9 @@ def margins_of_all(
     description: str,
 ) -> pd.DataFrame:
     """`margin_table`, whose noises may be none: then at the cost of one forward pass."""
-    size = _BATCH if batch_size == "auto" else batch_size
-    if not isinstance(size, Integral) or len(source) == 0 or size < 1:
+    size = plain(batch_size)
+    size = _BATCH if size == "auto" else size
+    if not is_whole(size) or len(source) == 0 or size < 1:
         raise ValueError(
             f"nothing to compute: {len(source)} samples in batches of {size}; both must be whole "
             "numbers from 1 on"

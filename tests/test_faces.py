@@ -21,7 +21,7 @@ SHOWN = {
     "jaxcurv.engine": "cross_entropy probe",
     "jaxcurv.training": "Recipe fit keep_trained restore_best",
     "bridge": "PROFILES Profile Router compare_predictors failure_table from_torch load_chip "
-    "output_noise predict program save_chip to_torch weight_moments "
+    "output_noise predict program same_logits save_chip to_torch weight_moments "
     "analysis chips routing weights",
     "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
     "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
@@ -33,8 +33,8 @@ SHOWN = {
     "weight_moments",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
-    "bridge.weights": "Checkpoint from_torch load_checkpoint load_weights resnet18 resnet50 "
-    "save_weights to_torch twin",
+    "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "
+    "resnet50 same_logits save_weights to_torch twin",
 }
 EARLIER = {
     "jaxcurv": "Adaptive Curvature FiniteDifference GaussNewton HessianTrace HessianVector "
@@ -57,7 +57,7 @@ EARLIER = {
 def fields_of(kind: object) -> list[str]:
     """The fields of a dataclass or a named tuple; none of anything else."""
     if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
+        return [field.name for field in dataclasses.fields(kind) if field.init]
     return list(getattr(kind, "_fields", ()))
 
 

@@ -16,9 +16,12 @@ from bridge.checks import (
     chips_of,
     real_scores,
     require_confidence,
+    require_count,
     require_resamples,
+    require_seed,
     same_length,
 )
+from jaxcurv.rows import require_same_rows
 
 
 def calibration_table(
@@ -60,6 +63,7 @@ def calibration_table(
     Raises:
         ValueError: for no samples, NaN, probabilities outside [0, 1], other dtypes or shapes.
     """
+    require_same_rows(probability=probability, failed=failed)
     p = real_scores(probability, "probability")
     outcomes = chips_of("failed", failed)
     same_length(probability=p, failed=outcomes)
@@ -67,10 +71,9 @@ def calibration_table(
         raise ValueError("no samples to compare; give at least one")
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"probability must lie in [0, 1]; got {p.min():g}..{p.max():g}")
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1; got {bins}")
-    require_confidence(confidence)
-    require_resamples(resamples)
+    bins = require_count("bins", bins)
+    confidence = require_confidence(confidence)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     edges = np.linspace(0.0, 1.0, bins + 1)
     place = np.searchsorted(edges[1:-1], p, side="left")
     rng = np.random.default_rng(seed)

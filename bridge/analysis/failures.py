@@ -21,10 +21,12 @@ from bridge.checks import (
     require_confidence,
     require_count,
     require_resamples,
+    require_seed,
     same_length,
     sample_indices,
     vector,
 )
+from jaxcurv.rows import require_same_rows
 
 
 def analog_only_failures(
@@ -42,6 +44,7 @@ def analog_only_failures(
     Raises:
         ValueError: for other dtypes or shapes.
     """
+    require_same_rows(digital_correct=digital_correct, analog_correct=analog_correct)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
     same_length(digital_correct=digital, analog_correct=analog)
@@ -66,9 +69,10 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
     """
+    require_same_rows(score=score, indices=indices)
     score = real_scores(score)
     indices = sample_indices(indices, len(score))
-    require_count("bins", bins)
+    bins = require_count("bins", bins)
     if len(score) < bins:
         raise ValueError(f"{len(score)} samples cannot fill {bins} bins; score more or ask fewer")
     rank = np.empty(len(score), np.int64)
@@ -89,6 +93,7 @@ def edge_ties(score: npt.ArrayLike, decile: npt.ArrayLike) -> npt.NDArray[np.boo
     Raises:
         ValueError: for NaN, other dtypes or shapes.
     """
+    require_same_rows(score=score, decile=decile)
     score = real_scores(score)
     decile = vector("decile", decile, "iu", "integers")
     same_length(score=score, decile=decile)
@@ -112,6 +117,7 @@ def within_class_rank(score: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArra
     Raises:
         ValueError: for NaN, other dtypes or shapes.
     """
+    require_same_rows(score=score, labels=labels)
     score = real_scores(score)
     labels = vector("labels", labels, "iu", "integers")
     same_length(score=score, labels=labels)
@@ -151,6 +157,7 @@ def trend_test(decile: npt.ArrayLike, failed: npt.ArrayLike) -> Trend:
     Raises:
         ValueError: for other dtypes or shapes.
     """
+    require_same_rows(decile=decile, failed=failed)
     decile = vector("decile", decile, "iu", "integers")
     failed = chips_of("failed", failed)
     same_length(decile=decile, failed=failed)
@@ -219,13 +226,16 @@ def failure_table(
     Raises:
         ValueError: for NaN, repeated indices, too few samples, other dtypes or shapes.
     """
+    require_same_rows(
+        score=score, digital_correct=digital_correct, analog_correct=analog_correct, indices=indices
+    )
     score = real_scores(score)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
     failed = analog_only_failures(digital, analog)
     same_length(score=score, correct=failed)
-    require_confidence(confidence)
-    require_resamples(resamples)
+    confidence = require_confidence(confidence)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     decile = deciles(score, sample_indices(indices, len(score)), bins)
     rows = pd.DataFrame(
         {

@@ -40,7 +40,7 @@ def wilson_interval(
         raise ValueError(f"failures and trials must be integers; got {k.dtype} and {n.dtype}")
     if np.any(k < 0) or np.any(k > n):
         raise ValueError("failures must lie between 0 and trials")
-    require_confidence(confidence)
+    confidence = require_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     n = np.where(n > 0, n, np.nan)
     p = k / n

@@ -18,8 +18,10 @@ from bridge.checks import (
     real_scores,
     require_confidence,
     require_resamples,
+    require_seed,
     same_length,
 )
+from jaxcurv.rows import require_same_rows
 
 COLUMNS = (
     *("first", "second", "chips_first", "chips_second", "pairs", "rate_first", "rate_second"),
@@ -99,11 +101,14 @@ def failure_overlap(
     """
     if not failures:
         raise ValueError("no failures to compare; give those of at least one name")
+    require_same_rows(
+        **{f"failures of {name}": one for name, one in failures.items()}, margin=margin
+    )
     failed = {name: chips_of(f"failures of {name}", one) for name, one in failures.items()}
     margin = real_scores(margin, "margin")
     same_length(**{f"failures of {name}": one for name, one in failed.items()}, margin=margin)
-    require_confidence(confidence)
-    require_resamples(resamples)
+    confidence = require_confidence(confidence)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     bin_of = deciles(margin, np.arange(len(margin)), bins) - 1
     with_margin = {
         name: _correlation(_ranks(one.sum(axis=0)), _ranks(margin)) for name, one in failed.items()
@@ -219,8 +224,8 @@ def systematic_share(
         ValueError: for one chip or no samples, other dtypes or shapes.
     """
     failed = chips_of("failures", failures)
-    require_confidence(confidence)
-    require_resamples(resamples)
+    confidence = require_confidence(confidence)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     chips, samples = failed.shape
     if chips < 2 or samples < 1:
         raise ValueError(

@@ -14,12 +14,15 @@ from bridge.analysis.intervals import chip_counts, percentile_interval, sample_c
 from bridge.checks import (
     real_scores,
     require_confidence,
+    require_count,
     require_resamples,
+    require_seed,
     same_length,
     sample_indices,
     vector,
 )
 from jaxcurv.extras import require
+from jaxcurv.rows import require_same_rows
 
 Among = Literal["correct", "all"]
 """The samples that are compared: the digitally correct ones, or all."""
@@ -95,13 +98,15 @@ def compare_predictors(
     _require_named(scores, "compare")
     if among not in get_args(Among):
         raise ValueError(f"among is one of {', '.join(get_args(Among))}, got {among!r}")
+    correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
+    require_same_rows(**{**scores, **correct, "labels": labels, "indices": indices})
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = {name: real_scores(score, name) for name, score in scores.items()}
     same_length(**values, correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
-    require_confidence(confidence)
-    require_resamples(resamples)
+    confidence, bins = require_confidence(confidence), require_count("bins", bins)
+    resamples, seed = require_resamples(resamples), require_seed(seed)
     reference = next(iter(scores)) if reference is None else reference
     if reference not in scores:
         raise ValueError(f"no reference {reference!r} here; there is {', '.join(scores)}")
@@ -207,7 +212,10 @@ def cross_validated_logistic(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import QuantileTransformer
 
+    folds, seed = require_count("folds", folds, least=2), require_seed(seed)
     _require_named(scores, "combine")
+    correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
+    require_same_rows(**{**scores, **correct, "indices": indices})
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = [real_scores(score, name) for name, score in scores.items()]

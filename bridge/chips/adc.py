@@ -1,16 +1,19 @@
 """The ADC's range: calibrated on images, and how much lies beyond it."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from statistics import median
 
 import torch
 from aihwkit.simulator.parameters.enums import NoiseManagementType
 from torch import nn
 
-from bridge.chips.images import refused_layout
+from bridge.chips.images import refused_layout, require_rows
 from bridge.chips.tiles import Tile, named_tiles
+from bridge.chips.weight_noise import largest_target
 from jaxcurv.progress import progress
 
 _CHUNK = 32  # images at once where tiles are observed: unfolded images are large
@@ -27,11 +30,15 @@ def calibrate_ranges(
       percentile: the range is this percentile of the outputs' magnitudes, by nearest rank.
 
     Returns:
-      The ranges by tile; not set.
+      The ranges by tile; not set. A tile whose outputs are all 0 on these images, such as one of
+      pruned weights, has no range of its own: relative to its largest weight it gets the median of
+      the other tiles' ranges, 1 if there is none, and a UserWarning names it. Where only the
+      percentile is 0, the largest output takes its place, and a UserWarning says so.
 
     Raises:
-      ValueError: images that leave a tile without a range.
+      ValueError: images that are all 0, leave a tile unused or make its outputs non-finite.
     """
+    black = images.is_floating_point() and not images.any()
     ideal = deepcopy(analog)
     for tile in named_tiles(ideal).values():
         tile.rpu_config.forward.is_perfect = True
@@ -51,20 +58,43 @@ def calibrate_ranges(
 
     _observe(ideal, images[:1], count, "calibrate")
     _observe(ideal, images, keep_largest, "calibrate")
-    bounds = {}
-    for name in named_tiles(analog):
+    bounds: dict[str, float] = {}
+    dead: list[str] = []
+    sparse: list[str] = []
+    scales = {
+        name: float(largest_target(tile)) or 1.0 for name, tile in named_tiles(analog).items()
+    }
+    for name in scales:
         # topk puts NaN first: a maximum would hide it.
         kept = largest.get(name)
         if kept is None:
             raise ValueError(f"tile {name} is not used on the calibration images")
         bound = math.nan if kept.isnan().any() else float(kept[-1])
-        if not math.isfinite(bound) or bound == 0:
+        if not math.isfinite(bound) or (bound == 0 and black):
             raise ValueError(
                 f"calibration gives tile {name} the ADC range {bound}; "
                 "use images on which every layer is finite and active"
             )
-        bounds[name] = bound
-    return bounds
+        if bound == 0:
+            bound = float(kept[0])
+            (sparse if bound else dead).append(name)
+        if bound:
+            bounds[name] = bound
+    share = median([bound / scales[name] for name, bound in bounds.items()]) if bounds else 1.0
+    if dead:
+        warnings.warn(
+            f"no output other than 0 on the calibration images: tile {', '.join(dead)}; each gets "
+            f"the ADC range {share:g}"
+            f"{', the median of the other tiles' if bounds else ''}",
+            stacklevel=4,
+        )
+    if sparse:
+        warnings.warn(
+            f"percentile {percentile:g} of the outputs on the calibration images is 0: tile "
+            f"{', '.join(sparse)}; each gets its largest output as its ADC range",
+            stacklevel=4,
+        )
+    return {name: bounds.get(name, share * scale) for name, scale in scales.items()}
 
 
 def tile_output_shares(analog: nn.Module, images: torch.Tensor) -> dict[str, float]:
@@ -111,7 +141,8 @@ def _observe(
         with torch.inference_mode(), progress(len(images), description, side=True) as shown:
             for chunk in images.split(_CHUNK):
                 with refused_layout(chunk):
-                    analog(chunk)
+                    found = analog(chunk)
+                require_rows(found, chunk)
                 shown.update(len(chunk))
     finally:
         for handle in handles:

@@ -1,19 +1,26 @@
 """From a torch network to AIHWKit's analog layers, and what cannot be converted."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import torch
+from aihwkit.nn import AnalogConv2d, AnalogLinear
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import NoiseManagementType
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.configuration import clip_parameter, rpu_config
 from bridge.chips.evaluation import require_eval
+from bridge.chips.mappable import refuse_uninitialised, refuse_unmappable
+from bridge.chips.plain_layers import (
+    MAPPED,
+    carry_over,
+    copy_of,
+    fold_parametrizations,
+    refuse_untraceable_hooks,
+)
 from bridge.chips.profiles import Profile
 from bridge.chips.streams import stream
 from bridge.chips.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
@@ -34,15 +41,25 @@ def convert(
     if isinstance(digital_layers, str):
         raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
     paths = [name for name, _ in model.named_modules()]
-    if unknown := [name for name in digital_layers if name not in paths or not name]:
+
+    def left(path: str) -> bool:
+        return any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
+
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known = {*paths, *parameters} - {""}
+    if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
-    model = deepcopy(model).cpu()
+    refuse_uninitialised(model)
+    refuse_untraceable_hooks(model)
+    model = copy_of(model).cpu()
     if named_tiles(model):
-        analog = _reconfigure(model, profile, digital_layers)
+        blocks = [name for name in digital_layers if name not in parameters]
+        analog = _reconfigure(model, profile, blocks)
     elif profile is None:
         raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
     else:
-        _refuse_unmappable(model, digital_layers)
+        model = fold_parametrizations(model, left)
+        refuse_unmappable(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(
@@ -54,6 +71,9 @@ def convert(
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
             analog = _convert_to_analog(model, config, list(digital_layers))
     analog.eval().requires_grad_(False)
+    for module in analog.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and named_layers(module):
+            module.activation_relu_or_gelu = 0  # PyTorch's fast path takes the layers' own weights
     if isinstance(profile, Profile):
         for tile in named_tiles(analog).values():
             _set_to_profile(tile, profile)
@@ -63,10 +83,13 @@ def convert(
 def _convert_to_analog(
     model: nn.Module, config: InferenceRPUConfig, digital_layers: list[str]
 ) -> nn.Module:
+    layers = {name: layer for name, layer in model.named_modules() if type(layer) in MAPPED}
     try:
-        return convert_to_analog(
+        analog = convert_to_analog(
             model,
             config,
+            # Not Sequential, which AIHWKit would make anew of its different layers.
+            conversion_map={nn.Conv2d: AnalogConv2d, nn.Linear: AnalogLinear},
             ensure_analog_root=False,
             exclude_modules=digital_layers,
             inplace=True,
@@ -79,46 +102,9 @@ def _convert_to_analog(
             f"PyTorch {torch.__version__} here ({error}); use TorchInferenceRPUConfig, or AIHWKit "
             "1.2 on Python 3.12"
         ) from error
-
-
-def _refuse_unmappable(model: nn.Module, digital_layers: Sequence[str]) -> None:
-    mapped = 0
-    first: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if first.setdefault(module, name) != name and list(module.parameters()):
-            raise ValueError(
-                f"layers {first[module]} and {name} are one module, of which AIHWKit would convert "
-                "only one name: give it one name, or two copies"
-            )
-        if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
-            continue
-        what = f"layer {name or 'at the root'} ({type(module).__name__})"
-        # The exact types: AIHWKit leaves subclasses digital.
-        if type(module) in (nn.Conv2d, nn.Linear):
-            mapped += 1
-        elif not name and list(module.children()):
-            continue  # the network's own parameters stay digital
-        elif not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
-            raise ValueError(
-                f"{what} has weights but cannot be mapped; use Conv2d or Linear, or name it in "
-                "digital_layers"
-            )
-        if type(module) is nn.Conv2d:
-            if module.groups != 1:
-                raise ValueError(
-                    f"{what} has {module.groups} groups; tiles need groups=1: name it in "
-                    "digital_layers"
-                )
-            if isinstance(module.padding, str) or module.padding_mode != "zeros":
-                raise ValueError(f"{what} must pad by explicit numbers of zeros, not by name")
-    if not mapped:
-        raise ValueError("the model has no Conv2d or Linear layer to put on tiles")
-    tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}; chips are simulated in float32")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"non-finite weights in {name}; load another checkpoint")
+    for name, layer in named_layers(analog).items():
+        carry_over(layers[name], layer)
+    return analog
 
 
 def _reconfigure(

@@ -1,10 +1,14 @@
-"""A network as it is evaluated: its mode, and the logits that it gives."""
+"""A network as it is evaluated: its mode, its samples' independence, and the logits it gives."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from bridge.chips.streams import stream
 
 
 def require_eval(network: nn.Module, what: str) -> None:
@@ -23,6 +27,72 @@ def require_eval(network: nn.Module, what: str) -> None:
                 f"{what} mixes the samples of a batch: {name or type(part).__name__} keeps no "
                 "running statistics; train it with track_running_stats=True"
             )
+
+
+class _NoOutputs(Exception):
+    """A network gives something else than an output a sample."""
+
+
+def require_independent(
+    run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, what: str
+) -> None:
+    """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
+
+    Seen by behaviour, on two samples in batches of four and of two: other neighbours must not
+    change a sample's logits at all; another place, batch size or random state no more than
+    rounding does, which a change of the input by some units in the last place measures. Not seen:
+    coupling that needs more than four samples or vanishes at these, and that of a network which
+    runs on batches of one size only.
+
+    Args:
+      run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
+      images: `[batch, ...]`; the first one and one that differs from it are looked at.
+
+    Raises:
+      ValueError: it does.
+    """
+    one = images[:1]
+    other = next((x for x in images.split(1) if not torch.equal(x, one)), None)
+    if other is None:
+        flipped = one.flip(-1)
+        halved = one / 2 if one.is_floating_point() else one // 2  # of token ids
+        other = halved if torch.equal(flipped, one) else flipped
+
+    def logits(rows: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
+        with stream(seed, "samples", device=images.device):
+            found = run(torch.cat(rows))
+        if not isinstance(found, torch.Tensor) or found.shape[:1] != (len(rows),):
+            raise _NoOutputs
+        return found.float()
+
+    try:
+        mixed = logits([one, other, other, other])
+        alone = [logits(4 * [x]) for x in (one, other)]
+        pair = logits(2 * [one], seed=1)
+        largest = max(float(x.abs().max()) for x in (mixed, *alone, pair))
+        if not math.isfinite(largest):
+            return  # which is told of the sample itself
+        beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
+        elsewhere = float((torch.cat([alone[0], pair]) - pair[0]).abs().max())
+        rounding = 1e-4 * largest
+        if elsewhere > rounding and one.is_floating_point():
+            nearly = 2 * [one * (1 + 8 * torch.finfo(one.dtype).eps)]
+            rounding = max(rounding, 10 * float((logits(nearly, seed=1) - pair).abs().max()))
+    except (RuntimeError, IndexError, _NoOutputs):
+        return  # it fails on all images, which is told of these, or on batches of these sizes
+    if beside > 1e-6 * largest:
+        raise ValueError(
+            f"{what} mixes the samples of a batch: a sample's logits change by {beside:.2g} with "
+            "the other images (batch statistics, or an operation along the batch axis, such as "
+            "attention without batch_first=True?): let it treat each sample by itself"
+        )
+    if elsewhere > rounding:
+        raise ValueError(
+            f"{what} gives one image different logits in another place, batch or call, by "
+            f"{elsewhere:.2g} (active dropout or other noise, or use of the batch's size?): let it "
+            "treat each sample by itself and always alike; noise of AIHWKit's tiles belongs to "
+            "samples on a chip, bridge.program(network, None, seed=0)"
+        )
 
 
 def as_logits(output: Any) -> torch.Tensor:

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from difflib import unified_diff
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,12 @@ from torch import nn
 
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
-from bridge.chips.profiles import from_json, to_json
+from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
 from bridge.chips.programming import Chip
-from bridge.chips.streams import SampleNoise
-from bridge.chips.tiles import named_layers, named_tiles
+from bridge.chips.streams import SampleNoise, stream
+from bridge.chips.tiles import Tile, named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
+from jaxcurv.settings import plain
 
 _KIND = "analog chip"
 _TILE_TENSORS = ("reference_combined_weights", "programmed_weights", "drift_baseline")
@@ -35,7 +40,14 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     Args:
       path: the file; its folder must exist.
       chip: on any engine.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: what the file would not hold: a memory of your own that is not made again from
+        its fields, or a noise model that keeps what it draws elsewhere than in the float32 tensors
+        that `apply_programming_noise` returns, or that is printed by its place in memory.
     """
+    _require_storable(chip)
     save_weights(path, _tensors(chip.analog), _header(chip))
 
 
@@ -112,6 +124,80 @@ def load_chip(
     return chip.on(chip.engine)
 
 
+def _require_storable(chip: Chip) -> None:
+    """Refuses a chip that would not come back from its file; only one's own memory can be so."""
+    if chip.profile is not None:
+        _require_remade(chip.profile)
+    for name, tile in named_tiles(chip.analog).items():
+        for one in tile.drift_noise_parameters or []:
+            if one is not None and (
+                not isinstance(one, torch.Tensor) or one.dtype != torch.float32
+            ):
+                raise ValueError(
+                    f"a chip's file cannot hold what the noise model of tile {name} keeps of each "
+                    "device: apply_programming_noise must return float32 tensors, or None, in its "
+                    f"list; got {getattr(one, 'dtype', type(one).__name__)}"
+                )
+        described = str(tile.rpu_config)
+        if chip.profile is None and described != str(deepcopy(tile.rpu_config)):
+            raise ValueError(
+                f"a chip's file describes the configuration of tile {name} by its text, which a "
+                "copy does not share: give its noise model, or what else is yours in it, a "
+                "__str__ that says its settings"
+            )
+    noise = chip.profile.memory.noise_model() if chip.profile and chip.profile.memory else None
+    own = None if chip.profile is None else chip.profile.memory
+    if chip.t_inference is not None and (own is None or type(own) not in SHIPPED):
+        _require_memoryless(next(iter(named_tiles(chip.analog).values())), noise)
+
+
+def _require_remade(profile: Profile) -> None:
+    """Refuses a profile that its JSON does not give back."""
+    stored, kinds = to_json(profile), _own_kinds(profile)
+    for kind in kinds:
+        taken = [one.name for one in signature(kind).parameters.values() if one.kind < 2]
+        if lost := sorted(set(taken) - {field.name for field in fields(kind)}):
+            raise ValueError(
+                f"a chip's file keeps the fields of {kind.__name__}, which {', '.join(lost)} of "
+                "its __init__ is not: make it a field"
+            )
+    try:
+        back = to_json(from_json(json.loads(json.dumps(stored)), kinds))
+    except (TypeError, ValueError) as error:
+        back = error
+    if back != stored:
+        memory = type(profile.memory).__name__
+        raise ValueError(
+            f"a chip's file keeps the fields of {memory} to make it again from them, which gives "
+            f"{back}, not {stored}: let __init__ take every field and keep it as it is given"
+        )
+
+
+def _own_kinds(setting: Any) -> list[type]:
+    """Classes of the dataclasses that a setting is made of."""
+    if isinstance(setting, tuple | list):
+        return [kind for one in setting for kind in _own_kinds(one)]
+    if not is_dataclass(setting):
+        return []
+    below = [getattr(setting, field.name) for field in fields(setting)]
+    return [type(setting), *_own_kinds(below)]
+
+
+def _require_memoryless(tile: Tile, noise_model: Any) -> None:
+    """Refuses a noise model that programming changes: the file holds nothing of it."""
+    noise_model = deepcopy(noise_model or tile.rpu_config.noise_model)
+    before = f"{noise_model} {vars(noise_model)}"
+    with stream(0, "programming for the file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        noise_model.apply_programming_noise(tile.reference_combined_weights)
+    if f"{noise_model} {vars(noise_model)}" != before:
+        raise ValueError(
+            f"the noise model {type(noise_model).__name__} keeps what it draws in itself, which a "
+            "chip's file does not hold: return it from apply_programming_noise, as float32 tensors "
+            "in the list"
+        )
+
+
 def fingerprint(chip: Chip | nn.Module) -> str:
     """A hash of everything that decides a chip's, or a module's, logits but the module's code."""
     if isinstance(chip, Chip):
@@ -140,7 +226,7 @@ def _header(chip: Chip) -> dict[str, Any]:
         "layers": _geometry(chip.analog),
         "tiles": {
             name: {
-                setting: getattr(tile.rpu_config.forward, setting)
+                setting: plain(getattr(tile.rpu_config.forward, setting))
                 for setting in ("out_bound", "w_noise")
             }
             for name, tile in tiles.items()
@@ -157,7 +243,7 @@ def _geometry(analog: nn.Module) -> dict[str, str]:
     return {
         path: " ".join(
             [type(layer).__name__]
-            + [f"{name}={getattr(layer, name)}" for name in names if hasattr(layer, name)]
+            + [f"{name}={plain(getattr(layer, name))}" for name in names if hasattr(layer, name)]
         )
         for path, layer in named_layers(analog).items()
     }

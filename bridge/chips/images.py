@@ -1,4 +1,16 @@
-"""Images as chips take them: arrays or tensors, in torch's layout."""
+"""Images, and other inputs of a network, as chips take them: arrays or tensors, in torch's layout.
+
+| samples | array of NumPy's or JAX's | torch tensor |
+| --- | --- | --- |
+| images | float32 `[batch, height, width, channel]` | float32 `[batch, channel, height, width]` |
+| vectors | float32 `[batch, feature]` | the same |
+| signals, sequences | float32 `[batch, length, channel]` | float32, as the network takes them |
+| token ids | int32 or int64 `[batch, length]` | the same |
+
+A tensor reaches the network as it is. An array `[batch, length, channel]` reaches a network that
+has a one-dimensional convolution as `[batch, channel, length]`, and any other one, such as a
+transformer with `batch_first=True`, as it is.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,50 +18,123 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 Images: TypeAlias = torch.Tensor | ArrayLike
 """float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
-height, width, channel]`."""
+height, width, channel]`. Vectors, signals and token ids are as in the table above."""
+
+_EXPECTED = (
+    "float32 images, a tensor [batch, channel, height, width] or an array [batch, height, width, "
+    "channel]; or vectors [batch, feature]; or signals, an array [batch, length, channel] or a "
+    "tensor as the network takes it; or token ids int32 or int64 [batch, length]"
+)
+_TOKENS = (torch.int32, torch.int64)
 
 
-def as_tensor(images: Images, what: str) -> torch.Tensor:
-    """Images as a tensor `[batch, channel, height, width]` on the CPU.
+def as_tensor(images: Images, what: str, network: nn.Module | None = None) -> torch.Tensor:
+    """Images, or other inputs, as a tensor in torch's layout on the CPU.
+
+    Args:
+      images: as in the module's table.
+      what: their name in messages.
+      network: what they are for; it decides the layout of an array `[batch, length, channel]`.
 
     Raises:
       ValueError: no images, another dtype or another number of axes.
     """
     if isinstance(images, torch.Tensor):
-        if images.dtype == torch.float32 and images.ndim == 4 and images.numel():
+        if _is_input(images):
             return images.detach().cpu()
         got = f"a tensor {images.dtype} {tuple(images.shape)}"
     elif hasattr(images, "__array__"):
         array = np.asarray(images)
-        if array.dtype == np.float32 and array.ndim == 4 and array.size:
-            return torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
         got = f"an array {array.dtype} {array.shape}"
+        if array.dtype in (np.float32, np.int32, np.int64):
+            tensor = torch.from_numpy(array.copy())
+            if _is_input(tensor):
+                return torch_layout(tensor, network).clone(memory_format=torch.contiguous_format)
     else:
         got = type(images).__name__
-    raise ValueError(
-        f"{what} must be float32 images, a tensor [batch, channel, height, width] or an array "
-        f"[batch, height, width, channel]; got {got}"
+    raise ValueError(f"{what} must be {_EXPECTED}; got {got}")
+
+
+def as_batch(
+    images: NDArray, network: nn.Module, *, of_tensors: bool, device: torch.device
+) -> torch.Tensor:
+    """A batch that was read of a source, in torch's layout.
+
+    Args:
+      images: as `read_batch` gives them.
+      network: what they are for.
+      of_tensors: signals were given as torch tensors, which reach the network as they are.
+      device: where the batch goes.
+
+    Raises:
+      ValueError: another dtype or another number of axes.
+    """
+    if images.dtype not in (np.float32, np.int32, np.int64):
+        raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
+    batch = torch.from_numpy(images)
+    if not _is_input(batch):
+        raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
+    if not (of_tensors and batch.ndim == 3):
+        batch = torch_layout(batch, network)
+    return batch.to(device)
+
+
+def torch_layout(batch: torch.Tensor, network: nn.Module | None) -> torch.Tensor:
+    """A batch with its channels last, as a torch network takes it; a view, but for token ids."""
+    if not batch.is_floating_point():
+        return batch.long()
+    if batch.ndim == 4:
+        return batch.permute(0, 3, 1, 2)
+    one_dimensional = network is not None and any(
+        isinstance(layer, _ConvNd) and len(layer.kernel_size) == 1 for layer in network.modules()
     )
+    return batch.transpose(1, 2) if batch.ndim == 3 and one_dimensional else batch
+
+
+def _is_input(tensor: torch.Tensor) -> bool:
+    axes = (2, 3, 4) if tensor.dtype == torch.float32 else (2,) if tensor.dtype in _TOKENS else ()
+    return tensor.ndim in axes and tensor.numel() > 0
 
 
 @contextmanager
 def refused_layout(images: torch.Tensor) -> Iterator[None]:
-    """Within it a network runs on images `[batch, channel, height, width]`.
+    """Within it a network runs on images, or other inputs, in torch's layout.
 
     Raises:
-      ValueError: in place of PyTorch's RuntimeError, for images that do not fit the network.
+      ValueError: in place of PyTorch's RuntimeError, or an IndexError, for images that do not fit
+        the network.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
+        if images.ndim == 4:
+            raise ValueError(
+                f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
+                f"{images.shape[3]} pixels ({error}): give images of the size that it was made "
+                "for, arrays as [batch, height, width, channel]"
+            ) from error
         raise ValueError(
-            f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
-            f"{images.shape[3]} pixels ({error}): give images of the size that it was made for, "
-            "arrays as [batch, height, width, channel]"
+            f"the network fails on inputs {images.dtype} of shape {tuple(images.shape[1:])} "
+            f"({error}): give what it was made for, {_EXPECTED}"
         ) from error
+
+
+def require_rows(found: torch.Tensor, images: torch.Tensor) -> None:
+    """Refuses an output that has not one row a sample.
+
+    Raises:
+      ValueError: it has another number of rows, as where an axis is missing from the inputs.
+    """
+    if isinstance(found, torch.Tensor) and (found.ndim == 0 or len(found) != len(images)):
+        raise ValueError(
+            f"the network gives {tuple(found.shape)} for {len(images)} inputs "
+            f"{tuple(images.shape)}, not one row each: give {_EXPECTED}"
+        )

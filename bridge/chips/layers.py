@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -16,15 +15,19 @@ from torch import nn
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
+from bridge.checks import require_seed
 from bridge.chips.evaluation import require_eval
+from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor
+from bridge.chips.plain_layers import copy_of
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
 from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.progress import progress
+from jaxcurv.settings import is_whole, plain
 
 ALL_LAYERS = "all layers"
 """The row of the whole chip in the table of `layer_failures`."""
@@ -58,13 +61,13 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
         tiles, or not the one that was programmed.
     """
-    images = as_tensor(images, "images")
+    images = as_tensor(images, "images", model)
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     noise, one_by_one = chip.executable.noise, chip.executable.one_by_one
     # Under the chip's random state, so that its layers can be called within.
-    digital = Executable(deepcopy(model).cpu(), noise, one_by_one)
+    digital = Executable(copy_of(model).cpu(), noise, one_by_one)
     signal: dict[str, float] = {}
     own_error, error = dict.fromkeys(placed, 0.0), dict.fromkeys(placed, 0.0)
     expected: dict[str, list[torch.Tensor]] = {name: [] for name in placed}
@@ -72,7 +75,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     def keep(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         y = y.clone()  # the model's next layer may work in place
         signal[name] = signal.get(name, 0.0) + _energy(y)
-        own_error[name] += _energy(_difference(name, running[name](x), y))
+        own_error[name] += _energy(_difference(name, running[name].forward(x), y))
         expected[name].append(y)
 
     def compare(name: str, _: torch.Tensor, y: torch.Tensor) -> None:
@@ -84,7 +87,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
             indices = range(start, start + len(chunk))
             with _observed(_layers_at(digital.network, placed), keep):
                 digital(chunk, indices)
-            with _observed(running, compare):
+            with _observed(running, compare), refused_access():
                 chip.executable(chunk, indices)
             shown.update(len(chunk))
 
@@ -151,7 +154,8 @@ def layer_failures(
       ValueError: chips below 1, a model that is in training mode or on tiles already, and whatever
         `program` and `predict` refuse.
     """
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
+    chips, seed = plain(chips), require_seed(seed)
+    if not is_whole(chips) or chips < 1:
         raise ValueError(f"chips must be an integer >= 1, got {chips!r}")
     _refuse_unsuitable(model)
     source = as_source(source, keys=keys)
@@ -212,14 +216,21 @@ def _layers_at(network: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]
 def _observed(
     layers: Mapping[str, nn.Module], observe: Callable[[str, torch.Tensor, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Within it, `observe` is shown each layer's path, input and output whenever it runs."""
+    """Within it, `observe` is shown each layer's path, input and output whenever it runs.
+
+    The input is what the layer's pre-hooks make of it, the output what its hooks are given.
+    """
 
     def hook(
         name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> None:
         observe(name, inputs[0], output)
 
-    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
+    # Ahead of the layer's own hooks.
+    handles = [
+        layer.register_forward_hook(partial(hook, name), prepend=True)
+        for name, layer in layers.items()
+    ]
     try:
         yield
     finally:

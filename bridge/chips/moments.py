@@ -6,7 +6,6 @@ of converters and of noise drawn at each operation is computed here.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, overload
@@ -17,17 +16,20 @@ import torch
 from flax import nnx
 from torch import nn
 
+from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
-from bridge.chips.images import Images
+from bridge.chips.images import Images, as_batch
+from bridge.chips.plain_layers import copy_of, fold_parametrizations
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
 from bridge.chips.tiles import named_layers, named_tiles
-from bridge.weights.state import from_torch
+from bridge.weights.state import carry, from_torch
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
 from jaxcurv.margins import Moments
 from jaxcurv.progress import progress
+from jaxcurv.settings import is_whole, plain
 
 
 class WeightMoments(NamedTuple):
@@ -105,13 +107,14 @@ def weight_moments(
       ValueError: fewer than two chips, a model that is on tiles already, a `like` of other
         shapes, or what `program` and `from_torch` refuse.
     """
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 2:
+    chips, seed = plain(chips), require_seed(seed)
+    if not is_whole(chips) or chips < 2:
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
-    digital = model.state_dict()
+    digital = fold_parametrizations(copy_of(model), lambda _: False).state_dict()
     if like is not None:
-        from_torch(digital, like)  # which refuses another network, before chips are made
+        from_torch(model, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
     with progress(chips, f"weight moments {profile.name}", "chip") as shown:
@@ -137,8 +140,8 @@ def weight_moments(
     if like is None:
         return found
     return Moments(
-        from_torch(moment_state_dict(found, digital, "mean"), like),
-        from_torch(moment_state_dict(found, digital, "variance"), like),
+        carry(moment_state_dict(found, digital, "mean"), like),
+        carry(moment_state_dict(found, digital, "variance"), like),
     )
 
 
@@ -214,17 +217,19 @@ def output_noise(
     """
     source = as_source(source, keys=keys)
     _refuse_tiles(model)
-    if batch_size < 1 or not len(source):
+    batch_size = plain(batch_size)
+    if not is_whole(batch_size) or batch_size < 1 or not len(source):
         raise ValueError(
             "batch_size and the number of samples must be at least 1, got "
-            f"{batch_size} and {len(source)}"
+            f"{batch_size!r} and {len(source)}"
         )
     operated = replace(
         profile, memory=None, wnoise=profile.wnoise if _per_operation(profile) else None
     )
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
-    digital = deepcopy(model).cpu().requires_grad_(False)
+    digital = copy_of(model).cpu().requires_grad_(False)
+    of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
     margins, variances = [], []
     with progress(len(source), description) as shown:
@@ -232,7 +237,7 @@ def output_noise(
             numbers = read.tolist()
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+            batch = as_batch(images, digital, of_tensors=of_tensors, device=torch.device("cpu"))
             margin, calls = _differentiated(digital, layers, batch)
             _refuse_non_finite(margin, numbers)
             variance = torch.zeros(len(batch), dtype=torch.float64)
@@ -281,7 +286,7 @@ def _probed(
     layers: Sequence[str],
     keep: Callable[[str, torch.Tensor, torch.Tensor], None],
 ) -> Iterator[None]:
-    """Within it, zeros that take a gradient are added to each layer's output.
+    """Within it, zeros that take a gradient are added to each layer's output, ahead of its hooks.
 
     Not the output itself is asked for its gradient: what follows may work on it in place.
     """
@@ -294,7 +299,8 @@ def _probed(
         return output + probe
 
     handles = [
-        network.get_submodule(name).register_forward_hook(partial(hook, name)) for name in layers
+        network.get_submodule(name).register_forward_hook(partial(hook, name), prepend=True)
+        for name in layers
     ]
     try:
         yield

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
-from bridge.chips.evaluation import as_logits, require_eval
+from bridge.chips.evaluation import as_logits, require_eval, require_independent
+from bridge.chips.examination import refused_access
 from bridge.chips.files import fingerprint
-from bridge.chips.images import refused_layout
+from bridge.chips.images import as_batch, refused_layout, require_rows
+from bridge.chips.memory_layout import Layout
+from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch, read_batches
@@ -60,7 +62,8 @@ def predict(
         (images, labels), a torch `Dataset` or `DataLoader`, a data set of Hugging Face, or rows
         `{"image": ..., "label": int, "index": int}`. Images float32 `[height, width, channel]`, or
         torch tensors `[channel, height, width]`, normalised as the model expects; read batch by
-        batch.
+        batch. In an image's place may be a vector, a signal or token ids, see
+        `bridge.chips.images`.
       keys: what its rows call image, label and index, such as `{"image": "img"}`.
       batch_size: images at once.
       device: where to run; the chip itself stays where it is.
@@ -83,7 +86,8 @@ def predict(
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale
         than a chip was calibrated on, labels that the model has no logit for, an index that occurs
-        twice, a module that computes as in training or gives no logits, non-finite logits, columns
+        twice, a module that computes as in training, mixes the samples of a batch or gives no
+        logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
         to keep that the table has or that are not one value a sample, or a file at `out` that is
         something else.
     """
@@ -91,7 +95,7 @@ def predict(
     if not isinstance(module, nn.Module):
         raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
     require_eval(module, "the module")
-    require_count("batch_size", batch_size)
+    batch_size = require_count("batch_size", batch_size)
     if keep is not None and not callable(keep):
         raise ValueError(
             f"keep makes columns of a batch's logits, such as jaxcurv.logit_scores; got {keep!r}"
@@ -151,19 +155,29 @@ def _run(
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     device = torch.device(device)
     if device.type != "cpu":
-        module = deepcopy(module).to(device)
+        module = copy_of(module).to(device)
+    layout = Layout(module)
     with torch.inference_mode(), full_precision():
-        start, seen = 0, []
+        of_tensors = getattr(source, "of_tensors", False)
+        start, seen = 0, list[np.ndarray]()
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
             named = path_column(source, slice(start, start := start + len(labels)))
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            batch = as_batch(images, module, of_tensors=of_tensors, device=device)
             with refused_layout(batch):
-                found = module(batch, indices) if isinstance(chip, Chip) else module(batch)
+                if isinstance(chip, Chip):
+                    chip.examine(batch)
+                    with refused_access():
+                        found = module(batch, indices)
+                else:
+                    found = layout(module, batch)
+            require_rows(found, batch)
             logits = as_logits(found).numpy()
+            if not seen and not isinstance(chip, Chip):
+                require_independent(lambda x: layout(module, x), batch, "the module")
             yield _rows(logits, labels, indices, named, description, keep)
             seen.append(np.array(indices))
             update(len(labels))
@@ -184,7 +198,7 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
     """Refuses images far beyond the largest pixel that a chip was calibrated on."""
-    largest = np.abs(images).max(axis=(1, 2, 3))
+    largest = np.abs(images).max(axis=tuple(range(1, images.ndim)))
     if (beyond := largest > _BEYOND * calibrated).any():
         first = int(np.argmax(beyond))
         raise ValueError(

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from numbers import Real
 from typing import Any, Literal
 
 from bridge.checks import require_finite
@@ -20,6 +19,7 @@ from bridge.chips.memories.conductances import MappedPairs, Pairs, SinglePair
 from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.protocol import Memory, require_memory
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
+from jaxcurv.settings import is_whole, make_plain, plain
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class ADC:
     percentile: float = 100.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits < 24:
+        make_plain(self)
+        if not is_whole(self.bits) or not 2 <= self.bits < 24:
             raise ValueError(f"ADC bits must be an integer from 2 to 23, got {self.bits!r}")
         if self.range != "calibrated":
             require_finite('ADC range, unless "calibrated",', self.range, positive=True)
@@ -72,6 +73,7 @@ class WeightNoise:
     drawn: Literal["per_chip", "per_mvm"] = "per_chip"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_finite("weight noise sigma", self.sigma)
         if self.kind not in ("constant", "pcm_read"):
             raise ValueError(f"weight noise must be constant or pcm_read, got {self.kind!r}")
@@ -98,6 +100,7 @@ class Clipping:
     fixed_value: float = 1.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.type not in ("none", "layer_gaussian", "fixed_value"):
             raise ValueError(f"clipping is none, layer_gaussian or fixed_value, got {self.type!r}")
         require_finite("clipping sigma", self.sigma, positive=True)
@@ -176,11 +179,14 @@ def eight_profiles(
     return {profile.name: profile for profile in combined}
 
 
+SHIPPED: tuple[type, ...] = (PCM, Hermes, ReRamWan2022, ReRamCMO)
+"""The memories that are not the user's own."""
+
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Profile, ADC, WeightNoise, Clipping),
-        *(PCM, Hermes, ReRamWan2022, ReRamCMO),
+        *SHIPPED,
         *(SinglePair, Pairs, MappedPairs),
     )
 }
@@ -208,9 +214,10 @@ def to_json(setting: Any) -> Any:
             for f in dataclasses.fields(setting)
         }
         return {"kind": kind.__name__, "settings": fields}
-    if isinstance(setting, tuple | list):
+    setting = plain(setting)
+    if isinstance(setting, tuple):
         return [to_json(value) for value in setting]
-    if not (setting is None or isinstance(setting, str | Real)):
+    if type(setting) not in (bool, int, float, str, type(None)):
         raise ValueError(
             "a memory's fields must be numbers, texts, None, tuples or dataclasses, for its file "
             f"to keep them; got {setting!r}"

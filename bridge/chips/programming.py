@@ -16,11 +16,13 @@ import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
 
-from bridge.checks import require_finite
+from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
+from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
-from bridge.chips.images import Images, as_tensor
+from bridge.chips.images import Images, as_tensor, refused_layout
+from bridge.chips.memory_layout import Layout
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, named_tiles
@@ -43,7 +45,7 @@ class Chip:
       engine: what computes the tiles.
       digital_layers: paths of what was left digital.
       largest_pixel: the largest magnitude in the images that it was calibrated on; None if it was
-        not. `predict` refuses images far beyond it.
+        not, or on token ids. `predict` refuses images far beyond it.
     """
 
     analog: nn.Module
@@ -65,9 +67,25 @@ class Chip:
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
         """
         if not isinstance(images, torch.Tensor):
-            images = as_tensor(images, "images")
-        with torch.inference_mode():
+            images = as_tensor(images, "images", self.analog)
+        self.examine(images)
+        with torch.inference_mode(), refused_access():
             return self.executable(images, indices)
+
+    def examine(self, images: torch.Tensor) -> None:
+        """Refuses a network with weights on no tile, or whose samples depend on their batch.
+
+        Called before the first images run, and by `program` if it calibrates; afterwards it costs
+        nothing.
+
+        Args:
+          images: what the network takes, `[batch, ...]`.
+
+        Raises:
+          ValueError: weights are multiplied with outside of a layer on tiles, a layer on tiles is
+            not called, or a sample's logits depend on its batch.
+        """
+        examine(self.analog, self.digital_layers, images)
 
     @property
     def name(self) -> str:
@@ -85,7 +103,7 @@ class Chip:
         """
         if self.t_inference is None:
             raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
-        require_finite("t_inference", t_inference)
+        t_inference = require_finite("t_inference", t_inference)
         profile = self.profile
         if profile is not None and profile.memory is not None:
             profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
@@ -118,7 +136,12 @@ def program(
     Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
     mapped to 1; BatchNorm, activations and biases stay digital. A profile's inputs are scaled by
     their largest magnitude; there is no DAC, IR drop or output noise, and drift is compensated only
-    where the memory's `compensation` says so. Torch's global random state is left as it was.
+    where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning mask
+    or a parametrization computes are programmed. Torch's global random state is left as it was.
+
+    A network with weights on no tile (a product with a parameter outside of a layer), with layers
+    on tiles that it does not call, or whose samples depend on their batch is refused: here where
+    calibration images are needed, else when the chip first meets images.
 
     Args:
       model: float32 and in eval mode; not changed. Made of `Conv2d`, `Linear`, BatchNorm and layers
@@ -133,21 +156,24 @@ def program(
       seed: which chip, >= 0; the same seed is the same devices under every profile, so profiles
         compare in pairs.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
-        width]` or an array `[batch, height, width, channel]`. Needed only for a calibrated ADC
-        range. They set the range, and let `predict` tell images of another scale.
+        width]` or an array `[batch, height, width, channel]`; or vectors, signals or token ids, see
+        `bridge.chips.images`. Needed only for a calibrated ADC
+        range. They set the range, and let `predict` tell images of another scale. A tile that gives
+        nothing but 0 on them is named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
-      digital_layers: paths of layers, or of blocks of them, that stay digital.
+      digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
+        that the network multiplies with itself.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
 
     Raises:
-      ValueError: a model that does not map onto tiles, non-finite weights, a bad seed or range, a
-        calibration that is absent, malformed or leaves a tile without a range, or settings that
+      ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
+        that refer to the network, non-finite weights, a bad seed or range, a calibration that is
+        absent, malformed, all 0 or leaves a tile unused, or settings that
         the engine cannot honour, named.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"the seed must be an integer >= 0, got {seed!r}")
-    require_finite("t_inference", t_inference)
+    seed = require_seed(seed)
+    t_inference = require_finite("t_inference", t_inference)
     chosen = profile if isinstance(profile, Profile) else None
     if chosen is not None and t_inference != 0:
         raise ValueError("a profile has its time of inference in its memory, not in t_inference")
@@ -163,8 +189,12 @@ def program(
                 raise ValueError(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
-            images = as_tensor(calibration, "calibration")
-            largest_pixel = float(images.abs().max())
+            images = as_tensor(calibration, "calibration", analog)
+            # Clipped weights, and tiles of the user's own, give other logits.
+            same = chosen.clipping.type == "none" and not named_tiles(model)
+            examine(analog, digital_layers, images, model if same else None)
+            _fit_layout(analog, images, seed)
+            largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
     age: float | None = float(t_inference) if chosen is None else None
@@ -216,7 +246,8 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     """
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
-    images = as_tensor(images, "images")
+    images = as_tensor(images, "images", chip.analog)
+    _fit_layout(chip.analog, images, chip.seed)
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)
 
@@ -236,6 +267,13 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
     for name, tile in tiles.items():
         tile.rpu_config.forward.out_bound = bounds[name]
     return {name: bounds[name] / largest[name] for name in tiles}
+
+
+def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
+    """Has the tiles give contiguous outputs where the network's code needs them."""
+    quiet = stream(seed, "layout")
+    with torch.inference_mode(), quiet, refused_layout(images), refused_access():
+        Layout(analog)(analog, images[:1])
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from aihwkit.nn import AnalogConv2d, AnalogLinear
 from aihwkit.simulator.tiles.inference import InferenceTileWithPeriphery
 from torch import nn
 
+from bridge.chips.plain_layers import carry_over
+
 AnalogLayer: TypeAlias = AnalogConv2d | AnalogLinear
 Tile: TypeAlias = InferenceTileWithPeriphery
 
@@ -111,7 +113,11 @@ def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
 
 
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Puts a layer at a path, in place; returns the network, which is the layer at path ""."""
+    """Puts a layer at a path, in place; returns the network, which is the layer at path "".
+
+    The forward hooks of the layer that was there come with it.
+    """
+    carry_over(network.get_submodule(name), layer)
     if not name:
         return layer
     parent, _, attribute = name.rpartition(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bridge.checks import require_finite
+from jaxcurv.settings import make_plain
 
 
 @dataclass(frozen=True)
@@ -23,5 +24,6 @@ class Costs:
     digital: float = 1.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_finite("the energy of an analog inference", self.analog)
         require_finite("the energy of a digital inference", self.digital, positive=True)

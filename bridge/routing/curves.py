@@ -18,11 +18,14 @@ from bridge.checks import (
     real_scores,
     require_count,
     require_finite,
+    rows_of_chips,
     same_length,
     sample_indices,
     vector,
 )
 from bridge.routing.costs import Costs
+from jaxcurv.rows import require_same_rows
+from jaxcurv.settings import plain
 
 Kind = Literal["analog", "known", "digital"]
 """Where a score comes from, and so what it costs (`mean_energy`)."""
@@ -47,7 +50,7 @@ def mean_energy(
     if kind == "known":
         return (1 - f) * costs.analog + f * costs.digital
     if kind == "digital":
-        require_finite("passes", passes)
+        passes = require_finite("passes", passes)
         if passes < 1:
             raise ValueError(
                 f"passes must be at least 1, of which the digital answer comes; got {passes}"
@@ -103,8 +106,9 @@ def routing_curve(
     Raises:
         ValueError: for NaN, other dtypes or shapes, and fewer than two points.
     """
+    require_same_rows(score=score, indices=indices)
     scores, digital, analog = _checked(score, digital_correct, analog_correct)
-    require_count("points", points, least=2)
+    points = require_count("points", points, least=2)
     samples = len(digital)
     tie = sample_indices(indices, samples)
     routed = np.unique(np.rint(np.linspace(0, samples, points)).astype(int))
@@ -136,8 +140,7 @@ def routing_baselines(
 
     Args, Raises: as for `routing_curve`.
     """
-    unscored = np.zeros(np.shape(digital_correct))
-    _, digital, analog = _checked(unscored, digital_correct, analog_correct)
+    _, digital, analog = _checked(None, digital_correct, analog_correct)
     return pd.DataFrame(
         {
             "name": ["always analog", "always digital"],
@@ -188,6 +191,7 @@ def routed_at(
         ValueError: for NaN, other dtypes or shapes.
     """
     scores, digital, analog = _checked(score, digital_correct, analog_correct)
+    threshold = plain(threshold)
     if np.isnan(threshold):
         raise ValueError("the threshold is NaN; choose one, inf to route nothing")
     routed = np.broadcast_to(scores >= threshold, analog.shape)
@@ -263,12 +267,13 @@ def _accuracies(
 
 
 def _checked(
-    score: npt.ArrayLike, digital_correct: npt.ArrayLike, analog_correct: npt.ArrayLike
+    score: npt.ArrayLike | None, digital_correct: npt.ArrayLike, analog_correct: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Scores [1 or chips, samples], digital [samples] and analog [chips, samples]."""
+    require_same_rows(score=score, digital_correct=digital_correct, analog_correct=analog_correct)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
-    rows = np.asarray(score)
+    rows = np.zeros(len(digital)) if score is None else rows_of_chips("score", score)
     own = rows.ndim == 2
     if own and len(rows) != len(analog):
         raise ValueError(f"{len(rows)} chips have scores and {len(analog)} outcomes; give both")

@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.chips.evaluation import as_logits, require_eval
+from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
 from bridge.routing.costs import Costs
 from bridge.routing.curves import mean_energy
 from jaxcurv.logit_scores import logit_scores
+from jaxcurv.settings import plain
 
 AnalogScore = Literal["margin", "entropy", "least_confidence"]
 """Score of the chip's own logits, see `jaxcurv.logit_scores`; the margin with its sign changed."""
@@ -78,9 +79,10 @@ class Router:
       costs: energy of one inference, analog and digital.
 
     Raises:
-      ValueError: a digital model that computes as in training, an unknown score, a NaN threshold or
-        one that the named score never reaches; when called, a digital model of other classes,
-        malformed batches, samples without a stored score and logits that are not finite.
+      ValueError: a digital model that computes as in training or, when called, mixes the samples of
+        a batch, an unknown score, a NaN threshold or one that the named score never reaches; when
+        called, a digital model of other classes, malformed batches, samples without a stored score
+        and logits that are not finite.
     """
 
     digital: nn.Module
@@ -88,6 +90,7 @@ class Router:
     threshold: float
     score: AnalogScore | Mapping[int, float] = "margin"
     costs: Costs = field(default_factory=Costs)
+    _examined: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.digital, nn.Module) or not isinstance(self.chip, Chip):
@@ -96,6 +99,7 @@ class Router:
                 f"{type(self.digital).__name__} and {type(self.chip).__name__}"
             )
         require_eval(self.digital, "the digital model")
+        object.__setattr__(self, "threshold", plain(self.threshold))
         if not isinstance(self.threshold, Real) or math.isnan(self.threshold):
             raise ValueError(
                 f"the threshold must be a number, inf to route nothing; got {self.threshold!r}"
@@ -138,7 +142,7 @@ class Router:
         Raises:
           ValueError: see `Router`.
         """
-        images = as_tensor(images, "images")
+        images = as_tensor(images, "images", self.digital)
         if indices is None:
             if isinstance(self.score, Mapping):
                 raise ValueError(
@@ -157,6 +161,10 @@ class Router:
             raise ValueError(f"indices must not be negative, got {min(numbers)}")
         if self.chip.largest_pixel is not None:
             refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
+        if not self._examined:
+            with torch.inference_mode():
+                require_independent(self.digital, images, "the digital model")
+            self._examined.append(True)
         if isinstance(self.score, Mapping):
             return self._by_stored_score(images, numbers, self.score)
         return self._by_analog_score(images, numbers, self.score)
@@ -182,7 +190,7 @@ class Router:
                 f"index {missing[0]}: store one, inf to have it routed"
             )
         for index in indices:
-            if not isinstance(stored[index], Real):
+            if not isinstance(plain(stored[index]), Real):
                 raise ValueError(f"the stored score of index {index} is {stored[index]!r}")
         score = np.array([float(stored[index]) for index in indices])
         if np.isnan(score).any():

@@ -1,5 +1,7 @@
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import load_checkpoint as load_checkpoint
+from .comparison import Comparison as Comparison
+from .comparison import same_logits as same_logits
 from .files import load_weights as load_weights
 from .files import save_weights as save_weights
 from .resnet import resnet18 as resnet18

@@ -8,10 +8,6 @@ import hashlib
 import importlib
 import os
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,11 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from bridge.weights.archives import is_safetensors, unpickle
+from bridge.weights.entries import tensors_of
 from bridge.weights.files import HEADER, content_hash, parse_header
 from jaxcurv.storage.checksums import check, take_checksum
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(:[A-Za-z0-9_]+)?")
-_NESTINGS = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep weights
 _DTYPES = {  # from the file's to ours; anything else is quantised, a mask or the like
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -52,31 +49,37 @@ class Checkpoint:
     origin: dict[str, Any]
 
 
-def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def load_checkpoint(source: str | os.PathLike[str], *, prefix: str | None = None) -> Checkpoint:
     """Reads the weights of a file, or torchvision's published weights by name.
 
-    Half and double precision become float32, and a prefix "module." that all names have (from
-    `DataParallel`) is taken off.
+    Half and double precision become float32. Numbers and words beside the tensors are left out.
 
     Args:
       source: one of
         - a `.safetensors` file;
         - any other file: what `torch.save` wrote, a state dict or a training checkpoint with one
-          under "state_dict", "model_state_dict", "model" or "net". One with Python objects beside
-          tensors and plain containers is refused, since reading them runs code from the file;
+          (a mapping, a list of names with tensors, or a list of one of them) under "state_dict",
+          "model_state_dict", "model_state", "model", "net_state_dict", "net", "network", "weights",
+          "params" or "checkpoint". One with Python objects beside tensors, plain containers and
+          NumPy's values is refused, since reading them runs code from the file; so are TorchScript
+          and exported programs;
         - a name such as "resnet18" (torchvision's default weights) or "resnet50:IMAGENET1K_V2",
           where no file is called so. Weights are downloaded once, to torch.hub's cache.
+      prefix: what names of a file begin with; only these entries are taken, without it. None takes
+        off what wrappers add: "_orig_mod." (`torch.compile`) anywhere and, where all names have it,
+        "module." (`DataParallel`) and under "state_dict" also "model." (Lightning). "" leaves the
+        names as they are.
 
     Raises:
       FileNotFoundError: no such file.
       ModuleNotFoundError: published weights are asked for and torchvision cannot be imported.
       OSError: the download failed.
-      ValueError: a damaged file, one that would run code, no state dict in it, tensors that are
-        not floating-point weights, or an unknown name.
+      ValueError: a damaged file, one that would run code, no state dict in it or several, tensors
+        that are not floating-point weights, or an unknown name.
     """
     path = Path(source)
     if path.is_file():
-        return _read(path)
+        return _read(path, prefix)
     if isinstance(source, str) and _NAME.fullmatch(source):
         return _read_published(source)
     if path.is_dir():
@@ -87,7 +90,7 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
-def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
+def _read(path: Path, prefix: str | None, hash_prefix: str = "") -> Checkpoint:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(hash_prefix):
@@ -96,8 +99,8 @@ def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
             f"{hash_prefix}; delete it and run again"
         )
     origin: dict[str, Any] = {"file": path.name, "sha256": digest}
-    if path.suffix != ".safetensors":
-        return Checkpoint(_weights(_unpickle(path), path), origin)
+    if not is_safetensors(path):
+        return Checkpoint(_weights(unpickle(path), path, prefix), origin)
     try:
         with safe_open(path, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
@@ -111,62 +114,15 @@ def _read(path: Path, hash_prefix: str = "") -> Checkpoint:
         described = metadata.get(HEADER, "")
         check(path, found, lambda: content_hash(content, described))
         origin["header"] = header
-    return Checkpoint(_weights(content, path), origin)
+    return Checkpoint(_weights(content, path, prefix), origin)
 
 
-def _unpickle(path: Path) -> Any:
-    _refuse_compressed(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of archives that it refuses in the next line
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # from KeyError to OSError, for a damaged file
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden:
-            raise ValueError(
-                f"{path} holds a Python object ({forbidden[1]}), and reading it would run code "
-                "from the file: refused. If you trust its author, read it elsewhere and write the "
-                "bare weights with torch.save(model.state_dict(), ...)"
-            ) from error
-        raise ValueError(
-            f"{path} is no readable PyTorch checkpoint ({type(error).__name__}): damaged, a "
-            "TorchScript archive or of another format; write one with "
-            "torch.save(model.state_dict(), ...)"
-        ) from error
-
-
-def _refuse_compressed(path: Path) -> None:
-    """`torch.save` stores its tensors as they are: more than the file has is there to fill memory.
-
-    What cannot be read as an archive is left to PyTorch.
-    """
-    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        inflated = sum(member.file_size for member in archive.infolist())
-        if inflated > (size := path.stat().st_size):
-            raise ValueError(
-                f"{path} is compressed, its {size:,} bytes inflate to {inflated:,}: refused. If "
-                "you trust its author, unpack it and pack it again uncompressed (zip -0)"
-            )
-
-
-def _weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
+def _weights(content: Any, path: Path, prefix: str | None) -> dict[str, torch.Tensor]:
     """The state dict in the content of a file, as `Checkpoint` has it."""
-    if isinstance(content, Mapping):
-        nested = (content[key] for key in _NESTINGS if isinstance(content.get(key), Mapping))
-        content = next(nested, content)
-    if not isinstance(content, Mapping) or not content:
-        found = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise ValueError(f"{path} holds {found} in place of a state dict; {_accepted()}")
-    others = [
-        f"{name!r} ({type(value).__name__})"
-        for name, value in content.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]
-    if others:
-        raise ValueError(f"{path} holds more than tensors: {', '.join(others)}; {_accepted()}")
+    tensors = tensors_of(content, path, prefix)
     unfit = [
         f"{name} ({tensor.dtype})"
-        for name, tensor in content.items()
+        for name, tensor in tensors.items()
         if tensor.dtype not in _DTYPES
     ]
     if unfit:
@@ -175,29 +131,20 @@ def _weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
             "the checkpoint from before quantisation"
         )
     elsewhere = [
-        name for name, tensor in content.items() if tensor.is_meta or tensor.layout != torch.strided
+        name for name, tensor in tensors.items() if tensor.is_meta or tensor.layout != torch.strided
     ]
     if elsewhere:
         raise ValueError(
             f"{path} holds tensors without values or sparse ones: {', '.join(elsewhere)}; write "
             "dense tensors with torch.save(model.state_dict(), ...)"
         )
-    size, told = path.stat().st_size, sum(tensor.nbytes for tensor in content.values())
+    size, told = path.stat().st_size, sum(tensor.nbytes for tensor in tensors.values())
     if told > _SHARED * size:
         raise ValueError(
             f"{path} holds tensors of {told:,} bytes in {size:,}, most of them copies: refused; "
             "write the tensors themselves, each .contiguous(), with torch.save"
         )
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {
-        name.removeprefix(prefix): tensor.detach().to(_DTYPES[tensor.dtype])
-        for name, tensor in content.items()
-    }
-
-
-def _accepted() -> str:
-    places = " or ".join(map(repr, _NESTINGS))
-    return f"expected names with tensors, alone or as the entry {places}"
+    return {name: tensor.detach().to(_DTYPES[tensor.dtype]) for name, tensor in tensors.items()}
 
 
 def _read_published(source: str) -> Checkpoint:
@@ -261,4 +208,4 @@ def _download(url: str) -> Checkpoint:
                 f"cannot download {url} ({error}); download it elsewhere and put it at {path}, or "
                 "give the path of a checkpoint"
             ) from error
-    return _read(path, hash_prefix)
+    return _read(path, None, hash_prefix)

@@ -18,7 +18,10 @@ from jaxcurv.storage.files import write_whole
 
 HEADER = "header"  # the metadata entry that holds the JSON header
 
-_STORABLE = (torch.float32, torch.int64)
+_STORABLE = (
+    *(torch.float32, torch.bool, torch.uint8),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 def save_weights(
@@ -30,7 +33,7 @@ def save_weights(
 
     Args:
       path: the file; its folder must exist.
-      state_dict: float32 or integer tensors by name.
+      state_dict: float32, integer or bool tensors by name.
       header: what JSON can hold, such as the model's name, settings and data set.
 
     Raises:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Literal, cast
 
-import jax
 import numpy as np
 import torch
 from flax import nnx
 from torch import nn
 
-from bridge.weights.state import to_torch
+from bridge.weights.comparison import flax_logits, torch_logits
+from bridge.weights.state import collect
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -175,7 +175,7 @@ def twin(model: nnx.Module) -> ResNet:
       ValueError: the model is no such ResNet (what differs is listed), its logits differ from the
         twin's, or its weights are not finite.
     """
-    state_dict = to_torch(model)
+    state_dict = collect(model)
     network = _of_shapes({name: tuple(tensor.shape) for name, tensor in state_dict.items()})
     network.load_state_dict(state_dict, assign=True)
     network.eval()
@@ -186,12 +186,8 @@ def twin(model: nnx.Module) -> ResNet:
 
     shape = (2, 32, 32, network.conv1.in_channels)  # even: an asymmetric padding shows
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    evaluated = nnx.clone(model)
-    evaluated.eval()
-    with jax.default_matmul_precision("highest"):
-        expected = np.asarray(nnx.jit(lambda model, x: model(x))(evaluated, images), np.float32)
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    expected = flax_logits(model, images)
+    logits = torch_logits(network, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     if logits.shape != expected.shape:
         raise ValueError(
             f"the model gives {expected.shape} for two images and not logits {logits.shape}"

@@ -1,16 +1,27 @@
 """Weights from Flax NNX to torch and back: names, axes, layers."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from numpy.typing import ArrayLike
+from torch.nn.parameter import is_lazy
+
+from bridge.weights.comparison import TOLERANCE, same_logits
+from bridge.weights.recording import torch_names, unwrapped
+from bridge.weights.settings import refuse_other_kinds, refuse_other_settings, untold
 
 Model = TypeVar("Model", bound=nnx.Module)
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
+_NO_WEIGHTS = (nnx.RngState, nnx.Intermediate)  # random state and what was sown
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
 
 
 class _Layout(NamedTuple):
@@ -49,14 +60,17 @@ def _layer_layout(ranks: Mapping[str, int]) -> dict[str, _Layout] | None:
     return layout if fits else None
 
 
-def _entries(state: nnx.State) -> tuple[dict[tuple, _Entry], list[str]]:
+def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
     """What corresponds to what, by path, and the names of the BatchNorm counters."""
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be a Flax NNX module, not {type(model).__name__}")
+    refuse_other_kinds(model)
     layers: dict[tuple, dict[str, nnx.Variable]] = defaultdict(dict)
     unknown = []
-    for path, variable in nnx.to_flat_state(state):
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.Param | nnx.BatchStat):
             layers[path[:-1]][str(path[-1])] = variable
-        else:
+        elif not isinstance(variable, _NO_WEIGHTS):
             unknown.append(f"{_dotted(path)} ({type(variable).__name__})")
     entries, counters = {}, []
     for path, variables in layers.items():
@@ -88,24 +102,87 @@ def refuse_non_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(f"non-finite weights in {', '.join(names)}; load another checkpoint")
 
 
-def to_torch(model: nnx.Module) -> dict[str, torch.Tensor]:
-    """The weights of a Flax NNX model as a PyTorch state dict.
+def to_torch(
+    model: nnx.Module,
+    *,
+    into: torch.nn.Module | None = None,
+    images: ArrayLike | torch.Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> dict[str, torch.Tensor]:
+    """The weights of a Flax NNX model as a PyTorch state dict, loaded and compared with `into`.
 
     Convolution kernels go from HWIO to OIHW, linear kernels are transposed, BatchNorm's scale,
     bias, mean and var become weight, bias, running_mean and running_var. The momentum of the
-    running statistics is not a weight and does not travel (PyTorch's is one minus Flax's).
+    running statistics is not a weight and does not travel (PyTorch's is one minus Flax's), nor do
+    random state (`nnx.Dropout`, `nnx.Rngs`) and what was sown.
+
+    Equal weights do not make equal networks. With `into` and `images` the weights are loaded and
+    the logits compared; a module with other logits keeps the weights it had. Without, layers that
+    by their type compute otherwise than PyTorch's with its defaults are refused: padding of a
+    convolution that is "SAME" with strides, unequal on two sides, circular or reflecting;
+    dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis. What cannot
+    be seen that way, and only the comparison shows:
+
+    - strides, and a padding that the PyTorch layer does not have;
+    - the order of a flatten: `[height, width, channel]` here, `[channel, height, width]` there;
+    - activations (`jax.nn.gelu` approximates, PyTorch's does not), pooling and its padding, the
+      order of layers, shortcuts, a softmax at the end, normalisation within the network;
+    - layers of your own whose variable `kernel` is not used as `nnx.Conv` and `nnx.Linear` do, and
+      a convolution or product of yours within these;
+    - computation in bfloat16.
 
     Args:
-      model: a model of ordinary convolutions, linear layers and BatchNorms. Transposed
-        convolutions cannot be told from ordinary ones and are not supported.
+      model: a model of ordinary convolutions, linear layers and BatchNorms, in either mode; not
+        changed.
+      into: a module whose names of layers are the model's (without the "layers" of an
+        `nnx.Sequential`), on any device, in either mode. Buffers that the model has no weights for
+        keep their values.
+      images: at least two, as `same_logits` takes them, of the size that the networks are for.
+      tolerance: of the comparison, as `same_logits` has it.
 
     Returns:
-      float32 CPU tensors by name, copies; `num_batches_tracked` is int64, 0.
+      float32 CPU tensors by name (that of `into`), copies; `num_batches_tracked` is int64, 0.
 
     Raises:
-      ValueError: a variable of another kind, or non-finite weights; all are named.
+      TypeError: model or `into` are no modules, or images or outputs are no arrays.
+      ValueError: a layer or variable of another kind, a setting that the weights do not tell,
+        non-finite weights, names or shapes that do not fit `into` (all are named), logits that
+        differ (with the layer in which the networks part), or what `same_logits` refuses.
     """
-    entries, counters = _entries(nnx.state(model))
+    if into is None:
+        if images is not None:
+            raise ValueError("images are for the comparison: give into=, the torch module, too")
+        state_dict = collect(model)
+        if found := untold(model):
+            raise ValueError(
+                f"the weights alone are another network in PyTorch, whose layers do not: {found}; "
+                "give the torch module and images, to_torch(model, into=module, images=images), "
+                "which compares the logits"
+            )
+        return state_dict
+    if not isinstance(into, torch.nn.Module):
+        raise TypeError(f"into must be a torch module, not {into!r}")
+    if images is None:
+        raise ValueError("give images= with into=: the logits are compared on them")
+    module = unwrapped(into)
+    state_dict = collect(model)
+    shorter = {name: torch_names(model)(name) for name in state_dict}
+    state_dict = _renamed(state_dict, set(module.state_dict()), shorter)
+    before = _load(module, state_dict)
+    try:
+        if not (comparison := same_logits(model, into, images, tolerance=tolerance)):
+            raise ValueError(str(comparison))
+    except BaseException:
+        module.load_state_dict(before)
+        raise
+    return state_dict
+
+
+def collect(model: nnx.Module) -> dict[str, torch.Tensor]:
+    """What `to_torch` returns, whatever the settings of the layers."""
+    entries, counters = _entries(model)
+    if any(isinstance(one.variable.get_value(), jax.ShapeDtypeStruct) for one in entries.values()):
+        raise ValueError("the model has shapes and no values; make it outside nnx.eval_shape")
     state_dict = {
         name: torch.from_numpy(np.array(variable[...], np.float32).transpose(axes).copy())
         for variable, name, axes in entries.values()
@@ -114,21 +191,122 @@ def to_torch(model: nnx.Module) -> dict[str, torch.Tensor]:
     return state_dict | {name: torch.zeros((), dtype=torch.int64) for name in counters}
 
 
-def from_torch(state_dict: Mapping[str, torch.Tensor], model: Model) -> Model:
-    """A copy of a Flax NNX model with the weights of a PyTorch state dict; inverse of `to_torch`.
-
-    Args:
-      state_dict: tensors by name, such as torchvision's. `num_batches_tracked` may be absent and
-        is not used.
-      model: gives structure, dtypes and train or eval mode; not changed. One without values will
-        do, from `nnx.eval_shape`: then no random weights are drawn first.
+def _load(module: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Loads the weights; returns a copy of those from before.
 
     Raises:
-      ValueError: entries that are missing, unexpected or of another shape (all are listed), a
-        variable of unknown kind in the model, or non-finite weights.
+      ValueError: they do not fit, or the module has no values yet.
     """
+    own = module.state_dict()
+    problems = [f"{name} has no shape yet" for name in own if is_lazy(own[name])]
+    if problems:
+        raise ValueError(f"into has lazy layers, call it once first: {'; '.join(problems)}")
+    if empty := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise ValueError(
+            f"into has tensors without values ({', '.join(empty)}): into.to_empty(device='cpu')"
+        )
+    optional = {name for name, _ in module.named_buffers()} - {
+        name for name in own if name.endswith((".running_mean", ".running_var"))
+    }
+    problems = [
+        f"missing {name} {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name not in state_dict and name not in optional
+    ]
+    problems += [
+        f"unexpected {name}"
+        for name in state_dict
+        if name not in own and not name.endswith(_COUNTER)
+    ]
+    problems += [
+        f"{name} has shape {tuple(own[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in state_dict.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        raise ValueError("weights do not fit the torch module: " + "; ".join(problems))
+    before = {name: tensor.detach().clone() for name, tensor in own.items()}
+    module.load_state_dict({name: state_dict.get(name, tensor) for name, tensor in before.items()})
+    return before
+
+
+def from_torch(
+    state_dict: Mapping[str, torch.Tensor] | torch.nn.Module,
+    model: Model,
+    *,
+    images: ArrayLike | torch.Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> Model:
+    """A copy of a Flax NNX model with the weights of a PyTorch state dict; inverse of `to_torch`.
+
+    A prefix "module.", "_orig_mod." or "model." that all names of one side have is left out of
+    account, and so is the "layers" of an `nnx.Sequential`. Random state (`nnx.Dropout`, `nnx.Rngs`)
+    stays the model's.
+
+    Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
+    torch module itself and images, the logits are compared; without images, strides, dilation and
+    epsilon of its layers are; and a warning names layers that by their type compute otherwise than
+    PyTorch's.
+
+    Args:
+      state_dict: tensors by name, such as torchvision's, or the torch module that has them.
+        `num_batches_tracked` may be absent and is not used.
+      model: gives structure, dtypes and train or eval mode; not changed. One without values will
+        do, from `nnx.eval_shape`: then no random weights are drawn first, and random state comes
+        from `jax.random.key(0)`.
+      images: at least two, as `same_logits` takes them; with a torch module only.
+      tolerance: of the comparison, as `same_logits` has it.
+
+    Raises:
+      TypeError: `state_dict` is neither, or holds other things than tensors.
+      ValueError: entries that are missing, unexpected or of another shape (all are listed), a
+        variable or layer of unknown kind in the model, non-finite weights, logits that differ
+        (with the layer in which the networks part), or layers of the torch module with other
+        settings.
+    """
+    module = state_dict if isinstance(state_dict, torch.nn.Module) else None
+    given = _tensors(state_dict)
+    if images is not None and module is None:
+        raise ValueError("images are for the comparison: give the torch module, not its state dict")
+    carried = carry(given, model)
+    if module is not None and images is not None:
+        if not (comparison := same_logits(carried, module, images, tolerance=tolerance)):
+            raise ValueError(str(comparison))
+        return carried
+    if module is not None:
+        refuse_other_settings(model, unwrapped(module))
+    if found := untold(model, None if module is None else unwrapped(module)):
+        warnings.warn(
+            f"the weights do not tell whether the torch network does this too: {found}; compare "
+            "with bridge.same_logits(model, module, images)",
+            stacklevel=2,
+        )
+    return carried
+
+
+def _tensors(source: Mapping[str, torch.Tensor] | torch.nn.Module) -> Mapping[str, torch.Tensor]:
+    if isinstance(source, torch.nn.Module):
+        return unwrapped(source).state_dict()
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            "state_dict must be tensors by name or a torch module, not "
+            f"{type(source).__name__} (a Checkpoint has its .state_dict)"
+        )
+    if wrong := [name for name, one in source.items() if not isinstance(one, torch.Tensor)]:
+        raise TypeError(
+            f"state_dict must hold tensors; {', '.join(map(str, wrong))} are none; "
+            "torch.from_numpy makes one of an array"
+        )
+    return source
+
+
+def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
+    """What `from_torch` returns, whatever the settings of the layers."""
     graph, state = nnx.split(model)
-    entries, counters = _entries(state)
+    entries, counters = _entries(model)
+    known = {entry.name for entry in entries.values()}.union(counters)
+    shorten = torch_names(model)
+    state_dict = _renamed(given, known, {shorten(name): name for name in known})
     problems = []
     for variable, name, axes in entries.values():
         shape = tuple(variable.shape[axis] for axis in axes)
@@ -136,13 +314,50 @@ def from_torch(state_dict: Mapping[str, torch.Tensor], model: Model) -> Model:
             problems.append(f"missing {name} {shape}")
         elif tuple(state_dict[name].shape) != shape:
             problems.append(f"{name} has shape {tuple(state_dict[name].shape)}, not {shape}")
-    known = {entry.name for entry in entries.values()}.union(counters)
     problems += [f"unexpected {name}" for name in state_dict if name not in known]
     if problems:
         raise ValueError("weights do not fit the model: " + "; ".join(problems))
     refuse_non_finite(state_dict)
     variables = {}
-    for path, (variable, name, axes) in entries.items():
+    for position, (path, variable) in enumerate(nnx.to_flat_state(state)):
+        if path not in entries:
+            fill = partial(_with_values, position=position)
+            variables[path] = variable.replace(jax.tree.map(fill, variable.get_value()))
+            continue
+        _, name, axes = entries[path]
         array = state_dict[name].detach().cpu().numpy().transpose(np.argsort(axes))
         variables[path] = variable.replace(jnp.asarray(array, variable.dtype))
     return nnx.merge(graph, nnx.from_flat_state(variables))
+
+
+def _with_values(leaf: Any, position: int) -> Any:
+    """A part of what is no weight; a key derived from key 0, or zeros, where it has no values."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    key = jax.random.fold_in(jax.random.key(0), position)
+    return jax.random.split(key, leaf.shape) if leaf.shape else key
+
+
+def _renamed(
+    given: Mapping[str, torch.Tensor], known: set[str], others: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """The tensors under the names with which all are known; as they are where there are none.
+
+    Tried are the names as they are, `others` of them, and a prefix taken off or put on.
+    """
+    plain = dict(given)
+    other = {others.get(name, name): tensor for name, tensor in given.items()}
+    for names in (plain, other):
+        if not names.keys() - known:
+            return names
+    for names in (plain, other):
+        for prefix in _PREFIXES:
+            for tried in (
+                {name.removeprefix(prefix): tensor for name, tensor in names.items()},
+                {prefix + name: tensor for name, tensor in names.items()},
+            ):
+                if not tried.keys() - known:
+                    return tried
+    return plain

@@ -149,11 +149,14 @@ def choose_normalisation(
 
 def _dimensions(checkpoint: bridge.weights.Checkpoint, weights: str) -> tuple[int, int]:
     """Classes and channels of a ResNet's weights."""
-    head, stem = (checkpoint.state_dict.get(name) for name in ("fc.weight", "conv1.weight"))
+    tensors = checkpoint.state_dict
+    prefix = "model." if all(name.startswith("model.") for name in tensors) else ""
+    head, stem = (tensors.get(prefix + name) for name in ("fc.weight", "conv1.weight"))
     if head is None or stem is None or head.ndim != 2 or stem.ndim != 4:
+        names = textwrap.shorten(", ".join(tensors), _LONGEST, placeholder=" ...")
         raise ValueError(
             f"{weights} holds no ResNet with torchvision's names: it has no linear layer fc or no "
-            "convolution conv1"
+            f"convolution conv1; its names are {names}"
         )
     return head.shape[0], stem.shape[1]
 

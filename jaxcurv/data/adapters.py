@@ -30,7 +30,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
 
     Nothing is copied, and a few images are read. Images become `[height, width, channel]`:
     torch tensors `[channel, height, width]` are transposed, gray images of Pillow get an axis,
-    arrays stay as they are. Pixels keep their type; `Normalised` makes what a model expects of
+    arrays stay as they are. So do vectors, signals `[length, channel]` and token ids in their
+    place, tensors of these too. Pixels keep their type; `Normalised` makes what a model expects of
     uint8.
 
     >>> images, labels = np.zeros((2, 8, 8, 3), np.float32), np.array([4, 7])
@@ -75,7 +76,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
     elif names:
         raise ValueError("keys name what rows have; the items are pairs (image, label)")
     else:
-        source = Converted(given, sample_of_pair)
+        image = first[0] if isinstance(first, tuple | list) and len(first) else None
+        source = Converted(given, sample_of_pair, is_tensor(image))
     _refuse_random(source)
     return source
 
@@ -88,7 +90,7 @@ def _of_rows(given: Any, first: Mapping[str, Any], names: Mapping[str, str]) -> 
     own_names = names == {name: name for name in _NAMES}
     if own_names and _is_sample(first) and not comes_from(given, "torch", "Subset"):
         return given
-    return Converted(given, partial(sample_of_row, names))
+    return Converted(given, partial(sample_of_row, names), is_tensor(first.get(names["image"])))
 
 
 def _refuse_random(source: Source) -> None:
@@ -110,10 +112,16 @@ def _refuse_random(source: Source) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ArrayPair:
-    """A source of images `[n, ...]` and integer labels `[n]`; a sample's index is its position."""
+    """A source of images `[n, ...]` and integer labels `[n]`; a sample's index is its position.
+
+    Attributes:
+        images, labels: the arrays.
+        of_tensors: the images were a torch tensor.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    of_tensors: bool = False
 
     @cached_property
     def indices(self) -> np.ndarray:
@@ -135,10 +143,12 @@ class Converted:
     Attributes:
         items: the data set.
         sample: from an item's position and the item to the sample.
+        of_tensors: the images are torch tensors.
     """
 
     items: Any
     sample: Callable[[int, Any], Sample]
+    of_tensors: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -262,6 +272,7 @@ def _is_pair_of_arrays(given: Any) -> bool:
 
 
 def _from_arrays(images: Any, labels: Any) -> ArrayPair:
+    of_tensors = is_tensor(images)
     images, labels = as_images(images), as_images(labels)
     if images.ndim < 2 or labels.ndim == 0 or len(images) != len(labels):
         raise ValueError(
@@ -273,7 +284,7 @@ def _from_arrays(images: Any, labels: Any) -> ArrayPair:
             f"labels must be whole numbers [{len(labels)}]; got {labels.dtype} of shape "
             f"{labels.shape}: {_cure(labels[0])}"
         )
-    return ArrayPair(images, labels)
+    return ArrayPair(images, labels, of_tensors)
 
 
 def _tells_indices(given: Any) -> bool:

@@ -6,6 +6,7 @@ comes from its path within its split alone (`path_indices`). Nothing is written 
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from jaxcurv.data.prepared import is_prepared
 from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample
 from jaxcurv.extras import require
+
+_UNREAD = (
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".dcm", ".dng", ".cr2", ".nef", ".arw"),
+    *(".raw", ".psd", ".tga", ".ppm", ".pgm", ".pnm", ".pbm", ".svg", ".ico", ".exr", ".hdr"),
+    *(".npy", ".mat", ".jfif", ".jpe", ".apng", ".dib", ".nii", ".gz", ".fits"),
+)
+"""Suffixes of files that may be meant as images, and are not read."""
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -249,24 +257,39 @@ def image_files(split: Path) -> dict[str, list[str]]:
         FileNotFoundError: there is no class folder, or no image in one.
     """
     classes = {}
+    unread: list[str] = []
     for folder in _class_folders(split):
-        files = sorted(
-            f"{Path(parent).relative_to(split).as_posix()}/{name}"
+        names_by_place = [
+            (Path(parent).relative_to(split).as_posix(), names)
             for parent, _, names in os.walk(folder)
-            for name in images_among(names)
+        ]
+        files = sorted(
+            f"{at}/{name}" for at, names in names_by_place for name in images_among(names)
         )
+        unread += sorted(f"{at}/{name}" for at, names in names_by_place for name in _unread(names))
         if not files:
             raise FileNotFoundError(
                 f"the class folder {folder} has no image ({', '.join(_SUFFIXES)}): add its images, "
                 "or remove it"
             )
         classes[folder.name] = files
+    if unread:
+        warnings.warn(
+            f"{split}: {len(unread):,} files that may be images are not read, the first is "
+            f"{unread[0]}: convert them to PNG, or remove them",
+            stacklevel=2,
+        )
     return classes
 
 
 def images_among(names: Sequence[str]) -> list[str]:
     """The file names that are an image's."""
     return [name for name in names if name.lower().endswith(_SUFFIXES) and name[0] != "."]
+
+
+def _unread(names: Sequence[str]) -> list[str]:
+    """The file names that may be an image's, of a kind that is not read."""
+    return [name for name in names if name.lower().endswith(_UNREAD) and name[0] != "."]
 
 
 def _unequal(one: Path, its: Sequence[int], other: Path, size: Sequence[int]) -> str:

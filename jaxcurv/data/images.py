@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 # Only these decoders are ever tried: it is faster and exposes less than all of Pillow's plugins.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels to Pillow's mode
+
+
+class _Unsuited(ValueError):
+    """An image is whole, and not of the kind that is read."""
 
 
 def decode(
@@ -24,14 +30,18 @@ def decode(
 ) -> UInt8[np.ndarray, "height width channels"]:
     """The pixels of an image file, or of its bytes, with 1, 3 or 4 channels.
 
-    Gray, CMYK and palette images are converted before they are resized and cropped.
+    Gray, CMYK and palette images are converted before they are resized and cropped. Gray levels of
+    16 bits are divided by 257 and rounded to 8 bits, those of a 12-bit TIFF divided by 4095 / 255.
+    Pillow keeps the upper 8 bits of 16-bit colours. Without a fourth channel transparency is
+    dropped.
 
     Raises:
-        ValueError: it is not a readable image, or has more pixels than Pillow allows.
+        ValueError: it is not a readable image, or has more pixels than Pillow allows, several
+            frames or pages, or pixels without a fixed range: floats, or integers of 32 bits.
     """
     mode = _MODES[channels]
     with _opened(encoded) as opened:
-        image = opened.convert(mode)
+        image = _as_8_bits(opened).convert(mode)
     if preprocessing is not None:
         from PIL import Image
 
@@ -71,10 +81,40 @@ def _opened(encoded: bytes | Path) -> Iterator["Image.Image"]:
             raise ValueError("no regular file")  # a pipe, say, whose opening would wait for ever
         with Image.open(file, formats=_FORMATS) as image:
             _refuse_bomb(image.width * image.height)
+            _refuse_frames(image)
             yield image
     except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
         name = encoded if isinstance(encoded, Path) else "a record"
-        raise ValueError(f"{name} is not a readable image, replace it: {error}") from error
+        is_not = "" if isinstance(error, _Unsuited) else "is not a readable image, replace it: "
+        raise ValueError(f"{name} {is_not}{error}") from error
+
+
+def _as_8_bits(image: "Image.Image") -> "Image.Image":
+    """The image itself, or its gray levels of up to 16 bits as 8 bits."""
+    from PIL import Image
+
+    if image.mode in ("F", "I") and image.format != "PNG":
+        kind = "floats" if image.mode == "F" else "integers of 32 bits, or signed ones"
+        raise _Unsuited(f"has pixels that are {kind}, without a fixed white: save it with 8 bits")
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        return image
+    white = 2 ** _tiff_tag(image, _BITS_PER_SAMPLE, 16) - 1
+    levels = (np.arange(white + 1) * 255 + white // 2) // white
+    if _tiff_tag(image, _PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO:
+        levels = levels[::-1]  # Pillow does so with 8 bits only
+    return Image.fromarray(levels.astype(np.uint8)[np.asarray(image)])
+
+
+def _tiff_tag(image: "Image.Image", number: int, otherwise: int) -> int:
+    """The value, or the first of several, of a TIFF's tag."""
+    value = getattr(image, "tag_v2", {}).get(number, otherwise)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _refuse_frames(image: "Image.Image") -> None:
+    """The first picture of an MPO, a camera's JPEG with a preview behind it, is the one meant."""
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise _Unsuited("has several frames or pages: save the one you mean as a file of its own")
 
 
 def _refuse_bomb(pixels: int) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float32, UInt8
 
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.sources import Sample, paths_at, samples_at
+from jaxcurv.settings import is_number, make_plain
 
 _CHUNK = 4096  # images counted at once: bounds the temporary copies
 
@@ -28,10 +29,14 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, tuple) or not all(map(is_number, values)):
+                raise ValueError(
+                    f"{name} must be finite numbers, one a channel, such as (0.5,); got {values!r}"
+                )
         if len(self.mean) != len(self.std):
             raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
-        if not (np.all(np.isfinite(self.mean)) and np.all(np.isfinite(self.std))):
-            raise ValueError(f"mean {self.mean} and std {self.std} must be finite")
         if not all(std > 0 for std in self.std):
             raise ValueError(
                 f"std {self.std} must be positive: a channel that never varies cannot be normalised"

@@ -62,17 +62,19 @@ class PreparedSplit:
     Attributes:
         records: TFDS's data source, its images still encoded.
         split: the split's name.
+        files: each of its files, with the position after its last record.
         channels: number of channels of the images.
         num_classes: labels must be below it.
         preprocessing: None leaves images as they are.
 
     Raises:
-        ValueError: on access, for a label that has no class, an id without a number where others
-            have one, or an unreadable image.
+        ValueError: on access, for a record that cannot be read, a label that has no class, an id
+            without a number where others have one, or an unreadable image.
     """
 
     records: Any
     split: str
+    files: tuple[tuple[Path, int], ...]
     channels: int
     num_classes: int
     preprocessing: Preprocessing | None
@@ -92,10 +94,9 @@ class PreparedSplit:
         indices, labels = np.empty((2, len(self)), np.int64)
         for start in range(0, len(self), _CHUNK):
             positions = range(start, min(start + _CHUNK, len(self)))
-            records = self.records.__getitems__(positions)
-            for position, record in zip(positions, records, strict=True):
+            for position, record in zip(positions, self._records(positions), strict=True):
                 indices[position] = self._index(position, record)
-                labels[position] = self._label(record)
+                labels[position] = self._label(position, record)
         return indices, labels
 
     @cached_property
@@ -112,28 +113,53 @@ class PreparedSplit:
         return len(self.records)
 
     def __getitem__(self, position: int, /) -> Sample:
-        return self._sample(position, self.records[position])
+        return self._sample(position, self._record(position))
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
-        records = self.records.__getitems__(positions)
+        records = self._records(positions)
         return [self._sample(*pair) for pair in zip(positions, records, strict=True)]
 
+    def _record(self, position: int) -> Mapping[str, Any]:
+        try:
+            return self.records[position]
+        except Exception as error:  # whatever the C++ reader or a feature's decoder raises
+            raise ValueError(
+                f"{self._place(position)} cannot be read ({error}): prepare the data set again"
+            ) from error
+
+    def _records(self, positions: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+        try:
+            return self.records.__getitems__(positions)
+        except Exception:  # one of them; which, they tell one by one
+            return [self._record(position) for position in positions]
+
+    def _place(self, position: int) -> str:
+        """Where a sample lies."""
+        file = next(file for file, end in self.files if position < end)
+        return f"{file}: {self.split}, position {position}"
+
     def _sample(self, position: int, record: Mapping[str, Any]) -> Sample:
-        label, index = self._label(record), self._index(position, record)
+        label, index = self._label(position, record), self._index(position, record)
         try:
             image = decode(record["image"], self.channels, self.preprocessing)
         except ValueError as error:
-            raise ValueError(f"{self.split}, position {position}: {error}") from error
+            raise ValueError(f"{self._place(position)}: {error}") from error
         return Sample(image=image, label=label, index=index)
 
-    def _label(self, record: Mapping[str, Any]) -> int:
-        check_label(record["label"], self.num_classes)
+    def _label(self, position: int, record: Mapping[str, Any]) -> int:
+        try:
+            check_label(record["label"], self.num_classes)
+        except ValueError as error:
+            raise ValueError(f"{self._place(position)}: {error}") from error
         return int(record["label"])
 
     def _index(self, position: int, record: Mapping[str, Any]) -> int:
         index = self._number(record) if self._has_numbers else position
         if index is None:
-            raise ValueError(f"the id {record['id']!r} has no number, but others of its split do")
+            raise ValueError(
+                f"{self._place(position)}: the id {record['id']!r} has no number, but others of "
+                "its split do"
+            )
         return index
 
 
@@ -170,6 +196,7 @@ def open_prepared(
         return PreparedSplit(
             records=records,
             split=split,
+            files=_files(splits[split]),
             channels=features["image"].shape[-1],
             num_classes=label.num_classes,
             preprocessing=preprocessing,
@@ -182,6 +209,12 @@ def open_prepared(
         raise ValueError(f"{directory} has the splits {sorted(splits)}: train and test are needed")
     names = tuple(label.names)
     return ImageDataset(name, names, source("train"), source(labelled[0]))
+
+
+def _files(split: Any) -> tuple[tuple[Path, int], ...]:
+    """The files of TFDS's split, each with the position after its last record."""
+    ends = np.cumsum(split.shard_lengths, dtype=np.int64).tolist()
+    return tuple(zip(map(Path, split.filepaths), ends, strict=True))
 
 
 def _require_last(records: Any, directory: Path, split: str) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from jaxcurv.settings import make_plain, require_whole
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -27,8 +29,9 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name, size in (("image", self.crop_size), ("resize", self.resize_size)):
-            if size < 1:
+            if require_whole(f"the {name} size", size) < 1:
                 raise ValueError(f"the {name} size must be at least 1 pixel, not {size}")
         if self.resize_size < self.crop_size:
             raise ValueError(

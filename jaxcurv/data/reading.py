@@ -80,8 +80,9 @@ def read_batch(
     """The samples at `positions`, at least one, in that order.
 
     Args:
-        pixels: the dtype that images must have, which then are `[height, width, channel]`; None
-            leaves both open.
+        pixels: the dtype that images must have, which then are `[height, width, channel]`; of
+            float32 also vectors `[feature]` and signals `[length, channel]`, or int32 and int64
+            token ids `[length]`. None leaves both open.
         shape: shape that every image must have; None for that of the first one.
 
     Raises:
@@ -101,17 +102,21 @@ def _checked(
     shape: tuple[int, ...] | None,
 ) -> Iterator[tuple[np.ndarray, Any, Any]]:
     """Image, label and index of each sample, the numbers in the types that the source gives."""
-    for sample in samples_at(source, positions):
+    for position, sample in zip(positions, samples_at(source, positions), strict=True):
         if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
             keys = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
             got = f"keys {keys}" if keys else type(sample)
             raise ValueError(
-                f'a sample must be {{"image": array, "label": int, "index": int}}, not {got}'
+                f"the sample at position {position} must be "
+                f'{{"image": array, "label": int, "index": int}}, not {got}'
             )
-        label, index = (_whole(name, sample[name]) for name in ("label", "index"))
+        label, index = (_whole(name, sample[name], position) for name in ("label", "index"))
         image = np.asarray(sample["image"])
         shape = image.shape if shape is None else shape
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
+        if pixels == np.float32:
+            of_kind |= image.dtype == pixels and image.ndim in (1, 2)
+            of_kind |= image.dtype in (np.int32, np.int64) and image.ndim == 1
         if image.shape != shape or not of_kind:
             kind = f"be {pixels.__name__} [height, width, channel] of" if pixels else "have"
             cure = "for one size: a Preprocessing, or --data.image-size"
@@ -120,17 +125,19 @@ def _checked(
             elif image.dtype == np.float64 and pixels == np.float32:
                 cure = "image.astype(numpy.float32)"
             raise ValueError(
-                f"images must {kind} one shape; image {index} is {image.dtype} {image.shape}, the "
-                f"first {shape} ({cure})"
+                f"images must {kind} one shape; image {index}, at position {position}, is "
+                f"{image.dtype} {image.shape}, the first {shape} ({cure})"
             )
         yield image, label, index
 
 
-def _whole(name: str, value: Any) -> Any:
+def _whole(name: str, value: Any, position: int) -> Any:
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise ValueError(f"{name} must be a whole number; got {value!r}") from error
+        raise ValueError(
+            f"{name} must be a whole number; got {value!r} at position {position}"
+        ) from error
     if number < 0:
-        raise ValueError(f"{name} must not be negative; got {number}")
+        raise ValueError(f"{name} must not be negative; got {number} at position {position}")
     return value

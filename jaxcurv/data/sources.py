@@ -89,10 +89,14 @@ class Arrays:
                 f"{len(self.images)} images, {len(self.labels)} labels and {len(self.indices)} "
                 "indices: there must be one of each a sample"
             )
-        if np.any(self.labels < 0):
-            raise ValueError(f"labels must not be negative, but one is {self.labels.min()}")
-        if np.any(self.indices < 0):
-            raise ValueError(f"indices must not be negative, but one is {self.indices.min()}")
+        for name in ("labels", "indices"):
+            numbers = getattr(self, name)
+            if np.any(numbers < 0):
+                position = int(np.argmax(numbers < 0))
+                raise ValueError(
+                    f"{name} must not be negative, but the one at position {position} is "
+                    f"{numbers[position]}"
+                )
         check_unique(self.indices)
         paths_at(self, [])
 
@@ -130,9 +134,13 @@ class ImageDataset:
     test: _Split
 
     def __post_init__(self) -> None:
-        for source in (self.train, self.test):
+        for name, source in (("train", self.train), ("test", self.test)):
             if isinstance(source, Arrays) and len(source):
-                check_label(int(source.labels.max()), len(self.class_names))
+                position = int(source.labels.argmax())
+                try:
+                    check_label(int(source.labels[position]), len(self.class_names))
+                except ValueError as error:
+                    raise ValueError(f"{name}, position {position}: {error}") from error
 
 
 def check_label(label: int, num_classes: int) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from jaxcurv.settings import is_number, is_whole, plain, require_whole
+
 
 def split_validation(
     indices: Integer[np.ndarray, " n"], fraction: float, seed: int
@@ -15,8 +17,9 @@ def split_validation(
     Raises:
         ValueError: the fraction is not in `[0, 1)`, or so small or large that a side has no sample.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"the validation fraction must be in [0, 1), not {fraction}")
+    fraction, seed = plain(fraction), require_whole("the seed", seed, 0)
+    if not is_number(fraction) or not 0 <= fraction < 1:
+        raise ValueError(f"the validation fraction must be in [0, 1), not {fraction!r}")
     count = round(fraction * len(indices))
     if fraction > 0 and not 0 < count < len(indices):
         raise ValueError(
@@ -36,8 +39,9 @@ def subset(
     Raises:
         ValueError: the limit is less than 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"the limit must be at least 1 sample, not {limit}")
+    limit, seed = plain(limit), require_whole("the seed", seed, 0)
+    if limit is not None and (not is_whole(limit) or limit < 1):
+        raise ValueError(f"the limit must be at least 1 sample, not {limit!r}")
     chosen, order = _shuffled_ranks(len(indices), seed, stream=1), np.argsort(indices)
     return order[np.sort(chosen[:limit])]
 

@@ -1,8 +1,9 @@
 """Settings of training, importable without JAX."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from jaxcurv.settings import is_number, make_plain, require_whole
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class Recipe:
       epochs: passes over the training fold.
       batch_size: images per step; the last, shorter batch of an epoch is dropped.
       learning_rate: peak learning rate, reached at the end of the warm-up.
-      warmup_epochs: epochs over which the learning rate rises linearly to its peak.
+      warmup_epochs: epochs over which the learning rate rises linearly to its peak; in a training
+        of no more epochs than these, its first half.
       momentum: Nesterov momentum, at least 0 and below 1.
       weight_decay: weight decay: this times the parameter is added to its gradient, as in PyTorch's
         SGD; for every parameter.
@@ -34,24 +36,31 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        for name in ("epochs", "batch_size", "crop_padding"):
+            require_whole(name, getattr(self, name))
         if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
                 "training needs at least 1 epoch and a batch of at least 2 images; got "
                 f"epochs={self.epochs}, batch_size={self.batch_size}"
             )
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+        if not is_number(self.learning_rate) or self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if not is_number(self.warmup_epochs) or self.warmup_epochs < 0:
             raise ValueError(
-                f"warmup_epochs must be at least 0 and below epochs={self.epochs}; "
-                f"got {self.warmup_epochs}: give fewer"
+                f"warmup_epochs must be finite and not negative; got {self.warmup_epochs}"
             )
-        if not 0 <= self.momentum < 1 or self.crop_padding < 0:
+        if not is_number(self.momentum) or not 0 <= self.momentum < 1 or self.crop_padding < 0:
             raise ValueError(
                 "momentum must lie in [0, 1) and crop_padding must not be negative; got "
                 f"{self.momentum}, {self.crop_padding}"
             )
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay must be finite and not negative; got {self.weight_decay}"
             )
+
+    def warmup_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the warm-up: those of `warmup_epochs`, or half of all if they are as many."""
+        shorter = self.warmup_epochs < self.epochs
+        return round((self.warmup_epochs if shorter else self.epochs / 2) * steps_per_epoch)

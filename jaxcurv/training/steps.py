@@ -109,7 +109,7 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
         peak_value=recipe.learning_rate,
-        warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
+        warmup_steps=recipe.warmup_steps(steps_per_epoch),
         decay_steps=recipe.epochs * steps_per_epoch,
     )
     return optax.chain(

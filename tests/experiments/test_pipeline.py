@@ -431,7 +431,7 @@ def test_limit_below_ten_samples(here: Command, tmp_path: Path) -> None:
         ("--score.estimator.step", "0", "step must be"),
         ("--score.estimator.probes", "0", "probes must be"),
         ("--train.epochs", "0", "at least 1 epoch"),
-        ("--train.warmup-epochs", "12", "--train.warmup-epochs must be"),
+        ("--train.warmup-epochs", "-1", "--train.warmup-epochs must be"),
         ("--score.batch-size", "0", "--score.batch-size must be"),
         ("--analyse.confidence", "95", "confidence must lie"),
         ("--data.validation-fraction", "0", "--data.validation-fraction must lie"),

@@ -234,6 +234,29 @@ def test_weights_that_do_not_fit_are_refused(
     assert not (job.folder / "model.json").exists()
 
 
+@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "model._orig_mod."])
+@pytest.mark.parametrize("place", [None, "state_dict", "net"])
+def test_weights_as_people_have_them(
+    job: Job, tmp_path: Path, prefix: str, place: str | None
+) -> None:
+    weights = bridge.weights.load_checkpoint(str(job.experiment.model.weights)).state_dict
+    named: dict[str, Any] = {prefix + name: tensor for name, tensor in weights.items()}
+    path = tmp_path / "other.pth"
+    torch.save(named if place is None else {place: named, "acc": np.float64(0.5)}, path)
+    other = with_settings(job, model=replace(job.experiment.model, weights=str(path)))
+    pretrained.take_over(other)
+    model = load_flax(other, read_json(job.folder / "model.json"))
+    taken = bridge.to_torch(model)
+    assert all(torch.equal(taken[name], tensor) for name, tensor in weights.items() if tensor.ndim)
+
+
+def test_other_names_are_shown(job: Job, tmp_path: Path) -> None:
+    torch.save({"backbone.stem.weight": torch.ones(4, 3, 7, 7)}, tmp_path / "other.pth")
+    other = replace(job.experiment.model, weights=str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match=r"no ResNet .* its names are backbone\.stem\.weight"):
+        pretrained.take_over(with_settings(job, model=other))
+
+
 @pytest.mark.parametrize(
     "change", [{"architecture": "resnet50"}, {"width": 8}, {"stem": "cifar"}], ids=str
 )

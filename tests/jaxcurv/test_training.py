@@ -268,7 +268,8 @@ def test_too_few_images_are_refused(
         ({"batch_size": 1}, "batch of at least 2.*batch_size=1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive; got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive; got nan"),
-        ({"epochs": 3, "warmup_epochs": 3.0}, "warmup_epochs must be.*below epochs=3; got 3"),
+        ({"warmup_epochs": -0.5}, "warmup_epochs must be finite and not negative; got -0.5"),
+        ({"warmup_epochs": float("inf")}, "warmup_epochs must be finite and not negative"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\).*got 1"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
         ({"crop_padding": -1}, "crop_padding must not be negative"),
@@ -348,3 +349,13 @@ def test_augmentation_follows_its_key() -> None:
     )
     np.testing.assert_array_equal(one, same)
     assert np.mean((one == other).all(axis=(1, 2, 3))) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "steps"),
+    [(10, 2.0, 14), (3, 2.9, 20), (2, 2.0, 7), (2, 5.0, 7), (1, 5.0, 4)],
+)
+def test_a_short_training_warms_up_over_its_first_half(
+    epochs: int, warmup: float, steps: int
+) -> None:
+    assert Recipe(epochs=epochs, warmup_epochs=warmup).warmup_steps(7) == steps

@@ -3,12 +3,14 @@
 import operator
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 
 from bridge.chips.execution.fast_tiles import fast_network, unsupported_settings
+from bridge.chips.memory_layout import Layout
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import named_tiles
 from bridge.chips.weight_noise import weight_noise
@@ -30,6 +32,7 @@ class Executable(nn.Module):
     def __init__(self, network: nn.Module, noise: SampleNoise, one_by_one: bool):
         super().__init__()
         self.network, self.noise, self.one_by_one = network, noise, one_by_one
+        self._layout = Layout(network)
 
     def forward(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """Logits `[batch, class]` of images whose stable indices, each >= 0, are given."""
@@ -38,9 +41,13 @@ class Executable(nn.Module):
         indices = [operator.index(index) for index in indices]
         if min(indices) < 0:
             raise ValueError(f"indices must not be negative, got {min(indices)}")
+        return self._layout(partial(self._run, indices), images)
+
+    def _run(self, indices: Sequence[int], images: torch.Tensor) -> torch.Tensor:
         if not self.one_by_one:
-            self.noise.begin(indices)
-            return self.network(images)
+            self.noise.begin(list(indices))
+            found: torch.Tensor = self.network(images)
+            return found
         logits = []
         for image, index in zip(images.split(1), indices, strict=True):
             with stream(self.noise.seed, "operation", index, device=images.device):

@@ -268,6 +268,8 @@ class _TiledLayer(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 3:
+            return self(x[None])[0]  # one image, as PyTorch's own layers take it
         total: torch.Tensor | None = None
         for tile in cast(Iterable[_Tile], self.tiles):
             outputs, factor = tile(x)
@@ -318,6 +320,8 @@ class _NoisyLayer(nn.Module):
         self.register_buffer("variance_weight", variance_weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 3:
+            return self(x[None])[0]
         outputs = self.convolution(x, self.weight)
         normals = sample_normals(self.noise, self.name, outputs)
         for rows, variance in self.output_variances(x):
@@ -345,12 +349,13 @@ class _AsConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)
-        return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+        return outputs.reshape(*x.shape[:-1], outputs.shape[-1]).contiguous()
 
     @staticmethod
     def images(x: torch.Tensor) -> torch.Tensor:
-        """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`."""
-        return x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`; or one `[feature]`."""
+        batch = len(x) if x.ndim > 1 else 1
+        return x.reshape(batch, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -389,5 +394,5 @@ def sample_normals(noise: SampleNoise, name: str, like: torch.Tensor) -> torch.T
 
 
 def _memory_format(x: torch.Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format

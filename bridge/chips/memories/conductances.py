@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bridge.checks import require_finite
+from jaxcurv.settings import make_plain
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -22,6 +23,7 @@ class SinglePair:
     g_min: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_finite("g_min", self.g_min)
 
     def conductance_converter(self, g_max: float) -> "BaseConductanceConverter":
@@ -46,6 +48,7 @@ class Pairs:
     g_min: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not self.factors:
             raise ValueError("factors must hold a number for each pair")
         for factor in self.factors:
@@ -79,6 +82,7 @@ class MappedPairs:
     g_min: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for factor in self.factors:
             require_finite("a factor", factor, positive=True)
         require_finite("g_min", self.g_min)

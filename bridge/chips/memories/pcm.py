@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bridge.chips.memories.conductances import SinglePair, WeightMapping
 from bridge.chips.memories.protocol import Compensation, check_settings
+from jaxcurv.settings import is_whole, make_plain
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
@@ -45,6 +46,7 @@ class PCM:
     name: ClassVar[str] = "pcm"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_settings(self, "t_inference", "programming_noise", "drift", "read_noise")
 
     def noise_model(self) -> "BaseNoiseModel":
@@ -91,7 +93,8 @@ class Hermes:
     name: ClassVar[str] = "hermes"
 
     def __post_init__(self) -> None:
-        if self.devices not in (1, 2):
+        make_plain(self)
+        if not is_whole(self.devices) or self.devices not in (1, 2):
             raise ValueError(f"Hermes devices must be 1 or 2, got {self.devices!r}")
         check_settings(self, "t_inference", "programming_noise", "drift", "read_noise")
         if self.g_max is not None and self.g_max > self.largest_conductance:

@@ -1,11 +1,13 @@
 """Resistive memory: programming noise and relaxation (AIHWKit's models)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from bridge.checks import require_finite
 from bridge.chips.memories.conductances import SinglePair, WeightMapping
 from bridge.chips.memories.protocol import Compensation, check_settings
+from jaxcurv.settings import is_number, make_plain
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
@@ -37,6 +39,7 @@ class ReRamWan2022:
     name: ClassVar[str] = "reram_wan2022"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_settings(self, "t_inference", "noise")
         if self.t_inference not in (1.0, 86400.0, 172800.0):
             raise ValueError(
@@ -83,6 +86,9 @@ class ReRamCMO:
     name: ClassVar[str] = "reram_cmo"
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        if is_number(self.acceptance) and math.isclose(self.acceptance, 0.2, rel_tol=1e-6):
+            object.__setattr__(self, "acceptance", 0.2)  # given as float32
         check_settings(self, "t_inference", "programming_noise", "drift", "read_noise")
         require_finite("g_min", self.g_min, positive=True)
         if self.g_min >= self.g_max:
@@ -96,10 +102,10 @@ class ReRamCMO:
             )
 
     def noise_model(self) -> "BaseNoiseModel":
-        """AIHWKit's `ReRamCMONoiseModel` with these settings."""
-        from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+        """AIHWKit's `ReRamCMONoiseModel` with these settings, without its NaN: see `cmo`."""
+        from bridge.chips.memories.cmo import ReRamCMOModel
 
-        return ReRamCMONoiseModel(
+        return ReRamCMOModel(
             g_max=self.g_max,
             g_min=self.g_min,
             prog_noise_scale=self.programming_noise,

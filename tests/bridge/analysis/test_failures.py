@@ -276,3 +276,9 @@ def test_examples_run():
     ran = [doctest.testmod(module) for module in (failures, intervals)]
     assert [found.failed for found in ran] == [0, 0]
     assert sum(found.attempted for found in ran) == 5
+
+
+def test_chips_of_unequal_numbers_of_samples_are_refused() -> None:
+    chips = [[True, False, True], np.array([True, False])]
+    with pytest.raises(ValueError, match="analog_correct has chips of 2 and 3 samples; give those"):
+        failure_table([0.1, 0.2, 0.3], [True] * 3, chips, bins=2)  # type: ignore[list-item]

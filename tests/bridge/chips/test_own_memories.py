@@ -1,13 +1,15 @@
 """A memory of the user's own: closed-form noise, later times, files, and what is refused."""
 
+import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from torch import nn
 
 from bridge import Profile, load_chip, program, save_chip
@@ -17,6 +19,7 @@ from bridge.chips.files import fingerprint
 from bridge.chips.memories.protocol import Memory
 from bridge.chips.profiles import from_json, to_json
 from bridge.chips.tiles import named_tiles
+from tests.chips import configuration
 from tests.conftest import ROOT
 
 DAY = 86400.0
@@ -155,3 +158,134 @@ def test_memories_are_described_without_torch() -> None:
         "assert not {'torch', 'aihwkit'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+class Drawing(PCMLikeNoiseModel):
+    """Keeps in itself what it draws while programming."""
+
+    shift = 0.0
+
+    def apply_programming_noise(self, weights: Any) -> Any:
+        self.shift = float(torch.randn(()))
+        return super().apply_programming_noise(weights)
+
+    def apply_drift_noise(self, weights: Any, parameters: Any, t: float) -> Any:
+        return super().apply_drift_noise(weights, parameters, t) + self.shift
+
+
+class Double(PCMLikeNoiseModel):
+    """Drift exponents in float64."""
+
+    def apply_programming_noise(self, weights: Any) -> Any:
+        programmed, exponents = super().apply_programming_noise(weights)
+        return programmed, [one.double() for one in exponents]
+
+    def apply_drift_noise(self, weights: Any, parameters: Any, t: float) -> Any:
+        return super().apply_drift_noise(weights, [one.float() for one in parameters], t)
+
+
+class Number(PCMLikeNoiseModel):
+    """A number among the drift exponents."""
+
+    def apply_programming_noise(self, weights: Any) -> Any:
+        programmed, exponents = super().apply_programming_noise(weights)
+        return programmed, [*exponents, 1.0]
+
+    def apply_drift_noise(self, weights: Any, parameters: Any, t: float) -> Any:
+        return super().apply_drift_noise(weights, parameters[:-1], t)
+
+
+class Nameless(PCMLikeNoiseModel):
+    """Printed by its place in memory."""
+
+    __str__ = object.__str__
+
+
+@dataclass(frozen=True)
+class Variant(PCM):
+    name: ClassVar[str] = "variant"
+    model: ClassVar[Any] = PCMLikeNoiseModel
+
+    def noise_model(self) -> Any:
+        return self.model(g_max=self.g_max)
+
+
+@dataclass(frozen=True)
+class OfDrawing(Variant):
+    model: ClassVar[Any] = Drawing
+
+
+@dataclass(frozen=True)
+class OfDouble(Variant):
+    model: ClassVar[Any] = Double
+
+
+@dataclass(frozen=True)
+class OfNumber(Variant):
+    model: ClassVar[Any] = Number
+
+
+@dataclass(frozen=True)
+class Untaken(Variant):
+    extra: float = field(default=1.0, init=False)
+
+
+@dataclass(frozen=True)
+class Counting(Variant):
+    extra: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "extra", self.extra + 1)
+
+
+@dataclass(frozen=True)
+class Given(Variant):
+    extra: InitVar[float] = 1.0
+
+    def __post_init__(self, extra: float) -> None:
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Unbounded(Variant):
+    extra: float = math.inf
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        (OfDrawing(), "Drawing keeps what it draws in itself"),
+        (OfDouble(), r"float32 tensors, or None, in its list; got torch.float64"),
+        (OfNumber(), r"float32 tensors, or None, in its list; got float"),
+        (Untaken(), "fields of Untaken to make it again .* let __init__ take every field"),
+        (Counting(), "fields of Counting to make it again .* let __init__ take every field"),
+        (Given(), "fields of Given, which extra of its __init__ is not: make it a field"),
+        (Unbounded(), "not plain JSON"),
+    ],
+)
+def test_what_no_file_gives_back_is_refused_when_saved(
+    memory: Any, message: str, tmp_path: Path
+) -> None:
+    chip, path = chip_with(memory), tmp_path / "chip.safetensors"
+    with pytest.raises(ValueError, match=message):
+        save_chip(path, chip)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("model", [Drawing, Double, Number, Nameless])
+def test_so_is_a_configuration_of_one_s_own(model: Any, tmp_path: Path) -> None:
+    config = configuration(size=512)
+    config.noise_model = model()
+    chip, path = program(network(), config, seed=0), tmp_path / "chip.safetensors"
+    with pytest.raises(ValueError, match="a chip's file"):
+        save_chip(path, chip)
+    assert not path.exists()
+
+
+def test_a_variant_of_a_memory_that_ships_comes_back(tmp_path: Path) -> None:
+    chip, path = chip_with(Variant(mapping=SinglePair(1.0))), tmp_path / "chip.safetensors"
+    save_chip(path, chip)
+    back = load_chip(path, network(), memories=(Variant,))
+    assert back.profile == chip.profile
+    assert fingerprint(back.at(DAY)) == fingerprint(chip.at(DAY))

@@ -399,13 +399,14 @@ def test_bad_programming_inputs_are_refused() -> None:
     ("calibration", "message"),
     [
         (None, "needs calibration images"),
-        (CALIBRATION[0], "must be float32 images"),
+        (CALIBRATION[0], "fails on inputs"),
+        (CALIBRATION[0, 0, 0], "must be float32 images"),
         (CALIBRATION[:0], "must be float32 images"),
         (CALIBRATION.double(), "must be float32 images"),
         (torch.zeros_like(CALIBRATION), "tile fc.* range 0"),
         (torch.full_like(CALIBRATION, torch.nan), "tile fc.* range nan"),
     ],
-    ids=["absent", "rank", "empty", "dtype", "zero", "nan"],
+    ids=["absent", "no batch", "rank", "empty", "dtype", "zero", "nan"],
 )
 def test_bad_calibrations_are_refused(calibration: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -210,8 +210,8 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
         ({}, "holds nothing in place"),
         ({"state_dict": {}}, "holds nothing in place"),
         (
-            {"weights": weights(), "epoch": 3},
-            r"'weights' \(dict\), 'epoch' \(int\); .* 'state_dict' or",
+            {"generator": weights(), "epoch": 3},
+            r"'generator' \(dict of 3\), 'epoch' \(int\); .* 'state_dict' or",
         ),
         ({"model": {1: torch.ones(1)}}, r"1 \(Tensor\)"),
         ({"a": torch.ones(1), "q": torch.ones(1).to(torch.int8)}, r"q \(torch\.int8\).*quantis"),
@@ -222,6 +222,180 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=rf"a\.pth .*{message}"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+NUMBERS = {
+    "epoch": 3,
+    "best": np.float64(0.9),
+    "step": np.int64(7),
+    "right": np.bool_(True),
+    "rate": np.float32(1e-3),
+    "name": np.str_("resnet"),
+    "history": [np.float32(1.0), {"loss": np.arange(3.0)}],
+}
+"""What scripts keep beside the weights."""
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("numpy", ["numpy._core", "numpy.core"], ids=["numpy 2", "numpy 1"])
+def test_numpy_values_beside_the_weights(tmp_path: Path, numpy: str, legacy: bool) -> None:
+    state_dict, path = weights(), tmp_path / "a.pth"
+    torch.save({"model": state_dict} | NUMBERS, path, _use_new_zipfile_serialization=not legacy)
+    if numpy == "numpy.core":
+        if not legacy:
+            pytest.skip("an archive has checksums; the pickle within is the same")
+        path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
+    assert_equal(load_checkpoint(path).state_dict, state_dict)
+
+
+@pytest.mark.parametrize(
+    "number", [3, 0.5, "resnet", None, True, np.float64(1), np.int64(2), np.bool_(True)]
+)
+def test_numbers_and_words_among_the_tensors_are_left_out(tmp_path: Path, number: Any) -> None:
+    state_dict = weights()
+    for content in ({"epoch": number} | state_dict, {"net": state_dict | {"acc": number}}):
+        torch.save(content, tmp_path / "a.pth")
+        assert_equal(load_checkpoint(tmp_path / "a.pth").state_dict, state_dict)
+
+
+def test_no_numpy_function_sees_the_file_s_bytes(tmp_path: Path) -> None:
+    """An array of objects is a pickle of its own, which NumPy would load."""
+    path, trace = tmp_path / "malicious.pth", tmp_path / "trace"
+    array = np.array([MakesAFile(trace)], object)
+    for content in (array, {"model": weights(), "a": array}, {"a": array.astype("O")[()]}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"malicious\.pth holds a Python object"):
+            load_checkpoint(path)
+        assert not trace.exists()
+
+
+KEYS = ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights"]
+
+
+@pytest.mark.parametrize("key", [*KEYS, "params", "net_state_dict"])
+def test_where_scripts_keep_the_weights(tmp_path: Path, key: str) -> None:
+    state_dict, path = weights(), tmp_path / "a.pth"
+    for content in (
+        {"epoch": 3, key: state_dict, "optimizer": {"state": {0: {"step": torch.ones(())}}}},
+        {"checkpoint": {key: state_dict}},
+        {key: {"state_dict": state_dict}, "acc": np.float64(0.5)},
+        {key: state_dict, "config": {"model": "resnet18", "weights": [0.5, 0.5]}},
+        {key: list(state_dict.items())},
+        {key: state_dict, "rng": torch.get_rng_state(), "order": np.arange(3)},
+        {key: state_dict, "params" if key == "model" else "model": {"width": torch.tensor(3)}},
+        {key: [state_dict]},
+        {"model" if key == "net" else "net": {"width": 64}, key: state_dict},
+    ):
+        torch.save(content, path)
+        assert_equal(load_checkpoint(path).state_dict, state_dict)
+
+
+PREFIXES = {
+    "state_dict": ["model.", "module.model.", "model._orig_mod.", "_orig_mod.model.module."],
+    "model": ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.module."],
+    None: ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "module._orig_mod."],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"), [(key, one) for key, some in PREFIXES.items() for one in some]
+)
+def test_prefixes_of_wrappers(tmp_path: Path, key: str | None, prefix: str) -> None:
+    state_dict, path = weights(), tmp_path / "a.ckpt"
+    named = {prefix + name: tensor for name, tensor in state_dict.items()}
+    torch.save(named if key is None else {key: named, "epoch": 1}, path)
+    assert_equal(load_checkpoint(path).state_dict, state_dict)
+    assert load_checkpoint(path, prefix="").state_dict.keys() == named.keys()
+    assert_equal(load_checkpoint(path, prefix=prefix).state_dict, state_dict)
+
+
+def test_wrappers_within_names_and_averaged_models(tmp_path: Path) -> None:
+    state_dict, path = weights(), tmp_path / "a.pth"
+    torch.save({name.replace(".", "._orig_mod.", 1): t for name, t in state_dict.items()}, path)
+    assert_equal(load_checkpoint(path).state_dict, state_dict)
+    torch.save(torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 3)).state_dict(), path)
+    assert load_checkpoint(path).state_dict.keys() == {"weight", "bias"}
+
+
+def test_a_network_s_own_attribute_model_stays(tmp_path: Path) -> None:
+    """Lightning writes under "state_dict"; elsewhere the name may be the network's own."""
+    state_dict = weights()
+    named = {f"model.{name}": tensor for name, tensor in state_dict.items()}
+    for content in (named, {"net": named}, {"model_state_dict": named}):
+        torch.save(content, tmp_path / "a.pth")
+        assert_equal(load_checkpoint(tmp_path / "a.pth").state_dict, named)
+    both = named | {"criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": both}, tmp_path / "a.pth")
+    assert_equal(load_checkpoint(tmp_path / "a.pth").state_dict, both)
+    assert_equal(load_checkpoint(tmp_path / "a.pth", prefix="model.").state_dict, state_dict)
+    with pytest.raises(ValueError, match=r"no name that begins with 'net\.'.*criterion\.weight"):
+        load_checkpoint(tmp_path / "a.pth", prefix="net.")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"generator": weights(), "discriminator": weights(), "epoch": 3},
+            r"'generator' \(dict of 3\), 'discriminator' \(dict of 3\), 'epoch' \(int\)"
+            r".*torch\.save.*\[NAME\]",
+        ),
+        ({"state_dict": [weights(), weights()]}, r"a list of 2 state dicts under 'state_dict'"),
+        ({"state_dict": [torch.ones(2)]}, r"'state_dict' \(list of 1\)"),
+        ({"net": weights(), "model": {"a": torch.ones(2)}}, "weights under 'model' and 'net'"),
+        ({"G": weights(), "model": {"width": 64}}, r"'G' \(dict of 3\), 'model' \(dict of 1\)"),
+        ({"state_dict": np.float64(3)}, r"'state_dict' \(NumPy value\)"),
+        ({"conv.weight": np.ones((2, 2))}, r"'conv\.weight' \(NumPy array\).*torch\.from_numpy"),
+        (weights() | {"fc.bias": np.ones(2)}, r"'fc\.bias' \(NumPy array\).*torch\.from_numpy"),
+        (list(weights().values()), "holds a list in place of a state dict"),
+        (np.ones(3), "holds a NumPy array in place of a state dict"),
+        ({str(i): {} for i in range(99)}, r"'0' \(dict of 0\).*and 79 more"),
+    ],
+)
+def test_the_file_s_own_keys_are_shown(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"a\.pth .*{message}"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": {"a": torch.ones(1)}}
+    content["model"] = content
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth .*'model'"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_the_same_weights_twice_are_no_question(tmp_path: Path) -> None:
+    state_dict = weights()
+    torch.save({"net": state_dict, "model": state_dict}, tmp_path / "a.pth")
+    assert_equal(load_checkpoint(tmp_path / "a.pth").state_dict, state_dict)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on writing them
+def test_archives_of_others_are_told_with_the_cure(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval()
+    for scripted in (torch.jit.script(module), torch.jit.trace(module, torch.ones(1, 2))):
+        scripted.save(str(path))
+        with pytest.raises(ValueError, match=r"a TorchScript archive.*torch\.jit\.load\("):
+            load_checkpoint(path)
+    scripted = torch.jit.load(str(path))  # the cure
+    torch.save(scripted.state_dict(), path)
+    assert_equal(load_checkpoint(path).state_dict, module.state_dict())
+    with path.open("wb") as file:
+        torch.export.save(torch.export.export(module, (torch.ones(1, 2),)), file)
+    with pytest.raises(ValueError, match=r"program that torch\.export.*torch\.export\.load\("):
+        load_checkpoint(path)
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones(3))
+    with pytest.raises(ValueError, match=r"NumPy archive.*torch\.from_numpy"):
+        load_checkpoint(path)
+
+
+def test_safetensors_under_another_name(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "pytorch_model.bin")
+    assert load_checkpoint(tmp_path / "pytorch_model.bin").state_dict.keys() == weights().keys()
 
 
 def test_paths_without_a_file_are_refused(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from flax import nnx
 
+import jaxcurv
 import jaxcurv.models
 from bridge import from_torch, to_torch
-from bridge.weights import load_weights, resnet18, resnet50, save_weights
+from bridge.weights import Checkpoint, load_weights, resnet18, resnet50, save_weights
 from jaxcurv import data
 from jaxcurv.models.resnet import BasicBlock, ResNet
 
@@ -170,7 +171,6 @@ def test_non_finite_weights_are_refused_by_name() -> None:
         (nnx.LayerNorm(3, rngs=nnx.Rngs(0)), r"scale \(3,\)"),
         (nnx.Embed(3, 2, rngs=nnx.Rngs(0)), r"embedding \(3, 2\)"),
         (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), r"kernel \(3, 2, 2\)"),
-        (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), r"rngs\.key \(RngKey\)"),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, nnx.Module) else "",
 )
@@ -212,3 +212,90 @@ def test_unreadable_files_are_refused(tmp_path) -> None:
     damaged.write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_weights(damaged)
+
+
+class Dropping(nnx.Module):
+    """Holds random state in a Dropout, in streams of its own and in a layer's list."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.tail = nnx.List([nnx.Dropout(0.2, rngs=rngs), nnx.Linear(4, 5, rngs=rngs)])
+        self.streams = nnx.Rngs(params=1, noise=2)
+        self.sown = nnx.Intermediate((jnp.ones(2), jnp.ones(3)))
+
+    def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+        x = self.drop(self.conv(x).mean((1, 2)))
+        return self.tail[1](self.tail[0](x))
+
+
+class DroppingTorch(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.tail = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(4, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.conv(x).mean((2, 3)))
+
+
+def test_random_state_is_no_weight() -> None:
+    model, module = Dropping(nnx.Rngs(0)), DroppingTorch()
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    state_dict = to_torch(model, into=module, images=images)
+    assert state_dict.keys() == {"conv.weight", "conv.bias", "tail.1.weight", "tail.1.bias"}
+    other = Dropping(nnx.Rngs(7))
+    other(jnp.asarray(images))  # which draws
+    before = nnx.to_pure_dict(nnx.state(other, nnx.RngState))
+    back = from_torch(state_dict, other)
+    after = nnx.to_pure_dict(nnx.state(back, nnx.RngState))
+    assert repr(after) == repr(before)
+    assert not back.drop.deterministic
+    drawn = np.asarray(back(jnp.asarray(images)))
+    assert repr(nnx.to_pure_dict(nnx.state(other, nnx.RngState))) == repr(before)  # its own
+    assert not np.array_equal(drawn, np.asarray(back(jnp.asarray(images))))
+    for one in (model, back):
+        one.eval()
+    np.testing.assert_array_equal(logits_of_flax(back, images), logits_of_flax(model, images))
+
+
+def test_random_state_of_a_model_without_values_can_be_drawn_from() -> None:
+    abstract = nnx.eval_shape(lambda: Dropping(nnx.Rngs(0)))
+    model = from_torch(to_torch(Dropping(nnx.Rngs(0))), abstract)
+    images = jnp.ones((4, 8, 8, 3))
+    drawn = np.asarray(forward(model, images))
+    assert not np.array_equal(drawn, np.asarray(forward(model, images)))
+    assert model.drop.rngs.key[...] != model.tail[0].rngs.key[...]
+    model.eval()
+    scored = jaxcurv.input_curvature(model, np.asarray(images), np.zeros(4, int), indices=range(4))
+    assert np.isfinite(scored.score).all()
+
+
+def test_a_prefix_that_all_names_have_is_no_mismatch() -> None:
+    class Holder(nnx.Module):
+        def __init__(self, model: nnx.Module):
+            self.model = model
+
+    model = shallow_resnet()
+    plain = to_torch(model)
+    prefixed = {f"model.{name}": tensor for name, tensor in plain.items()}
+    for given, onto in ((prefixed, model), (plain, Holder(model)), (prefixed, Holder(model))):
+        back = to_torch(from_torch(given, onto))
+        assert all(torch.equal(back[name], tensor) for name, tensor in to_torch(onto).items())
+    with pytest.raises(ValueError, match=r"missing conv1\.weight .*unexpected net\.conv1"):
+        from_torch({f"net.{name}": tensor for name, tensor in plain.items()}, model)
+
+
+def test_what_is_no_model_or_state_dict_is_refused() -> None:
+    model, module = shallow_resnet(), torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="model must be a Flax NNX module, not Linear"):
+        to_torch(module)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model must be a Flax NNX module, not Linear"):
+        from_torch({}, module)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="shapes and no values"):
+        to_torch(nnx.eval_shape(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
+    with pytest.raises(TypeError, match=r"not Checkpoint.*\.state_dict"):
+        from_torch(Checkpoint(to_torch(model), {}), model)  # type: ignore[arg-type]
+    arrays = {name: tensor.numpy() for name, tensor in to_torch(model).items()}
+    with pytest.raises(TypeError, match=r"conv1\.weight.*torch\.from_numpy"):
+        from_torch(arrays, model)  # type: ignore[arg-type]

@@ -77,8 +77,8 @@ def test_arrays_are_a_source_and_read_gives_them_back() -> None:
         ({"images": np.zeros((6, 4, 5), np.uint8)}, "with 4 axes"),
         ({"labels": np.zeros(6, np.int64)}, "labels must be int32"),
         ({"labels": np.zeros(5, np.int32)}, "one of each a sample"),
-        ({"labels": np.full(6, -1, np.int32)}, "labels must not be negative"),
-        ({"indices": np.full(6, -1)}, "indices must not be negative"),
+        ({"labels": np.array([0, 0, -1, 0, 0, 0], np.int32)}, "labels .* position 2 is -1"),
+        ({"indices": np.array([0, 1, 2, 3, 4, -7])}, "indices .* position 5 is -7"),
         ({"indices": np.array([0, 1, 2, 3, 4, 1])}, "1 occurs 2 times"),
     ],
 )
@@ -95,7 +95,7 @@ def test_read_refuses_images_that_are_not_uint8() -> None:
 
 def test_labels_without_a_class_name_are_refused() -> None:
     arrays = some_arrays()
-    with pytest.raises(ValueError, match="label 2 is outside the 2 classes"):
+    with pytest.raises(ValueError, match="train, position 2: label 2 is outside the 2 classes"):
         ImageDataset("two", ("a", "b"), arrays, arrays)
 
 
@@ -571,9 +571,10 @@ def test_tfds_data_sets_that_cannot_be_used(
     bad = {"image": jpeg(1), "label": -1}
     good = {"image": jpeg(1), "label": 1}
     write_tfds({"image": image, "label": label}, {"train": [bad], "test": [good]}, "2.0.0")
-    with pytest.raises(ValueError, match="label -1 is outside the 2 classes"):
+    message = r"other-train\.array_record\S*: train, position 0: label -1 is outside the 2 classes"
+    with pytest.raises(ValueError, match=message):
         load("other", tmp_path).train[0]
-    with pytest.raises(ValueError, match="label -1 is outside the 2 classes"):
+    with pytest.raises(ValueError, match=message):
         _ = load("other", tmp_path).train.labels
     write_tfds({"image": image, "label": label}, {"train": [good]}, "3.0.0")
     with pytest.raises(ValueError, match=r"splits \['train'\]: train and test are needed"):
@@ -582,6 +583,34 @@ def test_tfds_data_sets_that_cannot_be_used(
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match="tfrecord files, which have no random access"):
         load("other", tmp_path)
+
+
+def test_a_damaged_record_is_told_with_its_file_and_position(
+    tmp_path: Path, write_tfds: Callable[..., None]
+) -> None:
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["x", "y"]),
+    }
+    good = {"image": jpeg(1), "label": 1}
+    write_tfds(features, {"train": [good] * 3, "test": [good]})
+    (file,) = (tmp_path / "other/1.0.0").glob("*train*")
+    train = load("other", tmp_path).train
+    content = bytearray(file.read_bytes())
+    begin = content.index(jpeg(1)[:8])
+    content[begin : begin + 200] = bytes(200)
+    file.write_bytes(content)
+    for look in (
+        lambda: train[0],
+        lambda: read(train),
+        lambda: load("other", tmp_path).train.labels,
+    ):
+        with pytest.raises(
+            ValueError, match=r"train\.array_record\S*: train, position 0 cannot be"
+        ):
+            look()
 
 
 def test_import_is_light() -> None:

@@ -150,6 +150,15 @@ def test_prepared_copies_of_earlier_versions_are_ignored(tree: Path) -> None:
         load("pets", tree)
 
 
+def test_images_of_a_kind_that_is_not_read_are_named(tree: Path) -> None:
+    for name in ("train/bee/a.HEIC", "train/bee/b.dcm"):
+        (tree / "pets" / name).write_bytes(b"an image")
+    message = r"train: 2 files that may be images are not read, the first is bee/a\.HEIC: convert"
+    with pytest.warns(UserWarning, match=message):
+        dataset = load("pets", tree)
+    assert len(dataset.train) == 6
+
+
 def test_image_tree_with_two_sizes_needs_an_image_size(tree: Path) -> None:
     save_image(tree / "pets/train/bee/9.png", 20, 10, 200, "L")
     unequal = load("pets", tree)

@@ -52,15 +52,17 @@ def test_without_a_dtype_any_arrays_of_one_shape_are_read() -> None:
 
 def test_an_image_of_another_shape_in_a_later_batch_is_refused() -> None:
     source = [*samples(4), {**samples(1)[0], "image": np.zeros((5, 4, 3), np.float32), "index": 99}]
-    with pytest.raises(ValueError, match=r"one shape; image 99 is float32 \(5, 4, 3\), the first"):
+    with pytest.raises(
+        ValueError, match=r"one shape; image 99, at position 4, is float32 \(5, 4, 3\), the first"
+    ):
         list(read_batches(source, 2))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"label": 0.5}, "label must be a whole number; got 0.5"),
-        ({"label": -1}, "label must not be negative; got -1"),
+        ({"label": 0.5}, "label must be a whole number; got 0.5 at position 0"),
+        ({"label": -1}, "label must not be negative; got -1 at position 0"),
         ({"index": "seven"}, "index must be a whole number; got 'seven'"),
         ({"image": np.zeros(SHAPE)}, r"must be uint8 \[height, width, channel\] .*is float64"),
         ({"image": np.zeros((4, 5), np.uint8)}, r"\[height, width, channel\] .*uint8 \(4, 5\)"),

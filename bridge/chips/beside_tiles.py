@@ -1,0 +1,231 @@
+"""Weights that no tile holds: products with a network's parameters beside its layers on tiles."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bridge.chips.mappable import some
+
+_BOTH = (0, 1)
+_PRODUCTS = {
+    **dict.fromkeys(["mm", "bmm", "mv", "dot", "vdot", "linear", "matmul", "inner"], _BOTH),
+    **dict.fromkeys(["convolution", "_convolution", "convolution_overrideable"], _BOTH),
+    **dict.fromkeys(["mkldnn_convolution", "mkldnn_linear", "_cdist_forward"], _BOTH),
+    **dict.fromkeys(["_int_mm", "_grouped_mm", "_scaled_mm"], _BOTH),
+    **dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv", "addr", "_addmm_activation"], (1, 2)),
+}
+"""Where PyTorch's operations have the factors of a product; elsewhere are biases."""
+_WHOLE = (
+    "_trilinear",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+    "lstm",
+    "gru",
+    "rnn",
+    "mkldnn_rnn",
+)
+"""Operations, by the beginning of their name, whose every matrix is a factor of a product."""
+_KEEPS_TERMS = {
+    *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze"),
+    *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
+}
+"""Operations after which a sum over an outer product is still one of its terms."""
+_SUMS = {"sum", "mean"}
+
+
+class _Origin(NamedTuple):
+    """What a tensor comes from: the input, parameters by name, terms of a product written out."""
+
+    input: bool = False
+    parameters: frozenset[str] = frozenset()
+    terms: frozenset[str] = frozenset()
+
+
+def refuse_weights_beside_tiles(
+    network: nn.Module, mapped: Sequence[str], digital_layers: Sequence[str], images: torch.Tensor
+) -> None:
+    """Refuses a network that multiplies with parameters which are on no tile.
+
+    Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
+    input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
+    by parameters are no such products. Not seen: weights that are no `nn.Parameter` (buffers,
+    constants), and products written out as sums in Python.
+
+    Args:
+      network: digital, on the CPU; hooks are registered and removed.
+      mapped: paths of the layers that go to tiles.
+      digital_layers: paths of layers, and of single parameters, that stay digital.
+      images: what it takes, `[batch, ...]`.
+
+    Raises:
+      ValueError: such parameters, or a layer on tiles that the pass does not call; named.
+    """
+    depth: list[str] = []
+    called: set[str] = set()
+
+    def enter(name: str, *_: Any) -> None:
+        depth.append(name)
+        called.add(name)
+
+    def leave(*_: Any) -> None:
+        depth.pop()
+
+    left = set(digital_layers)
+    handles = []
+    for name, module in network.named_modules():
+        # The layers of PyTorch's own that are not mapped were refused, or are to stay digital.
+        own = type(module).__module__.startswith("torch.nn") and bool(
+            list(module.parameters(recurse=False))
+        )
+        if name in mapped or name in left or own:
+            around = name in left
+            handles += [
+                module.register_forward_pre_hook(partial(enter, name), prepend=around),
+                module.register_forward_hook(leave, prepend=not around, always_call=True),
+            ]
+    watch = _Watch(network, images, lambda: bool(depth))
+    try:
+        with watch:
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _refuse_found(network, watch.found, left)
+    if unused := [name for name in mapped if name not in called]:
+        names = ", ".join(map(repr, unused[:3]))
+        raise ValueError(
+            f"{'layer' if len(unused) == 1 else f'{len(unused)} layers:'} {some(unused)} would be "
+            "on tiles but a forward pass does not call it: call it in the network's code as a "
+            f"module, remove it, or name it, digital_layers=[{names}]"
+        )
+
+
+def _refuse_found(network: nn.Module, found: list[frozenset[str]], left: set[str]) -> None:
+    refused: dict[str, None] = {}
+    for names in found:
+        if not any(_stays(network, name, left) for name in names):
+            refused |= dict.fromkeys(sorted(names))
+    if refused:
+        raise ValueError(
+            f"the network multiplies with {some(refused)} outside of a layer on tiles: these "
+            "weights would be on no tile, and no noise would reach them; make it a call of a "
+            "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight), or name "
+            f"the parameter to keep it digital, digital_layers=[{next(iter(refused))!r}]"
+        )
+
+
+def _stays(network: nn.Module, name: str, left: set[str]) -> bool:
+    """Whether a parameter is to stay digital: by its name or list, or as a digital layer's weight.
+
+    Not as that of an embedding, say: who looks a table up in digital may still multiply with it.
+    """
+    path = name.rpartition(".")[0]
+    owner = network.get_submodule(path)
+    layer = isinstance(
+        owner, nn.Linear | nn.modules.conv._ConvNd | nn.ParameterList | nn.ParameterDict
+    )
+    return name in left or (layer and any(f"{path}.".startswith(f"{one}.") for one in left))
+
+
+class _Watch(TorchDispatchMode):
+    """Follows where tensors come from; storages are known, so that views are too.
+
+    Attributes:
+      found: parameters, by name, of each product outside of a layer.
+    """
+
+    def __init__(self, network: nn.Module, images: torch.Tensor, inside: Callable[[], bool]):
+        super().__init__()
+        self.found: list[frozenset[str]] = []
+        self._inside = inside
+        self._origins: dict[int, _Origin] = {}
+        self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            self._add(parameter, _Origin(parameters=frozenset([name])))
+        self._add(images, _Origin(input=True))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        namespace, _, name = str(func._schema.name).partition("::")
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        origins = [self._origin(x) for x in given]
+        if not self._inside():
+            self._see(namespace, name, args, given)
+        outputs = func(*args, **kwargs)
+        made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+        terms: frozenset[str] = frozenset()
+        if name in _KEEPS_TERMS:
+            terms = frozenset().union(*(one.terms for one in origins))
+        elif name in ("mul", "mul_") and made and not self._inside():
+            terms = _outer(given, origins, made[0])
+        origin = _Origin(
+            any(one.input for one in origins),
+            frozenset().union(*(one.parameters for one in origins)),
+            terms,
+        )
+        written = [
+            x
+            for argument, x in zip(func._schema.arguments, args, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        for x in [*made, *tree_leaves(written), *tree_leaves(kwargs.get("out"))]:
+            if isinstance(x, torch.Tensor):
+                self._add(x, origin)
+        return outputs
+
+    def _see(self, namespace: str, name: str, args: Any, given: list[torch.Tensor]) -> None:
+        factors: list[torch.Tensor] = []
+        if namespace != "aten" or name.startswith(_WHOLE):
+            factors = [x for x in given if x.ndim > 1]
+        elif name.startswith("_scaled_dot_product"):
+            factors = list(args[:3])  # not the bias that follows
+        elif name in _PRODUCTS:
+            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n])]
+        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
+        if any(one.input for one in origins):
+            self.found += [one.parameters for one in origins if _weights_alone(one)]
+        if name in _SUMS:
+            self.found += [one.terms for one in map(self._origin, given) if one.terms]
+
+    def _origin(self, x: torch.Tensor) -> _Origin:
+        return self._origins.get(_address(x), _Origin())
+
+    def _add(self, x: torch.Tensor, origin: _Origin) -> None:
+        address = _address(x)
+        if not address:
+            return
+        before = self._origins.get(address, _Origin())
+        if address not in self._held:
+            self._held[address] = StorageWeakRef(x.untyped_storage())
+        self._origins[address] = _Origin(
+            before.input or origin.input, before.parameters | origin.parameters, origin.terms
+        )
+
+
+def _weights_alone(origin: _Origin) -> bool:
+    return bool(origin.parameters) and not origin.input
+
+
+def _outer(given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor) -> frozenset[str]:
+    """Parameters of a product that has more elements than what depends on the input."""
+    if not any(
+        one.input and made.numel() > x.numel() for x, one in zip(given, origins, strict=True)
+    ):
+        return frozenset()
+    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one)))
+
+
+def _address(x: torch.Tensor) -> int:
+    """A storage's; 0 for tensors without one, such as sparse ones."""
+    try:
+        return int(x.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0

@@ -1,0 +1,101 @@
+"""What is looked at once, when a chip's network first meets images."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from bridge.chips.beside_tiles import refuse_weights_beside_tiles
+from bridge.chips.evaluation import require_independent
+from bridge.chips.memory_layout import Layout
+from bridge.chips.tiles import digital_layer, named_layers, named_tiles, replace_layer
+
+_EXAMINED = "network_examined"
+
+
+def examine(
+    analog: nn.Module,
+    digital_layers: Sequence[str],
+    images: torch.Tensor,
+    model: nn.Module | None = None,
+) -> None:
+    """Refuses a network that is not what its chip would be; the first time that it is called.
+
+    All is seen of a copy without tiles, so that noise and ADC do not matter; it costs some 20
+    samples' digital passes on the CPU. Networks with tiles in other kinds of layers are not looked
+    at, nor is one that fails on the images.
+
+    Args:
+      analog: on tiles, on the CPU; it remembers that it was examined.
+      digital_layers: as for `program`.
+      images: what the network takes, `[batch, ...]`.
+      model: the one that was converted; its logits are compared.
+
+    Raises:
+      ValueError: weights that are on no tile, layers that are not called, samples that depend on
+        their batch, or logits that are not the model's.
+    """
+    if getattr(analog, _EXAMINED, False) or not len(images):
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        twin = _digital(analog)
+        if not named_tiles(twin):
+            images = images.detach().cpu().clone()
+            some = images[[0, len(images) - 1]]
+            layout = Layout(twin)
+            try:
+                layout(twin, some)
+            except (RuntimeError, IndexError):  # IndexError of token ids
+                return  # the images do not fit, which is told when the chip runs
+            names = list(named_layers(analog))
+            layout(lambda x: _watched(twin, names, digital_layers, x), some)
+            require_independent(lambda x: layout(twin, x), images, "the network")
+            if model is not None and all(not p.is_cuda for p in model.parameters()):
+                _refuse_other(layout(twin, some), layout(model, some))
+    setattr(analog, _EXAMINED, True)
+
+
+@contextmanager
+def refused_access() -> Iterator[None]:
+    """Within it a chip's network runs.
+
+    Raises:
+      ValueError: in place of the error of code that takes a layer on tiles for PyTorch's own.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the network fails on tiles ({type(error).__name__}: {error}): a layer on tiles has "
+            "no weight to be read, and is called with its input alone, self.fc(x); name such a "
+            "layer in digital_layers"
+        ) from error
+
+
+def _digital(analog: nn.Module) -> nn.Module:
+    twin = deepcopy(analog)
+    for name, layer in named_layers(twin).items():
+        twin = replace_layer(twin, name, digital_layer(layer))
+    return twin
+
+
+def _watched(
+    twin: nn.Module, mapped: Sequence[str], digital_layers: Sequence[str], images: torch.Tensor
+) -> torch.Tensor:
+    refuse_weights_beside_tiles(twin, mapped, digital_layers, images)
+    return images
+
+
+def _refuse_other(actual: Any, expected: Any) -> None:
+    if not isinstance(actual, torch.Tensor) or not actual.isfinite().all():
+        return
+    off, largest = (actual - expected).abs().max(), expected.abs().max()
+    if off > 1e-2 * largest:
+        raise ValueError(
+            f"a copy of the model gives other logits than the model itself, by {float(off):.2g} of "
+            f"{float(largest):.2g}: a hook, or other code of it, holds on to the original's layers "
+            "or values; let it use self, or the module that the hook is given"
+        )

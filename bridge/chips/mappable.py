@@ -1,0 +1,130 @@
+"""What of a network cannot go to tiles: all of it is told at once."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from bridge.chips.plain_layers import MAPPED
+
+_GROUPS = "groups; tiles need groups=1"
+_NAMED = 3  # layers of a kind that are named where many have one fault
+
+
+def refuse_uninitialised(model: nn.Module) -> None:
+    """Refuses lazy layers that have seen no input yet."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise ValueError(
+            f"{some(lazy)} of lazy layers have no values yet: run the model on an image once, then "
+            "load its weights"
+        )
+
+
+def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Refuses a network that does not map onto tiles.
+
+    Args:
+      model: in eval mode, without parametrizations where it is to be mapped.
+      left: whether the layer at a path stays digital.
+
+    Raises:
+      ValueError: layers with weights that are neither Conv2d, Linear nor BatchNorm, settings of a
+        convolution that tiles do not have, or layers that do more than their type says; all are
+        named, many of one kind by their number.
+    """
+    mapped = 0
+    faults: dict[tuple[str, str], list[str]] = {}
+    first: dict[nn.Module, str] = {}
+    told: list[str] = []
+    groups: list[int] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(module, name) != name and list(module.parameters()):
+            raise ValueError(
+                f"layers {first[module]} and {name} are one module, of which AIHWKit would convert "
+                "only one name: give it one name, or two copies"
+            )
+        if left(name) or any(name.startswith(f"{path}.") for path in told):
+            continue
+        mapped += type(module) in MAPPED
+        if fault := _fault(module):
+            faults.setdefault((type(module).__name__, fault), []).append(name or "at the root")
+            told.append(name)
+            groups += [module.groups] if fault == _GROUPS else []
+    if faults:
+        raise ValueError(_all(faults, groups))
+    if not mapped:
+        raise ValueError("the model has no Conv2d or Linear layer to put on tiles")
+    tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    if other := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
+        dtype = tensors[other[0]].dtype
+        raise ValueError(f"{other[0]} is {dtype}; chips are simulated in float32: model.float()")
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"non-finite weights in {some(broken)}; load another checkpoint")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    shown, more = names[:_NAMED], len(names) - _NAMED
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return ", ".join(shown)
+
+
+def _fault(module: nn.Module) -> str:
+    """What keeps a layer from tiles; "" for nothing."""
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    if isinstance(module, nn.MultiheadAttention):
+        return "cannot be mapped: it multiplies with its weights itself"
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return ""
+    if type(module) not in MAPPED:
+        # What a block holds beside its layers stays digital: tokens, positions, scales.
+        if not own or isinstance(module, _BatchNorm) or list(module.children()):
+            return ""
+        return "cannot be mapped: it has weights but is neither Conv2d nor Linear"
+    if "forward" in vars(module):
+        return "cannot be mapped: with a forward of its own in place of its type's"
+    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+        return "cannot be mapped: its weight is no parameter"
+    if extra := sorted({*own, *dict(module.named_buffers())} - {"weight", "bias"}):
+        return f"cannot be mapped: with tensors beside its weights ({some(extra)})"
+    if list(module.children()):
+        return "cannot be mapped: with layers within it"
+    if not isinstance(module, nn.Conv2d):
+        return ""
+    if module.groups != 1:
+        return _GROUPS
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return "must pad by explicit numbers of zeros, not by name"
+    return ""
+
+
+def _all(faults: dict[tuple[str, str], list[str]], groups: list[int]) -> str:
+    lines = []
+    for (kind, fault), names in faults.items():
+        count = "layer" if len(names) == 1 else f"{len(names)} layers:"
+        if fault == _GROUPS:
+            few, most = min(groups), max(groups)
+            fault = f"has {few if few == most else f'{few} to {most}'} {fault}"
+        lines.append(f"{count} {some(names)} ({kind}) {fault}")
+    total = sum(map(len, faults.values()))
+    if total == 1:
+        return f"{lines[0]}; use Conv2d or Linear, or name it in digital_layers"
+    kinds = [kind for kind, _ in faults if kind not in ("Conv2d", "Linear")]
+    chosen = []
+    if kinds:
+        types = ", ".join(repr(kind) for kind in dict.fromkeys(kinds))
+        chosen.append(f"type(layer).__name__ in {{{types}}}")
+    if any(fault == _GROUPS for _, fault in faults):
+        chosen.append('getattr(layer, "groups", 1) > 1')
+    recipe = "name them in digital_layers"
+    if chosen:
+        recipe = (
+            "leave them digital, digital_layers=[name for name, layer in model.named_modules() if "
+            f"{' or '.join(chosen)}]"
+        )
+    return f"{total} layers do not map onto tiles: {'; '.join(lines)}. Use others, or {recipe}"

@@ -1,0 +1,182 @@
+"""Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+MAPPED = (nn.Conv2d, nn.Linear)
+"""The exact types that go to tiles; AIHWKit leaves subclasses digital."""
+
+_SETS_WEIGHTS = (BasePruningMethod, SpectralNorm, WeightNorm)
+"""Forward pre-hooks of PyTorch's that compute a layer's weights from other parameters."""
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+_OF_A_LAYER = {"weight", "bias"}
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model whose layers hold weights that a hook computed."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    return deepcopy(model, computed)
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Its type, without parametrizations."""
+    found: type[nn.Module] = parametrize.type_before_parametrizations(module)
+    return found
+
+
+def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
+    """Gives Conv2d and Linear layers the weights that they compute with; in place.
+
+    Pruning masks, `torch.nn.utils.parametrizations` and the older weight and spectral
+    normalisation are functions of fixed parameters in evaluation: their results are the weights.
+
+    Args:
+      model: in eval mode, a copy of the user's.
+      left: whether the layer at a path stays as it is.
+
+    Returns:
+      The model, which is another module where its root was such a layer.
+
+    Raises:
+      ValueError: a parametrization that gives other weights each time; the layer is named.
+    """
+    chosen = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if kind_of(module) in MAPPED and not left(name) and _is_parametrized(module)
+    ]
+    # All before any is replaced, for they may share parameters; a layer of two names once.
+    made = {module: _plain(name, module) for name, module in chosen}
+    for name, module in chosen:
+        if not name:
+            return made[module]
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, made[module])
+    return model
+
+
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Gives a layer in another's place its forward hooks, and the attributes that it lacks."""
+    for kind in _HOOKS:
+        getattr(new, kind).update(getattr(old, kind))
+    for name, value in vars(old).items():
+        if name not in vars(new) and name not in _OF_A_LAYER and not name.startswith("_"):
+            vars(new)[name] = value
+
+
+def refuse_untraceable_hooks(model: nn.Module) -> None:
+    """Refuses forward hooks that hold on to the network, as a copy's would to the original's.
+
+    Raises:
+      ValueError: such a hook; its layer is named.
+    """
+    modules = set(model.modules())
+    for name, module in model.named_modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            for hook in getattr(module, kind).values():
+                if any(one in modules for one in _held(hook)):
+                    raise ValueError(
+                        f"a forward hook of layer {name or 'at the root'} ({type(module).__name__})"
+                        " refers to the network or a layer of it, which a chip's copy of the "
+                        "network would not run: register a method of the network, "
+                        "register_forward_hook(self.method), use the module that the hook is "
+                        "given, or remove it, handle.remove()"
+                    )
+
+
+def own_hooks(module: nn.Module) -> list[Any]:
+    """Its forward pre-hooks, but for PyTorch's own that compute weights."""
+    return [h for h in module._forward_pre_hooks.values() if not isinstance(h, _SETS_WEIGHTS)]
+
+
+def _held(hook: Any) -> Iterable[nn.Module]:
+    """The modules that a plain function holds on to; methods are copied with their object."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    code = getattr(hook, "__code__", None)
+    if code is None or hasattr(hook, "__self__"):
+        return []
+    found = []
+    for cell in hook.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not bound yet
+            continue
+    found += hook.__defaults__ or ()
+    found += (hook.__kwdefaults__ or {}).values()
+    found += [hook.__globals__[name] for name in code.co_names if name in hook.__globals__]
+    return [one for one in found if isinstance(one, nn.Module)]
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or any(
+        isinstance(hook, _SETS_WEIGHTS) for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _plain(name: str, module: Any) -> nn.Module:
+    weight, bias = _weights(module)
+    for one, again in zip((weight, bias), _weights(module), strict=True):
+        if one is None or again is None or torch.equal(one, again):
+            continue
+        raise ValueError(
+            f"layer {name or 'at the root'} has a parametrization that gives other weights each "
+            "time: remove it, or name the layer in digital_layers"
+        )
+    made: Any
+    if kind_of(module) is nn.Linear:
+        made = nn.utils.skip_init(
+            nn.Linear, module.in_features, module.out_features, bias=bias is not None
+        )
+    else:
+        made = nn.utils.skip_init(
+            nn.Conv2d,
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            bias is not None,
+            module.padding_mode,
+        )
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    carry_over(module, made)
+    kept = own_hooks(module)
+    for key, hook in list(made._forward_pre_hooks.items()):
+        if hook not in kept:
+            del made._forward_pre_hooks[key]
+    return made.train(module.training)
+
+
+@torch.no_grad()
+def _weights(module: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weights and the bias that a forward pass would use."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _SETS_WEIGHTS):
+            hook(module, ())
+    weight, bias = module.weight, module.bias
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()

@@ -1,0 +1,303 @@
+"""Whether a Flax and a PyTorch network are the same function, and which layer says no."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import torch
+from flax import nnx
+from numpy.typing import ArrayLike
+
+from bridge.weights.recording import Call, record_flax, record_torch, unwrapped
+
+TOLERANCE = 3e-5  # of logits, relative to the largest; rounding gives about 1e-6, another gelu 1e-4
+_LOOKED_AT = 4  # images whose layers are compared, those of the largest difference
+_COLUMNS = ["layer", "input_difference", "output_difference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """How far the logits of two networks lie apart, and where the networks part.
+
+    It is true where the logits are the same, and `str` of it is a sentence.
+
+    Attributes:
+      same: whether `difference` is at most `tolerance` times `largest`.
+      difference: largest absolute difference of two logits; infinity for other shapes.
+      largest: largest absolute logit of the Flax network.
+      tolerance: as given to `same_logits`.
+      layer: name of the first layer in which, or before which, they part; None where the logits
+        are the same or no layer can be told. "NAME (PyTorch's name)" where they differ.
+      place: "in" the layer, "before" it (what lies between it and the layer before: an activation,
+        pooling, the order of a flatten) or "after" it, the last one; None where `layer` is.
+      layers: one row a call of a layer that both networks have, in the order of PyTorch's calls,
+        with the columns `layer`, `input_difference` and `output_difference`: largest absolute
+        difference relative to the largest value, infinity for other shapes. Empty where the logits
+        are the same.
+      reason: what was seen, in words.
+    """
+
+    same: bool
+    difference: float
+    largest: float
+    tolerance: float
+    layer: str | None
+    place: str | None
+    layers: pd.DataFrame
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.same
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def same_logits(
+    flax_model: nnx.Module,
+    torch_model: torch.nn.Module,
+    images: ArrayLike | torch.Tensor,
+    *,
+    tolerance: float = TOLERANCE,
+) -> Comparison:
+    """Compares two networks' logits on images; where they differ, says at which layer they part.
+
+    Both run in evaluation mode and are left as they are. The networks may differ where these images
+    do not show it: give some of the size and kind that the networks are for.
+
+        max |flax - torch| <= tolerance * max |flax|
+
+    Layers are matched by name, and where no name is shared by the order in which layers with
+    weights are called.
+
+    Args:
+      flax_model: an NNX module from images to logits `[batch, class]`.
+      torch_model: a module from images to logits `[batch, class]`.
+      images: at least two. Arrays `[batch, height, width, channel]` or tensors `[batch, channel,
+        height, width]`; what has another number of axes goes to both networks as it is.
+      tolerance: what rounding explains. Networks that compute in bfloat16 need about 0.05.
+
+    Returns:
+      A `Comparison`, true where the logits are the same.
+
+    Raises:
+      TypeError: a network of another kind, or one that does not give an array.
+      ValueError: fewer than two images, images on which a network fails or gives logits that are
+        not finite, or on which equal logits hardly vary, which would show nothing.
+    """
+    if not isinstance(flax_model, nnx.Module):
+        raise TypeError(f"flax_model must be a Flax NNX module, not {_kind(flax_model)}")
+    if not isinstance(torch_model, torch.nn.Module):
+        raise TypeError(f"torch_model must be a torch module, not {_kind(torch_model)}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance!r}")
+    channels_last, channels_first = _layouts(images)
+    ours = flax_logits(flax_model, channels_last)
+    theirs = torch_logits(torch_model, channels_first)
+    largest = float(np.abs(ours).max())
+    difference = _apart(ours, theirs)
+    if difference <= tolerance * largest:
+        _require_varied(ours, tolerance)
+        reason = f"the same logits: they differ by {difference:.1e}, the largest is {largest:.1e}"
+        empty = pd.DataFrame(columns=_COLUMNS)
+        return Comparison(True, difference, largest, tolerance, None, None, empty, reason)
+    worst = np.arange(min(len(ours), len(theirs), _LOOKED_AT))
+    if math.isfinite(difference):
+        worst = np.argsort(-np.abs(ours - theirs).max(axis=tuple(range(1, ours.ndim))))
+        worst = np.sort(worst[:_LOOKED_AT])
+    calls = _calls(flax_model, torch_model, channels_last[worst], channels_first[worst])
+    layer, place, layers, hint = _parting(*calls, tolerance)
+    if math.isfinite(difference):
+        reason = (
+            f"not the same network: logits differ by {difference:.1e}, the largest is "
+            f"{largest:.1e} (tolerance {tolerance:g}; bfloat16 needs about 0.05); {hint}"
+        )
+    else:
+        reason = f"not the same network: logits are {ours.shape} and {theirs.shape}; {hint}"
+    return Comparison(False, difference, largest, tolerance, layer, place, layers, reason)
+
+
+def flax_logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
+    """Logits of a model in evaluation mode, float32 `[batch, class]`; the model is not changed."""
+    with jax.default_matmul_precision("highest"):
+        try:
+            logits = nnx.jit(lambda model, x: model(x))(_evaluated(model), jnp.asarray(images))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"flax_model {_failed(images, error)}") from error
+    return _require_logits("flax_model", logits)
+
+
+def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
+    """Logits of a module in evaluation mode, float32 `[batch, class]`; its mode stays."""
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()
+    try:
+        with torch.inference_mode():
+            logits = module(_placed(images, module))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"torch_model {_failed(images, error)}") from error
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
+    if isinstance(logits, torch.Tensor):
+        logits = logits.detach().to("cpu", torch.float32).numpy()
+    return _require_logits("torch_model", logits)
+
+
+def _failed(images: Any, error: Exception) -> str:
+    return (
+        f"fails on images {tuple(images.shape)} ({error}): give images of the size that both "
+        "networks are for, arrays as [batch, height, width, channel]"
+    )
+
+
+def _require_logits(name: str, logits: Any) -> np.ndarray:
+    if not isinstance(logits, jax.Array | np.ndarray):
+        raise TypeError(f"{name} gives {_kind(logits)}: wrap it in a module that gives its logits")
+    array = np.asarray(logits, np.float32)
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"{name} gives {array.shape} and not logits [batch, class]")
+    if not np.isfinite(array).all():
+        raise ValueError(f"logits of {name} are not finite: give other images or weights")
+    return array
+
+
+def _require_varied(logits: np.ndarray, tolerance: float) -> None:
+    """Refuses logits so alike on all images that a difference of the networks would not show."""
+    spread = float(np.ptp(logits, axis=0).max())
+    if spread <= max(10 * TOLERANCE, tolerance) * float(np.abs(logits).max()):
+        raise ValueError(
+            f"the logits do not depend on the images (they vary by {spread:.1e}), so that equal "
+            "ones show nothing: give images that differ, and a network with weights that are "
+            "trained or random"
+        )
+
+
+def _evaluated(model: nnx.Module) -> nnx.Module:
+    copy = nnx.clone(model)
+    copy.eval()
+    return copy
+
+
+def _placed(images: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
+    """Images where the module's weights are, in their precision."""
+    weights = next(module.parameters(), None)
+    if weights is None:
+        return images
+    return images.to(weights.device, weights.dtype if images.is_floating_point() else None)
+
+
+def _layouts(images: Any) -> tuple[np.ndarray, torch.Tensor]:
+    """Images as Flax and as PyTorch take them."""
+    if isinstance(images, torch.Tensor):
+        array = images.detach().cpu().numpy()
+        array = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+    elif hasattr(images, "__array__"):
+        array = np.asarray(images)
+    else:
+        raise TypeError(
+            "images must be an array [batch, height, width, channel] or a torch tensor [batch, "
+            f"channel, height, width], not {_kind(images)}"
+        )
+    if array.dtype.kind not in "fiu" or array.ndim < 2 or len(array) < 2:
+        raise ValueError(
+            "images must be at least two, numbers [batch, height, width, channel]; got "
+            f"{array.dtype} {array.shape}"
+        )
+    if array.dtype.kind == "f" or array.ndim == 4:
+        array = array.astype(np.float32)
+    else:
+        array = array.astype(np.int32)  # token ids
+    first = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    return array, torch.from_numpy(first.copy())
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _calls(
+    flax_model: nnx.Module, torch_model: torch.nn.Module, last: np.ndarray, first: torch.Tensor
+) -> tuple[list[Call], list[Call]]:
+    with jax.default_matmul_precision("highest"):
+        ours = record_flax(_evaluated(flax_model), lambda model: model(jnp.asarray(last)))
+    inner = unwrapped(torch_model)  # torch.compile calls no hooks of the layers
+    with record_torch(inner) as theirs:
+        torch_logits(inner, first)
+    return ours, theirs
+
+
+def _parting(
+    ours: list[Call], theirs: list[Call], tolerance: float
+) -> tuple[str | None, str | None, pd.DataFrame, str]:
+    """The layer where calls part, the place, the table of calls, and the finding in words."""
+    rows = [
+        (name, _relative(a.taken, b.taken), _relative(a.given, b.given), a, b)
+        for name, a, b in _pairs(ours, theirs)
+    ]
+    table = pd.DataFrame([row[:3] for row in rows], columns=_COLUMNS)
+    if not rows:
+        return None, None, table, "no layer could be compared: no names are shared"
+    agreeing = "the images"
+    for name, taken, given, a, b in rows:
+        if taken > tolerance:
+            hint = f"they part between {agreeing} and {name} ({_by(a.taken, b.taken, taken)})"
+            return name, "before", table, hint
+        if given > tolerance:
+            return name, "in", table, f"they part in {name} ({_by(a.given, b.given, given)})"
+        agreeing = name
+    return agreeing, "after", table, f"they part after {agreeing}, the last layer that both have"
+
+
+def _pairs(ours: list[Call], theirs: list[Call]) -> list[tuple[str, Call, Call]]:
+    """Calls that belong together, in PyTorch's order."""
+    waiting: dict[str, list[Call]] = {}
+    for call in ours:
+        waiting.setdefault(call.layer, []).append(call)
+    named = [
+        (call.layer, waiting[call.layer].pop(0), call) for call in theirs if waiting.get(call.layer)
+    ]
+    if named:
+        return named
+    left, right = ([call for call in calls if call.weighted] for calls in (ours, theirs))
+    if len(left) != len(right):
+        return []
+    return [(f"{a.layer} ({b.layer})", a, b) for a, b in zip(left, right, strict=True)]
+
+
+def _layouts_of(array: np.ndarray) -> list[np.ndarray]:
+    """PyTorch's features as they are, and with the channels last."""
+    return [array, np.moveaxis(array, 1, -1)] if array.ndim > 2 else [array]
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    apart = min(_apart(ours, one) for one in _layouts_of(theirs))
+    largest = float(np.abs(ours).max(initial=0))
+    return apart if apart == 0 or not largest else apart / largest
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return math.inf
+    with np.errstate(invalid="ignore"):
+        apart = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
+    return float(np.nan_to_num(apart, nan=math.inf).max(initial=0.0))
+
+
+def _by(ours: np.ndarray, theirs: np.ndarray, relative: float) -> str:
+    if math.isfinite(relative):
+        one = np.sort(ours, axis=None), np.sort(theirs, axis=None)
+        if _relative(*one) <= min(TOLERANCE, relative / 100):
+            return "the same numbers in another order: Flax flattens [height, width, channel]"
+        return f"by {relative:.1e} of the largest value"
+    if not any(ours.shape == one.shape for one in _layouts_of(theirs)):
+        shapes = f"{ours.shape[1:]} and {theirs.shape[1:]}"
+        return f"shapes of one image differ: {shapes}, channels first in PyTorch's"
+    return "values that are not finite"

@@ -1,0 +1,206 @@
+"""Where in a checkpoint the weights are, and what wrappers add to their names."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bridge.weights.archives import NumPyArray, NumPyValue
+
+PLACES = (  # where scripts keep weights
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net_state_dict",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "checkpoint",
+)
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_LISTED = 20  # entries in a message
+_DEEPEST = 4  # containers within one another; a file may claim one that holds itself
+_SCALARS = (bool, int, float, complex, str, bytes, NumPyValue, type(None))
+
+
+def tensors_of(content: Any, path: Path, prefix: str | None) -> dict[str, torch.Tensor]:
+    """The named tensors in the content of a file; the names are those of the network.
+
+    Numbers and words beside them are left out.
+
+    Args:
+      content: tensors, plain containers, numbers and words.
+      path: of the file, for errors.
+      prefix: as `load_checkpoint` has it.
+
+    Raises:
+      ValueError: no state dict, more than one, or more than tensors in it; says what there is.
+    """
+    entries, place = _find(content, path)
+    if not isinstance(entries, Mapping) or not entries:
+        found = "nothing" if isinstance(entries, Mapping) else _kind(entries, article=True)
+        raise ValueError(f"{path} holds {found} in place of a state dict; {_expected()}")
+    tensors = {name: one for name, one in entries.items() if isinstance(one, torch.Tensor)}
+    others = {
+        name: value
+        for name, value in entries.items()
+        if not isinstance(name, str)
+        or (name not in tensors and not (tensors and _is_scalar(value)))
+    }
+    if others:
+        arrays = any(isinstance(value, NumPyArray) for value in others.values())
+        cure = "make tensors of arrays with torch.from_numpy; " if arrays else ""
+        raise ValueError(
+            f"{path} holds {'more than tensors' if tensors else 'no tensors'}: {_listed(others)}; "
+            f"{cure}{_expected()}. Write the weights alone: "
+            "torch.save(torch.load(FILE, weights_only=True)[NAME], 'weights.pth')"
+        )
+    if prefix is None:
+        return _without_wrappers(tensors, lightning=place == "state_dict")
+    chosen = {
+        name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
+    }
+    if not chosen:
+        raise ValueError(
+            f"{path} has no name that begins with {prefix!r}; its names are {_some(tensors)}"
+        )
+    return chosen
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, _SCALARS) and not isinstance(value, NumPyArray)
+
+
+def _find(content: Any, path: Path) -> tuple[Any, str | None]:
+    """The innermost entry of a usual name that holds tensors, and that name."""
+    place = None
+    for _ in range(_DEEPEST):
+        content = _from_list(content, path, place)
+        if not isinstance(content, Mapping):
+            break
+        found = {key: content[key] for key in PLACES if _holds_tensors(content.get(key))}
+        if not found:
+            if not _any_tensor(content.values()):
+                content, place = _without_weights(content, place)
+            break
+        place, *more = found
+        for key in more:
+            if not _equal(found[key], found[place]):
+                raise ValueError(
+                    f"{path} holds weights under {' and '.join(map(repr, sorted(found)))}: write "
+                    "those that you want alone, torch.save(torch.load(FILE, weights_only=True)"
+                    "[NAME], 'weights.pth')"
+                )
+        content = found[place]
+    return content, place
+
+
+def _without_weights(content: Mapping, place: str | None) -> tuple[Mapping, str | None]:
+    """An entry of a usual name that is empty or holds single numbers alone; else the mapping."""
+    for key in PLACES:
+        entry = content.get(key)
+        if isinstance(entry, Mapping) and all(isinstance(v, torch.Tensor) for v in entry.values()):
+            return entry, key
+    return content, place
+
+
+def _any_tensor(values: Iterable[Any]) -> bool:
+    """Whether there are tensors of at least one axis: one number may be a setting."""
+    return any(isinstance(value, torch.Tensor) and value.ndim for value in values)
+
+
+def _from_list(value: Any, path: Path, place: str | None) -> Any:
+    """A mapping made of a list of names with tensors, or the only one in a list; others as is."""
+    if not isinstance(value, list | tuple) or not value:
+        return value
+    if all(isinstance(one, list | tuple) and _is_entry(*one) for one in value):
+        return dict(value)
+    if all(isinstance(one, Mapping) for one in value):
+        if len(value) == 1:
+            return value[0]
+        where = "" if place is None else f" under {place!r}"
+        raise ValueError(
+            f"{path} holds a list of {len(value)} state dicts{where}: write the one that you want "
+            "with torch.save"
+        )
+    return value
+
+
+def _is_entry(*pair: Any) -> bool:
+    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], torch.Tensor)
+
+
+def _holds_tensors(value: Any, depth: int = _DEEPEST) -> bool:
+    """Whether a mapping, or a list of mappings or of names with tensors, holds tensors within."""
+    if depth == 0:
+        return False
+    if isinstance(value, Mapping):
+        parts = value.values()
+        return _any_tensor(parts) or any(_holds_tensors(part, depth - 1) for part in parts)
+    return isinstance(value, list | tuple) and any(
+        _holds_tensors(one, depth - 1) or (isinstance(one, list | tuple) and _is_entry(*one))
+        for one in value
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two entries are the same weights."""
+    return (
+        isinstance(one, Mapping)
+        and isinstance(other, Mapping)
+        and one.keys() == other.keys()
+        and all(
+            isinstance(one[name], torch.Tensor)
+            and isinstance(other[name], torch.Tensor)
+            and torch.equal(one[name], other[name])
+            for name in one
+        )
+    )
+
+
+def _without_wrappers(
+    tensors: dict[str, torch.Tensor], *, lightning: bool
+) -> dict[str, torch.Tensor]:
+    """The tensors without what `DataParallel`, `torch.compile`, ... and Lightning add to names."""
+    names = {name: _WRAPPERS.sub("", name) for name in tensors}
+    averaged = "n_averaged" in names and len(names) > 1
+    if averaged and all(new.startswith("module.") for new in names.values() if new != "n_averaged"):
+        del names["n_averaged"]  # AveragedModel's counter
+    while True:
+        if all(new.startswith("module.") for new in names.values()):
+            prefix = "module."
+        elif lightning and all(new.startswith("model.") for new in names.values()):
+            prefix, lightning = "model.", False
+        else:
+            break
+        names = {name: new.removeprefix(prefix) for name, new in names.items()}
+    if len(set(names.values())) < len(names):
+        return tensors
+    return {new: tensors[name] for name, new in names.items()}
+
+
+def _expected() -> str:
+    return f"expected names with tensors, alone or as the entry {' or '.join(map(repr, PLACES))}"
+
+
+def _listed(entries: Mapping[Any, Any]) -> str:
+    return _some(f"{name!r} ({_kind(value)})" for name, value in entries.items())
+
+
+def _some(words: Iterable[str]) -> str:
+    listed = list(words)
+    more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+    return ", ".join(listed[:_LISTED] + more)
+
+
+def _kind(value: Any, *, article: bool = False) -> str:
+    kind = type(value).__name__
+    if isinstance(value, NumPyValue):
+        kind = "NumPy array" if isinstance(value, NumPyArray) else "NumPy value"
+    if article:
+        return f"a {kind}"
+    return f"{kind} of {len(value)}" if isinstance(value, Mapping | list | tuple) else kind

@@ -1,0 +1,52 @@
+"""Whether pandas objects that are taken together hold the same samples in the same order."""
+
+import sys
+from typing import Any
+
+
+def require_same_rows(**inputs: Any) -> None:
+    """Refuses what pandas would align by its index, and arrays are taken by position.
+
+    Two pandas objects must have equal indexes. One beside arrays must have an index in ascending
+    order: after a shuffle or a sort nothing tells which of its rows an array's first one is.
+
+    Args:
+        inputs: by their names in the message; a Series's samples are its index, a DataFrame's
+            (`[chips, samples]`) its columns, those of a list of either each one's own. All else
+            is an array.
+
+    Raises:
+        ValueError: the indexes differ, or are not ascending beside arrays.
+    """
+    if "pandas" not in sys.modules:  # nothing of its can be among them
+        return
+    import pandas as pd
+
+    rows: dict[str, pd.Index] = {}
+    arrays = []
+    for name, value in inputs.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        found = [part for part in parts if isinstance(part, pd.Series | pd.DataFrame)]
+        for part in found:
+            index = part.columns if isinstance(part, pd.DataFrame) else part.index
+            rows.setdefault(name, index)
+            _require_equal(name, index, *next(iter(rows.items())))
+        if not found and value is not None:
+            arrays.append(name)
+    for name, index in rows.items():
+        if arrays and not index.is_monotonic_increasing:
+            raise ValueError(
+                f"{name} is in an order of its own by its pandas index, and {arrays[0]} has no "
+                f"index: make both Series of one index, or pass {name}.to_numpy() if row i of both "
+                "is one sample"
+            )
+
+
+def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
+    if index.equals(its):
+        return
+    what = "the same samples in another order" if set(index) == set(its) else "other samples"
+    raise ValueError(
+        f"{name} has {what} than {first} by their pandas indexes: align them, as with "
+        f"{name}.reindex({first}.index), or pass .to_numpy() of both if row i of both is one sample"
+    )

@@ -1,0 +1,170 @@
+"""pandas objects that are taken together are of the same samples in the same order, or refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bridge
+from bridge import analysis, routing
+from jaxcurv import logit_scores
+
+N = 200
+RNG = np.random.default_rng(0)
+SCORE = pd.Series(RNG.random(N))
+DIGITAL = pd.Series(RNG.random(N) < 0.8)
+ANALOG = DIGITAL & (SCORE < 0.7)
+LABELS = pd.Series(np.arange(N) % 4)
+FAILED = DIGITAL & ~ANALOG
+CHIPS = pd.DataFrame([ANALOG, ~ANALOG])
+
+# One call a function and a pair of its inputs: what it takes, by name, and how it is called.
+CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
+    "failure_table": (
+        {"score": SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda score, digital, analog: bridge.failure_table(score, digital, analog),
+    ),
+    "failure_table of chips": (
+        {"score": SCORE, "digital": DIGITAL, "analog": CHIPS},
+        lambda score, digital, analog: bridge.failure_table(score, digital, analog, resamples=9),
+    ),
+    "compare_predictors": (
+        {"curvature": SCORE, "digital": DIGITAL, "analog": ANALOG, "labels": LABELS},
+        lambda curvature, digital, analog, labels: bridge.compare_predictors(
+            {"curvature": curvature}, digital, analog, labels=labels, resamples=9
+        ),
+    ),
+    "compare_predictors' scores": (
+        {"curvature": SCORE, "other": -SCORE},
+        lambda curvature, other: bridge.compare_predictors(
+            {"curvature": curvature, "other": other}, DIGITAL, ANALOG, resamples=9
+        ),
+    ),
+    "cross_validated_logistic": (
+        {"curvature": SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda curvature, digital, analog: analysis.cross_validated_logistic(
+            {"curvature": curvature}, digital, analog
+        ),
+    ),
+    "analog_only_failures": (
+        {"digital": DIGITAL, "analog": ANALOG},
+        lambda digital, analog: analysis.analog_only_failures(digital, analog),
+    ),
+    "deciles": (
+        {"score": SCORE, "indices": pd.Series(np.arange(N))},
+        lambda score, indices: analysis.deciles(score, indices),
+    ),
+    "edge_ties": (
+        {"score": SCORE, "decile": LABELS},
+        lambda score, decile: analysis.edge_ties(score, decile),
+    ),
+    "within_class_rank": (
+        {"score": SCORE, "labels": LABELS},
+        lambda score, labels: analysis.within_class_rank(score, labels),
+    ),
+    "trend_test": (
+        {"decile": LABELS, "failed": FAILED},
+        lambda decile, failed: analysis.trend_test(decile, failed),
+    ),
+    "calibration_table": (
+        {"probability": SCORE, "failed": FAILED},
+        lambda probability, failed: analysis.calibration_table(probability, failed),
+    ),
+    "failure_overlap": (
+        {"pcm": FAILED, "reram": LABELS == 1, "margin": SCORE},
+        lambda pcm, reram, margin: analysis.failure_overlap(
+            {"pcm": pcm, "reram": reram}, margin, resamples=9
+        ),
+    ),
+    "gaussian_flip_probability": (
+        {"margin": SCORE, "shift": -SCORE, "variance": SCORE},
+        lambda margin, shift, variance: analysis.gaussian_flip_probability(margin, shift, variance),
+    ),
+    "logit_scores": (
+        {"logits": pd.DataFrame({"a": SCORE, "b": -SCORE}), "labels": LABELS % 2},
+        lambda logits, labels: logit_scores(logits, labels),
+    ),
+    "routing_curve": (
+        {"score": SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda score, digital, analog: routing.routing_curve(score, digital, analog),
+    ),
+    "routing_baselines": (
+        {"digital": DIGITAL, "analog": ANALOG},
+        lambda digital, analog: routing.routing_baselines(digital, analog),
+    ),
+    "routed_at": (
+        {"score": SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda score, digital, analog: routing.routed_at(0.5, score, digital, analog),
+    ),
+    "choose_threshold": (
+        {"score": SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda score, digital, analog: routing.choose_threshold(score, digital, analog, 0.5),
+    ),
+}
+EACH = [(call, name) for call, (inputs, _) in CALLS.items() for name in inputs]
+
+
+def shuffled(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame) and value.shape[1] == N:
+        return value.sample(frac=1, axis=1, random_state=1)
+    return value.sample(frac=1, random_state=1)
+
+
+def shifted(value: Any) -> Any:
+    """The same rows under other numbers, as of another fold."""
+    if isinstance(value, pd.DataFrame) and value.shape[1] == N:
+        return value.set_axis(np.arange(N) + 1000, axis=1)
+    return value.set_axis(np.arange(N) + 1000)
+
+
+def same(one: Any, other: Any) -> None:
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other)
+    elif isinstance(one, dict):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    elif isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize(("call", "name"), EACH)
+def test_another_order_of_one_input_is_refused(call: str, name: str) -> None:
+    inputs, function = CALLS[call]
+    with pytest.raises(ValueError, match=r"the same samples in another order than .*reindex"):
+        function(**inputs | {name: shuffled(inputs[name])})
+
+
+@pytest.mark.parametrize(("call", "name"), EACH)
+def test_other_samples_of_one_input_are_refused(call: str, name: str) -> None:
+    inputs, function = CALLS[call]
+    with pytest.raises(ValueError, match="other samples than"):
+        function(**inputs | {name: shifted(inputs[name])})
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [pair for pair in EACH if pair[0] != "compare_predictors' scores"]
+)
+def test_an_order_of_its_own_beside_arrays_is_refused(call: str, name: str) -> None:
+    inputs, function = CALLS[call]
+    arrays = {other: value.to_numpy() for other, value in inputs.items()}
+    with pytest.raises(ValueError, match="in an order of its own by its pandas index"):
+        function(**arrays | {name: shuffled(inputs[name])})
+    same(function(**arrays), function(**arrays | {name: shifted(inputs[name])}))
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "compare_predictors' scores"])
+def test_what_is_in_one_order_is_as_its_arrays(call: str) -> None:
+    inputs, function = CALLS[call]
+    moved = {name: shifted(shuffled(value)) for name, value in inputs.items()}
+    arrays = {name: value.to_numpy() for name, value in moved.items()}
+    same(function(**moved), function(**arrays))
+
+
+def test_chips_as_a_list_of_series() -> None:
+    chips = [ANALOG, shuffled(ANALOG)]
+    with pytest.raises(ValueError, match="analog_correct has the same samples in another order"):
+        bridge.failure_table(SCORE, DIGITAL, chips)

@@ -1,0 +1,326 @@
+"""What the first images show: samples that depend on their batch, and weights on no tile."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bridge import PROFILES, Profile, Router, predict, program
+from bridge.chips import ADC, Clipping
+from tests.chips import noisy, small_resnet
+
+IMAGES = np.random.default_rng(4).normal(size=(5, 6, 6, 3)).astype(np.float32)
+ROWS = [{"image": image, "label": n % 4, "index": n} for n, image in enumerate(IMAGES)]
+TENSOR = torch.tensor(IMAGES.transpose(0, 3, 1, 2).copy())
+ADC_9 = Profile(ADC())
+
+
+class Net(nn.Module):
+    """A small network, with `between` the features and the readout, and `after` the logits."""
+
+    def __init__(self, between: Callable[[Any], Any] = lambda x: x, after: Any = lambda x: x):
+        super().__init__()
+        self.between, self.after = between, after
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(128, 4)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.fc(self.between(self.conv(x).relu().flatten(1))))
+
+
+def attention_along_the_batch(x: torch.Tensor) -> torch.Tensor:
+    return x + (x @ x.T / 100).softmax(-1) @ x
+
+
+MIXING: dict[str, Callable[[], nn.Module]] = {
+    "batch mean": lambda: Net(lambda x: x - x.mean(0)),
+    "batch norm as a function": lambda: Net(lambda x: F.batch_norm(x, None, None, training=True)),
+    "largest of the batch": lambda: Net(lambda x: x / x.max()),
+    "softmax over the batch": lambda: Net(after=lambda x: x.softmax(0)),
+    "attention": lambda: Net(attention_along_the_batch),
+    "the neighbour": lambda: Net(lambda x: x + x.roll(1, 0)),
+    "the opposite row": lambda: Net(lambda x: x + x.flip(0)),
+    "a little": lambda: Net(after=lambda x: x + 1e-4 * x.mean(0)),
+    "ranks": lambda: Net(after=lambda x: x + 0.01 * x.argsort(0)),
+}
+ELSEWHERE: dict[str, Callable[[], nn.Module]] = {
+    "batch size": lambda: Net(lambda x: x / len(x)),
+    "place": lambda: Net(after=lambda x: x + torch.arange(len(x))[:, None]),
+    "dropout": lambda: Net(lambda x: F.dropout(x, 0.5, training=True)),
+    "noise": lambda: Net(after=lambda x: x + 0.01 * torch.randn_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_networks_that_mix_the_samples_of_a_batch_are_refused(name: str) -> None:
+    model = MIXING[name]()
+    for batch_size in (4,) if "norm" in name else (1, 4):  # PyTorch refuses one itself
+        with pytest.raises(ValueError, match=r"the module mixes the samples of a batch"):
+            predict(model, ROWS, batch_size=batch_size)
+    for profile in (PROFILES["pcm"], noisy("constant", 0.1)):
+        chip = program(model, profile, seed=0)
+        with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
+            predict(chip, ROWS)
+        with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
+            chip(TENSOR, range(5))
+    with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
+        program(model, ADC_9, seed=0, calibration=IMAGES)
+    router = Router(model, program(Net(), PROFILES["ideal"], seed=0), threshold=np.inf)
+    with pytest.raises(ValueError, match=r"the digital model mixes the samples of a batch"):
+        router(IMAGES)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_networks_that_do_not_treat_a_sample_always_alike_are_refused(name: str) -> None:
+    model = ELSEWHERE[name]()
+    with pytest.raises(ValueError, match=r"the module gives one image different logits"):
+        predict(model, ROWS)
+    with pytest.raises(ValueError, match=r"the network gives one image different logits"):
+        predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+
+
+def test_images_that_are_all_alike_show_it_too() -> None:
+    rows = [{**ROWS[0], "index": n} for n in range(3)]
+    with pytest.raises(ValueError, match=r"the module mixes the samples of a batch"):
+        predict(MIXING["attention"](), rows)
+
+
+HONEST: dict[str, Callable[[], nn.Module]] = {
+    "plain": Net,
+    "constant": lambda: Net(after=torch.zeros_like),
+    "cancelling": lambda: Net(after=lambda x: (x + 1e4) - 1e4),
+    "quantised": lambda: Net(lambda x: (x * 7).round() / 7, lambda x: (x * 3e6).round() / 1e6),
+    "squeezed": lambda: Net(lambda x: x[:, :, None, None].squeeze()),
+    "a batch of its own": lambda: Net(lambda x: torch.cat([x, -x]).relu()[: len(x)]),
+    "resnet": lambda: small_resnet(width=4),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("profile", [PROFILES["ideal"], noisy("pcm_read", 0.1), ADC_9])
+def test_honest_networks_are_taken(name: str, profile: Profile) -> None:
+    model = HONEST[name]()
+    expected = predict(model, ROWS, batch_size=5)
+    chip = program(model, profile, seed=0, calibration=IMAGES)
+    state = torch.get_rng_state()
+    found = predict(chip, ROWS, batch_size=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found["index"].equals(expected["index"])
+
+
+def test_a_chip_is_examined_once() -> None:
+    calls = []
+    model = Net(lambda x: calls.append(len(x)) or x)  # type: ignore[func-returns-value]
+    chip = program(model, PROFILES["pcm"], seed=0)
+    predict(chip, ROWS)
+    before = len(calls)
+    assert sum(calls) < 30
+    for later in (chip, chip.at(60.0), chip.on("aihwkit")):
+        predict(later, ROWS)
+    assert len(calls) == before + 3
+
+
+# Weights on no tile
+
+
+class Parts(Net):
+    """Its weights, used in ways beside its layers."""
+
+    def __init__(self, how: Callable[[Any, torch.Tensor], torch.Tensor]):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)
+            self.w = nn.Parameter(torch.randn(128, 128) / 10)
+            self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3) / 5)
+            self.table = nn.Embedding(4, 128)
+            self.scale = nn.Parameter(torch.rand(128))
+            self.listed = nn.ParameterList([torch.randn(128, 128) / 10])
+            self.how = how
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.how(self, x)
+
+
+def features(net: Any, x: torch.Tensor) -> torch.Tensor:
+    return net.conv(x).relu().flatten(1)
+
+
+BESIDE: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
+    "matmul": (lambda n, x: n.fc(features(n, x) @ n.w), "w"),
+    "of a list": (lambda n, x: n.fc(features(n, x) @ n.listed[0]), r"listed\.0"),
+    "from the left": (lambda n, x: n.fc((n.w.T @ features(n, x).T).T), "w"),
+    "einsum": (lambda n, x: n.fc(torch.einsum("ni,io->no", features(n, x), n.w)), "w"),
+    "bmm": (
+        lambda n, x: n.fc((features(n, x)[:, None] @ n.w[None].expand(len(x), -1, -1))[:, 0]),
+        "w",
+    ),
+    "addmm": (lambda n, x: n.fc(torch.addmm(n.scale, features(n, x), n.w)), "w"),
+    "mv": (lambda n, x: n.fc(features(n, x)) + (features(n, x) @ n.scale)[:, None], "scale"),
+    "of a computed weight": (
+        lambda n, x: n.fc(features(n, x) @ (F.normalize(n.w) * n.scale).T.contiguous()),
+        "w",
+    ),
+    "linear": (lambda n, x: F.linear(features(n, x), n.fc.weight, n.fc.bias), r"fc\.weight"),
+    "linear and the layer": (
+        lambda n, x: n.fc(features(n, x)) + F.linear(features(n, x), n.fc.weight),
+        r"fc\.weight",
+    ),
+    "conv2d": (lambda n, x: n.fc(F.conv2d(x, n.conv.weight).flatten(1)), r"conv\.weight"),
+    "conv2d of its own": (
+        lambda n, x: n.fc(features(n, x) + F.conv2d(x, n.kernel).flatten(1)),
+        "kernel",
+    ),
+    "tied": (
+        lambda n, x: n.fc(features(n, x)) + features(n, x) @ n.table.weight.T,
+        r"table\.weight",
+    ),
+    "attention to learned keys": (
+        lambda n, x: n.fc(
+            F.scaled_dot_product_attention(features(n, x)[:, None], n.w[None], n.w[None])[:, 0]
+        ),
+        "w",
+    ),
+    "a sum written out": (lambda n, x: n.fc((features(n, x)[:, None] * n.w).sum(-1)), "w"),
+    "in place": (
+        lambda n, x: n.fc(torch.mm(features(n, x), n.w, out=torch.empty(len(x), 128))),
+        "w",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_weights_on_no_tile_are_refused(name: str) -> None:
+    how, weight = BESIDE[name]
+    model = Parts(how)
+    message = rf"the network multiplies with .*{weight}.* outside of a layer on tiles"
+    left = ["table"]
+    for profile, engine in (
+        (PROFILES["pcm"], "fast"),
+        (noisy("constant"), "fast"),
+        (PROFILES["pcm"], "aihwkit"),
+    ):
+        chip = program(model, profile, seed=0, engine=engine, digital_layers=left)
+        with pytest.raises(ValueError, match=message):
+            predict(chip, ROWS)
+        with pytest.raises(ValueError, match=message):
+            chip(TENSOR, range(5))
+    with pytest.raises(ValueError, match=message):
+        program(model, ADC_9, seed=0, calibration=IMAGES, digital_layers=left)
+
+
+@pytest.mark.parametrize(
+    "name", ["matmul", "of a list", "conv2d of its own", "tied", "a sum written out", "linear"]
+)
+def test_a_parameter_may_be_left_digital_by_its_name(name: str) -> None:
+    how, weight = BESIDE[name]
+    model = Parts(how)
+    expected = predict(model, ROWS)
+    named = {"linear": "fc", "of a list": "listed"}.get(name) or weight.replace("\\", "")
+    for profile in (PROFILES["ideal"], Profile(ADC(22))):
+        chip = program(model, profile, seed=0, calibration=IMAGES, digital_layers=["table", named])
+        actual = np.stack(predict(chip, ROWS)["logits"].to_numpy())
+        np.testing.assert_allclose(actual, np.stack(expected["logits"].to_numpy()), atol=1e-3)
+    with pytest.raises(ValueError, match=r"the model has no layers 'v'"):
+        program(model, PROFILES["pcm"], seed=0, digital_layers=["v"])
+
+
+ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "scale and shift": lambda n, x: n.fc(features(n, x) * n.scale + n.w[0]),
+    "token": lambda n, x: n.fc(
+        torch.stack([features(n, x), n.scale.expand(len(x), -1)], 1).mean(1)
+    ),
+    "lookup": lambda n, x: n.fc(features(n, x) + n.table(x[:, 0, 0, 0].sign().long().abs())),
+    "layer of a parameter": lambda n, x: n.fc(features(n, x)) + n.fc(n.scale),
+    "attention": lambda n, x: n.fc(attention_within(features(n, x))),
+    "learned bias of attention": lambda n, x: n.fc(attention_within(features(n, x), n.w[:8, :8])),
+    "weights among themselves": lambda n, x: n.fc(features(n, x) * (n.w @ n.scale)),
+    "norm": lambda n, x: n.fc(F.layer_norm(features(n, x), (128,), n.scale, n.scale)),
+    "fixed filter": lambda n, x: n.fc(
+        n.conv(F.conv2d(x, torch.ones(3, 1, 1, 1), groups=3)).flatten(1)
+    ),
+    "single images": lambda n, x: n.fc(torch.stack([n.conv(one).flatten() for one in x])),
+    "twice": lambda n, x: n.fc(features(n, x)) + n.fc(features(n, -x)),
+}
+
+
+def attention_within(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    tokens = x.view(len(x), 8, 16)
+    return F.scaled_dot_product_attention(tokens, tokens, tokens, bias).flatten(1)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_honest_uses_of_parameters_are_taken(name: str) -> None:
+    model = Parts(ALLOWED[name])
+    expected = np.stack(predict(model, ROWS)["logits"].to_numpy())
+    for profile in (PROFILES["ideal"], Profile(ADC(22))):
+        chip = program(model, profile, seed=0, calibration=IMAGES, digital_layers=["table"])
+        actual = np.stack(predict(chip, ROWS)["logits"].to_numpy())
+        np.testing.assert_allclose(actual, expected, atol=1e-3)
+
+
+def test_layers_on_tiles_that_are_not_called_are_refused() -> None:
+    model = Net()
+    model.auxiliary = nn.Sequential(nn.Linear(3, 3)).eval()
+    message = r"layer auxiliary\.0 would be on tiles but a forward pass does not call it"
+    with pytest.raises(ValueError, match=message):
+        predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+    with pytest.raises(ValueError, match=message):
+        program(model, ADC_9, seed=0, calibration=IMAGES)
+    predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["auxiliary"]), ROWS)
+
+
+def test_a_copy_that_still_runs_the_original_is_refused() -> None:
+    model = Net()
+    model.forward = lambda x: model.fc(model.conv(x).relu().flatten(1))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"2 layers: conv, fc would be on tiles but"):
+        predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+
+
+class Remembers(Net):
+    """A hook of its own that nobody sees by its closure: through a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, torch.Tensor] = {}
+        seen = self.seen
+        self.conv.register_forward_hook(lambda layer, args, output: seen.update(conv=output))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.seen["conv"].mean()
+
+
+def test_a_copy_with_other_logits_than_the_model_is_refused() -> None:
+    model = Remembers()
+    model(torch.full((1, 3, 6, 6), 50.0))  # which the copy's dictionary then holds
+    with pytest.raises(ValueError, match="a copy of the model gives other logits"):
+        program(model, ADC_9, seed=0, calibration=IMAGES)
+
+
+def test_clipped_chips_are_not_taken_for_other_networks() -> None:
+    profile = Profile(ADC(), clipping=Clipping("layer_gaussian", 1.0))
+    program(Net(), profile, seed=0, calibration=IMAGES)
+
+
+class ReadsWeights(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.fc.weight.dtype))
+
+
+def test_code_that_reads_a_layer_s_weights_is_told_so() -> None:
+    model = ReadsWeights()
+    predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+    chip = program(model, Profile(ADC(range=20.0)), seed=0)
+    for call in (lambda: predict(chip, ROWS), lambda: chip(TENSOR, range(5))):
+        with pytest.raises(
+            ValueError, match=r"fails on tiles .* has no attribute 'weight'\): .*digital_layers"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"the network fails on tiles \(AttributeError"):
+        program(model, ADC_9, seed=0, calibration=IMAGES)

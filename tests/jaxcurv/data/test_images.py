@@ -1,0 +1,173 @@
+"""Image files of every kind that Pillow opens: the right 8 bits, or refused by the file's name."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcurv.data.images import decode, height_and_width
+
+LEVELS = np.array([[0, 128, 129, 257, 386], [32768, 65279, 65406, 65407, 65535]], np.uint16)
+"""16-bit gray levels, some beside the edges of the 8-bit ones."""
+
+EIGHT_BITS = np.array([[0, 0, 1, 1, 2], [128, 254, 254, 255, 255]], np.uint8)
+"""round(LEVELS / 257)."""
+
+COLOURS = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3) * 8
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_the_table_of_levels_is_the_one_of_the_docstring() -> None:
+    np.testing.assert_array_equal(np.round(LEVELS / 257), EIGHT_BITS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_gray_levels_of_16_bits_are_divided_by_257(
+    suffix: str, channels: int, tmp_path: Path
+) -> None:
+    pixels = decode(saved(Image.fromarray(LEVELS), tmp_path / f"xray.{suffix}"), channels)
+    assert pixels.shape == (2, 5, channels)
+    for channel in range(min(channels, 3)):
+        np.testing.assert_array_equal(pixels[..., channel], EIGHT_BITS)
+    if channels == 4:
+        assert (pixels[..., 3] == 255).all()
+
+
+def tiff(levels: np.ndarray, bits: int, photometric: int, order: str = "<") -> bytes:
+    """A gray TIFF of one strip, whose levels are packed one after another, each row in bytes."""
+    rows = ["".join(f"{level:0{bits}b}" for level in row) for row in levels.tolist()]
+    if bits == 16:
+        strip = levels.astype(f"{order}u2").tobytes()
+    else:
+        rows = [row.ljust(-(-len(row) // 8) * 8, "0") for row in rows]
+        strip = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    height, width = levels.shape
+    tags = [
+        *((256, width), (257, height), (258, bits), (259, 1), (262, photometric)),
+        *((273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, height), (279, len(strip)), (284, 1)),
+    ]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return start + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + strip
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_levels_of_either_byte_order(order: str) -> None:
+    np.testing.assert_array_equal(decode(tiff(LEVELS, 16, 1, order), 1)[..., 0], EIGHT_BITS)
+
+
+def test_a_tiff_whose_white_is_zero() -> None:
+    np.testing.assert_array_equal(decode(tiff(LEVELS, 16, 0), 1)[..., 0], 255 - EIGHT_BITS)
+
+
+def test_levels_of_12_bits() -> None:
+    levels = np.array([[0, 8, 9, 4095], [2048, 4086, 4087, 1000]], np.uint16)
+    expected = np.round(levels * (255 / 4095))
+    np.testing.assert_array_equal(decode(tiff(levels, 12, 1), 1)[..., 0], expected)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_fixed_white_are_refused_by_name(mode: str, tmp_path: Path) -> None:
+    dtype = {"F": np.float32, "I": np.int32}[mode]
+    path = saved(Image.fromarray(np.eye(4, dtype=dtype)), tmp_path / "scan.tif")
+    with pytest.raises(
+        ValueError, match=r"scan\.tif has pixels .*without a fixed white: save it with 8 bits"
+    ):
+        decode(path)
+
+
+GRAY = COLOURS[..., 0]
+ALPHA = np.full_like(GRAY, 7)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixels", "suffixes"),
+    [
+        ("L", GRAY, ("png", "tif", "bmp", "gif")),
+        ("LA", np.dstack([GRAY, ALPHA]), ("png", "tif")),
+        ("RGB", COLOURS, ("png", "tif", "bmp", "webp")),
+        ("RGBA", np.dstack([COLOURS, ALPHA]), ("png", "tif", "webp")),
+    ],
+)
+def test_modes_of_8_bits_keep_their_levels(
+    mode: str, pixels: np.ndarray, suffixes: tuple[str, ...], tmp_path: Path
+) -> None:
+    expected = COLOURS if mode.startswith("RGB") else np.repeat(GRAY[..., np.newaxis], 3, axis=-1)
+    for suffix in suffixes:
+        exact = {"lossless": True, "exact": True} if suffix == "webp" else {}
+        path = saved(Image.fromarray(pixels, mode), tmp_path / f"image.{suffix}", **exact)
+        np.testing.assert_array_equal(decode(path), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "tif", "bmp"])
+def test_a_palette_gives_its_colours(suffix: str, tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([250, 3, 4, 5, 6, 240])
+    palette.putpixel((1, 0), 1)
+    pixels = decode(saved(palette, tmp_path / f"image.{suffix}"))
+    np.testing.assert_array_equal(pixels, [[[250, 3, 4], [5, 6, 240]]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_one_bit_is_black_or_white(suffix: str, tmp_path: Path) -> None:
+    bits = Image.fromarray(np.array([[True, False, True]]))
+    assert bits.mode == "1"
+    path = saved(bits, tmp_path / f"image.{suffix}")
+    np.testing.assert_array_equal(decode(path, 1)[..., 0], [[255, 0, 255]])
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    ink = Image.new("CMYK", (2, 2), (255, 0, 128, 0))
+    np.testing.assert_array_equal(decode(saved(ink, tmp_path / "image.tif"))[0, 0], [0, 255, 127])
+
+
+def test_colours_of_16_bits_keep_the_upper_8() -> None:
+    colours = np.array([[[0x1234, 0xFFFF, 0x80FF]]], ">u2")
+    pixels = decode(png16(colours))
+    np.testing.assert_array_equal(pixels, [[[0x12, 0xFF, 0x80]]])
+
+
+def png16(colours: np.ndarray) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    height, width, _ = colours.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in colours)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_several_frames_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)]
+    path = tmp_path / f"moving.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    for read in (decode, height_and_width):
+        with pytest.raises(ValueError, match=rf"moving\.{suffix} has several frames or pages"):
+            read(path)
+
+
+def test_one_frame_is_an_image(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(COLOURS), tmp_path / "still.gif", save_all=True)
+    assert decode(path).shape == COLOURS.shape
+
+
+def test_the_preview_of_a_camera_s_jpeg_is_no_frame() -> None:
+    picture, preview = Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "MPO", save_all=True, append_images=[preview], quality=100, subsampling=0)
+    pixels = decode(buffer.getvalue()).astype(int)
+    assert np.abs(pixels - COLOURS).max() < 16
