@@ -58,7 +58,7 @@ class Curvature:
         exact estimator. An estimator of your own may return it; else NaN.
       probes: random vectors that the sample took; 0 for an estimator of your own.
       loss: loss of the sample, L(x, y); in nats for cross-entropy.
-      prediction: class of the largest logit.
+      prediction: class of the largest logit; None where the labels are no classes.
       gradient_norm: norm of the loss's input gradient, || grad_x L(x, y) ||_2.
       measures: what the score is.
       estimator: what produced it.
@@ -75,7 +75,7 @@ class Curvature:
     standard_error: np.ndarray
     probes: np.ndarray
     loss: np.ndarray
-    prediction: np.ndarray
+    prediction: np.ndarray | None
     gradient_norm: np.ndarray
     measures: str
     estimator: Estimator
@@ -114,19 +114,23 @@ def input_curvature(
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
-        `params`, `(params, images) -> logits`. As with `jax.jit`, arrays that a plain function
-        closes over are fixed at the first call; weights that change belong in `params`.
+        `params`, `(params, images) -> logits`. Arrays that a function closes over are those of the
+        moment, but each change compiles anew: weights that change belong in `params`. Arrays that
+        a `jax.jit` of its own has fixed, and which have changed since, are refused.
       images: floating `[batch, height, width, channel]`, or of any other shape `[batch, ...]`,
         normalised as the model expects; the step refers to them. A torch tensor `[batch, channel,
         height, width]` is transposed first.
-      labels: integer classes `[batch]`.
+      labels: integer classes `[batch]`; for a loss of your own any numbers `[batch, ...]`, such as
+        floats to predict, or several classes at once.
       indices: stable sample indices `[batch]`, which key the probes; by default the positions in
         the batch. Give them where a data set has several batches, else all share their probes.
       key: typed JAX key of the run; by default `jax.random.key(0)`.
       params: any pytree, handed to `logits_fn`; a second checkpoint then compiles nothing.
       estimator: what is computed, and how; one of your own is an `OwnEstimator`.
-      loss: per-sample loss `(logits [batch, classes], labels [batch]) -> [batch]`; programs are
-        compiled once for a function object.
+      loss: per-sample loss `(logits [batch, outputs], labels [batch, ...]) -> [batch]`; programs
+        are compiled once for a function object. Whole numbers `[batch]` are classes where there are
+        two outputs or more; a loss of your own takes other labels, and a single output, as they
+        are. The Gauss-Newton estimators need it to be convex in the logits.
 
     Returns:
       A `Curvature`: score and standard error of each sample, its loss, prediction and gradient
@@ -148,8 +152,9 @@ def input_curvature(
     problem, estimators = Problem(model, loss), {"score": estimator}
     check_estimator(estimator)
     check_key(key)
-    check_batch(*batch)
+    check_batch(*batch, loss)
     inspection = inspect(problem, params, batch, estimators)
+    problem = inspection.problem
     raw = collect(dispatch(problem, params, batch, key, estimators), batch.indices)
     size = len(batch.labels)
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
@@ -159,10 +164,12 @@ def input_curvature(
 class Inspection(NamedTuple):
     """What the first samples showed of a problem."""
 
+    problem: Problem
+    """The problem as its code and arrays are now, for which programs are compiled."""
     logits: np.ndarray
-    """Logits of two images, `[2, classes]`."""
+    """Logits of two images, `[2, outputs]`."""
     losses: np.ndarray
-    """Losses of these images under the labels 0 and 1, and 1 and 0, `[2, 2]`."""
+    """Losses of these images, `[2, 2]`; see `CheckedLoss`."""
     matrix: str
     """What `GaussNewton` may call its matrix; empty where no estimator asks."""
 
@@ -181,11 +188,12 @@ def inspect(
     steps = [probing.step for probing in probings(estimators) if probing.step is not None]
     check_steps(batch.images, steps)
     with jax.default_matmul_precision(PRECISION):
-        logits = check_model(problem, params, batch.images)
-        losses = check_loss(problem.loss, logits, batch.labels)
-        check_labels(batch.labels, logits.shape[1])
+        model, program, logits = check_model(problem, params, batch.images)
+        loss, losses = check_loss(problem.loss, logits, batch.labels)
+        problem = Problem(model, loss)
+        check_labels(batch.labels, logits.shape[1], problem.loss)
         if steps:
-            check_float32(problem, params, batch.images)
+            check_float32(program)
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))
@@ -196,7 +204,7 @@ def inspect(
     own = {name: one for name, one in estimators.items() if isinstance(one, OwnEstimator)}
     if own:
         _check_own(problem, params, batch.take(np.arange(min(4, len(batch.labels)))), own)
-    return Inspection(logits, losses, matrix)
+    return Inspection(problem, logits, losses, matrix)
 
 
 def _check_own(

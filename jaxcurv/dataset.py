@@ -27,13 +27,14 @@ from jaxcurv.data.sources import Source, path_column
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
-from jaxcurv.engine.losses import Loss, cross_entropy
-from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
+from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
 from jaxcurv.progress import progress
 from jaxcurv.reuse import Finished, find_finished
 from jaxcurv.score_tables import (
+    as_stored,
     frame_of_scores,
     image_checksums,
     shard_metadata,
@@ -64,6 +65,8 @@ _SAMPLE_COLUMNS = (
     *("index", "label", "prediction", "correct", "loss", "gradient_norm", "checkpoint"),
     *("el2n", "entropy", "least_confidence", "margin", "label_margin"),
 )
+
+_SAMPLE_COLUMNS_NO_CLASSES = ("index", "label", "loss", "gradient_norm", "checkpoint")
 
 T = TypeVar("T")
 
@@ -137,7 +140,9 @@ def score_dataset(
       `jaxcurv.logit_scores`, and for each estimator NAME and NAME_standard_error (and, where the
       estimator has them, NAME_probes (int32), NAME_frobenius_norm, NAME_top_eigenvalue,
       NAME_residual_trace), in the source's order. Its `attrs` say what was scored, how and on
-      what. With `shard`, the rows of those shards.
+      what. With `shard`, the rows of those shards. Where labels are no classes (see `loss` of
+      `input_curvature`), label is int32 or float32, or an array of several, and there is neither
+      prediction, correct nor what `jaxcurv.logit_scores` gives.
 
     Raises:
       ValueError: an empty source, one that `as_source` refuses, duplicate indices, an `out` that is
@@ -150,7 +155,7 @@ def score_dataset(
     batch_size = plain(batch_size)
     turn = (jax.process_index(), jax.process_count()) if shard is None else plain(shard)
     _check_arguments(estimators, batch_size, turn, out)
-    source = as_source(source, keys=keys)
+    source = as_source(source, keys=keys, classes=loss is cross_entropy)
     if len(source) == 0:
         raise ValueError("nothing to score: the source has no samples")
     model, weights = _weights(logits_fn, params, checkpoints)
@@ -159,12 +164,13 @@ def score_dataset(
     size = _first_batch_size(batch_size, devices)
     if hasattr(source, "indices"):
         check_indices([source.indices])
-    few = read_batch(source, range(min(4, len(source))))
-    check_batch(*few)
-    problem = Problem(model, loss)
-    inspection = inspect(problem, weights[0], few, estimators)
+    few = read_batch(source, range(min(4, len(source))), classes=loss is cross_entropy)
+    check_batch(*few, loss)
+    inspection = inspect(Problem(model, loss), weights[0], few, estimators)
+    problem = inspection.problem
     if hasattr(source, "labels"):
-        check_labels(np.asarray(source.labels), inspection.logits.shape[1])
+        check_labels(np.asarray(source.labels), inspection.logits.shape[1], loss)
+    classes = are_classes(few.labels, inspection.logits.shape[1])
     unit = _AUTO if batch_size == "auto" else size
     identity = {
         "estimators": {name: describe(estimator) for name, estimator in estimators.items()},
@@ -173,13 +179,16 @@ def score_dataset(
         "matrix": inspection.matrix,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "samples": len(source),
-        "data": hash_tree([*few, *read_batch(source, [len(source) - 1]), *_known(source)]),
+        "data": hash_tree([*few, *_last(source, loss), *_known(source)]),
         "checkpoints": len(weights),
         "average": average,
         "weights": hash_tree(weights),
         **_answers(problem, weights[0], few),
         "batch_size_a_device": "auto" if batch_size == "auto" else size // devices,
-        "columns": [*_SAMPLE_COLUMNS, *path_column(source, [0])],
+        "columns": [
+            *(_SAMPLE_COLUMNS if classes else _SAMPLE_COLUMNS_NO_CLASSES),
+            *path_column(source, [0]),
+        ],
         "shard_length": unit * max(1, min(_SHARD, len(source) // _SHARDS) // unit),
     }
     # As it is read back; settings may be NumPy's numbers.
@@ -190,6 +199,8 @@ def score_dataset(
         long=checkpoints is not None and not average,
         source=source,
         image_shape=few.images.shape[1:],
+        few_labels=few.labels,
+        loss=loss,
         key=key,
         estimators=estimators,
         matrix=inspection.matrix,
@@ -277,6 +288,8 @@ def _weights(
     if isinstance(logits_fn, nnx.Module):
         model, _ = functional(logits_fn, None)
         states = [nnx.state(one) if isinstance(one, nnx.Module) else one for one in checkpoints]
+    for number, one in enumerate(states):
+        check_params(one, f"checkpoints[{number}]")
     forms = {str(jax.tree.map(jnp.shape, one)) for one in states}
     if len(forms) > 1:
         raise ValueError("checkpoints must hold arrays of the same names and shapes: one model's")
@@ -292,12 +305,19 @@ def _answers(problem: Problem, params: Any, few: Batch) -> dict[str, Any]:
     """
     # Always two: of one, `inspect` would make both.
     fixed = np.random.default_rng(0).random((2, *few.images.shape[1:]), np.float32)
-    both = Batch(fixed.astype(few.images.dtype), np.zeros(2, np.int32), np.arange(2))
+    labels = np.zeros(2, np.int32)
+    if few.labels.ndim > 1 or few.labels.dtype.kind not in "iu":
+        labels = np.stack([np.zeros_like(few.labels[0]), np.ones_like(few.labels[0])])
+    both = Batch(fixed.astype(few.images.dtype), labels, np.arange(2))
     try:
         found = inspect(problem, params, both, {})
     except ValueError:
         return {"logits": [], "losses": []}
     return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+
+
+def _last(source: Source, loss: Loss) -> Batch:
+    return read_batch(source, [len(source) - 1], classes=loss is cross_entropy)
 
 
 def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
@@ -352,6 +372,10 @@ class _Run:
     """A row for each sample and checkpoint, not their average."""
     source: Source
     image_shape: tuple[int, ...]
+    few_labels: np.ndarray
+    """Those of the first samples, whose kind the others have."""
+    loss: Loss
+    """As it was given; that of the problem is the one that is compiled."""
     key: Array
     estimators: Mapping[str, Estimator]
     matrix: str
@@ -512,18 +536,32 @@ def _batches(
     )
 
     def read(positions: np.ndarray) -> tuple[Batch, np.ndarray]:
-        batch = read_batch(run.source, positions.tolist(), shape=run.image_shape)
+        batch = read_batch(
+            run.source, positions.tolist(), shape=run.image_shape,
+            classes=run.loss is cross_entropy,
+        )  # fmt: skip
         return batch, image_checksums(batch.images)
 
     with ThreadPoolExecutor(1) as reader:
         pending = ((start, reader.submit(read, span)) for start, span in spans)
         for start, future in _ahead(pending, _IN_FLIGHT):
             batch, checksums = future.result()
-            check_batch(*batch)
-            check_labels(batch.labels, run.classes)
+            check_batch(*batch, run.loss)
+            _check_same_kind(batch, run.few_labels)
+            check_labels(batch.labels, run.classes, run.loss)
             # Repeats the last sample, so that padding is as harmless as any other.
             padded = np.minimum(np.arange(batch_size), len(checksums) - 1)
             yield start, checksums, batch.take(padded)
+
+
+def _check_same_kind(batch: Batch, few: np.ndarray) -> None:
+    """Refuses labels of another shape or kind than the first ones."""
+    if batch.labels.shape[1:] != few.shape[1:] or batch.labels.dtype.kind != few.dtype.kind:
+        raise ValueError(
+            f"labels must be of one kind; those of the first samples are {few.dtype} "
+            f"{few.shape[1:]}, those from index {batch.indices[0]} on {batch.labels.dtype} "
+            f"{batch.labels.shape[1:]}"
+        )
 
 
 def _without_images(batch: Batch) -> Batch:
@@ -558,11 +596,18 @@ def _table(
         for number, one in enumerate(columns):
             one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
         merged = {
-            name: np.stack([one[name] for one in columns], axis=1).ravel() for name in columns[0]
+            name: np.concatenate(np.stack([one[name] for one in columns], axis=1))
+            for name in columns[0]
         }
     else:
         merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
-    return pa.table(merged)
+    return pa.table({name: _arrow(values) for name, values in merged.items()})
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
 def _no_rows(run: _Run, few: Batch, batch_size: int) -> pa.Table:
@@ -582,9 +627,18 @@ def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:
     """Mean over checkpoints of what is measured, sum of the probes, the last one's of the rest."""
     if name.endswith("_probes"):
         return np.sum(values, axis=0, dtype=values[0].dtype)
-    if not np.issubdtype(values[0].dtype, np.floating):
+    if name == "label" or not np.issubdtype(values[0].dtype, np.floating):
         return values[-1]
     return np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype)
+
+
+def _predicted(batch: Batch, raw: Raw) -> dict[str, np.ndarray]:
+    if raw.prediction is None:
+        return {}
+    return {
+        "prediction": raw.prediction.astype(np.int32),
+        "correct": raw.prediction == batch.labels,
+    }
 
 
 def _columns(
@@ -596,9 +650,8 @@ def _columns(
     columns = {
         "index": batch.indices.astype(np.int64),
         **named,
-        "label": batch.labels.astype(np.int32),
-        "prediction": raw.prediction.astype(np.int32),
-        "correct": raw.prediction == batch.labels,
+        "label": as_stored(batch.labels),
+        **_predicted(batch, raw),
         "loss": raw.loss,
         "gradient_norm": raw.gradient_norm,
         **raw.logit_scores,

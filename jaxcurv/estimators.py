@@ -294,7 +294,7 @@ class BatchProblem:
 
     Attributes:
       images: floating `[batch, ...]`.
-      labels: int32 `[batch]`.
+      labels: int32 `[batch]`, or what else a loss of your own takes, `[batch, ...]`.
       indices: uint32 `[batch]`.
       key: key of the run.
       base_gradient: grad L at `images`, `[batch, ...]`; shared with the other estimators.

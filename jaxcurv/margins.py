@@ -31,6 +31,7 @@ from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.checks import check_batch, check_indices, check_labels, check_model
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.tracing import differentiable
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.settings import is_whole, plain
@@ -238,8 +239,36 @@ def _inspected(
             "(params, images) -> logits and its params"
         )
     means, variances, noisy = _stacked(weights, noises)
-    logits = check_model(Problem(model, cross_entropy), weights, images)
+    problem = Problem(model, cross_entropy)
+    model, _, logits = check_model(problem, weights, images, of_input=False)
+    _check_derivatives(model, weights, noisy, images)
     return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
+
+
+def _check_derivatives(
+    model: Callable[[Any, Array], Array], weights: Any, noisy: tuple[bool, ...], images: np.ndarray
+) -> None:
+    """Refuses a model that rounds all its noisy weights: their noise would count for nothing."""
+    if not any(noisy):
+        return
+    leaves, structure = jax.tree.flatten(weights)
+
+    def logits(varied: list[Array]) -> Array:
+        merged = _merged(leaves, noisy, varied)
+        return model(jax.tree.unflatten(structure, merged), jnp.asarray(images[:1]))
+
+    if not any(differentiable(logits, [w for w, n in zip(leaves, noisy, strict=True) if n])):
+        raise ValueError(
+            "the model has no derivative with respect to its noisy weights, which reach the logits "
+            "through rounding, comparisons or stop_gradient alone, or not at all: give the "
+            "weights that it computes with"
+        )
+
+
+def _merged(leaves: list[Array], noisy: tuple[bool, ...], varied: list[Array]) -> list[Array]:
+    """The leaves, the noisy ones replaced."""
+    remaining = iter(varied)
+    return [next(remaining) if n else w for n, w in zip(noisy, leaves, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -328,8 +357,7 @@ def _chunk_moments(
     leaves, structure = jax.tree.flatten(weights)
 
     def margin(varied: list[Array], image: Array, of: Array) -> tuple[Array, tuple[Array, Array]]:
-        remaining = iter(varied)
-        merged = [next(remaining) if n else w for n, w in zip(noisy, leaves, strict=True)]
+        merged = _merged(leaves, noisy, varied)
         logits = model(jax.tree.unflatten(structure, merged), image[None])[0]
         top = jnp.where(of == _OWN, jnp.argmax(logits), of)
         second = jnp.argmax(jnp.where(jnp.arange(len(logits)) == top, -jnp.inf, logits))

@@ -130,7 +130,7 @@ def _check_spots(
     """Reads some of the reused samples again and compares them with those that were scored."""
     spread = np.linspace(0, len(reused) - 1, _SPREAD).astype(np.int64)
     spots = np.unique([*range(min(_FIRST, len(reused))), *spread])
-    batch = read_batch(source, reused[spots].tolist())
+    batch = read_batch(source, reused[spots].tolist(), classes=False)
     same_sample = keys_of(batch.indices, batch.labels) == keys[spots]
     if not same_sample.all():
         first = np.flatnonzero(~same_sample)[0]

@@ -110,13 +110,36 @@ def table_metadata(identity: Mapping[str, Any], shards: Iterable[pa.Table]) -> d
 
 def sample_keys(table: pa.Table, rows_a_sample: int) -> np.ndarray:
     """What tells a table's samples apart, uint64: a sample's index and its label."""
-    indices, labels = (table[name].to_numpy()[::rows_a_sample] for name in ("index", "label"))
+    indices, labels = (_numbers(table[name])[::rows_a_sample] for name in ("index", "label"))
     return keys_of(indices, labels)
 
 
 def keys_of(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Indices, below 2**32, and labels, below 2**31, each pair as one uint64."""
-    return indices.astype(np.uint64) << np.uint64(31) | labels.astype(np.uint64)
+    """Indices, below 2**32, and labels, each pair as one uint64.
+
+    A whole number stands for itself, below 2**31; other labels for 31 bits of their CRC-32.
+    """
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        numbers = labels.astype(np.int64) & 0x7FFFFFFF
+    else:
+        stored = as_stored(labels)
+        rows = (zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in stored)
+        numbers = np.fromiter(rows, np.int64, len(stored)) & 0x7FFFFFFF
+    return indices.astype(np.uint64) << np.uint64(31) | numbers.astype(np.uint64)
+
+
+def as_stored(labels: np.ndarray) -> np.ndarray:
+    """Labels as a table has them: int32 or float32, `[batch]`, or `[batch, size]` of several."""
+    kind = np.int32 if labels.dtype.kind in "iu" else np.float32
+    return labels.astype(kind).reshape(len(labels), *([-1] if labels.ndim > 1 else []))
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as an array, `[rows]` or, of lists, `[rows, size]`."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    flat = column.combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def take_samples(table: pa.Table, samples: np.ndarray, rows_a_sample: int) -> pa.Table:

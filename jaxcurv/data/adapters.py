@@ -1,5 +1,6 @@
 """What others call a data set, as a source: arrays, torch's data sets, Hugging Face's, any rows."""
 
+import contextlib
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ _READ_TWICE = 4
 """Samples that are read twice, to see whether a data set is random."""
 
 
-def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
+def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = True) -> Source:
     """Samples by position, from arrays or anybody's data set.
 
     Nothing is copied, and a few images are read. Images become `[height, width, channel]`:
@@ -54,6 +55,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
             - a torch `DataLoader` that gives each sample of its data set once, in whatever order:
               the data set, in its own order.
         keys: what the rows call "image", "label" and "index", where it is something else.
+        classes: whether labels must be whole numbers; else they are any numbers, one or several a
+            sample.
 
     Raises:
         ValueError: what has no length or no access by position (a generator, a stream), a table,
@@ -67,22 +70,25 @@ def as_source(given: SourceLike, *, keys: Keys | None = None) -> Source:
     if _is_pair_of_arrays(given):
         if names:
             raise ValueError("keys name what rows have; a pair (images, labels) has no names")
-        return _from_arrays(*given)
+        images, labels = given
+        return _from_arrays(images, labels, classes)
     if len(given) == 0 or (not names and _tells_indices(given)):
         return given
     first = _first(given)
     if isinstance(first, Mapping):
-        source = _of_rows(given, first, names)
+        source = _of_rows(given, first, names, classes)
     elif names:
         raise ValueError("keys name what rows have; the items are pairs (image, label)")
     else:
         image = first[0] if isinstance(first, tuple | list) and len(first) else None
-        source = Converted(given, sample_of_pair, is_tensor(image))
+        source = Converted(given, partial(sample_of_pair, classes=classes), is_tensor(image))
     _refuse_random(source)
     return source
 
 
-def _of_rows(given: Any, first: Mapping[str, Any], names: Mapping[str, str]) -> Source:
+def _of_rows(
+    given: Any, first: Mapping[str, Any], names: Mapping[str, str], classes: bool
+) -> Source:
     """A source of rows, one of which is `first`: the data set itself where it is one."""
     names = {"image": "image", "label": "label", **names}
     if "index" in first:
@@ -90,7 +96,8 @@ def _of_rows(given: Any, first: Mapping[str, Any], names: Mapping[str, str]) -> 
     own_names = names == {name: name for name in _NAMES}
     if own_names and _is_sample(first) and not comes_from(given, "torch", "Subset"):
         return given
-    return Converted(given, partial(sample_of_row, names), is_tensor(first.get(names["image"])))
+    from_tensors = is_tensor(first.get(names["image"]))
+    return Converted(given, partial(sample_of_row, names, classes=classes), from_tensors)
 
 
 def _refuse_random(source: Source) -> None:
@@ -112,7 +119,7 @@ def _refuse_random(source: Source) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ArrayPair:
-    """A source of images `[n, ...]` and integer labels `[n]`; a sample's index is its position.
+    """A source of images `[n, ...]` and labels `[n, ...]`; a sample's index is its position.
 
     Attributes:
         images, labels: the arrays.
@@ -133,7 +140,8 @@ class ArrayPair:
 
     def __getitem__(self, position: int, /) -> Sample:
         image, label = self.images[position], self.labels[position]
-        return Sample(image=image, label=int(label), index=int(position))
+        whole = label.ndim == 0 and label.dtype.kind in "iu"
+        return Sample(image=image, label=int(label) if whole else label, index=int(position))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +169,7 @@ class Converted:
         return [self.sample(*one) for one in zip(positions, items, strict=True)]
 
 
-def sample_of_pair(position: int, item: Any) -> Sample:
+def sample_of_pair(position: int, item: Any, *, classes: bool = True) -> Sample:
     """The sample of an item (image, label); its index is its position.
 
     Raises:
@@ -175,10 +183,12 @@ def sample_of_pair(position: int, item: Any) -> Sample:
             f"{type(item).__name__}{length}"
         )
     image, label = item
-    return Sample(image=as_image(image), label=_whole("label", label, position), index=position)
+    return Sample(image=as_image(image), label=_label(label, position, classes), index=position)
 
 
-def sample_of_row(names: Mapping[str, str], position: int, row: Any) -> Sample:
+def sample_of_row(
+    names: Mapping[str, str], position: int, row: Any, *, classes: bool = True
+) -> Sample:
     """The sample of a row.
 
     Args:
@@ -198,7 +208,7 @@ def sample_of_row(names: Mapping[str, str], position: int, row: Any) -> Sample:
     index = row[names["index"]] if "index" in names else position
     return Sample(
         image=as_image(row[names["image"]]),
-        label=_whole("label", row[names["label"]], position),
+        label=_label(row[names["label"]], position, classes),
         index=_whole("index", index, position),
     )
 
@@ -271,7 +281,7 @@ def _is_pair_of_arrays(given: Any) -> bool:
     return hasattr(given[1], "__array__") or isinstance(given[1], tuple | list)
 
 
-def _from_arrays(images: Any, labels: Any) -> ArrayPair:
+def _from_arrays(images: Any, labels: Any, classes: bool) -> ArrayPair:
     of_tensors = is_tensor(images)
     images, labels = as_images(images), as_images(labels)
     if images.ndim < 2 or labels.ndim == 0 or len(images) != len(labels):
@@ -279,7 +289,7 @@ def _from_arrays(images: Any, labels: Any) -> ArrayPair:
             "a pair (images, labels) must have one label an image; got images of shape "
             f"{images.shape} and labels of shape {labels.shape}"
         )
-    if len(labels) and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+    if classes and len(labels) and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
         raise ValueError(
             f"labels must be whole numbers [{len(labels)}]; got {labels.dtype} of shape "
             f"{labels.shape}: {_cure(labels[0])}"
@@ -312,6 +322,17 @@ def _is_sample(row: Mapping[str, Any]) -> bool:
     return set(_NAMES) <= row.keys() and not any(
         is_tensor(value) or is_picture(value) for value in values
     )
+
+
+def _label(value: Any, position: int, classes: bool) -> Any:
+    """A whole number, or numbers of any kind where `classes` is false."""
+    if classes or hasattr(value, "__index__"):
+        with contextlib.suppress(ValueError) if not classes else contextlib.nullcontext():
+            return _whole("label", value, position)
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "fiub":
+        raise ValueError(f"label must be numbers; at position {position} it is {value!r}")
+    return numbers
 
 
 def _whole(name: str, value: Any, position: int) -> int:

@@ -107,7 +107,7 @@ class Normalised:
     keys: InitVar[Keys | None] = None
 
     def __post_init__(self, keys: Keys | None) -> None:
-        object.__setattr__(self, "source", as_source(self.source, keys=keys))
+        object.__setattr__(self, "source", as_source(self.source, keys=keys, classes=False))
 
     def __len__(self) -> int:
         return len(self.source)

@@ -76,6 +76,7 @@ def read_batch(
     *,
     pixels: type[np.generic] | None = None,
     shape: tuple[int, ...] | None = None,
+    classes: bool = True,
 ) -> Batch:
     """The samples at `positions`, at least one, in that order.
 
@@ -84,14 +85,21 @@ def read_batch(
             float32 also vectors `[feature]` and signals `[length, channel]`, or int32 and int64
             token ids `[length]`. None leaves both open.
         shape: shape that every image must have; None for that of the first one.
+        classes: whether labels must be whole numbers; else they are any numbers of one shape.
 
     Raises:
         ValueError: a sample that is no mapping of image, label and index, a label or an index that
             is no whole number from 0 on, or images that are not of the dtype and of one shape.
     """
     images, labels, indices = zip(
-        *_checked(source, np.asarray(positions, np.int64), pixels, shape), strict=True
+        *_checked(source, np.asarray(positions, np.int64), pixels, shape, classes), strict=True
     )
+    for label, index in zip(labels, indices, strict=True):
+        if np.shape(label) != np.shape(labels[0]):
+            raise ValueError(
+                f"labels must have one shape; that of {index} is {np.shape(label)}, that of "
+                f"{indices[0]} {np.shape(labels[0])}"
+            )
     return Batch(np.stack(images), np.asarray(labels), np.asarray(indices))
 
 
@@ -100,6 +108,7 @@ def _checked(
     positions: Integer[np.ndarray, " m"],
     pixels: type[np.generic] | None,
     shape: tuple[int, ...] | None,
+    classes: bool = True,
 ) -> Iterator[tuple[np.ndarray, Any, Any]]:
     """Image, label and index of each sample, the numbers in the types that the source gives."""
     for position, sample in zip(positions, samples_at(source, positions), strict=True):
@@ -110,7 +119,9 @@ def _checked(
                 f"the sample at position {position} must be "
                 f'{{"image": array, "label": int, "index": int}}, not {got}'
             )
-        label, index = (_whole(name, sample[name], position) for name in ("label", "index"))
+        index = _whole("index", sample["index"], position)
+        label = sample["label"]
+        label = _whole("label", label, position) if classes else label
         image = np.asarray(sample["image"])
         shape = image.shape if shape is None else shape
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)

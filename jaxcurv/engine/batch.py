@@ -18,7 +18,7 @@ from jaxcurv.data.reading import Batch
 from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.finite_difference import gradient_difference
 from jaxcurv.engine.hessian_vector import hessian_vector_product
-from jaxcurv.engine.losses import hessian_root
+from jaxcurv.engine.losses import are_classes, as_targets, hessian_root
 from jaxcurv.engine.model import Problem
 from jaxcurv.engine.norms import norm
 from jaxcurv.estimators import (
@@ -53,13 +53,13 @@ class Raw(NamedTuple):
     loss: Any
     """`[batch]`."""
     prediction: Any
-    """`[batch]`."""
+    """`[batch]`; None where the labels are no classes."""
     gradient_norm: Any
     """`[batch]`."""
     finite: Any
     """Whether the logits are, `[batch]`."""
     logit_scores: dict[str, Any]
-    """See `jaxcurv.logit_scores`; `[batch]` each."""
+    """See `jaxcurv.logit_scores`; `[batch]` each, none where the labels are no classes."""
     draws: tuple[Draws, ...]
     """In the order of `probings`."""
     spectra: dict[str, dict[str, Any]]
@@ -103,7 +103,7 @@ def dispatch(
       sharding: how the batch lies on the devices; None for JAX's default device.
     """
     x = jax.device_put(batch.images, sharding)
-    y = jax.device_put(batch.labels.astype(np.int32), sharding)
+    y = jax.device_put(as_targets(batch.labels), sharding)
     indices = jax.device_put(batch.indices.astype(np.uint32), sharding)
     counts = probings(estimators)
     bases = {}
@@ -200,7 +200,7 @@ class _Base(NamedTuple):
     """A batch's forward pass, its loss's input gradient, and what later programs go on from."""
 
     losses: Array
-    prediction: Array
+    prediction: Array | None
     finite: Array
     logit_scores: dict[str, Array]
     gradient: Array
@@ -247,11 +247,12 @@ def _base(problem: Problem, params: Any, x: Array, y: Array, keep: frozenset[str
         gradient, product, (logits, losses) = jax.linearize(gradient_of, x, has_aux=True)
     if not keep:
         gradient, (logits, losses) = gradient_of(x)
+    classes = are_classes(y, logits.shape[1])
     return _Base(
         losses=losses,
-        prediction=jnp.argmax(logits, axis=-1),
+        prediction=jnp.argmax(logits, axis=-1) if classes else None,
         finite=jnp.all(jnp.isfinite(logits), axis=-1),
-        logit_scores=logit_scores(logits, y),
+        logit_scores=logit_scores(logits, y) if classes else {},
         gradient=gradient,
         gradient_norm=norm(gradient),
         product=product,

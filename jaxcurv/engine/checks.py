@@ -1,29 +1,34 @@
 """What the engine refuses: images, labels, keys, and models whose samples are not independent."""
 
 import re
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxcurv.data.reading import NORMALISE
-from jaxcurv.engine.losses import Loss
-from jaxcurv.engine.model import Problem
+from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
+from jaxcurv.engine.model import AsTraced, Problem, arguments_of
+from jaxcurv.engine.tracing import differentiable, fingerprint, fixed_by_own_jit, trace
 
 
-def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
+def check_batch(
+    images: np.ndarray, labels: np.ndarray, indices: np.ndarray, loss: Loss = cross_entropy
+) -> None:
     """Refuses a batch that cannot be scored, naming the first offender.
 
     Raises:
-      ValueError: wrong shapes or types, an index out of range or used twice, or images that are
-        not finite.
+      ValueError: wrong shapes or types, an index out of range or used twice, images that are not
+        finite, or labels that the loss cannot take: the default one needs whole numbers.
     """
-    shapes = {labels.shape, indices.shape, images.shape[:1]}
+    shapes = {labels.shape[:1], indices.shape, images.shape[:1]}
     if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
         raise ValueError(
             "images must be [batch, ...], batch >= 1, no axis empty, with one label and one index "
@@ -35,9 +40,12 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
             "images must be float32 or float64, normalised as the model expects; got "
             f"{images.dtype}{f' ({NORMALISE})' if images.dtype == np.uint8 else ''}"
         )
-    for name, values in (("labels", labels), ("indices", indices)):
-        if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{name} must be integers; got {values.dtype}")
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"indices must be integers; got {indices.dtype}")
+    if loss is cross_entropy:
+        _check_whole(labels)
+    else:
+        _check_numbers(labels, indices)
     if np.any((indices < 0) | (indices >= 2**32)):
         raise ValueError(f"indices must lie in [0, 2**32); got {indices.min()}..{indices.max()}")
     check_indices([indices])
@@ -46,6 +54,40 @@ def check_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
         raise ValueError(
             f"{np.sum(~finite)} of {len(images)} images hold NaN or infinity, "
             f"the first at index {indices[~finite][0]}; check the data and its normalisation"
+        )
+
+
+def _check_whole(labels: np.ndarray) -> None:
+    """Refuses labels that are not one whole number a sample."""
+    own = "for targets that are no classes give a loss of your own, loss=..."
+    if labels.ndim == 2 and labels.dtype.kind in "fiub" and labels.shape[1] > 1:
+        one_hot = np.isin(labels, (0, 1)).all() and np.all(np.sum(labels, axis=1) == 1)
+        cure = "of one-hot labels give labels.argmax(axis=1)" if one_hot else own
+        raise ValueError(f"labels must be integers [{len(labels)}]; got {labels.shape}: {cure}")
+    if labels.ndim > 1:
+        cure = "give labels[:, 0]" if labels.shape[1:] == (1,) else own
+        raise ValueError(f"labels must be integers [{len(labels)}]; got {labels.shape}: {cure}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        cure = "give each sample the number of its class, from 0 on"
+        if labels.dtype.kind in "fb":
+            whole = np.all(labels == np.round(labels * 1.0))
+            cure = f"labels.astype(int) where they are classes; {own}" if whole else own
+        raise ValueError(f"labels must be integers; got {labels.dtype}: {cure}")
+
+
+def _check_numbers(labels: np.ndarray, indices: np.ndarray) -> None:
+    """Refuses labels that no loss can take."""
+    if labels.dtype.kind not in "fiub":
+        raise ValueError(f"labels must be numbers; got {labels.dtype}")
+    finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"labels of {np.sum(~finite)} of {len(labels)} samples hold NaN or infinity, the first "
+            f"at index {indices[~finite][0]}: leave such samples out"
+        )
+    if labels.dtype.kind in "iu" and np.any(labels != labels.astype(np.int32)):
+        raise ValueError(
+            f"labels must fit into int32; got {labels.min()}..{labels.max()}: give them as floats"
         )
 
 
@@ -81,20 +123,23 @@ def check_key(key: Array) -> None:
         )
 
 
-def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Refuses labels that the model has no logit for.
+def check_labels(labels: np.ndarray, classes: int, loss: Loss = cross_entropy) -> None:
+    """Refuses labels that the model has no logit for, unless they are no classes.
 
     Raises:
       ValueError: a label outside [0, classes).
     """
+    if not are_classes(labels, classes):
+        return
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels must lie in [0, {classes}), the model's classes; got "
             f"{labels.min()}..{labels.max()}"
+            + ("" if loss is cross_entropy else "; numbers that are no classes are given as floats")
         )
 
 
-def check_float32(problem: Problem, params: Any, images: np.ndarray) -> None:
+def check_float32(program: ClosedJaxpr) -> None:
     """Refuses a model that computes in 16 bits, for a finite difference.
 
     Not seen: a `precision` that a layer sets for itself.
@@ -102,7 +147,7 @@ def check_float32(problem: Problem, params: Any, images: np.ndarray) -> None:
     Raises:
       ValueError: it does.
     """
-    if re.search(r"\bb?f16\[", str(jax.make_jaxpr(problem.model)(params, images[:1]))):
+    if re.search(r"\bb?f16\[", str(program)):
         raise ValueError(
             "the model computes in 16 bits, too coarse for a finite difference: build it with "
             "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
@@ -128,14 +173,34 @@ def check_steps(images: np.ndarray, steps: Iterable[float]) -> None:
             )
 
 
+_ROUNDING = 1e-4
+"""Difference of logits that are equal, of the largest one."""
+
+_SAID = 300
+"""Characters of another library's message that are shown."""
+
 _ROWS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 """Which of two images each row of the checked batch holds: the other one is beside the first row,
 opposite to it, and a half or a quarter of the batch away; each has rows enough that random masks of
 a few units are not equal in all of them."""
 
 
-def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray:
-    """Refuses a model that does not treat each sample by itself and always alike.
+class CheckedModel(NamedTuple):
+    """A model that treats each sample by itself and always alike."""
+
+    model: AsTraced
+    """What the programs are compiled for."""
+    program: ClosedJaxpr
+    """That of two images."""
+    logits: np.ndarray
+    """Logits of two images, `[2, classes]`."""
+
+
+def check_model(
+    problem: Problem, params: Any, images: np.ndarray, *, of_input: bool = True
+) -> CheckedModel:
+    """Refuses a model that does not treat each sample by itself and always alike, or that has no
+    derivative.
 
     Detected by behaviour, on two images in eight rows: the gradient of one row's logits with
     respect to the other rows must be exactly zero; one image in several rows must give one result,
@@ -144,16 +209,30 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray
     model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and coupling that
     needs more than eight samples.
 
-    Returns:
-      The logits of two images, `[2, classes]`.
+    The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
+    may have changed since the last call. Arrays that a `jax.jit` of its own has fixed, and which
+    are others now, are refused; not seen where that jit has loops, or where the change moves the
+    logits by less than 1e-4 of the largest.
+
+    Where the gradient of the first image is exactly 0, the model's structure says whether there is
+    one elsewhere. Not seen: rounding within a loop of JAX, or a rule of the model's own that gives
+    zeros.
+
+    Args:
+      of_input: whether derivatives are taken with respect to the input.
 
     Raises:
-      ValueError: wrong logits, coupled samples, or a model that is random or keeps state.
+      ValueError: wrong logits, coupled samples, or a model that is random, keeps state, whose own
+        jit holds arrays that have changed, or whose logits do not depend on the input through
+        operations that have derivatives.
     """
     pair = np.resize(images, (2, *images.shape[1:]))
+    pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))
     try:
-        _check_logits_shape(_logits_shape(problem, params, pair))
-        logits, again, leak = jax.device_get(_examine(problem.model, params, pair[_ROWS]))
+        program, result = _traced(problem, params, pair)
+        _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
+        model = AsTraced(problem.model, fingerprint(program))
+        logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
         raise ValueError(
             "the model changes its own state when called (BatchNorm in training mode or active "
@@ -161,7 +240,7 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray
         ) from error
     if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
-    if np.any(leak != 0):
+    if np.any(gradient[1:] != 0):
         raise ValueError(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
             "defined per sample; switch it to evaluation mode, model.eval()"
@@ -169,36 +248,99 @@ def check_model(problem: Problem, params: Any, images: np.ndarray) -> np.ndarray
     calls = np.stack([logits, again])
     # Equal but for the rounding of a device that sums in no fixed order.
     off = max(np.max(np.ptp(calls[:, rows], axis=(0, 1))) for rows in (_ROWS == 0, _ROWS == 1))
-    if off > 1e-4 * np.max(np.abs(calls)):
+    if off > _ROUNDING * np.max(np.abs(calls)):
         raise ValueError(
             "the model gives one image different logits in two rows or two calls (active dropout "
             "or other randomness?): switch it to evaluation mode, model.eval()"
         )
-    return logits[:2]
+    if of_input and not gradient.any() and not differentiable(partial(model, params), pair):
+        raise ValueError(
+            "the model has no derivative with respect to its input, so that every score would be "
+            "0: the logits depend on it through whole numbers, rounding, comparisons or "
+            "stop_gradient alone, or not at all. Of token ids give the embeddings as images, and "
+            "the model from there on; else leave the rounding to whoever makes the images"
+        )
+    _check_own_jit("model", problem.model, (params, pair), program, logits[:2])
+    return CheckedModel(model, program, logits[:2])
 
 
-def _logits_shape(problem: Problem, params: Any, pair: np.ndarray) -> Any:
-    """What the model returns of these images, without its values."""
-    images = jax.ShapeDtypeStruct(pair.shape, jax.dtypes.canonicalize_dtype(pair.dtype))
+def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxpr, Any]:
+    """The model's program of these images, and what it returns, without its values."""
     try:
-        return jax.eval_shape(problem.model, params, images)
+        return trace(problem.model, params, pair)
     except flax.errors.TraceContextError:
         raise  # which says something else
     except Exception as error:  # the model is anybody's code
+        said = f"{error}".strip().partition("\n")[0][:_SAID]
         raise ValueError(
-            f"the model fails on {images.dtype} images {images.shape}: {type(error).__name__}: "
-            f"{error}; it must be JAX code that takes [batch, ...] of the images' shape"
+            f"the model fails on {pair.dtype} images {pair.shape}: {type(error).__name__}: {said}; "
+            f"{_cure(error, problem, params)}"
         ) from error
 
 
-def _check_logits_shape(logits: Any) -> None:
+def _cure(error: Exception, problem: Problem, params: Any) -> str:
+    """What to do about a model that fails."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(frame.f_globals.get("__name__", "").partition(".")[0] == "torch" for frame in frames):
+        return (
+            "it calls torch, and JAX computes here: build the network in Flax and take its weights "
+            "over with bridge.from_torch"
+        )
+    if isinstance(error, flax.errors.ScopeCollectionNotFound | flax.errors.ScopeParamNotFoundError):
+        return (
+            'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
+            "...}"
+        )
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        return f"it is called with {arguments_of(problem.model)}"
+    numbers = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if jnp.shape(leaf) == ()
+        and (jnp.result_type(leaf).kind == "b" or jax.typeof(leaf).weak_type)
+    ]
+    if numbers and isinstance(error, TypeError):
+        return (
+            f"params{numbers[0]} is a Python number, which becomes an array: one that decides a "
+            "shape or a branch the function closes over"
+        )
+    return "it must be JAX code that takes [batch, ...] of the images' shape"
+
+
+def _check_own_jit(
+    what: str,
+    function: Callable,
+    arguments: Sequence[Any],
+    program: ClosedJaxpr,
+    values: np.ndarray,
+) -> None:
+    now = fixed_by_own_jit(function, arguments, program)
+    if now is None:
+        return
+    (found,) = jax.jit(jaxpr_as_fun(now))(*jax.tree.leaves(arguments))
+    if np.max(np.abs(found - values)) > _ROUNDING * np.max(np.abs(values)):
+        raise ValueError(
+            f"the {what}'s own jax.jit has fixed arrays that have changed since: leave that jit "
+            "out, for the engine has its own, or hand them over as params, to a function "
+            "(params, images) -> logits"
+        )
+
+
+def _check_logits_shape(logits: Any, least: int) -> None:
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise ValueError(f"the model must return logits alone; got a {type(logits).__name__}")
-    if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"logits must be [batch, classes] with at least two classes; got {logits.shape} for a "
-            "batch of 2"
-        )
+    if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < least:
+        what = "[batch, classes] with at least two classes" if least == 2 else "[batch, outputs]"
+        cure = ""
+        if logits.shape == (2,):
+            cure = "; one output a sample is logits[:, None]"
+        elif logits.shape == (2, 1):
+            cure = (
+                "; of one logit z that is a binary classifier return "
+                "jnp.concatenate([jnp.zeros_like(z), z], axis=1), whose cross-entropy is that of "
+                "the sigmoid, and for other targets give a loss of your own"
+            )
+        raise ValueError(f"logits must be {what}; got {logits.shape} for a batch of 2{cure}")
     if logits.dtype not in (np.float32, np.float64):
         raise ValueError(
             f"logits are {logits.dtype}, too coarse for a finite difference; compute the model in "
@@ -206,61 +348,96 @@ def _check_logits_shape(logits: Any) -> None:
         )
 
 
-def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+class CheckedLoss(NamedTuple):
+    """A loss that treats each sample by itself."""
+
+    loss: Loss
+    """What the programs are compiled for."""
+    losses: np.ndarray
+    """Losses of two images, `[2, 2]`: under the labels 0 and 1, and 1 and 0; where labels are no
+    classes, under two of the given ones, which differ where any do, and those exchanged."""
+
+
+def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
     """Refuses a loss that does not treat each sample by itself.
 
     Args:
       loss: the loss.
-      logits: of two images, `[2, classes]`.
-      labels: integer labels, one or more.
-
-    Returns:
-      The losses of these logits under the labels 0 and 1, and 1 and 0, `[2, 2]`.
+      logits: of two images, `[2, outputs]`.
+      labels: `[batch, ...]`, one or more.
 
     Raises:
-      ValueError: it fails, gives something else than one finite number a sample, or mixes samples.
+      ValueError: it fails, gives something else than one finite number a sample, mixes samples, or
+        has no gradient.
     """
-    # A label without a logit is refused later, with its value; any class serves here.
-    labels = np.clip(np.resize(labels, 2), 0, logits.shape[1] - 1).astype(np.int32)
+    classes = are_classes(labels, logits.shape[1])
+    # The first label, and the first that is another one.
+    other = (labels != labels[:1]).reshape(len(labels), -1).any(axis=1)
+    second = 1 % len(labels) if classes else int(np.argmax(other))
+    labels = as_targets(labels[np.array([0, second])])
+    if classes:  # a label without a logit is refused later, with its value; any serves here
+        labels = np.clip(labels, 0, logits.shape[1] - 1)
     try:
-        losses = jax.eval_shape(loss, logits, labels)
+        program, result = trace(loss, logits, labels)
     except Exception as error:  # the loss is anybody's code
         raise ValueError(
-            f"the loss fails on logits {logits.shape} and labels {labels.shape}: "
+            f"the loss fails on logits {logits.shape} and {labels.dtype} labels {labels.shape}: "
             f"{type(error).__name__}: {error}; it must be JAX code (logits, labels) -> [batch]"
         ) from error
-    if not isinstance(losses, jax.ShapeDtypeStruct):
-        raise ValueError(f"the loss must return losses alone; got a {type(losses).__name__}")
-    if losses.shape != (2,) or losses.dtype != logits.dtype:
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        raise ValueError(f"the loss must return losses alone; got a {type(result).__name__}")
+    if result.shape != (2,) or result.dtype != logits.dtype:
         raise ValueError(
             f"the loss must give one {logits.dtype} a sample, [batch], not reduced; got "
-            f"{losses.dtype} {losses.shape} for a batch of 2"
+            f"{result.dtype} {result.shape} for a batch of 2"
         )
-    losses, gradient, swapped = jax.device_get(_examine_loss(loss, logits, labels))
+    # That of the project is known by its identity, and holds nothing.
+    now = loss if loss is cross_entropy else AsTraced(loss, fingerprint(program))
+    losses, gradient, swapped, of_first = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
         raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
-    if np.any(gradient[1] != 0):
-        raise ValueError("the loss mixes the samples of a batch: curvature is defined per sample")
-    return swapped
+    if np.any(gradient[1] != 0) or abs(swapped[0, 0] - of_first) > _ROUNDING * abs(of_first):
+        raise ValueError(
+            "the loss mixes the samples of a batch, or their labels (logits [batch, 1] less labels "
+            "[batch] are [batch, batch]): curvature is defined per sample"
+        )
+    if not gradient.any() and not _random_gradients(now, logits, labels).any():
+        raise ValueError(
+            "the loss has no gradient in the logits, so that every score would be 0: an error "
+            "rate, rounding, or the softmax of one logit; of one logit take the loss of its "
+            "sigmoid, such as optax.sigmoid_binary_cross_entropy(logits[:, 0], labels)"
+        )
+    _check_own_jit("loss", loss, (logits, labels), program, losses)
+    return CheckedLoss(now, swapped)
 
 
 @partial(jax.jit, static_argnames="model")
 def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
-    """Logits of the rows by two calls, and the gradient of the first row's with respect to the
-    other rows."""
+    """Logits of the rows by two calls, and the gradient of the first row's with respect to all."""
     logits, pullback = jax.vjp(partial(model, params), rows)
     # Equal calls are one in the compiled program; one that draws anew at every call is not.
     again = model(params, rows)
     # A random cotangent: a constant one would miss coupling that keeps the logits' sum.
     cotangent = np.random.default_rng(0).normal(size=logits.shape[1:])
     (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent.astype(logits.dtype)))
-    return logits, again, gradient[1:]
+    return logits, again, gradient
 
 
 @partial(jax.jit, static_argnames="loss")
-def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """The losses, the gradient of the first one, and the losses under 0, 1 and under 1, 0."""
+def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
+    """The losses, the gradient of the first one, those in `CheckedLoss`, and the first of them with
+    its own label in both rows."""
     losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
-    both = jnp.arange(2, dtype=jnp.int32)
-    return losses, gradient, jnp.stack([loss(logits, y) for y in (both, both[::-1])])
+    both = jnp.arange(2, dtype=jnp.int32) if are_classes(labels, logits.shape[1]) else labels
+    swapped = jnp.stack([loss(logits, y) for y in (both, both[::-1])])
+    return losses, gradient, swapped, loss(logits, both[jnp.zeros(2, int)])[0]
+
+
+@partial(jax.jit, static_argnames="loss")
+def _random_gradients(loss: Loss, logits: Array, labels: Array) -> Array:
+    """The loss's gradient at random logits, small and large ones, for these labels."""
+    rng = np.random.default_rng(0)
+    some = rng.normal(size=(64, *logits.shape)) * np.logspace(-1, 1, 64)[:, None, None]
+    total = jax.grad(lambda z: jnp.sum(loss(z, labels)))
+    return jax.vmap(total)(jnp.asarray(some, logits.dtype))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from jaxcurv.engine.losses import hessian_root
+from jaxcurv.engine.losses import as_targets, hessian_root
 from jaxcurv.engine.model import Problem
 from jaxcurv.engine.norms import norm
 from jaxcurv.engine.probes import probe
@@ -69,7 +69,7 @@ def hessian_mismatch(
     Rounding where the model is piecewise linear; the share of the model's own second derivative
     where it is not. Not each sample's own ratio: a saturated one's products are rounding alone.
     """
-    hv, gv = _products(problem, params, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    hv, gv = _products(problem, params, jnp.asarray(images), jnp.asarray(as_targets(labels)))
     wide = [np.asarray(p, np.float64).reshape(len(p), -1) for p in (hv, gv)]
     largest = max(np.linalg.norm(p, axis=1).max() for p in wide)
     off = np.linalg.norm(wide[0] - wide[1], axis=1).max()

@@ -1,7 +1,7 @@
 """Per-sample losses, and the square root of their Hessian in the logits.
 
-A loss takes `logits [batch, classes]` and `labels [batch]` to `[batch]`, each entry a function of
-its own row.
+A loss takes `logits [batch, outputs]` and `labels [batch, ...]` to `[batch]`, each entry a function
+of its own row.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Loss = Callable[[Array, Array], Array]
+
+
+def are_classes(labels: Any, outputs: int) -> bool:
+    """Whether labels, an array of NumPy or JAX, number the outputs of a model.
+
+    That is for whole numbers `[batch]` and two outputs or more. Others are what a loss of the
+    user's own makes of them: numbers to predict, several classes at once, one logit's 0 or 1.
+    """
+    return labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and outputs > 1
+
+
+def as_targets(labels: np.ndarray) -> np.ndarray:
+    """Labels as a loss is given them: whole numbers as int32, others as they are."""
+    return labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else labels
 
 
 @jax.custom_jvp

@@ -1,9 +1,11 @@
 """What is scored: a model of any kind, and a loss, brought to one form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -21,7 +23,19 @@ class Problem:
     model: Callable[[Any, Array], Array]
     """`model(params, images [batch, ...]) -> logits [batch, classes]`."""
     loss: Loss
-    """`loss(logits, labels) -> [batch]`."""
+    """`loss(logits, labels [batch, ...]) -> [batch]`."""
+
+
+@dataclass(frozen=True)
+class AsTraced:
+    """A function as it is now: programs are shared by those that hold the same arrays fixed."""
+
+    function: Callable[..., Array]
+    fingerprint: str
+    """See `jaxcurv.engine.tracing.fingerprint`."""
+
+    def __call__(self, *arguments: Any) -> Array:
+        return self.function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -52,22 +66,23 @@ class _PlainCall:
         return self.logits_fn(images)
 
 
+def arguments_of(model: Callable[[Any, Array], Array]) -> str:
+    """What a model that `functional` has brought to its form is called with, in words."""
+    if isinstance(model, _NnxCall | _PlainCall):
+        return "the images alone, for no params are given"
+    return "params and images"
+
+
 def functional(
     logits_fn: LogitsFn | nnx.Module, params: Any
 ) -> tuple[Callable[[Any, Array], Array], Any]:
-    """Brings every kind of model to `model(params, images)`."""
-    if comes_from(logits_fn, "torch", "Module"):
-        raise ValueError(
-            f"got the torch module {type(logits_fn).__name__}: JAX computes here; build the "
-            "network in Flax and take its weights over with bridge.from_torch"
-        )
-    try:
-        hash(logits_fn)
-    except TypeError as error:
-        raise ValueError(
-            "logits_fn cannot be hashed, which tells compiled programs apart: wrap it in a "
-            "function (params, images) -> logits and hand its arrays over as params"
-        ) from error
+    """Brings every kind of model to `model(params, images)`.
+
+    Raises:
+      ValueError: it is no model that JAX can call, or `params` holds something else than arrays.
+    """
+    _check_callable(logits_fn)
+    check_params(params)
     if isinstance(logits_fn, nnx.Module):
         if params is not None:
             raise ValueError("an NNX module carries its own weights: leave params out")
@@ -78,3 +93,93 @@ def functional(
             raise ValueError("a Linen model's apply needs its variables: give them as params")
         return _PlainCall(logits_fn), None
     return logits_fn, params
+
+
+def check_params(params: Any, name: str = "params") -> None:
+    """Refuses weights some of which are no arrays.
+
+    Raises:
+      ValueError: there are such; the first one is named.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if _is_array(leaf):
+            continue
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        kind = type(leaf).__name__
+        if comes_from(leaf, "torch", "Tensor"):
+            raise ValueError(
+                f"{where} is a torch tensor: bridge.from_torch takes a state dict over into a "
+                "Flax model, tensor.detach().numpy() gives one array"
+            )
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(f"{where} is a shape without values: initialise or load the weights")
+        what = f"{where} is a {kind}"
+        if isinstance(leaf, np.ndarray | np.generic):
+            what = f"{where} is an array of {leaf.dtype}"
+        elif isinstance(leaf, str | bytes):
+            what = f"{where} is the text {leaf!r}"
+        elif callable(leaf):
+            what = f"{where} is the function or class {getattr(leaf, '__name__', kind)}"
+        raise ValueError(f"{name} must hold arrays alone, but {what}: {_SPLIT}")
+
+
+_SPLIT = (
+    "split the arrays from the rest, as with Equinox params, rest = eqx.partition(model, "
+    "eqx.is_array), and give the function lambda params, images: "
+    "jax.vmap(eqx.combine(params, rest))(images) and params=params; what is no array the function "
+    "closes over"
+)
+
+
+def _is_array(leaf: Any) -> bool:
+    try:
+        return not isinstance(leaf, jax.ShapeDtypeStruct) and jax.typeof(leaf) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_callable(logits_fn: Any) -> None:
+    kind = type(logits_fn).__name__
+    owner = getattr(logits_fn, "__self__", logits_fn)
+    if comes_from(owner, "torch", "Module"):
+        raise ValueError(
+            f"got the torch module {type(owner).__name__}: JAX computes here; build the "
+            "network in Flax and take its weights over with bridge.from_torch"
+        )
+    if isinstance(logits_fn, type):
+        raise ValueError(
+            f"got the class {logits_fn.__name__}, which has no weights: give an instance of it"
+        )
+    if comes_from(logits_fn, "flax", "Module") and not isinstance(logits_fn, nnx.Module):
+        raise ValueError(
+            f"got the Linen module {kind}, which has no weights of its own: give its apply, and "
+            "its variables as params"
+        )
+    if hasattr(logits_fn, "apply_fn") and hasattr(logits_fn, "params"):
+        raise ValueError(
+            f"got a {kind}: give its apply_fn, and what that takes as params, such as "
+            'params={"params": state.params}'
+        )
+    if not callable(logits_fn):
+        cure = "a function images -> logits, or (params, images) -> logits with params"
+        if callable(getattr(logits_fn, "apply", None)):
+            cure = (
+                "its apply, and the weights as params (of Haiku that of "
+                "hk.without_apply_rng(transformed), for it is called with params and images)"
+            )
+        elif isinstance(logits_fn, Mapping | tuple | list) or _is_array(logits_fn):
+            cure = "the function first, such as model.apply, and the weights as params"
+        raise ValueError(f"got a {kind}, which is no function: give {cure}")
+    try:
+        hash(logits_fn)
+    except TypeError as error:
+        tree = not jax.tree_util.all_leaves([logits_fn])
+        raise ValueError(
+            f"the {kind} given as logits_fn cannot be hashed, which tells compiled programs apart: "
+            + (
+                _SPLIT
+                if tree
+                else "wrap it in a function (params, images) -> logits and hand its arrays over as "
+                "params"
+            )
+        ) from error

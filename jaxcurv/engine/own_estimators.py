@@ -58,9 +58,9 @@ def evaluate(
         raise ValueError(f'{what} {{"score": ...}} and at most a "standard_error"; got {got}')
     for name, values in found.items():
         shape, dtype = jnp.shape(values), jnp.result_type(values)
-        if shape != y.shape or not jnp.issubdtype(dtype, jnp.floating):
+        if shape != x.shape[:1] or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{what} one floating number a sample, [batch]; for a batch of {len(y)}, {name} is "
+                f"{what} one floating number a sample, [batch]; for a batch of {len(x)}, {name} is "
                 f"{dtype} {list(shape)}"
             )
-    return {"standard_error": jnp.full(y.shape, jnp.nan, x.dtype), **found}
+    return {"standard_error": jnp.full(x.shape[:1], jnp.nan, x.dtype), **found}

@@ -1,0 +1,220 @@
+"""Models whose arrays change between two calls: each call scores what is there now."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxcurv import Curvature, FiniteDifference, input_curvature, score_dataset
+from jaxcurv.engine import cross_entropy
+from jaxcurv.margins import Moments, margin_moments
+
+RNG = np.random.default_rng(4)
+FIRST, SECOND = RNG.normal(size=(2, 4, 3)).astype(np.float32)
+IMAGES = RNG.normal(size=(5, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, 5)
+
+
+def linear(weights: Any, images: jax.Array) -> jax.Array:
+    return images @ weights
+
+
+def expected_loss(weights: np.ndarray) -> np.ndarray:
+    """log sum_j exp(z_j) - z_y of each image, z = W^T x."""
+    z = IMAGES.astype(np.float64) @ weights
+    return np.log(np.sum(np.exp(z), axis=1)) - z[np.arange(len(z)), LABELS]
+
+
+def curvature(model: Any, **settings: Any) -> Curvature:
+    few = FiniteDifference(probes=1)
+    return input_curvature(model, IMAGES, LABELS, estimator=few, **settings)
+
+
+def score(model: Any, **settings: Any) -> np.ndarray:
+    return curvature(model, **settings).score
+
+
+@dataclass(eq=False)
+class Mutable:
+    weights: Any
+
+    def logits(self, images: jax.Array) -> jax.Array:
+        return images @ self.weights
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return images @ self.weights
+
+
+def dictionary(kind: Callable) -> tuple[Any, Callable[[np.ndarray], None]]:
+    box = {"w": kind(FIRST)}
+    return (lambda x: x @ box["w"]), lambda w: box.update(w=kind(w))
+
+
+def in_place() -> tuple[Any, Callable[[np.ndarray], None]]:
+    weights = FIRST.copy()
+
+    def change(new: np.ndarray) -> None:
+        weights[:] = new
+
+    return (lambda x: x @ weights), change
+
+
+def captured_module() -> tuple[Any, Callable[[np.ndarray], None]]:
+    module = nnx.Linear(4, 3, use_bias=False, rngs=nnx.Rngs(0))
+    module.kernel[...] = jnp.asarray(FIRST)
+
+    def change(new: np.ndarray) -> None:
+        module.kernel[...] = jnp.asarray(new)
+
+    return (lambda x: module(x)), change
+
+
+def bound_method() -> tuple[Any, Callable[[np.ndarray], None]]:
+    holder = Mutable(FIRST)
+    return holder.logits, partial(setattr, holder, "weights")
+
+
+def callable_object() -> tuple[Any, Callable[[np.ndarray], None]]:
+    holder = Mutable(jnp.asarray(FIRST))
+    return holder, partial(setattr, holder, "weights")
+
+
+def partial_arguments() -> tuple[Any, Callable[[np.ndarray], None]]:
+    call = partial(lambda x, box: x @ box["w"], box={"w": FIRST})
+    return call, lambda w: call.keywords["box"].update(w=w)
+
+
+CHANGING: dict[str, Callable[[], tuple[Any, Callable[[np.ndarray], None]]]] = {
+    "a dictionary of NumPy's arrays": partial(dictionary, np.asarray),
+    "a dictionary of JAX's arrays": partial(dictionary, jnp.asarray),
+    "an array changed in place": in_place,
+    "an NNX module in a lambda": captured_module,
+    "a bound method": bound_method,
+    "a callable object": callable_object,
+    "a partial's arguments": partial_arguments,
+}
+
+
+@pytest.mark.parametrize("make", CHANGING.values(), ids=CHANGING)
+def test_arrays_that_changed_are_scored_as_they_are_now(make: Callable) -> None:
+    model, change = make()
+    np.testing.assert_allclose(curvature(model).loss, expected_loss(FIRST), rtol=1e-5)
+    change(SECOND)
+    now = curvature(model)
+    np.testing.assert_allclose(now.loss, expected_loss(SECOND), rtol=1e-5)
+    np.testing.assert_array_equal(now.score, score(lambda x: x @ SECOND))
+
+
+def test_a_small_change_is_seen() -> None:
+    box = {"scale": 1.0}
+
+    def model(x: jax.Array) -> jax.Array:
+        return x @ FIRST * box["scale"]
+
+    before = score(model)
+    box["scale"] = 1.0 + 1e-5
+    assert np.all(score(model) != before)
+
+
+def test_what_a_function_of_params_closes_over_may_change_too() -> None:
+    box = {"bias": np.zeros(3, np.float32)}
+
+    def model(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return x @ weights + box["bias"]
+
+    score(model, params=FIRST)
+    box["bias"] = np.array([1, 0, -1], np.float32)
+    expected = score(lambda w, x: x @ w + np.array([1, 0, -1], np.float32), params=FIRST)
+    np.testing.assert_array_equal(score(model, params=FIRST), expected)
+
+
+def test_an_object_that_a_module_holds_may_change_too() -> None:
+    class Scaled(nnx.Module):
+        def __init__(self) -> None:
+            self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+            self.held = Mutable(2.0)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.linear(x) * self.held.weights
+
+    model = Scaled()
+    before = score(model)
+    model.held.weights = 0.0
+    assert np.all(before > 0)
+    assert np.all(score(model) == 0)
+
+
+def test_arrays_of_a_loss_may_change_too() -> None:
+    weights = np.ones(3, np.float32)
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.asarray(weights)[labels] * cross_entropy(logits, labels)
+
+    before = score(lambda x: x @ FIRST, loss=loss)
+    weights *= 3
+    np.testing.assert_allclose(score(lambda x: x @ FIRST, loss=loss), 3 * before, rtol=1e-3)
+
+
+@pytest.mark.parametrize("jit", [jax.jit, nnx.jit])
+@pytest.mark.parametrize("nested", [False, True])
+def test_arrays_that_its_own_jit_has_fixed_are_refused(jit: Any, nested: bool) -> None:
+    box = {"w": jnp.asarray(FIRST)}
+    compiled = jit(lambda x: x @ box["w"])
+    model = (lambda x: compiled(x) + 0) if nested else compiled
+    np.testing.assert_allclose(curvature(model).loss, expected_loss(FIRST), rtol=1e-5)
+    box["w"] = jnp.asarray(SECOND)
+    with pytest.raises(ValueError, match=r"own jax\.jit .* params"):
+        score(model)
+
+
+def test_a_jit_of_its_own_that_nothing_has_changed_is_scored() -> None:
+    table = np.linspace(0, 1, 12).reshape(4, 3)  # float64, which JAX makes float32
+    drawn = jax.jit(lambda x: x @ FIRST + np.random.default_rng().normal(size=3))
+    for model in (
+        jax.jit(lambda x: x @ FIRST + x @ table),
+        jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda _, z: z @ (FIRST @ FIRST.T), x) @ FIRST),
+        drawn,  # an ordinary fixed model from its first call on
+    ):
+        np.testing.assert_array_equal(score(model), score(model))
+
+
+def test_arrays_that_stay_compile_nothing_anew(caplog: pytest.LogCaptureFixture) -> None:
+    for make in (in_place, captured_module):
+        model, change = make()
+        score(model)
+        change(FIRST.copy())  # equal ones
+        caplog.clear()
+        with jax.log_compiles():
+            score(model)
+        assert [r.message for r in caplog.records if "Compiling" in r.message] == []
+
+
+def test_a_data_set_is_scored_with_the_arrays_of_now() -> None:
+    model, change = dictionary(np.asarray)
+    settings: dict[str, Any] = {"estimators": {"curvature": FiniteDifference(probes=2)}}
+    score_dataset(model, (IMAGES, LABELS), **settings)
+    change(SECOND)
+    now = score_dataset(model, (IMAGES, LABELS), **settings)
+    expected = score_dataset(lambda x: x @ SECOND, (IMAGES, LABELS), **settings)
+    np.testing.assert_array_equal(now["curvature"], expected["curvature"])
+    np.testing.assert_array_equal(now["prediction"], (IMAGES @ SECOND).argmax(1))
+
+
+def test_margins_are_those_of_the_arrays_of_now() -> None:
+    box = {"bias": np.zeros(3, np.float32)}
+    noises = {"noise": Moments(None, np.ones((4, 3), np.float32))}
+
+    def model(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return x @ weights + box["bias"]
+
+    margin_moments(model, IMAGES, params=FIRST, noises=noises)
+    box["bias"] = np.array([9, 0, 0], np.float32)
+    found = margin_moments(model, IMAGES, params=FIRST, noises=noises)
+    top, second = -np.sort(-(IMAGES @ FIRST + box["bias"]))[:, :2].T
+    np.testing.assert_allclose(found.margin, top - second, rtol=1e-5)

@@ -1,0 +1,172 @@
+"""Models and losses without a derivative are refused; a gradient that happens to be 0 is not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxcurv import (
+    FiniteDifference,
+    HessianVector,
+    flip_probability,
+    input_curvature,
+    score_dataset,
+)
+from jaxcurv.engine import cross_entropy
+from jaxcurv.margins import Moments, margin_moments
+
+RNG = np.random.default_rng(8)
+TABLE = RNG.normal(size=(9, 3)).astype(np.float32)
+WEIGHTS = RNG.normal(size=(4, 3)).astype(np.float32)
+TOKENS = RNG.integers(0, 9, (6, 4)).astype(np.float32)
+IMAGES = RNG.uniform(size=(6, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, 6)
+
+
+def embedded(x: jax.Array) -> jax.Array:
+    return jnp.asarray(TABLE)[x.astype(jnp.int32)].mean(axis=1)
+
+
+def embedded_by_flax(x: jax.Array) -> jax.Array:
+    return nnx.Embed(9, 3, rngs=nnx.Rngs(0))(x.astype(jnp.int32)).mean(axis=1)
+
+
+WITHOUT: dict[str, Callable] = {
+    "token ids": embedded,
+    "token ids, Flax": embedded_by_flax,
+    "token ids, one at a time": jax.vmap(lambda ids: jnp.asarray(TABLE)[ids.astype(int)].sum(0)),
+    "one-hot of whole numbers": lambda x: jax.nn.one_hot(x[:, 0].astype(int), 9) @ TABLE,
+    "rounded": lambda x: jax.nn.relu(jnp.round(255 * x) / 255) @ WEIGHTS,
+    "uint8 and back": lambda x: (255 * x).astype(jnp.uint8).astype(jnp.float32) @ WEIGHTS,
+    "binarised": lambda x: jnp.where(x > 0.5, 1.0, 0.0) @ WEIGHTS,
+    "signs": lambda x: jnp.sign(x - 0.5) @ WEIGHTS,
+    "stop_gradient": lambda x: jax.lax.stop_gradient(x) @ WEIGHTS,
+    "argmax": lambda x: jax.nn.one_hot(jnp.argmax(x @ WEIGHTS, axis=1), 3),
+    "in a jit of its own": jax.jit(lambda x: jax.nn.gelu(jnp.floor(9 * x)) @ WEIGHTS),
+    "constant": lambda x: jnp.zeros((len(x), 3)),
+}
+
+
+@pytest.mark.parametrize("model", WITHOUT.values(), ids=WITHOUT)
+def test_a_model_without_a_derivative_is_refused(model: Callable) -> None:
+    for estimator in (FiniteDifference(), HessianVector()):
+        with pytest.raises(
+            ValueError, match=r"no derivative with respect to its input.*embeddings"
+        ):
+            input_curvature(model, TOKENS, LABELS, estimator=estimator)
+
+
+def test_nothing_is_written_for_it(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="no derivative with respect to its input"):
+        score_dataset(embedded, (TOKENS, LABELS), out=tmp_path / "scores.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@jax.custom_jvp
+def rounded_straight_through(x: jax.Array) -> jax.Array:
+    return jnp.round(255 * x) / 255
+
+
+rounded_straight_through.defjvp(lambda x, t: (rounded_straight_through(x[0]), t[0]))
+
+ZERO: dict[str, Callable] = {
+    "a head of zeros": lambda x: jax.nn.relu(x @ WEIGHTS) @ jnp.zeros((3, 3)),
+    "a head that is 0 times": lambda x: 0 * (x @ WEIGHTS),
+    "dead units": lambda x: jax.nn.relu(-1 - x) @ WEIGHTS,
+    "clipped": lambda x: jnp.clip(x, 2, 3) @ WEIGHTS,
+}
+
+
+@pytest.mark.parametrize("model", ZERO.values(), ids=ZERO)
+def test_a_gradient_that_is_0_here_is_not_refused(model: Callable) -> None:
+    found = input_curvature(model, IMAGES, LABELS, estimator=FiniteDifference(probes=2))
+    assert np.all(found.score == 0)
+
+
+def test_the_first_image_alone_decides_nothing() -> None:
+    images = IMAGES.copy()
+    images[:2] = -2  # where every unit is dead
+    model: Callable = lambda x: jax.nn.relu(x) @ WEIGHTS  # noqa: E731
+    found = input_curvature(model, images, LABELS, estimator=FiniteDifference(probes=2))
+    assert np.all((found.score > 0) == (np.arange(6) >= 2))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: rounded_straight_through(x) @ WEIGHTS,
+        lambda x: (x + jax.lax.stop_gradient(jnp.round(x) - x)) @ WEIGHTS,
+        lambda x: jnp.asarray(TABLE)[x[:, 0].astype(int)] + x @ WEIGHTS,
+        lambda x: jax.lax.fori_loop(0, 3, lambda _, z: jax.nn.tanh(z), x) @ WEIGHTS,
+    ],
+    ids=["rule of its own", "straight through", "in a part", "in a loop"],
+)
+def test_what_has_a_derivative_is_scored(model: Callable) -> None:
+    found = input_curvature(model, IMAGES, LABELS, estimator=HessianVector(2))
+    assert np.all(found.score > 0)
+
+
+def test_embeddings_are_scored_as_the_message_says() -> None:
+    """The score of the embedded tokens is that of softmax regression on their mean."""
+    embeddings = TABLE[TOKENS.astype(int)]
+    found = input_curvature(
+        lambda e: e.mean(axis=1), embeddings, LABELS, estimator=HessianVector(200)
+    )
+    z = embeddings.astype(np.float64).mean(1)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    hessian = np.einsum("bi,ij->bij", p, np.eye(3)) - np.einsum("bi,bj->bij", p, p)
+    # Of the embeddings H is the Kronecker product of this with 1/16 ones [4, 4], of norm 1/4.
+    norms = np.linalg.norm(hessian, axis=(1, 2)) / 4
+    np.testing.assert_allclose(found.frobenius_norm, norms, rtol=0.3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: (jnp.argmax(z, axis=1) != y).astype(z.dtype),
+        lambda z, y: jnp.round(cross_entropy(z, y)),
+        lambda z, y: cross_entropy(jax.lax.stop_gradient(z), y),
+        lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z[:, :1], 0 * y),
+    ],
+    ids=["error rate", "rounded", "stop_gradient", "softmax of one logit"],
+)
+def test_a_loss_without_a_gradient_is_refused(loss: Callable) -> None:
+    with pytest.raises(ValueError, match="the loss has no gradient in the logits"):
+        input_curvature(lambda x: x @ WEIGHTS, IMAGES, LABELS, loss=loss)
+
+
+def test_a_loss_whose_gradient_is_0_here_is_not_refused() -> None:
+    def hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        return jnp.maximum(0, 1 + logits - own).at[jnp.arange(len(labels)), labels].set(0).sum(1)
+
+    scale = np.diag([100, 100, 100]).astype(np.float32)
+    sure = np.eye(3, dtype=np.float32)[LABELS]
+    found = input_curvature(lambda x: x @ scale, sure, LABELS, loss=hinge)
+    assert np.all(found.score == 0)
+
+
+def test_tokens_have_margins_but_rounded_weights_have_none() -> None:
+    """Margins take derivatives with respect to the weights, not to the input."""
+    noises = {"noise": Moments(None, np.ones((9, 3), np.float32))}
+
+    def tokens(table: Any, x: jax.Array) -> jax.Array:
+        return table[x.astype(int)].mean(axis=1)
+
+    found = margin_moments(tokens, TOKENS, params=TABLE, noises=noises)
+    counts = np.array([np.bincount(one, minlength=9) for one in TOKENS.astype(int)])
+    expected = 2 * np.sum(np.square(counts / 4), axis=1)
+    np.testing.assert_allclose(found.variance["noise"], expected, rtol=1e-5)
+    for dead in (jnp.round, jnp.sign, jax.lax.stop_gradient):
+        with pytest.raises(ValueError, match="no derivative with respect to its noisy weights"):
+            flip_probability(
+                lambda table, x, dead=dead: tokens(dead(table), x),
+                (TOKENS, LABELS),
+                params=TABLE,
+                moments=noises["noise"],
+            )

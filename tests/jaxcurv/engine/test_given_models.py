@@ -1,0 +1,212 @@
+"""What people give for a model that is none, or for weights: the message names the way."""
+
+import functools
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from jaxcurv import FiniteDifference, flip_probability, input_curvature, score_dataset
+from jaxcurv.margins import Moments
+
+RNG = np.random.default_rng(5)
+IMAGES = RNG.normal(size=(6, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, 6)
+WEIGHTS = RNG.normal(size=(4, 3)).astype(np.float32)
+ONE = FiniteDifference(probes=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layer:
+    """A module as in Equinox: a pytree that holds arrays and its activation."""
+
+    weights: Any
+    activation: Any
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.activation(x @ self.weights)
+
+
+class Linen(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return flax.linen.Dense(3)(x)
+
+
+class Module(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear(x)
+
+
+Transformed = namedtuple("Transformed", "init apply")
+VARIABLES = {"params": {"Dense_0": {"kernel": WEIGHTS, "bias": np.zeros(3, np.float32)}}}
+TORCH = torch.nn.Linear(4, 3)
+
+
+def call(model: Any, x: jax.Array) -> jax.Array:
+    return model(x)
+
+
+def product(params: Any, x: jax.Array) -> jax.Array:
+    return x @ params["w"]
+
+
+def score(model: Any, params: Any = None) -> np.ndarray:
+    return input_curvature(model, IMAGES, LABELS, params=params, estimator=ONE).score
+
+
+NO_MODEL: dict[str, tuple[Any, Any, str]] = {
+    "an Equinox module": (Layer(WEIGHTS, jnp.tanh), None, r"Layer .*eqx\.partition"),
+    "a Linen module": (Linen(), None, "Linen module Linen.* give its apply.*variables as params"),
+    "a Linen module and variables": (Linen(), VARIABLES, "Linen module Linen.* give its apply"),
+    "a Linen class": (Linen, VARIABLES, "the class Linen.*instance"),
+    "an NNX class": (Module, None, "the class Module.*instance"),
+    "a torch class": (torch.nn.Linear, None, "the class Linear.*instance"),
+    "a torch module": (TORCH, None, r"the torch module Linear.*bridge\.from_torch"),
+    "its forward": (TORCH.forward, None, r"the torch module Linear.*bridge\.from_torch"),
+    "weights alone": (VARIABLES, None, r"got a dict, .*model\.apply.* as params"),
+    "an array": (WEIGHTS, None, r"got a ndarray, .*model\.apply.* as params"),
+    "both exchanged": ({"w": WEIGHTS}, product, r"got a dict, .*function first"),
+    "Haiku's pair": (Transformed(None, product), None, r"got a Transformed, .*its apply"),
+    "a train state": (
+        TrainState.create(apply_fn=Linen().apply, params=VARIABLES["params"], tx=optax.sgd(1)),
+        None,
+        "got a TrainState: give its apply_fn",
+    ),
+    "None": (None, None, "got a NoneType, .*give a function images -> logits"),
+    "a name": ("resnet18", None, "got a str, .*give a function images -> logits"),
+}
+
+
+@pytest.mark.parametrize(("model", "params", "message"), NO_MODEL.values(), ids=NO_MODEL)
+def test_what_is_no_model_is_refused(model: Any, params: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(model, None if callable(params) else params)
+    with pytest.raises(ValueError, match=message):
+        score_dataset(model, (IMAGES, LABELS), params=None if callable(params) else params)
+
+
+NO_WEIGHTS: dict[str, tuple[Callable, Any, str]] = {
+    "a function": (call, Layer(WEIGHTS, jax.nn.relu), r"params\.activation is .* relu: .*eqx\."),
+    "a jitted one": (call, Layer(WEIGHTS, jax.jit(jnp.tanh)), r"params\.activation is .*split"),
+    "a partial": (
+        call,
+        Layer(WEIGHTS, functools.partial(jax.nn.gelu, approximate=False)),
+        r"params\.activation is .*split",
+    ),
+    "a text": (product, {"w": WEIGHTS, "name": "fc"}, r"params\['name'\] is the text 'fc'"),
+    "an array of texts": (
+        product,
+        {"w": WEIGHTS, "name": np.array("fc")},
+        r"\['name'\] is an array of <U2",
+    ),
+    "an array of objects": (
+        product,
+        {"w": WEIGHTS.astype(object)},
+        r"params\['w'\] is an array of object",
+    ),
+    "a set": (product, {"w": WEIGHTS, "some": {1}}, r"params\['some'\] is a set"),
+    "a dtype": (product, {"w": WEIGHTS, "dtype": jnp.float32}, r"\['dtype'\] is .*float32"),
+    "a torch tensor": (product, {"w": torch.zeros(4, 3)}, r"\['w'\] is a torch tensor: bridge"),
+    "a parameter": (product, {"w": TORCH.weight}, r"\['w'\] is a torch tensor: bridge"),
+    "a shape": (
+        product,
+        {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32)},
+        r"\['w'\] is a shape without values",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "params", "message"), NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_weights_that_are_no_arrays_are_refused(model: Any, params: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(model, params)
+    with pytest.raises(ValueError, match=message):
+        score_dataset(model, (IMAGES, LABELS), params=params)
+    with pytest.raises(ValueError, match=message.replace("params", r"checkpoints\[0\]")):
+        score_dataset(model, (IMAGES, LABELS), checkpoints=[params])
+    with pytest.raises(ValueError, match=message):
+        flip_probability(model, (IMAGES, LABELS), params=params, moments=Moments(None, params))
+
+
+def test_the_way_that_the_message_names_works() -> None:
+    """As `eqx.partition` and `eqx.combine` do it."""
+    layer = Layer(WEIGHTS, jnp.tanh)
+
+    def split(params: Any, images: jax.Array) -> jax.Array:
+        return jax.vmap(Layer(params.weights, layer.activation))(images)
+
+    found = score(split, Layer(WEIGHTS, None))
+    np.testing.assert_allclose(found, score(lambda x: jnp.tanh(x @ WEIGHTS)), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"w": WEIGHTS, "bias": None},
+        {"w": WEIGHTS, "scale": 2.0, "count": 3, "on": True},
+        {"w": jnp.asarray(WEIGHTS), "key": jax.random.key(0)},
+        {"w": WEIGHTS, "small": jnp.zeros(2, jnp.int8), "number": np.float32(1)},
+    ],
+    ids=["None", "Python's numbers", "a key", "other dtypes"],
+)
+def test_leaves_that_jax_takes_are_no_matter(params: Any) -> None:
+    np.testing.assert_array_equal(score(product, params), score(product, {"w": WEIGHTS}))
+
+
+FAILING: dict[str, tuple[Callable, Any, str]] = {
+    "torch in a lambda": (
+        lambda x: torch.nn.functional.linear(x, TORCH.weight),
+        None,
+        r"the model fails .*must be JAX code",
+    ),
+    "a torch module in a lambda": (
+        lambda x: torch.nn.Conv2d(4, 3, 1)(x),
+        None,
+        r"calls torch.*bridge\.from_torch",
+    ),
+    "a number that decides a shape": (
+        lambda p, x: x.reshape(len(x), p["n"]) @ p["w"],
+        {"w": WEIGHTS, "n": 4},
+        r"params\['n'\] is a Python number",
+    ),
+    "a number that decides a branch": (
+        lambda p, x: x @ p["w"] if p["on"] else x,
+        {"w": WEIGHTS, "on": True},
+        r"params\['on'\] is a Python number",
+    ),
+    "Linen's params for its variables": (
+        Linen().apply,
+        VARIABLES["params"],
+        r'a Linen model.s apply takes all its variables: params=\{"params": ',
+    ),
+    "Haiku's apply": (
+        lambda p, rng, x: x @ p["w"],
+        {"w": WEIGHTS},
+        "it is called with params and images",
+    ),
+    "no params": (product, None, "it is called with the images alone, for no params are given"),
+    "NumPy": (lambda x: np.asarray(x) @ WEIGHTS, None, "must be JAX code"),
+}
+
+
+@pytest.mark.parametrize(("model", "params", "message"), FAILING.values(), ids=FAILING)
+def test_a_model_that_fails_is_told_in_one_line(model: Any, params: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as told:
+        score(model, params)
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 700
