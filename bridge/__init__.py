@@ -1,7 +1,12 @@
 """From trained weights to analog chips, their predictions and their failures.
 
-The names in `__init__.pyi` are imported when first used, so that the failure analysis needs no
-torch. All others are in the namespaces `analysis`, `chips`, `routing` and `weights`.
+- `program` a chip under one of the eight `PROFILES` or a `Profile` of your own, `save_chip`,
+  `load_chip`; `predict` on it or on the digital network.
+- `failure_table` and `compare_predictors` on the outcomes, which need neither torch nor JAX;
+  `Router` sends fragile samples to the digital model.
+- `weight_moments` and `output_noise` for `jaxcurv.flip_probability`.
+- `to_torch` and `from_torch` carry weights between Flax and PyTorch.
+- The rest is in `analysis`, `chips`, `routing` and `weights`.
 """
 
 from jaxcurv import faces

@@ -1,6 +1,11 @@
-"""Per-sample input loss curvature in JAX: which inputs does a trained model hold most loosely?
+"""Per-sample input loss curvature in JAX: where does a trained model's loss surface bend most?
 
-The names in `__init__.pyi` are imported when first used.
+- `input_curvature`: one batch; `score_dataset`: a data set, `merge_scores` for its shards.
+- `FiniteDifference` (the default), `HessianVector`, `HessianTrace`, `GaussNewton`,
+  `LowRankGaussNewton`, `Adaptive`, or an `OwnEstimator`: what is computed.
+- `flip_probability`: the risk of failure on a chip that is never run.
+- `logit_scores`: margin, entropy and other scores of one forward pass.
+- The rest is in `data`, `engine`, `estimators`, `margins`, `models` and `training`.
 """
 
 from jaxcurv import faces

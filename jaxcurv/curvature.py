@@ -50,35 +50,40 @@ from jaxcurv.estimators import (
 
 @dataclass(frozen=True)
 class Curvature:
-    """Scores of one batch, as NumPy arrays `[batch]`; a higher score means more fragile."""
+    """Scores of one batch, as NumPy arrays `[batch]`; a higher score means more fragile.
+
+    Attributes:
+      score: what `measures` says; see the estimator for its formula and unit.
+      standard_error: standard error of `score` over the probes; NaN for a single probe, 0 for an
+        exact estimator. An estimator of your own may return it; else NaN.
+      probes: random vectors that the sample took; 0 for an estimator of your own.
+      loss: loss of the sample, L(x, y); in nats for cross-entropy.
+      prediction: class of the largest logit; None where the labels are no classes.
+      gradient_norm: norm of the loss's input gradient, || grad_x L(x, y) ||_2.
+      measures: what the score is.
+      estimator: what produced it.
+      hessian_trace: Hutchinson's estimate of tr H from the same probes (see `HessianTrace`); with a
+        finite difference, of the trace smoothed over the step.
+      hessian_trace_standard_error: standard error of `hessian_trace` over the probes.
+      frobenius_norm: Frobenius norm of H (`HessianVector`) or of G (`GaussNewton`).
+      eigenvalues: `[batch, k]`, descending: all non-zero ones of G, or those within the random
+        subspace.
+      residual_trace: trace of G outside the random subspace (`LowRankGaussNewton`).
+    """
 
     score: np.ndarray
-    """What `measures` says; see the estimator for its formula and unit."""
     standard_error: np.ndarray
-    """Standard error of `score` over the probes; NaN for a single probe, 0 for an exact estimator.
-    An estimator of your own may return it; else NaN."""
     probes: np.ndarray
-    """Random vectors that the sample took; 0 for an estimator of your own."""
     loss: np.ndarray
-    """L(x, y), in nats for cross-entropy."""
     prediction: np.ndarray | None
-    """Class of the largest logit; None where the labels are no classes."""
     gradient_norm: np.ndarray
-    """|| grad_x L(x, y) ||_2."""
     measures: str
-    """What the score is."""
     estimator: Estimator
-    """What produced it."""
     hessian_trace: np.ndarray | None = None
-    """Hutchinson's estimate of tr H from the same probes (see `HessianTrace`)."""
     hessian_trace_standard_error: np.ndarray | None = None
-    """Standard error of `hessian_trace` over the probes."""
     frobenius_norm: np.ndarray | None = None
-    """Frobenius norm of H (`HessianVector`) or of G (`GaussNewton`)."""
     eigenvalues: np.ndarray | None = None
-    """`[batch, k]`, descending: all non-zero ones of G, or those within the random subspace."""
     residual_trace: np.ndarray | None = None
-    """Trace of G outside the random subspace (`LowRankGaussNewton`)."""
 
 
 Values: TypeAlias = Any

@@ -249,7 +249,10 @@ def _check_arguments(
     if batch_size != "auto" and (not is_whole(batch_size) or batch_size < 1):
         raise ValueError(f"batch_size must be auto or at least 1; got {batch_size!r}")
     if not isinstance(estimators, Mapping) or not estimators:
-        raise ValueError('nothing to score: give estimators by name, {"curvature": ...}')
+        raise ValueError(
+            'give estimators by name, a mapping {"curvature": FiniteDifference()}; got '
+            + ("an empty one" if isinstance(estimators, Mapping) else type(estimators).__name__)
+        )
     for name, estimator in estimators.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"an estimator's name is its column's, a text; got {name!r}")

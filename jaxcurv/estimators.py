@@ -1,8 +1,8 @@
 """How curvature is estimated: plain settings, importable without JAX.
 
 Notation: x an image of d values, y its label, L the loss, z = f(x) the C logits, H the Hessian of
-L with respect to x, J = dz/dx, v_i a random vector with E[v v^T] = I, n the number of them, F the
-cost of one forward pass of the model (a backward pass to the input costs as much). Images are
+L with respect to x, J = dz/dx, v_i a random vector with E[v v^T] = I, n the number of them. Costs
+are in forward passes of the model; a backward pass to the input counts as one. Images are
 normalised as the model expects; "input" below is one such unit. Every score grows with fragility.
 
 One of your own is an `OwnEstimator`. One that ships is settings here, a program in `jaxcurv.engine`
@@ -11,7 +11,7 @@ that `engine.batch.dispatch` calls, and what `jaxcurv.curvature.reduce` makes of
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from jaxcurv.settings import is_number, make_plain, plain, require_whole
@@ -48,18 +48,21 @@ class FiniteDifference:
     computed once. In nats per unit of the input. Assumes nothing of the model; at the usual step h
     the displacement, h sqrt(d) long, crosses kinks of a ReLU network, so that the score measures
     how the gradient changes over a neighbourhood and is not h times a Hessian-vector product.
-    Cost: 2 (n + 1) F.
+    Cost: 2 (n + 1) forward passes for n probes (a backward pass counts as one).
 
-    One probe (`probes=1`) is the cheap setting: 4 F and no standard error. BUILD_NOTES.md has its
-    rank agreement with ten.
+    One probe (`probes=1`) is the cheap setting: 4 forward passes and no standard error.
+    BUILD_NOTES.md has its rank correlation with ten.
+
+    Attributes:
+      step: step h of the finite difference, in units of the normalised input.
+      probes: number n of random vectors per sample.
+      distribution: distribution of the random vectors: independent signs (`rademacher`), standard
+        normals (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`).
     """
 
     step: float = 1e-3
-    """Step h of the finite difference, in units of the normalised input."""
     probes: int = 10
-    """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the entries of the random vectors."""
 
     measures: ClassVar[str] = "mean of || grad L(x + h v) - grad L(x) ||"
 
@@ -83,15 +86,17 @@ class Published:
     score is divided by the batch size, and uses v = +-1 + 1e-7. The divisor is a setting here, not
     the length of the batch at hand: a score still belongs to its sample. The samples of the last,
     shorter batch of a published run were divided by that batch's own length.
-    Cost: 2 (n + 1) F; theirs is 4 n F.
+    Cost: 2 (n + 1) forward passes for n probes; theirs is 4 n.
+
+    Attributes:
+      batch_size: batch size of the published run; every score is divided by it.
+      step: step h of the finite difference, in units of the normalised input.
+      probes: number n of random vectors per sample.
     """
 
     batch_size: int
-    """Batch size of the published run; every score is divided by it."""
     step: float = 1e-3
-    """Step h of the finite difference, in units of the normalised input."""
     probes: int = 10
-    """Number n of random vectors per sample."""
 
     measures: ClassVar[str] = f"{FiniteDifference.measures} over the published batch size"
 
@@ -114,16 +119,20 @@ class HessianVector:
     In nats per squared unit of the input. The gradient is linearised once. H is the Hessian within
     the linear region that x lies in: on a ReLU network this is another score than Eq. 1, which sees
     the kinks around. `frobenius_norm` is sqrt((1/n) sum_i || H v_i ||^2), whose square is unbiased
-    for ||H||_F^2. Products by Pearlmutter (1994). Cost: 2 (n + 1) F, and 2 F more where `precision`
-    is not the highest.
+    for ||H||_F^2. Products by Pearlmutter (1994). Cost: 2 (n + 1) forward passes for n probes (a
+    backward pass counts as one), and 2 more where `precision` is not the highest.
+
+    Attributes:
+      probes: number n of random vectors per sample.
+      distribution: distribution of the random vectors: independent signs (`rademacher`), standard
+        normals (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`).
+      precision: precision of convolutions and matrix products. Nothing cancels here, so that a
+        coarser one is possible; only accelerators have one.
     """
 
     probes: int = 10
-    """Number n of random vectors per sample."""
     distribution: Distribution = "rademacher"
-    """Distribution of the entries of the random vectors."""
     precision: Precision = "highest"
-    """Nothing cancels here, so that a coarser one is possible."""
 
     measures: ClassVar[str] = "mean of || H v ||"
 
@@ -146,15 +155,19 @@ class HessianTrace:
     In nats per squared unit of the input; may be negative. With `step` h, H v_i is replaced by
     (grad L(x + h v_i) - grad L(x)) / h: beside a `FiniteDifference` of the same step and
     distribution it then costs nothing, and estimates the trace smoothed over that neighbourhood.
-    With rademacher probes its variance is 2 sum_(i != j) H_ij^2 / n. Cost: 2 (n + 1) F.
+    With rademacher probes its variance is 2 sum_(i != j) H_ij^2 / n. Cost: 2 (n + 1) forward passes
+    for n probes (a backward pass counts as one).
+
+    Attributes:
+      probes: number n of random vectors per sample.
+      step: h of a finite difference; None for exact Hessian-vector products.
+      distribution: distribution of the random vectors: independent signs (`rademacher`), standard
+        normals (`gaussian`), or uniform on the sphere of radius sqrt(d) (`sphere`).
     """
 
     probes: int = 10
-    """Number n of random vectors per sample."""
     step: float | None = None
-    """h of a finite difference; None for exact Hessian-vector products."""
     distribution: Distribution = "rademacher"
-    """Distribution of the entries of the random vectors."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -183,13 +196,16 @@ class GaussNewton:
     in x (ReLU, max-pooling, BatchNorm in evaluation mode), which is checked on a few samples; else
     it is the Hessian without the term of the model's own second derivative, and is called
     Gauss-Newton (Schraudolph, 2002). Needs a loss that is convex in the logits. In nats per squared
-    unit of the input. Cost for cross-entropy: (C + 1) F, a forward pass and a backward pass for the
-    loss and each of the C - 1 columns of V, and 2 F more where `precision` is not the highest;
-    memory: 2 (C - 1) gradients a sample.
+    unit of the input. Cost for cross-entropy: C + 1 forward passes (C classes; a backward pass
+    counts as one), a forward pass and a backward pass for the loss and each of the C - 1 columns of
+    V, and 2 more where `precision` is not the highest; memory: 2 (C - 1) gradients a sample.
+
+    Attributes:
+      precision: precision of convolutions and matrix products. Nothing cancels here, so that a
+        coarser one is possible; only accelerators have one.
     """
 
     precision: Precision = "highest"
-    """Nothing cancels here, so that a coarser one is possible."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -204,15 +220,19 @@ class LowRankGaussNewton:
     trace within is exact, || V^T Q ||_F^2; that outside is estimated without bias by `probes`
     further vectors (Hutch++: Meyer, Musco, Musco and Woodruff, 2021), which give the standard
     error. `eigenvalues` are those of Q^T G Q: none exceeds the true one, and all of them together
-    fall short by `residual_trace`, the trace outside. Cost: (2 `rank` + `probes` + 3) F.
+    fall short by `residual_trace`, the trace outside. Cost: 2 `rank` + `probes` + 3 forward passes
+    (a backward pass counts as one), and 2 more where `precision` is not the highest.
+
+    Attributes:
+      rank: dimensions of the subspace.
+      probes: random vectors for what is outside.
+      precision: precision of convolutions and matrix products. Nothing cancels here, so that a
+        coarser one is possible; only accelerators have one.
     """
 
     rank: int = 8
-    """Dimensions of the subspace."""
     probes: int = 8
-    """Random vectors for what is outside."""
     precision: Precision = "highest"
-    """Nothing cancels here, so that a coarser one is possible."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -234,15 +254,18 @@ class Adaptive:
 
     Probes come in rounds of `estimator.probes`; each sample stops by its own error alone, and the
     result's `probes` says how many it took. Stopping at the first small error biases that error low
-    by little; more probes a round make it less. Cost: 2 F for each probe taken and for each round.
+    by little; more probes a round make it less. Cost: 2 forward passes for each probe taken and for
+    each round.
+
+    Attributes:
+      estimator: what is averaged over the probes; its `probes` are those of a round, at least 2.
+      tolerance: standard error over |score| to reach.
+      max_probes: largest number of probes per sample; the standard error then says where it stands.
     """
 
     estimator: Probed
-    """What is averaged over the probes; its `probes` are those of a round, at least 2."""
     tolerance: float = 0.1
-    """Standard error over |score| to reach."""
     max_probes: int = 100
-    """Give up after this many; the standard error then says where it stands."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -268,27 +291,29 @@ class BatchProblem:
     """What an estimator of your own is given: a batch and the model's functions of its images.
 
     Each function takes images `[batch, ...]`. Entry i of its result depends on image i alone.
+
+    Attributes:
+      images: floating `[batch, ...]`.
+      labels: int32 `[batch]`, or what else a loss of your own takes, `[batch, ...]`.
+      indices: uint32 `[batch]`.
+      key: key of the run.
+      base_gradient: grad L at `images`, `[batch, ...]`; shared with the other estimators.
+      logits: function from images to logits `[batch, classes]`.
+      losses: function from images to L under `labels`, `[batch]`.
+      gradient: function from images to grad L with respect to them, `[batch, ...]`.
+      probe: function `probe(number, distribution="rademacher")`, which gives random vector `number`
+        of each sample, `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.engine.probe`).
     """
 
     images: "Array"
-    """Floating `[batch, ...]`."""
     labels: "Array"
-    """int32 `[batch]`, or what else a loss of your own takes, `[batch, ...]`."""
     indices: "Array"
-    """uint32 `[batch]`."""
     key: "Array"
-    """Key of the run."""
     base_gradient: "Array"
-    """grad L at `images`, `[batch, ...]`; shared with the other estimators."""
     logits: Callable[["Array"], "Array"]
-    """`[batch, classes]`."""
     losses: Callable[["Array"], "Array"]
-    """L under `labels`, `[batch]`."""
     gradient: Callable[["Array"], "Array"]
-    """grad L with respect to the images, `[batch, ...]`."""
     probe: Callable[..., "Array"]
-    """`probe(number, distribution="rademacher")`: random vector `number` of each sample,
-    `[batch, ...]`, keyed by `key` and `indices` (see `jaxcurv.engine.probe`)."""
 
 
 @runtime_checkable
@@ -309,7 +334,7 @@ class OwnEstimator(Protocol):
         """
 
     def forward_passes(self, classes: int) -> float:
-        """Cost a sample in F, see `forward_passes`."""
+        """Cost per sample in forward passes of the model; a backward pass counts as one."""
 
 
 Estimator = Probed | Adaptive | Spectral | OwnEstimator
@@ -392,24 +417,29 @@ def _check_choice(name: str, value: str, choices: object) -> None:
 
 
 def forward_passes(estimator: Estimator, classes: int, probes: float | None = None) -> float:
-    """Cost a sample in F, the cost of a forward pass; a backward pass to the input is one more.
+    """Cost per sample in forward passes of the model; a backward pass to the input is one more.
 
     Args:
-      classes: C.
-      probes: mean number of probes that an adaptive estimator took; its first round's if None.
+      estimator: what is computed.
+      classes: number of classes.
+      probes: mean number of probes that an adaptive estimator took; its first round's if None. A
+        last round that `max_probes` cuts short counts in part.
     """
     match estimator:
         case Adaptive():
-            taken = estimator.estimator.probes if probes is None else probes
-            one = replace(estimator.estimator, probes=1)
-            two = replace(estimator.estimator, probes=2)
-            each = forward_passes(two, classes) - forward_passes(one, classes)
-            return forward_passes(one, classes) + (taken - 1) * each
+            rounds = 1.0 if probes is None else probes / estimator.estimator.probes
+            return rounds * forward_passes(estimator.estimator, classes)
         case GaussNewton():
-            return float(classes + 1)
+            return classes + 1 + _second_base(estimator.precision)
         case LowRankGaussNewton():
-            return float(2 * min(estimator.rank, classes - 1) + estimator.probes + 3)
+            cost = 2.0 * min(estimator.rank, classes - 1) + estimator.probes + 3
+            return cost + _second_base(estimator.precision)
         case OwnEstimator():
             return float(estimator.forward_passes(classes))
         case _:
-            return 2.0 * (estimator.probes + 1)
+            return 2.0 * (estimator.probes + 1) + _second_base(estimator.probing.precision)
+
+
+def _second_base(precision: Precision) -> float:
+    """Cost of the base gradient in a lower precision, beside the one that every table has."""
+    return 0.0 if precision == "highest" else 2.0

@@ -57,28 +57,33 @@ class Moments(NamedTuple):
     """Mean and variance of the weights' deviations from the digital ones.
 
     Both are trees like the model's weights (or NNX modules like it), zero where a weight is exact.
+
+    Attributes:
+      mean: mean deviation of each weight; None where all means are zero.
+      variance: variance of each weight's deviation, in squared units of the weights, >= 0.
     """
 
     mean: Any
-    """None where all means are zero."""
     variance: Any
-    """Squared units of the weights, >= 0."""
 
 
 @dataclass(frozen=True)
 class MarginMoments:
-    """The margins of a batch and their moments by noise, as NumPy arrays `[batch]`."""
+    """The margins of a batch and their moments by noise, as NumPy arrays `[batch]`.
+
+    Attributes:
+      prediction: class of the largest logit, the first of several; or the given class.
+      runner_up: class of the largest logit among the others.
+      margin: m, in units of the logits; negative where a given class is not the prediction.
+      shift: mean of the margin's change by noise, in units of the logits.
+      variance: variance of the margin's change by noise, in squared units of the logits.
+    """
 
     prediction: np.ndarray
-    """Class of the largest logit, the first of several; or the given class."""
     runner_up: np.ndarray
-    """Class of the largest logit among the others."""
     margin: np.ndarray
-    """m, in units of the logits; negative where a given class is not the prediction."""
     shift: dict[str, np.ndarray]
-    """Mean of the margin's change."""
     variance: dict[str, np.ndarray]
-    """Variance of the margin's change, squared units of the logits."""
 
 
 def margin_moments(
@@ -94,13 +99,13 @@ def margin_moments(
 
     The gradients of a few samples are held at once, 256 MiB or those of one sample, and contracted
     with all noises; the activations of as many samples lie beside them. A sample's numbers do not
-    depend on its batch. Cost: about 7 forward passes for a ResNet-18 of width 16 on a CPU.
+    depend on its batch. Cost: about 12 forward passes for a ResNet-18 of width 16 on a CPU.
 
     Args:
       logits_fn, params: as for `input_curvature`; weights must be there to differentiate, so a
         function of the images alone is refused.
       images: floating `[batch, ...]`, normalised as the model expects.
-      noises: moments by name, at least one. Of an NNX module they are of its whole state,
+      noises: moments by name, at least one. Those of an NNX module cover its whole state,
         statistics of BatchNorm included.
       classes: integer `[batch]`, whose margins over the best other class to take; the model's own
         predictions if None.

@@ -1,6 +1,9 @@
 """The public faces: what they show, what needs which package, and earlier names that still work."""
 
+import dataclasses
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -49,6 +52,34 @@ EARLIER = {
     "wilson_interval within_class_rank",
 }
 """All that version 0.1.0 showed or documented."""
+
+
+def fields_of(kind: object) -> list[str]:
+    """The fields of a dataclass or a named tuple; none of anything else."""
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind) if field.init]
+    return list(getattr(kind, "_fields", ()))
+
+
+SETTINGS = [
+    (package, name)
+    for package, names in {**SHOWN, "jaxcurv.estimators": "Published BatchProblem"}.items()
+    for name in names.split()
+    if fields_of(getattr(importlib.import_module(package), name))
+]
+
+
+@pytest.mark.parametrize(("package", "name"), SETTINGS)
+def test_help_of_a_class_explains_each_of_its_fields(package: str, name: str) -> None:
+    """Strings below the fields are not shown by `help`."""
+    kind = getattr(importlib.import_module(package), name)
+    _, found, section = (inspect.getdoc(kind) or "").partition("\nAttributes:\n")
+    assert found
+    explained = re.findall(
+        r"^ {2,4}(\w+(?:, \w+)*): \S", section.partition("\n\n")[0], re.MULTILINE
+    )
+    assert [one for names in explained for one in names.split(", ")] == fields_of(kind)
+
 
 MOVED = [
     (package, name)

@@ -129,7 +129,10 @@ def within_class_rank(score: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArra
 class Trend:
     """Whether failures rise from bin to bin: z > 0 where they do.
 
-    `reason` says why z and p are NaN, else it is "".
+    Attributes:
+      z: standard normal if there is no trend; NaN where undefined.
+      p: two-sided p-value; NaN where undefined.
+      reason: why z and p are NaN, else "".
     """
 
     z: float

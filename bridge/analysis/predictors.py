@@ -51,7 +51,7 @@ def compare_predictors(
       samples that score as high or higher. Its chance level is the failure rate.
     - spearman: Spearman's rho of the score with the share of the chips on which a sample fails.
 
-    Of several chips auroc and average_precision are means over the chips in which they are defined.
+    With several chips auroc and average_precision are means over the chips that define them.
     Intervals are percentile bootstrap, over samples and chips together; that of spearman over
     samples alone, for fewer different chips would lower rho itself. All scores share the resamples,
     so that auroc_difference (to the reference's) is paired. With few chips intervals are somewhat
@@ -95,8 +95,7 @@ def compare_predictors(
         ValueError: for NaN, repeated indices, an unknown reference, fewer samples than bins, other
             dtypes or shapes.
     """
-    if not isinstance(scores, Mapping) or not scores:
-        raise ValueError("no scores to compare; give at least one, by name: {'margin': ...}")
+    _require_named(scores, "compare")
     if among not in get_args(Among):
         raise ValueError(f"among is one of {', '.join(get_args(Among))}, got {among!r}")
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
@@ -214,8 +213,7 @@ def cross_validated_logistic(
     from sklearn.preprocessing import QuantileTransformer
 
     folds, seed = require_count("folds", folds, least=2), require_seed(seed)
-    if not scores:
-        raise ValueError("no scores to combine; give at least one")
+    _require_named(scores, "combine")
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
     require_same_rows(**{**scores, **correct, "indices": indices})
     digital = vector("digital_correct", digital_correct, "b", "bools")
@@ -254,6 +252,18 @@ def cross_validated_logistic(
     result = np.empty(len(order))
     result[order] = probability
     return result
+
+
+def _require_named(scores: object, purpose: str) -> None:
+    """Raises ValueError unless the scores are a mapping with at least one."""
+    if not isinstance(scores, Mapping):
+        table = "; for a table: dict(table[['margin', ...]])" * isinstance(scores, pd.DataFrame)
+        raise ValueError(
+            "scores must be a mapping from names to arrays, {'margin': ...}; got "
+            f"{type(scores).__name__}{table}"
+        )
+    if not scores:
+        raise ValueError(f"no scores to {purpose}; give at least one, by name: {{'margin': ...}}")
 
 
 class _Outcomes:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from difflib import unified_diff
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ def load_chip(
       ValueError: the file is no chip's, the model or the configuration is another, or its memory is
         of a class that is not among `memories`.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no chip file at {path}")
     tensors, header = load_weights(path)
     if header.get("kind") != _KIND:
         raise ValueError(f"{path} holds no chip; write it with save_chip")

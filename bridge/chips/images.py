@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 
 Images: TypeAlias = torch.Tensor | ArrayLike
 """float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
-height, width, channel]`. Of vectors, signals and token ids as in the table above."""
+height, width, channel]`. Vectors, signals and token ids are as in the table above."""
 
 _EXPECTED = (
     "float32 images, a tensor [batch, channel, height, width] or an array [batch, height, width, "

@@ -207,8 +207,9 @@ def output_noise(
       description: a few words for the progress bar.
 
     Returns:
-      index int64, margin and variance, float64; one row a sample, in the source's order. The
-      variance is 0 under a profile without converters and without noise at each operation.
+      index int64, margin in units of the logits and variance in their square, float64; one row a
+      sample, in the source's order. The variance is 0 under a profile without converters and
+      without noise at each operation.
 
     Raises:
       ValueError: a model that is on tiles already, malformed samples, images of another scale than

@@ -73,8 +73,8 @@ def predict(
         if it was made by the same chip, from as many samples, with the same `keep` by name, and 16
         of the samples are the same.
       keep: what to make of each batch's logits and keep in their place, such as
-        `bridge.analysis.logit_scores`. Of many classes the logits are most of the table: 5 GB for
-        1.28 million samples and 1000 classes.
+        `jaxcurv.logit_scores`. With many classes most of the table is logits: 5 GB for 1.28 million
+        samples and 1000 classes.
 
     Returns:
       A DataFrame with the columns index (int64), path (text, where the source has `paths`), label
@@ -98,8 +98,7 @@ def predict(
     batch_size = require_count("batch_size", batch_size)
     if keep is not None and not callable(keep):
         raise ValueError(
-            "keep makes columns of a batch's logits, such as bridge.analysis.logit_scores; got "
-            f"{keep!r}"
+            f"keep makes columns of a batch's logits, such as jaxcurv.logit_scores; got {keep!r}"
         )
     source = as_source(source, keys=keys)
     if not len(source):

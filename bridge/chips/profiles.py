@@ -24,20 +24,22 @@ from jaxcurv.settings import is_whole, make_plain, plain
 
 @dataclass(frozen=True)
 class ADC:
-    """Uniform quantisation of each tile's outputs, with saturation.
+    """Uniform quantisation of each tile's outputs, with saturation. Inputs are not quantised.
 
     An ADC of b bits has `2**b - 1` symmetric codes, `range / (2**(b - 1) - 1)` apart.
+
+    Attributes:
+      bits: resolution in bits, 2 to 23.
+      range: largest output that is represented; beyond it the ADC saturates. `calibrated`: found
+        for each tile from the outputs of the ideal weights on calibration images. A number is in
+        units of a tile whose largest weight is 1 and whose largest input is 1.
+      percentile: percentile of the output magnitudes on the calibration images that a calibrated
+        range covers, above 0 and at most 100; 100 covers the largest.
     """
 
     bits: int = 9
-    """Resolution in bits, 2 to 23."""
     range: Literal["calibrated"] | float = "calibrated"
-    """Largest output that is represented; beyond it the ADC saturates. `calibrated`: found for each
-    tile from the outputs of the ideal weights on calibration images. A number is in units of a tile
-    whose largest weight is 1 and whose largest input is 1."""
     percentile: float = 100.0
-    """Percentile of the output magnitudes on the calibration images that a calibrated range covers,
-    above 0 and at most 100; 100 covers the largest."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -57,16 +59,18 @@ class WeightNoise:
     Noise drawn per matrix-vector product acts as if each weight fluctuated: for an input x the
     outputs of a tile of weights W (the largest 1) get independent Gaussian noise of standard
     deviation `sigma ||x||_2` (constant) or `sigma sqrt(sum_j |W_ij| x_j^2)` (pcm_read).
+
+    Attributes:
+      sigma: standard deviation of the noise, as a fraction of the tile's largest weight.
+      kind: spread of the noise: `constant`, the same for every weight; `pcm_read`, growing with the
+        square root of the weight's magnitude, up to sigma at the largest weight.
+      drawn: when the noise is drawn: `per_chip`, once for each chip and then fixed; `per_mvm`, anew
+        for each matrix-vector product.
     """
 
     sigma: float = 0.02
-    """Standard deviation of the noise, as a fraction of the tile's largest weight."""
     kind: Literal["constant", "pcm_read"] = "constant"
-    """Spread of the noise: `constant`, the same for every weight; `pcm_read`, growing with the
-    square root of the weight's magnitude, up to sigma at the largest weight."""
     drawn: Literal["per_chip", "per_mvm"] = "per_chip"
-    """When the noise is drawn: `per_chip`, once for each chip and then fixed; `per_mvm`, anew for
-    each matrix-vector product."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -83,15 +87,17 @@ class Clipping:
 
     Afterwards the weights are rescaled to the full conductance range. A layer larger than a tile is
     clipped tile by tile.
+
+    Attributes:
+      type: kind of clipping, by AIHWKit's names: `none`; `layer_gaussian`, at a number of standard
+        deviations of the tile's weights; `fixed_value`, at a fraction of the tile's largest weight.
+      sigma: standard deviations at which `layer_gaussian` clips.
+      fixed_value: fraction of the tile's largest weight at which `fixed_value` clips.
     """
 
     type: Literal["none", "layer_gaussian", "fixed_value"] = "none"
-    """Kind of clipping, by AIHWKit's names: `none`; `layer_gaussian`, at a number of standard
-    deviations of the tile's weights; `fixed_value`, at a fraction of the tile's largest weight."""
     sigma: float = 2.5
-    """Standard deviations at which `layer_gaussian` clips."""
     fixed_value: float = 1.0
-    """Fraction of the tile's largest weight at which `fixed_value` clips."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -106,16 +112,20 @@ class Profile:
     """A combination of non-idealities: ADC, weight noise, a memory, and clipping.
 
     Each is a field, and None leaves it out: `Profile(adc=ADC(bits=8), memory=PCM())`.
+    `bridge.PROFILES` has eight: ideal, adc, wnoise, pcm, adc+wnoise, adc+pcm, wnoise+pcm,
+    adc+wnoise+pcm. Their PCM is read 20 s after programming, without drift compensation.
+
+    Attributes:
+      adc: ADC at each tile's outputs.
+      wnoise: Gaussian noise of the weights.
+      memory: devices that the weights are programmed into.
+      clipping: clipping of each tile's weights before programming.
     """
 
     adc: ADC | None = None
-    """ADC at each tile's outputs."""
     wnoise: WeightNoise | None = None
-    """Gaussian noise of the weights."""
     memory: Memory | None = None
-    """Devices that the weights are programmed into."""
     clipping: Clipping = field(default_factory=Clipping)
-    """Clipping of each tile's weights before programming."""
 
     def __post_init__(self) -> None:
         kinds: dict[str, tuple[type, ...]] = {

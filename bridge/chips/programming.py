@@ -133,16 +133,18 @@ def program(
 ) -> Chip:
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
-    Every convolution and linear layer is on tiles; BatchNorm, activations and biases stay digital.
-    Forward hooks stay, and weights that a pruning mask or a parametrization computes are
-    programmed. Torch's global random state is left as it was.
+    Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
+    mapped to 1; BatchNorm, activations and biases stay digital. A profile's inputs are scaled by
+    their largest magnitude; there is no DAC, IR drop or output noise, and drift is compensated only
+    where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning mask
+    or a parametrization computes are programmed. Torch's global random state is left as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, or whose samples depend on their batch is refused: here where
     calibration images are needed, else when the chip first meets images.
 
     Args:
-      model: float32 and in eval mode; not changed. Of `Conv2d`, `Linear`, BatchNorm and layers
+      model: float32 and in eval mode; not changed. Made of `Conv2d`, `Linear`, BatchNorm and layers
         without parameters; or a network that AIHWKit has converted already, such as one trained
         hardware-aware: its tiles, weight scales and input ranges are kept, and the profile
         replaces its noise model, drift compensation and the rest of its forward settings. What
@@ -151,7 +153,8 @@ def program(
         class, and the chip programmed by its noise model. None takes a converted network's own
         configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
         (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
-      seed: which chip, >= 0.
+      seed: which chip, >= 0; the same seed is the same devices under every profile, so profiles
+        compare in pairs.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`; or vectors, signals or token ids, see
         `bridge.chips.images`. Needed only for a calibrated ADC

@@ -14,12 +14,14 @@ class Costs:
 
     The default, an analog inference at a tenth of a digital one, is an assumption: what a chip
     saves depends on its design and on the network. Put in your own.
+
+    Attributes:
+      analog: energy of one inference on the analog chip, in the unit of the digital one.
+      digital: energy of one forward pass of the digital model, in any unit.
     """
 
     analog: float = 0.1
-    """Energy of one inference on the analog chip, in the unit of the digital one."""
     digital: float = 1.0
-    """Energy of one forward pass of the digital model, in any unit."""
 
     def __post_init__(self) -> None:
         make_plain(self)

@@ -152,18 +152,23 @@ def routing_baselines(
 
 @dataclass(frozen=True)
 class RoutingResult:
-    """What a threshold gives, from `routed_at`; fractions, means over chips."""
+    """What a threshold gives, from `routed_at`; fractions, means over chips.
+
+    Attributes:
+      fraction: share of the samples that is routed.
+      accuracy: accuracy of the routed and the other samples together.
+      accuracy_min: accuracy of the worst chip.
+      accuracy_max: accuracy of the best chip.
+      energy: mean energy of a sample.
+      saved: share of the digital model's energy that is saved; negative where routing costs more.
+    """
 
     fraction: float
-    """Share of the samples that is routed."""
     accuracy: float
     accuracy_min: float
-    """Accuracy of the worst chip."""
     accuracy_max: float
     energy: float
-    """Mean energy of a sample."""
     saved: float
-    """Share of the digital model's energy that is saved; negative where routing costs more."""
 
 
 def routed_at(

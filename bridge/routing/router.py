@@ -26,21 +26,28 @@ from jaxcurv.settings import plain
 AnalogScore = Literal["margin", "entropy", "least_confidence"]
 """Score of the chip's own logits, see `jaxcurv.logit_scores`; the margin with its sign changed."""
 
+_LARGEST = {"margin": 0.0, "least_confidence": 1.0}
+"""What no score of that name exceeds."""
+
 
 @dataclass(frozen=True)
 class Routed:
-    """A batch's answers, NumPy arrays in its order."""
+    """A batch's answers, NumPy arrays in its order.
+
+    Attributes:
+      prediction: class of the largest logit, `[batch]`.
+      routed: whether the digital model answered, `[batch]`.
+      score: what was compared with the threshold, `[batch]`; higher is more fragile, the margin has
+        its sign changed.
+      logits: `[batch, class]`, those of the chip or of the digital model, whichever answered.
+      energy: mean energy a sample, in the unit of the costs.
+    """
 
     prediction: NDArray[np.int64]
-    """`[batch]`."""
     routed: NDArray[np.bool_]
-    """`[batch]`: whether the digital model answered."""
     score: NDArray[np.float64]
-    """`[batch]`, higher is more fragile."""
     logits: NDArray[np.float32]
-    """`[batch, class]`, of whoever answered."""
     energy: float
-    """Mean a sample, in the unit of the costs."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,11 @@ class Router:
     """Routes the samples of a batch whose score is at least a threshold to the digital model.
 
     With a score of the chip's logits ("margin", "entropy" or "least_confidence") every sample runs
-    on the chip first. With stored scores, such as the curvature of known inputs, each sample runs
-    in one place only. `bridge.routing.choose_threshold` finds a threshold on validation samples.
-    In the example an analog inference costs 0.1 and a digital one 1: a mean of 0.55.
+    on the chip first. The margin enters as -margin, for a small margin is fragile: threshold=-0.5
+    routes the margins of at most 0.5. With stored scores, such as the curvature of known inputs,
+    each sample runs in one place only. `bridge.routing.choose_threshold` finds a threshold on
+    validation samples. In the example an analog inference costs 0.1 and a digital one 1: a mean of
+    0.55.
 
     >>> import torch, bridge
     >>> digital = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
@@ -60,23 +69,27 @@ class Router:
     >>> answer.routed.tolist(), answer.energy
     ([True, False], 0.55)
 
+    Attributes:
+      digital: the model that the chip was programmed from, in eval mode, on the CPU.
+      chip: answers what is not routed.
+      threshold: samples of score >= threshold are routed; inf routes nothing but stored scores of
+        inf, -inf everything. The margin enters as -margin, at most 0.
+      score: a score of the chip's logits, by name; or stored scores, larger for more fragile
+        samples, by the samples' stable index.
+      costs: energy of one inference, analog and digital.
+
     Raises:
       ValueError: a digital model that computes as in training or, when called, mixes the samples of
-        a batch, an unknown score or a NaN
-        threshold; when called, a digital model of other classes, malformed batches, samples
-        without a stored score and logits that are not finite.
+        a batch, an unknown score, a NaN threshold or one that the named score never reaches; when
+        called, a digital model of other classes, malformed batches, samples without a stored score
+        and logits that are not finite.
     """
 
     digital: nn.Module
-    """The model that the chip was programmed from, in eval mode, on the CPU."""
     chip: Chip
-    """Answers what is not routed."""
     threshold: float
-    """inf routes nothing but stored scores of inf, -inf everything."""
     score: AnalogScore | Mapping[int, float] = "margin"
-    """A score of the chip's logits, by name; or stored scores, by the samples' stable index."""
     costs: Costs = field(default_factory=Costs)
-    """Energy of one inference."""
     _examined: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +112,23 @@ class Router:
                 f"score is one of {', '.join(names)}, or a mapping from index to score, such as "
                 f"dict(zip(indices, scores)); got {self.score!r}"
             )
+        if isinstance(self.score, str) and math.isfinite(self.threshold):
+            self._refuse_unreachable(self.score)
+
+    def _refuse_unreachable(self, name: str) -> None:
+        """Refuses a finite threshold above every score of that name: it would route nothing."""
+        if self.threshold <= _LARGEST.get(name, math.inf):
+            return
+        if name == "margin":
+            raise ValueError(
+                f"threshold {self.threshold:g} routes nothing: the margin enters as -margin, at "
+                f"most 0; give {-self.threshold:g} to route margins of at most {self.threshold:g}, "
+                "or inf to route nothing"
+            )
+        raise ValueError(
+            f"threshold {self.threshold:g} routes nothing: {name} is at most {_LARGEST[name]:g}; "
+            "give a smaller one, or inf to route nothing"
+        )
 
     def __call__(self, images: Images, indices: Sequence[int] | None = None) -> Routed:
         """Answers a batch.

@@ -49,7 +49,8 @@ More about a finished run:
                         curvature score and to Table I.
   layers PRESET         Which layers of a chip cause failures.
   drift PRESET          Accuracy of the chips as they age.
-  compare-noise PRESET  Whether other kinds of noise fail the same samples.
+  compare-noise PRESET  Whether other kinds of noise cause failures on the same
+                        samples.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
 

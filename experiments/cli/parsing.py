@@ -4,15 +4,17 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar
 
 from experiments.cli import arguments as command_line
+from experiments.cli.descriptions import DOES
 from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
-from experiments.settings.values import INLINE, positional
+from experiments.settings.values import INLINE, dashed, positional
 
 Parsed = TypeVar("Parsed")
 
@@ -75,6 +77,7 @@ def parse_preset(
     """
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"Usage: python -m experiments {command} PRESET [flags]\n")
+        print(f"{wrapped(f'{command}: {DOES[command]}', indent='')}\n")
         print("Presets, listed with what they run by `python -m experiments presets`:")
         print(wrapped(", ".join(PRESETS)))
         print(f"\nEvery flag: python -m experiments {command} PRESET --help")
@@ -106,19 +109,36 @@ def parse_preset(
         if remembered
         else f"Defaults are those of the preset {name}."
     )
+    what = f"{command}: {DOES[command]} Preset {name}: {PRESETS[name].description}."
     return command_line.parse(
         kind,
         f"python -m experiments {command} {name}",
         flags,
-        description=f"{PRESETS[name].description}. {starts}",
+        description=f"{what} {_reads(start, command)}{starts}",
         default=start,
     )
 
 
-def wrapped(text: str) -> str:
-    """A text in lines that fit the terminal, indented by two."""
+def _reads(start: Options, command: str) -> str:
+    """Which of the flags a stage or a study takes; "" where it is all of them."""
+    from experiments.pipeline.registry import STAGES
+
+    common = {one.name for one in fields(Options)}
+    if own := [one.name for one in fields(start) if one.name not in common]:
+        return f"Its own flags are --{dashed(own[0])}.*; the others are the run's. "
+    if command not in STAGES or command == "report":
+        return ""
+    named = []
+    for setting in STAGES[command].settings:
+        value = reduce(getattr, setting.split("."), start.experiment)
+        named.append(f"--{dashed(setting)}{'.*' * is_dataclass(value)}")
+    return f"It reads the flags {', '.join(named)}; the others are those of other stages. "
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """A text in lines that fit the terminal."""
     columns = shutil.get_terminal_size().columns
-    return textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ")
+    return textwrap.fill(text, columns, initial_indent=indent, subsequent_indent=indent)
 
 
 def folder_of(arguments: Sequence[str]) -> Path:

@@ -31,7 +31,7 @@ from experiments.pipeline.up_to_date import (
     is_up_to_date,
     other_versions,
 )
-from experiments.runs.files import require_writable, sha256
+from experiments.runs.files import sha256, writable
 from experiments.runs.job import Job
 from experiments.runs.records import read_record, write_record
 from experiments.runs.remembered import recall_run, remember, settings_file
@@ -102,8 +102,7 @@ def run(
     if dry_run:
         _say_plan(experiment, folder, names, images, say, whole=True)
         return
-    require_writable(folder)
-    with lock(folder):
+    with writable(folder), lock(folder):
         _say_plan(experiment, folder, names, images, say)
         for name in names:
             stage = stage_of(name, experiment)

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def sha256(path: Path) -> str:
         digest.update(file_path.relative_to(path).as_posix().encode() + b"\0")
         digest.update(sha256(file_path).encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def writable(folder: Path, flag: str = "--out") -> Iterator[None]:
+    """Makes the folder as `require_writable` does; what fails within leaves no empty folder behind.
+
+    Raises:
+      OSError: files cannot be written there.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    require_writable(folder, flag)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for one in made:
+                one.rmdir()
+        raise
 
 
 def require_writable(folder: Path, flag: str = "--out") -> None:

@@ -190,8 +190,8 @@ class Flip:
     programmed weights; no image runs on a chip."""
 
     programmings: int = 16
-    """Chips that are programmed to estimate mean and variance of the programmed weights. Their
-    seeds differ from those of the simulated chips."""
+    """Chips sampled to estimate mean and variance of the programmed weights. Their seeds differ
+    from those of the simulated chips."""
 
     def __post_init__(self) -> None:
         if self.programmings < 2:
@@ -242,8 +242,8 @@ class Experiment:
     flip: Flip = field(default_factory=Flip)
     analyse: Analyse = field(default_factory=Analyse)
     folds: tuple[Fold, ...] = ("train", "validation", "test")
-    """Folds whose samples are scored and simulated; test must be among them. Train and validation
-    divide the official training split."""
+    """Folds whose samples are scored and simulated; test must be among them. A fold is one of the
+    splits train, validation and test; train and validation divide the official training split."""
     limit: int | None = None
     """Largest number of samples of each fold to score and simulate; `none` takes all. Training
     always uses the whole train fold."""
@@ -254,7 +254,9 @@ class Experiment:
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)
         if "test" not in self.folds or len(set(self.folds)) < len(self.folds):
-            raise ValueError(f"folds must differ and hold test; got {', '.join(self.folds)}")
+            raise ValueError(
+                f"folds must include test, each fold once; got {', '.join(self.folds) or 'none'}"
+            )
         if self.limit is not None and self.limit < self.analyse.bins:
             raise ValueError(
                 f"a limit of {self.limit} samples cannot fill {self.analyse.bins} bins: give at "

@@ -37,7 +37,8 @@ def value_of(hint: Any, words: Sequence[str]) -> Any:
     Args:
       hint: the setting's type: a plain type or path, a Literal, a tuple of these of any length, or
         a union of them with each other or None. A tuple within a tuple is one word with commas.
-      words: the words; one, unless the type is a tuple.
+      words: the words; one, unless the type is a tuple. In one of several choices `-` and `_` are
+        the same.
 
     Raises:
       ValueError: they are no such value; says which are.
@@ -119,10 +120,10 @@ def _one(hint: Any, word: str) -> Any:
 
 def _read(kind: Any, word: str) -> Any:
     if get_origin(kind) is Literal:
-        named = {str(choice): choice for choice in get_args(kind)}
-        if word not in named:
+        named = {dashed(str(choice)): choice for choice in get_args(kind)}
+        if dashed(word) not in named:
             raise ValueError
-        return named[word]
+        return named[dashed(word)]
     if get_origin(kind) is tuple:
         return tuple(_one(get_args(kind)[0], part) for part in word.split(","))
     if kind is NoneType:

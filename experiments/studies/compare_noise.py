@@ -1,4 +1,5 @@
-"""Whether other noise fails the same samples: memories and weight noise at matched accuracy."""
+"""Whether other noise causes failures on the same samples: memories and weight noise at matched
+accuracy."""
 
 from __future__ import annotations
 
@@ -53,11 +54,13 @@ _APART = 1000  # seeds between the chips of two names
 
 @dataclass(frozen=True)
 class CompareNoise:
-    """Whether different kinds of noise, scaled to the same accuracy, fail the same samples."""
+    """Whether different kinds of noise, scaled to the same accuracy, cause failures on the same
+    samples."""
 
     memories: tuple[Memory, ...] = get_args(Memory)
-    """Memories to compare with each other and with weight noise; pcm has the settings
-    --simulate.pcm.*."""
+    """Memories to compare with each other and with weight noise. pcm has the settings
+    --simulate.pcm.* but for --compare.compensation; the others have AIHWKit's defaults (hermes at
+    20 s, both ReRAM at 1 s); weight noise has --simulate.wnoise.*."""
     chips: int = 5
     """Chips of each kind of noise. All have different seeds."""
     limit: int | None = None

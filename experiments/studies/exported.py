@@ -1,6 +1,6 @@
 """The exported network of a run and the images to try its chips on, for the studies.
 
-Of the run's folder only `weights.safetensors` is needed.
+The run's folder needs only `weights.safetensors`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ else:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """Computes the curvature of every image in a folder under a model of your own."""
+    """Computes the curvature of every image in a folder under a model of your own. (For the stage
+    of a run: score PRESET --help.)"""
 
     model: str
     """Where the model comes from: PACKAGE.MODULE:FACTORY, Python code that is run; modules in the
@@ -80,15 +81,17 @@ class OwnModel:
     """Standard deviation of each channel, on the same scale; `none` is 1. It is the unit of the
     inputs to which scores refer."""
     estimator: tuple[EstimatorFlag, ...] = ("finite-difference",)
-    """Curvature estimators to compute, each a column of the table. finite-difference, Eq. 1 of the
-    paper, makes the column curvature."""
+    """Curvature estimators to compute, each a column of the table. finite-difference, Eq. 1 of
+    Sharma et al., makes the column curvature."""
     step: float | None = None
     """Step of the finite difference, in units of the normalised input; `none` is 0.001. If it is
     given, hessian-trace uses finite differences too; otherwise it is exact."""
     probes: int | None = None
     """Number of random vectors per sample; `none` is 10, and 8 for low-rank-gauss-newton."""
     distribution: Distribution | None = None
-    """Distribution of the entries of the random vectors; `none` is rademacher."""
+    """Distribution of the random vectors: independent signs (rademacher), standard normals
+    (gaussian), or uniform on the sphere of radius sqrt(d), d the values of an image (sphere);
+    `none` is rademacher."""
     tolerance: float | None = None
     """Relative standard error to reach: each sample gets more random vectors, --probes at a time,
     until its standard error is at most this fraction of its score; `none` gives all samples the

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bridge.analysis.failures import deciles, failure_table, trend_test
 from bridge.analysis.predictors import compare_predictors
-from experiments.runs.files import read_parquet, require_writable, write_csv
+from experiments.runs.files import read_parquet, writable, write_csv
 from experiments.system.errors import at_work
 from experiments.tables.formats import with_interval
 from jaxcurv.storage.lock import lock
@@ -34,15 +34,17 @@ _FALL_WITH_FRAGILITY = ("margin", "label_margin")
 
 @dataclass(frozen=True)
 class OwnPredictions:
-    """Which samples fail on a chip and what predicts it, from your own tables.
+    """Which samples fail on a chip and what predicts it, from your own tables. (For the stage of a
+    run: analyse PRESET --help.)
 
     They are CSV or Parquet files, joined by their column `index`.
     """
 
     scores: Path
     """Table of scores, CSV or Parquet: a column `index` and columns of numbers that are larger for
-    more fragile samples. `margin` and `label_margin`, which are smaller for them, change their
-    sign. Other columns that the command score writes, and text, are ignored."""
+    more fragile samples. `margin` and `label_margin`, smaller for them, are negated. Ignored are
+    label, prediction, correct, path, fold, checkpoint, text, and columns ending in _standard_error,
+    _probes, _frobenius_norm, _top_eigenvalue or _residual_trace."""
     digital: Path
     """Table of the digital model's outcomes: a column `index` and either `correct` (true or false,
     or 1 or 0) or `prediction` and `label`, or all three."""
@@ -90,13 +92,12 @@ def run(settings: OwnPredictions) -> None:
       ValueError, OSError: a table or a setting is not as it should be, or nothing can be written.
       WorkFailed: the results could not be written after all.
     """
-    require_writable(settings.out)
-    with lock(settings.out):
-        _tabulate(settings)
-
-
-def _tabulate(settings: OwnPredictions) -> None:
     joined = read(settings)
+    with writable(settings.out), lock(settings.out):
+        _tabulate(settings, joined)
+
+
+def _tabulate(settings: OwnPredictions, joined: Joined) -> None:
     score = settings.score or _preferred(joined.scores, "curvature")
     reference = settings.reference or _preferred(joined.scores, "margin", score)
     for name in (score, reference):

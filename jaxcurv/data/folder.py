@@ -184,7 +184,7 @@ def hash_listing(directory: Path) -> dict[str, str]:
 def path_indices(paths: Sequence[str]) -> Int64[np.ndarray, " n"]:
     """The stable indices of files, in `[0, 2**32)` and all different, whatever the files' order.
 
-    An index is the first four bytes (big-endian) of the SHA-256 of the path's bytes. Of paths that
+    An index is the first four bytes (big-endian) of the SHA-256 of the path's bytes. Where paths
     share one, as some of 65,000 do in two cases of five, the first in sorted order gets it. Once
     each path has asked for its number, the others ask for that of their bytes followed by a zero
     byte and `1`, then `2` and so on, until one is free. So an image that is added or removed

@@ -112,7 +112,7 @@ def _tiff_tag(image: "Image.Image", number: int, otherwise: int) -> int:
 
 
 def _refuse_frames(image: "Image.Image") -> None:
-    """Of an MPO, a camera's JPEG with a preview behind it, the first picture is meant."""
+    """The first picture of an MPO, a camera's JPEG with a preview behind it, is the one meant."""
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise _Unsuited("has several frames or pages: save the one you mean as a file of its own")
 

@@ -8,28 +8,32 @@ from jaxcurv.settings import is_number, make_plain, require_whole
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training by SGD: Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips."""
+    """Training by SGD: Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips.
+
+    Attributes:
+      epochs: passes over the training fold.
+      batch_size: images per step; the last, shorter batch of an epoch is dropped.
+      learning_rate: peak learning rate, reached at the end of the warm-up.
+      warmup_epochs: epochs over which the learning rate rises linearly to its peak; in a training
+        of no more epochs than these, its first half.
+      momentum: Nesterov momentum, at least 0 and below 1.
+      weight_decay: weight decay: this times the parameter is added to its gradient, as in PyTorch's
+        SGD; for every parameter.
+      crop_padding: random crops: pixels of black padding on each side before an image is cropped; 0
+        for no cropping.
+      flip: mirror training images left to right at random.
+      precision: number format of the computations while training; weights are always float32.
+    """
 
     epochs: int = 200
-    """Passes over the training fold."""
     batch_size: int = 128
-    """Images per step; the last, shorter batch of an epoch is dropped."""
     learning_rate: float = 0.1
-    """Peak learning rate, reached at the end of the warm-up."""
     warmup_epochs: float = 5.0
-    """Epochs over which the learning rate rises linearly to its peak; in a training of no more
-    epochs than these, its first half."""
     momentum: float = 0.9
-    """Nesterov momentum, at least 0 and below 1."""
     weight_decay: float = 5e-4
-    """Factor of the L2 penalty on every parameter."""
     crop_padding: int = 4
-    """Random crops: pixels of black padding on each side before an image is cropped; 0 for no
-    cropping."""
     flip: bool = True
-    """Mirror training images left to right at random."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computations while training; weights are always float32."""
 
     def __post_init__(self) -> None:
         make_plain(self)

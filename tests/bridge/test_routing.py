@@ -249,17 +249,42 @@ def test_known_samples_run_in_one_place_only(model, chip, monkeypatch):
 def test_router_refuses(model, chip):
     training = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="training mode; call eval"):
-        Router(training, chip, 0.5)
+        Router(training, chip, -0.5)
     with pytest.raises(ValueError, match="the threshold must be a number"):
         Router(model, chip, np.nan)
     with pytest.raises(ValueError, match="score is one of margin, entropy"):
         Router(model, chip, 0.5, "curvature")
     with pytest.raises(ValueError, match="40 images need as many indices"):
-        Router(model, chip, 0.5)(IMAGES, INDICES[:3])
+        Router(model, chip, -0.5)(IMAGES, INDICES[:3])
     with pytest.raises(ValueError, match=r"no score is stored for 39 of 40.*first at index 4"):
         Router(model, chip, 0.5, {1: 0.2})(IMAGES, INDICES)
     with pytest.raises(ValueError, match="the stored score of index 1 is NaN"):
         Router(model, chip, 0.5, {1: np.nan})(IMAGES[:1], [1])
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "message"),
+    [
+        ("margin", 0.5, "routes nothing: the margin enters as -margin, at most 0; give -0.5 to"),
+        ("margin", np.float32(2), "give -2 to route margins of at most 2, or inf"),
+        ("margin", 3, "threshold 3 routes nothing"),
+        ("least_confidence", 1.5, "least_confidence is at most 1; give a smaller one"),
+    ],
+)
+def test_a_threshold_that_no_score_reaches_is_refused(model, chip, score, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        Router(model, chip, threshold, score)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold"),
+    [
+        *(("margin", 0.0), ("margin", np.inf), ("margin", -0.5)),
+        *(("least_confidence", 1.0), ("entropy", 5.0), ({1: 7.0}, 5.0)),
+    ],
+)
+def test_other_thresholds_are_taken(model, chip, score, threshold):
+    assert Router(model, chip, threshold, score).threshold == threshold
 
 
 def test_router_refuses_a_model_that_trains_again(model, chip):
@@ -307,7 +332,7 @@ def test_indices_may_be_a_tensor_or_an_array(model, chip):
     ],
 )
 def test_router_says_what_it_takes(model, chip, change, message):
-    made = {"chip": chip, "threshold": 0.5, "score": "margin"} | change
+    made = {"chip": chip, "threshold": -0.5, "score": "margin"} | change
     images, indices = made.pop("images", IMAGES), made.pop("indices", INDICES)
     with pytest.raises(ValueError, match=message):
         Router(model, **made)(images, indices)

@@ -127,7 +127,7 @@ SETTINGS = [
     setting("--limit 0", "limit of 0 samples cannot fill 10 bins", "--limit 10"),
     setting("--seed 4294967296", "seed must not be negative and be below 2**32; got 4294967296"),
     setting("--data.split-seed -1", "--data.split-seed must not be negative", "got -1"),
-    setting("--folds train", "folds must differ and hold test; got train"),
+    setting("--folds train", "--folds must include test, each fold once; got train"),
     setting(
         "--data.validation-fraction 2",
         "--data.validation-fraction must lie between 0 and 1",

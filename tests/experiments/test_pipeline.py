@@ -463,6 +463,7 @@ def test_output_folder_that_cannot_be_written(here: Command, tmp_path: Path) -> 
 def test_stage_whose_inputs_are_missing(here: Command, tmp_path: Path) -> None:
     result = here("simulate", "digits", "--out", tmp_path / "out")
     one_line_error(result, "simulate needs the results of train", "run train first")
+    assert not (tmp_path / "out").exists()
 
 
 def test_mismatched_labels(finished_run: Path) -> None:

@@ -781,6 +781,21 @@ def test_nothing_to_score_is_refused(model: ConvNet) -> None:
         score(model, samples()[:3], batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (FiniteDifference(), "FiniteDifference"),
+        ([FiniteDifference()], "list"),
+        (None, "NoneType"),
+        ({}, "an empty one"),
+        ("curvature", "str"),
+    ],
+)
+def test_estimators_without_names_are_refused(model: ConvNet, given: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"a mapping {{.curvature.: FiniteDiff.*; got {got}$"):
+        score(model, samples()[:3], estimators=given)
+
+
 def test_a_model_in_training_mode_is_refused(model: ConvNet) -> None:
     in_training = nnx.clone(model)
     in_training.train()

@@ -165,7 +165,11 @@ UNNAMED = TABLE.rename(columns={"variance": "v"})
         ({"moments": {"a": None}}, "nothing is noisy in a: give moments, or leave it out"),
         ({"moments": {"a": MOMENTS}, "added_variance": 1.0}, "need the added variance by name"),
         ({"moments": {"a": MOMENTS}, "added_variance": {"b": 1}}, "added_variance is given for b"),
-        ({"added_variance": -1.0}, "the added variance of weights must be finite and not negative"),
+        ({"added_variance": -1.0}, "^added_variance must be finite and >= 0; got -1.0"),
+        (
+            {"moments": {"a": MOMENTS}, "added_variance": {"a": [1.0] * 10 + [-2.0]}},
+            r"^added_variance\['a'\] must be finite and >= 0; got -2.0",
+        ),
         ({"added_variance": [np.nan] * 11}, "must be finite"),
         ({"added_variance": np.ones(10)}, r"must be real numbers \[11\] or one number; got .*10"),
         ({"added_variance": "much"}, "must be real numbers"),

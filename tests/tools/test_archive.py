@@ -81,7 +81,10 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     assert text.endswith("after\n")
     assert "\nold\n" not in text
     assert f"{table['fitted_d1']:.2f}" in text
-    assert "The fitted chip comes nearest" in text
+    assert f"it counts {table['fold']}, of " in text
+    # The default chip under that reading stands there already where its fold is test.
+    assert "| default chip, of all |" in text
+    assert (f"| default chip, {table['fold']}, of " in text) == (table["fold"] != "test")
     assert "Not run: ResNet-18, CIFAR-10;" in text
     made = {path: sha256(path) for path in sorted(results.rglob("*")) if path.is_file()}
     regenerate(results, readme)

@@ -361,8 +361,8 @@ class _AsConvolution(nn.Module):
 def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The variance that a layer's errors give a quantity q, to first order: sum_y (dq/dy)^2 var(y).
 
-    Of a layer of `fast_network`: its converters' errors and its noise of each operation, each
-    output's independent of the others'.
+    The layer is one of `fast_network`; the errors are its converters' and its noise of each
+    operation, each output's independent of the others'.
 
     Args:
       x: the layer's input, float32 `[batch, ...]`.

@@ -15,10 +15,12 @@ class SinglePair:
     """One pair of devices for each weight, one for positive and one for negative values.
 
     The device that a weight does not use stays at `g_min`.
+
+    Attributes:
+      g_min: conductance of weight zero, in microsiemens.
     """
 
     g_min: float = 0.0
-    """Conductance of weight zero, in microsiemens."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -36,12 +38,14 @@ class Pairs:
     """Several pairs of devices for each weight, of unequal significance; the first fill first.
 
     A memory takes it as its mapping: `PCM(mapping=Pairs(factors=(1.0, 4.0)))`.
+
+    Attributes:
+      factors: factor on the current of each pair, the least significant pair first.
+      g_min: conductance of weight zero, in microsiemens.
     """
 
     factors: tuple[float, ...] = (1.0, 1.0)
-    """Factor on the current of each pair, the least significant pair first."""
     g_min: float = 0.0
-    """Conductance of weight zero, in microsiemens."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -64,15 +68,18 @@ class MappedPairs:
 
     A memory takes it as its mapping, as for `Pairs`. Read back, the conductances must give the
     weights that they stand for.
+
+    Attributes:
+      factors: factor on the current of each pair, the least significant pair first.
+      conductances: conductances in microsiemens at weights spaced evenly from -max|w| to max|w|:
+        two lists for each pair, first the positive device, then the negative one; all lists of one
+        length.
+      g_min: lowest conductance of a device, in microsiemens.
     """
 
     factors: tuple[float, ...]
-    """Factor on the current of each pair, the least significant pair first."""
     conductances: tuple[tuple[float, ...], ...]
-    """Conductances in microsiemens at weights spaced evenly from -max|w| to max|w|: two lists for
-    each pair, first the positive device, then the negative one; all lists of one length."""
     g_min: float = 0.0
-    """Lowest conductance of a device, in microsiemens."""
 
     def __post_init__(self) -> None:
         make_plain(self)

@@ -15,28 +15,33 @@ if TYPE_CHECKING:
 class PCM:
     """Phase-change memory after Nandakumar et al. (ICECS 2019): AIHWKit's PCMLikeNoiseModel.
 
-    Drift counts from the reference reading 20 s after programming: t seconds after programming a
-    device of conductance g_prog and drift exponent nu has `g_prog * ((t + 20) / 20) ** -nu`.
+    As in AIHWKit, t is counted from the end of programming, where the device's first reading, 20 s
+    after its pulse, is the reference: a device of conductance g_prog and drift exponent nu has
+    `g_prog * ((t + 20) / 20) ** -nu`.
+
+    Attributes:
+      g_max: conductance of the largest weight, in microsiemens.
+      t_inference: time from the end of programming to inference, in seconds.
+      programming_noise: factor on the measured programming noise; 1 is as measured, 0 is none.
+      drift: factor on the measured drift exponents; 1 is as measured, 0 is none.
+      read_noise: factor on the measured read noise; 1 is as measured, 0 is none.
+      compensation: digital correction of the mean drift: `global`, one factor per tile, relative to
+        a reading right after programming; `global_exact`, one per tile, relative to the target
+        weights; `per_column`, one per output; None (`none` on the command line), no correction.
+      mapping: weight-to-conductance mapping: `SinglePair()` (`single_pair` on the command line),
+        one pair of devices for each weight; `Pairs(...)` (`pairs` on the command line), several
+        pairs of unequal significance, the first filled first; `MappedPairs(...)` (`mapped_pairs` on
+        the command line), several pairs whose conductances are given at points, linear between
+        them.
     """
 
     g_max: float = 25.0
-    """Conductance of the largest weight, in microsiemens."""
     t_inference: float = 20.0
-    """Time from the end of programming to inference, in seconds."""
     programming_noise: float = 1.0
-    """Factor on the measured programming noise; 1 is as measured, 0 is none."""
     drift: float = 1.0
-    """Factor on the measured drift exponents; 1 is as measured, 0 is none."""
     read_noise: float = 1.0
-    """Factor on the measured read noise; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    """Digital correction of the mean drift: `global`, one factor per tile, relative to a reading
-    right after programming; `global_exact`, one per tile, relative to the target weights;
-    `per_column`, one per output; `none`, no correction."""
     mapping: WeightMapping = field(default_factory=SinglePair)
-    """Weight-to-conductance mapping: `single_pair`, one pair of devices for each weight; `pairs`,
-    several pairs of unequal significance, the first filled first; `mapped_pairs`, several pairs
-    whose conductances are given at points, linear between them."""
 
     name: ClassVar[str] = "pcm"
 
@@ -63,25 +68,27 @@ class Hermes:
 
     AIHWKit's HermesNoiseModel. Drift counts from a reading at 200 s with one device for each sign,
     at 300 s with two.
+
+    Attributes:
+      devices: devices for each sign of a weight; two program more exactly.
+      g_max: conductance of the largest weight, in microsiemens; None for the largest that was
+        characterised, 10.35 with one device and 20.7 with two.
+      t_inference: time from the end of programming to inference, in seconds.
+      programming_noise: factor on the measured programming noise; 1 is as measured, 0 is none.
+      drift: factor on the measured drift; 1 is as measured, 0 is none.
+      read_noise: factor on the measured read noise; 1 is as measured, 0 is none.
+      compensation: digital correction of the mean drift, as for `PCM`; None for no correction.
+      mapping: weight-to-conductance mapping, as for `PCM`.
     """
 
     devices: Literal[1, 2] = 2
-    """Devices for each sign of a weight; two program more exactly."""
     g_max: float | None = None
-    """Conductance of the largest weight, in microsiemens; None for the largest that was
-    characterised, 10.35 with one device and 20.7 with two."""
     t_inference: float = 20.0
-    """Time from the end of programming to inference, in seconds."""
     programming_noise: float = 1.0
-    """Factor on the measured programming noise; 1 is as measured, 0 is none."""
     drift: float = 1.0
-    """Factor on the measured drift; 1 is as measured, 0 is none."""
     read_noise: float = 1.0
-    """Factor on the measured read noise; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    """Digital correction of the mean drift, as for `PCM`; None for no correction."""
     mapping: WeightMapping = field(default_factory=SinglePair)
-    """Weight-to-conductance mapping."""
 
     name: ClassVar[str] = "hermes"
 

@@ -18,20 +18,23 @@ class ReRamWan2022:
     """Resistive memory after Wan et al. (Nature 2022): AIHWKit's ReRamWan2022NoiseModel.
 
     The spread around the target was measured at three times only, at each anew; there is no drift.
+
+    Attributes:
+      g_max: conductance of the largest weight, in microsiemens. The spread was fitted at 40 and
+        scales with it.
+      t_inference: time from the end of programming to inference, in seconds: 1, 86400 (1 day) or
+        172800 (2 days).
+      noise: factor on the measured spread; 1 is as measured, 0 is none.
+      compensation: digital correction of a shift of the mean conductance, as for `PCM`; None for
+        no correction.
+      mapping: weight-to-conductance mapping, as for `PCM`.
     """
 
     g_max: float = 40.0
-    """Conductance of the largest weight, in microsiemens. The spread was fitted at 40 and scales
-    with it."""
     t_inference: float = 1.0
-    """Time from the end of programming to inference, in seconds: 1, 86400 (1 day) or 172800
-    (2 days)."""
     noise: float = 1.0
-    """Factor on the measured spread; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    """Digital correction of a shift of the mean conductance; None for no correction."""
     mapping: WeightMapping = field(default_factory=SinglePair)
-    """Weight-to-conductance mapping."""
 
     name: ClassVar[str] = "reram_wan2022"
 
@@ -58,24 +61,27 @@ class ReRamCMO:
     """CMO/HfOx resistive memory (Falcone et al., IBM Zurich): AIHWKit's ReRamCMONoiseModel.
 
     One bidirectional device for each weight, between `g_min` and `g_max`.
+
+    Attributes:
+      g_max: conductance of the tile's largest weight, in microsiemens.
+      g_min: conductance of the tile's most negative weight, in microsiemens.
+      acceptance: acceptance range of the program-and-verify loop, in percent of the target: 0.2 or
+        2.
+      t_inference: time from the end of programming to inference, in seconds: 0, or at least 1.
+      programming_noise: factor on the measured programming noise; 1 is as measured, 0 is none.
+      drift: factor on the measured drift; 1 is as measured, 0 is none.
+      read_noise: factor on the measured read noise; 1 is as measured, 0 is none.
+      compensation: digital correction of the mean drift, as for `PCM`; None for no correction.
     """
 
     g_max: float = 88.2
-    """Conductance of the tile's largest weight, in microsiemens."""
     g_min: float = 9.0
-    """Conductance of the tile's most negative weight, in microsiemens."""
     acceptance: float = 0.2
-    """Acceptance range of the program-and-verify loop, in percent of the target: 0.2 or 2."""
     t_inference: float = 1.0
-    """Time from the end of programming to inference, in seconds: 0, or at least 1."""
     programming_noise: float = 1.0
-    """Factor on the measured programming noise; 1 is as measured, 0 is none."""
     drift: float = 1.0
-    """Factor on the measured drift; 1 is as measured, 0 is none."""
     read_noise: float = 1.0
-    """Factor on the measured read noise; 1 is as measured, 0 is none."""
     compensation: Compensation | None = None
-    """Digital correction of the mean drift; None for no correction."""
 
     name: ClassVar[str] = "reram_cmo"
 

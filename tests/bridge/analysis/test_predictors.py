@@ -3,6 +3,7 @@
 import doctest
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -131,6 +132,12 @@ def test_undefined_measures_say_why(analog, score, reason):
     ("change", "message"),
     [
         ({"scores": {}}, "no scores to compare"),
+        (
+            {"scores": pd.DataFrame({"s": np.arange(20.0)})},
+            r"scores must be a mapping from names to arrays.*got DataFrame.*dict\(table\[\[",
+        ),
+        ({"scores": np.arange(20.0)}, r"\{'margin': ...\}; got ndarray$"),
+        ({"scores": pd.Series(np.arange(20.0))}, "got Series$"),
         ({"scores": {"s": [1.0, np.nan, *range(18)]}}, "s has 1 NaN of 20"),
         ({"scores": {"s": np.arange(19.0)}}, "lengths differ: s 19, correct 20"),
         ({"reference": "loss"}, "no reference 'loss' here; there is s"),

@@ -105,3 +105,8 @@ def test_fingerprints_tell_chips_apart(network: nn.Module) -> None:
     ]
     assert len(set(prints)) == len(prints)
     assert fingerprint(program(network, PROFILES["pcm"], seed=0)) == prints[2]
+
+
+def test_a_file_that_is_not_there_is_called_a_chip_s(network: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no chip file at .*nochip\.safetensors"):
+        load_chip(tmp_path / "nochip.safetensors", network)

@@ -65,7 +65,7 @@ class Settings:
     """Name."""
     size: int | Literal["auto"] = "auto"
     """Size."""
-    kinds: tuple[Literal["a", "b"], ...] = ("a",)
+    kinds: tuple[Literal["a", "b", "a_b", "b-a"], ...] = ("a",)
     """Kinds."""
     mean: tuple[float, ...] | None = None
     """Mean."""
@@ -90,6 +90,12 @@ def test_values_of_every_kind() -> None:
     assert given("--size", "auto", "--kinds", "--mean", "None").kinds == ()
 
 
+def test_choices_are_taken_with_dashes_or_underscores() -> None:
+    """As the names of flags are."""
+    words = ("--kinds", "a-b", "a_b", "b_a", "b-a")
+    assert given("--in_ner.count", "2", *words).kinds == ("a_b", "a_b", "b-a", "b-a")
+
+
 def test_one_of_several_dataclasses() -> None:
     flag = "--in-ner.curve"
     assert given(f"{flag}.slope", "2").in_ner.curve == Line(2.0)
@@ -104,7 +110,7 @@ def test_one_of_several_dataclasses() -> None:
     [
         ("--limit ten", "--limit cannot be 'ten': give a whole number such as 10, or none (every"),
         ("--size x", "--size cannot be 'x': give a whole number such as 10, or auto (every flag"),
-        ("--kinds a c", "--kinds cannot be 'c': give one of a, b (every flag: prog --help)"),
+        ("--kinds a c", "--kinds cannot be 'c': give one of a, b, a_b, b-a (every flag"),
         ("--mean none 1", "--mean cannot be 'none': give a number such as 0.5 (every"),
         ("--limit", "--limit needs a value (every flag: prog --help)"),
         ("--limit 1 2", "unexpected '2'"),

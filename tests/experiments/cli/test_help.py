@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from experiments.cli import commands
+from experiments.cli.descriptions import DOES
 from experiments.runs.remembered import as_leaves
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.settings.presets import PRESETS, flag_name
@@ -83,6 +84,34 @@ def test_every_flag_has_a_sentence_and_its_default(
             assert re.search(r"\((default: .+|required)\)$", text), (name, text)
         if "none" in name.split() or name.endswith("|none"):
             assert '"none"' in text, (name, text)  # says what it means
+
+
+@pytest.mark.parametrize("command", ["run", *STAGE_NAMES, *STUDIES])
+def test_help_says_first_what_the_command_does(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, description, *_ = helped(f"{command} digits", capsys).split("\n\n")
+    assert " ".join(description.split()).startswith(f"{command}: {DOES[command]}")
+    if command not in ("score", "analyse"):
+        assert DOES[command] in " ".join(helped(command, capsys).split())
+    else:
+        assert f"{command} PRESET --help" in " ".join(
+            helped(f"{command} --model x", capsys).split()
+        )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("flips", "It reads the flags --data.*, --folds, --limit, --simulate.adc.*, "),
+        ("score", "--score.*; the others are those of other stages."),
+        ("drift", "Its own flags are --drift.*; the others are the run's."),
+    ],
+)
+def test_help_says_which_flags_a_command_reads(
+    command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in " ".join(helped(f"{command} digits", capsys).split())
 
 
 def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,7 +244,7 @@ def with_losses(table: pa.Table, loss: float) -> pa.Table:
 
 
 def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> None:
-    """One finds the other as in a SLURM job, by JAX's own detection; the other is told. Of some
+    """One finds the other as in a SLURM job, by JAX's own detection; the other is told. For some
     images there is a table before."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -215,7 +215,7 @@ def test_bad_tables_are_refused(change, message, tmp_path: Path) -> None:
         tables[name].to_csv(path, index=False)
     with pytest.raises(ValueError, match=message):
         run(OwnPredictions(**paths, out=tmp_path / "out", resamples=5))
-    assert not (tmp_path / "out" / "deciles.csv").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -232,3 +232,4 @@ def test_missing_files_and_scores_are_said(
     line = ["analyse", *flags(write_tables(tmp_path)), "--out", str(tmp_path / "out"), *changed]
     assert commands.run(line) == 2
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -268,7 +268,7 @@ def test_of_images_that_share_a_number_the_first_keeps_it() -> None:
 
 @pytest.fixture
 def few_numbers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
-    """Of 48 numbers many are shared; the one that a path asks for first."""
+    """Many of 48 numbers are shared; the one that a path asks for first."""
     hashed = folder_module._hashed
     monkeypatch.setattr(folder_module, "_hashed", lambda path, number: hashed(path, number) % 48)
     return lambda path: digest(path) % 48
