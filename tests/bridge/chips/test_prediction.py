@@ -223,7 +223,7 @@ def test_bad_inputs_are_refused(network: nn.Module) -> None:
 
     with pytest.raises(
         ValueError,
-        match=r"must be float32 .*image 4, at position 1, is float64 \(8, 8, 3\).*astype\(numpy.float32",
+        match=r"must be float32 .*image 4, at position 1, is float64 .*astype\(numpy.float32",
     ):
         run(sample(), sample(image=np.zeros((8, 8, 3)), index=4))
     with pytest.raises(
