@@ -111,7 +111,7 @@ def _checked(
     classes: bool = True,
 ) -> Iterator[tuple[np.ndarray, Any, Any]]:
     """Image, label and index of each sample, the numbers in the types that the source gives."""
-    for position, sample in zip(positions, samples_at(source, positions), strict=True):
+    for position, sample in zip(positions.tolist(), samples_at(source, positions), strict=True):
         if not isinstance(sample, Mapping) or not {"image", "label", "index"} <= sample.keys():
             keys = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else ""
             got = f"keys {keys}" if keys else type(sample)

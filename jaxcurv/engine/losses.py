@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 Loss = Callable[[Array, Array], Array]
 
@@ -77,7 +77,7 @@ def _residual_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> 
 def hessian_root(
     loss: Loss,
     logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
+    labels: Shaped[Array, "batch ..."],
 ) -> Float[Array, "batch classes columns"]:
     """A with A A^T = d2L/dz2, `[batch, classes, columns]`.
 

@@ -41,6 +41,7 @@ from jaxcurv.estimators import Estimator
 from jaxcurv.shards import merge_shards
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.lock import FolderInUse, lock
+from tests.refusals import refused
 from tests.terminal import Terminal, lines_of
 
 KEY = jax.random.key(3)
@@ -792,7 +793,7 @@ def test_nothing_to_score_is_refused(model: ConvNet) -> None:
     ],
 )
 def test_estimators_without_names_are_refused(model: ConvNet, given: Any, got: str) -> None:
-    with pytest.raises(ValueError, match=rf"a mapping {{.curvature.: FiniteDiff.*; got {got}$"):
+    with refused(rf"a mapping {{.curvature.: FiniteDiff.*; got {got}$"):
         score(model, samples()[:3], estimators=given)
 
 

@@ -25,8 +25,18 @@ from jaxcurv.estimators import (
 from jaxcurv.settings import plain
 from jaxcurv.training import Recipe
 
+pytestmark = pytest.mark.usefixtures("unannotated")
+
 WHOLE = [np.int8, np.int64, np.uint64, np.array, jnp.int32, torch.tensor]
 REAL = [np.float16, np.float32, np.float64, np.longdouble, np.array, jnp.float32, torch.tensor]
+
+
+@pytest.fixture(scope="module")
+def unannotated(pytestconfig: pytest.Config) -> None:
+    """Skips where annotations, which name Python's own numbers, are checked."""
+    if pytestconfig.getoption("jaxtyping_packages", None):
+        pytest.skip("annotations name Python's own numbers")
+
 
 SETTINGS: list[Callable[[Any, Any], Any]] = [
     lambda n, x: FiniteDifference(step=x, probes=n),
