@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+import numpy as np
+
 
 def require_same_rows(**inputs: Any) -> None:
     """Refuses what pandas would align by its index, and arrays are taken by position.
@@ -12,8 +14,8 @@ def require_same_rows(**inputs: Any) -> None:
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
-            (`[chips, samples]`) its columns, those of a list of either each one's own. All else
-            is an array.
+            (`[chips, samples]`) its columns, those of a list of either each one's own, and an index
+            names its own. All else with axes is an array.
 
     Raises:
         ValueError: the indexes differ, or are not ascending beside arrays.
@@ -26,15 +28,16 @@ def require_same_rows(**inputs: Any) -> None:
     arrays = []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
-        found = [part for part in parts if isinstance(part, pd.Series | pd.DataFrame)]
+        found = [part for part in parts if isinstance(part, pd.Series | pd.DataFrame | pd.Index)]
         for part in found:
-            index = part.columns if isinstance(part, pd.DataFrame) else part.index
+            index = part.columns if isinstance(part, pd.DataFrame) else getattr(part, "index", part)
             rows.setdefault(name, index)
             _require_equal(name, index, *next(iter(rows.items())))
-        if not found and value is not None:
+        if not found and (isinstance(value, list | tuple) or np.ndim(value) > 0):
             arrays.append(name)
     for name, index in rows.items():
-        if arrays and not index.is_monotonic_increasing:
+        ordered = isinstance(inputs[name], pd.Index) or index.is_monotonic_increasing
+        if arrays and not ordered:
             raise ValueError(
                 f"{name} is in an order of its own by its pandas index, and {arrays[0]} has no "
                 f"index: make both Series of one index, or pass {name}.to_numpy() if row i of both "
@@ -48,5 +51,6 @@ def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
     what = "the same samples in another order" if set(index) == set(its) else "other samples"
     raise ValueError(
         f"{name} has {what} than {first} by their pandas indexes: align them, as with "
-        f"{name}.reindex({first}.index), or pass .to_numpy() of both if row i of both is one sample"
+        f"{name}.reindex({first}.index) (and .T of a DataFrame [samples, chips]), or pass "
+        ".to_numpy() of both if row i of both is one sample"
     )

@@ -8,9 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from bridge.checks import (
-    require_confidence,
-)
+from bridge.checks import require_confidence
+from jaxcurv.rows import require_same_rows
 
 
 def wilson_interval(
@@ -35,6 +34,7 @@ def wilson_interval(
     Raises:
         ValueError: for other dtypes, failures outside 0 .. trials, confidence outside (0, 1).
     """
+    require_same_rows(failures=failures, trials=trials)
     k, n = np.asarray(failures), np.asarray(trials)
     if k.dtype.kind not in "iu" or n.dtype.kind not in "iu":
         raise ValueError(f"failures and trials must be integers; got {k.dtype} and {n.dtype}")

@@ -99,7 +99,7 @@ def failure_overlap(
     Raises:
         ValueError: for no names, NaN, fewer samples than bins, other dtypes, lengths or shapes.
     """
-    if not failures:
+    if not isinstance(failures, Mapping) or not failures:
         raise ValueError("no failures to compare; give those of at least one name")
     require_same_rows(
         **{f"failures of {name}": one for name, one in failures.items()}, margin=margin
@@ -223,6 +223,7 @@ def systematic_share(
     Raises:
         ValueError: for one chip or no samples, other dtypes or shapes.
     """
+    require_same_rows(failures=failures)
     failed = chips_of("failures", failures)
     confidence = require_confidence(confidence)
     resamples, seed = require_resamples(resamples), require_seed(seed)

@@ -98,12 +98,13 @@ def compare_predictors(
     _require_named(scores, "compare")
     if among not in get_args(Among):
         raise ValueError(f"among is one of {', '.join(get_args(Among))}, got {among!r}")
+    named = {f"scores[{name!r}]": score for name, score in scores.items()}
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
-    require_same_rows(**{**scores, **correct, "labels": labels, "indices": indices})
+    require_same_rows(**named, **correct, labels=labels, indices=indices)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = {name: real_scores(score, name) for name, score in scores.items()}
-    same_length(**values, correct=digital)
+    same_length(**dict(zip(named, values.values(), strict=True)), correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
     confidence, bins = require_confidence(confidence), require_count("bins", bins)
     resamples, seed = require_resamples(resamples), require_seed(seed)
@@ -214,12 +215,13 @@ def cross_validated_logistic(
 
     folds, seed = require_count("folds", folds, least=2), require_seed(seed)
     _require_named(scores, "combine")
+    named = {f"scores[{name!r}]": score for name, score in scores.items()}
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
-    require_same_rows(**{**scores, **correct, "indices": indices})
+    require_same_rows(**named, **correct, indices=indices)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
     values = [real_scores(score, name) for name, score in scores.items()]
-    same_length(**dict(zip(scores, values, strict=True)), correct=digital)
+    same_length(**dict(zip(named, values, strict=True)), correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
     # Ranks, which are monotone too, for quotients of probabilities such as 1e-300 overflow.
     features = np.stack([pd.Series(value[order]).rank() for value in values], axis=1)

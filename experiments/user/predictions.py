@@ -208,6 +208,8 @@ def _table(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
         raise FileNotFoundError(f"no file {path}")
     try:
         table = read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        if table.index.name == "index":  # as of a table that was given it with set_index
+            table = table.reset_index()
         table = table.drop(columns="Unnamed: 0", errors="ignore")  # pandas' own index, written
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable CSV or Parquet file ({error})") from error

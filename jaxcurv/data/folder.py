@@ -7,7 +7,7 @@ comes from its path within its split alone (`path_indices`). Nothing is written 
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,14 @@ from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample
 from jaxcurv.extras import require
 
-_UNREAD = (
-    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".dcm", ".dng", ".cr2", ".nef", ".arw"),
-    *(".raw", ".psd", ".tga", ".ppm", ".pgm", ".pnm", ".pbm", ".svg", ".ico", ".exr", ".hdr"),
-    *(".npy", ".mat", ".jfif", ".jpe", ".apng", ".dib", ".nii", ".gz", ".fits"),
+_BY_PRODUCTS = (
+    *(".txt", ".md", ".json", ".yaml", ".yml", ".xml", ".csv", ".tsv", ".html", ".log", ".ini"),
+    *(".db", ".pdf", ".sh", ".py"),
 )
-"""Suffixes of files that may be meant as images, and are not read."""
+"""Suffixes of files that lie beside images and are none."""
+
+_TOOLS_FOLDERS = ("@eaDir", "__MACOSX")
+"""Folders of previews and the like, beside those whose names begin with a dot."""
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -260,8 +262,7 @@ def image_files(split: Path) -> dict[str, list[str]]:
     unread: list[str] = []
     for folder in _class_folders(split):
         names_by_place = [
-            (Path(parent).relative_to(split).as_posix(), names)
-            for parent, _, names in os.walk(folder)
+            (place.relative_to(split).as_posix(), names) for place, names in _walk(folder)
         ]
         files = sorted(
             f"{at}/{name}" for at, names in names_by_place for name in images_among(names)
@@ -275,8 +276,8 @@ def image_files(split: Path) -> dict[str, list[str]]:
         classes[folder.name] = files
     if unread:
         warnings.warn(
-            f"{split}: {len(unread):,} files that may be images are not read, the first is "
-            f"{unread[0]}: convert them to PNG, or remove them",
+            f"{split}: {len(unread):,} files or links to folders are not read, the first is "
+            f"{unread[0]}: convert images to PNG, move in what is linked, remove the rest",
             stacklevel=2,
         )
     return classes
@@ -287,9 +288,21 @@ def images_among(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.lower().endswith(_SUFFIXES) and name[0] != "."]
 
 
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folders within one, with the names of their files, and of links to folders among them.
+
+    Links are not followed: one may lead to a folder of other classes.
+    """
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        yield Path(parent), [*names, *links]
+        folders[:] = [one for one in folders if one[0] != "." and one not in _TOOLS_FOLDERS]
+
+
 def _unread(names: Sequence[str]) -> list[str]:
-    """The file names that may be an image's, of a kind that is not read."""
-    return [name for name in names if name.lower().endswith(_UNREAD) and name[0] != "."]
+    """The file names that are neither an image's nor a known by-product's."""
+    known = (*_SUFFIXES, *_BY_PRODUCTS)
+    return [name for name in names if not name.lower().endswith(known) and name[0] != "."]
 
 
 def _unequal(one: Path, its: Sequence[int], other: Path, size: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 # Only these decoders are ever tried: it is faster and exposes less than all of Pillow's plugins.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_UNSIGNED, _SIGNED = 1, 2
+_WHITE_OF_12_BITS, _WHITE_OF_16_BITS = 2**12 - 1, 2**16 - 1
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels to Pillow's mode
 
@@ -96,13 +99,22 @@ def _as_8_bits(image: "Image.Image") -> "Image.Image":
     if image.mode in ("F", "I") and image.format != "PNG":
         kind = "floats" if image.mode == "F" else "integers of 32 bits, or signed ones"
         raise _Unsuited(f"has pixels that are {kind}, without a fixed white: save it with 8 bits")
+    if _tiff_tag(image, _SAMPLE_FORMAT, _UNSIGNED) == _SIGNED:
+        raise _Unsuited("has signed pixels, without a fixed black: save it with 8 bits, unsigned")
     if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         return image
     white = 2 ** _tiff_tag(image, _BITS_PER_SAMPLE, 16) - 1
     levels = (np.arange(white + 1) * 255 + white // 2) // white
     if _tiff_tag(image, _PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO:
         levels = levels[::-1]  # Pillow does so with 8 bits only
-    return Image.fromarray(levels.astype(np.uint8)[np.asarray(image)])
+    given = np.asarray(image)
+    if white == _WHITE_OF_16_BITS and 0 < given.max(initial=0) <= _WHITE_OF_12_BITS:
+        warnings.warn(
+            "a 16-bit gray image has no level above 4095, as of a 12-bit camera or scanner, and is "
+            "nearly black with 8 bits: write such images with levels up to 65535",
+            stacklevel=2,
+        )
+    return Image.fromarray(levels.astype(np.uint8)[given])
 
 
 def _tiff_tag(image: "Image.Image", number: int, otherwise: int) -> int:

@@ -507,6 +507,7 @@ def test_other_formats_are_not_tried(layouts: Any, suffix: str) -> None:
         read()
 
 
+@pytest.mark.filterwarnings("ignore:.*links to folders are not read")
 def test_links_and_pipes_among_images(tmp_path: Path, layouts: Any) -> None:
     readers = layouts("0.png", (png(4, 4)))
     own = tmp_path / "own/train/b"

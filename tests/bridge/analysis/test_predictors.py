@@ -139,7 +139,7 @@ def test_undefined_measures_say_why(analog, score, reason):
         ({"scores": np.arange(20.0)}, r"\{'margin': ...\}; got ndarray$"),
         ({"scores": pd.Series(np.arange(20.0))}, "got Series$"),
         ({"scores": {"s": [1.0, np.nan, *range(18)]}}, "s has 1 NaN of 20"),
-        ({"scores": {"s": np.arange(19.0)}}, "lengths differ: s 19, correct 20"),
+        ({"scores": {"s": np.arange(19.0)}}, r"lengths differ: scores\['s'\] 19, correct 20"),
         ({"reference": "loss"}, "no reference 'loss' here; there is s"),
         ({"among": "right"}, "among is one of correct, all, got 'right'"),
         ({"bins": 21}, "20 digitally correct samples cannot fill 21 bins"),

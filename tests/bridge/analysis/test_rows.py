@@ -168,3 +168,38 @@ def test_chips_as_a_list_of_series() -> None:
     chips = [ANALOG, shuffled(ANALOG)]
     with pytest.raises(ValueError, match="analog_correct has the same samples in another order"):
         bridge.failure_table(SCORE, DIGITAL, chips)
+
+
+def test_chips_of_one_kind_as_a_list_of_series() -> None:
+    with pytest.raises(ValueError, match="failures has the same samples in another order"):
+        analysis.systematic_share([FAILED, shuffled(FAILED)])
+
+
+def test_counts_that_are_sorted_by_count_are_refused() -> None:
+    trials = LABELS.value_counts()
+    failures = LABELS[FAILED].value_counts()
+    with pytest.raises(ValueError, match="failures"):
+        analysis.wilson_interval(failures.sort_index(ascending=False), trials.sort_index())
+    low, _ = analysis.wilson_interval(failures.sort_index(), trials.sort_index())
+    assert low.shape == (4,)
+    assert analysis.wilson_interval(failures, 200)[0].shape == (4,)
+
+
+@pytest.mark.parametrize("name", ["labels", "indices", "digital_correct", 0.01])
+def test_a_score_may_have_any_name(name: Any) -> None:
+    with pytest.raises(ValueError, match="the same samples in another order"):
+        bridge.compare_predictors({name: shuffled(SCORE)}, DIGITAL, ANALOG, resamples=9)
+    table = bridge.compare_predictors({name: SCORE}, DIGITAL, ANALOG, resamples=9)
+    assert table["predictor"].tolist() == [name]
+
+
+def test_an_index_names_its_own_samples() -> None:
+    one, digital, analog = (shuffled(value) for value in (SCORE, DIGITAL, ANALOG))
+    table = bridge.failure_table(one, digital, analog, indices=one.index)
+    same(table, bridge.failure_table(SCORE, DIGITAL, ANALOG))
+    same(
+        table,
+        bridge.failure_table(*(v.to_numpy() for v in (one, digital, analog)), indices=one.index),
+    )
+    with pytest.raises(ValueError, match="another order"):
+        bridge.failure_table(SCORE, DIGITAL, ANALOG, indices=one.index)

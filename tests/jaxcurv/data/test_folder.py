@@ -151,12 +151,22 @@ def test_prepared_copies_of_earlier_versions_are_ignored(tree: Path) -> None:
 
 
 def test_images_of_a_kind_that_is_not_read_are_named(tree: Path) -> None:
-    for name in ("train/bee/a.HEIC", "train/bee/b.dcm"):
+    for name in ("train/bee/a.HEIC", "train/bee/IM0001"):
         (tree / "pets" / name).write_bytes(b"an image")
-    message = r"train: 2 files that may be images are not read, the first is bee/a\.HEIC: convert"
+    message = r"train: 2 files or links to folders are not read, the first is bee/IM0001: convert"
     with pytest.warns(UserWarning, match=message):
         dataset = load("pets", tree)
     assert len(dataset.train) == 6
+
+
+def test_previews_are_no_samples_and_links_are_named(tree: Path) -> None:
+    bee = tree / "pets/train/bee"
+    for place in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        save_image(bee / place / "0.png", 6, 8, 1)
+    (bee / "more").symlink_to(tree / "pets/train/ant")
+    with pytest.warns(UserWarning, match="1 files or links to folders are not read.* bee/more"):
+        train = load("pets", tree).train
+    assert sorted(train.paths)[3:] == ["bee/0.png", "bee/1.BMP", "bee/2.webp"]
 
 
 def test_image_tree_with_two_sizes_needs_an_image_size(tree: Path) -> None:

@@ -42,7 +42,9 @@ def test_gray_levels_of_16_bits_are_divided_by_257(
         assert (pixels[..., 3] == 255).all()
 
 
-def tiff(levels: np.ndarray, bits: int, photometric: int, order: str = "<") -> bytes:
+def tiff(
+    levels: np.ndarray, bits: int, photometric: int, order: str = "<", sample_format: int = 1
+) -> bytes:
     """A gray TIFF of one strip, whose levels are packed one after another, each row in bytes."""
     rows = ["".join(f"{level:0{bits}b}" for level in row) for row in levels.tolist()]
     if bits == 16:
@@ -53,7 +55,8 @@ def tiff(levels: np.ndarray, bits: int, photometric: int, order: str = "<") -> b
     height, width = levels.shape
     tags = [
         *((256, width), (257, height), (258, bits), (259, 1), (262, photometric)),
-        *((273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, height), (279, len(strip)), (284, 1)),
+        *((273, 8 + 2 + 11 * 12 + 4), (277, 1), (278, height), (279, len(strip)), (284, 1)),
+        (339, sample_format),
     ]
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
     start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
@@ -73,6 +76,17 @@ def test_levels_of_12_bits() -> None:
     levels = np.array([[0, 8, 9, 4095], [2048, 4086, 4087, 1000]], np.uint16)
     expected = np.round(levels * (255 / 4095))
     np.testing.assert_array_equal(decode(tiff(levels, 12, 1), 1)[..., 0], expected)
+
+
+def test_a_tiff_of_signed_8_bits_is_refused() -> None:
+    signed = tiff(np.array([[200, 3]], np.uint16), 8, 1, sample_format=2)
+    with pytest.raises(ValueError, match="has signed pixels"):
+        decode(signed)
+
+
+def test_levels_of_12_bits_in_16_are_told() -> None:
+    with pytest.warns(UserWarning, match="no level above 4095"):
+        decode(tiff(LEVELS // 17, 16, 1))
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
