@@ -128,7 +128,7 @@ import gc, os, sys, time
 from experiments.system import processes
 from experiments.system.processes import Terminated, raise_on_sigint, raise_on_sigterm, rest
 
-processes.AGAIN_SECONDS = 0.5
+processes.AGAIN_SECONDS = 0.2
 raise_on_sigterm()
 raise_on_sigint()
 sent = int(sys.argv[1])
@@ -163,8 +163,8 @@ try:
             try:
                 open("no such file")
             except OSError:
-                time.sleep(1.2)
-            time.sleep(0.6)
+                time.sleep(0.5)
+            time.sleep(0.25)
             print("went on", flush=True)
     else:
         globals()[sys.argv[2]]()
@@ -173,7 +173,7 @@ try:
 except (Terminated, KeyboardInterrupt) as error:
     caught = type(error).__name__
 rest()
-time.sleep(1.2)
+time.sleep(0.5)
 sys.exit(caught)
 """
 
