@@ -345,19 +345,18 @@ def _renamed(
 ) -> dict[str, torch.Tensor]:
     """The tensors under the names with which all are known; as they are where there are none.
 
-    Tried are the names as they are, `others` of them, and a prefix taken off or put on.
+    Tried are the names as they are, `others` of them, and a prefix put on, or taken off where all
+    have it. No two tensors come under one name.
     """
     plain = dict(given)
     other = {others.get(name, name): tensor for name, tensor in given.items()}
-    for names in (plain, other):
-        if not names.keys() - known:
-            return names
+    candidates = [plain, other]
     for names in (plain, other):
         for prefix in _PREFIXES:
-            for tried in (
-                {name.removeprefix(prefix): tensor for name, tensor in names.items()},
-                {prefix + name: tensor for name, tensor in names.items()},
-            ):
-                if not tried.keys() - known:
-                    return tried
-    return plain
+            if all(name.startswith(prefix) for name in names):
+                candidates.append({name.removeprefix(prefix): names[name] for name in names})
+            candidates.append({prefix + name: names[name] for name in names})
+    fitting = (
+        names for names in candidates if len(names) == len(given) and not names.keys() - known
+    )
+    return next(fitting, plain)

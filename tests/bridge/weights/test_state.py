@@ -299,3 +299,38 @@ def test_what_is_no_model_or_state_dict_is_refused() -> None:
     arrays = {name: tensor.numpy() for name, tensor in to_torch(model).items()}
     with pytest.raises(TypeError, match=r"conv1\.weight.*torch\.from_numpy"):
         from_torch(arrays, model)  # type: ignore[arg-type]
+
+
+class One(nnx.Module):
+    """A linear layer `fc`, or one within a sequence."""
+
+    def __init__(self, sequence: bool = False):
+        fc = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        self.fc = nnx.Sequential(fc) if sequence else fc
+
+    def __call__(self, x: Any) -> Any:
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "names", "unexpected"),
+    [
+        (False, ["fc.weight", "fc.bias", "module.fc.weight"], ["module.fc.weight"]),
+        (False, ["module.fc.weight", "module.fc.bias", "fc.weight"], ["module.fc.weight"]),
+        (False, ["fc.weight", "fc.bias", "_orig_mod.fc.bias"], ["_orig_mod.fc.bias"]),
+        (False, ["model.fc.weight", "fc.bias"], ["model.fc.weight"]),
+        (True, ["fc.0.weight", "fc.0.bias", "fc.layers.0.weight"], ["fc.0.weight", "fc.0.bias"]),
+        (True, ["module.fc.0.weight", "fc.layers.0.weight", "fc.0.bias"], ["module.fc.0.weight"]),
+    ],
+)
+def test_names_that_differ_by_a_prefix_alone_are_not_one(
+    sequence: bool, names: list[str], unexpected: list[str]
+) -> None:
+    tensors = {
+        name: torch.full((3, 2) if name.endswith("weight") else (3,), float(n))
+        for n, name in enumerate(names)
+    }
+    for given in (tensors, dict(reversed(tensors.items()))):
+        with pytest.raises(ValueError, match="weights do not fit the model") as told:
+            from_torch(given, One(sequence))
+        assert all(f"unexpected {name}" in str(told.value) for name in unexpected)
