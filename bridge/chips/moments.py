@@ -18,7 +18,8 @@ from torch import nn
 
 from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
-from bridge.chips.images import Images, as_batch
+from bridge.chips.images import Images, as_batch, refused_layout
+from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.plain_layers import copy_of, fold_parametrizations
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
@@ -229,6 +230,7 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     digital = copy_of(model).cpu().requires_grad_(False)
+    layout = Layout(digital)
     of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
     margins, variances = [], []
@@ -238,6 +240,11 @@ def output_noise(
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
             batch = as_batch(images, digital, of_tensors=of_tensors, device=torch.device("cpu"))
+            if not indices:
+                with torch.no_grad(), refused_layout(batch):
+                    layout(digital, batch[:2])
+            if layout.contiguous:
+                batch = contiguous(batch)
             margin, calls = _differentiated(digital, layers, batch)
             _refuse_non_finite(margin, numbers)
             variance = torch.zeros(len(batch), dtype=torch.float64)
