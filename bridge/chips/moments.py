@@ -113,9 +113,15 @@ def weight_moments(
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
-    digital = fold_parametrizations(copy_of(model), lambda _: False).state_dict()
+
+    def left(path: str) -> bool:
+        kept = any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
+        return kept and like is None  # Flax's layers have plain weights, also beside the tiles
+
+    folded = fold_parametrizations(copy_of(model), left)
+    digital = folded.state_dict()
     if like is not None:
-        from_torch(model, like)  # which refuses another network, before chips are made
+        from_torch(folded, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
     with progress(chips, f"weight moments {profile.name}", "chip") as shown:
