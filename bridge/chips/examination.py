@@ -58,6 +58,11 @@ def examine(
     setattr(analog, _EXAMINED, True)
 
 
+def forget_examination(network: nn.Module) -> None:
+    """Drops the mark of an examination, which a copy for another chip must not keep."""
+    vars(network).pop(_EXAMINED, None)
+
+
 @contextmanager
 def refused_access() -> Iterator[None]:
     """Within it a chip's network runs.

@@ -231,6 +231,20 @@ def test_a_parameter_may_be_left_digital_by_its_name(name: str) -> None:
         program(model, PROFILES["pcm"], seed=0, digital_layers=["v"])
 
 
+@pytest.mark.parametrize("examined_by", ["predict", "calibration"])
+def test_a_network_from_another_chip_is_examined_anew(examined_by: str) -> None:
+    """That chip may have left digital what this one has on no tile."""
+    model = Parts(BESIDE["matmul"][0])
+    left = ["table", "w"]
+    profile = ADC_9 if examined_by == "calibration" else PROFILES["pcm"]
+    chip = program(model, profile, seed=0, calibration=IMAGES, digital_layers=left)
+    predict(chip, ROWS)
+    with pytest.raises(ValueError, match=r"multiplies with w outside of a layer on tiles"):
+        predict(program(chip.analog, PROFILES["pcm"], seed=0), ROWS)
+    with pytest.raises(ValueError, match=r"multiplies with w outside of a layer on tiles"):
+        program(chip.analog, ADC_9, seed=0, calibration=IMAGES)
+
+
 ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "scale and shift": lambda n, x: n.fc(features(n, x) * n.scale + n.w[0]),
     "token": lambda n, x: n.fc(
