@@ -127,7 +127,7 @@ def flax_logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         try:
             logits = nnx.jit(lambda model, x: model(x))(_evaluated(model), jnp.asarray(images))
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise ValueError(f"flax_model {_failed(images, error)}") from error
     return _require_logits("flax_model", logits)
 
@@ -141,7 +141,7 @@ def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
             logits = module(_placed(images, module))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(f"torch_model {_failed(images, error)}") from error
     finally:
         for layer, training in modes.items():
@@ -153,8 +153,8 @@ def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
 
 def _failed(images: Any, error: Exception) -> str:
     return (
-        f"fails on images {tuple(images.shape)} ({error}): give images of the size that both "
-        "networks are for, arrays as [batch, height, width, channel]"
+        f"fails on images {tuple(images.shape)} ({type(error).__name__}: {error}): give images of "
+        "the size that both networks are for, arrays as [batch, height, width, channel]"
     )
 
 
