@@ -100,6 +100,7 @@ def test_a_dead_tile_refuses_no_network(name: str, engine: Any) -> None:
     with pytest.warns(UserWarning, match="no output other than 0") as told:
         chip = program(model, Profile(ADC()), seed=0, calibration=IMAGES, engine=engine)
     assert set(str(told[0].message).split("tile ")[1].split("; each")[0].split(", ")) == dead
+    assert "(for a largest weight of 1)" in str(told[0].message)
     live = [bound for one, bound in chip.out_bounds.items() if one not in dead]
     for one in dead:
         assert chip.out_bounds[one] == (np.median(live) if live else 1.0)
