@@ -199,6 +199,7 @@ def test_an_array_is_copied_once(shape: tuple[int, ...]) -> None:
         made = tracemalloc.get_traced_memory()[1] / array.nbytes + copies.largest / array.size
         tracemalloc.stop()
         assert made < 1.5
-        assert found.is_contiguous() and torch.equal(found, torch.tensor(before).permute(order))
+        assert found.is_contiguous()
+        assert torch.equal(found, torch.tensor(before).permute(order))
         found.zero_()
         assert np.array_equal(given, before)

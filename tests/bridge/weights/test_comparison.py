@@ -317,7 +317,8 @@ def test_a_network_that_fails_is_told_of_on_either_side(error: Exception) -> Non
     failing = FailingTorch().train()
     with pytest.raises(ValueError, match=f"torch_model {message}"):
         same_logits(flax(), failing, IMAGES)
-    assert failing.training and failing.fc.training
+    assert failing.training
+    assert failing.fc.training
 
 
 def test_weights_that_do_not_fit_the_module_are_listed() -> None:
