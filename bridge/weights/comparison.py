@@ -13,7 +13,8 @@ import torch
 from flax import nnx
 from numpy.typing import ArrayLike
 
-from bridge.weights.recording import Call, record_flax, record_torch, unwrapped
+from bridge.weights.recording import Call, record_flax, record_torch
+from bridge.weights.wrappers import unwrapped
 
 TOLERANCE = 3e-5  # of logits, relative to the largest; rounding gives about 1e-6, another gelu 1e-4
 _LOOKED_AT = 4  # images whose layers are compared, those of the largest difference

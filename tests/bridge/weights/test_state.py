@@ -1,6 +1,7 @@
 """Weights from Flax to PyTorch and back, checked by the logits of the two twins."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.optim.swa_utils import AveragedModel
 
 import jaxcurv
 import jaxcurv.models
@@ -334,3 +336,62 @@ def test_names_that_differ_by_a_prefix_alone_are_not_one(
         with pytest.raises(ValueError, match="weights do not fit the model") as told:
             from_torch(given, One(sequence))
         assert all(f"unexpected {name}" in str(told.value) for name in unexpected)
+
+
+class Strided(torch.nn.Module):
+    def __init__(self, stride: int):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(2, 3, 3, stride), torch.nn.Linear(3, 4)
+
+
+class FlaxStrided(nnx.Module):
+    def __init__(self) -> None:
+        self.conv = nnx.Conv(2, 3, (3, 3), 2, padding="VALID", rngs=nnx.Rngs(0))
+        self.fc = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+
+class Compiled(torch.nn.Module):
+    """As what `torch.compile` returns, which takes seconds to import."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self._orig_mod = module
+
+
+def compiled_layer(module: Strided) -> torch.nn.Module:
+    module.conv = Compiled(module.conv)  # type: ignore[assignment]
+    return module
+
+
+WRAPPED: dict[str, Callable[[Strided], torch.nn.Module]] = {
+    "averaged": AveragedModel,
+    "parallel": torch.nn.DataParallel,
+    "compiled": Compiled,
+    "averaged and parallel": lambda module: AveragedModel(torch.nn.DataParallel(module)),
+    "compiled and parallel": lambda module: Compiled(torch.nn.DataParallel(module)),
+    "a compiled layer": compiled_layer,
+    "averaged, with a compiled layer": lambda module: AveragedModel(compiled_layer(module)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers_are_seen_through(name: str) -> None:
+    plain = Strided(2)
+    module, model = WRAPPED[name](deepcopy(plain)), FlaxStrided()
+    for given in (module, module.state_dict()):
+        carried = to_torch(from_torch(given, model))
+        assert all(torch.equal(carried[key], one) for key, one in plain.state_dict().items())
+    with pytest.raises(ValueError, match=r"conv \(Conv: strides 2, PyTorch's are \(1, 1\)\)"):
+        from_torch(WRAPPED[name](Strided(1)), model)
+
+
+def test_an_attribute_of_a_wrapper_s_name_is_the_network_s_own() -> None:
+    class Inner(nnx.Module):
+        def __init__(self) -> None:
+            self.module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+    weights = {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}
+    for prefix in ("", "model.", "module.", "_orig_mod."):
+        from_torch({prefix + name: one for name, one in weights.items()}, Inner())
+    with pytest.raises(ValueError, match=r"missing module\.weight"):
+        from_torch({}, Inner())
