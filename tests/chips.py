@@ -2,7 +2,7 @@
 
 import weakref
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from aihwkit.simulator.configs import TorchInferenceRPUConfig
 from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge import Profile
 from bridge.analysis import logit_scores
@@ -43,6 +44,20 @@ class LiveLogits:
 
     def _freed(self, count: int) -> None:
         self.now -= count
+
+
+class TorchCopies(TorchDispatchMode):
+    """The number of elements of the largest copy that PyTorch makes within it."""
+
+    largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.clone.default, torch.ops.aten.cat.default):
+            self.largest = max(self.largest, found.numel())
+        return found
 
 
 def configuration(

@@ -84,7 +84,7 @@ def calibrate_ranges(
     if dead:
         warnings.warn(
             f"no output other than 0 on the calibration images: tile {', '.join(dead)}; each gets "
-            f"the ADC range {share:g}"
+            f"the ADC range {share:g} (for a largest weight of 1)"
             f"{', the median of the other tiles' if bounds else ''}",
             stacklevel=4,
         )

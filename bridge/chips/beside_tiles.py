@@ -35,7 +35,7 @@ _KEEPS_TERMS = {
     *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze"),
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
-"""Operations after which a sum over an outer product is still one of its terms."""
+"""Operations through which a product written with `*` is followed to its sum."""
 _SUMS = {"sum", "mean"}
 
 

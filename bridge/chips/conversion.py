@@ -13,6 +13,7 @@ from torch import nn
 
 from bridge.chips.configuration import clip_parameter, rpu_config
 from bridge.chips.evaluation import require_eval
+from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_uninitialised, refuse_unmappable
 from bridge.chips.plain_layers import (
     MAPPED,
@@ -52,6 +53,7 @@ def convert(
     refuse_uninitialised(model)
     refuse_untraceable_hooks(model)
     model = copy_of(model).cpu()
+    forget_examination(model)
     if named_tiles(model):
         blocks = [name for name in digital_layers if name not in parameters]
         analog = _reconfigure(model, profile, blocks)

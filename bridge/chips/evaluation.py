@@ -39,10 +39,10 @@ def require_independent(
     """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
 
     Seen by behaviour, on two samples in batches of four and of two: other neighbours must not
-    change a sample's logits at all; another place, batch size or random state no more than
-    rounding does, which a change of the input by some units in the last place measures. Not seen:
-    coupling that needs more than four samples or vanishes at these, and that of a network which
-    runs on batches of one size only.
+    change a sample's logits by more than 1e-6 of the largest; another place, batch size or random
+    state no more than rounding does, which a change of the input by some units in the last place
+    measures. Not seen: coupling that needs more than four samples or vanishes at these, and that of
+    a network which runs on batches of one size only.
 
     Args:
       run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
@@ -52,7 +52,7 @@ def require_independent(
       ValueError: it does.
     """
     one = images[:1]
-    other = next((x for x in images.split(1) if not torch.equal(x, one)), None)
+    other = first_that_differs(images)
     if other is None:
         flipped = one.flip(-1)
         halved = one / 2 if one.is_floating_point() else one // 2  # of token ids
@@ -93,6 +93,11 @@ def require_independent(
             "treat each sample by itself and always alike; noise of AIHWKit's tiles belongs to "
             "samples on a chip, bridge.program(network, None, seed=0)"
         )
+
+
+def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
+    """The first image that is not the one of place 0, `[1, ...]`; None where all are alike."""
+    return next((x for x in images.split(1) if not torch.equal(x, images[:1])), None)
 
 
 def as_logits(output: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is looked at once, when a chip's network first meets images."""
+"""Checks of a chip's network on its first images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
-from bridge.chips.evaluation import require_independent
+from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.memory_layout import Layout
 from bridge.chips.tiles import digital_layer, named_layers, named_tiles, replace_layer
 
@@ -22,11 +22,11 @@ def examine(
     images: torch.Tensor,
     model: nn.Module | None = None,
 ) -> None:
-    """Refuses a network that is not what its chip would be; the first time that it is called.
+    """Refuses a network that would not compute on tiles what it computes in PyTorch; once a chip.
 
-    All is seen of a copy without tiles, so that noise and ADC do not matter; it costs some 20
-    samples' digital passes on the CPU. Networks with tiles in other kinds of layers are not looked
-    at, nor is one that fails on the images.
+    Runs a copy without tiles, so that noise and ADC do not matter; it costs some 20 samples'
+    digital passes on the CPU. Networks with tiles in other kinds of layers are not looked at, nor
+    is one that fails on the images.
 
     Args:
       analog: on tiles, on the CPU; it remembers that it was examined.
@@ -43,19 +43,24 @@ def examine(
     with torch.inference_mode(False), torch.no_grad():
         twin = _digital(analog)
         if not named_tiles(twin):
-            images = images.detach().cpu().clone()
-            some = images[[0, len(images) - 1]]
+            other = first_that_differs(images)
+            some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
             layout = Layout(twin)
             try:
-                layout(twin, some)
+                found = layout(twin, some.clone())
             except (RuntimeError, IndexError):  # IndexError of token ids
                 return  # the images do not fit, which is told when the chip runs
             names = list(named_layers(analog))
-            layout(lambda x: _watched(twin, names, digital_layers, x), some)
-            require_independent(lambda x: layout(twin, x), images, "the network")
+            layout(lambda x: _watched(twin, names, digital_layers, x), some.clone())
+            require_independent(lambda x: layout(twin, x), some, "the network")
             if model is not None and all(not p.is_cuda for p in model.parameters()):
-                _refuse_other(layout(twin, some), layout(model, some))
+                _refuse_other(found, layout(model, some.clone()))
     setattr(analog, _EXAMINED, True)
+
+
+def forget_examination(network: nn.Module) -> None:
+    """Drops the mark of an examination, which a copy for another chip must not keep."""
+    vars(network).pop(_EXAMINED, None)
 
 
 @contextmanager

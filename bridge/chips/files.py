@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from difflib import unified_diff
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,11 @@ def _require_remade(profile: Profile) -> None:
     """Refuses a profile that its JSON does not give back."""
     stored, kinds = to_json(profile), _own_kinds(profile)
     for kind in kinds:
-        taken = [one.name for one in signature(kind).parameters.values() if one.kind < 2]
+        taken = [
+            one.name
+            for one in signature(kind).parameters.values()
+            if one.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        ]
         if lost := sorted(set(taken) - {field.name for field in fields(kind)}):
             raise ValueError(
                 f"a chip's file keeps the fields of {kind.__name__}, which {', '.join(lost)} of "

@@ -53,9 +53,10 @@ def as_tensor(images: Images, what: str, network: nn.Module | None = None) -> to
         array = np.asarray(images)
         got = f"an array {array.dtype} {array.shape}"
         if array.dtype in (np.float32, np.int32, np.int64):
-            tensor = torch.from_numpy(array.copy())
+            axes = _axes(array.ndim, array.dtype.kind == "f", network)
+            tensor = torch.from_numpy(np.array(array.transpose(axes), order="C"))
             if _is_input(tensor):
-                return torch_layout(tensor, network).clone(memory_format=torch.contiguous_format)
+                return tensor if tensor.is_floating_point() else tensor.long()
     else:
         got = type(images).__name__
     raise ValueError(f"{what} must be {_EXPECTED}; got {got}")
@@ -89,12 +90,17 @@ def torch_layout(batch: torch.Tensor, network: nn.Module | None) -> torch.Tensor
     """A batch with its channels last, as a torch network takes it; a view, but for token ids."""
     if not batch.is_floating_point():
         return batch.long()
-    if batch.ndim == 4:
-        return batch.permute(0, 3, 1, 2)
+    return batch.permute(_axes(batch.ndim, True, network))
+
+
+def _axes(ndim: int, floating: bool, network: nn.Module | None) -> tuple[int, ...]:
+    """The axes of an array in the order in which a torch network takes them."""
+    if floating and ndim == 4:
+        return (0, 3, 1, 2)
     one_dimensional = network is not None and any(
         isinstance(layer, _ConvNd) and len(layer.kernel_size) == 1 for layer in network.modules()
     )
-    return batch.transpose(1, 2) if batch.ndim == 3 and one_dimensional else batch
+    return (0, 2, 1) if floating and ndim == 3 and one_dimensional else tuple(range(ndim))
 
 
 def _is_input(tensor: torch.Tensor) -> bool:
@@ -128,9 +134,9 @@ def refused_layout(images: torch.Tensor) -> Iterator[None]:
 
 
 def require_rows(found: torch.Tensor, images: torch.Tensor) -> None:
-    """Refuses an output that has not one row a sample; of one sample it is not asked.
+    """Refuses outputs without one row a sample.
 
-    Some networks squeeze the axis of one sample away.
+    A batch of one is let through, since some networks squeeze its axis away.
 
     Raises:
       ValueError: it has another number of rows, as where an axis is missing from the inputs.

@@ -1,4 +1,4 @@
-"""What of a network cannot go to tiles: all of it is told at once."""
+"""Layers that cannot go to tiles, all named in one message."""
 
 from collections.abc import Callable, Iterable
 

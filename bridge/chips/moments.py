@@ -18,7 +18,8 @@ from torch import nn
 
 from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
-from bridge.chips.images import Images, as_batch
+from bridge.chips.images import Images, as_batch, refused_layout
+from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.plain_layers import copy_of, fold_parametrizations
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
@@ -112,9 +113,15 @@ def weight_moments(
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
-    digital = fold_parametrizations(copy_of(model), lambda _: False).state_dict()
+
+    def left(path: str) -> bool:
+        kept = any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
+        return kept and like is None  # Flax's layers have plain weights, also beside the tiles
+
+    folded = fold_parametrizations(copy_of(model), left)
+    digital = folded.state_dict()
     if like is not None:
-        from_torch(model, like)  # which refuses another network, before chips are made
+        from_torch(folded, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
     squares: dict[str, torch.Tensor] = {}
     with progress(chips, f"weight moments {profile.name}", "chip") as shown:
@@ -229,6 +236,7 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     digital = copy_of(model).cpu().requires_grad_(False)
+    layout = Layout(digital)
     of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
     margins, variances = [], []
@@ -238,6 +246,11 @@ def output_noise(
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
             batch = as_batch(images, digital, of_tensors=of_tensors, device=torch.device("cpu"))
+            if not indices:
+                with torch.no_grad(), refused_layout(batch):
+                    layout(digital, batch[:2])
+            if layout.contiguous:
+                batch = contiguous(batch)
             margin, calls = _differentiated(digital, layers, batch)
             _refuse_non_finite(margin, numbers)
             variance = torch.zeros(len(batch), dtype=torch.float64)

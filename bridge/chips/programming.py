@@ -157,9 +157,9 @@ def program(
         compare in pairs.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`; or vectors, signals or token ids, see
-        `bridge.chips.images`. Needed only for a calibrated ADC
-        range. They set the range, and let `predict` tell images of another scale. A tile that gives
-        nothing but 0 on them is named by a warning and gets the median of the others' ranges.
+        `bridge.chips.images`. Needed only for a calibrated ADC range. They set the range, and let
+        `predict` tell images of another scale. A tile that gives nothing but 0 on them is named by
+        a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
         that the network multiplies with itself.
@@ -169,8 +169,8 @@ def program(
     Raises:
       ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
         that refer to the network, non-finite weights, a bad seed or range, a calibration that is
-        absent, malformed, all 0 or leaves a tile unused, or settings that
-        the engine cannot honour, named.
+        absent, malformed, all 0 or leaves a tile unused, or settings that the engine cannot honour,
+        named.
     """
     seed = require_seed(seed)
     t_inference = require_finite("t_inference", t_inference)

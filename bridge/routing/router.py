@@ -16,6 +16,7 @@ from torch import nn
 
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.images import Images, as_tensor, refused_layout
+from bridge.chips.memory_layout import Layout
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.programming import Chip
 from bridge.routing.costs import Costs
@@ -90,6 +91,7 @@ class Router:
     threshold: float
     score: AnalogScore | Mapping[int, float] = "margin"
     costs: Costs = field(default_factory=Costs)
+    _layout: Layout = field(init=False, repr=False, compare=False)
     _examined: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Router:
                 f"{type(self.digital).__name__} and {type(self.chip).__name__}"
             )
         require_eval(self.digital, "the digital model")
+        object.__setattr__(self, "_layout", Layout(self.digital))
         object.__setattr__(self, "threshold", plain(self.threshold))
         if not isinstance(self.threshold, Real) or math.isnan(self.threshold):
             raise ValueError(
@@ -163,7 +166,7 @@ class Router:
             refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
         if not self._examined:
             with torch.inference_mode():
-                require_independent(self.digital, images, "the digital model")
+                require_independent(self._run_digital, images, "the digital model")
             self._examined.append(True)
         if isinstance(self.score, Mapping):
             return self._by_stored_score(images, numbers, self.score)
@@ -212,7 +215,10 @@ class Router:
 
     def _digital(self, images: torch.Tensor, routed: NDArray[np.bool_]) -> torch.Tensor:
         with torch.inference_mode(), refused_layout(images):
-            return as_logits(self.digital(images[torch.from_numpy(routed)]))
+            return as_logits(self._run_digital(images[torch.from_numpy(routed)]))
+
+    def _run_digital(self, images: torch.Tensor) -> torch.Tensor:
+        return self._layout(self.digital, images)
 
     def _answer(
         self,

@@ -13,7 +13,8 @@ import torch
 from flax import nnx
 from numpy.typing import ArrayLike
 
-from bridge.weights.recording import Call, record_flax, record_torch, unwrapped
+from bridge.weights.recording import Call, record_flax, record_torch
+from bridge.weights.wrappers import unwrapped
 
 TOLERANCE = 3e-5  # of logits, relative to the largest; rounding gives about 1e-6, another gelu 1e-4
 _LOOKED_AT = 4  # images whose layers are compared, those of the largest difference
@@ -127,7 +128,7 @@ def flax_logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         try:
             logits = nnx.jit(lambda model, x: model(x))(_evaluated(model), jnp.asarray(images))
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise ValueError(f"flax_model {_failed(images, error)}") from error
     return _require_logits("flax_model", logits)
 
@@ -141,7 +142,7 @@ def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
             logits = module(_placed(images, module))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(f"torch_model {_failed(images, error)}") from error
     finally:
         for layer, training in modes.items():
@@ -153,8 +154,8 @@ def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
 
 def _failed(images: Any, error: Exception) -> str:
     return (
-        f"fails on images {tuple(images.shape)} ({error}): give images of the size that both "
-        "networks are for, arrays as [batch, height, width, channel]"
+        f"fails on images {tuple(images.shape)} ({type(error).__name__}: {error}): give images of "
+        "the size that both networks are for, arrays as [batch, height, width, channel]"
     )
 
 

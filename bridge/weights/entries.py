@@ -1,6 +1,5 @@
-"""Where in a checkpoint the weights are, and what wrappers add to their names."""
+"""Where in a checkpoint the weights are."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from bridge.weights.archives import NumPyArray, NumPyValue
+from bridge.weights.wrappers import without_wrappers
 
 PLACES = (  # where scripts keep weights
     "state_dict",
@@ -21,7 +21,6 @@ PLACES = (  # where scripts keep weights
     "params",
     "checkpoint",
 )
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LISTED = 20  # entries in a message
 _DEEPEST = 4  # containers within one another; a file may claim one that holds itself
 _SCALARS = (bool, int, float, complex, str, bytes, NumPyValue, type(None))
@@ -60,7 +59,8 @@ def tensors_of(content: Any, path: Path, prefix: str | None) -> dict[str, torch.
             "torch.save(torch.load(FILE, weights_only=True)[NAME], 'weights.pth')"
         )
     if prefix is None:
-        return _without_wrappers(tensors, lightning=place == "state_dict")
+        names = without_wrappers(tensors, lightning=place == "state_dict")
+        return {new: tensors[name] for name, new in names.items()}
     chosen = {
         name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
     }
@@ -160,27 +160,6 @@ def _equal(one: Any, other: Any) -> bool:
             for name in one
         )
     )
-
-
-def _without_wrappers(
-    tensors: dict[str, torch.Tensor], *, lightning: bool
-) -> dict[str, torch.Tensor]:
-    """The tensors without what `DataParallel`, `torch.compile`, ... and Lightning add to names."""
-    names = {name: _WRAPPERS.sub("", name) for name in tensors}
-    averaged = "n_averaged" in names and len(names) > 1
-    if averaged and all(new.startswith("module.") for new in names.values() if new != "n_averaged"):
-        del names["n_averaged"]  # AveragedModel's counter
-    while True:
-        if all(new.startswith("module.") for new in names.values()):
-            prefix = "module."
-        elif lightning and all(new.startswith("model.") for new in names.values()):
-            prefix, lightning = "model.", False
-        else:
-            break
-        names = {name: new.removeprefix(prefix) for name, new in names.items()}
-    if len(set(names.values())) < len(names):
-        return tensors
-    return {new: tensors[name] for name, new in names.items()}
 
 
 def _expected() -> str:

@@ -115,15 +115,6 @@ def record_torch(module: torch.nn.Module) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """What `torch.compile` or a parallel module wraps; any other module as it is."""
-    if isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
-        return unwrapped(inner)
-    if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
-        return unwrapped(module.module)
-    return module
-
-
 def _append(
     calls: list[Call], name: str, weighted: bool, taken: np.ndarray | None, given: np.ndarray | None
 ) -> None:

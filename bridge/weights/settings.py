@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from bridge.weights.recording import torch_names
+from bridge.weights.wrappers import without_inner
 
 _EPSILON = 1e-5  # the default of PyTorch's normalisations
 _NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm)
@@ -52,7 +53,9 @@ def _layers(
     model: nnx.Module, module: torch.nn.Module | None
 ) -> Callable[[str], torch.nn.Module | None]:
     """Finds PyTorch's layer by the name that it has in the Flax model."""
-    layers = dict(module.named_modules()) if module is not None else {}
+    found = module.named_modules() if module is not None else []
+    # What is wrapped comes after its wrapper and takes its place.
+    layers = {without_inner(f"{name}.").removesuffix("."): layer for name, layer in found}
     shorten = torch_names(model)
     return lambda name: layers.get(name) or layers.get(shorten(name))
 

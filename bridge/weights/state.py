@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike
 from torch.nn.parameter import is_lazy
 
 from bridge.weights.comparison import TOLERANCE, same_logits
-from bridge.weights.recording import torch_names, unwrapped
+from bridge.weights.recording import torch_names
 from bridge.weights.settings import refuse_other_kinds, refuse_other_settings, untold
+from bridge.weights.wrappers import PREFIXES, unwrapped, without_wrappers
 
 Model = TypeVar("Model", bound=nnx.Module)
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
 _NO_WEIGHTS = (nnx.RngState, nnx.Intermediate)  # random state and what was sown
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
 
 
 class _Layout(NamedTuple):
@@ -240,7 +240,8 @@ def from_torch(
     """A copy of a Flax NNX model with the weights of a PyTorch state dict; inverse of `to_torch`.
 
     A prefix "module.", "_orig_mod." or "model." that all names of one side have is left out of
-    account, and so is the "layers" of an `nnx.Sequential`. Random state (`nnx.Dropout`, `nnx.Rngs`)
+    account, and so are what other wrappers add to the given names and the "layers" of an
+    `nnx.Sequential`. Random state (`nnx.Dropout`, `nnx.Rngs`)
     stays the model's.
 
     Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
@@ -345,19 +346,18 @@ def _renamed(
 ) -> dict[str, torch.Tensor]:
     """The tensors under the names with which all are known; as they are where there are none.
 
-    Tried are the names as they are, `others` of them, and a prefix taken off or put on.
+    Tried are the names as they are, `others` of them, what wrappers add taken off, and a prefix
+    put on, or taken off where all have it. No two tensors come under one name.
     """
     plain = dict(given)
     other = {others.get(name, name): tensor for name, tensor in given.items()}
-    for names in (plain, other):
-        if not names.keys() - known:
-            return names
-    for names in (plain, other):
-        for prefix in _PREFIXES:
-            for tried in (
-                {name.removeprefix(prefix): tensor for name, tensor in names.items()},
-                {prefix + name: tensor for name, tensor in names.items()},
-            ):
-                if not tried.keys() - known:
-                    return tried
-    return plain
+    candidates = [plain, other] if len(other) == len(plain) else [plain]
+    for names in tuple(candidates):
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in names):
+                candidates.append({name.removeprefix(prefix): names[name] for name in names})
+            candidates.append({prefix + name: names[name] for name in names})
+        for lightning in (False, True):
+            fewer = without_wrappers(names, lightning=lightning)
+            candidates.append({new: names[name] for name, new in fewer.items()})
+    return next((names for names in candidates if not names.keys() - known), plain)

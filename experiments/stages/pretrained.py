@@ -149,9 +149,12 @@ def choose_normalisation(
 
 def _dimensions(checkpoint: bridge.weights.Checkpoint, weights: str) -> tuple[int, int]:
     """Classes and channels of a ResNet's weights."""
+    from bridge.weights.wrappers import without_wrappers
+
     tensors = checkpoint.state_dict
-    prefix = "model." if all(name.startswith("model.") for name in tensors) else ""
-    head, stem = (tensors.get(prefix + name) for name in ("fc.weight", "conv1.weight"))
+    plain = without_wrappers(tensors, lightning=True)
+    given = {new: name for name, new in plain.items()}
+    head, stem = (tensors.get(given.get(name, "")) for name in ("fc.weight", "conv1.weight"))
     if head is None or stem is None or head.ndim != 2 or stem.ndim != 4:
         names = textwrap.shorten(", ".join(tensors), _LONGEST, placeholder=" ...")
         raise ValueError(

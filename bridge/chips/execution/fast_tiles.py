@@ -269,7 +269,7 @@ class _TiledLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 3:
-            return self(x[None])[0]  # one image, as PyTorch's own layers take it
+            return self.forward(x[None])[0]  # one image, as PyTorch's own layers take it
         total: torch.Tensor | None = None
         for tile in cast(Iterable[_Tile], self.tiles):
             outputs, factor = tile(x)
@@ -321,7 +321,7 @@ class _NoisyLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 3:
-            return self(x[None])[0]
+            return self.forward(x[None])[0]
         outputs = self.convolution(x, self.weight)
         normals = sample_normals(self.noise, self.name, outputs)
         for rows, variance in self.output_variances(x):
@@ -365,7 +365,7 @@ def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tenso
     operation, each output's independent of the others'.
 
     Args:
-      x: the layer's input, float32 `[batch, ...]`.
+      x: the layer's input, float32 `[batch, ...]`, or one image `[channel, height, width]`.
       gradient: dq/dy, as the layer's outputs y.
 
     Returns:
@@ -373,6 +373,8 @@ def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tenso
     """
     if isinstance(layer, _AsConvolution):
         return propagated_variance(layer.layer, layer.images(x), layer.images(gradient))
+    if x.ndim == 3:
+        x, gradient = x[None], gradient[None]
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if isinstance(layer, _TiledLayer | _NoisyLayer):
         for rows, variance in layer.output_variances(x):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bridge import PROFILES, Profile, Router, predict, program
-from bridge.chips import ADC, clipped_share, layer_report
+from bridge.chips import ADC, clipped_share, layer_report, output_noise
 from tests.chips import noisy, small_resnet
 
 FINE = Profile(ADC(22))
@@ -158,3 +158,55 @@ def test_real_faults_of_size_are_told_as_such() -> None:
         predict(model, rows(images[:, :11]))
     with pytest.raises(ValueError, match=r"fails on images of 3 channels, 11 by 12 pixels"):
         program(model, FINE, seed=0, calibration=images[:, :11])
+
+
+class Reshaped(LeNet):
+    """`LeNet` with `reshape`, which takes features however they lie."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.conv1(x).relu(), 2)
+        return self.fc(self.conv2(x).relu().reshape(len(x), -1))
+
+
+def pair() -> list[nn.Module]:
+    viewing, reshaping = made("LeNet")[0], Reshaped().eval().requires_grad_(False)
+    reshaping.load_state_dict(viewing.state_dict())
+    return [viewing, reshaping]
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+@pytest.mark.parametrize("profile", [Profile(ADC(8, range=40.0)), PROFILES["pcm"]])
+def test_the_report_of_a_network_that_needs_contiguous_features(
+    profile: Profile, engine: Any
+) -> None:
+    """Its passes are not counted twice when the first one shows what the network needs."""
+    lying = torch.tensor(IMAGES).permute(0, 3, 1, 2)
+    for images in (lying, IMAGES):
+        found, expected = (
+            layer_report(program(one, profile, seed=0, engine=engine), one, images)
+            for one in pair()
+        )
+        assert list(found["layer"]) == ["conv1", "conv2", "fc"]
+        columns = ["snr_db", "own_snr_db"]
+        np.testing.assert_allclose(found[columns], expected[columns], atol=1e-3)
+
+
+def test_the_noise_of_outputs_of_a_network_that_needs_contiguous_features() -> None:
+    profile = Profile(ADC(6, range=20.0))
+    found, expected = (output_noise(one, profile, rows(IMAGES), batch_size=4) for one in pair())
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="fails on images of 3 channels, 6 by 12 pixels"):
+        output_noise(pair()[0], profile, rows(IMAGES[:, :6]))
+
+
+def test_routed_samples_of_a_network_that_needs_contiguous_features() -> None:
+    viewing, reshaping = pair()
+    images = torch.tensor(IMAGES).permute(0, 3, 1, 2)
+    chip = program(viewing, PROFILES["pcm"], seed=0)
+    for score, threshold in (("margin", -np.inf), ({n: n for n in range(6)}, 3)):
+        found = Router(viewing, chip, threshold, score)(images, range(6))
+        with torch.inference_mode():
+            expected = reshaping(images).numpy()
+        np.testing.assert_allclose(
+            found.logits[found.routed], expected[found.routed], rtol=1e-4, atol=1e-5
+        )

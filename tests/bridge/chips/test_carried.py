@@ -96,6 +96,46 @@ def test_the_hooks_of_a_layer_that_is_the_network_stay() -> None:
         assert off(chip(IMAGES[:, 0, 0], range(6)), digital(layer, IMAGES[:, 0, 0])) < 1e-4
 
 
+class OneByOne(nn.Module):
+    """Calls its layers with single images, and a linear layer with single vectors."""
+
+    def __init__(self, hook: Callable[..., object], pre: Callable[..., object]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(144, 5)
+        for layer in (self.conv, self.fc):
+            layer.register_forward_hook(hook)
+            layer.register_forward_pre_hook(pre)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.fc(self.conv(one).flatten()) for one in x])
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+def test_hooks_run_once_on_one_image(engine: str) -> None:
+    model = OneByOne(doubled, shifted)
+    expected = digital(model)
+    for profile in (PROFILES["ideal"], FINE):
+        chip = program(model, profile, seed=0, engine=engine)
+        assert off(chip(IMAGES, range(6)), expected) < 1e-4
+    quiet = Profile(wnoise=WeightNoise(1e-9, drawn="per_mvm"))
+    found = program(model, quiet, seed=0, engine=engine)(IMAGES[:1], range(1))
+    assert off(found, expected[:1]) < 1e-4
+
+
+def test_the_noise_of_outputs_of_one_image() -> None:
+    model = OneByOne(doubled, shifted)
+    whole = nn.Sequential(OrderedDict(conv=model.conv, flatten=nn.Flatten(), fc=model.fc)).eval()
+    profile = Profile(ADC(6, range=20.0))
+    rows = [{"image": image.permute(1, 2, 0).numpy(), "label": 0} for image in IMAGES]
+    expected, found = (output_noise(one, profile, rows, batch_size=1) for one in (whole, model))
+    np.testing.assert_allclose(found["variance"], expected["variance"], rtol=1e-4)
+    with pytest.raises(ValueError, match="works on 1 rows for 6 samples"):
+        output_noise(model, profile, rows)
+
+
 class Scaled(nn.Module):
     """A network whose method is a hook of one of its layers."""
 

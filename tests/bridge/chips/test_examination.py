@@ -11,7 +11,7 @@ from torch import nn
 
 from bridge import PROFILES, Profile, Router, predict, program
 from bridge.chips import ADC, Clipping
-from tests.chips import noisy, small_resnet
+from tests.chips import TorchCopies, noisy, small_resnet
 
 IMAGES = np.random.default_rng(4).normal(size=(5, 6, 6, 3)).astype(np.float32)
 ROWS = [{"image": image, "label": n % 4, "index": n} for n, image in enumerate(IMAGES)]
@@ -91,6 +91,11 @@ def test_images_that_are_all_alike_show_it_too() -> None:
         predict(MIXING["attention"](), rows)
 
 
+class InPlace(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.sub_(0.5))
+
+
 HONEST: dict[str, Callable[[], nn.Module]] = {
     "plain": Net,
     "constant": lambda: Net(after=torch.zeros_like),
@@ -98,6 +103,8 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
     "quantised": lambda: Net(lambda x: (x * 7).round() / 7, lambda x: (x * 3e6).round() / 1e6),
     "squeezed": lambda: Net(lambda x: x[:, :, None, None].squeeze()),
     "a batch of its own": lambda: Net(lambda x: torch.cat([x, -x]).relu()[: len(x)]),
+    "in place": lambda: Net(lambda x: x.mul_(2), lambda x: x.mul_(3)),
+    "its input in place": InPlace,
     "resnet": lambda: small_resnet(width=4),
 }
 
@@ -112,6 +119,9 @@ def test_honest_networks_are_taken(name: str, profile: Profile) -> None:
     found = predict(chip, ROWS, batch_size=5)
     assert torch.equal(torch.get_rng_state(), state)
     assert found["index"].equals(expected["index"])
+    if profile is PROFILES["ideal"]:
+        actual, wanted = (np.stack(one["logits"].to_numpy()) for one in (found, expected))
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_chip_is_examined_once() -> None:
@@ -124,6 +134,14 @@ def test_a_chip_is_examined_once() -> None:
     for later in (chip, chip.at(60.0), chip.on("aihwkit")):
         predict(later, ROWS)
     assert len(calls) == before + 3
+
+
+def test_an_examination_copies_no_more_than_it_looks_at() -> None:
+    chip = program(Net(), PROFILES["pcm"], seed=0)
+    images = torch.randn(400, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    with TorchCopies() as copies:
+        chip.examine(images)
+    assert 0 < copies.largest < images.numel() / 10
 
 
 # Weights on no tile
@@ -229,6 +247,20 @@ def test_a_parameter_may_be_left_digital_by_its_name(name: str) -> None:
         np.testing.assert_allclose(actual, np.stack(expected["logits"].to_numpy()), atol=1e-3)
     with pytest.raises(ValueError, match=r"the model has no layers 'v'"):
         program(model, PROFILES["pcm"], seed=0, digital_layers=["v"])
+
+
+@pytest.mark.parametrize("examined_by", ["predict", "calibration"])
+def test_a_network_from_another_chip_is_examined_anew(examined_by: str) -> None:
+    """That chip may have left digital what this one has on no tile."""
+    model = Parts(BESIDE["matmul"][0])
+    left = ["table", "w"]
+    profile = ADC_9 if examined_by == "calibration" else PROFILES["pcm"]
+    chip = program(model, profile, seed=0, calibration=IMAGES, digital_layers=left)
+    predict(chip, ROWS)
+    with pytest.raises(ValueError, match=r"multiplies with w outside of a layer on tiles"):
+        predict(program(chip.analog, PROFILES["pcm"], seed=0), ROWS)
+    with pytest.raises(ValueError, match=r"multiplies with w outside of a layer on tiles"):
+        program(chip.analog, ADC_9, seed=0, calibration=IMAGES)
 
 
 ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {

@@ -1,5 +1,6 @@
 """Vectors, signals, sequences and token ids on chips: calibration, prediction, what is refused."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bridge import PROFILES, Profile, Router, predict, program
 from bridge.chips import ADC, PCM, WeightNoise, layer_failures, layer_report, output_noise
+from bridge.chips.images import as_tensor
 from bridge.chips.programming import clipped_share
+from tests.chips import TorchCopies
 
 LABELS = np.arange(6) % 3
 NOISY = Profile(ADC(), WeightNoise(drawn="per_mvm"), PCM())
@@ -182,3 +185,21 @@ def test_a_mixture_of_kinds_is_refused() -> None:
     rows = [(VECTORS[0], 0), (np.arange(7, dtype=np.int32), 1)]
     with pytest.raises(ValueError, match="float32 images"):
         predict(network(), rows)
+
+
+@pytest.mark.parametrize("shape", [(50, 16, 16, 3), (50, 256, 3), (50, 768)], ids=str)
+def test_an_array_is_copied_once(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    order = {4: (0, 3, 1, 2), 3: (0, 2, 1), 2: (0, 1)}[len(shape)]
+    for given in (array, array[::-1], np.asfortranarray(array), np.asarray(jnp.asarray(array))):
+        before = given.copy()
+        tracemalloc.start()
+        with TorchCopies() as copies:
+            found = as_tensor(given, "images", nn.Conv1d(3, 1, 1))
+        made = tracemalloc.get_traced_memory()[1] / array.nbytes + copies.largest / array.size
+        tracemalloc.stop()
+        assert made < 1.5
+        assert found.is_contiguous()
+        assert torch.equal(found, torch.tensor(before).permute(order))
+        found.zero_()
+        assert np.array_equal(given, before)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from flax import nnx
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from bridge import PROFILES, Profile, from_torch, program
 from bridge.chips import ADC, PCM, Clipping, WeightNoise
@@ -141,6 +142,39 @@ def test_moments_travel_to_flax() -> None:
         np.testing.assert_array_equal(np.asarray(carried.bn1.var[...]), np.zeros(4))
         at_once = getattr(weight_moments(network, PROFILES["wnoise"], like=model, chips=2), which)
         jax.tree.map(np.testing.assert_array_equal, nnx.state(at_once), nnx.state(carried))
+
+
+def test_moments_of_a_pruned_network_travel_to_flax() -> None:
+    """They are those of the weights that it computes with, pruned layers left digital or not."""
+    model = shallow_resnet(depths=(1, 0, 0, 0), in_channels=2)
+    network, plain = twin(model), twin(model)
+    for layer in (network.conv1, network.layer1[0].conv2):
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    for name in ("conv1", "layer1.0.conv2"):
+        plain.get_submodule(name).weight.data = network.get_submodule(name).weight.detach()
+    for settings in ({}, {"digital_layers": ["conv1"]}):
+        found, expected = (
+            weight_moments(one, PROFILES["pcm"], like=model, chips=2, **settings)
+            for one in (network, plain)
+        )
+        for which in ("mean", "variance"):
+            states = (nnx.state(getattr(one, which)) for one in (found, expected))
+            jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+class Random(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + torch.randn_like(weight)
+
+
+def test_weights_left_digital_may_be_other_ones_each_time() -> None:
+    network = small_resnet(width=4)
+    parametrize.register_parametrization(network.conv1, "weight", Random())
+    found = weight_moments(network.eval(), PROFILES["pcm"], chips=2, digital_layers=["conv1"])
+    assert "fc.weight" in found
+    assert "conv1.weight" not in found
+    with pytest.raises(ValueError, match="conv1 has a parametrization that gives other weights"):
+        weight_moments(network, PROFILES["pcm"], chips=2)
 
 
 def test_moments_like_another_network_are_refused_before_a_chip_is_made(

@@ -247,6 +247,22 @@ class Given(Variant):
         super().__post_init__()
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenByName(Variant):
+    extra: InitVar[float] = 1.0
+
+    def __post_init__(self, extra: float) -> None:
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class GivenByNameAlone(Variant):
+    """Its own __init__ takes more by name than it keeps."""
+
+    def __init__(self, *args: Any, extra: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Unbounded(Variant):
     extra: float = math.inf
@@ -261,6 +277,8 @@ class Unbounded(Variant):
         (Untaken(), "fields of Untaken to make it again .* let __init__ take every field"),
         (Counting(), "fields of Counting to make it again .* let __init__ take every field"),
         (Given(), "fields of Given, which extra of its __init__ is not: make it a field"),
+        (GivenByName(), "fields of GivenByName, which extra of its __init__ is not"),
+        (GivenByNameAlone(), "fields of GivenByNameAlone, which extra of its __init__ is not"),
         (Unbounded(), "not plain JSON"),
     ],
 )

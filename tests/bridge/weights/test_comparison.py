@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +293,32 @@ def test_images_that_show_nothing_are_refused(images: object, message: str) -> N
     with pytest.raises((ValueError, TypeError), match=message):
         to_torch(flax(), into=module, images=images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in _values(module))
+
+
+FAILURES = [KeyError("mask"), AttributeError("shape"), AssertionError("32 pixels"), TypeError("x")]
+FAILURES += [IndexError("x"), NotImplementedError("x"), ZeroDivisionError("x"), RuntimeError("x")]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_network_that_fails_is_told_of_on_either_side(error: Exception) -> None:
+    def fail(_: Any) -> Any:
+        raise error
+
+    class FailingTorch(Torch):
+        forward = staticmethod(fail)
+
+    class FailingFlax(Flax):
+        __call__ = staticmethod(fail)
+
+    message = rf"fails on images .*{type(error).__name__}.*give images of the size"
+    module = Torch().train()
+    with pytest.raises(ValueError, match=f"flax_model {message}"):
+        same_logits(FailingFlax(), module, IMAGES)
+    failing = FailingTorch().train()
+    with pytest.raises(ValueError, match=f"torch_model {message}"):
+        same_logits(flax(), failing, IMAGES)
+    assert failing.training
+    assert failing.fc.training
 
 
 def test_weights_that_do_not_fit_the_module_are_listed() -> None:

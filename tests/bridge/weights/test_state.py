@@ -1,6 +1,7 @@
 """Weights from Flax to PyTorch and back, checked by the logits of the two twins."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.optim.swa_utils import AveragedModel
 
 import jaxcurv
 import jaxcurv.models
@@ -299,3 +301,97 @@ def test_what_is_no_model_or_state_dict_is_refused() -> None:
     arrays = {name: tensor.numpy() for name, tensor in to_torch(model).items()}
     with pytest.raises(TypeError, match=r"conv1\.weight.*torch\.from_numpy"):
         from_torch(arrays, model)  # type: ignore[arg-type]
+
+
+class One(nnx.Module):
+    """A linear layer `fc`, or one within a sequence."""
+
+    def __init__(self, sequence: bool = False):
+        fc = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        self.fc = nnx.Sequential(fc) if sequence else fc
+
+    def __call__(self, x: Any) -> Any:
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "names", "unexpected"),
+    [
+        (False, ["fc.weight", "fc.bias", "module.fc.weight"], ["module.fc.weight"]),
+        (False, ["module.fc.weight", "module.fc.bias", "fc.weight"], ["module.fc.weight"]),
+        (False, ["fc.weight", "fc.bias", "_orig_mod.fc.bias"], ["_orig_mod.fc.bias"]),
+        (False, ["model.fc.weight", "fc.bias"], ["model.fc.weight"]),
+        (True, ["fc.0.weight", "fc.0.bias", "fc.layers.0.weight"], ["fc.0.weight", "fc.0.bias"]),
+        (True, ["module.fc.0.weight", "fc.layers.0.weight", "fc.0.bias"], ["module.fc.0.weight"]),
+    ],
+)
+def test_names_that_differ_by_a_prefix_alone_are_not_one(
+    sequence: bool, names: list[str], unexpected: list[str]
+) -> None:
+    tensors = {
+        name: torch.full((3, 2) if name.endswith("weight") else (3,), float(n))
+        for n, name in enumerate(names)
+    }
+    for given in (tensors, dict(reversed(tensors.items()))):
+        with pytest.raises(ValueError, match="weights do not fit the model") as told:
+            from_torch(given, One(sequence))
+        assert all(f"unexpected {name}" in str(told.value) for name in unexpected)
+
+
+class Strided(torch.nn.Module):
+    def __init__(self, stride: int):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(2, 3, 3, stride), torch.nn.Linear(3, 4)
+
+
+class FlaxStrided(nnx.Module):
+    def __init__(self) -> None:
+        self.conv = nnx.Conv(2, 3, (3, 3), 2, padding="VALID", rngs=nnx.Rngs(0))
+        self.fc = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+
+class Compiled(torch.nn.Module):
+    """As what `torch.compile` returns, which takes seconds to import."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self._orig_mod = module
+
+
+def compiled_layer(module: Strided) -> torch.nn.Module:
+    module.conv = Compiled(module.conv)  # type: ignore[assignment]
+    return module
+
+
+WRAPPED: dict[str, Callable[[Strided], torch.nn.Module]] = {
+    "averaged": AveragedModel,
+    "parallel": torch.nn.DataParallel,
+    "compiled": Compiled,
+    "averaged and parallel": lambda module: AveragedModel(torch.nn.DataParallel(module)),
+    "compiled and parallel": lambda module: Compiled(torch.nn.DataParallel(module)),
+    "a compiled layer": compiled_layer,
+    "averaged, with a compiled layer": lambda module: AveragedModel(compiled_layer(module)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers_are_seen_through(name: str) -> None:
+    plain = Strided(2)
+    module, model = WRAPPED[name](deepcopy(plain)), FlaxStrided()
+    for given in (module, module.state_dict()):
+        carried = to_torch(from_torch(given, model))
+        assert all(torch.equal(carried[key], one) for key, one in plain.state_dict().items())
+    with pytest.raises(ValueError, match=r"conv \(Conv: strides 2, PyTorch's are \(1, 1\)\)"):
+        from_torch(WRAPPED[name](Strided(1)), model)
+
+
+def test_an_attribute_of_a_wrapper_s_name_is_the_network_s_own() -> None:
+    class Inner(nnx.Module):
+        def __init__(self) -> None:
+            self.module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+    weights = {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}
+    for prefix in ("", "model.", "module.", "_orig_mod."):
+        from_torch({prefix + name: one for name, one in weights.items()}, Inner())
+    with pytest.raises(ValueError, match=r"missing module\.weight"):
+        from_torch({}, Inner())
