@@ -234,6 +234,12 @@ def check_model(
         model = AsTraced(problem.model, fingerprint(program))
         logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
+        if "flax.nnx.transforms" in _modules_passed(error):
+            raise ValueError(
+                "the model hands a module that it closes over to nnx.jit, or another transform of "
+                "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
+                "it anew, and give the module itself or leave that nnx.jit out"
+            ) from error
         raise ValueError(
             "the model changes its own state when called (BatchNorm in training mode or active "
             "dropout?): switch it to evaluation mode, model.eval()"
@@ -280,8 +286,7 @@ def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxp
 
 def _cure(error: Exception, problem: Problem, params: Any) -> str:
     """What to do about a model that fails."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    if any(frame.f_globals.get("__name__", "").partition(".")[0] == "torch" for frame in frames):
+    if "torch" in _modules_passed(error):
         return (
             "it calls torch, and JAX computes here: build the network in Flax and take its weights "
             "over with bridge.from_torch"
@@ -297,7 +302,7 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree.leaves_with_path(params)
         if jnp.shape(leaf) == ()
-        and (jnp.result_type(leaf).kind == "b" or jax.typeof(leaf).weak_type)
+        and (jnp.issubdtype(jax.typeof(leaf).dtype, jnp.bool_) or jax.typeof(leaf).weak_type)
     ]
     if numbers and isinstance(error, TypeError):
         return (
@@ -305,6 +310,15 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
             "shape or a branch the function closes over"
         )
     return "it must be JAX code that takes [batch, ...] of the images' shape"
+
+
+def _modules_passed(error: Exception) -> set[str]:
+    """The modules whose code an error came through, and the packages around them."""
+    passed = set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+        passed |= {name[: dot.start()] for dot in re.finditer(r"\.|$", name)}
+    return passed
 
 
 def _check_own_jit(
