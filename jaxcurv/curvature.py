@@ -116,7 +116,8 @@ def input_curvature(
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
         `params`, `(params, images) -> logits`. Arrays that a function closes over are those of the
         moment, but each change compiles anew: weights that change belong in `params`. Arrays that
-        a `jax.jit` of its own has fixed, and which have changed since, are refused.
+        a `jax.jit`, `jax.checkpoint` or loop of its own has fixed, and which have changed since,
+        are refused.
       images: floating `[batch, height, width, channel]`, or of any other shape `[batch, ...]`,
         normalised as the model expects; the step refers to them. A torch tensor `[batch, channel,
         height, width]` is transposed first.

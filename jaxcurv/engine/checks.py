@@ -1,7 +1,6 @@
 """What the engine refuses: images, labels, keys, and models whose samples are not independent."""
 
 import re
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +14,15 @@ from jaxtyping import Array
 
 from jaxcurv.data.reading import NORMALISE
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
-from jaxcurv.engine.model import AsTraced, Problem, arguments_of
-from jaxcurv.engine.tracing import differentiable, fingerprint, fixed_by_own_jit, trace
+from jaxcurv.engine.model import AsTraced, Problem, arguments_of, modules_passed
+from jaxcurv.engine.tracing import (
+    differentiable,
+    fingerprint,
+    has_own_rules,
+    remembered_otherwise,
+    trace,
+    with_derivative,
+)
 
 
 def check_batch(
@@ -210,9 +216,11 @@ def check_model(
     needs more than eight samples.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
-    may have changed since the last call. Arrays that a `jax.jit` of its own has fixed, and which
-    are others now, are refused; not seen where that jit has loops, or where the change moves the
-    logits by less than 1e-4 of the largest.
+    may have changed since the last call. Arrays that JAX remembers from an
+    earlier call, in a `jax.jit` or `jax.checkpoint` of the model's own or in the body of a loop or
+    branch, and which are others now, are refused; not seen where the change moves the logits by
+    less than 1e-4 of the largest. Of derivative rules of the model's own the derivative is traced
+    too.
 
     Where the gradient of the first image is exactly 0, the model's structure says whether there is
     one elsewhere. Not seen: rounding within a loop of JAX, or a rule of the model's own that gives
@@ -231,10 +239,10 @@ def check_model(
     try:
         program, result = _traced(problem, params, pair)
         _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
-        model = AsTraced(problem.model, fingerprint(program))
+        model = _as_traced("model", problem.model, (params, pair), program, int(of_input))
         logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
-        if "flax.nnx.transforms" in _modules_passed(error):
+        if "flax.nnx.transforms" in modules_passed(error):
             raise ValueError(
                 "the model hands a module that it closes over to nnx.jit, or another transform of "
                 "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
@@ -266,7 +274,6 @@ def check_model(
             "stop_gradient alone, or not at all. Of token ids give the embeddings as images, and "
             "the model from there on; else leave the rounding to whoever makes the images"
         )
-    _check_own_jit("model", problem.model, (params, pair), program, logits[:2])
     return CheckedModel(model, program, logits[:2])
 
 
@@ -286,7 +293,7 @@ def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxp
 
 def _cure(error: Exception, problem: Problem, params: Any) -> str:
     """What to do about a model that fails."""
-    if "torch" in _modules_passed(error):
+    if "torch" in modules_passed(error):
         return (
             "it calls torch, and JAX computes here: build the network in Flax and take its weights "
             "over with bridge.from_torch"
@@ -312,32 +319,41 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
     return "it must be JAX code that takes [batch, ...] of the images' shape"
 
 
-def _modules_passed(error: Exception) -> set[str]:
-    """The modules whose code an error came through, and the packages around them."""
-    passed = set()
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = frame.f_globals.get("__name__", "")
-        passed |= {name[: dot.start()] for dot in re.finditer(r"\.|$", name)}
-    return passed
+def _as_traced(
+    what: str, function: Callable, arguments: Sequence[Any], program: ClosedJaxpr, number: int
+) -> AsTraced:
+    """The function as it is now, and its derivative with respect to the argument of this number.
+
+    Raises:
+      ValueError: JAX remembers another one.
+    """
+    digest = fingerprint(program)
+    _check_remembered(what, function, arguments, program)
+    if has_own_rules(program):
+        pulled = with_derivative(function, number)
+        derivative, _ = trace(pulled, *arguments)
+        _check_remembered(what, pulled, arguments, derivative)
+        digest += fingerprint(derivative)
+    return AsTraced(function, digest)
 
 
-def _check_own_jit(
-    what: str,
-    function: Callable,
-    arguments: Sequence[Any],
-    program: ClosedJaxpr,
-    values: np.ndarray,
+def _check_remembered(
+    what: str, function: Callable, arguments: Sequence[Any], program: ClosedJaxpr
 ) -> None:
-    now = fixed_by_own_jit(function, arguments, program)
+    now = remembered_otherwise(function, arguments, program)
     if now is None:
         return
-    (found,) = jax.jit(jaxpr_as_fun(now))(*jax.tree.leaves(arguments))
-    if np.max(np.abs(found - values)) > _ROUNDING * np.max(np.abs(values)):
-        raise ValueError(
-            f"the {what}'s own jax.jit has fixed arrays that have changed since: leave that jit "
-            "out, for the engine has its own, or hand them over as params, to a function "
-            "(params, images) -> logits"
-        )
+    old, new = (jax.jit(jaxpr_as_fun(p))(*jax.tree.leaves(arguments)) for p in (program, now))
+    for one, other in zip(old, new, strict=True):
+        if jnp.issubdtype(one.dtype, jnp.floating) and not np.allclose(
+            one, other, rtol=0, atol=_ROUNDING * np.max(np.abs(one)), equal_nan=True
+        ):
+            raise ValueError(
+                f"the {what}'s own jax.jit (or jax.checkpoint, loop or branch) has fixed arrays "
+                "that have changed since, for JAX remembers the function in it: leave that jit "
+                "out, for the engine has its own, define that function where it is used, or hand "
+                "the arrays over as params, to a function (params, images) -> logits"
+            )
 
 
 def _check_logits_shape(logits: Any, least: int) -> None:
@@ -406,7 +422,7 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
             f"{result.dtype} {result.shape} for a batch of 2"
         )
     # That of the project is known by its identity, and holds nothing.
-    now = loss if loss is cross_entropy else AsTraced(loss, fingerprint(program))
+    now = loss if loss is cross_entropy else _as_traced("loss", loss, (logits, labels), program, 0)
     losses, gradient, swapped, of_first = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
         raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
@@ -421,7 +437,6 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
             "rate, rounding, or the softmax of one logit; of one logit take the loss of its "
             "sigmoid, such as optax.sigmoid_binary_cross_entropy(logits[:, 0], labels)"
         )
-    _check_own_jit("loss", loss, (logits, labels), program, losses)
     return CheckedLoss(now, swapped)
 
 

@@ -1,5 +1,7 @@
 """What is scored: a model of any kind, and a loss, brought to one form."""
 
+import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +63,9 @@ class _NnxCall:
     def __call__(self, state: Any, images: Array) -> Array:
         try:
             return self._merged(state, images)
-        except (flax.errors.TraceContextError, ValueError):
+        except (flax.errors.TraceContextError, ValueError) as error:
+            if "flax.nnx.transforms" not in modules_passed(error):
+                raise
             # Flax's own transforms within a module, nnx.jit, nnx.remat and nnx.scan, refuse to be
             # differentiated; the program that they make does not.
             program = jax.make_jaxpr(self._merged)(state, images)
@@ -80,6 +84,15 @@ class _PlainCall:
 
     def __call__(self, params: None, images: Array) -> Array:
         return self.logits_fn(images)
+
+
+def modules_passed(error: Exception) -> set[str]:
+    """The modules whose code an error came through, and the packages around them."""
+    passed = set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+        passed |= {name[: dot.start()] for dot in re.finditer(r"\.|$", name)}
+    return passed
 
 
 def arguments_of(model: Callable[[Any, Array], Array]) -> str:
