@@ -19,8 +19,10 @@ from jaxcurv.engine.tracing import (
     differentiable,
     fingerprint,
     has_own_rules,
+    held,
     remembered_otherwise,
     trace,
+    trace_anew,
     with_derivative,
 )
 
@@ -44,7 +46,7 @@ def check_batch(
     if images.dtype not in (np.float32, np.float64):
         raise ValueError(
             "images must be float32 or float64, normalised as the model expects; got "
-            f"{images.dtype}{f' ({NORMALISE})' if images.dtype == np.uint8 else ''}"
+            f"{images.dtype}{_cure_of_type(images.dtype)}"
         )
     if not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"indices must be integers; got {indices.dtype}")
@@ -61,6 +63,21 @@ def check_batch(
             f"{np.sum(~finite)} of {len(images)} images hold NaN or infinity, "
             f"the first at index {indices[~finite][0]}; check the data and its normalisation"
         )
+
+
+def _cure_of_type(dtype: np.dtype) -> str:
+    """What to do about images of a type that has no derivative, or is too coarse for one."""
+    if dtype == np.uint8:
+        return f" ({NORMALISE})"
+    if dtype.kind in "iu":
+        return f" ({_EMBED})"
+    return ""
+
+
+_EMBED = (
+    "of token ids or categories give their embeddings as images, and the model from there on, for "
+    "there is no derivative with respect to a whole number"
+)
 
 
 def _check_whole(labels: np.ndarray) -> None:
@@ -267,6 +284,11 @@ def check_model(
             "the model gives one image different logits in two rows or two calls (active dropout "
             "or other randomness?): switch it to evaluation mode, model.eval()"
         )
+    if not _alike_in_two(model, program, params, pair, logits[:2]):
+        raise ValueError(
+            "the model mixes the samples of a batch: it gives an image other logits among two than "
+            "among eight, so that they depend on how many there are (len(images)?)"
+        )
     if of_input and not gradient.any() and not differentiable(partial(model, params), pair):
         raise ValueError(
             "the model has no derivative with respect to its input, so that every score would be "
@@ -275,6 +297,24 @@ def check_model(
             "the model from there on; else leave the rounding to whoever makes the images"
         )
     return CheckedModel(model, program, logits[:2])
+
+
+def _alike_in_two(
+    model: AsTraced, program: ClosedJaxpr, params: Any, pair: np.ndarray, logits: np.ndarray
+) -> bool:
+    """Whether two images alone have the logits that they have among eight.
+
+    Computed only where the program of eight holds other numbers than that of two, unless new ones
+    are drawn whenever it is traced.
+    """
+    eight, _ = trace(model.function, params, pair[_ROWS])
+    if held(eight) == held(program):
+        return True
+    one, other = (trace_anew(model.function, params, pair[_ROWS]) for _ in range(2))
+    if held(one) != held(other):
+        return True
+    (found,) = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves((params, pair)))
+    return bool(np.max(np.abs(found - logits)) <= _ROUNDING * np.max(np.abs(logits)))
 
 
 def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxpr, Any]:
@@ -291,6 +331,10 @@ def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxp
         ) from error
 
 
+_WANTS_INTEGERS = re.compile(r"must be an integer|must have integer or boolean type|integer dtype")
+"""What Flax and JAX say of floating numbers that index an array."""
+
+
 def _cure(error: Exception, problem: Problem, params: Any) -> str:
     """What to do about a model that fails."""
     if "torch" in modules_passed(error):
@@ -303,6 +347,8 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
             'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
             "...}"
         )
+    if _WANTS_INTEGERS.search(str(error)):
+        return _EMBED
     if isinstance(error, TypeError) and "positional argument" in str(error):
         return f"it is called with {arguments_of(problem.model)}"
     numbers = [
@@ -384,8 +430,10 @@ class CheckedLoss(NamedTuple):
     loss: Loss
     """What the programs are compiled for."""
     losses: np.ndarray
-    """Losses of two images, `[2, 2]`: under the labels 0 and 1, and 1 and 0; where labels are no
-    classes, under two of the given ones, which differ where any do, and those exchanged."""
+    """Losses of two images. Of cross-entropy `[2, 2]`, under the labels 0 and 1, and 1 and 0; of
+    another loss of classes `[classes, 2]`, under each class, the first 1,000 at most; where labels
+    are no classes `[2, 2]`, under two of the given ones, which differ where any do, and those
+    exchanged."""
 
 
 def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
@@ -404,6 +452,11 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
     # The first label, and the first that is another one.
     other = (labels != labels[:1]).reshape(len(labels), -1).any(axis=1)
     second = 1 % len(labels) if classes else int(np.argmax(other))
+    # Labels of which any may have a gradient: the given ones weigh nothing where they are missing.
+    some = as_targets(labels[:64])
+    some = np.concatenate([some, np.zeros_like(some[:1]), np.ones_like(some[:1])])
+    if classes:
+        some = np.arange(min(logits.shape[1], 64), dtype=np.int32)
     labels = as_targets(labels[np.array([0, second])])
     if classes:  # a label without a logit is refused later, with its value; any serves here
         labels = np.clip(labels, 0, logits.shape[1] - 1)
@@ -417,27 +470,38 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
     if not isinstance(result, jax.ShapeDtypeStruct):
         raise ValueError(f"the loss must return losses alone; got a {type(result).__name__}")
     if result.shape != (2,) or result.dtype != logits.dtype:
+        what = "[batch], not reduced"
+        if result.shape == (2, 1):
+            what = "[batch]: take its [:, 0]"
         raise ValueError(
-            f"the loss must give one {logits.dtype} a sample, [batch], not reduced; got "
-            f"{result.dtype} {result.shape} for a batch of 2"
+            f"the loss must give one {logits.dtype} a sample, {what}; got {result.dtype} "
+            f"{result.shape} for a batch of 2"
         )
     # That of the project is known by its identity, and holds nothing.
     now = loss if loss is cross_entropy else _as_traced("loss", loss, (logits, labels), program, 0)
-    losses, gradient, swapped, of_first = jax.device_get(_examine_loss(now, logits, labels))
+    losses, gradient, given, of_first, in_eight = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
         raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
-    if np.any(gradient[1] != 0) or abs(swapped[0, 0] - of_first) > _ROUNDING * abs(of_first):
+    off = 64 * np.finfo(logits.dtype).eps * np.max(np.abs(logits))  # a loss of 0 has rounding
+    equal = partial(np.allclose, rtol=_ROUNDING, atol=off, equal_nan=True)
+    beside = [equal(given[0, 0], of_first)]
+    if loss is not cross_entropy:
+        beside.append(equal(in_eight, np.tile(given[0], 4)))
+    if np.any(gradient[1] != 0) or not all(beside):
         raise ValueError(
             "the loss mixes the samples of a batch, or their labels (logits [batch, 1] less labels "
-            "[batch] are [batch, batch]): curvature is defined per sample"
+            "[batch] are [batch, batch]), or depends on how many there are: curvature is defined "
+            "per sample"
         )
-    if not gradient.any() and not _random_gradients(now, logits, labels).any():
+    if not gradient.any() and not _random_gradients(now, logits, some).any():
         raise ValueError(
             "the loss has no gradient in the logits, so that every score would be 0: an error "
             "rate, rounding, or the softmax of one logit; of one logit take the loss of its "
             "sigmoid, such as optax.sigmoid_binary_cross_entropy(logits[:, 0], labels)"
         )
-    return CheckedLoss(now, swapped)
+    if classes and loss is not cross_entropy:
+        given = jax.device_get(_losses_of_classes(now, logits))
+    return CheckedLoss(now, given)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -453,20 +517,36 @@ def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, A
 
 
 @partial(jax.jit, static_argnames="loss")
-def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
-    """The losses, the gradient of the first one, those in `CheckedLoss`, and the first of them with
-    its own label in both rows."""
+def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, ...]:
+    """The losses, the gradient of the first one, those under two labels and these exchanged, the
+    first of them with its own label in both rows, and those of four times these two rows."""
     losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
     both = jnp.arange(2, dtype=jnp.int32) if are_classes(labels, logits.shape[1]) else labels
     swapped = jnp.stack([loss(logits, y) for y in (both, both[::-1])])
-    return losses, gradient, swapped, loss(logits, both[jnp.zeros(2, int)])[0]
+    of_first = loss(logits, both[jnp.zeros(2, int)])[0]
+    eight = np.tile([0, 1], 4)
+    return losses, gradient, swapped, of_first, loss(logits[eight], both[eight])
+
+
+@partial(jax.jit, static_argnames="loss")
+def _losses_of_classes(loss: Loss, logits: Array) -> Array:
+    """Losses `[classes, 2]` of two images under each class."""
+    classes = min(logits.shape[1], _CLASSES)
+    labels = jnp.repeat(jnp.arange(classes, dtype=jnp.int32), 2)
+    return loss(jnp.tile(logits, (classes, 1)), labels).reshape(classes, 2)
+
+
+_CLASSES = 1000
+"""Classes whose losses are compared."""
 
 
 @partial(jax.jit, static_argnames="loss")
 def _random_gradients(loss: Loss, logits: Array, labels: Array) -> Array:
     """The loss's gradient at random logits, small and large ones, for these labels."""
     rng = np.random.default_rng(0)
-    some = rng.normal(size=(64, *logits.shape)) * np.logspace(-1, 1, 64)[:, None, None]
+    some = (
+        rng.normal(size=(64, len(labels), logits.shape[1])) * np.logspace(-1, 1, 64)[:, None, None]
+    )
     total = jax.grad(lambda z: jnp.sum(loss(z, labels)))
     return jax.vmap(total)(jnp.asarray(some, logits.dtype))

@@ -107,16 +107,17 @@ def remembered_otherwise(
     """
     if not _remembers(program.jaxpr):
         return None
-    now, again = (_trace_anew(function, *arguments) for _ in range(2))
-    there = _held(now)
-    return now if there != _held(program) and there == _held(again) else None
+    now, again = (trace_anew(function, *arguments) for _ in range(2))
+    there = held(now)
+    return now if there != held(program) and there == held(again) else None
 
 
 _TRACES = itertools.count()
 
 
-def _trace_anew(function: Callable, *arguments: Any) -> ClosedJaxpr:
-    # What JAX remembers is remembered for these metadata.
+def trace_anew(function: Callable, *arguments: Any) -> ClosedJaxpr:
+    """A function's program without what JAX remembers of functions within it."""
+    # JAX remembers them for these metadata alone.
     with set_xla_metadata(jaxcurv_trace=str(next(_TRACES))):
         return trace(function, *arguments)[0]
 
@@ -140,7 +141,8 @@ def _place(program: ClosedJaxpr | Jaxpr) -> str:
     return str(getattr(jaxpr.debug_info, "func_src_info", "")).partition(" at ")[2]
 
 
-def _held(program: ClosedJaxpr) -> set[bytes]:
+def held(program: ClosedJaxpr) -> set[bytes]:
+    """The arrays and numbers that a program holds fixed, each as bytes."""
     return set(map(_comparable, _constants(program)))
 
 

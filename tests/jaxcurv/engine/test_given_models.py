@@ -207,6 +207,12 @@ FAILING: dict[str, tuple[Callable, Any, str]] = {
         "it is called with params and images",
     ),
     "no params": (product, None, "it is called with the images alone, for no params are given"),
+    "token ids as floats": (
+        lambda x: nnx.Embed(9, 3, rngs=nnx.Rngs(0))(x).mean(1),
+        None,
+        "of token ids .* give their embeddings",
+    ),
+    "an index of floats": (lambda x: jnp.asarray(WEIGHTS)[x[:, 0]], None, "give their embeddings"),
     "NumPy": (lambda x: np.asarray(x) @ WEIGHTS, None, "must be JAX code"),
 }
 
@@ -302,3 +308,10 @@ def test_such_an_attribute_may_change() -> None:
 def test_a_model_that_holds_a_key_may_fail_too(params: Any) -> None:
     with pytest.raises(ValueError, match="the model fails on float32 images"):
         input_curvature(product if params else Dense(), IMAGES[:, :3], LABELS, params=params)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_token_ids_are_told_to_be_embedded(dtype: Any) -> None:
+    ids = np.arange(24).reshape(6, 4).astype(dtype)
+    with refused("of token ids .* give their embeddings"):
+        input_curvature(Dense(), ids, LABELS)
