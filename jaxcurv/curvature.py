@@ -23,6 +23,7 @@ from jaxcurv.engine.batch import (
 )
 from jaxcurv.engine.checks import (
     check_batch,
+    check_continuous,
     check_float32,
     check_key,
     check_labels,
@@ -189,12 +190,14 @@ def inspect(
     steps = [probing.step for probing in probings(estimators) if probing.step is not None]
     check_steps(batch.images, steps)
     with jax.default_matmul_precision(PRECISION):
-        model, program, logits = check_model(problem, params, batch.images)
+        checked = check_model(problem, params, batch.images)
+        model, program, logits, _ = checked
         loss, losses = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
         if steps:
             check_float32(program)
+            check_continuous(checked, params, batch.images, max(steps))
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))

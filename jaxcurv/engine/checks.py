@@ -217,6 +217,8 @@ class CheckedModel(NamedTuple):
     """That of two images."""
     logits: np.ndarray
     """Logits of two images, `[2, classes]`."""
+    still: np.ndarray
+    """Where the first image's gradient is exactly 0, bool `[...]`."""
 
 
 def check_model(
@@ -296,7 +298,53 @@ def check_model(
             "stop_gradient alone, or not at all. Of token ids give the embeddings as images, and "
             "the model from there on; else leave the rounding to whoever makes the images"
         )
-    return CheckedModel(model, program, logits[:2])
+    return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+
+
+def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, step: float) -> None:
+    """Refuses a finite difference of a model to which some entries of an image are whole numbers.
+
+    Where the gradient is exactly 0, a step there moves the logits in proportion at most, unless it
+    makes another whole number of that entry: then an eighth of it moves them as far. Costs nothing
+    where all entries have a gradient. Not seen: an entry that the logits depend on otherwise too.
+
+    Args:
+      images: the first ones, `[batch, ...]`.
+      step: of the finite difference.
+
+    Raises:
+      ValueError: the logits jump; the first such entry is named.
+    """
+    if not checked.still.any():
+        return
+    image = images[0].astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    steps = step * np.array([0, 1, -1, 0.125, -0.125], image.dtype).reshape(-1, *[1] * image.ndim)
+
+    def moved(where: np.ndarray) -> np.ndarray:
+        """How far each of `steps` on these entries moves the logits."""
+        rows = image + steps * where
+        logits = jax.device_get(_logits(checked.model, params, np.resize(rows, (8, *image.shape))))
+        return np.max(np.abs(logits[:5] - logits[0]), axis=1)
+
+    def jumps(where: np.ndarray) -> bool:
+        whole, part = moved(where)[1:].reshape(2, 2)
+        rounding = _ROUNDING * np.max(np.abs(checked.logits))
+        return bool(np.any((part > rounding) & (part > whole / 2)))
+
+    found = np.flatnonzero(checked.still)
+    if not jumps(checked.still):
+        return
+    while len(found) > 1:  # the first half where that jumps by itself, else the second
+        half = found[: len(found) // 2]
+        first = np.isin(np.arange(image.size), half).reshape(image.shape)
+        found = half if jumps(first) else found[len(half) :]
+    where = ", ".join(map(str, np.unravel_index(found[0], image.shape)))
+    raise ValueError(
+        f"entry [{where}] of an image is a whole number to the model: it has no gradient, and a "
+        f"step of {step:g} makes the logits jump, which a finite difference would take for "
+        "curvature. Of token ids or categories give the embeddings as images, and the model from "
+        "there on; or take an estimator without a step (HessianVector, GaussNewton)"
+    )
 
 
 def _alike_in_two(
@@ -514,6 +562,11 @@ def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, A
     cotangent = np.random.default_rng(0).normal(size=logits.shape[1:])
     (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent.astype(logits.dtype)))
     return logits, again, gradient
+
+
+@partial(jax.jit, static_argnames="model")
+def _logits(model: Callable, params: Any, rows: Array) -> Array:
+    return model(params, rows)
 
 
 @partial(jax.jit, static_argnames="loss")
