@@ -34,7 +34,8 @@ def check_batch(
 
     Raises:
       ValueError: wrong shapes or types, an index out of range or used twice, images that are not
-        finite, or labels that the loss cannot take: the default one needs whole numbers.
+        finite, or labels that the loss cannot take: the default one needs whole numbers, another
+        one finite ones, or NaN among several of a sample, for which its loss must be finite.
     """
     shapes = {labels.shape[:1], indices.shape, images.shape[:1]}
     if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
@@ -102,7 +103,9 @@ def _check_numbers(labels: np.ndarray, indices: np.ndarray) -> None:
     """Refuses labels that no loss can take."""
     if labels.dtype.kind not in "fiub":
         raise ValueError(f"labels must be numbers; got {labels.dtype}")
-    finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    # Of several targets some may be missing, which the loss masks.
+    missing = np.isnan(labels) if labels.ndim > 1 else np.zeros(labels.shape, bool)
+    finite = (np.isfinite(labels) | missing).reshape(len(labels), -1).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"labels of {np.sum(~finite)} of {len(labels)} samples hold NaN or infinity, the first "
@@ -529,7 +532,10 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
     now = loss if loss is cross_entropy else _as_traced("loss", loss, (logits, labels), program, 0)
     losses, gradient, given, of_first, in_eight = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
-        raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
+        masked = " (where labels are NaN, it must mask them)" if np.isnan(labels).any() else ""
+        raise ValueError(
+            f"the loss, or its gradient, is not finite at the first images' logits{masked}"
+        )
     off = 64 * np.finfo(logits.dtype).eps * np.max(np.abs(logits))  # a loss of 0 has rounding
     equal = partial(np.allclose, rtol=_ROUNDING, atol=off, equal_nan=True)
     beside = [equal(given[0, 0], of_first)]

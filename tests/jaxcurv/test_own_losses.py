@@ -375,3 +375,45 @@ def test_a_table_belongs_to_the_weight_of_each_class(tmp_path: Path) -> None:
     weights[3] = 9
     with pytest.raises(ValueError, match="losses"):
         table()
+
+
+def masked(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    there = optax.sigmoid_binary_cross_entropy(logits, jnp.nan_to_num(labels))
+    return jnp.where(jnp.isnan(labels), 0, there).sum(axis=1)
+
+
+def test_missing_ones_of_several_labels_are_for_the_loss_to_mask(tmp_path: Path) -> None:
+    labels = np.where(RNG.random(SEVERAL.shape) < 0.4, np.nan, SEVERAL).astype(np.float32)
+    labels[0] = np.nan
+    settings: dict[str, Any] = {"params": FOUR, "loss": masked, "out": tmp_path / "t.parquet"}
+    found = input_curvature(linear, IMAGES, labels, params=FOUR, loss=masked).score
+    rows = score_dataset(linear, (IMAGES[:5], labels[:5]), **settings)
+    np.testing.assert_array_equal(rows["curvature"] > 0, found[:5] > 0)
+    grown = score_dataset(linear, (IMAGES, labels), **settings)
+    np.testing.assert_array_equal(grown["curvature"][:5], rows["curvature"])
+    with pytest.raises(ValueError, match=r"not finite .*must mask them"):
+        input_curvature(linear, IMAGES, labels, params=FOUR, loss=sum_of_logistic)
+    labels[6, 0] = np.inf
+    with pytest.raises(ValueError, match=r"labels of 1 of 7 samples hold .*infinity"):
+        input_curvature(linear, IMAGES, labels, params=FOUR, loss=masked)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 7])
+def test_whole_numbers_among_floats_are_floats(batch_size: int, tmp_path: Path) -> None:
+    numbers = [0.5, 1, 2, 3, 1.5, 2, 4]
+    source = list(zip(IMAGES, numbers, strict=True))
+    settings: dict[str, Any] = {
+        "params": ONE,
+        "loss": squared,
+        "batch_size": batch_size,
+        "out": tmp_path / "t.parquet",
+    }
+    score_dataset(linear, source[:6], **settings)
+    assert score_dataset(linear, source, **settings)["label"].tolist() == numbers
+
+
+def test_a_float_after_whole_numbers_says_what_to_give() -> None:
+    source = list(zip(IMAGES, [1, 2, 3, 4, 0.5, 2, 1], strict=True))
+    for size in (2, 7):
+        with pytest.raises(ValueError, match=r"labels must be of one kind.*as floats, all of them"):
+            score_dataset(linear, source, params=ONE, loss=squared, batch_size=size)
