@@ -23,6 +23,7 @@ from jaxcurv.engine.batch import (
 )
 from jaxcurv.engine.checks import (
     check_batch,
+    check_continuous,
     check_float32,
     check_key,
     check_labels,
@@ -116,7 +117,8 @@ def input_curvature(
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
         `params`, `(params, images) -> logits`. Arrays that a function closes over are those of the
         moment, but each change compiles anew: weights that change belong in `params`. Arrays that
-        a `jax.jit` of its own has fixed, and which have changed since, are refused.
+        a `jax.jit`, `jax.checkpoint` or loop of its own has fixed, and which have changed since,
+        are refused.
       images: floating `[batch, height, width, channel]`, or of any other shape `[batch, ...]`,
         normalised as the model expects; the step refers to them. A torch tensor `[batch, channel,
         height, width]` is transposed first.
@@ -188,12 +190,14 @@ def inspect(
     steps = [probing.step for probing in probings(estimators) if probing.step is not None]
     check_steps(batch.images, steps)
     with jax.default_matmul_precision(PRECISION):
-        model, program, logits = check_model(problem, params, batch.images)
+        checked = check_model(problem, params, batch.images)
+        model, program, logits, _ = checked
         loss, losses = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
         if steps:
             check_float32(program)
+            check_continuous(checked, params, batch.images, max(steps))
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
             few = slice(min(4, len(batch.labels)))

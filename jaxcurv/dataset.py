@@ -546,6 +546,7 @@ def _batches(
         pending = ((start, reader.submit(read, span)) for start, span in spans)
         for start, future in _ahead(pending, _IN_FLIGHT):
             batch, checksums = future.result()
+            batch = _as_first(batch, run.few_labels)
             check_batch(*batch, run.loss)
             _check_same_kind(batch, run.few_labels)
             check_labels(batch.labels, run.classes, run.loss)
@@ -554,13 +555,20 @@ def _batches(
             yield start, checksums, batch.take(padded)
 
 
+def _as_first(batch: Batch, few: np.ndarray) -> Batch:
+    """Whole numbers as floats where the first labels are: Python's 1, 2 and 0.5 are of one kind."""
+    if few.dtype.kind == "f" and batch.labels.dtype.kind in "iu":
+        return batch._replace(labels=batch.labels.astype(few.dtype))
+    return batch
+
+
 def _check_same_kind(batch: Batch, few: np.ndarray) -> None:
     """Refuses labels of another shape or kind than the first ones."""
     if batch.labels.shape[1:] != few.shape[1:] or batch.labels.dtype.kind != few.dtype.kind:
         raise ValueError(
             f"labels must be of one kind; those of the first samples are {few.dtype} "
             f"{few.shape[1:]}, those from index {batch.indices[0]} on {batch.labels.dtype} "
-            f"{batch.labels.shape[1:]}"
+            f"{batch.labels.shape[1:]}: give numbers that are no classes as floats, all of them"
         )
 
 

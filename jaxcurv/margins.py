@@ -240,7 +240,7 @@ def _inspected(
         )
     means, variances, noisy = _stacked(weights, noises)
     problem = Problem(model, cross_entropy)
-    model, _, logits = check_model(problem, weights, images, of_input=False)
+    model, _, logits, _ = check_model(problem, weights, images, of_input=False)
     return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
 
 

@@ -107,7 +107,8 @@ def find_finished(shards: Shards, source: Source) -> Finished:
             f"{count} of the source: choose another file, or delete {shards.all_files}"
         )
     checksums = np.concatenate([checksums_of(table) for table in tables])
-    _check_spots(shards, source, reused, keys[numbers[reused]], checksums[numbers[reused]])
+    floats = _are_floats(tables[0]["label"].type)
+    _check_spots(shards, source, reused, keys[numbers[reused]], checksums[numbers[reused]], floats)
     return Finished(
         numbers,
         pa.concat_tables([table.select(tables[0].column_names) for table in tables]),
@@ -124,14 +125,27 @@ def _numbers_by_key(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(unique[found] == wanted, places[found], -1)
 
 
+def _are_floats(labels: pa.DataType) -> bool:
+    return pa.types.is_floating(
+        labels.value_type if pa.types.is_fixed_size_list(labels) else labels
+    )
+
+
 def _check_spots(
-    shards: Shards, source: Any, reused: np.ndarray, keys: np.ndarray, checksums: np.ndarray
+    shards: Shards,
+    source: Any,
+    reused: np.ndarray,
+    keys: np.ndarray,
+    checksums: np.ndarray,
+    floats: bool,
 ) -> None:
-    """Reads some of the reused samples again and compares them with those that were scored."""
+    """Reads some of the reused samples again and compares them with those that were scored, whose
+    labels are `floats` or whole numbers."""
     spread = np.linspace(0, len(reused) - 1, _SPREAD).astype(np.int64)
     spots = np.unique([*range(min(_FIRST, len(reused))), *spread])
     batch = read_batch(source, reused[spots].tolist(), classes=False)
-    same_sample = keys_of(batch.indices, batch.labels) == keys[spots]
+    labels = batch.labels.astype(np.float32) if floats else batch.labels
+    same_sample = keys_of(batch.indices, labels) == keys[spots]
     if not same_sample.all():
         first = np.flatnonzero(~same_sample)[0]
         raise ValueError(

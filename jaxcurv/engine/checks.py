@@ -1,7 +1,6 @@
 """What the engine refuses: images, labels, keys, and models whose samples are not independent."""
 
 import re
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +14,17 @@ from jaxtyping import Array
 
 from jaxcurv.data.reading import NORMALISE
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
-from jaxcurv.engine.model import AsTraced, Problem, arguments_of
-from jaxcurv.engine.tracing import differentiable, fingerprint, fixed_by_own_jit, trace
+from jaxcurv.engine.model import AsTraced, Problem, arguments_of, modules_passed
+from jaxcurv.engine.tracing import (
+    differentiable,
+    fingerprint,
+    has_own_rules,
+    held,
+    remembered_otherwise,
+    trace,
+    trace_anew,
+    with_derivative,
+)
 
 
 def check_batch(
@@ -26,7 +34,8 @@ def check_batch(
 
     Raises:
       ValueError: wrong shapes or types, an index out of range or used twice, images that are not
-        finite, or labels that the loss cannot take: the default one needs whole numbers.
+        finite, or labels that the loss cannot take: the default one needs whole numbers, another
+        one finite ones, or NaN among several of a sample, for which its loss must be finite.
     """
     shapes = {labels.shape[:1], indices.shape, images.shape[:1]}
     if images.ndim < 2 or images.size == 0 or len(shapes) > 1:
@@ -38,7 +47,7 @@ def check_batch(
     if images.dtype not in (np.float32, np.float64):
         raise ValueError(
             "images must be float32 or float64, normalised as the model expects; got "
-            f"{images.dtype}{f' ({NORMALISE})' if images.dtype == np.uint8 else ''}"
+            f"{images.dtype}{_cure_of_type(images.dtype)}"
         )
     if not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"indices must be integers; got {indices.dtype}")
@@ -55,6 +64,21 @@ def check_batch(
             f"{np.sum(~finite)} of {len(images)} images hold NaN or infinity, "
             f"the first at index {indices[~finite][0]}; check the data and its normalisation"
         )
+
+
+def _cure_of_type(dtype: np.dtype) -> str:
+    """What to do about images of a type that has no derivative, or is too coarse for one."""
+    if dtype == np.uint8:
+        return f" ({NORMALISE})"
+    if dtype.kind in "iu":
+        return f" ({_EMBED})"
+    return ""
+
+
+_EMBED = (
+    "of token ids or categories give their embeddings as images, and the model from there on, for "
+    "there is no derivative with respect to a whole number"
+)
 
 
 def _check_whole(labels: np.ndarray) -> None:
@@ -79,7 +103,9 @@ def _check_numbers(labels: np.ndarray, indices: np.ndarray) -> None:
     """Refuses labels that no loss can take."""
     if labels.dtype.kind not in "fiub":
         raise ValueError(f"labels must be numbers; got {labels.dtype}")
-    finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    # Of several targets some may be missing, which the loss masks.
+    missing = np.isnan(labels) if labels.ndim > 1 else np.zeros(labels.shape, bool)
+    finite = (np.isfinite(labels) | missing).reshape(len(labels), -1).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"labels of {np.sum(~finite)} of {len(labels)} samples hold NaN or infinity, the first "
@@ -194,6 +220,8 @@ class CheckedModel(NamedTuple):
     """That of two images."""
     logits: np.ndarray
     """Logits of two images, `[2, classes]`."""
+    still: np.ndarray
+    """Where the first image's gradient is exactly 0, bool `[...]`."""
 
 
 def check_model(
@@ -210,9 +238,11 @@ def check_model(
     needs more than eight samples.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
-    may have changed since the last call. Arrays that a `jax.jit` of its own has fixed, and which
-    are others now, are refused; not seen where that jit has loops, or where the change moves the
-    logits by less than 1e-4 of the largest.
+    may have changed since the last call. Arrays that JAX remembers from an
+    earlier call, in a `jax.jit` or `jax.checkpoint` of the model's own or in the body of a loop or
+    branch, and which are others now, are refused; not seen where the change moves the logits by
+    less than 1e-4 of the largest. Of derivative rules of the model's own the derivative is traced
+    too.
 
     Where the gradient of the first image is exactly 0, the model's structure says whether there is
     one elsewhere. Not seen: rounding within a loop of JAX, or a rule of the model's own that gives
@@ -231,9 +261,15 @@ def check_model(
     try:
         program, result = _traced(problem, params, pair)
         _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
-        model = AsTraced(problem.model, fingerprint(program))
+        model = _as_traced("model", problem.model, (params, pair), program, int(of_input))
         logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
+        if "flax.nnx.transforms" in modules_passed(error):
+            raise ValueError(
+                "the model hands a module that it closes over to nnx.jit, or another transform of "
+                "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
+                "it anew, and give the module itself or leave that nnx.jit out"
+            ) from error
         raise ValueError(
             "the model changes its own state when called (BatchNorm in training mode or active "
             "dropout?): switch it to evaluation mode, model.eval()"
@@ -253,6 +289,11 @@ def check_model(
             "the model gives one image different logits in two rows or two calls (active dropout "
             "or other randomness?): switch it to evaluation mode, model.eval()"
         )
+    if not _alike_in_two(model, program, params, pair, logits[:2]):
+        raise ValueError(
+            "the model mixes the samples of a batch: it gives an image other logits among two than "
+            "among eight, so that they depend on how many there are (len(images)?)"
+        )
     if of_input and not gradient.any() and not differentiable(partial(model, params), pair):
         raise ValueError(
             "the model has no derivative with respect to its input, so that every score would be "
@@ -260,8 +301,71 @@ def check_model(
             "stop_gradient alone, or not at all. Of token ids give the embeddings as images, and "
             "the model from there on; else leave the rounding to whoever makes the images"
         )
-    _check_own_jit("model", problem.model, (params, pair), program, logits[:2])
-    return CheckedModel(model, program, logits[:2])
+    return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+
+
+def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, step: float) -> None:
+    """Refuses a finite difference of a model to which some entries of an image are whole numbers.
+
+    Where the gradient is exactly 0, a step there moves the logits in proportion at most, unless it
+    makes another whole number of that entry: then an eighth of it moves them as far. Costs nothing
+    where all entries have a gradient. Not seen: an entry that the logits depend on otherwise too.
+
+    Args:
+      images: the first ones, `[batch, ...]`.
+      step: of the finite difference.
+
+    Raises:
+      ValueError: the logits jump; the first such entry is named.
+    """
+    if not checked.still.any():
+        return
+    image = images[0].astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    steps = step * np.array([0, 1, -1, 0.125, -0.125], image.dtype).reshape(-1, *[1] * image.ndim)
+
+    def moved(where: np.ndarray) -> np.ndarray:
+        """How far each of `steps` on these entries moves the logits."""
+        rows = image + steps * where
+        logits = jax.device_get(_logits(checked.model, params, np.resize(rows, (8, *image.shape))))
+        return np.max(np.abs(logits[:5] - logits[0]), axis=1)
+
+    def jumps(where: np.ndarray) -> bool:
+        whole, part = moved(where)[1:].reshape(2, 2)
+        rounding = _ROUNDING * np.max(np.abs(checked.logits))
+        return bool(np.any((part > rounding) & (part > whole / 2)))
+
+    found = np.flatnonzero(checked.still)
+    if not jumps(checked.still):
+        return
+    while len(found) > 1:  # the first half where that jumps by itself, else the second
+        half = found[: len(found) // 2]
+        first = np.isin(np.arange(image.size), half).reshape(image.shape)
+        found = half if jumps(first) else found[len(half) :]
+    where = ", ".join(map(str, np.unravel_index(found[0], image.shape)))
+    raise ValueError(
+        f"entry [{where}] of an image is a whole number to the model: it has no gradient, and a "
+        f"step of {step:g} makes the logits jump, which a finite difference would take for "
+        "curvature. Of token ids or categories give the embeddings as images, and the model from "
+        "there on; or take an estimator without a step (HessianVector, GaussNewton)"
+    )
+
+
+def _alike_in_two(
+    model: AsTraced, program: ClosedJaxpr, params: Any, pair: np.ndarray, logits: np.ndarray
+) -> bool:
+    """Whether two images alone have the logits that they have among eight.
+
+    Computed only where the program of eight holds other numbers than that of two, unless new ones
+    are drawn whenever it is traced.
+    """
+    eight, _ = trace(model.function, params, pair[_ROWS])
+    if held(eight) == held(program):
+        return True
+    one, other = (trace_anew(model.function, params, pair[_ROWS]) for _ in range(2))
+    if held(one) != held(other):
+        return True
+    (found,) = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves((params, pair)))
+    return bool(np.max(np.abs(found - logits)) <= _ROUNDING * np.max(np.abs(logits)))
 
 
 def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxpr, Any]:
@@ -278,10 +382,13 @@ def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxp
         ) from error
 
 
+_WANTS_INTEGERS = re.compile(r"must be an integer|must have integer or boolean type|integer dtype")
+"""What Flax and JAX say of floating numbers that index an array."""
+
+
 def _cure(error: Exception, problem: Problem, params: Any) -> str:
     """What to do about a model that fails."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    if any(frame.f_globals.get("__name__", "").partition(".")[0] == "torch" for frame in frames):
+    if "torch" in modules_passed(error):
         return (
             "it calls torch, and JAX computes here: build the network in Flax and take its weights "
             "over with bridge.from_torch"
@@ -291,13 +398,15 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
             'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
             "...}"
         )
+    if _WANTS_INTEGERS.search(str(error)):
+        return _EMBED
     if isinstance(error, TypeError) and "positional argument" in str(error):
         return f"it is called with {arguments_of(problem.model)}"
     numbers = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree.leaves_with_path(params)
         if jnp.shape(leaf) == ()
-        and (jnp.result_type(leaf).kind == "b" or jax.typeof(leaf).weak_type)
+        and (jnp.issubdtype(jax.typeof(leaf).dtype, jnp.bool_) or jax.typeof(leaf).weak_type)
     ]
     if numbers and isinstance(error, TypeError):
         return (
@@ -307,23 +416,41 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
     return "it must be JAX code that takes [batch, ...] of the images' shape"
 
 
-def _check_own_jit(
-    what: str,
-    function: Callable,
-    arguments: Sequence[Any],
-    program: ClosedJaxpr,
-    values: np.ndarray,
+def _as_traced(
+    what: str, function: Callable, arguments: Sequence[Any], program: ClosedJaxpr, number: int
+) -> AsTraced:
+    """The function as it is now, and its derivative with respect to the argument of this number.
+
+    Raises:
+      ValueError: JAX remembers another one.
+    """
+    digest = fingerprint(program)
+    _check_remembered(what, function, arguments, program)
+    if has_own_rules(program):
+        pulled = with_derivative(function, number)
+        derivative, _ = trace(pulled, *arguments)
+        _check_remembered(what, pulled, arguments, derivative)
+        digest += fingerprint(derivative)
+    return AsTraced(function, digest)
+
+
+def _check_remembered(
+    what: str, function: Callable, arguments: Sequence[Any], program: ClosedJaxpr
 ) -> None:
-    now = fixed_by_own_jit(function, arguments, program)
+    now = remembered_otherwise(function, arguments, program)
     if now is None:
         return
-    (found,) = jax.jit(jaxpr_as_fun(now))(*jax.tree.leaves(arguments))
-    if np.max(np.abs(found - values)) > _ROUNDING * np.max(np.abs(values)):
-        raise ValueError(
-            f"the {what}'s own jax.jit has fixed arrays that have changed since: leave that jit "
-            "out, for the engine has its own, or hand them over as params, to a function "
-            "(params, images) -> logits"
-        )
+    old, new = (jax.jit(jaxpr_as_fun(p))(*jax.tree.leaves(arguments)) for p in (program, now))
+    for one, other in zip(old, new, strict=True):
+        if jnp.issubdtype(one.dtype, jnp.floating) and not np.allclose(
+            one, other, rtol=0, atol=_ROUNDING * np.max(np.abs(one)), equal_nan=True
+        ):
+            raise ValueError(
+                f"the {what}'s own jax.jit (or jax.checkpoint, loop or branch) has fixed arrays "
+                "that have changed since, for JAX remembers the function in it: leave that jit "
+                "out, for the engine has its own, define that function where it is used, or hand "
+                "the arrays over as params, to a function (params, images) -> logits"
+            )
 
 
 def _check_logits_shape(logits: Any, least: int) -> None:
@@ -354,8 +481,10 @@ class CheckedLoss(NamedTuple):
     loss: Loss
     """What the programs are compiled for."""
     losses: np.ndarray
-    """Losses of two images, `[2, 2]`: under the labels 0 and 1, and 1 and 0; where labels are no
-    classes, under two of the given ones, which differ where any do, and those exchanged."""
+    """Losses of two images. Of cross-entropy `[2, 2]`, under the labels 0 and 1, and 1 and 0; of
+    another loss of classes `[classes, 2]`, under each class, the first 1,000 at most; where labels
+    are no classes `[2, 2]`, under two of the given ones, which differ where any do, and those
+    exchanged."""
 
 
 def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
@@ -374,6 +503,11 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
     # The first label, and the first that is another one.
     other = (labels != labels[:1]).reshape(len(labels), -1).any(axis=1)
     second = 1 % len(labels) if classes else int(np.argmax(other))
+    # Labels of which any may have a gradient: the given ones weigh nothing where they are missing.
+    some = as_targets(labels[:64])
+    some = np.concatenate([some, np.zeros_like(some[:1]), np.ones_like(some[:1])])
+    if classes:
+        some = np.arange(min(logits.shape[1], 64), dtype=np.int32)
     labels = as_targets(labels[np.array([0, second])])
     if classes:  # a label without a logit is refused later, with its value; any serves here
         labels = np.clip(labels, 0, logits.shape[1] - 1)
@@ -387,28 +521,41 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
     if not isinstance(result, jax.ShapeDtypeStruct):
         raise ValueError(f"the loss must return losses alone; got a {type(result).__name__}")
     if result.shape != (2,) or result.dtype != logits.dtype:
+        what = "[batch], not reduced"
+        if result.shape == (2, 1):
+            what = "[batch]: take its [:, 0]"
         raise ValueError(
-            f"the loss must give one {logits.dtype} a sample, [batch], not reduced; got "
-            f"{result.dtype} {result.shape} for a batch of 2"
+            f"the loss must give one {logits.dtype} a sample, {what}; got {result.dtype} "
+            f"{result.shape} for a batch of 2"
         )
     # That of the project is known by its identity, and holds nothing.
-    now = loss if loss is cross_entropy else AsTraced(loss, fingerprint(program))
-    losses, gradient, swapped, of_first = jax.device_get(_examine_loss(now, logits, labels))
+    now = loss if loss is cross_entropy else _as_traced("loss", loss, (logits, labels), program, 0)
+    losses, gradient, given, of_first, in_eight = jax.device_get(_examine_loss(now, logits, labels))
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
-        raise ValueError("the loss, or its gradient, is not finite at the first images' logits")
-    if np.any(gradient[1] != 0) or abs(swapped[0, 0] - of_first) > _ROUNDING * abs(of_first):
+        masked = " (where labels are NaN, it must mask them)" if np.isnan(labels).any() else ""
+        raise ValueError(
+            f"the loss, or its gradient, is not finite at the first images' logits{masked}"
+        )
+    off = 64 * np.finfo(logits.dtype).eps * np.max(np.abs(logits))  # a loss of 0 has rounding
+    equal = partial(np.allclose, rtol=_ROUNDING, atol=off, equal_nan=True)
+    beside = [equal(given[0, 0], of_first)]
+    if loss is not cross_entropy:
+        beside.append(equal(in_eight, np.tile(given[0], 4)))
+    if np.any(gradient[1] != 0) or not all(beside):
         raise ValueError(
             "the loss mixes the samples of a batch, or their labels (logits [batch, 1] less labels "
-            "[batch] are [batch, batch]): curvature is defined per sample"
+            "[batch] are [batch, batch]), or depends on how many there are: curvature is defined "
+            "per sample"
         )
-    if not gradient.any() and not _random_gradients(now, logits, labels).any():
+    if not gradient.any() and not _random_gradients(now, logits, some).any():
         raise ValueError(
             "the loss has no gradient in the logits, so that every score would be 0: an error "
             "rate, rounding, or the softmax of one logit; of one logit take the loss of its "
             "sigmoid, such as optax.sigmoid_binary_cross_entropy(logits[:, 0], labels)"
         )
-    _check_own_jit("loss", loss, (logits, labels), program, losses)
-    return CheckedLoss(now, swapped)
+    if classes and loss is not cross_entropy:
+        given = jax.device_get(_losses_of_classes(now, logits))
+    return CheckedLoss(now, given)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -423,21 +570,42 @@ def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, A
     return logits, again, gradient
 
 
+@partial(jax.jit, static_argnames="model")
+def _logits(model: Callable, params: Any, rows: Array) -> Array:
+    return model(params, rows)
+
+
 @partial(jax.jit, static_argnames="loss")
-def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
-    """The losses, the gradient of the first one, those in `CheckedLoss`, and the first of them with
-    its own label in both rows."""
+def _examine_loss(loss: Loss, logits: Array, labels: Array) -> tuple[Array, ...]:
+    """The losses, the gradient of the first one, those under two labels and these exchanged, the
+    first of them with its own label in both rows, and those of four times these two rows."""
     losses, pullback = jax.vjp(lambda z: loss(z, labels), logits)
     (gradient,) = pullback(jnp.zeros_like(losses).at[0].set(1))
     both = jnp.arange(2, dtype=jnp.int32) if are_classes(labels, logits.shape[1]) else labels
     swapped = jnp.stack([loss(logits, y) for y in (both, both[::-1])])
-    return losses, gradient, swapped, loss(logits, both[jnp.zeros(2, int)])[0]
+    of_first = loss(logits, both[jnp.zeros(2, int)])[0]
+    eight = np.tile([0, 1], 4)
+    return losses, gradient, swapped, of_first, loss(logits[eight], both[eight])
+
+
+@partial(jax.jit, static_argnames="loss")
+def _losses_of_classes(loss: Loss, logits: Array) -> Array:
+    """Losses `[classes, 2]` of two images under each class."""
+    classes = min(logits.shape[1], _CLASSES)
+    labels = jnp.repeat(jnp.arange(classes, dtype=jnp.int32), 2)
+    return loss(jnp.tile(logits, (classes, 1)), labels).reshape(classes, 2)
+
+
+_CLASSES = 1000
+"""Classes whose losses are compared."""
 
 
 @partial(jax.jit, static_argnames="loss")
 def _random_gradients(loss: Loss, logits: Array, labels: Array) -> Array:
     """The loss's gradient at random logits, small and large ones, for these labels."""
     rng = np.random.default_rng(0)
-    some = rng.normal(size=(64, *logits.shape)) * np.logspace(-1, 1, 64)[:, None, None]
+    some = (
+        rng.normal(size=(64, len(labels), logits.shape[1])) * np.logspace(-1, 1, 64)[:, None, None]
+    )
     total = jax.grad(lambda z: jnp.sum(loss(z, labels)))
     return jax.vmap(total)(jnp.asarray(some, logits.dtype))

@@ -1,12 +1,16 @@
 """What is scored: a model of any kind, and a loss, brought to one form."""
 
+import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.errors
 import jax
 import numpy as np
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxcurv.data.layouts import comes_from
@@ -47,12 +51,28 @@ class _NnxCall:
 
     def __post_init__(self) -> None:
         # Every dispatch asks for it, and Flax walks the whole graph to tell.
-        object.__setattr__(self, "_hash", hash(self.graphdef))
+        try:
+            value = hash(self.graphdef)
+        except TypeError:  # a list, dict or set among its attributes, which `AsTraced` looks into
+            value = hash(_NnxCall)
+        object.__setattr__(self, "_hash", value)
 
     def __hash__(self) -> int:
         return self._hash
 
     def __call__(self, state: Any, images: Array) -> Array:
+        try:
+            return self._merged(state, images)
+        except (flax.errors.TraceContextError, ValueError) as error:
+            if "flax.nnx.transforms" not in modules_passed(error):
+                raise
+            # Flax's own transforms within a module, nnx.jit, nnx.remat and nnx.scan, refuse to be
+            # differentiated; the program that they make does not.
+            program = jax.make_jaxpr(self._merged)(state, images)
+            (logits,) = jaxpr_as_fun(program)(*jax.tree.leaves(state), images)
+            return logits
+
+    def _merged(self, state: Any, images: Array) -> Array:
         return nnx.merge(self.graphdef, state)(images)
 
 
@@ -64,6 +84,15 @@ class _PlainCall:
 
     def __call__(self, params: None, images: Array) -> Array:
         return self.logits_fn(images)
+
+
+def modules_passed(error: Exception) -> set[str]:
+    """The modules whose code an error came through, and the packages around them."""
+    passed = set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+        passed |= {name[: dot.start()] for dot in re.finditer(r"\.|$", name)}
+    return passed
 
 
 def arguments_of(model: Callable[[Any, Array], Array]) -> str:
@@ -89,7 +118,8 @@ def functional(
         graphdef, state = nnx.split(logits_fn)
         return _NnxCall(graphdef), state
     if params is None:
-        if comes_from(getattr(logits_fn, "__self__", None), "flax", "Module"):
+        owner = getattr(logits_fn, "__self__", None)
+        if comes_from(owner, "flax", "Module") and not isinstance(owner, nnx.Module):
             raise ValueError("a Linen model's apply needs its variables: give them as params")
         return _PlainCall(logits_fn), None
     return logits_fn, params

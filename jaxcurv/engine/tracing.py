@@ -5,16 +5,20 @@ Here it is traced anew, so that arrays which have changed since are seen. Nothin
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 _LIBRARY = str(Path(jax.__file__).parent)
+_ACTIVATIONS = str(Path(_LIBRARY, "_src", "nn"))
 
 
 def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
@@ -59,32 +63,87 @@ def differentiable(function: Callable, point: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(point), depends(program, [-1]))
 
 
-def fixed_by_own_jit(
+def with_derivative(function: Callable, number: int) -> Callable:
+    """A function's pullback of ones to the argument with this number: what the rules say that the
+    function's code has for derivatives."""
+
+    def pulled(*arguments: Any) -> Any:
+        def at(point: Any) -> Any:
+            return function(*arguments[:number], point, *arguments[number + 1 :])
+
+        value, pullback = jax.vjp(at, arguments[number])
+        return pullback(jnp.ones_like(value))
+
+    return pulled
+
+
+def has_own_rules(program: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether a program has derivative rules that are not JAX's own (`custom_jvp`, `custom_vjp`).
+
+    Not seen: one that is given to an activation of `jax.nn`.
+    """
+    for equation in program.eqns:
+        for inner in _inside(equation.params):
+            place = _place(inner)
+            if "custom" in equation.primitive.name and not place.startswith(_ACTIVATIONS):
+                return True
+            if not place.startswith(_LIBRARY) and has_own_rules(inner):
+                return True
+    return False
+
+
+def remembered_otherwise(
     function: Callable, arguments: Sequence[Any], program: ClosedJaxpr
 ) -> ClosedJaxpr | None:
-    """A function's program without what its own `jax.jit` remembers, where that may be another.
+    """A function's program without what JAX remembers of functions within it, where that may be
+    another: of its own `jax.jit` or `jax.checkpoint`, or of the body of a loop or branch.
 
     Args:
       program: that of `trace(function, *arguments)`.
 
     Returns:
-      None where the function has no `jax.jit` of its own, or one that holds fixed what is there
-      now; or where this cannot be told: new numbers are drawn whenever it is traced, or a loop of
-      JAX waits for a traced number.
+      None where there is nothing of this kind, or it is as it was; or where this cannot be told,
+      for new numbers are drawn whenever it is traced.
     """
-    fixed = set(map(_comparable, _fixed_inside(program.jaxpr)))
-    if not fixed:
+    if not _remembers(program.jaxpr):
         return None
-    try:
-        with jax.disable_jit():
-            now, _ = trace(function, *arguments)
-            there = set(map(_comparable, _constants(now)))
-            if fixed <= there:
-                return None
-            again, _ = trace(function, *arguments)
-    except Exception:  # the function is anybody's code, and loops need a jit
-        return None
-    return now if there == set(map(_comparable, _constants(again))) else None
+    now, again = (trace_anew(function, *arguments) for _ in range(2))
+    there = held(now)
+    return now if there != held(program) and there == held(again) else None
+
+
+_TRACES = itertools.count()
+
+
+def trace_anew(function: Callable, *arguments: Any) -> ClosedJaxpr:
+    """A function's program without what JAX remembers of functions within it."""
+    # JAX remembers them for these metadata alone.
+    with set_xla_metadata(jaxcurv_trace=str(next(_TRACES))):
+        return trace(function, *arguments)[0]
+
+
+def _remembers(program: Jaxpr) -> bool:
+    """Whether a program has inner ones that JAX remembers and that are not its own."""
+    for equation in program.eqns:
+        name = equation.primitive.name
+        for inner in _inside(equation.params):
+            if name not in _CALLS or not _place(inner).startswith(_LIBRARY):
+                return True
+    return False
+
+
+_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
+
+
+def _place(program: ClosedJaxpr | Jaxpr) -> str:
+    """The file that a program's function is in, and its line."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    return str(getattr(jaxpr.debug_info, "func_src_info", "")).partition(" at ")[2]
+
+
+def held(program: ClosedJaxpr) -> set[bytes]:
+    """The arrays and numbers that a program holds fixed, each as bytes."""
+    return set(map(_comparable, _constants(program)))
 
 
 def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
@@ -95,20 +154,6 @@ def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
         yield from (v.val for v in equation.invars if isinstance(v, Literal))
         for inner in _inside(equation.params):
             yield from _constants(inner)
-
-
-def _fixed_inside(program: Jaxpr, own: bool = False) -> Iterator[Any]:
-    """What a program's inner ones hold fixed that are compiled by a `jax.jit` outside of JAX."""
-    for equation in program.eqns:
-        if own:
-            yield from (v.val for v in equation.invars if isinstance(v, Literal))
-        for inner in _inside(equation.params):
-            jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            place = str(getattr(jaxpr.debug_info, "func_src_info", ""))
-            here = own or (equation.primitive.name in ("jit", "pjit") and _LIBRARY not in place)
-            if here and isinstance(inner, ClosedJaxpr):
-                yield from inner.consts
-            yield from _fixed_inside(jaxpr, here)
 
 
 def _inside(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

@@ -290,3 +290,130 @@ def score_of_concave() -> Any:
         return -squared(logits, labels)
 
     return partial(score, "regression", loss=loss)
+
+
+# --- a sample's loss is its own
+
+
+def per_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+MIXING: dict[str, tuple[Any, Any, Any]] = {
+    "divided by the batch": (FOUR, BINARY, lambda z, y: per_class(z, y) / len(z)),
+    "a share of the weights": (
+        ONE,
+        np.stack([NUMBERS, np.ones_like(NUMBERS)], 1),
+        lambda z, t: t[:, 1] * (z[:, 0] - t[:, 0]) ** 2 / t[:, 1].sum(),
+    ),
+    "NaN where alone": (ONE, BINARY, lambda z, t: (z[:, 0] - t / t.max()) ** 2),
+}
+
+
+@pytest.mark.parametrize(("weights", "labels", "loss"), MIXING.values(), ids=MIXING)
+def test_a_loss_that_depends_on_the_batch_is_refused(weights: Any, labels: Any, loss: Any) -> None:
+    with pytest.raises(ValueError, match="the loss mixes the samples of a batch"):
+        input_curvature(linear, IMAGES, labels, params=weights, loss=loss)
+
+
+def test_a_model_that_depends_on_the_size_of_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the model mixes .*how many there are"):
+        input_curvature(lambda x: x @ FOUR * (8 / len(x)), IMAGES, BINARY)
+    chosen = input_curvature(lambda x: (x @ FOUR)[jnp.arange(len(x)) - len(x)], IMAGES, BINARY)
+    np.testing.assert_allclose(
+        chosen.score, input_curvature(lambda x: x @ FOUR, IMAGES, BINARY).score, rtol=1e-4
+    )
+
+
+def test_a_loss_of_rows_that_weigh_nothing_is_scored() -> None:
+    targets = np.stack([NUMBERS, np.arange(7) > 1], 1).astype(np.float32)
+    found = input_curvature(
+        linear,
+        IMAGES,
+        targets,
+        params=ONE,
+        loss=lambda z, t: t[:, 1] * jnp.log(jnp.cosh(z[:, 0] - t[:, 0])),
+    ).score
+    assert np.all(found[:2] == 0)
+    assert np.all(found[2:] > 0)
+
+
+def test_a_loss_of_classes_that_weigh_nothing_is_scored() -> None:
+    weights = np.array([0, 0, 1, 1], np.float32)
+    found = input_curvature(
+        linear,
+        IMAGES,
+        np.array([0, 1, 2, 3, 0, 1, 2]),
+        params=FOUR,
+        loss=lambda z, y: jnp.asarray(weights)[y] * per_class(z, y),
+    ).score
+    np.testing.assert_array_equal(found > 0, [0, 0, 1, 1, 0, 0, 1])
+
+
+def test_a_column_of_losses_says_what_to_take() -> None:
+    with pytest.raises(ValueError, match=r"take its \[:, 0\]"):
+        input_curvature(
+            linear,
+            IMAGES,
+            NUMBERS[:, None],
+            params=ONE,
+            loss=lambda z, t: optax.l2_loss(z, t),
+        )
+
+
+def test_a_table_belongs_to_the_weight_of_each_class(tmp_path: Path) -> None:
+    weights = np.ones(4, np.float32)
+
+    def weighted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.asarray(weights)[labels] * per_class(logits, labels)
+
+    def table() -> Any:
+        source = (IMAGES, np.array([0, 1, 2, 3, 0, 1, 2]))
+        return score_dataset(linear, source, params=FOUR, loss=weighted, out=tmp_path / "t.parquet")
+
+    table()
+    weights[3] = 9
+    with pytest.raises(ValueError, match="losses"):
+        table()
+
+
+def masked(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    there = optax.sigmoid_binary_cross_entropy(logits, jnp.nan_to_num(labels))
+    return jnp.where(jnp.isnan(labels), 0, there).sum(axis=1)
+
+
+def test_missing_ones_of_several_labels_are_for_the_loss_to_mask(tmp_path: Path) -> None:
+    labels = np.where(RNG.random(SEVERAL.shape) < 0.4, np.nan, SEVERAL).astype(np.float32)
+    labels[0] = np.nan
+    settings: dict[str, Any] = {"params": FOUR, "loss": masked, "out": tmp_path / "t.parquet"}
+    found = input_curvature(linear, IMAGES, labels, params=FOUR, loss=masked).score
+    rows = score_dataset(linear, (IMAGES[:5], labels[:5]), **settings)
+    np.testing.assert_array_equal(rows["curvature"] > 0, found[:5] > 0)
+    grown = score_dataset(linear, (IMAGES, labels), **settings)
+    np.testing.assert_array_equal(grown["curvature"][:5], rows["curvature"])
+    with pytest.raises(ValueError, match=r"not finite .*must mask them"):
+        input_curvature(linear, IMAGES, labels, params=FOUR, loss=sum_of_logistic)
+    labels[6, 0] = np.inf
+    with pytest.raises(ValueError, match=r"labels of 1 of 7 samples hold .*infinity"):
+        input_curvature(linear, IMAGES, labels, params=FOUR, loss=masked)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 7])
+def test_whole_numbers_among_floats_are_floats(batch_size: int, tmp_path: Path) -> None:
+    numbers = [0.5, 1, 2, 3, 1.5, 2, 4]
+    source = list(zip(IMAGES, numbers, strict=True))
+    settings: dict[str, Any] = {
+        "params": ONE,
+        "loss": squared,
+        "batch_size": batch_size,
+        "out": tmp_path / "t.parquet",
+    }
+    score_dataset(linear, source[:6], **settings)
+    assert score_dataset(linear, source, **settings)["label"].tolist() == numbers
+
+
+def test_a_float_after_whole_numbers_says_what_to_give() -> None:
+    source = list(zip(IMAGES, [1, 2, 3, 4, 0.5, 2, 1], strict=True))
+    for size in (2, 7):
+        with pytest.raises(ValueError, match=r"labels must be of one kind.*as floats, all of them"):
+            score_dataset(linear, source, params=ONE, loss=squared, batch_size=size)

@@ -184,6 +184,76 @@ def test_a_jit_of_its_own_that_nothing_has_changed_is_scored() -> None:
         np.testing.assert_array_equal(score(model), score(model))
 
 
+REMEMBERED: dict[str, Callable[[dict[str, Any]], Callable]] = {
+    "checkpoint": lambda box: jax.checkpoint(lambda x: jnp.tanh(x @ box["w"])),
+    "number": lambda box: jax.checkpoint(lambda x: jnp.tanh(x @ FIRST) * box["w"][0, 0]),
+    "scan": lambda box: partial(_scanned, lambda c, _: (c @ box["w"] @ box["w"].T, None)),
+    "fori_loop": lambda box: partial(_looped, lambda _, c: c @ box["w"] @ box["w"].T),
+    "cond": lambda box: partial(_branched, lambda x: jnp.tanh(x @ box["w"])),
+    "jitted scan": lambda box: jax.jit(
+        partial(_scanned, lambda c, _: (c @ box["w"] @ box["w"].T, None))
+    ),
+}
+
+
+def _scanned(body: Callable, x: jax.Array) -> jax.Array:
+    return jax.lax.scan(body, x, None, length=2)[0] @ FIRST
+
+
+def _looped(body: Callable, x: jax.Array) -> jax.Array:
+    return jax.lax.fori_loop(0, 2, body, x) @ FIRST
+
+
+def _branched(branch: Callable, x: jax.Array) -> jax.Array:
+    return jax.lax.cond(jnp.array(True), branch, lambda x: x[:, :3], x)
+
+
+@pytest.mark.parametrize("make", REMEMBERED.values(), ids=REMEMBERED)
+def test_arrays_that_jax_remembers_are_refused(make: Callable) -> None:
+    box = {"w": np.asarray(FIRST)}
+    model = make(box)
+    first = score(model)
+    np.testing.assert_array_equal(score(model), first)
+    box["w"] = 3 * box["w"]
+    with pytest.raises(ValueError, match=r"the model's own jax\.jit \(or jax\.checkpoint"):
+        score(model)
+    assert np.any(score(make(box)) != first)
+
+
+def test_arrays_that_jax_remembers_of_a_loss_are_refused() -> None:
+    box = {"w": np.ones(3, np.float32)}
+    loss = jax.checkpoint(lambda z, y: jnp.asarray(box["w"])[y] * cross_entropy(z, y))
+    score(linear, params=FIRST, loss=loss)
+    box["w"] = 3 * box["w"]
+    with pytest.raises(ValueError, match=r"the loss's own jax\.jit \(or jax\.checkpoint"):
+        score(linear, params=FIRST, loss=loss)
+
+
+@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+@pytest.mark.parametrize("of", ["model", "loss"])
+def test_a_derivative_rule_may_change(kind: str, of: str) -> None:
+    box = {"slope": 1.0}
+    if kind == "jvp":
+        rounded = jax.custom_jvp(lambda x: jnp.round(x))
+        rounded.defjvp(lambda x, t: (rounded(x[0]), box["slope"] * t[0]))
+    else:
+        rounded = jax.custom_vjp(lambda x: jnp.round(x))
+        rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (box["slope"] * g,))
+
+    def of_model(x: jax.Array) -> jax.Array:
+        return rounded(4 * x @ FIRST)
+
+    def loss(z: jax.Array, y: jax.Array) -> jax.Array:
+        return cross_entropy(rounded(4 * z), y)
+
+    settings: dict[str, Any] = {"loss": loss} if of == "loss" else {}
+    model = of_model if of == "model" else lambda x: x @ FIRST
+    before = curvature(model, **settings).gradient_norm
+    box["slope"] = 3.0
+    after = curvature(model, **settings).gradient_norm
+    np.testing.assert_allclose(after, 3 * before, rtol=1e-5)
+
+
 def test_arrays_that_stay_compile_nothing_anew(caplog: pytest.LogCaptureFixture) -> None:
     for make in (in_place, captured_module):
         model, change = make()

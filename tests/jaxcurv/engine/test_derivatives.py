@@ -170,3 +170,57 @@ def test_tokens_have_margins_but_rounded_weights_have_none() -> None:
                 params=TABLE,
                 moments=noises["noise"],
             )
+
+
+# --- whole numbers beside numbers
+
+
+CODES = np.random.default_rng(8).normal(size=(20, 4)).astype(np.float32)
+SIX = np.random.default_rng(9).normal(size=(7, 3)).astype(np.float32)
+
+
+def coded(x: jax.Array) -> jax.Array:
+    """A category in the first entry of `[batch, 4]`, three numbers beside it."""
+    both = jnp.concatenate([jnp.asarray(CODES)[x[:, 0].astype(int)], x[:, 1:]], axis=1)
+    return jnp.tanh(both @ SIX)
+
+
+def rows_with_codes() -> np.ndarray:
+    rows = np.random.default_rng(10).normal(size=(6, 4)).astype(np.float32)
+    rows[:, 0] = np.arange(6) + 5
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("model", "entry"),
+    [
+        (coded, r"\[0\]"),
+        (lambda x: coded(x[:, ::-1]), r"\[3\]"),
+        (lambda x: coded(jnp.concatenate([jnp.floor(x[:, :1]), x[:, 1:]], axis=1)), r"\[0\]"),
+    ],
+    ids=["astype", "last", "floor"],
+)
+def test_a_code_among_numbers_is_refused_for_a_difference(model: Callable, entry: str) -> None:
+    rows = rows_with_codes()
+    rows = rows[:, ::-1].copy() if entry == r"\[3\]" else rows
+    with pytest.raises(ValueError, match=f"entry {entry} of an image is a whole number"):
+        input_curvature(model, rows, LABELS[:6])
+    assert np.all(input_curvature(model, rows, LABELS[:6], estimator=HessianVector(2)).score >= 0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: jnp.tanh(x[:, 1:] @ SIX[:3]),
+        lambda x: jnp.tanh(jax.nn.relu(x - 5) @ SIX[:4]),
+        lambda x: jnp.tanh(jax.nn.relu(x - 5.0005) @ SIX[:4]),
+        lambda x: jnp.tanh(jnp.abs(x - 5) @ SIX[:4]),
+        lambda x: coded(jnp.concatenate([jnp.round(x[:, :1]), x[:, 1:]], axis=1)),
+        lambda x: jnp.tanh(jnp.max(x, axis=1, keepdims=True) * SIX[0]),
+        lambda x: jnp.tanh(1e4 * x) @ SIX[:4],
+    ],
+    ids=["cropped", "at the ReLU", "ReLU within the step", "abs", "round", "max", "saturated"],
+)
+def test_other_entries_without_a_gradient_are_scored(model: Callable) -> None:
+    rows = rows_with_codes()
+    assert input_curvature(model, rows, LABELS[:6]).score.shape == (6,)

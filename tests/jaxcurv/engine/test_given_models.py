@@ -16,7 +16,13 @@ import torch
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from jaxcurv import FiniteDifference, flip_probability, input_curvature, score_dataset
+from jaxcurv import (
+    FiniteDifference,
+    HessianVector,
+    flip_probability,
+    input_curvature,
+    score_dataset,
+)
 from jaxcurv.margins import Moments
 from tests.refusals import refused
 
@@ -201,6 +207,12 @@ FAILING: dict[str, tuple[Callable, Any, str]] = {
         "it is called with params and images",
     ),
     "no params": (product, None, "it is called with the images alone, for no params are given"),
+    "token ids as floats": (
+        lambda x: nnx.Embed(9, 3, rngs=nnx.Rngs(0))(x).mean(1),
+        None,
+        "of token ids .* give their embeddings",
+    ),
+    "an index of floats": (lambda x: jnp.asarray(WEIGHTS)[x[:, 0]], None, "give their embeddings"),
     "NumPy": (lambda x: np.asarray(x) @ WEIGHTS, None, "must be JAX code"),
 }
 
@@ -211,3 +223,95 @@ def test_a_model_that_fails_is_told_in_one_line(model: Any, params: Any, message
         score(model, params)
     assert "\n" not in str(told.value)
     assert len(str(told.value)) < 700
+
+
+# --- NNX modules that hold and use what Flax allows
+
+
+class Dense(nnx.Module):
+    """Linear and tanh, with an attribute of its own."""
+
+    def __init__(self, attribute: Any = None) -> None:
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        self.attribute = attribute
+        self.eval()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.dropout(self.linear(x)))
+
+    def doubled(self, x: jax.Array) -> jax.Array:
+        return 2 * self(x)
+
+
+class Jitted(Dense):
+    @nnx.jit
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.linear(x))
+
+
+class Rematerialised(Dense):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(nnx.remat(nnx.Linear.__call__)(self.linear, x))
+
+
+class Scanned(Dense):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        @nnx.scan(in_axes=(None, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+        def step(linear: nnx.Linear, carry: jax.Array, row: jax.Array) -> Any:
+            return carry, linear(row)
+
+        return jnp.tanh(step(self.linear, jnp.zeros(()), x)[1])
+
+
+@pytest.mark.parametrize("kind", [Jitted, Rematerialised, Scanned])
+def test_a_module_may_use_transforms_of_flax(kind: Any) -> None:
+    plain = score(Dense())
+    np.testing.assert_allclose(score(kind()), plain, rtol=1e-3)
+    second = input_curvature(kind(), IMAGES, LABELS, estimator=HessianVector(2)).score
+    exact = input_curvature(Dense(), IMAGES, LABELS, estimator=HessianVector(2)).score
+    np.testing.assert_allclose(second, exact, rtol=1e-4)
+
+
+def test_a_closed_over_module_under_a_transform_of_flax_is_told() -> None:
+    module = Dense()
+    predict = nnx.jit(lambda module, x: module(x))
+    with pytest.raises(ValueError, match=r"nnx\.jit.*give the module itself"):
+        score(lambda x: predict(module, x))
+
+
+def test_methods_of_a_module_are_functions() -> None:
+    module = Dense()
+    np.testing.assert_array_equal(score(module.__call__), score(lambda x: module(x)))
+    np.testing.assert_array_equal(score(module.doubled), score(lambda x: 2 * module(x)))
+
+
+@pytest.mark.parametrize(
+    "attribute", [[64, 128], {"k": 1}, {1, 2}, slice(1), bytearray(b"x")], ids=repr
+)
+def test_a_module_may_have_attributes_that_do_not_hash(attribute: Any) -> None:
+    np.testing.assert_array_equal(score(Dense(attribute)), score(Dense()))
+
+
+def test_such_an_attribute_may_change() -> None:
+    class Scaled(Dense):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.attribute["scale"] * self.linear(x)
+
+    module = Scaled({"scale": 1.0})
+    score(module)
+    module.attribute["scale"] = 3.0
+    np.testing.assert_array_equal(score(module), score(Scaled({"scale": 3.0})))
+
+
+@pytest.mark.parametrize("params", [None, {"w": WEIGHTS, "key": jax.random.key(0)}])
+def test_a_model_that_holds_a_key_may_fail_too(params: Any) -> None:
+    with pytest.raises(ValueError, match="the model fails on float32 images"):
+        input_curvature(product if params else Dense(), IMAGES[:, :3], LABELS, params=params)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_token_ids_are_told_to_be_embedded(dtype: Any) -> None:
+    ids = np.arange(24).reshape(6, 4).astype(dtype)
+    with refused("of token ids .* give their embeddings"):
+        input_curvature(Dense(), ids, LABELS)
