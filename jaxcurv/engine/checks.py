@@ -76,7 +76,7 @@ def _cure_of_type(dtype: np.dtype) -> str:
 
 
 _EMBED = (
-    "of token ids or categories give their embeddings as images, and the model from there on, for "
+    "for token ids or categories give their embeddings as images, and the model from there on, as "
     "there is no derivative with respect to a whole number"
 )
 
@@ -298,7 +298,7 @@ def check_model(
         raise ValueError(
             "the model has no derivative with respect to its input, so that every score would be "
             "0: the logits depend on it through whole numbers, rounding, comparisons or "
-            "stop_gradient alone, or not at all. Of token ids give the embeddings as images, and "
+            "stop_gradient alone, or not at all. For token ids give the embeddings as images, and "
             "the model from there on; else leave the rounding to whoever makes the images"
         )
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
@@ -345,7 +345,7 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
     raise ValueError(
         f"entry [{where}] of an image is a whole number to the model: it has no gradient, and a "
         f"step of {step:g} makes the logits jump, which a finite difference would take for "
-        "curvature. Of token ids or categories give the embeddings as images, and the model from "
+        "curvature. For token ids or categories give the embeddings as images, and the model from "
         "there on; or take an estimator without a step (HessianVector, GaussNewton)"
     )
 
@@ -424,6 +424,8 @@ def _as_traced(
     Raises:
       ValueError: JAX remembers another one.
     """
+    if isinstance(function, AsTraced):  # else it compiles once more
+        function = function.function
     digest = fingerprint(program)
     _check_remembered(what, function, arguments, program)
     if has_own_rules(program):

@@ -33,7 +33,7 @@ def fingerprint(program: ClosedJaxpr) -> str:
     for value in _constants(program):
         array = _on_host(value)
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.tobytes())  # bfloat16 has no buffer
     return digest.hexdigest()
 
 

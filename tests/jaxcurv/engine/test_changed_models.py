@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxcurv import Curvature, FiniteDifference, input_curvature, score_dataset
+from jaxcurv import Curvature, FiniteDifference, GaussNewton, input_curvature, score_dataset
 from jaxcurv.engine import cross_entropy
 from jaxcurv.margins import Moments, margin_moments
 
@@ -263,6 +263,26 @@ def test_arrays_that_stay_compile_nothing_anew(caplog: pytest.LogCaptureFixture)
         with jax.log_compiles():
             score(model)
         assert [r.message for r in caplog.records if "Compiling" in r.message] == []
+
+
+def test_a_data_set_examines_its_model_with_one_program(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = dictionary(np.asarray)
+    with jax.log_compiles():
+        score_dataset(model, (IMAGES, LABELS), estimators={"one": FiniteDifference(probes=1)})
+    examined = [
+        r for r in caplog.records if "Finished XLA compilation of jit(_examine)" in r.message
+    ]
+    assert len(examined) == 1
+
+
+def test_coarse_arrays_may_be_closed_over() -> None:
+    coarse = jnp.asarray(FIRST, jnp.bfloat16)
+    found = input_curvature(
+        lambda x: x @ coarse.astype(jnp.float32), IMAGES, LABELS, estimator=GaussNewton()
+    )
+    fine = np.asarray(coarse, np.float32)
+    expected = input_curvature(lambda x: x @ fine, IMAGES, LABELS, estimator=GaussNewton())
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-5)
 
 
 def test_a_data_set_is_scored_with_the_arrays_of_now() -> None:

@@ -210,7 +210,7 @@ FAILING: dict[str, tuple[Callable, Any, str]] = {
     "token ids as floats": (
         lambda x: nnx.Embed(9, 3, rngs=nnx.Rngs(0))(x).mean(1),
         None,
-        "of token ids .* give their embeddings",
+        "for token ids .* give their embeddings",
     ),
     "an index of floats": (lambda x: jnp.asarray(WEIGHTS)[x[:, 0]], None, "give their embeddings"),
     "NumPy": (lambda x: np.asarray(x) @ WEIGHTS, None, "must be JAX code"),
@@ -313,5 +313,5 @@ def test_a_model_that_holds_a_key_may_fail_too(params: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_token_ids_are_told_to_be_embedded(dtype: Any) -> None:
     ids = np.arange(24).reshape(6, 4).astype(dtype)
-    with refused("of token ids .* give their embeddings"):
+    with refused("for token ids .* give their embeddings"):
         input_curvature(Dense(), ids, LABELS)
