@@ -37,6 +37,7 @@ _KEEPS_TERMS = {
 }
 """Operations after which a sum over an outer product is still one of its terms."""
 _SUMS = {"sum", "mean"}
+_UNLISTED = "a parameter that the network does not list"
 
 
 class _Origin(NamedTuple):
@@ -54,7 +55,8 @@ def refuse_weights_beside_tiles(
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
-    by parameters are no such products. Not seen: weights that are no `nn.Parameter` (buffers,
+    by parameters are no such products. Parameters that the network does not list, such as those of
+    layers in a plain list, are seen too. Not seen: weights that are no `nn.Parameter` (buffers,
     constants), and products written out as sums in Python.
 
     Args:
@@ -105,11 +107,20 @@ def refuse_weights_beside_tiles(
             f"module, remove it, or name it, digital_layers=[{names}]"
         )
 
+    if any(_UNLISTED in names for names in watch.found):
+        raise ValueError(
+            "the network multiplies with parameters that it does not list, so that they would be "
+            "on no tile and no noise would reach them: those of layers in a plain list, of a "
+            "second name of a layer (self.f = self.fc.forward), or outside of the network, which "
+            "a hook or a lambda holds on to; make them attributes of the network, such as "
+            "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
+        )
+
 
 def _refuse_found(network: nn.Module, found: list[frozenset[str]], left: set[str]) -> None:
     refused: dict[str, None] = {}
     for names in found:
-        if not any(_stays(network, name, left) for name in names):
+        if _UNLISTED not in names and not any(_stays(network, name, left) for name in names):
             refused |= dict.fromkeys(sorted(names))
     if refused:
         raise ValueError(
@@ -156,6 +167,9 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         namespace, _, name = str(func._schema.name).partition("::")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        for x in given:
+            if isinstance(x, nn.Parameter) and _address(x) not in self._origins:
+                self._add(x, _Origin(parameters=frozenset([_UNLISTED])))
         origins = [self._origin(x) for x in given]
         if not self._inside():
             self._see(namespace, name, args, given)

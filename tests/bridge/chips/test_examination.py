@@ -1,6 +1,7 @@
 """What the first images show: samples that depend on their batch, and weights on no tile."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,58 @@ def test_a_parameter_may_be_left_digital_by_its_name(name: str) -> None:
         program(model, PROFILES["pcm"], seed=0, digital_layers=["v"])
 
 
+class Unlisted(Parts):
+    """Some of its layers are called by ways that a copy's tiles do not know."""
+
+    def __init__(self, way: str):
+        super().__init__(lambda n, x: n.fc(n.mix(n.side(features(n, x)))))
+        outside = nn.Linear(128, 128).eval()
+        self.side = nn.Linear(128, 128).eval()
+        self.mix: Any = lambda x: x
+        if way == "a plain list":
+            self.several = [outside]
+            self.how = lambda n, x: n.fc(n.several[0](n.side(features(n, x))))
+        elif way == "a parameter in a plain list":
+            self.several = [outside.weight]
+            self.how = lambda n, x: n.fc(n.side(features(n, x)) @ n.several[0])
+        elif way == "a second name in a list":
+            self.several = [self.side]
+            self.how = lambda n, x: n.fc(n.several[0](n.side(features(n, x))))
+        elif way == "a lambda":
+            self.mix = lambda x: self.side(x)
+        elif way == "its forward by another name":
+            self.mix = self.side.forward
+        elif way == "outside, by a hook":
+            self.side.register_forward_hook(lambda layer, args, output: outside(output))
+        elif way == "by a partial":
+            self.conv.register_forward_hook(partial(_through, self.side))
+        elif way == "by a list in a hook":
+            several = [self]
+            self.side.register_forward_hook(
+                lambda layer, args, output: F.linear(output, several[0].side.weight)
+            )
+
+
+def _through(side: nn.Module, layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return side(output.flatten(1)).view_as(output)
+
+
+UNLISTED = [
+    *("a plain list", "a parameter in a plain list", "a second name in a list", "a lambda"),
+    *("its forward by another name", "outside, by a hook", "by a partial", "by a list in a hook"),
+]
+
+
+@pytest.mark.parametrize("way", UNLISTED)
+def test_weights_that_the_network_does_not_list_are_refused(way: str) -> None:
+    model = Unlisted(way)
+    message = "multiplies with parameters that it does not list"
+    with pytest.raises(ValueError, match=message):
+        predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["table"]), ROWS)
+    with pytest.raises(ValueError, match=message):
+        program(model, ADC_9, seed=0, calibration=IMAGES, digital_layers=["table"])
+
+
 ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "scale and shift": lambda n, x: n.fc(features(n, x) * n.scale + n.w[0]),
     "token": lambda n, x: n.fc(
@@ -244,6 +297,9 @@ ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "norm": lambda n, x: n.fc(F.layer_norm(features(n, x), (128,), n.scale, n.scale)),
     "fixed filter": lambda n, x: n.fc(
         n.conv(F.conv2d(x, torch.ones(3, 1, 1, 1), groups=3)).flatten(1)
+    ),
+    "parameters given to a layer": lambda n, x: torch.func.functional_call(
+        n.fc, dict(n.fc.named_parameters()), (features(n, x),)
     ),
     "single images": lambda n, x: n.fc(torch.stack([n.conv(one).flatten() for one in x])),
     "twice": lambda n, x: n.fc(features(n, x)) + n.fc(features(n, -x)),
