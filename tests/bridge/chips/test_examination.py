@@ -92,6 +92,45 @@ def test_images_that_are_all_alike_show_it_too() -> None:
         predict(MIXING["attention"](), rows)
 
 
+class Scaled(Net):
+    """Brings a batch to one range, which images of one range do not show."""
+
+    def __init__(self, to_range: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.to_range = to_range
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.to_range(x))
+
+
+TO_RANGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "least and largest": lambda x: (x - x.min()) / (x.max() - x.min()),
+    "largest": lambda x: x / x.amax(),
+    "largest magnitude": lambda x: x / x.abs().max(),
+    "least": lambda x: x - x.min(),
+    "if beyond 1": lambda x: x / 255 if x.max() > 1 else x,
+}
+
+
+@pytest.mark.parametrize("name", TO_RANGE)
+def test_scaling_over_the_batch_is_seen_of_images_of_one_range(name: str) -> None:
+    low, high = IMAGES.min((1, 2, 3), keepdims=True), IMAGES.max((1, 2, 3), keepdims=True)
+    images = (IMAGES - low) / (high - low)
+    rows = [{**row, "image": image} for row, image in zip(ROWS, images, strict=True)]
+    model = Scaled(TO_RANGE[name])
+    with pytest.raises(ValueError, match=r"the module mixes the samples of a batch"):
+        predict(model, rows)
+    with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
+        predict(program(model, PROFILES["pcm"], seed=0), rows)
+
+
+def within(x: torch.Tensor) -> torch.Tensor:
+    """What takes images of some range only."""
+    if float(x.abs().max()) > float(TENSOR.abs().max()):
+        raise AssertionError("images must be normalised")
+    return x
+
+
 HONEST: dict[str, Callable[[], nn.Module]] = {
     "plain": Net,
     "constant": lambda: Net(after=torch.zeros_like),
@@ -99,6 +138,10 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
     "quantised": lambda: Net(lambda x: (x * 7).round() / 7, lambda x: (x * 3e6).round() / 1e6),
     "squeezed": lambda: Net(lambda x: x[:, :, None, None].squeeze()),
     "a batch of its own": lambda: Net(lambda x: torch.cat([x, -x]).relu()[: len(x)]),
+    "images of a range": lambda: Scaled(within),
+    "each to its range": lambda: Scaled(lambda x: x / x.amax((1, 2, 3), keepdim=True)),
+    "clipped": lambda: Scaled(lambda x: x.clamp(-1, 1)),
+    "exponential": lambda: Scaled(lambda x: x.mul(4).exp()),
     "resnet": lambda: small_resnet(width=4),
 }
 
