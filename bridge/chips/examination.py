@@ -10,9 +10,10 @@ from torch import nn
 
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import require_independent
-from bridge.chips.memory_layout import Layout
+from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.tiles import digital_layer, named_layers, named_tiles, replace_layer
 
+_WATCHED = 64  # images among which each layer on tiles must be called
 _EXAMINED = "network_examined"
 
 
@@ -51,7 +52,9 @@ def examine(
             except (RuntimeError, IndexError):  # IndexError of token ids
                 return  # the images do not fit, which is told when the chip runs
             names = list(named_layers(analog))
-            layout(lambda x: _watched(twin, names, digital_layers, x), some)
+            more = images[:_WATCHED]
+            more = contiguous(more) if layout.contiguous else more
+            layout(lambda x: _watched(twin, names, digital_layers, x, more), some)
             require_independent(lambda x: layout(twin, x), images, "the network")
             if model is not None and all(not p.is_cuda for p in model.parameters()):
                 _refuse_other(layout(twin, some), layout(model, some))
@@ -83,9 +86,13 @@ def _digital(analog: nn.Module) -> nn.Module:
 
 
 def _watched(
-    twin: nn.Module, mapped: Sequence[str], digital_layers: Sequence[str], images: torch.Tensor
+    twin: nn.Module,
+    mapped: Sequence[str],
+    digital_layers: Sequence[str],
+    images: torch.Tensor,
+    more: torch.Tensor,
 ) -> torch.Tensor:
-    refuse_weights_beside_tiles(twin, mapped, digital_layers, images)
+    refuse_weights_beside_tiles(twin, mapped, digital_layers, images, more)
     return images
 
 

@@ -327,6 +327,48 @@ def test_weights_that_the_network_does_not_list_are_refused(way: str) -> None:
         program(model, ADC_9, seed=0, calibration=IMAGES, digital_layers=["table"])
 
 
+WRITES: dict[str, Callable[[Any], None]] = {
+    "from a copy": lambda fc: fc.weight.data.copy_((fc.full * 64).round() / 64),
+    "rounded": lambda fc: setattr(fc.weight, "data", (fc.weight.data * 8).round() / 8),
+    "a mask": lambda fc: fc.weight.data.mul_(fc.full > 0),
+    "a limit": lambda fc: fc.weight.data.clamp_(-float(fc.full.max()), float(fc.full.max())),
+    "a norm": lambda fc: fc.weight.data.div_(fc.weight.data.norm()),
+    "another parameter": lambda fc: setattr(fc, "weight", nn.Parameter(fc.full.clone())),
+}
+
+
+def writing(name: str, *, restored: bool = False) -> nn.Module:
+    model: Any = Net()
+    model.fc.full = model.fc.weight.detach().clone()
+    with torch.no_grad():
+        WRITES[name](model.fc)  # so that what it writes is what is there
+    kept = []
+
+    def write(layer: Any, args: tuple) -> None:
+        kept.append(layer.weight.data.clone())
+        WRITES[name](layer)
+
+    def restore(layer: Any, args: tuple, output: torch.Tensor) -> None:
+        layer.weight.data = kept.pop()
+
+    model.fc.register_forward_pre_hook(write)
+    if restored:
+        model.fc.register_forward_hook(restore)
+    return model
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("name", WRITES)
+def test_networks_that_write_their_weights_are_refused(name: str, restored: bool) -> None:
+    message = "writes the weights of fc itself"
+    with pytest.raises(ValueError, match=message):
+        predict(program(writing(name, restored=restored), PROFILES["pcm"], seed=0), ROWS)
+    with pytest.raises(ValueError, match=message):
+        program(writing(name, restored=restored), ADC_9, seed=0, calibration=IMAGES)
+    chip = program(writing(name), PROFILES["pcm"], seed=0, digital_layers=["fc"])
+    predict(chip, ROWS)
+
+
 ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "scale and shift": lambda n, x: n.fc(features(n, x) * n.scale + n.w[0]),
     "token": lambda n, x: n.fc(
@@ -343,6 +385,10 @@ ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     ),
     "parameters given to a layer": lambda n, x: torch.func.functional_call(
         n.fc, dict(n.fc.named_parameters()), (features(n, x),)
+    ),
+    "learned queries": lambda n, x: (
+        n.fc(attention_within(n.fc(n.scale).mean() + features(n, x)))
+        + (n.fc(n.w[:4])[:, :2] @ features(n, x)[:, None, :2].transpose(1, 2)).mean(1)
     ),
     "single images": lambda n, x: n.fc(torch.stack([n.conv(one).flatten() for one in x])),
     "twice": lambda n, x: n.fc(features(n, x)) + n.fc(features(n, -x)),
@@ -373,6 +419,40 @@ def test_layers_on_tiles_that_are_not_called_are_refused() -> None:
     with pytest.raises(ValueError, match=message):
         program(model, ADC_9, seed=0, calibration=IMAGES)
     predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["auxiliary"]), ROWS)
+
+
+class Routed(Net):
+    """Each image chooses its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(128, 4) for _ in range(3)).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features, chosen = self.conv(x).relu().flatten(1), x[:, 0, 0, 0].long()
+        logits = self.fc(features)
+        for n, expert in enumerate(self.experts):
+            if (rows := (chosen == n).nonzero()[:, 0]).numel():
+                logits = logits.index_add(0, rows, expert(features[rows]))
+        return logits
+
+
+def test_layers_that_an_image_chooses_are_looked_for_in_more_images() -> None:
+    images = np.concatenate([IMAGES, IMAGES])
+    images[:, 0, 0, 0] = [0, 1, 2, 1, 0, 0, 1, 2, 1, 0]
+    program(Routed().eval(), ADC_9, seed=0, calibration=images)
+    with pytest.raises(ValueError, match=r"experts\.2 .*does not call it, on 2 images"):
+        program(Routed().eval(), ADC_9, seed=0, calibration=images[:2])
+
+
+def test_the_cure_for_a_call_of_forward_is_one() -> None:
+    model = Parts(lambda n, x: n.fc.forward(features(n, x)))
+    with pytest.raises(
+        ValueError, match=r"self\.fc\.forward\(x\).*digital_layers=\['fc'\]"
+    ) as told:
+        predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["table"]), ROWS)
+    assert "fc.weight" in str(told.value)
+    predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["table", "fc"]), ROWS)
 
 
 def test_a_copy_that_still_runs_the_original_is_refused() -> None:
