@@ -1,5 +1,6 @@
 """What is looked at once, when a chip's network first meets images."""
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import transformer
 
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import require_independent
@@ -14,6 +16,11 @@ from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.tiles import digital_layer, named_layers, named_tiles, replace_layer
 
 _WATCHED = 64  # images among which each layer on tiles must be called
+_NESTED = (
+    "the network fails on tiles ({}): they take no nested tensors, which nn.TransformerEncoder "
+    "makes of padded sequences: make it with enable_nested_tensor=False, or set "
+    "encoder.use_nested_tensor = False; its outputs at padded places are then no zeros"
+)
 _EXAMINED = "network_examined"
 
 
@@ -41,7 +48,7 @@ def examine(
     """
     if getattr(analog, _EXAMINED, False) or not len(images):
         return
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), refused_access():
         twin = _digital(analog)
         if not named_tiles(twin):
             images = images.detach().cpu().clone()
@@ -49,7 +56,9 @@ def examine(
             layout = Layout(twin)
             try:
                 layout(twin, some)
-            except (RuntimeError, IndexError):  # IndexError of token ids
+            except (AttributeError, TypeError, StopIteration):
+                raise
+            except Exception:  # such as an IndexError of token ids, or an assertion
                 return  # the images do not fit, which is told when the chip runs
             names = list(named_layers(analog))
             more = images[:_WATCHED]
@@ -71,11 +80,28 @@ def refused_access() -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError) as error:
+        if transformer.__file__ in [frame.filename for frame in _innermost(error)]:
+            raise ValueError(_NESTED.format(error)) from error
         raise ValueError(
             f"the network fails on tiles ({type(error).__name__}: {error}): a layer on tiles has "
             "no weight to be read, and is called with its input alone, self.fc(x); name such a "
             "layer in digital_layers"
         ) from error
+    except (StopIteration, RuntimeError) as error:
+        if isinstance(error, StopIteration) or "raised StopIteration" in str(error):
+            raise ValueError(
+                "the network fails on tiles (StopIteration): layers on tiles have no parameters, "
+                "as code such as next(self.parameters()).device asks for: take the device and "
+                "dtype of the input, x.device, or name a layer in digital_layers"
+            ) from error
+        if "NestedTensor" in str(error):
+            raise ValueError(_NESTED.format(error)) from error
+        raise
+
+
+def _innermost(error: BaseException) -> traceback.StackSummary:
+    """Where an error was raised: the last two calls, of which one may be `__getattr__`."""
+    return traceback.extract_tb(error.__traceback__)[-2:]
 
 
 def _digital(analog: nn.Module) -> nn.Module:

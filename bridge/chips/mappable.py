@@ -63,8 +63,19 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     if other := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
         dtype = tensors[other[0]].dtype
         raise ValueError(f"{other[0]} is {dtype}; chips are simulated in float32: model.float()")
-    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+    weights = {**dict(model.named_parameters()), **_statistics(model)}  # a mask may be infinite
+    if broken := [n for n, t in weights.items() if not torch.isfinite(t).all()]:
         raise ValueError(f"non-finite weights in {some(broken)}; load another checkpoint")
+
+
+def _statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What BatchNorm layers keep of the images that they saw, by name."""
+    return {
+        f"{path}.{name}": tensor
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name, tensor in module.named_buffers(recurse=False)
+    }
 
 
 def some(names: Iterable[str]) -> str:

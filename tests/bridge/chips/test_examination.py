@@ -503,3 +503,75 @@ def test_code_that_reads_a_layer_s_weights_is_told_so() -> None:
             call()
     with pytest.raises(ValueError, match=r"the network fails on tiles \(AttributeError"):
         program(model, ADC_9, seed=0, calibration=IMAGES)
+
+
+class ReadsParametrization(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.fc.parametrizations.weight.original0.mean()
+
+
+def test_code_that_reads_a_parametrization_is_told_so() -> None:
+    model = ReadsParametrization()
+    nn.utils.parametrizations.weight_norm(model.fc)
+    chip = program(model.eval(), PROFILES["pcm"], seed=0)
+    with pytest.raises(ValueError, match=r"fails on tiles .* no attribute 'parametrizations'"):
+        predict(chip, ROWS)
+
+
+class AsksForParameters(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(next(self.parameters()).device))
+
+
+@pytest.mark.parametrize("profile", [Profile(ADC(range=20.0)), noisy("constant")])
+def test_code_that_asks_for_parameters_is_told_so(profile: Profile) -> None:
+    model = AsksForParameters()
+    predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+    chip = program(model, profile, seed=0)
+    for call in (lambda: predict(chip, ROWS), lambda: chip(TENSOR, range(5))):
+        with pytest.raises(ValueError, match=r"\(StopIteration\).* x\.device, or name a layer"):
+            call()
+    predict(program(model, profile, seed=0, digital_layers=["fc"]), ROWS)
+
+
+class Padded(nn.Module):
+    """Sequences whose end is padding, which the encoder leaves out by nested tensors."""
+
+    def __init__(self, **settings: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, **settings)
+        self.fc = nn.Linear(6, 4)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = x.abs().sum(-1) == 0
+        return self.fc(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+
+def test_nested_tensors_are_told_of_with_the_cure() -> None:
+    sequences = TENSOR[:, 0].clone()
+    sequences[:, 4:] = 0
+    profile = Profile(ADC(range=20.0))
+    with torch.random.fork_rng(devices=[]):
+        model, other = Padded(), Padded(enable_nested_tensor=False)
+    left = [f"encoder.layers.0.{name}" for name in ("self_attn", "norm1", "norm2")]
+    chip = program(model, profile, seed=0, digital_layers=left)
+    with pytest.raises(ValueError, match="enable_nested_tensor=False"):
+        chip(sequences, range(5))
+    assert (
+        program(other, profile, seed=0, digital_layers=left)(sequences, range(5)).isfinite().all()
+    )
+
+
+class OfOneSize(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert len(x) == 5, "batches of five"
+        return super().forward(x)
+
+
+def test_networks_of_one_batch_size_run() -> None:
+    expected = OfOneSize()(TENSOR)
+    found = program(OfOneSize(), PROFILES["ideal"], seed=0)(TENSOR, range(5))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    predict(OfOneSize(), ROWS, batch_size=5)
