@@ -99,7 +99,7 @@ def refused_access() -> Iterator[None]:
         raise
 
 
-def _innermost(error: BaseException) -> traceback.StackSummary:
+def _innermost(error: BaseException) -> list[traceback.FrameSummary]:
     """Where an error was raised: the last two calls, of which one may be `__getattr__`."""
     return traceback.extract_tb(error.__traceback__)[-2:]
 
