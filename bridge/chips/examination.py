@@ -1,5 +1,6 @@
 """What is looked at once, when a chip's network first meets images."""
 
+import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from torch.nn.modules import transformer
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import require_independent
 from bridge.chips.memory_layout import Layout, contiguous
-from bridge.chips.tiles import digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.tiles import AnalogLayer, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.weight_noise import weight_noise
 
 _WATCHED = 64  # images among which each layer on tiles must be called
 _NESTED = (
@@ -29,6 +31,7 @@ def examine(
     digital_layers: Sequence[str],
     images: torch.Tensor,
     model: nn.Module | None = None,
+    engine: str = "fast",
 ) -> None:
     """Refuses a network that is not what its chip would be; the first time that it is called.
 
@@ -41,10 +44,11 @@ def examine(
       digital_layers: as for `program`.
       images: what the network takes, `[batch, ...]`.
       model: the one that was converted; its logits are compared.
+      engine: what runs the chip.
 
     Raises:
       ValueError: weights that are on no tile, layers that are not called, samples that depend on
-        their batch, or logits that are not the model's.
+        their batch, code that asks what a layer is, or logits that are not the model's.
     """
     if getattr(analog, _EXAMINED, False) or not len(images):
         return
@@ -65,6 +69,8 @@ def examine(
             more = contiguous(more) if layout.contiguous else more
             layout(lambda x: _watched(twin, names, digital_layers, x, more), some)
             require_independent(lambda x: layout(twin, x), images, "the network")
+            if engine == "fast":
+                _refuse_asking(twin, analog, layout, some)
             if model is not None and all(not p.is_cuda for p in model.parameters()):
                 _refuse_other(layout(twin, some), layout(model, some))
     setattr(analog, _EXAMINED, True)
@@ -109,6 +115,54 @@ def _digital(analog: nn.Module) -> nn.Module:
     for name, layer in named_layers(twin).items():
         twin = replace_layer(twin, name, digital_layer(layer))
     return twin
+
+
+class _OnTiles(nn.Module):
+    """A layer that computes as PyTorch's own and is none, as a chip's are."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, so that it is not found among a network's layers
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._layer[0].forward(x)
+
+
+def _refuse_asking(
+    twin: nn.Module, analog: nn.Module, layout: Layout, images: torch.Tensor
+) -> None:
+    """Refuses code that asks for the kind of its layers, where a chip's are of another one."""
+    names = [name for name, layer in named_layers(analog).items() if not _is_plain(layer)]
+    if not names:
+        return
+    disguised = deepcopy(twin)
+    for name in names:
+        disguised = replace_layer(disguised, name, _OnTiles(disguised.get_submodule(name)))
+    expected = layout(twin, images)
+    try:
+        found = layout(disguised, images)
+    except Exception:
+        return  # which is told when the chip runs
+    if not isinstance(found, torch.Tensor) or not found.isfinite().all():
+        return
+    off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if off > 1e-4 * largest:
+        raise ValueError(
+            f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers on "
+            "tiles are not PyTorch's own: its code or a hook asks for their kind, as "
+            "isinstance(layer, nn.Linear) and hasattr(layer, 'weight') do; let it ask for the "
+            "layer's name, or register hooks on the layers that they are for alone"
+        )
+
+
+def _is_plain(layer: AnalogLayer) -> bool:
+    """Whether fast execution makes it one of PyTorch's layers."""
+    for tile in layer.analog_tiles():
+        forward = tile.rpu_config.forward
+        bounded = forward.out_res > 0 or 0 < forward.out_bound < math.inf
+        if weight_noise(forward) > 0 or (bounded and not forward.is_perfect):
+            return False
+    return True
 
 
 def _watched(

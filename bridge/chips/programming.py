@@ -85,7 +85,7 @@ class Chip:
           ValueError: weights are multiplied with outside of a layer on tiles, a layer on tiles is
             not called, or a sample's logits depend on its batch.
         """
-        examine(self.analog, self.digital_layers, images)
+        examine(self.analog, self.digital_layers, images, engine=self.engine)
 
     @property
     def name(self) -> str:
@@ -192,7 +192,7 @@ def program(
             images = as_tensor(calibration, "calibration", analog)
             # Clipped weights, and tiles of the user's own, give other logits.
             same = chosen.clipping.type == "none" and not named_tiles(model)
-            examine(analog, digital_layers, images, model if same else None)
+            examine(analog, digital_layers, images, model if same else None, engine)
             _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)

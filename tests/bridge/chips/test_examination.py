@@ -575,3 +575,39 @@ def test_networks_of_one_batch_size_run() -> None:
     found = program(OfOneSize(), PROFILES["ideal"], seed=0)(TENSOR, range(5))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     predict(OfOneSize(), ROWS, batch_size=5)
+
+
+def tripled(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return 3 * output if isinstance(layer, nn.Linear) else None
+
+
+def limited(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return output.clamp(-0.05, 0.05) if type(layer).__name__ == "Conv2d" else None
+
+
+def weighed(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return output / 2 if hasattr(layer, "weight") else None
+
+
+def marked(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return 3 * output if hasattr(layer, "gain") else output
+
+
+@pytest.mark.parametrize("hook", [tripled, limited, weighed, marked])
+def test_code_that_asks_what_a_layer_is_is_refused(hook: Callable[..., Any]) -> None:
+    model: Any = Net()
+    model.fc.gain = 3
+    for layer in (model.conv, model.fc):
+        layer.register_forward_hook(hook)
+    expected = model(TENSOR)
+    plain = program(model, PROFILES["ideal"], seed=0)  # on which layers are PyTorch's
+    torch.testing.assert_close(plain(TENSOR, range(5)), expected, rtol=1e-3, atol=1e-4)
+    for make in (
+        lambda: program(model, ADC_9, seed=0, calibration=IMAGES),
+        lambda: predict(program(model, noisy("constant", 1e-4), seed=0), ROWS),
+    ):
+        if hook is marked:
+            make()
+            continue
+        with pytest.raises(ValueError, match=r"code or a hook asks for their kind"):
+            make()
