@@ -35,7 +35,7 @@ def examine(
 ) -> None:
     """Refuses a network that is not what its chip would be; the first time that it is called.
 
-    All is seen of a copy without tiles, so that noise and ADC do not matter; it costs some 20
+    All is seen of a copy without tiles, so that noise and ADC do not matter; it costs some 30
     samples' digital passes on the CPU. Networks with tiles in other kinds of layers are not looked
     at, nor is one that fails on the images.
 
