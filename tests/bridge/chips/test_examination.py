@@ -589,11 +589,15 @@ def weighed(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor
     return output / 2 if hasattr(layer, "weight") else None
 
 
+def of_a_linear_layer(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return 3 * output if hasattr(layer, "in_features") else None
+
+
 def marked(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
     return 3 * output if hasattr(layer, "gain") else output
 
 
-@pytest.mark.parametrize("hook", [tripled, limited, weighed, marked])
+@pytest.mark.parametrize("hook", [tripled, limited, weighed, of_a_linear_layer, marked])
 def test_code_that_asks_what_a_layer_is_is_refused(hook: Callable[..., Any]) -> None:
     model: Any = Net()
     model.fc.gain = 3
@@ -606,7 +610,7 @@ def test_code_that_asks_what_a_layer_is_is_refused(hook: Callable[..., Any]) -> 
         lambda: program(model, ADC_9, seed=0, calibration=IMAGES),
         lambda: predict(program(model, noisy("constant", 1e-4), seed=0), ROWS),
     ):
-        if hook is marked:
+        if hook in (marked, of_a_linear_layer):
             make()
             continue
         with pytest.raises(ValueError, match=r"code or a hook asks for their kind"):
