@@ -37,6 +37,7 @@ _KEEPS_TERMS = {
 }
 """Operations through which a product written with `*` is followed to its sum."""
 _SUMS = {"sum", "mean"}
+_UNLISTED = "a parameter that the network does not list"
 
 
 class _Origin(NamedTuple):
@@ -48,13 +49,18 @@ class _Origin(NamedTuple):
 
 
 def refuse_weights_beside_tiles(
-    network: nn.Module, mapped: Sequence[str], digital_layers: Sequence[str], images: torch.Tensor
+    network: nn.Module,
+    mapped: Sequence[str],
+    digital_layers: Sequence[str],
+    images: torch.Tensor,
+    more: torch.Tensor,
 ) -> None:
     """Refuses a network that multiplies with parameters which are on no tile.
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
-    by parameters are no such products. Not seen: weights that are no `nn.Parameter` (buffers,
+    by parameters are no such products. Parameters that the network does not list, such as those of
+    layers in a plain list, are seen too. Not seen: weights that are no `nn.Parameter` (buffers,
     constants), and products written out as sums in Python.
 
     Args:
@@ -62,19 +68,31 @@ def refuse_weights_beside_tiles(
       mapped: paths of the layers that go to tiles.
       digital_layers: paths of layers, and of single parameters, that stay digital.
       images: what it takes, `[batch, ...]`.
+      more: run too if these do not call each layer on tiles, as where an image chooses its layers.
 
     Raises:
-      ValueError: such parameters, or a layer on tiles that the pass does not call; named.
+      ValueError: such parameters, a layer on tiles that is not called, or one whose weights the
+        network writes itself; named.
     """
     depth: list[str] = []
     called: set[str] = set()
+    weights = _moved({name: network.get_submodule(name) for name in mapped})
+    written: dict[str, None] = {}
 
-    def enter(name: str, *_: Any) -> None:
+    def enter(name: str, module: nn.Module, *_: Any) -> None:
         depth.append(name)
         called.add(name)
+        check(name, module)
 
-    def leave(*_: Any) -> None:
-        depth.pop()
+    def check(name: str, module: nn.Module) -> None:
+        if name in weights and not _has(module, weights[name].at):
+            written[name] = None
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if depth.pop() in mapped:  # what tiles give is no parameter
+            for x in tree_leaves(output):
+                if isinstance(x, torch.Tensor):
+                    watch.add_input(x)
 
     left = set(digital_layers)
     handles = []
@@ -89,34 +107,70 @@ def refuse_weights_beside_tiles(
                 module.register_forward_pre_hook(partial(enter, name), prepend=around),
                 module.register_forward_hook(leave, prepend=not around, always_call=True),
             ]
-    watch = _Watch(network, images, lambda: bool(depth))
+    watch = _Watch(network, lambda: bool(depth))
     try:
-        with watch:
-            network(images)
+        _run(watch, network, images)
+        if len(more) > len(images) and not called.issuperset(mapped):
+            _run(watch, network, more)
+        for name in weights:
+            check(name, network.get_submodule(name))
     finally:
         for handle in handles:
             handle.remove()
-    _refuse_found(network, watch.found, left)
+        for name, weight in weights.items():
+            network.get_submodule(name).weight = weight.own
+            weight.own.data = weight.was
+    if written:
+        raise ValueError(
+            f"the network, or a hook of it, writes the weights of {some(written)} itself: they "
+            "would take the place of those on tiles, noise and all; write them once before, or "
+            "compute them by torch.nn.utils.parametrize, or name the layer, "
+            f"digital_layers=[{next(iter(written))!r}]"
+        )
+    _refuse_found(network, mapped, watch.found, left)
     if unused := [name for name in mapped if name not in called]:
         names = ", ".join(map(repr, unused[:3]))
         raise ValueError(
             f"{'layer' if len(unused) == 1 else f'{len(unused)} layers:'} {some(unused)} would be "
-            "on tiles but a forward pass does not call it: call it in the network's code as a "
-            f"module, remove it, or name it, digital_layers=[{names}]"
+            "on tiles but a forward pass does not call it, on "
+            f"{max(len(images), len(more))} images: call it in the network's code as a module, "
+            "self.fc(x) and not self.fc.forward(x), show images that need it first, "
+            "chip.examine(images), remove it, or name it, "
+            f"digital_layers=[{names}]"
+        )
+
+    if any(_UNLISTED in names for names in watch.found):
+        raise ValueError(
+            "the network multiplies with parameters that it does not list, so that they would be "
+            "on no tile and no noise would reach them: those of layers in a plain list, of a "
+            "second name of a layer (self.f = self.fc.forward), or outside of the network, which "
+            "a hook or a lambda holds on to; make them attributes of the network, such as "
+            "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
 
 
-def _refuse_found(network: nn.Module, found: list[frozenset[str]], left: set[str]) -> None:
+def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
+    watch.add_input(images)
+    with watch:
+        network(images)
+
+
+def _refuse_found(
+    network: nn.Module, mapped: Sequence[str], found: list[frozenset[str]], left: set[str]
+) -> None:
     refused: dict[str, None] = {}
     for names in found:
-        if not any(_stays(network, name, left) for name in names):
+        if _UNLISTED not in names and not any(_stays(network, name, left) for name in names):
             refused |= dict.fromkeys(sorted(names))
     if refused:
+        first = next(iter(refused))
+        layer = first.rpartition(".")[0]
         raise ValueError(
             f"the network multiplies with {some(refused)} outside of a layer on tiles: these "
             "weights would be on no tile, and no noise would reach them; make it a call of a "
-            "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight), or name "
-            f"the parameter to keep it digital, digital_layers=[{next(iter(refused))!r}]"
+            "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight) or "
+            "self.fc.forward(x), or name what is to stay digital, "
+            f"digital_layers=[{(layer if layer in mapped else first)!r}]"
         )
 
 
@@ -133,6 +187,31 @@ def _stays(network: nn.Module, name: str, left: set[str]) -> bool:
     return name in left or (layer and any(f"{path}.".startswith(f"{one}.") for one in left))
 
 
+class _Moved(NamedTuple):
+    """A layer's weight: the parameter, its values before and those that it is watched with."""
+
+    own: nn.Parameter
+    was: torch.Tensor
+    at: torch.Tensor
+
+
+def _moved(layers: dict[str, nn.Module]) -> dict[str, _Moved]:
+    """Gives layers other weights, off every grid and mask, so that what is written shows."""
+    moved = {}
+    for name, layer in layers.items():
+        own: Any = layer.weight
+        was = own.data
+        step = 0.0137 * (float(was.abs().max()) or 1.0)
+        own.data = was * 1.0113 + step
+        moved[name] = _Moved(own, was, own.data.clone())
+    return moved
+
+
+def _has(layer: Any, weight: torch.Tensor) -> bool:
+    found = layer.weight
+    return isinstance(found, torch.Tensor) and torch.equal(found.detach(), weight)
+
+
 class _Watch(TorchDispatchMode):
     """Follows where tensors come from; storages are known, so that views are too.
 
@@ -140,7 +219,7 @@ class _Watch(TorchDispatchMode):
       found: parameters, by name, of each product outside of a layer.
     """
 
-    def __init__(self, network: nn.Module, images: torch.Tensor, inside: Callable[[], bool]):
+    def __init__(self, network: nn.Module, inside: Callable[[], bool]):
         super().__init__()
         self.found: list[frozenset[str]] = []
         self._inside = inside
@@ -148,7 +227,10 @@ class _Watch(TorchDispatchMode):
         self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
         for name, parameter in network.named_parameters(remove_duplicate=False):
             self._add(parameter, _Origin(parameters=frozenset([name])))
-        self._add(images, _Origin(input=True))
+
+    def add_input(self, x: torch.Tensor) -> None:
+        """Takes a tensor for one that depends on the input."""
+        self._add(x, _Origin(input=True))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -156,6 +238,9 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         namespace, _, name = str(func._schema.name).partition("::")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        for x in given:
+            if isinstance(x, nn.Parameter) and _address(x) not in self._origins:
+                self._add(x, _Origin(parameters=frozenset([_UNLISTED])))
         origins = [self._origin(x) for x in given]
         if not self._inside():
             self._see(namespace, name, args, given)

@@ -38,11 +38,11 @@ def require_independent(
 ) -> None:
     """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
 
-    Seen by behaviour, on two samples in batches of four and of two: other neighbours must not
-    change a sample's logits by more than 1e-6 of the largest; another place, batch size or random
-    state no more than rounding does, which a change of the input by some units in the last place
-    measures. Not seen: coupling that needs more than four samples or vanishes at these, and that of
-    a network which runs on batches of one size only.
+    Seen by behaviour, on two samples in batches of four and of two: other neighbours, one of them
+    beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest;
+    another place, batch size or random state no more than rounding does, which a change of the
+    input by some units in the last place measures. Not seen: coupling that needs more than four
+    samples or vanishes at these, and that of a network which runs on batches of one size only.
 
     Args:
       run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
@@ -73,12 +73,13 @@ def require_independent(
         if not math.isfinite(largest):
             return  # which is told of the sample itself
         beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
+        beside = max(beside, _beside_far(logits, one, other, alone))
         elsewhere = float((torch.cat([alone[0], pair]) - pair[0]).abs().max())
         rounding = 1e-4 * largest
         if elsewhere > rounding and one.is_floating_point():
             nearly = 2 * [one * (1 + 8 * torch.finfo(one.dtype).eps)]
             rounding = max(rounding, 10 * float((logits(nearly, seed=1) - pair).abs().max()))
-    except (RuntimeError, IndexError, _NoOutputs):
+    except Exception:
         return  # it fails on all images, which is told of these, or on batches of these sizes
     if beside > 1e-6 * largest:
         raise ValueError(
@@ -98,6 +99,28 @@ def require_independent(
 def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
     """The first image that is not the one of place 0, `[1, ...]`; None where all are alike."""
     return next((x for x in images.split(1) if not torch.equal(x, images[:1])), None)
+
+
+def _beside_far(
+    logits: Callable[[list[torch.Tensor]], torch.Tensor],
+    one: torch.Tensor,
+    other: torch.Tensor,
+    alone: list[torch.Tensor],
+) -> float:
+    """How far logits change with a neighbour beyond the images' range, as their largest value."""
+    if not one.is_floating_point():
+        return 0.0
+    low, high = torch.cat([one, other]).aminmax()
+    least, largest = other.aminmax()
+    beyond = (high - low).clamp(min=0.1) / 4
+    stretched = (other - least) / (largest - least).clamp(min=torch.finfo(other.dtype).tiny)
+    far = (low - beyond) + stretched * (high - low + 2 * beyond)
+    try:
+        mixed = logits([one, other, far, other])
+    except Exception:
+        return 0.0  # it takes no such image
+    beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
+    return beside if math.isfinite(beside) else 0.0
 
 
 def as_logits(output: Any) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Checks of a chip's network on its first images."""
 
+import math
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -7,12 +9,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import transformer
 
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import first_that_differs, require_independent
-from bridge.chips.memory_layout import Layout
-from bridge.chips.tiles import digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.memory_layout import Layout, contiguous
+from bridge.chips.tiles import AnalogLayer, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.weight_noise import weight_noise
 
+_WATCHED = 64  # images among which each layer on tiles must be called
+_NESTED = (
+    "the network fails on tiles ({}): they take no nested tensors, which nn.TransformerEncoder "
+    "makes of padded sequences: make it with enable_nested_tensor=False, or set "
+    "encoder.use_nested_tensor = False; its outputs at padded places are then no zeros"
+)
 _EXAMINED = "network_examined"
 
 
@@ -21,10 +31,11 @@ def examine(
     digital_layers: Sequence[str],
     images: torch.Tensor,
     model: nn.Module | None = None,
+    engine: str = "fast",
 ) -> None:
     """Refuses a network that would not compute on tiles what it computes in PyTorch; once a chip.
 
-    Runs a copy without tiles, so that noise and ADC do not matter; it costs some 20 samples'
+    Runs a copy without tiles, so that noise and ADC do not matter; it costs some 30 samples'
     digital passes on the CPU. Networks with tiles in other kinds of layers are not looked at, nor
     is one that fails on the images.
 
@@ -33,14 +44,15 @@ def examine(
       digital_layers: as for `program`.
       images: what the network takes, `[batch, ...]`.
       model: the one that was converted; its logits are compared.
+      engine: what runs the chip.
 
     Raises:
       ValueError: weights that are on no tile, layers that are not called, samples that depend on
-        their batch, or logits that are not the model's.
+        their batch, code that asks what a layer is, or logits that are not the model's.
     """
     if getattr(analog, _EXAMINED, False) or not len(images):
         return
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), refused_access():
         twin = _digital(analog)
         if not named_tiles(twin):
             other = first_that_differs(images)
@@ -48,11 +60,17 @@ def examine(
             layout = Layout(twin)
             try:
                 found = layout(twin, some.clone())
-            except (RuntimeError, IndexError):  # IndexError of token ids
+            except (AttributeError, TypeError, StopIteration):
+                raise
+            except Exception:  # such as an IndexError of token ids, or an assertion
                 return  # the images do not fit, which is told when the chip runs
             names = list(named_layers(analog))
-            layout(lambda x: _watched(twin, names, digital_layers, x), some.clone())
+            more = images[:_WATCHED].detach().cpu().clone()
+            more = contiguous(more) if layout.contiguous else more
+            layout(lambda x: _watched(twin, names, digital_layers, x, more), some.clone())
             require_independent(lambda x: layout(twin, x), some, "the network")
+            if engine == "fast":
+                _refuse_asking(twin, analog, layout, some, found)
             if model is not None and all(not p.is_cuda for p in model.parameters()):
                 _refuse_other(found, layout(model, some.clone()))
     setattr(analog, _EXAMINED, True)
@@ -73,11 +91,28 @@ def refused_access() -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError) as error:
+        if transformer.__file__ in [frame.filename for frame in _innermost(error)]:
+            raise ValueError(_NESTED.format(error)) from error
         raise ValueError(
             f"the network fails on tiles ({type(error).__name__}: {error}): a layer on tiles has "
             "no weight to be read, and is called with its input alone, self.fc(x); name such a "
             "layer in digital_layers"
         ) from error
+    except (StopIteration, RuntimeError) as error:
+        if isinstance(error, StopIteration) or "raised StopIteration" in str(error):
+            raise ValueError(
+                "the network fails on tiles (StopIteration): layers on tiles have no parameters, "
+                "as code such as next(self.parameters()).device asks for: take the device and "
+                "dtype of the input, x.device, or name a layer in digital_layers"
+            ) from error
+        if "NestedTensor" in str(error):
+            raise ValueError(_NESTED.format(error)) from error
+        raise
+
+
+def _innermost(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where an error was raised: the last two calls, of which one may be `__getattr__`."""
+    return traceback.extract_tb(error.__traceback__)[-2:]
 
 
 def _digital(analog: nn.Module) -> nn.Module:
@@ -87,10 +122,61 @@ def _digital(analog: nn.Module) -> nn.Module:
     return twin
 
 
+class _OnTiles(nn.Module):
+    """A layer that computes as PyTorch's own and is none, as a chip's are."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, so that it is not found among a network's layers
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._layer[0].forward(x)
+
+
+def _refuse_asking(
+    twin: nn.Module, analog: nn.Module, layout: Layout, images: torch.Tensor, expected: Any
+) -> None:
+    """Refuses code that asks for the kind of its layers, where a chip's are of another one."""
+    names = [name for name, layer in named_layers(analog).items() if not _is_plain(layer)]
+    if not names:
+        return
+    disguised = deepcopy(twin)
+    for name in names:
+        disguised = replace_layer(disguised, name, _OnTiles(disguised.get_submodule(name)))
+    try:
+        found = layout(disguised, images.clone())
+    except Exception:
+        return  # which is told when the chip runs
+    if not isinstance(found, torch.Tensor) or not found.isfinite().all():
+        return
+    off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if off > 1e-4 * largest:
+        raise ValueError(
+            f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers on "
+            "tiles are not PyTorch's own: its code or a hook asks for their kind, as "
+            "isinstance(layer, nn.Linear) and hasattr(layer, 'weight') do; let it ask for the "
+            "layer's name, or register hooks on the layers that they are for alone"
+        )
+
+
+def _is_plain(layer: AnalogLayer) -> bool:
+    """Whether fast execution makes it one of PyTorch's layers."""
+    for tile in layer.analog_tiles():
+        forward = tile.rpu_config.forward
+        bounded = forward.out_res > 0 or 0 < forward.out_bound < math.inf
+        if weight_noise(forward) > 0 or (bounded and not forward.is_perfect):
+            return False
+    return True
+
+
 def _watched(
-    twin: nn.Module, mapped: Sequence[str], digital_layers: Sequence[str], images: torch.Tensor
+    twin: nn.Module,
+    mapped: Sequence[str],
+    digital_layers: Sequence[str],
+    images: torch.Tensor,
+    more: torch.Tensor,
 ) -> torch.Tensor:
-    refuse_weights_beside_tiles(twin, mapped, digital_layers, images)
+    refuse_weights_beside_tiles(twin, mapped, digital_layers, images, more)
     return images
 
 

@@ -16,6 +16,7 @@ import torch
 from aihwkit.optim.context import AnalogContext
 from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
@@ -48,7 +49,9 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
         that `apply_programming_noise` returns, or that is printed by its place in memory.
     """
     _require_storable(chip)
-    save_weights(path, _tensors(chip.analog), _header(chip))
+    # Each its own: digital layers may share a parameter.
+    tensors = {name: tensor.clone() for name, tensor in _tensors(chip.analog).items()}
+    save_weights(path, tensors, _header(chip), masks=_masks(chip.analog))
 
 
 def load_chip(
@@ -291,6 +294,18 @@ def _slots(analog: nn.Module) -> dict[str, tuple[nn.Module, str]]:
             if not weight and not isinstance(tensor, AnalogContext):
                 slots[f"{path}.{attribute}".lstrip(".")] = module, attribute
     return slots
+
+
+def _masks(analog: nn.Module) -> set[str]:
+    """Buffers of the network's own, which may be infinite."""
+    tiles = tuple(f"{name}." for name in named_tiles(analog))
+    return {
+        name
+        for name, (module, attribute) in _slots(analog).items()
+        if attribute in dict(module.named_buffers(recurse=False))
+        and not isinstance(module, _BatchNorm)
+        and not name.startswith(tiles)
+    }
 
 
 def _tensors(analog: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,6 +10,8 @@ from torch.nn.parameter import is_lazy
 from bridge.chips.plain_layers import MAPPED
 
 _GROUPS = "groups; tiles need groups=1"
+_CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
+_SILENT = ("extra_repr", "reset_parameters")  # methods of a layer that its outputs do not come from
 _NAMED = 3  # layers of a kind that are named where many have one fault
 
 
@@ -61,8 +63,19 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     if other := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
         dtype = tensors[other[0]].dtype
         raise ValueError(f"{other[0]} is {dtype}; chips are simulated in float32: model.float()")
-    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+    weights = {**dict(model.named_parameters()), **_statistics(model)}  # a mask may be infinite
+    if broken := [n for n, t in weights.items() if not torch.isfinite(t).all()]:
         raise ValueError(f"non-finite weights in {some(broken)}; load another checkpoint")
+
+
+def _statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What BatchNorm layers keep of the images that they saw, by name."""
+    return {
+        f"{path}.{name}": tensor
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name, tensor in module.named_buffers(recurse=False)
+    }
 
 
 def some(names: Iterable[str]) -> str:
@@ -86,8 +99,8 @@ def _fault(module: nn.Module) -> str:
         if not own or isinstance(module, _BatchNorm) or list(module.children()):
             return ""
         return "cannot be mapped: it has weights but is neither Conv2d nor Linear"
-    if "forward" in vars(module):
-        return "cannot be mapped: with a forward of its own in place of its type's"
+    if own_methods := [name for name, value in vars(module).items() if _computes(name, value)]:
+        return f"cannot be mapped: with a {own_methods[0]} of its own in place of its type's"
     if not isinstance(getattr(module, "weight", None), nn.Parameter):
         return "cannot be mapped: its weight is no parameter"
     if extra := sorted({*own, *dict(module.named_buffers())} - {"weight", "bias"}):
@@ -101,6 +114,13 @@ def _fault(module: nn.Module) -> str:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return "must pad by explicit numbers of zeros, not by name"
     return ""
+
+
+def _computes(name: str, value: object) -> bool:
+    """Whether an attribute of a layer stands in place of a method that its outputs come from."""
+    if not callable(value) or name in _SILENT or (hasattr(nn.Module, name) and name not in _CALLS):
+        return False
+    return any(callable(getattr(kind, name, None)) for kind in MAPPED)
 
 
 def _all(faults: dict[tuple[str, str], list[str]], groups: list[int]) -> str:

@@ -25,6 +25,9 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 _OF_A_LAYER = {"weight", "bias"}
+_OF_AIHWKIT = {  # what its convolutions have and PyTorch's have not
+    *("fold_indices", "in_features", "out_features", "input_size", "tensor_view", "use_indexed"),
+}
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -79,8 +82,9 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Gives a layer in another's place its forward hooks, and the attributes that it lacks."""
     for kind in _HOOKS:
         getattr(new, kind).update(getattr(old, kind))
+    left = _OF_A_LAYER | (_OF_AIHWKIT if hasattr(old, "fold_indices") else set())
     for name, value in vars(old).items():
-        if name not in vars(new) and name not in _OF_A_LAYER and not name.startswith("_"):
+        if name not in vars(new) and name not in left and not name.startswith("_"):
             vars(new)[name] = value
 
 

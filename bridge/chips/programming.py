@@ -85,7 +85,7 @@ class Chip:
           ValueError: weights are multiplied with outside of a layer on tiles, a layer on tiles is
             not called, or a sample's logits depend on its batch.
         """
-        examine(self.analog, self.digital_layers, images)
+        examine(self.analog, self.digital_layers, images, engine=self.engine)
 
     @property
     def name(self) -> str:
@@ -140,8 +140,12 @@ def program(
     or a parametrization computes are programmed. Torch's global random state is left as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
-    on tiles that it does not call, or whose samples depend on their batch is refused: here where
-    calibration images are needed, else when the chip first meets images.
+    on tiles that it does not call, whose weights its code writes, whose code asks what kind of
+    layers it has, or whose samples depend on their batch is refused: here where calibration images
+    are needed, else when the chip first meets images. Not seen is code that asks for the kind of
+    layers on the engine "aihwkit". The network's code is not part of a chip's file: `load_chip`
+    takes its hooks and the settings of its digital layers as they are then, and `predict` takes a
+    table of the same weights and another code for its own.
 
     Args:
       model: float32 and in eval mode; not changed. Made of `Conv2d`, `Linear`, BatchNorm and layers
@@ -192,7 +196,7 @@ def program(
             images = as_tensor(calibration, "calibration", analog)
             # Clipped weights, and tiles of the user's own, give other logits.
             same = chosen.clipping.type == "none" and not named_tiles(model)
-            examine(analog, digital_layers, images, model if same else None)
+            examine(analog, digital_layers, images, model if same else None, engine)
             _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)

@@ -28,7 +28,10 @@ _DTYPES = {  # from the file's to ours; anything else is quantised, a mask or th
     torch.float32: torch.float32,
     torch.float64: torch.float32,
     torch.int64: torch.int64,
+    torch.int32: torch.int32,
+    torch.bool: torch.bool,
 }
+_BUFFERS = (torch.int32, torch.bool)  # of masks and position ids; a weight of these is quantised
 _SHARED = 4  # names that may share a tensor, such as an embedding that is also the output layer
 
 
@@ -37,7 +40,7 @@ class Checkpoint:
     """Weights and where they come from.
 
     Attributes:
-      state_dict: CPU tensors by name, float32; BatchNorm's counters are int64.
+      state_dict: CPU tensors by name, float32; counters, ids and masks are int64, int32 or bool.
       origin: plain JSON, to be part of a header of `save_weights`. "file" and "sha256" always; the
         "header" of a file that `save_weights` wrote; for published weights "weights" (the name
         that `load_checkpoint` takes), "url", "class_names", "normalisation" ("mean" and "std" of
@@ -124,6 +127,7 @@ def _weights(content: Any, path: Path, prefix: str | None) -> dict[str, torch.Te
         f"{name} ({tensor.dtype})"
         for name, tensor in tensors.items()
         if tensor.dtype not in _DTYPES
+        or (tensor.dtype in _BUFFERS and name.endswith(("weight", "bias", "zeros", "scales")))
     ]
     if unfit:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ def save_weights(
     path: str | os.PathLike[str],
     state_dict: Mapping[str, torch.Tensor],
     header: Mapping[str, Any],
+    *,
+    masks: Collection[str] = (),
 ) -> None:
     """Writes a state dict and a JSON header to a safetensors file, atomically.
 
@@ -35,6 +37,7 @@ def save_weights(
       path: the file; its folder must exist.
       state_dict: float32, integer or bool tensors by name.
       header: what JSON can hold, such as the model's name, settings and data set.
+      masks: names of tensors that may be infinite, such as those that attention adds.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -44,7 +47,7 @@ def save_weights(
     wrong = [f"{n} ({t.dtype})" for n, t in state_dict.items() if t.dtype not in _STORABLE]
     if wrong:
         raise ValueError(f"weights are stored as float32; convert {', '.join(wrong)} first")
-    refuse_non_finite(state_dict)
+    refuse_non_finite({name: one for name, one in state_dict.items() if name not in masks})
     try:
         described = json.dumps(dict(header), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -6,11 +6,25 @@ from typing import Any
 
 import torch
 from flax import nnx
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bridge.weights.recording import torch_names
 from bridge.weights.wrappers import without_inner
 
 _EPSILON = 1e-5  # the default of PyTorch's normalisations
+_KINDS: dict[Any, tuple[type[nnx.Module], ...]] = {  # PyTorch's, and what each is in Flax
+    _ConvTransposeNd: (nnx.ConvTranspose,),
+    _ConvNd: (nnx.Conv,),
+    torch.nn.Linear: (nnx.Linear, nnx.LinearGeneral),
+    torch.nn.Embedding: (nnx.Embed,),
+    _BatchNorm: (nnx.BatchNorm,),
+    _InstanceNorm: (nnx.InstanceNorm,),
+    torch.nn.LayerNorm: (nnx.LayerNorm,),
+    torch.nn.GroupNorm: (nnx.GroupNorm, nnx.InstanceNorm),
+}
+_KNOWN = tuple({kind for kinds in _KINDS.values() for kind in kinds})
 _NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm)
 
 
@@ -35,11 +49,16 @@ def untold(model: nnx.Module, module: torch.nn.Module | None = None) -> str:
     PyTorch's are those of the layer of the same name in `module`, else its defaults.
     """
     theirs = _layers(model, module)
-    return _told(model, lambda name, layer: _setting(layer, theirs(name)))
+    return _told(
+        model, lambda name, layer: _setting(layer, theirs(name)) or _padded(layer, theirs(name))
+    )
 
 
 def refuse_other_settings(model: nnx.Module, module: torch.nn.Module) -> None:
-    """Refuses layers whose namesake in PyTorch has other strides, dilation or epsilon.
+    """Refuses layers whose namesake in PyTorch is of another kind or has other settings.
+
+    Compared are strides, dilation, groups, epsilon and, where PyTorch's network has no layers that
+    pad, padding: `nn.ZeroPad2d` before a convolution may stand for the other's.
 
     Raises:
       ValueError: each of them, by name.
@@ -47,6 +66,13 @@ def refuse_other_settings(model: nnx.Module, module: torch.nn.Module) -> None:
     theirs = _layers(model, module)
     if found := _told(model, lambda name, layer: _differing(layer, theirs(name))):
         raise ValueError(f"not the same network: {found}; set both alike")
+    if any(type(one).__module__ == torch.nn.ZeroPad2d.__module__ for one in module.modules()):
+        return
+    if found := _told(model, lambda name, layer: _padded(layer, theirs(name))):
+        raise ValueError(
+            f"not the same network: {found}; set both alike, or give images=, which compares the "
+            "logits, where the code around a layer pads"
+        )
 
 
 def _layers(
@@ -72,8 +98,14 @@ def _told(model: nnx.Module, reason: Callable[[str, nnx.Module], str | None]) ->
 def _differing(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
     if isinstance(layer, _NORMS) and not _close(layer.epsilon, eps := _epsilon(other)):
         return f"epsilon {layer.epsilon}, PyTorch's is {eps}"
-    if isinstance(layer, nnx.Conv) and isinstance(other, torch.nn.Conv2d):
+    if isinstance(layer, _KNOWN) and isinstance(other, tuple(_KINDS)):
+        kind = next(ours for there, ours in _KINDS.items() if isinstance(other, there))
+        if not isinstance(layer, kind):
+            return f"PyTorch's is a {type(other).__name__}"
+    if isinstance(layer, nnx.Conv) and isinstance(other, _ConvNd):
         size = len(layer.kernel_size)
+        if layer.feature_group_count != other.groups:
+            return f"feature_group_count {layer.feature_group_count}, PyTorch's is {other.groups}"
         for name, ours, theirs in (
             ("strides", layer.strides, other.stride),
             ("kernel_dilation", layer.kernel_dilation, other.dilation),
@@ -81,6 +113,55 @@ def _differing(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
             if _each(ours, size) != tuple(theirs):
                 return f"{name} {ours}, PyTorch's are {theirs}"
     return None
+
+
+def _padded(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
+    """What pads in one of two convolutions alone; None also where the image's size decides."""
+    if not isinstance(layer, nnx.Conv) or not isinstance(other, _ConvNd):
+        return None
+    ours, theirs = _pads(layer), _pads_there(other)
+    if ours is None or ours == theirs:
+        return None
+    mode = "" if other.padding_mode == "zeros" else f" {other.padding_mode}"
+    return f"padding {layer.padding!r}, PyTorch's is {other.padding}{mode}"
+
+
+_Pads = tuple[str, list[tuple[int, int]]]  # with what, and how many before and after on each axis
+
+
+def _pads(layer: nnx.Conv) -> _Pads | None:
+    axes = len(layer.kernel_size)
+    more = [
+        by * (pixels - 1)
+        for by, pixels in zip(_each(layer.kernel_dilation, axes), layer.kernel_size, strict=True)
+    ]
+    if not isinstance(layer.padding, str):
+        given = _each(layer.padding, axes)
+        pairs = [tuple(_each(one, 2)) for one in (given if len(given) == axes else given * axes)]
+        return _pads_of("zeros", [(pair[0], pair[-1]) for pair in pairs])
+    kind = layer.padding.upper()
+    if kind == "VALID":
+        return _pads_of("zeros", [(0, 0)] * axes)
+    before_less = [(one // 2, one - one // 2) for one in more]
+    if kind in ("CIRCULAR", "REFLECT"):
+        return _pads_of(kind.lower(), before_less)
+    if kind == "CAUSAL":
+        return _pads_of("zeros", [(one, 0) for one in more])
+    strides = zip(_each(layer.strides, axes), more, strict=True)
+    if kind not in ("SAME", "SAME_LOWER") or any(by != 1 and one for by, one in strides):
+        return None
+    lower = kind == "SAME_LOWER"
+    return _pads_of("zeros", [pair[::-1] if lower else pair for pair in before_less])
+
+
+def _pads_there(other: _ConvNd) -> _Pads:
+    numbers = other._reversed_padding_repeated_twice  # before and after, of the last axis first
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return _pads_of(other.padding_mode, pairs[::-1])
+
+
+def _pads_of(mode: str, pairs: list[tuple[int, int]]) -> _Pads:
+    return (mode if any(map(any, pairs)) else "zeros"), pairs
 
 
 def _epsilon(other: torch.nn.Module | None) -> float:

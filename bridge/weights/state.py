@@ -245,9 +245,9 @@ def from_torch(
     stays the model's.
 
     Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
-    torch module itself and images, the logits are compared; without images, strides, dilation and
-    epsilon of its layers are; and a warning names layers that by their type compute otherwise than
-    PyTorch's.
+    torch module itself and images, the logits are compared; without images, kind, strides,
+    dilation, groups, padding and epsilon of its layers are; and a warning names layers that by
+    their type compute otherwise than PyTorch's.
 
     Args:
       state_dict: tensors by name, such as torchvision's, or the torch module that has them.

@@ -286,6 +286,27 @@ def with_forward(layer: Any) -> Any:
     return layer
 
 
+def with_padding(layer: Any) -> Any:
+    """Pads circularly, as is done to networks whose images are to tile."""
+
+    def circular(self: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return nn.functional.conv2d(nn.functional.pad(x, 4 * (1,), "circular"), weight, bias)
+
+    layer._conv_forward = circular.__get__(layer)
+    return layer
+
+
+def with_call(layer: Any) -> Any:
+    layer._call_impl = lambda x: 2 * layer.forward(x)
+    return layer
+
+
+def with_words(layer: Any) -> Any:
+    layer.extra_repr = layer.state_dict = lambda *args, **kwargs: "a layer"
+    layer.act = nn.functional.relu
+    return layer
+
+
 def with_scale(layer: Any) -> Any:
     layer.scale = nn.Parameter(torch.ones(1))
     return layer
@@ -296,16 +317,25 @@ def with_scale(layer: Any) -> Any:
     [
         (Standardised(3, 4, 3), r"layer conv \(Standardised\) .* neither Conv2d nor Linear"),
         (with_forward(nn.Conv2d(3, 4, 3)), r"layer conv \(Conv2d\) .* a forward of its own"),
+        (with_padding(nn.Conv2d(3, 4, 3)), r"layer conv \(Conv2d\) .* a _conv_forward of its own"),
+        (with_call(nn.Conv2d(3, 4, 3)), r"layer conv \(Conv2d\) .* a _call_impl of its own"),
         (with_scale(nn.Conv2d(3, 4, 3)), r"layer conv .* tensors beside its weights \(scale\)"),
         (nn.LazyConv2d(4, 3), r"conv\.weight, conv\.bias of lazy layers have no values yet"),
     ],
-    ids=["subclass", "forward", "parameter", "lazy"],
+    ids=["subclass", "forward", "padding", "call", "parameter", "lazy"],
 )
 def test_layers_with_more_than_weights_are_refused(layer: nn.Module, message: str) -> None:
     model = network()
     model.conv = layer.eval()
     with pytest.raises(ValueError, match=message):
         program(model, PROFILES["ideal"], seed=0)
+
+
+def test_layers_with_other_words_of_their_own_are_taken() -> None:
+    model = network()
+    with_words(model.fc)
+    chip = program(model, PROFILES["ideal"], seed=0)
+    assert off(chip(IMAGES, range(6)), digital(model)) < 1e-4
 
 
 def test_a_layer_without_weights_may_occur_twice() -> None:

@@ -1,6 +1,7 @@
 """What the first images show: samples that depend on their batch, and weights on no tile."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,45 @@ class InPlace(Net):
         return super().forward(x.sub_(0.5))
 
 
+class Scaled(Net):
+    """Brings a batch to one range, which images of one range do not show."""
+
+    def __init__(self, to_range: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.to_range = to_range
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.to_range(x))
+
+
+TO_RANGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "least and largest": lambda x: (x - x.min()) / (x.max() - x.min()),
+    "largest": lambda x: x / x.amax(),
+    "largest magnitude": lambda x: x / x.abs().max(),
+    "least": lambda x: x - x.min(),
+    "if beyond 1": lambda x: x / 255 if x.max() > 1 else x,
+}
+
+
+@pytest.mark.parametrize("name", TO_RANGE)
+def test_scaling_over_the_batch_is_seen_of_images_of_one_range(name: str) -> None:
+    low, high = IMAGES.min((1, 2, 3), keepdims=True), IMAGES.max((1, 2, 3), keepdims=True)
+    images = (IMAGES - low) / (high - low)
+    rows = [{**row, "image": image} for row, image in zip(ROWS, images, strict=True)]
+    model = Scaled(TO_RANGE[name])
+    with pytest.raises(ValueError, match=r"the module mixes the samples of a batch"):
+        predict(model, rows)
+    with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
+        predict(program(model, PROFILES["pcm"], seed=0), rows)
+
+
+def within(x: torch.Tensor) -> torch.Tensor:
+    """What takes images of some range only."""
+    if float(x.abs().max()) > float(TENSOR.abs().max()):
+        raise AssertionError("images must be normalised")
+    return x
+
+
 HONEST: dict[str, Callable[[], nn.Module]] = {
     "plain": Net,
     "constant": lambda: Net(after=torch.zeros_like),
@@ -105,6 +145,10 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
     "a batch of its own": lambda: Net(lambda x: torch.cat([x, -x]).relu()[: len(x)]),
     "in place": lambda: Net(lambda x: x.mul_(2), lambda x: x.mul_(3)),
     "its input in place": InPlace,
+    "images of a range": lambda: Scaled(within),
+    "each to its range": lambda: Scaled(lambda x: x / x.amax((1, 2, 3), keepdim=True)),
+    "clipped": lambda: Scaled(lambda x: x.clamp(-1, 1)),
+    "exponential": lambda: Scaled(lambda x: x.mul(4).exp()),
     "resnet": lambda: small_resnet(width=4),
 }
 
@@ -263,6 +307,100 @@ def test_a_network_from_another_chip_is_examined_anew(examined_by: str) -> None:
         program(chip.analog, ADC_9, seed=0, calibration=IMAGES)
 
 
+class Unlisted(Parts):
+    """Some of its layers are called by ways that a copy's tiles do not know."""
+
+    def __init__(self, way: str):
+        super().__init__(lambda n, x: n.fc(n.mix(n.side(features(n, x)))))
+        outside = nn.Linear(128, 128).eval()
+        self.side = nn.Linear(128, 128).eval()
+        self.mix: Any = lambda x: x
+        if way == "a plain list":
+            self.several = [outside]
+            self.how = lambda n, x: n.fc(n.several[0](n.side(features(n, x))))
+        elif way == "a parameter in a plain list":
+            self.several = [outside.weight]
+            self.how = lambda n, x: n.fc(n.side(features(n, x)) @ n.several[0])
+        elif way == "a second name in a list":
+            self.several = [self.side]
+            self.how = lambda n, x: n.fc(n.several[0](n.side(features(n, x))))
+        elif way == "a lambda":
+            self.mix = lambda x: self.side(x)
+        elif way == "its forward by another name":
+            self.mix = self.side.forward
+        elif way == "outside, by a hook":
+            self.side.register_forward_hook(lambda layer, args, output: outside(output))
+        elif way == "by a partial":
+            self.conv.register_forward_hook(partial(_through, self.side))
+        elif way == "by a list in a hook":
+            several = [self]
+            self.side.register_forward_hook(
+                lambda layer, args, output: F.linear(output, several[0].side.weight)
+            )
+
+
+def _through(side: nn.Module, layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return side(output.flatten(1)).view_as(output)
+
+
+UNLISTED = [
+    *("a plain list", "a parameter in a plain list", "a second name in a list", "a lambda"),
+    *("its forward by another name", "outside, by a hook", "by a partial", "by a list in a hook"),
+]
+
+
+@pytest.mark.parametrize("way", UNLISTED)
+def test_weights_that_the_network_does_not_list_are_refused(way: str) -> None:
+    model = Unlisted(way)
+    message = "multiplies with parameters that it does not list"
+    with pytest.raises(ValueError, match=message):
+        predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["table"]), ROWS)
+    with pytest.raises(ValueError, match=message):
+        program(model, ADC_9, seed=0, calibration=IMAGES, digital_layers=["table"])
+
+
+WRITES: dict[str, Callable[[Any], None]] = {
+    "from a copy": lambda fc: fc.weight.data.copy_((fc.full * 64).round() / 64),
+    "rounded": lambda fc: setattr(fc.weight, "data", (fc.weight.data * 8).round() / 8),
+    "a mask": lambda fc: fc.weight.data.mul_(fc.full > 0),
+    "a limit": lambda fc: fc.weight.data.clamp_(-float(fc.full.max()), float(fc.full.max())),
+    "a norm": lambda fc: fc.weight.data.div_(fc.weight.data.norm()),
+    "another parameter": lambda fc: setattr(fc, "weight", nn.Parameter(fc.full.clone())),
+}
+
+
+def writing(name: str, *, restored: bool = False) -> nn.Module:
+    model: Any = Net()
+    model.fc.full = model.fc.weight.detach().clone()
+    with torch.no_grad():
+        WRITES[name](model.fc)  # so that what it writes is what is there
+    kept = []
+
+    def write(layer: Any, args: tuple) -> None:
+        kept.append(layer.weight.data.clone())
+        WRITES[name](layer)
+
+    def restore(layer: Any, args: tuple, output: torch.Tensor) -> None:
+        layer.weight.data = kept.pop()
+
+    model.fc.register_forward_pre_hook(write)
+    if restored:
+        model.fc.register_forward_hook(restore)
+    return model
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("name", WRITES)
+def test_networks_that_write_their_weights_are_refused(name: str, restored: bool) -> None:
+    message = "writes the weights of fc itself"
+    with pytest.raises(ValueError, match=message):
+        predict(program(writing(name, restored=restored), PROFILES["pcm"], seed=0), ROWS)
+    with pytest.raises(ValueError, match=message):
+        program(writing(name, restored=restored), ADC_9, seed=0, calibration=IMAGES)
+    chip = program(writing(name), PROFILES["pcm"], seed=0, digital_layers=["fc"])
+    predict(chip, ROWS)
+
+
 ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "scale and shift": lambda n, x: n.fc(features(n, x) * n.scale + n.w[0]),
     "token": lambda n, x: n.fc(
@@ -276,6 +414,13 @@ ALLOWED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "norm": lambda n, x: n.fc(F.layer_norm(features(n, x), (128,), n.scale, n.scale)),
     "fixed filter": lambda n, x: n.fc(
         n.conv(F.conv2d(x, torch.ones(3, 1, 1, 1), groups=3)).flatten(1)
+    ),
+    "parameters given to a layer": lambda n, x: torch.func.functional_call(
+        n.fc, dict(n.fc.named_parameters()), (features(n, x),)
+    ),
+    "learned queries": lambda n, x: (
+        n.fc(attention_within(n.fc(n.scale).mean() + features(n, x)))
+        + (n.fc(n.w[:4])[:, :2] @ features(n, x)[:, None, :2].transpose(1, 2)).mean(1)
     ),
     "single images": lambda n, x: n.fc(torch.stack([n.conv(one).flatten() for one in x])),
     "twice": lambda n, x: n.fc(features(n, x)) + n.fc(features(n, -x)),
@@ -306,6 +451,40 @@ def test_layers_on_tiles_that_are_not_called_are_refused() -> None:
     with pytest.raises(ValueError, match=message):
         program(model, ADC_9, seed=0, calibration=IMAGES)
     predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["auxiliary"]), ROWS)
+
+
+class Routed(Net):
+    """Each image chooses its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(128, 4) for _ in range(3)).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features, chosen = self.conv(x).relu().flatten(1), x[:, 0, 0, 0].long()
+        logits = self.fc(features)
+        for n, expert in enumerate(self.experts):
+            if (rows := (chosen == n).nonzero()[:, 0]).numel():
+                logits = logits.index_add(0, rows, expert(features[rows]))
+        return logits
+
+
+def test_layers_that_an_image_chooses_are_looked_for_in_more_images() -> None:
+    images = np.concatenate([IMAGES, IMAGES])
+    images[:, 0, 0, 0] = [0, 1, 2, 1, 0, 0, 1, 2, 1, 0]
+    program(Routed().eval(), ADC_9, seed=0, calibration=images)
+    with pytest.raises(ValueError, match=r"experts\.2 .*does not call it, on 2 images"):
+        program(Routed().eval(), ADC_9, seed=0, calibration=images[:2])
+
+
+def test_the_cure_for_a_call_of_forward_is_one() -> None:
+    model = Parts(lambda n, x: n.fc.forward(features(n, x)))
+    with pytest.raises(
+        ValueError, match=r"self\.fc\.forward\(x\).*digital_layers=\['fc'\]"
+    ) as told:
+        predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["table"]), ROWS)
+    assert "fc.weight" in str(told.value)
+    predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["table", "fc"]), ROWS)
 
 
 def test_a_copy_that_still_runs_the_original_is_refused() -> None:
@@ -356,3 +535,115 @@ def test_code_that_reads_a_layer_s_weights_is_told_so() -> None:
             call()
     with pytest.raises(ValueError, match=r"the network fails on tiles \(AttributeError"):
         program(model, ADC_9, seed=0, calibration=IMAGES)
+
+
+class ReadsParametrization(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.fc.parametrizations.weight.original0.mean()
+
+
+def test_code_that_reads_a_parametrization_is_told_so() -> None:
+    model = ReadsParametrization()
+    nn.utils.parametrizations.weight_norm(model.fc)
+    chip = program(model.eval(), PROFILES["pcm"], seed=0)
+    with pytest.raises(ValueError, match=r"fails on tiles .* no attribute 'parametrizations'"):
+        predict(chip, ROWS)
+
+
+class AsksForParameters(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(next(self.parameters()).device))
+
+
+@pytest.mark.parametrize("profile", [Profile(ADC(range=20.0)), noisy("constant")])
+def test_code_that_asks_for_parameters_is_told_so(profile: Profile) -> None:
+    model = AsksForParameters()
+    predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+    chip = program(model, profile, seed=0)
+    for call in (lambda: predict(chip, ROWS), lambda: chip(TENSOR, range(5))):
+        with pytest.raises(ValueError, match=r"\(StopIteration\).* x\.device, or name a layer"):
+            call()
+    predict(program(model, profile, seed=0, digital_layers=["fc"]), ROWS)
+
+
+class Padded(nn.Module):
+    """Sequences whose end is padding, which the encoder leaves out by nested tensors."""
+
+    def __init__(self, **settings: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, **settings)
+        self.fc = nn.Linear(6, 4)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = x.abs().sum(-1) == 0
+        return self.fc(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+
+def test_nested_tensors_are_told_of_with_the_cure() -> None:
+    sequences = TENSOR[:, 0].clone()
+    sequences[:, 4:] = 0
+    profile = Profile(ADC(range=20.0))
+    with torch.random.fork_rng(devices=[]):
+        model, other = Padded(), Padded(enable_nested_tensor=False)
+    left = [f"encoder.layers.0.{name}" for name in ("self_attn", "norm1", "norm2")]
+    chip = program(model, profile, seed=0, digital_layers=left)
+    with pytest.raises(ValueError, match="enable_nested_tensor=False"):
+        chip(sequences, range(5))
+    assert (
+        program(other, profile, seed=0, digital_layers=left)(sequences, range(5)).isfinite().all()
+    )
+
+
+class OfOneSize(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert len(x) == 5, "batches of five"
+        return super().forward(x)
+
+
+def test_networks_of_one_batch_size_run() -> None:
+    expected = OfOneSize()(TENSOR)
+    found = program(OfOneSize(), PROFILES["ideal"], seed=0)(TENSOR, range(5))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    predict(OfOneSize(), ROWS, batch_size=5)
+
+
+def tripled(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return 3 * output if isinstance(layer, nn.Linear) else None
+
+
+def limited(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return output.clamp(-0.05, 0.05) if type(layer).__name__ == "Conv2d" else None
+
+
+def weighed(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return output / 2 if hasattr(layer, "weight") else None
+
+
+def of_a_linear_layer(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return 3 * output if hasattr(layer, "in_features") else None
+
+
+def marked(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return 3 * output if hasattr(layer, "gain") else output
+
+
+@pytest.mark.parametrize("hook", [tripled, limited, weighed, of_a_linear_layer, marked])
+def test_code_that_asks_what_a_layer_is_is_refused(hook: Callable[..., Any]) -> None:
+    model: Any = Net()
+    model.fc.gain = 3
+    for layer in (model.conv, model.fc):
+        layer.register_forward_hook(hook)
+    expected = model(TENSOR)
+    plain = program(model, PROFILES["ideal"], seed=0)  # on which layers are PyTorch's
+    torch.testing.assert_close(plain(TENSOR, range(5)), expected, rtol=1e-3, atol=1e-4)
+    for make in (
+        lambda: program(model, ADC_9, seed=0, calibration=IMAGES),
+        lambda: predict(program(model, noisy("constant", 1e-4), seed=0), ROWS),
+    ):
+        if hook in (marked, of_a_linear_layer):
+            make()
+            continue
+        with pytest.raises(ValueError, match=r"code or a hook asks for their kind"):
+            make()

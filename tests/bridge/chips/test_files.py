@@ -110,3 +110,40 @@ def test_fingerprints_tell_chips_apart(network: nn.Module) -> None:
 def test_a_file_that_is_not_there_is_called_a_chip_s(network: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no chip file at .*nochip\.safetensors"):
         load_chip(tmp_path / "nochip.safetensors", network)
+
+
+class Masked(nn.Module):
+    """Attention with a mask of infinities, and two digital layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.two.weight = self.one.weight
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean(1)
+        x = (self.fc(x) @ x.transpose(1, 2) + self.mask).softmax(-1) @ x
+        return self.two(self.one(x)).mean(1)
+
+
+def test_infinite_masks_and_shared_weights_are_stored(tmp_path: Path) -> None:
+    path, model = tmp_path / "chip.safetensors", Masked().eval()
+    chip = program(model, PROFILES["pcm"], seed=0, digital_layers=["one", "two"])
+    save_chip(path, chip)
+    back = load_chip(path, scrambled(Masked().eval()))
+    assert torch.equal(back(IMAGES, range(32)), chip(IMAGES, range(32)))
+    assert back.analog.mask[0, 1] == -torch.inf
+    assert fingerprint(back) == fingerprint(chip)
+
+
+def test_non_finite_weights_are_still_refused() -> None:
+    model = Masked().eval()
+    model.two.bias.data[0] = torch.inf
+    with pytest.raises(ValueError, match=r"non-finite weights in two\.bias"):
+        program(model, PROFILES["pcm"], seed=0, digital_layers=["one", "two"])
+    broken = small_resnet(width=4)
+    name = next(name for name, _ in broken.named_buffers() if name.endswith("running_var"))
+    broken.get_buffer(name)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"non-finite weights in {name}"):
+        program(broken, PROFILES["pcm"], seed=0)

@@ -215,6 +215,9 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
         ),
         ({"model": {1: torch.ones(1)}}, r"1 \(Tensor\)"),
         ({"a": torch.ones(1), "q": torch.ones(1).to(torch.int8)}, r"q \(torch\.int8\).*quantis"),
+        ({"a": torch.ones(1), "fc.qweight": torch.ones(1).int()}, r"fc\.qweight .*quantis"),
+        ({"a": torch.ones(1), "fc.bias": torch.ones(1).int()}, r"fc\.bias .*quantis"),
+        ({"a": torch.ones(1), "conv.weight": torch.ones(1) > 0}, r"conv\.weight .*quantis"),
         ({"a": torch.ones(1, dtype=torch.complex64)}, r"a \(torch\.complex64\)"),
     ],
 )
@@ -222,6 +225,17 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=rf"a\.pth .*{message}"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_masks_and_ids_are_no_quantised_weights(tmp_path: Path, safe: bool) -> None:
+    buffers = {"attn.mask": torch.ones(2, 2).tril() > 0, "ids": torch.arange(3).int()}
+    content = {"fc.weight": torch.ones(2, 3), **buffers}
+    path = tmp_path / ("a.safetensors" if safe else "a.pth")
+    (save_file if safe else torch.save)(content, path)
+    found = load_checkpoint(path).state_dict
+    assert found.keys() == content.keys()
+    assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in content.items())
 
 
 NUMBERS = {

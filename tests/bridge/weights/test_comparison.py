@@ -411,7 +411,8 @@ def test_from_a_module_and_images() -> None:
     ):
         with pytest.raises(ValueError, match=rf"not the same network: {message}"):
             from_torch(other, model)
-    alike = Torch(torch.nn.Conv2d(3, 4, 3, dilation=2), torch.nn.BatchNorm2d(4, eps=1e-3))
+    twin = torch.nn.Conv2d(3, 4, 3, padding=2, dilation=2)
+    alike = Torch(twin, torch.nn.BatchNorm2d(4, eps=1e-3))
     from_torch(alike, flax(conv=conv(kernel_dilation=2), norm=PARTED["epsilon"][0]["norm"]))
     with pytest.raises(ValueError, match="give the torch module"):
         from_torch(module.state_dict(), model, images=IMAGES)

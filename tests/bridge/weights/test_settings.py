@@ -105,3 +105,94 @@ def test_every_layer_is_named_at_once() -> None:
     model = nested(UNTOLD["epsilon"][0], PLAIN["SAME"], UNTOLD["dilation"][0])
     with pytest.raises(ValueError, match=r"0 \(BatchNorm: .*\), 2 \(Conv: "):
         to_torch(model)
+
+
+# Against the layers of a torch module
+
+
+class Module(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module, *more: torch.nn.Module):
+        super().__init__()
+        self.layer, self.other = layer, torch.nn.Linear(2, 2)
+        self.more = torch.nn.ModuleList(more)
+
+
+def there(size: object = 3, **settings: object) -> torch.nn.Module:
+    return torch.nn.Conv2d(2, 4, size, **settings)  # type: ignore[arg-type]
+
+
+OTHERS: dict[str, tuple[Callable[[], nnx.Module], torch.nn.Module, str]] = {
+    "none for SAME": (conv, there(), r"padding 'SAME', PyTorch's is \(0, 0\)"),
+    "one for VALID": (lambda: conv(padding="VALID"), there(padding=1), "padding 'VALID'"),
+    "other numbers": (lambda: conv(padding=1), there(padding=2), "padding 1, PyTorch's is"),
+    "one axis": (lambda: conv(padding=1), there(padding=(1, 0)), "padding 1, PyTorch's is"),
+    "same and VALID": (lambda: conv(padding="VALID"), there(padding="same"), "PyTorch's is same"),
+    "circular": (
+        conv,
+        there(padding=1, padding_mode="circular"),
+        r"padding 'SAME', PyTorch's is \(1, 1\) circular",
+    ),
+    "reflect for circular": (
+        lambda: conv(padding="CIRCULAR"),
+        there(padding=1, padding_mode="reflect"),
+        "padding 'CIRCULAR'",
+    ),
+    "groups": (
+        lambda: nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=R),
+        there(padding=1),
+        "feature_group_count 2, PyTorch's is 1",
+    ),
+    "transposed": (
+        lambda: nnx.Conv(4, 4, (3, 3), rngs=R),
+        torch.nn.ConvTranspose2d(4, 4, 3, padding=1),
+        "PyTorch's is a ConvTranspose2d",
+    ),
+    "embedding": (
+        lambda: nnx.Linear(3, 4, use_bias=False, rngs=R),
+        torch.nn.Embedding(4, 3),
+        "PyTorch's is a Embedding",
+    ),
+    "norm": (
+        lambda: nnx.BatchNorm(3, rngs=R),
+        torch.nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+        "PyTorch's is a InstanceNorm2d",
+    ),
+}
+ALIKE: dict[str, tuple[Callable[[], nnx.Module], torch.nn.Module]] = {
+    "SAME": (conv, there(padding=1)),
+    "same": (conv, there(padding="same")),
+    "even": (lambda: conv(2, 3), there((2, 3), padding="same")),
+    "no pixels": (lambda: conv(1, 1, strides=2), there(1, stride=2, padding_mode="circular")),
+    "pairs": (lambda: conv(padding=((1, 1), (2, 2))), there(padding=(1, 2))),
+    "one in a list": (lambda: conv(padding=(2,)), there(padding=2)),
+    "dilated": (
+        lambda: conv(padding="SAME", kernel_dilation=2),
+        there(padding=2, dilation=2),
+    ),
+    "groups": (lambda: conv(feature_group_count=2), there(padding=1, groups=2)),
+    "LinearGeneral": (lambda: nnx.LinearGeneral(3, 4, rngs=R), torch.nn.Linear(3, 4)),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_layers_of_a_module_with_other_settings_are_refused(case: str) -> None:
+    make, layer, message = OTHERS[case]
+    with pytest.raises(ValueError, match=rf"not the same network: layer \(.*{message}"):
+        from_torch(Module(layer).eval(), Holder(make()))
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_layers_of_a_module_that_pad_alike_are_taken(case: str) -> None:
+    make, layer = ALIKE[case]
+    from_torch(Module(layer).eval(), Holder(make()))
+
+
+def test_a_module_may_pad_in_a_layer_of_its_own() -> None:
+    with pytest.warns(UserWarning, match=r"padding 'SAME', PyTorch's is \(0, 0\)"):
+        from_torch(Module(there(), torch.nn.ZeroPad2d(1)).eval(), Holder(conv()))
+
+
+def test_circular_padding_of_both_is_taken() -> None:
+    module = Module(there(padding=1, padding_mode="circular")).eval()
+    with pytest.warns(UserWarning, match="padding 'CIRCULAR'"):
+        from_torch(module, Holder(conv(padding="CIRCULAR")))
