@@ -47,6 +47,7 @@ from jaxcurv.estimators import (
     Spectral,
     check_estimator,
 )
+from jaxcurv.rows import require_same_rows
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,14 @@ def input_curvature(
       norm, and what else the estimator gives.
 
     Raises:
-      ValueError: wrong shapes, types, labels or indices, non-finite images or logits, a step too
-        small for the images' type, a model that mixes the samples of a batch, is random or changes
-        its own state, an estimator of your own that mixes them or returns something else than it
-        should, or, for Gauss-Newton, a loss that is not convex in the logits.
+      ValueError: wrong shapes, types, labels or indices, a DataFrame in another order than its
+        labels, non-finite images or logits, a step too small for the images' type, a model that
+        mixes the samples of a batch, is random or changes its own state, an estimator of your own
+        that mixes them or returns something else than it should, or, for Gauss-Newton, a loss that
+        is not convex in the logits.
     """
+    if hasattr(images, "iloc"):  # a DataFrame; arrays beside Series go by position
+        require_same_rows(images=images.iloc[:, 0], labels=labels)
     pixels = as_images(images)
     if indices is None:
         indices = np.arange(len(pixels) if pixels.ndim else 0)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -42,6 +43,7 @@ from tests.oracles import (
     torch_convnet,
     torch_derivatives,
 )
+from tests.refusals import refused
 
 # Steps of a finite difference: one that crosses kinks of the ReLU network, and one near the limit.
 PROBED: dict[str, Probed] = {
@@ -433,3 +435,15 @@ def test_gauss_newton_of_saturated_samples(estimator: Estimator) -> None:
     if isinstance(estimator, GaussNewton):
         norms = np.linalg.norm(matrix, axis=(1, 2))
         np.testing.assert_allclose(result.frobenius_norm, norms, rtol=1e-3)
+
+
+def test_a_frame_of_inputs_is_in_the_order_of_its_labels() -> None:
+    rng = np.random.default_rng(0)
+    inputs = pd.DataFrame(rng.normal(size=(6, 4)).astype(np.float32))
+    labels = pd.Series(np.arange(6) % 3)
+    weights = rng.normal(size=(4, 3)).astype(np.float32)
+    given = input_curvature(lambda x: x @ weights, inputs, labels)
+    plain = input_curvature(lambda x: x @ weights, inputs.to_numpy(), labels.to_numpy())
+    np.testing.assert_array_equal(given.score, plain.score)
+    with refused("the same samples in another order"):
+        input_curvature(lambda x: x @ weights, inputs.iloc[::-1], labels)
