@@ -1,6 +1,5 @@
 """What others call a data set, as a source: arrays, torch's data sets, Hugging Face's, any rows."""
 
-import contextlib
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -326,10 +325,12 @@ def _is_sample(row: Mapping[str, Any]) -> bool:
 
 def _label(value: Any, position: int, classes: bool) -> Any:
     """A whole number, or numbers of any kind where `classes` is false."""
-    if classes or hasattr(value, "__index__"):
-        with contextlib.suppress(ValueError) if not classes else contextlib.nullcontext():
-            return _whole("label", value, position)
-    numbers = np.asarray(value)
+    if classes:
+        return _whole("label", value, position)
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several has the method too
+        numbers = np.asarray(value)
     if numbers.dtype.kind not in "fiub":
         raise ValueError(f"label must be numbers; at position {position} it is {value!r}")
     return numbers

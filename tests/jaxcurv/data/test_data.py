@@ -36,7 +36,7 @@ from jaxcurv.data import (
 from jaxcurv.data import cifar as cifar_module
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.images import decode
-from jaxcurv.data.prepared import Examples, prepare
+from jaxcurv.data.prepared import Examples, PreparedSplit, prepare
 from tests.conftest import ROOT
 
 # Nothing may leave this machine by accident: port 9 of the loopback refuses at once.
@@ -611,6 +611,20 @@ def test_a_damaged_record_is_told_with_its_file_and_position(
             ValueError, match=r"train\.array_record\S*: train, position 0 cannot be"
         ):
             look()
+
+
+@pytest.mark.parametrize(("position", "file"), [(0, "a"), (1, "a"), (2, "b"), (4, "b")])
+def test_the_file_of_a_record_is_that_which_holds_its_position(position: int, file: str) -> None:
+    split = PreparedSplit(
+        records=[{"label": -1}] * 5,
+        split="train",
+        files=((Path("a"), 2), (Path("b"), 5)),
+        channels=3,
+        num_classes=2,
+        preprocessing=None,
+    )
+    with pytest.raises(ValueError, match=rf"^{file}: train, position {position}: label -1"):
+        split[position]
 
 
 def test_import_is_light() -> None:
