@@ -1,5 +1,6 @@
 from . import analysis as analysis
 from . import chips as chips
+from . import graphs as graphs
 from . import routing as routing
 from . import weights as weights
 from .analysis.failures import failure_table as failure_table
@@ -12,6 +13,7 @@ from .chips.prediction import predict as predict
 from .chips.profiles import PROFILES as PROFILES
 from .chips.profiles import Profile as Profile
 from .chips.programming import program as program
+from .graphs.conversion import to_jax as to_jax
 from .routing.router import Router as Router
 from .weights.comparison import same_logits as same_logits
 from .weights.state import from_torch as from_torch

@@ -1,0 +1,1 @@
+from .conversion import to_jax as to_jax
