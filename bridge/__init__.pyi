@@ -14,6 +14,7 @@ from .chips.profiles import PROFILES as PROFILES
 from .chips.profiles import Profile as Profile
 from .chips.programming import program as program
 from .graphs.conversion import to_jax as to_jax
+from .graphs.scoring import score as score
 from .routing.router import Router as Router
 from .weights.comparison import same_logits as same_logits
 from .weights.state import from_torch as from_torch

@@ -17,6 +17,7 @@ from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
 from bridge.weights.wrappers import unwrapped
+from jaxcurv.progress import progress
 
 TOLERANCE = 1e-4  # of the largest logit; rounding gives about 1e-6
 
@@ -91,19 +92,21 @@ def to_jax(
     """
     module = _prepared(module)
     example = _example(images)
-    theirs = _in_torch(module, example)
-    graph = export(module, example)
-    params = {
-        path: jnp.asarray(tensor.detach().to(torch.float32).numpy())
-        for path, tensor in [*module.named_parameters(), *module.named_buffers()]
-        if path in {path for _, path in graph.tensors}
-    }
-    logits_fn: LogitsFn = (
-        _OfAnyBatch(graph)
-        if graph.batch == (None, None)
-        else _BySize(module, example[:1].clone(), [graph])
-    )
-    _require_same(_in_jax(logits_fn, params, example, theirs.logits.shape), theirs)
+    with progress(3, f"{type(module).__name__} to JAX", "step") as shown:
+        theirs = _in_torch(module, example)
+        shown.update()
+        shown.note("export")
+        graph = export(module, example)
+        shown.update()
+        shown.note("compile")
+        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        params = {path: jnp.asarray(held[path].detach().numpy()) for _, path in graph.tensors}
+        logits_fn: LogitsFn = (
+            _OfAnyBatch(graph)
+            if graph.batch == (None, None)
+            else _BySize(copy.deepcopy(module), example[:1].clone(), [graph])
+        )
+        _require_same(_in_jax(logits_fn, params, example, theirs.logits.shape), theirs)
     return logits_fn, params
 
 
