@@ -1,12 +1,12 @@
 """`bridge.score`: a torch module's table is that of its function in JAX."""
 
-import jaxcurv
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import bridge
+import jaxcurv
 from tests.torch_networks import made
 
 LABELS = np.array([3, 1, 4, 1, 5])
