@@ -107,6 +107,7 @@ def to_jax(
             else _BySize(copy.deepcopy(module), example[:1].clone(), [graph])
         )
         _require_same(_in_jax(logits_fn, params, example, theirs.logits.shape), theirs)
+        shown.update()
     return logits_fn, params
 
 

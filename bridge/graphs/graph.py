@@ -101,6 +101,7 @@ def run(
     operators: Mapping[str, Callable[..., Any]],
     params: Mapping[str, Array],
     images: Array,
+    see: Callable[[Node, Sequence[Any], Any], None] | None = None,
 ) -> Array:
     """The value that a graph returns.
 
@@ -109,6 +110,7 @@ def run(
       operators: a function for each operator that is in it.
       params: weights by their names in the module.
       images: as the module takes them.
+      see: is shown each node, its positional arguments and its value.
     """
     known: dict[str, Any] = {graph.image: images}
     known |= {name: params[path] for name, path in graph.tensors}
@@ -123,6 +125,8 @@ def run(
             raise
         if node.dtype is not None:
             value = jnp.asarray(value, jax.dtypes.canonicalize_dtype(node.dtype))
+        if see is not None:
+            see(node, arguments, value)
         known[node.name] = value
     return known[graph.output.name]
 

@@ -14,6 +14,7 @@ from experiments.benchmarks.common import (
     turns,
 )
 from experiments.system.devices import cores
+from experiments.system.factories import call_factory
 from jaxcurv.estimators import (
     Estimator,
     FiniteDifference,
@@ -42,20 +43,29 @@ RATIOS = {
 }
 """Each the time of the first contestant over that of the second."""
 
+_COUNTS = ("width", "batch_size", "classes", "image_size", "probes", "repeats")
+
 TOLERANCE = 0.1
 """A ratio may fall by this share below the baseline's: they scatter by a few hundredths."""
 
 
 @dataclass(frozen=True)
 class CurvatureBenchmark:
-    """Measures the speed of the curvature estimators, on a ResNet-18 with random weights."""
+    """Measures the speed of the curvature estimators, on a ResNet-18 with random weights or on a
+    torch module of your own."""
 
+    model: str | None = None
+    """Torch module to measure on, PACKAGE.MODULE:FACTORY, Python code that is run: FACTORY() takes
+    no argument and returns a module in evaluation mode, for images [batch, 3, height, width].
+    JAX runs what bridge.to_jax makes of it, and the published algorithm the module itself. With
+    `none`, a ResNet-18."""
     width: int = 16
-    """Channels of the first stage; the standard network has 64."""
+    """Channels of the first stage of the ResNet-18; the standard network has 64. A --model has its
+    own."""
     batch_size: int = 64
     """Images per batch."""
     classes: int = 10
-    """Number of classes; Gauss-Newton costs one more pass for each."""
+    """Number of classes; Gauss-Newton costs one more pass for each. A --model has its own."""
     image_size: int = 32
     """Side of the images in pixels."""
     probes: int = 10
@@ -74,17 +84,21 @@ class CurvatureBenchmark:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        counts = {name: value for name, value in self.measured().items() if value < 1}
+        counts = {name: value for name in _COUNTS if (value := getattr(self, name)) < 1}
         if counts or self.classes < 2:
             raise ValueError(
                 "width, batch_size, image_size, probes and repeats must be at least 1 and classes "
                 f"at least 2; got {counts or self.classes}"
             )
 
-    def measured(self) -> dict[str, int]:
+    def measured(self) -> dict[str, int | str]:
         """The settings that decide the figures."""
-        names = ("width", "batch_size", "classes", "image_size", "probes", "repeats")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in _COUNTS}
+        if self.model is None:
+            return settings
+        of_resnet = {"width", "classes"}
+        own = {name: value for name, value in settings.items() if name not in of_resnet}
+        return {"model": self.model, **own}
 
 
 @dataclass(frozen=True)
@@ -124,24 +138,21 @@ class Contestant:
 
 
 def make_workload(settings: CurvatureBenchmark) -> Workload:
-    """ResNet-18 for small images, the same random weights in both frameworks."""
+    """The same network in both frameworks: a ResNet-18 with random weights, or the one given.
+
+    Raises:
+      ImportError, ValueError: the network cannot be made, is no torch module in evaluation mode, or
+        does not come to JAX.
+    """
     import jax
     import torch
-    from flax import nnx
 
-    import bridge
     from jaxcurv.engine.devices import over_devices, place
     from jaxcurv.engine.losses import cross_entropy
-    from jaxcurv.engine.model import Problem, functional
-    from jaxcurv.models import ResNet18
+    from jaxcurv.engine.model import Problem
 
     torch.set_num_threads(cores())
-    network = random_resnet18(settings.classes, settings.width)
-    model = nnx.eval_shape(
-        lambda: ResNet18(settings.classes, stem="cifar", width=settings.width, rngs=nnx.Rngs(0))
-    )
-    model.eval()
-    call, params = functional(bridge.from_torch(network.state_dict(), model), None)
+    network, call, params, classes = (_own if settings.model else _resnet18)(settings)
     kind = "cpu"
     if jax.default_backend() != "cpu":
         # The precision of JAX's side, and like it the fastest algorithm of those tried.
@@ -153,7 +164,38 @@ def make_workload(settings: CurvatureBenchmark) -> Workload:
         twin = network.to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     problem = Problem(call, cross_entropy)
     spread = place(params, over_devices())
-    return Workload(problem, params, spread, twin, settings.image_size, settings.classes)
+    return Workload(problem, params, spread, twin, settings.image_size, classes)
+
+
+def _resnet18(settings: CurvatureBenchmark) -> tuple[torch.nn.Module, Any, Any, int]:
+    """ResNet-18 for small images, the same random weights in both frameworks."""
+    from flax import nnx
+
+    import bridge
+    from jaxcurv.engine.model import functional
+    from jaxcurv.models import ResNet18
+
+    network = random_resnet18(settings.classes, settings.width)
+    model = nnx.eval_shape(
+        lambda: ResNet18(settings.classes, stem="cifar", width=settings.width, rngs=nnx.Rngs(0))
+    )
+    model.eval()
+    call, params = functional(bridge.from_torch(network.state_dict(), model), None)
+    return network, call, params, settings.classes
+
+
+def _own(settings: CurvatureBenchmark) -> tuple[torch.nn.Module, Any, Any, int]:
+    import jax.numpy as jnp
+    import numpy as np
+
+    import bridge
+
+    assert settings.model is not None
+    network = call_factory(settings.model)
+    size = settings.image_size
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    call, params = bridge.to_jax(network, images)
+    return network, call, params, call(params, jnp.asarray(images)).shape[-1]
 
 
 def make_contestants(workload: Workload, batch: Batch, probes: int) -> dict[str, Contestant]:

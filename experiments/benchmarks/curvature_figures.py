@@ -136,13 +136,13 @@ def _score_datasets(
     random = np.random.default_rng(0)
     shape = (samples, settings.image_size, settings.image_size, 3)
     images = random.integers(0, 256, shape, np.uint8)
-    labels = random.integers(0, settings.classes, samples, np.int32)
+    labels = random.integers(0, workload.classes, samples, np.int32)
     arrays = Arrays(images, labels, np.arange(samples))
     source = Normalised(arrays, Normalisation((0.5,) * 3, (0.25,) * 3))
     return measure(
         {
             type(estimator).__name__: Contestant(
-                int(forward_passes(estimator, settings.classes)), partial(score, estimator)
+                int(forward_passes(estimator, workload.classes)), partial(score, estimator)
             )
             for estimator in _scored(settings)
         },

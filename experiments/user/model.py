@@ -7,10 +7,7 @@ have found each other.
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,9 +18,11 @@ from experiments.runs.files import require_writable
 from experiments.settings.flags import given_normalisation, require_seed
 from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from experiments.system.errors import at_work
+from experiments.system.factories import as_function, call_factory
 from jaxcurv.data import Chosen, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
+from jaxcurv.data.reading import read_batch
 from jaxcurv.estimators import (
     SCORE_COLUMNS,
     Adaptive,
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 else:
     EstimatorFlag = Literal[tuple(name.replace("_", "-") for name in get_args(EstimatorName))]
 
+_EXAMPLES = 4  # images on which a torch module is exported and compared
+
 
 @dataclass(frozen=True)
 class OwnModel:
@@ -49,10 +50,10 @@ class OwnModel:
 
     model: str
     """Where the model comes from: PACKAGE.MODULE:FACTORY, Python code that is run; modules in the
-    current folder are found. FACTORY() takes no argument and returns a Flax NNX module in
-    evaluation mode, a function from images to logits, or a pair of a function (of parameters and
-    images, to logits) and its parameters. Images are float32 arrays [batch, height, width,
-    channel]."""
+    current folder are found. FACTORY() takes no argument and returns a torch module or a Flax NNX
+    module in evaluation mode, a function from images to logits, or a pair of a function (of
+    parameters and images, to logits) and its parameters. Images are float32 arrays [batch, height,
+    width, channel], and [batch, channel, height, width] for a torch module."""
     data: Path
     """Folder of the images: one folder per class (CLASS/*.png, *.jpg, ...), the same within train
     and test or val folders, or a TFDS data set in array_record form. Classes are numbered in the
@@ -217,7 +218,12 @@ def run(settings: OwnModel) -> None:
     if settings.distributed:
         _join_cluster(settings)
     use_every_core()
-    logits_fn, params = load_model(settings.model)
+    made = call_factory(settings.model)
+    logits_fn, params = as_function(
+        made,
+        settings.model,
+        lambda: read_batch(source, range(min(_EXAMPLES, len(source)))).images,
+    )
 
     import jax
 
@@ -289,45 +295,6 @@ def open_source(settings: OwnModel) -> Normalised:
             )
     positions = subset(np.arange(len(images)), settings.limit, settings.seed)
     return Normalised(Chosen(images, positions), given_normalisation(mean, std))
-
-
-def load_model(name: str) -> tuple[Callable[..., Any], Any]:
-    """Calls `package.module:factory`.
-
-    Returns:
-      A model and its parameters, as `score_dataset` takes them.
-
-    Raises:
-      ImportError: the module cannot be imported.
-      ValueError: it has no such function, or that fails or returns something else.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"--model must be package.module:factory; got {name!r}")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a script may end itself
-        raise ImportError(
-            f"cannot import {module_name} from {folder} or the installed packages: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ValueError(f"{module_name} ({module.__file__}) has no function {attribute}")
-    try:
-        made = factory()
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
-    logits_fn, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not callable(logits_fn):
-        raise ValueError(
-            f"{name} must return an NNX module, a function images -> logits, or a pair (function "
-            f"of params and images, params); got {type(made).__name__}"
-        )
-    return logits_fn, params
 
 
 def _join_cluster(settings: OwnModel) -> None:

@@ -57,6 +57,18 @@ class Network(nnx.Module):
 def network():
     return Network()
 
+def in_torch():
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.from_numpy(weights))
+        def forward(self, images):
+            return torch.tanh(images.permute(0, 2, 3, 1).flatten(1) @ self.weights / 8)
+
+    return Network().eval()
+
 def mixing():
     return lambda images: logits(weights, images - images.mean(axis=0))
 
@@ -175,6 +187,16 @@ def test_module_and_function_score_alike_and_each_estimator_has_its_column(
         table["curvature"].to_numpy(), whole["curvature"].to_numpy(), rtol=1e-3
     )
     assert (table["gauss_newton"].to_numpy() > 0).all()
+
+
+def test_a_torch_module_scores_as_the_function_does(inside: Path, whole: pa.Table) -> None:
+    place = inside
+    flags = ("--model", "mine:in_torch", "--data", "images", "--out", "in_torch.parquet")
+    command(place, *SCORE, *flags)
+    table = pq.read_table(place / "in_torch.parquet")
+    for name, rtol in {"loss": 1e-5, "gradient_norm": 1e-5, "curvature": 1e-3}.items():
+        np.testing.assert_allclose(table[name].to_numpy(), whole[name].to_numpy(), rtol=rtol)
+    assert table["path"].equals(whole["path"])
 
 
 def test_shards_are_merged_into_the_table_of_one_process(
@@ -343,7 +365,7 @@ def one_error(errors: str) -> str:
         (["--model", "mine:nothing"], 2, "has no function nothing"),
         (["--model", "mine:failing"], 2, "mine:failing failed: RuntimeError: no weights here"),
         (["--model", "mine:logits"], 2, "missing 2 required positional arguments"),
-        (["--model", "mine:number"], 2, "must return an NNX module"),
+        (["--model", "mine:number"], 2, "must return a torch module, an NNX module"),
         (["--data", "nowhere"], 2, "there is no folder nowhere"),
         (["--data", "images/ant"], 2, "has no class folders"),
         (["--split", "train"], 2, "has no folders train and test"),

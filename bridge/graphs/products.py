@@ -1,0 +1,110 @@
+"""The matrix products of a forward pass: where they are, what they cost, whose weights they take."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from bridge.graphs.graph import Graph, Node, Ref, references, run
+from bridge.graphs.operators import OPERATORS
+
+_FACTORS = {
+    "aten.addmm.default": (1, 2),
+    "aten.baddbmm.default": (1, 2),
+    "aten.scaled_dot_product_attention.default": (0, 1, 2),
+} | dict.fromkeys(
+    [
+        *("aten.convolution.default", "aten.linear.default", "aten.matmul.default"),
+        *("aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default"),
+    ],
+    (0, 1),
+)
+"""Which arguments of an operator are the factors of a product; others are added."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product, or convolution.
+
+    Attributes:
+      layer: path of the innermost module that computes it, "" for the root.
+      operator: PyTorch's name of it.
+      weights: names of the parameters that one of its factors is made of; none where both factors
+        depend on the input.
+      macs: multiply-accumulates for one sample.
+      groups: groups of a convolution, 1 otherwise.
+      transposed: whether it is a transposed convolution.
+    """
+
+    layer: str
+    operator: str
+    weights: tuple[str, ...]
+    macs: int
+    groups: int = 1
+    transposed: bool = False
+
+
+def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Product]:
+    """The products in the order in which they run; nothing is computed.
+
+    What depends on parameters alone, such as a weight that is made of others, is no product.
+
+    Args:
+      graph: of a network.
+      params: its weights.
+      images: as the module takes them, or their shape; several samples.
+    """
+    found: list[Product] = []
+    made_of = _made_of(graph)
+
+    def see(node: Node, arguments: Sequence[Any], value: Any) -> None:
+        if node.operator not in _FACTORS or made_of[node.name] is not None:
+            return
+        factors = [node.arguments[i] for i in _FACTORS[node.operator]]
+        weights = [made_of[one.name] for one in factors if isinstance(one, Ref)]
+        convolution = node.operator == "aten.convolution.default"
+        found.append(
+            Product(
+                node.layer,
+                node.operator.split(".")[1],
+                tuple(sorted({name for names in weights if names for name in names})),
+                _macs(node.operator, arguments, value) // images.shape[0],
+                arguments[8] if convolution else 1,
+                bool(arguments[6]) if convolution else False,
+            )
+        )
+
+    jax.eval_shape(partial(run, graph, OPERATORS, see=see), dict(params), images)
+    return found
+
+
+def _made_of(graph: Graph) -> dict[str, frozenset[str] | None]:
+    """The parameters that each value is made of; None where it depends on the input."""
+    known: dict[str, frozenset[str] | None] = {graph.image: None}
+    known |= {name: frozenset([path]) for name, path in graph.tensors}
+    known |= {name: frozenset() for name, _ in graph.constants}
+    for node in graph.nodes:
+        if node.operator == "aten.sym_size.int":
+            known[node.name] = frozenset()  # a size is no value of the input
+            continue
+        of = [known[name] for name in references([*node.arguments, *dict(node.options).values()])]
+        names = [one for one in of if one is not None]
+        known[node.name] = frozenset().union(*names) if len(names) == len(of) else None
+    return known
+
+
+def _macs(operator: str, arguments: Sequence[Any], value: Any) -> int:
+    if operator == "aten.convolution.default":
+        inputs, weight, transposed = arguments[0], arguments[1], arguments[6]
+        positions = inputs if transposed else value
+        return math.prod(positions.shape) * math.prod(weight.shape[1:])
+    if operator == "aten.scaled_dot_product_attention.default":
+        query, key, values = arguments[:3]
+        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+        return pairs * (query.shape[-1] + values.shape[-1])
+    first = arguments[_FACTORS[operator][0]]
+    return math.prod(value.shape) * first.shape[-1]

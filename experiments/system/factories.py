@@ -1,0 +1,72 @@
+"""A user's own network: what `package.module:factory` makes, as a function in JAX."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def call_factory(name: str) -> Any:
+    """What `package.module:factory` returns.
+
+    Raises:
+      ImportError: the module cannot be imported.
+      ValueError: it has no such function, or that fails.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"--model must be package.module:factory; got {name!r}")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a script may end itself
+        raise ImportError(
+            f"cannot import {module_name} from {folder} or the installed packages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"{module_name} ({module.__file__}) has no function {attribute}")
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def as_function(
+    made: Any, name: str, images: Callable[[], np.ndarray]
+) -> tuple[Callable[..., Any], Any]:
+    """A model and its parameters, as `score_dataset` takes them.
+
+    Args:
+      made: what the factory returned.
+      name: the factory's, for messages.
+      images: reads examples, float32 `[batch, height, width, channel]`; a torch module needs them.
+
+    Raises:
+      ValueError: it is no model, or a torch module that JAX cannot take.
+    """
+    if is_torch(made):
+        import bridge
+
+        return bridge.to_jax(made, images())
+    logits_fn, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not callable(logits_fn):
+        raise ValueError(
+            f"{name} must return a torch module, an NNX module, a function images -> logits, or a "
+            f"pair (function of params and images, params); got {type(made).__name__}"
+        )
+    return logits_fn, params
+
+
+def is_torch(made: Any) -> bool:
+    """Whether it is a torch module; torch is imported where it was, by the factory."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(made, torch.nn.Module)
