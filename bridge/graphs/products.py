@@ -1,4 +1,4 @@
-"""The matrix products of a forward pass: where they are, what they cost, whose weights they take."""
+"""The matrix products of a forward pass: where they are, what they cost, and their weights."""
 
 import math
 from collections.abc import Mapping, Sequence
