@@ -15,7 +15,13 @@ from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
 from bridge.chips.memory_layout import Layout, contiguous
-from bridge.chips.tiles import AnalogLayer, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.tiles import (
+    AnalogLayer,
+    digital_network,
+    named_layers,
+    named_tiles,
+    replace_layer,
+)
 from bridge.chips.weight_noise import weight_noise
 
 _WATCHED = 64  # images among which each layer on tiles must be called
@@ -69,7 +75,7 @@ def _examine(
     engine: str,
 ) -> dict[str, str] | None:
     """Why engines are refused, by name; None where the images do not fit the network."""
-    twin = _digital(analog)
+    twin = digital_network(analog)
     if named_tiles(twin):
         return {}
     other = first_that_differs(images)
@@ -130,13 +136,6 @@ def refused_access() -> Iterator[None]:
 def _innermost(error: BaseException) -> list[traceback.FrameSummary]:
     """Where an error was raised: the last two calls, of which one may be `__getattr__`."""
     return traceback.extract_tb(error.__traceback__)[-2:]
-
-
-def _digital(analog: nn.Module) -> nn.Module:
-    twin = deepcopy(analog)
-    for name, layer in named_layers(twin).items():
-        twin = replace_layer(twin, name, digital_layer(layer))
-    return twin
 
 
 class _OnTiles(nn.Module):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
+from bridge.chips.behaviour import behaviour, other_code, other_layers
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
 from bridge.chips.files import fingerprint
@@ -35,6 +36,7 @@ _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of it
 _IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
 _MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
+_CODE = b"bridge.predict.code"  # and what tells the network's code
 
 Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
@@ -70,8 +72,9 @@ def predict(
       description: a few words for the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that is there is read instead
-        if it was made by the same chip, from as many samples, with the same `keep` by name, and 16
-        of the samples are the same.
+        if it was made by the same chip, from as many samples, with the same `keep` by name, 16 of
+        the samples are the same, and so are the digital logits of two of them, within 3e-5 of the
+        largest and what rounding does: what happens between the weights is seen by them alone.
       keep: what to make of each batch's logits and keep in their place, such as
         `jaxcurv.logit_scores`. With many classes most of the table is logits: 5 GB for 1.28 million
         samples and 1000 classes.
@@ -89,7 +92,7 @@ def predict(
         twice, a module that computes as in training, mixes the samples of a batch or gives no
         logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
         to keep that the table has or that are not one value a sample, or a file at `out` that is
-        something else.
+        something else, or was made by the same weights and other code.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if not isinstance(module, nn.Module):
@@ -121,14 +124,21 @@ def predict(
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    identity = _identity(chip, source, keep)
+    identity, some = _identity(chip, source, keep)
+    of_tensors = getattr(source, "of_tensors", False)
+    images = as_batch(some, module, of_tensors=of_tensors, device=torch.device("cpu"))
+    network = chip.analog if isinstance(chip, Chip) else module
     if target.exists():
-        return _read(target, identity)
+        table = read_table(target)
+        _refuse_other(table.schema.metadata or {}, identity, network, images, target)
+        return frame_of(table, identity)
     with progress(len(source), description) as shown:
         rows = run(shown.update)
         first = next(rows)
-        write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
-    return _read(target, identity)
+        made_by = {_MADE_BY: identity, _CODE: behaviour(network, images)}
+        described = {name: json.dumps(value).encode() for name, value in made_by.items()}
+        write_tables(target, first.schema.with_metadata(described), chain([first], rows))
+    return frame_of(read_table(target), identity)
 
 
 @contextmanager
@@ -248,12 +258,15 @@ def _rows(
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> bytes:
-    """What decides the table: the chip, the samples as far as some of them tell, and what is kept
-    of the logits, by its name."""
+def _identity(
+    chip: Chip | nn.Module, source: Source, keep: Keep | None
+) -> tuple[dict[str, Any], NDArray[Any]]:
+    """What decides the table but the network's code: the chip, the samples as far as some of them
+    tell, and what is kept of the logits, by its name. Also the images of those samples."""
     some = hashlib.sha256()
     positions = np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist()
-    for image, label, index in zip(*read_batch(source, positions, pixels=np.float32), strict=True):
+    images, *numbers = read_batch(source, positions, pixels=np.float32)
+    for image, label, index in zip(images, *numbers, strict=True):
         some.update(image.tobytes())
         some.update(f"{label} {index}".encode())
     identity = {
@@ -262,14 +275,40 @@ def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> byte
         "some": some.hexdigest(),
         "keep": None if keep is None else getattr(keep, "__qualname__", type(keep).__qualname__),
     }
-    return json.dumps(identity).encode()
+    return identity, images
 
 
-def _read(path: Path, identity: bytes) -> pd.DataFrame:
-    table = read_table(path)
-    if (table.schema.metadata or {}).get(_MADE_BY) != identity:
+_TOLD = {
+    "chip": "the weights or the chip are others",
+    "samples": "the samples are more or fewer",
+    "some": "the samples are others",
+    "keep": "keep is another",
+}
+
+
+def _refuse_other(
+    metadata: Mapping[bytes, bytes],
+    identity: dict[str, Any],
+    network: nn.Module,
+    images: torch.Tensor,
+    path: Path,
+) -> None:
+    """Refuses a table that was made from something else."""
+    cure = "remove it, or give another out"
+    if _MADE_BY not in metadata:
+        raise ValueError(f"{path} was not made by predict: {cure}")
+    stored = json.loads(metadata[_MADE_BY])
+    code = json.loads(metadata.get(_CODE, b"null"))  # tables of earlier versions have none
+    if stored != identity:
+        told = [text for name, text in _TOLD.items() if stored.get(name) != identity[name]]
+        if code is not None and (layer := other_layers(code, network)):
+            told.append(layer)
         raise ValueError(
-            f"{path} was made by another chip, from other samples or with another keep: remove it, "
-            "or give another out"
+            f"{path} was made by another chip, from other samples or with another keep "
+            f"({', '.join(told)}): {cure}"
         )
-    return frame_of(table, json.loads(identity))
+    if code is not None and (how := other_code(code, network, images)):
+        raise ValueError(
+            f"{path} was made by a network of the same weights and other code. On two of the "
+            f"samples {how}: {cure}, or go on with the code that made it"
+        )

@@ -143,8 +143,7 @@ def program(
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of
     layers it has, or whose samples depend on their batch is refused: here where calibration images
     are needed, else when the chip first meets images. The network's code is not part of a chip's
-    file: `load_chip` takes its hooks and the settings of its digital layers as they are then, and
-    `predict` takes a table of the same weights and another code for its own.
+    file: `load_chip` takes its hooks and the settings of its digital layers as they are then.
 
     Args:
       model: float32 and in eval mode; not changed. Made of `Conv2d`, `Linear`, BatchNorm and layers

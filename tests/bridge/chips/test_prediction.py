@@ -143,6 +143,162 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
             predict(other_chip, other_source, out=path)
 
 
+class Blocks(nn.Module):
+    """What `predict` knows the weights of; the rest are its code and settings."""
+
+    def __init__(self, **changed: Any):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+            self.digital, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 10)
+            self.norm.running_var.uniform_(0.01, 0.1)
+        self.act, self.pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.after, self.scale = (lambda x: x), 1.0
+        for name, value in changed.items():
+            setattr(self, name, value)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        return self.after(self.fc(self.pool(self.digital(x)).flatten(1)) * self.scale)
+
+
+def other(name: str) -> nn.Module:
+    model: Any = Blocks()
+    if name == "activation":
+        model.act = nn.GELU()
+    elif name == "slope":
+        model.act = nn.LeakyReLU(0.01)
+    elif name == "approximation":
+        model.act = nn.GELU(approximate="tanh")
+    elif name == "hook":
+        model.norm.register_forward_hook(halving)
+    elif name == "pre-hook":
+        model.fc.register_forward_pre_hook(lambda layer, args: (args[0] + 0.1,))
+    elif name == "eps":
+        model.norm.eps = 1e-4
+    elif name == "stride":
+        model.digital.stride = (2, 2)
+    elif name == "padding":
+        model.digital.padding_mode = "reflect"
+        model.digital._reversed_padding_repeated_twice = [1, 1, 1, 1]
+    elif name == "pooling":
+        model.pool = nn.AdaptiveMaxPool2d(1)
+    elif name == "between":
+        model.after = lambda x: x - x.mean(1, keepdim=True)
+    elif name == "a number":
+        model.scale = 1.001
+    elif name == "outputs":
+        model.after = lambda x: x[:, :9]
+    elif name == "fails":
+        model.after = lambda x: x @ x
+    return model.eval()
+
+
+def halving(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output / 2
+
+
+OTHER_CODE = {
+    "activation": r"layer act was ReLU\(\) and is GELU\(approximate='none'\)\)",
+    "slope": r"layer act was ReLU\(\) and is LeakyReLU\(negative_slope=0.01\)\)",
+    "approximation": r"layer act was GELU.*and is GELU\(approximate='tanh'\)\)",
+    "hook": r"layer norm was BatchNorm2d\(6, .*\) and is BatchNorm2d\(6, .*\) with hook halving\)",
+    "pre-hook": r"layer fc was Linear\(.*\) and is Linear\(.*\) with hook <lambda>\)",
+    "eps": r"layer norm was BatchNorm2d\(6, eps=1e-05.* and is BatchNorm2d\(6, eps=0.0001",
+    "stride": r"layer digital was Conv2d\(.*stride=\(1, 1\).* and is .*stride=\(2, 2\)",
+    "padding": r"layer digital was .* and is .*padding_mode=reflect",
+    "pooling": r"layer pool was AdaptiveAvgPool2d\(.*\) and is AdaptiveMaxPool2d",
+    "between": r"no kind, setting or hook of a layer tells why: see the code between\)",
+    "a number": r"see the code between\)",
+    "outputs": r"it gives 9 logits now and gave 10 \(",
+    "fails": r"it gives no logits now \(",
+}
+ENGINES: dict[str, Any] = {
+    "digital": lambda model: model,
+    "adc+wnoise+pcm": lambda model: program(
+        model,
+        PROFILES["adc+wnoise+pcm"],
+        seed=0,
+        calibration=np.stack([Images(8)[n]["image"] for n in range(8)]),
+        digital_layers=["digital"],
+    ),
+    "per mvm": lambda model: program(
+        model, noisy("pcm_read", 0.3), seed=0, digital_layers=["digital"]
+    ),
+    "aihwkit": lambda model: program(
+        model, noisy("constant", 0.3), seed=0, engine="aihwkit", digital_layers=["digital"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CODE)
+def test_a_table_of_the_same_weights_and_other_code_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    made = ENGINES["digital"] if name in ("fails", "outputs") else ENGINES["per mvm"]
+    before = other("activation") if name == "approximation" else Blocks()
+    table = predict(made(before), Images(6), out=path)
+    assert predict(made(before), Images(6), out=path).equals(table)
+    message = rf"of the same weights and other code\. On two of the samples .*{OTHER_CODE[name]}"
+    with pytest.raises(ValueError, match=message + ".*: remove it, or give another out"):
+        predict(made(other(name)), Images(6), out=path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_table_goes_on_elsewhere(engine: str, tmp_path: Path) -> None:
+    """With other threads, batches, convolution algorithms and tiles' noise."""
+    path, make = tmp_path / "out.parquet", ENGINES[engine]
+    table = predict(make(Blocks()), Images(6), out=path)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            again = predict(make(Blocks()), Images(6), batch_size=1, out=path)
+    finally:
+        torch.set_num_threads(threads)
+    assert again.equals(table)
+    with pytest.raises(ValueError, match=r"(other code|another chip).*layer act was ReLU"):
+        predict(make(other("activation")), Images(6), out=path)
+
+
+def test_networks_that_round_go_on(tmp_path: Path) -> None:
+    """The last bit of an input decides the level of a feature."""
+    path = tmp_path / "out.parquet"
+    edge = [{**Images(4)[n], "image": np.full((8, 8, 3), 0.5, np.float32)} for n in range(4)]
+
+    def rounding(by: float) -> nn.Module:
+        return Blocks(conv=nn.Identity(), norm=nn.Identity(), digital=nn.Identity(), act=Round(by))
+
+    class Round(nn.Module):
+        def __init__(self, by: float):
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.by).round().repeat(1, 2, 1, 1)
+
+    predict(rounding(1.0), edge, out=path)
+    predict(rounding(1 + 1e-7), edge, out=path)
+    with pytest.raises(ValueError, match="other code"):
+        predict(rounding(2.6), edge, out=path)
+
+
+def test_tables_of_earlier_versions_are_read(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    table = predict(network, Images(6), out=path)
+    stored = pq.read_table(path)
+    metadata = {
+        name: value for name, value in stored.schema.metadata.items() if b"code" not in name
+    }
+    assert metadata.keys() < stored.schema.metadata.keys()
+    pq.write_table(stored.replace_schema_metadata(metadata), path)
+    assert predict(network, Images(6), out=path).equals(table)
+    pq.write_table(stored.replace_schema_metadata(None), path)
+    with pytest.raises(ValueError, match=r"was not made by predict: remove it, or give another"):
+        predict(network, Images(6), out=path)
+
+
 def test_an_interrupted_table_leaves_nothing(network: nn.Module, tmp_path: Path) -> None:
     class Broken(Images):
         def __getitem__(self, position: int) -> dict[str, Any]:
