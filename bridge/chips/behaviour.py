@@ -5,6 +5,8 @@ differ in their last bits between machines, so that they are compared within a t
 hashed.
 """
 
+import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -27,22 +29,24 @@ _TOLERANCE = 3e-5  # of the largest logit; rounding made 2e-7, an approximate GE
 _NUDGES = (8, -8, 24, -24)  # in units in the last place of the input
 _SEEN = "inputs_seen"
 _SIZES = (32, 28, 64, 96, 128, 224, 256)  # of images, tried for a network that has seen none
+_NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
 _TEXT = 200  # characters that tell a layer
 
 
-def behaviour(network: nn.Module, images: torch.Tensor) -> Json:
+def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
     """A record of what a network does, as JSON holds it.
 
     Args:
       network: in eval mode; digital, or a chip's, whose tiles are taken as digital layers.
-      images: `[batch, ...]`; the first and one that differs from it are run, on the CPU.
+      images: `[batch, ...]`; the first and one that differs from it are run, on the CPU. None
+        where none are known.
 
     Returns:
       logits, a list for each of the two inputs, or None where it gives no finite ones or they are
       noisy; and layers, their kinds, settings and hooks by path, which only name a difference.
     """
     network = _on_cpu(network)
-    found = _logits(network, _two(images))
+    found = None if images is None else _logits(network, _two(images))
     digits = None if found is None else [[float(f"{x:.7g}") for x in row] for row in found.tolist()]
     return {"logits": digits, "layers": _layers(network)}
 
@@ -95,11 +99,11 @@ def other_layers(stored: Json, network: nn.Module) -> str | None:
 
 def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
     """Keeps what a network's inputs are like, for a record without them; see `inputs_like`."""
-    two = images[:2]
-    low, high = two.aminmax()
-    floating = two.is_floating_point()
-    like = {"shape": list(two.shape[1:]), "low": low.item(), "high": high.item()}
-    keep_inputs(network, like | {"floating": floating})
+    low, high = (bound.item() for bound in images.aminmax())
+    if not math.isfinite(high - low):
+        return
+    like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point()}
+    keep_inputs(network, like | {"low": low, "high": high if low < high else low + 1})
 
 
 def keep_inputs(network: nn.Module, like: Json | None) -> None:
@@ -108,7 +112,7 @@ def keep_inputs(network: nn.Module, like: Json | None) -> None:
 
 
 def inputs_of(network: nn.Module) -> Json | None:
-    """What a network's inputs are like: their shape, range and whether they are token ids.
+    """What a digital network's inputs are like: their shape, range and whether they are token ids.
 
     Where it has seen none, an input is guessed by its first layer and tried: images of some usual
     sizes, a vector, a signal or tokens. None where none of these runs.
@@ -185,7 +189,7 @@ def _layers(network: nn.Module) -> dict[str, str]:
     for path, module in network.named_modules():
         settings = ""
         with suppress(Exception):
-            settings = module.extra_repr()[:_TEXT]
+            settings = _NUMPY.sub(r"\1", module.extra_repr())[:_TEXT]
         hooks = [
             _name(hook)
             for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules import transformer
 
+from bridge.chips.behaviour import remember_inputs
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
@@ -47,7 +48,7 @@ def examine(
     is one that fails on the images.
 
     Args:
-      analog: on tiles, on the CPU; it remembers that it was examined.
+      analog: on tiles, on the CPU; it remembers that it was examined, and what images are like.
       digital_layers: as for `program`.
       images: what the network takes, `[batch, ...]`.
       model: the one that was converted; its logits are compared.
@@ -77,6 +78,7 @@ def _examine(
     """Why engines are refused, by name; None where the images do not fit the network."""
     twin = digital_network(analog)
     if named_tiles(twin):
+        remember_inputs(analog, images[:2])
         return {}
     other = first_that_differs(images)
     some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
@@ -87,6 +89,7 @@ def _examine(
         raise
     except Exception:  # such as an IndexError of token ids, or an assertion
         return None  # which is told when the chip runs
+    remember_inputs(analog, some)
     names = list(named_layers(analog))
     more = images[:_WATCHED].detach().cpu().clone()
     more = contiguous(more) if layout.contiguous else more

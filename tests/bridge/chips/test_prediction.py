@@ -14,7 +14,7 @@ from torch import nn
 
 from bridge import PROFILES, load_chip, predict, program, save_chip
 from bridge.analysis import logit_scores
-from tests.chips import LiveLogits, noisy, single, small_resnet
+from tests.chips import Blocks, LiveLogits, changed_blocks, noisy, single, small_resnet
 
 
 @pytest.fixture(scope="module")
@@ -143,63 +143,6 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
             predict(other_chip, other_source, out=path)
 
 
-class Blocks(nn.Module):
-    """What `predict` knows the weights of; the rest are its code and settings."""
-
-    def __init__(self, **changed: Any):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
-            self.digital, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 10)
-            self.norm.running_var.uniform_(0.01, 0.1)
-        self.act, self.pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-        self.after, self.scale = (lambda x: x), 1.0
-        for name, value in changed.items():
-            setattr(self, name, value)
-        self.eval().requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act(self.norm(self.conv(x)))
-        return self.after(self.fc(self.pool(self.digital(x)).flatten(1)) * self.scale)
-
-
-def other(name: str) -> nn.Module:
-    model: Any = Blocks()
-    if name == "activation":
-        model.act = nn.GELU()
-    elif name == "slope":
-        model.act = nn.LeakyReLU(0.01)
-    elif name == "approximation":
-        model.act = nn.GELU(approximate="tanh")
-    elif name == "hook":
-        model.norm.register_forward_hook(halving)
-    elif name == "pre-hook":
-        model.fc.register_forward_pre_hook(lambda layer, args: (args[0] + 0.1,))
-    elif name == "eps":
-        model.norm.eps = 1e-4
-    elif name == "stride":
-        model.digital.stride = (2, 2)
-    elif name == "padding":
-        model.digital.padding_mode = "reflect"
-        model.digital._reversed_padding_repeated_twice = [1, 1, 1, 1]
-    elif name == "pooling":
-        model.pool = nn.AdaptiveMaxPool2d(1)
-    elif name == "between":
-        model.after = lambda x: x - x.mean(1, keepdim=True)
-    elif name == "a number":
-        model.scale = 1.001
-    elif name == "outputs":
-        model.after = lambda x: x[:, :9]
-    elif name == "fails":
-        model.after = lambda x: x @ x
-    return model.eval()
-
-
-def halving(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-    return output / 2
-
-
 OTHER_CODE = {
     "activation": r"layer act was ReLU\(\) and is GELU\(approximate='none'\)\)",
     "slope": r"layer act was ReLU\(\) and is LeakyReLU\(negative_slope=0.01\)\)",
@@ -237,12 +180,12 @@ ENGINES: dict[str, Any] = {
 def test_a_table_of_the_same_weights_and_other_code_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     made = ENGINES["digital"] if name in ("fails", "outputs") else ENGINES["per mvm"]
-    before = other("activation") if name == "approximation" else Blocks()
+    before = changed_blocks("activation") if name == "approximation" else Blocks()
     table = predict(made(before), Images(6), out=path)
     assert predict(made(before), Images(6), out=path).equals(table)
     message = rf"of the same weights and other code\. On two of the samples .*{OTHER_CODE[name]}"
     with pytest.raises(ValueError, match=message + ".*: remove it, or give another out"):
-        predict(made(other(name)), Images(6), out=path)
+        predict(made(changed_blocks(name)), Images(6), out=path)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -259,7 +202,7 @@ def test_a_table_goes_on_elsewhere(engine: str, tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     assert again.equals(table)
     with pytest.raises(ValueError, match=r"(other code|another chip).*layer act was ReLU"):
-        predict(make(other("activation")), Images(6), out=path)
+        predict(make(changed_blocks("activation")), Images(6), out=path)
 
 
 def test_networks_that_round_go_on(tmp_path: Path) -> None:
