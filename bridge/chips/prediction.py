@@ -34,9 +34,12 @@ from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
 _IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
+_COLUMNS = ("index", "path", "label", "prediction", "correct")  # those that keep does not make
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
 _MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
 _CODE = b"bridge.predict.code"  # and what tells the network's code
+_KEPT = b"bridge.predict.kept"  # the first samples' logits, where something else is kept of them
+_FIRST = 2  # samples by which what is kept is known
 
 Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
@@ -72,9 +75,10 @@ def predict(
       description: a few words for the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that is there is read instead
-        if it was made by the same chip, from as many samples, with the same `keep` by name, 16 of
-        the samples are the same, and so are the digital logits of two of them, within 3e-5 of the
-        largest and what rounding does: what happens between the weights is seen by them alone.
+        if it was made by the same chip, from as many samples, with the same `keep` by its name and
+        by what it makes of two samples, 16 of the samples are the same, and so are the digital
+        logits of two of them, within 3e-5 of the largest and what rounding does: what happens
+        between the weights is seen by them alone.
       keep: what to make of each batch's logits and keep in their place, such as
         `jaxcurv.logit_scores`. With many classes most of the table is logits: 5 GB for 1.28 million
         samples and 1000 classes.
@@ -115,12 +119,12 @@ def predict(
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
 
-    def run(update: Callable[[int], object]) -> Iterator[pa.Table]:
+    def run(keep: Keep | None, update: Callable[[int], object]) -> Iterator[pa.Table]:
         return _gathered(_run(chip, source, batch_size, device, description, keep, update))
 
     if out is None:
         with progress(len(source), description) as shown:
-            return frame_of(pa.concat_tables(run(shown.update)))
+            return frame_of(pa.concat_tables(run(keep, shown.update)))
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
@@ -131,11 +135,16 @@ def predict(
     if target.exists():
         table = read_table(target)
         _refuse_other(table.schema.metadata or {}, identity, network, images, target)
+        if keep is not None:
+            _refuse_other_keep(table, keep, target)
         return frame_of(table, identity)
+    kept = None if keep is None else _Remembering(keep)
     with progress(len(source), description) as shown:
-        rows = run(shown.update)
+        rows = run(kept, shown.update)
         first = next(rows)
-        made_by = {_MADE_BY: identity, _CODE: behaviour(network, images)}
+        made_by: dict[bytes, Any] = {_MADE_BY: identity, _CODE: behaviour(network, images)}
+        if kept is not None:
+            made_by[_KEPT] = kept.first
         described = {name: json.dumps(value).encode() for name, value in made_by.items()}
         write_tables(target, first.schema.with_metadata(described), chain([first], rows))
     return frame_of(read_table(target), identity)
@@ -312,3 +321,41 @@ def _refuse_other(
             f"{path} was made by a network of the same weights and other code. On two of the "
             f"samples {how}: {cure}, or go on with the code that made it"
         )
+
+
+class _Remembering:
+    """Keeps what another `keep` does, and remembers the logits of the first samples."""
+
+    def __init__(self, keep: Keep):
+        self._keep = keep
+        self.first: list[list[float]] = []
+
+    def __call__(self, logits: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        self.first = self.first or logits[:_FIRST].tolist()
+        return self._keep(logits)
+
+
+def _refuse_other_keep(table: pa.Table, keep: Keep, path: Path) -> None:
+    """Refuses a table whose first rows `keep` would make otherwise, of the logits that they had."""
+    stored = json.loads((table.schema.metadata or {}).get(_KEPT, b"null"))
+    if stored is None:  # a table of an earlier version
+        return
+    made = {name: np.asarray(one) for name, one in keep(np.array(stored, np.float32)).items()}
+    there = {
+        name: table[name].slice(0, len(stored)).to_numpy()
+        for name in table.column_names
+        if name in made or name not in _COLUMNS
+    }
+    for name in {**there, **made}:
+        if name not in there or name not in made or not _alike(there[name], made[name]):
+            raise ValueError(
+                f"{path} was made with another keep of the same name: of its first samples' "
+                f"logits keep makes {name} {made.get(name, 'not')}, and the file has "
+                f"{there.get(name, 'none')}: remove it, or give another out"
+            )
+
+
+def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if one.dtype.kind == "f" and other.dtype.kind == "f":
+        return np.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+    return one.shape == other.shape and bool((one == other).all())

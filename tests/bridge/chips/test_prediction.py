@@ -288,6 +288,42 @@ def test_what_is_kept_in_place_of_the_logits(
             predict(network, Images(50), out=out)
 
 
+class Kept:
+    """What is kept, by a name that does not tell it."""
+
+    def __init__(self, columns: dict[str, Any]):
+        self.columns = columns
+
+    def __call__(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: column(logits) for name, column in self.columns.items()}
+
+
+def test_another_keep_of_the_same_name_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "kept.parquet"
+    columns: dict[str, Any] = {
+        "largest": lambda x: x.max(1),
+        "place": lambda x: x.argmax(1),
+        "path": lambda x: x[:, 0],
+        "word": lambda x: np.array([f"{row.argmax()}" for row in x]),
+        "none": lambda x: np.full(len(x), np.nan, np.float32),
+    }
+    table = predict(network, Images(7), batch_size=3, out=path, keep=Kept(columns))
+    assert predict(network, Images(7), batch_size=1, out=path, keep=Kept(columns)).equals(table)
+    for name, column in (
+        ("largest", lambda x: x.min(1)),
+        ("largest", lambda x: 1.01 * x.max(1)),
+        ("place", lambda x: x.argmin(1)),
+        ("word", lambda x: np.array(["a"] * len(x))),
+        ("none", lambda x: np.zeros(len(x), np.float32)),
+        ("one more", lambda x: x.max(1)),
+    ):
+        with pytest.raises(ValueError, match=rf"another keep of the same name.* {name}.*: remove"):
+            predict(network, Images(7), out=path, keep=Kept(columns | {name: column}))
+    less = {name: column for name, column in columns.items() if name != "word"}
+    with pytest.raises(ValueError, match=r"another keep of the same name.* word"):
+        predict(network, Images(7), out=path, keep=Kept(less))
+
+
 def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:
     """Each costs memory in the file's footer."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).eval().requires_grad_(False)
