@@ -46,7 +46,7 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     the chip can also be aged further; not the network's code, that is what the layers are and what
     happens between them. By that code's digital logits on two inputs of noise, of the shape and
     range that the chip has seen, `load_chip` knows it again. For a chip that has seen none, such
-    inputs are guessed by its first layer.
+    inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
 
     Args:
       path: the file; its folder must exist.

@@ -1,13 +1,10 @@
 """A chip, or any torch module, over a data set: one row a sample."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,32 +14,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
-from bridge.chips.behaviour import behaviour, other_code, other_layers
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
-from bridge.chips.files import fingerprint
 from bridge.chips.images import as_batch, refused_layout, require_rows
+from bridge.chips.made_from import Keep, Remembering, identity_of, metadata_of, refuse_other
 from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
-from jaxcurv.data.reading import read_batch, read_batches
+from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source, check_unique, path_column
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
-_IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
-_COLUMNS = ("index", "path", "label", "prediction", "correct")  # those that keep does not make
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
-_MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
-_CODE = b"bridge.predict.code"  # and what tells the network's code
-_KEPT = b"bridge.predict.kept"  # the first samples' logits, where something else is kept of them
-_FIRST = 2  # samples by which what is kept is known
-
-Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
-"""From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
 
 
 def predict(
@@ -128,25 +115,20 @@ def predict(
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    identity, some = _identity(chip, source, keep)
+    identity, some = identity_of(chip, source, keep)
     of_tensors = getattr(source, "of_tensors", False)
     images = as_batch(some, module, of_tensors=of_tensors, device=torch.device("cpu"))
     network = chip.analog if isinstance(chip, Chip) else module
     if target.exists():
         table = read_table(target)
-        _refuse_other(table.schema.metadata or {}, identity, network, images, target)
-        if keep is not None:
-            _refuse_other_keep(table, keep, target)
+        refuse_other(table, identity, network, images, keep, target)
         return frame_of(table, identity)
-    kept = None if keep is None else _Remembering(keep)
+    kept = None if keep is None else Remembering(keep)
     with progress(len(source), description) as shown:
         rows = run(kept, shown.update)
         first = next(rows)
-        made_by: dict[bytes, Any] = {_MADE_BY: identity, _CODE: behaviour(network, images)}
-        if kept is not None:
-            made_by[_KEPT] = kept.first
-        described = {name: json.dumps(value).encode() for name, value in made_by.items()}
-        write_tables(target, first.schema.with_metadata(described), chain([first], rows))
+        made_from = metadata_of(identity, network, images, kept)
+        write_tables(target, first.schema.with_metadata(made_from), chain([first], rows))
     return frame_of(read_table(target), identity)
 
 
@@ -265,97 +247,3 @@ def _rows(
             )
         columns[name] = pa.array(values)
     return pa.RecordBatch.from_pydict(columns)
-
-
-def _identity(
-    chip: Chip | nn.Module, source: Source, keep: Keep | None
-) -> tuple[dict[str, Any], NDArray[Any]]:
-    """What decides the table but the network's code: the chip, the samples as far as some of them
-    tell, and what is kept of the logits, by its name. Also the images of those samples."""
-    some = hashlib.sha256()
-    positions = np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist()
-    images, *numbers = read_batch(source, positions, pixels=np.float32)
-    for image, label, index in zip(images, *numbers, strict=True):
-        some.update(image.tobytes())
-        some.update(f"{label} {index}".encode())
-    identity = {
-        "chip": fingerprint(chip),
-        "samples": len(source),
-        "some": some.hexdigest(),
-        "keep": None if keep is None else getattr(keep, "__qualname__", type(keep).__qualname__),
-    }
-    return identity, images
-
-
-_TOLD = {
-    "chip": "the weights or the chip are others",
-    "samples": "the samples are more or fewer",
-    "some": "the samples are others",
-    "keep": "keep is another",
-}
-
-
-def _refuse_other(
-    metadata: Mapping[bytes, bytes],
-    identity: dict[str, Any],
-    network: nn.Module,
-    images: torch.Tensor,
-    path: Path,
-) -> None:
-    """Refuses a table that was made from something else."""
-    cure = "remove it, or give another out"
-    if _MADE_BY not in metadata:
-        raise ValueError(f"{path} was not made by predict: {cure}")
-    stored = json.loads(metadata[_MADE_BY])
-    code = json.loads(metadata.get(_CODE, b"null"))  # tables of earlier versions have none
-    if stored != identity:
-        told = [text for name, text in _TOLD.items() if stored.get(name) != identity[name]]
-        if code is not None and (layer := other_layers(code, network)):
-            told.append(layer)
-        raise ValueError(
-            f"{path} was made by another chip, from other samples or with another keep "
-            f"({', '.join(told)}): {cure}"
-        )
-    if code is not None and (how := other_code(code, network, images)):
-        raise ValueError(
-            f"{path} was made by a network of the same weights and other code. On two of the "
-            f"samples {how}: {cure}, or go on with the code that made it"
-        )
-
-
-class _Remembering:
-    """Keeps what another `keep` does, and remembers the logits of the first samples."""
-
-    def __init__(self, keep: Keep):
-        self._keep = keep
-        self.first: list[list[float]] = []
-
-    def __call__(self, logits: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        self.first = self.first or logits[:_FIRST].tolist()
-        return self._keep(logits)
-
-
-def _refuse_other_keep(table: pa.Table, keep: Keep, path: Path) -> None:
-    """Refuses a table whose first rows `keep` would make otherwise, of the logits that they had."""
-    stored = json.loads((table.schema.metadata or {}).get(_KEPT, b"null"))
-    if stored is None:  # a table of an earlier version
-        return
-    made = {name: np.asarray(one) for name, one in keep(np.array(stored, np.float32)).items()}
-    there = {
-        name: table[name].slice(0, len(stored)).to_numpy()
-        for name in table.column_names
-        if name in made or name not in _COLUMNS
-    }
-    for name in {**there, **made}:
-        if name not in there or name not in made or not _alike(there[name], made[name]):
-            raise ValueError(
-                f"{path} was made with another keep of the same name: of its first samples' "
-                f"logits keep makes {name} {made.get(name, 'not')}, and the file has "
-                f"{there.get(name, 'none')}: remove it, or give another out"
-            )
-
-
-def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    if one.dtype.kind == "f" and other.dtype.kind == "f":
-        return np.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
-    return one.shape == other.shape and bool((one == other).all())
