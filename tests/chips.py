@@ -80,6 +80,64 @@ def configuration(
     return config
 
 
+class Blocks(nn.Module):
+    """Weights on tiles and a digital convolution, and much that is code or a setting."""
+
+    def __init__(self, **changed: Any):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+            self.digital, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 10)
+            self.norm.running_var.uniform_(0.01, 0.1)
+        self.act, self.pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.after, self.scale = (lambda x: x), 1.0
+        for name, value in changed.items():
+            setattr(self, name, value)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        return self.after(self.fc(self.pool(self.digital(x)).flatten(1)) * self.scale)
+
+
+def changed_blocks(name: str) -> nn.Module:
+    """The same weights, and another activation, hook, setting or code between the layers."""
+    model: Any = Blocks()
+    if name == "activation":
+        model.act = nn.GELU()
+    elif name == "slope":
+        model.act = nn.LeakyReLU(0.01)
+    elif name == "approximation":
+        model.act = nn.GELU(approximate="tanh")
+    elif name == "hook":
+        model.norm.register_forward_hook(halving)
+    elif name == "pre-hook":
+        model.fc.register_forward_pre_hook(lambda layer, args: (args[0] + 0.1,))
+    elif name == "eps":
+        model.norm.eps = 1e-4
+    elif name == "stride":
+        model.digital.stride = (2, 2)
+    elif name == "padding":
+        model.digital.padding_mode = "reflect"
+        model.digital._reversed_padding_repeated_twice = [1, 1, 1, 1]
+    elif name == "pooling":
+        model.pool = nn.AdaptiveMaxPool2d(1)
+    elif name == "between":
+        model.after = lambda x: x - x.mean(1, keepdim=True)
+    elif name == "a number":
+        model.scale = 1.001
+    elif name == "outputs":
+        model.after = lambda x: x[:, :9]
+    elif name == "fails":
+        model.after = lambda x: x @ x
+    return model.eval()
+
+
+def halving(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output / 2
+
+
 def single(layer: nn.Module, seed: int = 0) -> nn.Module:
     """A network of one layer, `layer`, with normal weights."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,10 +11,18 @@ import torch
 from torch import nn
 from torch.nn.modules import transformer
 
+from bridge.chips.behaviour import remember_inputs
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import first_that_differs, require_independent
+from bridge.chips.execution.fast_tiles import unsupported_settings
 from bridge.chips.memory_layout import Layout, contiguous
-from bridge.chips.tiles import AnalogLayer, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.tiles import (
+    AnalogLayer,
+    digital_network,
+    named_layers,
+    named_tiles,
+    replace_layer,
+)
 from bridge.chips.weight_noise import weight_noise
 
 _WATCHED = 64  # images among which each layer on tiles must be called
@@ -40,7 +48,7 @@ def examine(
     is one that fails on the images.
 
     Args:
-      analog: on tiles, on the CPU; it remembers that it was examined.
+      analog: on tiles, on the CPU; it remembers that it was examined, and what images are like.
       digital_layers: as for `program`.
       images: what the network takes, `[batch, ...]`.
       model: the one that was converted; its logits are compared.
@@ -48,32 +56,50 @@ def examine(
 
     Raises:
       ValueError: weights that are on no tile, layers that are not called, samples that depend on
-        their batch, code that asks what a layer is, or logits that are not the model's.
+        their batch, code that asks what a layer is where that matters on the engine, or logits that
+        are not the model's.
     """
-    if getattr(analog, _EXAMINED, False) or not len(images):
-        return
-    with torch.inference_mode(False), torch.no_grad(), refused_access():
-        twin = _digital(analog)
-        if not named_tiles(twin):
-            other = first_that_differs(images)
-            some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
-            layout = Layout(twin)
-            try:
-                found = layout(twin, some.clone())
-            except (AttributeError, TypeError, StopIteration):
-                raise
-            except Exception:  # such as an IndexError of token ids, or an assertion
-                return  # the images do not fit, which is told when the chip runs
-            names = list(named_layers(analog))
-            more = images[:_WATCHED].detach().cpu().clone()
-            more = contiguous(more) if layout.contiguous else more
-            layout(lambda x: _watched(twin, names, digital_layers, x, more), some.clone())
-            require_independent(lambda x: layout(twin, x), some, "the network")
-            if engine == "fast":
-                _refuse_asking(twin, analog, layout, some, found)
-            if model is not None and all(not p.is_cuda for p in model.parameters()):
-                _refuse_other(found, layout(model, some.clone()))
-    setattr(analog, _EXAMINED, True)
+    asking: dict[str, str] | None = getattr(analog, _EXAMINED, None)
+    if asking is None and len(images):
+        with torch.inference_mode(False), torch.no_grad(), refused_access():
+            asking = _examine(analog, digital_layers, images, model, engine)
+        setattr(analog, _EXAMINED, asking)
+    if asking and engine in asking:
+        raise ValueError(asking[engine])
+
+
+def _examine(
+    analog: nn.Module,
+    digital_layers: Sequence[str],
+    images: torch.Tensor,
+    model: nn.Module | None,
+    engine: str,
+) -> dict[str, str] | None:
+    """Why engines are refused, by name; None where the images do not fit the network."""
+    twin = digital_network(analog)
+    if named_tiles(twin):
+        remember_inputs(analog, images[:2])
+        return {}
+    other = first_that_differs(images)
+    some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
+    layout = Layout(twin)
+    try:
+        found = layout(twin, some.clone())
+    except (AttributeError, TypeError, StopIteration):
+        raise
+    except Exception:  # such as an IndexError of token ids, or an assertion
+        return None  # which is told when the chip runs
+    remember_inputs(analog, some)
+    names = list(named_layers(analog))
+    more = images[:_WATCHED].detach().cpu().clone()
+    more = contiguous(more) if layout.contiguous else more
+    layout(lambda x: _watched(twin, names, digital_layers, x, more), some.clone())
+    require_independent(lambda x: layout(twin, x), some, "the network")
+    asking = _asking(twin, analog, layout, some, found)
+    if engine in asking or model is None or any(p.is_cuda for p in model.parameters()):
+        return asking
+    _refuse_other(found, layout(model, some.clone()))
+    return asking
 
 
 def forget_examination(network: nn.Module) -> None:
@@ -115,13 +141,6 @@ def _innermost(error: BaseException) -> list[traceback.FrameSummary]:
     return traceback.extract_tb(error.__traceback__)[-2:]
 
 
-def _digital(analog: nn.Module) -> nn.Module:
-    twin = deepcopy(analog)
-    for name, layer in named_layers(twin).items():
-        twin = replace_layer(twin, name, digital_layer(layer))
-    return twin
-
-
 class _OnTiles(nn.Module):
     """A layer that computes as PyTorch's own and is none, as a chip's are."""
 
@@ -133,30 +152,44 @@ class _OnTiles(nn.Module):
         return self._layer[0].forward(x)
 
 
-def _refuse_asking(
+def _asking(
     twin: nn.Module, analog: nn.Module, layout: Layout, images: torch.Tensor, expected: Any
-) -> None:
-    """Refuses code that asks for the kind of its layers, where a chip's are of another one."""
-    names = [name for name, layer in named_layers(analog).items() if not _is_plain(layer)]
-    if not names:
-        return
-    disguised = deepcopy(twin)
-    for name in names:
-        disguised = replace_layer(disguised, name, _OnTiles(disguised.get_submodule(name)))
-    try:
-        found = layout(disguised, images.clone())
-    except Exception:
-        return  # which is told when the chip runs
-    if not isinstance(found, torch.Tensor) or not found.isfinite().all():
-        return
-    off, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    if off > 1e-4 * largest:
-        raise ValueError(
-            f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers on "
-            "tiles are not PyTorch's own: its code or a hook asks for their kind, as "
-            "isinstance(layer, nn.Linear) and hasattr(layer, 'weight') do; let it ask for the "
-            "layer's name, or register hooks on the layers that they are for alone"
-        )
+) -> dict[str, str]:
+    """By engine, what code does that asks for the kind of its layers, where a chip's are others."""
+    kinds = {"aihwkit": ("AIHWKit's", _with_aihwkit_layers(twin, analog))}
+    names = []
+    if not unsupported_settings(analog):
+        names = [name for name, layer in named_layers(analog).items() if not _is_plain(layer)]
+    if names:
+        disguised = deepcopy(twin)
+        for name in names:
+            disguised = replace_layer(disguised, name, _OnTiles(disguised.get_submodule(name)))
+        kinds["fast"] = ("not PyTorch's own, as those on tiles are", disguised)
+    asking = {}
+    for engine, (kind, disguised) in kinds.items():
+        try:
+            found = layout(disguised, images.clone())
+        except Exception:
+            continue  # which is told when the chip runs
+        if not isinstance(found, torch.Tensor) or not found.isfinite().all():
+            continue
+        off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        if off > 1e-4 * largest:
+            asking[engine] = (
+                f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers "
+                f"are {kind}: its code or a hook asks for their kind, as isinstance(layer, "
+                "nn.Conv2d) and hasattr(layer, 'weight') do; let it ask for the layer's name, or "
+                "register hooks on the layers that they are for alone"
+            )
+    return asking
+
+
+def _with_aihwkit_layers(twin: nn.Module, analog: nn.Module) -> nn.Module:
+    """The twin with AIHWKit's layers in name: they compute as PyTorch's."""
+    disguised = deepcopy(analog, {id(tile): tile for tile in named_tiles(analog).values()})
+    for name, layer in named_layers(disguised).items():
+        vars(layer)["forward"] = twin.get_submodule(name).forward
+    return disguised
 
 
 def _is_plain(layer: AnalogLayer) -> bool:

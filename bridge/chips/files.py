@@ -18,12 +18,20 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bridge.chips.behaviour import (
+    behaviour,
+    inputs_like,
+    inputs_of,
+    keep_inputs,
+    other_code,
+    other_layers,
+)
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
 from bridge.chips.programming import Chip
 from bridge.chips.streams import SampleNoise, stream
-from bridge.chips.tiles import Tile, named_layers, named_tiles
+from bridge.chips.tiles import Tile, digital_network, named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
 from jaxcurv.settings import plain
 
@@ -36,7 +44,9 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
 
     It holds what was programmed, the drift of each device and the weights as they are now, so that
     the chip can also be aged further; not the network's code, that is what the layers are and what
-    happens between them.
+    happens between them. By that code's digital logits on two inputs of noise, of the shape and
+    range that the chip has seen, `load_chip` knows it again. For a chip that has seen none, such
+    inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
 
     Args:
       path: the file; its folder must exist.
@@ -51,7 +61,8 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     _require_storable(chip)
     # Each its own: digital layers may share a parameter.
     tensors = {name: tensor.clone() for name, tensor in _tensors(chip.analog).items()}
-    save_weights(path, tensors, _header(chip), masks=_masks(chip.analog))
+    header = _header(chip) | {"code": _code(chip.analog)}
+    save_weights(path, tensors, header, masks=_masks(chip.analog))
 
 
 def load_chip(
@@ -67,16 +78,21 @@ def load_chip(
       path: the file.
       model: the network that was programmed, in eval mode; its weights do not matter and it is not
         changed. If it had been converted by AIHWKit before, a network converted in the same way.
-        Its layers on tiles are compared by kind and geometry, its tensors by name and shape; what
-        its code does between them cannot be.
+        Its layers on tiles are compared by kind and geometry, its tensors by name and shape, and
+        what its code does between them, hooks and settings of digital layers included, by the
+        logits on two inputs, within 3e-5 of the largest and what rounding does.
       rpu_config: the configuration that was programmed with, where it was AIHWKit's own and given
         to `program`.
       memories: the class of your own memory, where it was programmed into one.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is no chip's, the model or the configuration is another, or its memory is
-        of a class that is not among `memories`.
+      ValueError: the file is no chip's, the model, its code or the configuration is another, or its
+        memory is of a class that is not among `memories`.
+
+    Warns:
+      UserWarning: layers are others, and the file has no logits to tell whether that matters, for
+        no input was known when it was saved. Files of earlier versions are not compared at all.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no chip file at {path}")
@@ -113,6 +129,8 @@ def load_chip(
     if profile is None:
         _require_same(header["configurations"], _configurations(analog), path)
     _restore(analog, tensors, path)
+    if "code" in header:  # files of earlier versions have none
+        _require_code(header["code"], analog, path)
     chip = Chip(
         analog,
         Executable(analog, SampleNoise(header["seed"]), one_by_one=False),
@@ -239,6 +257,32 @@ def _header(chip: Chip) -> dict[str, Any]:
             for name, tile in tiles.items()
         },
     }
+
+
+def _code(analog: nn.Module) -> dict[str, Any]:
+    """What `_require_code` knows the network's code by."""
+    twin = digital_network(analog)
+    like = inputs_of(twin)
+    return behaviour(twin, None if like is None else inputs_like(like)) | {"inputs": like}
+
+
+def _require_code(code: dict[str, Any], analog: nn.Module, path: str | os.PathLike[str]) -> None:
+    twin = digital_network(analog)
+    if code["logits"] is None:
+        if layer := other_layers(code, twin):
+            warnings.warn(
+                f"{path} was saved before its network had seen inputs, so that its code cannot be "
+                f"compared; {layer}",
+                stacklevel=3,
+            )
+        return
+    keep_inputs(analog, code["inputs"])
+    if how := other_code(code, twin, inputs_like(code["inputs"])):
+        raise ValueError(
+            f"{path} was programmed with a network of other code. On two inputs of noise {how}: "
+            "load it into the network that was programmed, with its hooks and settings, or program "
+            "this one"
+        )
 
 
 def _geometry(analog: nn.Module) -> dict[str, str]:

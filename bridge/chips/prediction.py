@@ -1,13 +1,10 @@
 """A chip, or any torch module, over a data set: one row a sample."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,25 +16,20 @@ from torch import nn
 from bridge.checks import require_count
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
-from bridge.chips.files import fingerprint
 from bridge.chips.images import as_batch, refused_layout, require_rows
+from bridge.chips.made_from import Keep, Remembering, identity_of, metadata_of, refuse_other
 from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
-from jaxcurv.data.reading import read_batch, read_batches
+from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source, check_unique, path_column
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
-_IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
-_MADE_BY = b"bridge.predict"  # the schema's metadata of what a stored table was made from
-
-Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
-"""From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
 
 
 def predict(
@@ -70,8 +62,10 @@ def predict(
       description: a few words for the progress bar.
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that is there is read instead
-        if it was made by the same chip, from as many samples, with the same `keep` by name, and 16
-        of the samples are the same.
+        if it was made by the same chip, from as many samples, with the same `keep` by its name and
+        by what it makes of two samples, 16 of the samples are the same, and so are the digital
+        logits of two of them, within 3e-5 of the largest and what rounding does: what happens
+        between the weights is seen by them alone.
       keep: what to make of each batch's logits and keep in their place, such as
         `jaxcurv.logit_scores`. With many classes most of the table is logits: 5 GB for 1.28 million
         samples and 1000 classes.
@@ -89,7 +83,7 @@ def predict(
         twice, a module that computes as in training, mixes the samples of a batch or gives no
         logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
         to keep that the table has or that are not one value a sample, or a file at `out` that is
-        something else.
+        something else, or was made by the same weights and other code.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if not isinstance(module, nn.Module):
@@ -112,23 +106,30 @@ def predict(
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
 
-    def run(update: Callable[[int], object]) -> Iterator[pa.Table]:
+    def run(keep: Keep | None, update: Callable[[int], object]) -> Iterator[pa.Table]:
         return _gathered(_run(chip, source, batch_size, device, description, keep, update))
 
     if out is None:
         with progress(len(source), description) as shown:
-            return frame_of(pa.concat_tables(run(shown.update)))
+            return frame_of(pa.concat_tables(run(keep, shown.update)))
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    identity = _identity(chip, source, keep)
+    identity, some = identity_of(chip, source, keep)
+    of_tensors = getattr(source, "of_tensors", False)
+    images = as_batch(some, module, of_tensors=of_tensors, device=torch.device("cpu"))
+    network = chip.analog if isinstance(chip, Chip) else module
     if target.exists():
-        return _read(target, identity)
+        table = read_table(target)
+        refuse_other(table, identity, network, images, keep, target)
+        return frame_of(table, identity)
+    kept = None if keep is None else Remembering(keep)
     with progress(len(source), description) as shown:
-        rows = run(shown.update)
+        rows = run(kept, shown.update)
         first = next(rows)
-        write_tables(target, first.schema.with_metadata({_MADE_BY: identity}), chain([first], rows))
-    return _read(target, identity)
+        made_from = metadata_of(identity, network, images, kept)
+        write_tables(target, first.schema.with_metadata(made_from), chain([first], rows))
+    return frame_of(read_table(target), identity)
 
 
 @contextmanager
@@ -246,30 +247,3 @@ def _rows(
             )
         columns[name] = pa.array(values)
     return pa.RecordBatch.from_pydict(columns)
-
-
-def _identity(chip: Chip | nn.Module, source: Source, keep: Keep | None) -> bytes:
-    """What decides the table: the chip, the samples as far as some of them tell, and what is kept
-    of the logits, by its name."""
-    some = hashlib.sha256()
-    positions = np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist()
-    for image, label, index in zip(*read_batch(source, positions, pixels=np.float32), strict=True):
-        some.update(image.tobytes())
-        some.update(f"{label} {index}".encode())
-    identity = {
-        "chip": fingerprint(chip),
-        "samples": len(source),
-        "some": some.hexdigest(),
-        "keep": None if keep is None else getattr(keep, "__qualname__", type(keep).__qualname__),
-    }
-    return json.dumps(identity).encode()
-
-
-def _read(path: Path, identity: bytes) -> pd.DataFrame:
-    table = read_table(path)
-    if (table.schema.metadata or {}).get(_MADE_BY) != identity:
-        raise ValueError(
-            f"{path} was made by another chip, from other samples or with another keep: remove it, "
-            "or give another out"
-        )
-    return frame_of(table, json.loads(identity))

@@ -9,6 +9,8 @@ Three non-idealities, each present or absent, make eight profiles, "ideal" inclu
 """
 
 import dataclasses
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -152,6 +154,41 @@ class Profile:
         return "+".join(names) or "ideal"
 
 
+class UnknownProfile(KeyError, ValueError):
+    """A name that no profile has; the message says which ones there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NamedProfiles(dict[str, Profile]):
+    """Profiles by name; an unknown one is refused with the one that was probably meant.
+
+    Raises:
+      UnknownProfile: a KeyError and a ValueError.
+    """
+
+    def __missing__(self, name: object) -> Profile:
+        meant = _nearest(name, list(self)) if isinstance(name, str) else None
+        hint = f" (did you mean {meant!r}?)" if meant else ""
+        raise UnknownProfile(
+            f"no profile is named {name!r}{hint}: there are {', '.join(self)}; for other settings "
+            "make a Profile, such as Profile(adc=ADC(bits=8))"
+        )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name of the same parts, in whatever order, case and, nearly, spelling."""
+
+    def parts(one: str) -> set[str]:
+        return set(re.findall(r"\w+", one.replace("_", " ").lower()))
+
+    known = set().union(*map(parts, names))
+    close = [difflib.get_close_matches(part, known, n=1) for part in parts(name)]
+    meant = {part for found in close for part in found}
+    return next((one for one in names if parts(one) == meant), None)
+
+
 def eight_profiles(
     adc: ADC | None = None,
     wnoise: WeightNoise | None = None,
@@ -176,7 +213,7 @@ def eight_profiles(
         for count in range(len(settings) + 1)
         for names in combinations(settings, count)
     ]
-    return {profile.name: profile for profile in combined}
+    return NamedProfiles({profile.name: profile for profile in combined})
 
 
 SHIPPED: tuple[type, ...] = (PCM, Hermes, ReRamWan2022, ReRamCMO)

@@ -142,10 +142,7 @@ def program(
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of
     layers it has, or whose samples depend on their batch is refused: here where calibration images
-    are needed, else when the chip first meets images. Not seen is code that asks for the kind of
-    layers on the engine "aihwkit". The network's code is not part of a chip's file: `load_chip`
-    takes its hooks and the settings of its digital layers as they are then, and `predict` takes a
-    table of the same weights and another code for its own.
+    are needed, else when the chip first meets images.
 
     Args:
       model: float32 and in eval mode; not changed. Made of `Conv2d`, `Linear`, BatchNorm and layers

@@ -1,6 +1,7 @@
 """AIHWKit's tiles within a converted network: where they are, and what they amount to."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -110,6 +111,18 @@ def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
     if bias is not None:
         made.bias = nn.Parameter(bias)
     return made.eval().requires_grad_(False)
+
+
+def digital_network(analog: nn.Module) -> nn.Module:
+    """A copy with ordinary layers of the effective weights, on the CPU.
+
+    Tiles in other kinds of layers are left.
+    """
+    left_out = [tile for layer in named_layers(analog).values() for tile in layer.analog_tiles()]
+    made = deepcopy(analog, {id(tile): tile for tile in left_out})
+    for name, layer in named_layers(made).items():
+        made = replace_layer(made, name, digital_layer(layer))
+    return made
 
 
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> nn.Module:

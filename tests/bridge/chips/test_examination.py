@@ -647,3 +647,89 @@ def test_code_that_asks_what_a_layer_is_is_refused(hook: Callable[..., Any]) -> 
             continue
         with pytest.raises(ValueError, match=r"code or a hook asks for their kind"):
             make()
+
+
+def halved(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return output / 2 if isinstance(layer, nn.Conv2d) else None
+
+
+def shifted(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    return output + 1 if type(layer) is nn.Linear else None
+
+
+class AsksInForward(Net):
+    """Runs over its layers, as code that scales residual branches or freezes layers does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                found = found * 2
+        return found
+
+
+class AsksForNames(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kinds = [type(layer).__name__ for layer in self.children()]
+        return super().forward(x) * kinds.count("Linear")
+
+
+class AsksForItsParameters(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + sum(name == "fc.weight" for name, _ in self.named_parameters())
+
+
+def hooked(hook: Callable[..., Any]) -> nn.Module:
+    model: Any = Net()
+    model.fc.gain = 3
+    for layer in (model.conv, model.fc):
+        layer.register_forward_hook(hook)
+    return model
+
+
+ASKING: dict[str, Callable[[], nn.Module]] = {
+    "isinstance Conv2d": lambda: hooked(halved),
+    "type is Linear": lambda: hooked(shifted),
+    "name of the type": lambda: hooked(limited),
+    "in forward": AsksInForward,
+    "names in forward": AsksForNames,
+    "parameters in forward": AsksForItsParameters,
+    "number of features": lambda: hooked(of_a_linear_layer),
+}
+HONEST_ON_AIHWKIT: dict[str, Callable[[], nn.Module]] = {
+    **HONEST,
+    "isinstance Linear": lambda: hooked(tripled),
+    "an attribute of its own": lambda: hooked(marked),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_code_that_asks_what_a_layer_is_is_refused_on_aihwkit_s_tiles(name: str) -> None:
+    model = ASKING[name]()
+    expected = model(TENSOR)
+    message = r"where its layers are AIHWKit's: its code or a hook asks for their kind"
+    plain = program(model, PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(plain(TENSOR, range(5)), expected, rtol=1e-3, atol=1e-4)
+    for chip in (program(model, PROFILES["pcm"], seed=0, engine="aihwkit"), plain.on("aihwkit")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                predict(chip, ROWS)
+        with pytest.raises(ValueError, match=message):
+            chip(TENSOR, range(5))
+    with pytest.raises(ValueError, match=r"asks for their kind"):
+        program(model, ADC_9, seed=0, calibration=IMAGES, engine="aihwkit")
+    later = program(model, noisy("constant", 1e-4), seed=0, engine="aihwkit").on("fast")
+    if name == "number of features":  # which the other engine's layers have as PyTorch's do
+        predict(later, ROWS)
+        return
+    with pytest.raises(ValueError, match=r"asks for their kind"):
+        predict(later, ROWS)
+
+
+@pytest.mark.parametrize("name", HONEST_ON_AIHWKIT)
+def test_honest_networks_are_taken_on_aihwkit_s_tiles(name: str) -> None:
+    model = HONEST_ON_AIHWKIT[name]()
+    chip = program(model, PROFILES["ideal"], seed=0, engine="aihwkit")
+    found = np.stack(predict(chip, ROWS, batch_size=5)["logits"].to_numpy())
+    expected = np.stack(predict(model, ROWS, batch_size=5)["logits"].to_numpy())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)

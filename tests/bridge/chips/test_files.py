@@ -1,5 +1,6 @@
 """Chips to disk and back: the same logits, now and later."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,10 +9,18 @@ import torch
 from torch import nn
 
 from bridge import PROFILES, Profile, load_chip, program, save_chip
-from bridge.chips import ADC, PCM, Hermes, ReRamCMO, WeightNoise
+from bridge.chips import ADC, PCM, Chip, Hermes, ReRamCMO, WeightNoise
 from bridge.chips.files import fingerprint
-from bridge.weights import save_weights
-from tests.chips import IMAGES, configuration, noisy, single, small_resnet
+from bridge.weights import load_weights, save_weights
+from tests.chips import (
+    IMAGES,
+    Blocks,
+    changed_blocks,
+    configuration,
+    noisy,
+    single,
+    small_resnet,
+)
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +156,155 @@ def test_non_finite_weights_are_still_refused() -> None:
     broken.get_buffer(name)[0] = torch.nan
     with pytest.raises(ValueError, match=f"non-finite weights in {name}"):
         program(broken, PROFILES["pcm"], seed=0)
+
+
+OTHER_CODE = {
+    "activation": r"layer act was ReLU\(\) and is GELU\(approximate='none'\)\)",
+    "hook": r"layer norm was BatchNorm2d\(6, .*\) and is BatchNorm2d\(6, .*\) with hook halving\)",
+    "pre-hook": r"layer fc was Linear\(.*\) and is Linear\(.*\) with hook <lambda>\)",
+    "eps": r"layer norm was BatchNorm2d\(6, eps=1e-05.* and is BatchNorm2d\(6, eps=0.0001",
+    "stride": r"layer digital was Conv2d\(.*stride=\(1, 1\).* and is .*stride=\(2, 2\)",
+    "padding": r"layer digital was .* and is .*padding_mode=reflect",
+    "between": r"no kind, setting or hook of a layer tells why: see the code between\)",
+    "outputs": r"it gives 9 logits now and gave 10 \(",
+    "fails": r"it gives no logits now \(",
+}
+SAVED: dict[str, Callable[[nn.Module], Chip]] = {
+    "calibrated": lambda model: program(
+        model, PROFILES["adc+wnoise+pcm"], seed=0, calibration=IMAGES, digital_layers=["digital"]
+    ),
+    "run, on AIHWKit's": lambda model: run(
+        program(model, noisy("constant", 0.3), seed=0, engine="aihwkit", digital_layers=["digital"])
+    ),
+    "later": lambda model: run(
+        program(model, COMPENSATED, seed=0, calibration=IMAGES, digital_layers=["digital"])
+    ).at(3600.0),
+    "never run": lambda model: program(
+        model, noisy("pcm_read", 0.3, pcm=True), seed=0, digital_layers=["digital"]
+    ),
+}
+
+
+def run(chip: Chip) -> Chip:
+    chip(IMAGES[:4], range(4))
+    return chip
+
+
+@pytest.mark.parametrize("name", OTHER_CODE)
+def test_a_network_of_other_code_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    for saved in ("calibrated", "never run"):
+        chip = SAVED[saved](Blocks())
+        save_chip(path, chip)
+        message = (
+            rf"a network of other code\. On two inputs of noise .*{OTHER_CODE[name]}.*: load it"
+        )
+        with pytest.raises(ValueError, match=message):
+            load_chip(path, changed_blocks(name))
+        back = load_chip(path, scrambled(Blocks()))
+        assert torch.equal(back(IMAGES, range(32)), chip(IMAGES, range(32)))
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_a_network_s_code_is_known_however_it_was_saved(saved: str, tmp_path: Path) -> None:
+    """With other threads and convolution algorithms, and from chip to chip."""
+    path, again = tmp_path / "chip.safetensors", tmp_path / "again.safetensors"
+    chip = SAVED[saved](Blocks())
+    save_chip(path, chip)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        back = load_chip(path, scrambled(Blocks()))
+    assert fingerprint(back) == fingerprint(chip)
+    save_chip(again, back)
+    assert load_weights(again)[1]["code"]["inputs"] == load_weights(path)[1]["code"]["inputs"]
+    for one in (path, again):
+        with pytest.raises(ValueError, match=r"a network of other code.*layer act was ReLU"):
+            load_chip(one, changed_blocks("activation"))
+
+
+def test_files_hold_no_one_s_images(tmp_path: Path) -> None:
+    sizes = []
+    for number, model in enumerate((Blocks(), Blocks())):
+        path = tmp_path / f"{number}.safetensors"
+        chip = program(model, PROFILES["pcm"], seed=0)
+        if number:
+            chip(torch.rand(3, 3, 200, 200), range(3))
+        save_chip(path, chip)
+        sizes.append(path.stat().st_size)
+    assert abs(sizes[1] - sizes[0]) < 2000
+
+
+def test_files_of_earlier_versions_are_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    chip = SAVED["never run"](Blocks())
+    save_chip(path, chip)
+    tensors, header = load_weights(path)
+    del header["code"]
+    save_weights(path, tensors, header)
+    load_chip(path, changed_blocks("activation"))
+    back = load_chip(path, Blocks())
+    assert torch.equal(back(IMAGES, range(32)), chip(IMAGES, range(32)))
+
+
+class OfOneSize(Blocks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2:] == (9, 9)
+        return super().forward(x)
+
+
+def test_what_no_input_is_known_for_is_told_by_its_layers(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    chip = SAVED["never run"](OfOneSize())
+    save_chip(path, chip)
+    other = OfOneSize()
+    other.act = nn.GELU()
+    with pytest.warns(UserWarning, match=r"had seen inputs.*layer act was ReLU\(\) and is GELU"):
+        load_chip(path, other.eval())
+    load_chip(path, OfOneSize())
+    chip(torch.rand(4, 3, 9, 9), range(4))
+    save_chip(path, chip)
+    with pytest.raises(ValueError, match=r"other code.*layer act was ReLU"):
+        load_chip(path, other.eval())
+
+
+INPUTS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "vectors": (lambda: nn.Sequential(nn.Linear(7, 5), nn.Tanh()), torch.rand(3, 7)),
+    "flattened": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.Tanh()),
+        torch.rand(3, 3, 4, 4),
+    ),
+    "sequences": (
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.Linear(80, 2)),
+        torch.rand(3, 16, 6),
+    ),
+    "tokens": (
+        lambda: nn.Sequential(
+            nn.Embedding(20, 6), nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)
+        ),
+        torch.randint(0, 20, (3, 16)),
+    ),
+    "digits": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(98, 3)),
+        torch.rand(3, 1, 28, 28),
+    ),
+}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("name", INPUTS)
+def test_other_inputs_than_images(name: str, seen: bool, tmp_path: Path) -> None:
+    path, (make, inputs) = tmp_path / "chip.safetensors", INPUTS[name]
+    with torch.random.fork_rng(devices=[]):
+        model = make().eval()
+        model(inputs)
+    left = [path for path, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
+    chip = program(model, PROFILES["pcm"], seed=0, digital_layers=left)
+    if seen:
+        chip(inputs, range(3))
+    save_chip(path, chip)
+    back = load_chip(path, scrambled(model))
+    assert torch.equal(back(inputs, range(3)), chip(inputs, range(3)))
+    other = deepcopy(model)
+    where = next(name for name, layer in model.named_children() if isinstance(layer, nn.Tanh))
+    setattr(other, where, nn.Sigmoid().eval())
+    with pytest.raises(ValueError, match=rf"other code.*layer {where} was Tanh\(\) and is Sigm"):
+        load_chip(path, other)

@@ -14,7 +14,7 @@ from torch import nn
 
 from bridge import PROFILES, load_chip, predict, program, save_chip
 from bridge.analysis import logit_scores
-from tests.chips import LiveLogits, noisy, single, small_resnet
+from tests.chips import Blocks, LiveLogits, changed_blocks, noisy, single, small_resnet
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,105 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
             predict(other_chip, other_source, out=path)
 
 
+OTHER_CODE = {
+    "activation": r"layer act was ReLU\(\) and is GELU\(approximate='none'\)\)",
+    "slope": r"layer act was ReLU\(\) and is LeakyReLU\(negative_slope=0.01\)\)",
+    "approximation": r"layer act was GELU.*and is GELU\(approximate='tanh'\)\)",
+    "hook": r"layer norm was BatchNorm2d\(6, .*\) and is BatchNorm2d\(6, .*\) with hook halving\)",
+    "pre-hook": r"layer fc was Linear\(.*\) and is Linear\(.*\) with hook <lambda>\)",
+    "eps": r"layer norm was BatchNorm2d\(6, eps=1e-05.* and is BatchNorm2d\(6, eps=0.0001",
+    "stride": r"layer digital was Conv2d\(.*stride=\(1, 1\).* and is .*stride=\(2, 2\)",
+    "padding": r"layer digital was .* and is .*padding_mode=reflect",
+    "pooling": r"layer pool was AdaptiveAvgPool2d\(.*\) and is AdaptiveMaxPool2d",
+    "between": r"no kind, setting or hook of a layer tells why: see the code between\)",
+    "a number": r"see the code between\)",
+    "outputs": r"it gives 9 logits now and gave 10 \(",
+    "fails": r"it gives no logits now \(",
+}
+ENGINES: dict[str, Any] = {
+    "digital": lambda model: model,
+    "adc+wnoise+pcm": lambda model: program(
+        model,
+        PROFILES["adc+wnoise+pcm"],
+        seed=0,
+        calibration=np.stack([Images(8)[n]["image"] for n in range(8)]),
+        digital_layers=["digital"],
+    ),
+    "per mvm": lambda model: program(
+        model, noisy("pcm_read", 0.3), seed=0, digital_layers=["digital"]
+    ),
+    "aihwkit": lambda model: program(
+        model, noisy("constant", 0.3), seed=0, engine="aihwkit", digital_layers=["digital"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CODE)
+def test_a_table_of_the_same_weights_and_other_code_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    made = ENGINES["digital"] if name in ("fails", "outputs") else ENGINES["per mvm"]
+    before = changed_blocks("activation") if name == "approximation" else Blocks()
+    table = predict(made(before), Images(6), out=path)
+    assert predict(made(before), Images(6), out=path).equals(table)
+    message = rf"of the same weights and other code\. On two of the samples .*{OTHER_CODE[name]}"
+    with pytest.raises(ValueError, match=message + ".*: remove it, or give another out"):
+        predict(made(changed_blocks(name)), Images(6), out=path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_table_goes_on_elsewhere(engine: str, tmp_path: Path) -> None:
+    """With other threads, batches, convolution algorithms and tiles' noise."""
+    path, make = tmp_path / "out.parquet", ENGINES[engine]
+    table = predict(make(Blocks()), Images(6), out=path)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            again = predict(make(Blocks()), Images(6), batch_size=1, out=path)
+    finally:
+        torch.set_num_threads(threads)
+    assert again.equals(table)
+    with pytest.raises(ValueError, match=r"(other code|another chip).*layer act was ReLU"):
+        predict(make(changed_blocks("activation")), Images(6), out=path)
+
+
+def test_networks_that_round_go_on(tmp_path: Path) -> None:
+    """The last bit of an input decides the level of a feature."""
+    path = tmp_path / "out.parquet"
+    edge = [{**Images(4)[n], "image": np.full((8, 8, 3), 0.5, np.float32)} for n in range(4)]
+
+    def rounding(by: float) -> nn.Module:
+        return Blocks(conv=nn.Identity(), norm=nn.Identity(), digital=nn.Identity(), act=Round(by))
+
+    class Round(nn.Module):
+        def __init__(self, by: float):
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.by).round().repeat(1, 2, 1, 1)
+
+    predict(rounding(1.0), edge, out=path)
+    predict(rounding(1 + 1e-7), edge, out=path)
+    with pytest.raises(ValueError, match="other code"):
+        predict(rounding(2.6), edge, out=path)
+
+
+def test_tables_of_earlier_versions_are_read(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    table = predict(network, Images(6), out=path)
+    stored = pq.read_table(path)
+    metadata = {
+        name: value for name, value in stored.schema.metadata.items() if b"code" not in name
+    }
+    assert metadata.keys() < stored.schema.metadata.keys()
+    pq.write_table(stored.replace_schema_metadata(metadata), path)
+    assert predict(network, Images(6), out=path).equals(table)
+    pq.write_table(stored.replace_schema_metadata(None), path)
+    with pytest.raises(ValueError, match=r"was not made by predict: remove it, or give another"):
+        predict(network, Images(6), out=path)
+
+
 def test_an_interrupted_table_leaves_nothing(network: nn.Module, tmp_path: Path) -> None:
     class Broken(Images):
         def __getitem__(self, position: int) -> dict[str, Any]:
@@ -187,6 +286,42 @@ def test_what_is_kept_in_place_of_the_logits(
     if out is not None:
         with pytest.raises(ValueError, match=r"made by another chip.* or with another keep"):
             predict(network, Images(50), out=out)
+
+
+class Kept:
+    """What is kept, by a name that does not tell it."""
+
+    def __init__(self, columns: dict[str, Any]):
+        self.columns = columns
+
+    def __call__(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: column(logits) for name, column in self.columns.items()}
+
+
+def test_another_keep_of_the_same_name_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "kept.parquet"
+    columns: dict[str, Any] = {
+        "largest": lambda x: x.max(1),
+        "place": lambda x: x.argmax(1),
+        "path": lambda x: x[:, 0],
+        "word": lambda x: np.array([f"{row.argmax()}" for row in x]),
+        "none": lambda x: np.full(len(x), np.nan, np.float32),
+    }
+    table = predict(network, Images(7), batch_size=3, out=path, keep=Kept(columns))
+    assert predict(network, Images(7), batch_size=1, out=path, keep=Kept(columns)).equals(table)
+    for name, column in (
+        ("largest", lambda x: x.min(1)),
+        ("largest", lambda x: 1.01 * x.max(1)),
+        ("place", lambda x: x.argmin(1)),
+        ("word", lambda x: np.array(["a"] * len(x))),
+        ("none", lambda x: np.zeros(len(x), np.float32)),
+        ("one more", lambda x: x.max(1)),
+    ):
+        with pytest.raises(ValueError, match=rf"another keep of the same name.* {name}.*: remove"):
+            predict(network, Images(7), out=path, keep=Kept(columns | {name: column}))
+    less = {name: column for name, column in columns.items() if name != "word"}
+    with pytest.raises(ValueError, match=r"another keep of the same name.* word"):
+        predict(network, Images(7), out=path, keep=Kept(less))
 
 
 def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Analog chips against closed forms, and the promises that profiles of one seed share a chip."""
 
 import math
+import pickle
 from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,16 @@ from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from torch import nn
 
 from bridge import PROFILES, Profile, predict, program
-from bridge.chips import ADC, PCM, Chip, Clipping, WeightNoise, clipped_share, eight_profiles
+from bridge.chips import (
+    ADC,
+    PCM,
+    Chip,
+    Clipping,
+    ReRamCMO,
+    WeightNoise,
+    clipped_share,
+    eight_profiles,
+)
 from bridge.chips.configuration import rpu_config
 from bridge.chips.tiles import named_tiles
 from bridge.weights import resnet18, resnet50
@@ -88,6 +98,45 @@ def test_there_are_eight_profiles() -> None:
     assert list(PROFILES) == names.split()
     assert all(profile.name == name for name, profile in PROFILES.items())
     assert PROFILES["adc+pcm"] == Profile(adc=ADC(), memory=PCM())
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("pcm+adc", "adc+pcm"),
+        ("PCM + wnoise,ADC", "adc+wnoise+pcm"),
+        ("adc_pcm", "adc+pcm"),
+        ("Ideal", "ideal"),
+        ("noise+pcm", "wnoise+pcm"),
+        ("adc+wnose+pcm", "adc+wnoise+pcm"),
+        ("wnoise+acd", "adc+wnoise"),
+        ("full", None),
+        ("", None),
+        (8, None),
+        (None, None),
+        (Profile(), None),
+    ],
+)
+def test_an_unknown_profile_is_told_with_the_nearest(name: Any, meant: str | None) -> None:
+    for kind in (KeyError, ValueError):
+        with pytest.raises(kind) as told:
+            PROFILES[name]
+        message = str(told.value)
+        assert message.startswith(f"no profile is named {name!r}")
+        assert all(one in message for one in PROFILES)
+        assert ("did you mean" in message) == (meant is not None)
+        assert meant is None or f" (did you mean {meant!r}?): there are" in message
+
+
+def test_profiles_are_a_dict() -> None:
+    assert isinstance(PROFILES, dict)
+    assert PROFILES.get("pcm+adc") is None
+    assert "pcm+adc" not in PROFILES
+    assert dict(**PROFILES) == PROFILES == pickle.loads(pickle.dumps(PROFILES))
+    assert (PROFILES | {"own": Profile()})["own"] == Profile()
+    own = eight_profiles(memory=ReRamCMO())
+    with pytest.raises(ValueError, match=r"did you mean 'adc\+wnoise\+reram_cmo'\?\): there are"):
+        own["reram_cmo+wnoise+adc"]
 
 
 def test_profiles_take_settings_and_clip_all_alike() -> None:

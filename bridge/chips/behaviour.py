@@ -1,0 +1,218 @@
+"""What a network's code does, as far as its digital logits on two inputs tell.
+
+Weights do not tell what happens between layers: an activation, a hook, a stride. Logits do. They
+differ in their last bits between machines, so that they are compared within a tolerance and never
+hashed.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from bridge.chips.evaluation import first_that_differs
+from bridge.chips.memory_layout import Layout
+from bridge.chips.plain_layers import copy_of
+from bridge.chips.streams import stream
+from bridge.chips.tiles import digital_network, named_layers, named_tiles
+
+Json = dict[str, Any]
+
+_TOLERANCE = 3e-5  # of the largest logit; rounding made 2e-7, an approximate GELU 8e-5
+_NUDGES = (8, -8, 24, -24)  # in units in the last place of the input
+_SEEN = "inputs_seen"
+_SIZES = (
+    32,
+    28,
+    64,
+    224,
+    8,
+    16,
+    48,
+    96,
+    128,
+    256,
+)  # of images, tried for a network that has seen none
+_NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
+_TEXT = 200  # characters that tell a layer
+
+
+def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
+    """A record of what a network does, as JSON holds it.
+
+    Args:
+      network: in eval mode; digital, or a chip's, whose tiles are taken as digital layers.
+      images: `[batch, ...]`; the first and one that differs from it are run, on the CPU. None
+        where none are known.
+
+    Returns:
+      logits, a list for each of the two inputs, or None where it gives no finite ones or they are
+      noisy; and layers, their kinds, settings and hooks by path, which only name a difference.
+    """
+    network = _on_cpu(network)
+    found = None if images is None else _logits(network, _two(images))
+    digits = None if found is None else [[float(f"{x:.7g}") for x in row] for row in found.tolist()]
+    return {"logits": digits, "layers": _layers(network)}
+
+
+def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | None:
+    """How a network's logits differ from those of a record; None where rounding explains it.
+
+    They may differ by 3e-5 of the largest, or by ten times what some units in the last place of the
+    inputs do, which matters for networks that round. Where a record has no logits nothing is told.
+
+    Args:
+      stored: what `behaviour` gave.
+      network, images: as for `behaviour`.
+    """
+    if stored["logits"] is None:
+        return None
+    network = _on_cpu(network)
+    two = _two(images)
+    there, here = torch.tensor(stored["logits"]), _logits(network, two)
+    if here is None:
+        how = "it gives no logits now"
+    elif here.shape != there.shape:
+        how = f"it gives {here.shape[-1]} logits now and gave {there.shape[-1]}"
+    else:
+        off, largest = float((here - there).abs().max()), float(there.abs().max())
+        allowed = _TOLERANCE * largest
+        if off > allowed and two.is_floating_point():
+            for nudge in _NUDGES:
+                nudged = _logits(network, two * (1 + nudge * torch.finfo(two.dtype).eps))
+                if nudged is not None:
+                    allowed = max(allowed, 10 * float((nudged - here).abs().max()))
+        if off <= allowed:
+            return None
+        how = f"its digital logits differ by {off:.2g} of {largest:.2g}"
+    why = other_layers(stored, network)
+    return f"{how} ({why or 'no kind, setting or hook of a layer tells why: see the code between'})"
+
+
+def other_layers(stored: Json, network: nn.Module) -> str | None:
+    """The first layer of another kind, setting or hook than in a record, in words; None if none."""
+    there, here = stored["layers"], _layers(_on_cpu(network))
+    paths = [path for path in {**there, **here} if there.get(path) != here.get(path)]
+    if not paths:
+        return None
+    path = paths[0]
+    layer = f"layer {path}" if path else "the root"
+    more = f", and {len(paths) - 1} more differ" if len(paths) > 1 else ""
+    return f"{layer} was {there.get(path, 'not there')} and is {here.get(path, 'not there')}{more}"
+
+
+def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
+    """Keeps what a network's inputs are like, for a record without them; see `inputs_like`."""
+    low, high = (bound.item() for bound in images.aminmax())
+    if not math.isfinite(high - low):
+        return
+    like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point()}
+    keep_inputs(network, like | {"low": low, "high": high if low < high else low + 1})
+
+
+def keep_inputs(network: nn.Module, like: Json | None) -> None:
+    """Keeps what `inputs_of` told of another network."""
+    setattr(network, _SEEN, like)
+
+
+def inputs_of(network: nn.Module) -> Json | None:
+    """What a digital network's inputs are like: their shape, range and whether they are token ids.
+
+    Where it has seen none, an input is guessed by its first layer and tried: images of some usual
+    sizes, a vector, a signal or tokens. None where none of these runs.
+    """
+    seen: Json | None = getattr(network, _SEEN, None)
+    if seen is not None:
+        return seen
+    twin = _on_cpu(network)
+    return next(
+        (one for one in _guesses(twin) if _logits(twin, inputs_like(one)) is not None), None
+    )
+
+
+def inputs_like(like: Json) -> torch.Tensor:
+    """Two inputs of a shape and range, `[2, ...]`: the same everywhere, and nobody's."""
+    random = np.random.RandomState(0)  # whose stream NumPy keeps
+    shape = (2, *like["shape"])
+    if like["floating"]:
+        return torch.from_numpy(random.uniform(like["low"], like["high"], shape)).float()
+    return torch.from_numpy(random.randint(like["low"], like["high"] + 1, shape)).long()
+
+
+def _guesses(network: nn.Module) -> Iterator[Json]:
+    kinds = (nn.Linear, _ConvNd, nn.Embedding)
+    first = next((layer for layer in network.modules() if isinstance(layer, kinds)), None)
+    around: Json = {"low": -1.0, "high": 1.0, "floating": True}
+    if isinstance(first, nn.Embedding):
+        yield {"shape": [16], "low": 0, "high": first.num_embeddings - 1, "floating": False}
+    elif isinstance(first, nn.Linear):
+        yield around | {"shape": [first.in_features]}
+        yield around | {"shape": [16, first.in_features]}
+    elif isinstance(first, _ConvNd):
+        axes = len(first.kernel_size)
+        for size in _SIZES:
+            yield around | {"shape": [first.in_channels, *axes * [size]]}
+
+
+def _on_cpu(network: nn.Module) -> nn.Module:
+    """A network without layers on tiles, on the CPU; itself where it is so."""
+    if named_layers(network):
+        return digital_network(network)
+    tensors = [*network.parameters(), *network.buffers()]
+    return network if all(one.is_cpu for one in tensors) else copy_of(network).cpu()
+
+
+def _two(images: torch.Tensor) -> torch.Tensor:
+    other = first_that_differs(images)
+    return torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
+
+
+def _logits(network: nn.Module, two: torch.Tensor) -> torch.Tensor | None:
+    """float32 `[2, output]`; None where there are none, or they are not finite or not the same."""
+    found = _run(network, two, 0)
+    if found is None or not named_tiles(network):
+        return found
+    again = _run(network, two, 1)  # tiles in other kinds of layers may draw noise
+    noise = torch.inf if again is None else float((again - found).abs().max())
+    return found if noise <= _TOLERANCE * float(found.abs().max()) else None
+
+
+def _run(network: nn.Module, two: torch.Tensor, seed: int) -> torch.Tensor | None:
+    try:
+        with torch.inference_mode(False), torch.no_grad(), stream(seed, "behaviour"):
+            found = Layout(network)(network, two.clone())
+        logits = found.float().reshape(len(two), -1)
+    except Exception:  # which is told when it runs on its samples
+        return None
+    return logits if logits.isfinite().all() else None
+
+
+def _layers(network: nn.Module) -> dict[str, str]:
+    """Kind, settings and hooks of each layer, by path."""
+    found = {}
+    for path, module in network.named_modules():
+        settings = ""
+        with suppress(Exception):
+            settings = _NUMPY.sub(r"\1", module.extra_repr())[:_TEXT]
+        hooks = [
+            _name(hook)
+            for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+            if not str(getattr(hook, "__module__", "")).startswith("bridge.chips")
+        ]
+        if settings or hooks or not list(module.children()):
+            text = f"{type(module).__name__}({settings})"
+            found[path] = f"{text} with hook {', '.join(hooks)}" if hooks else text
+    return found
+
+
+def _name(hook: Any) -> str:
+    while isinstance(hook, partial):
+        hook = hook.func
+    return getattr(hook, "__name__", type(hook).__name__)
