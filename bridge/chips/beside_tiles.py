@@ -95,14 +95,16 @@ def refuse_weights_beside_tiles(
                     watch.add_input(x)
 
     left = set(digital_layers)
+    named = dict(network.named_modules(remove_duplicate=False))
+    kept = {named[name] for name in left if name in named}
     handles = []
     for name, module in network.named_modules():
         # The layers of PyTorch's own that are not mapped were refused, or are to stay digital.
         own = type(module).__module__.startswith("torch.nn") and bool(
             list(module.parameters(recurse=False))
         )
-        if name in mapped or name in left or own:
-            around = name in left
+        if name in mapped or module in kept or own:
+            around = module in kept
             handles += [
                 module.register_forward_pre_hook(partial(enter, name), prepend=around),
                 module.register_forward_hook(leave, prepend=not around, always_call=True),

@@ -39,15 +39,9 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     """
     mapped = 0
     faults: dict[tuple[str, str], list[str]] = {}
-    first: dict[nn.Module, str] = {}
     told: list[str] = []
     groups: list[int] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if first.setdefault(module, name) != name and list(module.parameters()):
-            raise ValueError(
-                f"layers {first[module]} and {name} are one module, of which AIHWKit would convert "
-                "only one name: give it one name, or two copies"
-            )
+    for name, module in model.named_modules():
         if left(name) or any(name.startswith(f"{path}.") for path in told):
             continue
         mapped += type(module) in MAPPED

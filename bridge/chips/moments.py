@@ -20,7 +20,7 @@ from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
-from bridge.chips.plain_layers import copy_of, fold_parametrizations
+from bridge.chips.plain_layers import copy_of, fold_parametrizations, staying_digital
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
@@ -114,10 +114,8 @@ def weight_moments(
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
 
-    def left(path: str) -> bool:
-        kept = any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
-        return kept and like is None  # Flax's layers have plain weights, also beside the tiles
-
+    # Flax's layers have plain weights, also beside the tiles.
+    left = staying_digital(model, digital_layers if like is None else [])
     folded = fold_parametrizations(copy_of(model), left)
     digital = folded.state_dict()
     if like is not None:
@@ -144,12 +142,25 @@ def weight_moments(
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
     }
+    for other, name in _other_names(folded).items():
+        if f"{name}.weight" in found:
+            found[f"{other}.weight"] = found[f"{name}.weight"]
     if like is None:
         return found
     return Moments(
         carry(moment_state_dict(found, digital, "mean"), like),
         carry(moment_state_dict(found, digital, "variance"), like),
     )
+
+
+def _other_names(network: nn.Module) -> dict[str, str]:
+    """The first path of every layer that has several, by each of the others."""
+    first: dict[nn.Module, str] = {}
+    return {
+        name: first[layer]
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if first.setdefault(layer, name) != name
+    }
 
 
 def moment_state_dict(

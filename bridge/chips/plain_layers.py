@@ -1,6 +1,6 @@
 """Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -39,6 +39,17 @@ def copy_of(model: nn.Module) -> nn.Module:
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }
     return deepcopy(model, computed)
+
+
+def staying_digital(model: nn.Module, digital_layers: Sequence[str]) -> Callable[[str], bool]:
+    """Whether the layer at a path is named, or within what is named, by any of its paths."""
+    paths = list(model.named_modules(remove_duplicate=False))
+    left = {
+        module
+        for path, module in paths
+        if any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
+    }
+    return {path for path, module in paths if module in left}.__contains__
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:

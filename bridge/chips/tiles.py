@@ -115,11 +115,15 @@ def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """Puts a layer at a path, in place; returns the network, which is the layer at path "".
 
-    The forward hooks of the layer that was there come with it.
+    The forward hooks of the layer that was there come with it. Where that had other names too, the
+    new one gets them.
     """
-    carry_over(network.get_submodule(name), layer)
+    old = network.get_submodule(name)
+    carry_over(old, layer)
     if not name:
         return layer
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, layer)
+    for parent in list(network.modules()):
+        for attribute, child in list(parent._modules.items()):  # named_children tells one name
+            if child is old:
+                setattr(parent, attribute, layer)
     return network
