@@ -65,9 +65,8 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
-    noise, one_by_one = chip.executable.noise, chip.executable.one_by_one
     # Under the chip's random state, so that its layers can be called within.
-    digital = Executable(copy_of(model).cpu(), noise, one_by_one)
+    digital = Executable(copy_of(model).cpu(), chip.executable.noise, one_by_one=False)
     _fit_layout(digital, chip.executable, images)
     signal: dict[str, float] = {}
     own_error, error = dict.fromkeys(placed, 0.0), dict.fromkeys(placed, 0.0)
@@ -201,12 +200,16 @@ def layer_failures(
 
 
 def _fit_layout(digital: Executable, chip: Executable, images: torch.Tensor) -> None:
-    """Has both settle how tensors lie in memory, so that no pass that is observed runs twice."""
-    some = images[:2]  # not one, whose axis networks may squeeze away
+    """Has both settle how tensors lie in memory, and whether samples run one by one.
+
+    So no pass that is observed runs twice.
+    """
+    some = images[:_CHUNK]  # not one, whose axis networks may squeeze away
     with torch.inference_mode(), refused_layout(some):
-        digital(some, range(len(some)))
+        digital(some[:2], range(len(some[:2])))
         with refused_access():
             chip(some, range(len(some)))
+    digital.one_by_one = chip.one_by_one
 
 
 def _refuse_unsuitable(model: nn.Module) -> None:

@@ -7,7 +7,8 @@ settings are AIHWKit's; what this execution cannot honour is refused by name.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import cast
 
@@ -120,6 +121,25 @@ def fast_network(network: nn.Module, noise: SampleNoise) -> nn.Module:
     for name, layer in named_layers(network).items():
         network = replace_layer(network, name, _fast_layer(layer, name, noise))
     return network
+
+
+def draws_noise(network: nn.Module) -> bool:
+    """Whether a network has fast tiles that draw noise for each operation."""
+    return any(isinstance(one, _Tile) and one.noise_level > 0 for one in network.modules())
+
+
+@contextmanager
+def without_converters(network: nn.Module) -> Iterator[None]:
+    """Within it a network's fast tiles give outputs that are neither rounded nor bounded."""
+    tiles = [tile for tile in network.modules() if isinstance(tile, _Tile)]
+    settings = [(tile.quantised, tile.output_limit) for tile in tiles]
+    for tile in tiles:
+        tile.quantised, tile.output_limit = False, math.inf
+    try:
+        yield
+    finally:
+        for tile, setting in zip(tiles, settings, strict=True):
+            tile.quantised, tile.output_limit = setting
 
 
 def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Honest networks, as people write them, that chips must not refuse: right values on both engines."""
+"""Honest networks, as people write them: chips give the right values, on both engines."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from bridge import PROFILES, Profile, predict, program, weight_moments
-from bridge.chips import ADC, WeightNoise, layer_failures, layer_report, load_chip, save_chip
+from bridge.chips import (
+    ADC,
+    WeightNoise,
+    layer_failures,
+    layer_report,
+    load_chip,
+    output_noise,
+    save_chip,
+)
 from bridge.chips.tiles import named_layers
 from tests.chips import noisy
 
@@ -109,3 +117,86 @@ def test_reports_of_layers_of_several_names() -> None:
     assert moments["mix.weight"].mean.abs().max() > 0
     assert moments["blocks.2.0.weight"] is moments["mix.weight"]
     assert moments["blocks.1.0.weight"] is moments["blocks.0.0.weight"]
+
+
+class Queries(nn.Module):
+    """Attention of learned queries and a class token, which go into layers without the samples."""
+
+    def __init__(self, rows: int = 4, axes: int = 2) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+        self.queries = nn.Parameter(torch.randn(*[1] * (axes - 2), rows, 6))
+        self.token = nn.Parameter(torch.randn(6))
+        self.q, self.k, self.v, self.t = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x).flatten(2).transpose(1, 2)
+        q = self.q(self.queries) + self.t(self.token)
+        weights = (q @ self.k(features).transpose(1, 2)).softmax(-1)
+        return self.head((weights @ self.v(features)).mean(1))
+
+
+class LengthFirst(nn.Module):
+    """Sequences `[length, batch, feature]`, or `[length * batch, feature]`."""
+
+    def __init__(self, flat: bool = False) -> None:
+        super().__init__()
+        self.conv, self.fc, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.flat = flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x).flatten(2).permute(2, 0, 1)
+        rows = features.reshape(-1, 6) if self.flat else features
+        return self.head(self.fc(rows).relu().view_as(features).mean(0))
+
+
+class Coordinates(nn.Module):
+    """A network of constant coordinates gives what is added to every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+        self.register_buffer("places", torch.rand(6, 6, 2))
+        self.mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(
+            (self.conv(x) + self.mlp(self.places).permute(2, 0, 1)).relu().mean((2, 3))
+        )
+
+
+WITHOUT_SAMPLES: dict[str, Callable[[], nn.Module]] = {
+    "queries": Queries,
+    "as many queries as samples": lambda: Queries(6),
+    "one batch of queries": lambda: Queries(3, 3),
+    "length first": LengthFirst,
+    "length first in one axis": lambda: LengthFirst(flat=True),
+    "coordinates": Coordinates,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_SAMPLES)
+def test_layers_may_work_on_other_rows_than_the_samples(name: str) -> None:
+    require_right(made(WITHOUT_SAMPLES[name]))
+
+
+@pytest.mark.parametrize("name", WITHOUT_SAMPLES)
+def test_the_noise_of_outputs_of_other_rows_than_the_samples(name: str) -> None:
+    model = made(WITHOUT_SAMPLES[name])
+    alone = output_noise(model, STRONG, SAMPLES, batch_size=1)
+    for batch_size in (2, 3, 6):
+        found = output_noise(model, STRONG, SAMPLES, batch_size=batch_size)
+        np.testing.assert_allclose(found["variance"], alone["variance"], rtol=1e-4)
+
+
+def test_layers_of_samples_still_run_together() -> None:
+    chip = program(made(Shared), STRONG, seed=0, digital_layers=["scale"])
+    logits(chip)
+    assert not chip.executable.one_by_one
+
+
+def test_the_report_of_layers_that_work_on_other_rows_than_the_samples() -> None:
+    model = made(Queries)
+    table = layer_report(program(model, STRONG, seed=0), model, IMAGES).set_index("layer")
+    assert set(table.index) == {"conv", "q", "t", "k", "v", "head"}
+    assert table["own_snr_db"].between(0, 40).all()
