@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
-from aihwkit.nn import AnalogConv2d, AnalogLinear
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import NoiseManagementType
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
@@ -24,7 +23,14 @@ from bridge.chips.plain_layers import (
 )
 from bridge.chips.profiles import Profile
 from bridge.chips.streams import stream
-from bridge.chips.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.tiles import (
+    Tile,
+    digital_layer,
+    named_layers,
+    named_tiles,
+    on_tiles,
+    replace_layer,
+)
 from bridge.chips.weight_noise import MvmNoiseTile, largest_target
 
 
@@ -83,13 +89,12 @@ def _convert_to_analog(
     model: nn.Module, config: InferenceRPUConfig, left: Callable[[str], bool]
 ) -> nn.Module:
     """AIHWKit's `convert_to_analog`, but a layer of several names becomes one layer on tiles."""
-    kinds = {nn.Conv2d: AnalogConv2d, nn.Linear: AnalogLinear}
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in MAPPED}
     for name, layer in layers.items():
         if left(name):
             continue
         try:
-            analog = kinds[type(layer)].from_digital(layer, deepcopy(config))
+            analog = on_tiles(layer, deepcopy(config))
         except RuntimeError as error:
             if isinstance(config, TorchInferenceRPUConfig):
                 raise

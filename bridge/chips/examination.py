@@ -94,16 +94,16 @@ def refused_access() -> Iterator[None]:
         if transformer.__file__ in [frame.filename for frame in _innermost(error)]:
             raise ValueError(_NESTED.format(error)) from error
         raise ValueError(
-            f"the network fails on tiles ({type(error).__name__}: {error}): a layer on tiles has "
-            "no weight to be read, and is called with its input alone, self.fc(x); name such a "
-            "layer in digital_layers"
+            f"the network fails on tiles ({type(error).__name__}: {error}): of a layer on tiles "
+            "its weight, its bias and its settings can be read, no more, and it is called with its "
+            "input alone, self.fc(x); name such a layer in digital_layers"
         ) from error
     except (StopIteration, RuntimeError) as error:
         if isinstance(error, StopIteration) or "raised StopIteration" in str(error):
             raise ValueError(
-                "the network fails on tiles (StopIteration): layers on tiles have no parameters, "
-                "as code such as next(self.parameters()).device asks for: take the device and "
-                "dtype of the input, x.device, or name a layer in digital_layers"
+                "the network fails on tiles (StopIteration): its code asks for a tensor that a "
+                "chip's copy does not have, such as next(p for p in self.parameters() if "
+                "p.requires_grad): take the device and dtype of the input, x.device"
             ) from error
         if "NestedTensor" in str(error):
             raise ValueError(_NESTED.format(error)) from error
@@ -128,6 +128,7 @@ class _OnTiles(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self._layer = (layer,)  # in a tuple, so that it is not found among a network's layers
+        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: torch.Tensor) -> Any:
         return self._layer[0].forward(x)
@@ -154,7 +155,7 @@ def _refuse_asking(
         raise ValueError(
             f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers on "
             "tiles are not PyTorch's own: its code or a hook asks for their kind, as "
-            "isinstance(layer, nn.Linear) and hasattr(layer, 'weight') do; let it ask for the "
+            "isinstance(layer, nn.Linear) and type(layer) do; let it ask for the "
             "layer's name, or register hooks on the layers that they are for alone"
         )
 

@@ -38,6 +38,7 @@ from bridge.chips.tiles import (
     named_tiles,
     output_scale,
     placed_tiles,
+    readable_weight,
     replace_layer,
 )
 from bridge.chips.weight_noise import MvmNoiseTile, weight_noise
@@ -159,7 +160,9 @@ def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
         made = _NoisyLayer(tiles, layer, name)
     else:
         return digital_layer(layer)
-    made = _AsConvolution(made) if linear else made
+    made = _AsConvolution(made, layer_bias(layer)) if linear else made
+    # For code that reads the dtype, device or shape of a layer's weight, or of the first parameter.
+    made.weight = nn.Parameter(readable_weight(layer))
     return made.eval().requires_grad_(False)
 
 
@@ -315,7 +318,7 @@ class _NoisyLayer(nn.Module):
     The tiles' noises are independent, so that their sum is one Gaussian of the sum of variances.
     """
 
-    weight: torch.Tensor
+    kernels: torch.Tensor
     bias: torch.Tensor | None
     variance_weight: torch.Tensor | None
 
@@ -325,7 +328,7 @@ class _NoisyLayer(nn.Module):
         self.convolution, self.noise = tiles[0].convolution, tiles[0].noise
         weight = effective_weight(layer)
         shape = (len(weight), -1, *self.convolution.kernel)
-        self.register_buffer("weight", weight.view(shape))
+        self.register_buffer("kernels", weight.view(shape))
         self.register_buffer("bias", layer_bias(layer))
         variance_weight = None
         if all(tile.variance_weight is not None for tile in tiles):
@@ -342,7 +345,7 @@ class _NoisyLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 3:
             return self.forward(x[None])[0]
-        outputs = self.convolution(x, self.weight)
+        outputs = self.convolution(x, self.kernels)
         normals = sample_normals(self.noise, self.name, outputs)
         for rows, variance in self.output_variances(x):
             outputs[:, rows].addcmul_(normals[:, rows], _spread(variance))
@@ -363,9 +366,10 @@ class _NoisyLayer(nn.Module):
 class _AsConvolution(nn.Module):
     """A linear layer as a convolution with a kernel of one tap over all axes but the last."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, bias: torch.Tensor | None):
         super().__init__()
         self.layer = layer
+        self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)

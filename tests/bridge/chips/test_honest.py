@@ -19,7 +19,7 @@ from bridge.chips import (
     output_noise,
     save_chip,
 )
-from bridge.chips.tiles import named_layers
+from bridge.chips.tiles import effective_weight, named_layers
 from tests.chips import noisy
 
 FINE = Profile(ADC(22))
@@ -200,3 +200,49 @@ def test_the_report_of_layers_that_work_on_other_rows_than_the_samples() -> None
     table = layer_report(program(model, STRONG, seed=0), model, IMAGES).set_index("layer")
     assert set(table.index) == {"conv", "q", "t", "k", "v", "head"}
     assert table["own_snr_db"].between(0, 40).all()
+
+
+class Reads(nn.Module):
+    """Asks its layers for dtypes, devices and shapes, as timm and Hugging Face's networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3, bias=False), nn.Linear(6, 5)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(parameter.dtype for parameter in self.parameters())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(next(self.parameters()).device, self.conv.weight.dtype).to(self.dtype)
+        assert hasattr(self.fc, "weight")
+        assert self.conv.weight.shape == (6, 3, 3, 3)
+        assert self.conv.bias is None
+        assert self.fc.weight.shape == (5, 6)
+        assert self.fc.bias.shape == (5,)
+        features = self.conv(x).mean((2, 3), dtype=next(self.fc.parameters()).dtype)
+        return self.fc(features).to(self.fc.bias.device)
+
+
+def test_code_may_read_what_its_layers_weights_are() -> None:
+    require_right(made(Reads))
+
+
+class Normed(Reads):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / self.fc.weight.norm() + self.conv.weight.abs().max()
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+def test_weights_that_are_read_are_those_on_the_tiles(engine: Any) -> None:
+    require_right(made(Normed))
+    model = made(Reads)
+    for profile in (PROFILES["pcm"], PROFILES["adc+wnoise+pcm"], STRONG):
+        images = None if profile.adc is None else IMAGES
+        chip = program(model, profile, seed=0, calibration=images, engine=engine)
+        layers = named_layers(chip.analog)
+        found = chip.executable.network
+        for name in ("conv", "fc"):
+            expected = effective_weight(layers[name])
+            torch.testing.assert_close(found.get_submodule(name).weight.flatten(1), expected)
+        torch.testing.assert_close(found.fc.bias, model.fc.bias)
