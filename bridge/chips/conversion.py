@@ -20,6 +20,7 @@ from bridge.chips.plain_layers import (
     fold_parametrizations,
     refuse_untraceable_hooks,
     staying_digital,
+    without_fast_paths,
 )
 from bridge.chips.profiles import Profile
 from bridge.chips.streams import stream
@@ -76,9 +77,7 @@ def convert(
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
             analog = _convert_to_analog(model, config, left)
     analog.eval().requires_grad_(False)
-    for module in analog.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and named_layers(module):
-            module.activation_relu_or_gelu = 0  # PyTorch's fast path takes the layers' own weights
+    without_fast_paths(analog, named_layers(analog).values())
     if isinstance(profile, Profile):
         for tile in named_tiles(analog).values():
             _set_to_profile(tile, profile)

@@ -1,7 +1,6 @@
 """Checks of a chip's network on its first images."""
 
 import math
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import transformer
 
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
 from bridge.chips.evaluation import first_that_differs, require_independent
@@ -19,9 +17,8 @@ from bridge.chips.weight_noise import weight_noise
 
 _WATCHED = 64  # images among which each layer on tiles must be called
 _NESTED = (
-    "the network fails on tiles ({}): they take no nested tensors, which nn.TransformerEncoder "
-    "makes of padded sequences: make it with enable_nested_tensor=False, or set "
-    "encoder.use_nested_tensor = False; its outputs at padded places are then no zeros"
+    "the network fails on tiles ({}): they take no nested tensors, but padded ones, "
+    "x.to_padded_tensor(0.0)"
 )
 _EXAMINED = "network_examined"
 
@@ -91,8 +88,6 @@ def refused_access() -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError) as error:
-        if transformer.__file__ in [frame.filename for frame in _innermost(error)]:
-            raise ValueError(_NESTED.format(error)) from error
         raise ValueError(
             f"the network fails on tiles ({type(error).__name__}: {error}): of a layer on tiles "
             "its weight, its bias and its settings can be read, no more, and it is called with its "
@@ -108,11 +103,6 @@ def refused_access() -> Iterator[None]:
         if "NestedTensor" in str(error):
             raise ValueError(_NESTED.format(error)) from error
         raise
-
-
-def _innermost(error: BaseException) -> list[traceback.FrameSummary]:
-    """Where an error was raised: the last two calls, of which one may be `__getattr__`."""
-    return traceback.extract_tb(error.__traceback__)[-2:]
 
 
 def _digital(analog: nn.Module) -> nn.Module:

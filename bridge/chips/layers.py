@@ -20,7 +20,7 @@ from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
-from bridge.chips.plain_layers import copy_of
+from bridge.chips.plain_layers import copy_of, without_fast_paths
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
@@ -67,6 +67,7 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.
     digital = Executable(copy_of(model).cpu(), chip.executable.noise, one_by_one=False)
+    without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)
     signal: dict[str, float] = {}
     own_error, error = dict.fromkeys(placed, 0.0), dict.fromkeys(placed, 0.0)

@@ -20,7 +20,12 @@ from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
-from bridge.chips.plain_layers import copy_of, fold_parametrizations, staying_digital
+from bridge.chips.plain_layers import (
+    copy_of,
+    fold_parametrizations,
+    staying_digital,
+    without_fast_paths,
+)
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
@@ -250,6 +255,7 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     digital = copy_of(model).cpu().requires_grad_(False)
+    without_fast_paths(digital, [digital.get_submodule(name) for name in layers])
     propagated = _Propagation(digital, layers, chip.executable.network)
     layout = Layout(digital)
     of_tensors = getattr(source, "of_tensors", False)

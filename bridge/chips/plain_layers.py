@@ -89,6 +89,43 @@ def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.M
     return model
 
 
+def without_fast_paths(network: nn.Module, mapped: Iterable[nn.Module]) -> None:
+    """Has transformers call their layers, which PyTorch's fast paths do not; in place.
+
+    Encoders make nested tensors of padded sequences there, and so give zeros at padded places;
+    these they still give.
+
+    Args:
+      network: in eval mode.
+      mapped: layers of it; transformers without any of them stay as they are.
+    """
+    mapped = set(mapped)
+    for module in network.modules():
+        if mapped.isdisjoint(module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        nested = getattr(module, "use_nested_tensor", False)
+        if nested and type(module).forward is nn.TransformerEncoder.forward:
+            vars(module)["use_nested_tensor"] = False
+            last: Any = module.get_submodule("layers")
+            last[-1].register_forward_hook(_without_padding, with_kwargs=True)
+
+
+def _without_padding(
+    _: nn.Module, args: Any, kwargs: dict[str, Any], output: torch.Tensor
+) -> torch.Tensor:
+    """Zeros at padded places, where `nn.TransformerEncoder` would have made nested tensors."""
+    padding = kwargs.get("src_key_padding_mask")
+    if padding is None or kwargs.get("src_mask") is not None or output.ndim != 3:
+        return output
+    taken = padding.logical_not()
+    off = not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled()
+    if off or not torch._nested_tensor_from_mask_left_aligned(output, taken):
+        return output
+    return output.masked_fill(~taken[..., None], 0.0)
+
+
 def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Gives a layer in another's place its forward hooks, and the attributes that it lacks."""
     for kind in _HOOKS:

@@ -246,3 +246,80 @@ def test_weights_that_are_read_are_those_on_the_tiles(engine: Any) -> None:
             expected = effective_weight(layers[name])
             torch.testing.assert_close(found.get_submodule(name).weight.flatten(1), expected)
         torch.testing.assert_close(found.fc.bias, model.fc.bias)
+
+
+class Padded(nn.Module):
+    """A transformer of padded sequences, which the encoder makes nested tensors of."""
+
+    def __init__(self, kind: str = "end", heads: int = 2, **settings: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv, self.head = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 5)
+        layer = nn.TransformerEncoderLayer(6, heads, 8, batch_first=True)
+        settings = {"norm": nn.LayerNorm(6)} | settings
+        self.encoder = nn.TransformerEncoder(layer, 2, **settings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.conv(x).flatten(2).transpose(1, 2)
+        length = 2 + 6 * torch.sigmoid(x[:, 0, 0, :1])
+        padded = torch.arange(tokens.shape[1]) >= length
+        settings: dict[str, Any] = {}
+        if self.kind == "front":
+            padded = padded.flip(1)
+        elif self.kind == "none":
+            padded = torch.zeros_like(padded)
+        elif self.kind == "floats":
+            padded = torch.zeros(padded.shape).masked_fill(padded, -torch.inf)
+        elif self.kind == "causal":
+            size = tokens.shape[1]
+            settings["mask"] = nn.Transformer.generate_square_subsequent_mask(size) < 0
+        return self.head(self.encoder(tokens, src_key_padding_mask=padded, **settings).mean(1))
+
+
+def transformer_s_own(model: nn.Module) -> list[str]:
+    kinds = (nn.LayerNorm, nn.MultiheadAttention)
+    return [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda: Padded(),
+        lambda: Padded(norm=None),
+        lambda: Padded("front"),
+        lambda: Padded("none"),
+        lambda: Padded("floats"),
+        lambda: Padded("causal"),
+        lambda: Padded(heads=3),
+        lambda: Padded(enable_nested_tensor=False),
+    ],
+)
+def test_transformers_of_padded_sequences(kind: Callable[[], nn.Module]) -> None:
+    model = made(kind)
+    left = transformer_s_own(model)
+    require_right(model, left)
+    again = program(
+        program(model, FINE, seed=0, calibration=IMAGES, digital_layers=left).analog,
+        PROFILES["ideal"],
+        seed=0,
+    )
+    assert off(logits(again), model(TENSOR)) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_reports_of_transformers_of_padded_sequences() -> None:
+    model = made(Padded)
+    left = transformer_s_own(model)
+    chip = program(model, FINE, seed=0, calibration=IMAGES, digital_layers=left)
+    table = layer_report(chip, model, IMAGES)
+    assert len(table) == 6
+    assert (table["snr_db"] > 80).all()
+    settings: dict[str, Any] = {"calibration": IMAGES, "digital_layers": left}
+    together = output_noise(model, FINE, SAMPLES, **settings)
+    alone = output_noise(model, FINE, SAMPLES, batch_size=1, **settings)
+    np.testing.assert_allclose(together["variance"], alone["variance"], rtol=1e-3)
+    np.testing.assert_allclose(
+        together["margin"], model(TENSOR).topk(2).values.diff()[:, 0].neg(), rtol=1e-3
+    )
