@@ -17,6 +17,7 @@ from bridge.chips.mappable import refuse_uninitialised, refuse_unmappable
 from bridge.chips.plain_layers import (
     MAPPED,
     copy_of,
+    fit_to_weights,
     fold_parametrizations,
     refuse_untraceable_hooks,
     staying_digital,
@@ -66,6 +67,7 @@ def convert(
     else:
         model = fold_parametrizations(model, left)
         refuse_unmappable(model, left)
+        fit_to_weights(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(

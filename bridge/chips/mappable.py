@@ -95,8 +95,17 @@ def _fault(module: nn.Module) -> str:
         return "cannot be mapped: it has weights but is neither Conv2d nor Linear"
     if own_methods := [name for name, value in vars(module).items() if _computes(name, value)]:
         return f"cannot be mapped: with a {own_methods[0]} of its own in place of its type's"
-    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, nn.Parameter):
         return "cannot be mapped: its weight is no parameter"
+    axes = 2 if isinstance(module, nn.Linear) else 4
+    if weight.ndim != axes:
+        return f"cannot be mapped: its weight has {weight.ndim} axes in place of {axes}"
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return (
+            f"cannot compute: its weight has {len(weight)} outputs and its bias {bias.numel()}; "
+            "prune both"
+        )
     if extra := sorted({*own, *dict(module.named_buffers())} - {"weight", "bias"}):
         return f"cannot be mapped: with tensors beside its weights ({some(extra)})"
     if list(module.children()):

@@ -89,6 +89,26 @@ def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.M
     return model
 
 
+def fit_to_weights(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Gives layers whose weights are of another shape than they say, as after pruning, theirs.
+
+    In place; PyTorch computes with the weights that are there.
+
+    Args:
+      model: a copy of the user's, without parametrizations of what is to be mapped.
+      left: whether the layer at a path stays as it is.
+    """
+    for name, module in model.named_modules():
+        if left(name) or type(module) not in MAPPED:
+            continue
+        out, inputs, *kernel = module.get_parameter("weight").shape
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = out, inputs
+        elif isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = out, inputs
+            module.kernel_size = (kernel[0], kernel[1])
+
+
 def without_fast_paths(network: nn.Module, mapped: Iterable[nn.Module]) -> None:
     """Has transformers call their layers, which PyTorch's fast paths do not; in place.
 

@@ -323,3 +323,37 @@ def test_reports_of_transformers_of_padded_sequences() -> None:
     np.testing.assert_allclose(
         together["margin"], model(TENSOR).topk(2).values.diff()[:, 0].neg(), rtol=1e-3
     )
+
+
+def smaller(layer: Any, outputs: int | None, inputs: int | None) -> None:
+    """Prunes a layer's channels as people do: the weights alone."""
+    layer.weight = nn.Parameter(layer.weight[:outputs, :inputs].detach().clone())
+    layer.bias = nn.Parameter(layer.bias[:outputs].detach().clone())
+
+
+def pruned() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 9)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Linear(9, 5))
+    smaller(model[0], 5, None)
+    smaller(model[2], 4, 5)
+    smaller(model[4], 7, 80)
+    smaller(model[6], None, 7)
+    model[0].weight = nn.Parameter(model[0].weight[..., :2].clone())
+    return model
+
+
+def test_pruned_layers_are_as_large_as_their_weights(tmp_path: Any) -> None:
+    model = made(pruned)
+    require_right(model)
+    assert model[0].out_channels == 8
+    chip = program(model, PROFILES["pcm"], seed=0)
+    assert named_layers(chip.analog)["2"].in_channels == 5
+    save_chip(tmp_path / "chip", chip)
+    np.testing.assert_array_equal(logits(load_chip(tmp_path / "chip", model)), logits(chip))
+
+
+def test_half_pruned_layers_are_refused() -> None:
+    model = made(pruned)
+    model[2].bias = nn.Parameter(torch.zeros(6))
+    with pytest.raises(ValueError, match=r"layer 2 \(Conv2d\) .* 4 outputs and its bias 6; prune"):
+        program(model, PROFILES["ideal"], seed=0)
