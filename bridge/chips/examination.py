@@ -15,7 +15,8 @@ from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.tiles import AnalogLayer, digital_layer, named_layers, named_tiles, replace_layer
 from bridge.chips.weight_noise import weight_noise
 
-_WATCHED = 64  # images among which each layer on tiles must be called
+WATCHED = 64
+"""Images among which each layer on tiles is looked for."""
 _NESTED = (
     "the network fails on tiles ({}): they take no nested tensors, but padded ones, "
     "x.to_padded_tensor(0.0)"
@@ -29,7 +30,7 @@ def examine(
     images: torch.Tensor,
     model: nn.Module | None = None,
     engine: str = "fast",
-) -> None:
+) -> list[str]:
     """Refuses a network that would not compute on tiles what it computes in PyTorch; once a chip.
 
     Runs a copy without tiles, so that noise and ADC do not matter; it costs some 30 samples'
@@ -43,12 +44,16 @@ def examine(
       model: the one that was converted; its logits are compared.
       engine: what runs the chip.
 
+    Returns:
+      Layers on tiles that the first images do not need, as far as these were looked at.
+
     Raises:
-      ValueError: weights that are on no tile, layers that are not called, samples that depend on
-        their batch, code that asks what a layer is, or logits that are not the model's.
+      ValueError: weights that are on no tile, samples that depend on their batch, code that asks
+        what a layer is, or logits that are not the model's.
     """
+    unused: list[str] = []
     if getattr(analog, _EXAMINED, False) or not len(images):
-        return
+        return unused
     with torch.inference_mode(False), torch.no_grad(), refused_access():
         twin = _digital(analog)
         if not named_tiles(twin):
@@ -60,17 +65,23 @@ def examine(
             except (AttributeError, TypeError, StopIteration):
                 raise
             except Exception:  # such as an IndexError of token ids, or an assertion
-                return  # the images do not fit, which is told when the chip runs
+                return unused  # the images do not fit, which is told when the chip runs
             names = list(named_layers(analog))
-            more = images[:_WATCHED].detach().cpu().clone()
+            more = images[:WATCHED].detach().cpu().clone()
             more = contiguous(more) if layout.contiguous else more
-            layout(lambda x: _watched(twin, names, digital_layers, x, more), some.clone())
+
+            def watched(x: torch.Tensor) -> torch.Tensor:
+                unused[:] = refuse_weights_beside_tiles(twin, names, digital_layers, x, more)
+                return x
+
+            layout(watched, some.clone())
             require_independent(lambda x: layout(twin, x), some, "the network")
             if engine == "fast":
                 _refuse_asking(twin, analog, layout, some, found)
             if model is not None and all(not p.is_cuda for p in model.parameters()):
                 _refuse_other(found, layout(model, some.clone()))
     setattr(analog, _EXAMINED, True)
+    return unused
 
 
 def forget_examination(network: nn.Module) -> None:
@@ -158,17 +169,6 @@ def _is_plain(layer: AnalogLayer) -> bool:
         if weight_noise(forward) > 0 or (bounded and not forward.is_perfect):
             return False
     return True
-
-
-def _watched(
-    twin: nn.Module,
-    mapped: Sequence[str],
-    digital_layers: Sequence[str],
-    images: torch.Tensor,
-    more: torch.Tensor,
-) -> torch.Tensor:
-    refuse_weights_beside_tiles(twin, mapped, digital_layers, images, more)
-    return images
 
 
 def _refuse_other(actual: Any, expected: Any) -> None:

@@ -442,15 +442,44 @@ def test_honest_uses_of_parameters_are_taken(name: str) -> None:
         np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
-def test_layers_on_tiles_that_are_not_called_are_refused() -> None:
+def test_layers_on_tiles_that_no_image_needs_are_told_of() -> None:
     model = Net()
     model.auxiliary = nn.Sequential(nn.Linear(3, 3)).eval()
-    message = r"layer auxiliary\.0 would be on tiles but a forward pass does not call it"
+    chip = program(model, PROFILES["pcm"], seed=0)
+    with pytest.warns(
+        UserWarning, match=r"auxiliary\.0 on tiles: not called on the first 5 images"
+    ):
+        predict(chip, ROWS)
+    with pytest.raises(
+        ValueError, match=r"not used on the 5 .* layer auxiliary\.0; .*=\['auxiliary\.0'\]"
+    ):
+        program(model, ADC_9, seed=0, calibration=IMAGES)
+    program(model, ADC_9, seed=0, calibration=IMAGES, digital_layers=["auxiliary"])
+    predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["auxiliary"]), ROWS)
+
+
+class Gain(Net):
+    """Uses a layer's weights, or a copy of the bias, but not as a layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.gain, self.kind = nn.Linear(1, 128), kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x).relu().flatten(1)
+        one = self.gain.weight[:, 0] if self.kind == "weight" else self.gain.bias.clone()
+        return self.fc(features * one)
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_layers_whose_weights_are_read_but_that_are_not_called_are_refused(kind: str) -> None:
+    model = Gain(kind).eval()
+    message = r"layer gain would be on tiles but a forward pass does not call it, and computes with"
     with pytest.raises(ValueError, match=message):
         predict(program(model, PROFILES["pcm"], seed=0), ROWS)
     with pytest.raises(ValueError, match=message):
         program(model, ADC_9, seed=0, calibration=IMAGES)
-    predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["auxiliary"]), ROWS)
+    predict(program(model, PROFILES["pcm"], seed=0, digital_layers=["gain"]), ROWS)
 
 
 class Routed(Net):
@@ -469,12 +498,14 @@ class Routed(Net):
         return logits
 
 
-def test_layers_that_an_image_chooses_are_looked_for_in_more_images() -> None:
+def test_layers_that_an_image_chooses_need_one_that_does() -> None:
     images = np.concatenate([IMAGES, IMAGES])
     images[:, 0, 0, 0] = [0, 1, 2, 1, 0, 0, 1, 2, 1, 0]
     program(Routed().eval(), ADC_9, seed=0, calibration=images)
-    with pytest.raises(ValueError, match=r"experts\.2 .*does not call it, on 2 images"):
+    with pytest.raises(ValueError, match=r"not used on the 2 calibration .*: layer experts\.2;"):
         program(Routed().eval(), ADC_9, seed=0, calibration=images[:2])
+    late = np.concatenate([np.repeat(images[:2], 40, axis=0), images[2:3]])
+    program(Routed().eval(), ADC_9, seed=0, calibration=late)
 
 
 def test_the_cure_for_a_call_of_forward_is_one() -> None:

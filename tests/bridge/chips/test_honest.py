@@ -357,3 +357,101 @@ def test_half_pruned_layers_are_refused() -> None:
     model[2].bias = nn.Parameter(torch.zeros(6))
     with pytest.raises(ValueError, match=r"layer 2 \(Conv2d\) .* 4 outputs and its bias 6; prune"):
         program(model, PROFILES["ideal"], seed=0)
+
+
+class Experts(nn.Module):
+    """A router sends each image to one of four layers."""
+
+    def __init__(self, unused: bool = True) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.router = nn.Linear(6, 4)
+        with torch.no_grad():
+            self.router.weight *= 20
+            self.router.bias += torch.tensor([0.0, 0.0, -1e3, -1e3]) if unused else 0.0
+
+    def route(self, features: torch.Tensor) -> torch.Tensor:
+        return self.router(features - features.mean(1, keepdim=True)).argmax(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x).relu().mean((2, 3))
+        chosen, mixed = self.route(features), features.clone()
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero()[:, 0]
+            if len(rows):
+                mixed[rows] = expert(features[rows])
+        return self.head(mixed)
+
+
+@pytest.mark.filterwarnings("ignore:experts.2, experts.3 on tiles")
+def test_experts_that_no_image_needs() -> None:
+    model = made(Experts)
+    expected = model(TENSOR)
+    given = Profile(ADC(22, range=40.0))
+    for profile, engine in [*ROUTES, (given, "fast"), (given, "aihwkit")]:
+        if profile is not FINE:
+            chip = program(model, profile, seed=0, engine=engine)
+            assert off(logits(chip), expected) < 1e-4
+            continue
+        with pytest.raises(
+            ValueError, match=r"not used on the 6 .*: layer experts\.2, experts\.3;"
+        ):
+            program(model, profile, seed=0, engine=engine, calibration=IMAGES)
+    require_right(model, ["experts.2", "experts.3"])
+    table = output_noise(model, STRONG, SAMPLES)
+    alone = output_noise(model, STRONG, SAMPLES, batch_size=1)
+    np.testing.assert_allclose(table["variance"], alone["variance"], rtol=1e-4)
+
+
+def test_percentiles_of_what_reaches_each_expert() -> None:
+    model = made(lambda: Experts(unused=False))
+    images = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype(np.float32)
+    profile = Profile(ADC(percentile=90.0))
+    chip = program(model, profile, seed=0, calibration=images)
+    x = torch.tensor(images.transpose(0, 3, 1, 2).copy())
+    features = model.conv(x).relu().mean((2, 3))
+    chosen = model.route(features)
+    assert len(chosen.unique()) == 4
+    for number, expert in enumerate(model.experts):
+        rows = features[chosen == number]
+        outputs = rows / rows.abs().amax(1, keepdim=True) @ expert.weight.T
+        outputs = (outputs / expert.weight.abs().max()).abs().flatten().sort().values
+        expected = outputs[int(np.ceil(len(outputs) * 0.9)) - 1]
+        assert chip.out_bounds[f"experts.{number}.analog_module"] == pytest.approx(
+            float(expected), rel=1e-5
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.* on tiles. not called")
+@pytest.mark.parametrize("profile", [noisy("constant", 0.3), PROFILES["wnoise+pcm"]])
+def test_the_report_of_a_router_that_errs(profile: Profile) -> None:
+    model = made(lambda: Experts(unused=False))
+    images = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+    table = layer_report(program(model, profile, seed=0), model, images).set_index("layer")
+    assert table.loc[["conv", "router", "head"], "snr_db"].between(-20, 60).all()
+    assert table.loc[[f"experts.{n}" for n in range(4)], "snr_db"].isna().any()
+    assert table["own_snr_db"].drop("experts.3").between(-20, 60).all()  # which none needs
+
+
+class Auxiliary(nn.Module):
+    """A head for training, and an average of the weights, that evaluation does not need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+        self.auxiliary, self.average = nn.Linear(216, 5), deepcopy(self.net)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + (self.auxiliary(x) if self.training else 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.* on tiles. not called")
+def test_layers_for_training_alone() -> None:
+    model = made(Auxiliary)
+    for profile, engine in [ROUTES[0], ROUTES[2], (PROFILES["ideal"], "aihwkit")]:
+        chip = program(model, profile, seed=0, engine=engine)
+        assert off(logits(chip), model(TENSOR)) < 1e-4
+    require_right(model, ["auxiliary", "average"])
+    failures = layer_failures(model, PROFILES["pcm"], SAMPLES).set_index("layer")
+    assert failures.loc["auxiliary", "failures"] == 0
