@@ -13,13 +13,13 @@ from torch import nn
 from bridge.chips.configuration import clip_parameter, rpu_config
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
-from bridge.chips.mappable import refuse_uninitialised, refuse_unmappable
+from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
 from bridge.chips.plain_layers import (
     MAPPED,
     copy_of,
-    fit_to_weights,
     fold_parametrizations,
     refuse_untraceable_hooks,
+    state_geometry,
     staying_digital,
     without_fast_paths,
 )
@@ -46,16 +46,16 @@ def convert(
     """The network on tiles with its target weights, clipped and rescaled; see `program`."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
-    require_eval(model, "the model")
     if isinstance(digital_layers, str):
         raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
-    paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
     left = staying_digital(model, digital_layers)
+    refuse_unreadable(model, left)
+    require_eval(model, "the model")
+    paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known = {*paths, *parameters} - {""}
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
-    refuse_uninitialised(model)
     refuse_untraceable_hooks(model)
     model = copy_of(model).cpu()
     forget_examination(model)
@@ -67,7 +67,7 @@ def convert(
     else:
         model = fold_parametrizations(model, left)
         refuse_unmappable(model, left)
-        fit_to_weights(model, left)
+        state_geometry(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(

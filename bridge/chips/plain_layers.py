@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
+from pickle import PicklingError
 from typing import Any
 
 import torch
@@ -31,14 +32,38 @@ _OF_AIHWKIT = {  # what its convolutions have and PyTorch's have not
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model whose layers hold weights that a hook computed."""
+    """A deep copy, also of a model whose layers hold weights that a hook computed.
+
+    Raises:
+      ValueError: an attribute cannot be copied, such as a lock or an open file; it is named.
+    """
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }
-    return deepcopy(model, computed)
+    try:
+        return deepcopy(model, dict(computed))
+    except (TypeError, RuntimeError, PicklingError) as error:
+        for path, module in model.named_modules():
+            for name, value in vars(module).items():
+                if name != "_modules" and not _is_copied(value, computed):
+                    place = f"{path}.{name}".lstrip(".")
+                    raise ValueError(
+                        f"{place} of the model, a {type(value).__name__}, cannot be copied, and a "
+                        f"chip has a copy of the network ({error}): set it to None before, or "
+                        "define its __deepcopy__"
+                    ) from error
+        raise
+
+
+def _is_copied(value: Any, computed: dict[int, Any]) -> bool:
+    try:
+        deepcopy(value, dict(computed))
+    except (TypeError, RuntimeError, PicklingError):
+        return False
+    return True
 
 
 def staying_digital(model: nn.Module, digital_layers: Sequence[str]) -> Callable[[str], bool]:
@@ -89,10 +114,11 @@ def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.M
     return model
 
 
-def fit_to_weights(model: nn.Module, left: Callable[[str], bool]) -> None:
-    """Gives layers whose weights are of another shape than they say, as after pruning, theirs.
+def state_geometry(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Has layers say their geometry in numbers, and that of the weights that they have; in place.
 
-    In place; PyTorch computes with the weights that are there.
+    After pruning a layer may have smaller weights than it says; PyTorch computes with the weights.
+    Padding by name becomes as many zeros.
 
     Args:
       model: a copy of the user's, without parametrizations of what is to be mapped.
@@ -107,6 +133,12 @@ def fit_to_weights(model: nn.Module, left: Callable[[str], bool]) -> None:
         elif isinstance(module, nn.Conv2d):
             module.out_channels, module.in_channels = out, inputs
             module.kernel_size = (kernel[0], kernel[1])
+            if isinstance(module.padding, str):
+                around = [
+                    dilation * (size - 1) // 2
+                    for dilation, size in zip(module.dilation, kernel, strict=True)
+                ]
+                module.padding = (around[0], around[1]) if module.padding == "same" else (0, 0)
 
 
 def without_fast_paths(network: nn.Module, mapped: Iterable[nn.Module]) -> None:

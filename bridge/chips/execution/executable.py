@@ -76,7 +76,10 @@ class Executable(nn.Module):
         logits = []
         for image, index in zip(images.split(1), indices, strict=True):
             with stream(self.noise.seed, "operation", index, device=images.device):
-                logits.append(self._together([index], image))
+                found = self._together([index], image)
+            if not isinstance(found, torch.Tensor):
+                return found  # no logits, which is told later
+            logits.append(found[None] if found.ndim == 1 else found)
         return torch.cat(logits)
 
     def _has_samples_noise(self, indices: Sequence[int], images: torch.Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Honest networks, as people write them: chips give the right values, on both engines."""
 
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, Profile, predict, program, weight_moments
+from bridge import PROFILES, Profile, Router, predict, program, weight_moments
 from bridge.chips import (
     ADC,
     WeightNoise,
@@ -455,3 +456,103 @@ def test_layers_for_training_alone() -> None:
     require_right(model, ["auxiliary", "average"])
     failures = layer_failures(model, PROFILES["pcm"], SAMPLES).set_index("layer")
     assert failures.loc["auxiliary", "failures"] == 0
+
+
+def by_name(kernel: Any = (5, 3), dilation: Any = (1, 2)) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding="same"),
+        nn.Conv2d(6, 6, 3, padding="valid"),
+        nn.Conv2d(6, 6, kernel, padding="same", dilation=dilation),
+        nn.Flatten(),
+        nn.Linear(216, 5),
+    )
+
+
+def test_convolutions_may_pad_by_name(tmp_path: Any) -> None:
+    model = made(by_name)
+    require_right(model)
+    assert model[0].padding == "same"
+    chip = program(model, PROFILES["pcm"], seed=0)
+    save_chip(tmp_path / "chip", chip)
+    np.testing.assert_array_equal(logits(load_chip(tmp_path / "chip", model)), logits(chip))
+    require_right(made(lambda: by_name(4, 2)))
+    uneven = made(lambda: by_name((3, 4), 1))
+    with pytest.raises(ValueError, match=r"layer 2 \(Conv2d\) .*='same' is one more on one side"):
+        program(uneven, PROFILES["ideal"], seed=0)
+
+
+class Squeezed(nn.Module):
+    """Gives `[class]` for a batch of one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 8), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).squeeze())
+
+
+def test_networks_that_squeeze_the_last_batch_of_one() -> None:
+    model = made(Squeezed)
+    require_right(model)
+    assert off(logits(model, 5), model(TENSOR)) < 1e-5
+    one = program(model, STRONG, seed=0, engine="aihwkit")
+    np.testing.assert_allclose(logits(one, 5), logits(one, 1), rtol=1e-5)
+    routed = Router(model, program(model, PROFILES["ideal"], seed=0), threshold=np.inf)
+    assert off(routed(IMAGES[:1]).logits, model(TENSOR)[:1]) < 1e-4
+
+
+class Holds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+        self.net.lock = {"lock": threading.Lock()}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def sparse() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    model[1].weight = nn.Parameter(model[1].weight.detach().to_sparse())
+    return model
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+
+
+UNREADABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "lock": (Holds, r"net\.lock of the model, a dict, cannot be copied.*set it to None"),
+    "sparse": (sparse, r"1\.weight of a sparse layout.*to_dense"),
+    "meta": (lambda: small().to("meta"), r"1\.weight, 1\.bias on the meta device .*to_empty"),
+    "script": (lambda: torch.jit.trace(small(), TENSOR), "the model is TorchScript.*Python module"),
+    "script within": (
+        lambda: nn.Sequential(torch.jit.trace(small(), TENSOR), nn.Linear(5, 5)),
+        "layer 0 is TorchScript",
+    ),
+    "exported": (
+        lambda: torch.export.export(small(), (TENSOR,)).module(),
+        r"program of torch\.export.*module that was exported",
+    ),
+    "quantised": (
+        lambda: torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}),
+        r"layer 1 \(Linear\) is quantised: give the network before",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_told_with_the_cure(name: str) -> None:
+    make, message = UNREADABLE[name]
+    model = make()
+    if name != "exported":
+        model.eval()
+    with pytest.raises(ValueError, match=message):
+        program(model, PROFILES["ideal"], seed=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_activations() -> None:
+    require_right(made(lambda: nn.Sequential(small(), torch.jit.script(nn.ReLU()))))
