@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from statistics import median
 
@@ -12,6 +12,7 @@ from aihwkit.simulator.parameters.enums import NoiseManagementType
 from torch import nn
 
 from bridge.chips.images import refused_layout, require_rows
+from bridge.chips.mappable import some
 from bridge.chips.tiles import Tile, named_tiles
 from bridge.chips.weight_noise import largest_target
 from jaxcurv.progress import progress
@@ -43,6 +44,7 @@ def calibrate_ranges(
     for tile in named_tiles(ideal).values():
         tile.rpu_config.forward.is_perfect = True
     counts: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     largest: dict[str, torch.Tensor] = {}
 
     def count(name: str, outputs: torch.Tensor) -> None:
@@ -52,12 +54,17 @@ def calibrate_ranges(
         # Rounding must not lift 99.9 % of 3,000 above 2,997.
         below = math.ceil(counts[name] * percentile / 100 * (1 - 1e-12)) - 1
         magnitudes = outputs.abs().flatten()
+        seen[name] += len(magnitudes)
         if name in largest:
             magnitudes = torch.cat([largest[name], magnitudes])
         largest[name] = magnitudes.topk(min(counts[name] - below, len(magnitudes))).values
 
     _observe(ideal, images[:1], count, "calibrate")
     _observe(ideal, images, keep_largest, "calibrate")
+    if percentile < 100 and seen != counts:  # not as many of each image, as where images are routed
+        counts, seen, largest = seen, Counter(), {}
+        _observe(ideal, images, keep_largest, "calibrate")
+    _refuse_unused(named_tiles(analog), seen, len(images))
     bounds: dict[str, float] = {}
     dead: list[str] = []
     sparse: list[str] = []
@@ -66,9 +73,7 @@ def calibrate_ranges(
     }
     for name in scales:
         # topk puts NaN first: a maximum would hide it.
-        kept = largest.get(name)
-        if kept is None:
-            raise ValueError(f"tile {name} is not used on the calibration images")
+        kept = largest[name]
         bound = math.nan if kept.isnan().any() else float(kept[-1])
         if not math.isfinite(bound) or (bound == 0 and black):
             raise ValueError(
@@ -95,6 +100,20 @@ def calibrate_ranges(
             stacklevel=4,
         )
     return {name: bounds.get(name, share * scale) for name, scale in scales.items()}
+
+
+def _refuse_unused(tiles: Iterable[str], seen: Mapping[str, int], images: int) -> None:
+    """Refuses tiles whose outputs no image has shown: their ADC has no range."""
+    unused = [
+        name.partition("analog_module")[0].rstrip(".") for name in tiles if not seen.get(name)
+    ]
+    if unused:
+        layers = list(dict.fromkeys(unused))
+        raise ValueError(
+            f"not used on the {images} calibration images, and so without an ADC range: layer "
+            f"{some(layers)}; calibrate on images that need it, give a range, such as "
+            f"ADC(range=20.0), or leave what no image needs digital, digital_layers={layers}"
+        )
 
 
 def tile_output_shares(analog: nn.Module, images: torch.Tensor) -> dict[str, float]:

@@ -54,7 +54,7 @@ def refuse_weights_beside_tiles(
     digital_layers: Sequence[str],
     images: torch.Tensor,
     more: torch.Tensor,
-) -> None:
+) -> list[str]:
     """Refuses a network that multiplies with parameters which are on no tile.
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
@@ -70,9 +70,12 @@ def refuse_weights_beside_tiles(
       images: what it takes, `[batch, ...]`.
       more: run too if these do not call each layer on tiles, as where an image chooses its layers.
 
+    Returns:
+      Layers on tiles that these images do not need: not called, and their weights not read.
+
     Raises:
-      ValueError: such parameters, a layer on tiles that is not called, or one whose weights the
-        network writes itself; named.
+      ValueError: such parameters, a layer on tiles that is not called though its weights are read,
+        or one whose weights the network writes itself; named.
     """
     depth: list[str] = []
     called: set[str] = set()
@@ -95,14 +98,16 @@ def refuse_weights_beside_tiles(
                     watch.add_input(x)
 
     left = set(digital_layers)
+    named = dict(network.named_modules(remove_duplicate=False))
+    kept = {named[name] for name in left if name in named}
     handles = []
     for name, module in network.named_modules():
         # The layers of PyTorch's own that are not mapped were refused, or are to stay digital.
         own = type(module).__module__.startswith("torch.nn") and bool(
             list(module.parameters(recurse=False))
         )
-        if name in mapped or name in left or own:
-            around = name in left
+        if name in mapped or module in kept or own:
+            around = module in kept
             handles += [
                 module.register_forward_pre_hook(partial(enter, name), prepend=around),
                 module.register_forward_hook(leave, prepend=not around, always_call=True),
@@ -128,17 +133,18 @@ def refuse_weights_beside_tiles(
             f"digital_layers=[{next(iter(written))!r}]"
         )
     _refuse_found(network, mapped, watch.found, left)
-    if unused := [name for name in mapped if name not in called]:
-        names = ", ".join(map(repr, unused[:3]))
+    unused = [name for name in mapped if name not in called]
+    read = [name for name in unused if not watch.read.isdisjoint(_tensors(network, name))]
+    if not called:
+        read = unused  # such as a copy that runs the original's layers
+    if read:
+        names = ", ".join(map(repr, read[:3]))
         raise ValueError(
-            f"{'layer' if len(unused) == 1 else f'{len(unused)} layers:'} {some(unused)} would be "
-            "on tiles but a forward pass does not call it, on "
-            f"{max(len(images), len(more))} images: call it in the network's code as a module, "
-            "self.fc(x) and not self.fc.forward(x), show images that need it first, "
-            "chip.examine(images), remove it, or name it, "
-            f"digital_layers=[{names}]"
+            f"{'layer' if len(read) == 1 else f'{len(read)} layers:'} {some(read)} would be on "
+            "tiles but a forward pass does not call it, and computes with its weights or with "
+            "others in their place: call it in the network's code as a module, self.fc(x) and not "
+            f"self.fc.forward(x), or name it, digital_layers=[{names}]"
         )
-
     if any(_UNLISTED in names for names in watch.found):
         raise ValueError(
             "the network multiplies with parameters that it does not list, so that they would be "
@@ -147,6 +153,15 @@ def refuse_weights_beside_tiles(
             "a hook or a lambda holds on to; make them attributes of the network, such as "
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
+
+    return unused
+
+
+def _tensors(network: nn.Module, name: str) -> set[str]:
+    """The names of a layer's weight and bias, by each of its paths."""
+    layer = network.get_submodule(name)
+    paths = [path for path, one in network.named_modules(remove_duplicate=False) if one is layer]
+    return {f"{path}.{kind}".lstrip(".") for path in paths for kind in ("weight", "bias")}
 
 
 def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
@@ -217,11 +232,13 @@ class _Watch(TorchDispatchMode):
 
     Attributes:
       found: parameters, by name, of each product outside of a layer.
+      read: parameters, by name, that are read outside of a layer.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
         super().__init__()
         self.found: list[frozenset[str]] = []
+        self.read: set[str] = set()
         self._inside = inside
         self._origins: dict[int, _Origin] = {}
         self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
@@ -243,6 +260,7 @@ class _Watch(TorchDispatchMode):
                 self._add(x, _Origin(parameters=frozenset([_UNLISTED])))
         origins = [self._origin(x) for x in given]
         if not self._inside():
+            self.read.update(*(one.parameters for one in origins if _weights_alone(one)))
             self._see(namespace, name, args, given)
         outputs = func(*args, **kwargs)
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]

@@ -1,10 +1,9 @@
 """From a torch network to AIHWKit's analog layers, and what cannot be converted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import torch
-from aihwkit.nn import AnalogConv2d, AnalogLinear
-from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import NoiseManagementType
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
@@ -14,17 +13,26 @@ from torch import nn
 from bridge.chips.configuration import clip_parameter, rpu_config
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
-from bridge.chips.mappable import refuse_uninitialised, refuse_unmappable
+from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
 from bridge.chips.plain_layers import (
     MAPPED,
-    carry_over,
     copy_of,
     fold_parametrizations,
     refuse_untraceable_hooks,
+    state_geometry,
+    staying_digital,
+    without_fast_paths,
 )
 from bridge.chips.profiles import Profile
 from bridge.chips.streams import stream
-from bridge.chips.tiles import Tile, digital_layer, named_layers, named_tiles, replace_layer
+from bridge.chips.tiles import (
+    Tile,
+    digital_layer,
+    named_layers,
+    named_tiles,
+    on_tiles,
+    replace_layer,
+)
 from bridge.chips.weight_noise import MvmNoiseTile, largest_target
 
 
@@ -38,30 +46,28 @@ def convert(
     """The network on tiles with its target weights, clipped and rescaled; see `program`."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
-    require_eval(model, "the model")
     if isinstance(digital_layers, str):
         raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
-    paths = [name for name, _ in model.named_modules()]
-
-    def left(path: str) -> bool:
-        return any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
-
+    left = staying_digital(model, digital_layers)
+    refuse_unreadable(model, left)
+    require_eval(model, "the model")
+    paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known = {*paths, *parameters} - {""}
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
-    refuse_uninitialised(model)
     refuse_untraceable_hooks(model)
     model = copy_of(model).cpu()
     forget_examination(model)
     if named_tiles(model):
         blocks = [name for name in digital_layers if name not in parameters]
-        analog = _reconfigure(model, profile, blocks)
+        analog = _reconfigure(model, profile, blocks, left)
     elif profile is None:
         raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
     else:
         model = fold_parametrizations(model, left)
         refuse_unmappable(model, left)
+        state_geometry(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(
@@ -71,11 +77,9 @@ def convert(
         # New layers draw weights, which conversion then replaces, and what varies between outputs.
         with stream(seed, "conversion"):
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
-            analog = _convert_to_analog(model, config, list(digital_layers))
+            analog = _convert_to_analog(model, config, left)
     analog.eval().requires_grad_(False)
-    for module in analog.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and named_layers(module):
-            module.activation_relu_or_gelu = 0  # PyTorch's fast path takes the layers' own weights
+    without_fast_paths(analog, named_layers(analog).values())
     if isinstance(profile, Profile):
         for tile in named_tiles(analog).values():
             _set_to_profile(tile, profile)
@@ -83,36 +87,32 @@ def convert(
 
 
 def _convert_to_analog(
-    model: nn.Module, config: InferenceRPUConfig, digital_layers: list[str]
+    model: nn.Module, config: InferenceRPUConfig, left: Callable[[str], bool]
 ) -> nn.Module:
+    """AIHWKit's `convert_to_analog`, but a layer of several names becomes one layer on tiles."""
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in MAPPED}
-    try:
-        analog = convert_to_analog(
-            model,
-            config,
-            # Not Sequential, which AIHWKit would make anew of its different layers.
-            conversion_map={nn.Conv2d: AnalogConv2d, nn.Linear: AnalogLinear},
-            ensure_analog_root=False,
-            exclude_modules=digital_layers,
-            inplace=True,
-        )
-    except RuntimeError as error:
-        if isinstance(config, TorchInferenceRPUConfig):
-            raise
-        raise ValueError(
-            f"AIHWKit's compiled tile, which {type(config).__name__} asks for, does not work with "
-            f"PyTorch {torch.__version__} here ({error}); use TorchInferenceRPUConfig, or AIHWKit "
-            "1.2 on Python 3.12"
-        ) from error
-    for name, layer in named_layers(analog).items():
-        carry_over(layers[name], layer)
-    return analog
+    for name, layer in layers.items():
+        if left(name):
+            continue
+        try:
+            analog = on_tiles(layer, deepcopy(config))
+        except RuntimeError as error:
+            if isinstance(config, TorchInferenceRPUConfig):
+                raise
+            raise ValueError(
+                f"AIHWKit's compiled tile, which {type(config).__name__} asks for, does not work "
+                f"with PyTorch {torch.__version__} here ({error}); use TorchInferenceRPUConfig, or "
+                "AIHWKit 1.2 on Python 3.12"
+            ) from error
+        model = replace_layer(model, name, analog)
+    return model
 
 
 def _reconfigure(
     analog: nn.Module,
     profile: Profile | InferenceRPUConfig | None,
     digital_layers: Sequence[str],
+    left: Callable[[str], bool],
 ) -> nn.Module:
     """A network that is on tiles already, some of its layers made digital again."""
     if isinstance(profile, InferenceRPUConfig):
@@ -120,12 +120,11 @@ def _reconfigure(
             "the model is on AIHWKit tiles with a configuration of its own: give a Profile, or "
             "None to take it as it is"
         )
-    layers = named_layers(analog)
     for path in digital_layers:
-        if not any(f"{name}.".startswith(f"{path}.") for name in layers):
+        if not named_layers(analog.get_submodule(path)):
             raise ValueError(f"{path} has no layer on tiles that could stay digital")
-    for name, layer in layers.items():
-        if any(f"{name}.".startswith(f"{path}.") for path in digital_layers):
+    for name, layer in named_layers(analog).items():
+        if left(name):
             analog = replace_layer(analog, name, digital_layer(layer))
     if not named_tiles(analog):
         raise ValueError("every layer is digital: leave some on tiles")

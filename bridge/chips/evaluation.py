@@ -123,12 +123,19 @@ def _beside_far(
     return beside if math.isfinite(beside) else 0.0
 
 
-def as_logits(output: Any) -> torch.Tensor:
+def as_logits(output: Any, samples: int) -> torch.Tensor:
     """A network's output as float32 logits `[batch, class]` on the CPU.
+
+    Args:
+      output: that for a batch; of one sample also `[class]`, for some networks squeeze its axis
+        away.
+      samples: how many are in the batch.
 
     Raises:
       ValueError: it is something else, such as a tuple.
     """
+    if samples == 1 and isinstance(output, torch.Tensor) and output.ndim == 1 and len(output) > 1:
+        output = output[None]
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(

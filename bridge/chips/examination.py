@@ -1,7 +1,6 @@
 """Checks of a chip's network on its first images."""
 
 import math
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import transformer
 
 from bridge.chips.behaviour import remember_inputs
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
@@ -25,11 +23,11 @@ from bridge.chips.tiles import (
 )
 from bridge.chips.weight_noise import weight_noise
 
-_WATCHED = 64  # images among which each layer on tiles must be called
+WATCHED = 64
+"""Images among which each layer on tiles is looked for."""
 _NESTED = (
-    "the network fails on tiles ({}): they take no nested tensors, which nn.TransformerEncoder "
-    "makes of padded sequences: make it with enable_nested_tensor=False, or set "
-    "encoder.use_nested_tensor = False; its outputs at padded places are then no zeros"
+    "the network fails on tiles ({}): they take no nested tensors, but padded ones, "
+    "x.to_padded_tensor(0.0)"
 )
 _EXAMINED = "network_examined"
 
@@ -40,7 +38,7 @@ def examine(
     images: torch.Tensor,
     model: nn.Module | None = None,
     engine: str = "fast",
-) -> None:
+) -> list[str]:
     """Refuses a network that would not compute on tiles what it computes in PyTorch; once a chip.
 
     Runs a copy without tiles, so that noise and ADC do not matter; it costs some 30 samples'
@@ -54,18 +52,22 @@ def examine(
       model: the one that was converted; its logits are compared.
       engine: what runs the chip.
 
+    Returns:
+      Layers on tiles that the first images do not need, as far as these were looked at.
+
     Raises:
-      ValueError: weights that are on no tile, layers that are not called, samples that depend on
-        their batch, code that asks what a layer is where that matters on the engine, or logits that
-        are not the model's.
+      ValueError: weights that are on no tile, samples that depend on their batch, code that asks
+        what a layer is where that matters on the engine, or logits that are not the model's.
     """
     asking: dict[str, str] | None = getattr(analog, _EXAMINED, None)
+    unused: list[str] = []
     if asking is None and len(images):
         with torch.inference_mode(False), torch.no_grad(), refused_access():
-            asking = _examine(analog, digital_layers, images, model, engine)
+            asking, unused = _examine(analog, digital_layers, images, model, engine)
         setattr(analog, _EXAMINED, asking)
     if asking and engine in asking:
         raise ValueError(asking[engine])
+    return unused
 
 
 def _examine(
@@ -74,12 +76,15 @@ def _examine(
     images: torch.Tensor,
     model: nn.Module | None,
     engine: str,
-) -> dict[str, str] | None:
-    """Why engines are refused, by name; None where the images do not fit the network."""
+) -> tuple[dict[str, str] | None, list[str]]:
+    """Why engines are refused, by name, and the layers that are not needed.
+
+    The first is None where the images do not fit the network.
+    """
     twin = digital_network(analog)
     if named_tiles(twin):
         remember_inputs(analog, images[:2])
-        return {}
+        return {}, []
     other = first_that_differs(images)
     some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
     layout = Layout(twin)
@@ -88,18 +93,27 @@ def _examine(
     except (AttributeError, TypeError, StopIteration):
         raise
     except Exception:  # such as an IndexError of token ids, or an assertion
-        return None  # which is told when the chip runs
+        return None, []  # which is told when the chip runs
     remember_inputs(analog, some)
     names = list(named_layers(analog))
-    more = images[:_WATCHED].detach().cpu().clone()
+    more = images[:WATCHED].detach().cpu().clone()
     more = contiguous(more) if layout.contiguous else more
-    layout(lambda x: _watched(twin, names, digital_layers, x, more), some.clone())
+    unused: list[str] = []
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        unused[:] = refuse_weights_beside_tiles(twin, names, digital_layers, x, more)
+        return x
+
+    layout(watched, some.clone())
     require_independent(lambda x: layout(twin, x), some, "the network")
     asking = _asking(twin, analog, layout, some, found)
-    if engine in asking or model is None or any(p.is_cuda for p in model.parameters()):
-        return asking
-    _refuse_other(found, layout(model, some.clone()))
-    return asking
+    if (
+        engine not in asking
+        and model is not None
+        and all(not p.is_cuda for p in model.parameters())
+    ):
+        _refuse_other(found, layout(model, some.clone()))
+    return asking, unused
 
 
 def forget_examination(network: nn.Module) -> None:
@@ -117,28 +131,21 @@ def refused_access() -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError) as error:
-        if transformer.__file__ in [frame.filename for frame in _innermost(error)]:
-            raise ValueError(_NESTED.format(error)) from error
         raise ValueError(
-            f"the network fails on tiles ({type(error).__name__}: {error}): a layer on tiles has "
-            "no weight to be read, and is called with its input alone, self.fc(x); name such a "
-            "layer in digital_layers"
+            f"the network fails on tiles ({type(error).__name__}: {error}): of a layer on tiles "
+            "its weight, its bias and its settings can be read, no more, and it is called with its "
+            "input alone, self.fc(x); name such a layer in digital_layers"
         ) from error
     except (StopIteration, RuntimeError) as error:
         if isinstance(error, StopIteration) or "raised StopIteration" in str(error):
             raise ValueError(
-                "the network fails on tiles (StopIteration): layers on tiles have no parameters, "
-                "as code such as next(self.parameters()).device asks for: take the device and "
-                "dtype of the input, x.device, or name a layer in digital_layers"
+                "the network fails on tiles (StopIteration): its code asks for a tensor that a "
+                "chip's copy does not have, such as next(p for p in self.parameters() if "
+                "p.requires_grad): take the device and dtype of the input, x.device"
             ) from error
         if "NestedTensor" in str(error):
             raise ValueError(_NESTED.format(error)) from error
         raise
-
-
-def _innermost(error: BaseException) -> list[traceback.FrameSummary]:
-    """Where an error was raised: the last two calls, of which one may be `__getattr__`."""
-    return traceback.extract_tb(error.__traceback__)[-2:]
 
 
 class _OnTiles(nn.Module):
@@ -147,6 +154,7 @@ class _OnTiles(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self._layer = (layer,)  # in a tuple, so that it is not found among a network's layers
+        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: torch.Tensor) -> Any:
         return self._layer[0].forward(x)
@@ -178,7 +186,7 @@ def _asking(
             asking[engine] = (
                 f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers "
                 f"are {kind}: its code or a hook asks for their kind, as isinstance(layer, "
-                "nn.Conv2d) and hasattr(layer, 'weight') do; let it ask for the layer's name, or "
+                "nn.Conv2d) and type(layer) do; let it ask for the layer's name, or "
                 "register hooks on the layers that they are for alone"
             )
     return asking
@@ -200,17 +208,6 @@ def _is_plain(layer: AnalogLayer) -> bool:
         if weight_noise(forward) > 0 or (bounded and not forward.is_perfect):
             return False
     return True
-
-
-def _watched(
-    twin: nn.Module,
-    mapped: Sequence[str],
-    digital_layers: Sequence[str],
-    images: torch.Tensor,
-    more: torch.Tensor,
-) -> torch.Tensor:
-    refuse_weights_beside_tiles(twin, mapped, digital_layers, images, more)
-    return images
 
 
 def _refuse_other(actual: Any, expected: Any) -> None:

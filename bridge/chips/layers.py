@@ -20,7 +20,7 @@ from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
-from bridge.chips.plain_layers import copy_of
+from bridge.chips.plain_layers import copy_of, without_fast_paths
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
@@ -55,7 +55,8 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       it takes), snr_db (of its output in the running chip, where the layers before it err too),
       own_snr_db (the same, fed with the digital activations: what this layer alone adds) and
       clipped_share (the largest share of a tile's outputs beyond its ADC range, in [0, 1]; NaN
-      without an ADC). Decibels are inf where nothing differs, NaN where the layer does not run.
+      without an ADC). Decibels are inf where nothing differs, NaN where the layer does not run,
+      and for snr_db where it runs on other samples than digitally, as behind a router.
 
     Raises:
       ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
@@ -65,13 +66,14 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
-    noise, one_by_one = chip.executable.noise, chip.executable.one_by_one
     # Under the chip's random state, so that its layers can be called within.
-    digital = Executable(copy_of(model).cpu(), noise, one_by_one)
+    digital = Executable(copy_of(model).cpu(), chip.executable.noise, one_by_one=False)
+    without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)
     signal: dict[str, float] = {}
     own_error, error = dict.fromkeys(placed, 0.0), dict.fromkeys(placed, 0.0)
     expected: dict[str, list[torch.Tensor]] = {name: [] for name in placed}
+    elsewhere: set[str] = set()  # layers that other samples reach on the chip
 
     def keep(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         y = y.clone()  # the model's next layer may work in place
@@ -80,7 +82,10 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
         expected[name].append(y)
 
     def compare(name: str, _: torch.Tensor, y: torch.Tensor) -> None:
-        error[name] += _energy(_difference(name, y, expected[name].pop(0)))
+        if not expected[name] or expected[name][0].shape != y.shape:
+            elsewhere.add(name)
+        else:
+            error[name] += _energy(y - expected[name].pop(0))
 
     with torch.inference_mode(), progress(len(images), "layers") as shown:
         for start in range(0, len(images), _CHUNK):
@@ -90,6 +95,9 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
                 digital(chunk, indices)
             with _observed(running, compare), refused_access():
                 chip.executable(chunk, indices)
+            elsewhere |= {name for name, left in expected.items() if left}
+            for left in expected.values():
+                left.clear()
             shown.update(len(chunk))
 
     order = [*signal, *(name for name in placed if name not in signal)]
@@ -107,7 +115,11 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
         {
             "layer": order,
             "tiles": [len(placed[name]) for name in order],
-            "snr_db": _decibels(energies["signal"], energies["error"]),
+            "snr_db": np.where(
+                [name in elsewhere for name in order],
+                math.nan,
+                _decibels(energies["signal"], energies["error"]),
+            ),
             "own_snr_db": _decibels(energies["signal"], energies["own_error"]),
             "clipped_share": [shares[name] for name in order],
         }
@@ -201,12 +213,16 @@ def layer_failures(
 
 
 def _fit_layout(digital: Executable, chip: Executable, images: torch.Tensor) -> None:
-    """Has both settle how tensors lie in memory, so that no pass that is observed runs twice."""
-    some = images[:2]  # not one, whose axis networks may squeeze away
+    """Has both settle how tensors lie in memory, and whether samples run one by one.
+
+    So no pass that is observed runs twice.
+    """
+    some = images[:_CHUNK]  # not one, whose axis networks may squeeze away
     with torch.inference_mode(), refused_layout(some):
-        digital(some, range(len(some)))
+        digital(some[:2], range(len(some[:2])))
         with refused_access():
             chip(some, range(len(some)))
+    digital.one_by_one = chip.one_by_one
 
 
 def _refuse_unsuitable(model: nn.Module) -> None:

@@ -15,13 +15,52 @@ _SILENT = ("extra_repr", "reset_parameters")  # methods of a layer that its outp
 _NAMED = 3  # layers of a kind that are named where many have one fault
 
 
-def refuse_uninitialised(model: nn.Module) -> None:
-    """Refuses lazy layers that have seen no input yet."""
+def refuse_unreadable(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Refuses networks whose layers or weights are not there to be read; the cure is named.
+
+    Args:
+      model: in any mode.
+      left: whether the layer at a path stays digital.
+
+    Raises:
+      ValueError: TorchScript, an exported program, quantised layers, weights without values (lazy
+        layers, the meta device), or sparse ones.
+    """
+    for path, module in model.named_modules():
+        where = f"layer {path}" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule) and list(module.parameters()):
+            raise ValueError(
+                f"{where} is TorchScript, whose layers cannot go to tiles: give the Python module "
+                "that it was made of"
+            )
+        if left(path):
+            continue
+        if isinstance(module, torch.fx.GraphModule) and any(
+            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        ):
+            raise ValueError(
+                f"{where} is a program of torch.export, which has operations in place of layers: "
+                "give the Python module that was exported"
+            )
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic")):
+            raise ValueError(
+                f"{where} ({type(module).__name__}) is quantised: give the network before "
+                "quantisation; the ADC of a profile and its memory are what quantises on a chip"
+            )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise ValueError(
             f"{some(lazy)} of lazy layers have no values yet: run the model on an image once, then "
             "load its weights"
+        )
+    if meta := [name for name, tensor in tensors if tensor.is_meta]:
+        raise ValueError(
+            f"{some(meta)} on the meta device have no values: model.to_empty(device='cpu'), then "
+            "load its weights"
+        )
+    if sparse := [n for n, tensor in model.named_parameters() if tensor.layout != torch.strided]:
+        raise ValueError(
+            f"{some(sparse)} of a sparse layout: make it dense, nn.Parameter(weight.to_dense())"
         )
 
 
@@ -39,15 +78,9 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     """
     mapped = 0
     faults: dict[tuple[str, str], list[str]] = {}
-    first: dict[nn.Module, str] = {}
     told: list[str] = []
     groups: list[int] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if first.setdefault(module, name) != name and list(module.parameters()):
-            raise ValueError(
-                f"layers {first[module]} and {name} are one module, of which AIHWKit would convert "
-                "only one name: give it one name, or two copies"
-            )
+    for name, module in model.named_modules():
         if left(name) or any(name.startswith(f"{path}.") for path in told):
             continue
         mapped += type(module) in MAPPED
@@ -101,8 +134,17 @@ def _fault(module: nn.Module) -> str:
         return "cannot be mapped: it has weights but is neither Conv2d nor Linear"
     if own_methods := [name for name, value in vars(module).items() if _computes(name, value)]:
         return f"cannot be mapped: with a {own_methods[0]} of its own in place of its type's"
-    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, nn.Parameter):
         return "cannot be mapped: its weight is no parameter"
+    axes = 2 if isinstance(module, nn.Linear) else 4
+    if weight.ndim != axes:
+        return f"cannot be mapped: its weight has {weight.ndim} axes in place of {axes}"
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return (
+            f"cannot compute: its weight has {len(weight)} outputs and its bias {bias.numel()}; "
+            "prune both"
+        )
     if extra := sorted({*own, *dict(module.named_buffers())} - {"weight", "bias"}):
         return f"cannot be mapped: with tensors beside its weights ({some(extra)})"
     if list(module.children()):
@@ -111,9 +153,20 @@ def _fault(module: nn.Module) -> str:
         return ""
     if module.groups != 1:
         return _GROUPS
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        return "must pad by explicit numbers of zeros, not by name"
+    if module.padding_mode != "zeros":
+        return f"cannot be mapped: it pads by {module.padding_mode}, not by zeros"
+    if module.padding == "same" and any(span % 2 for span in _spans(module)):
+        return (
+            "cannot be mapped: its padding='same' is one more on one side; pad before it, by "
+            "torch.nn.functional.pad"
+        )
     return ""
+
+
+def _spans(module: nn.Conv2d) -> list[int]:
+    """The sum of what padding='same' adds on both sides, along height and width."""
+    sizes = zip(module.dilation, module.weight.shape[2:], strict=True)
+    return [dilation * (size - 1) for dilation, size in sizes]
 
 
 def _computes(name: str, value: object) -> bool:

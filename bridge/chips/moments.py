@@ -20,10 +20,16 @@ from bridge.checks import require_seed
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
-from bridge.chips.plain_layers import copy_of, fold_parametrizations
+from bridge.chips.plain_layers import (
+    copy_of,
+    fold_parametrizations,
+    staying_digital,
+    without_fast_paths,
+)
 from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
+from bridge.chips.streams import SharedRows
 from bridge.chips.tiles import named_layers, named_tiles
 from bridge.weights.state import carry, from_torch
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
@@ -31,6 +37,8 @@ from jaxcurv.data.reading import read_batches
 from jaxcurv.margins import Moments
 from jaxcurv.progress import progress
 from jaxcurv.settings import is_whole, plain
+
+_COMPARED = 4  # samples that show whether a batch's rows are theirs
 
 
 class WeightMoments(NamedTuple):
@@ -114,10 +122,8 @@ def weight_moments(
     _refuse_tiles(model)
     quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
 
-    def left(path: str) -> bool:
-        kept = any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
-        return kept and like is None  # Flax's layers have plain weights, also beside the tiles
-
+    # Flax's layers have plain weights, also beside the tiles.
+    left = staying_digital(model, digital_layers if like is None else [])
     folded = fold_parametrizations(copy_of(model), left)
     digital = folded.state_dict()
     if like is not None:
@@ -144,12 +150,25 @@ def weight_moments(
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
     }
+    for other, name in _other_names(folded).items():
+        if f"{name}.weight" in found:
+            found[f"{other}.weight"] = found[f"{name}.weight"]
     if like is None:
         return found
     return Moments(
         carry(moment_state_dict(found, digital, "mean"), like),
         carry(moment_state_dict(found, digital, "variance"), like),
     )
+
+
+def _other_names(network: nn.Module) -> dict[str, str]:
+    """The first path of every layer that has several, by each of the others."""
+    first: dict[nn.Module, str] = {}
+    return {
+        name: first[layer]
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if first.setdefault(layer, name) != name
+    }
 
 
 def moment_state_dict(
@@ -236,6 +255,8 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     digital = copy_of(model).cpu().requires_grad_(False)
+    without_fast_paths(digital, [digital.get_submodule(name) for name in layers])
+    propagated = _Propagation(digital, layers, chip.executable.network)
     layout = Layout(digital)
     of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
@@ -251,12 +272,8 @@ def output_noise(
                     layout(digital, batch[:2])
             if layout.contiguous:
                 batch = contiguous(batch)
-            margin, calls = _differentiated(digital, layers, batch)
+            margin, variance = propagated(batch)
             _refuse_non_finite(margin, numbers)
-            variance = torch.zeros(len(batch), dtype=torch.float64)
-            with torch.no_grad():
-                for call in calls:
-                    variance += _from_call(call, chip.executable.network, len(batch))
             indices += numbers
             margins.append(margin)
             variances.append(variance)
@@ -268,6 +285,55 @@ def output_noise(
             "variance": torch.cat(variances).numpy(),
         }
     )
+
+
+class _Propagation:
+    """Margins and their variances, float64 `[batch]` each, of a batch or of one sample at a time.
+
+    The latter where a layer works on something else than the samples' rows, as
+    `Executable.one_by_one`; the first samples of a batch show it.
+    """
+
+    def __init__(self, digital: nn.Module, layers: Sequence[str], network: nn.Module):
+        self._digital, self._layers, self._network = digital, layers, network
+        self._apart = self._compared = False
+
+    def __call__(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self._apart:
+            try:
+                margin, variance, _ = self._of(batch)
+                if self._compared or len(batch) == 1:
+                    return margin, variance
+                self._compared = True
+                if self._is_samples(batch[:_COMPARED]):
+                    return margin, variance
+            except SharedRows:
+                pass
+            self._apart = True
+        alone = [self._of(image) for image in batch.split(1)]
+        return torch.cat([one[0] for one in alone]), torch.cat([one[1] for one in alone])
+
+    def _of(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Margins, variances, and the rows that each call of a layer has for a sample."""
+        margin, calls = _differentiated(self._digital, self._layers, batch)
+        variance = torch.zeros(len(batch), dtype=torch.float64)
+        rows = []
+        with torch.no_grad():
+            for call in calls:
+                one = _from_call(call, self._network, len(batch))
+                variance += one.sum(1)
+                rows.append(one.shape[1])
+        return margin, variance, rows
+
+    def _is_samples(self, batch: torch.Tensor) -> bool:
+        _, together, rows = self._of(batch)
+        try:
+            alone = [self._of(image) for image in batch.split(1)]
+        except (RuntimeError, AssertionError):
+            return True  # it runs on batches of one size
+        if any(one[2] != rows for one in alone):
+            return False
+        return torch.allclose(torch.cat([one[1] for one in alone]), together, rtol=1e-3, atol=0.0)
 
 
 def _differentiated(
@@ -323,17 +389,17 @@ def _probed(
 
 
 def _from_call(call: _Call, network: nn.Module, samples: int) -> torch.Tensor:
-    """A call's part of the margins' variances, float64 `[batch]`."""
+    """A call's part of the margins' variances, float64 `[batch, row]`."""
     if call.probe.grad is None:
-        return torch.zeros(samples, dtype=torch.float64)  # the logits do not depend on it
+        return torch.zeros(samples, 0, dtype=torch.float64)  # the logits do not depend on it
     layer = network.get_submodule(call.layer)
     rows = propagated_variance(layer, call.inputs, call.probe.grad)
     if len(rows) % samples:
-        raise ValueError(
+        raise SharedRows(
             f"layer {call.layer} works on {len(rows)} rows for {samples} samples: each sample "
             "needs as many"
         )
-    return rows.view(samples, -1).sum(1)
+    return rows.view(samples, len(rows) // samples)
 
 
 def _per_operation(profile: Profile) -> bool:

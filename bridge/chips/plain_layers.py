@@ -1,8 +1,9 @@
 """Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
+from pickle import PicklingError
 from typing import Any
 
 import torch
@@ -31,14 +32,49 @@ _OF_AIHWKIT = {  # what its convolutions have and PyTorch's have not
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model whose layers hold weights that a hook computed."""
+    """A deep copy, also of a model whose layers hold weights that a hook computed.
+
+    Raises:
+      ValueError: an attribute cannot be copied, such as a lock or an open file; it is named.
+    """
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }
-    return deepcopy(model, computed)
+    try:
+        return deepcopy(model, dict(computed))
+    except (TypeError, RuntimeError, PicklingError) as error:
+        for path, module in model.named_modules():
+            for name, value in vars(module).items():
+                if name != "_modules" and not _is_copied(value, computed):
+                    place = f"{path}.{name}".lstrip(".")
+                    raise ValueError(
+                        f"{place} of the model, a {type(value).__name__}, cannot be copied, and a "
+                        f"chip has a copy of the network ({error}): set it to None before, or "
+                        "define its __deepcopy__"
+                    ) from error
+        raise
+
+
+def _is_copied(value: Any, computed: dict[int, Any]) -> bool:
+    try:
+        deepcopy(value, dict(computed))
+    except (TypeError, RuntimeError, PicklingError):
+        return False
+    return True
+
+
+def staying_digital(model: nn.Module, digital_layers: Sequence[str]) -> Callable[[str], bool]:
+    """Whether the layer at a path is named, or within what is named, by any of its paths."""
+    paths = list(model.named_modules(remove_duplicate=False))
+    left = {
+        module
+        for path, module in paths
+        if any(f"{path}.".startswith(f"{name}.") for name in digital_layers)
+    }
+    return {path for path, module in paths if module in left}.__contains__
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
@@ -76,6 +112,70 @@ def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.M
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, made[module])
     return model
+
+
+def state_geometry(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Has layers say their geometry in numbers, and that of the weights that they have; in place.
+
+    After pruning a layer may have smaller weights than it says; PyTorch computes with the weights.
+    Padding by name becomes as many zeros.
+
+    Args:
+      model: a copy of the user's, without parametrizations of what is to be mapped.
+      left: whether the layer at a path stays as it is.
+    """
+    for name, module in model.named_modules():
+        if left(name) or type(module) not in MAPPED:
+            continue
+        out, inputs, *kernel = module.get_parameter("weight").shape
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = out, inputs
+        elif isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = out, inputs
+            module.kernel_size = (kernel[0], kernel[1])
+            if isinstance(module.padding, str):
+                around = [
+                    dilation * (size - 1) // 2
+                    for dilation, size in zip(module.dilation, kernel, strict=True)
+                ]
+                module.padding = (around[0], around[1]) if module.padding == "same" else (0, 0)
+
+
+def without_fast_paths(network: nn.Module, mapped: Iterable[nn.Module]) -> None:
+    """Has transformers call their layers, which PyTorch's fast paths do not; in place.
+
+    Encoders make nested tensors of padded sequences there, and so give zeros at padded places;
+    these they still give.
+
+    Args:
+      network: in eval mode.
+      mapped: layers of it; transformers without any of them stay as they are.
+    """
+    mapped = set(mapped)
+    for module in network.modules():
+        if mapped.isdisjoint(module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        nested = getattr(module, "use_nested_tensor", False)
+        if nested and type(module).forward is nn.TransformerEncoder.forward:
+            vars(module)["use_nested_tensor"] = False
+            last: Any = module.get_submodule("layers")
+            last[-1].register_forward_hook(_without_padding, with_kwargs=True)
+
+
+def _without_padding(
+    _: nn.Module, args: Any, kwargs: dict[str, Any], output: torch.Tensor
+) -> torch.Tensor:
+    """Zeros at padded places, where `nn.TransformerEncoder` would have made nested tensors."""
+    padding = kwargs.get("src_key_padding_mask")
+    if padding is None or kwargs.get("src_mask") is not None or output.ndim != 3:
+        return output
+    taken = padding.logical_not()
+    off = not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled()
+    if off or not torch._nested_tensor_from_mask_left_aligned(output, taken):
+        return output
+    return output.masked_fill(~taken[..., None], 0.0)
 
 
 def carry_over(old: nn.Module, new: nn.Module) -> None:

@@ -176,7 +176,7 @@ def _run(
                 else:
                     found = layout(module, batch)
             require_rows(found, batch)
-            logits = as_logits(found).numpy()
+            logits = as_logits(found, len(batch)).numpy()
             if not seen and not isinstance(chip, Chip):
                 require_independent(lambda x: layout(module, x), batch, "the module")
             yield _rows(logits, labels, indices, named, description, keep)

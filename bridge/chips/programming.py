@@ -19,9 +19,10 @@ from torch import nn
 from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
-from bridge.chips.examination import examine, refused_access
+from bridge.chips.examination import WATCHED, examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
+from bridge.chips.mappable import some
 from bridge.chips.memory_layout import Layout
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream
@@ -76,16 +77,22 @@ class Chip:
         """Refuses a network with weights on no tile, or whose samples depend on their batch.
 
         Called before the first images run, and by `program` if it calibrates; afterwards it costs
-        nothing.
+        nothing. A UserWarning names layers on tiles that none of the first images needs.
 
         Args:
           images: what the network takes, `[batch, ...]`.
 
         Raises:
-          ValueError: weights are multiplied with outside of a layer on tiles, a layer on tiles is
-            not called, or a sample's logits depend on its batch.
+          ValueError: weights are multiplied with outside of a layer on tiles, or a sample's logits
+            depend on its batch.
         """
-        examine(self.analog, self.digital_layers, images, engine=self.engine)
+        if unused := examine(self.analog, self.digital_layers, images, engine=self.engine):
+            warnings.warn(
+                f"{some(unused)} on tiles: not called on the first {min(len(images), WATCHED)} "
+                "images; a layer that no image needs, as one for training alone, may be named in "
+                "digital_layers",
+                stacklevel=2,
+            )
 
     @property
     def name(self) -> str:

@@ -37,22 +37,28 @@ def stream(seed: int, *key: object, device: str | torch.device = "cpu") -> Itera
         yield
 
 
+class SharedRows(ValueError):
+    """A layer's rows do not belong to the samples of a batch one after the other."""
+
+
 class SampleNoise:
     """Standard normals that belong to a chip's seed, a layer and a sample.
 
     Attributes:
       seed: the chip.
       indices: the samples of the batch that is being computed.
+      drawn: layers that have drawn for it, in order, and their numbers of rows.
     """
 
     def __init__(self, seed: int):
         self.seed = seed
         self.indices: list[int] = []
+        self.drawn: list[tuple[str, int]] = []
         self._calls: Counter[str] = Counter()
 
     def begin(self, indices: list[int]) -> None:
         """A forward pass of these samples begins."""
-        self.indices = indices
+        self.indices, self.drawn = indices, []
         self._calls.clear()
 
     def normals(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -62,14 +68,15 @@ class SampleNoise:
         one after the other.
 
         Raises:
-          ValueError: the rows cannot be shared out among the samples.
+          SharedRows: the rows cannot be shared out among the samples.
         """
         samples = len(self.indices)
         if samples == 0 or shape[0] % samples:
-            raise ValueError(
+            raise SharedRows(
                 f"layer {name} works on {shape[0]} rows for {samples} samples: weight noise of "
                 "each operation needs as many rows for each sample"
             )
+        self.drawn.append((name, shape[0]))
         draws = torch.empty((samples, shape[0] // samples, *shape[1:]), device=device)
         layer = stream_seed(self.seed, "operation", name, self._calls[name])
         self._calls[name] += 1

@@ -5,14 +5,39 @@ from copy import deepcopy
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from aihwkit.nn import AnalogConv2d, AnalogLinear
+from aihwkit import nn as aihwkit
+from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.tiles.inference import InferenceTileWithPeriphery
 from torch import nn
 
 from bridge.chips.plain_layers import carry_over
 
-AnalogLayer: TypeAlias = AnalogConv2d | AnalogLinear
+AnalogLayer: TypeAlias = aihwkit.AnalogConv2d | aihwkit.AnalogLinear
 Tile: TypeAlias = InferenceTileWithPeriphery
+
+
+class _Readable:
+    """A layer whose weight and bias can be read: those that its tiles have now, float32.
+
+    For code that asks for their dtype, device or shape; AIHWKit's own layers have None.
+    """
+
+    @property
+    def weight(self: Any) -> torch.Tensor:
+        return readable_weight(self).to(placed_tiles(self)[0].tile.analog_ctx.device)
+
+    @property
+    def bias(self: Any) -> torch.Tensor | None:
+        found: torch.Tensor | None = self.analog_module.bias
+        return None if found is None else found.detach()
+
+
+class AnalogConv2d(_Readable, aihwkit.AnalogConv2d):
+    """AIHWKit's; chip files know it by this name."""
+
+
+class AnalogLinear(_Readable, aihwkit.AnalogLinear):
+    """AIHWKit's; chip files know it by this name."""
 
 
 class Placed(NamedTuple):
@@ -37,8 +62,20 @@ def named_tiles(network: nn.Module) -> dict[str, Tile]:
 
 def named_layers(network: nn.Module) -> dict[str, AnalogLayer]:
     """Every layer on tiles, by its path."""
-    kinds = (AnalogConv2d, AnalogLinear)
+    kinds = (aihwkit.AnalogConv2d, aihwkit.AnalogLinear)
     return {name: one for name, one in network.named_modules() if isinstance(one, kinds)}
+
+
+def on_tiles(layer: nn.Module, config: InferenceRPUConfig) -> AnalogLayer:
+    """A Conv2d or Linear layer on AIHWKit's tiles of a configuration, which it keeps."""
+    base, kind = (
+        (aihwkit.AnalogConv2d, AnalogConv2d)
+        if isinstance(layer, nn.Conv2d)
+        else (aihwkit.AnalogLinear, AnalogLinear)
+    )
+    made = base.from_digital(layer, config)
+    made.__class__ = kind  # not made as one, for AIHWKit's constructor sets weight and bias
+    return made
 
 
 def placed_tiles(layer: AnalogLayer) -> list[Placed]:
@@ -82,6 +119,14 @@ def effective_weight(layer: AnalogLayer) -> torch.Tensor:
     return weight
 
 
+def readable_weight(layer: AnalogLayer) -> torch.Tensor:
+    """A layer's weights as its tiles have them now, in the shape of PyTorch's, on the CPU."""
+    weight = effective_weight(layer)
+    if isinstance(layer, aihwkit.AnalogConv2d):
+        return weight.view(len(weight), -1, *layer.kernel_size)
+    return weight
+
+
 def layer_bias(layer: AnalogLayer) -> torch.Tensor | None:
     """A layer's digital bias, float32 `[out]`, on the CPU."""
     bias = layer.analog_module.bias
@@ -90,9 +135,9 @@ def layer_bias(layer: AnalogLayer) -> torch.Tensor | None:
 
 def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
     """An ordinary layer with the effective weights, on the CPU."""
-    weight, bias = effective_weight(layer), layer_bias(layer)
+    weight, bias = readable_weight(layer), layer_bias(layer)
     made: nn.Conv2d | nn.Linear
-    if isinstance(layer, AnalogConv2d):
+    if isinstance(layer, aihwkit.AnalogConv2d):
         made = nn.utils.skip_init(
             nn.Conv2d,
             layer.in_channels,
@@ -107,7 +152,7 @@ def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
         made = nn.utils.skip_init(
             nn.Linear, layer.in_features, layer.out_features, bias=bias is not None
         )
-    made.weight.data = weight.view(made.weight.shape)
+    made.weight.data = weight
     if bias is not None:
         made.bias = nn.Parameter(bias)
     return made.eval().requires_grad_(False)
@@ -128,11 +173,15 @@ def digital_network(analog: nn.Module) -> nn.Module:
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """Puts a layer at a path, in place; returns the network, which is the layer at path "".
 
-    The forward hooks of the layer that was there come with it.
+    The forward hooks of the layer that was there come with it. Where that had other names too, the
+    new one gets them.
     """
-    carry_over(network.get_submodule(name), layer)
+    old = network.get_submodule(name)
+    carry_over(old, layer)
     if not name:
         return layer
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, layer)
+    for parent in list(network.modules()):
+        for attribute, child in list(parent._modules.items()):  # named_children tells one name
+            if child is old:
+                setattr(parent, attribute, layer)
     return network

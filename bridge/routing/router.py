@@ -211,11 +211,11 @@ class Router:
 
     def _analog(self, images: torch.Tensor, indices: list[int]) -> torch.Tensor:
         with refused_layout(images):
-            return as_logits(self.chip(images, indices))
+            return as_logits(self.chip(images, indices), len(images))
 
     def _digital(self, images: torch.Tensor, routed: NDArray[np.bool_]) -> torch.Tensor:
         with torch.inference_mode(), refused_layout(images):
-            return as_logits(self._run_digital(images[torch.from_numpy(routed)]))
+            return as_logits(self._run_digital(images[torch.from_numpy(routed)]), int(routed.sum()))
 
     def _run_digital(self, images: torch.Tensor) -> torch.Tensor:
         return self._layout(self.digital, images)

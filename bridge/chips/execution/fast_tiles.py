@@ -7,7 +7,8 @@ settings are AIHWKit's; what this execution cannot honour is refused by name.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import cast
 
@@ -37,6 +38,7 @@ from bridge.chips.tiles import (
     named_tiles,
     output_scale,
     placed_tiles,
+    readable_weight,
     replace_layer,
 )
 from bridge.chips.weight_noise import MvmNoiseTile, weight_noise
@@ -122,6 +124,25 @@ def fast_network(network: nn.Module, noise: SampleNoise) -> nn.Module:
     return network
 
 
+def draws_noise(network: nn.Module) -> bool:
+    """Whether a network has fast tiles that draw noise for each operation."""
+    return any(isinstance(one, _Tile) and one.noise_level > 0 for one in network.modules())
+
+
+@contextmanager
+def without_converters(network: nn.Module) -> Iterator[None]:
+    """Within it a network's fast tiles give outputs that are neither rounded nor bounded."""
+    tiles = [tile for tile in network.modules() if isinstance(tile, _Tile)]
+    settings = [(tile.quantised, tile.output_limit) for tile in tiles]
+    for tile in tiles:
+        tile.quantised, tile.output_limit = False, math.inf
+    try:
+        yield
+    finally:
+        for tile, setting in zip(tiles, settings, strict=True):
+            tile.quantised, tile.output_limit = setting
+
+
 def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
     linear = isinstance(layer, AnalogLinear)
     convolution = (
@@ -139,7 +160,9 @@ def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
         made = _NoisyLayer(tiles, layer, name)
     else:
         return digital_layer(layer)
-    made = _AsConvolution(made) if linear else made
+    made = _AsConvolution(made, layer_bias(layer)) if linear else made
+    # For code that reads the dtype, device or shape of a layer's weight, or of the first parameter.
+    made.weight = nn.Parameter(readable_weight(layer))
     return made.eval().requires_grad_(False)
 
 
@@ -295,7 +318,7 @@ class _NoisyLayer(nn.Module):
     The tiles' noises are independent, so that their sum is one Gaussian of the sum of variances.
     """
 
-    weight: torch.Tensor
+    kernels: torch.Tensor
     bias: torch.Tensor | None
     variance_weight: torch.Tensor | None
 
@@ -305,7 +328,7 @@ class _NoisyLayer(nn.Module):
         self.convolution, self.noise = tiles[0].convolution, tiles[0].noise
         weight = effective_weight(layer)
         shape = (len(weight), -1, *self.convolution.kernel)
-        self.register_buffer("weight", weight.view(shape))
+        self.register_buffer("kernels", weight.view(shape))
         self.register_buffer("bias", layer_bias(layer))
         variance_weight = None
         if all(tile.variance_weight is not None for tile in tiles):
@@ -322,7 +345,7 @@ class _NoisyLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 3:
             return self.forward(x[None])[0]
-        outputs = self.convolution(x, self.weight)
+        outputs = self.convolution(x, self.kernels)
         normals = sample_normals(self.noise, self.name, outputs)
         for rows, variance in self.output_variances(x):
             outputs[:, rows].addcmul_(normals[:, rows], _spread(variance))
@@ -343,9 +366,10 @@ class _NoisyLayer(nn.Module):
 class _AsConvolution(nn.Module):
     """A linear layer as a convolution with a kernel of one tap over all axes but the last."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, bias: torch.Tensor | None):
         super().__init__()
         self.layer = layer
+        self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)

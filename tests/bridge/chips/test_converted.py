@@ -240,11 +240,12 @@ def test_a_network_s_own_parameters_stay_digital() -> None:
     torch.testing.assert_close(chip(x, range(4)), model(x).detach())
 
 
-def test_one_layer_under_two_names_is_refused() -> None:
-    layer = nn.Linear(4, 4)
+def test_one_layer_under_two_names_is_one_layer_on_tiles() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
     model = nn.Sequential(OrderedDict(one=layer, two=layer)).eval()
-    with pytest.raises(ValueError, match="layers one and two are one module"):
-        program(model, PROFILES["ideal"], seed=0)
+    chip = program(model, PROFILES["ideal"], seed=0)
+    assert list(named_tiles(chip.analog)) == ["one.analog_module"]
+    torch.testing.assert_close(chip(x, range(3)), layer(layer(x)).detach())
 
 
 # A user's configuration

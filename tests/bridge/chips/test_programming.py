@@ -412,7 +412,7 @@ def one_layer(layer: nn.Module) -> nn.Module:
     ("layer", "message"),
     [
         (nn.Conv2d(4, 4, 3, groups=2), "layer odd .* 2 groups"),
-        (nn.Conv2d(4, 4, 3, padding="same"), "layer odd .* pad"),
+        (nn.Conv2d(4, 4, 2, padding="same"), "layer odd .* pad"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "layer odd .* pad"),
         (nn.ConvTranspose2d(4, 4, 3), "layer odd .* cannot be mapped"),
         (nn.LayerNorm(4), "layer odd .* cannot be mapped"),
