@@ -202,7 +202,7 @@ def score_dataset(
         few_labels=few.labels,
         loss=loss,
         key=key,
-        estimators=estimators,
+        estimators=inspection.estimators,
         matrix=inspection.matrix,
         classes=inspection.logits.shape[1],
         sharding=sharding,

@@ -427,18 +427,33 @@ def _as_traced(
     if isinstance(function, AsTraced):  # else it compiles once more
         function = function.function
     digest = fingerprint(program)
-    _check_remembered(what, function, arguments, program)
+    check_remembered(what, function, arguments, program, params=True)
     if has_own_rules(program):
         pulled = with_derivative(function, number)
         derivative, _ = trace(pulled, *arguments)
-        _check_remembered(what, pulled, arguments, derivative)
+        check_remembered(what, pulled, arguments, derivative, params=True)
         digest += fingerprint(derivative)
     return AsTraced(function, digest)
 
 
-def _check_remembered(
-    what: str, function: Callable, arguments: Sequence[Any], program: ClosedJaxpr
+def check_remembered(
+    what: str,
+    function: Callable,
+    arguments: Sequence[Any],
+    program: ClosedJaxpr,
+    *,
+    params: bool = False,
 ) -> None:
+    """Refuses a function within which JAX remembers other arrays than there are now.
+
+    Args:
+      what: the function in words.
+      program: that of the function.
+      params: whether the function may be given arrays as params instead.
+
+    Raises:
+      ValueError: it does, and the results differ.
+    """
     now = remembered_otherwise(function, arguments, program)
     if now is None:
         return
@@ -450,8 +465,9 @@ def _check_remembered(
             raise ValueError(
                 f"the {what}'s own jax.jit (or jax.checkpoint, loop or branch) has fixed arrays "
                 "that have changed since, for JAX remembers the function in it: leave that jit "
-                "out, for the engine has its own, define that function where it is used, or hand "
-                "the arrays over as params, to a function (params, images) -> logits"
+                "out, for the engine has its own, or define that function where it is used"
+                + (", or hand the arrays over as params, to a function (params, images) -> logits")
+                * params
             )
 
 
