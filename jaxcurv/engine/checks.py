@@ -244,9 +244,10 @@ def check_model(
     less than 1e-4 of the largest. Of derivative rules of the model's own the derivative is traced
     too.
 
-    Where the gradient of the first image is exactly 0, the model's structure says whether there is
-    one elsewhere. Not seen: rounding within a loop of JAX, or a rule of the model's own that gives
-    zeros.
+    Where the gradient of the first image is 0, the model's structure says whether there can be one
+    elsewhere, and its behaviour whether there is one where the logits change: between the images,
+    and around the first one. Not seen: logits that these few inputs do not change, and a part of
+    the model without a derivative beside another that has one.
 
     Args:
       of_input: whether derivatives are taken with respect to the input.
@@ -276,6 +277,11 @@ def check_model(
         ) from error
     if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
+    if np.isnan(gradient[1:]).any() or (of_input and not np.isfinite(gradient[0]).all()):
+        raise ValueError(
+            "the gradient of the model's logits is not finite at the first images, as that of a "
+            "norm or a square root is at 0: keep it away from there, as with jnp.sqrt(x + 1e-12)"
+        )
     if np.any(gradient[1:] != 0):
         raise ValueError(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
@@ -294,14 +300,105 @@ def check_model(
             "the model mixes the samples of a batch: it gives an image other logits among two than "
             "among eight, so that they depend on how many there are (len(images)?)"
         )
-    if of_input and not gradient.any() and not differentiable(partial(model, params), pair):
-        raise ValueError(
-            "the model has no derivative with respect to its input, so that every score would be "
-            "0: the logits depend on it through whole numbers, rounding, comparisons or "
-            "stop_gradient alone, or not at all. For token ids give the embeddings as images, and "
-            "the model from there on; else leave the rounding to whoever makes the images"
-        )
+    if of_input:
+        _check_derivative(model, params, pair, logits[:2], gradient[0])
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+
+
+def _check_derivative(
+    model: AsTraced, params: Any, pair: np.ndarray, logits: np.ndarray, gradient: np.ndarray
+) -> None:
+    """Refuses a model whose logits change without a gradient, or that cannot have one.
+
+    Args:
+      pair: two images.
+      logits: theirs.
+      gradient: that of the first one's logits, along `_direction`.
+
+    Raises:
+      ValueError: it is such a model.
+    """
+    one, other = logits @ _direction(logits.shape[1])
+    change = max(_NOTHING * abs(other - one), _FAINT * np.max(np.abs(logits)))
+    if gradient.any() and _slopes(gradient[None], max(1, np.max(np.abs(pair)))) >= change:
+        return
+    if not gradient.any() and not differentiable(partial(model, params), pair):
+        how = (
+            "the logits depend on it through whole numbers, rounding, comparisons or stop_gradient "
+            "alone, or not at all"
+        )
+    elif _changes_without_gradient(partial(_values, model, params), pair):
+        how = (
+            "the logits change with it where their gradient is 0, as with x - x % step, whole "
+            "numbers, comparisons or stop_gradient"
+        )
+    else:
+        return
+    raise ValueError(
+        "the model has no derivative with respect to its input, so that every score would be 0: "
+        f"{how}. For token ids give the embeddings as images, and the model from there on; else "
+        "leave the rounding to whoever makes the images"
+    )
+
+
+_NOTHING = 1e-3
+"""Part of a change below which a gradient does not explain it."""
+
+_FAINT = 1e-5
+"""Part of the logits below which what a gradient explains may be rounding."""
+
+_ROUNDS, _TOLD_BY = 10, 4
+"""How often a way is divided by seven, which leaves neighbouring float32 numbers; and how often
+before small changes along it have no steep slope between them."""
+
+
+def _changes_without_gradient(values: Callable, pair: np.ndarray) -> bool:
+    """Whether logits change on a way from the first image, with no gradient anywhere along it.
+
+    The way is narrowed down, by seven each time, to where they change most. There a continuous
+    function shows its slope, however steep; a jump stays, and a change that no gradient knows of
+    becomes smaller without one.
+
+    Args:
+      values: function from images `[8, ...]` to the logits of each along `_direction`, `[8]`, and
+        their gradients, `[8, ...]`.
+      pair: two images.
+    """
+    image, other = pair
+    far = np.random.default_rng(0).normal(size=image.shape) * 2 * max(1, np.max(np.abs(image)))
+    back = image.ravel()[::-1].reshape(image.shape)
+    ends = [image, other, back, image + 0.5, image - 0.5, image + far, image - far, 0 * image]
+    points = np.stack(ends).astype(pair.dtype)
+    value, gradient = jax.device_get(values(points))
+    known = np.isfinite(value)  # elsewhere the model is not defined
+    changes = np.where(known, np.abs(value - value[0]), 0)
+    tiny = 64 * np.finfo(value.dtype).eps * np.max(np.abs(value[known]))
+    slopes = _slopes(gradient, points - image)[known]
+    if np.max(changes) <= tiny or not np.all(slopes <= _NOTHING * np.max(changes)):
+        return False
+    parts = np.linspace(0, 1, 8, dtype=pair.dtype).reshape(-1, *[1] * image.ndim)
+    start, stop = image, points[np.argmax(changes)]
+    for number in range(_ROUNDS):
+        points = np.where(parts < 1, start + (stop - start) * parts, stop)
+        value, gradient = jax.device_get(values(points))
+        changes = np.abs(np.diff(value))
+        if not np.all(_slopes(gradient, stop - start) <= _NOTHING * np.max(changes)):
+            return False  # NaN too
+        if np.max(changes) <= tiny:
+            return number >= _TOLD_BY
+        at = np.argmax(changes)
+        start, stop = points[at], points[at + 1]
+    return True
+
+
+def _slopes(gradients: np.ndarray, way: np.ndarray | float) -> np.ndarray:
+    """How far gradients `[rows, ...]` could move something on a way, of each entry or of all."""
+    return np.sum(np.abs(gradients * way), axis=tuple(range(1, gradients.ndim)))
+
+
+def _direction(outputs: int) -> np.ndarray:
+    """A random direction of logits: a constant one would miss coupling that keeps their sum."""
+    return np.random.default_rng(0).normal(size=outputs)
 
 
 def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, step: float) -> None:
@@ -582,10 +679,18 @@ def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, A
     logits, pullback = jax.vjp(partial(model, params), rows)
     # Equal calls are one in the compiled program; one that draws anew at every call is not.
     again = model(params, rows)
-    # A random cotangent: a constant one would miss coupling that keeps the logits' sum.
-    cotangent = np.random.default_rng(0).normal(size=logits.shape[1:])
-    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent.astype(logits.dtype)))
+    cotangent = _direction(logits.shape[1]).astype(logits.dtype)
+    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
     return logits, again, gradient
+
+
+@partial(jax.jit, static_argnames="model")
+def _values(model: Callable, params: Any, rows: Array) -> tuple[Array, Array]:
+    """Each row's logits along `_direction`, and the gradients of these."""
+    logits, pullback = jax.vjp(partial(model, params), rows)
+    cotangent = _direction(logits.shape[1]).astype(logits.dtype)
+    (gradient,) = pullback(jnp.broadcast_to(cotangent, logits.shape))
+    return logits @ cotangent, gradient
 
 
 @partial(jax.jit, static_argnames="model")
