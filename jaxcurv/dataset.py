@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import os
 import re
 import time
@@ -21,9 +22,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
-from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.adapters import Converted, Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batch
-from jaxcurv.data.sources import Source, path_column
+from jaxcurv.data.sources import Source, path_column, samples_at
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
@@ -56,6 +57,9 @@ _AUTO, _AUTO_CPU = 256, 64
 
 _IN_FLIGHT = 2
 """Batches computing while the host prepares the next; more would only hold memory."""
+
+_LOOKED_AT = 12
+"""Samples that are read to see whether labels are whole numbers."""
 
 _POLL_SECONDS = 0.2
 
@@ -165,6 +169,8 @@ def score_dataset(
     if hasattr(source, "indices"):
         check_indices([source.indices])
     few = read_batch(source, range(min(4, len(source))), classes=loss is cross_entropy)
+    if loss is not cross_entropy and few.labels.dtype.kind in "iu" and _some_are_floats(source):
+        few = few._replace(labels=few.labels.astype(np.float32))
     check_batch(*few, loss)
     inspection = inspect(Problem(model, loss), weights[0], few, estimators)
     problem = inspection.problem
@@ -318,6 +324,23 @@ def _answers(problem: Problem, params: Any, few: Batch) -> dict[str, Any]:
 
 def _last(source: Source, loss: Loss) -> Batch:
     return read_batch(source, [len(source) - 1], classes=loss is cross_entropy)
+
+
+def _some_are_floats(source: Source) -> bool:
+    """Whether any label is a float, as far as a source tells, has them in memory, or a few show."""
+    if hasattr(source, "labels"):
+        return np.asarray(source.labels).dtype.kind == "f"
+    items = getattr(source, "items", source)
+    if isinstance(items, list | tuple):
+        label = source.label if isinstance(source, Converted) else operator.itemgetter("label")
+        try:
+            labels: Any = list(map(label, items))
+        except (LookupError, TypeError):
+            return False  # which is told when it is read
+    else:
+        positions = np.linspace(0, len(source) - 1, _LOOKED_AT).astype(np.int64)
+        labels = [sample["label"] for sample in samples_at(source, np.unique(positions))]
+    return any(np.asarray(one).dtype.kind == "f" for one in labels)
 
 
 def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
@@ -564,12 +587,18 @@ def _as_first(batch: Batch, few: np.ndarray) -> Batch:
 
 def _check_same_kind(batch: Batch, few: np.ndarray) -> None:
     """Refuses labels of another shape or kind than the first ones."""
-    if batch.labels.shape[1:] != few.shape[1:] or batch.labels.dtype.kind != few.dtype.kind:
-        raise ValueError(
-            f"labels must be of one kind; those of the first samples are {few.dtype} "
-            f"{few.shape[1:]}, those from index {batch.indices[0]} on {batch.labels.dtype} "
-            f"{batch.labels.shape[1:]}: give numbers that are no classes as floats, all of them"
-        )
+    if batch.labels.shape[1:] == few.shape[1:] and batch.labels.dtype.kind == few.dtype.kind:
+        return
+    broken = np.zeros(len(batch.labels), bool)
+    if batch.labels.dtype.kind == "f":  # of whole numbers and floats NumPy makes floats
+        broken = (batch.labels % 1 != 0).reshape(len(batch.labels), -1).any(axis=1)
+    first = int(np.argmax(broken))
+    raise ValueError(
+        f"labels must be of one kind; those of the first samples are {few.dtype} {few.shape[1:]}, "
+        f"that of index {batch.indices[first]} is {batch.labels[first].tolist()}, "
+        f"{batch.labels.dtype} {batch.labels.shape[1:]}: give numbers that are no classes as "
+        "floats, all of them, and another out where one was begun with whole numbers"
+    )
 
 
 def _without_images(batch: Batch) -> Batch:
