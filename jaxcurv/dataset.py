@@ -25,13 +25,21 @@ from jaxcurv.curvature import Curvature, inspect, reduce, refine
 from jaxcurv.data.adapters import Converted, Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batch
 from jaxcurv.data.sources import Source, path_column, samples_at
+from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
-from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
+from jaxcurv.estimators import (
+    Adaptive,
+    Estimator,
+    FiniteDifference,
+    OwnEstimator,
+    check_estimator,
+    describe,
+)
 from jaxcurv.progress import progress
 from jaxcurv.reuse import Finished, find_finished
 from jaxcurv.score_tables import (
@@ -189,7 +197,8 @@ def score_dataset(
         "checkpoints": len(weights),
         "average": average,
         "weights": hash_tree(weights),
-        **_answers(problem, weights[0], few),
+        **_answers(problem, weights[0], _fixed(few)),
+        **_own_answers(estimators, problem.loss, _fixed(few), inspection.logits),
         "batch_size_a_device": "auto" if batch_size == "auto" else size // devices,
         "columns": [
             *(_SAMPLE_COLUMNS if classes else _SAMPLE_COLUMNS_NO_CLASSES),
@@ -302,24 +311,40 @@ def _weights(
     return model, states
 
 
-def _answers(problem: Problem, params: Any, few: Batch) -> dict[str, Any]:
+def _fixed(few: Batch) -> Batch:
+    """Two random images of this shape, the same whatever the data."""
+    # Always two: of one, `inspect` would make both.
+    images = np.random.default_rng(0).random((2, *few.images.shape[1:]), np.float32)
+    labels = np.zeros(2, np.int32)
+    if few.labels.ndim > 1 or few.labels.dtype.kind not in "iu":
+        labels = np.stack([np.zeros_like(few.labels[0]), np.ones_like(few.labels[0])])
+    return Batch(images.astype(few.images.dtype), labels, np.arange(2))
+
+
+def _answers(problem: Problem, params: Any, fixed: Batch) -> dict[str, Any]:
     """What tells apart models, and losses, that look alike from outside; whatever the data.
 
     Returns:
       `logits` `[2, classes]` of two fixed random images, and their `losses` `[2, 2]`; empty where
       the model cannot take them.
     """
-    # Always two: of one, `inspect` would make both.
-    fixed = np.random.default_rng(0).random((2, *few.images.shape[1:]), np.float32)
-    labels = np.zeros(2, np.int32)
-    if few.labels.ndim > 1 or few.labels.dtype.kind not in "iu":
-        labels = np.stack([np.zeros_like(few.labels[0]), np.ones_like(few.labels[0])])
-    both = Batch(fixed.astype(few.images.dtype), labels, np.arange(2))
     try:
-        found = inspect(problem, params, both, {})
+        found = inspect(problem, params, fixed, {})
     except ValueError:
         return {"logits": [], "losses": []}
     return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+
+
+def _own_answers(
+    estimators: Mapping[str, Estimator], loss: Loss, fixed: Batch, logits: np.ndarray
+) -> dict[str, Any]:
+    """What tells apart estimators of the user's own whose fields are equal, if there are any."""
+    scores = {
+        name: own_estimators.answers(one, loss, fixed, logits)
+        for name, one in estimators.items()
+        if isinstance(one, OwnEstimator)
+    }
+    return {"own_scores": scores} if scores else {}
 
 
 def _last(source: Source, loss: Loss) -> Batch:

@@ -1,6 +1,6 @@
 """Estimators of the user's own: one compiled program for each, and the arrays that it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,25 +52,37 @@ def as_traced(
     Raises:
       ValueError: JAX remembers other arrays in a function within it.
     """
-    if isinstance(estimator, AsTracedEstimator):
-        estimator = estimator.estimator
+    estimate, arguments = _on_one_operation(estimator, loss, batch, logits)
+    program, _ = trace(estimate, *arguments)
+    check_remembered(f"estimator {type(estimator).__qualname__}", estimate, arguments, program)
+    return AsTracedEstimator(estimator, fingerprint(program))
+
+
+def answers(estimator: OwnEstimator, loss: Loss, batch: Batch, logits: np.ndarray) -> list[float]:
+    """Scores `[batch]` on a model of one operation, which tell estimators apart whose fields are
+    equal; the arguments are those of `as_traced`."""
+    estimate, arguments = _on_one_operation(estimator, loss, batch, logits)
+    scores = jax.device_get(jax.jit(estimate)(*arguments)["score"])
+    return np.nan_to_num(scores).tolist()
+
+
+def _on_one_operation(
+    estimator: OwnEstimator, loss: Loss, batch: Batch, logits: np.ndarray
+) -> tuple[Callable[..., dict[str, Array]], tuple[Any, ...]]:
+    """The estimator as a function of arrays, and these."""
     outputs = np.arange(1, logits.shape[1] + 1, dtype=logits.dtype)
 
     def model(params: None, images: Array) -> Array:
         return jnp.tanh(jnp.sum(images.reshape(len(images), -1), axis=1, keepdims=True) * outputs)
 
-    def estimate(x: Array, y: Array, gradient: Array, indices: Array, key: Array) -> Any:
+    def estimate(
+        x: Array, y: Array, gradient: Array, indices: Array, key: Array
+    ) -> dict[str, Array]:
         return _estimated(estimator, Problem(model, loss), None, x, y, gradient, indices, key)
 
     images = jax.device_put(batch.images)
-    arguments = (
-        *(images, as_targets(batch.labels), images),
-        *(batch.indices.astype(np.uint32), default_key()),
-    )
-    program, _ = trace(estimate, *arguments)
-    what = f"estimator {type(estimator).__qualname__}"
-    check_remembered(what, estimate, arguments, program)
-    return AsTracedEstimator(estimator, fingerprint(program))
+    indices = batch.indices.astype(np.uint32)
+    return estimate, (images, as_targets(batch.labels), images, indices, default_key())
 
 
 @partial(jax.jit, static_argnames=("problem", "estimator"))

@@ -171,6 +171,17 @@ def test_arrays_that_changed_are_those_of_now(place: str) -> None:
             np.testing.assert_allclose(one, gradient @ weights, rtol=1e-4, atol=1e-6)
 
 
+def test_a_table_that_was_begun_with_other_arrays_is_refused(tmp_path: Path) -> None:
+    out, first = tmp_path / "scores.parquet", np.linspace(1, 2, 6, dtype=np.float32)
+    hold(first)
+    table(Holding("dictionary"), out, shard=(0, 2))
+    hold(first * np.float32(1.01))
+    with pytest.raises(ValueError, match=r"belongs to other settings \(own_scores differ\)"):
+        table(Holding("dictionary"), out)
+    hold(first)
+    assert table(Holding("dictionary"), out).equals(table(Holding("dictionary")))
+
+
 @dataclass(frozen=True)
 class Remembering(Holding):
     """The same in a function that JAX remembers."""
