@@ -17,6 +17,7 @@ from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
 from jaxcurv.engine.model import AsTraced, Problem, arguments_of, modules_passed
 from jaxcurv.engine.tracing import (
     differentiable,
+    dtypes,
     fingerprint,
     has_own_rules,
     held,
@@ -173,7 +174,7 @@ def check_float32(program: ClosedJaxpr) -> None:
     Raises:
       ValueError: it does.
     """
-    if re.search(r"\bb?f16\[", str(program)):
+    if dtypes(program) & {np.dtype(np.float16), np.dtype(jnp.bfloat16)}:
         raise ValueError(
             "the model computes in 16 bits, too coarse for a finite difference: build it with "
             "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"

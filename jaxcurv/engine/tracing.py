@@ -37,6 +37,14 @@ def fingerprint(program: ClosedJaxpr) -> str:
     return digest.hexdigest()
 
 
+def dtypes(program: ClosedJaxpr | Jaxpr) -> set[Any]:
+    """The types of all arrays that a program is given, holds or computes."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    arrays = [*jaxpr.invars, *jaxpr.constvars, *(v for e in jaxpr.eqns for v in e.outvars)]
+    found = {getattr(array.aval, "dtype", None) for array in arrays}
+    return found.union(*(dtypes(inner) for e in jaxpr.eqns for inner in _inside(e.params)))
+
+
 def depends(program: ClosedJaxpr, inputs: Sequence[int]) -> tuple[bool, ...]:
     """Whether each result of a program is computed from any of the inputs with these numbers."""
     reached = {program.jaxpr.invars[number] for number in inputs}
