@@ -21,16 +21,10 @@ from jaxcurv.engine.batch import (
     probed,
     probings,
 )
-from jaxcurv.engine.checks import (
-    check_batch,
-    check_continuous,
-    check_float32,
-    check_key,
-    check_labels,
-    check_loss,
-    check_model,
-    check_steps,
-)
+from jaxcurv.engine.checks import check_batch, check_key, check_labels, check_steps
+from jaxcurv.engine.derivatives import check_continuous
+from jaxcurv.engine.inspection import check_float32, check_model
+from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.engine.probes import default_key

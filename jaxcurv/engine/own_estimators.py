@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxcurv.data.reading import Batch
-from jaxcurv.engine.checks import check_remembered
+from jaxcurv.engine.changes import check_remembered
 from jaxcurv.engine.losses import Loss, as_targets
 from jaxcurv.engine.model import Problem
 from jaxcurv.engine.probes import default_key, probe
