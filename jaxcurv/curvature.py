@@ -22,7 +22,7 @@ from jaxcurv.engine.batch import (
     probings,
 )
 from jaxcurv.engine.checks import check_batch, check_key, check_labels, check_steps
-from jaxcurv.engine.derivatives import check_continuous
+from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps
 from jaxcurv.engine.inspection import check_float32, check_model
 from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
@@ -106,7 +106,8 @@ def input_curvature(
     `estimator` says what else.
 
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
-    checks once for all batches.
+    checks once for all batches. A model that rounds a part of its input, so that a step makes its
+    logits jump, is warned of.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
@@ -198,6 +199,7 @@ def inspect(
         if steps:
             check_float32(program)
             check_continuous(checked, params, batch.images, max(steps))
+            warn_of_jumps(checked, params, batch.images, max(steps))
         few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):

@@ -1,5 +1,6 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxcurv.engine.model import ROUNDING, AsTraced, CheckedModel
-from jaxcurv.engine.tracing import differentiable
+from jaxcurv.engine.tracing import differentiable, may_jump
 
 
 def check_derivative(
@@ -145,6 +146,38 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
         "curvature. For token ids or categories give the embeddings as images, and the model from "
         "there on; or take an estimator without a step (HessianVector, GaussNewton)"
     )
+
+
+def warn_of_jumps(checked: CheckedModel, params: Any, images: np.ndarray, step: float) -> None:
+    """Warns of a finite difference of logits that jump, whose gradient knows of another part alone.
+
+    Seven steps in random directions must move the first image's logits as its gradients say.
+    Computed only where the model rounds or compares at all. Not seen: a jump that none of these
+    steps meets, or a comparison that chooses between numbers without becoming one.
+
+    Args:
+      images: the first ones, `[batch, ...]`.
+      step: of the finite difference.
+    """
+    if not may_jump(checked.program):
+        return
+    image = images[0].astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    signs = np.random.default_rng(0).choice([-1, 1], (8, *image.shape)).astype(image.dtype)
+    signs[0] = 0
+    points = image + np.asarray(step, image.dtype) * signs
+    value, gradient = jax.device_get(_values(checked.model, params, points))
+    moved = value - value[0]
+    mean = (gradient + gradient[0]) / 2
+    told = np.sum(mean * (points - image), axis=tuple(range(1, points.ndim)))
+    rounding = 64 * np.finfo(value.dtype).eps * np.max(np.abs(value))
+    if np.linalg.norm(moved - told) > max(np.linalg.norm(moved) / 2, rounding):
+        warnings.warn(
+            f"a step of {step:g} moves the logits otherwise than their gradient says, as where the "
+            "model rounds, compares or makes whole numbers of a part of its input: such jumps are "
+            "taken for curvature. An estimator without a step (HessianVector, GaussNewton) leaves "
+            "that part out; better leave the rounding to whoever makes the images",
+            stacklevel=4,
+        )
 
 
 def _slopes(gradients: np.ndarray, way: np.ndarray | float) -> np.ndarray:

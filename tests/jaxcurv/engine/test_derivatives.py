@@ -266,3 +266,45 @@ def test_a_code_among_numbers_is_refused_for_a_difference(model: Callable, entry
 def test_other_entries_without_a_gradient_are_scored(model: Callable) -> None:
     rows = rows_with_codes()
     assert input_curvature(model, rows, LABELS[:6]).score.shape == (6,)
+
+
+# --- rounding in a part of the model
+
+
+WIDE = np.random.default_rng(11).normal(size=(2, 48, 5)).astype(np.float32) / 7
+PICTURES = np.random.default_rng(12).normal(size=(4, 48)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "rounded",
+    [
+        lambda x: x - x % (1 / 64),
+        lambda x: jnp.round(64 * x) / 64,
+        lambda x: (64 * x).astype(jnp.int8) / 64,
+        lambda x: jnp.sum(x[:, :, None] > jnp.arange(-1, 1, 1 / 64), axis=2) / 64,
+        lambda x: jnp.sign(jnp.sin(200 * x)) / 64,
+    ],
+    ids=["less the remainder", "round", "whole numbers", "comparisons", "sign"],
+)
+def test_rounding_in_a_part_is_warned_of_for_a_difference(rounded: Callable) -> None:
+    def model(x: jax.Array) -> jax.Array:
+        return jnp.tanh(rounded(x)) @ WIDE[0] + 0.3 * x @ WIDE[1]
+
+    with pytest.warns(UserWarning, match=r"a step of 0\.001 moves the logits otherwise"):
+        input_curvature(model, PICTURES, LABELS[:4], estimator=FiniteDifference(probes=1))
+    input_curvature(model, PICTURES, LABELS[:4], estimator=HessianVector(1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: jnp.abs(x - 2 * jnp.floor(x / 2) - 1) @ WIDE[0],
+        lambda x: (x * (x > 0)) @ WIDE[0],
+        lambda x: jnp.mod(jnp.abs(x), 4) @ WIDE[0],
+        lambda x: (x + jnp.round(0 * x)) @ WIDE[0],
+    ],
+    ids=["a triangle wave", "ReLU as a product", "a remainder", "of nothing"],
+)
+def test_rounding_that_makes_no_jump_is_not(model: Callable) -> None:
+    found = input_curvature(model, PICTURES, LABELS[:4], estimator=FiniteDifference(probes=1))
+    assert np.all(found.score > 0)
