@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from jaxcurv.data.layouts import as_images
 from jaxcurv.data.reading import Batch
-from jaxcurv.engine import gauss_newton
+from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.batch import (
     PRECISION,
     Draws,
@@ -21,16 +21,10 @@ from jaxcurv.engine.batch import (
     probed,
     probings,
 )
-from jaxcurv.engine.checks import (
-    check_batch,
-    check_continuous,
-    check_float32,
-    check_key,
-    check_labels,
-    check_loss,
-    check_model,
-    check_steps,
-)
+from jaxcurv.engine.checks import check_batch, check_key, check_labels, check_steps
+from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps
+from jaxcurv.engine.inspection import check_float32, check_model
+from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.engine.probes import default_key
@@ -112,7 +106,8 @@ def input_curvature(
     `estimator` says what else.
 
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
-    checks once for all batches.
+    checks once for all batches. A model that rounds a part of its input, so that a step makes its
+    logits jump, is warned of.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
@@ -161,7 +156,7 @@ def input_curvature(
     check_batch(*batch, loss)
     inspection = inspect(problem, params, batch, estimators)
     problem = inspection.problem
-    raw = collect(dispatch(problem, params, batch, key, estimators), batch.indices)
+    raw = collect(dispatch(problem, params, batch, key, inspection.estimators), batch.indices)
     size = len(batch.labels)
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
     return reduce(raw, estimators, adapted, inspection.matrix)["score"]
@@ -176,6 +171,8 @@ class Inspection(NamedTuple):
     """Logits of two images, `[2, outputs]`."""
     losses: np.ndarray
     """Losses of these images, `[2, 2]`; see `CheckedLoss`."""
+    estimators: dict[str, Estimator]
+    """The estimators, those of the user's own as their code and arrays are now."""
     matrix: str
     """What `GaussNewton` may call its matrix; empty where no estimator asks."""
 
@@ -202,17 +199,20 @@ def inspect(
         if steps:
             check_float32(program)
             check_continuous(checked, params, batch.images, max(steps))
+            warn_of_jumps(checked, params, batch.images, max(steps))
+        few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):
-            few = slice(min(4, len(batch.labels)))
-            mismatch = gauss_newton.hessian_mismatch(
-                problem, params, batch.images[few], batch.labels[few]
-            )
+            mismatch = gauss_newton.hessian_mismatch(problem, params, few.images, few.labels)
             matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
-    own = {name: one for name, one in estimators.items() if isinstance(one, OwnEstimator)}
+        own = {
+            name: own_estimators.as_traced(one, problem.loss, few, logits)
+            for name, one in estimators.items()
+            if isinstance(one, OwnEstimator)
+        }
     if own:
-        _check_own(problem, params, batch.take(np.arange(min(4, len(batch.labels)))), own)
-    return Inspection(problem, logits, losses, matrix)
+        _check_own(problem, params, few, own)
+    return Inspection(problem, logits, losses, {**estimators, **own}, matrix)
 
 
 def _check_own(

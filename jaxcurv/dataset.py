@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import os
 import re
 import time
@@ -21,16 +22,24 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from jaxcurv.curvature import Curvature, inspect, reduce, refine
-from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.adapters import Converted, Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batch
-from jaxcurv.data.sources import Source, path_column
+from jaxcurv.data.sources import Source, path_column, samples_at
+from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
-from jaxcurv.estimators import Adaptive, Estimator, FiniteDifference, check_estimator, describe
+from jaxcurv.estimators import (
+    Adaptive,
+    Estimator,
+    FiniteDifference,
+    OwnEstimator,
+    check_estimator,
+    describe,
+)
 from jaxcurv.progress import progress
 from jaxcurv.reuse import Finished, find_finished
 from jaxcurv.score_tables import (
@@ -56,6 +65,9 @@ _AUTO, _AUTO_CPU = 256, 64
 
 _IN_FLIGHT = 2
 """Batches computing while the host prepares the next; more would only hold memory."""
+
+_LOOKED_AT = 12
+"""Samples that are read to see whether labels are whole numbers."""
 
 _POLL_SECONDS = 0.2
 
@@ -165,6 +177,8 @@ def score_dataset(
     if hasattr(source, "indices"):
         check_indices([source.indices])
     few = read_batch(source, range(min(4, len(source))), classes=loss is cross_entropy)
+    if loss is not cross_entropy and few.labels.dtype.kind in "iu" and _some_are_floats(source):
+        few = few._replace(labels=few.labels.astype(np.float32))
     check_batch(*few, loss)
     inspection = inspect(Problem(model, loss), weights[0], few, estimators)
     problem = inspection.problem
@@ -183,7 +197,8 @@ def score_dataset(
         "checkpoints": len(weights),
         "average": average,
         "weights": hash_tree(weights),
-        **_answers(problem, weights[0], few),
+        **_answers(problem, weights[0], _fixed(few)),
+        **_own_answers(estimators, problem.loss, _fixed(few), inspection.logits),
         "batch_size_a_device": "auto" if batch_size == "auto" else size // devices,
         "columns": [
             *(_SAMPLE_COLUMNS if classes else _SAMPLE_COLUMNS_NO_CLASSES),
@@ -202,7 +217,7 @@ def score_dataset(
         few_labels=few.labels,
         loss=loss,
         key=key,
-        estimators=estimators,
+        estimators=inspection.estimators,
         matrix=inspection.matrix,
         classes=inspection.logits.shape[1],
         sharding=sharding,
@@ -296,28 +311,61 @@ def _weights(
     return model, states
 
 
-def _answers(problem: Problem, params: Any, few: Batch) -> dict[str, Any]:
+def _fixed(few: Batch) -> Batch:
+    """Two random images of this shape, the same whatever the data."""
+    # Always two: of one, `inspect` would make both.
+    images = np.random.default_rng(0).random((2, *few.images.shape[1:]), np.float32)
+    labels = np.zeros(2, np.int32)
+    if few.labels.ndim > 1 or few.labels.dtype.kind not in "iu":
+        labels = np.stack([np.zeros_like(few.labels[0]), np.ones_like(few.labels[0])])
+    return Batch(images.astype(few.images.dtype), labels, np.arange(2))
+
+
+def _answers(problem: Problem, params: Any, fixed: Batch) -> dict[str, Any]:
     """What tells apart models, and losses, that look alike from outside; whatever the data.
 
     Returns:
       `logits` `[2, classes]` of two fixed random images, and their `losses` `[2, 2]`; empty where
       the model cannot take them.
     """
-    # Always two: of one, `inspect` would make both.
-    fixed = np.random.default_rng(0).random((2, *few.images.shape[1:]), np.float32)
-    labels = np.zeros(2, np.int32)
-    if few.labels.ndim > 1 or few.labels.dtype.kind not in "iu":
-        labels = np.stack([np.zeros_like(few.labels[0]), np.ones_like(few.labels[0])])
-    both = Batch(fixed.astype(few.images.dtype), labels, np.arange(2))
     try:
-        found = inspect(problem, params, both, {})
+        found = inspect(problem, params, fixed, {})
     except ValueError:
         return {"logits": [], "losses": []}
     return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
 
 
+def _own_answers(
+    estimators: Mapping[str, Estimator], loss: Loss, fixed: Batch, logits: np.ndarray
+) -> dict[str, Any]:
+    """What tells apart estimators of the user's own whose fields are equal, if there are any."""
+    scores = {
+        name: own_estimators.answers(one, loss, fixed, logits)
+        for name, one in estimators.items()
+        if isinstance(one, OwnEstimator)
+    }
+    return {"own_scores": scores} if scores else {}
+
+
 def _last(source: Source, loss: Loss) -> Batch:
     return read_batch(source, [len(source) - 1], classes=loss is cross_entropy)
+
+
+def _some_are_floats(source: Source) -> bool:
+    """Whether any label is a float, as far as a source tells, has them in memory, or a few show."""
+    if hasattr(source, "labels"):
+        return np.asarray(source.labels).dtype.kind == "f"
+    items = getattr(source, "items", source)
+    if isinstance(items, list | tuple):
+        label = source.label if isinstance(source, Converted) else operator.itemgetter("label")
+        try:
+            labels: Any = list(map(label, items))
+        except (LookupError, TypeError):
+            return False  # which is told when it is read
+    else:
+        positions = np.linspace(0, len(source) - 1, _LOOKED_AT).astype(np.int64)
+        labels = [sample["label"] for sample in samples_at(source, np.unique(positions))]
+    return any(np.asarray(one).dtype.kind == "f" for one in labels)
 
 
 def _first_batch_size(wanted: int | Literal["auto"], devices: int) -> int:
@@ -564,12 +612,18 @@ def _as_first(batch: Batch, few: np.ndarray) -> Batch:
 
 def _check_same_kind(batch: Batch, few: np.ndarray) -> None:
     """Refuses labels of another shape or kind than the first ones."""
-    if batch.labels.shape[1:] != few.shape[1:] or batch.labels.dtype.kind != few.dtype.kind:
-        raise ValueError(
-            f"labels must be of one kind; those of the first samples are {few.dtype} "
-            f"{few.shape[1:]}, those from index {batch.indices[0]} on {batch.labels.dtype} "
-            f"{batch.labels.shape[1:]}: give numbers that are no classes as floats, all of them"
-        )
+    if batch.labels.shape[1:] == few.shape[1:] and batch.labels.dtype.kind == few.dtype.kind:
+        return
+    broken = np.zeros(len(batch.labels), bool)
+    if batch.labels.dtype.kind == "f":  # of whole numbers and floats NumPy makes floats
+        broken = (batch.labels % 1 != 0).reshape(len(batch.labels), -1).any(axis=1)
+    first = int(np.argmax(broken))
+    raise ValueError(
+        f"labels must be of one kind; those of the first samples are {few.dtype} {few.shape[1:]}, "
+        f"that of index {batch.indices[first]} is {batch.labels[first].tolist()}, "
+        f"{batch.labels.dtype} {batch.labels.shape[1:]}: give numbers that are no classes as "
+        "floats, all of them, and another out where one was begun with whole numbers"
+    )
 
 
 def _without_images(batch: Batch) -> Batch:

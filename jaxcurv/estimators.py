@@ -320,9 +320,10 @@ class BatchProblem:
 class OwnEstimator(Protocol):
     """An estimator of your own: a frozen dataclass with these two methods.
 
-    Its class's name and its fields, numbers, texts or tuples, say which estimator it is: they tell
-    compiled programs and half-finished tables apart. A change of its code alone is not seen. Its
-    `__post_init__` refuses bad settings with a ValueError.
+    Its class's name and its fields, numbers, texts or tuples, say which estimator it is. Arrays
+    that `estimate` takes from elsewhere are those of the moment. A half-finished table does not go
+    on with an estimator that scores otherwise, as far as two random images under a model of one
+    operation show it. Its `__post_init__` refuses bad settings with a ValueError.
     """
 
     def estimate(self, problem: BatchProblem) -> Mapping[str, "Array"]:

@@ -28,7 +28,8 @@ from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
 from jaxcurv.engine.batch import PRECISION
-from jaxcurv.engine.checks import check_batch, check_indices, check_labels, check_model
+from jaxcurv.engine.checks import check_batch, check_indices, check_labels
+from jaxcurv.engine.inspection import check_model
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.engine.tracing import differentiable

@@ -47,7 +47,7 @@ _LIST = ("samples", "data", "shard_length")
 _FOUND = ("matrix",)
 """Entries that the first samples of a list may change."""
 
-_MEASURED = ("logits", "losses")
+_MEASURED = ("logits", "losses", "own_scores")
 
 _TOLERANCE = 1e-4
 """Difference that counts as equal, relative to the largest value: more than another machine's last
@@ -351,6 +351,8 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 
 def _close(found: Any, wanted: Any) -> bool:
     """What was measured agrees: not to the bit, for another machine may go on with a table."""
+    if isinstance(wanted, Mapping):
+        return found is not None and all(_close(found.get(k), v) for k, v in wanted.items())
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return a.shape == b.shape and bool(
         np.allclose(a, b, rtol=0, atol=_TOLERANCE * np.abs(b).max(initial=0))

@@ -80,7 +80,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = Tr
         raise ValueError("keys name what rows have; the items are pairs (image, label)")
     else:
         image = first[0] if isinstance(first, tuple | list) and len(first) else None
-        source = Converted(given, partial(sample_of_pair, classes=classes), is_tensor(image))
+        sample = partial(sample_of_pair, classes=classes)
+        source = Converted(given, sample, is_tensor(image), operator.itemgetter(1))
     _refuse_random(source)
     return source
 
@@ -96,7 +97,8 @@ def _of_rows(
     if own_names and _is_sample(first) and not comes_from(given, "torch", "Subset"):
         return given
     from_tensors = is_tensor(first.get(names["image"]))
-    return Converted(given, partial(sample_of_row, names, classes=classes), from_tensors)
+    label = operator.itemgetter(names["label"])
+    return Converted(given, partial(sample_of_row, names, classes=classes), from_tensors, label)
 
 
 def _refuse_random(source: Source) -> None:
@@ -151,11 +153,13 @@ class Converted:
         items: the data set.
         sample: from an item's position and the item to the sample.
         of_tensors: the images are torch tensors.
+        label: from an item to its label alone.
     """
 
     items: Any
     sample: Callable[[int, Any], Sample]
     of_tensors: bool = False
+    label: Callable[[Any], Any] = operator.itemgetter("label")
 
     def __len__(self) -> int:
         return len(self.items)

@@ -26,7 +26,6 @@ from jaxcurv.estimators import (
     Estimator,
     GaussNewton,
     LowRankGaussNewton,
-    OwnEstimator,
     Precision,
     Probed,
     Probing,
@@ -99,6 +98,7 @@ def dispatch(
     """Starts the computation of one batch and returns its arrays without waiting for them.
 
     Args:
+      estimators: one of the user's own as `own_estimators.as_traced` gives it.
       first: number of the first probe.
       sharding: how the batch lies on the devices; None for JAX's default device.
     """
@@ -141,7 +141,7 @@ def dispatch(
                 )
     own = {}
     for name, estimator in estimators.items():
-        if isinstance(estimator, OwnEstimator):
+        if isinstance(estimator, own_estimators.AsTracedEstimator):
             with jax.default_matmul_precision(PRECISION):
                 own[name] = own_estimators.evaluate(
                     problem, params, x, y, base.gradient, indices, key, estimator

@@ -4,13 +4,13 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.errors
 import jax
 import numpy as np
 from flax import nnx
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxcurv.data.layouts import comes_from
@@ -40,6 +40,23 @@ class AsTraced:
 
     def __call__(self, *arguments: Any) -> Array:
         return self.function(*arguments)
+
+
+class CheckedModel(NamedTuple):
+    """A model that treats each sample by itself and always alike."""
+
+    model: AsTraced
+    """What the programs are compiled for."""
+    program: ClosedJaxpr
+    """That of two images."""
+    logits: np.ndarray
+    """Logits of two images, `[2, classes]`."""
+    still: np.ndarray
+    """Where the first image's gradient is exactly 0, bool `[...]`."""
+
+
+ROUNDING = 1e-4
+"""Difference of logits that are equal, of the largest one."""
 
 
 @dataclass(frozen=True)

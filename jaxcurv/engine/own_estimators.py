@@ -1,16 +1,88 @@
-"""Estimators of the user's own: one compiled program for each."""
+"""Estimators of the user's own: one compiled program for each, and the arrays that it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from jaxcurv.data.reading import Batch
+from jaxcurv.engine.changes import check_remembered
+from jaxcurv.engine.losses import Loss, as_targets
 from jaxcurv.engine.model import Problem
-from jaxcurv.engine.probes import probe
+from jaxcurv.engine.probes import default_key, probe
+from jaxcurv.engine.tracing import fingerprint, trace
 from jaxcurv.estimators import BatchProblem, Distribution, OwnEstimator
+
+
+@dataclass(frozen=True)
+class AsTracedEstimator:
+    """An estimator as it is now: programs are shared by equal ones that hold the same arrays."""
+
+    estimator: OwnEstimator
+    fingerprint: str
+    """See `jaxcurv.engine.tracing.fingerprint`."""
+
+    def estimate(self, problem: BatchProblem) -> Mapping[str, Array]:
+        """See `OwnEstimator`."""
+        return self.estimator.estimate(problem)
+
+    def forward_passes(self, classes: int) -> float:
+        """See `OwnEstimator`."""
+        return self.estimator.forward_passes(classes)
+
+
+def as_traced(
+    estimator: OwnEstimator, loss: Loss, batch: Batch, logits: np.ndarray
+) -> AsTracedEstimator:
+    """The estimator as its code and arrays are now.
+
+    It is traced on a model of one operation, for the arrays of its own are what is looked for;
+    those of the model and of the loss are told apart by their own fingerprints.
+
+    Args:
+      loss: the loss.
+      batch: the first samples.
+      logits: of the model, `[any, outputs]`; shape and dtype are used alone.
+
+    Raises:
+      ValueError: JAX remembers other arrays in a function within it.
+    """
+    estimate, arguments = _on_one_operation(estimator, loss, batch, logits)
+    program, _ = trace(estimate, *arguments)
+    check_remembered(f"estimator {type(estimator).__qualname__}", estimate, arguments, program)
+    return AsTracedEstimator(estimator, fingerprint(program))
+
+
+def answers(estimator: OwnEstimator, loss: Loss, batch: Batch, logits: np.ndarray) -> list[float]:
+    """Scores `[batch]` on a model of one operation, which tell estimators apart whose fields are
+    equal; the arguments are those of `as_traced`."""
+    estimate, arguments = _on_one_operation(estimator, loss, batch, logits)
+    scores = jax.device_get(jax.jit(estimate)(*arguments)["score"])
+    return np.nan_to_num(scores).tolist()
+
+
+def _on_one_operation(
+    estimator: OwnEstimator, loss: Loss, batch: Batch, logits: np.ndarray
+) -> tuple[Callable[..., dict[str, Array]], tuple[Any, ...]]:
+    """The estimator as a function of arrays, and these."""
+    outputs = np.arange(1, logits.shape[1] + 1, dtype=logits.dtype)
+
+    def model(params: None, images: Array) -> Array:
+        return jnp.tanh(jnp.sum(images.reshape(len(images), -1), axis=1, keepdims=True) * outputs)
+
+    def estimate(
+        x: Array, y: Array, gradient: Array, indices: Array, key: Array
+    ) -> dict[str, Array]:
+        return _estimated(estimator, Problem(model, loss), None, x, y, gradient, indices, key)
+
+    images = jax.device_put(batch.images)
+    indices = batch.indices.astype(np.uint32)
+    return estimate, (images, as_targets(batch.labels), images, indices, default_key())
 
 
 @partial(jax.jit, static_argnames=("problem", "estimator"))
@@ -22,7 +94,7 @@ def evaluate(
     gradient: Array,
     indices: Array,
     key: Array,
-    estimator: OwnEstimator,
+    estimator: AsTracedEstimator,
 ) -> dict[str, Array]:
     """Score and standard error `[batch]` of one; NaN is the error of an estimator without one.
 
@@ -32,6 +104,20 @@ def evaluate(
     Raises:
       ValueError: it returns something else, which is seen while it is compiled.
     """
+    return _estimated(estimator.estimator, problem, params, x, y, gradient, indices, key)
+
+
+def _estimated(
+    estimator: OwnEstimator,
+    problem: Problem,
+    params: Any,
+    x: Array,
+    y: Array,
+    gradient: Array,
+    indices: Array,
+    key: Array,
+) -> dict[str, Array]:
+    """What `evaluate` returns, not compiled."""
 
     def losses(images: Array) -> Array:
         return problem.loss(problem.model(params, images), y)

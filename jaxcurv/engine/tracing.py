@@ -37,6 +37,39 @@ def fingerprint(program: ClosedJaxpr) -> str:
     return digest.hexdigest()
 
 
+def dtypes(program: ClosedJaxpr | Jaxpr) -> set[Any]:
+    """The types of all arrays that a program is given, holds or computes."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    arrays = [*jaxpr.invars, *jaxpr.constvars, *(v for e in jaxpr.eqns for v in e.outvars)]
+    return set(map(_dtype, arrays)).union(
+        *(dtypes(inner) for e in jaxpr.eqns for inner in _inside(e.params))
+    )
+
+
+def _dtype(variable: Any) -> Any:
+    return getattr(variable.aval, "dtype", None)
+
+
+def may_jump(program: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether a program rounds numbers, makes whole ones of them, or numbers of comparisons."""
+    for equation in program.eqns:
+        if equation.primitive.name in _ROUNDING:
+            return True
+        if equation.primitive.name == "convert_element_type":
+            of, to = (_dtype(v) for v in (equation.invars[0], equation.outvars[0]))
+            counts = not jnp.issubdtype(to, jnp.floating) and jnp.issubdtype(of, jnp.floating)
+            if counts or of == np.bool_:
+                return True
+        if any(map(may_jump, _inside(equation.params))):
+            return True
+    return False
+
+
+_ROUNDING = frozenset(
+    ("floor", "ceil", "round", "sign", "rem", "argmax", "argmin", "bitcast_convert_type")
+)
+
+
 def depends(program: ClosedJaxpr, inputs: Sequence[int]) -> tuple[bool, ...]:
     """Whether each result of a program is computed from any of the inputs with these numbers."""
     reached = {program.jaxpr.invars[number] for number in inputs}

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jaxtyping import TypeCheckError
 
 from jaxcurv import FiniteDifference, HessianVector, input_curvature, score_dataset
@@ -115,16 +116,93 @@ def test_equation_1_as_ones_own_is_the_built_in() -> None:
     np.testing.assert_allclose(rows["mine_standard_error"], mine.standard_error, rtol=1e-2)
 
 
-def test_it_is_compiled_once_for_all_batches_of_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced = []
-    estimate = GradientPower.estimate
-    monkeypatch.setattr(
-        GradientPower, "estimate", lambda *given: traced.append(1) or estimate(*given)
-    )
-    table(GradientPower(1.25))
-    table(GradientPower(1.25))
+def test_it_is_compiled_once_for_all_batches_of_a_shape(caplog: pytest.LogCaptureFixture) -> None:
+    with jax.log_compiles():
+        table(GradientPower(1.25))
+        table(GradientPower(1.25))
     # The first samples, whose checks come before all, and the batches are of four.
-    assert len(traced) == 1
+    compiled = [r for r in caplog.records if "compilation of jit(evaluate)" in r.message]
+    assert len(compiled) == 1
+
+
+HELD: dict[str, Any] = {"weights": None}
+MODULE = nnx.Linear(6, 1, use_bias=False, rngs=nnx.Rngs(0))
+GLOBAL = np.zeros(6, np.float32)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """grad L . w, of a vector w that it gets elsewhere than from its fields."""
+
+    place: str
+    array: ClassVar[Any] = None
+
+    def estimate(self, problem: BatchProblem) -> dict:
+        places = {
+            "dictionary": lambda: HELD["weights"],
+            "module": lambda: MODULE.kernel[:, 0],
+            "in place": lambda: GLOBAL,
+            "class": lambda: Holding.array,
+            "numbers": lambda: jnp.stack([float(w) for w in HELD["weights"]]),
+        }
+        gradient = problem.gradient(problem.images)
+        return {"score": gradient @ jnp.asarray(places[self.place]())}
+
+    def forward_passes(self, classes: int) -> float:
+        return 2.0
+
+
+def hold(weights: np.ndarray) -> None:
+    HELD["weights"] = weights
+    MODULE.kernel[...] = jnp.asarray(weights)[:, None]
+    GLOBAL[:] = weights
+    Holding.array = jnp.asarray(weights)
+
+
+@pytest.mark.parametrize("place", ["dictionary", "module", "in place", "class", "numbers"])
+def test_arrays_that_changed_are_those_of_now(place: str) -> None:
+    logits = IMAGES.astype(np.float64) @ WEIGHTS
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    gradient = (p - np.eye(4)[LABELS]) @ WEIGHTS.T
+    for weights in np.eye(6, dtype=np.float32)[[1, 4]]:
+        hold(weights)
+        found = score(Holding(place)), table(Holding(place))["mine"]
+        for one in (found[0].score, found[1]):
+            np.testing.assert_allclose(one, gradient @ weights, rtol=1e-4, atol=1e-6)
+
+
+def test_a_table_that_was_begun_with_other_arrays_is_refused(tmp_path: Path) -> None:
+    out, first = tmp_path / "scores.parquet", np.linspace(1, 2, 6, dtype=np.float32)
+    hold(first)
+    table(Holding("dictionary"), out, shard=(0, 2))
+    hold(first * np.float32(1.01))
+    with pytest.raises(ValueError, match=r"belongs to other settings \(own_scores differ\)"):
+        table(Holding("dictionary"), out)
+    hold(first)
+    assert table(Holding("dictionary"), out).equals(table(Holding("dictionary")))
+
+
+@dataclass(frozen=True)
+class Remembering(Holding):
+    """The same in a function that JAX remembers."""
+
+    def estimate(self, problem: BatchProblem) -> dict:
+        weighted = {"jit": JITTED, "checkpoint": CHECKPOINTED}[self.place]
+        return {"score": weighted(problem.base_gradient)}
+
+
+JITTED = jax.jit(lambda g: g @ HELD["weights"])
+CHECKPOINTED = jax.checkpoint(lambda g: g @ HELD["weights"])
+
+
+@pytest.mark.parametrize("call", [score, table])
+@pytest.mark.parametrize("place", ["jit", "checkpoint"])
+def test_arrays_that_jax_remembers_are_refused(place: str, call: Any) -> None:
+    hold(np.eye(6, dtype=np.float32)[2])
+    call(Remembering(place))
+    hold(np.eye(6, dtype=np.float32)[3])
+    with pytest.raises(ValueError, match=r"estimator Remembering's own jax\.jit .* leave that jit"):
+        call(Remembering(place))
 
 
 def test_an_interrupted_table_goes_on_and_belongs_to_its_settings(tmp_path: Path) -> None:

@@ -412,8 +412,60 @@ def test_whole_numbers_among_floats_are_floats(batch_size: int, tmp_path: Path) 
     assert score_dataset(linear, source, **settings)["label"].tolist() == numbers
 
 
-def test_a_float_after_whole_numbers_says_what_to_give() -> None:
-    source = list(zip(IMAGES, [1, 2, 3, 4, 0.5, 2, 1], strict=True))
-    for size in (2, 7):
-        with pytest.raises(ValueError, match=r"labels must be of one kind.*as floats, all of them"):
-            score_dataset(linear, source, params=ONE, loss=squared, batch_size=size)
+LATE = [1, 2, 3, 4, 2, 1, 0.5]
+"""Whole numbers first."""
+
+
+class Lazy:
+    """Samples that are read by position: 40, one of them a float."""
+
+    def __init__(self, float_at: int) -> None:
+        self.float_at = float_at
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
+        return IMAGES[position % 7], 0.5 if position == self.float_at else position % 3
+
+
+@pytest.mark.parametrize(
+    ("source", "keys"),
+    [
+        (list(zip(IMAGES, LATE, strict=True)), None),
+        (
+            tuple(
+                {"image": x, "label": y, "index": i}
+                for i, (x, y) in enumerate(zip(IMAGES, LATE, strict=True))
+            ),
+            None,
+        ),
+        (
+            [
+                {"pixels": x, "y": np.float32(y) if y < 1 else y}
+                for x, y in zip(IMAGES, LATE, strict=True)
+            ],
+            {"image": "pixels", "label": "y"},
+        ),
+        (Lazy(float_at=39), None),
+    ],
+    ids=["pairs", "rows", "named", "lazy"],
+)
+@pytest.mark.parametrize("weights", [ONE, FOUR[:, :3]], ids=["one output", "three"])
+def test_floats_after_whole_numbers_are_known_from_the_first_on(
+    source: Any, keys: Any, weights: Any
+) -> None:
+    loss = lambda z, y: jnp.sum(jnp.square(z - y[:, None]), axis=1)  # noqa: E731
+    settings: dict[str, Any] = {"params": weights, "loss": loss, "batch_size": 2}
+    found = score_dataset(linear, source, keys=keys, **settings)
+    floats = np.float32(LATE if len(source) == 7 else [Lazy(39)[i][1] for i in range(40)])
+    images = IMAGES[np.arange(len(source)) % 7]
+    assert found.equals(score_dataset(linear, (images, floats), **settings))
+
+
+def test_a_float_that_is_seen_late_says_where_it_is_and_what_to_give() -> None:
+    for size in (2, 40):
+        with pytest.raises(
+            ValueError, match=r"labels must be of one kind.*index 13 is 0.5.*as floats, all of them"
+        ):
+            score_dataset(linear, Lazy(float_at=13), params=ONE, loss=squared, batch_size=size)

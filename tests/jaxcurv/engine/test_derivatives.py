@@ -61,6 +61,38 @@ def test_a_model_without_a_derivative_is_refused(model: Callable) -> None:
             input_curvature(model, TOKENS, LABELS, estimator=estimator)
 
 
+@jax.custom_jvp
+def without_rule(x: jax.Array) -> jax.Array:
+    return jnp.tanh(x)
+
+
+without_rule.defjvp(lambda x, t: (without_rule(x[0]), 0 * t[0]))
+
+FLAT: dict[str, Callable] = {
+    "less the remainder": lambda x: (x - x % 0.25) @ WEIGHTS,
+    "less the remainder, 8 bits": lambda x: jax.nn.relu((x - x % (1 / 255)) @ WEIGHTS) @ SQUARE,
+    "but for rounding": lambda x: x @ (0.3 * WEIGHTS) - 0.3 * ((x % 0.25) @ WEIGHTS),
+    "heaviside": lambda x: jnp.heaviside(x - 0.5, 0.5) @ WEIGHTS,
+    "0 times x, and token ids": lambda x: 0 * x[:, :3] + embedded(8 * x),
+    "a comparison of two": lambda x: jnp.where(x[:, :1] > x[:, 1:2], 0 * x + 1, 0 * x) @ WEIGHTS,
+    "stop_gradient": lambda x: 0 * (x @ WEIGHTS) + jax.lax.stop_gradient(jnp.tanh(x @ WEIGHTS)),
+    "the rest is stopped": lambda x: (x - (x - jax.lax.stop_gradient(x))) @ WEIGHTS,
+    "a rule of zeros": lambda x: without_rule(x @ WEIGHTS),
+    "rounded in a loop": lambda x: (
+        jax.lax.fori_loop(0, 2, lambda _, z: jnp.round(z), 4 * x) @ WEIGHTS
+    ),
+    "ranks": lambda x: (jnp.argsort(jnp.argsort(x, axis=1), axis=1) + 0 * x) @ WEIGHTS,
+}
+SQUARE = RNG.normal(size=(3, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("model", FLAT.values(), ids=FLAT)
+def test_logits_that_change_without_a_gradient_are_refused(model: Callable) -> None:
+    for images in (IMAGES, np.full((1, 4), 0.3, np.float32)):
+        with pytest.raises(ValueError, match=r"no derivative .* the logits change with it where"):
+            input_curvature(model, images, LABELS[: len(images)], estimator=HessianVector(1))
+
+
 def test_nothing_is_written_for_it(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="no derivative with respect to its input"):
         score_dataset(embedded, (TOKENS, LABELS), out=tmp_path / "scores.parquet")
@@ -79,6 +111,10 @@ ZERO: dict[str, Callable] = {
     "a head that is 0 times": lambda x: 0 * (x @ WEIGHTS),
     "dead units": lambda x: jax.nn.relu(-1 - x) @ WEIGHTS,
     "clipped": lambda x: jnp.clip(x, 2, 3) @ WEIGHTS,
+    "hard tanh between": lambda x: jnp.clip(1e3 * (x - 0.5), -1, 1) @ WEIGHTS,
+    "ReLU6 between": lambda x: jax.nn.relu6(1e3 * (x - 0.2)) @ WEIGHTS,
+    "steep between": lambda x: jnp.tanh(1e4 * (x - 0.5)) @ WEIGHTS,
+    "thresholded": lambda x: jnp.where(x > 5, x, 0) @ WEIGHTS,
 }
 
 
@@ -86,6 +122,12 @@ ZERO: dict[str, Callable] = {
 def test_a_gradient_that_is_0_here_is_not_refused(model: Callable) -> None:
     found = input_curvature(model, IMAGES, LABELS, estimator=FiniteDifference(probes=2))
     assert np.all(found.score == 0)
+
+
+def test_a_derivative_that_is_not_finite_is_no_mixing_of_samples() -> None:
+    model: Callable = lambda x: jnp.sqrt(x) @ WEIGHTS  # noqa: E731
+    with pytest.raises(ValueError, match=r"gradient of the model's logits is not finite .* at 0"):
+        input_curvature(model, 0 * IMAGES, LABELS)
 
 
 def test_the_first_image_alone_decides_nothing() -> None:
@@ -224,3 +266,45 @@ def test_a_code_among_numbers_is_refused_for_a_difference(model: Callable, entry
 def test_other_entries_without_a_gradient_are_scored(model: Callable) -> None:
     rows = rows_with_codes()
     assert input_curvature(model, rows, LABELS[:6]).score.shape == (6,)
+
+
+# --- rounding in a part of the model
+
+
+WIDE = np.random.default_rng(11).normal(size=(2, 48, 5)).astype(np.float32) / 7
+PICTURES = np.random.default_rng(12).normal(size=(4, 48)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "rounded",
+    [
+        lambda x: x - x % (1 / 64),
+        lambda x: jnp.round(64 * x) / 64,
+        lambda x: (64 * x).astype(jnp.int8) / 64,
+        lambda x: jnp.sum(x[:, :, None] > jnp.arange(-1, 1, 1 / 64), axis=2) / 64,
+        lambda x: jnp.sign(jnp.sin(200 * x)) / 64,
+    ],
+    ids=["less the remainder", "round", "whole numbers", "comparisons", "sign"],
+)
+def test_rounding_in_a_part_is_warned_of_for_a_difference(rounded: Callable) -> None:
+    def model(x: jax.Array) -> jax.Array:
+        return jnp.tanh(rounded(x)) @ WIDE[0] + 0.3 * x @ WIDE[1]
+
+    with pytest.warns(UserWarning, match=r"a step of 0\.001 moves the logits otherwise"):
+        input_curvature(model, PICTURES, LABELS[:4], estimator=FiniteDifference(probes=1))
+    input_curvature(model, PICTURES, LABELS[:4], estimator=HessianVector(1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: jnp.abs(x - 2 * jnp.floor(x / 2) - 1) @ WIDE[0],
+        lambda x: (x * (x > 0)) @ WIDE[0],
+        lambda x: jnp.mod(jnp.abs(x), 4) @ WIDE[0],
+        lambda x: (x + jnp.round(0 * x)) @ WIDE[0],
+    ],
+    ids=["a triangle wave", "ReLU as a product", "a remainder", "of nothing"],
+)
+def test_rounding_that_makes_no_jump_is_not(model: Callable) -> None:
+    found = input_curvature(model, PICTURES, LABELS[:4], estimator=FiniteDifference(probes=1))
+    assert np.all(found.score > 0)

@@ -1,0 +1,231 @@
+"""What the engine refuses of models, by their behaviour."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import Array
+
+from jaxcurv.engine.changes import as_traced
+from jaxcurv.engine.checks import EMBED
+from jaxcurv.engine.derivatives import check_derivative, direction
+from jaxcurv.engine.losses import cross_entropy
+from jaxcurv.engine.model import (
+    ROUNDING,
+    AsTraced,
+    CheckedModel,
+    Problem,
+    arguments_of,
+    modules_passed,
+)
+from jaxcurv.engine.tracing import dtypes, held, trace, trace_anew
+
+_SAID = 300
+"""Characters of another library's message that are shown."""
+
+
+_ROWS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
+"""Which of two images each row of the checked batch holds: the other one is beside the first row,
+opposite to it, and a half or a quarter of the batch away; each has rows enough that random masks of
+a few units are not equal in all of them."""
+
+
+def check_model(
+    problem: Problem, params: Any, images: np.ndarray, *, of_input: bool = True
+) -> CheckedModel:
+    """Refuses a model that does not treat each sample by itself and always alike, or that has no
+    derivative.
+
+    Detected by behaviour, on two images in eight rows: the gradient of one row's logits with
+    respect to the other rows must be exactly zero; one image in several rows must give one result,
+    and a second call the first one's. One small program is compiled for it. Not seen: coupling that
+    vanishes at these very images; randomness that every sample and every call share, or that the
+    model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and coupling that
+    needs more than eight samples.
+
+    The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
+    may have changed since the last call. Arrays that JAX remembers from an
+    earlier call, in a `jax.jit` or `jax.checkpoint` of the model's own or in the body of a loop or
+    branch, and which are others now, are refused; not seen where the change moves the logits by
+    less than 1e-4 of the largest. Of derivative rules of the model's own the derivative is traced
+    too.
+
+    Where the gradient of the first image is 0, the model's structure says whether there can be one
+    elsewhere, and its behaviour whether there is one where the logits change: between the images,
+    and around the first one. Not seen: logits that these few inputs do not change, and a part of
+    the model without a derivative beside another that has one.
+
+    Args:
+      of_input: whether derivatives are taken with respect to the input.
+
+    Raises:
+      ValueError: wrong logits, coupled samples, or a model that is random, keeps state, whose own
+        jit holds arrays that have changed, or whose logits do not depend on the input through
+        operations that have derivatives.
+    """
+    pair = np.resize(images, (2, *images.shape[1:]))
+    pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))
+    try:
+        program, result = _traced(problem, params, pair)
+        _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
+        model = as_traced("model", problem.model, (params, pair), program, int(of_input))
+        logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
+    except flax.errors.TraceContextError as error:
+        if "flax.nnx.transforms" in modules_passed(error):
+            raise ValueError(
+                "the model hands a module that it closes over to nnx.jit, or another transform of "
+                "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
+                "it anew, and give the module itself or leave that nnx.jit out"
+            ) from error
+        raise ValueError(
+            "the model changes its own state when called (BatchNorm in training mode or active "
+            "dropout?): switch it to evaluation mode, model.eval()"
+        ) from error
+    if not np.isfinite(logits).all():
+        raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
+    if np.isnan(gradient[1:]).any() or (of_input and not np.isfinite(gradient[0]).all()):
+        raise ValueError(
+            "the gradient of the model's logits is not finite at the first images, as that of a "
+            "norm or a square root is at 0: keep it away from there, as with jnp.sqrt(x + 1e-12)"
+        )
+    if np.any(gradient[1:] != 0):
+        raise ValueError(
+            "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
+            "defined per sample; switch it to evaluation mode, model.eval()"
+        )
+    calls = np.stack([logits, again])
+    # Equal but for the rounding of a device that sums in no fixed order.
+    off = max(np.max(np.ptp(calls[:, rows], axis=(0, 1))) for rows in (_ROWS == 0, _ROWS == 1))
+    if off > ROUNDING * np.max(np.abs(calls)):
+        raise ValueError(
+            "the model gives one image different logits in two rows or two calls (active dropout "
+            "or other randomness?): switch it to evaluation mode, model.eval()"
+        )
+    if not _alike_in_two(model, program, params, pair, logits[:2]):
+        raise ValueError(
+            "the model mixes the samples of a batch: it gives an image other logits among two than "
+            "among eight, so that they depend on how many there are (len(images)?)"
+        )
+    if of_input:
+        check_derivative(model, params, pair, logits[:2], gradient[0])
+    return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+
+
+def check_float32(program: ClosedJaxpr) -> None:
+    """Refuses a model that computes in 16 bits, for a finite difference.
+
+    Not seen: a `precision` that a layer sets for itself.
+
+    Raises:
+      ValueError: it does.
+    """
+    if dtypes(program) & {np.dtype(np.float16), np.dtype(jnp.bfloat16)}:
+        raise ValueError(
+            "the model computes in 16 bits, too coarse for a finite difference: build it with "
+            "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
+        )
+
+
+def _alike_in_two(
+    model: AsTraced, program: ClosedJaxpr, params: Any, pair: np.ndarray, logits: np.ndarray
+) -> bool:
+    """Whether two images alone have the logits that they have among eight.
+
+    Computed only where the program of eight holds other numbers than that of two, unless new ones
+    are drawn whenever it is traced.
+    """
+    eight, _ = trace(model.function, params, pair[_ROWS])
+    if held(eight) == held(program):
+        return True
+    one, other = (trace_anew(model.function, params, pair[_ROWS]) for _ in range(2))
+    if held(one) != held(other):
+        return True
+    (found,) = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves((params, pair)))
+    return bool(np.max(np.abs(found - logits)) <= ROUNDING * np.max(np.abs(logits)))
+
+
+def _traced(problem: Problem, params: Any, pair: np.ndarray) -> tuple[ClosedJaxpr, Any]:
+    """The model's program of these images, and what it returns, without its values."""
+    try:
+        return trace(problem.model, params, pair)
+    except flax.errors.TraceContextError:
+        raise  # which says something else
+    except Exception as error:  # the model is anybody's code
+        said = f"{error}".strip().partition("\n")[0][:_SAID]
+        raise ValueError(
+            f"the model fails on {pair.dtype} images {pair.shape}: {type(error).__name__}: {said}; "
+            f"{_cure(error, problem, params)}"
+        ) from error
+
+
+_WANTS_INTEGERS = re.compile(r"must be an integer|must have integer or boolean type|integer dtype")
+"""What Flax and JAX say of floating numbers that index an array."""
+
+
+def _cure(error: Exception, problem: Problem, params: Any) -> str:
+    """What to do about a model that fails."""
+    if "torch" in modules_passed(error):
+        return (
+            "it calls torch, and JAX computes here: build the network in Flax and take its weights "
+            "over with bridge.from_torch"
+        )
+    if isinstance(error, flax.errors.ScopeCollectionNotFound | flax.errors.ScopeParamNotFoundError):
+        return (
+            'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
+            "...}"
+        )
+    if _WANTS_INTEGERS.search(str(error)):
+        return EMBED
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        return f"it is called with {arguments_of(problem.model)}"
+    numbers = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if jnp.shape(leaf) == ()
+        and (jnp.issubdtype(jax.typeof(leaf).dtype, jnp.bool_) or jax.typeof(leaf).weak_type)
+    ]
+    if numbers and isinstance(error, TypeError):
+        return (
+            f"params{numbers[0]} is a Python number, which becomes an array: one that decides a "
+            "shape or a branch the function closes over"
+        )
+    return "it must be JAX code that takes [batch, ...] of the images' shape"
+
+
+def _check_logits_shape(logits: Any, least: int) -> None:
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise ValueError(f"the model must return logits alone; got a {type(logits).__name__}")
+    if len(logits.shape) != 2 or logits.shape[0] != 2 or logits.shape[1] < least:
+        what = "[batch, classes] with at least two classes" if least == 2 else "[batch, outputs]"
+        cure = ""
+        if logits.shape == (2,):
+            cure = "; one output a sample is logits[:, None]"
+        elif logits.shape == (2, 1):
+            cure = (
+                "; of one logit z that is a binary classifier return "
+                "jnp.concatenate([jnp.zeros_like(z), z], axis=1), whose cross-entropy is that of "
+                "the sigmoid, and for other targets give a loss of your own"
+            )
+        raise ValueError(f"logits must be {what}; got {logits.shape} for a batch of 2{cure}")
+    if logits.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"logits are {logits.dtype}, too coarse for a finite difference; compute the model in "
+            "float32"
+        )
+
+
+@partial(jax.jit, static_argnames="model")
+def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
+    """Logits of the rows by two calls, and the gradient of the first row's with respect to all."""
+    logits, pullback = jax.vjp(partial(model, params), rows)
+    # Equal calls are one in the compiled program; one that draws anew at every call is not.
+    again = model(params, rows)
+    cotangent = direction(logits.shape[1]).astype(logits.dtype)
+    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
+    return logits, again, gradient
