@@ -64,7 +64,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 
 
 def elu(x: Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Array:
-    negative = jnp.minimum(x, 0) * input_scale
+    negative = jnp.where(x > 0, 0.0, x) * input_scale
     return scale * jnp.where(x > 0, x, alpha * jnp.expm1(negative))
 
 
@@ -104,6 +104,11 @@ def hardshrink(x: Array, width: float = 0.5) -> Array:
 
 def threshold(x: Array, least: float, value: float) -> Array:
     return jnp.where(x <= least, value, x)
+
+
+def absolute(x: Array) -> Array:
+    """Slope 0 at 0, as in PyTorch."""
+    return x * jnp.sign(x)
 
 
 def rounded(x: Array, *, decimals: int = 0) -> Array:
@@ -158,7 +163,7 @@ def checked(*_: Any, **__: Any) -> None:
 
 
 _UNARY: dict[str, Callable[..., Any]] = {
-    "abs": jnp.abs,
+    "abs": absolute,
     "acos": jnp.arccos,
     "acosh": jnp.arccosh,
     "asin": jnp.arcsin,

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bridge.graphs.operators.elementwise import absolute
+
 Axes = Sequence[int] | int | None
 
 
@@ -100,7 +102,7 @@ def corrected_variance(
 def norm(x: Array, order: float = 2, dim: Axes = None, keepdim: bool = False, **_: Any) -> Array:
     """Norm of vectors along axes; its gradient at the zero vector is 0, as in PyTorch."""
     axes = _axes(dim)
-    size = jnp.abs(x)
+    size = absolute(x)
     if order == 0:
         return jnp.sum(x != 0, axis=axes, keepdims=keepdim)
     if order == float("inf"):
