@@ -108,7 +108,10 @@ def threshold(x: Array, least: float, value: float) -> Array:
 
 def absolute(x: Array) -> Array:
     """Slope 0 at 0, as in PyTorch."""
-    return x * jnp.sign(x)
+    if not jnp.iscomplexobj(x):
+        return x * jnp.sign(x)
+    none = x == 0
+    return jnp.where(none, 0.0, jnp.abs(jnp.where(none, 1.0, x)))
 
 
 def rounded(x: Array, *, decimals: int = 0) -> Array:
@@ -176,6 +179,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "cosh": jnp.cosh,
     "erf": special.erf,
     "erfc": special.erfc,
+    "erfinv": special.erfinv,
     "exp": jnp.exp,
     "exp2": jnp.exp2,
     "expm1": jnp.expm1,
@@ -277,6 +281,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.pow.Tensor_Tensor": power,
     "aten.pow.Scalar": power,
     "aten.atan2.default": jnp.arctan2,
+    "aten.hypot.default": jnp.hypot,
     "aten.maximum.default": jnp.maximum,
     "aten.minimum.default": jnp.minimum,
     "aten.logical_and.default": jnp.logical_and,

@@ -33,7 +33,7 @@ EVERYWHERE += ("sign", "sin", "tanh", "trunc", "asinh", "erf", "erfc", "exp")
 ACTIVATIONS = ("hardsigmoid", "hardswish", "relu6", "selu", "silu", "mish", "log_sigmoid", "gelu")
 ACTIVATIONS += ("celu", "elu", "hardtanh", "leaky_relu", "softplus", "softshrink", "hardshrink")
 IN_DOMAIN = {
-    **dict.fromkeys(("acos", "asin", "atanh"), MILD),
+    **dict.fromkeys(("acos", "asin", "atanh", "erfinv"), MILD),
     **dict.fromkeys(("log", "log10", "log2", "rsqrt", "sqrt", "reciprocal"), POSITIVE),
     **dict.fromkeys(("cosh", "sinh", "tan", "log1p"), MILD),
     "acosh": LARGE,
@@ -107,6 +107,7 @@ CASES: list[Call] = [
     call("pow.Scalar", 2, OTHER),
     call("pow.Scalar", 2.5, OTHER),
     call("atan2.default", OTHER, ROW),
+    call("hypot.default", OTHER, ROW),
     call("maximum.default", OTHER, np.minimum(OTHER, 0.3)),
     call("minimum.default", OTHER, np.minimum(OTHER, 0.3)),
     call("maximum.default", FAR, OTHER),

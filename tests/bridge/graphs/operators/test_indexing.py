@@ -22,6 +22,9 @@ SQUARE = np.array([[0, 2], [1, 1]])
 MASK = np.array([[True, False, False, True]] * 3)
 ROWS = np.array([True, False, True])
 CHOSEN = np.array([[0, 2, 1, 0], [1, 1, 2, 0]])
+BAGS = np.array([0, 3, 3, 6])
+TIED = np.array([[1, 1, 0, 2], [1, 0, 0, 1], [0, 1, 3, 2]], np.float32)
+PLACES = np.array([-0.5, 0.0, 0.7], np.float32)
 
 CASES: list[Call] = [
     *(call("select.int", CUBE, dim, index) for dim, index in ((0, 1), (-1, -2), (1, 3))),
@@ -76,6 +79,15 @@ CASES: list[Call] = [
     call("embedding.default", PLANE, SQUARE),
     call("embedding.default", PLANE, SOME),
     call("embedding.default", PLANE, np.array(2)),
+    *(
+        call("_embedding_bag.default", PLANE, CHOSEN.ravel(), BAGS, False, mode, False, *more)
+        for mode in (0, 1, 2)
+        for more in ((), (None, True), (None, False, 2))
+    ),
+    call("_embedding_bag.default", PLANE, SOME, BAGS[:1], False, 0, False, draw(3)),
+    call("_embedding_bag.default", TIED, CHOSEN.ravel(), BAGS, False, 2),
+    *(call("bucketize.Tensor", PLANE, PLACES, right=right) for right in (False, True)),
+    call("bucketize.Tensor", PLACES, PLACES),
 ]
 
 

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from tests.bridge.graphs.operators.against_torch import Call, assert_equals_torch, call, draw
 
 IMAGES = draw(2, 3, 4, 5)
+PLACES = draw(2, 3, 6, 2)  # a third of them beyond the border
+ON_PIXELS = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 4)), -1)
+ON_PIXELS = np.stack([ON_PIXELS, ON_PIXELS]).astype(np.float32)
 
 CASES: list[Call] = [
     *(call("upsample_nearest2d.vec", IMAGES, size, None) for size in ([8, 10], [7, 3], [1, 1])),
@@ -21,6 +24,13 @@ CASES: list[Call] = [
         for corners in (False, True)
     ),
     call("upsample_bilinear2d.vec", IMAGES[:, :, :1], [3, 5], True, None),
+    *(
+        call("grid_sampler_2d.default", IMAGES, PLACES, kind, beyond, corners)
+        for kind in (0, 1, 2)
+        for beyond in (0, 1, 2)
+        for corners in (False, True)
+    ),
+    call("grid_sampler_2d.default", IMAGES, ON_PIXELS, 0, 0, True),
 ]
 
 
