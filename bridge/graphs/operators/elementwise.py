@@ -230,9 +230,7 @@ _COMPARED: dict[str, Callable[..., Any]] = {
     "mul": jnp.multiply,
 }
 
-_SYMBOLIC: dict[
-    str, Callable[..., Any]
-] = {  # of sizes, numbers of Python
+_SYMBOLIC: dict[str, Callable[..., Any]] = {  # of sizes, numbers of Python
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,

@@ -149,9 +149,7 @@ def embedding_bag(
     return value, None, None, None
 
 
-def bucket(
-    x: Array, boundaries: Array, *, out_int32: bool = False, right: bool = False
-) -> Array:
+def bucket(x: Array, boundaries: Array, *, out_int32: bool = False, right: bool = False) -> Array:
     """Number of the boundaries below each value, or, with `right`, not above it."""
     return jnp.searchsorted(boundaries, x, side="right" if right else "left")
 

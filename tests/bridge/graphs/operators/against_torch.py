@@ -94,26 +94,31 @@ def _cotangent(value: Any) -> np.ndarray:
 
 def _in_jax(
     name: str, leaves: Sequence[Any], structure: Any, theirs: Sequence[torch.Tensor]
-) -> tuple[list[Any], list[np.ndarray]]:
-    places = _differentiable(leaves)
-    fixed = [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-    fixed = [None if isinstance(leaf, torch.dtype) else leaf for leaf in fixed]
+) -> tuple[list[Any], list[Any]]:
+    """One program for values and gradients: compiling is what takes the time."""
+    smooth = _differentiable(leaves)
+    whole = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and i not in smooth]
 
-    def computed(inputs: list[Any]) -> tuple[list[Any], list[Any]]:
-        given = list(fixed)
-        for place, one in zip(places, inputs, strict=True):
-            given[place] = one
-        arguments, options = jax.tree.unflatten(structure, given)
-        values = OPERATORS[name](*arguments, **options)
-        if not isinstance(values, list | tuple):  # as a graph's node does
-            dtype = jax.dtypes.canonicalize_dtype(str(theirs[0].dtype).removeprefix("torch."))
-            values = [jnp.asarray(values, dtype)]
-        return [v for v in values if v is not None and v.dtype.kind in "fc"], list(values)
+    @jax.jit
+    def computed(given: list[Any], fixed: list[Any]) -> tuple[list[Any], list[Any]]:
+        def values_of(given: list[Any]) -> tuple[list[Any], list[Any]]:
+            all_of_them = [None if isinstance(leaf, torch.dtype) else leaf for leaf in leaves]
+            for place, value in zip([*smooth, *whole], [*given, *fixed], strict=True):
+                all_of_them[place] = value
+            arguments, options = jax.tree.unflatten(structure, all_of_them)
+            values = OPERATORS[name](*arguments, **options)
+            if not isinstance(values, list | tuple):  # as a graph's node does
+                dtype = str(theirs[0].dtype).removeprefix("torch.")
+                values = [jnp.asarray(values, jax.dtypes.canonicalize_dtype(dtype))]
+            return [v for v in values if v is not None and v.dtype.kind in "fc"], list(values)
 
-    smooth, vjp, values = jax.vjp(computed, [fixed[i] for i in places], has_aux=True)
-    # The gradient of a complex number is conjugate in PyTorch.
-    (gradients,) = vjp([jnp.conj(jnp.asarray(_cotangent(value))) for value in smooth])
-    return values, [np.conj(np.asarray(one)) for one in gradients]
+        found, vjp, values = jax.vjp(values_of, given, has_aux=True)
+        # The gradient of a complex number is conjugate in PyTorch.
+        (gradients,) = vjp([jnp.conj(jnp.asarray(_cotangent(value))) for value in found])
+        return values, [jnp.conj(one) for one in gradients]
+
+    values, gradients = computed([leaves[i] for i in smooth], [leaves[i] for i in whole])
+    return values, gradients
 
 
 def _assert_close(ours: Any, theirs: np.ndarray, what: str) -> None:

@@ -61,7 +61,9 @@ CASES: list[Call] = [
     )
 ] + [
     # one number for all axes; each channel by itself
-    call("convolution.default", draw(2, 4, 5, 5), draw(8, 1, 3, 3), None, [2], [1], [1], *(0, [0], 4))
+    call(
+        "convolution.default", draw(2, 4, 5, 5), draw(8, 1, 3, 3), None, [2], [1], [1], *(0, [0], 4)
+    )
 ]
 
 

@@ -1,13 +1,9 @@
 """Arithmetic, comparisons and activations, at their kinks too."""
 
-import math
-import operator
-
 import numpy as np
 import pytest
 import torch
 
-from bridge.graphs.operators import OPERATORS
 from tests.bridge.graphs.operators.against_torch import Call, assert_equals_torch, call
 
 REAL = np.array(

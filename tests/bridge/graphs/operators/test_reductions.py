@@ -21,7 +21,11 @@ EMPTY = np.zeros((0, 3), np.float32)
 LONG = np.array([[100, -100, 88.8, 0]], np.float32)
 
 CASES: list[Call] = [
-    *(call(f"{n}.dim{k}", CUBE, d) for n, k in (("sum", "_IntList"), ("mean", "")) for d in ([-1],)),
+    *(
+        call(f"{n}.dim{k}", CUBE, d)
+        for n, k in (("sum", "_IntList"), ("mean", ""))
+        for d in ([-1],)
+    ),
     *(call(f"{n}.default", x) for n in ("mean", "prod", "amax", "amin") for x in (CUBE, SCALAR)),
     *(call(f"{n}.default", x) for n in ("max", "min", "argmax", "argmin") for x in (TIES, SCALAR)),
     call("sum.dim_IntList", CUBE, [0, 2], True),
@@ -44,7 +48,11 @@ CASES: list[Call] = [
     call("amax.default", WHOLE, [1]),
     *(call(f"{n}.dim", x, -1) for n in ("max", "min") for x in (TIES, WHOLE, SCALAR)),
     *(call(f"{n}.dim", TIES, 0, True) for n in ("max", "min")),
-    *(call(f"{n}.default", TIES, d, k) for n in ("argmax", "argmin") for d, k in ((1, True), (0, 0))),
+    *(
+        call(f"{n}.default", TIES, d, k)
+        for n in ("argmax", "argmin")
+        for d, k in ((1, True), (0, 0))
+    ),
     *(call(f"any.{k}", x, *d) for x in (TRUTH, TIES) for k, d in (("default", ()), ("dim", (1,)))),
     call("any.dim", TRUTH, -1, True),
     call("any.dims", TRUTH, [0, 1]),

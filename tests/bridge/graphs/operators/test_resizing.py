@@ -1,5 +1,6 @@
 """Upsampling to the nearest pixel and between pixels, by sizes and by factors."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -2,8 +2,6 @@
 
 from types import ModuleType
 
-import pytest
-
 from bridge.graphs.operators import OPERATORS
 from tests.bridge.graphs.operators import (
     test_convolution,
