@@ -41,14 +41,23 @@ _WHOLE = (
     "softshrink",
     "threshold",
 )
-_RANDOM = ("rand", "bernoulli", "dropout", "rrelu", "multinomial", "normal", "poisson")
+_RANDOM = (
+    "rand",
+    "bernoulli",
+    "dropout",
+    "exponential",
+    "multinomial",
+    "normal",
+    "poisson",
+    "rrelu",
+)
 _BY_VALUE = (
     "index",
     "nonzero",
     "item",
     "_local_scalar_dense",
     "masked_select",
-    "unique",
+    "_unique2",
     "bincount",
 )
 _NAMED = 5  # missing operators, or places of one, that a message names

@@ -16,6 +16,7 @@ from bridge.graphs.operators import (
     reductions,
     resizing,
     shapes,
+    spectra,
 )
 
 OPERATORS: Mapping[str, Callable[..., Any]] = {
@@ -28,5 +29,6 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     **pooling.TABLE,
     **normalisation.TABLE,
     **resizing.TABLE,
+    **spectra.TABLE,
 }
 """The function of each operator, by PyTorch's name of it, such as "aten.relu.default"."""

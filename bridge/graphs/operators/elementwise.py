@@ -64,7 +64,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 
 
 def elu(x: Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Array:
-    negative = jnp.minimum(x, 0) * input_scale
+    negative = jnp.where(x > 0, 0.0, x) * input_scale
     return scale * jnp.where(x > 0, x, alpha * jnp.expm1(negative))
 
 
@@ -104,6 +104,14 @@ def hardshrink(x: Array, width: float = 0.5) -> Array:
 
 def threshold(x: Array, least: float, value: float) -> Array:
     return jnp.where(x <= least, value, x)
+
+
+def absolute(x: Array) -> Array:
+    """Slope 0 at 0, as in PyTorch."""
+    if not jnp.iscomplexobj(x):
+        return x * jnp.sign(x)
+    none = x == 0
+    return jnp.where(none, 0.0, jnp.abs(jnp.where(none, 1.0, x)))
 
 
 def rounded(x: Array, *, decimals: int = 0) -> Array:
@@ -158,7 +166,7 @@ def checked(*_: Any, **__: Any) -> None:
 
 
 _UNARY: dict[str, Callable[..., Any]] = {
-    "abs": jnp.abs,
+    "abs": absolute,
     "acos": jnp.arccos,
     "acosh": jnp.arccosh,
     "asin": jnp.arcsin,
@@ -171,6 +179,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "cosh": jnp.cosh,
     "erf": special.erf,
     "erfc": special.erfc,
+    "erfinv": special.erfinv,
     "exp": jnp.exp,
     "exp2": jnp.exp2,
     "expm1": jnp.expm1,
@@ -270,6 +279,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.pow.Tensor_Tensor": power,
     "aten.pow.Scalar": power,
     "aten.atan2.default": jnp.arctan2,
+    "aten.hypot.default": jnp.hypot,
     "aten.maximum.default": jnp.maximum,
     "aten.minimum.default": jnp.minimum,
     "aten.logical_and.default": jnp.logical_and,

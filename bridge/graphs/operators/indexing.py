@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -116,6 +117,43 @@ def embedding(
     return jnp.take(weight, indices, axis=0, mode="clip")
 
 
+def embedding_bag(
+    weight: Array,
+    indices: Array,
+    offsets: Array,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Array | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[Array, None, None, None]:
+    """Sum, mean or largest (`mode` 0, 1, 2) of the rows in each bag, 0 for an empty one.
+
+    Bag i is from `offsets[i]` to the next offset.
+    """
+    starts = offsets[:-1] if include_last_offset else offsets
+    bags = jnp.searchsorted(starts, jnp.arange(len(indices)), side="right") - 1
+    counts = jnp.asarray(indices != padding_idx, weight.dtype)
+    member = jax.nn.one_hot(bags, len(starts), dtype=weight.dtype, axis=0) * counts
+    if mode == 2:
+        rows = jnp.where(member[..., None] > 0, weight[indices], -jnp.inf)
+        first = jnp.argmax(rows, 1, keepdims=True)
+        largest = jnp.take_along_axis(rows, first, 1)[:, 0]
+        return jnp.where(member.any(1)[:, None], largest, 0.0), None, None, None
+    if per_sample_weights is not None:
+        member = member * per_sample_weights
+    value = jnp.matmul(member, weight[indices])
+    if mode == 1:
+        value = value / jnp.maximum(jnp.sum(member, 1, keepdims=True), 1)
+    return value, None, None, None
+
+
+def bucket(x: Array, boundaries: Array, *, out_int32: bool = False, right: bool = False) -> Array:
+    """Number of the boundaries below each value, or, with `right`, not above it."""
+    return jnp.searchsorted(boundaries, x, side="right" if right else "left")
+
+
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.select.int": select,
     "aten.slice.Tensor": sliced,
@@ -131,4 +169,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.scatter.value": scatter,
     "aten.scatter_add.default": scatter_add,
     "aten.embedding.default": embedding,
+    "aten._embedding_bag.default": embedding_bag,
+    "aten.bucketize.Tensor": bucket,
 }

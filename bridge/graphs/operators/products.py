@@ -1,14 +1,14 @@
 """Operators that multiply matrices: linear layers, products, attention."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bridge.graphs.operators.reductions import safe_softmax
+from bridge.graphs.operators.reductions import norm, safe_softmax
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -20,6 +20,30 @@ def addmm(start: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1
     product = jnp.matmul(a, b)
     product = product if alpha == 1 else alpha * product
     return product + (start if beta == 1 else beta * start)
+
+
+def trilinear(
+    a: Array,
+    b: Array,
+    c: Array,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    summed: Sequence[int],
+    unroll_dim: int = 1,
+) -> Array:
+    """Product of three arrays, each of which lacks the axes in its `expand`, summed over axes."""
+    axes = range(a.ndim + len(expand_a))
+    present = [
+        [axis for axis in axes if axis not in lacking] for lacking in (expand_a, expand_b, expand_c)
+    ]
+    kept = [axis for axis in axes if axis not in summed]
+    return jnp.einsum(a, present[0], b, present[1], c, present[2], kept)
+
+
+def distances(a: Array, b: Array, order: float, compute_mode: int | None) -> Array:
+    """Norm of the difference of each row of `a` to each row of `b`."""
+    return norm(a[..., :, None, :] - b[..., None, :, :], order, [-1])
 
 
 def attention(
@@ -61,5 +85,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.dot.default": jnp.matmul,
     "aten.addmm.default": addmm,
     "aten.baddbmm.default": addmm,
+    "aten.addmv.default": addmm,
+    "aten._trilinear.default": trilinear,
+    "aten._cdist_forward.default": distances,
     "aten.scaled_dot_product_attention.default": attention,
 }

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bridge.graphs.operators.elementwise import absolute
+
 Axes = Sequence[int] | int | None
 
 
@@ -100,7 +102,7 @@ def corrected_variance(
 def norm(x: Array, order: float = 2, dim: Axes = None, keepdim: bool = False, **_: Any) -> Array:
     """Norm of vectors along axes; its gradient at the zero vector is 0, as in PyTorch."""
     axes = _axes(dim)
-    size = jnp.abs(x)
+    size = absolute(x)
     if order == 0:
         return jnp.sum(x != 0, axis=axes, keepdims=keepdim)
     if order == float("inf"):
@@ -142,6 +144,25 @@ def cumulative_sum(x: Array, dim: int, **_: Any) -> Array:
 
 def cumulative_product(x: Array, dim: int, **_: Any) -> Array:
     return jnp.cumprod(x, axis=dim)
+
+
+def _running(x: Array, dim: int, extreme: Callable[..., Array]) -> tuple[Array, Array]:
+    """Extreme of all up to each position, and where it is, the last place of equal ones."""
+    if x.ndim == 0:
+        return x, jnp.zeros((), int)
+    axis = dim % x.ndim
+    places = jnp.arange(x.shape[axis]).reshape(-1, *(1 for _ in x.shape[axis + 1 :]))
+    reached = jnp.where(x == extreme(jax.lax.stop_gradient(x), axis), places, 0)
+    where = jax.lax.cummax(reached, axis)
+    return jnp.take_along_axis(x, where, axis), where
+
+
+def running_largest(x: Array, dim: int) -> tuple[Array, Array]:
+    return _running(x, dim, jax.lax.cummax)
+
+
+def running_smallest(x: Array, dim: int) -> tuple[Array, Array]:
+    return _running(x, dim, jax.lax.cummin)
 
 
 def order(x: Array, dim: int = -1, descending: bool = False) -> tuple[Array, Array]:
@@ -198,6 +219,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.logsumexp.default": logsumexp,
     "aten.cumsum.default": cumulative_sum,
     "aten.cumprod.default": cumulative_product,
+    "aten.cummax.default": running_largest,
+    "aten.cummin.default": running_smallest,
     "aten.sort.default": order,
     "aten.sort.stable": stable_order,
     "aten.topk.default": top,

@@ -1,11 +1,14 @@
 """Upsampling to the nearest pixel, or linearly between pixels."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from bridge.graphs.operators.elementwise import absolute, hardtanh
 
 Factors = Sequence[float] | None
 
@@ -59,11 +62,87 @@ def linear(
     return x
 
 
+def grid_sample(
+    x: Array, grid: Array, interpolation: int, padding: int, align_corners: bool
+) -> Array:
+    """Images `[batch, channel, height, width]` at places in [-1, 1], the last axis of the grid.
+
+    Args:
+      interpolation: 0 between the four nearest pixels, 1 the nearest one, 2 cubic.
+      padding: beyond the border 0 zeros, 1 the border's pixel, 2 the reflected one.
+    """
+    lengths = (x.shape[3], x.shape[2])
+    columns, rows = (
+        (grid[..., i] + 1) / 2 * (n - 1) if align_corners else ((grid[..., i] + 1) * n - 1) / 2
+        for i, n in enumerate(lengths)
+    )
+    if interpolation == 2:
+        taps = range(-1, 3)
+        top, left = jnp.floor(rows), jnp.floor(columns)
+        down, across = _cubic(rows - top), _cubic(columns - left)
+        total = jnp.zeros((), x.dtype)
+        for i, j in product(taps, taps):
+            row = _inside(top + i, lengths[1], padding, align_corners)
+            column = _inside(left + j, lengths[0], padding, align_corners)
+            share = down[i + 1] * across[j + 1]
+            total = total + _pixels(x, row, column) * share[:, None]
+        return total
+    rows = _inside(rows, lengths[1], padding, align_corners)
+    columns = _inside(columns, lengths[0], padding, align_corners)
+    if interpolation == 1:
+        return _pixels(x, jnp.round(rows), jnp.round(columns))
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    below, beside = (rows - top)[:, None], (columns - left)[:, None]
+    return (
+        _pixels(x, top, left) * (1 - below) * (1 - beside)
+        + _pixels(x, top, left + 1) * (1 - below) * beside
+        + _pixels(x, top + 1, left) * below * (1 - beside)
+        + _pixels(x, top + 1, left + 1) * below * beside
+    )
+
+
+def _inside(place: Array, length: int, padding: int, align_corners: bool) -> Array:
+    """Places beyond the border brought back, but for padding with zeros."""
+    if padding == 2:
+        least, span = (0.0, length - 1.0) if align_corners else (-0.5, float(length))
+        if span == 0:
+            return jnp.zeros_like(place)
+        away = absolute(place - least)
+        turns = jnp.floor(away / span)
+        rest = away - turns * span
+        place = jnp.where(turns % 2 == 0, rest, span - rest) + least
+    return hardtanh(place, 0.0, length - 1.0) if padding else place
+
+
+def _pixels(x: Array, rows: Array, columns: Array) -> Array:
+    """Pixels at whole numbers `[batch, ...]`, 0 beyond the border."""
+    height, width = x.shape[2:]
+    seen = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    place = jnp.where(seen, rows * width + columns, 0).astype(jnp.int32)
+    flat = x.reshape(*x.shape[:2], -1)
+    found = jnp.take_along_axis(flat, place.reshape(len(place), 1, -1), axis=2)
+    return jnp.where(seen[:, None], found.reshape(*x.shape[:2], *place.shape[1:]), 0.0)
+
+
+def _cubic(share: Array) -> list[Array]:
+    """Weights of the four pixels around a place, with PyTorch's constant of -0.75."""
+    a = -0.75
+
+    def near(t: Array) -> Array:
+        return ((a + 2) * t - (a + 3)) * t * t + 1
+
+    def far(t: Array) -> Array:
+        return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+
+    return [far(share + 1), near(share), near(1 - share), far(2 - share)]
+
+
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.upsample_nearest1d.vec": nearest,
     "aten.upsample_nearest2d.vec": nearest,
     "aten.upsample_nearest3d.vec": nearest,
     "aten.upsample_linear1d.vec": linear,
     "aten.upsample_bilinear2d.vec": linear,
+    "aten.grid_sampler_2d.default": grid_sample,
     "aten.upsample_trilinear3d.vec": linear,
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 Shape = Sequence[int]
@@ -89,6 +90,33 @@ def roll(x: Array, shifts: Sequence[int], dims: Sequence[int] = ()) -> Array:
 
 def diagonal(x: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     return jnp.diagonal(x, offset, dim1, dim2)
+
+
+def diagonal_scatter(
+    x: Array, source: Array, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> Array:
+    """`x` with `source` in the place of a diagonal."""
+    planes = jnp.moveaxis(x, (dim1, dim2), (-2, -1))
+    places = jnp.arange(source.shape[-1])
+    rows, columns = places + max(-offset, 0), places + max(offset, 0)
+    return jnp.moveaxis(planes.at[..., rows, columns].set(source), (-2, -1), (dim1, dim2))
+
+
+def windows(x: Array, dim: int, size: int, step: int) -> Array:
+    """Overlapping windows along an axis, their positions in a new last one."""
+    if x.ndim == 0:
+        return x[None]
+    axis = dim % x.ndim
+    starts = np.arange(0, x.shape[axis] - size + 1, step)
+    return jnp.moveaxis(jnp.take(x, starts[:, None] + np.arange(size), axis), axis + 1, -1)
+
+
+def lower_triangle_places(rows: int, columns: int, offset: int = 0, **_: Any) -> Array:
+    return jnp.stack(jnp.tril_indices(rows, offset, columns))
+
+
+def upper_triangle_places(rows: int, columns: int, offset: int = 0, **_: Any) -> Array:
+    return jnp.stack(jnp.triu_indices(rows, offset, columns))
 
 
 def lower_triangle(x: Array, diagonal: int = 0) -> Array:
@@ -196,6 +224,10 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.flip.default": flip,
     "aten.roll.default": roll,
     "aten.diagonal.default": diagonal,
+    "aten.diagonal_scatter.default": diagonal_scatter,
+    "aten.unfold.default": windows,
+    "aten.tril_indices.default": lower_triangle_places,
+    "aten.triu_indices.default": upper_triangle_places,
     "aten.tril.default": lower_triangle,
     "aten.triu.default": upper_triangle,
     "aten.constant_pad_nd.default": constant_pad,

@@ -1,0 +1,122 @@
+"""Slices, gathers, scatters, embeddings."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.graphs.operators import OPERATORS
+from tests.bridge.graphs.operators.against_torch import Call, assert_equals_torch, call, draw
+
+CUBE = draw(3, 4, 5)
+PLANE = draw(3, 4)
+ROW = draw(4)
+SCALAR = np.array(0.5, np.float32)
+WHOLE = np.arange(12).reshape(3, 4)
+ENDLESS = sys.maxsize
+SOME = np.array([2, 0, 2])
+BACKWARD = np.array([-1, 0, -3])
+SQUARE = np.array([[0, 2], [1, 1]])
+MASK = np.array([[True, False, False, True]] * 3)
+ROWS = np.array([True, False, True])
+CHOSEN = np.array([[0, 2, 1, 0], [1, 1, 2, 0]])
+BAGS = np.array([0, 3, 3, 6])
+TIED = np.array([[1, 1, 0, 2], [1, 0, 0, 1], [0, 1, 3, 2]], np.float32)
+PLACES = np.array([-0.5, 0.0, 0.7], np.float32)
+
+CASES: list[Call] = [
+    *(call("select.int", CUBE, dim, index) for dim, index in ((0, 1), (-1, -2), (1, 3))),
+    *(
+        call("slice.Tensor", CUBE, *where)
+        for where in (
+            (),
+            (1, 1, 3),
+            (-1, 0, ENDLESS, 2),
+            (2, -3, -1),
+            (1, None, None, 3),
+            (2, 3, 2),
+            (2, -99, 99),
+            (0, 5, 9),
+        )
+    ),
+    call("slice.Tensor", WHOLE, 1, 2),
+    *(
+        call("slice_scatter.default", CUBE, source, *where)
+        for source, where in (
+            (CUBE[:, 1:3], (1, 1, 3)),
+            (CUBE[..., ::2], (-1, 0, ENDLESS, 2)),
+            (CUBE[..., -3:-1], (2, -3, -1)),
+            (CUBE, ()),
+        )
+    ),
+    call("index.Tensor", CUBE, [SOME]),
+    call("index.Tensor", CUBE, [BACKWARD]),
+    call("index.Tensor", CUBE, [None, SOME]),
+    call("index.Tensor", CUBE, [SOME, None, SOME]),
+    call("index.Tensor", CUBE, [None, SQUARE, SQUARE]),
+    call("index.Tensor", CUBE, [SQUARE, SOME[:2]]),
+    call("index.Tensor", CUBE, [None, None, np.array(3)]),
+    call("index.Tensor", WHOLE, [SOME]),
+    call("index_put.default", CUBE, [SOME[:2]], CUBE[:2]),
+    call("index_put.default", CUBE, [SOME[:2]], SCALAR),
+    call("index_put.default", CUBE, [None, SOME[:2]], CUBE[:, :2]),
+    call("index_put.default", CUBE, [SOME], CUBE, True),
+    call("index_put.default", PLANE, [MASK], SCALAR),
+    call("index_put.default", PLANE, [MASK], SCALAR[None], True),
+    call("index_put.default", CUBE, [ROWS], SCALAR),
+    call("index_put.default", PLANE, [BACKWARD[:1], SOME[:1]], SCALAR),
+    *(call("index_select.default", CUBE, dim, SOME) for dim in (0, 1, -1)),
+    call("gather.default", PLANE, 0, CHOSEN),
+    call("gather.default", PLANE, -1, CHOSEN[:, :2]),
+    call("gather.default", CUBE, 1, CHOSEN[:, :, None]),
+    call("gather.default", SCALAR, 0, np.array(0)),
+    *(call("scatter.src", PLANE, dim, SQUARE, PLANE * 2) for dim in (0, -1)),
+    call("scatter.value", PLANE, 1, SQUARE, 2.5),
+    call("scatter.value", WHOLE, 1, SQUARE, 2),
+    *(call("scatter_add.default", PLANE, dim, CHOSEN[:, :3], PLANE) for dim in (0, 1)),
+    call("embedding.default", PLANE, SQUARE),
+    call("embedding.default", PLANE, SOME),
+    call("embedding.default", PLANE, np.array(2)),
+    *(
+        call("_embedding_bag.default", PLANE, CHOSEN.ravel(), BAGS, False, mode, False, *more)
+        for mode in (0, 1, 2)
+        for more in ((), (None, True), (None, False, 2))
+    ),
+    call("_embedding_bag.default", PLANE, SOME, BAGS[:1], False, 0, False, draw(3)),
+    call("_embedding_bag.default", TIED, CHOSEN.ravel(), BAGS, False, 2),
+    *(call("bucketize.Tensor", PLANE, PLACES, right=right) for right in (False, True)),
+    call("bucketize.Tensor", PLACES, PLACES),
+]
+
+
+@pytest.mark.parametrize("tried", CASES, ids=str)
+def test_values_and_gradients_are_pytorchs(tried: Call) -> None:
+    assert_equals_torch(tried)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    dim=st.integers(-3, 2),
+    start=st.none() | st.integers(-6, 6),
+    end=st.none() | st.integers(-6, 6),
+    step=st.integers(1, 3),
+)
+def test_any_slice_is_pytorchs(dim: int, start: int | None, end: int | None, step: int) -> None:
+    assert_equals_torch(call("slice.Tensor", CUBE, dim, start, end, step))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    axes=st.lists(st.sampled_from([None, SOME, BACKWARD, np.array([1])]), min_size=1, max_size=3)
+)
+def test_any_index_is_pytorchs(axes: list[np.ndarray | None]) -> None:
+    if any(axis is not None for axis in axes):
+        assert_equals_torch(call("index.Tensor", CUBE, axes))
+
+
+def test_a_mask_that_is_given_an_array_is_refused() -> None:
+    put = OPERATORS["aten.index_put.default"]
+    with pytest.raises(ValueError, match=r"torch\.where"):
+        put(PLANE, [MASK], ROW[:3])
