@@ -11,6 +11,7 @@ from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
 from bridge.chips.configuration import clip_parameter, rpu_config
+from bridge.chips.digital_products import digital_products, refuse_digital_products
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
@@ -42,8 +43,13 @@ def convert(
     digital_layers: Sequence[str],
     *,
     seed: int,
-) -> nn.Module:
-    """The network on tiles with its target weights, clipped and rescaled; see `program`."""
+    strict: bool = False,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network on tiles with its target weights, clipped and rescaled; see `program`.
+
+    Returns:
+      The network, and the paths of what stays digital, given or by what it is.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
     if isinstance(digital_layers, str):
@@ -65,6 +71,11 @@ def convert(
     elif profile is None:
         raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
     else:
+        kept = digital_products(model, left)
+        if strict:
+            refuse_digital_products(kept)
+        digital_layers = [*digital_layers, *kept]
+        left = staying_digital(model, digital_layers)
         model = fold_parametrizations(model, left)
         refuse_unmappable(model, left)
         state_geometry(model, left)
@@ -83,7 +94,7 @@ def convert(
     if isinstance(profile, Profile):
         for tile in named_tiles(analog).values():
             _set_to_profile(tile, profile)
-    return analog
+    return analog, tuple(digital_layers)
 
 
 def _convert_to_analog(

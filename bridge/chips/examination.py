@@ -11,6 +11,7 @@ from torch import nn
 
 from bridge.chips.behaviour import remember_inputs
 from bridge.chips.beside_tiles import refuse_weights_beside_tiles
+from bridge.chips.digital_products import tell_digital_products
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
 from bridge.chips.memory_layout import Layout, contiguous
@@ -106,6 +107,7 @@ def _examine(
 
     layout(watched, some.clone())
     require_independent(lambda x: layout(twin, x), some, "the network")
+    layout(lambda x: _told(twin, digital_layers, x), some.clone())
     asking = _asking(twin, analog, layout, some, found)
     if (
         engine not in asking
@@ -114,6 +116,11 @@ def _examine(
     ):
         _refuse_other(found, layout(model, some.clone()))
     return asking, unused
+
+
+def _told(twin: nn.Module, digital_layers: Sequence[str], images: torch.Tensor) -> torch.Tensor:
+    tell_digital_products(twin, digital_layers, images)
+    return images
 
 
 def forget_examination(network: nn.Module) -> None:

@@ -108,7 +108,7 @@ def load_chip(
             f"{path} was programmed with a configuration of AIHWKit's own: pass it as rpu_config="
         )
     configuration = rpu_config if profile is None else profile
-    analog = convert(model, configuration, layers, seed=header["seed"])
+    analog, _ = convert(model, configuration, layers, seed=header["seed"])
     tiles = named_tiles(analog)
     geometry = _geometry(analog)
     for name in [*header["layers"], *geometry]:

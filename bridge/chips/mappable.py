@@ -9,7 +9,6 @@ from torch.nn.parameter import is_lazy
 
 from bridge.chips.plain_layers import MAPPED
 
-_GROUPS = "groups; tiles need groups=1"
 _CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
 _SILENT = ("extra_repr", "reset_parameters")  # methods of a layer that its outputs do not come from
 _NAMED = 3  # layers of a kind that are named where many have one fault
@@ -72,14 +71,13 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
       left: whether the layer at a path stays digital.
 
     Raises:
-      ValueError: layers with weights that are neither Conv2d, Linear nor BatchNorm, settings of a
-        convolution that tiles do not have, or layers that do more than their type says; all are
-        named, many of one kind by their number.
+      ValueError: layers of a class derived from Conv2d or Linear, or that do more than their type
+        says; all are named, many of one kind by their number. No layer to map, weights that are
+        not finite or not float32.
     """
     mapped = 0
     faults: dict[tuple[str, str], list[str]] = {}
     told: list[str] = []
-    groups: list[int] = []
     for name, module in model.named_modules():
         if left(name) or any(name.startswith(f"{path}.") for path in told):
             continue
@@ -87,9 +85,8 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
         if fault := _fault(module):
             faults.setdefault((type(module).__name__, fault), []).append(name or "at the root")
             told.append(name)
-            groups += [module.groups] if fault == _GROUPS else []
     if faults:
-        raise ValueError(_all(faults, groups))
+        raise ValueError(_all(faults))
     if not mapped:
         raise ValueError("the model has no Conv2d or Linear layer to put on tiles")
     tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
@@ -125,13 +122,12 @@ def _fault(module: nn.Module) -> str:
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, nn.MultiheadAttention):
         return "cannot be mapped: it multiplies with its weights itself"
-    if isinstance(module, nn.ParameterList | nn.ParameterDict):
-        return ""
     if type(module) not in MAPPED:
-        # What a block holds beside its layers stays digital: tokens, positions, scales.
-        if not own or isinstance(module, _BatchNorm) or list(module.children()):
+        # What is no product stays digital: normalisation, embeddings, scales, tokens, positions.
+        if not isinstance(module, MAPPED):
             return ""
-        return "cannot be mapped: it has weights but is neither Conv2d nor Linear"
+        (kind,) = (kind for kind in MAPPED if isinstance(module, kind))
+        return f"cannot be mapped: its own code, derived from {kind.__name__}, would not run"
     if own_methods := [name for name, value in vars(module).items() if _computes(name, value)]:
         return f"cannot be mapped: with a {own_methods[0]} of its own in place of its type's"
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -149,24 +145,7 @@ def _fault(module: nn.Module) -> str:
         return f"cannot be mapped: with tensors beside its weights ({some(extra)})"
     if list(module.children()):
         return "cannot be mapped: with layers within it"
-    if not isinstance(module, nn.Conv2d):
-        return ""
-    if module.groups != 1:
-        return _GROUPS
-    if module.padding_mode != "zeros":
-        return f"cannot be mapped: it pads by {module.padding_mode}, not by zeros"
-    if module.padding == "same" and any(span % 2 for span in _spans(module)):
-        return (
-            "cannot be mapped: its padding='same' is one more on one side; pad before it, by "
-            "torch.nn.functional.pad"
-        )
     return ""
-
-
-def _spans(module: nn.Conv2d) -> list[int]:
-    """The sum of what padding='same' adds on both sides, along height and width."""
-    sizes = zip(module.dilation, module.weight.shape[2:], strict=True)
-    return [dilation * (size - 1) for dilation, size in sizes]
 
 
 def _computes(name: str, value: object) -> bool:
@@ -176,28 +155,17 @@ def _computes(name: str, value: object) -> bool:
     return any(callable(getattr(kind, name, None)) for kind in MAPPED)
 
 
-def _all(faults: dict[tuple[str, str], list[str]], groups: list[int]) -> str:
+def _all(faults: dict[tuple[str, str], list[str]]) -> str:
     lines = []
     for (kind, fault), names in faults.items():
         count = "layer" if len(names) == 1 else f"{len(names)} layers:"
-        if fault == _GROUPS:
-            few, most = min(groups), max(groups)
-            fault = f"has {few if few == most else f'{few} to {most}'} {fault}"
         lines.append(f"{count} {some(names)} ({kind}) {fault}")
     total = sum(map(len, faults.values()))
     if total == 1:
         return f"{lines[0]}; use Conv2d or Linear, or name it in digital_layers"
-    kinds = [kind for kind, _ in faults if kind not in ("Conv2d", "Linear")]
-    chosen = []
-    if kinds:
-        types = ", ".join(repr(kind) for kind in dict.fromkeys(kinds))
-        chosen.append(f"type(layer).__name__ in {{{types}}}")
-    if any(fault == _GROUPS for _, fault in faults):
-        chosen.append('getattr(layer, "groups", 1) > 1')
-    recipe = "name them in digital_layers"
-    if chosen:
-        recipe = (
-            "leave them digital, digital_layers=[name for name, layer in model.named_modules() if "
-            f"{' or '.join(chosen)}]"
-        )
-    return f"{total} layers do not map onto tiles: {'; '.join(lines)}. Use others, or {recipe}"
+    types = ", ".join(dict.fromkeys(repr(kind) for kind, _ in faults))
+    return (
+        f"{total} layers do not map onto tiles: {'; '.join(lines)}. Use others, or leave them "
+        "digital, digital_layers=[name for name, layer in model.named_modules() if "
+        f"type(layer).__name__ in {{{types}}}]"
+    )

@@ -136,14 +136,17 @@ def program(
     calibration: Images | None = None,
     engine: Engine = "fast",
     digital_layers: Sequence[str] = (),
+    strict: bool = False,
     t_inference: float = 0.0,
 ) -> Chip:
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
     Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
-    mapped to 1; BatchNorm, activations and biases stay digital. A profile's inputs are scaled by
-    their largest magnitude; there is no DAC, IR drop or output noise, and drift is compensated only
-    where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning mask
+    mapped to 1; normalisation, activations, biases, embeddings and bare parameters stay digital.
+    So do products that no tile computes: grouped, transposed, one- and three-dimensional
+    convolutions and recurrent cells; a warning names them with their share of the work. A profile's
+    inputs are scaled by their largest magnitude; there is no DAC, IR drop or output noise, and
+    drift is compensated only where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning mask
     or a parametrization computes are programmed. Torch's global random state is left as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
@@ -152,11 +155,11 @@ def program(
     are needed, else when the chip first meets images.
 
     Args:
-      model: float32 and in eval mode; not changed. Made of `Conv2d`, `Linear`, BatchNorm and layers
-        without parameters; or a network that AIHWKit has converted already, such as one trained
-        hardware-aware: its tiles, weight scales and input ranges are kept, and the profile
-        replaces its noise model, drift compensation and the rest of its forward settings. What
-        was programmed before is programmed anew from its target weights.
+      model: float32 and in eval mode; not changed. With a `Conv2d` or `Linear` layer; or a network
+        that AIHWKit has converted already, such as one trained hardware-aware: its tiles, weight
+        scales and input ranges are kept, and the profile replaces its noise model, drift
+        compensation and the rest of its forward settings. What was programmed before is programmed
+        anew from its target weights.
       profile: the non-idealities. An `RPUConfig` of AIHWKit is taken as it is, on its own tile
         class, and the chip programmed by its noise model. None takes a converted network's own
         configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
@@ -171,6 +174,7 @@ def program(
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
         that the network multiplies with itself.
+      strict: refuse products that no tile computes, unless `digital_layers` names them.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
 
@@ -185,7 +189,7 @@ def program(
     chosen = profile if isinstance(profile, Profile) else None
     if chosen is not None and t_inference != 0:
         raise ValueError("a profile has its time of inference in its memory, not in t_inference")
-    analog = convert(model, profile, digital_layers, seed=seed)
+    analog, digital_layers = convert(model, profile, digital_layers, seed=seed, strict=strict)
     tiles = named_tiles(analog)
     require_engine(analog, engine)  # before what takes long
     bounds: dict[str, float] = {}
@@ -223,7 +227,7 @@ def program(
             age,
             bounds,
             engine,
-            tuple(digital_layers),
+            digital_layers,
             largest_pixel,
         )
     )
