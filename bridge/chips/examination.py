@@ -179,7 +179,7 @@ def _asking(
         disguised = deepcopy(twin)
         for name in names:
             disguised = replace_layer(disguised, name, _OnTiles(disguised.get_submodule(name)))
-        kinds["fast"] = ("not PyTorch's own, as those on tiles are", disguised)
+        kinds["fast"] = ("not PyTorch's own", disguised)
     asking = {}
     for engine, (kind, disguised) in kinds.items():
         try:
@@ -192,9 +192,9 @@ def _asking(
         if off > 1e-4 * largest:
             asking[engine] = (
                 f"the network gives other logits, by {off:.2g} of {largest:.2g}, where its layers "
-                f"are {kind}: its code or a hook asks for their kind, as isinstance(layer, "
-                "nn.Conv2d) and type(layer) do; let it ask for the layer's name, or "
-                "register hooks on the layers that they are for alone"
+                f"on tiles are {kind}: its code or a hook asks for their kind, as "
+                "isinstance(layer, nn.Conv2d) and type(layer) do; let it ask for the "
+                "layer's name, or register hooks on the layers that they are for alone"
             )
     return asking
 

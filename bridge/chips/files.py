@@ -92,7 +92,8 @@ def load_chip(
 
     Warns:
       UserWarning: layers are others, and the file has no logits to tell whether that matters, for
-        no input was known when it was saved. Files of earlier versions are not compared at all.
+        no input that was tried ran when it was saved. Files of earlier versions are not compared
+        at all.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no chip file at {path}")
@@ -271,8 +272,9 @@ def _require_code(code: dict[str, Any], analog: nn.Module, path: str | os.PathLi
     if code["logits"] is None:
         if layer := other_layers(code, twin):
             warnings.warn(
-                f"{path} was saved before its network had seen inputs, so that its code cannot be "
-                f"compared; {layer}",
+                f"{path} has no logits by which to compare the network's code, and {layer}: if "
+                "that is another network, program it; chip.examine(images) before save_chip would "
+                "have shown inputs",
                 stacklevel=3,
             )
         return

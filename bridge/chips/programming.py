@@ -146,8 +146,9 @@ def program(
     So do products that no tile computes: grouped, transposed, one- and three-dimensional
     convolutions and recurrent cells; a warning names them with their share of the work. A profile's
     inputs are scaled by their largest magnitude; there is no DAC, IR drop or output noise, and
-    drift is compensated only where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning mask
-    or a parametrization computes are programmed. Torch's global random state is left as it was.
+    drift is compensated only where the memory's `compensation` says so. Forward hooks stay, and
+    weights that a pruning mask or a parametrization computes are programmed. Torch's global random
+    state is left as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of

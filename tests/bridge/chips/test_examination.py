@@ -702,7 +702,7 @@ HONEST_ON_AIHWKIT: dict[str, Callable[[], nn.Module]] = {
 def test_code_that_asks_what_a_layer_is_is_refused_on_aihwkit_s_tiles(name: str) -> None:
     model = ASKING[name]()
     expected = model(TENSOR)
-    message = r"where its layers are AIHWKit's: its code or a hook asks for their kind"
+    message = r"where its layers on tiles are AIHWKit's: its code or a hook asks for their kind"
     plain = program(model, PROFILES["ideal"], seed=0)
     torch.testing.assert_close(plain(TENSOR, range(5)), expected, rtol=1e-3, atol=1e-4)
     for chip in (program(model, PROFILES["pcm"], seed=0, engine="aihwkit"), plain.on("aihwkit")):

@@ -257,7 +257,7 @@ def test_what_no_input_is_known_for_is_told_by_its_layers(tmp_path: Path) -> Non
     save_chip(path, chip)
     other = OfOneSize()
     other.act = nn.GELU()
-    with pytest.warns(UserWarning, match=r"had seen inputs.*layer act was ReLU\(\) and is GELU"):
+    with pytest.warns(UserWarning, match=r"no logits by which.*layer act was ReLU\(\) and is GELU"):
         load_chip(path, other.eval())
     load_chip(path, OfOneSize())
     chip(torch.rand(4, 3, 9, 9), range(4))
