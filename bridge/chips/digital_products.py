@@ -114,9 +114,11 @@ def _listed(reasons: dict[str, str]) -> str:
 
 def _share(network: nn.Module, paths: list[str], images: torch.Tensor) -> float:
     """The share of the multiply-accumulates of one forward pass that layers have, in [0, 1]."""
-    # Without oneDNN a recurrent layer is the products that it is made of.
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-        network(images)
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # of which the flags are said too
+        # Without oneDNN a recurrent layer is the products that it is made of.
+        with torch.backends.mkldnn.flags(enabled=False):
+            network(images)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     total = counts.get("Global", 0)
     root = type(network).__name__

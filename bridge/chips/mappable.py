@@ -121,7 +121,7 @@ def _fault(module: nn.Module) -> str:
     """What keeps a layer from tiles; "" for nothing."""
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, nn.MultiheadAttention):
-        return "cannot be mapped: it multiplies with its weights itself"
+        return "cannot be mapped: its own code, derived from MultiheadAttention, would not run"
     if type(module) not in MAPPED:
         # What is no product stays digital: normalisation, embeddings, scales, tokens, positions.
         if not isinstance(module, MAPPED):

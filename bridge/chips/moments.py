@@ -17,6 +17,7 @@ from flax import nnx
 from torch import nn
 
 from bridge.checks import require_seed
+from bridge.chips.attention import with_plain_attention
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
@@ -126,6 +127,7 @@ def weight_moments(
     left = staying_digital(model, digital_layers if like is None else [])
     folded = fold_parametrizations(copy_of(model), left)
     digital = folded.state_dict()
+    before = with_plain_attention(copy_of(folded), left).state_dict()
     if like is not None:
         from_torch(folded, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
@@ -137,7 +139,7 @@ def weight_moments(
             for layer in named_layers(chip.analog):
                 name = f"{layer}.weight" if layer else "weight"
                 weight = network.get_submodule(layer).weight
-                deviation = weight.double() - digital[name].cpu().double()
+                deviation = weight.double() - before[name].cpu().double()
                 # Welford's update: equal deviations have a variance of exactly 0.
                 if count == 1:
                     means[name], squares[name] = deviation, torch.zeros_like(deviation)
@@ -150,6 +152,7 @@ def weight_moments(
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
     }
+    found = _packed_attention(folded, found)
     for other, name in _other_names(folded).items():
         if f"{name}.weight" in found:
             found[f"{other}.weight"] = found[f"{name}.weight"]
@@ -159,6 +162,24 @@ def weight_moments(
         carry(moment_state_dict(found, digital, "mean"), like),
         carry(moment_state_dict(found, digital, "variance"), like),
     )
+
+
+def _packed_attention(
+    model: nn.Module, moments: Mapping[str, WeightMoments]
+) -> dict[str, WeightMoments]:
+    """Moments by the names that PyTorch's attention gives its projections, not those on tiles."""
+    found = dict(moments)
+    for name, module in model.named_modules():
+        parts = [f"{name}.{one}_proj".lstrip(".") for one in "qkv"]
+        if type(module) is not nn.MultiheadAttention or f"{parts[0]}.weight" not in found:
+            continue
+        taken = [found.pop(f"{part}.weight") for part in parts]
+        if module.in_proj_weight is None:
+            found |= {f"{part}_weight": one for part, one in zip(parts, taken, strict=True)}
+        else:
+            joined = WeightMoments(*(torch.cat(one) for one in zip(*taken, strict=True)))
+            found[f"{name}.in_proj_weight".lstrip(".")] = joined
+    return found
 
 
 def _other_names(network: nn.Module) -> dict[str, str]:
