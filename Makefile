@@ -9,7 +9,7 @@ TOOLS := .venv-tools
 PARALLEL := -n auto --dist worksteal
 REPORT ?= runs/digits/report.html
 
-.PHONY: setup demo test test-typed test-long test-gpu check check-report benchmark clean
+.PHONY: setup demo test test-long test-gpu check check-report benchmark clean
 .PHONY: constraints audit licences
 
 setup: $(VENV)/.installed
@@ -32,11 +32,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 demo: setup ## The whole path on scikit-learn's digits, into runs/digits
 	$(RUN) experiments run digits
 
+# Those of jaxcurv apart: with every shape in its signatures checked.
 test: setup ## The tests, a process a core
-	$(RUN) pytest $(PARALLEL)
-
-test-typed: setup ## Those of jaxcurv, with every shape in its signatures checked
 	$(RUN) pytest $(PARALLEL) --jaxtyping-packages=jaxcurv,beartype.beartype tests/jaxcurv
+	$(RUN) pytest $(PARALLEL) --ignore=tests/jaxcurv
 
 test-long: setup ## The tests that take minutes
 	$(RUN) pytest -m long

@@ -1,12 +1,23 @@
 """The README's Python, as a user would paste it: one block after the other."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 README = Path(__file__).parent.parent / "README.md"
 EARLIER_README = Path(__file__).parent / "earlier_readme.md"
+
+SHALLOW = """
+import pytest
+from tests.shallow_resnet import replace_resnet18
+
+replace_resnet18(pytest.MonkeyPatch())
+"""
+"""Before the blocks: compiling the whole ResNet-18 takes most of their time."""
 
 
 def blocks_of(page: Path) -> list[str]:
@@ -14,13 +25,14 @@ def blocks_of(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def run_blocks(page: Path, folder: Path) -> str:
+def run_blocks(page: Path, folder: Path, before: str = SHALLOW) -> str:
     """Runs the page's blocks in one process, in the folder; returns its standard error."""
     blocks = blocks_of(page)
     assert len(blocks) >= 4
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)],
+        [sys.executable, "-c", "\n".join([before, *blocks])],
         cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

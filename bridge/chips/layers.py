@@ -67,7 +67,8 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.
-    digital = Executable(copy_of(model).cpu(), chip.executable.noise, one_by_one=False)
+    plain = with_plain_attention(copy_of(model), staying_digital(model, chip.digital_layers))
+    digital = Executable(plain.cpu(), chip.executable.noise, one_by_one=False)
     without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)
     signal: dict[str, float] = {}

@@ -36,6 +36,7 @@ from jaxcurv.data.datasets import listing
 from jaxcurv.data.images import encode_png
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.conftest import SMALL
+from tests.one_process import stages_in_this_process
 
 Said = Callable[..., str]
 
@@ -329,7 +330,8 @@ def test_a_setting_that_failed_is_not_remembered(
 ) -> None:
     command = ["train", "digits", "--data.name", "nowhere", "--out", str(run_copy)]
     before = settings_file(run_copy).read_bytes()
-    assert commands.run(command) == 1
+    with stages_in_this_process():
+        assert commands.run(command) == 1
     assert settings_file(run_copy).read_bytes() == before
     # One that was interrupted is: the same command goes on, and a shorter one too.
     for ended in (KeyboardInterrupt, Terminated, 137):

@@ -20,7 +20,7 @@ import bridge
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.samples import choose_folds, limited, positions_of, read_small
-from experiments.settings.flags import Data, Experiment, Flip, Model, Score, Simulate
+from experiments.settings.flags import Analyse, Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
 from experiments.tables.failure_rates import vulnerable
 from jaxcurv import data, models
@@ -39,6 +39,7 @@ EXPERIMENT = Experiment(
     score=Score(compare=(), batch_size=BATCH),
     simulate=Simulate(adc_calibration=CALIBRATION, batch_size=BATCH),
     flip=Flip(programmings=2),
+    analyse=Analyse(resamples=100),
     folds=("test",),
     limit=LIMIT,
 )

@@ -106,13 +106,13 @@ def test_what_once_was_written_of_a_table_works_and_says_what_to_write() -> None
     frame = frame_of(arrow(), ATTRS)
     with pytest.warns(DeprecationWarning, match=r"already: leave out \.to_pandas\(\)") as said:
         plain = frame.to_pandas()
-    assert said[0].filename in (__file__, jaxtyping._decorator.__file__)  # of `make test-typed`
+    assert said[0].filename in (__file__, jaxtyping._decorator.__file__)  # of checked signatures
     assert type(plain) is pd.DataFrame
     assert plain.equals(frame)
     assert plain.attrs == ATTRS
     with pytest.warns(DeprecationWarning, match=r"write list\(table\.columns\)") as said:
         assert frame.column_names == arrow().column_names
-    assert said[0].filename in (__file__, jaxtyping._decorator.__file__)  # of `make test-typed`
+    assert said[0].filename in (__file__, jaxtyping._decorator.__file__)  # of checked signatures
 
 
 def test_pandas_is_imported_when_a_table_is_made() -> None:

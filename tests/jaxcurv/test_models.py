@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxcurv.models import ResNet, ResNet18, ResNet50
+from tests.refusals import unchecked_annotations
 
 
 def shapes_of(build: Callable[..., ResNet], *args: Any, **settings: Any) -> ResNet:
@@ -76,10 +76,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
 @pytest.fixture
 def without_type_checks() -> Any:
     """What a user has: the checks of these tests would refuse the arguments first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    with unchecked_annotations():
+        yield
 
 
 @pytest.mark.usefixtures("without_type_checks")

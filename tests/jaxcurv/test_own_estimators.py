@@ -1,7 +1,6 @@
 """An estimator of the user's own: in a batch, in a table, resumed, on two devices, and refused."""
 
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jaxtyping import TypeCheckError
 
 from jaxcurv import FiniteDifference, HessianVector, input_curvature, score_dataset
 from jaxcurv.engine.norms import norm
 from jaxcurv.estimators import BatchProblem, OwnEstimator, describe, forward_passes
 from tests.conftest import ROOT
+from tests.refusals import refused
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -301,7 +300,5 @@ class Thawed:
     ids=str,
 )
 def test_what_is_no_estimator_is_refused(call: Any, estimator: Any, message: str) -> None:
-    with pytest.raises((ValueError, TypeCheckError)) as refused:
+    with refused(message):
         call(estimator)
-    # Where signatures are checked, what lacks a method is refused by its type.
-    assert refused.type is TypeCheckError or re.search(message, str(refused.value))

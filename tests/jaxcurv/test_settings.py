@@ -1,7 +1,7 @@
 """NumPy's, JAX's and torch's numbers as settings are Python's own; what is no number is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
@@ -24,6 +24,7 @@ from jaxcurv.estimators import (
 )
 from jaxcurv.settings import plain
 from jaxcurv.training import Recipe
+from tests.refusals import unchecked_annotations
 
 pytestmark = pytest.mark.usefixtures("unannotated")
 
@@ -31,11 +32,11 @@ WHOLE = [np.int8, np.int64, np.uint64, np.array, jnp.int32, torch.tensor]
 REAL = [np.float16, np.float32, np.float64, np.longdouble, np.array, jnp.float32, torch.tensor]
 
 
-@pytest.fixture(scope="module")
-def unannotated(pytestconfig: pytest.Config) -> None:
-    """Skips where annotations, which name Python's own numbers, are checked."""
-    if pytestconfig.getoption("jaxtyping_packages", None):
-        pytest.skip("annotations name Python's own numbers")
+@pytest.fixture
+def unannotated() -> Iterator[None]:
+    """Annotations, which name Python's own numbers, are not looked at."""
+    with unchecked_annotations():
+        yield
 
 
 SETTINGS: list[Callable[[Any, Any], Any]] = [

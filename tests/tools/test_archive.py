@@ -17,12 +17,21 @@ from jaxcurv.storage.lock import lock
 from tools import results_page
 from tools.__main__ import main as maintain
 from tools.archive import archive, archive_fit, read_samples
-from tools.regenerate import regenerate
+from tools.regenerate import regenerate, regenerate_run
+
+
+@pytest.fixture(scope="module")
+def archived(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the finished run's archive, its tables and figures made; not to be changed."""
+    place = tmp_path_factory.mktemp("results") / "digits"
+    archive(finished_run, place)
+    regenerate_run(place)
+    return place
 
 
 @pytest.mark.usefixtures("as_preset")
 def test_a_chip_is_fitted_and_all_is_archived_and_paged(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, archived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = list(changes(SHIPPED))[::4]
     monkeypatch.setattr(fit.search, "descend", partial(descend, neighbours=lambda chip: iter(few)))
@@ -61,7 +70,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     assert (options.out / "table.csv").read_bytes() == first
 
     results, readme = tmp_path / "results", tmp_path / "README.md"
-    archive(finished_run, results / "digits")
+    shutil.copytree(archived, results / "digits")
     archive_fit(options.out, results / "fit_paper_digits")
     readme.write_text("no place")
     with pytest.raises(ValueError, match="lacks the lines"):
@@ -91,6 +100,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     assert {path: sha256(path) for path in made} == made
     assert sum(path.stat().st_size for path in made) < 5e6
 
+    monkeypatch.setattr("tools.regenerate.regenerate_run", lambda run: None)  # the same again
     # Chips tried on another network are not tabled beside this one's scores.
     kept = read_json(results / "fit_paper_digits" / "fit.json")
     kept["runs"]["digits"]["weights"] = "0" * 64
@@ -127,12 +137,13 @@ def test_a_row_that_cannot_be_kept_stops_no_other(
 
 
 def test_half_an_archive_counts_as_none(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, archived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, readme = tmp_path / "results", tmp_path / "README.md"
     readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
     for name in ("one", "other"):
-        archive(finished_run, results / name)
+        shutil.copytree(archived, results / name)
+    monkeypatch.setattr("tools.regenerate.regenerate_run", lambda run: None)  # the same again
     regenerate(results, readme)
     assert "| one |" in (results / "README.md").read_text().split("comes from")[1]
 
@@ -156,7 +167,7 @@ def test_variants_of_another_network_s_score_are_not_archived(
     finished_run: Path, tmp_path: Path
 ) -> None:
     run, place = tmp_path / "run", tmp_path / "place"
-    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
     inputs = read_json(run / "stages" / "score.json")["inputs"]
     (own,) = (digest for name, digest in inputs.items() if name.startswith("checkpoints/"))
     (run / "rescore").mkdir()

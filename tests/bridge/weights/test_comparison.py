@@ -13,8 +13,8 @@ from flax import nnx
 
 import bridge
 from bridge import from_torch, same_logits, to_torch
-from bridge.weights import resnet18
-from jaxcurv.models import ResNet18
+from bridge.weights import resnet
+from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.bridge.weights.test_state import shallow_resnet, with_random_values
 
 IMAGES = np.random.default_rng(1).normal(size=(6, 8, 8, 3)).astype(np.float32)
@@ -216,8 +216,10 @@ def test_the_project_s_resnets_agree_and_tensors_are_images_too() -> None:
 
 
 def test_a_fresh_resnet_fits_into_its_twin_and_modes_stay() -> None:
-    model = ResNet18(num_classes=10, stem="cifar", width=4, rngs=nnx.Rngs(0))
-    into = resnet18(10, stem="cifar", width=4)
+    depths = (1, 1, 0, 0)
+    settings: Any = {"num_classes": 10, "stem": "cifar", "width": 4, "in_channels": 3}
+    model = ResNet(BasicBlock, depths, **settings, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    into = resnet.ResNet(resnet.BasicBlock, depths, **settings)
     to_torch(model, into=into, images=IMAGES)
     assert not model.bn1.use_running_average  # the mode stays
     assert into.training

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from jaxtyping import TypeCheckError
 from PIL import Image
 from torch.utils import data as torch_data
 
@@ -30,6 +29,7 @@ from jaxcurv.data import (
 )
 from jaxcurv.data.layouts import as_images
 from jaxcurv.data.reading import read_batch
+from tests.refusals import refused
 
 COUNT, SHAPE = 7, (4, 5, 3)
 RNG = np.random.default_rng(1)
@@ -407,9 +407,9 @@ def collate_images(items: Any) -> Any:
     ],
 )
 def test_a_loader_with_choices_of_its_own_is_refused(settings: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(ValueError, match=message) as error:
         as_source(loader(**settings))
-    assert re.search(r"give the data set in its place \(loader.dataset\)", str(refused.value))
+    assert re.search(r"give the data set in its place \(loader.dataset\)", str(error.value))
 
 
 def test_a_loader_that_gives_something_else_is_refused() -> None:
@@ -436,8 +436,7 @@ def test_normalised_takes_what_is_taken_as_a_source() -> None:
     with pytest.raises(ValueError, match="got a generator"):
         Normalised((one for one in named), normalisation)
     floats = Normalised((PIXELS / np.float32(255), LABELS), normalisation)
-    refused = r"only uint8 pixels.*got float32|images.* f32\[4,5,3\]"
-    with pytest.raises((ValueError, TypeCheckError), match=f"(?s){refused}"):
+    with refused("only uint8 pixels.*got float32"):
         floats[0]
 
 
