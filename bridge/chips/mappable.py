@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from bridge.chips.plain_layers import MAPPED
+from bridge.chips.plain_layers import MAPPED, is_mapped, own_in_class
 
 _GROUPS = "groups; tiles need groups=1"
 _CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
@@ -83,7 +83,7 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     for name, module in model.named_modules():
         if left(name) or any(name.startswith(f"{path}.") for path in told):
             continue
-        mapped += type(module) in MAPPED
+        mapped += is_mapped(module)
         if fault := _fault(module):
             faults.setdefault((type(module).__name__, fault), []).append(name or "at the root")
             told.append(name)
@@ -127,7 +127,11 @@ def _fault(module: nn.Module) -> str:
         return "cannot be mapped: it multiplies with its weights itself"
     if isinstance(module, nn.ParameterList | nn.ParameterDict):
         return ""
-    if type(module) not in MAPPED:
+    if isinstance(module, MAPPED) and (own_of_kind := own_in_class(module)):
+        return (
+            f"cannot be mapped: with a {own_of_kind[0]} of its own it is neither Conv2d nor Linear"
+        )
+    if not is_mapped(module):
         # What a block holds beside its layers stays digital: tokens, positions, scales.
         if not own or isinstance(module, _BatchNorm) or list(module.children()):
             return ""
