@@ -17,9 +17,9 @@ from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
 from bridge.chips.plain_layers import (
-    MAPPED,
     copy_of,
     fold_parametrizations,
+    is_mapped,
     refuse_untraceable_hooks,
     state_geometry,
     staying_digital,
@@ -102,7 +102,7 @@ def _convert_to_analog(
     model: nn.Module, config: InferenceRPUConfig, left: Callable[[str], bool]
 ) -> nn.Module:
     """AIHWKit's `convert_to_analog`, but a layer of several names becomes one layer on tiles."""
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in MAPPED}
+    layers = {name: layer for name, layer in model.named_modules() if is_mapped(layer)}
     for name, layer in layers.items():
         if left(name):
             continue

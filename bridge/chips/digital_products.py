@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.chips.mappable import some
+from bridge.chips.plain_layers import is_mapped
 
 _PRODUCTS = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
@@ -75,7 +76,8 @@ def _warn_once(text: str) -> None:
 
 def _reason(module: nn.Module) -> str:
     """What no tile does; "" for what tiles do, and for what is no product."""
-    if not isinstance(module, _PRODUCTS) or not type(module).__module__.startswith("torch.nn."):
+    own = type(module).__module__.startswith("torch.nn.") or is_mapped(module)
+    if not isinstance(module, _PRODUCTS) or not own:
         return ""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "recurrent"

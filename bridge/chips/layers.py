@@ -16,11 +16,12 @@ from torch import nn
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
 from bridge.checks import require_seed
+from bridge.chips.attention import with_plain_attention
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
-from bridge.chips.plain_layers import copy_of, without_fast_paths
+from bridge.chips.plain_layers import copy_of, staying_digital, without_fast_paths
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from bridge.chips.plain_layers import MAPPED
+from bridge.chips.plain_layers import MAPPED, is_mapped, own_in_class
 
 _CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
 _SILENT = ("extra_repr", "reset_parameters")  # methods of a layer that its outputs do not come from
@@ -81,7 +81,7 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     for name, module in model.named_modules():
         if left(name) or any(name.startswith(f"{path}.") for path in told):
             continue
-        mapped += type(module) in MAPPED
+        mapped += is_mapped(module)
         if fault := _fault(module):
             faults.setdefault((type(module).__name__, fault), []).append(name or "at the root")
             told.append(name)
@@ -122,12 +122,13 @@ def _fault(module: nn.Module) -> str:
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, nn.MultiheadAttention):
         return "cannot be mapped: its own code, derived from MultiheadAttention, would not run"
-    if type(module) not in MAPPED:
+    if isinstance(module, MAPPED) and (own_of_kind := own_in_class(module)):
+        return (
+            f"cannot be mapped: with a {own_of_kind[0]} of its own it is neither Conv2d nor Linear"
+        )
+    if not is_mapped(module):
         # What is no product stays digital: normalisation, embeddings, scales, tokens, positions.
-        if not isinstance(module, MAPPED):
-            return ""
-        (kind,) = (kind for kind in MAPPED if isinstance(module, kind))
-        return f"cannot be mapped: its own code, derived from {kind.__name__}, would not run"
+        return ""
     if own_methods := [name for name, value in vars(module).items() if _computes(name, value)]:
         return f"cannot be mapped: with a {own_methods[0]} of its own in place of its type's"
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)

@@ -14,7 +14,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 MAPPED = (nn.Conv2d, nn.Linear)
-"""The exact types that go to tiles; AIHWKit leaves subclasses digital."""
+"""What goes to tiles, with subclasses that compute as they do."""
+COMPUTING = {
+    *("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl"),
+    *("_slow_forward", "__getattr__", "__getattribute__", "weight", "bias"),
+}
+"""What a subclass must not have of its own."""
 
 _SETS_WEIGHTS = (BasePruningMethod, SpectralNorm, WeightNorm)
 """Forward pre-hooks of PyTorch's that compute a layer's weights from other parameters."""
@@ -83,6 +88,18 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     return found
 
 
+def is_mapped(module: nn.Module) -> bool:
+    """Whether a layer computes as Conv2d or Linear, without its parametrizations."""
+    return isinstance(module, MAPPED) and not own_in_class(module)
+
+
+def own_in_class(module: nn.Module) -> list[str]:
+    """What the class of a Conv2d or Linear layer has in place of theirs, of what computes."""
+    kinds = kind_of(module).__mro__
+    above = kinds[: min(kinds.index(base) for base in MAPPED if base in kinds)]
+    return sorted(COMPUTING.intersection(name for one in above for name in vars(one)))
+
+
 def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
     """Gives Conv2d and Linear layers the weights that they compute with; in place.
 
@@ -102,7 +119,7 @@ def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.M
     chosen = [
         (name, module)
         for name, module in model.named_modules(remove_duplicate=False)
-        if kind_of(module) in MAPPED and not left(name) and _is_parametrized(module)
+        if is_mapped(module) and not left(name) and _is_parametrized(module)
     ]
     # All before any is replaced, for they may share parameters; a layer of two names once.
     made = {module: _plain(name, module) for name, module in chosen}
@@ -125,7 +142,7 @@ def state_geometry(model: nn.Module, left: Callable[[str], bool]) -> None:
       left: whether the layer at a path stays as it is.
     """
     for name, module in model.named_modules():
-        if left(name) or type(module) not in MAPPED:
+        if left(name) or not is_mapped(module):
             continue
         out, inputs, *kernel = module.get_parameter("weight").shape
         if isinstance(module, nn.Linear):
@@ -248,7 +265,7 @@ def _plain(name: str, module: Any) -> nn.Module:
             "time: remove it, or name the layer in digital_layers"
         )
     made: Any
-    if kind_of(module) is nn.Linear:
+    if isinstance(module, nn.Linear):
         made = nn.utils.skip_init(
             nn.Linear, module.in_features, module.out_features, bias=bias is not None
         )
@@ -265,6 +282,7 @@ def _plain(name: str, module: Any) -> nn.Module:
             bias is not None,
             module.padding_mode,
         )
+    made.__class__ = kind_of(module)
     made.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         made.bias = nn.Parameter(bias, requires_grad=False)

@@ -16,6 +16,9 @@ AnalogLayer: TypeAlias = aihwkit.AnalogConv2d | aihwkit.AnalogLinear
 Tile: TypeAlias = InferenceTileWithPeriphery
 
 
+_KIND = "_digital_kind"
+
+
 class _Readable:
     """A layer whose weight and bias can be read: those that its tiles have now, float32.
 
@@ -75,6 +78,7 @@ def on_tiles(layer: nn.Module, config: InferenceRPUConfig) -> AnalogLayer:
     )
     made = base.from_digital(layer, config)
     made.__class__ = kind  # not made as one, for AIHWKit's constructor sets weight and bias
+    vars(made)[_KIND] = type(layer)
     return made
 
 
@@ -134,7 +138,7 @@ def layer_bias(layer: AnalogLayer) -> torch.Tensor | None:
 
 
 def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
-    """An ordinary layer with the effective weights, on the CPU."""
+    """An ordinary layer, of the kind that it was, with the effective weights, on the CPU."""
     weight, bias = readable_weight(layer), layer_bias(layer)
     made: nn.Conv2d | nn.Linear
     if isinstance(layer, aihwkit.AnalogConv2d):
@@ -152,6 +156,7 @@ def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
         made = nn.utils.skip_init(
             nn.Linear, layer.in_features, layer.out_features, bias=bias is not None
         )
+    made.__class__ = vars(layer).get(_KIND, type(made))
     made.weight.data = weight
     if bias is not None:
         made.bias = nn.Parameter(bias)

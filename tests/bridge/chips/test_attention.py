@@ -48,7 +48,8 @@ def inputs(batch_first: bool, width: int = 8) -> torch.Tensor:
 def test_outputs_and_weights_are_pytorch_s(batch_first, bias, call):
     theirs = attention(batch_first=batch_first, bias=bias)
     x = inputs(batch_first)
-    for ours, expected in zip(PlainAttention(theirs)(x, x, x, **call), theirs(x, x, x, **call)):
+    found = PlainAttention(theirs)(x, x, x, **call)
+    for ours, expected in zip(found, theirs(x, x, x, **call), strict=True):
         if expected is None:
             assert ours is None
         else:
@@ -90,7 +91,7 @@ def test_all_four_projections_are_on_tiles(encoder, pairs):
 
 @pytest.mark.parametrize("name", ["pcm", "adc+wnoise+pcm"])
 def test_both_engines_agree_and_no_sample_depends_on_its_batch(encoder, pairs, name):
-    images, labels = pairs
+    images, _ = pairs
     chips = {
         engine: program(encoder, PROFILES[name], seed=0, calibration=images, engine=engine)
         for engine in ("fast", "aihwkit")

@@ -556,3 +556,58 @@ def test_what_cannot_be_read_is_told_with_the_cure(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_activations() -> None:
     require_right(made(lambda: nn.Sequential(small(), torch.jit.script(nn.ReLU()))))
+
+
+class Initialised(nn.Conv2d):
+    """A subclass that computes as PyTorch's."""
+
+    gain = 2.0
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__(channels, filters, 3, bias=False)
+        nn.init.kaiming_normal_(self.weight)
+
+    def norm(self) -> torch.Tensor:
+        return self.weight.norm()
+
+
+class Readout(nn.Linear):
+    pass
+
+
+class Subclasses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = Initialised(3, 6), nn.utils.parametrizations.weight_norm(Readout(6, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+class AsksForKinds(Subclasses):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x = x * self.conv.gain / self.conv.norm() if isinstance(self.conv, Initialised) else x
+        return self.fc(x.relu().mean((2, 3)))
+
+
+class Padding(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+def test_subclasses_that_compute_as_pytorch_s_layers_go_to_tiles() -> None:
+    model = made(Subclasses)
+    require_right(model)
+    assert list(named_layers(program(model, FINE, seed=0, calibration=IMAGES).analog)) == [
+        "conv",
+        "fc",
+    ]
+    asks = made(AsksForKinds)
+    assert off(logits(program(asks, PROFILES["ideal"], seed=0)), asks(TENSOR)) < 1e-4
+    for profile, images in ((FINE, IMAGES), (STRONG, None)):
+        with pytest.raises(ValueError, match=r"fails on tiles|asks for their kind"):
+            logits(program(asks, profile, seed=0, calibration=images))
+    padding = nn.Sequential(Padding(3, 5, 3), nn.Flatten()).eval()
+    with pytest.raises(ValueError, match=r"0 \(Padding\) .* with a forward of its own it is"):
+        program(padding, PROFILES["ideal"], seed=0)
