@@ -29,7 +29,7 @@ def check_derivative(
     """
     one, other = logits @ direction(logits.shape[1])
     change = max(_NOTHING * abs(other - one), _FAINT * np.max(np.abs(logits)))
-    if gradient.any() and _slopes(gradient[None], max(1, np.max(np.abs(pair)))) >= change:
+    if gradient.any() and _slopes(gradient[None], max(1.0, float(np.abs(pair).max()))) >= change:
         return
     if not gradient.any() and not differentiable(partial(model, params), pair):
         how = (
