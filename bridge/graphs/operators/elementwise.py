@@ -197,6 +197,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "logical_not": jnp.logical_not,
     "mish": mish,
     "neg": jnp.negative,
+    "_neg_view": jnp.negative,
     "reciprocal": reciprocal,
     "relu": jax.nn.relu,
     "relu6": relu6,

@@ -133,7 +133,7 @@ def embedding_bag(
     Bag i is from `offsets[i]` to the next offset.
     """
     starts = offsets[:-1] if include_last_offset else offsets
-    bags = jnp.searchsorted(starts, jnp.arange(len(indices)), side="right") - 1
+    bags = jnp.searchsorted(offsets, jnp.arange(len(indices)), side="right") - 1
     counts = jnp.asarray(indices != padding_idx, weight.dtype)
     member = jax.nn.one_hot(bags, len(starts), dtype=weight.dtype, axis=0) * counts
     if mode == 2:

@@ -148,8 +148,6 @@ def cumulative_product(x: Array, dim: int, **_: Any) -> Array:
 
 def _running(x: Array, dim: int, extreme: Callable[..., Array]) -> tuple[Array, Array]:
     """Extreme of all up to each position, and where it is, the last place of equal ones."""
-    if x.ndim == 0:
-        return x, jnp.zeros((), int)
     axis = dim % x.ndim
     places = jnp.arange(x.shape[axis]).reshape(-1, *(1 for _ in x.shape[axis + 1 :]))
     reached = jnp.where(x == extreme(jax.lax.stop_gradient(x), axis), places, 0)
