@@ -158,10 +158,8 @@ def _windows(length: int, size: int) -> list[tuple[int, int]]:
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.max_pool2d_with_indices.default": partial(max_pool, space=2),
     "aten.max_pool3d_with_indices.default": partial(max_pool, space=3),
-    "aten.avg_pool1d.default": partial(avg_pool, space=1),
     "aten.avg_pool2d.default": partial(avg_pool, space=2),
     "aten.avg_pool3d.default": partial(avg_pool, space=3),
-    "aten.adaptive_avg_pool1d.default": adaptive_avg_pool,
     "aten._adaptive_avg_pool2d.default": adaptive_avg_pool,
     "aten._adaptive_avg_pool3d.default": adaptive_avg_pool,
     "aten.adaptive_max_pool2d.default": adaptive_max_pool,

@@ -179,13 +179,9 @@ def _cubic(share: Array) -> list[Array]:
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    "aten.upsample_nearest1d.vec": nearest,
     "aten.upsample_nearest2d.vec": nearest,
-    "aten.upsample_nearest3d.vec": nearest,
-    "aten.upsample_linear1d.vec": linear,
     "aten.upsample_bilinear2d.vec": linear,
     "aten._upsample_bilinear2d_aa.default": partial(smoothed, cubic=False),
     "aten._upsample_bicubic2d_aa.default": partial(smoothed, cubic=True),
     "aten.grid_sampler_2d.default": grid_sample,
-    "aten.upsample_trilinear3d.vec": linear,
 }

@@ -134,6 +134,7 @@ CASES: list[Call] = [
     # copies
     call("_neg_view.default", OTHER),
     call("alias.default", OTHER),
+    call("lift_fresh_copy.default", WHOLE),
     call("clone.default", OTHER),
     call("clone.default", OTHER, memory_format=torch.contiguous_format),
     call("_to_copy.default", REAL, dtype=torch.int32),
