@@ -23,7 +23,6 @@ def convolution(
 ) -> Array:
     """PyTorch's cross-correlation of `[batch, channel, ...]`, or its transpose."""
     space = weight.ndim - 2
-    whole = x if x.ndim == weight.ndim else x[None]
     stride, padding, dilation = (_each(value, space) for value in (stride, padding, dilation))
     letters = _SPACE[-space:]
     layout = (f"NC{letters}", f"OI{letters}", f"NC{letters}")
@@ -41,7 +40,7 @@ def convolution(
         pads, kernel = [(p, p) for p in padding], weight
         strides, spread = stride, [1] * space
     out = lax.conv_general_dilated(
-        whole,
+        x,
         kernel,
         strides,
         pads,
@@ -52,7 +51,7 @@ def convolution(
     )
     if bias is not None:
         out = out + bias.reshape(1, -1, *(1 for _ in range(space)))
-    return out if x.ndim == weight.ndim else out[0]
+    return out
 
 
 def _each(values: Sequence[int], space: int) -> list[int]:

@@ -21,10 +21,6 @@ def subtract(a: Number, b: Number, *, alpha: float = 1) -> Array:
     return jnp.subtract(a, b if alpha == 1 else jnp.multiply(alpha, b))
 
 
-def reversed_subtract(a: Number, b: Number, alpha: float = 1) -> Array:
-    return subtract(b, a, alpha=alpha)
-
-
 def divide(a: Number, b: Number, *, rounding_mode: str | None = None) -> Array:
     if rounding_mode == "floor":
         return jnp.floor_divide(a, b)
@@ -140,25 +136,13 @@ def where(condition: Array, a: Number, b: Number) -> Array:
     return jnp.where(condition, a, b)
 
 
-def masked_fill(x: Array, mask: Array, value: Number) -> Array:
-    return jnp.where(mask, value, x)
-
-
 def identity(x: Array, **_: Any) -> Array:
     """What changes where a value lies, or its dtype, which the graph says of each node."""
     return x
 
 
-def stopped(x: Array) -> Array:
-    return jax.lax.stop_gradient(x)
-
-
 def copied(x: Array, source: Array, non_blocking: bool = False) -> Array:
     return jnp.broadcast_to(source, x.shape)
-
-
-def filled(x: Array, value: Number) -> Array:
-    return jnp.full_like(x, value)
 
 
 def checked(*_: Any, **__: Any) -> None:
@@ -186,7 +170,6 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "floor": jnp.floor,
     "hardsigmoid": hardsigmoid,
     "hardswish": hardswish,
-    "isfinite": jnp.isfinite,
     "isinf": jnp.isinf,
     "isnan": jnp.isnan,
     "log": jnp.log,
@@ -197,6 +180,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "logical_not": jnp.logical_not,
     "mish": mish,
     "neg": jnp.negative,
+    "_neg_view": jnp.negative,
     "reciprocal": reciprocal,
     "relu": jax.nn.relu,
     "relu6": relu6,
@@ -205,7 +189,6 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "selu": jax.nn.selu,
     "sigmoid": jax.nn.sigmoid,
     "sign": jnp.sign,
-    "sgn": jnp.sign,
     "silu": jax.nn.silu,
     "sin": jnp.sin,
     "sinh": jnp.sinh,
@@ -268,13 +251,10 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.add.Scalar": add,
     "aten.sub.Tensor": subtract,
     "aten.sub.Scalar": subtract,
-    "aten.rsub.Scalar": reversed_subtract,
-    "aten.rsub.Tensor": reversed_subtract,
     "aten.div.Tensor": divide,
     "aten.div.Scalar": divide,
     "aten.div.Tensor_mode": divide,
     "aten.div.Scalar_mode": divide,
-    "aten.floor_divide.default": jnp.floor_divide,
     "aten.pow.Tensor_Scalar": power,
     "aten.pow.Tensor_Tensor": power,
     "aten.pow.Scalar": power,
@@ -288,8 +268,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.round.decimals": rounded,
     "aten.clamp.default": clamp,
     "aten.clamp.Tensor": clamp,
-    "aten.clamp_min.default": clamp,
-    "aten.clamp_max.default": lambda x, maximum: clamp(x, None, maximum),
     "aten.hardtanh.default": hardtanh,
     "aten.gelu.default": gelu,
     "aten.elu.default": elu,
@@ -301,20 +279,11 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.hardshrink.default": hardshrink,
     "aten.threshold.default": threshold,
     "aten.where.self": where,
-    "aten.where.ScalarOther": where,
-    "aten.where.ScalarSelf": where,
-    "aten.where.Scalar": where,
-    "aten.masked_fill.Scalar": masked_fill,
-    "aten.masked_fill.Tensor": masked_fill,
     "aten.alias.default": identity,
     "aten.clone.default": identity,
-    "aten.contiguous.default": identity,
     "aten._to_copy.default": identity,
     "aten.lift_fresh_copy.default": identity,
-    "aten.detach.default": stopped,
     "aten.copy.default": copied,
-    "aten.fill.Scalar": filled,
-    "aten.fill.Tensor": filled,
     "aten._assert_scalar.default": checked,
     "aten._assert_async.msg": checked,
     "aten._assert_tensor_metadata.default": checked,

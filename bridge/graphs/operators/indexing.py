@@ -30,14 +30,6 @@ def sliced(
     return x[_at(x, dim, _range(x, dim, start, end, step))]
 
 
-def narrow(x: Array, dim: int, start: int, length: int) -> Array:
-    return x[_at(x, dim, slice(start, start + length))]
-
-
-def select_scatter(x: Array, source: Array, dim: int, index: int) -> Array:
-    return x.at[_at(x, dim, index)].set(source)
-
-
 def slice_scatter(
     x: Array,
     source: Array,
@@ -133,7 +125,7 @@ def embedding_bag(
     Bag i is from `offsets[i]` to the next offset.
     """
     starts = offsets[:-1] if include_last_offset else offsets
-    bags = jnp.searchsorted(starts, jnp.arange(len(indices)), side="right") - 1
+    bags = jnp.searchsorted(offsets, jnp.arange(len(indices)), side="right") - 1
     counts = jnp.asarray(indices != padding_idx, weight.dtype)
     member = jax.nn.one_hot(bags, len(starts), dtype=weight.dtype, axis=0) * counts
     if mode == 2:
@@ -157,11 +149,8 @@ def bucket(x: Array, boundaries: Array, *, out_int32: bool = False, right: bool 
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.select.int": select,
     "aten.slice.Tensor": sliced,
-    "aten.narrow.default": narrow,
-    "aten.select_scatter.default": select_scatter,
     "aten.slice_scatter.default": slice_scatter,
     "aten.index.Tensor": index,
-    "aten._unsafe_index.Tensor": index,
     "aten.index_put.default": index_put,
     "aten.index_select.default": index_select,
     "aten.gather.default": gather,

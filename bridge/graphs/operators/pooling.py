@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
+
+from bridge.graphs.operators.reductions import largest_and_where
 
 Sizes = Sequence[int]
 
@@ -52,16 +55,34 @@ def max_pool(
     ones = [1] * (x.ndim - space)
     around = _padding(x.shape[-space:], kernel, steps, pads, dilated, ceil_mode)
     least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    least = np.asarray(least, x.dtype)
+    if max(dilated) > 1:
+        whole = lax.pad(x, least, [(0, 0, 0)] * len(ones) + [(a, b, 0) for a, b in around])
+        return _spread_max(whole, kernel, steps, dilated), None
     value = lax.reduce_window(
         x,
-        np.asarray(least, x.dtype),
+        least,
         lax.max,
         (*ones, *kernel),
         (*ones, *steps),
         [(0, 0)] * len(ones) + around,
-        window_dilation=(*ones, *dilated),
     )
     return value, None
+
+
+def _spread_max(x: Array, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Array:
+    """Largest of windows with gaps, for which JAX's `reduce_window` has no gradient."""
+    taps = []
+    for tap in product(*(range(k) for k in kernel)):
+        places = [slice(None)] * (x.ndim - len(kernel))
+        lengths = x.shape[-len(kernel) :]
+        for i, n, k, s, d in zip(tap, lengths, kernel, stride, dilation, strict=True):
+            windows = (n - d * (k - 1) - 1) // s + 1
+            places.append(slice(i * d, i * d + (windows - 1) * s + 1, s))
+        taps.append(x[tuple(places)])
+    stacked = jnp.stack(taps)
+    first = jnp.argmax(stacked, 0, keepdims=True)
+    return jnp.take_along_axis(stacked, first, 0)[0]
 
 
 def avg_pool(
@@ -92,7 +113,7 @@ def avg_pool(
         return total / divisor_override
     # What ceil_mode adds behind the padding never counts; the padding does where asked for.
     counted = [(p, p) if count_include_pad else (0, 0) for p in pads]
-    mask = np.pad(np.ones(x.shape[-space:], x.dtype), counted)
+    mask = np.pad(np.ones(x.shape[-space:], x.dtype), counted, constant_values=1)
     left = [(a - c, b - d) for (a, b), (c, d) in zip(around, counted, strict=True)]
     return total / sums(jnp.asarray(mask), left, [])
 
@@ -115,9 +136,10 @@ def adaptive_avg_pool(x: Array, output_size: Sizes) -> Array:
 
 
 def adaptive_max_pool(x: Array, output_size: Sizes) -> tuple[Array, None]:
-    for axis, size in _outputs(x, output_size):
+    """Largest of such windows; the first in the order of the rows has the slope."""
+    for axis, size in reversed(_outputs(x, output_size)):
         parts = [
-            jnp.max(lax.slice_in_dim(x, start, end, axis=axis), axis=axis, keepdims=True)
+            largest_and_where(lax.slice_in_dim(x, start, end, axis=axis), axis, True)[0]
             for start, end in _windows(x.shape[axis], size)
         ]
         x = jnp.concatenate(parts, axis)
@@ -136,10 +158,8 @@ def _windows(length: int, size: int) -> list[tuple[int, int]]:
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.max_pool2d_with_indices.default": partial(max_pool, space=2),
     "aten.max_pool3d_with_indices.default": partial(max_pool, space=3),
-    "aten.avg_pool1d.default": partial(avg_pool, space=1),
     "aten.avg_pool2d.default": partial(avg_pool, space=2),
     "aten.avg_pool3d.default": partial(avg_pool, space=3),
-    "aten.adaptive_avg_pool1d.default": adaptive_avg_pool,
     "aten._adaptive_avg_pool2d.default": adaptive_avg_pool,
     "aten._adaptive_avg_pool3d.default": adaptive_avg_pool,
     "aten.adaptive_max_pool2d.default": adaptive_max_pool,

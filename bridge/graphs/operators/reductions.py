@@ -39,10 +39,6 @@ def smallest(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
     return jnp.min(x, axis=_axes(dim), keepdims=keepdim)
 
 
-def every(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
-    return jnp.all(x, axis=_axes(dim), keepdims=keepdim)
-
-
 def some(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
     return jnp.any(x, axis=_axes(dim), keepdims=keepdim)
 
@@ -72,31 +68,16 @@ def argmin(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
 
 
 def variance(
-    x: Array,
-    dim: Axes | bool = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: int | None = 1,
+    x: Array, dim: Axes = None, *, correction: float | None = None, keepdim: bool = False
 ) -> Array:
-    if correction is None:
-        correction = 1
-    return jnp.var(x, axis=_axes(dim), ddof=correction if unbiased else 0, keepdims=keepdim)
+    ddof = 1 if correction is None else correction
+    return jnp.var(x, axis=_axes(dim), ddof=ddof, keepdims=keepdim)
 
 
 def variance_and_mean(
-    x: Array, dim: Axes = None, *, correction: int | None = 1, keepdim: bool = False
+    x: Array, dim: Axes = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Array, Array]:
-    return (
-        variance(x, dim, keepdim=keepdim, correction=correction),
-        mean(x, dim, keepdim),
-    )
-
-
-def corrected_variance(
-    x: Array, dim: Axes = None, *, correction: int | None = 1, keepdim: bool = False
-) -> Array:
-    return variance(x, dim, keepdim=keepdim, correction=correction)
+    return variance(x, dim, correction=correction, keepdim=keepdim), mean(x, dim, keepdim)
 
 
 def norm(x: Array, order: float = 2, dim: Axes = None, keepdim: bool = False, **_: Any) -> Array:
@@ -148,8 +129,6 @@ def cumulative_product(x: Array, dim: int, **_: Any) -> Array:
 
 def _running(x: Array, dim: int, extreme: Callable[..., Array]) -> tuple[Array, Array]:
     """Extreme of all up to each position, and where it is, the last place of equal ones."""
-    if x.ndim == 0:
-        return x, jnp.zeros((), int)
     axis = dim % x.ndim
     places = jnp.arange(x.shape[axis]).reshape(-1, *(1 for _ in x.shape[axis + 1 :]))
     reached = jnp.where(x == extreme(jax.lax.stop_gradient(x), axis), places, 0)
@@ -188,7 +167,6 @@ def top(
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    "aten.sum.default": total,
     "aten.sum.dim_IntList": total,
     "aten.mean.default": mean,
     "aten.mean.dim": mean,
@@ -202,20 +180,14 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.min.dim": smallest_and_where,
     "aten.argmax.default": argmax,
     "aten.argmin.default": argmin,
-    "aten.all.default": every,
-    "aten.all.dim": every,
-    "aten.all.dims": every,
     "aten.any.default": some,
     "aten.any.dim": some,
     "aten.any.dims": some,
-    "aten.var.default": lambda x, unbiased=True: variance(x, None, unbiased),
-    "aten.var.dim": variance,
-    "aten.var.correction": corrected_variance,
+    "aten.var.correction": variance,
     "aten.var_mean.correction": variance_and_mean,
     "aten.linalg_vector_norm.default": norm,
     "aten._softmax.default": softmax,
     "aten._log_softmax.default": log_softmax,
-    "aten._safe_softmax.default": safe_softmax,
     "aten.logsumexp.default": logsumexp,
     "aten.cumsum.default": cumulative_sum,
     "aten.cumprod.default": cumulative_product,

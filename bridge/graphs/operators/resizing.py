@@ -1,6 +1,7 @@
 """Upsampling to the nearest pixel, or linearly between pixels."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -60,6 +61,46 @@ def linear(
         share = share.reshape(-1, *(1 for _ in range(x.ndim - 1 - axis)))
         x = jnp.take(x, low, axis=axis) * (1 - share) + jnp.take(x, high, axis=axis) * share
     return x
+
+
+def smoothed(
+    x: Array,
+    output_size: Sequence[int],
+    align_corners: bool,
+    rows_factor: float | None = None,
+    columns_factor: float | None = None,
+    *,
+    cubic: bool,
+) -> Array:
+    """Resizing with `antialias`: each pixel the weighted mean of all that it covers."""
+    for axis, size, factor in (
+        (2, output_size[0], rows_factor),
+        (3, output_size[1], columns_factor),
+    ):
+        length = x.shape[axis]
+        if align_corners:
+            step = (length - 1) / (size - 1) if size > 1 else 0.0
+        else:
+            step = _step(length, size, factor)
+        width = max(step, 1.0)
+        reach = (2 if cubic else 1) * width
+        centres = step * (np.arange(size) + 0.5)
+        first = np.maximum(np.trunc(centres - reach + 0.5), 0)
+        last = np.minimum(np.trunc(centres + reach + 0.5), length)
+        places = np.arange(length)[:, None]
+        away = np.abs((places - centres + 0.5) / width)
+        weights = _cubic_filter(away) if cubic else np.maximum(1 - away, 0)
+        weights = np.where((places >= first) & (places < last), weights, 0.0)
+        weights = (weights / weights.sum(0)).astype(np.float32)
+        x = jnp.moveaxis(jnp.matmul(jnp.moveaxis(x, axis, -1), weights), -1, axis)
+    return x
+
+
+def _cubic_filter(away: np.ndarray) -> np.ndarray:
+    """Keys' filter with the constant -0.5, which PyTorch takes for antialiasing alone."""
+    near = (1.5 * away - 2.5) * away * away + 1
+    far = ((-0.5 * away + 2.5) * away - 4) * away + 2
+    return np.where(away < 1, near, np.where(away < 2, far, 0.0))
 
 
 def grid_sample(
@@ -138,11 +179,9 @@ def _cubic(share: Array) -> list[Array]:
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    "aten.upsample_nearest1d.vec": nearest,
     "aten.upsample_nearest2d.vec": nearest,
-    "aten.upsample_nearest3d.vec": nearest,
-    "aten.upsample_linear1d.vec": linear,
     "aten.upsample_bilinear2d.vec": linear,
+    "aten._upsample_bilinear2d_aa.default": partial(smoothed, cubic=False),
+    "aten._upsample_bicubic2d_aa.default": partial(smoothed, cubic=True),
     "aten.grid_sampler_2d.default": grid_sample,
-    "aten.upsample_trilinear3d.vec": linear,
 }

@@ -19,14 +19,6 @@ def permute(x: Array, dims: Sequence[int]) -> Array:
     return jnp.transpose(x, dims)
 
 
-def transpose(x: Array, first: int, second: int) -> Array:
-    return jnp.swapaxes(x, first, second)
-
-
-def turned(x: Array) -> Array:
-    return x.T
-
-
 def expand(x: Array, shape: Shape, *, implicit: bool = False) -> Array:
     """Repeats axes of length 1; -1 keeps a length."""
     new = len(shape) - x.ndim
@@ -38,12 +30,11 @@ def unsqueeze(x: Array, dim: int) -> Array:
     return jnp.expand_dims(x, dim)
 
 
-def squeeze(x: Array, dim: int | Sequence[int] | None = None) -> Array:
+def squeeze(x: Array, dims: Sequence[int]) -> Array:
     """Removes axes of length 1; others stay."""
-    chosen = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     if x.ndim == 0:
         return x
-    return jnp.squeeze(x, tuple(i % x.ndim for i in chosen if x.shape[i] == 1))
+    return jnp.squeeze(x, tuple(i % x.ndim for i in dims if x.shape[i] == 1))
 
 
 def repeat(x: Array, repeats: Sequence[int]) -> Array:
@@ -56,10 +47,6 @@ def cat(tensors: Sequence[Array], dim: int = 0) -> Array:
     return jnp.concatenate(kept, dim)
 
 
-def stack(tensors: Sequence[Array], dim: int = 0) -> Array:
-    return jnp.stack(tensors, dim)
-
-
 def split_with_sizes(x: Array, sizes: Sequence[int], dim: int = 0) -> list[Array]:
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [
@@ -68,24 +55,8 @@ def split_with_sizes(x: Array, sizes: Sequence[int], dim: int = 0) -> list[Array
     ]
 
 
-def split(x: Array, size: int, dim: int = 0) -> list[Array]:
-    length = x.shape[dim]
-    sizes = [min(size, length - start) for start in range(0, length, size)]
-    return split_with_sizes(x, sizes, dim)
-
-
-def unbind(x: Array, dim: int = 0) -> list[Array]:
-    return [jnp.take(x, i, axis=dim) for i in range(x.shape[dim])]
-
-
 def flip(x: Array, dims: Sequence[int]) -> Array:
     return jnp.flip(x, dims)
-
-
-def roll(x: Array, shifts: Sequence[int], dims: Sequence[int] = ()) -> Array:
-    if not dims:
-        return jnp.roll(x, shifts[0])
-    return jnp.roll(x, tuple(shifts), tuple(dims))
 
 
 def diagonal(x: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
@@ -119,35 +90,12 @@ def upper_triangle_places(rows: int, columns: int, offset: int = 0, **_: Any) ->
     return jnp.stack(jnp.triu_indices(rows, offset, columns))
 
 
-def lower_triangle(x: Array, diagonal: int = 0) -> Array:
-    return jnp.tril(x, diagonal)
-
-
-def upper_triangle(x: Array, diagonal: int = 0) -> Array:
-    return jnp.triu(x, diagonal)
-
-
 def constant_pad(x: Array, pad: Sequence[int], value: float = 0.0) -> Array:
     """Pads, or crops where negative; the last axis comes first in `pad`."""
     widths = [(0, 0, 0)] * x.ndim
     for i in range(len(pad) // 2):
         widths[x.ndim - 1 - i] = (pad[2 * i], pad[2 * i + 1], 0)
     return jax.lax.pad(x, jnp.asarray(value, x.dtype), widths)
-
-
-def _padded(x: Array, pad: Sequence[int], mode: str) -> Array:
-    widths = [(0, 0)] * x.ndim
-    for i in range(len(pad) // 2):
-        widths[x.ndim - 1 - i] = (pad[2 * i], pad[2 * i + 1])
-    return jnp.pad(x, widths, mode=mode)
-
-
-def reflection_pad(x: Array, pad: Sequence[int]) -> Array:
-    return _padded(x, pad, "reflect")
-
-
-def replication_pad(x: Array, pad: Sequence[int]) -> Array:
-    return _padded(x, pad, "edge")
 
 
 def full(shape: Shape, value: Any, **_: Any) -> Array:
@@ -158,37 +106,13 @@ def full_like(x: Array, value: Any, **_: Any) -> Array:
     return jnp.full(x.shape, value)
 
 
-def zeros(shape: Shape, **_: Any) -> Array:
-    """Also what PyTorch leaves empty, which a network writes before it reads."""
+def empty(shape: Shape, *_: Any, **__: Any) -> Array:
+    """Zeros for what PyTorch leaves empty, which a network writes before it reads."""
     return jnp.zeros(shape)
 
 
-def zeros_like(x: Array, **_: Any) -> Array:
-    return jnp.zeros(x.shape)
-
-
-def ones(shape: Shape, **_: Any) -> Array:
-    return jnp.ones(shape)
-
-
-def ones_like(x: Array, **_: Any) -> Array:
-    return jnp.ones(x.shape)
-
-
-def arange(end: float, **_: Any) -> Array:
-    return jnp.arange(end)
-
-
-def arange_from(start: float, end: float, step: float = 1, **_: Any) -> Array:
+def arange(start: float, end: float, step: float = 1, **_: Any) -> Array:
     return jnp.arange(start, end, step)
-
-
-def linspace(start: float, end: float, steps: int, **_: Any) -> Array:
-    return jnp.linspace(start, end, steps)
-
-
-def eye(rows: int, columns: int | None = None, **_: Any) -> Array:
-    return jnp.eye(rows, columns)
 
 
 def scalar(value: Any, **_: Any) -> Array:
@@ -205,56 +129,25 @@ def number_of_elements(x: Array) -> int:
 
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.view.default": view,
-    "aten._unsafe_view.default": view,
-    "aten.reshape.default": view,
     "aten.permute.default": permute,
-    "aten.transpose.int": transpose,
-    "aten.t.default": turned,
     "aten.expand.default": expand,
     "aten.unsqueeze.default": unsqueeze,
-    "aten.squeeze.default": squeeze,
-    "aten.squeeze.dim": squeeze,
     "aten.squeeze.dims": squeeze,
     "aten.repeat.default": repeat,
     "aten.cat.default": cat,
-    "aten.stack.default": stack,
     "aten.split_with_sizes.default": split_with_sizes,
-    "aten.split.Tensor": split,
-    "aten.unbind.int": unbind,
     "aten.flip.default": flip,
-    "aten.roll.default": roll,
     "aten.diagonal.default": diagonal,
     "aten.diagonal_scatter.default": diagonal_scatter,
     "aten.unfold.default": windows,
     "aten.tril_indices.default": lower_triangle_places,
     "aten.triu_indices.default": upper_triangle_places,
-    "aten.tril.default": lower_triangle,
-    "aten.triu.default": upper_triangle,
     "aten.constant_pad_nd.default": constant_pad,
-    "aten.reflection_pad1d.default": reflection_pad,
-    "aten.reflection_pad2d.default": reflection_pad,
-    "aten.reflection_pad3d.default": reflection_pad,
-    "aten.replication_pad1d.default": replication_pad,
-    "aten.replication_pad2d.default": replication_pad,
-    "aten.replication_pad3d.default": replication_pad,
     "aten.full.default": full,
     "aten.full_like.default": full_like,
-    "aten.new_full.default": lambda x, shape, value, **_: full(shape, value),
-    "aten.empty.memory_format": zeros,
-    "aten.empty_like.default": zeros_like,
-    "aten.new_empty.default": lambda x, shape, **_: zeros(shape),
-    "aten.zeros.default": zeros,
-    "aten.zeros_like.default": zeros_like,
-    "aten.new_zeros.default": lambda x, shape, **_: zeros(shape),
-    "aten.ones.default": ones,
-    "aten.ones_like.default": ones_like,
-    "aten.new_ones.default": lambda x, shape, **_: ones(shape),
-    "aten.arange.default": arange,
-    "aten.arange.start": arange_from,
-    "aten.arange.start_step": arange_from,
-    "aten.linspace.default": linspace,
-    "aten.eye.default": eye,
-    "aten.eye.m": eye,
+    "aten.empty.memory_format": empty,
+    "aten.empty_permuted.default": empty,
+    "aten.arange.start_step": arange,
     "aten.scalar_tensor.default": scalar,
     "aten.sym_size.int": size,
     "aten.sym_numel.default": number_of_elements,

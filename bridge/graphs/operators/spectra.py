@@ -46,6 +46,10 @@ def joined(real: Array, imaginary: Array) -> Array:
     return real + 1j * imaginary
 
 
+def of_angle(length: Array, angle: Array) -> Array:
+    return joined(length * jnp.cos(angle), length * jnp.sin(angle))
+
+
 TABLE: dict[str, Callable[..., Any]] = {
     "aten._fft_r2c.default": of_real,
     "aten._fft_c2c.default": of_complex,
@@ -53,6 +57,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.view_as_real.default": parts,
     "aten.view_as_complex.default": from_parts,
     "aten.complex.default": joined,
+    "aten.polar.default": of_angle,
     "aten._conj.default": jnp.conj,
     "aten.angle.default": jnp.angle,
 }

@@ -1,7 +1,7 @@
 """An operator in JAX beside PyTorch's own of the same name: values and gradients."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,6 +21,11 @@ class Call:
     operator: str
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    fixed: tuple[np.ndarray, ...] = ()
+
+    def of_fixed(self, *arrays: np.ndarray) -> "Call":
+        """For arrays of which PyTorch has no gradient."""
+        return replace(self, fixed=arrays)
 
     def __str__(self) -> str:
         told = [*map(_told, self.arguments), *(f"{k}={_told(v)}" for k, v in self.options.items())]
@@ -46,9 +51,9 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 def assert_equals_torch(tried: Call) -> None:
     leaves, structure = jax.tree.flatten((list(tried.arguments), tried.options))
     tensors = [torch.tensor(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-    inputs = [tensors[i].requires_grad_() for i in _differentiable(leaves)]
+    inputs = [tensors[i].requires_grad_() for i in _differentiable(tried, leaves)]
     theirs = _in_torch(tried.operator, jax.tree.unflatten(structure, tensors))
-    ours, our_gradients = _in_jax(tried.operator, leaves, structure, theirs)
+    ours, our_gradients = _in_jax(tried, leaves, structure, theirs)
     assert len(ours) == len(theirs)
     read = [i for i, value in enumerate(ours) if value is not None]
     for i in read:
@@ -78,9 +83,14 @@ def _gradients(values: list[torch.Tensor], inputs: list[torch.Tensor]) -> list[n
     ]
 
 
-def _differentiable(leaves: Sequence[Any]) -> list[int]:
-    kinds = [leaf.dtype.kind if isinstance(leaf, np.ndarray) else "" for leaf in leaves]
-    return [i for i, kind in enumerate(kinds) if kind in ("f", "c")]
+def _differentiable(tried: Call, leaves: Sequence[Any]) -> list[int]:
+    return [
+        i
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, np.ndarray)
+        and leaf.dtype.kind in "fc"
+        and not any(leaf is one for one in tried.fixed)
+    ]
 
 
 def _cotangent(value: Any) -> np.ndarray:
@@ -93,10 +103,10 @@ def _cotangent(value: Any) -> np.ndarray:
 
 
 def _in_jax(
-    name: str, leaves: Sequence[Any], structure: Any, theirs: Sequence[torch.Tensor]
+    tried: Call, leaves: Sequence[Any], structure: Any, theirs: Sequence[torch.Tensor]
 ) -> tuple[list[Any], list[Any]]:
     """One program for values and gradients: compiling is what takes the time."""
-    smooth = _differentiable(leaves)
+    smooth = _differentiable(tried, leaves)
     whole = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and i not in smooth]
 
     @jax.jit
@@ -106,7 +116,7 @@ def _in_jax(
             for place, value in zip([*smooth, *whole], [*given, *fixed], strict=True):
                 all_of_them[place] = value
             arguments, options = jax.tree.unflatten(structure, all_of_them)
-            values = OPERATORS[name](*arguments, **options)
+            values = OPERATORS[tried.operator](*arguments, **options)
             if not isinstance(values, list | tuple):  # as a graph's node does
                 dtype = str(theirs[0].dtype).removeprefix("torch.")
                 values = [jnp.asarray(values, jax.dtypes.canonicalize_dtype(dtype))]

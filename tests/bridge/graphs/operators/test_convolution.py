@@ -22,7 +22,6 @@ class _Setting:
     extra: int = 0
     groups: int = 1
     bias: bool = True
-    batch: tuple[int, ...] = (2,)
 
     def call(self) -> Call:
         inputs, outputs = 4, 6
@@ -30,7 +29,7 @@ class _Setting:
         kernel = [self.kernel, 2, 1][: self.space]
         return call(
             "convolution.default",
-            draw(*self.batch, inputs, *[6, 5, 4][: self.space]),
+            draw(2, inputs, *[6, 5, 4][: self.space]),
             draw(first, second // self.groups, *kernel, seed=1),
             draw(outputs, seed=2) if self.bias else None,
             [self.stride] * self.space,
@@ -48,14 +47,12 @@ CASES: list[Call] = [
         _Setting(),
         _Setting(stride=2, padding=1, groups=2),
         _Setting(dilation=2, padding=2, bias=False),
-        _Setting(kernel=2, groups=2, batch=()),
+        _Setting(kernel=2, groups=2),
         _Setting(space=1, stride=2, padding=1),
-        _Setting(space=1, batch=()),
         _Setting(space=3, kernel=2),
         _Setting(transposed=True),
         _Setting(transposed=True, stride=2, padding=1, extra=1, groups=2),
         _Setting(transposed=True, stride=3, dilation=2, extra=1),
-        _Setting(transposed=True, batch=()),
         _Setting(transposed=True, space=1, stride=2, extra=1),
         _Setting(transposed=True, space=3, kernel=2, stride=2),
     )

@@ -15,7 +15,7 @@ POSITIVE = np.array([[0.1, 0.5, 1.0], [2.0, 7.5, 30.0]], np.float32)
 LARGE = np.array([[1.1, 1.5, 2.0], [3.0, 7.5, 30.0]], np.float32)
 HALVES = np.array([[-2.5, -1.5, -0.5], [0.5, 1.5, 2.5]], np.float32)
 STRANGE = np.array([[np.nan, np.inf, -np.inf], [0.0, 1.0, -2.0]], np.float32)
-FAR = np.array([[np.inf, -np.inf, 0.0], [3e38, -3e38, 1e-38]], np.float32)
+FAR = np.array([[np.inf, -np.inf, 0.0], [3e38, -3e38, 1e-37]], np.float32)
 OTHER = np.array([[1.5, -2.0, 0.3], [-0.7, 4.0, 2.0]], np.float32)
 ROW = np.array([2.0, -3.0, 0.5], np.float32)
 SCALAR = np.array(1.5, np.float32)
@@ -132,7 +132,9 @@ CASES: list[Call] = [
     call("where.self", TRUTH, OTHER, ROW),
     call("where.self", TRUTH[:, :1], SCALAR, OTHER),
     # copies
+    call("_neg_view.default", OTHER),
     call("alias.default", OTHER),
+    call("lift_fresh_copy.default", WHOLE),
     call("clone.default", OTHER),
     call("clone.default", OTHER, memory_format=torch.contiguous_format),
     call("_to_copy.default", REAL, dtype=torch.int32),

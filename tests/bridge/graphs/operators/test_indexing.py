@@ -22,6 +22,8 @@ SQUARE = np.array([[0, 2], [1, 1]])
 MASK = np.array([[True, False, False, True]] * 3)
 ROWS = np.array([True, False, True])
 CHOSEN = np.array([[0, 2, 1, 0], [1, 1, 2, 0]])
+ONCE = np.array([[0, 2], [1, 0]])  # which of two values stays where is left open
+WITH_END = np.array([0, 3, 3, 8])
 BAGS = np.array([0, 3, 3, 6])
 TIED = np.array([[1, 1, 0, 2], [1, 0, 0, 1], [0, 1, 3, 2]], np.float32)
 PLACES = np.array([-0.5, 0.0, 0.7], np.float32)
@@ -72,17 +74,18 @@ CASES: list[Call] = [
     call("gather.default", PLANE, -1, CHOSEN[:, :2]),
     call("gather.default", CUBE, 1, CHOSEN[:, :, None]),
     call("gather.default", SCALAR, 0, np.array(0)),
-    *(call("scatter.src", PLANE, dim, SQUARE, PLANE * 2) for dim in (0, -1)),
+    *(call("scatter.src", PLANE, dim, ONCE, PLANE[:2, :2] * 2) for dim in (0, -1)),
+    call("scatter.src", WHOLE, 1, ONCE, WHOLE * 2),
     call("scatter.value", PLANE, 1, SQUARE, 2.5),
     call("scatter.value", WHOLE, 1, SQUARE, 2),
-    *(call("scatter_add.default", PLANE, dim, CHOSEN[:, :3], PLANE) for dim in (0, 1)),
+    *(call("scatter_add.default", PLANE, dim, CHOSEN[:, :3], PLANE[:2, :3]) for dim in (0, 1)),
     call("embedding.default", PLANE, SQUARE),
     call("embedding.default", PLANE, SOME),
     call("embedding.default", PLANE, np.array(2)),
     *(
-        call("_embedding_bag.default", PLANE, CHOSEN.ravel(), BAGS, False, mode, False, *more)
+        call("_embedding_bag.default", PLANE, CHOSEN.ravel(), bags, False, mode, False, *more)
         for mode in (0, 1, 2)
-        for more in ((), (None, True), (None, False, 2))
+        for bags, more in ((BAGS, ()), (WITH_END, (None, True)), (BAGS, (None, False, 2)))
     ),
     call("_embedding_bag.default", PLANE, SOME, BAGS[:1], False, 0, False, draw(3)),
     call("_embedding_bag.default", TIED, CHOSEN.ravel(), BAGS, False, 2),

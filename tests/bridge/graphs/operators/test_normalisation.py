@@ -14,10 +14,16 @@ LAYER, GROUP = "native_layer_norm.default", "native_group_norm.default"
 RUNNING, BATCH = "_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.no_stats"
 
 CASES: list[Call] = [
-    *(call(RUNNING, x, WEIGHT, BIAS, MEAN, VARIANCE, 0.1, 1e-5) for x in (IMAGES, ROWS)),
-    call(RUNNING, IMAGES, None, None, MEAN, VARIANCE, 0.1, 1e-3),
-    call(RUNNING, IMAGES, WEIGHT, None, MEAN, VARIANCE, 0.1, 1e-3),
-    call(RUNNING, draw(2, 4, 6), WEIGHT, BIAS, MEAN, VARIANCE, 0.1, 1e-5),
+    *(
+        call(RUNNING, x, *affine, MEAN, VARIANCE, 0.1, eps).of_fixed(MEAN, VARIANCE)
+        for x, affine, eps in (
+            (IMAGES, (WEIGHT, BIAS), 1e-5),
+            (IMAGES, (None, None), 1e-3),
+            (IMAGES, (WEIGHT, None), 1e-3),
+            (ROWS, (WEIGHT, BIAS), 1e-5),
+            (draw(2, 4, 6), (WEIGHT, BIAS), 1e-5),
+        )
+    ),
     call(BATCH, IMAGES, WEIGHT, BIAS, True, 0.1, 1e-5),
     call(BATCH, IMAGES, None, None, True, 0.1, 1e-5),
     call(BATCH, ROWS, WEIGHT, BIAS, True, 0.1, 1e-5),

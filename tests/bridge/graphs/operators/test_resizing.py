@@ -31,6 +31,13 @@ CASES: list[Call] = [
         for beyond in (0, 1, 2)
         for corners in (False, True)
     ),
+    *(
+        call(f"_upsample_{kind}2d_aa.default", IMAGES, size, corners)
+        for kind in ("bilinear", "bicubic")
+        for size in ([8, 3], [2, 2])
+        for corners in (False, True)
+    ),
+    call("_upsample_bilinear2d_aa.default", IMAGES, [6, 3], False, 1.6, 0.7),
     call("grid_sampler_2d.default", IMAGES, ON_PIXELS, 0, 0, True),
 ]
 

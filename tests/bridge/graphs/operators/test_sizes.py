@@ -34,7 +34,7 @@ NOTHING = (  # they only assert
     "aten.sym_constrain_range.default",
 )
 OF_ARRAYS = {"aten.sym_size.int", "aten.sym_numel.default", "operator.getitem"}
-EMPTY = {"aten.empty.memory_format"}
+EMPTY = ("aten.empty.memory_format", "aten.empty_permuted.default")
 TRIED = {*TWO, *ONE, *NOTHING, *OF_ARRAYS, *EMPTY}
 
 
@@ -62,6 +62,8 @@ def test_sizes_of_an_array() -> None:
     assert OPERATORS["operator.getitem"]((IMAGES, 3), 1) == 3
 
 
-def test_what_pytorch_leaves_empty_is_zeros() -> None:
-    value = OPERATORS["aten.empty.memory_format"]([2, 3], dtype=None, pin_memory=False)
+@pytest.mark.parametrize("name", EMPTY)
+def test_what_pytorch_leaves_empty_is_zeros(name: str) -> None:
+    layout = ([0, 1],) if "permuted" in name else ()
+    value = OPERATORS[name]([2, 3], *layout, dtype=None, pin_memory=False)
     np.testing.assert_array_equal(value, np.zeros((2, 3)))

@@ -21,6 +21,7 @@ CASES: list[Call] = [
     call("view_as_real.default", COMPLEX),
     call("view_as_complex.default", PAIRS),
     call("complex.default", REAL, REAL + 1),
+    call("polar.default", np.abs(REAL), REAL),
     call("_conj.default", COMPLEX),
     call("angle.default", COMPLEX),
     call("angle.default", REAL),
