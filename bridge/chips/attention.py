@@ -1,6 +1,5 @@
 """PyTorch's attention with its projections as linear layers, which go to tiles."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -23,6 +22,11 @@ class PlainAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention):
         super().__init__()
+        if attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError(
+                "(MultiheadAttention) adds rows to its keys and values (add_bias_kv, "
+                "add_zero_attn), which its layers on tiles do not: name it in digital_layers"
+            )
         self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
         self.head_dim = attention.head_dim
         self.batch_first = attention.batch_first
@@ -44,7 +48,7 @@ class PlainAttention(nn.Module):
             out.weight.detach(), None if out.bias is None else out.bias.detach()
         )
         carry_over(out, self.out_proj)
-        self.eval()
+        carry_over(attention, self)
 
     def forward(
         self,
@@ -111,38 +115,3 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return like.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
-
-
-def with_plain_attention(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
-    """Gives a network linear layers in the place of PyTorch's packed attention; in place.
-
-    Args:
-      model: in evaluation mode, a copy of the user's.
-      left: whether the layer at a path stays as it is.
-
-    Returns:
-      The model, which is another module where its root was such a layer.
-
-    Raises:
-      ValueError: an attention that adds rows of its own to keys and values; it is named.
-    """
-    made: dict[nn.Module, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) is not nn.MultiheadAttention or left(name):
-            continue
-        if module.bias_k is not None or module.add_zero_attn:
-            raise ValueError(
-                f"layer {name or 'at the root'} (MultiheadAttention) adds rows to its keys and "
-                "values (add_bias_kv, add_zero_attn), which its layers on tiles do not: name it in "
-                "digital_layers"
-            )
-        if module not in made:
-            made[module] = PlainAttention(module)
-            carry_over(module, made[module])
-    if model in made:
-        return made[model]
-    for parent in list(model.modules()):
-        for attribute, child in list(parent._modules.items()):
-            if child in made:
-                setattr(parent, attribute, made[child])
-    return model

@@ -10,9 +10,9 @@ from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
-from bridge.chips.attention import with_plain_attention
 from bridge.chips.configuration import clip_parameter, rpu_config
 from bridge.chips.digital_products import digital_products, refuse_digital_products
+from bridge.chips.equivalents import with_equivalents
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
@@ -77,7 +77,7 @@ def convert(
             refuse_digital_products(kept)
         digital_layers = [*digital_layers, *kept]
         left = staying_digital(model, digital_layers)
-        model = with_plain_attention(fold_parametrizations(model, left), left)
+        model = with_equivalents(fold_parametrizations(model, left), left)
         refuse_unmappable(model, left)
         state_geometry(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile

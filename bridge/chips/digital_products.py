@@ -86,8 +86,6 @@ def _reason(module: nn.Module) -> str:
     assert isinstance(module, _ConvNd)
     if isinstance(module, _ConvTransposeNd):
         return "transposed"
-    if len(module.kernel_size) != 2:
-        return f"{len(module.kernel_size)}-dimensional"
     if module.groups != 1:
         return "grouped"
     if module.padding_mode != "zeros":

@@ -4,12 +4,8 @@
 | --- | --- | --- |
 | images | float32 `[batch, height, width, channel]` | float32 `[batch, channel, height, width]` |
 | vectors | float32 `[batch, feature]` | the same |
-| signals, sequences | float32 `[batch, length, channel]` | float32, as the network takes them |
+| signals, sequences | float32, as the network takes them | the same |
 | token ids | int32 or int64 `[batch, length]` | the same |
-
-A tensor reaches the network as it is. An array `[batch, length, channel]` reaches a network that
-has a one-dimensional convolution as `[batch, channel, length]`, and any other one, such as a
-transformer with `batch_first=True`, as it is.
 """
 
 from collections.abc import Iterator
@@ -19,8 +15,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 Images: TypeAlias = torch.Tensor | ArrayLike
 """float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
@@ -28,19 +22,18 @@ height, width, channel]`. Vectors, signals and token ids are as in the table abo
 
 _EXPECTED = (
     "float32 images, a tensor [batch, channel, height, width] or an array [batch, height, width, "
-    "channel]; or vectors [batch, feature]; or signals, an array [batch, length, channel] or a "
-    "tensor as the network takes it; or token ids int32 or int64 [batch, length]"
+    "channel]; or vectors [batch, feature] or signals as the network takes them; or token ids "
+    "int32 or int64 [batch, length]"
 )
 _TOKENS = (torch.int32, torch.int64)
 
 
-def as_tensor(images: Images, what: str, network: nn.Module | None = None) -> torch.Tensor:
+def as_tensor(images: Images, what: str) -> torch.Tensor:
     """Images, or other inputs, as a tensor in torch's layout on the CPU.
 
     Args:
       images: as in the module's table.
       what: their name in messages.
-      network: what they are for; it decides the layout of an array `[batch, length, channel]`.
 
     Raises:
       ValueError: no images, another dtype or another number of axes.
@@ -53,24 +46,19 @@ def as_tensor(images: Images, what: str, network: nn.Module | None = None) -> to
         array = np.asarray(images)
         got = f"an array {array.dtype} {array.shape}"
         if array.dtype in (np.float32, np.int32, np.int64):
-            axes = _axes(array.ndim, array.dtype.kind == "f", network)
-            tensor = torch.from_numpy(np.array(array.transpose(axes), order="C"))
+            tensor = torch_layout(torch.from_numpy(np.array(array))).contiguous()
             if _is_input(tensor):
-                return tensor if tensor.is_floating_point() else tensor.long()
+                return tensor
     else:
         got = type(images).__name__
     raise ValueError(f"{what} must be {_EXPECTED}; got {got}")
 
 
-def as_batch(
-    images: NDArray, network: nn.Module, *, of_tensors: bool, device: torch.device
-) -> torch.Tensor:
+def as_batch(images: NDArray, device: torch.device) -> torch.Tensor:
     """A batch that was read of a source, in torch's layout.
 
     Args:
       images: as `read_batch` gives them.
-      network: what they are for.
-      of_tensors: signals were given as torch tensors, which reach the network as they are.
       device: where the batch goes.
 
     Raises:
@@ -78,29 +66,20 @@ def as_batch(
     """
     if images.dtype not in (np.float32, np.int32, np.int64):
         raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
-    batch = torch.from_numpy(images)
+    batch = torch_layout(torch.from_numpy(images))
     if not _is_input(batch):
         raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
-    if not (of_tensors and batch.ndim == 3):
-        batch = torch_layout(batch, network)
     return batch.to(device)
 
 
-def torch_layout(batch: torch.Tensor, network: nn.Module | None) -> torch.Tensor:
-    """A batch with its channels last, as a torch network takes it; a view, but for token ids."""
+def torch_layout(batch: torch.Tensor) -> torch.Tensor:
+    """A batch of images with their channels last, or of other inputs, as torch takes it; a view.
+
+    Whole numbers become int64.
+    """
     if not batch.is_floating_point():
         return batch.long()
-    return batch.permute(_axes(batch.ndim, True, network))
-
-
-def _axes(ndim: int, floating: bool, network: nn.Module | None) -> tuple[int, ...]:
-    """The axes of an array in the order in which a torch network takes them."""
-    if floating and ndim == 4:
-        return (0, 3, 1, 2)
-    one_dimensional = network is not None and any(
-        isinstance(layer, _ConvNd) and len(layer.kernel_size) == 1 for layer in network.modules()
-    )
-    return (0, 2, 1) if floating and ndim == 3 and one_dimensional else tuple(range(ndim))
+    return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
 
 
 def _is_input(tensor: torch.Tensor) -> bool:

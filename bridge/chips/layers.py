@@ -16,7 +16,7 @@ from torch import nn
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import wilson_interval
 from bridge.checks import require_seed
-from bridge.chips.attention import with_plain_attention
+from bridge.chips.equivalents import with_equivalents
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import refused_access
 from bridge.chips.execution.executable import Engine, Executable
@@ -63,12 +63,12 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
         tiles, or not the one that was programmed.
     """
-    images = as_tensor(images, "images", model)
+    images = as_tensor(images, "images")
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.
-    plain = with_plain_attention(copy_of(model), staying_digital(model, chip.digital_layers))
+    plain = with_equivalents(copy_of(model), staying_digital(model, chip.digital_layers))
     digital = Executable(plain.cpu(), chip.executable.noise, one_by_one=False)
     without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)

@@ -17,7 +17,7 @@ from flax import nnx
 from torch import nn
 
 from bridge.checks import require_seed
-from bridge.chips.attention import with_plain_attention
+from bridge.chips.equivalents import by_own_names, with_equivalents
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
@@ -127,7 +127,7 @@ def weight_moments(
     left = staying_digital(model, digital_layers if like is None else [])
     folded = fold_parametrizations(copy_of(model), left)
     digital = folded.state_dict()
-    before = with_plain_attention(copy_of(folded), left).state_dict()
+    before = with_equivalents(copy_of(folded), left).state_dict()
     if like is not None:
         from_torch(folded, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
@@ -152,7 +152,7 @@ def weight_moments(
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
     }
-    found = _packed_attention(folded, found)
+    found = by_own_names(folded, found)
     for other, name in _other_names(folded).items():
         if f"{name}.weight" in found:
             found[f"{other}.weight"] = found[f"{name}.weight"]
@@ -162,24 +162,6 @@ def weight_moments(
         carry(moment_state_dict(found, digital, "mean"), like),
         carry(moment_state_dict(found, digital, "variance"), like),
     )
-
-
-def _packed_attention(
-    model: nn.Module, moments: Mapping[str, WeightMoments]
-) -> dict[str, WeightMoments]:
-    """Moments by the names that PyTorch's attention gives its projections, not those on tiles."""
-    found = dict(moments)
-    for name, module in model.named_modules():
-        parts = [f"{name}.{one}_proj".lstrip(".") for one in "qkv"]
-        if type(module) is not nn.MultiheadAttention or f"{parts[0]}.weight" not in found:
-            continue
-        taken = [found.pop(f"{part}.weight") for part in parts]
-        if module.in_proj_weight is None:
-            found |= {f"{part}_weight": one for part, one in zip(parts, taken, strict=True)}
-        else:
-            joined = WeightMoments(*(torch.cat(one) for one in zip(*taken, strict=True)))
-            found[f"{name}.in_proj_weight".lstrip(".")] = joined
-    return found
 
 
 def _other_names(network: nn.Module) -> dict[str, str]:
@@ -279,7 +261,6 @@ def output_noise(
     without_fast_paths(digital, [digital.get_submodule(name) for name in layers])
     propagated = _Propagation(digital, layers, chip.executable.network)
     layout = Layout(digital)
-    of_tensors = getattr(source, "of_tensors", False)
     indices: list[int] = []
     margins, variances = [], []
     with progress(len(source), description) as shown:
@@ -287,7 +268,7 @@ def output_noise(
             numbers = read.tolist()
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
-            batch = as_batch(images, digital, of_tensors=of_tensors, device=torch.device("cpu"))
+            batch = as_batch(images, torch.device("cpu"))
             if not indices:
                 with torch.no_grad(), refused_layout(batch):
                     layout(digital, batch[:2])

@@ -116,8 +116,7 @@ def predict(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
     identity, some = identity_of(chip, source, keep)
-    of_tensors = getattr(source, "of_tensors", False)
-    images = as_batch(some, module, of_tensors=of_tensors, device=torch.device("cpu"))
+    images = as_batch(some, torch.device("cpu"))
     network = chip.analog if isinstance(chip, Chip) else module
     if target.exists():
         table = read_table(target)
@@ -159,7 +158,6 @@ def _run(
         module = copy_of(module).to(device)
     layout = Layout(module)
     with torch.inference_mode(), full_precision():
-        of_tensors = getattr(source, "of_tensors", False)
         start, seen = 0, list[np.ndarray]()
         for images, *numbers in read_batches(source, batch_size, pixels=np.float32):
             labels, indices = (list(map(int, one)) for one in numbers)
@@ -167,7 +165,7 @@ def _run(
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
-            batch = as_batch(images, module, of_tensors=of_tensors, device=device)
+            batch = as_batch(images, device)
             with refused_layout(batch):
                 if isinstance(chip, Chip):
                     chip.examine(batch)

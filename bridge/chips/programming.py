@@ -68,7 +68,7 @@ class Chip:
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
         """
         if not isinstance(images, torch.Tensor):
-            images = as_tensor(images, "images", self.analog)
+            images = as_tensor(images, "images")
         self.examine(images)
         with torch.inference_mode(), refused_access():
             return self.executable(images, indices)
@@ -143,9 +143,11 @@ def program(
 
     Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
     mapped to 1; normalisation, activations, biases, embeddings and bare parameters stay digital.
-    So do products that no tile computes: grouped, transposed, one- and three-dimensional
-    convolutions and recurrent cells; a warning names them with their share of the work. A profile's
-    inputs are scaled by their largest magnitude; there is no DAC, IR drop or output noise, and
+    So do products that no tile computes: grouped and transposed convolutions and recurrent cells; a
+    warning names them with their share of the work. A convolution of one or three dimensions goes
+    to tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the linear layers
+    `q_proj`, `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A profile's inputs are
+    scaled by their largest magnitude; there is no DAC, IR drop or output noise, and
     drift is compensated only where the memory's `compensation` says so. Forward hooks stay, and
     weights that a pruning mask or a parametrization computes are programmed. Torch's global random
     state is left as it was.
@@ -202,7 +204,7 @@ def program(
                 raise ValueError(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
-            images = as_tensor(calibration, "calibration", analog)
+            images = as_tensor(calibration, "calibration")
             # Clipped weights, and tiles of the user's own, give other logits.
             same = chosen.clipping.type == "none" and not named_tiles(model)
             examine(analog, digital_layers, images, model if same else None, engine)
@@ -259,7 +261,7 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     """
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
-    images = as_tensor(images, "images", chip.analog)
+    images = as_tensor(images, "images")
     _fit_layout(chip.analog, images, chip.seed)
     with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)

@@ -145,7 +145,7 @@ class Router:
         Raises:
           ValueError: see `Router`.
         """
-        images = as_tensor(images, "images", self.digital)
+        images = as_tensor(images, "images")
         if indices is None:
             if isinstance(self.score, Mapping):
                 raise ValueError(

@@ -79,9 +79,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = Tr
     elif names:
         raise ValueError("keys name what rows have; the items are pairs (image, label)")
     else:
-        image = first[0] if isinstance(first, tuple | list) and len(first) else None
         sample = partial(sample_of_pair, classes=classes)
-        source = Converted(given, sample, is_tensor(image), operator.itemgetter(1))
+        source = Converted(given, sample, operator.itemgetter(1))
     _refuse_random(source)
     return source
 
@@ -96,9 +95,8 @@ def _of_rows(
     own_names = names == {name: name for name in _NAMES}
     if own_names and _is_sample(first) and not comes_from(given, "torch", "Subset"):
         return given
-    from_tensors = is_tensor(first.get(names["image"]))
     label = operator.itemgetter(names["label"])
-    return Converted(given, partial(sample_of_row, names, classes=classes), from_tensors, label)
+    return Converted(given, partial(sample_of_row, names, classes=classes), label)
 
 
 def _refuse_random(source: Source) -> None:
@@ -124,12 +122,10 @@ class ArrayPair:
 
     Attributes:
         images, labels: the arrays.
-        of_tensors: the images were a torch tensor.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    of_tensors: bool = False
 
     @cached_property
     def indices(self) -> np.ndarray:
@@ -152,13 +148,11 @@ class Converted:
     Attributes:
         items: the data set.
         sample: from an item's position and the item to the sample.
-        of_tensors: the images are torch tensors.
         label: from an item to its label alone.
     """
 
     items: Any
     sample: Callable[[int, Any], Sample]
-    of_tensors: bool = False
     label: Callable[[Any], Any] = operator.itemgetter("label")
 
     def __len__(self) -> int:
@@ -285,7 +279,6 @@ def _is_pair_of_arrays(given: Any) -> bool:
 
 
 def _from_arrays(images: Any, labels: Any, classes: bool) -> ArrayPair:
-    of_tensors = is_tensor(images)
     images, labels = as_images(images), as_images(labels)
     if images.ndim < 2 or labels.ndim == 0 or len(images) != len(labels):
         raise ValueError(
@@ -297,7 +290,7 @@ def _from_arrays(images: Any, labels: Any, classes: bool) -> ArrayPair:
             f"labels must be whole numbers [{len(labels)}]; got {labels.dtype} of shape "
             f"{labels.shape}: {_cure(labels[0])}"
         )
-    return ArrayPair(images, labels, of_tensors)
+    return ArrayPair(images, labels)
 
 
 def _tells_indices(given: Any) -> bool:

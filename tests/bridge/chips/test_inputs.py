@@ -60,16 +60,17 @@ def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-VECTORS, SIGNALS = normal(6, 7), normal(6, 9, 4)
+VECTORS, SIGNALS, SEQUENCES = normal(6, 7), normal(6, 4, 9), normal(6, 9, 4)
 IDS = np.random.default_rng(0).integers(0, 11, (6, 5)).astype(np.int32)
 
 CASES: dict[str, tuple[Callable[[], nn.Module], np.ndarray, torch.Tensor, list[str]]] = {
     "vectors": (lambda: nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3)), VECTORS,
                 torch.tensor(VECTORS), []),
-    "signals": (signals, SIGNALS, torch.tensor(SIGNALS).transpose(1, 2), ["0"]),
-    "square signals": (signals, SIGNALS[:, :4], torch.tensor(SIGNALS[:, :4]).mT, ["0"]),
-    "sequences": (Sequences, SIGNALS, torch.tensor(SIGNALS), []),
-    "square sequences": (Sequences, SIGNALS[:, :4], torch.tensor(SIGNALS[:, :4]), []),
+    "signals": (signals, SIGNALS, torch.tensor(SIGNALS), []),
+    "signals left digital": (signals, SIGNALS, torch.tensor(SIGNALS), ["0"]),
+    "square signals": (signals, SIGNALS[..., :4], torch.tensor(SIGNALS[..., :4]), []),
+    "sequences": (Sequences, SEQUENCES, torch.tensor(SEQUENCES), []),
+    "square sequences": (Sequences, SEQUENCES[:, :4], torch.tensor(SEQUENCES[:, :4]), []),
     "tokens": (Tokens, IDS, torch.tensor(IDS), ["embedding"]),
 }  # fmt: skip
 
@@ -142,10 +143,10 @@ def network() -> nn.Module:
         ("vectors", IDS, "fails on inputs torch.int64"),
         ("vectors", normal(2, 2, 2, 2, 7), r"got an array float32 \(2, 2, 2, 2, 7\)"),
         ("vectors", normal(6, 0), "must be float32 images"),
-        ("signals", SIGNALS.transpose(0, 2, 1), r"fails on inputs torch.float32 of shape \(9, 4\)"),
-        ("signals", torch.tensor(SIGNALS), r"fails on inputs torch.float32 of shape \(9, 4\)"),
+        ("signals", SEQUENCES, r"fails on inputs torch.float32 of shape \(9, 4\)"),
+        ("signals", torch.tensor(SEQUENCES), r"fails on inputs torch.float32 of shape \(9, 4\)"),
         ("signals", normal(6, 4), r"fails on inputs|not one row each"),
-        ("sequences", SIGNALS.transpose(0, 2, 1), r"fails on inputs .* of shape \(4, 9\)"),
+        ("sequences", SIGNALS, r"fails on inputs .* of shape \(4, 9\)"),
         ("tokens", IDS + 20, r"fails on inputs torch.int64 .*index out of range"),
         ("tokens", IDS.astype(np.float32), "fails on inputs torch.float32"),
         ("tokens", IDS.astype(np.uint8), "got an array uint8"),

@@ -1,0 +1,82 @@
+"""PyTorch's modules as Conv2d and Linear layers that compute the same, and their weights' names."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from bridge.chips.attention import PlainAttention
+from bridge.chips.flat_convolutions import SignalConvolution, VolumeConvolution
+
+_Moments = TypeVar("_Moments", bound=tuple[torch.Tensor, ...])
+
+_EQUIVALENT: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.MultiheadAttention: PlainAttention,
+    nn.Conv1d: SignalConvolution,
+    nn.Conv3d: VolumeConvolution,
+}
+
+
+def with_equivalents(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
+    """Gives a network Conv2d and Linear layers in the place of what they can compute; in place.
+
+    Packed attention becomes four linear layers, a convolution of one or three dimensions one of
+    two.
+
+    Args:
+      model: in evaluation mode, a copy of the user's.
+      left: whether the module at a path stays as it is.
+
+    Returns:
+      The model, which is another module where its root was replaced.
+
+    Raises:
+      ValueError: an attention that adds rows of its own to keys and values; it is named.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) not in _EQUIVALENT or left(name) or module in made:
+            continue
+        try:
+            made[module] = _EQUIVALENT[type(module)](module).train(module.training)
+        except ValueError as error:
+            raise ValueError(f"layer {name or 'at the root'} {error}") from error
+    if model in made:
+        return made[model]
+    for parent in list(model.modules()):
+        for attribute, child in list(parent._modules.items()):
+            if child in made:
+                setattr(parent, attribute, made[child])
+    return model
+
+
+def by_own_names(model: nn.Module, tensors: Mapping[str, _Moments]) -> dict[str, _Moments]:
+    """Tensors of weights by the names and in the shapes that the model itself gives them.
+
+    Args:
+      model: before `with_equivalents`.
+      tensors: tuples of tensors by the name of a weight after it.
+    """
+    found = dict(tensors)
+
+    def take(name: str) -> _Moments:
+        return found.pop(name)
+
+    def each(function: Callable[..., torch.Tensor], *of: _Moments) -> _Moments:
+        return type(of[0])(*(function(*one) for one in zip(*of, strict=True)))
+
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if type(module) is nn.MultiheadAttention and f"{prefix}q_proj.weight" in found:
+            taken = [take(f"{prefix}{one}_proj.weight") for one in "qkv"]
+            if module.in_proj_weight is not None:
+                found[f"{prefix}in_proj_weight"] = each(lambda *of: torch.cat(of), *taken)
+            else:
+                for one, moments in zip("qkv", taken, strict=True):
+                    found[f"{prefix}{one}_proj_weight"] = moments
+        elif type(module) in (nn.Conv1d, nn.Conv3d) and f"{prefix}conv.weight" in found:
+            shape = module.get_parameter("weight").shape
+            moments = take(f"{prefix}conv.weight")
+            found[f"{prefix}weight"] = each(lambda one, shape=shape: one.reshape(shape), moments)
+    return found
