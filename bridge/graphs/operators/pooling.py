@@ -54,8 +54,8 @@ def max_pool(
     steps = _each(stride, space) if len(stride) else kernel
     ones = [1] * (x.ndim - space)
     around = _padding(x.shape[-space:], kernel, steps, pads, dilated, ceil_mode)
-    least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    least = np.asarray(least, x.dtype)
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    least = np.asarray(lowest, x.dtype)
     if max(dilated) > 1:
         whole = lax.pad(x, least, [(0, 0, 0)] * len(ones) + [(a, b, 0) for a, b in around])
         return _spread_max(whole, kernel, steps, dilated), None

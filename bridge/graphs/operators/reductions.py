@@ -68,14 +68,14 @@ def argmin(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
 
 
 def variance(
-    x: Array, dim: Axes = None, *, correction: float | None = None, keepdim: bool = False
+    x: Array, dim: Axes = None, *, correction: int | None = None, keepdim: bool = False
 ) -> Array:
     ddof = 1 if correction is None else correction
     return jnp.var(x, axis=_axes(dim), ddof=ddof, keepdims=keepdim)
 
 
 def variance_and_mean(
-    x: Array, dim: Axes = None, *, correction: float | None = None, keepdim: bool = False
+    x: Array, dim: Axes = None, *, correction: int | None = None, keepdim: bool = False
 ) -> tuple[Array, Array]:
     return variance(x, dim, correction=correction, keepdim=keepdim), mean(x, dim, keepdim)
 

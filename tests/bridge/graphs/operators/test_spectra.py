@@ -35,7 +35,7 @@ def test_values_and_gradients_are_pytorchs(tried: Call) -> None:
     assert_equals_torch(tried)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(dims=st.permutations(range(3)), count=st.integers(1, 3), normalization=st.integers(0, 2))
 def test_any_axes_are_transformed_as_in_pytorch(
     dims: list[int], count: int, normalization: int
@@ -43,4 +43,6 @@ def test_any_axes_are_transformed_as_in_pytorch(
     axes = dims[:count]
     assert_equals_torch(call("_fft_r2c.default", REAL, axes, normalization, True))
     assert_equals_torch(call("_fft_c2c.default", COMPLEX, axes, normalization, False))
-    assert_equals_torch(call("_fft_c2r.default", COMPLEX, axes, normalization, 4))
+    assert_equals_torch(
+        call("_fft_c2r.default", COMPLEX, axes, normalization, 2 * (COMPLEX.shape[axes[-1]] - 1))
+    )
