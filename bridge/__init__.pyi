@@ -5,6 +5,7 @@ from . import routing as routing
 from . import weights as weights
 from .analysis.failures import failure_table as failure_table
 from .analysis.predictors import compare_predictors as compare_predictors
+from .chips.coverage import coverage as coverage
 from .chips.files import load_chip as load_chip
 from .chips.files import save_chip as save_chip
 from .chips.moments import output_noise as output_noise

@@ -20,17 +20,18 @@ SHOWN = {
     "score_dataset data engine estimators flip_probability margins models training",
     "jaxcurv.engine": "cross_entropy probe",
     "jaxcurv.training": "Recipe fit keep_trained restore_best",
-    "bridge": "PROFILES Profile Router compare_predictors failure_table from_torch load_chip "
-    "output_noise predict program same_logits save_chip to_torch weight_moments "
-    "analysis chips routing weights",
+    "bridge": "PROFILES Profile Router compare_predictors coverage failure_table from_torch "
+    "load_chip output_noise predict program same_logits save_chip score to_jax to_torch "
+    "weight_moments analysis chips graphs routing weights",
     "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
     "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
     "failure_overlap failure_table gaussian_flip_probability logit_scores systematic_share "
     "trend_test wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping Hermes MappedPairs Memory PCM PROFILES Pairs Profile "
-    "ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share eight_profiles layer_failures "
-    "layer_report load_chip moment_state_dict output_noise predict program save_chip "
+    "ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share coverage eight_profiles "
+    "layer_failures layer_report load_chip moment_state_dict output_noise predict program save_chip "
     "weight_moments",
+    "bridge.graphs": "score to_jax",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "

@@ -1,3 +1,4 @@
+from .coverage import coverage as coverage
 from .files import load_chip as load_chip
 from .files import save_chip as save_chip
 from .layers import layer_failures as layer_failures

@@ -11,8 +11,12 @@ from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
 from bridge.chips.configuration import clip_parameter, rpu_config
-from bridge.chips.digital_products import digital_products, refuse_digital_products
-from bridge.chips.equivalents import with_equivalents
+from bridge.chips.digital_products import (
+    digital_products,
+    refuse_digital_products,
+    remember_digital_products,
+)
+from bridge.chips.equivalents import paths_of_equivalents, with_equivalents
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
@@ -60,7 +64,7 @@ def convert(
     require_eval(model, "the model")
     paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    known = {*paths, *parameters} - {""}
+    known = {*paths, *parameters, *paths_of_equivalents(model)} - {""}
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
     refuse_untraceable_hooks(model)
@@ -78,6 +82,7 @@ def convert(
         digital_layers = [*digital_layers, *kept]
         left = staying_digital(model, digital_layers)
         model = with_equivalents(fold_parametrizations(model, left), left)
+        left = staying_digital(model, digital_layers)  # of those in their place too
         refuse_unmappable(model, left)
         state_geometry(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
@@ -90,6 +95,7 @@ def convert(
         with stream(seed, "conversion"):
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
             analog = _convert_to_analog(model, config, left)
+        remember_digital_products(analog, kept)
     analog.eval().requires_grad_(False)
     without_fast_paths(analog, named_layers(analog).values())
     if isinstance(profile, Profile):

@@ -1,17 +1,19 @@
 """Layers whose products no tile computes: they stay digital, and the user is told."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.chips.mappable import some
 from bridge.chips.plain_layers import is_mapped
 
+_KEPT = "digital_for_their_kind"
 _PRODUCTS = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
 
@@ -45,27 +47,26 @@ def refuse_digital_products(reasons: dict[str, str]) -> None:
         )
 
 
-def tell_digital_products(network: nn.Module, paths: Sequence[str], images: torch.Tensor) -> None:
-    """Warns of the layers among `paths` that stay digital for what they are, with their share.
+def remember_digital_products(network: nn.Module, reasons: dict[str, str]) -> None:
+    """Has a network, and its copies, know what stays digital for what it is."""
+    vars(network)[_KEPT] = dict(reasons)
+
+
+def tell_digital_products(network: nn.Module, images: torch.Tensor) -> None:
+    """Warns once of the layers that `remember_digital_products` was given, with their share.
 
     Args:
-      network: digital, on the CPU.
-      paths: what stays digital.
+      network: with ordinary layers, on the CPU.
       images: what it takes; the first is run.
     """
-    named = set(paths)
-    reasons = {
-        path: reason
-        for path, reason in digital_products(network, lambda _: False).items()
-        if path in named
-    }
-    if not reasons:
-        return
-    share = _share(network, list(reasons), images[:1])
-    _warn_once(
-        f"{_listed(reasons)}: digital, with {share:.0%} of the network's multiply-accumulates; "
-        "program(..., strict=True) refuses them, bridge.coverage lists every product"
-    )
+    reasons: dict[str, str] = vars(network).get(_KEPT, {})
+    if reasons:
+        share = _share(network, list(reasons), images[:1])
+        _warn_once(
+            f"{_listed(reasons)}: digital, with {share:.0%} of the network's "
+            "multiply-accumulates; program(..., strict=True) refuses them, bridge.coverage lists "
+            "every product"
+        )
 
 
 @cache
@@ -116,8 +117,8 @@ def _share(network: nn.Module, paths: list[str], images: torch.Tensor) -> float:
     """The share of the multiply-accumulates of one forward pass that layers have, in [0, 1]."""
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.filterwarnings("ignore", "TF32 acceleration")  # of which the flags are said too
-        # Without oneDNN a recurrent layer is the products that it is made of.
-        with torch.backends.mkldnn.flags(enabled=False):
+        # As the products that they are made of: recurrent layers, and attention.
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             network(images)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     total = counts.get("Global", 0)

@@ -16,6 +16,20 @@ _EQUIVALENT: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv1d: SignalConvolution,
     nn.Conv3d: VolumeConvolution,
 }
+_LAYERS = {
+    nn.MultiheadAttention: ("q_proj", "k_proj", "v_proj", "out_proj"),
+    nn.Conv1d: ("conv",),
+    nn.Conv3d: ("conv",),
+}
+
+
+def paths_of_equivalents(model: nn.Module) -> set[str]:
+    """Paths that layers have after `with_equivalents`, for a model before it."""
+    return {
+        f"{path}.{layer}".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        for layer in _LAYERS.get(type(module), ())
+    }
 
 
 def with_equivalents(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
@@ -60,23 +74,28 @@ def by_own_names(model: nn.Module, tensors: Mapping[str, _Moments]) -> dict[str,
     """
     found = dict(tensors)
 
-    def take(name: str) -> _Moments:
-        return found.pop(name)
-
     def each(function: Callable[..., torch.Tensor], *of: _Moments) -> _Moments:
         return type(of[0])(*(function(*one) for one in zip(*of, strict=True)))
 
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        if type(module) is nn.MultiheadAttention and f"{prefix}q_proj.weight" in found:
-            taken = [take(f"{prefix}{one}_proj.weight") for one in "qkv"]
-            if module.in_proj_weight is not None:
-                found[f"{prefix}in_proj_weight"] = each(lambda *of: torch.cat(of), *taken)
-            else:
-                for one, moments in zip("qkv", taken, strict=True):
-                    found[f"{prefix}{one}_proj_weight"] = moments
-        elif type(module) in (nn.Conv1d, nn.Conv3d) and f"{prefix}conv.weight" in found:
+        names = [f"{prefix}{layer}.weight" for layer in _LAYERS.get(type(module), ())]
+        taken = {one: found.pop(one) for one in names if one in found}
+        if not taken:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            *projections, out = names
+            if out in taken:
+                found[out] = taken.pop(out)
+            if module.in_proj_weight is None:
+                found |= {one.replace("_proj.", "_proj_"): own for one, own in taken.items()}
+            elif taken:
+                # What stays digital is exact.
+                zeros = each(torch.zeros_like, next(iter(taken.values())))
+                parts = [taken.get(one, zeros) for one in projections]
+                found[f"{prefix}in_proj_weight"] = each(lambda *of: torch.cat(of), *parts)
+        else:
             shape = module.get_parameter("weight").shape
-            moments = take(f"{prefix}conv.weight")
+            (moments,) = taken.values()
             found[f"{prefix}weight"] = each(lambda one, shape=shape: one.reshape(shape), moments)
     return found

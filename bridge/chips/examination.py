@@ -107,7 +107,7 @@ def _examine(
 
     layout(watched, some.clone())
     require_independent(lambda x: layout(twin, x), some, "the network")
-    layout(lambda x: _told(twin, digital_layers, x), some.clone())
+    tell_digital_products(twin, some)
     asking = _asking(twin, analog, layout, some, found)
     if (
         engine not in asking
@@ -116,11 +116,6 @@ def _examine(
     ):
         _refuse_other(found, layout(model, some.clone()))
     return asking, unused
-
-
-def _told(twin: nn.Module, digital_layers: Sequence[str], images: torch.Tensor) -> torch.Tensor:
-    tell_digital_products(twin, digital_layers, images)
-    return images
 
 
 def forget_examination(network: nn.Module) -> None:

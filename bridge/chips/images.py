@@ -46,9 +46,11 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
         array = np.asarray(images)
         got = f"an array {array.dtype} {array.shape}"
         if array.dtype in (np.float32, np.int32, np.int64):
-            tensor = torch_layout(torch.from_numpy(np.array(array))).contiguous()
+            floating = array.dtype == np.float32
+            first = array.transpose(0, 3, 1, 2) if floating and array.ndim == 4 else array
+            tensor = torch.from_numpy(np.array(first, order="C"))
             if _is_input(tensor):
-                return tensor
+                return tensor if floating else tensor.long()
     else:
         got = type(images).__name__
     raise ValueError(f"{what} must be {_EXPECTED}; got {got}")
@@ -66,20 +68,12 @@ def as_batch(images: NDArray, device: torch.device) -> torch.Tensor:
     """
     if images.dtype not in (np.float32, np.int32, np.int64):
         raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
-    batch = torch_layout(torch.from_numpy(images))
+    batch = torch.from_numpy(images)
     if not _is_input(batch):
         raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
-    return batch.to(device)
-
-
-def torch_layout(batch: torch.Tensor) -> torch.Tensor:
-    """A batch of images with their channels last, or of other inputs, as torch takes it; a view.
-
-    Whole numbers become int64.
-    """
     if not batch.is_floating_point():
-        return batch.long()
-    return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
+        batch = batch.long()
+    return (batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch).to(device)
 
 
 def _is_input(tensor: torch.Tensor) -> bool:

@@ -99,8 +99,7 @@ def to_jax(
         graph = export(module, example)
         shown.update()
         shown.note("compile")
-        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        params = {path: jnp.asarray(held[path].detach().numpy()) for _, path in graph.tensors}
+        params = _params(module, graph)
         logits_fn: LogitsFn = (
             _OfAnyBatch(graph)
             if graph.batch == (None, None)
@@ -109,6 +108,25 @@ def to_jax(
         _require_same(_in_jax(logits_fn, params, example, theirs.logits.shape), theirs)
         shown.update()
     return logits_fn, params
+
+
+def graph_of(
+    module: nn.Module, images: ArrayLike | torch.Tensor
+) -> tuple[Graph, dict[str, Array], torch.Tensor]:
+    """The graph of a module, its weights, and the examples in the module's own layout.
+
+    Args:
+      module, images: as for `to_jax`, which says what is refused.
+    """
+    module = _prepared(module)
+    example = _example(images)
+    graph = export(module, example)
+    return graph, _params(module, graph), example
+
+
+def _params(module: nn.Module, graph: Graph) -> dict[str, Array]:
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {path: jnp.asarray(held[path].detach().numpy()) for _, path in graph.tensors}
 
 
 def _prepared(module: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.checks import require_finite
 from jaxcurv.settings import make_plain
@@ -16,7 +16,8 @@ class Costs:
     saves depends on its design and on the network. Put in your own.
 
     Attributes:
-      analog: energy of one inference on the analog chip, in the unit of the digital one.
+      analog: energy of one inference on the analog chip, in the unit of the digital one. Where some
+        products stay digital, `partly_analog` gives that of chip and digital part together.
       digital: energy of one forward pass of the digital model, in any unit.
     """
 
@@ -27,3 +28,19 @@ class Costs:
         make_plain(self)
         require_finite("the energy of an analog inference", self.analog)
         require_finite("the energy of a digital inference", self.digital, positive=True)
+
+    def partly_analog(self, share: float) -> Costs:
+        """Energies of a network of which tiles compute only a share.
+
+            share * analog + (1 - share) * digital
+
+        Args:
+          share: of the multiply-accumulates, in [0, 1], as `bridge.coverage` tells them.
+
+        Raises:
+          ValueError: the share is not in [0, 1].
+        """
+        share = require_finite("the share on tiles", share)
+        if share > 1:
+            raise ValueError(f"the share on tiles must lie in [0, 1]; got {share}")
+        return replace(self, analog=share * self.analog + (1 - share) * self.digital)

@@ -139,6 +139,8 @@ def test_each_kind_is_charged_with_what_it_costs():
         (lambda: routed_at(np.nan, [1.0], [True], [True]), "the threshold is NaN"),
         (lambda: choose_threshold([1.0], [True], [True], np.nan), "the target accuracy is NaN"),
         (lambda: Costs(analog=-1), "energy of an analog inference must be finite and >= 0"),
+        (lambda: Costs().partly_analog(1.5), r"must lie in \[0, 1\]"),
+        (lambda: Costs().partly_analog(-0.1), "finite and >= 0"),
         (lambda: Costs(digital=0), "energy of a digital inference must be finite and > 0"),
         (
             lambda: routed_at(0, [1.0], [True], [True], kind="digital", passes=0),
@@ -398,3 +400,10 @@ def test_examples_run():
         found = doctest.testmod(module)
         assert found.attempted > 2
         assert found.failed == 0
+
+
+def test_a_network_that_is_partly_on_tiles_saves_less():
+    costs = Costs(analog=0.2, digital=2.0)
+    assert costs.partly_analog(1.0) == costs
+    assert costs.partly_analog(0.0) == Costs(analog=2.0, digital=2.0)
+    assert costs.partly_analog(0.75).analog == pytest.approx(0.65)

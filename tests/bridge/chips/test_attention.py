@@ -131,6 +131,30 @@ def test_attention_may_stay_digital(encoder):
     assert not any(name.startswith(path) for name in named_layers(chip.analog))
 
 
+def test_a_projection_may_stay_digital(encoder, pairs):
+    path = "encoder.layers.0.self_attn.k_proj"
+    chip = program(encoder, PROFILES["pcm"], seed=0, digital_layers=[path])
+    assert path not in named_layers(chip.analog)
+    assert path.replace("k_proj", "q_proj") in named_layers(chip.analog)
+    found = weight_moments(encoder, PROFILES["pcm"], chips=2, digital_layers=[path])
+    mean = found["encoder.layers.0.self_attn.in_proj_weight"].mean
+    assert (mean[16:32] == 0).all()
+    assert (mean[:16] != 0).any()
+
+
+def test_moments_of_projections_of_their_own():
+    model = nn.ModuleDict({"attn": attention(kdim=6, vdim=4), "fc": nn.Linear(8, 2)}).eval()
+    found = weight_moments(model, PROFILES["pcm"], chips=2)
+    shapes = {name: tuple(one.mean.shape) for name, one in found.items()}
+    assert shapes == {
+        "attn.q_proj_weight": (8, 8),
+        "attn.k_proj_weight": (8, 6),
+        "attn.v_proj_weight": (8, 4),
+        "attn.out_proj.weight": (8, 8),
+        "fc.weight": (2, 8),
+    }
+
+
 @pytest.mark.parametrize("settings", [{"add_bias_kv": True}, {"add_zero_attn": True}])
 def test_rows_of_its_own_are_refused_by_name(settings):
     model = nn.ModuleDict({"attn": attention(**settings), "fc": nn.Linear(8, 2)}).eval()

@@ -200,15 +200,6 @@ def test_digital_layers_are_left_alone(network: nn.Module) -> None:
         assert torch.equal(tile.tile.weight, whole[name].tile.weight)
 
 
-def test_digital_layers_may_be_of_any_kind() -> None:
-    model = nn.Sequential(
-        OrderedDict(grouped=nn.Conv2d(4, 4, 3, groups=2), norm=nn.LayerNorm(4), fc=nn.Linear(4, 2))
-    ).eval()
-    with pytest.raises(ValueError, match="name it in digital_layers"):
-        program(model, PROFILES["ideal"], seed=0, digital_layers=["norm"])
-    program(model, PROFILES["ideal"], seed=0, digital_layers=["norm", "grouped"])
-
-
 @pytest.mark.parametrize("layers", [["layer9"], [""], ["conv1", "nothing"]])
 def test_unknown_digital_layers_are_refused(network: nn.Module, layers: list[str]) -> None:
     with pytest.raises(ValueError, match="the model has no layers"):

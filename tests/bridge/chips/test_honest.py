@@ -477,8 +477,8 @@ def test_convolutions_may_pad_by_name(tmp_path: Any) -> None:
     np.testing.assert_array_equal(logits(load_chip(tmp_path / "chip", model)), logits(chip))
     require_right(made(lambda: by_name(4, 2)))
     uneven = made(lambda: by_name((3, 4), 1))
-    with pytest.raises(ValueError, match=r"layer 2 \(Conv2d\) .*='same' is one more on one side"):
-        program(uneven, PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match=r"layer 2 \(padded by one more on one side\)"):
+        program(uneven, PROFILES["ideal"], seed=0, strict=True)
 
 
 class Squeezed(nn.Module):

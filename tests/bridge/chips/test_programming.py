@@ -408,20 +408,9 @@ def one_layer(layer: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3), odd=layer)).eval()
 
 
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (nn.Conv2d(4, 4, 3, groups=2), "layer odd .* 2 groups"),
-        (nn.Conv2d(4, 4, 2, padding="same"), "layer odd .* pad"),
-        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "layer odd .* pad"),
-        (nn.ConvTranspose2d(4, 4, 3), "layer odd .* cannot be mapped"),
-        (nn.LayerNorm(4), "layer odd .* cannot be mapped"),
-        (nn.Linear(4, 4, dtype=torch.float64), "odd.weight is torch.float64"),
-    ],
-    ids=["groups", "same", "reflect", "transposed", "layernorm", "float64"],
-)
-def test_models_that_do_not_map_are_refused(layer: nn.Module, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_weights_of_another_precision_are_refused() -> None:
+    layer = nn.Linear(4, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"odd.weight is torch.float64"):
         program(one_layer(layer), IDEAL, seed=0)
 
 

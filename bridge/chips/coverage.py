@@ -1,0 +1,109 @@
+"""Which products of a network a chip's tiles compute, and which stay digital."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from bridge.chips.configuration import TILE_SIZE
+from bridge.chips.digital_products import digital_products
+from bridge.chips.equivalents import with_equivalents
+from bridge.chips.plain_layers import copy_of, fold_parametrizations, is_mapped, staying_digital
+from bridge.chips.tiles import named_tiles
+from bridge.graphs.conversion import graph_of
+from bridge.graphs.products import Product, products
+from jaxcurv.progress import progress
+
+_COLUMNS = ["layer", "operator", "weights", "calls", "macs", "tiles", "place", "reason"]
+
+
+def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = ()) -> pd.DataFrame:
+    """Every matrix product of a forward pass: its size, and whether tiles compute it.
+
+    The products are those of the exported network (`torch.export`), so that no product is
+    overlooked: those with weights outside of their layer and those of two activations are among
+    them.
+
+        table = bridge.coverage(model, images)
+        share = table.loc[table["place"] == "analog", "macs"].sum() / table["macs"].sum()
+
+    Args:
+      model: digital and in evaluation mode; not changed.
+      images: examples, as for `bridge.to_jax`.
+      digital_layers: as for `program`.
+
+    Returns:
+      One row a layer, operator and weight, in the order in which they run: layer (its path as on a
+      chip: PyTorch's attention is four linear layers, and a convolution of one or three dimensions
+      has its product in `conv`), operator (PyTorch's name), weights (names of the parameters that
+      are a factor of it, "" for a product of two activations), calls in a forward pass, macs
+      (multiply-accumulates for one sample, all calls), tiles (of at most 512 x 512 that hold the
+      weights; 0 where digital), place ("analog" or "digital") and reason (why it is digital).
+
+    Raises:
+      ValueError: the model is on tiles already, or what `bridge.to_jax` refuses.
+    """
+    if named_tiles(model):
+        raise ValueError("the model is on tiles already: give the digital one")
+    left = staying_digital(model, digital_layers)
+    reasons = digital_products(model, left)
+    on_chip = staying_digital(model, [*digital_layers, *reasons])
+    plain = with_equivalents(fold_parametrizations(copy_of(model), on_chip), on_chip)
+    left = staying_digital(plain, digital_layers)
+    with progress(1, f"products of {type(model).__name__}", "network") as shown:
+        graph, params, example = graph_of(plain, images)
+        shape = jax.ShapeDtypeStruct(tuple(example.shape), _dtype(example))
+        found = products(graph, params, shape)
+        shown.update()
+    shapes = {name: tuple(array.shape) for name, array in params.items()}
+    rows = []
+    for product in found:
+        reason = _reason(product, plain, left, reasons)
+        rows.append(
+            {
+                "layer": product.layer,
+                "operator": product.operator,
+                "weights": ", ".join(product.weights),
+                "calls": 1,
+                "macs": product.macs,
+                "tiles": 0 if reason else _tiles(shapes[product.weights[0]]),
+                "place": "digital" if reason else "analog",
+                "reason": reason,
+            }
+        )
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    by = ["layer", "operator", "weights", "tiles", "place", "reason"]
+    return table.groupby(by, sort=False, as_index=False).sum()[_COLUMNS]
+
+
+def _dtype(example: torch.Tensor) -> Any:
+    return np.float32 if example.is_floating_point() else np.int32
+
+
+def _reason(
+    product: Product, network: nn.Module, left: Callable[[str], bool], reasons: dict[str, str]
+) -> str:
+    """Why a product is digital; "" where tiles compute it."""
+    if not product.weights:
+        return "two activations"
+    layer: Any = network.get_submodule(product.layer)
+    if is_mapped(layer) and len(product.weights) == 1 and product.layer not in reasons:
+        shared = network.get_parameter(product.weights[0]) is layer.weight  # perhaps with others
+        if shared and not left(product.layer):
+            return ""
+    owners = [product.layer, *(name.rpartition(".")[0] for name in product.weights)]
+    for owner in owners:
+        if owner in reasons:
+            return reasons[owner]
+        if left(owner):
+            return "named in digital_layers"
+    return "weights outside of their layer, which program refuses"
+
+
+def _tiles(shape: tuple[int, ...]) -> int:
+    out, inputs = shape[0], int(np.prod(shape[1:]))
+    return -(-out // TILE_SIZE) * -(-inputs // TILE_SIZE)

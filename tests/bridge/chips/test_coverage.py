@@ -1,0 +1,103 @@
+"""The table of a network's products: their arithmetic, their tiles, and what is digital and why."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bridge import coverage, program
+from bridge.chips.profiles import PROFILES
+from bridge.chips.tiles import named_layers, named_tiles
+from tests.torch_networks import Words, made, randomised
+
+
+def one(layers: nn.Module, *shape: int):
+    return coverage(layers.eval(), np.ones((2, *shape), np.float32)).set_index("layer")
+
+
+def test_multiply_accumulates_are_those_of_the_definition():
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+    layers = nn.Sequential(conv, up, nn.Flatten(), nn.Linear(5 * 8 * 8, 7))
+    table = one(layers, 8, 8, 4)
+    assert table["macs"].to_dict() == {
+        "0": 6 * 4 * 4 * 2 * 9,
+        "1": 6 * 4 * 4 * 5 * 4,
+        "3": 5 * 8 * 8 * 7,
+    }
+    assert table["place"].to_dict() == {"0": "digital", "1": "digital", "3": "analog"}
+    assert table["reason"].to_dict() == {"0": "grouped", "1": "transposed", "3": ""}
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3", "TransformerEncoder", "keyword spotting"])
+def test_every_product_is_there_and_tiles_are_the_chip_s(name):
+    model, shape = made(name)
+    x = torch.randn(2, *shape)
+    table = coverage(model, x)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(x)
+    torch.backends.mha.set_fastpath_enabled(fast)
+    assert 2 * 2 * table["macs"].sum() == counter.get_total_flops()
+    chip = program(model, PROFILES["ideal"], seed=0)
+    assert set(table.loc[table["place"] == "analog", "layer"]) == set(named_layers(chip.analog))
+    assert table["tiles"].sum() == len(named_tiles(chip.analog))
+
+
+def test_large_layers_take_several_tiles():
+    table = one(nn.Sequential(nn.Linear(1025, 513), nn.Linear(513, 2)), 1025)
+    assert table["tiles"].to_dict() == {"0": 3 * 2, "1": 2}
+    chip = program(nn.Sequential(nn.Linear(1025, 513)).eval(), PROFILES["ideal"], seed=0)
+    assert len(named_tiles(chip.analog)) == 6
+
+
+class Beside(nn.Module):
+    """A weight used outside of its layer, a packed product of two activations, a layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.twice = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(self.twice(x))
+        x = F.linear(x, self.fc.weight)
+        return self.out(x @ (x.mT @ x))
+
+
+def test_products_outside_of_layers_are_there():
+    table = coverage(Beside().eval(), np.ones((2, 3, 4), np.float32))
+    rows = {(row.weights, row.operator): row for row in table.itertuples()}
+    assert rows["fc.weight", "linear"].place == "digital"
+    assert "program refuses" in rows["fc.weight", "linear"].reason
+    assert rows["", "matmul"].reason == "two activations"
+    assert rows["", "matmul"].macs == 3 * 4 * 4 * 2
+    assert rows["twice.weight", "linear"].calls == 2
+    assert rows["twice.weight", "linear"].macs == 2 * 3 * 4 * 4
+    assert rows["out.weight", "linear"].place == "analog"
+
+
+def test_recurrent_layers_and_tied_weights():
+    table = coverage(randomised(Words()), np.zeros((2, 4), int)).set_index("layer")
+    assert set(table.loc["gru", "reason"]) == {"recurrent"}
+    head = table.loc["head"]
+    assert (head["weights"], head["place"]) == ("embedding.weight", "analog")
+
+
+def test_what_is_named_is_digital():
+    model, _ = made("VGG")
+    images = np.zeros((2, 16, 16, 3), np.float32)
+    table = coverage(model, images, digital_layers=["classifier"]).set_index("layer")
+    assert table.loc["classifier.0", "reason"] == "named in digital_layers"
+    assert table.loc["features.0", "place"] == "analog"
+
+
+def test_a_network_on_tiles_is_refused():
+    chip = program(nn.Sequential(nn.Linear(4, 2)).eval(), PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match="on tiles already"):
+        coverage(chip.analog, np.zeros((2, 4), np.float32))

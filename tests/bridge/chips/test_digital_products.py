@@ -1,0 +1,162 @@
+"""Products that no tile computes stay digital and are told; what is no product stays digital."""
+
+import re
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bridge.chips import digital_products
+from bridge.chips.files import load_chip, save_chip
+from bridge.chips.prediction import predict
+from bridge.chips.profiles import PROFILES
+from bridge.chips.programming import program
+from bridge.chips.tiles import named_layers
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PAIRS = (IMAGES, np.arange(4) % 3)
+
+
+@pytest.fixture(autouse=True)
+def told_again() -> None:
+    digital_products._warn_once.cache_clear()
+
+
+class Last(nn.Module):
+    """The last output of a recurrent layer over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x.mean(1))[0][:, -1]
+
+
+class Scaled(nn.Module):
+    """Bare parameters, as of LayerScale and position embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gamma * x
+
+
+def network(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.LazyLinear(3))
+    if isinstance(layer, Last):
+        model = nn.Sequential(layer, nn.Linear(8, 3))
+    else:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), layer, *head)
+    model.eval()(IMAGES)
+    return model
+
+
+PRODUCTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "grouped": (lambda: nn.Conv2d(4, 4, 3, groups=2), "layer 1 (grouped)"),
+    "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4), "layer 1 (grouped)"),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 4, 3), "layer 1 (transposed)"),
+    "reflected": (
+        lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        "layer 1 (padded by reflect)",
+    ),
+    "uneven": (
+        lambda: nn.Conv2d(4, 4, 2, padding="same"),
+        "layer 1 (padded by one more on one side)",
+    ),
+    "recurrent": (Last, "layer 0.rnn (recurrent)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_that_no_tile_computes_is_digital_and_told_once(name):
+    make, told = PRODUCTS[name]
+    model = network(make())
+    path = re.search(r"layer (\S+)", told)[1]
+    chip = program(model, PROFILES["ideal"], seed=0)
+    assert chip.digital_layers == (path,)
+    assert path not in named_layers(chip.analog)
+    with pytest.warns(UserWarning, match=re.escape(told)) as record:
+        found = predict(chip, PAIRS)
+    assert any("multiply-accumulates" in str(one.message) for one in record)
+    with torch.no_grad():
+        expected = model(IMAGES).numpy()
+    np.testing.assert_allclose(np.stack(found["logits"]), expected, rtol=1e-4, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*multiply-accumulates")
+        predict(program(model, PROFILES["pcm"], seed=1), PAIRS)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        program(model, PROFILES["ideal"], seed=0, strict=True)
+
+
+def test_the_share_is_that_of_the_arithmetic():
+    """3 x 3 x 3 x 4 x 64 MACs, 3 x 3 x 1 x 4 x 36 of the depthwise one, 144 x 3 of the last."""
+    model = network(nn.Conv2d(4, 4, 3, groups=4))
+    share = 9 * 4 * 36 / (27 * 4 * 64 + 9 * 4 * 36 + 144 * 3)
+    with pytest.warns(UserWarning, match=f"digital, with {share:.0%} of"):
+        predict(program(model, PROFILES["ideal"], seed=0), PAIRS)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm(8), nn.PReLU(4), Scaled()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_is_no_product_stays_digital_without_a_word(layer):
+    model = network(layer)
+    chip = program(model, PROFILES["ideal"], seed=0, strict=True)
+    assert chip.digital_layers == ()
+    found = np.stack(predict(chip, PAIRS)["logits"])
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(IMAGES).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_named_is_not_told_and_not_refused():
+    model = network(nn.ConvTranspose2d(4, 4, 3))
+    chip = program(model, PROFILES["ideal"], seed=0, digital_layers=["1"], strict=True)
+    predict(chip, PAIRS)
+    assert chip.digital_layers == ("1",)
+
+
+def test_a_chip_s_file_has_what_stayed_digital(tmp_path):
+    model = network(nn.Conv2d(4, 4, 3, groups=2))
+    chip = program(model, PROFILES["pcm"], seed=0)
+    with pytest.warns(UserWarning, match="grouped"):
+        expected = predict(chip, PAIRS)
+    save_chip(tmp_path / "chip", chip)
+    again = load_chip(tmp_path / "chip", model)
+    assert again.digital_layers == chip.digital_layers
+    assert np.array_equal(np.stack(predict(again, PAIRS)["logits"]), np.stack(expected["logits"]))
+
+
+CONVOLUTIONS = {
+    "signal": (lambda: nn.Conv1d(3, 5, 4, 2, 1, 2), (3, 12)),
+    "signal, by name": (lambda: nn.Conv1d(3, 5, 3, padding="same"), (3, 12)),
+    "signal without bias": (lambda: nn.Conv1d(3, 5, 1, bias=False), (3, 12)),
+    "volume": (lambda: nn.Conv3d(2, 4, (3, 2, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1)), (2, 5, 4, 4)),
+    "volume, by name": (lambda: nn.Conv3d(2, 4, 3, padding="same"), (2, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_one_and_three_dimensions_are_on_tiles(name, engine):
+    make, shape = CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.Flatten(), nn.LazyLinear(3)).eval()
+    x = torch.randn(4, *shape)
+    expected = model(x)
+    chip = program(model, PROFILES["ideal"], seed=0, engine=engine, strict=True)
+    assert "0.conv" in named_layers(chip.analog)
+    torch.testing.assert_close(chip(x, range(4)), expected, rtol=1e-4, atol=1e-5)
+    noisy = program(model, PROFILES["wnoise+pcm"], seed=0, engine=engine)
+    found = noisy(x, range(4))
+    assert (found - expected).abs().max() > 1e-3
+    torch.testing.assert_close(noisy(x[2:3], [2])[0], found[2], rtol=1e-4, atol=1e-5)
