@@ -29,8 +29,8 @@ SHOWN = {
     "trend_test wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping Hermes MappedPairs Memory PCM PROFILES Pairs Profile "
     "ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share coverage eight_profiles "
-    "layer_failures layer_report load_chip moment_state_dict output_noise predict program save_chip "
-    "weight_moments",
+    "layer_failures layer_report load_chip moment_state_dict output_noise predict program "
+    "save_chip weight_moments",
     "bridge.graphs": "score to_jax",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
