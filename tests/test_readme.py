@@ -47,9 +47,12 @@ def test_the_readme_s_blocks_run_in_order(tmp_path: Path) -> None:
 
 
 def test_each_first_result_is_ten_lines_at_most() -> None:
-    """Scores of a Linen model, failures of a torch network, flips of a chip that is never run."""
+    """A Linen model's scores, a torch network's failures and scores, flips without a chip's run."""
     _, *blocks = blocks_of(README)
-    calls = ("jaxcurv.score_dataset(", "bridge.failure_table(", "jaxcurv.flip_probability(")
+    calls = (
+        *("jaxcurv.score_dataset(", "bridge.failure_table("),
+        *("bridge.score(", "jaxcurv.flip_probability("),
+    )
     for call, block in zip(calls, blocks, strict=False):
         assert call in block
         assert len([line for line in block.splitlines() if line]) <= 10

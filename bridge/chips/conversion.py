@@ -16,7 +16,7 @@ from bridge.chips.digital_products import (
     refuse_digital_products,
     remember_digital_products,
 )
-from bridge.chips.equivalents import paths_of_equivalents, with_equivalents
+from bridge.chips.equivalents import join_tied, paths_of_equivalents, with_equivalents
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
@@ -85,6 +85,7 @@ def convert(
         left = staying_digital(model, digital_layers)  # of those in their place too
         refuse_unmappable(model, left)
         state_geometry(model, left)
+        join_tied(model, left)
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.chips.mappable import some
 from bridge.chips.plain_layers import is_mapped
+from bridge.chips.telling import warn_once
 
 _KEPT = "digital_for_their_kind"
 _PRODUCTS = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
@@ -62,17 +62,11 @@ def tell_digital_products(network: nn.Module, images: torch.Tensor) -> None:
     reasons: dict[str, str] = vars(network).get(_KEPT, {})
     if reasons:
         share = _share(network, list(reasons), images[:1])
-        _warn_once(
+        warn_once(
             f"{_listed(reasons)}: digital, with {share:.0%} of the network's "
             "multiply-accumulates; program(..., strict=True) refuses them, bridge.coverage lists "
             "every product"
         )
-
-
-@cache
-def _warn_once(text: str) -> None:
-    """Not for every chip of a network."""
-    warnings.warn(text, stacklevel=4)
 
 
 def _reason(module: nn.Module) -> str:

@@ -8,6 +8,8 @@ from torch import nn
 
 from bridge.chips.attention import PlainAttention
 from bridge.chips.flat_convolutions import SignalConvolution, VolumeConvolution
+from bridge.chips.plain_layers import is_mapped
+from bridge.chips.telling import warn_once
 
 _Moments = TypeVar("_Moments", bound=tuple[torch.Tensor, ...])
 
@@ -65,6 +67,46 @@ def with_equivalents(model: nn.Module, left: Callable[[str], bool]) -> nn.Module
     return model
 
 
+def join_tied(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Makes layers on tiles that share weight and bias one layer of several names; in place.
+
+    A chip programs it once, as one array. Layers that share a weight and differ in their bias,
+    geometry or hooks are arrays of their own, of which a warning tells.
+
+    Args:
+      model: after `with_equivalents`.
+      left: whether the layer at a path stays digital.
+    """
+    first: dict[nn.Parameter, tuple[str, nn.Module]] = {}
+    joined: dict[nn.Module, nn.Module] = {}
+    for path, layer in model.named_modules():
+        if left(path) or not is_mapped(layer):
+            continue
+        weight = layer.get_parameter("weight")
+        name, other = first.setdefault(weight, (path, layer))
+        if other is layer:
+            continue
+        if _alike(layer, other):
+            joined[layer] = other
+        else:
+            warn_once(
+                f"layers {name} and {path} share a weight and differ in bias, geometry or hooks: "
+                "each is an array of its own on the chip, with errors of its own"
+            )
+    for parent in list(model.modules()):
+        for attribute, child in list(parent._modules.items()):
+            if child in joined:
+                setattr(parent, attribute, joined[child])
+
+
+def _alike(layer: nn.Module, other: nn.Module) -> bool:
+    """Whether two layers of one weight compute the same and carry no hooks."""
+    own = [{n: v for n, v in vars(one).items() if not n.startswith("_")} for one in (layer, other)]
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in (layer, other))
+    same_bias = getattr(layer, "bias", None) is getattr(other, "bias", None)
+    return type(layer) is type(other) and own[0] == own[1] and same_bias and not hooked
+
+
 def by_own_names(model: nn.Module, tensors: Mapping[str, _Moments]) -> dict[str, _Moments]:
     """Tensors of weights by the names and in the shapes that the model itself gives them.
 
@@ -77,7 +119,7 @@ def by_own_names(model: nn.Module, tensors: Mapping[str, _Moments]) -> dict[str,
     def each(function: Callable[..., torch.Tensor], *of: _Moments) -> _Moments:
         return type(of[0])(*(function(*one) for one in zip(*of, strict=True)))
 
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
         names = [f"{prefix}{layer}.weight" for layer in _LAYERS.get(type(module), ())]
         taken = {one: found.pop(one) for one in names if one in found}

@@ -17,7 +17,7 @@ from flax import nnx
 from torch import nn
 
 from bridge.checks import require_seed
-from bridge.chips.equivalents import by_own_names, with_equivalents
+from bridge.chips.equivalents import by_own_names, join_tied, with_equivalents
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
@@ -127,7 +127,9 @@ def weight_moments(
     left = staying_digital(model, digital_layers if like is None else [])
     folded = fold_parametrizations(copy_of(model), left)
     digital = folded.state_dict()
-    before = with_equivalents(copy_of(folded), left).state_dict()
+    on_tiles = with_equivalents(copy_of(folded), left)
+    before = on_tiles.state_dict()
+    join_tied(on_tiles, staying_digital(on_tiles, digital_layers))
     if like is not None:
         from_torch(folded, like)  # which refuses another network, before chips are made
     means: dict[str, torch.Tensor] = {}
@@ -152,10 +154,10 @@ def weight_moments(
         name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
         for name in means
     }
-    found = by_own_names(folded, found)
-    for other, name in _other_names(folded).items():
+    for other, name in _other_names(on_tiles).items():
         if f"{name}.weight" in found:
             found[f"{other}.weight"] = found[f"{name}.weight"]
+    found = by_own_names(folded, found)
     if like is None:
         return found
     return Moments(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge.chips import digital_products
+from bridge.chips import telling
 from bridge.chips.files import load_chip, save_chip
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import PROFILES
@@ -22,7 +22,7 @@ PAIRS = (IMAGES, np.arange(4) % 3)
 
 @pytest.fixture(autouse=True)
 def told_again() -> None:
-    digital_products._warn_once.cache_clear()
+    telling.warn_once.cache_clear()
 
 
 class Last(nn.Module):
