@@ -1,6 +1,6 @@
 """PyTorch's attention with its projections as linear layers, which go to tiles."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from bridge.chips.plain_layers import carry_over
 
 
-class PlainAttention(nn.Module):
+class PlainAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` as four linear layers `q_proj`, `k_proj`, `v_proj`, `out_proj`.
 
         softmax(Q K^T / sqrt(head width) + masks) V, head by head, then out_proj
 
-    It takes and gives what PyTorch's does in evaluation mode.
+    It takes and gives what PyTorch's does in evaluation mode; the packed weights can be read.
+    Hooks of PyTorch's `out_proj`, which is never called there, stay behind.
     """
 
-    in_proj_bias = None  # what PyTorch's encoder layers ask for: their fast path is not for this
-    _qkv_same_embed_dim = False
-
     def __init__(self, attention: nn.MultiheadAttention):
-        super().__init__()
+        nn.Module.__init__(self)
+        self._qkv_same_embed_dim = False  # PyTorch's encoder layers have no fast path for these
         if attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError(
                 "(MultiheadAttention) adds rows to its keys and values (add_bias_kv, "
@@ -43,12 +42,20 @@ class PlainAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (
             _linear(weight, one) for weight, one in zip(weights, biases, strict=True)
         )
-        out = attention.out_proj
-        self.out_proj = _linear(
-            out.weight.detach(), None if out.bias is None else out.bias.detach()
-        )
-        carry_over(out, self.out_proj)
+        plain: Any = _linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.out_proj = plain
         carry_over(attention, self)
+
+    def _packed(self, name: str) -> Tensor | None:
+        tensors: list[Any] = [
+            getattr(layer, name) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        ]
+        unpacked = tensors[0] is None or len({one.shape[1:] for one in tensors}) > 1
+        return None if unpacked else torch.cat(tensors)
+
+    # The three projections' weights and biases in one, as PyTorch has them.
+    in_proj_weight: Any = property(lambda self: self._packed("weight"))
+    in_proj_bias: Any = property(lambda self: self._packed("bias"))
 
     def forward(
         self,

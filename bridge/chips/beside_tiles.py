@@ -1,5 +1,6 @@
 """Weights that no tile holds: products with a network's parameters beside its layers on tiles."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ _PRODUCTS = {
     **dict.fromkeys(["mm", "bmm", "mv", "dot", "vdot", "linear", "matmul", "inner"], _BOTH),
     **dict.fromkeys(["convolution", "_convolution", "convolution_overrideable"], _BOTH),
     **dict.fromkeys(["mkldnn_convolution", "mkldnn_linear", "_cdist_forward"], _BOTH),
+    **dict.fromkeys(["_euclidean_dist", "_sparse_mm"], _BOTH),
     **dict.fromkeys(["_int_mm", "_grouped_mm", "_scaled_mm"], _BOTH),
     **dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv", "addr", "_addmm_activation"], (1, 2)),
 }
@@ -320,10 +322,17 @@ def _weights_alone(origin: _Origin) -> bool:
 def _outer(given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor) -> frozenset[str]:
     """Parameters of a product that has more elements than what depends on the input."""
     if not any(
-        one.input and made.numel() > x.numel() for x, one in zip(given, origins, strict=True)
+        one.input and made.numel() > _elements(x) for x, one in zip(given, origins, strict=True)
     ):
         return frozenset()
     return frozenset().union(*(one.parameters for one in origins if _weights_alone(one)))
+
+
+def _elements(x: torch.Tensor) -> int:
+    """How many numbers a tensor has, those of an expanded axis once."""
+    if x.layout != torch.strided:
+        return x.numel()
+    return math.prod(n for n, step in zip(x.shape, x.stride(), strict=True) if step)
 
 
 def _address(x: torch.Tensor) -> int:

@@ -81,7 +81,8 @@ def convert(
             refuse_digital_products(kept)
         digital_layers = [*digital_layers, *kept]
         left = staying_digital(model, digital_layers)
-        model = with_equivalents(fold_parametrizations(model, left), left)
+        model = with_equivalents(model, left)
+        model = fold_parametrizations(model, left)
         left = staying_digital(model, digital_layers)  # of those in their place too
         refuse_unmappable(model, left)
         state_geometry(model, left)

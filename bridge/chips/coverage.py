@@ -52,7 +52,7 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     left = staying_digital(model, digital_layers)
     reasons = digital_products(model, left)
     on_chip = staying_digital(model, [*digital_layers, *reasons])
-    plain = with_equivalents(fold_parametrizations(copy_of(model), on_chip), on_chip)
+    plain = fold_parametrizations(with_equivalents(copy_of(model), on_chip), on_chip)
     left = staying_digital(plain, digital_layers)
     with progress(1, f"products of {type(model).__name__}", "network") as shown:
         graph, params, example = graph_of(plain, images)

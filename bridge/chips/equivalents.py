@@ -8,7 +8,7 @@ from torch import nn
 
 from bridge.chips.attention import PlainAttention
 from bridge.chips.flat_convolutions import SignalConvolution, VolumeConvolution
-from bridge.chips.plain_layers import is_mapped
+from bridge.chips.plain_layers import is_mapped, kind_of, settle_weights
 from bridge.chips.telling import warn_once
 
 _Moments = TypeVar("_Moments", bound=tuple[torch.Tensor, ...])
@@ -18,11 +18,22 @@ _EQUIVALENT: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv1d: SignalConvolution,
     nn.Conv3d: VolumeConvolution,
 }
-_LAYERS = {
+_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("q_proj", "k_proj", "v_proj", "out_proj"),
     nn.Conv1d: ("conv",),
     nn.Conv3d: ("conv",),
 }
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    """Which of PyTorch's modules it is, or computes as; None for others."""
+    if isinstance(module, PlainAttention):
+        return None
+    own = kind_of(module)
+    for kind in _EQUIVALENT:
+        if issubclass(own, kind) and own.forward is kind.forward:
+            return kind
+    return None
 
 
 def paths_of_equivalents(model: nn.Module) -> set[str]:
@@ -30,7 +41,8 @@ def paths_of_equivalents(model: nn.Module) -> set[str]:
     return {
         f"{path}.{layer}".lstrip(".")
         for path, module in model.named_modules(remove_duplicate=False)
-        for layer in _LAYERS.get(type(module), ())
+        if (kind := _kind(module)) is not None
+        for layer in _LAYERS[kind]
     }
 
 
@@ -52,10 +64,12 @@ def with_equivalents(model: nn.Module, left: Callable[[str], bool]) -> nn.Module
     """
     made: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) not in _EQUIVALENT or left(name) or module in made:
+        kind = _kind(module)
+        if kind is None or left(name) or module in made:
             continue
+        settle_weights(module)
         try:
-            made[module] = _EQUIVALENT[type(module)](module).train(module.training)
+            made[module] = _EQUIVALENT[kind](module).train(module.training)
         except ValueError as error:
             raise ValueError(f"layer {name or 'at the root'} {error}") from error
     if model in made:
@@ -121,7 +135,8 @@ def by_own_names(model: nn.Module, tensors: Mapping[str, _Moments]) -> dict[str,
 
     for name, module in model.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
-        names = [f"{prefix}{layer}.weight" for layer in _LAYERS.get(type(module), ())]
+        kind = _kind(module)
+        names = [] if kind is None else [f"{prefix}{layer}.weight" for layer in _LAYERS[kind]]
         taken = {one: found.pop(one) for one in names if one in found}
         if not taken:
             continue

@@ -89,6 +89,7 @@ def _examine(
     other = first_that_differs(images)
     some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
     layout = Layout(twin)
+    before = {name: tensor.clone() for name, tensor in _tensors(twin)}
     try:
         found = layout(twin, some.clone())
     except (AttributeError, TypeError, StopIteration):
@@ -96,6 +97,8 @@ def _examine(
     except Exception:  # such as an IndexError of token ids, or an assertion
         return None, []  # which is told when the chip runs
     remember_inputs(analog, some)
+    if any(not torch.equal(before[name], tensor) for name, tensor in _tensors(twin)):
+        _refuse_first_batch(analog, layout, some, found)
     names = list(named_layers(analog))
     more = images[:WATCHED].detach().cpu().clone()
     more = contiguous(more) if layout.contiguous else more
@@ -116,6 +119,24 @@ def _examine(
     ):
         _refuse_other(found, layout(model, some.clone()))
     return asking, unused
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _refuse_first_batch(
+    analog: nn.Module, layout: Layout, images: torch.Tensor, found: torch.Tensor
+) -> None:
+    """Refuses a network that changes itself in a pass, where its first batch decides the logits."""
+    other = layout(digital_network(analog), torch.cat([images[:1], images[:1]]))
+    off, largest = float((other[0] - found[0]).abs().max()), float(found.abs().max())
+    if off > 1e-4 * largest:
+        raise ValueError(
+            "the network sets itself up on its first batch: logits of one image differ by "
+            f"{off:.2g} of {largest:.2g} with the images beside it there; run it on the batch that "
+            "it is meant for first, and keep what it has learned in buffers, a flag among them"
+        )
 
 
 def forget_examination(network: nn.Module) -> None:
@@ -157,6 +178,7 @@ class _OnTiles(nn.Module):
         super().__init__()
         self._layer = (layer,)  # in a tuple, so that it is not found among a network's layers
         self.weight, self.bias = layer.weight, layer.bias
+        self.eval()
 
     def forward(self, x: torch.Tensor) -> Any:
         return self._layer[0].forward(x)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from bridge.chips.attention import PlainAttention
 from bridge.chips.plain_layers import MAPPED, is_mapped, own_in_class
 
 _CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
@@ -120,7 +121,7 @@ def some(names: Iterable[str]) -> str:
 def _fault(module: nn.Module) -> str:
     """What keeps a layer from tiles; "" for nothing."""
     own = [name for name, _ in module.named_parameters(recurse=False)]
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention) and not isinstance(module, PlainAttention):
         return "cannot be mapped: its own code, derived from MultiheadAttention, would not run"
     if isinstance(module, MAPPED) and (own_of_kind := own_in_class(module)):
         return (

@@ -199,6 +199,8 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Gives a layer in another's place its forward hooks, and the attributes that it lacks."""
     for kind in _HOOKS:
         getattr(new, kind).update(getattr(old, kind))
+    # Handles of hooks refer to these weakly, and cannot be copied without them.
+    vars(new)["_hooks_before"] = (vars(old).get("_hooks_before"), [vars(old)[k] for k in _HOOKS])
     left = _OF_A_LAYER | (_OF_AIHWKIT if hasattr(old, "fold_indices") else set())
     for name, value in vars(old).items():
         if name not in vars(new) and name not in left and not name.startswith("_"):
@@ -223,6 +225,17 @@ def refuse_untraceable_hooks(model: nn.Module) -> None:
                         "register_forward_hook(self.method), use the module that the hook is "
                         "given, or remove it, handle.remove()"
                     )
+
+
+def settle_weights(module: nn.Module) -> None:
+    """Has a layer hold the weights that PyTorch's pre-hooks compute, without these; in place."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, _SETS_WEIGHTS):
+            hook(module, ())
+            del module._forward_pre_hooks[key]
+    for name, value in vars(module).items():
+        if isinstance(value, torch.Tensor):
+            vars(module)[name] = value.detach()
 
 
 def own_hooks(module: nn.Module) -> list[Any]:

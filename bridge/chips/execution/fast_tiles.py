@@ -366,12 +366,16 @@ class _NoisyLayer(nn.Module):
 class _AsConvolution(nn.Module):
     """A linear layer as a convolution with a kernel of one tap over all axes but the last."""
 
+    weight: torch.Tensor
+
     def __init__(self, layer: nn.Module, bias: torch.Tensor | None):
         super().__init__()
         self.layer = layer
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:  # rows that a router sends to no expert
+            return x.new_zeros(*x.shape[:-1], len(self.weight))
         outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1]).contiguous()
 
@@ -379,7 +383,7 @@ class _AsConvolution(nn.Module):
     def images(x: torch.Tensor) -> torch.Tensor:
         """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`; or one `[feature]`."""
         batch = len(x) if x.ndim > 1 else 1
-        return x.reshape(batch, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        return x.reshape(batch, math.prod(x.shape[1:-1]), 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

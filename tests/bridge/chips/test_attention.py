@@ -1,11 +1,13 @@
 """PyTorch's packed attention as linear layers: equal outputs, and its projections on tiles."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from bridge.chips import weight_moments
 from bridge.chips.attention import PlainAttention
@@ -160,3 +162,77 @@ def test_rows_of_its_own_are_refused_by_name(settings):
     model = nn.ModuleDict({"attn": attention(**settings), "fc": nn.Linear(8, 2)}).eval()
     with pytest.raises(ValueError, match=r"layer attn \(MultiheadAttention\) adds rows"):
         program(model, PROFILES["ideal"], seed=0)
+
+
+class Asking(nn.Module):
+    """Attention between layers, by code that looks at what its layers are and have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.children():
+            if isinstance(layer, nn.MultiheadAttention) and layer.in_proj_bias is not None:
+                x = x.to(layer.in_proj_weight.dtype)
+                x = x + layer(x, x, x)[0]
+            else:
+                x = layer(x)
+        return x.mean(1)
+
+
+def clamp(layer: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.clamp(-0.1, 0.1)
+
+
+def hooked(model: nn.Module) -> None:
+    """As code does that hooks every linear layer: PyTorch never calls the one in attention."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(clamp)
+
+
+def stale(model: nn.Module) -> None:
+    """A mask of `out_proj` is never applied by PyTorch, which computes with what is there."""
+    prune.identity(model.at.out_proj, "weight")
+    model.at.out_proj.weight_orig.data.mul_(3)
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "as it is": lambda model: None,
+    "hooks of every linear layer": hooked,
+    "a stale mask": stale,
+    "packed weights pruned": lambda model: prune.l1_unstructured(model.at, "in_proj_weight", 0.5),
+    "a hook": lambda model: model.at.register_forward_hook(lambda m, i, o: (2 * o[0], o[1])),
+    "packed weights parametrized": lambda model: nn.utils.parametrize.register_parametrization(
+        model.at, "in_proj_weight", Doubled()
+    ),
+}
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_code_around_attention_runs_as_in_pytorch(name, engine):
+    torch.manual_seed(0)
+    model = Asking().eval()
+    CHANGES[name](model)
+    model.eval()
+    x = inputs(True)
+    chip = program(model, PROFILES["ideal"], seed=0, engine=engine)
+    torch.testing.assert_close(chip(x, range(2)), model(x), rtol=1e-4, atol=1e-5)
+    noisy = program(model, PROFILES["adc+pcm"], seed=0, calibration=x.detach(), engine=engine)
+    assert (noisy(x, range(2)) - model(x)).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_signal_s_convolution_may_be_weight_normed():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv1d(3, 4, 3)), nn.Flatten(), nn.Linear(24, 2))
+    model.eval()[0].weight_g.data.mul_(2)
+    x = torch.randn(2, 3, 8)
+    chip = program(model, PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(chip(x, range(2)), model(x), rtol=1e-4, atol=1e-5)

@@ -347,6 +347,7 @@ def test_a_layer_without_weights_may_occur_twice() -> None:
         assert off(chip(IMAGES, range(6)), digital(layers)) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:layers 1 and 2 share a weight")
 def test_two_layers_may_share_a_parameter() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.Linear(192, 192)).eval()
     model[2].weight = model[1].weight

@@ -729,3 +729,68 @@ def test_honest_networks_are_taken_on_aihwkit_s_tiles(name: str) -> None:
     found = np.stack(predict(chip, ROWS, batch_size=5)["logits"].to_numpy())
     expected = np.stack(predict(model, ROWS, batch_size=5)["logits"].to_numpy())
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+class FirstBatch(nn.Module):
+    """Sets its shift by the first batch that it sees, as ActNorm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.shift, self.known = nn.Parameter(torch.zeros(6)), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        if not self.known:
+            self.shift.data, self.known = -x.mean(0).detach(), True
+        return self.b((x + self.shift).relu())
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, which decides nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.fc(x)
+
+
+def test_a_network_that_its_first_batch_sets_up_is_refused() -> None:
+    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="sets itself up on its first batch"):
+        program(FirstBatch().eval(), PROFILES["ideal"], seed=0)(x, range(6))
+    settled = FirstBatch().eval()
+    with torch.no_grad():
+        expected = settled(x)
+    torch.testing.assert_close(program(settled, PROFILES["ideal"], seed=0)(x, range(6)), expected)
+    counting = Counting().eval()
+    chip = program(counting, PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(chip(x, range(6)), counting(x).detach())
+
+
+class Prototypes(nn.Module):
+    """Compares features with parameters, in a way of its own."""
+
+    def __init__(self, compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc, self.prototypes = nn.Linear(6, 8), nn.Parameter(torch.randn(40, 8))
+        self.compare = compare
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.compare(self.fc(x), self.prototypes)
+
+
+@pytest.mark.parametrize(
+    "compare",
+    [torch.cdist, lambda h, w: (h[:, None].expand(-1, 40, -1) * w).sum(-1)],
+    ids=["distances of many", "an expanded view"],
+)
+def test_products_of_other_kinds_with_parameters_are_refused(compare: Any) -> None:
+    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    chip = program(Prototypes(compare).eval(), PROFILES["wnoise"], seed=0)
+    with pytest.raises(ValueError, match="multiplies with prototypes outside of a layer"):
+        chip(x, range(6))

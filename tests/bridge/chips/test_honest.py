@@ -611,3 +611,33 @@ def test_subclasses_that_compute_as_pytorch_s_layers_go_to_tiles() -> None:
     padding = nn.Sequential(Padding(3, 5, 3), nn.Flatten()).eval()
     with pytest.raises(ValueError, match=r"0 \(Padding\) .* with a forward of its own it is"):
         program(padding, PROFILES["ideal"], seed=0)
+
+
+class EmptyExperts(nn.Module):
+    """Experts that are called with no rows at all where a batch needs none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x[:, 0] > 0
+        out = x.new_zeros(len(x), 5)
+        out[first], out[~first] = self.a(x[first]), self.b(x[~first])
+        return out
+
+
+@pytest.mark.parametrize("profile", ["ideal", "adc", "wnoise"])
+def test_experts_may_be_called_with_no_rows(profile: str) -> None:
+    torch.manual_seed(0)
+    model = EmptyExperts().eval().requires_grad_(False)
+    x = torch.randn(16, 4)
+    chip = program(model, PROFILES[profile], seed=0, calibration=x)
+    assert off(chip(x.abs(), range(16)), model(x.abs())) < 0.2
+    assert off(chip(-x.abs(), range(16)), model(-x.abs())) < 0.2
+
+
+def test_handles_of_hooks_may_be_kept_on_the_network() -> None:
+    model: Any = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))
+    model.handle = model[1].register_forward_hook(lambda layer, args, output: 2 * output)
+    require_right(model)
