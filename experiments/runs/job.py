@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import Data, Experiment
 from jaxcurv import data
+from jaxcurv.data.datasets import listing, listing_of, open_dataset
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Job:
     key: str = ""
     """Key of the stage's settings and inputs; "" for work beside the stages."""
     images: Mapping[str, str] = field(default_factory=dict)
-    """`jaxcurv.data.datasets.listing` of the data set."""
+    """`list_images` of the data set."""
 
     def own_folder(self, name: str) -> Path:
         """The folder `name` of the run, and in it that of these settings and inputs."""
@@ -40,5 +41,33 @@ class Outcome:
 
 
 def load_data(job: Job) -> data.ImageDataset:
-    """The experiment's data set."""
-    return data.load(job.experiment.data.name, job.data_dir, job.experiment.data.preprocessing)
+    """The experiment's data set.
+
+    Raises:
+      FileNotFoundError, ModuleNotFoundError: it is not there, or nothing can read it.
+      ValueError: its files are not as they should be, or a folder by its path is given for a
+        network that would be trained on it.
+    """
+    settings = job.experiment.data
+    if settings.folder is None:
+        return data.load(settings.name, job.data_dir, settings.preprocessing)
+    if job.experiment.model.factory is None:
+        raise ValueError(
+            f"--data.name {settings.name} is a path, which a network of your own takes "
+            "(--model.factory): for others give the folder's name, and where it lies with "
+            "--data-dir"
+        )
+    return open_dataset(
+        settings.folder,
+        settings.preprocessing,
+        channels=None if settings.mean is None else len(settings.mean),
+        held_out=settings.validation_fraction,
+        seed=settings.split_seed,
+    )
+
+
+def list_images(settings: Data, data_dir: Path | None) -> dict[str, str]:
+    """What tells an experiment's images from changed ones, by split; see `listing`."""
+    return (
+        listing(settings.name, data_dir) if settings.folder is None else listing_of(settings.folder)
+    )

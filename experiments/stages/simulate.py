@@ -17,10 +17,10 @@ from experiments.runs.networks import load_twin, require_classes
 from experiments.runs.resume import key_of, tables_at
 from experiments.runs.samples import (
     calibration_images,
-    choose_folds,
+    calibration_samples,
     first_images,
-    limited,
     read_small,
+    scored_samples,
 )
 from jaxcurv import data
 from jaxcurv.progress import expect, progress
@@ -42,9 +42,9 @@ def simulate(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
-    chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = calibration_images(chosen["train"], normalisation, job.experiment)
-    folds = read_small(limited(chosen, job.experiment))
+    held = calibration_samples(dataset, job.experiment)
+    calibration = calibration_images(held, normalisation, job.experiment)
+    folds = read_small(scored_samples(dataset, job.experiment))
     unseen = normalisation.apply(first_images(folds["test"], settings.adc_calibration))
 
     def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:

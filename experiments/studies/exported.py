@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from experiments.runs.files import require_writable, sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import load_twin
-from experiments.runs.samples import calibration_images
+from experiments.runs.samples import calibration_images, calibration_samples
 from experiments.settings.flags import Experiment
 from experiments.studies.opening import Images, open_images
 from experiments.system.devices import require_device
@@ -117,7 +117,8 @@ def open_exported(
     described = {key: one for key, one in network.description.items() if key != "class_names"}
     calibration = None
     if calibrated:
-        calibration = calibration_images(images.fold("train"), images.normalisation, experiment)
+        held = calibration_samples(images.dataset, experiment)
+        calibration = calibration_images(held, images.normalisation, experiment)
     test = images.some("test", limit)
     return Exported(
         network.digital,

@@ -23,7 +23,7 @@ from jaxcurv.data.folder import (
 from jaxcurv.data.imagenet import FOLDERS, find_published, open_published
 from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
 from jaxcurv.data.preprocessing import Preprocessing
-from jaxcurv.data.sources import ImageDataset
+from jaxcurv.data.sources import ImageDataset, IndexedSource
 from jaxcurv.data.splits import split_validation
 from jaxcurv.data.views import Chosen
 
@@ -179,13 +179,14 @@ def _with_channels(dataset: ImageDataset, channels: int | None) -> ImageDataset:
     """A prepared data set whose images are converted to so many channels."""
     if channels is None:
         return dataset
-    splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
-    changed = {
-        name: replace(split, channels=channels)
-        for name, split in splits.items()
-        if isinstance(split, PreparedSplit)
-    }
-    return replace(dataset, **changed)
+
+    def converted(split: IndexedSource) -> IndexedSource:
+        assert isinstance(split, PreparedSplit)
+        return replace(split, channels=channels)
+
+    validation = dataset.validation and converted(dataset.validation)
+    train, test = converted(dataset.train), converted(dataset.test)
+    return replace(dataset, train=train, test=test, validation=validation)
 
 
 def open_folder(
