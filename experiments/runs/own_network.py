@@ -88,11 +88,10 @@ def load_own(
             f"the code of {factory} is not what train saw ({', '.join(changed)} changed): run "
             "train again, and what follows"
         )
-    path = job.folder / description["checkpoint"]
     if state_dict is None:
-        state_dict, _ = bridge.weights.load_weights(path)
+        state_dict, _ = bridge.weights.load_weights(job.folder / description["checkpoint"])
     network = plain(network.eval())
-    load_weights_into(network, state_dict, str(path))
+    load_weights_into(network, state_dict, f"the run in {job.folder}")
     return network
 
 

@@ -67,8 +67,9 @@ class Data:
     """Filter for resizing. The published torchvision weights expect bilinear."""
     validation_fraction: float = 0.1
     """Fraction of the official training split that is kept out of training, to choose the best
-    checkpoint and the thresholds of routing. Of a folder of classes without train and test: of its
-    images, and as many again are kept for calibrating the converters; below 0.5."""
+    checkpoint and the thresholds of routing. Where a folder has no train and test, this
+    fraction of its images is validation, and as many again are kept to calibrate the ADCs; below
+    0.5."""
     split_seed: int = 0
     """Seed for dividing the training split and for choosing samples under --limit."""
     mean: tuple[float, ...] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxcurv import data
 from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -66,13 +68,32 @@ def take_own(job: Job) -> Outcome:
     bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
     path = job.folder / WEIGHTS
     masks = [name for name, buffer in network.named_buffers() if not buffer.isfinite().all()]
-    bridge.weights.save_weights(path, state_dict, {"factory": factory}, masks=masks)
+    header = {"factory": factory}
+    if not _holds(path, state_dict, header):
+        bridge.weights.save_weights(path, state_dict, header, masks=masks)
     description["checkpoint"] = WEIGHTS
     if origin:
         kept = {key: one for key, one in origin.items() if key not in ("class_names", "header")}
         description["origin"] = kept
     (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
     return Outcome([write_json(job.folder / "model.json", description), path], "cpu")
+
+
+def _holds(path: Path, state_dict: dict[str, torch.Tensor], header: dict[str, Any]) -> bool:
+    """Whether a file has these weights: written anew, its bytes would differ."""
+    import torch
+
+    import bridge
+
+    try:
+        found, its_header = bridge.weights.load_weights(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return (
+        its_header == header
+        and found.keys() == state_dict.keys()
+        and all(torch.equal(found[name], one) for name, one in state_dict.items())
+    )
 
 
 def own_normalisation(settings: Data, origin: dict[str, Any], channels: int) -> data.Normalisation:
