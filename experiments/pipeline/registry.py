@@ -51,8 +51,9 @@ class Stage:
     What follows runs only if its outputs come out different."""
 
 
-SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device"})
-"""Settings that change how fast and where, not what; they are recorded and decide nothing."""
+SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device", "data.strict"})
+"""Settings that change how fast, where or whether, not what; they are recorded and decide
+nothing."""
 
 _SCORED = ("train", "validation", "test")
 _SAMPLES = ("data", "folds", "limit")

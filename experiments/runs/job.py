@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from experiments.settings.flags import Data, Experiment
 from jaxcurv import data
 from jaxcurv.data.datasets import listing, listing_of, open_dataset
+
+_SKIPPED = ".* files or links to folders are not read"
+"""How the warning of files that are no images begins."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,30 @@ def load_data(job: Job) -> data.ImageDataset:
 
 
 def list_images(settings: Data, data_dir: Path | None) -> dict[str, str]:
-    """What tells an experiment's images from changed ones, by split; see `listing`."""
+    """What tells an experiment's images from changed ones, by split; see `listing`.
+
+    Files that are no images are named in a warning.
+
+    Raises:
+      FileNotFoundError: a folder of images has none, or none of a class.
+      ValueError: there are such files, and the settings are strict.
+    """
+    if not settings.strict:
+        return _listed(settings, data_dir)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", _SKIPPED, UserWarning)
+        try:
+            return _listed(settings, data_dir)
+        except UserWarning as warning:
+            raise ValueError(f"{warning} (--data.no-strict skips them)") from None
+
+
+def skip_silently() -> None:
+    """Files that are no images are not named again in this process."""
+    warnings.filterwarnings("ignore", _SKIPPED, UserWarning)
+
+
+def _listed(settings: Data, data_dir: Path | None) -> dict[str, str]:
     return (
         listing(settings.name, data_dir) if settings.folder is None else listing_of(settings.folder)
     )

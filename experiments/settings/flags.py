@@ -8,9 +8,9 @@ Importable without JAX or torch, so that the command line answers at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import ADC, Clipping, WeightNoise
@@ -79,6 +79,8 @@ class Data:
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel for normalisation, on the same scale; `none` as for the
     mean, and 1 for a network of your own."""
+    strict: bool = False
+    """Refuse a folder of images in which other files lie, rather than name and skip them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -88,6 +90,11 @@ class Data:
             )
         require_seed("split_seed", self.split_seed)
         _ = self.preprocessing, self.normalisation  # which check their settings
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what the images are, as JSON holds them."""
+        return {name: value for name, value in asdict(self).items() if name != "strict"}
 
     @property
     def folder(self) -> Path | None:

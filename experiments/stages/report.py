@@ -81,9 +81,10 @@ def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
     calibrated = len(calibration_samples(dataset, settings))
     calibration = min(settings.simulate.adc_calibration, calibrated)
     notes = [
-        f"The network is what {settings.model.factory} returns; it was not trained here. Its input "
-        f"is (pixel / 255 - {normalisation['mean']}) / {normalisation['std']}, a value for each of "
-        f"{description['in_channels']} channels. The images are those of {settings.data.name}."
+        f"The network is what {settings.model.factory} returns; it was not trained here. It is "
+        f"given (pixel / 255 - mean) / std, with the mean {_listed(normalisation['mean'])} and the "
+        f"standard deviation {_listed(normalisation['std'])} of each channel. The images are those "
+        f"of {settings.data.name}."
     ]
     if dataset.calibration is not None:
         notes.append(
@@ -102,6 +103,10 @@ def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
                 "network was trained on it. Routing thresholds need one: a folder val beside test."
             )
     return notes
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _tables(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def _place(job: Job, model: Any) -> Path:
     experiment = job.experiment
     decides = {
         "weights": model,
-        "data": asdict(experiment.data),
+        "data": experiment.data.deciding,
         "images": dict(job.images),
         "seed": experiment.seed,
         "batch_size": experiment.score.batch_size,

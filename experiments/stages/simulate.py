@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +100,7 @@ def _place(job: Job, profile: Profile) -> Path:
     decides = {
         "weights": sha256(job.folder / "weights.safetensors"),
         "profile": to_json(profile),
-        "data": asdict(experiment.data),
+        "data": experiment.data.deciding,
         "images": dict(job.images),
         "folds": experiment.folds,
         "limit": experiment.limit,

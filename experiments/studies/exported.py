@@ -6,7 +6,7 @@ The run's folder needs only `weights.safetensors`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +127,7 @@ def open_exported(
         partial(images.some, "validation"),
         calibration,
         {
-            "data": asdict(experiment.data),
+            "data": experiment.data.deciding,
             "model": described,
             "weights_sha256": sha256(folder / "weights.safetensors"),
             "samples": len(test),

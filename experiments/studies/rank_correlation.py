@@ -8,7 +8,7 @@ and a second key gives the honest comparison.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,7 @@ def run(trained: Trained, experiment: Experiment, settings: RankCorrelation, out
     write_json(
         out / "settings.json",
         {
-            "data": asdict(experiment.data),
+            "data": experiment.data.deciding,
             "model": {key: value for key, value in description.items() if key != "class_names"},
             "limit": settings.limit,
             "batch_size": settings.batch_size,

@@ -305,6 +305,7 @@ def refuse(*arguments: str | Path) -> str:
         ("--model own_pets:make --data pngs --model.weights no.pth", "no checkpoint at no.pth"),
         ("--model own_pets:make --data pngs --data.mean 0.5 --data.std 0.5", "1 channels"),
         ("digits --data.name /nowhere", "--data.name /nowhere is a path"),
+        ("--model own_pets:make --data messy --data.strict", "the first is red/notes.docx"),
     ],
 )
 def test_refusals_come_first(place: Path, tmp_path: Path, given: str, why: str) -> None:
@@ -315,6 +316,8 @@ def test_refusals_come_first(place: Path, tmp_path: Path, given: str, why: str) 
             for number in range(3):
                 source = place / "pngs" / name / f"{number:02}.png"
                 shutil.copy(source, place / "few" / name)
+        shutil.copytree(place / "few", place / "messy")
+        (place / "messy/red/notes.docx").touch()
     said = refuse("run", *given.split(), "--data.validation-fraction", "0.2", "--out", tmp_path)
     assert why in said
     assert "Traceback" not in said
