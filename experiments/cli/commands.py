@@ -41,6 +41,10 @@ One experiment, from images to report:
   STAGE PRESET          One stage of it: train, score, export, moments, flips,
                         simulate, analyse or report.
   presets               List the presets, which are experiments with names.
+  run --model PACKAGE.MODULE:FACTORY --data FOLDER
+                        The whole path for a PyTorch network and images of your
+                        own; later commands on it take its --out and no PRESET
+                        (score and analyse the PRESET own).
 
 More about a finished run:
   rank-correlation PRESET
@@ -104,9 +108,10 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 
 
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
-    from experiments.cli.parsing import Options, parse_preset
+    from experiments.cli.parsing import Options, parse_preset, with_own_preset
     from experiments.pipeline import runner
 
+    arguments = with_own_preset(arguments)
     options = parse_preset(Options, command, arguments)
     names = STAGE_NAMES if command == "run" else (command,)
     runner.run(
@@ -199,6 +204,7 @@ def _merge(arguments: Sequence[str]) -> None:
 
 def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
+    from experiments.cli.parsing import with_own_preset
     from experiments.cli.studies import run_study
     from experiments.studies import compare_noise, drift, layers, rank_correlation, rescore
 
@@ -209,7 +215,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
     }
-    run_study(studies[command], command, arguments)
+    run_study(studies[command], command, with_own_preset(arguments))
 
 
 def _benchmark(arguments: Sequence[str]) -> int | None:

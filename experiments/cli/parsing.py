@@ -13,7 +13,7 @@ from experiments.cli import arguments as command_line
 from experiments.cli.descriptions import DOES
 from experiments.runs.remembered import recall_run
 from experiments.settings.flags import Experiment
-from experiments.settings.presets import PRESETS
+from experiments.settings.presets import OWN, PRESETS
 from experiments.settings.values import INLINE, dashed, positional
 
 Parsed = TypeVar("Parsed")
@@ -76,7 +76,8 @@ def parse_preset(
       SystemExit: help was asked for, and printed.
     """
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"Usage: python -m experiments {command} PRESET [flags]\n")
+        print(f"Usage: python -m experiments {command} PRESET [flags]")
+        print(f"       python -m experiments {command} --model FACTORY --data FOLDER [flags]\n")
         print(f"{wrapped(f'{command}: {DOES[command]}', indent='')}\n")
         print("Presets, listed with what they run by `python -m experiments presets`:")
         print(wrapped(", ".join(PRESETS)))
@@ -109,14 +110,60 @@ def parse_preset(
         if remembered
         else f"Defaults are those of the preset {name}."
     )
+    require = _require_own if name == OWN else lambda options: options
     what = f"{command}: {DOES[command]} Preset {name}: {PRESETS[name].description}."
-    return command_line.parse(
-        kind,
-        f"python -m experiments {command} {name}",
-        flags,
-        description=f"{what} {_reads(start, command)}{starts}",
-        default=start,
+    return require(
+        command_line.parse(
+            kind,
+            f"python -m experiments {command} {name}",
+            flags,
+            description=f"{what} {_reads(start, command)}{starts}",
+            default=start,
+        )
     )
+
+
+def with_own_preset(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments with the preset of an own network, where `--model` or `--data` is among
+    them, or no preset is named and the folder --out remembers it.
+
+    Raises:
+      ValueError: `--model` or `--data` has no value.
+      FileNotFoundError: the folder of `--data` is not there.
+    """
+    given = list(arguments)
+    if given[:1] == [OWN]:
+        given = given[1:]
+    elif not given or not given[0].startswith("-") or given[0] in ("-h", "--help"):
+        return given
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    only.add_argument("--model")
+    only.add_argument("--data")
+    try:
+        found, rest = only.parse_known_args(given)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name} needs a value") from error
+    flags = [] if found.model is None else ["--model.factory", found.model]
+    if found.data is not None:
+        folder = Path(found.data).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder} (--data)")
+        flags += ["--data.name", str(folder.resolve())]
+    if not flags and arguments[0] != OWN:
+        remembered = recall_run(folder_of([OWN, *given]))
+        if remembered is None or remembered.preset != OWN:
+            return given
+    return [OWN, *flags, *rest]
+
+
+def _require_own(options: ParsedOptions) -> ParsedOptions:
+    """Refuses the preset of an own network without one, or without images."""
+    if options.experiment.model.factory is None or not options.experiment.data.name:
+        raise ValueError(
+            f"{OWN} is for a network of your own: give --model PACKAGE.MODULE:FACTORY and --data "
+            "FOLDER, or the --out of a run that remembers them"
+        )
+    return options
 
 
 def _reads(start: Options, command: str) -> str:

@@ -217,7 +217,7 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
         scores,
         {
             "weights": sha256(folder / _WEIGHTS),
-            "data": asdict(experiment.data),
+            "data": experiment.data.deciding,
             "indices": indices,
             "calibration": experiment.simulate.adc_calibration,
             "seed": experiment.seed,

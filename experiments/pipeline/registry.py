@@ -9,7 +9,17 @@ from pathlib import Path
 
 from experiments.runs import job
 from experiments.settings.flags import Experiment
-from experiments.stages import analyse, export, flips, pretrained, report, score, simulate, train
+from experiments.stages import (
+    analyse,
+    export,
+    flips,
+    own,
+    pretrained,
+    report,
+    score,
+    simulate,
+    train,
+)
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")
 _TORCH = ("torch", "aihwkit", "safetensors")
@@ -36,11 +46,16 @@ class Stage:
     """The splits of the data set whose images it reads, but for a few to look at."""
     reads: tuple[Path, ...] = ()
     """Files from outside the run's folder."""
+    always: str = ""
+    """Why it runs each time, for what it reads is only known then; "" where that is known before.
+    What follows runs only if its outputs come out different."""
 
 
-SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device"})
-"""Settings that change how fast and where, not what; they are recorded and decide nothing."""
+SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device", "data.strict"})
+"""Settings that change how fast, where or whether, not what; they are recorded and decide
+nothing."""
 
+_SCORED = ("train", "validation", "test")
 _SAMPLES = ("data", "folds", "limit")
 _CHIPS = ("simulate.adc", "simulate.wnoise", "simulate.pcm", "simulate.clipping")
 
@@ -61,7 +76,7 @@ STAGES: dict[str, Stage] = {
             settings=(*_SAMPLES, "seed", "score"),
             after=("train",),
             packages=_JAX,
-            images=("train", "test"),
+            images=_SCORED,
         ),
         Stage(
             "export",
@@ -81,7 +96,7 @@ STAGES: dict[str, Stage] = {
             after=("export",),
             packages=(*_JAX, *_TORCH),
             cpu_only=True,
-            images=("train", "test"),
+            images=_SCORED,
         ),
         Stage(
             "flips",
@@ -89,7 +104,7 @@ STAGES: dict[str, Stage] = {
             settings=(*_SAMPLES, *_CHIPS),
             after=("train", "moments"),
             packages=(*_JAX, "safetensors"),
-            images=("train", "test"),
+            images=_SCORED,
         ),
         Stage(
             "simulate",
@@ -97,12 +112,12 @@ STAGES: dict[str, Stage] = {
             settings=(*_SAMPLES, "seed", "simulate"),
             after=("export",),
             packages=_TORCH,
-            images=("train", "test"),
+            images=_SCORED,
         ),
         Stage(
             "analyse",
             analyse.analyse,
-            settings=("data.name", "model.architecture", "analyse"),
+            settings=("data.name", "model.architecture", "model.factory", "analyse"),
             after=("score", "flips", "simulate"),
             packages=("scikit-learn",),
         ),
@@ -119,8 +134,26 @@ STAGES: dict[str, Stage] = {
 
 
 def stage_of(name: str, experiment: Experiment) -> Stage:
-    """A stage as the experiment has it: with given weights, `train` takes them over."""
+    """A stage as the experiment has it: `train` takes over given weights, or an own network.
+
+    The stages of an own network need torch. What its factory reads is not known before it is
+    called: `train` then always runs.
+    """
     stage = STAGES[name]
+    if (factory := experiment.model.factory) is not None:
+        if name == "train":
+            stage = dataclasses.replace(
+                stage,
+                run=own.take_own,
+                cpu_only=True,
+                images=_SCORED,
+                always=f"calls {factory}, to see whether its network has changed",
+            )
+        if "jax" in stage.packages:
+            stage = dataclasses.replace(
+                stage, packages=tuple(dict.fromkeys([*stage.packages, *_TORCH]))
+            )
+        return stage
     if name != "train" or experiment.model.weights is None:
         return stage
     file = pretrained.weights_file(experiment)

@@ -32,7 +32,7 @@ from experiments.pipeline.up_to_date import (
     other_versions,
 )
 from experiments.runs.files import sha256, writable
-from experiments.runs.job import Job
+from experiments.runs.job import Job, list_images, skip_silently
 from experiments.runs.records import read_record, write_record
 from experiments.runs.remembered import recall_run, remember, settings_file
 from experiments.runs.resume import key_of
@@ -50,7 +50,6 @@ from experiments.system.processes import (
     raise_on_sigterm,
 )
 from jaxcurv import progress
-from jaxcurv.data.datasets import listing
 from jaxcurv.storage.lock import lock
 
 _GRACE_SECONDS = 30.0
@@ -98,7 +97,7 @@ def run(
         package_versions(stage_of(name, experiment).packages)
     if "simulate" in names:
         require_device(experiment.simulate.device)
-    images = listing(experiment.data.name, data_dir)
+    images = list_images(experiment.data, data_dir)
     if dry_run:
         _say_plan(experiment, folder, names, images, say, whole=True)
         return
@@ -201,6 +200,8 @@ def _work(name: str, job: Job, identity: Identity, debug: bool) -> None:
     raise_on_sigterm()
     raise_on_sigint()
     end_with_parent()
+    if job.images:  # which have been listed: what is skipped has been said
+        skip_silently()
     tqdm.set_lock(threading.RLock())  # its own has a semaphore, whose leak Python would report
     try:
         with named_if_ended(name):

@@ -145,6 +145,8 @@ def reasons(stage: Stage, identity: Identity, folder: Path) -> Iterator[str]:
     if record is None:
         yield "not run yet"
         return
+    if stage.always:
+        yield stage.always
     yield from differences(stage, record, dict(flatten(identity["settings"])))
     inputs = record["inputs"], identity["inputs"]
     for name in dict.fromkeys([*inputs[0], *inputs[1]]):

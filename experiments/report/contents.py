@@ -62,6 +62,8 @@ class ReportContents:
     confidence: float
     """Confidence level of every interval, between 0 and 1."""
     tables: RunTables
+    notes: Sequence[str] = ()
+    """What is to be said of the network and the images, a paragraph each."""
     fold: str = "test"
     """The fold of the answer and of the tables of one fold."""
     profile: str = FULL_PROFILE

@@ -5,6 +5,7 @@ A run's folder may come from elsewhere: a description is checked before anything
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_type_hints
@@ -13,7 +14,9 @@ from experiments.settings.flags import Model
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
 
-_COUNTS = ("width", "num_classes", "in_channels")
+_COUNTS = ("num_classes", "in_channels")
+_FACTORY = re.compile(r"\w+(\.\w+)*:\w+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -57,12 +60,9 @@ def require_description(found: Any, path: Path) -> dict[str, Any]:
 def _problem(found: Any) -> str | None:
     if not isinstance(found, dict):
         return f"it holds a {type(found).__name__}"
-    kinds = get_type_hints(Model)
-    for name in ("architecture", "stem"):
-        known = get_args(kinds[name])
-        if found.get(name) not in known:
-            return f"{name} is {found.get(name)!r}, not {' or '.join(known)}"
-    for name in _COUNTS:
+    if problem := _no_factory(found) if is_of_factory(found) else _no_resnet(found):
+        return problem
+    for name in _COUNTS if is_of_factory(found) else ("width", *_COUNTS):
         if type(found.get(name)) is not int or found[name] < 1:
             return f"{name} is {found.get(name)!r}, not a positive number"
     names = found.get("class_names")
@@ -77,10 +77,62 @@ def _problem(found: Any) -> str | None:
     return None
 
 
+def is_of_factory(description: dict[str, Any]) -> bool:
+    """Whether the network is one of the user's own, made by a factory."""
+    return "factory" in description
+
+
+def _no_resnet(found: dict[str, Any]) -> str | None:
+    kinds = get_type_hints(Model)
+    for name in ("architecture", "stem"):
+        known = get_args(kinds[name])
+        if found.get(name) not in known:
+            return f"{name} is {found.get(name)!r}, not {' or '.join(known)}"
+    return None
+
+
+def _no_factory(found: dict[str, Any]) -> str | None:
+    name, sources = found["factory"], found.get("sources")
+    if not isinstance(name, str) or not _FACTORY.fullmatch(name):
+        return f"factory is {name!r}, not package.module:factory"
+    if not isinstance(sources, dict) or not all(
+        isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in sources.values()
+    ):
+        return "it has no checksums of the factory's sources"
+    return None
+
+
 def read_normalisation(description: dict[str, Any]) -> data.Normalisation:
     """The normalisation that a network was trained with."""
     statistics = description["normalisation"]  # JSON has lists
     return data.Normalisation(tuple(statistics["mean"]), tuple(statistics["std"]))
+
+
+def describe_own(
+    factory: str,
+    sources: dict[str, str],
+    dataset: data.ImageDataset,
+    *,
+    in_channels: int,
+    normalisation: data.Normalisation,
+) -> dict[str, Any]:
+    """What makes a network of a factory anew and says what it is for, as JSON holds it.
+
+    Args:
+      factory: its name, package.module:factory.
+      sources: SHA-256 of its source files, by module.
+      dataset: the images; their classes are the network's.
+      in_channels: channels of its input.
+      normalisation: that of its input.
+    """
+    return {
+        "factory": factory,
+        "sources": sources,
+        "num_classes": len(dataset.class_names),
+        "in_channels": in_channels,
+        "class_names": list(dataset.class_names),
+        "normalisation": asdict(normalisation),
+    }
 
 
 def describe(

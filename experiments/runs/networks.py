@@ -1,12 +1,18 @@
-"""The networks of a run: the trained one in Flax, the exported one in PyTorch."""
+"""The networks of a run: the digital one in JAX, the exported one in PyTorch."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.runs.descriptions import require_description
+import numpy as np
+
+from experiments.runs.descriptions import is_of_factory, read_normalisation, require_description
+from experiments.runs.files import sha256
 from experiments.runs.job import Job
+from experiments.runs.own_network import load_own
+from experiments.runs.samples import first_images
 from jaxcurv import data
 
 if TYPE_CHECKING:
@@ -29,6 +35,65 @@ def abstract_flax(description: dict[str, Any]) -> nnx.Module:
     from flax import nnx
 
     return nnx.eval_shape(lambda: build_flax(description, 0, jnp.float32))
+
+
+EXAMPLES = 4
+"""Images on which a factory's network is exported to JAX and compared."""
+
+
+def load_model(
+    job: Job, description: dict[str, Any], dataset: data.ImageDataset
+) -> tuple[Any, dict[str, Any] | None]:
+    """The digital network in JAX and its weights, as `jaxcurv.score_dataset` takes them.
+
+    Returns:
+      An NNX module, which has its weights, and None; for a network of a factory a function of
+      parameters and images, and the parameters by their names in PyTorch.
+
+    Raises:
+      FileNotFoundError: the weights are not there.
+      ValueError: they are not of the network described, or JAX cannot take the factory's.
+    """
+    if not is_of_factory(description):
+        return load_flax(job, description), None
+    import bridge
+
+    return bridge.to_jax(load_own(job, description), examples(dataset, description))
+
+
+def examples(dataset: data.ImageDataset, description: dict[str, Any]) -> np.ndarray:
+    """A few normalised test images, float32 `[n, height, width, channel]`."""
+    images = first_images(data.Chosen(dataset.test, np.arange(len(dataset.test))), EXAMPLES)
+    return read_normalisation(description).apply(images)
+
+
+def digital_weights(
+    job: Job, description: dict[str, Any], model: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """The digital network in PyTorch, in evaluation mode, and its state dict.
+
+    Args:
+      job: the run.
+      description: the network's.
+      model: what `load_model` gave first.
+    """
+    import bridge
+
+    if is_of_factory(description):
+        network = load_own(job, description)
+        return network, network.state_dict()
+    state_dict = bridge.to_torch(model)
+    network = build_torch(description)
+    network.load_state_dict(state_dict)
+    return network.eval(), state_dict
+
+
+def identity_of_model(job: Job, description: dict[str, Any]) -> Any:
+    """What tells a run's digital network from any other, as JSON holds it."""
+    weights = sha256(job.folder / description["checkpoint"])
+    if not is_of_factory(description):
+        return weights
+    return {"weights": weights, "factory": description["factory"], **description["sources"]}
 
 
 def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:
@@ -66,7 +131,8 @@ def load_twin(job: Job) -> tuple[Any, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: nothing was exported.
-      ValueError: the file is damaged, or its tensors are not those of the network it describes.
+      ImportError, ValueError: the file is damaged, its tensors are not those of the network it
+        describes, or a factory is not as it was.
     """
     import torch
 
@@ -75,6 +141,8 @@ def load_twin(job: Job) -> tuple[Any, dict[str, Any]]:
     path = job.folder / "weights.safetensors"
     state_dict, header = bridge.weights.load_weights(path)
     description = require_description(header, path)
+    if is_of_factory(description):
+        return load_own(job, description, dict(state_dict)), description
     try:
         with torch.device("meta"):  # the tensors, not the header, say how much memory it takes
             twin = build_torch(description)

@@ -11,6 +11,7 @@ from jaxcurv.data import (
     Chosen,
     ImageDataset,
     Normalisation,
+    Source,
     read,
     split_validation,
     subset,
@@ -30,11 +31,18 @@ def choose_folds(
 ) -> dict[Fold, Chosen]:
     """All samples of the wanted folds, in order of their stable indices.
 
-    Train and validation divide the official training split; both keep their index within it.
+    Train and validation divide the official training split; both keep their index within it. For a
+    network of a factory they are the data set's own where it has both.
     """
     wanted = set(wanted)
     folds: dict[Fold, Chosen] = {}
-    if {"train", "validation"} & wanted:
+    if has_own_validation(dataset, experiment):
+        assert dataset.validation is not None
+        own: dict[Fold, Source] = {"train": dataset.train, "validation": dataset.validation}
+        for fold in own.keys() & wanted:
+            source = with_labels(own[fold], description=f"read labels of {fold}")
+            folds[fold] = Chosen(source, np.argsort(source.indices))
+    elif {"train", "validation"} & wanted:
         official = with_labels(dataset.train, description="read labels of train")
         train, validation = split_validation(
             official.indices, experiment.data.validation_fraction, experiment.data.split_seed
@@ -43,7 +51,27 @@ def choose_folds(
     if "test" in wanted:
         test = with_labels(dataset.test, description="read labels of test")
         folds["test"] = Chosen(test, np.argsort(test.indices))
-    return {fold: samples for fold, samples in folds.items() if fold in wanted and len(samples)}
+    order: tuple[Fold, ...] = ("train", "validation", "test")
+    return {fold: folds[fold] for fold in order if fold in wanted and len(folds.get(fold, ()))}
+
+
+def has_own_validation(dataset: ImageDataset, experiment: Experiment) -> bool:
+    """Whether validation is a split of the data set, not a part of its training split.
+
+    Networks that are trained here keep a part of the training split out, whatever there is.
+    """
+    return experiment.model.factory is not None and dataset.validation is not None
+
+
+def scored_samples(dataset: ImageDataset, experiment: Experiment) -> dict[Fold, Chosen]:
+    """The samples that are scored and simulated.
+
+    A factory's network has seen the whole training split: a part of it is no validation fold.
+    """
+    folds = set(experiment.folds)
+    if experiment.model.factory is not None and not has_own_validation(dataset, experiment):
+        folds.discard("validation")
+    return limited(choose_folds(dataset, experiment, folds), experiment)
 
 
 def limited(folds: Mapping[Fold, Chosen], experiment: Experiment) -> dict[Fold, Chosen]:
@@ -90,10 +118,24 @@ def first_images(samples: Samples, count: int) -> np.ndarray:
     return read(samples, positions, description="read the first images").images
 
 
+def calibration_samples(dataset: ImageDataset, experiment: Experiment) -> Chosen:
+    """The samples of which some set the ADC ranges: of the train fold, or what stands for it."""
+    if dataset.calibration is None:
+        return choose_folds(dataset, experiment, ("train",))["train"]
+    source = with_labels(dataset.calibration, description="read labels for calibration")
+    return Chosen(source, np.argsort(source.indices))
+
+
 def calibration_images(
     train: Chosen, normalisation: Normalisation, experiment: Experiment
 ) -> np.ndarray:
-    """The training images that set the ADC ranges, normalised."""
+    """Those of some samples that set the ADC ranges, normalised.
+
+    Args:
+      train: as `calibration_samples` gives them.
+      normalisation: that of the network.
+      experiment: says how many, and the seed of the choice.
+    """
     count = experiment.simulate.adc_calibration
     chosen = train.take(subset(train.indices, count, experiment.data.split_seed))
     return normalisation.apply(read(chosen, description="read calibration").images)

@@ -8,8 +8,9 @@ Importable without JAX or torch, so that the command line answers at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import ADC, Clipping, WeightNoise
@@ -54,7 +55,8 @@ class Data:
 
     name: str = "digits"
     """Data set: digits, cifar10, cifar100, tiny_imagenet, imagenet, or the name of a folder of
-    images or of a TFDS data set in the data directory."""
+    images or of a TFDS data set in the data directory; for a network of your own also the path of
+    such a folder anywhere, beginning with /."""
     image_size: int | None = None
     """Side in pixels to which images are resized and centre-cropped, for images of unequal size;
     `none` leaves them as they are."""
@@ -65,15 +67,20 @@ class Data:
     """Filter for resizing. The published torchvision weights expect bilinear."""
     validation_fraction: float = 0.1
     """Fraction of the official training split that is kept out of training, to choose the best
-    checkpoint and the thresholds of routing."""
+    checkpoint and the thresholds of routing. Where a folder has no train and test, this
+    fraction of its images is validation, and as many again are kept to calibrate the ADCs; below
+    0.5."""
     split_seed: int = 0
     """Seed for dividing the training split and for choosing samples under --limit."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel for normalisation, with pixels on the scale 0..1; `none` computes it
-    from the training images, or takes the published one for published weights."""
+    from the training images, or takes the published one for published weights, and 0 for a network
+    of your own, which has as many channels as there are values (3 with `none`)."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel for normalisation, on the same scale; `none` as for the
-    mean."""
+    mean, and 1 for a network of your own."""
+    strict: bool = False
+    """Refuse a folder of images in which other files lie, rather than name and skip them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -83,6 +90,21 @@ class Data:
             )
         require_seed("split_seed", self.split_seed)
         _ = self.preprocessing, self.normalisation  # which check their settings
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what the images are, as JSON holds them."""
+        return {name: value for name, value in asdict(self).items() if name != "strict"}
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is given by its path; None for a name."""
+        return Path(self.name) if Path(self.name).is_absolute() else None
+
+    @property
+    def title(self) -> str:
+        """What figures and the report call the data set."""
+        return self.name if self.folder is None else self.folder.name
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -112,11 +134,27 @@ class Model:
     """Channels of the first stage; the standard network has 64."""
     weights: str | None = None
     """Pretrained weights to use instead of training: a .pth or .safetensors file, or a torchvision
-    name such as resnet18:IMAGENET1K_V1; `none` trains the network."""
+    name such as resnet18:IMAGENET1K_V1; `none` trains the network, or takes those that a factory's
+    network has."""
+    factory: str | None = None
+    """A network of your own, in place of architecture, stem and width: PACKAGE.MODULE:FACTORY,
+    Python code that is run; modules in the current folder are found. FACTORY() takes no argument
+    and returns a torch module in evaluation mode; it is not trained. `none` has a residual
+    network."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width must be at least 1; got {self.width}")
+
+    @property
+    def trained(self) -> bool:
+        """Whether the network is trained here."""
+        return self.weights is None and self.factory is None
+
+    @property
+    def title(self) -> str:
+        """What the report calls the network."""
+        return self.factory or f"{self.architecture} of width {self.width}"
 
 
 if TYPE_CHECKING:

@@ -93,6 +93,9 @@ def _imagenet(architecture: str) -> Experiment:
     )
 
 
+OWN = "own"
+"""The preset that `--model` and `--data` start from."""
+
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
         "Handwritten digits of 8x8 pixels, ResNet-18 of width 16: minutes on a CPU", _DIGITS
@@ -139,6 +142,16 @@ PRESETS: dict[str, Preset] = {
         "--model.weights resnet50:IMAGENET1K_V2 --data.resize-size 232",
         _imagenet("resnet50"),
     ),
+    OWN: Preset(
+        "A PyTorch network and images of your own, not trained here: run --model "
+        "PACKAGE.MODULE:FACTORY --data FOLDER",
+        Experiment(
+            data=Data(""),
+            score=Score(compare=()),
+            simulate=Simulate(chips=3),
+            limit=10_000,
+        ),
+    ),
 }
 
 
@@ -169,7 +182,8 @@ def command_line(settings: Mapping[str, Any]) -> list[str]:
             if there.get(setting) != value
             for part in _flag(setting, value)
         ]
-    nearest = min(flags, key=lambda name: len(flags[name]))
+    own = wanted.get("model.factory") is not None
+    nearest = OWN if own else min(flags, key=lambda name: len(flags[name]))
     return [nearest, *flags[nearest]]
 
 

@@ -27,7 +27,8 @@ def analyse(job: Job) -> Outcome:
     flips = read_parquet(job.folder / "flips.parquet")
     interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
     deciles = failure_rates.failure_tables(joined, bins=settings.bins, **interval)
-    model = job.experiment.model.architecture, job.experiment.data.name
+    network = job.experiment.model
+    model = network.factory or network.architecture, job.experiment.data.title
     calibration, errors = predictors.calibrate(joined, flips, **interval)
     routed = routers.route(
         predictors.with_flips(joined, flips),

@@ -15,14 +15,14 @@ from jaxcurv.data.reading import Batch
 from jaxcurv.engine.batch import PRECISION, collect, dispatch
 from jaxcurv.engine.devices import over_devices, place
 from jaxcurv.engine.losses import cross_entropy
-from jaxcurv.engine.model import Problem, functional
+from jaxcurv.engine.model import LogitsFn, Problem, functional
 from jaxcurv.estimators import Estimator
 
 _REPEATS = 3
 
 
 def seconds_per_image(
-    model: nnx.Module, batch: Batch, estimators: Mapping[str, Estimator]
+    model: LogitsFn | nnx.Module, params: Any, batch: Batch, estimators: Mapping[str, Estimator]
 ) -> dict[str, float]:
     """The median of a few runs of one batch, compiled before, by name.
 
@@ -30,23 +30,23 @@ def seconds_per_image(
     pass to the input.
 
     Args:
-      model: the network, in evaluation mode.
+      model, params: the network, in evaluation mode, as `score_dataset` takes it.
       batch: as `score_dataset` would make them; its size a multiple of the devices.
       estimators: what is measured, by name.
     """
-    function, weights = functional(model, None)
+    function, weights = functional(model, params)
     problem = Problem(function, cross_entropy)
     sharding = over_devices()
-    params = place(weights, sharding)
+    placed = place(weights, sharding)
     key = jax.random.key(0)
     images = jax.device_put(batch.images, sharding)
 
     def forward() -> None:
         with jax.default_matmul_precision(PRECISION):
-            jax.block_until_ready(_logits(function, params, images))
+            jax.block_until_ready(_logits(function, placed, images))
 
     def score(some: Mapping[str, Estimator]) -> None:
-        collect(dispatch(problem, params, batch, key, some, sharding=sharding), batch.indices)
+        collect(dispatch(problem, placed, batch, key, some, sharding=sharding), batch.indices)
 
     work: dict[str, Callable[[], None]] = {"loss": forward, "gradient_norm": partial(score, {})}
     work |= {name: partial(score, {name: one}) for name, one in estimators.items()}

@@ -14,18 +14,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.descriptions import is_of_factory, read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import abstract_flax, load_flax, load_twin, require_classes
+from experiments.runs.networks import abstract_flax, load_model, load_twin, require_classes
 from experiments.runs.resume import table_at
-from experiments.runs.samples import calibration_images, choose_folds, limited, read_small
+from experiments.runs.samples import (
+    calibration_images,
+    calibration_samples,
+    read_small,
+    scored_samples,
+)
 from jaxcurv import data
 from jaxcurv.progress import expect
 from jaxcurv.storage.files import write_whole
 
 if TYPE_CHECKING:
     from flax import nnx
+    from torch import nn
 
     import bridge
     from jaxcurv.margins import Moments
@@ -36,42 +42,32 @@ _FIRST_PROGRAMMING = 1_000_000  # seeds of sampled programmings begin here, thos
 def moments(job: Job) -> Outcome:
     """How far programmed weights are off, and what converters add to each sample's margin.
 
-    Writes moments.safetensors: mean and variance of the weights' deviations, in Flax's layout, for
-    each profile without a converter; and output_noise.parquet: the margin's variance from what is
-    noisy at each operation.
+    Writes moments.safetensors: mean and variance of the weights' deviations, as the model in JAX
+    names and lays them out, for each profile without a converter; and output_noise.parquet: the
+    margin's variance from what is noisy at each operation.
     """
-    from flax import nnx
     from safetensors.numpy import save_file
 
     import bridge
 
     settings = job.experiment.simulate
     twin, description = load_twin(job)
-    model = abstract_flax(description)
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
     profiles = bridge.chips.eight_profiles(
         settings.adc, settings.wnoise, settings.pcm, settings.clipping
     )
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
     uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
     expect(len(uncertain) * job.experiment.flip.programmings, "chip")
     for name in uncertain:
-        found = bridge.weight_moments(
-            twin,
-            profiles[name],
-            like=model,
-            chips=job.experiment.flip.programmings,
-            seed=_FIRST_PROGRAMMING + job.experiment.seed,
-        )
-        for which in ("mean", "variance"):
-            for path, variable in nnx.to_flat_state(nnx.state(getattr(found, which))):
-                arrays[f"{name}/{which}/{_dotted(path)}"] = np.asarray(variable[...])
-    chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = calibration_images(chosen["train"], normalisation, job.experiment)
-    folds = read_small(limited(chosen, job.experiment))
+        found = _sampled(job, twin, description, profiles[name])
+        arrays |= {f"{name}/{weight}": array for weight, array in found.items()}
+    held = calibration_samples(dataset, job.experiment)
+    calibration = calibration_images(held, normalisation, job.experiment)
+    folds = read_small(scored_samples(dataset, job.experiment))
     tables = []
     noisy = sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"})
     expect(len(noisy) * sum(map(len, folds.values())))
@@ -108,16 +104,15 @@ def flips(job: Job) -> Outcome:
     description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
-    model = load_flax(job, description)
-    of_weights = _moments(model, job.folder / "moments.safetensors")
+    model, params = load_model(job, description, dataset)
+    of_weights = _moments(model, params, job.folder / "moments.safetensors")
     profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
     profiles = {name: one for name, one in profiles.items() if name != "ideal"}
     moments = {name: of_weights.get(_weights_of(profile)) for name, profile in profiles.items()}
     outputs = read_parquet(job.folder / "output_noise.parquet")
     unfinished = job.own_folder("flips")
     normalisation = read_normalisation(description)
-    chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
-    folds = read_small(chosen)
+    folds = read_small(scored_samples(dataset, job.experiment))
     expect((1 + len(of_weights)) * sum(map(len, folds.values())))
     tables = []
     for fold, samples in folds.items():
@@ -129,6 +124,7 @@ def flips(job: Job) -> Outcome:
         table = flip_probability(
             model,
             data.Normalised(samples, normalisation),
+            params=params,
             moments=moments,
             added_variance={
                 name: here[here["noise"] == _operations_of(profile)]
@@ -148,7 +144,39 @@ def flips(job: Job) -> Outcome:
     return Outcome([path], jax.devices()[0].device_kind, scratch=unfinished)
 
 
-def _moments(model: nnx.Module, path: Path) -> dict[str, Moments]:
+def _sampled(
+    job: Job, twin: nn.Module, description: dict[str, Any], profile: bridge.Profile
+) -> dict[str, np.ndarray]:
+    """Sampled moments of a profile's weights, as `mean/WEIGHT` and `variance/WEIGHT`."""
+    from flax import nnx
+
+    import bridge
+
+    sampled = partial(
+        bridge.weight_moments,
+        twin,
+        profile,
+        chips=job.experiment.flip.programmings,
+        seed=_FIRST_PROGRAMMING + job.experiment.seed,
+    )
+    if not is_of_factory(description):
+        moments = sampled(like=abstract_flax(description))
+        return {
+            f"{which}/{_dotted(path)}": np.asarray(variable[...])
+            for which in ("mean", "variance")
+            for path, variable in nnx.to_flat_state(nnx.state(getattr(moments, which)))
+        }
+    firsts: dict[int, str] = {}
+    for name, weight in twin.named_parameters(remove_duplicate=False):
+        firsts.setdefault(id(weight), name)  # of tied weights JAX has the first name alone
+    return {
+        f"{which}/{firsts[id(twin.get_parameter(name))]}": getattr(one, which).numpy()
+        for name, one in sampled().items()
+        for which in ("mean", "variance")
+    }
+
+
+def _moments(model: nnx.Module, params: dict[str, Any] | None, path: Path) -> dict[str, Moments]:
     """The moments of the model's weights, by the profile that has them."""
     from flax import nnx
     from safetensors.numpy import load_file
@@ -156,6 +184,16 @@ def _moments(model: nnx.Module, path: Path) -> dict[str, Moments]:
     from jaxcurv.margins import Moments
 
     arrays = load_file(path)
+    names = sorted({name.split("/")[0] for name in arrays})
+    if params is not None:
+        own = {name: np.zeros(value.shape, np.float32) for name, value in params.items()}
+
+        def by_name(prefix: str) -> dict[str, np.ndarray]:
+            return {name: arrays.get(f"{prefix}/{name}", zero) for name, zero in own.items()}
+
+        return {
+            name: Moments(by_name(f"{name}/mean"), by_name(f"{name}/variance")) for name in names
+        }
     weights = nnx.to_flat_state(nnx.state(model))
 
     def tree(name: str) -> nnx.State:
@@ -163,7 +201,6 @@ def _moments(model: nnx.Module, path: Path) -> dict[str, Moments]:
             [(path, one.replace(arrays[f"{name}/{_dotted(path)}"])) for path, one in weights]
         )
 
-    names = sorted({name.split("/")[0] for name in arrays})
     return {name: Moments(tree(f"{name}/mean"), tree(f"{name}/variance")) for name in names}
 
 

@@ -11,10 +11,16 @@ import numpy as np
 import pandas as pd
 
 from experiments.report.contents import ReportContents, RunTables
+from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.records import read_record, read_records, recorded_settings
-from experiments.runs.samples import choose_folds, positions_of
+from experiments.runs.samples import (
+    calibration_samples,
+    choose_folds,
+    positions_of,
+    scored_samples,
+)
 from experiments.stages.analyse import ANALYSED, read_joined
 from jaxcurv import data
 
@@ -46,8 +52,8 @@ def report(job: Job) -> Outcome:
     tables = _tables(job, joined, analysed, dataset.class_names)
     assert tables.vulnerable is not None
     contents = ReportContents(
-        title=f"{settings.model.architecture} of width {settings.model.width} on "
-        f"{settings.data.name}",
+        title=f"{settings.model.title} on {settings.data.title}",
+        notes=_notes(job, dataset),
         settings=recorded_settings(job.folder),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
@@ -62,6 +68,45 @@ def report(job: Job) -> Outcome:
     )
     page = write_report(job.folder / "report.html", contents)
     return Outcome([page, job.folder / "figures"], "cpu")
+
+
+def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
+    """What is to be said of a network and images of the user's own; nothing of a preset's."""
+    settings = job.experiment
+    if settings.model.factory is None:
+        return []
+    description = read_description(job.folder)
+    scored = scored_samples(dataset, settings)
+    normalisation = description["normalisation"]
+    calibrated = len(calibration_samples(dataset, settings))
+    calibration = min(settings.simulate.adc_calibration, calibrated)
+    notes = [
+        f"The network is what {settings.model.factory} returns; it was not trained here. It is "
+        f"given (pixel / 255 - mean) / std, with the mean {_listed(normalisation['mean'])} and the "
+        f"standard deviation {_listed(normalisation['std'])} of each channel. The images are those "
+        f"of {settings.data.name}."
+    ]
+    if dataset.calibration is not None:
+        notes.append(
+            f"The folder has no train and test. Of its images {len(dataset.test):,} are the test "
+            f"fold, {len(scored['validation']):,} the validation fold, on which routing thresholds "
+            f"are chosen, and {calibrated:,} are kept apart, of which {calibration:,} set the "
+            "ranges of the converters and none is scored (--data.validation-fraction, "
+            "--data.split-seed). If the network was trained on some of these images, it is more "
+            "accurate on them than on others, and curvature is lower."
+        )
+    else:
+        notes.append(f"{calibration:,} images of train set the ranges of the converters.")
+        if "validation" not in scored and "validation" in settings.folds:
+            notes.append(
+                "There is no validation fold: a part of train would promise too much, for the "
+                "network was trained on it. Routing thresholds need one: a folder val beside test."
+            )
+    return notes
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _tables(
@@ -120,7 +165,7 @@ def _draw(
         paper.gallery(rows, images(rows), class_names, folder / "gallery.png"),
         scores.score_histogram(joined, folder / "score_histogram.png"),
     ]
-    if job.experiment.model.weights is None:
+    if job.experiment.model.trained:
         history = pd.read_csv(job.folder / "history.csv")
         drawn.append(training.training_curve(history, folder / "training_curve.png"))
     if len(analysed["overlap"]):

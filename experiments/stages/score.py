@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.runs.descriptions import read_description, read_normalisation
-from experiments.runs.files import sha256, write_csv, write_parquet
+from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import load_flax, require_classes
+from experiments.runs.networks import identity_of_model, load_model, require_classes
 from experiments.runs.resume import key_of
-from experiments.runs.samples import choose_folds, first_images, limited, read_small
+from experiments.runs.samples import first_images, read_small, scored_samples
 from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from jaxcurv import data
 from jaxcurv.estimators import describe
@@ -42,22 +41,22 @@ def score(job: Job) -> Outcome:
     description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
-    model = load_flax(job, description)
+    model, params = load_model(job, description, dataset)
     warn_of_idle_accelerator()
     normalisation = read_normalisation(description)
     settings = job.experiment.score
     # Every device computes batches of the same shape, however many there are: a score's last bits
     # depend on it.
     batch_size = settings.batch_size * len(jax.local_devices())
-    place = _place(job, job.folder / description["checkpoint"])
-    chosen = limited(choose_folds(dataset, job.experiment, job.experiment.folds), job.experiment)
-    folds = read_small(chosen)
+    place = _place(job, identity_of_model(job, description))
+    folds = read_small(scored_samples(dataset, job.experiment))
 
     def scored(samples: data.Source, name: str, estimators: Any) -> pd.DataFrame:
         with progress(len(samples), name):
             return score_dataset(
                 model,
                 data.Normalised(samples, normalisation),
+                params=params,
                 key=jax.random.key(job.experiment.seed),
                 estimators=estimators,
                 out=place / f"{name.replace(' ', '_')}.parquet",
@@ -100,16 +99,16 @@ def score(job: Job) -> Outcome:
         write_parquet(job.folder / "scores.parquet", scores),
         write_csv(job.folder / "costs.csv", costs),
     ]
-    measured = seconds_per_image(model, batch, settings.estimators)
+    measured = seconds_per_image(model, params, batch, settings.estimators)
     return Outcome(outputs, jax.devices()[0].device_kind, measured)
 
 
-def _place(job: Job, checkpoint: Path) -> Path:
+def _place(job: Job, model: Any) -> Path:
     """The folder of the finished scores: named by all that decides them but which samples."""
     experiment = job.experiment
     decides = {
-        "weights": sha256(checkpoint),
-        "data": asdict(experiment.data),
+        "weights": model,
+        "data": experiment.data.deciding,
         "images": dict(job.images),
         "seed": experiment.seed,
         "batch_size": experiment.score.batch_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +16,10 @@ from experiments.runs.networks import load_twin, require_classes
 from experiments.runs.resume import key_of, tables_at
 from experiments.runs.samples import (
     calibration_images,
-    choose_folds,
+    calibration_samples,
     first_images,
-    limited,
     read_small,
+    scored_samples,
 )
 from jaxcurv import data
 from jaxcurv.progress import expect, progress
@@ -42,9 +41,9 @@ def simulate(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
-    chosen = choose_folds(dataset, job.experiment, {"train", *job.experiment.folds})
-    calibration = calibration_images(chosen["train"], normalisation, job.experiment)
-    folds = read_small(limited(chosen, job.experiment))
+    held = calibration_samples(dataset, job.experiment)
+    calibration = calibration_images(held, normalisation, job.experiment)
+    folds = read_small(scored_samples(dataset, job.experiment))
     unseen = normalisation.apply(first_images(folds["test"], settings.adc_calibration))
 
     def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
@@ -101,7 +100,7 @@ def _place(job: Job, profile: Profile) -> Path:
     decides = {
         "weights": sha256(job.folder / "weights.safetensors"),
         "profile": to_json(profile),
-        "data": asdict(experiment.data),
+        "data": experiment.data.deciding,
         "images": dict(job.images),
         "folds": experiment.folds,
         "limit": experiment.limit,

@@ -192,7 +192,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
     indices = digital["index"][correct].to_numpy()
     write_parquet(out / "failures.parquet", _long(failures, indices, experiment.seed))
     title = (
-        f"{experiment.data.name}, {correct.sum():,} digitally correct test images; drift "
+        f"{experiment.data.title}, {correct.sum():,} digitally correct test images; drift "
         f"{_compensated(settings.compensation)}"
     )
     draw(overlap, out / "overlap.png", title)

@@ -120,7 +120,7 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
     )
     table = over_chips(rows, confidence)
     write_parquet(out / "drift.parquet", rows)
-    draw(table, out / "drift.png", title=f"{experiment.data.name}, {settings.profile}")
+    draw(table, out / "drift.png", title=f"{experiment.data.title}, {settings.profile}")
     write_json(
         out / "settings.json",
         {

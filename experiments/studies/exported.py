@@ -6,7 +6,7 @@ The run's folder needs only `weights.safetensors`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from experiments.runs.files import require_writable, sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import load_twin
-from experiments.runs.samples import calibration_images
+from experiments.runs.samples import calibration_images, calibration_samples
 from experiments.settings.flags import Experiment
 from experiments.studies.opening import Images, open_images
 from experiments.system.devices import require_device
@@ -117,7 +117,8 @@ def open_exported(
     described = {key: one for key, one in network.description.items() if key != "class_names"}
     calibration = None
     if calibrated:
-        calibration = calibration_images(images.fold("train"), images.normalisation, experiment)
+        held = calibration_samples(images.dataset, experiment)
+        calibration = calibration_images(held, images.normalisation, experiment)
     test = images.some("test", limit)
     return Exported(
         network.digital,
@@ -126,7 +127,7 @@ def open_exported(
         partial(images.some, "validation"),
         calibration,
         {
-            "data": asdict(experiment.data),
+            "data": experiment.data.deciding,
             "model": described,
             "weights_sha256": sha256(folder / "weights.safetensors"),
             "samples": len(test),

@@ -92,7 +92,7 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
     table = pd.concat([one.set_index("layer") for one in (report, failures)], axis=1).reset_index()
     table["tiles"] = table["tiles"].fillna(report["tiles"].sum()).astype(int)
     write_parquet(out / "layers.parquet", table)
-    draw(table, out / "layers.png", title=f"{experiment.data.name}, {settings.profile}")
+    draw(table, out / "layers.png", title=f"{experiment.data.title}, {settings.profile}")
     write_json(
         out / "settings.json",
         {

@@ -8,7 +8,7 @@ and a second key gives the honest comparison.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from experiments.figures.style import STYLE, new_figure, write_figure
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import require_writable
 from experiments.runs.job import Job
-from experiments.runs.networks import load_flax
+from experiments.runs.networks import load_model
 from experiments.settings.flags import Experiment
 from experiments.studies.opening import Study, open_images
 from experiments.system.devices import device, warn_of_idle_accelerator
@@ -45,6 +45,8 @@ from jaxcurv.storage.checksums import write_json
 
 if TYPE_CHECKING:
     from flax import nnx
+
+    from jaxcurv.engine.model import LogitsFn
 
 REFERENCE = "fd_h1e-3_n10"
 """Eq. 1 at the usual step and number of probes."""
@@ -114,8 +116,10 @@ class RankCorrelation:
 class Trained:
     """A run's trained model and the images to score."""
 
-    model: nnx.Module
+    model: LogitsFn | nnx.Module
     """The network, in evaluation mode."""
+    params: dict[str, Any] | None
+    """Its weights; None where it has them."""
     source: Normalised
     """Samples of the test fold."""
     description: dict[str, Any]
@@ -148,7 +152,7 @@ def open_trained(
     description = read_description(folder)
     images = open_images(job, description)
     return Trained(
-        load_flax(job, description),
+        *load_model(job, description, images.dataset),
         images.some("test", limit),
         description,
         images.dataset.name,
@@ -176,6 +180,7 @@ def run(trained: Trained, experiment: Experiment, settings: RankCorrelation, out
         return score_dataset(
             trained.model,
             trained.source,
+            params=trained.params,
             key=jax.random.key(seeds[which]),
             estimators=estimators,
             out=out / name,
@@ -204,7 +209,7 @@ def run(trained: Trained, experiment: Experiment, settings: RankCorrelation, out
     write_json(
         out / "settings.json",
         {
-            "data": asdict(experiment.data),
+            "data": experiment.data.deciding,
             "model": {key: value for key, value in description.items() if key != "class_names"},
             "limit": settings.limit,
             "batch_size": settings.batch_size,

@@ -27,7 +27,7 @@ from experiments.figures.style import BLACK, BLUE, GREY, STYLE, VERMILLION, new_
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
 from experiments.runs.job import Job
-from experiments.runs.networks import load_flax
+from experiments.runs.networks import load_model
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, read_small
@@ -113,8 +113,8 @@ class Variant:
 class Finished:
     """A finished run to score again."""
 
-    model: nnx.Module
-    """The trained network, in evaluation mode."""
+    model: LogitsFn | nnx.Module
+    """The network, in evaluation mode."""
     normalisation: Normalisation
     """The normalisation that it was trained with."""
     samples: Samples
@@ -131,6 +131,8 @@ class Finished:
     """What decides the scores besides the variant, as JSON holds it."""
     versions: dict[str, str]
     """Versions of the packages."""
+    params: dict[str, Any] | None = None
+    """The network's weights; None where it has them."""
 
 
 def open_finished(
@@ -195,8 +197,9 @@ def open_finished(
             f"{images.dataset.name}'s"
         )
     warn_of_idle_accelerator()
+    model, params = load_model(job, description, images.dataset)
     return Finished(
-        model=load_flax(job, description),
+        model=model,
         normalisation=images.normalisation,
         samples=samples,
         own=own,
@@ -216,6 +219,7 @@ def open_finished(
             "device": device(),
         },
         versions=versions,
+        params=params,
     )
 
 
@@ -229,7 +233,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
     """
     import jax
 
-    tensor_float = has_tensor_float(jax.devices()[0])
+    tensor_float = has_tensor_float(jax.devices()[0]) and finished.params is None
     variants = variants_of(finished.estimator, finished.seed, settings, tensor_float=tensor_float)
     pieces = out / "pieces" / key_of(finished.origin)
     scores = finished.own[[name for name in _SAMPLE if name in finished.own]].copy()
@@ -263,7 +267,12 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
         },
     )
     show(table)
-    if not tensor_float:
+    if finished.params is not None:
+        print(
+            f"{TENSOR_FLOAT} is left out: a network of your own is a function here, without layers "
+            "whose precision could be set."
+        )
+    elif not tensor_float:
         print(
             f"No {TENSOR_FLOAT} on {finished.origin['device']}, so that variant is left out: it "
             "takes an NVIDIA GPU of compute capability 8.0 or more."
@@ -316,9 +325,9 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     network = with_tensor_float(finished.model) if variant.tensor_float else finished.model
     normalisation = finished.normalisation
     model: LogitsFn | nnx.Module = network
-    params = None
+    params = finished.params
     if variant.raw:
-        model, params = of_raw_pixels(network, normalisation)
+        model, params = of_raw_pixels(network, normalisation, params)
         channels = len(normalisation.mean)
         normalisation = Normalisation((0.0,) * channels, (1.0,) * channels)
     table = score_dataset(
@@ -334,7 +343,9 @@ def score(finished: Finished, variant: Variant, path: Path) -> tuple[np.ndarray,
     return table["curvature"].to_numpy(), ", ".join(table.attrs["devices"])
 
 
-def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[LogitsFn, Any]:
+def of_raw_pixels(
+    model: LogitsFn | nnx.Module, normalisation: Normalisation, params: Any = None
+) -> tuple[LogitsFn, Any]:
     """The model as a function of pixels x in [0, 1]: f((x - mean) / std).
 
     With s the standard deviation, L'(x) = L((x - mean) / s) has the gradient of L divided by s, and
@@ -343,6 +354,7 @@ def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[Logi
     Args:
       model: a model of normalised images.
       normalisation: the normalisation that it expects.
+      params: its weights; None where it has them.
 
     Returns:
       `logits_fn(params, images)` and params.
@@ -351,7 +363,7 @@ def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[Logi
 
     from jaxcurv.engine.model import functional
 
-    of_normalised, weights = functional(model, None)
+    of_normalised, weights = functional(model, params)
 
     def logits_fn(params: Any, images: Any) -> Any:
         mean = jnp.asarray(normalisation.mean, images.dtype)
@@ -361,7 +373,7 @@ def of_raw_pixels(model: nnx.Module, normalisation: Normalisation) -> tuple[Logi
     return logits_fn, weights
 
 
-def with_tensor_float(model: nnx.Module) -> nnx.Module:
+def with_tensor_float(model: LogitsFn | nnx.Module) -> nnx.Module:
     """A copy whose convolutions compute in TensorFloat-32, where the device has it.
 
     As PyTorch has it by default: its convolutions, and not its linear layers. The precision is the
@@ -369,6 +381,7 @@ def with_tensor_float(model: nnx.Module) -> nnx.Module:
     """
     from flax import nnx
 
+    assert isinstance(model, nnx.Module)
     copy = nnx.clone(model)
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, nnx.Conv):

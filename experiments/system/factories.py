@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,47 @@ def call_factory(name: str) -> Any:
         return factory()
     except (Exception, SystemExit) as error:
         raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def sources_of(name: str) -> dict[str, str]:
+    """SHA-256 of the Python files that a factory's network comes from, by module.
+
+    The modules are the factory's and those that have been imported from the same folder, packages
+    in it included. Of an installed package it is the factory's alone.
+
+    Args:
+      name: package.module:factory, which `call_factory` has called.
+    """
+    module = sys.modules[name.partition(":")[0]]
+    files = {module.__name__: _file_of(module)}
+    top = sys.modules[module.__name__.partition(".")[0]]
+    place = _file_of(top)
+    if place is not None:
+        root = place.parent.parent if place.name == "__init__.py" else place.parent
+        installed = root.is_relative_to(sysconfig.get_path("stdlib"))
+        if not installed and not _INSTALLED & set(root.parts):
+            files |= {
+                other: file
+                for other, one in list(sys.modules.items())
+                if other.partition(".")[0] not in _OURS
+                and (file := _file_of(one)) is not None
+                and file.is_relative_to(root)
+                and not _INSTALLED & set(file.relative_to(root).parts)
+            }
+    return {
+        module_name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for module_name, file in sorted(files.items())
+        if file is not None and file.is_file()
+    }
+
+
+_OURS = {"bridge", "experiments", "jaxcurv", "__main__", "__mp_main__"}
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def _file_of(module: Any) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if isinstance(file, str) else None
 
 
 def as_function(

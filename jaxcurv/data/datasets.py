@@ -4,20 +4,28 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from jaxcurv.data.cifar import ARCHIVES, prepare_cifar
 from jaxcurv.data.digits import load_digits
 from jaxcurv.data.folder import (
     ImageFolder,
     Split,
+    hash_class_folders,
     hash_listing,
     is_image_tree,
+    open_class_folders,
     open_image_folder,
     open_image_tree,
+    open_validation,
+    validation_folder,
 )
 from jaxcurv.data.imagenet import FOLDERS, find_published, open_published
 from jaxcurv.data.prepared import PreparedSplit, find_prepared, open_prepared
 from jaxcurv.data.preprocessing import Preprocessing
-from jaxcurv.data.sources import ImageDataset
+from jaxcurv.data.sources import ImageDataset, IndexedSource
+from jaxcurv.data.splits import split_validation
+from jaxcurv.data.views import Chosen
 
 
 def load(
@@ -88,6 +96,97 @@ def listing(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[s
     if find_published(name, root) or not is_image_tree(root / name):
         return {}
     return hash_listing(root / name)
+
+
+def open_dataset(
+    directory: str | os.PathLike[str],
+    preprocessing: Preprocessing | None = None,
+    *,
+    channels: int | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+) -> ImageDataset:
+    """The data set in a folder, wherever that lies, for a network that was trained elsewhere.
+
+    - A tree of class folders, `{train,val,test}/<class>/*.png`; where `test` or `val` is missing,
+      the other is the one to test on.
+    - A data set which TFDS has prepared as array_record.
+    - Class folders alone, `<class>/*.png`. Of these images the share `held_out` is `validation`, as
+      many are for `calibration`, `train` is empty, and the others are `test`; the stable indices
+      and the seed choose which.
+
+    Args:
+        directory: the folder; nothing is written into it.
+        preprocessing: as for `load`.
+        channels: 1 (gray), 3 or 4; None for 3, or what the data set has.
+        held_out: share of the images of class folders, between 0 and 0.5.
+        seed: seed of the choice among them.
+
+    Raises:
+        FileNotFoundError: the folder, a split or images in it are missing.
+        ModuleNotFoundError: a package that reads it is not installed; names the extra.
+        ValueError: its files are not as they should be, or are too few to be divided.
+    """
+    directory = Path(directory).expanduser()
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no folder {directory}")
+    name = directory.name
+    if is_image_tree(directory):
+        tree = open_image_tree(name, directory, preprocessing, channels or 3)
+        validation = open_validation(tree, directory, channels or 3, preprocessing)
+        return replace(tree, validation=validation)
+    if prepared := find_prepared(directory):
+        return _with_channels(open_prepared(name, prepared, preprocessing), channels)
+    for split in ("test", "val"):
+        if (directory / split).is_dir():
+            raise FileNotFoundError(
+                f"{directory} has the folder {split} without train, on whose images converters "
+                f"are calibrated: add it, or give {directory / split}, which is then divided"
+            )
+    images = open_class_folders(directory, channels or 3, preprocessing)
+    if not 0 < held_out < 0.5:
+        raise ValueError(f"the share of images to hold out must be in (0, 0.5), not {held_out!r}")
+    rest, validation_at = split_validation(images.indices, held_out, seed)
+    left = Chosen(images, rest)
+    # As many again: the share of those that are left.
+    test_at, calibration_at = split_validation(left.indices, len(validation_at) / len(rest), seed)
+    return ImageDataset(
+        name,
+        images.class_names,
+        train=Chosen(images, np.zeros(0, np.int64)),
+        test=left.take(test_at),
+        validation=Chosen(images, validation_at),
+        calibration=left.take(calibration_at),
+    )
+
+
+def listing_of(directory: str | os.PathLike[str]) -> dict[str, str]:
+    """What tells the images that `open_dataset` finds in a folder from changed ones, by split.
+
+    Class folders alone are one split, "test"; empty for a data set of TFDS, and without a folder.
+    """
+    directory = Path(directory).expanduser()
+    if is_image_tree(directory):
+        val = validation_folder(directory)
+        more = {} if val is None else {"validation": hash_class_folders(val)}
+        return hash_listing(directory) | more
+    if not directory.is_dir() or find_prepared(directory):
+        return {}
+    return {"test": hash_class_folders(directory)}
+
+
+def _with_channels(dataset: ImageDataset, channels: int | None) -> ImageDataset:
+    """A prepared data set whose images are converted to so many channels."""
+    if channels is None:
+        return dataset
+
+    def converted(split: IndexedSource) -> IndexedSource:
+        assert isinstance(split, PreparedSplit)
+        return replace(split, channels=channels)
+
+    validation = dataset.validation and converted(dataset.validation)
+    train, test = converted(dataset.train), converted(dataset.test)
+    return replace(dataset, train=train, test=test, validation=validation)
 
 
 def open_folder(

@@ -119,12 +119,25 @@ def open_image_folder(
         root = directory
     else:
         root = splits[split or "test"]
-    classes = image_files(root)
+    found = open_class_folders(root, channels, preprocessing)
     if len(splits) == 2:
         _require_same_classes(*splits.values())
+    return found
+
+
+def open_class_folders(
+    root: Path, channels: int = 3, preprocessing: Preprocessing | None = None
+) -> ImageFolder:
+    """The images of the class folders in `root`; as `open_image_folder` for one split.
+
+    Raises:
+        FileNotFoundError: there is no class folder, or no image in one.
+        ValueError: there is one class only.
+    """
+    classes = image_files(root)
     if len(classes) < 2:
         raise ValueError(
-            f"{directory} has the folder {next(iter(classes))} only: it needs one for each class, "
+            f"{root} has the folder {next(iter(classes))} only: it needs one for each class, "
             "or train and test (or val) with those in them"
         )
     paths = np.array([path for found in classes.values() for path in found], object)
@@ -146,9 +159,12 @@ def is_image_tree(directory: Path) -> bool:
 
 
 def open_image_tree(
-    name: str, directory: Path, preprocessing: Preprocessing | None = None
+    name: str,
+    directory: Path,
+    preprocessing: Preprocessing | None = None,
+    channels: int = 3,
 ) -> ImageDataset:
-    """Both splits of the tree in `directory`, their images RGB; see `open_image_folder`.
+    """Both splits of the tree in `directory`; see `open_image_folder`.
 
     Raises:
         FileNotFoundError: a split, or all classes of one, or all images of a class, are missing.
@@ -157,8 +173,8 @@ def open_image_tree(
     """
     if "test" not in _splits(directory):
         raise FileNotFoundError(f"{directory} has no folder test (or val) beside train")
-    train = open_image_folder(directory, "train", preprocessing=preprocessing)
-    test = open_image_folder(directory, "test", preprocessing=preprocessing)
+    train = open_image_folder(directory, "train", channels, preprocessing)
+    test = open_image_folder(directory, "test", channels, preprocessing)
     if train.size != test.size:
         firsts = (train.root / train.paths[0], train.size), (test.root / test.paths[0], test.size)
         raise ValueError(_unequal(*firsts[0], *firsts[1]))
@@ -173,14 +189,20 @@ def hash_listing(directory: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError: a split has no class folders, or a class no image.
     """
-    hashes: dict[str, str] = {}
-    for split, folder in _splits(directory).items():
-        digest = hashlib.sha256()
-        for file in (file for files in image_files(folder).values() for file in files):
-            size = (folder / file).stat().st_size
-            digest.update(repr((file, size)).encode(errors="surrogateescape"))
-        hashes[split] = digest.hexdigest()
-    return hashes
+    return {split: hash_class_folders(folder) for split, folder in _splits(directory).items()}
+
+
+def hash_class_folders(root: Path) -> str:
+    """SHA-256 of the names and sizes of the images in the class folders of `root`.
+
+    Raises:
+        FileNotFoundError: there are no class folders, or no image in one.
+    """
+    digest = hashlib.sha256()
+    for file in (file for files in image_files(root).values() for file in files):
+        size = (root / file).stat().st_size
+        digest.update(repr((file, size)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def path_indices(paths: Sequence[str]) -> Int64[np.ndarray, " n"]:
@@ -228,6 +250,33 @@ def _splits(directory: Path) -> dict[Split, Path]:
     if found:
         splits["test"] = found[0]
     return splits
+
+
+def validation_folder(directory: Path) -> Path | None:
+    """The folder `val` of a tree in which it does not stand for `test`."""
+    val = directory / "val"
+    return val if val.is_dir() and (directory / "test").is_dir() else None
+
+
+def open_validation(
+    tree: ImageDataset, directory: Path, channels: int, preprocessing: Preprocessing | None
+) -> ImageFolder | None:
+    """The images of `validation_folder` in the tree that lies in `directory`; None without it.
+
+    Raises:
+        FileNotFoundError: it has no class folders, or no image in one.
+        ValueError: its classes, or the size of its first image, are not the tree's.
+    """
+    root = validation_folder(directory)
+    if root is None:
+        return None
+    _require_same_classes(directory / "train", root)
+    found = open_class_folders(root, channels, preprocessing)
+    test = tree.test
+    if isinstance(test, ImageFolder) and found.size != test.size:
+        firsts = (root / found.paths[0], found.size), (test.root / test.paths[0], test.size)
+        raise ValueError(_unequal(*firsts[0], *firsts[1]))
+    return found
 
 
 def _require_same_classes(train: Path, test: Path) -> None:

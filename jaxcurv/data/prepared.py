@@ -168,6 +168,8 @@ def open_prepared(
 ) -> ImageDataset:
     """The data set prepared in `directory`: its split `train` and, as test, `test` or `validation`.
 
+    Where both are there, `validation` is that.
+
     Raises:
         ModuleNotFoundError: a package that reads it is not installed.
         ValueError: it has no images with labels, no such splits, or no random access; or features
@@ -208,7 +210,8 @@ def open_prepared(
     if "train" not in splits or not labelled:
         raise ValueError(f"{directory} has the splits {sorted(splits)}: train and test are needed")
     names = tuple(label.names)
-    return ImageDataset(name, names, source("train"), source(labelled[0]))
+    validation = source(labelled[1]) if len(labelled) > 1 else None
+    return ImageDataset(name, names, source("train"), source(labelled[0]), validation)
 
 
 def _files(split: Any) -> tuple[tuple[Path, int], ...]:

@@ -122,7 +122,12 @@ class Arrays:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A labelled image data set: `class_names[label]` is a label's name in both splits.
+    """A labelled image data set: `class_names[label]` is a label's name in all splits.
+
+    Attributes:
+        validation: a split of its own for validation; None where there is none.
+        calibration: images that stand for those of an empty `train` where converters are
+            calibrated; None where `train` has images.
 
     Raises:
         ValueError: a label held in memory has no class name (other sources check as they read).
@@ -132,6 +137,8 @@ class ImageDataset:
     class_names: tuple[str, ...]
     train: _Split
     test: _Split
+    validation: _Split | None = None
+    calibration: _Split | None = None
 
     def __post_init__(self) -> None:
         for name, source in (("train", self.train), ("test", self.test)):

@@ -21,6 +21,7 @@ from experiments.pipeline.registry import SPEED, STAGES
 from experiments.pipeline.up_to_date import identity_of
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
+from experiments.runs.networks import identity_of_model
 from experiments.runs.records import read_record, recorded_settings, write_record
 from experiments.runs.remembered import as_leaves, recall, recall_run, remember, settings_file
 from experiments.settings.flags import Data, Experiment
@@ -267,10 +268,13 @@ def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
 
 def test_finished_work_of_other_images_is_not_used(run_copy: Path) -> None:
     experiment = _experiment("--out", run_copy)
-    checkpoint = run_copy / read_json(run_copy / "model.json")["checkpoint"]
+    description = read_json(run_copy / "model.json")
     profile = PROFILES["pcm"]
     places = {
-        (simulate_stage._place(job, profile), score_stage._place(job, checkpoint))
+        (
+            simulate_stage._place(job, profile),
+            score_stage._place(job, identity_of_model(job, description)),
+        )
         for images in ({}, {"test": "before"}, {"test": "after"})
         for job in [Job(experiment, run_copy, None, images=images)]
     }

@@ -19,7 +19,15 @@ from torch import nn
 import bridge
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.samples import choose_folds, limited, positions_of, read_small
+from experiments.runs.samples import (
+    calibration_images,
+    calibration_samples,
+    choose_folds,
+    limited,
+    positions_of,
+    read_small,
+    scored_samples,
+)
 from experiments.settings.flags import Analyse, Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
 from experiments.tables.failure_rates import vulnerable
@@ -350,3 +358,35 @@ def test_streamed_results_are_those_in_memory(
     assert streamed.most_alive["score"] <= CALIBRATION
     chips = len(bridge.PROFILES) * EXPERIMENT.simulate.chips
     assert (logits.most, logits.seen) == (BATCH, chips * LIMIT)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("validation", [False, True])
+def test_folds_of_a_network_that_was_trained_elsewhere(own: bool, validation: bool) -> None:
+    """It may have seen all of train: validation is a split of its own, or is not scored."""
+    dataset = counted(count=40)
+    if validation:
+        dataset = replace(dataset, validation=Counted(30, 3))
+    experiment = Experiment(model=Model(factory="a:b" if own else None))
+    chosen = choose_folds(dataset, experiment, experiment.folds)
+    sizes = {fold: len(some) for fold, some in chosen.items()}
+    divided = {"train": 36, "validation": 4, "test": 40}
+    given = {"train": 40, "validation": 30, "test": 40}
+    assert sizes == (given if own and validation else divided)
+    assert list(scored_samples(dataset, experiment)) == (
+        ["train", "test"] if own and not validation else ["train", "validation", "test"]
+    )
+    assert len(calibration_samples(dataset, experiment)) == sizes["train"]
+
+
+def test_converters_are_calibrated_on_what_stands_for_train() -> None:
+    held = Counted(7, 4)
+    dataset = replace(
+        counted(count=40), train=Counted(0, 1), validation=Counted(9, 3), calibration=held
+    )
+    experiment = Experiment(model=Model(factory="a:b"))
+    assert list(scored_samples(dataset, experiment)) == ["validation", "test"]
+    images = calibration_images(
+        calibration_samples(dataset, experiment), Normalisation((0.0,), (1.0,)), experiment
+    )
+    assert (len(images), len(held.decoded)) == (7, 7)

@@ -33,8 +33,9 @@ from experiments.cli import commands
 from experiments.runs.descriptions import read_description
 from experiments.runs.job import Job
 from experiments.runs.networks import build_flax, load_flax
+from experiments.runs.own_network import load_own
 from experiments.runs.records import read_record
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import Experiment, Model
 from experiments.studies import rescore
 from experiments.studies.exported import open_network
 from experiments.user.predictions import _table
@@ -260,6 +261,47 @@ def test_descriptions_are_checked(tmp_path: Path, changed: dict[str, Any], messa
     write_json(path, NETWORK | changed)
     with pytest.raises(ValueError, match=rf"model\.json .*{message}"):
         read_description(tmp_path)
+
+
+OWN_NETWORK = {
+    "factory": "pets.models:make",
+    "sources": {"pets.models": "0" * 64},
+    **{name: NETWORK[name] for name in ("num_classes", "in_channels", "class_names")},
+    "normalisation": NETWORK["normalisation"],
+    "checkpoint": "network.safetensors",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"factory": "os:system('ls')"}, "factory is .*not package.module:factory"),
+        ({"factory": None}, "factory is None"),
+        ({"sources": ["pets"]}, "no checksums of the factory's sources"),
+        ({"sources": {"pets": 3}}, "no checksums of the factory's sources"),
+        ({"in_channels": 0}, "in_channels is 0"),
+        ({"checkpoint": "../network.safetensors"}, "not within"),
+    ],
+)
+def test_descriptions_of_own_networks_are_checked(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "model.json"
+    write_json(path, OWN_NETWORK)
+    assert read_description(tmp_path) == OWN_NETWORK
+    write_json(path, OWN_NETWORK | changed)
+    with pytest.raises(ValueError, match=rf"model\.json .*{message}"):
+        read_description(tmp_path)
+
+
+def test_a_file_names_no_code_to_run(tmp_path: Path) -> None:
+    """The factory is that of the settings, which a user gave; a header's alone is not called."""
+    job = Job(Experiment(model=Model(factory="pets:make")), tmp_path, None)
+    description = OWN_NETWORK | {"factory": "os:abort"}
+    with pytest.raises(ValueError, match=r"made by os:abort, the settings have pets:make"):
+        load_own(job, description)
+    with pytest.raises(ValueError, match=r"the settings have no factory"):
+        load_own(Job(Experiment(), tmp_path, None), description)
 
 
 def test_a_description_that_leads_out_writes_nothing_there(
@@ -769,7 +811,7 @@ _CODE = {"eval", "exec", "compile", "__import__"}
 _MODULES = {"marshal", "shelve", "joblib", "dill", "cloudpickle", "yaml", "runpy", "pickle"}
 _ALLOWED = {
     ("jaxcurv/data/cifar.py", "pickle"),  # which imports nothing that a file names
-    ("experiments/user/model.py", "import_module"),  # --model, the user's own code, by design
+    ("experiments/system/factories.py", "import_module"),  # --model, the user's own code
     ("bridge/weights/checkpoints.py", "import_module"),  # torchvision, by a name that stands there
 }
 

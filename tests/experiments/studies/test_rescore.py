@@ -327,7 +327,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights").write_text("of the linear model")
     description = {
-        "architecture": "resnet18",  # `load_flax` is replaced below
+        "architecture": "resnet18",  # `load_model` is replaced below
         "stem": "cifar",
         "width": 2,
         "in_channels": 1,
@@ -388,7 +388,7 @@ def rescored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     run = tmp_path_factory.mktemp("rescored") / "run"
     shutil.copytree(folder, run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rescore, "load_flax", lambda job, description: OfDigits())
+        patch.setattr(rescore, "load_model", lambda *of_run: (OfDigits(), None))
         assert commands.run(["rescore", "digits", "--out", str(run), *FLAGS]) == 0
         yield run
 

@@ -1,0 +1,186 @@
+"""A user's own network in the place of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.runs.descriptions import describe_own
+from experiments.runs.job import Job, Outcome, load_data
+from experiments.runs.networks import examples
+from experiments.runs.own_network import WEIGHTS, call_network, load_weights_into, plain
+from experiments.runs.samples import scored_samples
+from experiments.settings.flags import Data
+from experiments.stages.pretrained import choose_normalisation
+from experiments.system.factories import sources_of
+from jaxcurv import data
+from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def take_own(job: Job) -> Outcome:
+    """Does what `train` does, without training: keeps a factory's network and its description.
+
+    Everything that would stop a later stage for the network's sake is tried on a few images.
+
+    Raises:
+      ImportError, ValueError: the factory fails, gives another network at each call, or one that is
+        in training mode, has other classes than the images, cannot be brought to JAX or has no
+        layer to put on chips; or there are too few images.
+      OSError: weights or images cannot be read.
+    """
+    import bridge
+
+    settings = job.experiment
+    factory = settings.model.factory
+    assert factory is not None
+    dataset = load_data(job)
+    _require_samples(dataset, job)
+    network = call_network(factory)
+    _require_evaluation(network, factory)
+    origin: dict[str, Any] = {}
+    if settings.model.weights is not None:
+        checkpoint = bridge.weights.load_checkpoint(settings.model.weights)
+        load_weights_into(network, checkpoint.state_dict, settings.model.weights)
+        origin = checkpoint.origin
+    network = plain(network)
+    channels = int(dataset.test[0]["image"].shape[-1])
+    description = describe_own(
+        factory,
+        sources_of(factory),
+        dataset,
+        in_channels=channels,
+        normalisation=own_normalisation(settings.data, origin, channels),
+    )
+    images = examples(dataset, description)
+    logits = _logits(network, images, factory)
+    _require_classes(logits, dataset, factory)
+    again = plain(call_network(factory))
+    state_dict = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    load_weights_into(again, state_dict, f"the first network of {factory}")
+    _require_same(logits, _logits(again, images, factory), factory)
+    bridge.to_jax(network, images)
+    bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
+    path = job.folder / WEIGHTS
+    masks = [name for name, buffer in network.named_buffers() if not buffer.isfinite().all()]
+    header = {"factory": factory}
+    if not _holds(path, state_dict, header):
+        bridge.weights.save_weights(path, state_dict, header, masks=masks)
+    description["checkpoint"] = WEIGHTS
+    if origin:
+        kept = {key: one for key, one in origin.items() if key not in ("class_names", "header")}
+        description["origin"] = kept
+    (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
+    return Outcome([write_json(job.folder / "model.json", description), path], "cpu")
+
+
+def _holds(path: Path, state_dict: dict[str, torch.Tensor], header: dict[str, Any]) -> bool:
+    """Whether a file has these weights: written anew, its bytes would differ."""
+    import torch
+
+    import bridge
+
+    try:
+        found, its_header = bridge.weights.load_weights(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return (
+        its_header == header
+        and found.keys() == state_dict.keys()
+        and all(torch.equal(found[name], one) for name, one in state_dict.items())
+    )
+
+
+def own_normalisation(settings: Data, origin: dict[str, Any], channels: int) -> data.Normalisation:
+    """As the settings or the weights' file say; else mean 0 and standard deviation 1.
+
+    Raises:
+      ValueError: settings and file differ, or have not one value for each channel.
+    """
+    header = origin.get("header")
+    told = "normalisation" in origin or (isinstance(header, dict) and "normalisation" in header)
+    if settings.normalisation is None and not told:
+        return data.Normalisation((0.0,) * channels, (1.0,) * channels)
+    found = choose_normalisation(settings, origin, "the file of --model.weights")
+    if len(found.mean) != channels:
+        raise ValueError(
+            f"mean and std have {len(found.mean)} values, the images {channels} channels: give "
+            "--data.mean and --data.std one value a channel"
+        )
+    return found
+
+
+def _require_samples(dataset: data.ImageDataset, job: Job) -> None:
+    """Refuses fewer test images than the tables have bins."""
+    tested = len(scored_samples(dataset, job.experiment)["test"])
+    bins = job.experiment.analyse.bins
+    if tested < bins:
+        raise ValueError(
+            f"{tested} images of {dataset.name} are tested, which cannot fill {bins} bins: give "
+            "more images, or fewer --analyse.bins"
+        )
+
+
+def _require_evaluation(network: nn.Module, factory: str) -> None:
+    training = [path or "the module" for path, part in network.named_modules() if part.training]
+    if training:
+        raise ValueError(
+            f"{factory} returned a network of which {', '.join(training[:3])} is in training mode, "
+            "where BatchNorm and Dropout give other logits: let it return network.eval()"
+        )
+
+
+def _logits(network: nn.Module, images: np.ndarray, factory: str) -> np.ndarray:
+    """The network's logits, float32 `[image, class]`.
+
+    Raises:
+      ValueError: it fails, gives no logits, or none that are finite.
+    """
+    import torch
+
+    height, width, channels = images.shape[1:]
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    try:
+        with torch.no_grad():
+            logits = network(batch)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the network of {factory} fails on images of {height}x{width} pixels and {channels} "
+            f"channels ({type(error).__name__}: {error}): --data.image-size resizes them, and "
+            "--data.mean and --data.std with one value each make them gray"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the network of {factory} gives {what} for {len(images)} images: wrap it in a module "
+            "that returns its logits [batch, class] alone"
+        )
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"logits of the network of {factory} are not finite: check its weights, and "
+            "--data.mean and --data.std"
+        )
+    return logits.float().numpy()
+
+
+def _require_classes(logits: np.ndarray, dataset: data.ImageDataset, factory: str) -> None:
+    if logits.shape[1] != len(dataset.class_names):
+        raise ValueError(
+            f"the network of {factory} tells {logits.shape[1]} classes apart, {dataset.name} has "
+            f"{len(dataset.class_names)} ({', '.join(dataset.class_names[:3])}, ...): give a "
+            "folder for each of its classes, in the sorted order of their names"
+        )
+
+
+def _require_same(logits: np.ndarray, again: np.ndarray, factory: str) -> None:
+    if np.abs(logits - again).max() > 1e-5 * np.abs(logits).max():
+        raise ValueError(
+            f"{factory} made two networks whose logits differ although their state dicts are the "
+            "same: keep what it draws or computes in parameters or buffers (register_buffer), or "
+            "fix its seed"
+        )

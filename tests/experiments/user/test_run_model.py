@@ -1,0 +1,331 @@
+"""A PyTorch network and a folder of images of the user's own, from the factory to the report."""
+
+import contextlib
+import importlib
+import io
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import bridge
+from experiments.cli import commands
+from jaxcurv import FiniteDifference, data
+from jaxcurv.data.datasets import open_dataset
+from jaxcurv.storage.checksums import read_json
+from tests.one_process import stages_in_this_process, succeed
+
+CLASSES = ("blue", "green", "red")
+MEAN, STD = (0.4, 0.45, 0.5), (0.25, 0.2, 0.3)
+MODULE = """
+import torch
+from torch import nn
+from own_layers import block
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.features = nn.Sequential(block(3, 4), nn.MaxPool2d(2), block(4, 4))
+        self.head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, classes))
+
+    def forward(self, images):
+        return self.head(self.features(images).mean((2, 3)))
+
+def make():
+    return Net().eval()
+
+def in_training():
+    return Net()
+
+def of_four_classes():
+    return Net(4).eval()
+
+class Drawn(Net):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.rand(()).item()
+
+    def forward(self, images):
+        return self.scale * super().forward(images)
+
+def drawn():
+    return Drawn().eval()
+
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+def without_layers():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+def function():
+    return lambda images: images.mean((1, 2))
+
+def of_flax():
+    from flax import nnx
+    return nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+"""
+LAYERS = """
+from torch import nn
+
+def block(inputs, outputs):
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+"""
+SMALL = (
+    *("--data.mean", *map(str, MEAN), "--data.std", *map(str, STD), "--limit", "20"),
+    *("--score.estimator.probes", "2", "--score.batch-size", "10", "--analyse.resamples", "20"),
+    *("--simulate.chips", "1", "--simulate.adc-calibration", "4", "--flip.programmings", "2"),
+)
+
+
+class Run(NamedTuple):
+    folder: Path
+    images: Path
+    network: Any
+    """With the weights of the run."""
+    said: str
+
+
+def write_images(folder: Path) -> None:
+    """Noise around a colour of each class, 8x8: 20 images a class, and a file that is none."""
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(reversed(CLASSES)):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.normal(110, 30, (8, 8, 3))
+            pixels[..., channel] += rng.normal(25, 15)
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{number:02}.png")
+
+
+def trained(images: Path) -> Any:
+    """The network after a few steps on all images."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.default_generator.manual_seed(0)
+        network = importlib.import_module("own_pets").Net()
+        source = data.read(data.Chosen(whole := opened(images), np.arange(len(whole))))
+        batch = data.Normalisation(MEAN, STD).apply(source.images).transpose(0, 3, 1, 2)
+        inputs, labels = torch.from_numpy(batch.copy()), torch.from_numpy(source.labels).long()
+        optimiser = torch.optim.Adam(network.parameters(), 0.05)
+        for _ in range(40):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(network(inputs), labels).backward()
+            optimiser.step()
+    return network.eval()
+
+
+def opened(images: Path) -> Any:
+    from jaxcurv.data.folder import open_class_folders
+
+    return open_class_folders(images)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder, with the factory's module and the images in it."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "own_pets.py").write_text(MODULE)
+    (place / "own_layers.py").write_text(LAYERS)
+    write_images(place / "pngs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        yield place
+    for name in ("own_pets", "own_layers"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def own(place: Path) -> Run:
+    network = trained(place / "pngs")
+    torch.save(network.state_dict(), place / "weights.pth")
+    given = ("--model", "own_pets:make", "--data", "pngs", "--model.weights", "weights.pth")
+    said, _ = succeed("run", *given, *SMALL, "--out", "done")
+    return Run(place / "done", place / "pngs", network, said)
+
+
+@pytest.fixture
+def copied(own: Run, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(own.folder, tmp_path / "run"))
+
+
+def test_tables_name_the_images(own: Run) -> None:
+    scores = pd.read_parquet(own.folder / "scores.parquet")
+    assert scores["fold"].value_counts().to_dict() == {"test": 20, "validation": 6}
+    assert all((own.images / path).is_file() for path in scores["path"])
+    assert scores["path"].is_unique
+    dataset = open_dataset(own.images)
+    assert dataset.calibration is not None
+    assert not set(dataset.calibration.paths) & set(scores["path"])  # type: ignore[attr-defined]
+    assert scores["correct"].mean() > 0.8
+
+
+def test_scores_are_those_of_the_library(own: Run) -> None:
+    scores = pd.read_parquet(own.folder / "scores.parquet").query("fold == 'test'")
+    test = open_dataset(own.images).test
+    positions = [test.indices.tolist().index(index) for index in scores["index"]]
+    source = data.Normalised(data.Chosen(test, np.array(positions)), data.Normalisation(MEAN, STD))
+    expected = bridge.score(
+        own.network,
+        source,
+        key=jax.random.key(0),
+        estimators={"curvature": FiniteDifference(probes=2)},
+        batch_size=10 * jax.local_device_count(),
+    )
+    for name in ("index", "path", "label", "prediction"):
+        assert scores[name].tolist() == expected[name].tolist()
+    for name in ("loss", "gradient_norm", "curvature"):
+        np.testing.assert_allclose(scores[name], expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_the_ideal_chip_predicts_as_the_module(own: Run) -> None:
+    predictions = pd.read_parquet(own.folder / "predictions.parquet").query("fold == 'test'")
+    assert predictions["profile"].nunique() == 8
+    ideal = predictions.query("profile == 'ideal'").set_index("index")["prediction"]
+    test = open_dataset(own.images).test
+    images = data.Normalisation(MEAN, STD).apply(data.read(test).images)
+    with torch.no_grad():
+        logits = own.network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    expected = pd.Series(logits.argmax(1).numpy(), test.indices)
+    assert ideal.tolist() == expected[ideal.index].tolist()
+    assert predictions.query("profile == 'adc+wnoise+pcm'")["prediction"].nunique() > 1
+
+
+def test_chips_flip_what_they_are_said_to(own: Run) -> None:
+    flips = pd.read_parquet(own.folder / "flips.parquet")
+    assert flips["probability"].between(0, 1).all()
+    # The network's head has a parametrization: none of its moments may get lost.
+    arrays = bridge.weights.load_checkpoint(own.folder / "moments.safetensors").state_dict
+    weights = {name.rpartition("/")[2] for name in arrays}
+    assert weights == {"features.0.0.weight", "features.2.0.weight", "head.weight"}
+    assert (flips.query("profile == 'wnoise'")["variance"] > 0).all()
+
+
+def test_the_report(own: Run) -> None:
+    page = (own.folder / "report.html").read_text()
+    for text in (
+        "own_pets:make on pngs",
+        "The folder has no train and test",
+        "48 are the test fold, 6 the validation fold",
+        "6 are kept apart, of which 4 set the ranges",
+        *("Table I", "Failure rate by curvature decile", "Which score predicts failure"),
+        *("Whether probabilities come true", "Routing fragile samples", "Most vulnerable samples"),
+        f"run own --data.name {own.images.resolve()}",
+    ):
+        assert text in page, text
+    assert "resnet18 of width" not in page
+    assert "Report: done/report.html" in own.said
+
+
+def test_later_commands_need_the_folder_alone(copied: Path) -> None:
+    _, said = succeed("run", "--out", copied)
+    for stage in ("score", "export", "moments", "flips", "simulate", "analyse", "report"):
+        assert f"{stage}: up to date" in said
+    assert "calls own_pets:make, to see whether its network has changed" in said
+    few = ("--out", copied, "--layers.limit", "10", "--layers.images", "4")
+    printed, _ = succeed("layers", *few)
+    assert "features.0.0" in printed
+    assert "head" in printed
+    times = ("--drift.times", "0", "20", "--drift.chips", "1", "--drift.limit", "10")
+    succeed("drift", *times, "--out", copied)
+    assert (copied / "drift/drift.png").exists()
+    _, said = succeed("report", "--out", copied, "--dry-run")
+    assert "drift/drift.png is new" in said
+
+
+def test_other_weights_and_other_code_run_it_again(copied: Path, place: Path, own: Run) -> None:
+    before = read_json(copied / "stages/train.json")["outputs"]
+    state_dict = {name: 1.5 * one for name, one in own.network.state_dict().items()}
+    torch.save(state_dict, place / "others.pth")
+    succeed("train", "--out", copied, "--model.weights", "others.pth")
+    after = read_json(copied / "stages/train.json")["outputs"]
+    assert before.keys() == after.keys() == {"model.json", "network.safetensors"}
+    assert before != after
+    _, said = succeed("run", "--out", copied, "--dry-run")
+    assert "if train comes out different" in said
+    _, said = succeed("export", "--out", copied, "--dry-run")
+    assert "network.safetensors has changed" in said
+
+
+def test_code_that_has_changed_is_not_run_for_earlier_results(copied: Path, place: Path) -> None:
+    file = place / "own_layers.py"
+    try:
+        file.write_text(f"{LAYERS}\n# changed")
+        said = refuse("layers", "--out", copied)
+        assert "code of own_pets:make is not what train saw (own_layers changed)" in said
+        before = read_json(copied / "stages/train.json")["outputs"]
+        succeed("train", "--out", copied)
+        after = read_json(copied / "stages/train.json")["outputs"]
+        assert before["model.json"] != after["model.json"]
+        assert before["network.safetensors"] == after["network.safetensors"]
+    finally:
+        file.write_text(LAYERS)
+
+
+def refuse(*arguments: str | Path) -> str:
+    """What a command that must fail says."""
+    errors = io.StringIO()
+    with (
+        stages_in_this_process(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(errors),
+    ):
+        assert commands.run([str(argument) for argument in arguments])
+    return errors.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("--model nowhere:make --data pngs", "cannot import nowhere"),
+        ("--model own_pets:nothing --data pngs", "has no function nothing"),
+        ("--model own_pets --data pngs", "must be package.module:factory"),
+        ("--model own_pets:in_training --data pngs", "is in training mode"),
+        ("--model own_pets:of_four_classes --data pngs", "tells 4 classes apart, pngs has 3"),
+        ("--model own_pets:drawn --data pngs", "made two networks whose logits differ"),
+        ("--model own_pets:gray --data pngs", "images of 8x8 pixels and 3 channels"),
+        ("--model own_pets:without_layers --data pngs", "no Conv2d or Linear layer"),
+        ("--model own_pets:function --data pngs", "score --model own_pets:function"),
+        ("--model own_pets:of_flax --data pngs", "score --model own_pets:of_flax"),
+        ("--model own_pets:make --data nowhere", "there is no folder nowhere"),
+        ("--model own_pets:make --data empty", "has no class folders"),
+        ("--model own_pets:make --data few", "cannot fill 10 bins"),
+        ("--model own_pets:make", "give --model PACKAGE.MODULE:FACTORY and --data FOLDER"),
+        ("--data pngs", "give --model PACKAGE.MODULE:FACTORY and --data FOLDER"),
+        ("own", "give --model PACKAGE.MODULE:FACTORY and --data FOLDER"),
+        ("--model", "needs a value"),
+        ("--model own_pets:make --data pngs --model.weights no.pth", "no checkpoint at no.pth"),
+        ("--model own_pets:make --data pngs --data.mean 0.5 --data.std 0.5", "1 channels"),
+        ("digits --data.name /nowhere", "--data.name /nowhere is a path"),
+        ("--model own_pets:make --data messy --data.strict", "the first is red/notes.docx"),
+    ],
+)
+def test_refusals_come_first(place: Path, tmp_path: Path, given: str, why: str) -> None:
+    (place / "empty").mkdir(exist_ok=True)
+    if not (place / "few").exists():
+        for name in CLASSES:
+            (place / "few" / name).mkdir(parents=True)
+            for number in range(3):
+                source = place / "pngs" / name / f"{number:02}.png"
+                shutil.copy(source, place / "few" / name)
+        shutil.copytree(place / "few", place / "messy")
+        (place / "messy/red/notes.docx").touch()
+    said = refuse("run", *given.split(), "--data.validation-fraction", "0.2", "--out", tmp_path)
+    assert why in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_other_weights_are_named(place: Path, own: Run, tmp_path: Path) -> None:
+    torch.save({"head.weight": torch.zeros(3, 4)}, place / "odd.pth")
+    given = ("--model", "own_pets:make", "--data", "pngs", "--model.weights", "odd.pth")
+    said = refuse("train", *given, "--out", tmp_path)
+    assert "odd.pth holds other weights than the network has" in said
