@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from typing import Any
 
 import jax.numpy as jnp
@@ -118,28 +117,15 @@ def grid_sample(
         for i, n in enumerate(lengths)
     )
     if interpolation == 2:
-        taps = range(-1, 3)
-        top, left = jnp.floor(rows), jnp.floor(columns)
-        down, across = _cubic(rows - top), _cubic(columns - left)
-        total = jnp.zeros((), x.dtype)
-        for i, j in product(taps, taps):
-            row = _inside(top + i, lengths[1], padding, align_corners)
-            column = _inside(left + j, lengths[0], padding, align_corners)
-            share = down[i + 1] * across[j + 1]
-            total = total + _pixels(x, row, column) * share[:, None]
-        return total
+        (rows, down), (columns, across) = _cubic_taps(rows), _cubic_taps(columns)
     rows = _inside(rows, lengths[1], padding, align_corners)
     columns = _inside(columns, lengths[0], padding, align_corners)
     if interpolation == 1:
         return _pixels(x, jnp.round(rows), jnp.round(columns))
-    top, left = jnp.floor(rows), jnp.floor(columns)
-    below, beside = (rows - top)[:, None], (columns - left)[:, None]
-    return (
-        _pixels(x, top, left) * (1 - below) * (1 - beside)
-        + _pixels(x, top, left + 1) * (1 - below) * beside
-        + _pixels(x, top + 1, left) * below * (1 - beside)
-        + _pixels(x, top + 1, left + 1) * below * beside
-    )
+    if interpolation == 0:
+        (rows, down), (columns, across) = _linear_taps(rows), _linear_taps(columns)
+    found = _pixels(x, rows[:, :, None], columns[:, None])
+    return jnp.sum(found * down[:, None, :, None] * across[:, None, None], axis=(2, 3))
 
 
 def _inside(place: Array, length: int, padding: int, align_corners: bool) -> Array:
@@ -165,8 +151,15 @@ def _pixels(x: Array, rows: Array, columns: Array) -> Array:
     return jnp.where(seen[:, None], found.reshape(*x.shape[:2], *place.shape[1:]), 0.0)
 
 
-def _cubic(share: Array) -> list[Array]:
-    """Weights of the four pixels around a place, with PyTorch's constant of -0.75."""
+def _linear_taps(places: Array) -> tuple[Array, Array]:
+    """The two pixels around each place `[batch, ...]`, and their weights, in a second axis."""
+    first = jnp.floor(places)
+    share = places - first
+    return jnp.stack([first, first + 1], axis=1), jnp.stack([1 - share, share], axis=1)
+
+
+def _cubic_taps(places: Array) -> tuple[Array, Array]:
+    """The four pixels around each place, and their weights with PyTorch's constant of -0.75."""
     a = -0.75
 
     def near(t: Array) -> Array:
@@ -175,7 +168,10 @@ def _cubic(share: Array) -> list[Array]:
     def far(t: Array) -> Array:
         return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
 
-    return [far(share + 1), near(share), near(1 - share), far(2 - share)]
+    first = jnp.floor(places)
+    share = places - first
+    weights = [far(share + 1), near(share), near(1 - share), far(2 - share)]
+    return jnp.stack([first + i for i in range(-1, 3)], axis=1), jnp.stack(weights, axis=1)
 
 
 TABLE: dict[str, Callable[..., Any]] = {

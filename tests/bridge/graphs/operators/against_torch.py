@@ -1,7 +1,8 @@
 """An operator in JAX beside PyTorch's own of the same name: values and gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,12 @@ import torch
 from bridge.graphs.operators import OPERATORS
 
 TOLERANCE = 1e-5  # of the largest number
+# Compiling is what takes the time, much of it for each program and much of it LLVM's.
+TOGETHER = 48  # cases in one program
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """An operator with its arguments, arrays among them; gradients for those of float32."""
 
@@ -26,6 +30,25 @@ class Call:
     def of_fixed(self, *arrays: np.ndarray) -> "Call":
         """For arrays of which PyTorch has no gradient."""
         return replace(self, fixed=arrays)
+
+    def differentiable(self) -> list[bool]:
+        """For each of its arrays."""
+        return [
+            array.dtype.kind in "fc" and not any(array is one for one in self.fixed)
+            for array in self.arrays()
+        ]
+
+    def arrays(self) -> list[np.ndarray]:
+        leaves = jax.tree.leaves((list(self.arguments), self.options))
+        return [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+
+    def given(self, arrays: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments with others in the place of its arrays."""
+        leaves, structure = jax.tree.flatten((list(self.arguments), self.options))
+        others = iter(arrays)
+        filled = [next(others) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        arguments, options = jax.tree.unflatten(structure, filled)
+        return arguments, options
 
     def __str__(self) -> str:
         told = [*map(_told, self.arguments), *(f"{k}={_told(v)}" for k, v in self.options.items())]
@@ -48,12 +71,41 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def assert_equals_torch(tried: Call) -> None:
-    leaves, structure = jax.tree.flatten((list(tried.arguments), tried.options))
-    tensors = [torch.tensor(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-    inputs = [tensors[i].requires_grad_() for i in _differentiable(tried, leaves)]
-    theirs = _in_torch(tried.operator, jax.tree.unflatten(structure, tensors))
-    ours, our_gradients = _in_jax(tried, leaves, structure, theirs)
+def assert_equals_torch(tried: Call, cases: Sequence[Call]) -> None:
+    """For one of many cases: the first that is asked for computes its neighbours too."""
+    if tried not in _FOUND:
+        first = cases.index(tried) // TOGETHER * TOGETHER
+        _FOUND.update(_in_jax(cases[first : first + TOGETHER]))
+    _assert_same(tried, _FOUND[tried])
+
+
+def assert_all_equal_torch(tried: Sequence[Call]) -> None:
+    """For some cases in one program."""
+    for one, found in _in_jax(tried).items():
+        try:
+            _assert_same(one, found)
+        except Exception as error:
+            error.add_note(f"in {one}")
+            raise
+
+
+Results = tuple[list[Any], list[Any]]
+"""Values of a call, and gradients for its differentiable arrays."""
+
+_FOUND: dict[Call, Results | Exception] = {}
+
+
+def _assert_same(tried: Call, found: Results | Exception) -> None:
+    if isinstance(found, Exception):
+        raise found
+    ours, our_gradients = found
+    tensors = [torch.tensor(array) for array in tried.arrays()]
+    inputs = [
+        tensor.requires_grad_()
+        for tensor, smooth in zip(tensors, tried.differentiable(), strict=True)
+        if smooth
+    ]
+    theirs = _in_torch(tried, tensors)
     assert len(ours) == len(theirs)
     read = [i for i, value in enumerate(ours) if value is not None]
     for i in read:
@@ -63,9 +115,9 @@ def assert_equals_torch(tried: Call) -> None:
         _assert_close(mine, other, "gradients")
 
 
-def _in_torch(name: str, given: tuple[list[Any], dict[str, Any]]) -> list[torch.Tensor]:
-    _, packet, overload = name.split(".")
-    arguments, options = given
+def _in_torch(tried: Call, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    _, packet, overload = tried.operator.split(".")
+    arguments, options = tried.given(tensors)
     values = getattr(getattr(torch.ops.aten, packet), overload)(*arguments, **options)
     return list(values) if isinstance(values, list | tuple) else [values]
 
@@ -83,16 +135,6 @@ def _gradients(values: list[torch.Tensor], inputs: list[torch.Tensor]) -> list[n
     ]
 
 
-def _differentiable(tried: Call, leaves: Sequence[Any]) -> list[int]:
-    return [
-        i
-        for i, leaf in enumerate(leaves)
-        if isinstance(leaf, np.ndarray)
-        and leaf.dtype.kind in "fc"
-        and not any(leaf is one for one in tried.fixed)
-    ]
-
-
 def _cotangent(value: Any) -> np.ndarray:
     """Random, the same for both."""
     shape, generator = tuple(value.shape), np.random.default_rng(len(value.shape))
@@ -102,33 +144,48 @@ def _cotangent(value: Any) -> np.ndarray:
     return drawn
 
 
-def _in_jax(
-    tried: Call, leaves: Sequence[Any], structure: Any, theirs: Sequence[torch.Tensor]
-) -> tuple[list[Any], list[Any]]:
-    """One program for values and gradients: compiling is what takes the time."""
-    smooth = _differentiable(tried, leaves)
-    whole = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and i not in smooth]
+def _in_jax(tried: Sequence[Call]) -> Mapping[Call, Results | Exception]:
+    """All of them in one program; a call that fails has its error instead."""
+    failed: dict[Call, Exception] = {}
 
-    @jax.jit
-    def computed(given: list[Any], fixed: list[Any]) -> tuple[list[Any], list[Any]]:
-        def values_of(given: list[Any]) -> tuple[list[Any], list[Any]]:
-            all_of_them = [None if isinstance(leaf, torch.dtype) else leaf for leaf in leaves]
-            for place, value in zip([*smooth, *whole], [*given, *fixed], strict=True):
-                all_of_them[place] = value
-            arguments, options = jax.tree.unflatten(structure, all_of_them)
-            values = OPERATORS[tried.operator](*arguments, **options)
-            if not isinstance(values, list | tuple):  # as a graph's node does
-                dtype = str(theirs[0].dtype).removeprefix("torch.")
-                values = [jnp.asarray(values, jax.dtypes.canonicalize_dtype(dtype))]
-            return [v for v in values if v is not None and v.dtype.kind in "fc"], list(values)
+    @partial(jax.jit, compiler_options=QUICKLY)
+    def computed(given: list[list[Any]]) -> dict[int, Results]:
+        found = {}
+        for i, (one, arrays) in enumerate(zip(tried, given, strict=True)):
+            try:
+                found[i] = _values_and_gradients(one, arrays)
+            except Exception as error:
+                failed[one] = error
+        return found
 
-        found, vjp, values = jax.vjp(values_of, given, has_aux=True)
-        # The gradient of a complex number is conjugate in PyTorch.
-        (gradients,) = vjp([jnp.conj(jnp.asarray(_cotangent(value))) for value in found])
-        return values, [jnp.conj(one) for one in gradients]
+    found = computed([one.arrays() for one in tried])
+    return {**failed, **{tried[i]: results for i, results in found.items()}}
 
-    values, gradients = computed([leaves[i] for i in smooth], [leaves[i] for i in whole])
-    return values, gradients
+
+def _values_and_gradients(tried: Call, arrays: Sequence[Any]) -> Results:
+    smooth = tried.differentiable()
+
+    def values_of(given: list[Any]) -> tuple[list[Any], list[Any]]:
+        moved = iter(given)
+        filled = [next(moved) if one else array for one, array in zip(smooth, arrays, strict=True)]
+        arguments, options = tried.given(filled)
+        options = {k: None if isinstance(v, torch.dtype) else v for k, v in options.items()}
+        values = OPERATORS[tried.operator](*arguments, **options)
+        if not isinstance(values, list | tuple):  # as a graph's node does
+            dtype = str(_type(tried)).removeprefix("torch.")
+            values = [jnp.asarray(values, jax.dtypes.canonicalize_dtype(dtype))]
+        return [v for v in values if v is not None and v.dtype.kind in "fc"], list(values)
+
+    given = [array for one, array in zip(smooth, arrays, strict=True) if one]
+    found, vjp, values = jax.vjp(values_of, given, has_aux=True)
+    # The gradient of a complex number is conjugate in PyTorch.
+    (gradients,) = vjp([jnp.conj(jnp.asarray(_cotangent(value))) for value in found])
+    return values, [jnp.conj(one) for one in gradients]
+
+
+def _type(tried: Call) -> torch.dtype:
+    """Of PyTorch's value."""
+    return _in_torch(tried, [torch.tensor(array) for array in tried.arrays()])[0].dtype
 
 
 def _assert_close(ours: Any, theirs: np.ndarray, what: str) -> None:

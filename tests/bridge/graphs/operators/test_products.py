@@ -53,7 +53,7 @@ CASES: list[Call] = [
 
 @pytest.mark.parametrize("tried", CASES, ids=str)
 def test_values_and_gradients_are_pytorchs(tried: Call) -> None:
-    assert_equals_torch(tried)
+    assert_equals_torch(tried, CASES)
 
 
 def test_attention_that_drops_at_random_is_refused() -> None:

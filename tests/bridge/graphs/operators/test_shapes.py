@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bridge.graphs.operators.against_torch import Call, assert_equals_torch, call, draw
+from tests.bridge.graphs.operators.against_torch import (
+    Call,
+    assert_all_equal_torch,
+    assert_equals_torch,
+    call,
+    draw,
+)
 
 CUBE = draw(2, 3, 4)
 PLANE = draw(2, 3)
@@ -70,21 +76,34 @@ CASES: list[Call] = [
 
 @pytest.mark.parametrize("tried", CASES, ids=str)
 def test_values_and_gradients_are_pytorchs(tried: Call) -> None:
-    assert_equals_torch(tried)
+    assert_equals_torch(tried, CASES)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(data=st.data(), dims=st.permutations(range(3)))
-def test_any_reshaping_is_pytorchs(data: st.DataObject, dims: list[int]) -> None:
-    shape = data.draw(st.permutations([2, 2, 2, 3]))
-    open_axis = data.draw(st.none() | st.integers(0, 3))
+@st.composite
+def _shapes(drawn: st.DrawFn) -> list[int]:
+    shape = list(drawn(st.permutations([2, 2, 2, 3])))
+    open_axis = drawn(st.none() | st.integers(0, 3))
     if open_axis is not None:
         shape[open_axis] = -1
-    assert_equals_torch(call("permute.default", CUBE, dims))
-    assert_equals_torch(call("view.default", CUBE, shape))
+    return shape
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(pads=st.lists(st.integers(-1, 2), min_size=1, max_size=3))
-def test_any_padding_is_pytorchs(pads: list[int]) -> None:
-    assert_equals_torch(call("constant_pad_nd.default", CUBE, [p for p in pads for _ in range(2)]))
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(
+    orders=st.lists(st.permutations(range(3)), min_size=3, max_size=4),
+    shapes=st.lists(_shapes(), min_size=6, max_size=8),
+    pads=st.lists(st.lists(st.integers(-1, 2), min_size=1, max_size=3), min_size=6, max_size=8),
+)
+def test_any_reshaping_and_padding_is_pytorchs(
+    orders: list[list[int]], shapes: list[list[int]], pads: list[list[int]]
+) -> None:
+    assert_all_equal_torch(
+        [
+            *(call("permute.default", CUBE, dims) for dims in orders),
+            *(call("view.default", CUBE, shape) for shape in shapes),
+            *(
+                call("constant_pad_nd.default", CUBE, [p for p in one for _ in range(2)])
+                for one in pads
+            ),
+        ]
+    )
