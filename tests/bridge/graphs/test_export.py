@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from bridge.graphs.conversion import to_jax
 from bridge.graphs.export import export
 from bridge.graphs.graph import run
 from bridge.graphs.operators import OPERATORS
+from tests.bridge.graphs.operators.against_torch import QUICKLY
 
 X = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32))
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -136,7 +137,7 @@ def _compared(cases: tuple[Case, ...]) -> dict[Case, list[_Compared]]:
     graph = export(module, torch.stack([X] * len(cases), 1))
     assert graph.batch == (None, None)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICKLY)
     def both(inputs: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, vjp = jax.vjp(lambda x: run(graph, OPERATORS, {}, x), inputs)
         return values, vjp(cotangent)[0]
