@@ -1,6 +1,8 @@
 """What becomes of a module's writing in place, views and sizes, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from bridge.graphs.conversion import to_jax
 from bridge.graphs.export import export
 from bridge.graphs.graph import run
 from bridge.graphs.operators import OPERATORS
+from tests.bridge.graphs.operators.against_torch import QUICKLY
 
 X = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32))
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -100,35 +103,79 @@ READING: dict[str, Function] = {
 }
 
 
-def _assert_same(function: Function) -> None:
-    """Values and gradients, also for another batch size."""
-    module = _Of(function)
-    graph = export(module, X)
+FUNCTIONS = {
+    **{("writing", what): _writing(write) for what, write in WRITING.items()},
+    **{("reading", what): function for what, function in READING.items()},
+}
+Case = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Values and gradients of one function at one batch size."""
+
+    values: np.ndarray
+    gradient: np.ndarray
+    expected: np.ndarray
+    expected_gradient: np.ndarray
+
+
+def _side_by_side(cases: tuple[Case, ...]) -> Function:
+    """Each function has a column `[batch, case, ...]` of the input for itself."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        parts = [FUNCTIONS[case](x[:, i]) for i, case in enumerate(cases)]
+        return torch.cat([part.reshape(x.shape[0], -1) for part in parts], 1)
+
+    return function
+
+
+@cache
+def _compared(cases: tuple[Case, ...]) -> dict[Case, list[_Compared]]:
+    """Many functions in one module, for one costs nearly as much: at two batch sizes."""
+    module = _Of(_side_by_side(cases))
+    graph = export(module, torch.stack([X] * len(cases), 1))
     assert graph.batch == (None, None)
 
-    @jax.jit  # one program is compiled sooner than many
+    @partial(jax.jit, compiler_options=QUICKLY)
     def both(inputs: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, vjp = jax.vjp(lambda x: run(graph, OPERATORS, {}, x), inputs)
         return values, vjp(cotangent)[0]
 
-    for inputs in (X, X[:1] * 2):
-        given = inputs.clone().requires_grad_()
+    found: dict[Case, list[_Compared]] = {case: [] for case in cases}
+    for one in (X, X[:1] * 2):
+        given = torch.stack([one] * len(cases), 1).requires_grad_()
         expected = module(given)
-        cotangent = torch.ones_like(expected).cumsum(-1)
+        cotangent = torch.ones_like(expected).cumsum(-1) % 7
         (gradient,) = torch.autograd.grad(expected, given, cotangent)
-        values, ours = both(inputs.numpy(), cotangent.numpy())
-        np.testing.assert_allclose(values, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(ours, gradient.numpy(), rtol=1e-4, atol=1e-4)
+        values, ours = (np.asarray(x) for x in both(given.detach().numpy(), cotangent.numpy()))
+        ends = np.cumsum([FUNCTIONS[case](one)[0].numel() for case in cases])[:-1]
+        of_each = (np.split(x, ends, 1) for x in (values, expected.detach().numpy()))
+        for i, (case, mine, theirs) in enumerate(zip(cases, *of_each, strict=True)):
+            found[case].append(_Compared(mine, ours[:, i], theirs, gradient[:, i].numpy()))
+    return found
+
+
+def _assert_same(case: Case) -> None:
+    """Values and gradients, also for another batch size."""
+    neighbours = tuple(other for other in FUNCTIONS if other[0] == case[0])
+    try:
+        found = _compared(neighbours)[case]
+    except Exception:  # of whichever: each by itself
+        found = _compared((case,))[case]
+    for one in found:
+        np.testing.assert_allclose(one.values, one.expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one.gradient, one.expected_gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("what", WRITING)
 def test_writing_in_place_is_carried_over(what: str) -> None:
-    _assert_same(_writing(WRITING[what]))
+    _assert_same(("writing", what))
 
 
 @pytest.mark.parametrize("what", READING)
 def test_views_and_parts_are_carried_over(what: str) -> None:
-    _assert_same(READING[what])
+    _assert_same(("reading", what))
 
 
 # --- what is refused
