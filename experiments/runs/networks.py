@@ -11,7 +11,7 @@ import numpy as np
 from experiments.runs.descriptions import is_of_factory, read_normalisation, require_description
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
-from experiments.runs.own_network import load_own
+from experiments.runs.own_network import load_own, weights_of
 from experiments.runs.samples import first_images
 from jaxcurv import data
 
@@ -81,7 +81,7 @@ def digital_weights(
 
     if is_of_factory(description):
         network = load_own(job, description)
-        return network, network.state_dict()
+        return network, weights_of(network)
     state_dict = bridge.to_torch(model)
     network = build_torch(description)
     network.load_state_dict(state_dict)

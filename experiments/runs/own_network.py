@@ -59,6 +59,17 @@ def plain(network: nn.Module) -> nn.Module:
     return fold_parametrizations(copy_of(network), lambda path: False).requires_grad_(False)
 
 
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the state dict's tensors: tied ones, which share memory, cannot be stored."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def masks_of(network: nn.Module) -> list[str]:
+    """Names of the buffers that may be infinite: all but the statistics of normalisations."""
+    statistics = ("running_mean", "running_var")
+    return [name for name, _ in network.named_buffers() if not name.endswith(statistics)]
+
+
 def load_own(
     job: Job, description: dict[str, Any], state_dict: dict[str, torch.Tensor] | None = None
 ) -> nn.Module:

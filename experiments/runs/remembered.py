@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.runs.records import recorded_settings
+from experiments.runs.records import default_of, recorded_settings
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import flag_name
 from experiments.settings.renamed import with_current_names
@@ -59,6 +59,9 @@ class Remembered:
           prefix: what their flags begin with.
         """
         before, after = dict(flatten(self.settings)), as_leaves(settings)
+        if not prefix:  # a run's settings: those newer than it did what their default does
+            newer = {name: default_of(name, before) for name in after.keys() - before.keys()}
+            before |= {name: value for name, value in newer.items() if value == after[name]}
         names = [*after, *before] if self.preset is not None else after.keys() & before.keys()
         return [
             f"{flag_name(prefix + name)} {before.get(name, 'not set')} -> "

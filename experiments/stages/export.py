@@ -8,6 +8,7 @@ from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import sha256
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import digital_weights, load_model, require_classes
+from experiments.runs.own_network import masks_of
 from jaxcurv import data
 
 
@@ -45,5 +46,5 @@ def export(job: Job) -> Outcome:
         "logits_relative_error": error,
     }
     path = job.folder / "weights.safetensors"
-    bridge.weights.save_weights(path, state_dict, header)
+    bridge.weights.save_weights(path, state_dict, header, masks=masks_of(twin))
     return Outcome([path], f"cpu, torch {torch.__version__}")

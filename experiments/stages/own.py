@@ -10,7 +10,14 @@ import numpy as np
 from experiments.runs.descriptions import describe_own
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import examples
-from experiments.runs.own_network import WEIGHTS, call_network, load_weights_into, plain
+from experiments.runs.own_network import (
+    WEIGHTS,
+    call_network,
+    load_weights_into,
+    masks_of,
+    plain,
+    weights_of,
+)
 from experiments.runs.samples import scored_samples
 from experiments.settings.flags import Data
 from experiments.stages.pretrained import choose_normalisation
@@ -61,16 +68,15 @@ def take_own(job: Job) -> Outcome:
     logits = _logits(network, images, factory)
     _require_classes(logits, dataset, factory)
     again = plain(call_network(factory))
-    state_dict = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    state_dict = weights_of(network)
     load_weights_into(again, state_dict, f"the first network of {factory}")
     _require_same(logits, _logits(again, images, factory), factory)
     bridge.to_jax(network, images)
     bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
     path = job.folder / WEIGHTS
-    masks = [name for name, buffer in network.named_buffers() if not buffer.isfinite().all()]
     header = {"factory": factory}
     if not _holds(path, state_dict, header):
-        bridge.weights.save_weights(path, state_dict, header, masks=masks)
+        bridge.weights.save_weights(path, state_dict, header, masks=masks_of(network))
     description["checkpoint"] = WEIGHTS
     if origin:
         kept = {key: one for key, one in origin.items() if key not in ("class_names", "header")}

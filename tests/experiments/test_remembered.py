@@ -23,7 +23,14 @@ from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import identity_of_model
 from experiments.runs.records import read_record, recorded_settings, write_record
-from experiments.runs.remembered import as_leaves, recall, recall_run, remember, settings_file
+from experiments.runs.remembered import (
+    Remembered,
+    as_leaves,
+    recall,
+    recall_run,
+    remember,
+    settings_file,
+)
 from experiments.settings.flags import Data, Experiment
 from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
@@ -510,3 +517,13 @@ def test_help_shows_what_is_remembered(run_copy: Path) -> None:
     )
     assert shown.returncode == 0
     assert "(default: 4)" in shown.stdout  # --model.width, which is 16 in the preset
+
+
+def test_a_setting_that_is_newer_than_the_folder_is_no_change(tmp_path: Path) -> None:
+    experiment = PRESETS["digits"].experiment
+    settings = json.loads(json.dumps(asdict(experiment)))
+    del settings["model"]["factory"], settings["data"]["strict"]
+    remembered = Remembered(tmp_path, "digits", settings)
+    assert remembered.changes(experiment) == []
+    strict = replace(experiment, data=replace(experiment.data, strict=True))
+    assert remembered.changes(strict) == ["--data.strict not set -> True"]

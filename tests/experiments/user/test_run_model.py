@@ -34,10 +34,14 @@ class Net(nn.Module):
     def __init__(self, classes=3):
         super().__init__()
         self.features = nn.Sequential(block(3, 4), nn.MaxPool2d(2), block(4, 4))
+        self.mixed, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again.weight = self.mixed.weight
         self.head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, classes))
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0, 0.0]))
 
     def forward(self, images):
-        return self.head(self.features(images).mean((2, 3)))
+        features = self.again(torch.relu(self.mixed(self.features(images).mean((2, 3)))))
+        return self.head(features + 0.01 * torch.softmax(self.mask, 0))
 
 def make():
     return Net().eval()
@@ -202,10 +206,11 @@ def test_the_ideal_chip_predicts_as_the_module(own: Run) -> None:
 def test_chips_flip_what_they_are_said_to(own: Run) -> None:
     flips = pd.read_parquet(own.folder / "flips.parquet")
     assert flips["probability"].between(0, 1).all()
-    # The network's head has a parametrization: none of its moments may get lost.
+    # The head has a parametrization, and two layers share a weight: no moments may get lost.
     arrays = bridge.weights.load_checkpoint(own.folder / "moments.safetensors").state_dict
     weights = {name.rpartition("/")[2] for name in arrays}
-    assert weights == {"features.0.0.weight", "features.2.0.weight", "head.weight"}
+    convolutions = {"features.0.0.weight", "features.2.0.weight"}
+    assert weights == convolutions | {"mixed.weight", "head.weight"}
     assert (flips.query("profile == 'wnoise'")["variance"] > 0).all()
 
 
