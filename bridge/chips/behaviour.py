@@ -5,7 +5,6 @@ differ in their last bits between machines, so that they are compared within a t
 hashed.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,6 +41,8 @@ _SIZES = (
 )  # of images, tried for a network that has seen none
 _NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
 _TEXT = 200  # characters that tell a layer
+_IDLE = re.compile(r"(\w*Drop\w*|StochasticDepth|Identity)\([^()]*\)$")  # in eval mode
+_TRAINING = re.compile(r"(, )?\b(inplace=True|momentum=[\w.]+)")  # settings without a say in logits
 
 
 def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
@@ -96,6 +97,23 @@ def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | 
     return f"{how} ({why or 'no kind, setting or hook of a layer tells why: see the code between'})"
 
 
+def changed_layers(stored: Json, network: nn.Module) -> str | None:
+    """What `other_layers` tells, but for what matters in training alone or is named otherwise.
+
+    For a network whose logits are those of a record: what that record's inputs do not reach, such
+    as the bound of a ReLU6, is seen by the layers only.
+    """
+    computing = [
+        [
+            text
+            for one in layers.values()
+            if (text := _TRAINING.sub("", one)) and not _IDLE.match(text)
+        ]
+        for layers in (stored["layers"], _layers(_on_cpu(network)))
+    ]
+    return None if computing[0] == computing[1] else other_layers(stored, network)
+
+
 def other_layers(stored: Json, network: nn.Module) -> str | None:
     """The first layer of another kind, setting or hook than in a record, in words; None if none."""
     there, here = stored["layers"], _layers(_on_cpu(network))
@@ -109,11 +127,19 @@ def other_layers(stored: Json, network: nn.Module) -> str | None:
 
 
 def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
-    """Keeps what a network's inputs are like, for a record without them; see `inputs_like`."""
-    low, high = (bound.item() for bound in images.aminmax())
-    if not math.isfinite(high - low):
+    """Keeps what a network's inputs are like, for a record without them; see `inputs_like`.
+
+    Args:
+      network: it remembers them.
+      images: `[batch, ...]`; of token ids the most frequent is kept too, often that of padding.
+    """
+    finite = images[images.isfinite()]
+    if not finite.numel():
         return
-    like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point()}
+    low, high = (bound.item() for bound in finite.aminmax())
+    like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point(), "ramp": True}
+    if not images.is_floating_point():
+        like["often"] = images.flatten().mode().values.item()
     keep_inputs(network, like | {"low": low, "high": high if low < high else low + 1})
 
 
@@ -138,20 +164,34 @@ def inputs_of(network: nn.Module) -> Json | None:
 
 
 def inputs_like(like: Json) -> torch.Tensor:
-    """Two inputs of a shape and range, `[2, ...]`: the same everywhere, and nobody's."""
+    """Two inputs of a shape and range, `[2, ...]`: the same everywhere, and nobody's.
+
+    The first is uniform noise. The second rises from the lowest to the highest value, along the
+    last two axes: noise averages out in a convolution, what is smooth reaches the bounds of an
+    activation. Token ids end in the most frequent one. In records of earlier versions it is noise.
+    """
     random = np.random.RandomState(0)  # whose stream NumPy keeps
-    shape = (2, *like["shape"])
+    low, high, shape = like["low"], like["high"], (2, *like["shape"])
     if like["floating"]:
-        return torch.from_numpy(random.uniform(like["low"], like["high"], shape)).float()
-    return torch.from_numpy(random.randint(like["low"], like["high"] + 1, shape)).long()
+        inputs = random.uniform(low, high, shape)
+    else:
+        inputs = random.randint(low, high + 1, shape)
+    if like.get("ramp"):
+        rising = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
+        ramp = low + (high - low) * rising / max(np.max(rising), 1)
+        inputs[1] = ramp if like["floating"] else ramp.round()
+    if "often" in like:
+        inputs[1, ..., shape[-1] - shape[-1] // 4 :] = like["often"]
+    return torch.from_numpy(inputs).float() if like["floating"] else torch.from_numpy(inputs).long()
 
 
 def _guesses(network: nn.Module) -> Iterator[Json]:
     kinds = (nn.Linear, _ConvNd, nn.Embedding)
     first = next((layer for layer in network.modules() if isinstance(layer, kinds)), None)
-    around: Json = {"low": -1.0, "high": 1.0, "floating": True}
+    around: Json = {"low": -1.0, "high": 1.0, "floating": True, "ramp": True}
     if isinstance(first, nn.Embedding):
-        yield {"shape": [16], "low": 0, "high": first.num_embeddings - 1, "floating": False}
+        ids = {"low": 0, "high": first.num_embeddings - 1, "often": first.padding_idx or 0}
+        yield around | ids | {"shape": [16], "floating": False}
     elif isinstance(first, nn.Linear):
         yield around | {"shape": [first.in_features]}
         yield around | {"shape": [16, first.in_features]}

@@ -84,7 +84,7 @@ def _examine(
     """
     twin = digital_network(analog)
     if named_tiles(twin):
-        remember_inputs(analog, images[:2])
+        remember_inputs(analog, images[:WATCHED])
         return {}, []
     other = first_that_differs(images)
     some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
@@ -95,7 +95,7 @@ def _examine(
         raise
     except Exception:  # such as an IndexError of token ids, or an assertion
         return None, []  # which is told when the chip runs
-    remember_inputs(analog, some)
+    remember_inputs(analog, images[:WATCHED])
     names = list(named_layers(analog))
     more = images[:WATCHED].detach().cpu().clone()
     more = contiguous(more) if layout.contiguous else more

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.behaviour import (
     behaviour,
+    changed_layers,
     inputs_like,
     inputs_of,
     keep_inputs,
@@ -44,8 +45,8 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
 
     It holds what was programmed, the drift of each device and the weights as they are now, so that
     the chip can also be aged further; not the network's code, that is what the layers are and what
-    happens between them. By that code's digital logits on two inputs of noise, of the shape and
-    range that the chip has seen, `load_chip` knows it again. For a chip that has seen none, such
+    happens between them. By that code's digital logits on two inputs, noise and a ramp of the
+    shape and range that the chip has seen, `load_chip` knows it again. For a chip that has seen none, such
     inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
 
     Args:
@@ -91,9 +92,9 @@ def load_chip(
         memory is of a class that is not among `memories`.
 
     Warns:
-      UserWarning: layers are others, and the file has no logits to tell whether that matters, for
-        no input that was tried ran when it was saved. Files of earlier versions are not compared
-        at all.
+      UserWarning: layers are others, and the logits on these inputs are the same, so that other
+        inputs may tell; or the file has no logits, for no input that was tried ran when it was
+        saved. Files of earlier versions are not compared at all.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no chip file at {path}")
@@ -281,9 +282,16 @@ def _require_code(code: dict[str, Any], analog: nn.Module, path: str | os.PathLi
     keep_inputs(analog, code["inputs"])
     if how := other_code(code, twin, inputs_like(code["inputs"])):
         raise ValueError(
-            f"{path} was programmed with a network of other code. On two inputs of noise {how}: "
+            f"{path} was programmed with a network of other code. On two inputs of its kind {how}: "
             "load it into the network that was programmed, with its hooks and settings, or program "
             "this one"
+        )
+    if layer := changed_layers(code, twin):
+        warnings.warn(
+            f"{path} was programmed with other layers: {layer}. Digital logits on two inputs are "
+            "the same, on others they may not be: load it into the network that was programmed, or "
+            "program this one",
+            stacklevel=3,
         )
 
 
