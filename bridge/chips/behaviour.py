@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -172,10 +173,11 @@ def inputs_like(like: Json) -> torch.Tensor:
     """
     random = np.random.RandomState(0)  # whose stream NumPy keeps
     low, high, shape = like["low"], like["high"], (2, *like["shape"])
-    if like["floating"]:
-        inputs = random.uniform(low, high, shape)
-    else:
-        inputs = random.randint(low, high + 1, shape)
+    inputs: NDArray[Any] = (
+        random.uniform(low, high, shape)
+        if like["floating"]
+        else random.randint(low, high + 1, shape)
+    )
     if like.get("ramp"):
         rising = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
         ramp = low + (high - low) * rising / max(np.max(rising), 1)

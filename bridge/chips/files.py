@@ -46,8 +46,8 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     It holds what was programmed, the drift of each device and the weights as they are now, so that
     the chip can also be aged further; not the network's code, that is what the layers are and what
     happens between them. By that code's digital logits on two inputs, noise and a ramp of the
-    shape and range that the chip has seen, `load_chip` knows it again. For a chip that has seen none, such
-    inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
+    shape and range that the chip has seen, `load_chip` knows it again. For a chip that has seen
+    none, such inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
 
     Args:
       path: the file; its folder must exist.

@@ -126,9 +126,32 @@ class Remembering:
         return self._keep(logits)
 
 
+def kept_columns(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """What `keep` made, arrays of NumPy's, whoever's they were.
+
+    Raises:
+      ValueError: it is no mapping of columns by name.
+    """
+    if not isinstance(kept, Mapping) and not hasattr(kept, "items"):
+        raise ValueError(
+            f'keep must make columns by name, such as {{"largest": logits.max(1)}}; got '
+            f"{type(kept).__name__}"
+        )
+    return {name: _as_numpy(values) for name, values in kept.items()}
+
+
+def _as_numpy(values: Any) -> NDArray[Any]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    array = np.asarray(values)
+    # That of JAX is none that NumPy knows.
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
 def _refuse_other_keep(table: pa.Table, first: list[list[float]], keep: Keep, path: Path) -> None:
     """Refuses a table whose first rows `keep` would make otherwise, of the logits that they had."""
-    made = {name: np.asarray(one) for name, one in keep(np.array(first, np.float32)).items()}
+    made = kept_columns(keep(np.array(first, np.float32)))
     there = {
         name: table[name].slice(0, len(first)).to_numpy()
         for name in table.column_names

@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -334,7 +335,61 @@ def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:
     assert pq.read_metadata(path).num_row_groups == 3
 
 
+MOST: dict[str, Any] = {
+    "jax": lambda x: jax.nn.softmax(x).max(1),
+    "torch": lambda x: torch.from_numpy(x.copy()).softmax(1).amax(1),
+    "with a gradient": lambda x: torch.tensor(x, requires_grad=True).softmax(1).amax(1),
+    "list of JAX's": lambda x: list(jax.nn.softmax(x).max(1)),
+    "list of torch's": lambda x: list(torch.tensor(x).softmax(1).amax(1)),
+    "pandas": lambda x: pd.Series(np.asarray(jax.nn.softmax(x).max(1))),
+    "memory": lambda x: memoryview(np.asarray(jax.nn.softmax(x).max(1))),
+}
+
+
+@pytest.mark.parametrize("kind", MOST)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_columns_of_others_arrays(
+    network: nn.Module, kind: str, on_disk: bool, tmp_path: Path
+) -> None:
+    keep = Kept({"most": MOST[kind]})
+    out = tmp_path / "kept.parquet" if on_disk else None
+    table = predict(network, Images(5), batch_size=3, out=out, keep=keep)
+    whole = logits(predict(network, Images(5)))
+    np.testing.assert_allclose(table["most"], jax.nn.softmax(whole).max(1), rtol=1e-5)
+    assert table["most"].dtype == np.float32
+    if out is not None:
+        assert predict(network, Images(5), batch_size=1, out=out, keep=keep).equals(table)
+        with pytest.raises(ValueError, match="another keep of the same name"):
+            predict(network, Images(5), out=out, keep=Kept({"most": lambda x: x.min(1)}))
+
+
+def test_columns_of_half_precision_places_and_words(network: nn.Module) -> None:
+    table = predict(
+        network,
+        Images(5),
+        keep=lambda x: {
+            "jax": jax.numpy.asarray(x.max(1), jax.numpy.bfloat16),
+            "torch": torch.tensor(x.max(1)).bfloat16(),
+            "half": x.max(1).astype(np.float16),
+            "place": torch.tensor(x).argmax(1),
+            "sure": jax.numpy.asarray(x.max(1) > 0),
+            "word": [f"{row.argmax()}" if row[0] > 0 else None for row in x],
+        },
+    )
+    assert table["jax"].dtype == table["torch"].dtype == np.float32
+    np.testing.assert_array_equal(table["jax"], table["torch"])
+    np.testing.assert_array_equal(table["place"], table["prediction"])
+    assert (table["place"].dtype, table["sure"].dtype) == (np.int64, np.bool_)
+    assert table["word"].dropna().tolist() == [
+        f"{place}" for place, word in zip(table["place"], table["word"], strict=True) if word
+    ]
+
+
 def test_what_cannot_be_kept_is_refused(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"numbers or text; got score of dtype complex64"):
+        predict(network, Images(3), keep=lambda x: {"score": x[:, 0].astype(np.complex64)})
+    with pytest.raises(ValueError, match=r"keep must make columns by name.*; got ndarray"):
+        predict(network, Images(3), keep=lambda x: x.max(1))  # type: ignore[arg-type,return-value]
     for name, values in (("correct", np.zeros(3)), ("score", np.zeros(2)), ("score", 0.0)):
         with pytest.raises(ValueError, match=rf"one value a sample, .*; got {name} of shape"):
             predict(network, Images(3), keep=lambda _, one={name: values}: one)  # type: ignore[misc]
