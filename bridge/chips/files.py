@@ -27,6 +27,7 @@ from bridge.chips.behaviour import (
     other_code,
     other_layers,
 )
+from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
@@ -60,10 +61,15 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
         that `apply_programming_noise` returns, or that is printed by its place in memory.
     """
     _require_storable(chip)
-    # Each its own: digital layers may share a parameter.
-    tensors = {name: tensor.clone() for name, tensor in _tensors(chip.analog).items()}
+    tensors, masks, infinite = {}, set(), _masks(chip.analog)
+    for name, tensor in _tensors(chip.analog).items():
+        for more, part in plain_parts(tensor).items():
+            # Each its own: digital layers may share a parameter.
+            tensors[f"{name}{more}"] = part.clone()
+            if name in infinite:
+                masks.add(f"{name}{more}")
     header = _header(chip) | {"code": _code(chip.analog)}
-    save_weights(path, tensors, header, masks=_masks(chip.analog))
+    save_weights(path, tensors, header, masks=masks)
 
 
 def load_chip(
@@ -226,16 +232,44 @@ def _require_memoryless(tile: Tile, noise_model: Any) -> None:
 
 
 def fingerprint(chip: Chip | nn.Module) -> str:
-    """A hash of everything that decides a chip's, or a module's, logits but the module's code."""
+    """A hash of everything that decides a chip's, or a module's, logits but the module's code.
+
+    Raises:
+      ValueError: a tensor that is of no use for it, such as one on the meta device; it is named.
+    """
+    state: dict[str, Any]
     if isinstance(chip, Chip):
-        tensors, header = _tensors(chip.analog), _header(chip)
+        state, header = {**_tensors(chip.analog)}, _header(chip)
+        state |= _extra_states(chip.analog)
     else:
-        tensors, header = chip.state_dict(), {}
+        state, header = chip.state_dict(), {}
     digest = hashlib.sha256(json.dumps(header).encode())
-    for name in sorted(tensors):
+    for name in sorted(state):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        try:
+            add_content(digest, state[name])
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"{name} of the network, {_told(state[name])}, cannot be hashed to know the "
+                f"network again ({error}): give it dense, on a device with values"
+            ) from error
     return digest.hexdigest()
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {tuple(value.shape)} on {value.device}"
+    return type(value).__name__
+
+
+def _extra_states(network: nn.Module) -> dict[str, Any]:
+    """What modules of the user's own keep beside tensors, by name."""
+    return {
+        f"{path}._extra_state".lstrip("."): module.get_extra_state()
+        for path, module in network.named_modules()
+        if type(module).get_extra_state is not nn.Module.get_extra_state
+        and not type(module).__module__.startswith("aihwkit")
+    }
 
 
 def _header(chip: Chip) -> dict[str, Any]:
@@ -386,9 +420,11 @@ def _restore(
     """Puts every tensor but the tiles' weights where it was; `tensors` is used up."""
     slots = _slots(analog)
     for name, (module, attribute) in slots.items():
-        if name not in tensors:
-            raise ValueError(f"{path} is of another network: it has no {name}")
-        mine, stored = getattr(module, attribute), tensors.pop(name)
+        mine = getattr(module, attribute)
+        ends = list(plain_parts(mine))
+        if missing := [end for end in ends if f"{name}{end}" not in tensors]:
+            raise ValueError(f"{path} is of another network: it has no {name}{missing[0]}")
+        stored = from_parts(mine, {end: tensors.pop(f"{name}{end}") for end in ends})
         # What compensates drift may have become one factor a column.
         if mine.shape != stored.shape and attribute != "alpha":
             raise ValueError(
