@@ -1,4 +1,4 @@
-"""What a network's code does, as far as its digital logits on two inputs tell.
+"""What a network's code does, as far as its digital logits on a few inputs tell.
 
 Weights do not tell what happens between layers: an activation, a hook, a stride. Logits do. They
 differ in their last bits between machines, so that they are compared within a tolerance and never
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from bridge.chips.evaluation import first_that_differs
 from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.streams import stream
@@ -51,15 +50,14 @@ def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
 
     Args:
       network: in eval mode; digital, or a chip's, whose tiles are taken as digital layers.
-      images: `[batch, ...]`; the first and one that differs from it are run, on the CPU. None
-        where none are known.
+      images: `[batch, ...]`, all of which are run, on the CPU. None where none are known.
 
     Returns:
-      logits, a list for each of the two inputs, or None where it gives no finite ones or they are
+      logits, a list for each of the inputs, or None where it gives no finite ones or they are
       noisy; and layers, their kinds, settings and hooks by path, which only name a difference.
     """
     network = _on_cpu(network)
-    found = None if images is None else _logits(network, _two(images))
+    found = None if images is None else _logits(network, images.detach().cpu())
     digits = None if found is None else [[float(f"{x:.7g}") for x in row] for row in found.tolist()]
     return {"logits": digits, "layers": _layers(network)}
 
@@ -72,13 +70,15 @@ def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | 
 
     Args:
       stored: what `behaviour` gave.
-      network, images: as for `behaviour`.
+      network, images: as for `behaviour`. Where a record, of an earlier version, is of two of
+        more images, it is of the first and the first one that differs from it.
     """
     if stored["logits"] is None:
         return None
-    network = _on_cpu(network)
-    two = _two(images)
-    there, here = torch.tensor(stored["logits"]), _logits(network, two)
+    network, images = _on_cpu(network), images.detach().cpu()
+    if len(stored["logits"]) == 2 < len(images):
+        images = _two(images)
+    there, here = torch.tensor(stored["logits"]), _logits(network, images)
     if here is None:
         how = "it gives no logits now"
     elif here.shape != there.shape:
@@ -86,9 +86,9 @@ def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | 
     else:
         off, largest = float((here - there).abs().max()), float(there.abs().max())
         allowed = _TOLERANCE * largest
-        if off > allowed and two.is_floating_point():
+        if off > allowed and images.is_floating_point():
             for nudge in _NUDGES:
-                nudged = _logits(network, two * (1 + nudge * torch.finfo(two.dtype).eps))
+                nudged = _logits(network, images * (1 + nudge * torch.finfo(images.dtype).eps))
                 if nudged is not None:
                     allowed = max(allowed, 10 * float((nudged - here).abs().max()))
         if off <= allowed:
@@ -212,28 +212,30 @@ def _on_cpu(network: nn.Module) -> nn.Module:
 
 
 def _two(images: torch.Tensor) -> torch.Tensor:
-    other = first_that_differs(images)
-    return torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
+    other = next((x for x in images.split(1) if not torch.equal(x, images[:1])), images[:1])
+    return torch.cat([images[:1], other])
 
 
-def _logits(network: nn.Module, two: torch.Tensor) -> torch.Tensor | None:
-    """float32 `[2, output]`; None where there are none, or they are not finite or not the same."""
-    found = _run(network, two, 0)
+def _logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor | None:
+    """float32 `[batch, output]`; None where there are none, or they are not finite or the same."""
+    found = _run(network, images, 0)
     if found is None or not named_tiles(network):
         return found
-    again = _run(network, two, 1)  # tiles in other kinds of layers may draw noise
+    again = _run(network, images, 1)  # tiles in other kinds of layers may draw noise
     noise = torch.inf if again is None else float((again - found).abs().max())
     return found if noise <= _TOLERANCE * float(found.abs().max()) else None
 
 
-def _run(network: nn.Module, two: torch.Tensor, seed: int) -> torch.Tensor | None:
+def _run(network: nn.Module, images: torch.Tensor, seed: int) -> torch.Tensor | None:
+    layout, logits = Layout(network), []
     try:
         with torch.inference_mode(False), torch.no_grad(), stream(seed, "behaviour"):
-            found = Layout(network)(network, two.clone())
-        logits = found.float().reshape(len(two), -1)
+            for two in images.split(2):  # as much memory as few take
+                logits.append(layout(network, two.clone()).float().reshape(len(two), -1))
+        found = torch.cat(logits)
     except Exception:  # which is told when it runs on its samples
         return None
-    return logits if logits.isfinite().all() else None
+    return found if found.isfinite().all() else None
 
 
 def _layers(network: nn.Module) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.chips.behaviour import behaviour, other_code, other_layers
+from bridge.chips.behaviour import behaviour, changed_layers, other_code, other_layers
 from bridge.chips.files import fingerprint
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch
@@ -106,9 +107,17 @@ def refuse_other(
             f"({', '.join(told)}): {cure}"
         )
     if code is not None and (how := other_code(code, network, images)):
+        compared = min(len(code["logits"]), identity["samples"])
         raise ValueError(
-            f"{path} was made by a network of the same weights and other code. On two of the "
-            f"samples {how}: {cure}, or go on with the code that made it"
+            f"{path} was made by a network of the same weights and other code. On {compared} of "
+            f"the samples {how}: {cure}, or go on with the code that made it"
+        )
+    if code is not None and (layer := changed_layers(code, network)):
+        warnings.warn(
+            f"{path} was made by a network of other layers: {layer}. Its digital logits on some of "
+            f"the samples are the same, on others they may not be: {cure}, or go on with the code "
+            "that made it",
+            stacklevel=3,
         )
     if keep is not None and _KEPT in metadata:
         _refuse_other_keep(table, json.loads(metadata[_KEPT]), keep, path)

@@ -70,9 +70,9 @@ def predict(
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that is there is read instead
         if it was made by the same chip, from as many samples, with the same `keep` by its name and
-        by what it makes of two samples, 16 of the samples are the same, and so are the digital
-        logits of two of them, within 3e-5 of the largest and what rounding does: what happens
-        between the weights is seen by them alone.
+        by what it makes of two samples, 16 of the samples are the same, and so are their digital
+        logits, within 3e-5 of the largest and what rounding does: what happens between the weights
+        is seen by them alone. Where these are the same and layers are others, a warning names them.
       keep: what to make of each batch's logits and keep in their place, such as
         `jaxcurv.logit_scores`: arrays of NumPy's, JAX's or torch's by name, one value a sample.
         With many classes most of the table is logits: 5 GB for 1.28 million samples and 1000
