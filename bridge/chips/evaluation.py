@@ -122,7 +122,9 @@ def _padding_apart(images: torch.Tensor) -> torch.Tensor:
     if images.ndim == 4:
         return torch.zeros(len(images), dtype=torch.long)
     rows = images.flatten(1)
-    padding = [0] if images.is_floating_point() else [0, rows.flatten().mode().values]
+    padding = [rows.new_zeros(())]
+    if not images.is_floating_point():
+        padding.append(rows.flatten().mode().values)
     count = torch.stack([torch.eq(rows, one).sum(1) for one in padding])
     return (count - count[:, :1]).abs().amax(0)
 
