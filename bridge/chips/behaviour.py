@@ -1,11 +1,10 @@
-"""What a network's code does, as far as its digital logits on two inputs tell.
+"""What a network's code does, as far as its digital logits on a few inputs tell.
 
 Weights do not tell what happens between layers: an activation, a hook, a stride. Logits do. They
 differ in their last bits between machines, so that they are compared within a tolerance and never
 hashed.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from bridge.chips.evaluation import first_that_differs
 from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.streams import stream
@@ -42,6 +41,8 @@ _SIZES = (
 )  # of images, tried for a network that has seen none
 _NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
 _TEXT = 200  # characters that tell a layer
+_IDLE = re.compile(r"(\w*Drop\w*|StochasticDepth|Identity)\([^()]*\)$")  # in eval mode
+_TRAINING = re.compile(r"(, )?\b(inplace=True|momentum=[\w.]+)")  # settings without a say in logits
 
 
 def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
@@ -49,15 +50,14 @@ def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
 
     Args:
       network: in eval mode; digital, or a chip's, whose tiles are taken as digital layers.
-      images: `[batch, ...]`; the first and one that differs from it are run, on the CPU. None
-        where none are known.
+      images: `[batch, ...]`, all of which are run, on the CPU. None where none are known.
 
     Returns:
-      logits, a list for each of the two inputs, or None where it gives no finite ones or they are
+      logits, a list for each of the inputs, or None where it gives no finite ones or they are
       noisy; and layers, their kinds, settings and hooks by path, which only name a difference.
     """
     network = _on_cpu(network)
-    found = None if images is None else _logits(network, _two(images))
+    found = None if images is None else _logits(network, images.detach().cpu())
     digits = None if found is None else [[float(f"{x:.7g}") for x in row] for row in found.tolist()]
     return {"logits": digits, "layers": _layers(network)}
 
@@ -70,13 +70,15 @@ def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | 
 
     Args:
       stored: what `behaviour` gave.
-      network, images: as for `behaviour`.
+      network, images: as for `behaviour`. Where a record, of an earlier version, is of two of
+        more images, it is of the first and the first one that differs from it.
     """
     if stored["logits"] is None:
         return None
-    network = _on_cpu(network)
-    two = _two(images)
-    there, here = torch.tensor(stored["logits"]), _logits(network, two)
+    network, images = _on_cpu(network), images.detach().cpu()
+    if len(stored["logits"]) == 2 < len(images):
+        images = _two(images)
+    there, here = torch.tensor(stored["logits"]), _logits(network, images)
     if here is None:
         how = "it gives no logits now"
     elif here.shape != there.shape:
@@ -84,9 +86,9 @@ def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | 
     else:
         off, largest = float((here - there).abs().max()), float(there.abs().max())
         allowed = _TOLERANCE * largest
-        if off > allowed and two.is_floating_point():
+        if off > allowed and images.is_floating_point():
             for nudge in _NUDGES:
-                nudged = _logits(network, two * (1 + nudge * torch.finfo(two.dtype).eps))
+                nudged = _logits(network, images * (1 + nudge * torch.finfo(images.dtype).eps))
                 if nudged is not None:
                     allowed = max(allowed, 10 * float((nudged - here).abs().max()))
         if off <= allowed:
@@ -94,6 +96,23 @@ def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | 
         how = f"its digital logits differ by {off:.2g} of {largest:.2g}"
     why = other_layers(stored, network)
     return f"{how} ({why or 'no kind, setting or hook of a layer tells why: see the code between'})"
+
+
+def changed_layers(stored: Json, network: nn.Module) -> str | None:
+    """What `other_layers` tells, but for what matters in training alone or is named otherwise.
+
+    For a network whose logits are those of a record: what that record's inputs do not reach, such
+    as the bound of a ReLU6, is seen by the layers only.
+    """
+    computing = [
+        [
+            text
+            for one in layers.values()
+            if (text := _TRAINING.sub("", one)) and not _IDLE.match(text)
+        ]
+        for layers in (stored["layers"], _layers(_on_cpu(network)))
+    ]
+    return None if computing[0] == computing[1] else other_layers(stored, network)
 
 
 def other_layers(stored: Json, network: nn.Module) -> str | None:
@@ -109,11 +128,19 @@ def other_layers(stored: Json, network: nn.Module) -> str | None:
 
 
 def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
-    """Keeps what a network's inputs are like, for a record without them; see `inputs_like`."""
-    low, high = (bound.item() for bound in images.aminmax())
-    if not math.isfinite(high - low):
+    """Keeps what a network's inputs are like, for a record without them; see `inputs_like`.
+
+    Args:
+      network: it remembers them.
+      images: `[batch, ...]`; of token ids the most frequent is kept too, often that of padding.
+    """
+    finite = images[images.isfinite()]
+    if not finite.numel():
         return
-    like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point()}
+    low, high = (bound.item() for bound in finite.aminmax())
+    like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point(), "ramp": True}
+    if not images.is_floating_point():
+        like["often"] = images.flatten().mode().values.item()
     keep_inputs(network, like | {"low": low, "high": high if low < high else low + 1})
 
 
@@ -138,20 +165,35 @@ def inputs_of(network: nn.Module) -> Json | None:
 
 
 def inputs_like(like: Json) -> torch.Tensor:
-    """Two inputs of a shape and range, `[2, ...]`: the same everywhere, and nobody's."""
+    """Two inputs of a shape and range, `[2, ...]`: the same everywhere, and nobody's.
+
+    The first is uniform noise. The second rises from the lowest to the highest value, along the
+    last two axes: noise averages out in a convolution, what is smooth reaches the bounds of an
+    activation. Token ids end in the most frequent one. In records of earlier versions it is noise.
+    """
     random = np.random.RandomState(0)  # whose stream NumPy keeps
-    shape = (2, *like["shape"])
-    if like["floating"]:
-        return torch.from_numpy(random.uniform(like["low"], like["high"], shape)).float()
-    return torch.from_numpy(random.randint(like["low"], like["high"] + 1, shape)).long()
+    low, high, shape = like["low"], like["high"], (2, *like["shape"])
+    inputs: NDArray[Any] = (
+        random.uniform(low, high, shape)
+        if like["floating"]
+        else random.randint(low, high + 1, shape)
+    )
+    if like.get("ramp"):
+        rising = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
+        ramp = low + (high - low) * rising / max(np.max(rising), 1)
+        inputs[1] = ramp if like["floating"] else ramp.round()
+    if "often" in like:
+        inputs[1, ..., shape[-1] - shape[-1] // 4 :] = like["often"]
+    return torch.from_numpy(inputs).float() if like["floating"] else torch.from_numpy(inputs).long()
 
 
 def _guesses(network: nn.Module) -> Iterator[Json]:
     kinds = (nn.Linear, _ConvNd, nn.Embedding)
     first = next((layer for layer in network.modules() if isinstance(layer, kinds)), None)
-    around: Json = {"low": -1.0, "high": 1.0, "floating": True}
+    around: Json = {"low": -1.0, "high": 1.0, "floating": True, "ramp": True}
     if isinstance(first, nn.Embedding):
-        yield {"shape": [16], "low": 0, "high": first.num_embeddings - 1, "floating": False}
+        ids = {"low": 0, "high": first.num_embeddings - 1, "often": first.padding_idx or 0}
+        yield around | ids | {"shape": [16], "floating": False}
     elif isinstance(first, nn.Linear):
         yield around | {"shape": [first.in_features]}
         yield around | {"shape": [16, first.in_features]}
@@ -170,28 +212,30 @@ def _on_cpu(network: nn.Module) -> nn.Module:
 
 
 def _two(images: torch.Tensor) -> torch.Tensor:
-    other = first_that_differs(images)
-    return torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
+    other = next((x for x in images.split(1) if not torch.equal(x, images[:1])), images[:1])
+    return torch.cat([images[:1], other])
 
 
-def _logits(network: nn.Module, two: torch.Tensor) -> torch.Tensor | None:
-    """float32 `[2, output]`; None where there are none, or they are not finite or not the same."""
-    found = _run(network, two, 0)
+def _logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor | None:
+    """float32 `[batch, output]`; None where there are none, or they are not finite or the same."""
+    found = _run(network, images, 0)
     if found is None or not named_tiles(network):
         return found
-    again = _run(network, two, 1)  # tiles in other kinds of layers may draw noise
+    again = _run(network, images, 1)  # tiles in other kinds of layers may draw noise
     noise = torch.inf if again is None else float((again - found).abs().max())
     return found if noise <= _TOLERANCE * float(found.abs().max()) else None
 
 
-def _run(network: nn.Module, two: torch.Tensor, seed: int) -> torch.Tensor | None:
+def _run(network: nn.Module, images: torch.Tensor, seed: int) -> torch.Tensor | None:
+    layout, logits = Layout(network), []
     try:
         with torch.inference_mode(False), torch.no_grad(), stream(seed, "behaviour"):
-            found = Layout(network)(network, two.clone())
-        logits = found.float().reshape(len(two), -1)
+            for two in images.split(2):  # as much memory as few take
+                logits.append(layout(network, two.clone()).float().reshape(len(two), -1))
+        found = torch.cat(logits)
     except Exception:  # which is told when it runs on its samples
         return None
-    return logits if logits.isfinite().all() else None
+    return found if found.isfinite().all() else None
 
 
 def _layers(network: nn.Module) -> dict[str, str]:

@@ -57,6 +57,11 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"a chip is made of a torch module; got {type(model).__name__}")
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        raise ValueError(
+            f"torch makes new tensors {dtype}, and chips and AIHWKit's tiles are float32: "
+            "torch.set_default_dtype(torch.float32) before a chip is made, and while it runs"
+        )
     if isinstance(digital_layers, str):
         raise ValueError(f"digital_layers is a list of paths: give [{digital_layers!r}]")
     left = staying_digital(model, digital_layers)

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.streams import stream
 
+_COMPARED = 64  # images, among which another length of padding is looked for
+
 
 def require_eval(network: nn.Module, what: str) -> None:
     """Refuses a network a part of which computes as in training; `what` is its name in the message.
@@ -39,14 +41,16 @@ def require_independent(
     """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
 
     Seen by behaviour, on two samples in batches of four and of two: other neighbours, one of them
-    beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest;
+    beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest,
+    or 3e-5 where their padding is of other lengths;
     another place, batch size or random state no more than rounding does, which a change of the
     input by some units in the last place measures. Not seen: coupling that needs more than four
     samples or vanishes at these, and that of a network which runs on batches of one size only.
 
     Args:
       run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
-      images: `[batch, ...]`; the first one and one that differs from it are looked at.
+      images: `[batch, ...]`; the first one and one that differs from it, in its padding where
+        some do, are looked at.
 
     Raises:
       ValueError: it does.
@@ -81,7 +85,9 @@ def require_independent(
             rounding = max(rounding, 10 * float((logits(nearly, seed=1) - pair).abs().max()))
     except Exception:
         return  # it fails on all images, which is told of these, or on batches of these sizes
-    if beside > 1e-6 * largest:
+    # A sum over a longer padding, correctly masked, is rounded otherwise.
+    length = bool(_padding_apart(torch.cat([one, other])).any())
+    if beside > (3e-5 if length else 1e-6) * largest:
         raise ValueError(
             f"{what} mixes the samples of a batch: a sample's logits change by {beside:.2g} with "
             "the other images (batch statistics, or an operation along the batch axis, such as "
@@ -97,8 +103,30 @@ def require_independent(
 
 
 def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
-    """The first image that is not the one of place 0, `[1, ...]`; None where all are alike."""
+    """An image that is not the one of place 0, `[1, ...]`; None where all are alike.
+
+    Of the first 64 sequences or rows of token ids the one that differs most in its padding: a
+    network may cut a batch to its longest sample. Else the first.
+    """
+    apart = _padding_apart(images[:_COMPARED])
+    if apart.any():
+        return images[apart.argmax()][None]
     return next((x for x in images.split(1) if not torch.equal(x, images[:1])), None)
+
+
+def _padding_apart(images: torch.Tensor) -> torch.Tensor:
+    """By how many values a sequence has more or less padding than the first, int64 `[batch]`.
+
+    Padding is taken to be 0, or for token ids the most frequent one. Images have none.
+    """
+    if images.ndim == 4:
+        return torch.zeros(len(images), dtype=torch.long)
+    rows = images.flatten(1)
+    padding = [rows.new_zeros(())]
+    if not images.is_floating_point():
+        padding.append(rows.flatten().mode().values)
+    count = torch.stack([torch.eq(rows, one).sum(1) for one in padding])
+    return (count - count[:, :1]).abs().amax(0)
 
 
 def _beside_far(

@@ -84,7 +84,7 @@ def _examine(
     """
     twin = digital_network(analog)
     if named_tiles(twin):
-        remember_inputs(analog, images[:2])
+        remember_inputs(analog, images[:WATCHED])
         return {}, []
     other = first_that_differs(images)
     some = torch.cat([images[:1], images[:1] if other is None else other]).detach().cpu()
@@ -96,7 +96,7 @@ def _examine(
         raise
     except Exception:  # such as an IndexError of token ids, or an assertion
         return None, []  # which is told when the chip runs
-    remember_inputs(analog, some)
+    remember_inputs(analog, images[:WATCHED])
     if any(not torch.equal(before[name], tensor) for name, tensor in _tensors(twin)):
         _refuse_first_batch(analog, layout, some, found)
     names = list(named_layers(analog))

@@ -20,12 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.behaviour import (
     behaviour,
+    changed_layers,
     inputs_like,
     inputs_of,
     keep_inputs,
     other_code,
     other_layers,
 )
+from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
@@ -44,9 +46,9 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
 
     It holds what was programmed, the drift of each device and the weights as they are now, so that
     the chip can also be aged further; not the network's code, that is what the layers are and what
-    happens between them. By that code's digital logits on two inputs of noise, of the shape and
-    range that the chip has seen, `load_chip` knows it again. For a chip that has seen none, such
-    inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
+    happens between them. By that code's digital logits on two inputs, noise and a ramp of the
+    shape and range that the chip has seen, `load_chip` knows it again. For a chip that has seen
+    none, such inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
 
     Args:
       path: the file; its folder must exist.
@@ -59,10 +61,15 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
         that `apply_programming_noise` returns, or that is printed by its place in memory.
     """
     _require_storable(chip)
-    # Each its own: digital layers may share a parameter.
-    tensors = {name: tensor.clone() for name, tensor in _tensors(chip.analog).items()}
+    tensors, masks, infinite = {}, set(), _masks(chip.analog)
+    for name, tensor in _tensors(chip.analog).items():
+        for more, part in plain_parts(tensor).items():
+            # Each its own: digital layers may share a parameter.
+            tensors[f"{name}{more}"] = part.clone()
+            if name in infinite:
+                masks.add(f"{name}{more}")
     header = _header(chip) | {"code": _code(chip.analog)}
-    save_weights(path, tensors, header, masks=_masks(chip.analog))
+    save_weights(path, tensors, header, masks=masks)
 
 
 def load_chip(
@@ -91,9 +98,9 @@ def load_chip(
         memory is of a class that is not among `memories`.
 
     Warns:
-      UserWarning: layers are others, and the file has no logits to tell whether that matters, for
-        no input that was tried ran when it was saved. Files of earlier versions are not compared
-        at all.
+      UserWarning: layers are others, and the logits on these inputs are the same, so that other
+        inputs may tell; or the file has no logits, for no input that was tried ran when it was
+        saved. Files of earlier versions are not compared at all.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no chip file at {path}")
@@ -225,16 +232,44 @@ def _require_memoryless(tile: Tile, noise_model: Any) -> None:
 
 
 def fingerprint(chip: Chip | nn.Module) -> str:
-    """A hash of everything that decides a chip's, or a module's, logits but the module's code."""
+    """A hash of everything that decides a chip's, or a module's, logits but the module's code.
+
+    Raises:
+      ValueError: a tensor that is of no use for it, such as one on the meta device; it is named.
+    """
+    state: dict[str, Any]
     if isinstance(chip, Chip):
-        tensors, header = _tensors(chip.analog), _header(chip)
+        state, header = {**_tensors(chip.analog)}, _header(chip)
+        state |= _extra_states(chip.analog)
     else:
-        tensors, header = chip.state_dict(), {}
+        state, header = chip.state_dict(), {}
     digest = hashlib.sha256(json.dumps(header).encode())
-    for name in sorted(tensors):
+    for name in sorted(state):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        try:
+            add_content(digest, state[name])
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"{name} of the network, {_told(state[name])}, cannot be hashed to know the "
+                f"network again ({error}): give it dense, on a device with values"
+            ) from error
     return digest.hexdigest()
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {tuple(value.shape)} on {value.device}"
+    return type(value).__name__
+
+
+def _extra_states(network: nn.Module) -> dict[str, Any]:
+    """What modules of the user's own keep beside tensors, by name."""
+    return {
+        f"{path}._extra_state".lstrip("."): module.get_extra_state()
+        for path, module in network.named_modules()
+        if type(module).get_extra_state is not nn.Module.get_extra_state
+        and not type(module).__module__.startswith("aihwkit")
+    }
 
 
 def _header(chip: Chip) -> dict[str, Any]:
@@ -281,9 +316,16 @@ def _require_code(code: dict[str, Any], analog: nn.Module, path: str | os.PathLi
     keep_inputs(analog, code["inputs"])
     if how := other_code(code, twin, inputs_like(code["inputs"])):
         raise ValueError(
-            f"{path} was programmed with a network of other code. On two inputs of noise {how}: "
+            f"{path} was programmed with a network of other code. On two inputs of its kind {how}: "
             "load it into the network that was programmed, with its hooks and settings, or program "
             "this one"
+        )
+    if layer := changed_layers(code, twin):
+        warnings.warn(
+            f"{path} was programmed with other layers: {layer}. Digital logits on two inputs are "
+            "the same, on others they may not be: load it into the network that was programmed, or "
+            "program this one",
+            stacklevel=3,
         )
 
 
@@ -378,9 +420,11 @@ def _restore(
     """Puts every tensor but the tiles' weights where it was; `tensors` is used up."""
     slots = _slots(analog)
     for name, (module, attribute) in slots.items():
-        if name not in tensors:
-            raise ValueError(f"{path} is of another network: it has no {name}")
-        mine, stored = getattr(module, attribute), tensors.pop(name)
+        mine = getattr(module, attribute)
+        ends = list(plain_parts(mine))
+        if missing := [end for end in ends if f"{name}{end}" not in tensors]:
+            raise ValueError(f"{path} is of another network: it has no {name}{missing[0]}")
+        stored = from_parts(mine, {end: tensors.pop(f"{name}{end}") for end in ends})
         # What compensates drift may have become one factor a column.
         if mine.shape != stored.shape and attribute != "alpha":
             raise ValueError(

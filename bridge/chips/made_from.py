@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.chips.behaviour import behaviour, other_code, other_layers
+from bridge.chips.behaviour import behaviour, changed_layers, other_code, other_layers
 from bridge.chips.files import fingerprint
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch
@@ -106,9 +107,17 @@ def refuse_other(
             f"({', '.join(told)}): {cure}"
         )
     if code is not None and (how := other_code(code, network, images)):
+        compared = min(len(code["logits"]), identity["samples"])
         raise ValueError(
-            f"{path} was made by a network of the same weights and other code. On two of the "
-            f"samples {how}: {cure}, or go on with the code that made it"
+            f"{path} was made by a network of the same weights and other code. On {compared} of "
+            f"the samples {how}: {cure}, or go on with the code that made it"
+        )
+    if code is not None and (layer := changed_layers(code, network)):
+        warnings.warn(
+            f"{path} was made by a network of other layers: {layer}. Its digital logits on some of "
+            f"the samples are the same, on others they may not be: {cure}, or go on with the code "
+            "that made it",
+            stacklevel=3,
         )
     if keep is not None and _KEPT in metadata:
         _refuse_other_keep(table, json.loads(metadata[_KEPT]), keep, path)
@@ -126,9 +135,32 @@ class Remembering:
         return self._keep(logits)
 
 
+def kept_columns(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """What `keep` made, arrays of NumPy's, whoever's they were.
+
+    Raises:
+      ValueError: it is no mapping of columns by name.
+    """
+    if not isinstance(kept, Mapping) and not hasattr(kept, "items"):
+        raise ValueError(
+            f'keep must make columns by name, such as {{"largest": logits.max(1)}}; got '
+            f"{type(kept).__name__}"
+        )
+    return {name: _as_numpy(values) for name, values in kept.items()}
+
+
+def _as_numpy(values: Any) -> NDArray[Any]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    array = np.asarray(values)
+    # That of JAX is none that NumPy knows.
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
 def _refuse_other_keep(table: pa.Table, first: list[list[float]], keep: Keep, path: Path) -> None:
     """Refuses a table whose first rows `keep` would make otherwise, of the logits that they had."""
-    made = {name: np.asarray(one) for name, one in keep(np.array(first, np.float32)).items()}
+    made = kept_columns(keep(np.array(first, np.float32)))
     there = {
         name: table[name].slice(0, len(first)).to_numpy()
         for name in table.column_names

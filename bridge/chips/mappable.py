@@ -90,7 +90,10 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
         raise ValueError(_all(faults))
     if not mapped:
         raise ValueError("the model has no Conv2d or Linear layer to put on tiles")
-    tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    state = model.state_dict()  # which may hold what is no tensor
+    tensors = {
+        n: t for n, t in state.items() if isinstance(t, torch.Tensor) and t.is_floating_point()
+    }
     if other := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
         dtype = tensors[other[0]].dtype
         raise ValueError(f"{other[0]} is {dtype}; chips are simulated in float32: model.float()")

@@ -17,7 +17,14 @@ from bridge.checks import require_count
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
 from bridge.chips.images import as_batch, refused_layout, require_rows
-from bridge.chips.made_from import Keep, Remembering, identity_of, metadata_of, refuse_other
+from bridge.chips.made_from import (
+    Keep,
+    Remembering,
+    identity_of,
+    kept_columns,
+    metadata_of,
+    refuse_other,
+)
 from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
@@ -63,12 +70,13 @@ def predict(
       out: a Parquet file. Rows go there as they are made, so that memory does not grow with the
         data set until the table is read from it at the end. A file that is there is read instead
         if it was made by the same chip, from as many samples, with the same `keep` by its name and
-        by what it makes of two samples, 16 of the samples are the same, and so are the digital
-        logits of two of them, within 3e-5 of the largest and what rounding does: what happens
-        between the weights is seen by them alone.
+        by what it makes of two samples, 16 of the samples are the same, and so are their digital
+        logits, within 3e-5 of the largest and what rounding does: what happens between the weights
+        is seen by them alone. Where these are the same and layers are others, a warning names them.
       keep: what to make of each batch's logits and keep in their place, such as
-        `jaxcurv.logit_scores`. With many classes most of the table is logits: 5 GB for 1.28 million
-        samples and 1000 classes.
+        `jaxcurv.logit_scores`: arrays of NumPy's, JAX's or torch's by name, one value a sample.
+        With many classes most of the table is logits: 5 GB for 1.28 million samples and 1000
+        classes.
 
     Returns:
       A DataFrame with the columns index (int64), path (text, where the source has `paths`), label
@@ -236,12 +244,18 @@ def _rows(
     if keep is None:
         columns["logits"] = pa.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1])
         return pa.RecordBatch.from_pydict(columns)
-    for name, values in keep(logits).items():
-        if name in columns or np.shape(values) != (len(labels),):
+    for name, values in kept_columns(keep(logits)).items():
+        if name in columns or values.shape != (len(labels),):
             raise ValueError(
                 f"what to keep of the logits must be one value a sample, and not one of "
-                f"{', '.join(columns)}; got {name} of shape {np.shape(values)} for "
+                f"{', '.join(columns)}; got {name} of shape {values.shape} for "
                 f"{len(labels)} samples"
             )
-        columns[name] = pa.array(values)
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise ValueError(
+                f"what to keep of the logits must be numbers or text; got {name} of dtype "
+                f"{values.dtype} ({error})"
+            ) from error
     return pa.RecordBatch.from_pydict(columns)

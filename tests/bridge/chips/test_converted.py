@@ -3,6 +3,7 @@
 import sys
 from collections import OrderedDict
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from aihwkit.simulator.parameters import IOParameters, WeightModifierParameter
 from aihwkit.simulator.parameters.enums import NoiseManagementType, WeightModifierType
 from torch import nn
 
-from bridge import PROFILES, Profile, program
+from bridge import PROFILES, Profile, load_chip, program, save_chip
 from bridge.chips import ADC, PCM, Clipping, WeightNoise
 from bridge.chips.tiles import named_layers, named_tiles
 from tests.chips import IMAGES, NEUTRAL, configuration, single, small_resnet
@@ -343,3 +344,18 @@ def test_a_memory_s_time_is_not_that_of_clipping() -> None:
     codes = (x / unit @ tile.tile.weight.T / step).round().clamp(-127, 127)
     expected = codes * step * unit * limit + model.layer.bias
     torch.testing.assert_close(chip(x, range(6)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_another_default_dtype_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    save_chip(tmp_path / "chip", program(model, PROFILES["pcm"], seed=0))
+    message = rf"new tensors {dtype}.*set_default_dtype\(torch.float32\)"
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.raises(ValueError, match=message):
+            program(model, PROFILES["pcm"], seed=0)
+        with pytest.raises(ValueError, match=message):
+            load_chip(tmp_path / "chip", model)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -794,3 +794,60 @@ def test_products_of_other_kinds_with_parameters_are_refused(compare: Any) -> No
     chip = program(Prototypes(compare).eval(), PROFILES["wnoise"], seed=0)
     with pytest.raises(ValueError, match="multiplies with prototypes outside of a layer"):
         chip(x, range(6))
+
+
+class Trimmed(nn.Module):
+    """Token ids, cut to the longest sample of their batch."""
+
+    def __init__(self, masked: bool, pad: int = 0):
+        super().__init__()
+        self.masked, self.pad = masked, pad
+        self.embed, self.fc, self.out = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.eval().requires_grad_(False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        there = ids != self.pad
+        longest = max(int(there.sum(1).max()), 1)
+        ids, there = ids[:, :longest], there[:, :longest, None]
+        x = self.fc(self.embed(ids)).tanh()
+        if self.masked:
+            return self.out((x * there).sum(1) / there.sum(1).clamp(min=1))
+        return self.out(x.mean(1))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 29])
+def test_batches_cut_to_their_longest_sample(pad: int) -> None:
+    ids = torch.randint(2, 29, (12, 10), generator=torch.Generator().manual_seed(0))
+    for row in range(3, 12):  # the first are equally long
+        ids[row, 14 - row :] = pad
+    source = [{"image": row.numpy(), "label": 0, "index": n} for n, row in enumerate(ids)]
+    model = Trimmed(masked=False, pad=pad)
+    with pytest.raises(ValueError, match="the module mixes the samples of a batch"):
+        predict(model, source)
+    chip = program(model, PROFILES["ideal"], seed=0, digital_layers=["embed"])
+    with pytest.raises(ValueError, match="the network mixes the samples of a batch"):
+        chip(ids, range(12))
+    honest = Trimmed(masked=True, pad=pad)
+    predict(honest, source)
+    chip = program(honest, PROFILES["ideal"], seed=0, digital_layers=["embed"])
+    torch.testing.assert_close(chip(ids, range(12))[5], chip(ids[5:6], [5])[0])
+
+
+def test_signals_cut_to_their_longest_sample() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            longest = int((x != 0).any(2).sum(1).max())
+            return self.fc(x[:, :longest]).mean(1)
+
+    signals = torch.rand(6, 9, 4, generator=torch.Generator().manual_seed(0))
+    signals[4, 3:] = 0
+    chip = program(Cut().eval(), PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match="the network mixes the samples of a batch"):
+        chip(signals, range(6))

@@ -197,7 +197,7 @@ def test_a_network_of_other_code_is_refused(name: str, tmp_path: Path) -> None:
         chip = SAVED[saved](Blocks())
         save_chip(path, chip)
         message = (
-            rf"a network of other code\. On two inputs of noise .*{OTHER_CODE[name]}.*: load it"
+            rf"a network of other code\. On two inputs of its kind .*{OTHER_CODE[name]}.*: load it"
         )
         with pytest.raises(ValueError, match=message):
             load_chip(path, changed_blocks(name))

@@ -1,10 +1,13 @@
 """A chip over a data set: one row a sample, in bounded memory, resumable, whatever the batch."""
 
+import json
 import os
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -183,9 +186,75 @@ def test_a_table_of_the_same_weights_and_other_code_is_refused(name: str, tmp_pa
     before = changed_blocks("activation") if name == "approximation" else Blocks()
     table = predict(made(before), Images(6), out=path)
     assert predict(made(before), Images(6), out=path).equals(table)
-    message = rf"of the same weights and other code\. On two of the samples .*{OTHER_CODE[name]}"
+    message = rf"of the same weights and other code\. On 6 of the samples .*{OTHER_CODE[name]}"
     with pytest.raises(ValueError, match=message + ".*: remove it, or give another out"):
         predict(made(changed_blocks(name)), Images(6), out=path)
+
+
+class Rare(nn.Module):
+    """Its code does something on few samples only."""
+
+    def __init__(self, beyond: float, act: nn.Module):
+        super().__init__()
+        self.fc, self.act, self.beyond = nn.Linear(192, 10), act, beyond
+        generator = torch.Generator().manual_seed(0)
+        self.fc.weight.data = torch.randn(10, 192, generator=generator)
+        self.fc.bias.data = torch.zeros(10)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.fc(x.flatten(1).clamp(max=self.beyond)))
+
+
+def with_one_bright(count: int = 40, bright: float = 9.0) -> list[dict[str, Any]]:
+    """The last sample alone reaches a large value."""
+    samples = [Images(count)[n] for n in range(count)]
+    for sample in samples:
+        sample["image"] = sample["image"].clip(-2, 2)
+    samples[-1]["image"][2, 3, 1] = bright
+    return samples
+
+
+@pytest.mark.parametrize("made", ["digital", "per mvm"])
+def test_code_that_shows_in_one_of_sixteen_samples(made: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+
+    def network(beyond: float) -> Any:
+        model = Rare(beyond, nn.Identity())
+        return model if made == "digital" else program(model, noisy("pcm_read", 0.3), seed=0)
+
+    samples = with_one_bright()
+    table = predict(network(3.0), samples, out=path)
+    assert predict(network(3.0), samples, batch_size=7, out=path).equals(table)
+    with pytest.raises(ValueError, match=r"other code\. On 16 of the samples .*logits differ"):
+        predict(network(torch.inf), samples, out=path)
+
+
+def test_layers_that_no_sample_tells_apart_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    samples = with_one_bright(bright=1.0)
+    table = predict(Rare(3.0, nn.Hardtanh(-99.0, 99.0)), samples, out=path)
+    with pytest.warns(UserWarning, match=r"other layers: layer act was Hardtanh.* is Identity"):
+        assert predict(Rare(3.0, nn.Identity()), samples, out=path).equals(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(Rare(3.0, nn.Hardtanh(-99.0, 99.0)), samples, out=path)
+
+
+def test_tables_that_know_the_code_by_two_samples(tmp_path: Path) -> None:
+    """Those of earlier versions: the first one, and the next that is another."""
+    path, samples = tmp_path / "out.parquet", with_one_bright()
+    table = predict(Rare(1.0, nn.Identity()), samples, out=path)
+    stored = pq.read_table(path)
+    metadata = dict(stored.schema.metadata)
+    code = json.loads(metadata[b"bridge.predict.code"])
+    assert len(code["logits"]) == 16
+    code["logits"] = code["logits"][:2]
+    metadata[b"bridge.predict.code"] = json.dumps(code).encode()
+    pq.write_table(stored.replace_schema_metadata(metadata), path)
+    assert predict(Rare(1.0, nn.Identity()), samples, out=path).equals(table)
+    with pytest.raises(ValueError, match=r"other code\. On 2 of the samples"):
+        predict(Rare(0.5, nn.Identity()), samples, out=path)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -334,7 +403,61 @@ def test_a_long_table_is_in_few_pieces(tmp_path: Path) -> None:
     assert pq.read_metadata(path).num_row_groups == 3
 
 
+MOST: dict[str, Any] = {
+    "jax": lambda x: jax.nn.softmax(x).max(1),
+    "torch": lambda x: torch.from_numpy(x.copy()).softmax(1).amax(1),
+    "with a gradient": lambda x: torch.tensor(x, requires_grad=True).softmax(1).amax(1),
+    "list of JAX's": lambda x: list(jax.nn.softmax(x).max(1)),
+    "list of torch's": lambda x: list(torch.tensor(x).softmax(1).amax(1)),
+    "pandas": lambda x: pd.Series(np.asarray(jax.nn.softmax(x).max(1))),
+    "memory": lambda x: memoryview(np.asarray(jax.nn.softmax(x).max(1))),
+}
+
+
+@pytest.mark.parametrize("kind", MOST)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_columns_of_others_arrays(
+    network: nn.Module, kind: str, on_disk: bool, tmp_path: Path
+) -> None:
+    keep = Kept({"most": MOST[kind]})
+    out = tmp_path / "kept.parquet" if on_disk else None
+    table = predict(network, Images(5), batch_size=3, out=out, keep=keep)
+    whole = logits(predict(network, Images(5)))
+    np.testing.assert_allclose(table["most"], jax.nn.softmax(whole).max(1), rtol=1e-5)
+    assert table["most"].dtype == np.float32
+    if out is not None:
+        assert predict(network, Images(5), batch_size=1, out=out, keep=keep).equals(table)
+        with pytest.raises(ValueError, match="another keep of the same name"):
+            predict(network, Images(5), out=out, keep=Kept({"most": lambda x: x.min(1)}))
+
+
+def test_columns_of_half_precision_places_and_words(network: nn.Module) -> None:
+    table = predict(
+        network,
+        Images(5),
+        keep=lambda x: {
+            "jax": jax.numpy.asarray(x.max(1), jax.numpy.bfloat16),
+            "torch": torch.tensor(x.max(1)).bfloat16(),
+            "half": x.max(1).astype(np.float16),
+            "place": torch.tensor(x).argmax(1),
+            "sure": jax.numpy.asarray(x.max(1) > 0),
+            "word": [f"{row.argmax()}" if row[0] > 0 else None for row in x],
+        },
+    )
+    assert table["jax"].dtype == table["torch"].dtype == np.float32
+    np.testing.assert_array_equal(table["jax"], table["torch"])
+    np.testing.assert_array_equal(table["place"], table["prediction"])
+    assert (table["place"].dtype, table["sure"].dtype) == (np.int64, np.bool_)
+    assert table["word"].dropna().tolist() == [
+        f"{place}" for place, word in zip(table["place"], table["word"], strict=True) if word
+    ]
+
+
 def test_what_cannot_be_kept_is_refused(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"numbers or text; got score of dtype complex64"):
+        predict(network, Images(3), keep=lambda x: {"score": x[:, 0].astype(np.complex64)})
+    with pytest.raises(ValueError, match=r"keep must make columns by name.*; got ndarray"):
+        predict(network, Images(3), keep=lambda x: x.max(1))  # type: ignore[arg-type,return-value]
     for name, values in (("correct", np.zeros(3)), ("score", np.zeros(2)), ("score", 0.0)):
         with pytest.raises(ValueError, match=rf"one value a sample, .*; got {name} of shape"):
             predict(network, Images(3), keep=lambda _, one={name: values}: one)  # type: ignore[misc]
