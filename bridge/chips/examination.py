@@ -122,7 +122,8 @@ def _examine(
 
 
 def _tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*network.named_parameters(), *network.named_buffers()]
+    found = [*network.named_parameters(), *network.named_buffers()]
+    return [(name, tensor) for name, tensor in found if tensor.layout == torch.strided]
 
 
 def _refuse_first_batch(
