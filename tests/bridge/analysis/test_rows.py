@@ -37,9 +37,9 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
         ),
     ),
     "compare_predictors' scores": (
-        {"curvature": SCORE, "other": -SCORE},
-        lambda curvature, other: bridge.compare_predictors(
-            {"curvature": curvature, "other": other}, DIGITAL, ANALOG, resamples=9
+        {"curvature": SCORE, "other": -SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda curvature, other, digital, analog: bridge.compare_predictors(
+            {"curvature": curvature, "other": other}, digital, analog, resamples=9
         ),
     ),
     "cross_validated_logistic": (
@@ -145,9 +145,7 @@ def test_other_samples_of_one_input_are_refused(call: str, name: str) -> None:
         function(**inputs | {name: shifted(inputs[name])})
 
 
-@pytest.mark.parametrize(
-    ("call", "name"), [pair for pair in EACH if pair[0] != "compare_predictors' scores"]
-)
+@pytest.mark.parametrize(("call", "name"), EACH)
 def test_an_order_of_its_own_beside_arrays_is_refused(call: str, name: str) -> None:
     inputs, function = CALLS[call]
     arrays = {other: value.to_numpy() for other, value in inputs.items()}
@@ -156,10 +154,11 @@ def test_an_order_of_its_own_beside_arrays_is_refused(call: str, name: str) -> N
     same(function(**arrays), function(**arrays | {name: shifted(inputs[name])}))
 
 
-@pytest.mark.parametrize("call", [call for call in CALLS if call != "compare_predictors' scores"])
-def test_what_is_in_one_order_is_as_its_arrays(call: str) -> None:
+@pytest.mark.parametrize("change", [shuffled, lambda value: shifted(shuffled(value))])
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_in_one_order_is_as_its_arrays(call: str, change: Callable[[Any], Any]) -> None:
     inputs, function = CALLS[call]
-    moved = {name: shifted(shuffled(value)) for name, value in inputs.items()}
+    moved = {name: change(value) for name, value in inputs.items()}
     arrays = {name: value.to_numpy() for name, value in moved.items()}
     same(function(**moved), function(**arrays))
 
