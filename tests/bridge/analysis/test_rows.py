@@ -202,3 +202,38 @@ def test_an_index_names_its_own_samples() -> None:
     )
     with pytest.raises(ValueError, match="another order"):
         bridge.failure_table(SCORE, DIGITAL, ANALOG, indices=one.index)
+
+
+REPEATED = np.tile(np.arange(N // 4), 4)
+"""The index of four shards that were put together without ignore_index."""
+
+
+def repeated(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame) and value.shape[1] == N:
+        return value.set_axis(REPEATED, axis=1)
+    return value.set_axis(REPEATED)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_equal_indexes_with_repeats_of_two_tables_are_told(call: str) -> None:
+    inputs, function = CALLS[call]
+    moved = {name: repeated(value) for name, value in inputs.items()}
+    with pytest.warns(UserWarning, match=r"repeat.*reset_index\(drop=True\)"):
+        function(**moved)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shard", [slice(None), slice(3, 150)])
+def test_columns_of_one_table_may_have_an_index_with_repeats(shard: slice) -> None:
+    table = pd.DataFrame({"score": SCORE, "digital": DIGITAL, "analog": ANALOG, "label": LABELS})
+    table = repeated(table)[shard]
+    table["failed"] = table.digital & ~table.analog
+    bridge.failure_table(table.score, table.digital, table.analog, resamples=9)
+    bridge.failure_table(table["score"] * 2, table.digital.copy(), ~table.analog, resamples=9)
+    analysis.calibration_table(table.score.clip(0, 1), table.failed)
+    analysis.within_class_rank(table.score, table.label.astype(int))
+
+
+def test_repeats_in_another_order_are_refused_with_a_cure_that_works() -> None:
+    with pytest.raises(ValueError, match=r"another order.*reset_index\(drop=True\)"):
+        bridge.failure_table(repeated(SCORE), shuffled(repeated(DIGITAL)), repeated(ANALOG))
