@@ -1,6 +1,7 @@
 """Image files of every kind that Pillow opens: the right 8 bits, or refused by the file's name."""
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxcurv.data.images import decode, height_and_width
+from jaxcurv.data.layouts import as_image
 
 LEVELS = np.array([[0, 128, 129, 257, 386], [32768, 65279, 65406, 65407, 65535]], np.uint16)
 """16-bit gray levels, some beside the edges of the 8-bit ones."""
@@ -120,6 +122,21 @@ def test_modes_of_8_bits_keep_their_levels(
         exact = {"lossless": True, "exact": True} if suffix == "webp" else {}
         path = saved(Image.fromarray(pixels, mode), tmp_path / f"image.{suffix}", **exact)
         np.testing.assert_array_equal(decode(path), expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_opened_levels_of_16_bits_are_refused_with_a_cure_that_keeps_them(mode: str) -> None:
+    image = Image.fromarray(LEVELS)
+    if mode != "I;16":
+        given = LEVELS.astype({"I;16B": ">u2", "I": np.int32, "F": np.float32}[mode])
+        image = Image.frombytes(mode, image.size, given.tobytes())
+    with pytest.raises(ValueError, match=f"mode {mode}, of more than 8 bits") as refused:
+        as_image(image)
+    cure = re.search(r"\(np\.asarray.*\[\.\.\., None\]", str(refused.value))
+    assert cure is not None
+    assert "convert(" not in str(refused.value)
+    pixels = eval(cure[0], {"np": np, "image": image})
+    np.testing.assert_array_equal(as_image(pixels), EIGHT_BITS[..., np.newaxis])
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "tif", "bmp"])
