@@ -142,7 +142,7 @@ def input_curvature(
         is not convex in the logits.
     """
     if hasattr(images, "iloc"):  # a DataFrame; arrays beside Series go by position
-        require_same_rows(images=images.iloc[:, 0], labels=labels)
+        require_same_rows(images=images.T, labels=labels)
     pixels = as_images(images)
     if indices is None:
         indices = np.arange(len(pixels) if pixels.ndim else 0)

@@ -29,18 +29,21 @@ def logit_scores(logits: Any, labels: Any = None) -> dict[str, Any]:
     is taken as a NumPy array: computed in float64 and returned as float32.
 
     Args:
-      logits: real `[batch, class]`, at least two classes.
+      logits: real `[batch, class]`, at least two classes; or rows `[class]` as the elements of a
+        Series or of an array, such as the column `logits` of a table.
       labels: integers `[batch]` from 0 on; if None, the scores that need no label.
 
     Raises:
       ValueError: other shapes, or labels that are no integers; for NumPy also other dtypes, logits
         that are not finite and labels that are no class.
     """
-    of_samples = logits.iloc[:, 0] if hasattr(logits, "iloc") else logits  # a DataFrame's rows
+    of_samples = logits.T if hasattr(logits, "iloc") else logits  # a DataFrame's are its rows
     require_same_rows(logits=of_samples, labels=labels)
     on_host = isinstance(logits, np.ndarray) or not hasattr(logits, "__array_namespace__")
     xp: Any = np if on_host else logits.__array_namespace__()
     z, y = xp.asarray(logits), None if labels is None else xp.asarray(labels)
+    if on_host and z.dtype == object and z.ndim == 1:
+        z = _stacked(z)
     if z.ndim != 2 or z.shape[1] < 2 or (on_host and z.dtype.kind not in "fiu"):
         raise ValueError(
             f"logits must be real [batch, class] of at least two classes; got {z.dtype} {z.shape}"
@@ -55,6 +58,16 @@ def logit_scores(logits: Any, labels: Any = None) -> dict[str, Any]:
         raise ValueError(f"labels must lie in [0, {z.shape[1]}), the classes; got {y}")
     scores = _scores(np, z.astype(np.float64), y)
     return {name: score.astype(np.float32) for name, score in scores.items()}
+
+
+def _stacked(rows: np.ndarray) -> np.ndarray:
+    arrays = [np.asarray(row) for row in rows]
+    if len(lengths := {array.size for array in arrays}) > 1:
+        raise ValueError(
+            "logits must be real [batch, class] of at least two classes; got rows of "
+            + " and ".join(map(str, sorted(lengths)))
+        )
+    return np.asarray(arrays)
 
 
 def _scores(xp: Any, logits: Any, labels: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Whether pandas objects that are taken together hold the same samples in the same order."""
 
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ def require_same_rows(**inputs: Any) -> None:
     """Refuses what pandas would align by its index, and arrays are taken by position.
 
     Two pandas objects must have equal indexes. One beside arrays must have an index in ascending
-    order: after a shuffle or a sort nothing tells which of its rows an array's first one is.
+    order: after a shuffle or a sort nothing tells which of its rows an array's first one is. Equal
+    indexes that repeat themselves, as of shards put together, do not tell the order of two tables:
+    a warning says so, unless the objects are columns of one table.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -25,14 +28,17 @@ def require_same_rows(**inputs: Any) -> None:
     import pandas as pd
 
     rows: dict[str, pd.Index] = {}
-    arrays = []
+    arrays, unsure = [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
         found = [part for part in parts if isinstance(part, pd.Series | pd.DataFrame | pd.Index)]
         for part in found:
             index = part.columns if isinstance(part, pd.DataFrame) else getattr(part, "index", part)
             rows.setdefault(name, index)
-            _require_equal(name, index, *next(iter(rows.items())))
+            first, its = next(iter(rows.items()))
+            _require_equal(name, index, first, its)
+            if not index.is_(its) and index.has_duplicates:
+                unsure.append(name)
         if not found and (isinstance(value, list | tuple) or np.ndim(value) > 0):
             arrays.append(name)
     for name, index in rows.items():
@@ -43,14 +49,25 @@ def require_same_rows(**inputs: Any) -> None:
                 f"index: make both Series of one index, or pass {name}.to_numpy() if row i of both "
                 "is one sample"
             )
+    if unsure:
+        warnings.warn(
+            f"{unsure[0]} and {first} have one pandas index that repeats itself, which does not "
+            "tell whether their samples are in one order: take both from one table after "
+            "table.reset_index(drop=True), or pass .to_numpy() of both if row i of both is one "
+            "sample",
+            stacklevel=3,
+        )
 
 
 def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
     if index.equals(its):
         return
     what = "the same samples in another order" if set(index) == set(its) else "other samples"
+    cure = f"align them, as with {name}.reindex({first}.index)"
+    cure += " (and .T of a DataFrame [samples, chips])"
+    if index.has_duplicates or its.has_duplicates:  # which reindex does not take
+        cure = "take both from one table after table.reset_index(drop=True)"
     raise ValueError(
-        f"{name} has {what} than {first} by their pandas indexes: align them, as with "
-        f"{name}.reindex({first}.index) (and .T of a DataFrame [samples, chips]), or pass "
-        ".to_numpy() of both if row i of both is one sample"
+        f"{name} has {what} than {first} by their pandas indexes: {cure}, or pass .to_numpy() of "
+        "both if row i of both is one sample"
     )

@@ -102,7 +102,7 @@ def compare_predictors(
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
     require_same_rows(**named, **correct, labels=labels, indices=indices)
     digital = vector("digital_correct", digital_correct, "b", "bools")
-    failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
+    failed = np.atleast_2d(analog_only_failures(digital_correct, analog_correct))
     values = {name: real_scores(score, name) for name, score in scores.items()}
     same_length(**dict(zip(named, values.values(), strict=True)), correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
@@ -219,7 +219,7 @@ def cross_validated_logistic(
     correct = {"digital_correct": digital_correct, "analog_correct": analog_correct}
     require_same_rows(**named, **correct, indices=indices)
     digital = vector("digital_correct", digital_correct, "b", "bools")
-    failed = np.atleast_2d(analog_only_failures(digital, analog_correct))
+    failed = np.atleast_2d(analog_only_failures(digital_correct, analog_correct))
     values = [real_scores(score, name) for name, score in scores.items()]
     same_length(**dict(zip(named, values, strict=True)), correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")

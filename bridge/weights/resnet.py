@@ -164,8 +164,9 @@ def twin(model: nnx.Module) -> ResNet:
     """The PyTorch twin of a Flax NNX ResNet: its structure and its weights, in evaluation mode.
 
     Kind of block, depths, width, stem and channels are read from the names and shapes of the
-    weights, epsilon from each BatchNorm. What these do not show (strides, padding, activations) is
-    checked by the logits of two random images of 32x32.
+    weights, epsilon from each BatchNorm. What these do not show (strides, padding, dilation,
+    activations, pooling) is checked by the logits of two random images, of 32x32 pixels, or 96x64
+    with the stem "imagenet".
 
     Args:
       model: any NNX model with torchvision's attribute names, from float32 images
@@ -184,7 +185,10 @@ def twin(model: nnx.Module) -> ResNet:
             norm = cast(nn.BatchNorm2d, network.get_submodule(".".join(map(str, path))))
             norm.eps = layer.epsilon
 
-    shape = (2, 32, 32, network.conv1.in_channels)  # even: an asymmetric padding shows
+    # Even, so that an asymmetric padding shows; and the last stage has several rows and columns (4
+    # and 4 after the stem "cifar", 3 and 2 after "imagenet"), so that pooling and dilation do.
+    height, width = (32, 32) if isinstance(network.maxpool, nn.Identity) else (96, 64)
+    shape = (2, height, width, network.conv1.in_channels)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = flax_logits(model, images)
     logits = torch_logits(network, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
@@ -197,7 +201,8 @@ def twin(model: nnx.Module) -> ResNet:
         raise ValueError(
             "the model has the weights of a ResNet but other logits than torchvision's ResNet has "
             f"with them (by {error:.1e}, the largest being {np.abs(expected).max():.1e}): strides, "
-            "padding, activations or the computation type (float32 is needed) differ"
+            "padding, dilation, activations, pooling or the computation type (float32 is needed) "
+            "differ"
         )
     return network
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -260,10 +260,10 @@ def from_torch(
 
     Raises:
       TypeError: `state_dict` is neither, or holds other things than tensors.
-      ValueError: entries that are missing, unexpected or of another shape (all are listed), a
-        variable or layer of unknown kind in the model, non-finite weights, logits that differ
-        (with the layer in which the networks part), or layers of the torch module with other
-        settings.
+      ValueError: entries that are missing, unexpected or of another shape (all are listed),
+        tensors without values or shape, sparse, quantised or complex ones, a variable or layer of
+        unknown kind in the model, non-finite weights, logits that differ (with the layer in which
+        the networks part), or layers of the torch module with other settings.
     """
     module = state_dict if isinstance(state_dict, torch.nn.Module) else None
     given = _tensors(state_dict)
@@ -301,8 +301,28 @@ def _tensors(source: Mapping[str, torch.Tensor] | torch.nn.Module) -> Mapping[st
     return source
 
 
+def _plain_numbers(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, those of a float type that NumPy lacks as float32; refuses what holds none."""
+    refusals: list[tuple[str, Callable[[torch.Tensor], bool]]] = [
+        ("no shape yet (lazy): call the module once first", is_lazy),
+        ("tensors without values (meta): load a checkpoint into the module", lambda t: t.is_meta),
+        ("quantised tensors: give tensor.dequantize()", lambda t: t.is_quantized),
+        ("sparse tensors: give tensor.to_dense()", lambda t: t.layout != torch.strided),
+        ("complex tensors, which are no weights of these layers", torch.is_complex),
+    ]
+    for problem, is_such in refusals:
+        if names := [name for name, tensor in given.items() if is_such(tensor)]:
+            raise ValueError(f"{', '.join(names)} of the torch network: {problem}")
+    known = (torch.float16, torch.float32, torch.float64)
+    return {
+        name: tensor.float() if tensor.is_floating_point() and tensor.dtype not in known else tensor
+        for name, tensor in given.items()
+    }
+
+
 def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
     """What `from_torch` returns, whatever the settings of the layers."""
+    given = _plain_numbers(given)
     graph, state = nnx.split(model)
     entries, counters = _entries(model)
     known = {entry.name for entry in entries.values()}.union(counters)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 # Only these decoders are ever tried: it is faster and exposes less than all of Pillow's plugins.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339
+_SAMPLES_PER_PIXEL, _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION = 277, 281, 284
 _UNSIGNED, _SIGNED = 1, 2
+_UNCOMPRESSED, _CHUNKY, _PLANAR = 1, 1, 2
 _WHITE_OF_12_BITS, _WHITE_OF_16_BITS = 2**12 - 1, 2**16 - 1
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels to Pillow's mode
@@ -36,14 +38,19 @@ def decode(
     Gray, CMYK and palette images are converted before they are resized and cropped. Gray levels of
     16 bits are divided by 257 and rounded to 8 bits, those of a 12-bit TIFF divided by 4095 / 255.
     Pillow keeps the upper 8 bits of 16-bit colours. Without a fourth channel transparency is
-    dropped.
+    dropped. A warning tells levels of fewer bits in 16, and bands beyond colours and transparency,
+    which are dropped.
 
     Raises:
         ValueError: it is not a readable image, or has more pixels than Pillow allows, several
-            frames or pages, or pixels without a fixed range: floats, or integers of 32 bits.
+            frames or pages, pixels without a fixed range (floats, or integers of 32 bits),
+            uncompressed planes of 16 bits, or a fourth band that is no transparency where four
+            channels are asked for.
     """
     mode = _MODES[channels]
     with _opened(encoded) as opened:
+        _check_bands(opened, channels)
+        _warn_of_few_levels(opened, encoded if isinstance(encoded, Path) else "a record")
         image = _as_8_bits(opened).convert(mode)
     if preprocessing is not None:
         from PIL import Image
@@ -107,14 +114,71 @@ def _as_8_bits(image: "Image.Image") -> "Image.Image":
     levels = (np.arange(white + 1) * 255 + white // 2) // white
     if _tiff_tag(image, _PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO:
         levels = levels[::-1]  # Pillow does so with 8 bits only
-    given = np.asarray(image)
-    if white == _WHITE_OF_16_BITS and 0 < given.max(initial=0) <= _WHITE_OF_12_BITS:
-        warnings.warn(
-            "a 16-bit gray image has no level above 4095, as of a 12-bit camera or scanner, and is "
-            "nearly black with 8 bits: write such images with levels up to 65535",
-            stacklevel=2,
+    return Image.fromarray(levels.astype(np.uint8)[np.asarray(image)])
+
+
+def _check_bands(image: "Image.Image", channels: int) -> None:
+    """Refuses planes that Pillow reads wrongly; bands that it leaves out are told, or refused."""
+    bands = _tiff_tag(image, _SAMPLES_PER_PIXEL, 1)
+    if (
+        bands > 1
+        and _tiff_tag(image, _PLANAR_CONFIGURATION, _CHUNKY) == _PLANAR
+        and _tiff_tag(image, _COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
+        and _tiff_tag(image, _BITS_PER_SAMPLE, 1) > 8
+    ):
+        raise _Unsuited(
+            "has its colours in planes of 16 bits, which Pillow takes for 8: save it with one "
+            "pixel after another (planar configuration 1), or with 8 bits"
         )
-    return Image.fromarray(levels.astype(np.uint8)[given])
+    kept = image.getbands()
+    if bands <= len(kept):
+        return
+    if channels == 4 and "A" not in kept:
+        raise _Unsuited(
+            f"has {bands} bands, of which those beyond {', '.join(kept)} are no transparency, for "
+            "a fourth channel: read three channels, or give the bands as an array"
+        )
+    warnings.warn(
+        f"a TIFF has {bands} bands, of which those beyond {', '.join(kept)} are dropped: give the "
+        "bands as an array if the model needs them",
+        stacklevel=3,
+    )
+
+
+def _warn_of_few_levels(image: "Image.Image", name: Path | str) -> None:
+    """Tells 16-bit levels that seem to be of fewer bits, and are nearly black as 8 bits."""
+    stated = _tiff_tag(image, _MAX_SAMPLE_VALUE, _WHITE_OF_16_BITS)
+    if not _has_16_bits(image):
+        return
+    if 0 < stated <= _WHITE_OF_16_BITS // 2:
+        problem = f"states {stated} as its largest level"
+    elif 0 < _brightest(image) <= _WHITE_OF_12_BITS:
+        problem = "has no level above 4095, as of a 12-bit camera or scanner"
+    else:
+        return
+    warnings.warn(
+        f"{name}, an image of 16 bits, {problem}, and is darker with 8 bits than it was meant: "
+        "write such images with levels up to 65535",
+        stacklevel=3,
+    )
+
+
+def _has_16_bits(image: "Image.Image") -> bool:
+    """Whether a gray level or a colour has 16 bits in the file."""
+    if image.format == "TIFF":
+        return _tiff_tag(image, _BITS_PER_SAMPLE, 1) == 16
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
+
+
+def _brightest(image: "Image.Image") -> int:
+    """The largest 16-bit level of gray or of a colour; of colours Pillow has the upper 8 bits."""
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        return int(pixels.max(initial=0))
+    if not image.mode.startswith("RGB"):
+        return _WHITE_OF_16_BITS  # inks, or differences of colours: not black where they are small
+    largest = int(pixels[..., :3].max(initial=0))
+    return largest * 256 + 255 if largest else 0
 
 
 def _tiff_tag(image: "Image.Image", number: int, otherwise: int) -> int:

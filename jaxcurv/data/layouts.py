@@ -66,6 +66,12 @@ def as_image(given: Any) -> np.ndarray:
         array = _from_tensor(given)
         return array.transpose(1, 2, 0) if array.ndim == 3 else array
     if is_picture(given):
+        if given.mode == "F" or given.mode.startswith("I"):  # which convert() would clip to white
+            raise ValueError(
+                f"an image of Pillow has the mode {given.mode}, of more than 8 bits: scale it, as "
+                "with (np.asarray(image) / 257).round().astype(np.uint8)[..., None] where white is "
+                "65535"
+            )
         if given.mode not in _MODES:
             raise ValueError(
                 f"an image of Pillow has the mode {given.mode}, whose numbers are not the colours: "

@@ -16,6 +16,12 @@ NORMALISE = (
 )
 """How to come to the images that a model takes."""
 
+LEVELS = (
+    "levels of more than 8 bits are scaled to 0..1, as with images / 65535 where that is white, "
+    "and normalised as the model expects, as float32"
+)
+"""The same of pixels that are whole numbers of 16 bits or more."""
+
 
 class Batch(NamedTuple):
     """Samples on the host."""
@@ -130,16 +136,28 @@ def _checked(
             of_kind |= image.dtype in (np.int32, np.int64) and image.ndim == 1
         if image.shape != shape or not of_kind:
             kind = f"be {pixels.__name__} [height, width, channel] of" if pixels else "have"
+            need, first = f"{kind} one shape", f", the first {shape}"
             cure = "for one size: a Preprocessing, or --data.image-size"
-            if image.dtype == np.uint8 and pixels not in (None, np.uint8):
-                cure = NORMALISE
-            elif image.dtype == np.float64 and pixels == np.float32:
-                cure = "image.astype(numpy.float32)"
+            if pixels is not None and image.dtype != pixels and not of_kind:
+                need, first = f"be {pixels.__name__} [height, width, channel] arrays", ""
+                cure = _cure_of_type(image, pixels)
             raise ValueError(
-                f"images must {kind} one shape; image {index}, at position {position}, is "
-                f"{image.dtype} {image.shape}, the first {shape} ({cure})"
+                f"images must {need}; image {index}, at position {position}, is "
+                f"{image.dtype} {image.shape}{first} ({cure})"
             )
         yield image, label, index
+
+
+def _cure_of_type(image: np.ndarray, wanted: type[np.generic]) -> str:
+    if wanted == np.uint8:
+        if image.dtype == np.uint16:
+            return "(image / 257).round().astype(numpy.uint8) of levels up to 65535"
+        return "the pixels as they are before they are normalised, from 0 to 255"
+    if image.dtype == np.uint8:
+        return NORMALISE
+    if image.dtype.kind not in "iu":
+        return f"image.astype(numpy.{wanted.__name__})"
+    return LEVELS if image.ndim > 1 else "of token ids image.astype(numpy.int64)"
 
 
 def _whole(name: str, value: Any, position: int) -> Any:

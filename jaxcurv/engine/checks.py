@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxcurv.data.reading import NORMALISE
+from jaxcurv.data.reading import LEVELS, NORMALISE
 from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
 
 EMBED = (
@@ -36,7 +36,7 @@ def check_batch(
     if images.dtype not in (np.float32, np.float64):
         raise ValueError(
             "images must be float32 or float64, normalised as the model expects; got "
-            f"{images.dtype}{_cure_of_type(images.dtype)}"
+            f"{images.dtype}{_cure_of_type(images)}"
         )
     if not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"indices must be integers; got {indices.dtype}")
@@ -55,12 +55,13 @@ def check_batch(
         )
 
 
-def _cure_of_type(dtype: np.dtype) -> str:
+def _cure_of_type(images: np.ndarray) -> str:
     """What to do about images of a type that has no derivative, or is too coarse for one."""
-    if dtype == np.uint8:
+    if images.dtype == np.uint8:
         return f" ({NORMALISE})"
-    if dtype.kind in "iu":
-        return f" ({EMBED})"
+    if images.dtype.kind in "iu":
+        cures = [LEVELS] * (images.ndim > 2) + [EMBED] * (images.ndim < 4)
+        return f" ({'; '.join(cures)})"
     return ""
 
 

@@ -447,3 +447,12 @@ def test_a_frame_of_inputs_is_in_the_order_of_its_labels() -> None:
     np.testing.assert_array_equal(given.score, plain.score)
     with refused("the same samples in another order"):
         input_curvature(lambda x: x @ weights, inputs.iloc[::-1], labels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32])
+def test_pixels_of_more_than_8_bits_are_not_taken_for_token_ids(dtype: Any) -> None:
+    pixels = np.ones((2, 4, 4, 1), dtype)
+    with pytest.raises(ValueError, match=f"got {np.dtype(dtype)} .levels of more than 8 bits"):
+        input_curvature(lambda x: x.reshape(len(x), -1)[:, :3], pixels, np.zeros(2, int))
+    with pytest.raises(ValueError, match="for token ids"):
+        input_curvature(lambda x: x, pixels[:, :, 0, 0], np.zeros(2, int))

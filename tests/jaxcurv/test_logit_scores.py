@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
@@ -138,3 +139,25 @@ def test_confident_samples_keep_their_order() -> None:
     entropy_of = np.log1p(others) + others * gaps / (1 + others)
     np.testing.assert_allclose(found["entropy"], entropy_of, rtol=1e-5)
     np.testing.assert_allclose(found["el2n"], np.sqrt(6) * np.exp(-gaps), rtol=1e-5)
+
+
+def test_a_column_of_arrays_is_a_batch_of_logits() -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    labels = np.arange(6) % 3
+    table = pd.DataFrame({"logits": list(logits), "label": labels}, index=np.arange(6) + 50)
+    expected = logit_scores(logits, labels)
+    for rows in (table, table.map(lambda cell: cell.tolist() if np.ndim(cell) else cell)):
+        scores = logit_scores(rows.logits, rows.label)
+        for name, score in expected.items():
+            np.testing.assert_array_equal(scores[name], score)
+    for column in (table.logits, table.logits.to_numpy()):
+        np.testing.assert_array_equal(logit_scores(column)["margin"], expected["margin"])
+    with pytest.raises(ValueError, match="the same samples in another order"):
+        logit_scores(table.logits, table.label.sample(frac=1, random_state=0))
+    table.at[52, "logits"] = np.zeros(2)
+    with pytest.raises(ValueError, match=r"logits must be real \[batch, class\].*rows of 2 and 3"):
+        logit_scores(table.logits, table.label)
+    with pytest.raises(ValueError, match=r"logits must be real \[batch, class\]"):
+        logit_scores(table.label, table.label)
+    with pytest.raises(ValueError, match=r"logits must be real \[batch, class\]"):
+        logit_scores(table.label.astype(str))

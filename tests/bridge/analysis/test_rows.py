@@ -37,9 +37,9 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
         ),
     ),
     "compare_predictors' scores": (
-        {"curvature": SCORE, "other": -SCORE},
-        lambda curvature, other: bridge.compare_predictors(
-            {"curvature": curvature, "other": other}, DIGITAL, ANALOG, resamples=9
+        {"curvature": SCORE, "other": -SCORE, "digital": DIGITAL, "analog": ANALOG},
+        lambda curvature, other, digital, analog: bridge.compare_predictors(
+            {"curvature": curvature, "other": other}, digital, analog, resamples=9
         ),
     ),
     "cross_validated_logistic": (
@@ -145,9 +145,7 @@ def test_other_samples_of_one_input_are_refused(call: str, name: str) -> None:
         function(**inputs | {name: shifted(inputs[name])})
 
 
-@pytest.mark.parametrize(
-    ("call", "name"), [pair for pair in EACH if pair[0] != "compare_predictors' scores"]
-)
+@pytest.mark.parametrize(("call", "name"), EACH)
 def test_an_order_of_its_own_beside_arrays_is_refused(call: str, name: str) -> None:
     inputs, function = CALLS[call]
     arrays = {other: value.to_numpy() for other, value in inputs.items()}
@@ -156,10 +154,11 @@ def test_an_order_of_its_own_beside_arrays_is_refused(call: str, name: str) -> N
     same(function(**arrays), function(**arrays | {name: shifted(inputs[name])}))
 
 
-@pytest.mark.parametrize("call", [call for call in CALLS if call != "compare_predictors' scores"])
-def test_what_is_in_one_order_is_as_its_arrays(call: str) -> None:
+@pytest.mark.parametrize("change", [shuffled, lambda value: shifted(shuffled(value))])
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_in_one_order_is_as_its_arrays(call: str, change: Callable[[Any], Any]) -> None:
     inputs, function = CALLS[call]
-    moved = {name: shifted(shuffled(value)) for name, value in inputs.items()}
+    moved = {name: change(value) for name, value in inputs.items()}
     arrays = {name: value.to_numpy() for name, value in moved.items()}
     same(function(**moved), function(**arrays))
 
@@ -203,3 +202,38 @@ def test_an_index_names_its_own_samples() -> None:
     )
     with pytest.raises(ValueError, match="another order"):
         bridge.failure_table(SCORE, DIGITAL, ANALOG, indices=one.index)
+
+
+REPEATED = np.tile(np.arange(N // 4), 4)
+"""The index of four shards that were put together without ignore_index."""
+
+
+def repeated(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame) and value.shape[1] == N:
+        return value.set_axis(REPEATED, axis=1)
+    return value.set_axis(REPEATED)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_equal_indexes_with_repeats_of_two_tables_are_told(call: str) -> None:
+    inputs, function = CALLS[call]
+    moved = {name: repeated(value) for name, value in inputs.items()}
+    with pytest.warns(UserWarning, match=r"repeat.*reset_index\(drop=True\)"):
+        function(**moved)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shard", [slice(None), slice(3, 150)])
+def test_columns_of_one_table_may_have_an_index_with_repeats(shard: slice) -> None:
+    table = pd.DataFrame({"score": SCORE, "digital": DIGITAL, "analog": ANALOG, "label": LABELS})
+    table = repeated(table)[shard]
+    table["failed"] = table.digital & ~table.analog
+    bridge.failure_table(table.score, table.digital, table.analog, resamples=9)
+    bridge.failure_table(table["score"] * 2, table.digital.copy(), ~table.analog, resamples=9)
+    analysis.calibration_table(table.score.clip(0, 1), table.failed)
+    analysis.within_class_rank(table.score, table.label.astype(int))
+
+
+def test_repeats_in_another_order_are_refused_with_a_cure_that_works() -> None:
+    with pytest.raises(ValueError, match=r"another order.*reset_index\(drop=True\)"):
+        bridge.failure_table(repeated(SCORE), shuffled(repeated(DIGITAL)), repeated(ANALOG))

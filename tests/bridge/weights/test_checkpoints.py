@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 import jaxcurv.models.resnet
 from bridge import from_torch, to_torch
 from bridge.weights import load_checkpoint, load_weights, save_weights, twin
+from jaxcurv.models.resnet import ResNet
 from tests.bridge.weights.test_state import (
     FLAX,
     TORCH,
@@ -636,6 +638,44 @@ def test_twin_refuses_a_resnet_with_other_logits() -> None:
         twin(model)
     model = shallow_resnet(dtype=jnp.bfloat16)
     with pytest.raises(ValueError, match=r"other logits than torchvision's.*float32 is needed"):
+        twin(model)
+
+
+@pytest.mark.parametrize(
+    ("stem", "pooled"),
+    [
+        ("cifar", lambda x: x.max((1, 2))),
+        ("imagenet", lambda x: x.max((1, 2))),
+        ("imagenet", lambda x: jnp.cbrt((x**3).mean((1, 2)))),
+        ("imagenet", lambda x: x[:, x.shape[1] // 2, x.shape[2] // 2]),
+    ],
+    ids=["maximum", "maximum of few pixels", "generalised mean", "centre"],
+)
+def test_twin_refuses_a_resnet_with_another_last_pooling(
+    stem: str, pooled: Callable[[jnp.ndarray], jnp.ndarray]
+) -> None:
+    class OtherPooling(ResNet):
+        def __call__(self, images: jnp.ndarray) -> jnp.ndarray:
+            x = jax.nn.relu(self.bn1(self.conv1(images)))
+            if self.max_pool:
+                x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                for block in stage:
+                    x = block(x)
+            return self.fc(pooled(x))
+
+    model = shallow_resnet(depths=(1, 1, 1, 1), stem=stem)
+    model.__class__ = OtherPooling
+    with pytest.raises(ValueError, match=r"other logits than torchvision's"):
+        twin(model)
+
+
+@pytest.mark.parametrize("dilation", [(2, 1), (1, 2)])
+def test_twin_refuses_a_dilated_last_stage(dilation: tuple[int, int]) -> None:
+    model = shallow_resnet(depths=(1, 1, 1, 1), stem="imagenet")
+    last = model.layer4[0].conv2
+    last.kernel_dilation, last.padding = dilation, tuple((width, width) for width in dilation)
+    with pytest.raises(ValueError, match=r"other logits than torchvision's"):
         twin(model)
 
 

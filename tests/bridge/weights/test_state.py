@@ -395,3 +395,39 @@ def test_an_attribute_of_a_wrapper_s_name_is_the_network_s_own() -> None:
         from_torch({prefix + name: one for name, one in weights.items()}, Inner())
     with pytest.raises(ValueError, match=r"missing module\.weight"):
         from_torch({}, Inner())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn], ids=str
+)
+def test_weights_of_every_float_type_are_carried(dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(3, 2).to(dtype)
+    expected = layer.weight.detach().to(torch.float32).numpy().T
+    for given in (layer, layer.state_dict()):
+        model = from_torch(given, nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        assert model.kernel[...].dtype == jnp.float32
+        np.testing.assert_array_equal(model.kernel[...], expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, that these kinds are beta or old
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.nn.Linear(3, 2, device="meta"), r"weight, bias.*without values \(meta\).*load"),
+        (torch.nn.LazyLinear(2), r"weight.*no shape yet \(lazy\): call the module once"),
+        (lambda one: one.to_sparse(), r"^weight .*sparse.*to_dense\(\)"),
+        (lambda one: one.to_sparse_csr(), r"^weight .*sparse.*to_dense\(\)"),
+        (
+            lambda one: torch.quantize_per_tensor(one, 0.1, 0, torch.qint8),
+            r"^weight .*quantised.*dequantize\(\)",
+        ),
+        (lambda one: one.to(torch.complex64), "^weight .*complex.*no weights"),
+    ],
+    ids=["meta", "lazy", "sparse", "sparse rows", "quantised", "complex"],
+)
+def test_tensors_that_hold_no_plain_numbers_are_refused_by_name(given: Any, message: str) -> None:
+    if not isinstance(given, torch.nn.Module):
+        state_dict = torch.nn.Linear(3, 2).state_dict()
+        given = state_dict | {"weight": given(state_dict["weight"])}
+    with pytest.raises(ValueError, match=message):
+        from_torch(given, nnx.Linear(3, 2, rngs=nnx.Rngs(0)))

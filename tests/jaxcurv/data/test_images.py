@@ -1,6 +1,7 @@
 """Image files of every kind that Pillow opens: the right 8 bits, or refused by the file's name."""
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxcurv.data.images import decode, height_and_width
+from jaxcurv.data.layouts import as_image
 
 LEVELS = np.array([[0, 128, 129, 257, 386], [32768, 65279, 65406, 65407, 65535]], np.uint16)
 """16-bit gray levels, some beside the edges of the 8-bit ones."""
@@ -122,6 +124,21 @@ def test_modes_of_8_bits_keep_their_levels(
         np.testing.assert_array_equal(decode(path), expected)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_opened_levels_of_16_bits_are_refused_with_a_cure_that_keeps_them(mode: str) -> None:
+    image = Image.fromarray(LEVELS)
+    if mode != "I;16":
+        given = LEVELS.astype({"I;16B": ">u2", "I": np.int32, "F": np.float32}[mode])
+        image = Image.frombytes(mode, image.size, given.tobytes())
+    with pytest.raises(ValueError, match=f"mode {mode}, of more than 8 bits") as refused:
+        as_image(image)
+    cure = re.search(r"\(np\.asarray.*\[\.\.\., None\]", str(refused.value))
+    assert cure is not None
+    assert "convert(" not in str(refused.value)
+    pixels = eval(cure[0], {"np": np, "image": image})
+    np.testing.assert_array_equal(as_image(pixels), EIGHT_BITS[..., np.newaxis])
+
+
 @pytest.mark.parametrize("suffix", ["png", "gif", "tif", "bmp"])
 def test_a_palette_gives_its_colours(suffix: str, tmp_path: Path) -> None:
     palette = Image.new("P", (2, 1))
@@ -157,11 +174,119 @@ def png16(colours: np.ndarray) -> bytes:
         check = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
-    height, width, _ = colours.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in colours)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    height, width, samples = colours.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def colour_tiff(
+    pixels: np.ndarray, planar: bool = False, compressed: bool = False, **tags: int
+) -> bytes:
+    """A TIFF of several samples a pixel, 8 or 16 bits each; tags by number, as in `_338=0`."""
+    height, width, samples = pixels.shape
+    pixels = pixels.astype(pixels.dtype.newbyteorder("<"))
+    planes = np.moveaxis(pixels, -1, 0) if planar else [pixels]
+    strips = [plane.tobytes() for plane in planes]
+    strips = [zlib.compress(strip) for strip in strips] if compressed else strips
+    starts = np.cumsum([8, *map(len, strips[:-1])]).tolist()
+    compression, photometric = 8 if compressed else 1, 2 if samples > 2 else 1
+    lengths = [len(strip) for strip in strips]
+    ordinary = [
+        *((256, [width]), (257, [height]), (258, [8 * pixels.itemsize] * samples)),
+        *((259, [compression]), (262, [photometric]), (273, starts), (277, [samples])),
+        *((278, [height]), (279, lengths), (284, [1 + planar])),
+    ]
+    given = dict(ordinary) | {int(number[1:]): [value] for number, value in tags.items()}
+    body, entries = b"".join(strips), b""
+    beyond = 8 + len(body) + 2 + 12 * len(given) + 4
+    values = b""
+    for number in sorted(given):
+        packed = struct.pack(f"<{len(given[number])}I", *given[number])
+        place = packed if len(packed) == 4 else struct.pack("<I", beyond + len(values))
+        values += packed if len(packed) > 4 else b""
+        entries += struct.pack("<HHI", number, 4, len(given[number])) + place
+    start = b"II" + struct.pack("<HI", 42, 8 + len(body))
+    return start + body + struct.pack("<H", len(given)) + entries + bytes(4) + values
+
+
+DEEP = np.arange(2 * 5 * 4, dtype=np.uint16).reshape(2, 5, 4) * 1600
+"""Four bands of 16 bits."""
+
+
+@pytest.mark.parametrize("samples", [3, 4])
+def test_planes_of_16_bits_are_right_or_refused(samples: int) -> None:
+    deep = DEEP[..., :samples]
+    alpha = {} if samples == 3 else {"_338": 2}
+    expected = decode(colour_tiff(deep, **alpha), 4)
+    np.testing.assert_array_equal(expected[..., :samples], deep >> 8)
+    with pytest.raises(ValueError, match=r"planes of 16 bits.*one pixel after another"):
+        decode(colour_tiff(deep, planar=True, **alpha), 4)
+    pixels = decode(colour_tiff(deep, planar=True, compressed=True, **alpha), 4)
+    np.testing.assert_array_equal(pixels, expected)
+    shallow = (deep >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(decode(colour_tiff(shallow, planar=True, **alpha), 4), expected)
+
+
+@pytest.mark.parametrize(("bands", "depth"), [(2, 8), (4, 8), (4, 16)])
+def test_bands_that_are_no_transparency_are_told(bands: int, depth: int) -> None:
+    deep = DEEP[..., :bands]
+    given = colour_tiff(deep if depth == 16 else (deep >> 8).astype(np.uint8), _338=0)
+    with pytest.warns(UserWarning, match=rf"{bands} bands.*are dropped"):
+        pixels = decode(given)
+    np.testing.assert_array_equal(pixels, np.broadcast_to(deep[..., : bands - 1] >> 8, (2, 5, 3)))
+    with pytest.raises(ValueError, match=rf"has {bands} bands.*no transparency"):
+        decode(given, 4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_transparency_is_a_fourth_channel() -> None:
+    pixels = (DEEP >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(decode(colour_tiff(pixels, _338=2), 4), pixels)
+    np.testing.assert_array_equal(decode(colour_tiff(pixels, _338=2), 3), pixels[..., :3])
+
+
+DARK = (DEEP // 16)[..., :3]
+"""Levels of 12 bits in 16."""
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_12_bits_in_16_are_told_by_name(
+    suffix: str, alpha: bool, tmp_path: Path
+) -> None:
+    colours = np.dstack([DARK, np.full(DARK.shape[:2], 65535, np.uint16)]) if alpha else DARK
+    tags = {"_338": 2} if alpha else {}
+    write = png16 if suffix == "png" else lambda pixels: colour_tiff(pixels, **tags)
+    path = tmp_path / f"scan.{suffix}"
+    path.write_bytes(write(colours))
+    with pytest.warns(UserWarning, match=rf"scan\.{suffix}.*no level above 4095"):
+        decode(path)
+
+
+def test_gray_with_transparency_of_12_bits_in_16_is_told() -> None:
+    gray = np.dstack([DARK[..., 0], np.full(DARK.shape[:2], 65535, np.uint16)])
+    with pytest.warns(UserWarning, match="no level above 4095"):
+        decode(png16(gray))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_stated_white_below_that_of_16_bits_is_told(samples: int) -> None:
+    with pytest.warns(UserWarning, match="states 16383 as its largest level"):
+        decode(colour_tiff(DEEP[..., :samples] // 4, _281=16383))
+
+
+@pytest.mark.filterwarnings("error")
+def test_ordinary_images_of_16_bits_are_not_told_of() -> None:
+    for samples in (1, 3):
+        decode(colour_tiff(DEEP[..., :samples]))
+        decode(colour_tiff(DEEP[..., :samples], _281=65535))
+        decode(colour_tiff(DEEP[..., :samples], _281=int(DEEP.max())))
+        decode(colour_tiff(np.zeros_like(DEEP[..., :samples])))
+    decode(png16(DEEP[..., :3]))
+    decode(colour_tiff((DARK >> 8).astype(np.uint8)))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])

@@ -59,6 +59,31 @@ def test_an_image_of_another_shape_in_a_later_batch_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "cure"),
+    [
+        (np.uint8, r"Normalised\(source"),
+        (np.uint16, r"levels of more than 8 bits .*/ 65535.*float32"),
+        (np.int32, r"levels of more than 8 bits .*float32"),
+        (np.int64, r"levels of more than 8 bits .*float32"),
+        (np.bool_, r"astype\(numpy\.float32\)"),
+        (np.float16, r"astype\(numpy\.float32\)"),
+        (np.float64, r"astype\(numpy\.float32\)"),
+    ],
+)
+def test_images_of_another_type_are_refused_by_it_with_a_cure(dtype: Any, cure: str) -> None:
+    message = rf"images must be float32 \[height.*image 0, at position 0, is {np.dtype(dtype)} "
+    with pytest.raises(ValueError, match=message + rf".*{cure}") as refused:
+        read_batch(samples(2, dtype), range(2), pixels=np.float32)
+    assert "shape" not in str(refused.value)
+    assert "token" not in str(refused.value)
+
+
+def test_levels_of_16_bits_where_8_are_read_are_told_so() -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 .* is uint16 .*/ 257\).round\(\)"):
+        read(samples(2, np.uint16))
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"label": 0.5}, "label must be a whole number; got 0.5 at position 0"),
