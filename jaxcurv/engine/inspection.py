@@ -50,7 +50,7 @@ def check_model(
     needs more than eight samples.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
-    may have changed since the last call. Arrays that JAX remembers from an
+    may have changed since the last call. Arrays and code that JAX remembers from an
     earlier call, in a `jax.jit` or `jax.checkpoint` of the model's own or in the body of a loop or
     branch, and which are others now, are refused; not seen where the change moves the logits by
     less than 1e-4 of the largest. Of derivative rules of the model's own the derivative is traced
@@ -66,8 +66,8 @@ def check_model(
 
     Raises:
       ValueError: wrong logits, coupled samples, or a model that is random, keeps state, whose own
-        jit holds arrays that have changed, or whose logits do not depend on the input through
-        operations that have derivatives.
+        jit holds arrays or code that have changed, or whose logits do not depend on the input
+        through operations that have derivatives.
     """
     pair = np.resize(images, (2, *images.shape[1:]))
     pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))

@@ -29,12 +29,17 @@ def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
 
 def fingerprint(program: ClosedJaxpr) -> str:
     """SHA-256 of a program and of every array and number that it holds fixed."""
-    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(program)).encode())
+    digest = hashlib.sha256(code(program).encode())
     for value in _constants(program):
         array = _on_host(value)
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())  # bfloat16 has no buffer
     return digest.hexdigest()
+
+
+def code(program: ClosedJaxpr) -> str:
+    """A program in words, but for the arrays that it holds fixed; of equal programs equal."""
+    return re.sub("0x[0-9a-f]+", "", str(program))
 
 
 def dtypes(program: ClosedJaxpr | Jaxpr) -> set[Any]:
@@ -141,8 +146,12 @@ def remembered_otherwise(
     if not _remembers(program.jaxpr):
         return None
     now, again = (trace_anew(function, *arguments) for _ in range(2))
-    there = held(now)
-    return now if there != held(program) and there == held(again) else None
+    there = _said(now)
+    return now if there != _said(program) and there == _said(again) else None
+
+
+def _said(program: ClosedJaxpr) -> tuple[str, list[bytes]]:
+    return code(program), held(program)
 
 
 _TRACES = itertools.count()
@@ -174,9 +183,9 @@ def _place(program: ClosedJaxpr | Jaxpr) -> str:
     return str(getattr(jaxpr.debug_info, "func_src_info", "")).partition(" at ")[2]
 
 
-def held(program: ClosedJaxpr) -> set[bytes]:
-    """The arrays and numbers that a program holds fixed, each as bytes."""
-    return set(map(_comparable, _constants(program)))
+def held(program: ClosedJaxpr) -> list[bytes]:
+    """The arrays and numbers that a program holds fixed, each as bytes, in its code's order."""
+    return list(map(_comparable, _constants(program)))
 
 
 def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
