@@ -75,6 +75,26 @@ _ROUNDING = frozenset(
 )
 
 
+def stops_gradients(program: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether a program has a `stop_gradient`, but for that of a maximum: a softmax takes one away
+    and gives it back."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    maxima: set[Any] = set()
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        of = [v in maxima for v in equation.invars if not isinstance(v, Literal)]
+        if name == "reduce_max" or (name in _SHAPING and any(of)):
+            maxima.update(equation.outvars)
+        if name == "stop_gradient" and not any(of):
+            return True
+        if any(map(stops_gradients, _inside(equation.params))):
+            return True
+    return False
+
+
+_SHAPING = ("broadcast_in_dim", "convert_element_type", "max", "reshape", "select_n", "squeeze")
+
+
 def depends(program: ClosedJaxpr, inputs: Sequence[int]) -> tuple[bool, ...]:
     """Whether each result of a program is computed from any of the inputs with these numbers."""
     reached = {program.jaxpr.invars[number] for number in inputs}
