@@ -92,7 +92,9 @@ def stops_gradients(program: ClosedJaxpr | Jaxpr) -> bool:
     return False
 
 
-_SHAPING = ("broadcast_in_dim", "convert_element_type", "max", "reshape", "select_n", "squeeze")
+_SHAPING = frozenset(
+    "broadcast_in_dim convert_element_type max reshape select_n squeeze transpose".split()
+)
 
 
 def depends(program: ClosedJaxpr, inputs: Sequence[int]) -> tuple[bool, ...]:
