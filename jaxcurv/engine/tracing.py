@@ -92,18 +92,50 @@ def stops_gradients(program: ClosedJaxpr | Jaxpr) -> bool:
     return False
 
 
-_SHAPING = frozenset(
-    "broadcast_in_dim convert_element_type max reshape select_n squeeze transpose".split()
-)
+_SHAPING = (
+    "broadcast_in_dim", "convert_element_type", "max", "reshape", "select_n", "squeeze",
+    "transpose",
+)  # fmt: skip
 
 
 def depends(program: ClosedJaxpr, inputs: Sequence[int]) -> tuple[bool, ...]:
     """Whether each result of a program is computed from any of the inputs with these numbers."""
-    reached = {program.jaxpr.invars[number] for number in inputs}
-    for equation in program.eqns:
-        if any(not isinstance(v, Literal) and v in reached for v in equation.invars):
-            reached.update(equation.outvars)
-    return tuple(not isinstance(v, Literal) and v in reached for v in program.jaxpr.outvars)
+    count = len(program.jaxpr.invars)
+    numbers = {number % count for number in inputs}
+    return tuple(_reached(program, [number in numbers for number in range(count)]))
+
+
+def _reached(program: ClosedJaxpr | Jaxpr, given: Sequence[bool]) -> list[bool]:
+    """Whether each result is computed from any of the inputs that are given as True."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    reached = {v for v, one in zip(jaxpr.invars, given, strict=True) if one}
+
+    def told(variables: Sequence[Any]) -> list[bool]:
+        return [not isinstance(v, Literal) and v in reached for v in variables]
+
+    for equation in jaxpr.eqns:
+        if any(of := told(equation.invars)):
+            to = _reached_within(equation, of)
+            reached.update(v for v, one in zip(equation.outvars, to, strict=True) if one)
+    return told(jaxpr.outvars)
+
+
+def _reached_within(equation: Any, given: list[bool]) -> list[bool]:
+    """As `_reached`, for one operation: through the programs of a call, a scan or a branch."""
+    name, inner = equation.primitive.name, list(_inside(equation.params))
+    if name == "cond" and not given[0]:
+        return [any(ones) for ones in zip(*(_reached(b, given[1:]) for b in inner), strict=True)]
+    if name == "scan":
+        first, count = equation.params["num_consts"], equation.params["num_carry"]
+        while True:
+            to = _reached(inner[0], given)
+            carried = [a or b for a, b in zip(given[first:], to[:count], strict=False)]
+            if carried == given[first : first + count]:
+                return to
+            given = [*given[:first], *carried, *given[first + count :]]
+    if name in (*_CALLS, "checkpoint", "remat2", "closed_call") and len(inner) == 1:
+        return _reached(inner[0], given)  # whose arguments are the operation's
+    return [True] * len(equation.outvars)
 
 
 def differentiable(function: Callable, point: Any) -> Any:
