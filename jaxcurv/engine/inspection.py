@@ -18,6 +18,7 @@ from jaxcurv.engine.derivatives import check_derivative, direction
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import (
     ROUNDING,
+    UNCOMPILED,
     AsTraced,
     CheckedModel,
     Problem,
@@ -180,6 +181,8 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
             'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
             "...}"
         )
+    if "lowered and compiled for a particular signature" in str(error):
+        return UNCOMPILED
     if _WANTS_INTEGERS.search(str(error)):
         return EMBED
     if isinstance(error, TypeError) and "positional argument" in str(error):
