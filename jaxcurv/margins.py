@@ -266,7 +266,7 @@ def _check_derivatives(
 
     told = differentiable(logits, [w for w, n in zip(leaves, noisy, strict=True) if n])
     numbers = np.flatnonzero(noisy)
-    dead = [n for n, one in zip(numbers, told, strict=True) if not one]
+    dead = [int(n) for n, one in zip(numbers, told, strict=True) if not one]
     paths = list(_by_path(weights))
     used = [paths[number] for number in dead if any(depends(program, [number]))]
     if len(dead) < len(numbers) and not used:
