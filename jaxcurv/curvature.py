@@ -199,7 +199,8 @@ def inspect(
         if steps:
             check_float32(program)
             check_continuous(checked, params, batch.images, max(steps))
-            warn_of_jumps(checked, params, batch.images, max(steps))
+        if estimators:
+            warn_of_jumps(checked, params, batch.images, max(steps, default=None))
         few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix = ""
         if any(isinstance(e, Spectral) for e in estimators.values()):

@@ -134,8 +134,8 @@ def score_dataset(
         your own is an `OwnEstimator`.
       out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
         refused, as is a table that another program wrote or changed; weights that a plain function
-        closes over are told apart only where the logits of two fixed random images differ by more
-        than 1e-4 of the largest: better give `params`.
+        closes over, and settings of a model, are told apart only where the logits of ten fixed
+        random images differ by more than 1e-4 of the largest: better give `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. A table that was begun with a number
         goes on with as many samples a device, on any number of devices: the last bits of a score
@@ -198,6 +198,7 @@ def score_dataset(
         "average": average,
         "weights": hash_tree(weights),
         **_answers(problem, weights[0], _fixed(few)),
+        **_answers_in_range(problem, weights[0], few.images),
         **_own_answers(estimators, problem.loss, _fixed(few), inspection.logits),
         "batch_size_a_device": "auto" if batch_size == "auto" else size // devices,
         "columns": [
@@ -333,6 +334,28 @@ def _answers(problem: Problem, params: Any, fixed: Batch) -> dict[str, Any]:
     except ValueError:
         return {"logits": [], "losses": []}
     return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+
+
+def _answers_in_range(problem: Problem, params: Any, images: np.ndarray) -> dict[str, Any]:
+    """What tells apart models that agree on the two fixed images, whose entries lie in [0, 1).
+
+    Returns:
+      logits `[8, classes]` of fixed images of normal numbers, which are of both signs and about as
+      large as the data's; an entry that is not finite is 0. Empty where the model fails on them.
+    """
+    name = next(one for one, (_, most) in _RANGES.items() if np.abs(images).max() <= most)
+    normal = np.random.default_rng(1).normal(size=(8, *images.shape[1:])) * _RANGES[name][0]
+    try:
+        with jax.default_matmul_precision(PRECISION):
+            logits = jax.device_get(jax.jit(problem.model)(params, normal.astype(images.dtype)))
+    except (ValueError, jax.errors.JaxRuntimeError):
+        return {name: []}
+    return {name: np.where(np.isfinite(logits), logits, 0).tolist()}
+
+
+_RANGES = {"logits_in_range": (2, 16), "logits_in_wide_range": (128, np.inf)}
+"""Entries of an identity, with the standard deviation of their images, and the largest pixel for
+which they stand. Other first samples rarely need the other one, and then it is not compared."""
 
 
 def _own_answers(

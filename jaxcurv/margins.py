@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from flax import nnx
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, ArrayLike
 
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
@@ -32,7 +33,7 @@ from jaxcurv.engine.checks import check_batch, check_indices, check_labels
 from jaxcurv.engine.inspection import check_model
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional
-from jaxcurv.engine.tracing import differentiable
+from jaxcurv.engine.tracing import depends, differentiable
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.settings import is_whole, plain
@@ -241,14 +242,20 @@ def _inspected(
         )
     means, variances, noisy = _stacked(weights, noises)
     problem = Problem(model, cross_entropy)
-    model, _, logits, _ = check_model(problem, weights, images, of_input=False)
+    model, program, logits, _ = check_model(problem, weights, images, of_input=False)
+    _check_derivatives(model, weights, noisy, images, program)
     return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
 
 
 def _check_derivatives(
-    model: Callable[[Any, Array], Array], weights: Any, noisy: tuple[bool, ...], images: np.ndarray
+    model: Callable[[Any, Array], Array],
+    weights: Any,
+    noisy: tuple[bool, ...],
+    images: np.ndarray,
+    program: ClosedJaxpr,
 ) -> None:
-    """Refuses a model that rounds all its noisy weights: their noise would count for nothing."""
+    """Refuses a model that rounds or stops any of its noisy weights, whose noise would count for
+    nothing, or that uses none of them."""
     if not any(noisy):
         return
     leaves, structure = jax.tree.flatten(weights)
@@ -257,12 +264,28 @@ def _check_derivatives(
         merged = _merged(leaves, noisy, varied)
         return model(jax.tree.unflatten(structure, merged), jnp.asarray(images[:1]))
 
-    if not any(differentiable(logits, [w for w, n in zip(leaves, noisy, strict=True) if n])):
-        raise ValueError(
-            "the model has no derivative with respect to its noisy weights, which reach the logits "
-            "through rounding, comparisons or stop_gradient alone, or not at all: give the "
-            "weights that it computes with"
+    told = differentiable(logits, [w for w, n in zip(leaves, noisy, strict=True) if n])
+    numbers = np.flatnonzero(noisy)
+    dead = [int(n) for n, one in zip(numbers, told, strict=True) if not one]
+    paths = list(_by_path(weights))
+    used = [paths[number] for number in dead if any(depends(program, [number]))]
+    if len(dead) < len(numbers) and not used:
+        return
+    which = "its noisy weights"
+    if len(dead) < len(numbers):
+        which += f" {', '.join(used[:_NAMED])}" + f" and {len(used) - _NAMED} more" * (
+            len(used) > _NAMED
         )
+    raise ValueError(
+        f"the model has no derivative with respect to {which}, which reach the logits through "
+        "rounding, comparisons or stop_gradient alone, or not at all, so that their noise would "
+        "count for nothing: give the weights that it computes with, and the model without "
+        "stop_gradient; or moments of zeros for weights that are exact"
+    )
+
+
+_NAMED = 5
+"""Weights that a message names."""
 
 
 def _merged(leaves: list[Array], noisy: tuple[bool, ...], varied: list[Array]) -> list[Array]:
@@ -322,8 +345,6 @@ class _Contraction:
             for arrays in zip(*jax.device_get(pending), strict=True)
         ]
         prediction, runner_up, margin, shift, variance = found
-        if not shift.any() and not variance.any():  # else it is not worth a trace
-            _check_derivatives(self.model, self.weights, self.noisy, images)
         wrong = ~(np.isfinite(margin) & np.isfinite(shift).all(1) & np.isfinite(variance).all(1))
         if wrong.any():
             raise ValueError(

@@ -47,7 +47,10 @@ _LIST = ("samples", "data", "shard_length")
 _FOUND = ("matrix",)
 """Entries that the first samples of a list may change."""
 
-_MEASURED = ("logits", "losses", "own_scores")
+_WHERE_KNOWN = ("logits_in_range", "logits_in_wide_range")
+"""Entries that earlier tables lack, or that other first samples do not need."""
+
+_MEASURED = ("logits", "losses", "own_scores", *_WHERE_KNOWN)
 
 _TOLERANCE = 1e-4
 """Difference that counts as equal, relative to the largest value: more than another machine's last
@@ -338,6 +341,7 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         name
         for name, value in wanted.items()
         if name not in (*_LIST, *_FOUND)
+        and (name in found or name not in _WHERE_KNOWN)
         and not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
     ]
     if differing:

@@ -46,7 +46,7 @@ def check_remembered(
     *,
     params: bool = False,
 ) -> None:
-    """Refuses a function within which JAX remembers other arrays than there are now.
+    """Refuses a function within which JAX remembers other arrays or other code than there is now.
 
     Args:
       what: the function in words.
@@ -66,8 +66,8 @@ def check_remembered(
         ):
             raise ValueError(
                 f"the {what}'s own jax.jit (or jax.checkpoint, loop or branch) has fixed arrays "
-                "that have changed since, for JAX remembers the function in it: leave that jit "
-                "out, for the engine has its own, or define that function where it is used"
+                "or settings that have changed since, for JAX remembers the function in it: leave "
+                "that jit out, for the engine has its own, or define that function where it is used"
                 + (", or hand the arrays over as params, to a function (params, images) -> logits")
                 * params
             )

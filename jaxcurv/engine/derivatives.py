@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxcurv.engine.model import ROUNDING, AsTraced, CheckedModel
-from jaxcurv.engine.tracing import differentiable, may_jump
+from jaxcurv.engine.tracing import differentiable, may_jump, stops_gradients
 
 
 def check_derivative(
@@ -148,19 +148,26 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
     )
 
 
-def warn_of_jumps(checked: CheckedModel, params: Any, images: np.ndarray, step: float) -> None:
-    """Warns of a finite difference of logits that jump, whose gradient knows of another part alone.
+def warn_of_jumps(
+    checked: CheckedModel, params: Any, images: np.ndarray, step: float | None
+) -> None:
+    """Warns of logits that change otherwise than their gradient says, which knows of another part
+    alone: of jumps, for a finite difference, and of what goes through `stop_gradient`.
 
     Seven steps in random directions must move the first image's logits as its gradients say.
-    Computed only where the model rounds or compares at all. Not seen: a jump that none of these
-    steps meets, or a comparison that chooses between numbers without becoming one.
+    Computed only where the model rounds, compares or stops gradients at all. Not seen: a jump that
+    none of these steps meets, a comparison that chooses between numbers without becoming one, or a
+    part behind `stop_gradient` that moves the logits by less than a tenth of all.
 
     Args:
       images: the first ones, `[batch, ...]`.
-      step: of the finite difference.
+      step: of the finite difference; None where there is none. Jumps are not looked for then: an
+        estimator without a step leaves them out.
     """
-    if not may_jump(checked.program):
+    jumps, stops = may_jump(checked.program), stops_gradients(checked.program)
+    if not (stops and not jumps if step is None else stops or jumps):
         return
+    step = _STEP if step is None else step
     image = images[0].astype(jax.dtypes.canonicalize_dtype(images.dtype))
     signs = np.random.default_rng(0).choice([-1, 1], (8, *image.shape)).astype(image.dtype)
     signs[0] = 0
@@ -170,14 +177,27 @@ def warn_of_jumps(checked: CheckedModel, params: Any, images: np.ndarray, step: 
     mean = (gradient + gradient[0]) / 2
     told = np.sum(mean * (points - image), axis=tuple(range(1, points.ndim)))
     rounding = 64 * np.finfo(value.dtype).eps * np.max(np.abs(value))
-    if np.linalg.norm(moved - told) > max(np.linalg.norm(moved) / 2, rounding):
-        warnings.warn(
-            f"a step of {step:g} moves the logits otherwise than their gradient says, as where the "
-            "model rounds, compares or makes whole numbers of a part of its input: such jumps are "
-            "taken for curvature. An estimator without a step (HessianVector, GaussNewton) leaves "
-            "that part out; better leave the rounding to whoever makes the images",
-            stacklevel=4,
+    part = 0.5 if jumps else 0.1
+    if np.linalg.norm(moved - told) <= max(part * np.linalg.norm(moved), rounding):
+        return
+    what = f"a step of {step:g} moves the logits otherwise than their gradient says, as where "
+    if jumps:
+        what += (
+            "the model rounds, compares or makes whole numbers of a part of its input: such jumps "
+            "are taken for curvature. An estimator without a step (HessianVector, GaussNewton) "
+            "leaves that part out; better leave the rounding to whoever makes the images"
         )
+        what += ". It has stop_gradient too, whose part no derivative knows of" * stops
+    else:
+        what += (
+            "a part of the model is behind stop_gradient: a score leaves out what goes through "
+            "there. Score the model without that stop_gradient, which is for training"
+        )
+    warnings.warn(what, stacklevel=4)
+
+
+_STEP = 1e-3
+"""The step that tells what is behind `stop_gradient` where an estimator has none."""
 
 
 def _slopes(gradients: np.ndarray, way: np.ndarray | float) -> np.ndarray:

@@ -18,6 +18,7 @@ from jaxcurv.engine.derivatives import check_derivative, direction
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import (
     ROUNDING,
+    UNCOMPILED,
     AsTraced,
     CheckedModel,
     Problem,
@@ -50,7 +51,7 @@ def check_model(
     needs more than eight samples.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
-    may have changed since the last call. Arrays that JAX remembers from an
+    may have changed since the last call. Arrays and code that JAX remembers from an
     earlier call, in a `jax.jit` or `jax.checkpoint` of the model's own or in the body of a loop or
     branch, and which are others now, are refused; not seen where the change moves the logits by
     less than 1e-4 of the largest. Of derivative rules of the model's own the derivative is traced
@@ -66,8 +67,8 @@ def check_model(
 
     Raises:
       ValueError: wrong logits, coupled samples, or a model that is random, keeps state, whose own
-        jit holds arrays that have changed, or whose logits do not depend on the input through
-        operations that have derivatives.
+        jit holds arrays or code that have changed, or whose logits do not depend on the input
+        through operations that have derivatives.
     """
     pair = np.resize(images, (2, *images.shape[1:]))
     pair = pair.astype(jax.dtypes.canonicalize_dtype(pair.dtype))
@@ -180,6 +181,8 @@ def _cure(error: Exception, problem: Problem, params: Any) -> str:
             'a Linen model\'s apply takes all its variables: params={"params": ..., "batch_stats": '
             "...}"
         )
+    if "lowered and compiled for a particular signature" in str(error):
+        return UNCOMPILED
     if _WANTS_INTEGERS.search(str(error)):
         return EMBED
     if isinstance(error, TypeError) and "positional argument" in str(error):

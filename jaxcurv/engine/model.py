@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.errors
 import jax
+import jax.export
 import numpy as np
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
@@ -185,6 +186,9 @@ def _is_array(leaf: Any) -> bool:
         return False
 
 
+UNCOMPILED = "give the function as it is before .lower() and .compile(), under jax.jit or not"
+
+
 def _check_callable(logits_fn: Any) -> None:
     kind = type(logits_fn).__name__
     owner = getattr(logits_fn, "__self__", logits_fn)
@@ -192,6 +196,13 @@ def _check_callable(logits_fn: Any) -> None:
         raise ValueError(
             f"got the torch module {type(owner).__name__}: JAX computes here; build the "
             "network in Flax and take its weights over with bridge.from_torch"
+        )
+    if isinstance(owner, jax.stages.Compiled | jax.stages.Lowered):
+        raise ValueError(f"got a {kind} function, which has no derivative: {UNCOMPILED}")
+    if isinstance(owner, jax.export.Exported) and not owner.has_vjp():
+        raise ValueError(
+            "got a function of jax.export without its derivative: give the function that was "
+            "exported, or serialize it with vjp_order=2"
         )
     if isinstance(logits_fn, type):
         raise ValueError(

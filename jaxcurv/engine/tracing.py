@@ -29,12 +29,17 @@ def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
 
 def fingerprint(program: ClosedJaxpr) -> str:
     """SHA-256 of a program and of every array and number that it holds fixed."""
-    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(program)).encode())
+    digest = hashlib.sha256(code(program).encode())
     for value in _constants(program):
         array = _on_host(value)
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())  # bfloat16 has no buffer
     return digest.hexdigest()
+
+
+def code(program: ClosedJaxpr) -> str:
+    """A program in words, but for the arrays that it holds fixed; of equal programs equal."""
+    return re.sub("0x[0-9a-f]+", "", str(program))
 
 
 def dtypes(program: ClosedJaxpr | Jaxpr) -> set[Any]:
@@ -70,13 +75,67 @@ _ROUNDING = frozenset(
 )
 
 
+def stops_gradients(program: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether a program has a `stop_gradient`, but for that of a maximum: a softmax takes one away
+    and gives it back."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    maxima: set[Any] = set()
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        of = [v in maxima for v in equation.invars if not isinstance(v, Literal)]
+        if name == "reduce_max" or (name in _SHAPING and any(of)):
+            maxima.update(equation.outvars)
+        if name == "stop_gradient" and not any(of):
+            return True
+        if any(map(stops_gradients, _inside(equation.params))):
+            return True
+    return False
+
+
+_SHAPING = (
+    "broadcast_in_dim", "convert_element_type", "max", "reshape", "select_n", "squeeze",
+    "transpose",
+)  # fmt: skip
+
+
 def depends(program: ClosedJaxpr, inputs: Sequence[int]) -> tuple[bool, ...]:
     """Whether each result of a program is computed from any of the inputs with these numbers."""
-    reached = {program.jaxpr.invars[number] for number in inputs}
-    for equation in program.eqns:
-        if any(not isinstance(v, Literal) and v in reached for v in equation.invars):
-            reached.update(equation.outvars)
-    return tuple(not isinstance(v, Literal) and v in reached for v in program.jaxpr.outvars)
+    count = len(program.jaxpr.invars)
+    numbers = {number % count for number in inputs}
+    return tuple(_reached(program, [number in numbers for number in range(count)]))
+
+
+def _reached(program: ClosedJaxpr | Jaxpr, given: Sequence[bool]) -> list[bool]:
+    """Whether each result is computed from any of the inputs that are given as True."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    reached = {v for v, one in zip(jaxpr.invars, given, strict=True) if one}
+
+    def told(variables: Sequence[Any]) -> list[bool]:
+        return [not isinstance(v, Literal) and v in reached for v in variables]
+
+    for equation in jaxpr.eqns:
+        if any(of := told(equation.invars)):
+            to = _reached_within(equation, of)
+            reached.update(v for v, one in zip(equation.outvars, to, strict=True) if one)
+    return told(jaxpr.outvars)
+
+
+def _reached_within(equation: Any, given: list[bool]) -> list[bool]:
+    """As `_reached`, for one operation: through the programs of a call, a scan or a branch."""
+    name, inner = equation.primitive.name, list(_inside(equation.params))
+    if name == "cond" and not given[0]:
+        return [any(ones) for ones in zip(*(_reached(b, given[1:]) for b in inner), strict=True)]
+    if name == "scan":
+        first, count = equation.params["num_consts"], equation.params["num_carry"]
+        while True:
+            to = _reached(inner[0], given)
+            carried = [a or b for a, b in zip(given[first:], to[:count], strict=False)]
+            if carried == given[first : first + count]:
+                return to
+            given = [*given[:first], *carried, *given[first + count :]]
+    if name in (*_CALLS, "checkpoint", "remat2", "closed_call") and len(inner) == 1:
+        return _reached(inner[0], given)  # whose arguments are the operation's
+    return [True] * len(equation.outvars)
 
 
 def differentiable(function: Callable, point: Any) -> Any:
@@ -141,8 +200,12 @@ def remembered_otherwise(
     if not _remembers(program.jaxpr):
         return None
     now, again = (trace_anew(function, *arguments) for _ in range(2))
-    there = held(now)
-    return now if there != held(program) and there == held(again) else None
+    there = _said(now)
+    return now if there != _said(program) and there == _said(again) else None
+
+
+def _said(program: ClosedJaxpr) -> tuple[str, list[bytes]]:
+    return code(program), held(program)
 
 
 _TRACES = itertools.count()
@@ -174,9 +237,9 @@ def _place(program: ClosedJaxpr | Jaxpr) -> str:
     return str(getattr(jaxpr.debug_info, "func_src_info", "")).partition(" at ")[2]
 
 
-def held(program: ClosedJaxpr) -> set[bytes]:
-    """The arrays and numbers that a program holds fixed, each as bytes."""
-    return set(map(_comparable, _constants(program)))
+def held(program: ClosedJaxpr) -> list[bytes]:
+    """The arrays and numbers that a program holds fixed, each as bytes, in its code's order."""
+    return list(map(_comparable, _constants(program)))
 
 
 def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:

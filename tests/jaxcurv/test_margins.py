@@ -304,3 +304,71 @@ def test_sources_that_do_not_fit_are_refused() -> None:
     odd = [*source(1), source(1)[0] | {"image": IMAGES[0, :3], "index": 1}]
     with pytest.raises(ValueError, match="images must have one shape"):
         margin_table(linear, odd, **settings)
+
+
+TWO = {"a": weights({"a": (6, 5)})["a"], "b": weights({"b": (5, 3)})["b"]}
+
+
+def stopped(p: Any) -> Any:
+    return jax.lax.stop_gradient(p)
+
+
+DEAD: dict[str, Any] = {
+    "a frozen backbone": lambda p, x: stopped(jax.nn.relu(x @ p["a"])) @ p["b"],
+    "frozen weights": lambda p, x: jax.nn.relu(x @ stopped(p["a"])) @ p["b"],
+    "signs": lambda p, x: jax.nn.relu(x @ jnp.sign(p["a"])) @ p["b"],
+    "8 bits": lambda p, x: jax.nn.relu(x @ (jnp.round(p["a"] * 20) / 20)) @ p["b"],
+    "a comparison": lambda p, x: jnp.tanh(x @ jnp.where(p["a"] > 0, 1.0, -1.0)) @ p["b"],
+    "int8": lambda p, x: jnp.tanh(x @ (p["a"] * 20).astype(jnp.int8).astype(x.dtype)) @ p["b"],
+    "in a jit": jax.jit(lambda p, x: jax.nn.relu(x @ jnp.sign(p["a"])) @ p["b"]),
+    "in a checkpoint": jax.checkpoint(lambda p, x: jnp.tanh(x @ stopped(p["a"])) @ p["b"]),
+    "in a scan": lambda p, x: (
+        jax.lax.scan(lambda z, _: (z @ jnp.round(p["a"] @ p["a"].T), None), x, None, length=2)[0][
+            :, :5
+        ]
+        @ p["b"]
+    ),
+}
+
+
+@pytest.mark.parametrize("model", DEAD.values(), ids=DEAD)
+def test_noisy_weights_without_a_derivative_are_named(model: Any) -> None:
+    images = RNG.normal(size=(4, 6)).astype(np.float32)
+    noises = {"n": noise(TWO, 2)}
+    with pytest.raises(ValueError, match=r"no derivative .* noisy weights \['a'\], which"):
+        margin_moments(model, images, params=TWO, noises=noises)
+    exact = {"n": Moments(*({**tree, "a": 0 * tree["a"]} for tree in noises["n"]))}
+    assert np.all(margin_moments(model, images, params=TWO, noises=exact).variance["n"] > 0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda p, x: x[:, :5] @ p["b"],
+        jax.jit(lambda p, x: x[:, :5] @ p["b"]),
+        jax.jit(lambda p, x: jax.checkpoint(lambda p, x: x[:, :5] @ p["b"])(p, x)),
+        lambda p, x: jax.lax.scan(
+            lambda z, w: (z + w[0, 0] * jnp.sin(z), None), x[:, :5], p["b"][None]
+        )[0] @ p["b"],
+        lambda p, x: jax.lax.scan(
+            lambda z, _: ((z[0] + jnp.sin(z[0]), z[1]), None), (x[:, :5], p["a"]), None, length=2
+        )[0][0] @ p["b"],
+        lambda p, x: jax.lax.cond(
+            x.ndim == 2, lambda p, z: z @ p["b"], lambda p, z: z[:, :3], p, x[:, :5]
+        ),
+        lambda p, x: jax.nn.relu(jnp.round(x) @ p["a"]) @ p["b"],
+        lambda p, x: jax.nn.softmax(x @ p["a"]) @ p["b"],
+        lambda p, x: jnp.tanh(x @ (p["a"] * (TWO["a"] > 0))) @ p["b"],
+        lambda p, x: jnp.tanh(x @ (p["a"] + stopped(jnp.round(p["a"]) - p["a"]))) @ p["b"],
+        lambda p, x: jnp.tanh(x @ (0 * p["a"])) @ p["b"] + x[:, :5] @ p["b"],
+    ],
+    ids=[
+        *("unused", "unused in a jit", "unused in a checkpoint", "unused in a scan"),
+        *("carried alone", "a branch", "rounded images", "softmax", "pruned", "straight through"),
+        "times 0",
+    ],
+)  # fmt: skip
+def test_noisy_weights_that_are_unused_or_have_a_derivative_are_allowed(model: Any) -> None:
+    images = RNG.normal(size=(4, 6)).astype(np.float32)
+    found = margin_moments(model, images, params=TWO, noises={"n": noise(TWO, 2)})
+    assert np.all(found.variance["n"] > 0)

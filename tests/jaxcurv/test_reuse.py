@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flax import nnx
 
 from jaxcurv import Adaptive, FiniteDifference, dataset, merge_scores, score_dataset, shards
 from jaxcurv.shards import merge_shards
@@ -269,10 +271,69 @@ def test_weights_in_a_closure_are_told_apart_whatever_the_samples(out: Path) -> 
 
     score(Told(samples(range(9))), out, model=closed(WEIGHTS), params=None)
     for factor in (1.5, 1.0005):
-        with pytest.raises(ValueError, match=r"belongs to other settings \(logits, losses differ"):
+        with pytest.raises(
+            ValueError, match=r"belongs to other settings \(logits, losses, logits_in"
+        ):
             score(Told(samples([20, *range(9)])), out, model=closed(factor * WEIGHTS), params=None)
     # As on another machine.
     score(Told(samples([20, *range(9)])), out, model=closed((1 + 1e-5) * WEIGHTS), params=None)
+
+
+SETTINGS: dict[str, tuple[float, Any]] = {
+    "the range": (1, lambda z, s: jnp.clip(z, -s, s)),
+    "a leak": (1, lambda z, s: jnp.where(z > 0, z, z / s)),
+    "where it saturates": (1, lambda z, s: jnp.where(z > 1, 1 + (z - 1) / s, z)),
+    "a threshold": (1, lambda z, s: jax.nn.relu(-z - s / 3)),
+    "the range of pixels": (80, lambda z, s: jnp.clip(z, -50 * s, 50 * s)),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_setting_that_images_in_0_to_1_do_not_show_is_told_apart(
+    settings: Any, out: Path
+) -> None:
+    scale, apply = settings
+
+    class Limited(nnx.Module):
+        def __init__(self) -> None:
+            self.linear = nnx.Linear(5, 3, rngs=nnx.Rngs(1))
+            self.setting = 3.0
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.linear(apply(x, self.setting) / scale)
+
+    model, few = Limited(), {"one": FiniteDifference(probes=1)}
+    far = [{**sample, "image": scale * sample["image"]} for sample in samples(range(9))]
+    table = score(Told(far), out, model=model, params=None, estimators=few)
+    assert score(Told(far), out, model=model, params=None, estimators=few).equals(table)
+    model.setting = 1.2
+    for some in (far, far[::-1], [*far[:5], *far[6:]]):
+        with pytest.raises(ValueError, match=r"belongs to other settings \(logits_in"):
+            score(Told(some), out, model=model, params=None, estimators=few)
+
+
+def test_a_table_begun_before_such_images_were_looked_at_goes_on(
+    out: Path, monkeypatch: pytest.MonkeyPatch, scored: Callable[[], list[int]]
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(dataset, "_answers_in_range", lambda *arguments: {})
+        score(Told(samples(range(9))), out)
+    scored()
+    score(Told(samples(range(9))), out)
+    assert scored() == []
+    score(Told(samples([20, *range(9)])), out)
+    assert scored() == [20]
+
+
+def test_a_sample_of_a_wider_range_in_front_goes_on(
+    out: Path, scored: Callable[[], list[int]]
+) -> None:
+    some = samples(range(10))
+    some[9]["image"] = 30 * some[9]["image"]
+    score(Told(some[:9]), out)
+    scored()
+    score(Told([some[9], *some[:9]]), out)
+    assert scored() == [9]
 
 
 def test_a_model_that_random_images_break_is_scored_all_the_same(out: Path) -> None:

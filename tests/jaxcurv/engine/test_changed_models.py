@@ -220,6 +220,44 @@ def test_arrays_that_jax_remembers_are_refused(make: Callable) -> None:
     assert np.any(score(make(box)) != first)
 
 
+PERMUTED: dict[str, Callable[[dict[str, Any]], Callable]] = {
+    "two arrays": lambda box: (
+        lambda x: 2 * jnp.tanh(x @ box["w"] * box["p"]) + jax.nn.relu(x @ box["w"] * box["q"])
+    ),
+    "two numbers": lambda box: (
+        lambda x: (
+            float(box["p"][0]) * jnp.tanh(x @ box["w"])
+            + float(box["q"][0]) * jax.nn.relu(x @ box["w"])
+        )
+    ),
+    "a slice's start": lambda box: lambda x: x[:, int(box["p"][0]) :][:, :1] * box["w"][:1],
+    "an axis": lambda box: lambda x: jax.lax.cumsum(x, axis=1, reverse=box["p"][0] > 1) @ box["w"],
+    "an activation": lambda box: lambda x: (jnp.tanh if box["p"][0] > 1 else jnp.sin)(x @ box["w"]),
+    "how often": lambda box: (
+        lambda x: jax.lax.fori_loop(0, int(box["p"][0]), lambda _, z: jnp.sin(z), x) @ box["w"]
+    ),
+    "a shape": lambda box: (
+        lambda x: (
+            x.reshape(-1, *((2, 2) if box["p"][0] > 1 else (4, 1))).sum(axis=1)[:, :1] * box["w"][0]
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("remembers", [jax.jit, jax.checkpoint])
+@pytest.mark.parametrize("make", PERMUTED.values(), ids=PERMUTED)
+def test_code_that_jax_remembers_is_refused(make: Callable, remembers: Any) -> None:
+    """What changes is the order of the arrays, or what the function does with them."""
+    box = {"w": FIRST, "p": np.ones(3, np.float32), "q": np.full(3, 2, np.float32)}
+    model = remembers(make(box))
+    first = score(model)
+    np.testing.assert_array_equal(score(model), first)
+    box["p"], box["q"] = box["q"], box["p"]
+    with pytest.raises(ValueError, match=r"own jax\.jit .* arrays or settings that have changed"):
+        score(model)
+    assert np.any(score(remembers(make(box))) != first)
+
+
 def test_arrays_that_jax_remembers_of_a_loss_are_refused() -> None:
     box = {"w": np.ones(3, np.float32)}
     loss = jax.checkpoint(lambda z, y: jnp.asarray(box["w"])[y] * cross_entropy(z, y))
@@ -229,6 +267,7 @@ def test_arrays_that_jax_remembers_of_a_loss_are_refused() -> None:
         score(linear, params=FIRST, loss=loss)
 
 
+@pytest.mark.filterwarnings("ignore:a step of")
 @pytest.mark.parametrize("kind", ["jvp", "vjp"])
 @pytest.mark.parametrize("of", ["model", "loss"])
 def test_a_derivative_rule_may_change(kind: str, of: str) -> None:

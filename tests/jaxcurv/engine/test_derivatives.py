@@ -308,3 +308,54 @@ def test_rounding_in_a_part_is_warned_of_for_a_difference(rounded: Callable) -> 
 def test_rounding_that_makes_no_jump_is_not(model: Callable) -> None:
     found = input_curvature(model, PICTURES, LABELS[:4], estimator=FiniteDifference(probes=1))
     assert np.all(found.score > 0)
+
+
+def frozen(x: jax.Array) -> jax.Array:
+    return jnp.tanh(jax.lax.stop_gradient(x) @ WIDE[0])
+
+
+def adapter(x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ WIDE[1])
+
+
+STOPPED: dict[str, Callable] = {
+    "a frozen part beside an adapter": lambda x: frozen(x) + 0.1 * adapter(x),
+    "an ensemble with a frozen teacher": lambda x: 0.3 * frozen(x) + adapter(x),
+    "frozen features beside others": lambda x: (
+        jax.nn.relu(jnp.concatenate([frozen(x), adapter(x)], axis=1)) @ WIDE[0][:10]
+    ),
+    "an attention's keys": lambda x: (
+        jax.nn.softmax(jax.lax.stop_gradient(x) * (x @ WIDE[0])[:, :1]) @ WIDE[1]
+    ),
+    "in a loop": lambda x: (
+        jax.lax.fori_loop(0, 2, lambda _, z: z + jnp.sin(3 * jax.lax.stop_gradient(z)), x) @ WIDE[0]
+    ),
+    "in a jit of its own": jax.jit(lambda x: jax.checkpoint(frozen)(x) + adapter(x)),
+    "most entries": lambda x: jnp.tanh(x.at[:, 4:].set(jax.lax.stop_gradient(x[:, 4:])) @ WIDE[0]),
+}
+
+
+@pytest.mark.parametrize("model", STOPPED.values(), ids=STOPPED)
+def test_what_is_behind_stop_gradient_in_a_part_is_warned_of(model: Callable) -> None:
+    for estimator in (FiniteDifference(probes=1), HessianVector(1)):
+        with pytest.warns(UserWarning, match="behind stop_gradient"):
+            input_curvature(model, PICTURES, LABELS[:4], estimator=estimator)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: jax.nn.softmax(x @ WIDE[0]) @ SIX[:5],
+        lambda x: jax.nn.log_softmax(jax.nn.relu(x @ WIDE[0])),
+        lambda x: (
+            nnx.dot_product_attention(*[x.reshape(-1, 6, 2, 4)] * 3).reshape(-1, 48) @ WIDE[0]
+        ),
+        lambda x: jax.nn.logsumexp(x.reshape(-1, 6, 8), axis=2) @ WIDE[0][:6],
+        lambda x: jnp.tanh(x @ WIDE[0] * jax.lax.stop_gradient(jnp.ones(5))),
+        lambda x: (lambda z: z - jax.lax.stop_gradient(jnp.mean(0 * z)))(jnp.tanh(x @ WIDE[0])),
+    ],
+    ids=["softmax", "log-softmax", "attention", "logsumexp", "weights", "of nothing"],
+)
+def test_stop_gradient_that_hides_nothing_is_not(model: Callable) -> None:
+    for estimator in (FiniteDifference(probes=1), HessianVector(1)):
+        assert np.all(input_curvature(model, PICTURES, LABELS[:4], estimator=estimator).score > 0)

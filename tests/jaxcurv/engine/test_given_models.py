@@ -3,11 +3,12 @@
 import functools
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -315,3 +316,32 @@ def test_token_ids_are_told_to_be_embedded(dtype: Any) -> None:
     ids = np.arange(24).reshape(6, 4).astype(dtype)
     with refused("for token ids .* give their embeddings"):
         input_curvature(Dense(), ids, LABELS)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda f, x: f.lower(x).compile(),
+        lambda f, x: f.lower(x),
+        lambda f, x: functools.partial(f.lower(x).compile()),
+        lambda f, x: (lambda compiled: lambda images: compiled(images))(f.lower(x).compile()),
+        lambda f, x: jax.jit(f).lower(x).compile().__call__,
+    ],
+    ids=["compiled", "lowered", "a partial", "in a lambda", "a method"],
+)
+def test_a_compiled_function_is_told_to_be_given_as_it_was(made: Any) -> None:
+    function = made(jax.jit(lambda x: x[:, :3]), np.ones((5, 4), np.float32))
+    with pytest.raises(ValueError, match=r"as it is before \.lower\(\) and \.compile\(\)"):
+        score(function)
+
+
+def test_an_exported_function_without_a_derivative_is_told() -> None:
+    rows = jax.export.symbolic_shape("rows, 4")
+    exported = jax.export.export(jax.jit(lambda x: jnp.tanh(x[:, :3])))(
+        jax.ShapeDtypeStruct(rows, jnp.float32)
+    )
+    np.testing.assert_array_equal(score(exported.call), score(lambda x: jnp.tanh(x[:, :3])))
+    stored = replace(exported, _get_vjp=None)  # as it is serialized
+    for function in (stored, stored.call):
+        with pytest.raises(ValueError, match=r"jax\.export without its derivative.*vjp_order"):
+            score(function)
