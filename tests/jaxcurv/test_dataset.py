@@ -407,7 +407,7 @@ def test_other_data_or_weights_are_refused(model: ConvNet, tmp_path: Path) -> No
     other = nnx.clone(model)
     other.fc.kernel[...] *= 1.5
     with pytest.raises(
-        ValueError, match=r"belongs to other settings \(weights, logits, losses differ"
+        ValueError, match=r"belongs to other settings \(weights, logits, losses, logits_in"
     ):
         score(other, out=out)
 
