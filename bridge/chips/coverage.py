@@ -54,7 +54,7 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     on_chip = staying_digital(model, [*digital_layers, *reasons])
     plain = fold_parametrizations(with_equivalents(copy_of(model), on_chip), on_chip)
     left = staying_digital(plain, digital_layers)
-    with progress(1, f"products of {type(model).__name__}", "network") as shown:
+    with progress(1, f"products of {type(model).__name__}", "network", side=True) as shown:
         graph, params, example = graph_of(plain, images)
         shape = jax.ShapeDtypeStruct(tuple(example.shape), _dtype(example))
         found = products(graph, params, shape)

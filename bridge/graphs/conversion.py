@@ -94,7 +94,7 @@ def to_jax(
     """
     module = _prepared(module)
     example = _example(images)
-    with progress(3, f"{type(module).__name__} to JAX", "step") as shown:
+    with progress(3, f"{type(module).__name__} to JAX", "step", side=True) as shown:
         theirs = _in_torch(module, example)
         shown.update()
         shown.note("export")
