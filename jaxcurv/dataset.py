@@ -29,6 +29,7 @@ from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
+from jaxcurv.engine.inspection import eight_logits
 from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
@@ -347,7 +348,9 @@ def _answers_in_range(problem: Problem, params: Any, images: np.ndarray) -> dict
     normal = np.random.default_rng(1).normal(size=(8, *images.shape[1:])) * _RANGES[name][0]
     try:
         with jax.default_matmul_precision(PRECISION):
-            logits = jax.device_get(jax.jit(problem.model)(params, normal.astype(images.dtype)))
+            logits = jax.device_get(
+                eight_logits(problem.model, params, normal.astype(images.dtype))
+            )
     except (ValueError, jax.errors.JaxRuntimeError):
         return {name: []}
     return {name: np.where(np.isfinite(logits), logits, 0).tolist()}

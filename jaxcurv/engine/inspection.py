@@ -223,6 +223,18 @@ def _check_logits_shape(logits: Any, least: int) -> None:
         )
 
 
+def eight_logits(model: Callable, params: Any, images: np.ndarray) -> Array:
+    """Logits of eight images, by the program that has examined a model of that shape.
+
+    Args:
+      model: as `inspect` gives it.
+      params: its weights.
+      images: `[8, ...]`.
+    """
+    logits, _, _ = _examine(model, params, jnp.asarray(images))
+    return logits
+
+
 @partial(jax.jit, static_argnames="model")
 def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
     """Logits of the rows by two calls, and the gradient of the first row's with respect to all."""
