@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
-from pickle import PicklingError
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     }
     try:
         return deepcopy(model, dict(computed))
-    except (TypeError, RuntimeError, PicklingError) as error:
+    except Exception as error:  # as many as there are kinds of attributes
         for path, module in model.named_modules():
             for name, value in vars(module).items():
                 if name != "_modules" and not _is_copied(value, computed):
@@ -66,7 +65,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 def _is_copied(value: Any, computed: dict[int, Any]) -> bool:
     try:
         deepcopy(value, dict(computed))
-    except (TypeError, RuntimeError, PicklingError):
+    except Exception:
         return False
     return True
 

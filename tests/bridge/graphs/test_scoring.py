@@ -50,14 +50,14 @@ def test_curvature_is_that_of_the_closed_form():
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval()
     images = torch.randn(3, 3, 2, 2)
     labels = np.array([0, 1, 2])
-    estimators = {"trace": jaxcurv.estimators.HessianTrace(probes=2000)}
+    estimators = {"trace": jaxcurv.estimators.HessianTrace(probes=200)}
     found = bridge.score(module, images, labels, estimators=estimators)
     weight = module[1].weight.detach().double().numpy()
     p = module(images).double().softmax(1).detach().numpy()
     exact = [np.trace(weight.T @ (np.diag(one) - np.outer(one, one)) @ weight) for one in p]
     error = found["trace_standard_error"].to_numpy()
     assert (np.abs(found["trace"] - exact) < 5 * error).all()
-    assert (error < 0.05 * np.array(exact)).all()
+    assert (error < 0.15 * np.array(exact)).all()
 
 
 def test_weights_of_others_are_refused(module, tensors):

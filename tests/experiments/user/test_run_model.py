@@ -35,7 +35,7 @@ class Net(nn.Module):
         super().__init__()
         self.features = nn.Sequential(block(3, 4), nn.MaxPool2d(2), block(4, 4))
         self.mixed, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.again.weight = self.mixed.weight
+        self.again.weight, self.again.bias = self.mixed.weight, self.mixed.bias
         self.head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, classes))
         self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0, 0.0]))
 
