@@ -459,6 +459,12 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def resnet56() -> nn.Module:
+    """What `benchmark curvature --model tests.torch_networks:resnet56` measures."""
+    torch.manual_seed(0)
+    return randomised(CifarResNet(blocks=9))
+
+
 def made(name: str, seed: int = 0) -> tuple[nn.Module, Sequence[int]]:
     """A network of a kind, the same at each call, and the shape of one input."""
     factory, shape = NETWORKS[name]
