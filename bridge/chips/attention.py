@@ -1,12 +1,12 @@
 """PyTorch's attention with its projections as linear layers, which go to tiles."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bridge.chips.plain_layers import carry_over
+from bridge.chips.plain_layers import carry_over, fill
 
 
 class PlainAttention(nn.MultiheadAttention):
@@ -111,11 +111,9 @@ class PlainAttention(nn.MultiheadAttention):
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     out, inputs = weight.shape
-    made = nn.utils.skip_init(nn.Linear, inputs, out, bias=bias is not None)
-    made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return cast(nn.Linear, made)
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, out, bias=bias is not None)
+    fill(made, weight, bias)
+    return made
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

@@ -27,18 +27,8 @@ Json = dict[str, Any]
 _TOLERANCE = 3e-5  # of the largest logit; rounding made 2e-7, an approximate GELU 8e-5
 _NUDGES = (8, -8, 24, -24)  # in units in the last place of the input
 _SEEN = "inputs_seen"
-_SIZES = (
-    32,
-    28,
-    64,
-    224,
-    8,
-    16,
-    48,
-    96,
-    128,
-    256,
-)  # of images, tried for a network that has seen none
+_SIZES = (32, 28, 64, 224, 8, 16, 48, 96, 128, 256)
+"""Image sizes that are tried for a network which has seen no image."""
 _NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
 _TEXT = 200  # characters that tell a layer
 _IDLE = re.compile(r"(\w*Drop\w*|StochasticDepth|Identity)\([^()]*\)$")  # in eval mode

@@ -155,7 +155,6 @@ def refuse_weights_beside_tiles(
             "a hook or a lambda holds on to; make them attributes of the network, such as "
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
-
     return unused
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from bridge.chips.attention import PlainAttention
 from bridge.chips.flat_convolutions import SignalConvolution, VolumeConvolution
-from bridge.chips.plain_layers import is_mapped, kind_of, settle_weights
+from bridge.chips.plain_layers import is_mapped, kind_of, put_in_place, settle_weights
 from bridge.chips.telling import warn_once
 
 _Moments = TypeVar("_Moments", bound=tuple[torch.Tensor, ...])
@@ -63,22 +63,16 @@ def with_equivalents(model: nn.Module, left: Callable[[str], bool]) -> nn.Module
       ValueError: an attention that adds rows of its own to keys and values; it is named.
     """
     made: dict[nn.Module, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():
         kind = _kind(module)
-        if kind is None or left(name) or module in made:
+        if kind is None or left(name):
             continue
         settle_weights(module)
         try:
             made[module] = _EQUIVALENT[kind](module).train(module.training)
         except ValueError as error:
             raise ValueError(f"layer {name or 'at the root'} {error}") from error
-    if model in made:
-        return made[model]
-    for parent in list(model.modules()):
-        for attribute, child in list(parent._modules.items()):
-            if child in made:
-                setattr(parent, attribute, made[child])
-    return model
+    return put_in_place(model, made)
 
 
 def join_tied(model: nn.Module, left: Callable[[str], bool]) -> None:
@@ -107,10 +101,7 @@ def join_tied(model: nn.Module, left: Callable[[str], bool]) -> None:
                 f"layers {name} and {path} share a weight and differ in bias, geometry or hooks: "
                 "each is an array of its own on the chip, with errors of its own"
             )
-    for parent in list(model.modules()):
-        for attribute, child in list(parent._modules.items()):
-            if child in joined:
-                setattr(parent, attribute, joined[child])
+    put_in_place(model, joined)
 
 
 def _alike(layer: nn.Module, other: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridge.chips.plain_layers import carry_over
+from bridge.chips.plain_layers import carry_over, fill
 
 
 class SignalConvolution(nn.Module):
@@ -23,7 +23,7 @@ class SignalConvolution(nn.Module):
             (1, *layer.dilation),
             bias=layer.bias is not None,
         )
-        _fill(self.conv, layer.weight[:, :, None], layer.bias)
+        fill(self.conv, layer.weight[:, :, None], layer.bias)
         carry_over(layer, self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class VolumeConvolution(nn.Module):
             tuple(dilation),
             bias=layer.bias is not None,
         )
-        _fill(self.conv, layer.weight.flatten(1, 2), layer.bias)
+        fill(self.conv, layer.weight.flatten(1, 2), layer.bias)
         carry_over(layer, self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,10 +75,3 @@ def _padding(layer: nn.Conv3d) -> tuple[int, ...]:
         return tuple(dilation * (size - 1) // 2 for dilation, size in spans)
     found: Any = layer.padding
     return tuple(found)
-
-
-def _fill(conv: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    conv.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    conv.eval()

@@ -1,6 +1,6 @@
 """Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -70,6 +70,33 @@ def _is_copied(value: Any, computed: dict[int, Any]) -> bool:
     return True
 
 
+def put_in_place(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Puts modules in the place of others, under each of their names; in place.
+
+    Args:
+      model: a network.
+      made: the new module by the one whose place it takes.
+
+    Returns:
+      The model, or the module in its place.
+    """
+    if model in made:
+        return made[model]
+    for parent in list(model.modules()):
+        for attribute, child in list(parent._modules.items()):  # named_children tells one name
+            if child is not None and child in made:
+                setattr(parent, attribute, made[child])
+    return model
+
+
+def fill(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Gives a layer copies of weight and bias, which are not trained; in place."""
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    layer.eval()
+
+
 def staying_digital(model: nn.Module, digital_layers: Sequence[str]) -> Callable[[str], bool]:
     """Whether the layer at a path is named, or within what is named, by any of its paths."""
     paths = list(model.named_modules(remove_duplicate=False))
@@ -117,17 +144,11 @@ def fold_parametrizations(model: nn.Module, left: Callable[[str], bool]) -> nn.M
     """
     chosen = [
         (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
+        for name, module in model.named_modules()
         if is_mapped(module) and not left(name) and _is_parametrized(module)
     ]
     # All before any is replaced, for they may share parameters; a layer of two names once.
-    made = {module: _plain(name, module) for name, module in chosen}
-    for name, module in chosen:
-        if not name:
-            return made[module]
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, made[module])
-    return model
+    return put_in_place(model, {module: _plain(name, module) for name, module in chosen})
 
 
 def state_geometry(model: nn.Module, left: Callable[[str], bool]) -> None:
@@ -295,9 +316,7 @@ def _plain(name: str, module: Any) -> nn.Module:
             module.padding_mode,
         )
     made.__class__ = kind_of(module)
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias, requires_grad=False)
+    fill(made, weight, bias)
     carry_over(module, made)
     kept = own_hooks(module)
     for key, hook in list(made._forward_pre_hooks.items()):

@@ -10,7 +10,7 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.tiles.inference import InferenceTileWithPeriphery
 from torch import nn
 
-from bridge.chips.plain_layers import carry_over
+from bridge.chips.plain_layers import carry_over, fill, put_in_place
 
 AnalogLayer: TypeAlias = aihwkit.AnalogConv2d | aihwkit.AnalogLinear
 Tile: TypeAlias = InferenceTileWithPeriphery
@@ -157,10 +157,8 @@ def digital_layer(layer: AnalogLayer) -> nn.Conv2d | nn.Linear:
             nn.Linear, layer.in_features, layer.out_features, bias=bias is not None
         )
     made.__class__ = vars(layer).get(_KIND, type(made))
-    made.weight.data = weight
-    if bias is not None:
-        made.bias = nn.Parameter(bias)
-    return made.eval().requires_grad_(False)
+    fill(made, weight, bias)
+    return made
 
 
 def digital_network(analog: nn.Module) -> nn.Module:
@@ -183,10 +181,4 @@ def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """
     old = network.get_submodule(name)
     carry_over(old, layer)
-    if not name:
-        return layer
-    for parent in list(network.modules()):
-        for attribute, child in list(parent._modules.items()):  # named_children tells one name
-            if child is old:
-                setattr(parent, attribute, layer)
-    return network
+    return put_in_place(network, {old: layer})

@@ -1,7 +1,5 @@
 """From a torch module to a graph of ATen's operators, by `torch.export`."""
 
-import builtins
-import inspect
 import logging
 import math
 import operator
@@ -10,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +59,7 @@ _BY_VALUE = (
     "_unique2",
     "bincount",
 )
+_PYTORCH = str(Path(torch.__file__).parent)
 _NAMED = 5  # missing operators, or places of one, that a message names
 
 
@@ -296,7 +296,7 @@ def _operator(node: torch.fx.Node) -> str:
     for place, label in ((operator, "operator"), (math, "math"), (torch, "torch")):
         if getattr(place, name, None) is target:
             return f"{label}.{name}"
-    return f"{builtins.getattr(target, '__module__', '')}.{name}"
+    return f"{getattr(target, '__module__', '')}.{name}"
 
 
 def _layer(node: torch.fx.Node) -> str:
@@ -313,8 +313,7 @@ def _line(node: torch.fx.Node) -> str:
         for place, code in pairwise(trace)
         if place.strip().startswith("File ")
     ]
-    inside = inspect.getfile(torch).rpartition("/")[0]
-    own = [call for call in calls if inside not in call[0]] or calls
+    own = [call for call in calls if _PYTORCH not in call[0]] or calls
     if not own:
         return "no source line known"
     place, code = own[-1]

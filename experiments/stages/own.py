@@ -42,6 +42,7 @@ def take_own(job: Job) -> Outcome:
       OSError: weights or images cannot be read.
     """
     import bridge
+    from bridge.chips.evaluation import require_eval
 
     settings = job.experiment
     factory = settings.model.factory
@@ -49,7 +50,7 @@ def take_own(job: Job) -> Outcome:
     dataset = load_data(job)
     _require_samples(dataset, job)
     network = call_network(factory)
-    _require_evaluation(network, factory)
+    require_eval(network, f"the network of {factory}")
     origin: dict[str, Any] = {}
     if settings.model.weights is not None:
         checkpoint = bridge.weights.load_checkpoint(settings.model.weights)
@@ -129,15 +130,6 @@ def _require_samples(dataset: data.ImageDataset, job: Job) -> None:
         raise ValueError(
             f"{tested} images of {dataset.name} are tested, which cannot fill {bins} bins: give "
             "more images, or fewer --analyse.bins"
-        )
-
-
-def _require_evaluation(network: nn.Module, factory: str) -> None:
-    training = [path or "the module" for path, part in network.named_modules() if part.training]
-    if training:
-        raise ValueError(
-            f"{factory} returned a network of which {', '.join(training[:3])} is in training mode, "
-            "where BatchNorm and Dropout give other logits: let it return network.eval()"
         )
 
 

@@ -23,13 +23,13 @@ def convolution(
 ) -> Array:
     """PyTorch's cross-correlation of `[batch, channel, ...]`, or its transpose."""
     space = weight.ndim - 2
-    stride, padding, dilation = (_each(value, space) for value in (stride, padding, dilation))
+    stride, padding, dilation = (each_axis(value, space) for value in (stride, padding, dilation))
     letters = _SPACE[-space:]
     layout = (f"NC{letters}", f"OI{letters}", f"NC{letters}")
     if transposed:
         # The gradient of a convolution: zeros between the inputs, kernels turned around.
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        extra = _each(output_padding, space)
+        extra = each_axis(output_padding, space)
         pads = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
         inputs, outputs = weight.shape[:2]
         kernel = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:])
@@ -54,7 +54,7 @@ def convolution(
     return out
 
 
-def _each(values: Sequence[int], space: int) -> list[int]:
+def each_axis(values: Sequence[int], space: int) -> list[int]:
     """One number an axis; PyTorch lets one stand for all."""
     return list(values) * space if len(values) == 1 else list(values)
 

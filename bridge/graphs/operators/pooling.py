@@ -10,14 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from bridge.graphs.operators.convolution import each_axis
 from bridge.graphs.operators.reductions import largest_and_where
 
 Sizes = Sequence[int]
-
-
-def _each(values: Sizes | int, space: int) -> list[int]:
-    listed = [values] if isinstance(values, int) else list(values)
-    return listed * space if len(listed) == 1 else listed
 
 
 def _padding(
@@ -50,8 +46,8 @@ def max_pool(
     Args:
       space: number of the last axes that the windows lie in.
     """
-    kernel, pads, dilated = (_each(v, space) for v in (kernel_size, padding, dilation))
-    steps = _each(stride, space) if len(stride) else kernel
+    kernel, pads, dilated = (each_axis(v, space) for v in (kernel_size, padding, dilation))
+    steps = each_axis(stride, space) if len(stride) else kernel
     ones = [1] * (x.ndim - space)
     around = _padding(x.shape[-space:], kernel, steps, pads, dilated, ceil_mode)
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
@@ -97,8 +93,8 @@ def avg_pool(
     space: int,
 ) -> Array:
     """Mean of each window of the last `space` axes."""
-    kernel, pads = _each(kernel_size, space), _each(padding, space)
-    steps = _each(stride, space) if len(stride) else kernel
+    kernel, pads = each_axis(kernel_size, space), each_axis(padding, space)
+    steps = each_axis(stride, space) if len(stride) else kernel
     ones = [1] * (x.ndim - space)
     around = _padding(x.shape[-space:], kernel, steps, pads, [1] * space, ceil_mode)
 
@@ -113,7 +109,8 @@ def avg_pool(
         return total / divisor_override
     # What ceil_mode adds behind the padding never counts; the padding does where asked for.
     counted = [(p, p) if count_include_pad else (0, 0) for p in pads]
-    mask = np.pad(np.ones(x.shape[-space:], x.dtype), counted, constant_values=1)
+    lengths = zip(x.shape[-space:], counted, strict=True)
+    mask = np.ones([n + before + after for n, (before, after) in lengths], x.dtype)
     left = [(a - c, b - d) for (a, b), (c, d) in zip(around, counted, strict=True)]
     return total / sums(jnp.asarray(mask), left, [])
 

@@ -17,7 +17,7 @@ from tests.bridge.graphs.operators.against_torch import (
 
 @dataclass(frozen=True)
 class _Setting:
-    """Of a convolution of 4 channels to 6, or the transposed one."""
+    """Settings of a convolution of 4 channels to 6, or of the transposed one."""
 
     space: int = 2
     kernel: int = 3
