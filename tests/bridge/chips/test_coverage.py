@@ -82,6 +82,29 @@ def test_products_outside_of_layers_are_there():
     assert rows["out.weight", "linear"].place == "analog"
 
 
+class Hooked(nn.Module):
+    """A hook of one layer multiplies with the weight of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.out.register_forward_hook(self.more)
+
+    def more(self, layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        return F.linear(output, self.fc.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.fc(x))
+
+
+def test_a_product_in_a_layer_with_another_s_weight_is_not_the_layer_s():
+    table = coverage(Hooked().eval(), np.ones((2, 4), np.float32))
+    places = table.groupby(["layer", "weights"])["place"].first().to_dict()
+    assert places.pop(("fc", "fc.weight")) == "analog"
+    assert places.pop(("out", "out.weight")) == "analog"
+    assert list(places.values()) == ["digital"]
+
+
 def test_recurrent_layers_and_tied_weights():
     table = coverage(randomised(Words()), np.zeros((2, 4), int)).set_index("layer")
     assert set(table.loc["gru", "reason"]) == {"recurrent"}

@@ -140,7 +140,7 @@ CONVOLUTIONS = {
     "signal": (lambda: nn.Conv1d(3, 5, 4, 2, 1, 2), (3, 12)),
     "signal, by name": (lambda: nn.Conv1d(3, 5, 3, padding="same"), (3, 12)),
     "signal without bias": (lambda: nn.Conv1d(3, 5, 1, bias=False), (3, 12)),
-    "volume": (lambda: nn.Conv3d(2, 4, (3, 2, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1)), (2, 5, 4, 4)),
+    "volume": (lambda: nn.Conv3d(2, 4, (3, 2, 1), (2, 1, 1), (1, 0, 1), (2, 2, 1)), (2, 7, 4, 4)),
     "volume, by name": (lambda: nn.Conv3d(2, 4, 3, padding="same"), (2, 3, 4, 4)),
 }
 

@@ -207,6 +207,23 @@ def test_a_gradient_that_would_be_another_is_refused(before):
         bridge.to_jax(net(before), images())
 
 
+class Counting(nn.Module):
+    """Another function at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.calls = nn.Linear(48, 5), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.calls * self.fc(x.flatten(1))
+
+
+def test_other_logits_in_jax_are_refused():
+    with pytest.raises(ValueError, match="logits in JAX differ from the module's"):
+        bridge.to_jax(Counting().eval(), images())
+
+
 def test_training_mode_is_refused_by_name():
     module = net()
     module.fc.train()
