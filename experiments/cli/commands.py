@@ -42,9 +42,10 @@ One experiment, from images to report:
                         simulate, analyse or report.
   presets               List the presets, which are experiments with names.
   run --model PACKAGE.MODULE:FACTORY --data FOLDER
-                        The whole path for a PyTorch network and images of your
-                        own; later commands on it take its --out and no PRESET
-                        (score and analyse the PRESET own).
+                        The whole path for a network and images of your own, in
+                        PyTorch, or without chips in JAX; later commands on it
+                        take its --out and no PRESET (score and analyse the
+                        PRESET own).
 
 More about a finished run:
   rank-correlation PRESET
@@ -110,6 +111,7 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
     from experiments.cli.parsing import Options, parse_preset, with_own_preset
     from experiments.pipeline import runner
+    from experiments.runs.frameworks import framework_of
 
     arguments = with_own_preset(arguments)
     options = parse_preset(Options, command, arguments)
@@ -125,8 +127,10 @@ def _run_stages(command: str, arguments: Sequence[str]) -> None:
         say=say,
     )
     if names[-1] == "report" and not options.dry_run:
+        has_chips = framework_of(options.experiment, options.out) != "jax"
         with at_work():
-            _print_result(options.out)
+            (_print_result if has_chips else _print_scores)(options.out)
+            print(f"\nReport: {options.out / 'report.html'}")
 
 
 def _score(arguments: Sequence[str]) -> int | None:
@@ -274,7 +278,15 @@ def _print_result(folder: Path) -> None:
     sentences.append(routers.summary(tables["routing_choices"]))
     for sentence in filter(None, sentences):
         print(sentence)
-    print(f"\nReport: {folder / 'report.html'}")
+
+
+def _print_scores(folder: Path) -> None:
+    """What a run without chips says."""
+    from experiments.runs.files import read_parquet
+    from experiments.tables import digital
+
+    print(digital.summary(read_parquet(folder / "accuracy.parquet")))
+    print(f"Samples of highest curvature: {folder / 'highest.csv'}")
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

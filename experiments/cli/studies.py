@@ -10,6 +10,7 @@ from typing import Any
 from experiments.cli.parsing import Options, parse_preset
 from experiments.cli.words import say
 from experiments.pipeline.up_to_date import contradictions
+from experiments.runs.frameworks import require_chips
 from experiments.runs.remembered import recall, recall_run, remember
 from experiments.settings.presets import flag_name
 from experiments.settings.renamed import RENAMED_COMMANDS
@@ -32,6 +33,8 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     options = _parse(study, command, arguments)
     settings = getattr(options, study.prefix)
     out = _folder(options, study, command)
+    if "export" in study.of:
+        require_chips(options.experiment, options.out, command)
     stages = study.of if settings.out is not None else (*study.of, *study.beside)
     for name, why in contradictions(stages, options.experiment, options.out):
         another = f", or give {flag_name(study.prefix)}.out DIR" if name in study.beside else ""

@@ -116,7 +116,7 @@ def gallery_rows(
     """The `count` lowest- and the `count` highest-scored samples of a fold, lowest first.
 
     Args:
-        joined: as `outcomes.join` returns it.
+        joined: as `outcomes.join` returns it, or `outcomes.digital_outcomes`.
         fold: one fold, not the pooled ones.
         count: how many of each end.
         profile: the profile whose outcomes are shown.
@@ -129,7 +129,9 @@ def gallery_rows(
     Raises:
         ValueError: if fold, profile and chip have fewer than 2 * count samples.
     """
-    rows = one_chip(joined[joined["fold"] == fold], profile, chip)
+    rows = joined[joined["fold"] == fold]
+    if "profile" in rows:
+        rows = one_chip(rows, profile, chip)
     if count < 1 or len(rows) < 2 * count:
         raise ValueError(f"cannot show {count} of each end of the {len(rows)} {fold} samples")
     rows = rows.sort_values([score, "index"])
@@ -146,7 +148,8 @@ def gallery(
     score: str = "curvature",
     columns: int = 8,
 ) -> Path:
-    """The images of lowest and highest score, each with class, score and both outcomes.
+    """The images of lowest and highest score, each with class, score and both outcomes; the digital
+    one alone where there are no chips.
 
     Args:
         rows: as `gallery_rows` returns it.
@@ -167,7 +170,7 @@ def gallery(
     ends = [rows.index[rows["end"] == end] for end in ("lowest", "highest")]
     columns = min(columns, max(len(end) for end in ends))
     lines = [-(-len(end) // columns) for end in ends]
-    profile = rows["profile"].iloc[0]
+    chips = "failure" in rows
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = new_figure(width=0.95 * columns, height=1.48 * sum(lines) + 0.6)
         blocks = figure.subfigures(2, 1, squeeze=False, height_ratios=lines).flat
@@ -181,22 +184,25 @@ def gallery(
                 axis.set_axis_off()
             for axis, position in zip(grid.flat, end, strict=False):
                 row = rows.loc[position]
-                outcome = outcome_of(row["digital_correct"], row["failure"])
+                outcome = outcome_of(row["digital_correct"], row["failure"] if chips else None)
                 _show(axis, images[rows.index.get_loc(position)], COLOURS[outcome])
                 name_of_class = _shorten(class_names[row["label"]])
                 axis.set_title(name_of_class, fontsize=7, pad=3, parse_math=False)
                 digital = "ok" if row["digital_correct"] else "failed"
-                analog = "ok" if row["analog_correct"] else "failed"
+                analog = f"\nanalog {'ok' if row['analog_correct'] else 'failed'}" if chips else ""
                 axis.set_xlabel(
-                    f"{row[score]:.2g}\ndigital {digital}\nanalog {analog}",
+                    f"{row[score]:.2g}\ndigital {digital}{analog}",
                     fontsize=6,
                     color=COLOURS[outcome],
                     labelpad=2,
                 )
-        figure.supxlabel(f"analog: {profile}, chip {rows['chip'].iloc[0]}", fontsize=7)
+        if chips:
+            first = rows.iloc[0]
+            figure.supxlabel(f"analog: {first['profile']}, chip {first['chip']}", fontsize=7)
         keep = ["end", "fold", "index", *(["path"] if "path" in rows else [])]
-        keep += ["label", score, "profile", "chip"]
-        keep += [f"{side}_{what}" for side in ("digital", "analog") for what in _PREDICTED]
+        keep += ["label", score, *(["profile", "chip"] if chips else [])]
+        sides = ("digital", "analog") if chips else ("digital",)
+        keep += [f"{side}_{what}" for side in sides for what in _PREDICTED]
         names = [class_names[label] for label in rows["label"]]
         return write_figure(figure, path, rows[keep].assign(class_name=names))
 

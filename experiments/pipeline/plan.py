@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.pipeline.registry import stage_of
+from experiments.pipeline.registry import OF_CHIPS, stages_of
 from experiments.pipeline.up_to_date import differences, identity_of, reasons
+from experiments.runs.frameworks import framework_of
 from experiments.runs.records import read_record
 from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
@@ -36,7 +37,7 @@ def plan(
     """Which stages will run, as far as is known before.
 
     A stage that reads what another will make, and whose settings are as recorded, runs only if that
-    comes out different.
+    comes out different. Stages that the run does not have are left out.
 
     Args:
       experiment: every setting.
@@ -50,15 +51,18 @@ def plan(
     """
     steps: list[Step] = []
     running: list[str] = []
-    for name in names:
-        stage = stage_of(name, experiment)
+    stages = stages_of(experiment, folder)
+    unsure = framework_of(experiment, folder) is None
+    for name in filter(stages.__contains__, names):
+        stage = stages[name]
         record = read_record(folder, name)
         before = [other for other in stage.after if other in running]
         if not before:
             identity = identity_of(stage, experiment, folder, images)
             found = list(reasons(stage, identity, folder))
         elif record is None:
-            found = ["not run yet"]
+            only = f", only if {experiment.model.factory} returns a torch module"
+            found = ["not run yet" + only * (unsure and name in OF_CHIPS)]
         else:
             found = list(differences(stage, record, as_leaves(experiment)))
             found = found or [f"if {' or '.join(before)} comes out different"]

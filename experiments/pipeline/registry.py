@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.runs import job
+from experiments.runs.descriptions import Framework
+from experiments.runs.frameworks import framework_of
 from experiments.settings.flags import Experiment
 from experiments.stages import (
     analyse,
@@ -20,6 +22,12 @@ from experiments.stages import (
     simulate,
     train,
 )
+
+OF_CHIPS = ("export", "moments", "flips", "simulate")
+"""The stages that a network without a PyTorch counterpart does not have."""
+
+_OF_SCORES = {"analyse": analyse.analyse_scores, "report": report.report_scores}
+"""What stages do where there are no chips."""
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")
 _TORCH = ("torch", "aihwkit", "safetensors")
@@ -133,11 +141,29 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def stage_of(name: str, experiment: Experiment) -> Stage:
+def stages_of(experiment: Experiment, folder: Path) -> dict[str, Stage]:
+    """The stages of a run by name, in order.
+
+    Those of chips are left out where the network has no PyTorch counterpart. Of a factory that
+    `train` has not called yet this is not known: then all are there, and none asks for torch.
+    """
+    framework = framework_of(experiment, folder)
+    names = [name for name in STAGES if framework != "jax" or name not in OF_CHIPS]
+    return {name: stage_of(name, experiment, framework) for name in names}
+
+
+def stage_of(
+    name: str, experiment: Experiment, framework: Framework | None = "torch"
+) -> Stage:
     """A stage as the experiment has it: `train` takes over given weights, or an own network.
 
-    The stages of an own network need torch. What its factory reads is not known before it is
-    called: `train` then always runs.
+    What a factory reads is not known before it is called: `train` then always runs. A factory's
+    torch module is brought to JAX wherever that computes, which takes torch.
+
+    Args:
+      name: the stage's.
+      experiment: the run's settings.
+      framework: what `framework_of` says of the run.
     """
     stage = STAGES[name]
     if (factory := experiment.model.factory) is not None:
@@ -149,11 +175,13 @@ def stage_of(name: str, experiment: Experiment) -> Stage:
                 images=_SCORED,
                 always=f"calls {factory}, to see whether its network has changed",
             )
-        if "jax" in stage.packages:
+        if framework != "torch":
+            stage = _without_torch(stage)
+        elif "jax" in stage.packages:
             stage = dataclasses.replace(
                 stage, packages=tuple(dict.fromkeys([*stage.packages, *_TORCH]))
             )
-        return stage
+        return stage if framework != "jax" else _without_chips(stage)
     if name != "train" or experiment.model.weights is None:
         return stage
     file = pretrained.weights_file(experiment)
@@ -163,4 +191,18 @@ def stage_of(name: str, experiment: Experiment) -> Stage:
         packages=(*_JAX, "torch", "safetensors"),
         cpu_only=True,
         reads=() if file is None else (file,),
+    )
+
+
+def _without_torch(stage: Stage) -> Stage:
+    packages = tuple(name for name in stage.packages if name not in _TORCH)
+    return dataclasses.replace(stage, packages=packages)
+
+
+def _without_chips(stage: Stage) -> Stage:
+    return dataclasses.replace(
+        stage,
+        run=_OF_SCORES.get(stage.name, stage.run),
+        after=tuple(name for name in stage.after if name not in OF_CHIPS),
+        shows=(),
     )

@@ -23,7 +23,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from experiments.pipeline.plan import in_words, plan
-from experiments.pipeline.registry import Stage, stage_of
+from experiments.pipeline.registry import Stage, stages_of
 from experiments.pipeline.up_to_date import (
     Identity,
     deciding,
@@ -32,6 +32,7 @@ from experiments.pipeline.up_to_date import (
     other_versions,
 )
 from experiments.runs.files import sha256, writable
+from experiments.runs.frameworks import cure, require_chips, why_no_chips
 from experiments.runs.job import Job, list_images, skip_silently
 from experiments.runs.records import read_record, write_record
 from experiments.runs.remembered import recall_run, remember, settings_file
@@ -80,7 +81,7 @@ def run(
       experiment: the settings. The folder remembers them once a stage has finished, was found up to
         date or was interrupted; not where it failed.
       folder: the run's folder.
-      names: which stages.
+      names: which stages; those that the run does not have are left out, and said.
       preset: the preset's name, remembered with the settings.
       data_dir: where data sets are; None for TFDS's default.
       debug: show tracebacks.
@@ -89,13 +90,17 @@ def run(
 
     Raises:
       ValueError, OSError: the run cannot start: something is not installed, the folder cannot be
-        written, or an earlier stage has not run.
+        written, an earlier stage has not run, or the run has none of the stages.
       StageFailed: a stage failed and said why.
       WorkFailed: settings.json could not be written.
     """
-    for name in names:
-        package_versions(stage_of(name, experiment).packages)
-    if "simulate" in names:
+    stages = stages_of(experiment, folder)
+    there = [name for name in names if name in stages]
+    if not there:
+        require_chips(experiment, folder, names[0])
+    for name in there:
+        package_versions(stages[name].packages)
+    if "simulate" in there:
         require_device(experiment.simulate.device)
     images = list_images(experiment.data, data_dir)
     if dry_run:
@@ -103,8 +108,16 @@ def run(
         return
     with writable(folder), lock(folder):
         _say_plan(experiment, folder, names, images, say)
+        said = _left_out(names, experiment, folder)
         for name in names:
-            stage = stage_of(name, experiment)
+            stages = stages_of(experiment, folder)
+            missing = _left_out(names, experiment, folder)
+            if missing not in ("", said):  # `train` has found out
+                said = missing
+                say(missing)
+            if name not in stages:
+                continue
+            stage = stages[name]
             identity = identity_of(stage, experiment, folder, images)
             code = 0
             if is_up_to_date(stage, identity, folder):
@@ -152,6 +165,18 @@ def _say_plan(
     if whole or (any(step.why for step in steps) and any(step.seconds for step in steps)):
         for line in in_words(steps):
             say(line)
+    if missing := _left_out(names, experiment, folder):
+        say(missing)
+
+
+def _left_out(names: tuple[str, ...], experiment: Experiment, folder: Path) -> str:
+    """Which stages a run does not have, why and what to do about it; "" where it has all."""
+    stages = stages_of(experiment, folder)
+    missing = [name for name in names if name not in stages]
+    if not missing:
+        return ""
+    factory = experiment.model.factory
+    return f"left out: {', '.join(missing)}, for {why_no_chips(factory)}; {cure(factory)}"
 
 
 def _exit_code_of(name: str, job: Job, identity: Identity, debug: bool) -> int:
@@ -194,7 +219,7 @@ def _exit_code_of(name: str, job: Job, identity: Identity, debug: bool) -> int:
 
 def _work(name: str, job: Job, identity: Identity, debug: bool) -> None:
     """Runs one stage and records it; the body of the stage's own process."""
-    stage = stage_of(name, job.experiment)
+    stage = stages_of(job.experiment, job.folder)[name]
     if stage.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
     raise_on_sigterm()
@@ -219,13 +244,14 @@ def _run_and_record(stage: Stage, job: Job, identity: Identity) -> None:
     started = time.monotonic()
     with progress.stage(stage.name):
         outcome = stage.run(job)
+    packages = stages_of(job.experiment, job.folder)[stage.name].packages  # `train` knows them now
     record = {
         "name": stage.name,
         **identity,
         "outputs": {
             path.relative_to(job.folder).as_posix(): sha256(path) for path in outcome.outputs
         },
-        "versions": package_versions(stage.packages),
+        "versions": package_versions(packages),
         "device": outcome.device,
         "platform": platform.platform(),
         "environment": environment(),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.registry import SPEED, STAGES, Stage
+from experiments.pipeline.registry import SPEED, STAGES, Stage, stages_of
 from experiments.runs.files import sha256
 from experiments.runs.records import default_of, read_record
 from experiments.runs.remembered import as_leaves
@@ -42,7 +42,8 @@ def identity_of(
         inputs than those that are there.
     """
     inputs = {}
-    before = _before(stage)
+    stages = stages_of(experiment, folder)
+    before = _before(stage, stages)
     for name in before:
         if read_record(folder, name) is None:
             raise FileNotFoundError(
@@ -168,10 +169,10 @@ def other_versions(record: Mapping[str, Any], versions: Mapping[str, str]) -> st
     )
 
 
-def _before(stage: Stage) -> list[str]:
-    """The stages that lead to this one, in order."""
-    needed = set(stage.after).union(*(_before(STAGES[name]) for name in stage.after))
-    return [name for name in STAGES if name in needed]
+def _before(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:
+    """The stages of a run that lead to this one, in order."""
+    needed = set(stage.after).union(*(_before(stages[name], stages) for name in stage.after))
+    return [name for name in stages if name in needed]
 
 
 def _reads(stage: Stage, name: str) -> bool:

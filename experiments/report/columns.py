@@ -104,10 +104,42 @@ _CLASSES = {
     "class_name": Column("class"),
     "samples": Column("samples"),
     "digital_accuracy": Column("digital accuracy (%)", formats.percent),
-    "analog_accuracy": Column("analog accuracy (%)", formats.percent),
-    "failures": Column("failures, mean over chips"),
-    "failure_rate": Column("failure rate (%)", formats.percent),
+    "analog_accuracy": Column("analog accuracy (%)", formats.percent, optional=True),
+    "failures": Column("failures, mean over chips", optional=True),
+    "failure_rate": Column("failure rate (%)", formats.percent, optional=True),
     "mean_curvature": Column("mean curvature"),
+}
+_ACCURACY = {
+    "fold": Column("fold"),
+    "samples": Column("samples"),
+    "digital_accuracy": Column("digital accuracy (%)", formats.percent),
+    "of_correct": Column("median curvature of the digitally correct"),
+    "of_wrong": Column("of the digitally wrong"),
+    "last_decile": Column("highest tenth of all above"),
+}
+_SCORE_DECILES = {
+    "decile": Column("decile"),
+    "samples": Column("samples"),
+    "low": Column("curvature from"),
+    "high": Column("to"),
+    "digital_accuracy": Column("digital accuracy (%)", formats.percent),
+    "median_margin": Column("median margin"),
+}
+_SCORE_COSTS = {
+    "predictor": Column("score", formats.words),
+    "forward_passes": Column("forward passes"),
+    "seconds_per_image": Column("ms an image", formats.milliseconds, optional=True),
+    "spearman": Column("Spearman's rho with curvature", formats.decimals),
+    "spearman_of_correct": Column("among the digitally correct", formats.decimals),
+}
+_HIGHEST = {
+    "fold": Column("fold"),
+    "index": Column("index"),
+    "path": Column("file", optional=True),
+    "class_name": Column("class"),
+    "curvature": Column("curvature"),
+    "loss": Column("loss"),
+    "margin": Column("margin"),
 }
 _VULNERABLE = {
     "fold": Column("fold"),
@@ -143,5 +175,9 @@ LAYOUTS = {
     "systematic": Layout(_SYSTEMATIC),
     "vulnerable": Layout(_VULNERABLE),
     "per_class": Layout(_CLASSES),
+    "accuracy": Layout(_ACCURACY),
+    "score_deciles": Layout(_SCORE_DECILES, ("fold",)),
+    "score_costs": Layout(_SCORE_COSTS),
+    "highest": Layout(_HIGHEST),
 }
 """The tables of `contents.RunTables` that are shown as they stand."""

@@ -16,8 +16,8 @@ from experiments.tables.outcomes import FULL_PROFILE
 class RunTables:
     """The tables of one run. The section of a table that is None is left out of the report."""
 
-    deciles: pd.DataFrame
-    """As `failure_rates.failure_tables` returns it."""
+    deciles: pd.DataFrame | None = None
+    """As `failure_rates.failure_tables` returns it; None where there are no chips."""
     table_one: pd.DataFrame | None = None
     """As `failure_rates.table_one` returns it."""
     predictors: pd.DataFrame | None = None
@@ -42,6 +42,19 @@ class RunTables:
     """As `failure_rates.per_class` returns it, with class_name."""
     vulnerable: pd.DataFrame | None = None
     """As `failure_rates.vulnerable` returns it, with class_name; predictions may be names."""
+    accuracy: pd.DataFrame | None = None
+    """As `digital.accuracy` returns it."""
+    score_deciles: pd.DataFrame | None = None
+    """As `digital.score_deciles` returns it."""
+    score_costs: pd.DataFrame | None = None
+    """As `digital.score_costs` returns it; may have seconds_per_image too."""
+    highest: pd.DataFrame | None = None
+    """As `digital.highest` returns it, with class_name; predictions may be names."""
+
+    @property
+    def listed(self) -> pd.DataFrame | None:
+        """The table whose samples are shown with their images."""
+        return self.highest if self.vulnerable is None else self.vulnerable
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,8 @@ class ReportContents:
     """Seconds from programming to reading of the chips with PCM."""
     ideal_agreement: float | None = None
     """As `outcomes.ideal_agreement` returns it."""
+    summary: str = ""
+    """The answer where there are no chips, as `digital.summary` returns it."""
     verdict: str = ""
     """What the predictors say in one sentence, as `predictors.verdict` returns it."""
     routing_summary: str = ""
@@ -80,12 +95,12 @@ class ReportContents:
     """PNG files to embed. The start of a name says which section a figure belongs to, see
     `pictures.KINDS`; others follow under their own names."""
     thumbnails: Sequence[bytes] = ()
-    """PNG files as bytes, one for each row of `tables.vulnerable`, or none."""
+    """PNG files as bytes, one for each row of `tables.listed`, or none."""
     reproduce: Sequence[str] = ()
     """Command lines that make the run again."""
 
     def __post_init__(self) -> None:
-        samples = 0 if self.tables.vulnerable is None else len(self.tables.vulnerable)
+        samples = 0 if self.tables.listed is None else len(self.tables.listed)
         if self.thumbnails and len(self.thumbnails) != samples:
             raise ValueError(
                 f"{len(self.thumbnails)} thumbnails for {samples} vulnerable samples; give one "

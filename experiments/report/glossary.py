@@ -8,8 +8,20 @@ from typing import Any
 from experiments.tables.formats import words
 
 
-def glossary(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
-    """Terms and what they mean, with the settings of the chips where they are there."""
+_OF_SCORES = ("decile", "curvature", "hessian", "gradient norm", "entropy", "label free")
+"""How the terms begin that need no chips."""
+
+
+def glossary(
+    settings: Mapping[str, Any], last: int, *, chips: bool = True
+) -> list[tuple[str, str]]:
+    """Terms and what they mean, with the settings of the chips where they are there; without
+    `chips` those of scores alone."""
+    terms = _terms(settings, last)
+    return terms if chips else [one for one in terms if one[0].startswith(_OF_SCORES)]
+
+
+def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
     adc = "each tile's outputs are quantised by a converter"
     wnoise = "Gaussian noise of the weights"
     pcm = "phase-change memory: programming noise, drift and read noise"

@@ -73,7 +73,8 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
     given = contents.tables
     sections = {
         "table-one": ("Table I", given.table_one is not None),
-        "deciles": ("Failure rate by curvature decile", True),
+        "scores": ("Curvature", given.score_deciles is not None),
+        "deciles": ("Failure rate by curvature decile", given.deciles is not None),
         "predictors": ("Which score predicts failure", given.predictors is not None),
         "calibration": ("Whether probabilities come true", given.calibration_errors is not None),
         "routing": ("Routing fragile samples to the digital model", given.routing is not None),
@@ -81,14 +82,16 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
             "Whether the same samples fail",
             given.overlap is not None or given.systematic is not None,
         ),
-        "drift": ("As the chips age", True),
+        "drift": ("As the chips age", given.deciles is not None),
         "gallery": ("Gallery", any(picture.section == "gallery" for picture in pictures)),
         "vulnerable": ("Most vulnerable samples", given.vulnerable is not None),
+        "highest": ("Samples of highest curvature", given.highest is not None),
         "classes": ("Classes", given.per_class is not None),
         "accuracy": (
             "Accuracy and failure rate of every fold",
             given.table_one is not None or contents.ideal_agreement is not None,
         ),
+        "folds": ("Accuracy and curvature of every fold", given.accuracy is not None),
         "figures": ("More figures", True),
         "reproduce": ("How to reproduce", bool(contents.reproduce)),
         "settings": ("Settings", True),
@@ -104,21 +107,26 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
     """The tables of the run as the template takes them; None for those that are not there."""
     given, fold, profile = contents.tables, contents.fold, contents.profile
     seconds = contents.drift_seconds
-    last = int(given.deciles["decile"].max())
+    deciles = given.score_deciles if given.deciles is None else given.deciles
+    assert deciles is not None
+    last = int(deciles["decile"].max())
     one, predictors, routing = given.table_one, given.predictors, given.routing
     shown: dict[str, Any] = {
-        "chips": int(given.deciles["chips"].max()),
+        "chips": 0,
         "last_decile": last,
-        "words": glossary(contents.settings, last),
-        "answers": [],
+        "words": glossary(contents.settings, last, chips=given.deciles is not None),
+        "answers": [contents.summary] if contents.summary else [],
         "predictor_tables": [],
         "auroc_grid": None,
-        "decile_grids": [
+        "decile_grids": [],
+    }
+    if given.deciles is not None:
+        shown["chips"] = int(given.deciles["chips"].max())
+        shown["decile_grids"] = [
             tables.decile_grid(given.deciles, fold, "all", seconds),
             tables.decile_grid(given.deciles, fold, "correct", seconds),
-        ],
-    }
-    if predictors is not None:
+        ]
+    if predictors is not None and given.deciles is not None:
         shown |= {
             "answers": answers(
                 given.deciles, predictors, profile=profile, fold=fold, drift_seconds=seconds

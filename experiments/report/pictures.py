@@ -51,7 +51,12 @@ KINDS = {
         "The images of lowest and of highest curvature. Blue: the prediction survives on "
         "the analog chip; red: an analog-only failure; grey: digitally wrong.",
     ),
-    "score_histogram": ("", "Distribution of the score, each group as a share of itself."),
+    "gallery_digital": (
+        "gallery",
+        "The images of lowest and of highest curvature. Blue: digitally correct; grey: digitally "
+        "wrong.",
+    ),
+    "score_histogram": ("scores", "Distribution of the score, each group as a share of itself."),
     "training_curve": (
         "",
         "Training of the digital model; the dot is the checkpoint in use.",

@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from experiments.settings.flags import Model
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
+
+Framework = Literal["torch", "jax"]
+"""Where a network is from: "torch" goes onto chips, "jax" has no PyTorch counterpart."""
 
 _COUNTS = ("num_classes", "in_channels")
 _FACTORY = re.compile(r"\w+(\.\w+)*:\w+")
@@ -82,6 +85,12 @@ def is_of_factory(description: dict[str, Any]) -> bool:
     return "factory" in description
 
 
+def framework_in(description: dict[str, Any]) -> Framework:
+    """Where the network of a description is from."""
+    framework: Framework = description.get("framework", "torch")
+    return framework
+
+
 def _no_resnet(found: dict[str, Any]) -> str | None:
     kinds = get_type_hints(Model)
     for name in ("architecture", "stem"):
@@ -99,6 +108,8 @@ def _no_factory(found: dict[str, Any]) -> str | None:
         isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in sources.values()
     ):
         return "it has no checksums of the factory's sources"
+    if framework_in(found) not in get_args(Framework):
+        return f"framework is {found['framework']!r}, not {' or '.join(get_args(Framework))}"
     return None
 
 

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.runs.descriptions import is_of_factory, read_normalisation, require_description
+from experiments.runs.descriptions import (
+    framework_in,
+    is_of_factory,
+    read_normalisation,
+    require_description,
+)
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
-from experiments.runs.own_network import load_own, weights_of
+from experiments.runs.own_network import load_function, load_own, weights_of
 from experiments.runs.samples import first_images
 from jaxcurv import data
 
@@ -47,8 +52,9 @@ def load_model(
     """The digital network in JAX and its weights, as `jaxcurv.score_dataset` takes them.
 
     Returns:
-      An NNX module, which has its weights, and None; for a network of a factory a function of
-      parameters and images, and the parameters by their names in PyTorch.
+      An NNX module, which has its weights, and None; for a torch module of a factory a function of
+      parameters and images, and the parameters by their names in PyTorch; for another network of a
+      factory what it returns.
 
     Raises:
       FileNotFoundError: the weights are not there.
@@ -56,9 +62,12 @@ def load_model(
     """
     if not is_of_factory(description):
         return load_flax(job, description), None
+    images = examples(dataset, description)
+    if framework_in(description) == "jax":
+        return load_function(job, description, images)
     import bridge
 
-    return bridge.to_jax(load_own(job, description), examples(dataset, description))
+    return bridge.to_jax(load_own(job, description), images)
 
 
 def examples(dataset: data.ImageDataset, description: dict[str, Any]) -> np.ndarray:

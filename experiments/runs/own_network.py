@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from experiments.runs.job import Job
-from experiments.system.factories import call_factory, is_torch, sources_of
+from experiments.system.factories import as_function, call_factory, is_torch, sources_of
+from jaxcurv.storage.checksums import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -15,27 +19,22 @@ if TYPE_CHECKING:
 _LONGEST = 300  # characters of a list of what does not fit
 
 WEIGHTS = "network.safetensors"
-"""The file in which a run keeps the network's weights."""
+"""The file in which a run keeps a torch module's weights."""
+
+FUNCTION = "network.json"
+"""The file in which a run keeps what tells a network in JAX from another: `factory`, `weights`
+(hash of its parameters), and `logits` of a few test images `[image, class]`."""
+
+_ROUNDING = 1e-4
+"""Difference of logits that are equal, of the largest one: the device may be another."""
 
 
-def call_network(factory: str) -> nn.Module:
-    """The torch module that a factory makes, in float32 on the CPU.
-
-    Raises:
-      ImportError: the factory's module cannot be imported.
-      ValueError: it cannot be called, or returns no torch module.
-    """
+def as_network(made: nn.Module) -> nn.Module:
+    """The torch module that a factory made, in float32 on the CPU, without wrappers."""
     import torch
 
     from bridge.weights.wrappers import unwrapped
 
-    made = call_factory(factory)
-    if not is_torch(made):
-        raise ValueError(
-            f"{factory} returned a {type(made).__name__}: the whole path needs a torch module, "
-            "which goes onto chips; the scores of an NNX module or a function are computed by "
-            f"python -m experiments score --model {factory} --data FOLDER"
-        )
     return unwrapped(made).to("cpu", torch.float32)
 
 
@@ -87,23 +86,89 @@ def load_own(
     """
     import bridge
 
+    made = _call_again(job, description)
+    if not is_torch(made):
+        raise ValueError(
+            f"{description['factory']} returned a {type(made).__name__}, and a torch module when "
+            "train called it: run train again, and what follows"
+        )
+    if state_dict is None:
+        state_dict, _ = bridge.weights.load_weights(job.folder / description["checkpoint"])
+    network = plain(as_network(made).eval())
+    load_weights_into(network, state_dict, f"the run in {job.folder}")
+    return network
+
+
+def load_function(
+    job: Job, description: dict[str, Any], images: np.ndarray
+) -> tuple[Callable[..., Any], Any]:
+    """A run's own network in JAX, as `jaxcurv.score_dataset` takes it, with its parameters.
+
+    Args:
+      job: the run.
+      description: the network's.
+      images: those whose logits `train` kept, float32 `[n, height, width, channel]`.
+
+    Raises:
+      FileNotFoundError: the network's file is not there.
+      ImportError, ValueError: the factory is another, fails or has changed, or its network has
+        other logits.
+    """
+    kept = read_json(job.folder / description["checkpoint"])
+    made = _call_again(job, description)
+    factory = description["factory"]
+    if is_torch(made):
+        raise ValueError(
+            f"{factory} returned a torch module, and none when train called it: run train again, "
+            "and what follows"
+        )
+    logits_fn, params = as_function(made, factory)
+    if not same_logits(np.asarray(kept["logits"]), logits_of(logits_fn, params, images)):
+        raise ValueError(
+            f"the network of {factory} has other logits than when train called it: if its weights "
+            "or images have changed, run train again, and what follows; if not, fix its seed"
+        )
+    return logits_fn, params
+
+
+def logits_of(logits_fn: Callable[..., Any], params: Any, images: np.ndarray) -> np.ndarray:
+    """Logits of a network in JAX, float32 `[image, class]`."""
+    import jax
+
+    from jaxcurv.engine.batch import PRECISION
+    from jaxcurv.engine.model import functional
+
+    function, weights = functional(logits_fn, params)
+    with jax.default_matmul_precision(PRECISION):
+        return np.asarray(jax.jit(function)(weights, images), np.float32)
+
+
+def same_logits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether logits are those of one network, computed on devices that may differ."""
+    if one.shape != other.shape:
+        return False
+    return bool(np.abs(one - other).max() <= _ROUNDING * np.abs(one).max())
+
+
+def _call_again(job: Job, description: dict[str, Any]) -> Any:
+    """What the factory of a description returns, if it and its code are as they were.
+
+    Raises:
+      ImportError, ValueError: they are not, or it fails.
+    """
     factory, chosen = description["factory"], job.experiment.model.factory
     if factory != chosen:
         raise ValueError(
             f"the network in {job.folder} was made by {factory}, the settings have "
             f"{chosen or 'no factory'}: give --model.factory {factory}, or run train again"
         )
-    network = call_network(factory)
+    made = call_factory(factory)
     if changed := sorted(_changed(description["sources"], sources_of(factory))):
         raise ValueError(
             f"the code of {factory} is not what train saw ({', '.join(changed)} changed): run "
             "train again, and what follows"
         )
-    if state_dict is None:
-        state_dict, _ = bridge.weights.load_weights(job.folder / description["checkpoint"])
-    network = plain(network.eval())
-    load_weights_into(network, state_dict, f"the run in {job.folder}")
-    return network
+    return made
 
 
 def _changed(recorded: dict[str, str], now: dict[str, str]) -> list[str]:

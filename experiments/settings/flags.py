@@ -135,12 +135,13 @@ class Model:
     weights: str | None = None
     """Pretrained weights to use instead of training: a .pth or .safetensors file, or a torchvision
     name such as resnet18:IMAGENET1K_V1; `none` trains the network, or takes those that a factory's
-    network has."""
+    network has. A factory that returns no torch module loads its own."""
     factory: str | None = None
     """A network of your own, in place of architecture, stem and width: PACKAGE.MODULE:FACTORY,
     Python code that is run; modules in the current folder are found. FACTORY() takes no argument
-    and returns a torch module in evaluation mode; it is not trained. `none` has a residual
-    network."""
+    and returns a torch module or a Flax NNX module in evaluation mode, a function from images to
+    logits, or a pair of a function (of parameters and images, to logits) and its parameters; it is
+    not trained, and a torch module alone goes onto chips. `none` has a residual network."""
 
     def __post_init__(self) -> None:
         if self.width < 1:

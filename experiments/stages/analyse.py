@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,9 @@ ANALYSED = (
     *("routing", "routing_choices", "routing_baselines", "per_class", "overlap", "systematic"),
 )
 """The tables of a run, each as Parquet and CSV."""
+
+ANALYSED_SCORES = ("accuracy", "score_deciles", "score_costs", "per_class", "highest")
+"""Those of a run without chips."""
 
 
 def analyse(job: Job) -> Outcome:
@@ -48,9 +52,27 @@ def analyse(job: Job) -> Outcome:
         "per_class": failure_rates.per_class(joined),
     }
     tables["overlap"], tables["systematic"] = profile_overlap(joined, "test", **interval)
+    return _written(job, {name: tables[name] for name in ANALYSED})
+
+
+def analyse_scores(job: Job) -> Outcome:
+    """Writes the tables of `ANALYSED_SCORES`, for a run without chips."""
+    from experiments.tables import digital
+
+    samples = read_digital(job)
+    tables = {
+        "accuracy": digital.accuracy(samples),
+        "score_deciles": digital.score_deciles(samples, job.experiment.analyse.bins),
+        "score_costs": digital.score_costs(samples, pd.read_csv(job.folder / "costs.csv")),
+        "per_class": digital.per_class(samples),
+        "highest": digital.highest(samples),
+    }
+    return _written(job, {name: tables[name] for name in ANALYSED_SCORES})
+
+
+def _written(job: Job, tables: Mapping[str, pd.DataFrame]) -> Outcome:
     outputs = []
-    for name in ANALYSED:
-        table = tables[name]
+    for name, table in tables.items():
         outputs.append(write_parquet(job.folder / f"{name}.parquet", table))
         outputs.append(write_csv(job.folder / f"{name}.csv", table))
     return Outcome(outputs, "cpu")
@@ -69,3 +91,15 @@ def read_joined(job: Job) -> pd.DataFrame:
         read_parquet(job.folder / "scores.parquet"),
         read_parquet(job.folder / "predictions.parquet"),
     )
+
+
+def read_digital(job: Job) -> pd.DataFrame:
+    """Scores of the run, as `outcomes.digital_outcomes` returns them.
+
+    Raises:
+      FileNotFoundError: score has not run.
+      ValueError: the table is damaged.
+    """
+    from experiments.tables import outcomes
+
+    return outcomes.digital_outcomes(read_parquet(job.folder / "scores.parquet"))

@@ -11,19 +11,22 @@ from experiments.runs.descriptions import describe_own
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import examples
 from experiments.runs.own_network import (
+    FUNCTION,
     WEIGHTS,
-    call_network,
+    as_network,
     load_weights_into,
+    logits_of,
     masks_of,
     plain,
+    same_logits,
     weights_of,
 )
 from experiments.runs.samples import scored_samples
 from experiments.settings.flags import Data
 from experiments.stages.pretrained import choose_normalisation
-from experiments.system.factories import sources_of
+from experiments.system.factories import as_function, call_factory, is_torch, sources_of
 from jaxcurv import data
-from jaxcurv.storage.checksums import write_json
+from jaxcurv.storage.checksums import hash_tree, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -41,15 +44,27 @@ def take_own(job: Job) -> Outcome:
         layer to put on chips; or there are too few images.
       OSError: weights or images cannot be read.
     """
+    factory = job.experiment.model.factory
+    assert factory is not None
+    dataset = load_data(job)
+    _require_samples(dataset, job)
+    made = call_factory(factory)
+    take = _take_network if is_torch(made) else _take_function
+    description, path = take(job, made, factory, dataset)
+    description["checkpoint"] = path.name
+    (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
+    return Outcome([write_json(job.folder / "model.json", description), path], "cpu")
+
+
+def _take_network(
+    job: Job, made: nn.Module, factory: str, dataset: data.ImageDataset
+) -> tuple[dict[str, Any], Path]:
+    """Keeps a torch module's weights; returns its description and their file."""
     import bridge
     from bridge.chips.evaluation import require_eval
 
     settings = job.experiment
-    factory = settings.model.factory
-    assert factory is not None
-    dataset = load_data(job)
-    _require_samples(dataset, job)
-    network = call_network(factory)
+    network = as_network(made)
     require_eval(network, f"the network of {factory}")
     origin: dict[str, Any] = {}
     if settings.model.weights is not None:
@@ -57,18 +72,11 @@ def take_own(job: Job) -> Outcome:
         load_weights_into(network, checkpoint.state_dict, settings.model.weights)
         origin = checkpoint.origin
     network = plain(network)
-    channels = int(dataset.test[0]["image"].shape[-1])
-    description = describe_own(
-        factory,
-        sources_of(factory),
-        dataset,
-        in_channels=channels,
-        normalisation=own_normalisation(settings.data, origin, channels),
-    )
+    description = _describe(job, factory, dataset, origin)
     images = examples(dataset, description)
     logits = _logits(network, images, factory)
     _require_classes(logits, dataset, factory)
-    again = plain(call_network(factory))
+    again = plain(as_network(call_factory(factory)))
     state_dict = weights_of(network)
     load_weights_into(again, state_dict, f"the first network of {factory}")
     _require_same(logits, _logits(again, images, factory), factory)
@@ -78,12 +86,105 @@ def take_own(job: Job) -> Outcome:
     header = {"factory": factory}
     if not _holds(path, state_dict, header):
         bridge.weights.save_weights(path, state_dict, header, masks=masks_of(network))
-    description["checkpoint"] = WEIGHTS
     if origin:
         kept = {key: one for key, one in origin.items() if key not in ("class_names", "header")}
         description["origin"] = kept
-    (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
-    return Outcome([write_json(job.folder / "model.json", description), path], "cpu")
+    return description, path
+
+
+def _take_function(
+    job: Job, made: Any, factory: str, dataset: data.ImageDataset
+) -> tuple[dict[str, Any], Path]:
+    """Keeps what tells an NNX module or a function from another, without torch.
+
+    Returns its description and the file.
+    """
+    settings = job.experiment
+    logits_fn, params = as_function(made, factory)
+    if settings.model.weights is not None:
+        raise ValueError(
+            f"--model.weights {settings.model.weights} is for a torch module, and {factory} "
+            f"returns a {type(made).__name__}: load the weights in the factory, and leave the flag "
+            "out (--model.weights none)"
+        )
+    if (job.folder / "weights.safetensors").exists():
+        raise ValueError(
+            f"{job.folder} holds the chips of a torch module, and {factory} returns a "
+            f"{type(made).__name__}, which has none: choose another folder with --out"
+        )
+    description = _describe(job, factory, dataset, {}) | {"framework": "jax"}
+    images = examples(dataset, description)
+    _inspect(job, logits_fn, params, images)
+    logits = logits_of(logits_fn, params, images)
+    _require_classes(logits, dataset, factory)
+    again = as_function(call_factory(factory), factory)
+    if not same_logits(logits, logits_of(*again, images)):
+        raise ValueError(
+            f"{factory} made two networks whose logits differ: fix its seed, or load its weights "
+            "from a file"
+        )
+    path = job.folder / FUNCTION
+    kept = {"factory": factory, "weights": _hash_of(logits_fn, params)}
+    if not _describes(path, kept, logits):
+        write_json(path, kept | {"logits": logits.tolist()})
+    return description, path
+
+
+def _describe(
+    job: Job, factory: str, dataset: data.ImageDataset, origin: dict[str, Any]
+) -> dict[str, Any]:
+    channels = int(dataset.test[0]["image"].shape[-1])
+    return describe_own(
+        factory,
+        sources_of(factory),
+        dataset,
+        in_channels=channels,
+        normalisation=own_normalisation(job.experiment.data, origin, channels),
+    )
+
+
+def _inspect(job: Job, logits_fn: Any, params: Any, images: np.ndarray) -> None:
+    """Refuses a network that cannot be scored.
+
+    Raises:
+      ValueError: it fails, mixes samples, is random or has no derivative.
+    """
+    from jaxcurv.curvature import inspect
+    from jaxcurv.data.reading import Batch
+    from jaxcurv.engine.losses import cross_entropy
+    from jaxcurv.engine.model import Problem, functional
+
+    numbers = np.arange(len(images))
+    batch = Batch(images, np.zeros(len(images), np.int32), numbers)
+    height, width, channels = images.shape[1:]
+    try:
+        function, weights = functional(logits_fn, params)
+        problem = Problem(function, cross_entropy)
+        inspect(problem, weights, batch, job.experiment.score.estimators)
+    except ValueError as error:
+        raise ValueError(
+            f"the network of {job.experiment.model.factory} cannot be scored on images of "
+            f"{height}x{width} pixels and {channels} channels (--data.image-size resizes them, and "
+            f"--data.mean and --data.std with one value each make them gray): {error}"
+        ) from error
+
+
+def _hash_of(logits_fn: Any, params: Any) -> str:
+    from jaxcurv.engine.model import functional
+
+    _, weights = functional(logits_fn, params)
+    return hash_tree(weights)
+
+
+def _describes(path: Path, kept: dict[str, Any], logits: np.ndarray) -> bool:
+    """Whether a file is of this network: written anew, its logits may differ in the last bit."""
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return {name: found.get(name) for name in kept} == kept and same_logits(
+        np.asarray(found["logits"]), logits
+    )
 
 
 def _holds(path: Path, state_dict: dict[str, torch.Tensor], header: dict[str, Any]) -> bool:

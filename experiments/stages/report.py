@@ -14,6 +14,7 @@ from experiments.report.contents import ReportContents, RunTables
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job, Outcome, load_data
+from experiments.runs.frameworks import cure, why_no_chips
 from experiments.runs.records import read_record, read_records, recorded_settings
 from experiments.runs.samples import (
     calibration_samples,
@@ -21,7 +22,7 @@ from experiments.runs.samples import (
     positions_of,
     scored_samples,
 )
-from experiments.stages.analyse import ANALYSED, read_joined
+from experiments.stages.analyse import ANALYSED, ANALYSED_SCORES, read_digital, read_joined
 from jaxcurv import data
 
 _Images = Callable[[pd.DataFrame], np.ndarray]
@@ -31,19 +32,13 @@ _Images = Callable[[pd.DataFrame], np.ndarray]
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from experiments.report.page import write_report
-    from experiments.settings.presets import command_line
     from experiments.studies.drift import is_of_run
     from experiments.tables import outcomes, predictors, routers
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
     dataset = load_data(job)
-    test = choose_folds(dataset, settings, ("test",))["test"]
-
-    def images(rows: pd.DataFrame) -> np.ndarray:
-        positions = positions_of(test.indices, rows["index"].to_numpy())
-        return data.read(test, positions, description="read shown images").images
-
+    images = _images_of_test(dataset, job)
     joined = read_joined(job)
     analysed = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
     figures = _draw(job, joined, analysed, images, dataset.class_names)
@@ -64,13 +59,79 @@ def report(job: Job) -> Outcome:
         routing_summary=routers.summary(analysed["routing_choices"]),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
-        reproduce=[f"python -m experiments run {shlex.join(command_line(asdict(settings)))}"],
+        reproduce=_reproduce(job),
     )
     page = write_report(job.folder / "report.html", contents)
     return Outcome([page, job.folder / "figures"], "cpu")
 
 
-def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
+def report_scores(job: Job) -> Outcome:
+    """Draws the figures and writes report.html of a run without chips."""
+    from experiments.figures import paper, scores
+    from experiments.report.page import write_report
+    from experiments.tables import digital
+    from jaxcurv.data.images import encode_png
+
+    settings = job.experiment
+    dataset = load_data(job)
+    images = _images_of_test(dataset, job)
+    samples = read_digital(job)
+    tables = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED_SCORES}
+    rows = paper.gallery_rows(samples, count=min(8, (samples["fold"] == "test").sum() // 2))
+    folder = job.folder / "figures"
+    figures = [
+        scores.score_histogram(samples, folder / "score_histogram.png"),
+        paper.gallery(rows, images(rows), dataset.class_names, folder / "gallery_digital.png"),
+    ]
+    names = dict(enumerate(dataset.class_names))
+    for name, place in (("per_class", 0), ("highest", 2)):
+        tables[name].insert(place, "class_name", tables[name].pop("label").map(names))
+    contents = ReportContents(
+        title=f"{settings.model.title} on {settings.data.title}",
+        notes=_notes(job, dataset, chips=False),
+        settings=recorded_settings(job.folder),
+        stages=[record for record in read_records(job.folder) if record["name"] != "report"],
+        confidence=settings.analyse.confidence,
+        tables=RunTables(
+            **tables | {"score_costs": tables["score_costs"].merge(_seconds(job), on="predictor", how="left")}
+        ),
+        summary=digital.summary(tables["accuracy"]),
+        figures=figures,
+        thumbnails=[encode_png(image) for image in images(tables["highest"])],
+        reproduce=_reproduce(job),
+    )
+    page = write_report(job.folder / "report.html", contents)
+    return Outcome([page, folder], "cpu")
+
+
+def _images_of_test(dataset: data.ImageDataset, job: Job) -> _Images:
+    test = choose_folds(dataset, job.experiment, ("test",))["test"]
+
+    def images(rows: pd.DataFrame) -> np.ndarray:
+        positions = positions_of(test.indices, rows["index"].to_numpy())
+        return data.read(test, positions, description="read shown images").images
+
+    return images
+
+
+def _reproduce(job: Job) -> list[str]:
+    from experiments.settings.presets import command_line
+
+    return [f"python -m experiments run {shlex.join(command_line(asdict(job.experiment)))}"]
+
+
+def _seconds(job: Job) -> pd.DataFrame:
+    """What each score took: predictor and seconds_per_image."""
+    from experiments.tables import predictors
+
+    scored = read_record(job.folder, "score")
+    measured = {} if scored is None else scored["measured"]
+    costs = pd.read_csv(job.folder / "costs.csv")
+    costs["seconds_per_image"] = costs["predictor"].map(measured)
+    return predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
+
+
+def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[str]:
     """What is to be said of a network and images of the user's own; nothing of a preset's."""
     settings = job.experiment
     if settings.model.factory is None:
@@ -78,24 +139,31 @@ def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
     description = read_description(job.folder)
     scored = scored_samples(dataset, settings)
     normalisation = description["normalisation"]
-    calibrated = len(calibration_samples(dataset, settings))
-    calibration = min(settings.simulate.adc_calibration, calibrated)
-    notes = [
+    notes = [] if chips else [_missing(job)]
+    notes.append(
         f"The network is what {settings.model.factory} returns; it was not trained here. It is "
         f"given (pixel / 255 - mean) / std, with the mean {_listed(normalisation['mean'])} and the "
         f"standard deviation {_listed(normalisation['std'])} of each channel. The images are those "
         f"of {settings.data.name}."
-    ]
+    )
+    calibrated = len(calibration_samples(dataset, settings))
+    calibration = min(settings.simulate.adc_calibration, calibrated)
     if dataset.calibration is not None:
+        validation, kept = f"{len(scored['validation']):,}", f"{calibrated:,} are kept apart"
+        divided = (
+            f"{validation} the validation fold, on which routing thresholds are chosen, and {kept}, "
+            f"of which {calibration:,} set the ranges of the converters and none is scored"
+            if chips
+            else f"{validation} the validation fold, and {kept} and not scored, for chips of this "
+            "network, were there any"
+        )
         notes.append(
             f"The folder has no train and test. Of its images {len(dataset.test):,} are the test "
-            f"fold, {len(scored['validation']):,} the validation fold, on which routing thresholds "
-            f"are chosen, and {calibrated:,} are kept apart, of which {calibration:,} set the "
-            "ranges of the converters and none is scored (--data.validation-fraction, "
-            "--data.split-seed). If the network was trained on some of these images, it is more "
-            "accurate on them than on others, and curvature is lower."
+            f"fold, {divided} (--data.validation-fraction, --data.split-seed). If the network was "
+            "trained on some of these images, it is more accurate on them than on others, and "
+            "curvature is lower."
         )
-    else:
+    elif chips:
         notes.append(f"{calibration:,} images of train set the ranges of the converters.")
         if "validation" not in scored and "validation" in settings.folds:
             notes.append(
@@ -103,6 +171,17 @@ def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
                 "network was trained on it. Routing thresholds need one: a folder val beside test."
             )
     return notes
+
+
+def _missing(job: Job) -> str:
+    """What the page of a run without chips lacks, why, and what to do about it."""
+    factory = job.experiment.model.factory
+    why = why_no_chips(factory)
+    return (
+        f"{why[0].upper()}{why[1:]}. So no chip was simulated, and these sections are missing: "
+        "Table I, failure rates, which score predicts failure, flip probabilities and whether they "
+        f"come true, routing, overlap, drift. To have them: {cure(factory)}."
+    )
 
 
 def _listed(values: Sequence[float]) -> str:
@@ -116,13 +195,8 @@ def _tables(
     class_names: Sequence[str],
 ) -> RunTables:
     """The tables that the page shows: durations beside costs, names in place of labels."""
-    from experiments.tables import failure_rates, predictors
+    from experiments.tables import failure_rates
 
-    scored = read_record(job.folder, "score")
-    measured = {} if scored is None else scored["measured"]
-    costs = pd.read_csv(job.folder / "costs.csv")
-    costs["seconds_per_image"] = costs["predictor"].map(measured)
-    seconds = predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
     names = dict(enumerate(class_names))
     vulnerable = failure_rates.vulnerable(joined, read_parquet(job.folder / "flips.parquet"))
     vulnerable.insert(2, "class_name", vulnerable.pop("label").map(names))
@@ -131,7 +205,7 @@ def _tables(
     per_class = analysed["per_class"].copy()
     per_class.insert(0, "class_name", per_class.pop("label").map(names))
     shown = {
-        "predictors": analysed["predictors"].merge(seconds, on="predictor", how="left"),
+        "predictors": analysed["predictors"].merge(_seconds(job), on="predictor", how="left"),
         "per_class": per_class,
         "vulnerable": vulnerable,
     }

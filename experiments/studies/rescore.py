@@ -26,6 +26,7 @@ from bridge.analysis.failures import deciles, failure_table
 from experiments.figures.style import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
+from experiments.runs.frameworks import framework_of
 from experiments.runs.job import Job
 from experiments.runs.networks import load_model
 from experiments.runs.records import read_record
@@ -121,8 +122,8 @@ class Finished:
     """Samples of the test fold, by index."""
     own: pd.DataFrame
     """The run's scores of these samples, in their order."""
-    predictions: pd.DataFrame
-    """The run's chips' predictions."""
+    predictions: pd.DataFrame | None
+    """The run's chips' predictions; None where it has no chips."""
     estimator: FiniteDifference
     """The run's own Eq. 1."""
     seed: int
@@ -160,7 +161,9 @@ def open_finished(
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     versions = package_versions(("jax", "flax", "matplotlib"))
-    for name, stage in (("model.json", "train"), ("predictions.parquet", "simulate")):
+    chips = framework_of(experiment, folder) != "jax"
+    needed = {"model.json": "train"} | ({"predictions.parquet": "simulate"} if chips else {})
+    for name, stage in needed.items():
         if not (folder / name).exists():
             raise FileNotFoundError(f"no {name} in {folder}: run {stage} first")
     record = read_record(folder, "score")
@@ -203,7 +206,7 @@ def open_finished(
         normalisation=images.normalisation,
         samples=samples,
         own=own,
-        predictions=read_parquet(folder / "predictions.parquet"),
+        predictions=read_parquet(folder / "predictions.parquet") if chips else None,
         estimator=FiniteDifference(**recorded["score"]["estimator"]),
         seed=recorded["seed"],
         origin={
@@ -232,8 +235,10 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
     run that was interrupted, or had fewer variants, are not computed again.
     """
     import jax
+    from flax import nnx
 
-    tensor_float = has_tensor_float(jax.devices()[0]) and finished.params is None
+    has_layers = isinstance(finished.model, nnx.Module)
+    tensor_float = has_tensor_float(jax.devices()[0]) and has_layers
     variants = variants_of(finished.estimator, finished.seed, settings, tensor_float=tensor_float)
     pieces = out / "pieces" / key_of(finished.origin)
     scores = finished.own[[name for name in _SAMPLE if name in finished.own]].copy()
@@ -260,14 +265,16 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
             **finished.origin,
             "versions": finished.versions,
             "fold": FOLD,
-            "profile": outcomes.FULL_PROFILE,
+            "profile": None if finished.predictions is None else outcomes.FULL_PROFILE,
             "tensor_float_32": tensor_float,
             "variants": {variant.name: asdict(variant) for variant in variants},
             **interval,
         },
     )
     show(table)
-    if finished.params is not None:
+    if finished.predictions is None:
+        print("No failure rates: this network has no chips.")
+    if not has_layers:
         print(
             f"{TENSOR_FLOAT} is left out: a network of your own is a function here, without layers "
             "whose precision could be set."
@@ -397,19 +404,19 @@ def has_tensor_float(device: Any) -> bool:
 
 def tabulate(
     scores: pd.DataFrame,
-    predictions: pd.DataFrame,
+    predictions: pd.DataFrame | None,
     *,
     bins: int = 10,
     confidence: float = 0.95,
     resamples: int = 1000,
 ) -> pd.DataFrame:
-    """What each variant does to the ranks and to Table I, under adc+wnoise+pcm.
+    """What each variant does to the ranks and, with chips, to Table I under adc+wnoise+pcm.
 
     Args:
       scores: one row a sample: fold, index, label, prediction, correct (digital), `shipped` and a
         column a variant; as scores.parquet has it.
       predictions: the run's, as predictions.parquet has it; rows of other samples and profiles are
-        left out.
+        left out. None where there are no chips.
       bins: cut among all samples.
       confidence: confidence level of the intervals.
       resamples: resamples of the bootstrap over several chips.
@@ -417,8 +424,8 @@ def tabulate(
     Returns:
       One row a variant, `shipped` first: variant, samples, digitally_correct, chips, device, rho
       and rho_of_correct (Spearman's, with the shipped score; NaN below 3 samples), d1_overlap and
-      d10_overlap (the share of the shipped first and last bin that is in the variant's own), and in
-      percent d1_of_all, d10_of_all, d1_of_correct and d10_of_correct, each with _low and _high: the
+      d10_overlap (the share of the shipped first and last bin that is in the variant's own), and
+      where there are chips in percent d1_of_all, d10_of_all, d1_of_correct and d10_of_correct, each with _low and _high: the
       rate's own interval, not that of a difference, for which variants share too many samples.
 
     Raises:
@@ -426,29 +433,16 @@ def tabulate(
     """
     if SHIPPED not in scores:
         raise ValueError(f"no column {SHIPPED} among the scores: {', '.join(scores)}")
-    wanted = (
-        predictions["fold"].isin(scores["fold"])
-        & predictions["index"].isin(scores["index"])
-        & (predictions["profile"] == outcomes.FULL_PROFILE)
-    )
-    if not wanted.any():
-        raise ValueError(f"no predictions of these samples under {outcomes.FULL_PROFILE}")
-    samples, analog_correct = outcomes.over_chips(outcomes.join(scores, predictions[wanted]))
+    if predictions is None:
+        samples, analog_correct = outcomes.digital_outcomes(scores), np.empty((0, len(scores)))
+    else:
+        samples, analog_correct = _on_chips(scores, predictions)
     digital = samples["digital_correct"]
     devices = scores.attrs.get("devices", {})
     variants = [name for name in scores if name not in _SAMPLE]
     bin_of = {name: deciles(samples[name], samples["sample"], bins) for name in variants}
     rows = []
     for name in [SHIPPED, *(name for name in variants if name != SHIPPED)]:
-        cut = failure_table(
-            samples[name],
-            digital,
-            analog_correct,
-            bins,
-            indices=samples["sample"],
-            confidence=confidence,
-            resamples=resamples,
-        )
         row = {
             "variant": name,
             "samples": len(samples),
@@ -462,13 +456,36 @@ def tabulate(
         for end, number in ends:
             theirs = bin_of[SHIPPED] == number
             row[f"{end}_overlap"] = float((bin_of[name] == number)[theirs].mean())
+        rows.append(row)
+        if predictions is None:
+            continue
+        cut = failure_table(
+            samples[name],
+            digital,
+            analog_correct,
+            bins,
+            indices=samples["sample"],
+            confidence=confidence,
+            resamples=resamples,
+        )
         for denominator in outcomes.DENOMINATORS:
             for end, number in ends:
                 for suffix in ("", "_low", "_high"):
                     rate = cut[f"rate_of_{denominator}{suffix}"].iloc[number - 1]
                     row[f"{end}_of_{denominator}{suffix}"] = 100 * rate
-        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _on_chips(scores: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The samples, and whether each chip gets them right, bool `[chips, samples]`."""
+    wanted = (
+        predictions["fold"].isin(scores["fold"])
+        & predictions["index"].isin(scores["index"])
+        & (predictions["profile"] == outcomes.FULL_PROFILE)
+    )
+    if not wanted.any():
+        raise ValueError(f"no predictions of these samples under {outcomes.FULL_PROFILE}")
+    return outcomes.over_chips(outcomes.join(scores, predictions[wanted]))
 
 
 def _spearman(samples: pd.DataFrame, name: str) -> float:
@@ -476,7 +493,7 @@ def _spearman(samples: pd.DataFrame, name: str) -> float:
 
 
 def draw(table: pd.DataFrame, path: Path) -> Path:
-    """Agreement with the shipped score, and D1 and D10, a row a variant.
+    """Agreement with the shipped score and, with chips, D1 and D10: a row a variant.
 
     Args:
       table: as `tabulate` returns it.
@@ -484,9 +501,10 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
     """
     rows = np.arange(len(table))
     first = table.iloc[0]
+    rated = tuple(outcomes.DENOMINATORS) if first["chips"] else ()
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=7.6, height=0.26 * len(table) + 1.5)
-        agreement, among_all, among_correct = figure.subplots(1, 3, sharey=True)
+        figure = new_figure(width=7.6 if rated else 4.6, height=0.26 * len(table) + 1.5)
+        agreement, *others = figure.subplots(1, 1 + len(rated), sharey=True, squeeze=False)[0]
         for column, label, colour, marker, offset in (
             ("rho", "rho, all", BLACK, "<", -0.18),
             ("rho_of_correct", "rho, correct", BLACK, ">", -0.06),
@@ -507,23 +525,20 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
         agreement.set_xlim(np.floor(10 * min(float(lowest), 0.9)) / 10, 1)
         agreement.set_xlabel("Spearman's rho; share in common")
         agreement.set_title("Agreement with the shipped score")
-        for axis, denominator in ((among_all, "all"), (among_correct, "correct")):
+        for axis, denominator in zip(others, rated, strict=True):
             _draw_rates(axis, table, rows, denominator)
         agreement.set_yticks(rows, table["variant"])
         agreement.set_ylim(len(table) - 0.5, -0.5)
-        for axis in (agreement, among_all):
+        for axis in (agreement, *others[:1]):
             handles, labels = axis.get_legend_handles_labels()
             figure.legend(
                 handles,
                 labels,
                 loc="outside lower left" if axis is agreement else "outside lower right",
-                ncols=4,
+                ncols=4 if rated else 2,
             )
-        figure.suptitle(
-            f"{first['samples']:,} {FOLD} samples, {_chips(first['chips'])}, "
-            f"{outcomes.FULL_PROFILE}",
-            fontsize=9,
-        )
+        on_chips = f", {_chips(first['chips'])}, {outcomes.FULL_PROFILE}" if rated else ""
+        figure.suptitle(f"{first['samples']:,} {FOLD} samples{on_chips}", fontsize=9)
         return write_figure(figure, path, table)
 
 
@@ -551,12 +566,17 @@ def _draw_rates(axis: Axes, table: pd.DataFrame, rows: np.ndarray, denominator: 
 def show(table: pd.DataFrame) -> None:
     """Prints a row a variant."""
     first = table.iloc[0]
+    rates = (
+        f"; D1, D10: analog-only failures, %, {outcomes.FULL_PROFILE}, mean over "
+        f"{_chips(first['chips'])}"
+        if first["chips"]
+        else ""
+    )
     printed = Table(
         title=f"The score's variants on {first['samples']:,} {FOLD} samples, "
         f"{first['digitally_correct']:,} of them digitally correct",
         caption="rho: Spearman's, with the run's own score; kept: share of its bin that is in the "
-        f"variant's own; D1, D10: analog-only failures, %, {outcomes.FULL_PROFILE}, mean over "
-        f"{_chips(first['chips'])}; c: of the digitally correct",
+        f"variant's own{rates}; c: of the digitally correct",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -570,6 +590,7 @@ def show(table: pd.DataFrame) -> None:
         "d1_of_correct": ("D1 c", 1),
         "d10_of_correct": ("D10 c", 1),
     }
+    columns = {name: one for name, one in columns.items() if name in table}
     printed.add_column("", no_wrap=True)
     for label, _ in columns.values():
         printed.add_column(label, justify="right", no_wrap=True)

@@ -84,19 +84,20 @@ def _file_of(module: Any) -> Path | None:
 
 
 def as_function(
-    made: Any, name: str, images: Callable[[], np.ndarray]
+    made: Any, name: str, images: Callable[[], np.ndarray] | None = None
 ) -> tuple[Callable[..., Any], Any]:
     """A model and its parameters, as `score_dataset` takes them.
 
     Args:
       made: what the factory returned.
       name: the factory's, for messages.
-      images: reads examples, float32 `[batch, height, width, channel]`; a torch module needs them.
+      images: reads examples, float32 `[batch, height, width, channel]`; None where it is known to
+        be no torch module, which needs them.
 
     Raises:
       ValueError: it is no model, or a torch module that JAX cannot take.
     """
-    if is_torch(made):
+    if images is not None and is_torch(made):
         import bridge
 
         return bridge.to_jax(made, images())

@@ -39,19 +39,11 @@ def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
         ValueError: where a column, a score or a prediction is missing, repeated or contradicts its
             label; says from which profile, chip, fold and index.
     """
-    require_columns("scores", scores, [*_SAMPLE, "label", "prediction", "correct"])
+    digital = digital_outcomes(scores)
     require_columns("predictions", predictions, [*_CHIP, *_SAMPLE, "prediction", "correct"])
-    _known("scores", scores["fold"], FOLDS)
     _known("predictions", predictions["fold"], FOLDS)
     _known("predictions", predictions["profile"], PROFILES)
-    _once("scores", scores, _SAMPLE)
     _once("predictions", predictions, [*_CHIP, *_SAMPLE])
-
-    digital = scores.rename(
-        columns={"prediction": "digital_prediction", "correct": "digital_correct"}
-    )
-    digital = digital.sort_values("index").sort_values("fold", key=_rank(FOLDS), kind="stable")
-    digital["sample"] = range(len(digital))
     keys = [*_CHIP, *_SAMPLE]
     analog = predictions.rename(
         columns={name: f"analog_{name}" for name in predictions if name not in keys}
@@ -75,6 +67,30 @@ def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     joined = joined.sort_values("profile", key=_rank(PROFILES), kind="stable", ignore_index=True)
     joined["failure"] = analog_only_failures(joined["digital_correct"], joined["analog_correct"])
     return joined
+
+
+def digital_outcomes(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a sample with its scores and the digital outcome, where there are no chips.
+
+    Args:
+        scores: as for `join`.
+
+    Returns:
+        The scores with prediction and correct renamed digital_*, and sample: unique over folds,
+        growing with (fold, index). Sorted by sample.
+
+    Raises:
+        ValueError: where a column is missing or a sample repeated.
+    """
+    require_columns("scores", scores, [*_SAMPLE, "label", "prediction", "correct"])
+    _known("scores", scores["fold"], FOLDS)
+    _once("scores", scores, _SAMPLE)
+    digital = scores.rename(
+        columns={"prediction": "digital_prediction", "correct": "digital_correct"}
+    )
+    digital = digital.sort_values("index").sort_values("fold", key=_rank(FOLDS), kind="stable")
+    digital["sample"] = range(len(digital))
+    return digital
 
 
 def folds(joined: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

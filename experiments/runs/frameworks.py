@@ -1,0 +1,56 @@
+"""Whether a run's network goes onto chips: a torch module does, what JAX alone computes does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.runs.descriptions import Framework, framework_in, read_description
+from experiments.settings.flags import Experiment
+
+
+def framework_of(experiment: Experiment, folder: Path) -> Framework | None:
+    """What a run's network can be computed in: "torch" as well as JAX, or "jax" alone.
+
+    None for a factory that `train` has not called yet: what it returns is only known then.
+    """
+    factory = experiment.model.factory
+    if factory is None:
+        return "torch"
+    try:
+        description = read_description(folder)
+    except (OSError, ValueError):  # there is none yet, or it is damaged: `train` writes it anew
+        return None
+    return framework_in(description) if description.get("factory") == factory else None
+
+
+def require_chips(experiment: Experiment, folder: Path, what: str) -> None:
+    """Refuses what needs chips on a run whose network has none.
+
+    Args:
+      experiment: the run's settings.
+      folder: the run's folder.
+      what: a stage's or a study's name.
+
+    Raises:
+      ValueError: the network has no PyTorch counterpart.
+    """
+    if framework_of(experiment, folder) == "jax":
+        factory = experiment.model.factory
+        raise ValueError(f"{what} needs chips: {why_no_chips(factory)}; {cure(factory)}")
+
+
+def why_no_chips(factory: str | None) -> str:
+    """Why there are none, as the part of a sentence."""
+    return (
+        f"what {factory} returns is computed in JAX and has no PyTorch counterpart that could be "
+        "programmed"
+    )
+
+
+def cure(factory: str | None) -> str:
+    """What gives such a network chips, as the part of a sentence."""
+    return (
+        "for chips write the same layers as a torch module, load the weights into it (those of an "
+        "NNX module with bridge.to_torch(model, into=module, images=images)) and give --model a "
+        f"factory that returns it in place of {factory}"
+    )
