@@ -56,8 +56,14 @@ SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device",
 nothing."""
 
 _SCORED = ("train", "validation", "test")
-_SAMPLES = ("data", "folds", "limit")
-_CHIPS = ("simulate.adc", "simulate.wnoise", "simulate.pcm", "simulate.clipping")
+_SAMPLES = ("data", "folds", "limit", "limit_train")
+_CHIPS = (
+    "simulate.profiles",
+    "simulate.adc",
+    "simulate.wnoise",
+    "simulate.pcm",
+    "simulate.clipping",
+)
 
 STAGES: dict[str, Stage] = {
     stage.name: stage

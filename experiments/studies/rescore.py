@@ -31,7 +31,7 @@ from experiments.runs.networks import load_model
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, read_small
-from experiments.settings.flags import Data, Experiment, Fold
+from experiments.settings.flags import FULL_PROFILE, Data, Experiment, Fold
 from experiments.studies.opening import Study, open_images
 from experiments.system.devices import device, warn_of_idle_accelerator
 from experiments.system.environment import package_versions
@@ -260,7 +260,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
             **finished.origin,
             "versions": finished.versions,
             "fold": FOLD,
-            "profile": outcomes.FULL_PROFILE,
+            "profile": FULL_PROFILE,
             "tensor_float_32": tensor_float,
             "variants": {variant.name: asdict(variant) for variant in variants},
             **interval,
@@ -429,10 +429,10 @@ def tabulate(
     wanted = (
         predictions["fold"].isin(scores["fold"])
         & predictions["index"].isin(scores["index"])
-        & (predictions["profile"] == outcomes.FULL_PROFILE)
+        & (predictions["profile"] == FULL_PROFILE)
     )
     if not wanted.any():
-        raise ValueError(f"no predictions of these samples under {outcomes.FULL_PROFILE}")
+        raise ValueError(f"no predictions of these samples under {FULL_PROFILE}")
     samples, analog_correct = outcomes.over_chips(outcomes.join(scores, predictions[wanted]))
     digital = samples["digital_correct"]
     devices = scores.attrs.get("devices", {})
@@ -520,8 +520,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
                 ncols=4,
             )
         figure.suptitle(
-            f"{first['samples']:,} {FOLD} samples, {_chips(first['chips'])}, "
-            f"{outcomes.FULL_PROFILE}",
+            f"{first['samples']:,} {FOLD} samples, {_chips(first['chips'])}, {FULL_PROFILE}",
             fontsize=9,
         )
         return write_figure(figure, path, table)
@@ -555,7 +554,7 @@ def show(table: pd.DataFrame) -> None:
         title=f"The score's variants on {first['samples']:,} {FOLD} samples, "
         f"{first['digitally_correct']:,} of them digitally correct",
         caption="rho: Spearman's, with the run's own score; kept: share of its bin that is in the "
-        f"variant's own; D1, D10: analog-only failures, %, {outcomes.FULL_PROFILE}, mean over "
+        f"variant's own; D1, D10: analog-only failures, %, {FULL_PROFILE}, mean over "
         f"{_chips(first['chips'])}; c: of the digitally correct",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
