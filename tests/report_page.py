@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.report.contents import ReportContents, RunTables
 from experiments.report.page import write_report
-from experiments.tables.outcomes import FULL_PROFILE as FULL
+from experiments.settings.flags import FULL_PROFILE as FULL
 
 NAN = float("nan")
 ATTACK = "<script>alert('x')</script>"

@@ -7,50 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import bridge
+from tools.published_networks import CifarResNet
+
 CLASSES = 10
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions; a strided shortcut takes every second pixel and pads channels."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.added = stride, (outputs - inputs) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *2 * [self.added]))
-        return F.relu(out + x)
-
-
-class CifarResNet(nn.Module):
-    """He et al.'s networks for CIFAR, with shortcuts without weights: 6 blocks + 2 layers deep.
-
-    The names are those of github.com/akamaster/pytorch_resnet_cifar10.
-    """
-
-    def __init__(self, blocks: int = 1, width: int = 16):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        stages = []
-        for stage, channels in enumerate((width, 2 * width, 4 * width)):
-            first = Residual(max(width, channels // 2), channels, 1 if stage == 0 else 2)
-            rest = [Residual(channels, channels, 1) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(first, *rest))
-        self.layer1, self.layer2, self.layer3 = stages
-        self.linear = nn.Linear(4 * width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        x = F.avg_pool2d(x, x.size()[3])
-        return self.linear(x.view(x.size(0), -1))
 
 
 def vgg(depth: int = 1, width: int = 8) -> nn.Module:
@@ -463,6 +423,12 @@ def resnet56() -> nn.Module:
     """What `benchmark curvature --model tests.torch_networks:resnet56` measures."""
     torch.manual_seed(0)
     return randomised(CifarResNet(blocks=9))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 of the standard width, measured in the same way."""
+    torch.manual_seed(0)
+    return randomised(bridge.weights.resnet18(CLASSES, "cifar"))
 
 
 def made(name: str, seed: int = 0) -> tuple[nn.Module, Sequence[int]]:

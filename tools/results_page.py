@@ -20,9 +20,10 @@ from bridge.chips.profiles import from_json
 from experiments.paper.fit import cell_of
 from experiments.runs.files import read_parquet, write_bytes
 from experiments.runs.records import read_records, recorded_settings
+from experiments.settings.flags import FULL_PROFILE
 from experiments.settings.presets import command_line
 from experiments.tables.formats import with_interval
-from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
+from experiments.tables.outcomes import DENOMINATORS
 from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.storage.checksums import read_json
 

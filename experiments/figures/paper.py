@@ -25,9 +25,10 @@ from experiments.figures.style import (
     new_figure,
     write_figure,
 )
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables.failure_rates import rates
 from experiments.tables.formats import words
-from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, POOLED, Denominator
+from experiments.tables.outcomes import DENOMINATORS, POOLED, Denominator
 
 _LINES = {
     "ideal": (BLACK, "o", ":"),

@@ -28,8 +28,9 @@ from experiments.figures.style import (
     new_figure,
     write_figure,
 )
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables.formats import words
-from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, Denominator, select
+from experiments.tables.outcomes import DENOMINATORS, Denominator, select
 
 _ROUTERS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, WINE, BLACK)
 _CURVES = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))

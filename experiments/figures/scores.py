@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables.formats import words
-from experiments.tables.outcomes import FULL_PROFILE, folds
+from experiments.tables.outcomes import folds
 
 _SURVIVES, _FAILS, _WRONG = "survives", "fails", "digitally wrong"
 _RIGHT = "digitally correct"  # where no chip was run

@@ -26,13 +26,13 @@ from experiments.runs.files import read_parquet, require_writable, sha256, write
 from experiments.runs.records import read_record, recorded_settings
 from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import Samples, calibration_images, choose_folds, limited, read_small
-from experiments.settings.flags import Experiment, Fold, require_device_name
+from experiments.settings.flags import FULL_PROFILE, Experiment, Fold, require_device_name
 from experiments.settings.presets import PRESETS
 from experiments.studies.exported import open_network
 from experiments.system.devices import require_device
 from experiments.system.environment import package_versions
 from experiments.system.errors import at_work
-from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
+from experiments.tables.outcomes import DENOMINATORS
 from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.progress import progress
@@ -255,12 +255,12 @@ def require_finished(preset: str, folder: Path) -> None:
         raise ValueError(f"scores and {_WEIGHTS} in {folder} are of two trainings: {again}")
     recorded = recorded_settings(folder)
     wanted = json.loads(json.dumps(asdict(PRESETS[preset].experiment)))
-    for key in ("data", "model", "score", "folds", "limit", "seed", "simulate"):
+    for key in ("data", "model", "score", "folds", "limit", "limit_train", "seed", "simulate"):
         apart = (
             {name for name in wanted[key] if wanted[key][name] != recorded[key].get(name)}
             if isinstance(wanted[key], dict)
             else {key}
-            if wanted[key] != recorded[key]
+            if wanted[key] != recorded.get(key)
             else set()
         ) - {"device", "batch_size"}
         if apart:

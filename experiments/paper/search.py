@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from bridge.analysis.failures import failure_table
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import PROFILES, Clipping, Profile
-from experiments.settings.flags import Fold
-from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE
+from experiments.settings.flags import FULL_PROFILE, Fold
+from experiments.tables.outcomes import DENOMINATORS
 
 FOLDS: dict[str, tuple[Fold, ...]] = {
     "test": ("test",),

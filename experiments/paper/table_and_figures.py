@@ -20,7 +20,7 @@ from experiments.figures import paper as drawing
 from experiments.figures import style
 from experiments.runs.files import read_parquet, require_writable
 from experiments.runs.records import recorded_settings
-from experiments.settings.flags import Data, Fold
+from experiments.settings.flags import FULL_PROFILE, Data, Fold
 from experiments.settings.values import positional
 from experiments.system.errors import at_work
 from experiments.tables import outcomes
@@ -71,7 +71,7 @@ class Gallery:
     ~/tensorflow_datasets."""
     fold: Fold = "test"
     """Fold from which the images are."""
-    profile: str = outcomes.FULL_PROFILE
+    profile: str = FULL_PROFILE
     """Hardware profile whose failures are marked."""
     count: int = 8
     """Number of images of lowest and of highest curvature each."""
@@ -115,7 +115,7 @@ def table_one(options: TableOne) -> None:
     tables = []
     for run in runs:
         table = read_parquet(run.folder / "table_one.parquet")
-        table = table[table["profile"] == outcomes.FULL_PROFILE]
+        table = table[table["profile"] == FULL_PROFILE]
         table.insert(0, "model", run.model)
         table.insert(1, "data", run.data)
         table.insert(2, "run", run.folder.name)
@@ -163,7 +163,7 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
         axis.set_xlim(left=-1)
         axis.grid(True, axis="x")
         axis.set_xlabel("Analog-only failure rate (%)")
-        axis.set_title(f"D1 (circles) and D10 (squares) under {outcomes.FULL_PROFILE}")
+        axis.set_title(f"D1 (circles) and D10 (squares) under {FULL_PROFILE}")
         handles = [
             axis.plot([], [], color=colour, marker="o", label=label, fillstyle=fill)[0]
             for label, colour, fill in (
@@ -179,7 +179,7 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
 def show_table_one(table: pd.DataFrame) -> None:
     """Prints D1 and D10 with their intervals and how far they are from the paper's, in percent."""
     printed = Table(
-        title=f"Table I, {outcomes.FULL_PROFILE}: analog-only failures, %",
+        title=f"Table I, {FULL_PROFILE}: analog-only failures, %",
         caption="With intervals. The paper's where it has such a row, of the usual width of 64, "
         "its split and denominator unknown; in brackets ours of all samples and of the "
         "correct ones minus it.",

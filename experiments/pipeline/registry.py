@@ -64,8 +64,14 @@ SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device",
 nothing."""
 
 _SCORED = ("train", "validation", "test")
-_SAMPLES = ("data", "folds", "limit")
-_CHIPS = ("simulate.adc", "simulate.wnoise", "simulate.pcm", "simulate.clipping")
+_SAMPLES = ("data", "folds", "limit", "limit_train")
+_CHIPS = (
+    "simulate.profiles",
+    "simulate.adc",
+    "simulate.wnoise",
+    "simulate.pcm",
+    "simulate.clipping",
+)
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -152,9 +158,7 @@ def stages_of(experiment: Experiment, folder: Path) -> dict[str, Stage]:
     return {name: stage_of(name, experiment, framework) for name in names}
 
 
-def stage_of(
-    name: str, experiment: Experiment, framework: Framework | None = "torch"
-) -> Stage:
+def stage_of(name: str, experiment: Experiment, framework: Framework | None = "torch") -> Stage:
     """A stage as the experiment has it: `train` takes over given weights, or an own network.
 
     What a factory reads is not known before it is called: `train` then always runs. A factory's

@@ -118,7 +118,7 @@ _ACCURACY = {
     "last_decile": Column("highest tenth of all above"),
 }
 _SCORE_DECILES = {
-    "decile": Column("decile"),
+    "decile": Column("decile", "D{}".format),
     "samples": Column("samples"),
     "low": Column("curvature from"),
     "high": Column("to"),

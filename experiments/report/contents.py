@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.tables.outcomes import FULL_PROFILE
+from experiments.settings.flags import FULL_PROFILE
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ def scored_samples(dataset: ImageDataset, experiment: Experiment) -> dict[Fold, 
 def limited(folds: Mapping[Fold, Chosen], experiment: Experiment) -> dict[Fold, Chosen]:
     """The samples that are scored and simulated, of the experiment's folds and within its limit."""
     return {
-        fold: samples.take(subset(samples.indices, experiment.limit, experiment.data.split_seed))
+        fold: samples.take(
+            subset(samples.indices, experiment.limit_of(fold), experiment.data.split_seed)
+        )
         for fold, samples in folds.items()
         if fold in experiment.folds
     }

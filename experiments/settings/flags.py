@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bridge.chips.memories.pcm import PCM
-from bridge.chips.profiles import ADC, Clipping, WeightNoise
+from bridge.chips.profiles import ADC, Clipping, Profile, WeightNoise, eight_profiles
 from bridge.routing.costs import Costs
 from jaxcurv.data import Normalisation
 from jaxcurv.data.preprocessing import Interpolation, Preprocessing, choose_preprocessing
@@ -21,6 +21,13 @@ from jaxcurv.estimators import Estimator, EstimatorName, FiniteDifference, named
 from jaxcurv.training.recipe import Recipe
 
 Fold = Literal["train", "validation", "test"]
+
+FULL_PROFILE = "adc+wnoise+pcm"
+"""The profile with everything that a chip can have; figures and sentences are of it."""
+
+ProfileName = Literal[
+    "ideal", "adc", "wnoise", "pcm", "adc+wnoise", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"
+]
 
 
 def require_device_name(name: str) -> None:
@@ -192,8 +199,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Simulate:
-    """The simulated analog chips, under eight hardware profiles: every combination of adc, wnoise
-    and pcm, the ideal chip among them."""
+    """The simulated analog chips, under hardware profiles: combinations of adc, wnoise and pcm, the
+    ideal chip among them."""
+
+    profiles: tuple[ProfileName, ...] = get_args(ProfileName)
+    """Hardware profiles to simulate. The ideal chip, which checks the conversion, and the one with
+    all three, which the report is about, must be among them."""
 
     adc: ADC = field(default_factory=ADC)
     """Analog-to-digital converter (ADC) at the outputs of each crossbar tile, in profiles with
@@ -220,7 +231,23 @@ class Simulate:
                 "chips, adc_calibration and batch_size must be at least 1; got "
                 f"{self.chips}, {self.adc_calibration}, {self.batch_size}"
             )
+        missing = [name for name in ("ideal", FULL_PROFILE) if name not in self.profiles]
+        if missing or len(set(self.profiles)) < len(self.profiles):
+            raise ValueError(
+                f"profiles must include ideal and {FULL_PROFILE}, each once; got "
+                f"{', '.join(self.profiles) or 'none'}"
+            )
         require_device_name(self.device)
+
+    @property
+    def every_profile(self) -> dict[str, Profile]:
+        """All eight profiles with these devices, by name."""
+        return eight_profiles(self.adc, self.wnoise, self.pcm, self.clipping)
+
+    @property
+    def chosen_profiles(self) -> dict[str, Profile]:
+        """The profiles to simulate, by name."""
+        return {name: one for name, one in self.every_profile.items() if name in self.profiles}
 
 
 @dataclass(frozen=True)
@@ -286,6 +313,8 @@ class Experiment:
     limit: int | None = None
     """Largest number of samples of each fold to score and simulate; `none` takes all. Training
     always uses the whole train fold."""
+    limit_train: int | None = None
+    """The same for the train fold alone; `none` takes --limit for it too."""
     seed: int = 0
     """Seed for initial weights, training order and random vectors; chips have --seed, --seed + 1
     and so on."""
@@ -296,8 +325,14 @@ class Experiment:
             raise ValueError(
                 f"folds must include test, each fold once; got {', '.join(self.folds) or 'none'}"
             )
-        if self.limit is not None and self.limit < self.analyse.bins:
-            raise ValueError(
-                f"a limit of {self.limit} samples cannot fill {self.analyse.bins} bins: give at "
-                f"least --limit {self.analyse.bins}"
-            )
+        for flag, limit in (("--limit", self.limit), ("--limit-train", self.limit_train)):
+            if limit is not None and limit < self.analyse.bins:
+                raise ValueError(
+                    f"a limit of {limit} samples cannot fill {self.analyse.bins} bins: give at "
+                    f"least {flag} {self.analyse.bins}"
+                )
+
+    def limit_of(self, fold: Fold) -> int | None:
+        """Largest number of samples of a fold; None for all."""
+        own = self.limit_train if fold == "train" else None
+        return self.limit if own is None else own

@@ -55,15 +55,13 @@ def moments(job: Job) -> Outcome:
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
-    profiles = bridge.chips.eight_profiles(
-        settings.adc, settings.wnoise, settings.pcm, settings.clipping
-    )
+    profiles = settings.chosen_profiles
     arrays: dict[str, np.ndarray] = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
     uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
     expect(len(uncertain) * job.experiment.flip.programmings, "chip")
     for name in uncertain:
-        found = _sampled(job, twin, description, profiles[name])
+        found = _sampled(job, twin, description, settings.every_profile[name])
         arrays |= {f"{name}/{weight}": array for weight, array in found.items()}
     held = calibration_samples(dataset, job.experiment)
     calibration = calibration_images(held, normalisation, job.experiment)
@@ -75,7 +73,7 @@ def moments(job: Job) -> Outcome:
         for fold, samples in folds.items():
             table = bridge.output_noise(
                 twin,
-                profiles[name],
+                settings.every_profile[name],
                 data.Normalised(samples, normalisation),
                 calibration=calibration,
                 batch_size=settings.batch_size,
@@ -97,7 +95,6 @@ def flips(job: Job) -> Outcome:
     """
     import jax
 
-    from bridge.chips.profiles import eight_profiles
     from jaxcurv.flips import flip_probability
 
     settings = job.experiment.simulate
@@ -106,8 +103,7 @@ def flips(job: Job) -> Outcome:
     require_classes(dataset, description)
     model, params = load_model(job, description, dataset)
     of_weights = _moments(model, params, job.folder / "moments.safetensors")
-    profiles = eight_profiles(settings.adc, settings.wnoise, settings.pcm, settings.clipping)
-    profiles = {name: one for name, one in profiles.items() if name != "ideal"}
+    profiles = {name: one for name, one in settings.chosen_profiles.items() if name != "ideal"}
     moments = {name: of_weights.get(_weights_of(profile)) for name, profile in profiles.items()}
     outputs = read_parquet(job.folder / "output_noise.parquet")
     unfinished = job.own_folder("flips")

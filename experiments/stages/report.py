@@ -93,7 +93,12 @@ def report_scores(job: Job) -> Outcome:
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=RunTables(
-            **tables | {"score_costs": tables["score_costs"].merge(_seconds(job), on="predictor", how="left")}
+            **tables
+            | {
+                "score_costs": tables["score_costs"].merge(
+                    _seconds(job), on="predictor", how="left"
+                )
+            }
         ),
         summary=digital.summary(tables["accuracy"]),
         figures=figures,

@@ -71,9 +71,7 @@ def simulate(job: Job) -> Outcome:
             table.insert(1, "chip", seed)
         return tables
 
-    profiles = bridge.chips.eight_profiles(
-        settings.adc, settings.wnoise, settings.pcm, settings.clipping
-    )
+    profiles = settings.chosen_profiles
     places = {name: _place(job, profile) for name, profile in profiles.items()}
     predictions = []
     converters = []
@@ -103,7 +101,7 @@ def _place(job: Job, profile: Profile) -> Path:
         "data": experiment.data.deciding,
         "images": dict(job.images),
         "folds": experiment.folds,
-        "limit": experiment.limit,
+        "limit": {fold: experiment.limit_of(fold) for fold in experiment.folds},
         "calibration": experiment.simulate.adc_calibration if profile.adc else None,
     }
     return job.folder / "chips" / f"{profile.name}-{key_of(decides)}"

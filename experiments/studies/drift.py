@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 from bridge.analysis.failures import analog_only_failures
 from bridge.checks import require_finite
-from bridge.chips.profiles import Profile, eight_profiles, to_json
+from bridge.chips.profiles import Profile, to_json
 from experiments.figures.style import (
     BLUE,
     GREEN,
@@ -143,7 +143,7 @@ def is_of_run(folder: Path, experiment: Experiment) -> bool:
         return False
     made, chips = read_json(path), experiment.simulate
     of_network = weights.exists() and made["weights_sha256"] == sha256(weights)
-    profiles = eight_profiles(chips.adc, chips.wnoise, chips.pcm, chips.clipping).values()
+    profiles = chips.every_profile.values()
     fresh = (_operated(profile, "none", 0.0) for profile in profiles if profile.memory is not None)
     return of_network and made["profile"] in map(to_json, fresh)
 

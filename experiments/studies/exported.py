@@ -107,12 +107,7 @@ def open_exported(
     require_writable(out)
     images = network.images
 
-    import bridge
-
-    profiles = bridge.chips.eight_profiles(
-        settings.adc, settings.wnoise, settings.pcm, settings.clipping
-    )
-    chosen = profiles[profile]
+    chosen = settings.every_profile[profile]
     calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
     described = {key: one for key, one in network.description.items() if key != "class_names"}
     calibration = None

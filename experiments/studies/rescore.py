@@ -32,7 +32,7 @@ from experiments.runs.networks import load_model
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, read_small
-from experiments.settings.flags import Data, Experiment, Fold
+from experiments.settings.flags import FULL_PROFILE, Data, Experiment, Fold
 from experiments.studies.opening import Study, open_images
 from experiments.system.devices import device, warn_of_idle_accelerator
 from experiments.system.environment import package_versions
@@ -265,7 +265,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
             **finished.origin,
             "versions": finished.versions,
             "fold": FOLD,
-            "profile": None if finished.predictions is None else outcomes.FULL_PROFILE,
+            "profile": None if finished.predictions is None else FULL_PROFILE,
             "tensor_float_32": tensor_float,
             "variants": {variant.name: asdict(variant) for variant in variants},
             **interval,
@@ -481,10 +481,10 @@ def _on_chips(scores: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataF
     wanted = (
         predictions["fold"].isin(scores["fold"])
         & predictions["index"].isin(scores["index"])
-        & (predictions["profile"] == outcomes.FULL_PROFILE)
+        & (predictions["profile"] == FULL_PROFILE)
     )
     if not wanted.any():
-        raise ValueError(f"no predictions of these samples under {outcomes.FULL_PROFILE}")
+        raise ValueError(f"no predictions of these samples under {FULL_PROFILE}")
     return outcomes.over_chips(outcomes.join(scores, predictions[wanted]))
 
 
@@ -537,7 +537,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
                 loc="outside lower left" if axis is agreement else "outside lower right",
                 ncols=4 if rated else 2,
             )
-        on_chips = f", {_chips(first['chips'])}, {outcomes.FULL_PROFILE}" if rated else ""
+        on_chips = f", {_chips(first['chips'])}, {FULL_PROFILE}" if rated else ""
         figure.suptitle(f"{first['samples']:,} {FOLD} samples{on_chips}", fontsize=9)
         return write_figure(figure, path, table)
 
@@ -567,8 +567,7 @@ def show(table: pd.DataFrame) -> None:
     """Prints a row a variant."""
     first = table.iloc[0]
     rates = (
-        f"; D1, D10: analog-only failures, %, {outcomes.FULL_PROFILE}, mean over "
-        f"{_chips(first['chips'])}"
+        f"; D1, D10: analog-only failures, %, {FULL_PROFILE}, mean over {_chips(first['chips'])}"
         if first["chips"]
         else ""
     )

@@ -9,9 +9,9 @@ import pandas as pd
 
 from bridge.analysis.failures import analog_only_failures, failure_table, trend_test
 from bridge.analysis.failures import deciles as deciles_by_rank
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables.outcomes import (
     DENOMINATORS,
-    FULL_PROFILE,
     Denominator,
     folds,
     over_chips,

@@ -16,7 +16,6 @@ Denominator = Literal["all", "correct"]
 FOLDS: tuple[str, ...] = get_args(Fold)
 POOLED = "pooled"  # every scored fold together
 PROFILES = tuple(bridge.PROFILES)
-FULL_PROFILE = "adc+wnoise+pcm"
 DENOMINATORS: dict[str, str] = {"all": "all samples", "correct": "digitally correct samples"}
 _SAMPLE = ["fold", "index"]
 _CHIP = ["profile", "chip"]

@@ -12,15 +12,9 @@ import pandas as pd
 from bridge.analysis.calibration import calibration_table, expected_calibration_error
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.predictors import Among, compare_predictors, cross_validated_logistic
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables.formats import with_interval, words
-from experiments.tables.outcomes import (
-    DENOMINATORS,
-    FULL_PROFILE,
-    POOLED,
-    folds,
-    over_chips,
-    select,
-)
+from experiments.tables.outcomes import DENOMINATORS, POOLED, folds, over_chips, select
 from jaxcurv.estimators import SCORE_COLUMNS
 
 REFERENCE = "margin"

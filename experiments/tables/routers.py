@@ -18,7 +18,8 @@ from bridge.routing.curves import (
     routing_baselines,
     routing_curve,
 )
-from experiments.tables.outcomes import FULL_PROFILE, over_chips
+from experiments.settings.flags import FULL_PROFILE
+from experiments.tables.outcomes import over_chips
 from experiments.tables.predictors import FLIP_PROBABILITY, LABEL_FREE
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables.failure_rates import rates
 from experiments.tables.formats import with_interval, words
-from experiments.tables.outcomes import DENOMINATORS, FULL_PROFILE, Denominator, select
+from experiments.tables.outcomes import DENOMINATORS, Denominator, select
 
 
 def answer(

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.settings.flags import FULL_PROFILE
 from experiments.tables import failure_rates, outcomes
 
-FULL = outcomes.FULL_PROFILE
+FULL = FULL_PROFILE
 
 
 def tables(chips=(11,), folds=("train", "test"), samples=20):

@@ -124,6 +124,11 @@ SETTINGS = [
     setting("--simulate.adc.range x", "give calibrated, or a number such as 0.5"),
     setting("--seed", "--seed needs a value"),
     setting("--limit 0", "limit of 0 samples cannot fill 10 bins", "--limit 10"),
+    setting("--limit-train 9", "limit of 9 samples cannot fill 10 bins", "--limit-train 10"),
+    setting(
+        "--simulate.profiles ideal adc",
+        "--simulate.profiles must include ideal and adc+wnoise+pcm, each once; got ideal, adc",
+    ),
     setting("--seed 4294967296", "seed must not be negative and be below 2**32; got 4294967296"),
     setting("--data.split-seed -1", "--data.split-seed must not be negative", "got -1"),
     setting("--folds train", "--folds must include test, each fold once; got train"),

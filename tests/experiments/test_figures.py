@@ -9,8 +9,8 @@ from matplotlib.text import Text
 from experiments.figures import paper, style, training
 from experiments.figures.predictors import calibration_figure, predictor_figure, routing_figure
 from experiments.figures.scores import score_histogram
+from experiments.settings.flags import FULL_PROFILE as FULL
 from experiments.tables.outcomes import DENOMINATORS
-from experiments.tables.outcomes import FULL_PROFILE as FULL
 
 NAN = float("nan")
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from experiments.tables.outcomes import FULL_PROFILE as FULL
+from experiments.settings.flags import FULL_PROFILE as FULL
 from tests.report_page import ATTACK, png, predictors, sections, table_one, write, write_full
 from tools import check_report
 

@@ -28,7 +28,16 @@ from experiments.runs.samples import (
     read_small,
     scored_samples,
 )
-from experiments.settings.flags import Analyse, Data, Experiment, Flip, Model, Score, Simulate
+from experiments.settings.flags import (
+    FULL_PROFILE,
+    Analyse,
+    Data,
+    Experiment,
+    Flip,
+    Model,
+    Score,
+    Simulate,
+)
 from experiments.stages import analyse, export, flips, report, score, simulate
 from experiments.tables.failure_rates import vulnerable
 from jaxcurv import data, models
@@ -45,7 +54,9 @@ EXPERIMENT = Experiment(
     data=Data("counted"),
     model=Model(width=2, weights="elsewhere.pth"),
     score=Score(compare=(), batch_size=BATCH),
-    simulate=Simulate(adc_calibration=CALIBRATION, batch_size=BATCH),
+    simulate=Simulate(
+        profiles=("ideal", "adc", FULL_PROFILE), adc_calibration=CALIBRATION, batch_size=BATCH
+    ),
     flip=Flip(programmings=2),
     analyse=Analyse(resamples=100),
     folds=("test",),
@@ -199,6 +210,17 @@ def test_samples_that_are_gone_are_said() -> None:
     for gone in (8, 3, 91):
         with pytest.raises(ValueError, match=rf"1 of the samples .* at index {gone}: .*run score"):
             positions_of(indices, np.array([7, gone]))
+
+
+@pytest.mark.parametrize("limit", [None, 15])
+def test_the_train_fold_has_a_limit_of_its_own(limit: int | None) -> None:
+    experiment = replace(EXPERIMENT, folds=("train", "test"), limit=limit, limit_train=11)
+    dataset = counted()
+    every = choose_folds(dataset, experiment, experiment.folds)
+    chosen = limited(every, experiment)
+    assert len(every["train"]) > 11
+    assert len(chosen["train"]) == 11
+    assert len(chosen["test"]) == (len(every["test"]) if limit is None else limit)
 
 
 def test_choosing_decodes_nothing_where_the_labels_are_known() -> None:
@@ -356,7 +378,10 @@ def test_streamed_results_are_those_in_memory(
         assert set(streamed.decoded[stage][1]) == set(kept.decoded[stage][1])
     assert set(streamed.decoded["score"][1]) == set(kept.decoded["score"][1])
     assert streamed.most_alive["score"] <= CALIBRATION
-    chips = len(bridge.PROFILES) * EXPERIMENT.simulate.chips
+    simulated = EXPERIMENT.simulate
+    predictions = pd.read_parquet(kept.folder / "predictions.parquet")
+    assert set(predictions["profile"]) == set(simulated.profiles)
+    chips = len(simulated.profiles) * simulated.chips
     assert (logits.most, logits.seen) == (BATCH, chips * LIMIT)
 
 

@@ -17,10 +17,10 @@ from flax import nnx
 from experiments.cli import commands
 from experiments.runs.files import sha256, write_parquet
 from experiments.runs.records import write_record
+from experiments.settings.flags import FULL_PROFILE
 from experiments.settings.presets import PRESETS
 from experiments.studies import rescore
 from experiments.studies.rescore import Finished, Rescore, draw, tabulate, variants_of
-from experiments.tables.outcomes import FULL_PROFILE
 from jaxcurv import data, dataset, input_curvature, score_dataset
 from jaxcurv.data import Arrays, Normalisation
 from jaxcurv.engine.probes import probe

@@ -12,11 +12,11 @@ import pytest
 from bridge.chips.memories.conductances import Pairs
 from bridge.routing import Costs, choose_threshold, routed_at
 from experiments.cli.parsing import Options, parse_preset
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import FULL_PROFILE, Experiment
 from experiments.settings.presets import PRESETS, command_line
 from experiments.tables import failure_rates, outcomes, predictors, routers, sentences
 
-FULL = outcomes.FULL_PROFILE
+FULL = FULL_PROFILE
 SAMPLES = 80
 
 

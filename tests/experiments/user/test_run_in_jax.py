@@ -25,7 +25,7 @@ from jaxcurv.storage.checksums import read_json
 from tests.one_process import stages_in_this_process, succeed
 
 CLASSES = ("blue", "green", "red")
-MODULE = '''
+MODULE = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 import own_weights
@@ -77,7 +77,7 @@ def failing():
 
 def text():
     return "no network"
-'''
+"""
 SMALL = (
     *("--data", "pngs", "--data.validation-fraction", "0.2", "--limit", "20"),
     *("--score.estimator.probes", "2", "--score.batch-size", "10"),
@@ -233,7 +233,7 @@ def test_the_report(own: Run) -> None:
         *("Samples of highest curvature", "Gallery", "Classes", "What each score takes"),
     ):
         assert part in text, part
-    for part in ( "As the chips age", "converter", "routing thresholds", "wnoise"):
+    for part in ("As the chips age", "converter", "routing thresholds", "wnoise"):
         assert part not in text, part
     sections = set(re.findall('<h2 id="([a-z-]+)"', text))
     assert sections == {
