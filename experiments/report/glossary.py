@@ -7,7 +7,6 @@ from typing import Any
 
 from experiments.tables.formats import words
 
-
 _OF_SCORES = ("decile", "curvature", "hessian", "gradient norm", "entropy", "label free")
 """How the terms begin that need no chips."""
 

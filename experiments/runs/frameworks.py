@@ -1,4 +1,4 @@
-"""Whether a run's network goes onto chips: a torch module does, what JAX alone computes does not."""
+"""Whether a run's network goes onto chips: torch modules do, what JAX alone computes does not."""
 
 from __future__ import annotations
 

@@ -143,8 +143,8 @@ PRESETS: dict[str, Preset] = {
         _imagenet("resnet50"),
     ),
     OWN: Preset(
-        "A PyTorch network and images of your own, not trained here: run --model "
-        "PACKAGE.MODULE:FACTORY --data FOLDER",
+        "A network and images of your own, not trained here: run --model PACKAGE.MODULE:FACTORY "
+        "--data FOLDER",
         Experiment(
             data=Data(""),
             score=Score(compare=()),

@@ -13,8 +13,8 @@ import pandas as pd
 from experiments.report.contents import ReportContents, RunTables
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
-from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.frameworks import cure, why_no_chips
+from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.records import read_record, read_records, recorded_settings
 from experiments.runs.samples import (
     calibration_samples,
@@ -86,20 +86,15 @@ def report_scores(job: Job) -> Outcome:
     names = dict(enumerate(dataset.class_names))
     for name, place in (("per_class", 0), ("highest", 2)):
         tables[name].insert(place, "class_name", tables[name].pop("label").map(names))
+    costs = tables["score_costs"]
+    tables["score_costs"] = costs.merge(_seconds(job), on="predictor", how="left")
     contents = ReportContents(
         title=f"{settings.model.title} on {settings.data.title}",
         notes=_notes(job, dataset, chips=False),
         settings=recorded_settings(job.folder),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
-        tables=RunTables(
-            **tables
-            | {
-                "score_costs": tables["score_costs"].merge(
-                    _seconds(job), on="predictor", how="left"
-                )
-            }
-        ),
+        tables=RunTables(**tables),
         summary=digital.summary(tables["accuracy"]),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables["highest"])],
@@ -154,19 +149,18 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
     calibrated = len(calibration_samples(dataset, settings))
     calibration = min(settings.simulate.adc_calibration, calibrated)
     if dataset.calibration is not None:
-        validation, kept = f"{len(scored['validation']):,}", f"{calibrated:,} are kept apart"
-        divided = (
-            f"{validation} the validation fold, on which routing thresholds are chosen, and {kept}, "
-            f"of which {calibration:,} set the ranges of the converters and none is scored"
+        thresholds = ", on which routing thresholds are chosen," if chips else ","
+        kept = (
+            f", of which {calibration:,} set the ranges of the converters and none is scored"
             if chips
-            else f"{validation} the validation fold, and {kept} and not scored, for chips of this "
-            "network, were there any"
+            else " to calibrate chips, if the network had any, and not scored"
         )
         notes.append(
             f"The folder has no train and test. Of its images {len(dataset.test):,} are the test "
-            f"fold, {divided} (--data.validation-fraction, --data.split-seed). If the network was "
-            "trained on some of these images, it is more accurate on them than on others, and "
-            "curvature is lower."
+            f"fold, {len(scored['validation']):,} the validation fold{thresholds} and "
+            f"{calibrated:,} are kept apart{kept} (--data.validation-fraction, "
+            "--data.split-seed). If the network was trained on some of these images, it is more "
+            "accurate on them than on others, and curvature is lower."
         )
     elif chips:
         notes.append(f"{calibration:,} images of train set the ranges of the converters.")

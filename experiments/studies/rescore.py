@@ -425,8 +425,9 @@ def tabulate(
       One row a variant, `shipped` first: variant, samples, digitally_correct, chips, device, rho
       and rho_of_correct (Spearman's, with the shipped score; NaN below 3 samples), d1_overlap and
       d10_overlap (the share of the shipped first and last bin that is in the variant's own), and
-      where there are chips in percent d1_of_all, d10_of_all, d1_of_correct and d10_of_correct, each with _low and _high: the
-      rate's own interval, not that of a difference, for which variants share too many samples.
+      where there are chips in percent d1_of_all, d10_of_all, d1_of_correct and d10_of_correct,
+      each with _low and _high: the rate's own interval, not that of a difference, for which
+      variants share too many samples.
 
     Raises:
       ValueError: no `shipped`, no predictions under the profile, or what `outcomes.join` refuses.

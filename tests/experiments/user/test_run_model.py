@@ -68,13 +68,6 @@ def gray():
 
 def without_layers():
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-
-def function():
-    return lambda images: images.mean((1, 2))
-
-def of_flax():
-    from flax import nnx
-    return nnx.Linear(3, 3, rngs=nnx.Rngs(0))
 """
 LAYERS = """
 from torch import nn
@@ -298,8 +291,6 @@ def refuse(*arguments: str | Path) -> str:
         ("--model own_pets:drawn --data pngs", "made two networks whose logits differ"),
         ("--model own_pets:gray --data pngs", "images of 8x8 pixels and 3 channels"),
         ("--model own_pets:without_layers --data pngs", "no Conv2d or Linear layer"),
-        ("--model own_pets:function --data pngs", "score --model own_pets:function"),
-        ("--model own_pets:of_flax --data pngs", "score --model own_pets:of_flax"),
         ("--model own_pets:make --data nowhere", "there is no folder nowhere"),
         ("--model own_pets:make --data empty", "has no class folders"),
         ("--model own_pets:make --data few", "cannot fill 10 bins"),
