@@ -36,12 +36,14 @@ if TYPE_CHECKING:
 def take_own(job: Job) -> Outcome:
     """Does what `train` does, without training: keeps a factory's network and its description.
 
-    Everything that would stop a later stage for the network's sake is tried on a few images.
+    Of a torch module the weights are kept; of a network in JAX, which has no chips, what tells it
+    from another, and torch is not imported. Everything that would stop a later stage for the
+    network's sake is tried on a few images.
 
     Raises:
       ImportError, ValueError: the factory fails, gives another network at each call, or one that is
-        in training mode, has other classes than the images, cannot be brought to JAX or has no
-        layer to put on chips; or there are too few images.
+        in training mode, has other classes than the images, cannot be scored or, a torch module,
+        has no layer to put on chips; or there are too few images.
       OSError: weights or images cannot be read.
     """
     factory = job.experiment.model.factory

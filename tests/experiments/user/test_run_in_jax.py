@@ -61,6 +61,10 @@ def function():
     held = kernels()
     return lambda images: logits(held, images)
 
+def as_torch():
+    from torch import nn
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).eval()
+
 def drawn():
     held = kernels(np.random.default_rng().uniform(1, 9))
     return lambda images: logits(held, images)
@@ -342,6 +346,17 @@ def test_refusals_come_first(place: Path, tmp_path: Path, given: str, why: str) 
     assert why in said
     assert "Traceback" not in said
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_a_torch_module_in_its_place_has_chips(copied: Path) -> None:
+    _, said = succeed("run", "--model", "own_jax:as_torch", "--out", copied, "--dry-run")
+    assert "if own_jax:as_torch returns a torch module" in said
+    assert "left out" not in said
+    succeed("train", "--model", "own_jax:as_torch", "--out", copied)
+    _, said = succeed("run", "--out", copied, "--dry-run")
+    assert re.search("simulate +not run yet\n", said)
+    assert "left out" not in said
+    assert "torch" in read_json(copied / "stages/train.json")["versions"]
 
 
 def test_a_folder_of_chips_is_kept_for_them(place: Path, tmp_path: Path) -> None:
