@@ -258,10 +258,10 @@ def _presets(arguments: Sequence[str]) -> None:
 
 
 def _print_result(folder: Path) -> None:
+    from bridge.report.tables import predictors, routers
+    from bridge.report.tables.sentences import answers, render_deciles
     from experiments.runs.files import read_parquet
     from experiments.runs.records import recorded_settings
-    from experiments.tables import predictors, routers
-    from experiments.tables.sentences import answers, render_deciles
 
     tables = {
         name: read_parquet(folder / f"{name}.parquet")

@@ -18,8 +18,8 @@ ANALYSED = (
 
 def analyse(job: Job) -> Outcome:
     """Joins scores and predictions; writes the tables of `ANALYSED`."""
-    from experiments.tables import failure_rates, predictors, routers
-    from experiments.tables.profile_overlap import profile_overlap
+    from bridge.report.tables import failure_rates, predictors, routers
+    from bridge.report.tables.profile_overlap import profile_overlap
 
     settings = job.experiment.analyse
     joined = read_joined(job)
@@ -63,7 +63,7 @@ def read_joined(job: Job) -> pd.DataFrame:
       FileNotFoundError: score or simulate has not run.
       ValueError: a table is damaged, or scores and predictions do not fit each other.
     """
-    from experiments.tables import outcomes
+    from bridge.report.tables import outcomes
 
     return outcomes.join(
         read_parquet(job.folder / "scores.parquet"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.report.contents import ReportContents, RunTables
+from bridge.report.page.contents import ReportContents, RunTables
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job, Outcome, load_data
@@ -30,10 +30,10 @@ _Images = Callable[[pd.DataFrame], np.ndarray]
 
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
-    from experiments.report.page import write_report
+    from bridge.report.page.page import write_report
+    from bridge.report.tables import outcomes, predictors, routers
     from experiments.settings.presets import command_line
     from experiments.studies.drift import is_of_run
-    from experiments.tables import outcomes, predictors, routers
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
@@ -116,7 +116,7 @@ def _tables(
     class_names: Sequence[str],
 ) -> RunTables:
     """The tables that the page shows: durations beside costs, names in place of labels."""
-    from experiments.tables import failure_rates, predictors
+    from bridge.report.tables import failure_rates, predictors
 
     scored = read_record(job.folder, "score")
     measured = {} if scored is None else scored["measured"]
@@ -146,8 +146,8 @@ def _draw(
     class_names: Sequence[str],
 ) -> list[Path]:
     """The figures of the run, in the order of the page."""
-    from experiments.figures import paper, predictors, scores, training
-    from experiments.figures.overlap import draw
+    from bridge.report.figures import paper, predictors, scores, training
+    from bridge.report.figures.overlap import draw
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()
