@@ -115,9 +115,9 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def as_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """The finished run as a preset of which the paper has a row."""
+    from bridge.report.tables.paper_values import TABLE_ONE
     from experiments.cli import parsing
     from experiments.settings.presets import PRESETS
-    from experiments.tables.paper_values import TABLE_ONE
 
     digits = PRESETS["digits"]
     small = parsing.parse_preset(parsing.Options, "run", ["digits", *SMALL]).experiment

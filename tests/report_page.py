@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from experiments.report.contents import ReportContents, RunTables
-from experiments.report.page import write_report
-from experiments.settings.flags import FULL_PROFILE as FULL
+from bridge.chips.profiles import FULL_PROFILE as FULL
+from bridge.report.page.contents import ReportContents, RunTables
+from bridge.report.page.page import write_report
 
 NAN = float("nan")
 ATTACK = "<script>alert('x')</script>"

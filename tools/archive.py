@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from bridge.report.tables.predictors import LABEL_FREE, NEED_LABEL, score_columns
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.records import read_record
-from experiments.tables.predictors import LABEL_FREE, NEED_LABEL, score_columns
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
 

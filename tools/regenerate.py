@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.figures import paper
-from experiments.figures.predictors import predictor_figure
+from bridge.report.figures import paper
+from bridge.report.figures.predictors import predictor_figure
+from bridge.report.tables import failure_rates, outcomes
+from bridge.report.tables.predictors import compare, costs_table
 from experiments.paper.fit import tabulate
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.records import recorded_settings
 from experiments.studies import rescore
 from experiments.system.errors import at_work
-from experiments.tables import failure_rates, outcomes
-from experiments.tables.predictors import compare, costs_table
 from jaxcurv.storage.files import write_whole
 from jaxcurv.storage.lock import lock
 from tools import results_page

@@ -16,16 +16,16 @@ from urllib.parse import quote
 import pandas as pd
 import pyarrow.parquet as pq
 
-from bridge.chips.profiles import from_json
+from bridge.chips.profiles import FULL_PROFILE, from_json
+from bridge.report.tables.formats import with_interval
+from bridge.report.tables.outcomes import DENOMINATORS
+from bridge.report.tables.paper_values import TABLE_ONE
 from experiments.paper.fit import cell_of
-from experiments.runs.files import read_parquet, write_bytes
+from experiments.runs.files import read_parquet
 from experiments.runs.records import read_records, recorded_settings
-from experiments.settings.flags import FULL_PROFILE
 from experiments.settings.presets import command_line
-from experiments.tables.formats import with_interval
-from experiments.tables.outcomes import DENOMINATORS
-from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.files import write_bytes
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Between these lines of README.md stands what `write` puts there."""

@@ -300,3 +300,6 @@ PROFILES = eight_profiles()
 """The eight profiles by name, with default settings and no clipping: ideal, adc, wnoise, pcm,
 adc+wnoise, adc+pcm, wnoise+pcm and adc+wnoise+pcm; adc is the converter, wnoise the weight noise,
 pcm phase-change memory."""
+
+FULL_PROFILE = "adc+wnoise+pcm"
+"""The one of them with everything that a chip can have; figures and sentences are of it."""

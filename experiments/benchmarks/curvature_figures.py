@@ -14,6 +14,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from bridge.report.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    STYLE,
+    VERMILLION,
+    new_figure,
+    write_figure,
+)
 from experiments.benchmarks.common import apart, resident
 from experiments.benchmarks.curvature_contestants import (
     PUBLISHED,
@@ -25,7 +34,6 @@ from experiments.benchmarks.curvature_contestants import (
     make_workload,
     measure,
 )
-from experiments.figures.style import BLUE, GREEN, GREY, STYLE, VERMILLION, new_figure, write_figure
 from jaxcurv.data import Arrays, Normalisation, Normalised
 from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, forward_passes
 from jaxcurv.progress import progress

@@ -402,7 +402,7 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
     import matplotlib
     import pandas as pd
 
-    from experiments.figures.style import BLUE, STYLE, VERMILLION, new_figure, write_figure
+    from bridge.report.figures.style import BLUE, STYLE, VERMILLION, new_figure, write_figure
 
     panels = {"seconds": ("Time (s)", 1.0), "peak_bytes": ("Peak memory of the process (MB)", 1e-6)}
     looks = {"score": (BLUE, "o"), "simulate": (VERMILLION, "^")}

@@ -262,10 +262,10 @@ def _presets(arguments: Sequence[str]) -> None:
 
 
 def _print_result(folder: Path) -> None:
+    from bridge.report.tables import predictors, routers
+    from bridge.report.tables.sentences import answers, render_deciles
     from experiments.runs.files import read_parquet
     from experiments.runs.records import recorded_settings
-    from experiments.tables import predictors, routers
-    from experiments.tables.sentences import answers, render_deciles
 
     tables = {
         name: read_parquet(folder / f"{name}.parquet")
@@ -282,8 +282,8 @@ def _print_result(folder: Path) -> None:
 
 def _print_scores(folder: Path) -> None:
     """What a run without chips says."""
+    from bridge.report.tables import digital
     from experiments.runs.files import read_parquet
-    from experiments.tables import digital
 
     print(digital.summary(read_parquet(folder / "accuracy.parquet")))
     print(f"Samples of highest curvature: {folder / 'highest.csv'}")

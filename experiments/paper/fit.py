@@ -19,21 +19,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.chips.profiles import Profile, from_json, to_json
+from bridge.chips.profiles import FULL_PROFILE, Profile, from_json, to_json
+from bridge.report.folds import Fold
+from bridge.report.tables.outcomes import DENOMINATORS
+from bridge.report.tables.paper_values import TABLE_ONE
 from experiments.paper import search
 from experiments.paper.search import SHIPPED, Chips, Reading, Step
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
 from experiments.runs.records import read_record, recorded_settings
 from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import Samples, calibration_images, choose_folds, limited, read_small
-from experiments.settings.flags import FULL_PROFILE, Experiment, Fold, require_device_name
+from experiments.settings.flags import Experiment, require_device_name
 from experiments.settings.presets import PRESETS
 from experiments.studies.exported import open_network
 from experiments.system.devices import require_device
 from experiments.system.environment import package_versions
 from experiments.system.errors import at_work
-from experiments.tables.outcomes import DENOMINATORS
-from experiments.tables.paper_values import TABLE_ONE
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_json, write_json

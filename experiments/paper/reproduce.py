@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bridge.report.tables.paper_values import TABLE_ONE
 from experiments.paper.fit import model_of
 from experiments.paper.table_and_figures import TableOne, table_one
 from experiments.runs.files import require_writable
@@ -18,7 +19,6 @@ from experiments.settings.presets import PRESETS
 from experiments.system.devices import require_device
 from experiments.system.errors import StageFailed
 from experiments.system.processes import Terminated
-from experiments.tables.paper_values import TABLE_ONE
 
 _CIFAR = ("cifar10", "cifar100")
 

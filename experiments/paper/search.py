@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from bridge.analysis.failures import failure_table
 from bridge.chips.memories.pcm import PCM
-from bridge.chips.profiles import PROFILES, Clipping, Profile
-from experiments.settings.flags import FULL_PROFILE, Fold
-from experiments.tables.outcomes import DENOMINATORS
+from bridge.chips.profiles import FULL_PROFILE, PROFILES, Clipping, Profile
+from bridge.report.folds import Fold
+from bridge.report.tables.outcomes import DENOMINATORS
 
 FOLDS: dict[str, tuple[Fold, ...]] = {
     "test": ("test",),

@@ -16,15 +16,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.figures import paper as drawing
-from experiments.figures import style
+from bridge.chips.profiles import FULL_PROFILE
+from bridge.report.figures import paper as drawing
+from bridge.report.figures import style
+from bridge.report.folds import POOLED, Fold
+from bridge.report.tables import outcomes
+from bridge.report.tables.formats import with_interval
 from experiments.runs.files import read_parquet, require_writable
 from experiments.runs.records import recorded_settings
-from experiments.settings.flags import FULL_PROFILE, Data, Fold
+from experiments.settings.flags import Data
 from experiments.settings.values import positional
 from experiments.system.errors import at_work
-from experiments.tables import outcomes
-from experiments.tables.formats import with_interval
 from jaxcurv.storage.lock import lock
 
 _OURS_ALL, _OURS_CORRECT, _PAPER = style.BLUE, style.VERMILLION, style.BLACK
@@ -51,7 +53,7 @@ class FigureOne:
     denominator: outcomes.Denominator = "all"
     """Samples of a bin that the rate is a fraction of: `all` of them, or those that the digital
     model gets `correct`."""
-    folds: tuple[str, ...] = ("train", "test", outcomes.POOLED)
+    folds: tuple[str, ...] = ("train", "test", POOLED)
     """Folds to draw, a panel each; those that the run lacks are left out. `pooled` is all
     together."""
     out: Path | None = None

@@ -15,8 +15,8 @@ from experiments.runs.files import sha256
 from experiments.runs.records import default_of, read_record
 from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
-from experiments.settings.flatten import flatten, nest
 from experiments.settings.presets import flag_name
+from jaxcurv.nested import flatten, nest
 
 Identity = dict[str, Any]
 """What decides a stage's result, as JSON holds it: `settings`, nested, and `inputs`, a hash by

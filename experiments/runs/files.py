@@ -14,11 +14,6 @@ from jaxcurv.storage.checksums import read_table, write_table, write_tables
 from jaxcurv.storage.files import write_whole
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes bytes atomically."""
-    return write_whole(path, lambda temporary: temporary.write_bytes(content))
-
-
 def write_parquet(
     path: Path,
     table: pd.DataFrame,

@@ -8,8 +8,8 @@ from typing import Any
 
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.settings.flags import Experiment
-from experiments.settings.flatten import flatten, nest
 from experiments.settings.renamed import with_current_names
+from jaxcurv.nested import flatten, nest
 from jaxcurv.storage.checksums import read_json, write_json
 
 _FIELDS = {

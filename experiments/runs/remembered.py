@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.runs.records import default_of, recorded_settings
-from experiments.settings.flatten import flatten
 from experiments.settings.presets import flag_name
 from experiments.settings.renamed import with_current_names
 from experiments.settings.restore import restore
+from jaxcurv.nested import flatten
 from jaxcurv.storage.checksums import read_json, write_json
 
 _PRESET = "preset"

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from experiments.settings.flags import Experiment, Fold
+from bridge.report.folds import Fold
+from experiments.settings.flags import Experiment
 from jaxcurv.data import (
     Arrays,
     Chosen,

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bridge.chips.memories.pcm import PCM
-from bridge.chips.profiles import ADC, Clipping, Profile, WeightNoise, eight_profiles
+from bridge.chips.profiles import (
+    ADC,
+    FULL_PROFILE,
+    Clipping,
+    Profile,
+    WeightNoise,
+    eight_profiles,
+)
+from bridge.report.folds import Fold
 from bridge.routing.costs import Costs
 from jaxcurv.data import Normalisation
 from jaxcurv.data.preprocessing import Interpolation, Preprocessing, choose_preprocessing
 from jaxcurv.estimators import Estimator, EstimatorName, FiniteDifference, named_estimators
 from jaxcurv.training.recipe import Recipe
-
-Fold = Literal["train", "validation", "test"]
-
-FULL_PROFILE = "adc+wnoise+pcm"
-"""The profile with everything that a chip can have; figures and sentences are of it."""
 
 ProfileName = Literal[
     "ideal", "adc", "wnoise", "pcm", "adc+wnoise", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"

@@ -6,9 +6,9 @@ from operator import attrgetter
 from typing import Any
 
 from experiments.settings.flags import Data, Experiment, Model, Score, Simulate
-from experiments.settings.flatten import flatten
 from experiments.settings.restore import restore
 from experiments.settings.values import class_word, dashed, words
+from jaxcurv.nested import flatten
 from jaxcurv.training.recipe import Recipe
 
 

@@ -22,8 +22,8 @@ ANALYSED_SCORES = ("accuracy", "score_deciles", "score_costs", "per_class", "hig
 
 def analyse(job: Job) -> Outcome:
     """Joins scores and predictions; writes the tables of `ANALYSED`."""
-    from experiments.tables import failure_rates, predictors, routers
-    from experiments.tables.profile_overlap import profile_overlap
+    from bridge.report.tables import failure_rates, predictors, routers
+    from bridge.report.tables.profile_overlap import profile_overlap
 
     settings = job.experiment.analyse
     joined = read_joined(job)
@@ -57,7 +57,7 @@ def analyse(job: Job) -> Outcome:
 
 def analyse_scores(job: Job) -> Outcome:
     """Writes the tables of `ANALYSED_SCORES`, for a run without chips."""
-    from experiments.tables import digital
+    from bridge.report.tables import digital
 
     samples = read_digital(job)
     tables = {
@@ -85,7 +85,7 @@ def read_joined(job: Job) -> pd.DataFrame:
       FileNotFoundError: score or simulate has not run.
       ValueError: a table is damaged, or scores and predictions do not fit each other.
     """
-    from experiments.tables import outcomes
+    from bridge.report.tables import outcomes
 
     return outcomes.join(
         read_parquet(job.folder / "scores.parquet"),
@@ -100,6 +100,6 @@ def read_digital(job: Job) -> pd.DataFrame:
       FileNotFoundError: score has not run.
       ValueError: the table is damaged.
     """
-    from experiments.tables import outcomes
+    from bridge.report.tables import outcomes
 
     return outcomes.digital_outcomes(read_parquet(job.folder / "scores.parquet"))

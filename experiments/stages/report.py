@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.report.contents import ReportContents, RunTables
+from bridge.report.page.contents import ReportContents, RunTables
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
 from experiments.runs.frameworks import cure, why_no_chips
@@ -31,9 +31,9 @@ _Images = Callable[[pd.DataFrame], np.ndarray]
 
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
-    from experiments.report.page import write_report
+    from bridge.report.page.page import write_report
+    from bridge.report.tables import outcomes, predictors, routers
     from experiments.studies.drift import is_of_run
-    from experiments.tables import outcomes, predictors, routers
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
@@ -67,9 +67,9 @@ def report(job: Job) -> Outcome:
 
 def report_scores(job: Job) -> Outcome:
     """Draws the figures and writes report.html of a run without chips."""
-    from experiments.figures import paper, scores
-    from experiments.report.page import write_report
-    from experiments.tables import digital
+    from bridge.report.figures import paper, scores
+    from bridge.report.page.page import write_report
+    from bridge.report.tables import digital
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
@@ -122,7 +122,7 @@ def _reproduce(job: Job) -> list[str]:
 
 def _seconds(job: Job) -> pd.DataFrame:
     """What each score took: predictor and seconds_per_image."""
-    from experiments.tables import predictors
+    from bridge.report.tables import predictors
 
     scored = read_record(job.folder, "score")
     measured = {} if scored is None else scored["measured"]
@@ -194,7 +194,7 @@ def _tables(
     class_names: Sequence[str],
 ) -> RunTables:
     """The tables that the page shows: durations beside costs, names in place of labels."""
-    from experiments.tables import failure_rates
+    from bridge.report.tables import failure_rates
 
     names = dict(enumerate(class_names))
     vulnerable = failure_rates.vulnerable(joined, read_parquet(job.folder / "flips.parquet"))
@@ -219,8 +219,8 @@ def _draw(
     class_names: Sequence[str],
 ) -> list[Path]:
     """The figures of the run, in the order of the page."""
-    from experiments.figures import paper, predictors, scores, training
-    from experiments.figures.overlap import draw
+    from bridge.report.figures import paper, predictors, scores, training
+    from bridge.report.figures.overlap import draw
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()

@@ -31,8 +31,8 @@ def score(job: Job) -> Outcome:
     """
     import jax
 
+    from bridge.report.tables import predictors
     from experiments.stages.costs import seconds_per_image
-    from experiments.tables import predictors
     from jaxcurv import score_dataset
     from jaxcurv.data.reading import Batch
     from jaxcurv.estimators import forward_passes

@@ -22,7 +22,7 @@ from bridge.chips.memories.pcm import Hermes
 from bridge.chips.memories.protocol import Memory as Device
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from bridge.chips.profiles import Profile, to_json
-from experiments.figures.overlap import draw
+from bridge.report.figures.overlap import draw
 from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.resume import key_of, table_at
 from experiments.settings.flags import Experiment

@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from bridge.analysis.failures import analog_only_failures
 from bridge.checks import require_finite
 from bridge.chips.profiles import Profile, to_json
-from experiments.figures.style import (
+from bridge.report.figures.style import (
     BLUE,
     GREEN,
     PURPLE,

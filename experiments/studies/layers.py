@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.chips.profiles import to_json
-from experiments.figures.style import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.figures.style import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.files import write_parquet
 from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from bridge.report.folds import Fold
 from experiments.runs.descriptions import read_normalisation
 from experiments.runs.job import Job, load_data
 from experiments.runs.networks import require_classes
 from experiments.runs.samples import choose_folds, read_small
-from experiments.settings.flags import Experiment, Fold
+from experiments.settings.flags import Experiment
 from jaxcurv.data import Chosen, ImageDataset, Normalisation, Normalised, subset
 
 Settings = TypeVar("Settings")

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.figures.style import STYLE, new_figure, write_figure
+from bridge.report.figures.style import STYLE, new_figure, write_figure
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import require_writable
 from experiments.runs.job import Job

@@ -23,7 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.analysis.failures import deciles, failure_table
-from experiments.figures.style import BLACK, BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from bridge.chips.profiles import FULL_PROFILE
+from bridge.report.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    STYLE,
+    VERMILLION,
+    new_figure,
+    write_figure,
+)
+from bridge.report.folds import Fold
+from bridge.report.tables import outcomes
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
 from experiments.runs.frameworks import framework_of
@@ -32,11 +43,10 @@ from experiments.runs.networks import load_model
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, read_small
-from experiments.settings.flags import FULL_PROFILE, Data, Experiment, Fold
+from experiments.settings.flags import Data, Experiment
 from experiments.studies.opening import Study, open_images
 from experiments.system.devices import device, warn_of_idle_accelerator
 from experiments.system.environment import package_versions
-from experiments.tables import outcomes
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.estimators import FiniteDifference
 from jaxcurv.progress import progress

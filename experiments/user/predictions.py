@@ -16,9 +16,9 @@ from rich.table import Table
 
 from bridge.analysis.failures import deciles, failure_table, trend_test
 from bridge.analysis.predictors import compare_predictors
+from bridge.report.tables.formats import with_interval
 from experiments.runs.files import read_parquet, writable, write_csv
 from experiments.system.errors import at_work
-from experiments.tables.formats import with_interval
 from jaxcurv.storage.lock import lock
 
 _NO_SCORES = ("index", "path", "label", "prediction", "correct", "checkpoint", "fold")

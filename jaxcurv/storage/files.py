@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes bytes atomically."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
     """Lets `save` write a file under a temporary name, then moves it to `path`.
 

@@ -32,7 +32,6 @@ from experiments.runs.remembered import (
     settings_file,
 )
 from experiments.settings.flags import Data, Experiment
-from experiments.settings.flatten import flatten
 from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
 from experiments.stages import score as score_stage
@@ -42,6 +41,7 @@ from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
 from jaxcurv.data.datasets import listing
 from jaxcurv.data.images import encode_png
+from jaxcurv.nested import flatten
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.conftest import SMALL
 from tests.one_process import stages_in_this_process

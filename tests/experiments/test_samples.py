@@ -17,6 +17,8 @@ from PIL import Image
 from torch import nn
 
 import bridge
+from bridge.chips.profiles import FULL_PROFILE
+from bridge.report.tables.failure_rates import vulnerable
 from experiments.runs import descriptions, networks, samples
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.samples import (
@@ -28,18 +30,8 @@ from experiments.runs.samples import (
     read_small,
     scored_samples,
 )
-from experiments.settings.flags import (
-    FULL_PROFILE,
-    Analyse,
-    Data,
-    Experiment,
-    Flip,
-    Model,
-    Score,
-    Simulate,
-)
+from experiments.settings.flags import Analyse, Data, Experiment, Flip, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
-from experiments.tables.failure_rates import vulnerable
 from jaxcurv import data, models
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
 from jaxcurv.data.folder import path_indices

@@ -10,9 +10,9 @@ from experiments.runs.records import default_of
 from experiments.runs.remembered import as_leaves
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
-from experiments.settings.flatten import flatten
 from experiments.settings.presets import flag_name
 from experiments.settings.renamed import RENAMED_SETTINGS, current_name, with_current_names
+from jaxcurv.nested import flatten
 
 
 def test_settings_of_an_earlier_version() -> None:

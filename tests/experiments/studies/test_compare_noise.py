@@ -14,7 +14,8 @@ import pytest
 import bridge
 from bridge.analysis.overlap import COLUMNS, SystematicShare, failure_overlap, systematic_share
 from bridge.chips.profiles import from_json
-from experiments.figures.overlap import draw
+from bridge.report.figures.overlap import draw
+from bridge.report.tables.profile_overlap import profile_overlap
 from experiments.settings.presets import PRESETS
 from experiments.studies import compare_noise
 from experiments.studies.compare_noise import (
@@ -28,7 +29,6 @@ from experiments.studies.compare_noise import (
     seeds,
 )
 from experiments.studies.exported import Exported, open_exported
-from experiments.tables.profile_overlap import profile_overlap
 from jaxcurv import data
 from tests.chips import digits_network
 from tests.exported_run import write_exported_digits

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from flax import nnx
 
+from bridge.chips.profiles import FULL_PROFILE
 from experiments.cli import commands
 from experiments.runs.files import sha256, write_parquet
 from experiments.runs.records import write_record
-from experiments.settings.flags import FULL_PROFILE
 from experiments.settings.presets import PRESETS
 from experiments.studies import rescore
 from experiments.studies.rescore import Finished, Rescore, draw, tabulate, variants_of

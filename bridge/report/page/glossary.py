@@ -1,0 +1,128 @@
+"""The words of a report, explained with the settings of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bridge.report.tables.formats import words
+
+_OF_SCORES = ("decile", "curvature", "hessian", "gradient norm", "entropy", "label free")
+"""How the terms begin that need no chips."""
+
+
+def glossary(
+    settings: Mapping[str, Any], last: int, *, chips: bool = True
+) -> list[tuple[str, str]]:
+    """Terms and what they mean, with the settings of the chips where they are there; without
+    `chips` those of scores alone."""
+    terms = _terms(settings, last)
+    return terms if chips else [one for one in terms if one[0].startswith(_OF_SCORES)]
+
+
+def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
+    adc = "each tile's outputs are quantised by a converter"
+    wnoise = "Gaussian noise of the weights"
+    pcm = "phase-change memory: programming noise, drift and read noise"
+    if simulate := settings.get("simulate"):
+        adc += _adc(simulate["adc"], simulate["adc_calibration"])
+        wnoise += _weight_noise(simulate["wnoise"])
+        pcm += _phase_change(simulate["pcm"])
+    return [
+        (
+            "analog-only failure",
+            "a sample that the digital model gets right and the analog chip wrong.",
+        ),
+        (
+            f"decile, D1 to D{last}",
+            f"one of {last} equal parts of the samples in the order of a score, curvature unless "
+            "said otherwise; D1 has the lowest scores.",
+        ),
+        ("ideal", "a chip without any of the following; a + joins those that a chip has."),
+        ("adc", f"{adc}."),
+        ("wnoise", f"{wnoise}."),
+        ("pcm", f"{pcm}."),
+        (
+            "curvature",
+            "how much the gradient of the loss by the input changes when the input moves a small "
+            "step in random directions: the mean length of the change (Eq. 1 of the paper).",
+        ),
+        (
+            "hessian vector, hessian trace, gauss newton",
+            "the same from exact second derivatives: mean length of H v, trace of H, and trace of "
+            "the Gauss-Newton matrix, which takes the network as linear around the input.",
+        ),
+        (
+            "gradient norm, loss, el2n",
+            "length of the gradient of the loss by the input; the loss; length of the difference "
+            "between the predicted probabilities and the label's (one-hot).",
+        ),
+        (
+            "entropy, least confidence, margin",
+            "entropy of the predicted probabilities; 1 less the largest of them; the largest logit "
+            "less the second largest, a small one counting as fragile. Label margin: the label's "
+            "logit less the largest other.",
+        ),
+        (
+            "label free",
+            "with the model's own prediction in place of the label, as where no label is known.",
+        ),
+        (
+            "flip probability",
+            "the physical predictor: Phi(-(margin at mean weights) / sd), with sd the margin's "
+            "standard deviation over chips by linear theory; no chip is run. Margin at mean "
+            "weights: that of the digital prediction, were the weights what a chip's are on "
+            "average. Unshifted: with the digital margin in its place.",
+        ),
+        (
+            "margin + curvature, all scores",
+            "cross-validated logistic models of these two scores, and of all.",
+        ),
+        (
+            "AUROC",
+            "probability that a failure has a higher score than a survivor; 0.5 is chance. Within "
+            "classes: of the score's rank among the samples of its class, so that differences "
+            "between classes do not count.",
+        ),
+    ]
+
+
+def _adc(adc: Mapping[str, Any], images: int) -> str:
+    if adc["range"] != "calibrated":
+        return f"; {adc['bits']} bits, range {adc['range']:g}"
+    covered = "" if adc["percentile"] == 100 else f" to percentile {adc['percentile']:g}"
+    return f"; {adc['bits']} bits, range calibrated{covered} on {images:,} training images"
+
+
+def _weight_noise(noise: Mapping[str, Any]) -> str:
+    growing = "" if noise["kind"] == "constant" else ", growing with the weight as PCM's read noise"
+    drawn = "once for each chip" if noise["drawn"] == "per_chip" else "anew at each operation"
+    return f"; sigma = {noise['sigma']:g} of a tile's largest weight{growing}, drawn {drawn}"
+
+
+def _phase_change(pcm: Mapping[str, Any]) -> str:
+    levels = [
+        f"{words(name)} x {pcm[name]:g}"
+        for name in ("programming_noise", "drift", "read_noise")
+        if pcm[name] != 1
+    ]
+    scaled = f", with {', '.join(levels)}" if levels else ""
+    compensation = pcm["compensation"]
+    compensated = (
+        "not compensated" if compensation is None else f"compensated ({words(compensation)})"
+    )
+    return (
+        f"{scaled}; read t_inference = {pcm['t_inference']:,g} s after programming; drift is "
+        f"{compensated}"
+    )
+
+
+def energy(settings: Mapping[str, Any]) -> str:
+    """What one inference costs; in units of a digital one where the settings do not say."""
+    energy = settings.get("analyse", {}).get("energy")
+    if energy is None:
+        return "a digital inference costs 1"
+    return (
+        f"a digital inference costs {energy['digital']:g}, an analog one {energy['analog']:g}, "
+        "as the settings assume"
+    )

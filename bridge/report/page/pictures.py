@@ -1,0 +1,95 @@
+"""The figures of a report: the section and the caption of each, and its bytes in the page.
+
+They are drawn in `bridge.report.figures`.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.report.tables.formats import words
+
+KINDS = {
+    "figure_one": (
+        "deciles",
+        "Analog-only failure rate by curvature decile; the bands are intervals.",
+    ),
+    "figure_one_correct": (
+        "deciles",
+        "The same, of the digitally correct samples only: a digitally wrong sample cannot fail "
+        "analog-only.",
+    ),
+    "predictors": (
+        "predictors",
+        "AUROC of each predictor with its interval; at the right its cost in forward passes. That "
+        "of the flip probability is nominal, each pass counted once: on a CPU it takes the time of "
+        "about 13, and about 3 more with an ADC or noise at each operation; the sampled chips that "
+        "it takes once are not counted.",
+    ),
+    "calibration": (
+        "calibration",
+        "Observed failure rate against predicted probability, for each profile under which samples "
+        "fail. Points on the diagonal come true; their area grows with the samples in the bin. "
+        "ECE, the expected calibration error, in the order of the legend.",
+    ),
+    "routing": (
+        "routing",
+        "Accuracy against the share routed to the digital model, and against energy. Dots: the "
+        "thresholds chosen on validation. The energy of a computed score is that of its nominal "
+        "passes.",
+    ),
+    "overlap": ("overlap", "How far the samples that fail are the same ones."),
+    "drift": (
+        "drift",
+        "Accuracy of the same chips against time after programming; the bands are intervals over "
+        "chips.",
+    ),
+    "gallery": (
+        "gallery",
+        "The images of lowest and of highest curvature. Blue: the prediction survives on "
+        "the analog chip; red: an analog-only failure; grey: digitally wrong.",
+    ),
+    "gallery_digital": (
+        "gallery",
+        "The images of lowest and of highest curvature. Blue: digitally correct; grey: digitally "
+        "wrong.",
+    ),
+    "score_histogram": ("scores", "Distribution of the score, each group as a share of itself."),
+    "training_curve": (
+        "",
+        "Training of the digital model; the dot is the checkpoint in use.",
+    ),
+}
+"""Section and caption of a figure, by the start of its file's name. A figure of another name, or of
+a section that is not there, is shown last."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the page."""
+
+    section: str
+    """The id of the section that it belongs to, or ""."""
+    caption: str
+    data: str
+    """The PNG file in base64."""
+
+
+def read_picture(path: Path) -> Picture:
+    """Reads a figure; the start of its file's name says what it shows.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no figure at {path}; draw it before the report")
+    kind = max((kind for kind in KINDS if path.name.startswith(kind)), key=len, default="")
+    section, caption = KINDS.get(kind, ("", words(path.stem)))
+    return Picture(section, caption, base64_text(path.read_bytes()))
+
+
+def base64_text(content: bytes) -> str:
+    """Bytes in base64, as a page embeds them."""
+    return base64.b64encode(content).decode()

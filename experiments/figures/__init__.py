@@ -1,5 +1,0 @@
-"""Figures of a run: Fig. 1, gallery, predictors, scores, overlap. Studies draw their own.
-
-The stage `report` calls them (`experiments.stages.report`); their sections and captions are in
-`experiments.report.pictures`.
-"""

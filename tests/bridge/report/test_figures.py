@@ -1,0 +1,253 @@
+"""The figures on hand-made tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.text import Text
+
+from bridge.chips.profiles import FULL_PROFILE as FULL
+from bridge.report.figures import paper, style, training
+from bridge.report.figures.predictors import calibration_figure, predictor_figure, routing_figure
+from bridge.report.figures.scores import score_histogram
+from bridge.report.tables.outcomes import DENOMINATORS
+
+NAN = float("nan")
+
+
+def predictors(**auroc):
+    """Predictors under the full profile; and under ideal, where nothing fails."""
+    rows = []
+    for profile in (FULL, "ideal"):
+        for name, value in auroc.items():
+            value = value if profile == FULL else NAN
+            rows.append(
+                {
+                    "fold": "test",
+                    "profile": profile,
+                    "predictor": name,
+                    "denominator": "correct",
+                    "chips": 1,
+                    "samples": 90,
+                    "failures": 30 if profile == FULL else 0,
+                    "auroc": value,
+                    "auroc_low": value - 0.05,
+                    "auroc_high": value + 0.05,
+                    "reason": "" if profile == FULL else "no sample fails",
+                    "forward_passes": 22.0 if name == "curvature" else NAN,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def calibration(observed):
+    """Two bins, of which the second is empty, under one profile."""
+    here = {"fold": "test", "profile": FULL, "predictor": "flip_probability"}
+    bins = pd.DataFrame(
+        {
+            "bin": [1, 2],
+            "low": [0.0, 0.5],
+            "high": [0.5, 1.0],
+            "samples": [40, 0],
+            "predicted": [0.2, NAN],
+            "observed": [observed, NAN],
+            "observed_low": [observed / 2, NAN],
+            "observed_high": [observed * 2, NAN],
+        }
+    )
+    error = {"samples": 40, "predicted": 0.2, "observed": observed}
+    errors = pd.DataFrame([here | error | {"expected_calibration_error": abs(observed - 0.2)}])
+    return bins.assign(**here), errors
+
+
+def routing(kinds=("known", "digital"), passes=22.0):
+    """From 80 to 90 % right; the digital kind costs so many passes of every sample."""
+    fraction = np.array([0.0, 0.5, 1.0])
+    curves = [
+        pd.DataFrame(
+            {
+                "fold": "test",
+                "profile": FULL,
+                "router": f"by {kind}",
+                "kind": kind,
+                "fraction": fraction,
+                "accuracy": [0.8, 0.88, 0.9],
+                "energy": (0.1 + 0.9 * fraction) if kind == "known" else passes + 0.1,
+                "random_accuracy": [0.8, 0.85, 0.9],
+                "oracle_accuracy": [0.8, 0.9, 0.9],
+            }
+        )
+        for kind in kinds
+    ]
+    baselines = pd.DataFrame(
+        {
+            "profile": FULL,
+            "name": ["always analog", "always digital"],
+            "accuracy": [0.8, 0.9],
+            "energy": [0.1, 1.0],
+        }
+    )
+    choice = {"profile": FULL, "router": "by known", "fraction": 0.5, "accuracy": 0.88}
+    return pd.concat(curves), baselines, pd.DataFrame([choice | {"energy": 0.55}])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were written, in order, to read them."""
+    written = []
+    write = style.write_figure
+
+    def keep(figure, path, table):
+        written.append(figure)
+        return write(figure, path, table)
+
+    monkeypatch.setattr("bridge.report.figures.predictors.write_figure", keep)
+    return written
+
+
+def texts(figure):
+    """Every text of a figure that is not empty."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_same_bytes_each_time(tmp_path):
+    def draw(folder):
+        predictor_figure(predictors(curvature=0.7, margin=0.8), folder / "predictors.png")
+        calibration_figure(*calibration(0.1), folder / "calibration.png")
+        curves, baselines, choices = routing()
+        routing_figure(curves, baselines, choices, folder / "routing.png")
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
+    stems = ("predictors", "calibration", "routing")
+    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
+    assert first == second
+
+
+def test_predictors_stand_by_auroc_with_their_cost(tmp_path, drawn):
+    table = predictors(curvature=0.7, gradient_norm=0.9, constant=NAN)
+    path = predictor_figure(table, tmp_path / "p.png")
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["gradient norm", "curvature"]
+    (costs,) = axis.child_axes
+    assert [label.get_text() for label in costs.get_yticklabels()] == ["-", "22"]
+    # The best is on top, and the whole interval within the axis.
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+    assert axis.get_xlim()[0] < 0.5
+    assert axis.get_xlim()[1] > 0.95
+    assert "90 digitally correct samples, 30 failures on 1 chip" in " ".join(texts(drawn[0]))
+    order = ["gradient_norm", "curvature", "constant"]
+    assert pd.read_csv(path.with_suffix(".csv"))["predictor"].tolist() == order
+
+
+def test_predictors_say_why_there_is_nothing(tmp_path, drawn):
+    table = predictors(curvature=0.7)
+    predictor_figure(table, tmp_path / "p.png", profile="ideal")
+    assert "AUROC is undefined: no sample fails" in texts(drawn[0])
+    with pytest.raises(ValueError, match="no denominator 'all' here; there is correct"):
+        predictor_figure(table, tmp_path / "q.png", denominator="all")
+    assert not (tmp_path / "q.png").exists()
+    few = table.assign(failures=NAN, samples=3)  # fewer than there are bins
+    predictor_figure(few, tmp_path / "r.png", profile="ideal")
+    assert f"ideal, test fold\n3 {DENOMINATORS['correct']}" in texts(drawn[1])
+
+
+def test_calibration_draws_only_profiles_that_fail(tmp_path, drawn):
+    bins, errors = calibration(0.1)
+    calibration_figure(
+        pd.concat([bins, bins.assign(profile="adc")]),
+        pd.concat([errors, errors.assign(profile="adc", observed=0.0)]),
+        tmp_path / "c.png",
+    )
+    (axis,) = drawn[0].axes
+    assert axis.get_title() == f"{FULL}\nECE 0.100"
+    (points,) = (one for one in axis.collections if isinstance(one, PathCollection))
+    assert points.get_offsets().tolist() == [[0.2, 0.1]]  # the empty bin is not there
+    calibration_figure(*calibration(0.0), tmp_path / "none.png")
+    assert "no sample of the test fold fails under any profile" in texts(drawn[1])
+
+
+@pytest.mark.parametrize("rows", ["none", "of another fold"])
+def test_calibration_where_nothing_is_digitally_correct(tmp_path, drawn, rows):
+    bins, errors = (
+        table.head(0) if rows == "none" else table.assign(fold="validation")
+        for table in calibration(0.1)
+    )
+    calibration_figure(bins, errors, tmp_path / "c.png")
+    assert "no sample of the test fold fails under any profile" in texts(drawn[0])
+
+
+def test_routing_marks_baselines_choices_and_what_lies_beyond(tmp_path, drawn):
+    routing_figure(*routing(), tmp_path / "r.png")
+    by_fraction, by_energy = drawn[0].axes
+    labels = by_fraction.get_legend_handles_labels()[1]
+    baselines = ["always analog", "always digital"]
+    assert labels == ["oracle", "random", "by known", "by digital", *baselines]
+    dots = {tuple(map(float, one.get_xydata()[0])) for one in by_energy.lines if one.get_marker()}
+    assert {(0.55, 88.0), (0.1, 80.0), (1.0, 90.0)} <= dots
+    assert by_energy.get_xlabel() == "Energy a sample\n(not shown: by digital, from 22.1 on)"
+    assert max(max(line.get_xdata(), default=0) for line in by_energy.lines) <= 1.25
+    # One pass more than the digital model is within the axis.
+    routing_figure(*routing(passes=1.0), tmp_path / "r.png")
+    assert drawn[1].axes[1].get_xlabel() == "Energy a sample"
+
+
+def test_routing_without_choices(tmp_path, drawn):
+    curves, baselines, choices = routing()
+    routing_figure(curves, baselines, choices.head(0), tmp_path / "r.png")
+    with pytest.raises(
+        ValueError, match=f"no profile 'adc' here; there is {FULL}".replace("+", r"\+")
+    ):
+        routing_figure(curves, baselines, choices, tmp_path / "r.png", profile="adc")
+
+
+# --- of runs
+
+
+def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, deciles):
+    epochs = np.arange(1, 4)
+    history = pd.DataFrame({"epoch": epochs})
+    for split in ("train", "validation"):
+        history[f"{split}_loss"], history[f"{split}_accuracy"] = 1 / epochs, 1 - 0.5 / epochs
+    rows = paper.gallery_rows(joined, "test", count=3)
+    images = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
+
+    def draw(folder):
+        paper.figure_one(deciles, folder / "figure_one.png")
+        paper.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
+        training.training_curve(history, folder / "training_curve.png")
+        score_histogram(joined, folder / "score_histogram.png", fold="pooled")
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
+    stems = ("figure_one", "gallery", "training_curve", "score_histogram")
+    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
+    assert first == second
+
+
+def test_gallery_rows_are_the_extremes(joined):
+    rows = paper.gallery_rows(joined, "test", count=2)
+    assert rows["index"].tolist() == [0, 1, 18, 19]
+    assert rows["end"].tolist() == ["lowest", "lowest", "highest", "highest"]
+    assert rows["chip"].tolist() == 4 * [11]
+    with pytest.raises(ValueError, match="cannot show 11 of each end of the 20 test samples"):
+        paper.gallery_rows(joined, "test", count=11)
+    with pytest.raises(ValueError, match="need 4 uint8 images"):
+        paper.gallery(rows, np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], "gallery.png")
+
+
+def test_histogram_counts_zeros_apart(tmp_path, joined):
+    path = score_histogram(joined, tmp_path / "h.png", fold="test", bins=5)
+    table = pd.read_csv(path.with_suffix(".csv"))
+    assert table.iloc[0].tolist() == [0, 0, 1, 0, 0]  # index 0: curvature 0, digitally wrong
+    assert table[["digitally_wrong", "survives", "fails"]].to_numpy().sum() == 20
+    assert table["fails"].sum() == 10
+    negative = joined.assign(curvature=-joined["curvature"])
+    with pytest.raises(ValueError, match="non-negative"):
+        score_histogram(negative, tmp_path / "h.png")
+
+
+def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
+    with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
+        paper.figure_one(deciles, tmp_path / "figure_one.pdf")
+    assert list(tmp_path.iterdir()) == []

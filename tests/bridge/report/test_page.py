@@ -1,0 +1,342 @@
+"""The report page on hand-made tables: what it says, what it leaves out, how a browser takes it."""
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from bridge.chips.profiles import FULL_PROFILE as FULL
+from tests.report_page import ATTACK, png, predictors, sections, table_one, write, write_full
+from tools import check_report
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_full(tmp_path_factory.mktemp("report"))
+
+
+class Tables(HTMLParser):
+    """The cells of every table by its rows, notes apart from values by a bar; ids and links."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.ids, self.links = [], [], []
+        self._open = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "small":
+            self.tables[-1][-1][-1] += "|"
+        elif tag == "h2":
+            self.ids.append(found["id"])
+        elif tag == "a":
+            self.links.append(found["href"].removeprefix("#"))
+        self._open = tag in ("td", "th", "small", "strong", "button")
+
+    def handle_endtag(self, tag):
+        self._open = False
+
+    def handle_data(self, data):
+        if self._open:
+            self.tables[-1][-1][-1] += data.strip()
+
+    def headed(self, *first):
+        (table,) = [one for one in self.tables if one and tuple(one[0][: len(first)]) == first]
+        return table
+
+
+@pytest.fixture(scope="module")
+def read(page):
+    return Tables(page.read_text())
+
+
+def test_everything_is_escaped_and_inside(page):
+    text = page.read_text()
+    assert "alert('x')</script>" not in text
+    # Title twice, class name in a setting and in the table of classes, device of two stages.
+    assert text.count("&lt;script&gt;alert") == 6
+    assert text.count("<script") == 1
+    assert "/a/&lt;b&gt;" in text
+    assert "echo &#39;&lt;b&gt;&#39;" in text
+    assert not re.search("https?://", text)
+    assert check_report.source_problems(text) == []
+    assert text.count('src="data:image/png;base64,iVBOR') == 6 + 3
+    assert "default-src 'none'" in text
+
+
+def test_contents_link_to_every_section(read):
+    assert read.links == read.ids
+    assert read.ids == [
+        *("table-one", "deciles", "predictors", "calibration", "routing", "overlap", "drift"),
+        *("vulnerable", "classes", "accuracy", "figures", "reproduce", "settings", "environment"),
+    ]
+
+
+def test_sections_without_a_table_are_left_out(tmp_path):
+    text = write(tmp_path / "report.html").read_text()
+    assert Tables(text).ids == ["deciles", "drift", "settings", "environment"]
+    assert "experiments drift PRESET" in text
+    assert 'class="answer"' not in text
+    ideal = write(tmp_path / "report.html", ideal_agreement=1.0).read_text()
+    assert "accuracy" in Tables(ideal).ids
+    # A figure whose section is not there is shown nevertheless.
+    figure = tmp_path / "routing.png"
+    figure.write_bytes(png())
+    shown = Tables(write(tmp_path / "report.html", figures=[figure]).read_text())
+    assert shown.ids == ["deciles", "drift", "figures", "settings", "environment"]
+
+
+def test_answers_and_notes(page):
+    text = page.read_text()
+    assert "at t = 20 s, 0.0 % of D1 and 25.0 % of D2 fail" in text
+    assert "of digitally correct samples); Spearman&#39;s rho = 0.70 [0.65, 0.75]" in text
+    assert "Intervals hold 95 %; they are Wilson's" in text
+    assert "99.84 %" in text
+    assert "The margin is enough." in text
+    assert "0.10 (score), 0.11 (chips)" in text
+
+
+def test_predictors_by_auroc_with_costs(read):
+    header, *rows = next(one for one in read.tables if one[0][0] == "predictor")
+    assert header[:3] == ["predictor", "AUROC", "difference to margin"]
+    assert header[-3:] == ["forward passes", "ms an image", "undefined because"]
+    assert rows[0][:3] == ["margin", "0.900|[0.850, 0.950]", "+0.000|[-0.050, +0.050]"]
+    assert rows[1][:3] == ["curvature", "0.700|[0.650, 0.750]", "-0.200|[-0.250, -0.150]"]
+    assert rows[2][:3] == ["a constant", "-", "-"]
+    assert rows[2][-1] == "the score is constant"
+    assert rows[0][-5:] == ["0.00", "25.00", "22", "13", ""]
+    grid = read.headed("", f"{FULL}".replace("+", "+\u200b"))
+    assert grid[1:] == [["curvature", "0.700"], ["margin", "0.900"], ["a constant", "-"]]
+
+
+def test_predictors_where_nothing_fails(tmp_path):
+    text = write(tmp_path / "r.html", predictors=predictors(), profile="ideal").read_text()
+    assert "Among digitally correct samples it is undefined: no sample fails." in text
+    assert "rho is undefined: no sample fails" in text
+
+
+def test_table_one_beside_the_paper(read, tmp_path):
+    header, of_all, of_correct = read.headed("fold", "of")
+    ends = ["D1", "paper", "difference", "D2", "paper", "difference"]
+    assert header == ["fold", "of", *ends, "trend, z", "p"]
+    assert of_all[1:4] == ["all samples", "0.00|[0.00, 0.00]", "1.34"]
+    assert of_all[4:] == ["-1.34", "25.00|[25.00, 25.00]", "13.75", "+11.25", "3.00", "< 0.001"]
+    assert of_correct[-2:] == ["2.00", "0.045"]
+    ideal = write(
+        tmp_path / "r.html", table_one=table_one(), predictors=predictors(), profile="ideal"
+    )
+    assert Tables(ideal.read_text()).headed("fold", "of")[0] == [
+        *("fold", "of", "D1", "D2", "trend, z", "p")
+    ]
+
+
+def test_fractions_are_shown_in_percent(read):
+    _, error = read.headed("profile", "predictor")
+    assert error == [FULL, "flip probability", "40", "12.50", "12.00", "1.30"]
+    _, low, high = read.headed("predictor", "bin")
+    assert low[2:] == ["0.00", "50.00", "38", "10.00", "10.00|[0.00, 20.00]"]
+    assert high[-1] == "50.00|[10.00, 90.00]"
+    _, choice = read.headed("router", "kind")
+    assert choice[2:6] == ["inf", "89.00", "89.00", "20.00"]
+    assert choice[6:] == ["88.50|88.00 to 89.00", "1.00", "0.300", "70.00"]
+    shares = read.headed("", "0", "5")
+    # The nearest of 0, 50 and 100 % to 0, 5, 10, 15, 20, 30, 40, 50, 75 and 100 %.
+    assert shares[-1] == ["analog margin", *5 * ["80.00"], *3 * ["88.00"], "88.00", "90.00"]
+    assert [row[0] for row in shares[1:]] == ["oracle", "random", "analog margin"]
+
+
+def test_overlap_and_what_is_systematic(read, page):
+    header, pcm, ideal = read.headed("first", "second")
+    assert header[2:5] == [
+        "failing samples in common (Jaccard)",
+        "expected by chance",
+        "expected from the margin alone",
+    ]
+    assert pcm[:6] == ["pcm", "adc", "0.346|[0.200, 0.500]", "0.100", "0.200", "-0.500"]
+    assert pcm[6:] == ["0.600|[0.500, 0.700]", "0.550", ""]
+    assert ideal == ["ideal", "adc", *6 * ["-"], "no failures of ideal"]
+    header, row = read.headed("profile", "chips")
+    assert header[-4:] == ["samples failing on no chip", "on some", "on most", "on all"]
+    assert row[:5] == ["pcm", "3", "20.00", "75.00|[50.00, 87.50]", "10.40"]
+    assert row[5:] == [
+        "1,200|1,100.2 expected",
+        "30|99 expected",
+        "15|50 expected",
+        "5|0.8 expected",
+    ]
+    assert "The Jaccard index of two chips is" in page.read_text()
+
+
+SIMULATE = {
+    "adc": {"bits": 7, "range": "calibrated", "percentile": 99.5},
+    "wnoise": {"sigma": 0.03, "kind": "constant", "drawn": "per_chip"},
+    "pcm": {
+        "t_inference": 3600.0,
+        "programming_noise": 1.0,
+        "drift": 1.0,
+        "read_noise": 2.0,
+        "compensation": None,
+    },
+    "adc_calibration": 64,
+}
+
+
+def test_words_hold_the_settings_of_the_run(tmp_path):
+    def words(**simulate):
+        settings = {"simulate": SIMULATE | simulate}
+        text = write(tmp_path / "r.html", settings=settings).read_text()
+        return text[text.index("<dl>") : text.index("</dl>")]
+
+    text = words()
+    assert "7 bits, range calibrated to percentile 99.5 on 64 training images" in text
+    assert "sigma = 0.03 of a tile&#39;s largest weight, drawn once for each chip" in text
+    assert "with read noise x 2; read t_inference = 3,600 s after programming" in text
+    assert "drift is not compensated" in text
+    text = words(
+        adc={"bits": 7, "range": 12.5, "percentile": 100.0},
+        wnoise={"sigma": 0.03, "kind": "pcm_read", "drawn": "per_mvm"},
+        pcm=SIMULATE["pcm"] | {"compensation": ATTACK},
+    )
+    assert "7 bits, range 12.5." in text
+    assert "read noise, drawn anew at each operation" in text
+    assert "drift is compensated (&lt;script&gt;" in text
+
+
+def test_words_without_settings(page):
+    text = page.read_text()
+    assert "<dt>adc</dt><dd>each tile&#39;s outputs are quantised by a converter.</dd>" in text
+    assert "<dt>decile, D1 to D2</dt>" in text
+    assert "compensated" not in text
+
+
+def test_captions_say_what_is_counted(tmp_path, page):
+    text = page.read_text()
+    assert "5 failures on 1 chip. D1 and D2: failure rate where the score" in text
+    assert "Table I cuts by curvature among all samples" in text
+    assert "failures, mean over chips" in text
+    assert "a digital inference costs 1." in text
+    settings = {"analyse": {"energy": {"analog": 0.2, "digital": 1.0}}}
+    text = write(
+        tmp_path / "r.html",
+        **(sections() | {"predictors": predictors().assign(chips=3)}),
+        settings=settings,
+    ).read_text()
+    assert "a digital inference costs 1, an analog one 0.2" in text
+    assert "5 failures on 3 chips together." in text
+
+
+def test_tables_without_rows_say_why(tmp_path):
+    given = sections()
+    lacking = ("overlap", "systematic", "routing_choices", "vulnerable")
+    empty = {name: given[name].head(0) for name in lacking}
+    for name in ("calibration", "calibration_errors"):
+        empty[name] = given[name].assign(fold="validation")  # nothing of test is digitally correct
+    text = write(tmp_path / "r.html", **(given | empty | {"thumbnails": []})).read_text()
+    assert "Nothing to compare: no sample fails" in text
+    assert "no sample of the fold is digitally correct" in text
+    assert "Bin by bin" not in text
+    assert "takes several chips of a profile" in text
+    assert "No threshold was chosen" in text
+    assert "the digital model gets no sample right" in text
+
+
+def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page):
+    assert ">file<" not in page.read_text()
+    given = sections()
+    given["vulnerable"] = given["vulnerable"].assign(path=["cat/1.png", "dog/<2>.png", "ant/3.png"])
+    text = write(tmp_path / "r.html", **given).read_text()
+    part = text[text.index('<h2 id="vulnerable">') :]
+    assert part.count(">file<") == 1
+    assert '<td class="left">cat/1.png</td>' in part
+    assert "dog/&lt;2&gt;.png" in part
+
+
+def test_sortable_tables_have_buttons_and_numbers_to_sort_by(page):
+    text = page.read_text()
+    assert text.count('<table class="cells sortable">') == 5
+    start = text.index('<h2 id="vulnerable">')
+    part = text[start : text.index('<h2 id="classes">')]
+    assert part.count('aria-sort="none"><button type="button">') == 9  # all but the images'
+    assert '<td data-number="12.25">12.2</td>' in part
+    assert part.count('class="thumbnail"') == 3
+    classes = text[text.index('<h2 id="classes">') :]
+    assert '<td data-number="">-</td>' in classes
+    assert '<td data-number="1e-07">1e-07</td>' in classes
+
+
+def test_same_inputs_same_bytes(page, tmp_path):
+    first = write(tmp_path / "a.html", **sections()).read_bytes()
+    assert write(tmp_path / "b.html", **sections()).read_bytes() == first
+    assert first != page.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thumbnails": [b""]}, "1 thumbnails for 3 vulnerable samples"),
+        ({"vulnerable": None}, "3 thumbnails for 0 vulnerable samples"),
+        (
+            {"per_class": pd.DataFrame({"label": [1]})},
+            "the report's per_class lacks the columns class_name, samples",
+        ),
+        (
+            {"systematic": pd.DataFrame({"name": ["pcm"]})},
+            "the report's systematic lacks the columns profile, chips",
+        ),
+        ({"fold": "train"}, "no fold 'train' here; there is test"),
+        ({"profile": "adc"}, "no profile 'adc' here; there is ideal, adc"),
+    ],
+)
+def test_bad_input_leaves_no_page(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write(tmp_path / "report.html", **(sections() | changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_figure_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no figure at .*figure_one.png; draw it"):
+        write(tmp_path / "report.html", figures=[tmp_path / "figure_one.png"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the check
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('<img src="https://example.org/x.png">', "<img src='https://example.org/x.png'>"),
+        ('<link href="//example.org/x.css">', "<link href='//example.org/x.css'>"),
+        ('<p style="background: url(http://example.org)">', "url(http://example.org"),
+        ("<style>@import 'https://example.org/x';</style>", "@import 'https://example.org/x"),
+        ('<img alt="cut" src="data:image/png;base64,iVBORw0KGgo=">', "image damaged: cut"),
+    ],
+)
+def test_what_is_outside_or_damaged_is_found(body, problem):
+    (found,) = check_report.source_problems(f"<body>{body}</body>")
+    assert problem in found
+
+
+def test_text_and_links_within_the_page_pass():
+    body = '<a href="#x">https://example.org</a><style>a { color: red }</style>'
+    assert check_report.source_problems(body) == []
+
+
+def test_without_a_browser_it_says_what_to_install(page, monkeypatch, capsys):
+    monkeypatch.delenv("CHROME", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert check_report.main([str(page)]) == 2
+    assert "apt-get install chromium" in capsys.readouterr().err
+    monkeypatch.setenv("CHROME", "/nowhere/chrome")
+    assert check_report.main([str(page)]) == 2
+    assert "$CHROME names '/nowhere/chrome'" in capsys.readouterr().err
+    assert check_report.main([str(page.with_name("none.html"))]) == 2
+    assert "no report at" in capsys.readouterr().err
