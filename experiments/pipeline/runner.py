@@ -32,7 +32,7 @@ from experiments.pipeline.up_to_date import (
     other_versions,
 )
 from experiments.runs.files import sha256, writable
-from experiments.runs.frameworks import cure, require_chips, why_no_chips
+from experiments.runs.frameworks import MISSING, cure, require_chips, why_no_chips
 from experiments.runs.job import Job, list_images, skip_silently
 from experiments.runs.records import read_record, write_record
 from experiments.runs.remembered import recall_run, remember, settings_file
@@ -176,7 +176,9 @@ def _left_out(names: tuple[str, ...], experiment: Experiment, folder: Path) -> s
     if not missing:
         return ""
     factory = experiment.model.factory
-    return f"left out: {', '.join(missing)}, for {why_no_chips(factory)}; {cure(factory)}"
+    sections = f"; and in the report: {MISSING}" if "report" in names else ""
+    why = f"because {why_no_chips(factory)}; {cure(factory)}"
+    return f"left out: {', '.join(missing)}{sections}: {why}"
 
 
 def _exit_code_of(name: str, job: Job, identity: Identity, debug: bool) -> int:

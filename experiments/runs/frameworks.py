@@ -7,6 +7,12 @@ from pathlib import Path
 from experiments.runs.descriptions import Framework, framework_in, read_description
 from experiments.settings.flags import Experiment
 
+MISSING = (
+    "Table I, failure rates, which score predicts failure, flip probabilities and whether they "
+    "come true, routing, overlap, drift"
+)
+"""What the report of a run without chips does not have, as the part of a sentence."""
+
 
 def framework_of(experiment: Experiment, folder: Path) -> Framework | None:
     """What a run's network can be computed in: "torch" as well as JAX, or "jax" alone.

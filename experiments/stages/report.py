@@ -13,7 +13,7 @@ import pandas as pd
 from bridge.report.page.contents import ReportContents, RunTables
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
-from experiments.runs.frameworks import cure, why_no_chips
+from experiments.runs.frameworks import MISSING, cure, why_no_chips
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.records import read_record, read_records, recorded_settings
 from experiments.runs.samples import (
@@ -178,8 +178,7 @@ def _missing(job: Job) -> str:
     why = why_no_chips(factory)
     return (
         f"{why[0].upper()}{why[1:]}. So no chip was simulated, and these sections are missing: "
-        "Table I, failure rates, which score predicts failure, flip probabilities and whether they "
-        f"come true, routing, overlap, drift. To have them: {cure(factory)}."
+        f"{MISSING}. To have them: {cure(factory)}."
     )
 
 
