@@ -119,14 +119,15 @@ def _take_function(
     _inspect(job, logits_fn, params, images)
     logits = logits_of(logits_fn, params, images)
     _require_classes(logits, dataset, factory)
-    again = as_function(call_factory(factory), factory)
-    if not same_logits(logits, logits_of(*again, images)):
-        raise ValueError(
-            f"{factory} made two networks whose logits differ: fix its seed, or load its weights "
-            "from a file"
-        )
     path = job.folder / FUNCTION
     kept = {"factory": factory, "weights": _hash_of(logits_fn, params)}
+    again = as_function(call_factory(factory), factory)
+    same = same_logits(logits, logits_of(*again, images))
+    if not same or _hash_of(*again) != kept["weights"]:
+        raise ValueError(
+            f"{factory} made two networks whose {'parameters' if same else 'logits'} differ: fix "
+            "its seed, or load its weights from a file"
+        )
     if not _describes(path, kept, logits):
         write_json(path, kept | {"logits": logits.tolist()})
     return description, path
@@ -158,16 +159,18 @@ def _inspect(job: Job, logits_fn: Any, params: Any, images: np.ndarray) -> None:
 
     numbers = np.arange(len(images))
     batch = Batch(images, np.zeros(len(images), np.int32), numbers)
-    height, width, channels = images.shape[1:]
     try:
         function, weights = functional(logits_fn, params)
         problem = Problem(function, cross_entropy)
         inspect(problem, weights, batch, job.experiment.score.estimators)
     except ValueError as error:
+        fails = str(error).startswith("the model fails on")
+        cure = (
+            ". --data.image-size resizes images, and --data.mean and --data.std with one value "
+            "each make them gray"
+        )
         raise ValueError(
-            f"the network of {job.experiment.model.factory} cannot be scored on images of "
-            f"{height}x{width} pixels and {channels} channels (--data.image-size resizes them, and "
-            f"--data.mean and --data.std with one value each make them gray): {error}"
+            f"the network of {job.experiment.model.factory} cannot be scored: {error}{cure * fails}"
         ) from error
 
 

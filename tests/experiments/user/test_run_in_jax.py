@@ -69,6 +69,9 @@ def drawn():
     held = kernels(np.random.default_rng().uniform(1, 9))
     return lambda images: logits(held, images)
 
+def unused():
+    return logits, kernels() | {"unused": np.random.default_rng().uniform(size=3)}
+
 def mixing():
     return lambda images: logits(kernels(), images - images.mean(0))
 
@@ -337,7 +340,9 @@ def test_other_kinds_of_networks(place: Path, tmp_path: Path, factory: str) -> N
         ("own_jax:drawn", "made two networks whose logits differ: fix its seed"),
         ("own_jax:mixing", "the model mixes the samples of a batch"),
         ("own_jax:of_two_classes", "tells 2 classes apart, pngs has 3"),
-        ("own_jax:failing", "on images of 16x16 pixels and 3 channels"),
+        ("own_jax:failing", "fails on float32 images (2, 16, 16, 3)"),
+        ("own_jax:failing", "--data.image-size resizes images"),
+        ("own_jax:unused", "made two networks whose parameters differ: fix its seed"),
         ("own_jax:text", "must return a torch module, an NNX module, a function images"),
         ("own_jax:pair --model.weights w.pth", "is for a torch module, and own_jax:pair returns"),
     ],
