@@ -13,6 +13,7 @@ from experiments.system.errors import StageFailed, show_error
 from experiments.system.processes import raise_on_sigint, raise_on_sigterm
 from jaxcurv.storage.lock import lock
 from tools.archive import archive, archive_fit
+from tools.published import PUBLISHED
 from tools.regenerate import regenerate
 
 
@@ -34,10 +35,12 @@ class Regenerate:
 
 @dataclass(frozen=True)
 class Archive:
-    """Copies what a repository keeps of the finished rows of Table I and of their fit."""
+    """Copies what a repository keeps of finished runs: rows of Table I and their fit, or networks
+    that others trained."""
 
-    rows: Literal["small", "full"] = "small"
-    """Size of the networks: `small`, the narrow ones; `full`, the paper's."""
+    rows: Literal["small", "full", "published"] = "small"
+    """Which runs: `small`, Table I with narrow networks; `full`, with the paper's; `published`, the
+    folders cifar10_NAME with NAME one of tools/published_networks.py."""
     runs: Path = Path("runs")
     """Folder of the runs, as the command reproduce leaves it."""
     results: Path = Path("experiments/results")
@@ -53,9 +56,10 @@ class Archive:
           FolderInUse: another process archives or regenerates.
           StageFailed: a row could not be archived, as was said.
         """
-        finished = [name for name in ROWS[self.rows] if (self.runs / name).is_dir()]
+        rows = {**ROWS, "published": [f"cifar10_{name}" for name in PUBLISHED]}[self.rows]
+        finished = [name for name in rows if (self.runs / name).is_dir()]
         if not finished:
-            raise FileNotFoundError(f"no row of --rows {self.rows} in {self.runs}: run reproduce")
+            raise FileNotFoundError(f"no row of --rows {self.rows} in {self.runs}: run them")
         work: dict[str, Callable[[Path, Path], None]] = dict.fromkeys(finished, archive)
         fit = f"fit_paper_{self.rows}"
         if (self.runs / fit / "fit.json").exists():

@@ -54,17 +54,17 @@ class CifarResNet(nn.Module):
 
 
 def akamaster_resnet20() -> nn.Module:
-    """ResNet-20 of github.com/akamaster/pytorch_resnet_cifar10; stated error 8.27 %."""
+    """ResNet-20 of github.com/akamaster/pytorch_resnet_cifar10."""
     return CifarResNet(3).eval()
 
 
 def akamaster_resnet32() -> nn.Module:
-    """ResNet-32 of the same repository; stated error 7.37 %."""
+    """ResNet-32 of the same repository."""
     return CifarResNet(5).eval()
 
 
 def akamaster_resnet56() -> nn.Module:
-    """ResNet-56 of the same repository; stated error 6.61 %."""
+    """ResNet-56 of the same repository."""
     return CifarResNet(9).eval()
 
 

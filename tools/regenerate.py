@@ -74,7 +74,7 @@ def regenerate_run(place: Path) -> None:
         if not (place / name).exists():
             raise FileNotFoundError(f"{place} lacks {name}: archive the run again, or remove it")
     settings = recorded_settings(place)
-    analyse, model = settings["analyse"], settings["model"]["architecture"]
+    analyse, model = settings["analyse"], settings["model"]
     scores, predictions, flips = read_samples(place)
     joined = outcomes.join(scores, predictions)
     interval = {"confidence": analyse["confidence"], "resamples": analyse["resamples"]}
@@ -86,7 +86,7 @@ def regenerate_run(place: Path) -> None:
         bins=analyse["bins"],
         **interval,
     )
-    named = model, settings["data"]["name"]
+    named = model.get("factory") or model["architecture"], settings["data"]["name"]
     table_one = failure_rates.table_one(joined, deciles, model=named)
     for name, table in (
         ("deciles", deciles),

@@ -26,6 +26,7 @@ from experiments.runs.records import read_records, recorded_settings
 from experiments.settings.presets import command_line
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_bytes
+from tools import published
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Between these lines of README.md stands what `write` puts there."""
@@ -53,8 +54,15 @@ class _Run:
 
     @property
     def model(self) -> tuple[str, str]:
-        """Architecture and data set, as `TABLE_ONE` names them."""
-        return self.settings["model"]["architecture"], self.settings["data"]["name"]
+        """Architecture or factory, and data set, the former as `TABLE_ONE` names them."""
+        model = self.settings["model"]
+        return model.get("factory") or model["architecture"], self.settings["data"]["name"]
+
+    @property
+    def published(self) -> str | None:
+        """Name in `PUBLISHED`; None for a network that was trained here."""
+        module, _, name = self.model[0].partition(":")
+        return name if module == published.MODULE else None
 
     @property
     def title(self) -> str:
@@ -93,6 +101,7 @@ def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
         f"({' or '.join(f'{100 * level:g} %' for level in sorted(confidence))}).",
         "## Table I",
         *_table_one(runs, fitted, _interval),
+        *_published(runs),
         *_runs(runs),
         *(part for fit in fits for part in _fit(fit)),
         *_rescored(runs),
@@ -173,9 +182,7 @@ def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Rende
         if run.model not in TABLE_ONE:
             continue
         there.add(run.model)
-        table = run.table_one
-        shipped = table[(table["fold"] == "test") & (table["profile"] == FULL_PROFILE)]
-        row = shipped.iloc[0].to_dict()
+        row = _only(run.table_one).iloc[0].to_dict()
         off = (abs(row[f"{end}_of_all"] - row[f"paper_{end}"]) for end in ("d1", "d10"))
         cells = ["-"] * (1 + same)
         if (fit := of_fit.get(run.folder.name)) is not None:
@@ -208,6 +215,48 @@ def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Rende
         names = "; ".join(", ".join(_NAMES[name] for name in model) for model in missing)
         note += f" Not run: {names}."
     yield note
+
+
+def _published(runs: Sequence[_Run]) -> Iterator[str]:
+    """What was seen of networks that others trained: accuracy, failure rates, AUROCs."""
+    found = {run.published: run for run in runs if run.published is not None}
+    if not found:
+        return
+    yield "## Networks that we did not train"
+    predictors = ("curvature", "gradient_norm", "margin", "flip_probability")
+    rows = []
+    for name, about in published.PUBLISHED.items():
+        if name not in found:
+            continue
+        run = found[name]
+        rates = _only(run.table_one)
+        aurocs = _only(read_parquet(run.folder / "predictors.parquet"))
+        aurocs = aurocs[aurocs["denominator"] == "correct"].set_index("predictor")
+        row = rates.iloc[0].to_dict()
+        stated = "-" if about.stated_error is None else f"{100 - about.stated_error:.2f} %"
+        rows.append(
+            [
+                f"{about.name}, {about.source}",
+                stated,
+                f"{row['digital_accuracy']:.2f} %",
+                f"{row['analog_accuracy']:.2f} %",
+                _ends(row, "", _interval, "_of_all"),
+                _ends(row, "", _interval, "_of_correct"),
+                *(_interval(aurocs.loc[one].to_dict(), "auroc") for one in predictors),
+            ]
+        )
+    header = ["network", "stated", "digital", "analog", "D1, D10 of all", "D1, D10 of the correct"]
+    yield markdown([*header, *(f"AUROC {one.replace('_', ' ')}" for one in predictors)], rows)
+    yield (
+        f"CIFAR-10, whole test split, {FULL_PROFILE}, the default chip; AUROC among the digitally "
+        "correct samples. Weights, images and the networks' code are others'; the commands are "
+        "below."
+    )
+
+
+def _only(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the test fold under the full profile."""
+    return table[(table["fold"] == "test") & (table["profile"] == FULL_PROFILE)]
 
 
 def _ends(row: dict[str, Any], before: str, render: _Render, after: str = "") -> str:
