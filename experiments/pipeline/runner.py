@@ -176,9 +176,9 @@ def _left_out(names: tuple[str, ...], experiment: Experiment, folder: Path) -> s
     if not missing:
         return ""
     factory = experiment.model.factory
-    sections = f"; and in the report: {MISSING}" if "report" in names else ""
-    why = f"because {why_no_chips(factory)}; {cure(factory)}"
-    return f"left out: {', '.join(missing)}{sections}: {why}"
+    sections = f"; in the report {MISSING}" if "report" in names else ""
+    why = f"for {why_no_chips(factory)}; {cure(factory)}"
+    return f"left out: {', '.join(missing)}{sections}; {why}"
 
 
 def _exit_code_of(name: str, job: Job, identity: Identity, debug: bool) -> int:

@@ -175,10 +175,11 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
 def _missing(job: Job) -> str:
     """What the page of a run without chips lacks, why, and what to do about it."""
     factory = job.experiment.model.factory
-    why = why_no_chips(factory)
+    why, what_to_do = (
+        f"{words[0].upper()}{words[1:]}" for words in (why_no_chips(factory), cure(factory))
+    )
     return (
-        f"{why[0].upper()}{why[1:]}. So no chip was simulated, and these sections are missing: "
-        f"{MISSING}. To have them: {cure(factory)}."
+        f"{why}. So no chip was simulated, and these sections are missing: {MISSING}. {what_to_do}."
     )
 
 

@@ -131,7 +131,7 @@ def summary(accuracy: pd.DataFrame, fold: str = "test") -> str:
     """
     row = accuracy[accuracy["fold"] == fold].iloc[0]
     said = (
-        f"The digital model gets {row['digital_accuracy']:.1%} of the {row['samples']:,} {fold} "
+        f"The digital model gets {100 * row['digital_accuracy']:.1f} % of the {row['samples']:,} {fold} "
         f"samples right; the tenth of highest curvature lies above {row['last_decile']:.3g}."
     )
     if np.isnan(row["of_correct"]) or np.isnan(row["of_wrong"]):

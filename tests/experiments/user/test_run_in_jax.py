@@ -173,8 +173,8 @@ def refuse(*arguments: str | Path) -> str:
 
 def test_what_is_missing_is_said_before_the_scores(own: Run) -> None:
     said = own.told
-    assert "left out: export, moments, flips, simulate; and in the report: Table I, failure" in said
-    assert "because what own_jax:pair returns is computed in JAX and has no PyTorch" in said
+    assert "left out: export, moments, flips, simulate; in the report Table I, failure" in said
+    assert "overlap, drift; for what own_jax:pair returns is computed in JAX and has no" in said
     assert "bridge.to_torch(model, into=module" in said
     assert said.index("left out:") < said.index("score")
     assert said.count("left out:") == 1

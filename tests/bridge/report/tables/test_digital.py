@@ -65,7 +65,7 @@ def test_costs_and_ranks(samples: pd.DataFrame) -> None:
 
 def test_summary(samples: pd.DataFrame) -> None:
     said = digital.summary(digital.accuracy(samples))
-    assert "gets 95.0% of the 20 test samples right" in said
+    assert "gets 95.0 % of the 20 test samples right" in said
     assert "0.01 among the digitally correct samples and 0 among the digitally wrong" in said
     right = samples.assign(digital_correct=True)
     assert "digitally wrong" not in digital.summary(digital.accuracy(right))
