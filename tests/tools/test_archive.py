@@ -112,6 +112,32 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     assert "Not run: ResNet-18, CIFAR-10;" in text
 
 
+def test_a_network_of_others_has_a_table_of_its_own(archived: Path, tmp_path: Path) -> None:
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    place = results / "cifar10_akamaster_resnet20"
+    shutil.copytree(archived, place)
+    for path in (place / "stages").glob("*.json"):
+        record = read_json(path)
+        if "model" in record["settings"]:
+            factory = "tools.published_networks:akamaster_resnet20"
+            record["settings"]["model"] = record["settings"]["model"] | {"factory": factory}
+            write_json(path, record)
+    regenerate_run(place)
+    readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
+    page = results_page.write(results, readme, []).read_text()
+    row = pd.read_csv(place / "table_one.csv").query("fold == 'test' and profile == @FULL_PROFILE")
+    _, _, after = page.partition("## Networks that we did not train\n\n")
+    network = after.splitlines()[2]
+    assert "| ResNet-20, github.com/akamaster/pytorch_resnet_cifar10 | 91.73 % |" in network
+    assert f"| {row['digital_accuracy'].iloc[0]:.2f} % |" in network
+    predictors = pd.read_csv(place / "predictors.csv").query(
+        "profile == @FULL_PROFILE and denominator == 'correct' and predictor == 'margin'"
+    )
+    assert f"| {predictors['auroc'].iloc[0]:.2f} [" in network
+    assert "ResNet-18" not in page.partition("Not run")[0]
+    assert "--model.factory tools.published_networks:akamaster_resnet20" in page
+
+
 def test_a_row_that_cannot_be_kept_stops_no_other(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
