@@ -130,9 +130,10 @@ def summary(accuracy: pd.DataFrame, fold: str = "test") -> str:
         fold: one fold.
     """
     row = accuracy[accuracy["fold"] == fold].iloc[0]
+    right = 100 * row["digital_accuracy"]
     said = (
-        f"The digital model gets {100 * row['digital_accuracy']:.1f} % of the {row['samples']:,} {fold} "
-        f"samples right; the tenth of highest curvature lies above {row['last_decile']:.3g}."
+        f"The digital model gets {right:.1f} % of the {row['samples']:,} {fold} samples right; the "
+        f"tenth of highest curvature lies above {row['last_decile']:.3g}."
     )
     if np.isnan(row["of_correct"]) or np.isnan(row["of_wrong"]):
         return said
