@@ -279,6 +279,7 @@ OWN_NETWORK = {
         ({"factory": None}, "factory is None"),
         ({"sources": ["pets"]}, "no checksums of the factory's sources"),
         ({"sources": {"pets": 3}}, "no checksums of the factory's sources"),
+        ({"framework": "onnx"}, "framework is 'onnx', not torch or jax"),
         ({"in_channels": 0}, "in_channels is 0"),
         ({"checkpoint": "../network.safetensors"}, "not within"),
     ],
