@@ -83,18 +83,22 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 @pytest.fixture(scope="session")
-def finished_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all its workers see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def finished_run(command: Command, common: Path) -> Iterator[Path]:
     """The folder of a run of digits with the flags SMALL, one for all workers: not to be changed.
 
     What the command printed is in `said.txt` beside it, and in `told.txt` to standard error.
     """
     from experiments.runs.files import sha256
 
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    folder, said = base / "finished" / "digits", base / "finished" / "said.txt"
-    with FileLock(base / "finished.lock"):
+    folder, said = common / "finished" / "digits", common / "finished" / "said.txt"
+    with FileLock(common / "finished.lock"):
         if not said.exists():
             shutil.rmtree(folder, ignore_errors=True)
             result = command("run", "digits", *SMALL, "--out", folder)

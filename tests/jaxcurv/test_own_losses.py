@@ -412,6 +412,10 @@ def test_whole_numbers_among_floats_are_floats(batch_size: int, tmp_path: Path) 
     assert score_dataset(linear, source, **settings)["label"].tolist() == numbers
 
 
+def squares(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(logits - labels[:, None]), axis=1)
+
+
 LATE = [1, 2, 3, 4, 2, 1, 0.5]
 """Whole numbers first."""
 
@@ -455,8 +459,7 @@ class Lazy:
 def test_floats_after_whole_numbers_are_known_from_the_first_on(
     source: Any, keys: Any, weights: Any
 ) -> None:
-    loss = lambda z, y: jnp.sum(jnp.square(z - y[:, None]), axis=1)  # noqa: E731
-    settings: dict[str, Any] = {"params": weights, "loss": loss, "batch_size": 2}
+    settings: dict[str, Any] = {"params": weights, "loss": squares, "batch_size": 2}
     found = score_dataset(linear, source, keys=keys, **settings)
     floats = np.float32(LATE if len(source) == 7 else [Lazy(39)[i][1] for i in range(40)])
     images = IMAGES[np.arange(len(source)) % 7]

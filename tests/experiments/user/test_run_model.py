@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import bridge
@@ -126,12 +127,19 @@ def opened(images: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder, with the factory's module and the images in it."""
+def place(tmp_path_factory: pytest.TempPathFactory, common: Path) -> Iterator[Path]:
+    """The current folder, with the factory's module and the images in it.
+
+    The images are in one place for all workers: a run tells where they are.
+    """
     place = tmp_path_factory.mktemp("place")
     (place / "own_pets.py").write_text(MODULE)
     (place / "own_layers.py").write_text(LAYERS)
-    write_images(place / "pngs")
+    images = common / "own" / "pngs"
+    with FileLock(common / "own.lock"):
+        if not images.exists():
+            write_images(images)
+    (place / "pngs").symlink_to(images)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.syspath_prepend(place)
@@ -141,12 +149,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def own(place: Path) -> Run:
-    network = trained(place / "pngs")
-    torch.save(network.state_dict(), place / "weights.pth")
-    given = ("--model", "own_pets:make", "--data", "pngs", "--model.weights", "weights.pth")
-    said, _ = succeed("run", *given, *SMALL, "--out", "done")
-    return Run(place / "done", place / "pngs", network, said)
+def own(place: Path, common: Path) -> Run:
+    """The finished run, made by one worker; the others copy it."""
+    made = common / "own" / "made"
+    with FileLock(common / "own.lock"):
+        if not made.exists():
+            torch.save(trained(place / "pngs").state_dict(), place / "weights.pth")
+            given = ("--model", "own_pets:make", "--data", "pngs", "--model.weights", "weights.pth")
+            said, _ = succeed("run", *given, *SMALL, "--out", "done")
+            (place / "said.txt").write_text(said)
+            shutil.copytree(place, made, ignore=shutil.ignore_patterns("pngs"))
+    if not (place / "done").exists():
+        shutil.copytree(made / "done", place / "done")
+        shutil.copy2(made / "weights.pth", place)
+    network = importlib.import_module("own_pets").make()
+    network.load_state_dict(torch.load(place / "weights.pth"))
+    return Run(place / "done", place / "pngs", network, (made / "said.txt").read_text())
 
 
 @pytest.fixture
@@ -320,7 +338,7 @@ def test_refusals_come_first(place: Path, tmp_path: Path, given: str, why: str) 
     assert not (tmp_path / "scores.parquet").exists()
 
 
-def test_other_weights_are_named(place: Path, own: Run, tmp_path: Path) -> None:
+def test_other_weights_are_named(place: Path, tmp_path: Path) -> None:
     torch.save({"head.weight": torch.zeros(3, 4)}, place / "odd.pth")
     given = ("--model", "own_pets:make", "--data", "pngs", "--model.weights", "odd.pth")
     said = refuse("train", *given, "--out", tmp_path)

@@ -1,5 +1,6 @@
 """Probe vectors, and probing that stops by itself."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -111,6 +112,14 @@ few_examples = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 every_invariant = pytest.mark.parametrize("estimator", INVARIANT.values(), ids=INVARIANT)
+
+
+@cache
+def plain_scores(estimator: Estimator) -> Curvature:
+    """Of the network's images as they are, which many tests compare with."""
+    return score_convnet(estimator)
+
+
 FIELDS = ("score", "standard_error", "probes", "loss", "prediction", "gradient_norm")
 
 
@@ -131,7 +140,7 @@ def test_order_of_a_batch_is_of_no_consequence(estimator: Estimator, order: list
         labels=CONV_LABELS[order],
         indices=CONV_INDICES[order],
     )
-    assert_rows_equal(permuted, slice(None), score_convnet(estimator), order)
+    assert_rows_equal(permuted, slice(None), plain_scores(estimator), order)
 
 
 @every_invariant
@@ -147,7 +156,7 @@ def test_other_samples_of_a_batch_are_of_no_consequence(
     labels[other] = rng.integers(0, 5, other.sum())
     indices[other] = 100 + np.arange(other.sum())
     mixed = score_convnet(estimator, images=images, labels=labels, indices=indices)
-    assert_rows_equal(mixed, kept, score_convnet(estimator), kept)
+    assert_rows_equal(mixed, kept, plain_scores(estimator), kept)
 
 
 # --- probing until the error is small enough
@@ -169,7 +178,7 @@ def with_probes(estimator: Probed, probes: int) -> Probed:
 def test_each_sample_stops_by_its_own_error(estimator: Probed, largest: int) -> None:
     """As plain runs with 3, 6, 9 and at most 11 or 12 probes say."""
     rounds = (3, 6, 9, largest)
-    plain = {n: score_convnet(with_probes(estimator, n)) for n in rounds}
+    plain = {n: plain_scores(with_probes(estimator, n)) for n in rounds}
     # A tolerance that samples reach at different times.
     tolerance = float(np.median(plain[6].standard_error / np.abs(plain[6].score)))
     needed = np.full(16, largest)
