@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bridge.chips.profiles import FULL_PROFILE
+from bridge.report.tables.outcomes import select
 from experiments.paper import fit
 from experiments.paper.reproduce import ROWS
 from experiments.paper.search import SHIPPED, changes, descend
@@ -125,14 +127,14 @@ def test_a_network_of_others_has_a_table_of_its_own(archived: Path, tmp_path: Pa
     regenerate_run(place)
     readme.write_text(f"{results_page.BEGIN}\n{results_page.END}\n")
     page = results_page.write(results, readme, []).read_text()
-    row = pd.read_csv(place / "table_one.csv").query("fold == 'test' and profile == @FULL_PROFILE")
+    shown = {"fold": "test", "profile": FULL_PROFILE}
+    row = select(pd.read_csv(place / "table_one.csv"), **shown)
     _, _, after = page.partition("## Networks that we did not train\n\n")
     network = after.splitlines()[2]
     assert "| ResNet-20, github.com/akamaster/pytorch_resnet_cifar10 | 91.73 % |" in network
     assert f"| {row['digital_accuracy'].iloc[0]:.2f} % |" in network
-    predictors = pd.read_csv(place / "predictors.csv").query(
-        "profile == @FULL_PROFILE and denominator == 'correct' and predictor == 'margin'"
-    )
+    of_margin = {"predictor": "margin", "denominator": "correct"}
+    predictors = select(pd.read_csv(place / "predictors.csv"), **shown, **of_margin)
     assert f"| {predictors['auroc'].iloc[0]:.2f} [" in network
     assert "ResNet-18" not in page.partition("Not run")[0]
     assert "--model.factory tools.published_networks:akamaster_resnet20" in page

@@ -103,7 +103,10 @@ def test_help_says_first_what_the_command_does(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("flips", "It reads the flags --data.*, --folds, --limit, --simulate.adc.*, "),
+        (
+            "flips",
+            "It reads the flags --data.*, --folds, --limit, --limit-train, --simulate.profiles, ",
+        ),
         ("score", "--score.*; the others are those of other stages."),
         ("drift", "Its own flags are --drift.*; the others are the run's."),
     ],
