@@ -81,7 +81,7 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
             "Whether the same samples fail",
             given.overlap is not None or given.systematic is not None,
         ),
-        "drift": ("As the chips age", True),
+        "drift": ("As the chips age", contents.of_run),
         "gallery": ("Gallery", any(picture.section == "gallery" for picture in pictures)),
         "vulnerable": ("Most vulnerable samples", given.vulnerable is not None),
         "classes": ("Classes", given.per_class is not None),
@@ -91,8 +91,8 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
         ),
         "figures": ("More figures", True),
         "reproduce": ("How to reproduce", bool(contents.reproduce)),
-        "settings": ("Settings", True),
-        "environment": ("Environment", True),
+        "settings": ("Settings", contents.of_run or bool(contents.settings)),
+        "environment": ("Environment", contents.of_run or bool(contents.stages)),
     }
     titles = {name: title for name, (title, there) in sections.items() if there}
     if all(picture.section in titles for picture in pictures):
