@@ -20,7 +20,7 @@ from bridge.chips.evaluation import require_eval
 from bridge.chips.images import Images
 from bridge.chips.made_from import Keep
 from bridge.chips.prediction import predict
-from bridge.chips.profiles import PROFILES, Profile, to_json
+from bridge.chips.profiles import PROFILES, Profile
 from bridge.chips.programming import program
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch
@@ -162,7 +162,8 @@ def simulate(
             "held_out": calibrated.held_out,
             "calibration_images": calibrated.count,
             "chips": list(seeds),
-            "profiles": {name: to_json(profile) for name, profile in chosen.items()},
+            "times": sorted({one for several in readings.values() for one in several if one >= 0}),
+            "profiles": {name: repr(profile) for name, profile in chosen.items()},
         }
     }
     return joined

@@ -19,8 +19,7 @@ import pandas as pd
 from bridge.checks import require_confidence, require_count, require_resamples
 from bridge.report.folds import FOLDS, POOLED
 from bridge.report.source_images import class_names_of, pixels
-from bridge.report.tables import failure_rates, given, outcomes, predictors
-from bridge.report.tables.formats import number
+from bridge.report.tables import failure_rates, formats, given, outcomes, predictors
 from bridge.report.tables.profile_overlap import profile_overlap
 from jaxcurv.data.adapters import as_source
 from jaxcurv.data.sources import Source
@@ -231,7 +230,7 @@ class Study:
                 tables=tables,
                 fold=self.fold,
                 profile=self.profile,
-                drift_seconds=self.read_at,
+                drift_seconds=self._drift_seconds,
                 ideal_agreement=self._ideal_agreement(),
                 verdict=predictors.verdict(self._predictors, self.fold, self.profile),
                 figures=self._draw(Path(folder), tables),
@@ -261,6 +260,12 @@ class Study:
         return failure_rates.vulnerable(
             self.joined, None, fold=self.fold, profile=profile, count=count
         )
+
+    @property
+    def _drift_seconds(self) -> float | None:
+        """`read_at`, where a sentence about phase-change memory may name it."""
+        with_pcm = any("pcm" in name for name in self.joined["profile"].unique())
+        return self.read_at if with_pcm else None
 
     def _ideal_agreement(self) -> float | None:
         if "ideal" not in set(self.joined["profile"]):
@@ -325,21 +330,20 @@ class Study:
         """What is to be said of samples and chips, a paragraph each."""
         samples = self.joined.groupby("fold", sort=False)["sample"].nunique()
         counted = ", ".join(
-            f"{number(count)} in the {fold} fold" for fold, count in samples.items()
+            f"{formats.number(count)} in the {fold} fold" for fold, count in samples.items()
         )
         chips = self.joined.groupby("profile", sort=False)["chip"].nunique()
         fewest, most = chips.min(), chips.max()
         each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         notes = [f"Samples: {counted}. Chips of each profile: {each}."]
+        if self.read_at is not None:
+            notes[0] += f" Read {formats.time(self.read_at)} after programming."
         said = self.simulation
-        if said.get("calibration_images"):
-            notes.append(
-                f"{number(said['calibration_images'])} other images set the ranges of the ADCs"
-                + (
-                    f": held out of the {number(said['images'])} images that were given, and "
-                    "in none of these tables."
-                    if said["held_out"]
-                    else "."
-                )
-            )
+        if count := said.get("calibration_images"):
+            note = f"{formats.number(count)} other images set the ranges of the ADCs"
+            if said["held_out"]:
+                given_images = formats.number(said["images"])
+                note += f": held out of the {given_images} images that were given, and in none of "
+                note += "these tables"
+            notes.append(f"{note}.")
         return notes

@@ -164,7 +164,8 @@ def _labelled_with_time(predictions: pd.DataFrame) -> pd.DataFrame:
     several = predictions.groupby("profile")["time"].nunique() > 1
     named = predictions["profile"].map(several).to_numpy() & predictions["time"].notna().to_numpy()
     profile = predictions["profile"].astype(object).copy()
-    profile[named] += " at " + predictions["time"][named].map(time)
+    pairs = zip(profile[named], predictions["time"][named], strict=True)
+    profile[named] = [f"{name} at {time(seconds)}" for name, seconds in pairs]
     return predictions.assign(profile=profile)
 
 

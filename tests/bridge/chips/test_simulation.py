@@ -49,6 +49,7 @@ def test_it_is_program_and_predict_to_the_bit(
     found = bridge.simulate(
         net, images, profiles=names, chips=2, times=TIMES, calibration=others, seed=3
     )
+    assert found.attrs["simulation"]["times"] == TIMES
     by_hand = []
     for name in names:
         for seed in (3, 4):
@@ -74,6 +75,7 @@ def test_a_share_that_is_held_out_calibrates_and_is_not_predicted(
     assert "4 of the 18 images set the ranges of the ADCs" in capsys.readouterr().err
     assert found.attrs["simulation"]["held_out"] == 4
     held = np.flatnonzero(~np.isin(images.indices, found["index"]))
+    assert found.attrs["simulation"]["times"] == []
     assert len(held) == 4
     assert len(set(images.labels[held])) > 1
     rest = data.Chosen(images, np.setdiff1d(np.arange(18), held))
@@ -82,6 +84,7 @@ def test_a_share_that_is_held_out_calibrates_and_is_not_predicted(
     expected = bridge.predict(chip, rest, keep=logit_scores)
     assert found[expected.columns].equals(expected)
     every = bridge.simulate(net, images, profiles="pcm", chips=1)
+    assert bridge.simulate(net, images, profiles="pcm", chips=1, times=20).equals(every)
     assert len(every) == 18  # no ADC, nothing is held out
     assert every["time"].unique().tolist() == [20.0]
 

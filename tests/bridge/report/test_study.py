@@ -46,7 +46,7 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> Ten:
     )
 
 
-def test_failures_are_counted_from_the_predictions(ten: Ten) -> None:
+def test_failures_are_counted_from_the_predictions(ten: Ten, tmp_path: Path) -> None:
     late = ten.predictions.query(f"profile == '{FULL_PROFILE}' and time == 3600")
     right = set(ten.scores.query("correct")["index"])
     wrong = late[~late["correct"] & late["index"].isin(right)]
@@ -65,6 +65,10 @@ def test_failures_are_counted_from_the_predictions(ten: Ten) -> None:
     scored = ten.scores.set_index("index")
     for name in ("path", "curvature", "margin", "label"):
         assert found[name].tolist() == scored.loc[found["index"], name].tolist()
+    path = tmp_path / "predictions.parquet"
+    ten.predictions.to_parquet(path)
+    again = bridge.study(ten.scores, pd.read_parquet(path), ten.images)
+    assert again.failures().equals(found)  # and no word about the images that were held out
     chips = late.pivot(index="index", columns="chip", values="prediction")
     for row in found.to_dict("records"):
         predicted = chips.loc[row["index"]]
@@ -147,13 +151,15 @@ def real_chip(samples: int = 20) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_a_real_chip_s_index_and_prediction_suffice(tmp_path: Path) -> None:
     scores, measured = real_chip()
     measured.sample(frac=1, random_state=0).to_csv(tmp_path / "chip.csv", index=False)
-    found = bridge.study(scores, pd.read_csv(tmp_path / "chip.csv"), bins=4)
+    found = bridge.study(scores, pd.read_csv(tmp_path / "chip.csv").assign(time=60.0), bins=4)
     assert found.failures()["index"].tolist() == [*range(19, 9, -1)]
     assert found.rates()["failures"].tolist() == [0, 0, 5, 5]
     assert found.rates()["profile"].unique().tolist() == ["measured chip"]
     assert found.predictors().query("predictor == 'curvature'")["forward_passes"].isna().all()
     text = found.report(tmp_path / "report.html").read_text()
     assert "Under measured chip, 0.0 % of D1 and 100.0 % of D4 fail" in text
+    assert "Chips of each profile: 1. Read 60 s after programming." in text
+    assert "PCM at" not in text
     assert "for curvature and" in text  # nothing is known of its cost
     for one in ("Settings", "Gallery", 'thumbnail" src'):
         assert one not in text, one
