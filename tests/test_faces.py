@@ -176,6 +176,14 @@ def test_the_analysis_and_the_curves_of_routing_need_no_framework() -> None:
     )
 
 
+def test_a_study_needs_no_framework() -> None:
+    run(
+        "import sys, bridge, jaxcurv\n"
+        "bridge.study, jaxcurv.image_folder\n"
+        "assert not {'jax', 'flax', 'torch', 'aihwkit', 'matplotlib', 'rich'} & sys.modules.keys()"
+    )
+
+
 def test_the_engine_and_the_training_need_no_torch() -> None:
     run(
         "import sys, jaxcurv\n"

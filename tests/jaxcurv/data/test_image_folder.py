@@ -57,6 +57,13 @@ def test_other_channels_and_sizes(pets: Path) -> None:
     assert image_folder(pets, image_size=4)[0]["image"].shape == (4, 4, 3)
 
 
+def test_images_of_two_sizes_need_one(pets: Path) -> None:
+    save_image(pets / "bee/9.png", 9, 6, 0)
+    images = image_folder(pets)
+    with pytest.raises(ValueError, match=r"images differ in size.*or with image_size="):
+        [images[position] for position in range(len(images))]
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
