@@ -23,12 +23,12 @@ def draw(overlap: pd.DataFrame, path: Path, title: str) -> Path:
       title: the title above the three.
     """
     names = list(overlap["first"].unique())
-    beyond = max(0, max(map(len, names)) - len(FULL_PROFILE))  # of a name of the user's own
     largest = np.nanmax([0.01, *overlap["jaccard"], *overlap["jaccard_margin"]])
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        count = max(4, len(names))  # below it the titles do not fit
+        beyond = max(0, max(map(len, names)) - len(FULL_PROFILE))  # of a name of the user's own
         figure = new_figure(
-            width=2.4 + 1.4 * len(names) + 0.16 * beyond,
-            height=1.5 + 0.36 * len(names) + 0.1 * beyond,
+            width=2.4 + 1.4 * count + 0.16 * beyond, height=1.5 + 0.36 * count + 0.1 * beyond
         )
         left, middle, right = figure.subplots(1, 3, sharey=True)
         _heat_map(left, overlap, "jaccard", names, largest)
