@@ -14,8 +14,10 @@ from .chips.prediction import predict as predict
 from .chips.profiles import PROFILES as PROFILES
 from .chips.profiles import Profile as Profile
 from .chips.programming import program as program
+from .chips.simulation import simulate as simulate
 from .graphs.conversion import to_jax as to_jax
 from .graphs.scoring import score as score
+from .report.study import study as study
 from .routing.router import Router as Router
 from .weights.comparison import same_logits as same_logits
 from .weights.state import from_torch as from_torch

@@ -6,6 +6,7 @@ from . import models as models
 from . import training as training
 from .curvature import Curvature as Curvature
 from .curvature import input_curvature as input_curvature
+from .data.image_folder import image_folder as image_folder
 from .dataset import score_dataset as score_dataset
 from .estimators import Adaptive as Adaptive
 from .estimators import FiniteDifference as FiniteDifference

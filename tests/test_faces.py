@@ -16,13 +16,13 @@ from tests.conftest import ROOT
 
 SHOWN = {
     "jaxcurv": "Adaptive Curvature FiniteDifference GaussNewton HessianTrace HessianVector "
-    "LowRankGaussNewton Moments OwnEstimator input_curvature logit_scores merge_scores "
-    "score_dataset data engine estimators flip_probability margins models training",
+    "LowRankGaussNewton Moments OwnEstimator image_folder input_curvature logit_scores "
+    "merge_scores score_dataset data engine estimators flip_probability margins models training",
     "jaxcurv.engine": "cross_entropy probe",
     "jaxcurv.training": "Recipe fit keep_trained restore_best",
     "bridge": "PROFILES Profile Router compare_predictors coverage failure_table from_torch "
-    "load_chip output_noise predict program same_logits save_chip score to_jax to_torch "
-    "weight_moments analysis chips graphs routing weights",
+    "load_chip output_noise predict program same_logits save_chip score simulate study to_jax "
+    "to_torch weight_moments analysis chips graphs routing weights",
     "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
     "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
     "failure_overlap failure_table gaussian_flip_probability logit_scores systematic_share "
@@ -173,6 +173,14 @@ def test_the_analysis_and_the_curves_of_routing_need_no_framework() -> None:
         "for name in dir(bridge.analysis): getattr(bridge.analysis, name)\n"
         f"for name in {curves.split()}: getattr(bridge.routing, name)\n"
         "assert not {'jax', 'flax', 'torch', 'aihwkit'} & sys.modules.keys()"
+    )
+
+
+def test_a_study_needs_no_framework() -> None:
+    run(
+        "import sys, bridge, jaxcurv\n"
+        "bridge.study, jaxcurv.image_folder\n"
+        "assert not {'jax', 'flax', 'torch', 'aihwkit', 'matplotlib', 'rich'} & sys.modules.keys()"
     )
 
 

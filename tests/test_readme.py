@@ -44,6 +44,7 @@ def run_blocks(page: Path, folder: Path, before: str = SHALLOW) -> str:
 
 def test_the_readme_s_blocks_run_in_order(tmp_path: Path) -> None:
     assert "DeprecationWarning" not in run_blocks(README, tmp_path)
+    assert "Which score predicts failure" in (tmp_path / "report.html").read_text()
 
 
 def test_each_first_result_is_ten_lines_at_most() -> None:
@@ -56,6 +57,10 @@ def test_each_first_result_is_ten_lines_at_most() -> None:
     for call, block in zip(calls, blocks, strict=False):
         assert call in block
         assert len([line for line in block.splitlines() if line]) <= 10
+    (whole,) = (block for block in blocks if "bridge.simulate(" in block)
+    assert "jaxcurv.image_folder(" in whole
+    assert "study.report(" in whole
+    assert len(whole.splitlines()) <= 10
 
 
 def test_version_0_1_0_s_blocks_run_and_each_earlier_name_says_the_new_one(tmp_path: Path) -> None:

@@ -358,5 +358,5 @@ def _unequal(one: Path, its: Sequence[int], other: Path, size: Sequence[int]) ->
     """The complaint about images of two sizes, each height and width."""
     return (
         f"images differ in size ({one} is {tuple(its)}, {other} is {tuple(size)}): choose one with "
-        "--image-size, or --data.image-size of an experiment"
+        "--image-size, or --data.image-size of an experiment, or with image_size= in Python"
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
+from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.figures.style import STYLE, new_figure, write_figure
 
 
@@ -24,7 +25,11 @@ def draw(overlap: pd.DataFrame, path: Path, title: str) -> Path:
     names = list(overlap["first"].unique())
     largest = np.nanmax([0.01, *overlap["jaccard"], *overlap["jaccard_margin"]])
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = new_figure(width=2.4 + 1.4 * len(names), height=1.5 + 0.36 * len(names))
+        count = max(4, len(names))  # below it the titles do not fit
+        beyond = max(0, max(map(len, names)) - len(FULL_PROFILE))  # of a name of the user's own
+        figure = new_figure(
+            width=2.4 + 1.4 * count + 0.16 * beyond, height=1.5 + 0.36 * count + 0.1 * beyond
+        )
         left, middle, right = figure.subplots(1, 3, sharey=True)
         _heat_map(left, overlap, "jaccard", names, largest)
         shared = _heat_map(middle, overlap, "jaccard_margin", names, largest)

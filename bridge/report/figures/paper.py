@@ -41,6 +41,8 @@ _LINES = {
     "wnoise+pcm": (VERMILLION, "X", "-"),
     "adc+wnoise+pcm": (WINE, "*", "-"),
 }
+_LONG = max(map(len, _LINES))
+_OF_OTHER_NAMES = [line for name, line in _LINES.items() if name != "ideal"]
 
 _PREDICTED = ("prediction", "correct")
 
@@ -70,13 +72,20 @@ def figure_one(
     if not shown:
         raise ValueError(f"no fold of {', '.join(panels)} in the decile table")
     table = table[table["fold"].isin(shown)]
+    columns = 4 if len(shown) > 1 else 2
+    names = table["profile"].unique()
+    height = 3.3
+    if max(map(len, names)) > _LONG:  # a name of the user's own, or with its time
+        columns = len(shown)
+        height += 0.16 * (-(-len(names) // columns) - 1)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=max(3.6, 2.5 * len(shown)), height=3.3)
+        figure = new_figure(width=max(3.6, 2.5 * len(shown)), height=height)
         axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axis, fold in zip(axes, shown, strict=True):
             in_fold = table[table["fold"] == fold]
-            for profile, line in in_fold.groupby("profile", sort=False):
-                colour, marker, dashes = _LINES[str(profile)]
+            for number, (profile, line) in enumerate(in_fold.groupby("profile", sort=False)):
+                another = _OF_OTHER_NAMES[number % len(_OF_OTHER_NAMES)]
+                colour, marker, dashes = _LINES.get(str(profile), another)
                 axis.plot(
                     line["decile"],
                     line["rate"],
@@ -102,7 +111,7 @@ def figure_one(
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel(f"Analog-only failure rate\n(% of {DENOMINATORS[denominator]})")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(shown) > 1 else 2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         return write_figure(figure, path, table)
 
 

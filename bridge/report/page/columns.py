@@ -150,7 +150,7 @@ _VULNERABLE = {
     "analog_prediction": Column("first chip's prediction"),
     "curvature": Column("curvature"),
     "margin": Column("margin"),
-    "flip_probability": Column("flip probability (%)", formats.percent),
+    "flip_probability": Column("flip probability (%)", formats.percent, optional=True),
     "failed_share": Column("fails on chips (%)", formats.percent),
 }
 TABLE_ONE = {

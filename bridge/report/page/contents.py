@@ -99,6 +99,9 @@ class ReportContents:
     """PNG files as bytes, one for each row of `tables.listed`, or none."""
     reproduce: Sequence[str] = ()
     """Command lines that make the run again."""
+    of_run: bool = True
+    """Whether this is a run of the command line, whose page says which command fills a section.
+    Else the sections without content are left out."""
 
     def __post_init__(self) -> None:
         if self.tables.deciles is None and self.tables.score_deciles is None:

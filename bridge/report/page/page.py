@@ -82,7 +82,7 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
             "Whether the same samples fail",
             given.overlap is not None or given.systematic is not None,
         ),
-        "drift": ("As the chips age", given.deciles is not None),
+        "drift": ("As the chips age", contents.of_run and given.deciles is not None),
         "gallery": ("Gallery", any(picture.section == "gallery" for picture in pictures)),
         "vulnerable": ("Most vulnerable samples", given.vulnerable is not None),
         "highest": ("Samples of highest curvature", given.highest is not None),
@@ -94,8 +94,8 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
         "folds": ("Accuracy and curvature of every fold", given.accuracy is not None),
         "figures": ("More figures", True),
         "reproduce": ("How to reproduce", bool(contents.reproduce)),
-        "settings": ("Settings", True),
-        "environment": ("Environment", True),
+        "settings": ("Settings", contents.of_run or bool(contents.settings)),
+        "environment": ("Environment", contents.of_run or bool(contents.stages)),
     }
     titles = {name: title for name, (title, there) in sections.items() if there}
     if all(picture.section in titles for picture in pictures):

@@ -191,38 +191,42 @@ def per_class(
 
 def vulnerable(
     joined: pd.DataFrame,
-    flips: pd.DataFrame,
+    flips: pd.DataFrame | None,
     *,
     fold: str = "test",
     profile: str = FULL_PROFILE,
-    count: int = 60,
+    count: int | None = 60,
 ) -> pd.DataFrame:
     """The samples that the digital model gets right and that are most likely to fail.
 
-    By the share of the chips on which they fail, then by flip probability.
+    By the share of the chips on which they fail, then by flip probability, or by curvature where
+    no flip probability is known.
 
     Args:
         joined: as `join` returns it.
-        flips: fold, index, profile and probability.
+        flips: fold, index, profile and probability; None where they were not computed.
         fold: one fold.
         profile: one profile.
-        count: at most so many.
+        count: at most so many; None for all.
 
     Returns:
         fold, index, path (where `joined` has it), label, digital_prediction, analog_prediction (of
-        the first chip), curvature, margin, flip_probability and failed_share (of the chips).
+        the first chip), curvature, margin, flip_probability (where there are flips) and
+        failed_share (of the chips).
     """
     rows = joined[(joined["fold"] == fold) & (joined["profile"] == profile)]
     samples, failed = over_chips(rows, "failure")
     table = samples.assign(failed_share=failed.mean(axis=0))
-    table = table[table["digital_correct"]].merge(
-        flips[["fold", "index", "profile", "probability"]], on=["fold", "index", "profile"]
-    )
-    table = table.rename(columns={"probability": "flip_probability"})
-    table = table.sort_values(
-        ["failed_share", "flip_probability", "index"], ascending=[False, False, True]
-    )
+    table = table[table["digital_correct"]]
+    second = "curvature"
+    if flips is not None:
+        second = "flip_probability"
+        keys = ["fold", "index", "profile"]
+        table = table.merge(flips[[*keys, "probability"]], on=keys)
+        table = table.rename(columns={"probability": second})
+    table = table.sort_values(["failed_share", second, "index"], ascending=[False, False, True])
     columns = ["fold", "index", *(["path"] if "path" in table else [])]
     columns += ["label", "digital_prediction", "analog_prediction"]
-    columns += ["curvature", "margin", "flip_probability", "failed_share"]
-    return table[columns].head(count).reset_index(drop=True)
+    columns += ["curvature", "margin", *(["flip_probability"] if flips is not None else [])]
+    table = table[[*columns, "failed_share"]]
+    return (table if count is None else table.head(count)).reset_index(drop=True)

@@ -37,6 +37,11 @@ def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}"
 
 
+def time(seconds: float) -> str:
+    """`3,600 s`, with thousands separated."""
+    return f"{seconds:,.10g} s"
+
+
 def with_interval(value: float, low: float, high: float, form: str = ".2f") -> str:
     """`0.70 [0.65, 0.75]`, each number in the same form."""
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"

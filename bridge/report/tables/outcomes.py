@@ -18,13 +18,16 @@ _SAMPLE = ["fold", "index"]
 _CHIP = ["profile", "chip"]
 
 
-def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+def join(
+    scores: pd.DataFrame, predictions: pd.DataFrame, profiles: Sequence[str] = tuple(PROFILES)
+) -> pd.DataFrame:
     """One row a (profile, chip, sample) with the sample's scores and both outcomes.
 
     Args:
         scores: one row a sample: fold, index, label, prediction, correct (digital) and any scores.
         predictions: one row a (profile, chip, sample): profile, chip, fold, index, prediction,
             correct (analog) and any scores of the chip's logits.
+        profiles: names that a profile may have, in the order of the table.
 
     Returns:
         The scores with prediction and correct renamed digital_*, the chip's columns analog_*,
@@ -38,7 +41,7 @@ def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     digital = digital_outcomes(scores)
     require_columns("predictions", predictions, [*_CHIP, *_SAMPLE, "prediction", "correct"])
     _known("predictions", predictions["fold"], FOLDS)
-    _known("predictions", predictions["profile"], tuple(PROFILES))
+    _known("predictions", predictions["profile"], profiles)
     _once("predictions", predictions, [*_CHIP, *_SAMPLE])
     keys = [*_CHIP, *_SAMPLE]
     analog = predictions.rename(
@@ -60,9 +63,7 @@ def join(scores: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
             "scores and predictions must come from one data set",
         )
     joined = joined.sort_values(["chip", "sample"])
-    joined = joined.sort_values(
-        "profile", key=_rank(tuple(PROFILES)), kind="stable", ignore_index=True
-    )
+    joined = joined.sort_values("profile", key=_rank(profiles), kind="stable", ignore_index=True)
     joined["failure"] = analog_only_failures(joined["digital_correct"], joined["analog_correct"])
     return joined
 

@@ -296,10 +296,11 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
     if not {"curvature", REFERENCE} <= set(table.index) or table["reason"].ne("").all():
         return ""
     cheap = table.loc[[name for name in _ONE_PASS if name in table.index], "auroc"]
+    passes = table.loc["curvature", "forward_passes"]
+    cost = "" if np.isnan(passes) else f" ({passes:.0f} forward passes)"
     text = (
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
-        f"{table.loc['curvature', 'auroc']:.3f} for curvature ("
-        f"{table.loc['curvature', 'forward_passes']:.0f} forward passes) and {cheap.max():.3f} for "
+        f"{table.loc['curvature', 'auroc']:.3f} for curvature{cost} and {cheap.max():.3f} for "
         f"{words(cheap.idxmax())} (1)"
     )
     if FLIP_PROBABILITY in table.index:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.tables.failure_rates import rates
-from bridge.report.tables.formats import with_interval, words
+from bridge.report.tables.formats import time, with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
 
 
@@ -100,7 +100,7 @@ def answers(
 
 def drift_note(seconds: float) -> str:
     """`t = 20 s`, with thousands separated."""
-    return f"t = {seconds:,.10g} s"
+    return f"t = {time(seconds)}"
 
 
 def caption(
