@@ -172,8 +172,8 @@ def program(
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`; or vectors, signals, videos or token
         ids, see `bridge.chips.images`. Needed only for a calibrated ADC range. They set the range,
-        and let `predict` tell images of another scale. A tile that gives nothing but 0 on them is named by
-        a warning and gets the median of the others' ranges.
+        and let `predict` tell images of another scale. A tile that gives nothing but 0 on them is
+        named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
         that the network multiplies with itself.

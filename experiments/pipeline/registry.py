@@ -155,6 +155,8 @@ def stage_of(name: str, experiment: Experiment) -> Stage:
                 images=_SCORED,
                 always=f"calls {factory}, to see whether its network has changed",
             )
+        if name == "simulate":  # which reads the products in the graph that JAX takes
+            stage = dataclasses.replace(stage, packages=("jax", *stage.packages), cpu_only=True)
         if "jax" in stage.packages:
             stage = dataclasses.replace(
                 stage, packages=tuple(dict.fromkeys([*stage.packages, *_TORCH]))

@@ -74,6 +74,7 @@ def take_own(job: Job) -> Outcome:
     _require_same(logits, _logits(again, images, factory), factory)
     bridge.to_jax(network, images)
     bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
+    bridge.coverage(network, images)
     path = job.folder / WEIGHTS
     header = {"factory": factory}
     if not _holds(path, state_dict, header):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bridge.report.page.contents import ReportContents, RunTables
+from experiments.runs.coverage import read_coverage
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job, Outcome, load_data
@@ -131,6 +132,7 @@ def _tables(
     per_class = analysed["per_class"].copy()
     per_class.insert(0, "class_name", per_class.pop("label").map(names))
     shown = {
+        "coverage": read_coverage(job.folder),
         "predictors": analysed["predictors"].merge(seconds, on="predictor", how="left"),
         "per_class": per_class,
         "vulnerable": vulnerable,

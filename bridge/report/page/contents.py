@@ -32,6 +32,8 @@ class RunTables:
     """The thresholds that `routers.route` returns; may have no rows."""
     routing_baselines: pd.DataFrame | None = None
     """The baselines that `routers.route` returns."""
+    coverage: pd.DataFrame | None = None
+    """Which products of the network tiles compute, as `bridge.coverage` returns it."""
     overlap: pd.DataFrame | None = None
     """Whether two profiles fail on the same samples, as `profile_overlap` returns it; may have no
     rows."""

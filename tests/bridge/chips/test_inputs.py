@@ -153,7 +153,7 @@ def network() -> nn.Module:
         ("vectors", IDS, "fails on inputs torch.int64"),
         ("vectors", normal(2, 2, 2, 2, 2, 7), r"got an array float32 \(2, 2, 2, 2, 2, 7\)"),
         ("volumes", VOLUMES[:, 0], r"fails on images of 5 channels"),
-        ("volumes", VOLUMES.transpose(0, 2, 3, 4, 1), r"fails on inputs .* \(3, 4, 5, 2\).*volumes"),
+        ("volumes", np.moveaxis(VOLUMES, 1, 4), r"fails on inputs .* \(3, 4, 5, 2\).*volumes"),
         ("vectors", normal(6, 0), "must be float32 images"),
         ("signals", SEQUENCES, r"fails on inputs torch.float32 of shape \(9, 4\)"),
         ("signals", torch.tensor(SEQUENCES), r"fails on inputs torch.float32 of shape \(9, 4\)"),
