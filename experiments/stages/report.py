@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ def report(job: Job) -> Outcome:
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
+    own = settings.model.factory is not None
     dataset = load_data(job)
     test = choose_folds(dataset, settings, ("test",))["test"]
 
@@ -55,7 +57,7 @@ def report(job: Job) -> Outcome:
     contents = ReportContents(
         title=f"{settings.model.title} on {settings.data.title}",
         notes=_notes(job, dataset),
-        settings=recorded_settings(job.folder),
+        settings=_shown_settings(job),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=tables,
@@ -65,10 +67,21 @@ def report(job: Job) -> Outcome:
         routing_summary=routers.summary(analysed["routing_choices"]),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
+        drift_command=f"python -m experiments drift {'' if own else 'PRESET '}--out DIR",
         reproduce=[f"python -m experiments run {shlex.join(command_line(asdict(settings)))}"],
     )
     page = write_report(job.folder / "report.html", contents)
     return Outcome([page, job.folder / "figures"], "cpu")
+
+
+def _shown_settings(job: Job) -> dict[str, Any]:
+    """The settings that made the run; of a user's own network not those of training a ResNet."""
+    settings = recorded_settings(job.folder)
+    if job.experiment.model.factory is not None:
+        settings.pop("train", None)
+        for name in ("architecture", "stem", "width"):
+            settings["model"].pop(name, None)
+    return settings
 
 
 def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
@@ -88,11 +101,13 @@ def _notes(job: Job, dataset: data.ImageDataset) -> list[str]:
         f"of {settings.data.name}."
     ]
     if dataset.calibration is not None:
+        tested = len(scored["test"])
+        some = "" if tested == len(dataset.test) else f", of which {tested:,} are scored (--limit)"
         notes.append(
             f"The folder has no train and test. Of its images {len(dataset.test):,} are the test "
-            f"fold, {len(scored['validation']):,} the validation fold, on which routing thresholds "
-            f"are chosen, and {calibrated:,} are kept apart, of which {calibration:,} set the "
-            "ranges of the converters and none is scored (--data.validation-fraction, "
+            f"fold{some}, {len(scored['validation']):,} the validation fold, on which routing "
+            f"thresholds are chosen, and {calibrated:,} are kept apart, of which {calibration:,} "
+            "set the ranges of the converters and none is scored (--data.validation-fraction, "
             "--data.split-seed). If the network was trained on some of these images, it is more "
             "accurate on them than on others, and curvature is lower."
         )

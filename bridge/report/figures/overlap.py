@@ -24,7 +24,8 @@ def draw(overlap: pd.DataFrame, path: Path, title: str) -> Path:
     names = list(overlap["first"].unique())
     largest = np.nanmax([0.01, *overlap["jaccard"], *overlap["jaccard_margin"]])
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = new_figure(width=2.4 + 1.4 * len(names), height=1.5 + 0.36 * len(names))
+        count = max(4, len(names))  # below it the titles do not fit
+        figure = new_figure(width=2.4 + 1.4 * count, height=1.5 + 0.36 * count)
         left, middle, right = figure.subplots(1, 3, sharey=True)
         _heat_map(left, overlap, "jaccard", names, largest)
         shared = _heat_map(middle, overlap, "jaccard_margin", names, largest)

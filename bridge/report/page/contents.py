@@ -83,6 +83,8 @@ class ReportContents:
     `pictures.KINDS`; others follow under their own names."""
     thumbnails: Sequence[bytes] = ()
     """PNG files as bytes, one for each row of `tables.vulnerable`, or none."""
+    drift_command: str = "python -m experiments drift PRESET --out DIR"
+    """The command that draws the figure of drift, with DIR for the folder of the run."""
     reproduce: Sequence[str] = ()
     """Command lines that make the run again."""
 

@@ -223,14 +223,17 @@ def test_the_report(own: Run) -> None:
     for text in (
         "own_pets:make on pngs",
         "The folder has no train and test",
-        "48 are the test fold, 6 the validation fold",
+        "48 are the test fold, of which 20 are scored (--limit), 6 the validation fold",
         "6 are kept apart, of which 4 set the ranges",
         *("Table I", "Failure rate by curvature decile", "Which score predicts failure"),
         *("Whether probabilities come true", "Routing fragile samples", "Most vulnerable samples"),
         f"run own --data.name {own.images.resolve()}",
     ):
         assert text in page, text
-    assert "resnet18 of width" not in page
+    assert "python -m experiments drift --out DIR" in page
+    assert "drift PRESET" not in page
+    for none_of_it in ("resnet18", "model.width", "train.epochs"):  # there is no such network
+        assert none_of_it not in page
     assert "Report: done/report.html" in own.said
 
 
