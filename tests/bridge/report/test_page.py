@@ -117,7 +117,7 @@ def test_what_is_on_the_chip(page, read):
     assert (
         "Tiles compute 90.00 % of the multiply-accumulates of a forward pass, on 3 tiles." in text
     )
-    assert "1 product grouped (7.00 %); 1 product two activations (3.00 %)." in text
+    assert "(grouped: 1 product, 7.00 %; two activations: 1 product, 3.00 %)." in text
     digital, every = [one for one in read.tables if one and one[0][0] == "layer"]
     assert digital == [
         ["layer", "product", "multiply-accumulates", "share (%)", "digital because"],
