@@ -82,6 +82,16 @@ def systematic():
     return pd.DataFrame([row | {"on_all_expected": 0.75, "systematic_expected": 0.104}])
 
 
+def coverage():
+    """A hundred multiply-accumulates: 90 on tiles, 10 of two products that stay digital."""
+    rows = [("stem", "convolution", "stem.weight", 1, 60, 2, "analog", "")]
+    rows += [("depth", "convolution", "depth.weight", 1, 7, 0, "digital", "grouped")]
+    rows += [("mixer", "matmul", "", 2, 3, 0, "digital", "two activations")]
+    rows += [(ATTACK, "linear", "head.weight", 1, 30, 1, "analog", "")]
+    names = ["layer", "operator", "weights", "calls", "macs", "tiles", "place", "reason"]
+    return pd.DataFrame(rows, columns=names)
+
+
 def sections():
     """Every optional input, small."""
     here = {"fold": "test", "profile": FULL}
@@ -107,6 +117,7 @@ def sections():
         "routing_baselines": pd.DataFrame(
             {"profile": FULL, "name": ["always analog"], "accuracy": [0.8], "energy": [0.1]}
         ),
+        "coverage": coverage(),
         "overlap": pd.DataFrame(
             {
                 "first": ["pcm", "ideal"],

@@ -27,7 +27,10 @@ _NARROW = {"prediction": "int16", "index": "int32"}
 SMALL = 4 * 2**20
 """Bytes of the largest file that is copied as it is; larger weights are left out."""
 
-_FILES = ("settings.json", "model.json", "history.csv", "costs.csv", "adc_ranges.csv")
+_FILES = (
+    *("settings.json", "model.json", "history.csv"),
+    *("costs.csv", "adc_ranges.csv", "coverage.csv"),
+)
 _TABLES = (
     *("calibration", "calibration_errors", "routing_choices", "routing_baselines"),
     *("per_class", "overlap", "systematic"),

@@ -117,9 +117,9 @@ def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
 def _padding_apart(images: torch.Tensor) -> torch.Tensor:
     """By how many values a sequence has more or less padding than the first, int64 `[batch]`.
 
-    Padding is taken to be 0, or for token ids the most frequent one. Images have none.
+    Padding is taken to be 0, or for token ids the most frequent one. Images and volumes have none.
     """
-    if images.ndim == 4:
+    if images.ndim >= 4:
         return torch.zeros(len(images), dtype=torch.long)
     rows = images.flatten(1)
     padding = [rows.new_zeros(())]

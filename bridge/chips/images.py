@@ -5,6 +5,7 @@
 | images | float32 `[batch, height, width, channel]` | float32 `[batch, channel, height, width]` |
 | vectors | float32 `[batch, feature]` | the same |
 | signals, sequences | float32, as the network takes them | the same |
+| videos, volumes | float32 `[batch, channel, depth, height, width]` | the same |
 | token ids | int32 or int64 `[batch, length]` | the same |
 """
 
@@ -18,12 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 
 Images: TypeAlias = torch.Tensor | ArrayLike
 """float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
-height, width, channel]`. Vectors, signals and token ids are as in the table above."""
+height, width, channel]`. Vectors, signals, videos and token ids are as in the table above."""
 
 _EXPECTED = (
     "float32 images, a tensor [batch, channel, height, width] or an array [batch, height, width, "
-    "channel]; or vectors [batch, feature] or signals as the network takes them; or token ids "
-    "int32 or int64 [batch, length]"
+    "channel]; or vectors [batch, feature], signals or volumes as the network takes them; or token "
+    "ids int32 or int64 [batch, length]"
 )
 _TOKENS = (torch.int32, torch.int64)
 
@@ -77,7 +78,9 @@ def as_batch(images: NDArray, device: torch.device) -> torch.Tensor:
 
 
 def _is_input(tensor: torch.Tensor) -> bool:
-    axes = (2, 3, 4) if tensor.dtype == torch.float32 else (2,) if tensor.dtype in _TOKENS else ()
+    axes: tuple[int, ...] = (2,) if tensor.dtype in _TOKENS else ()
+    if tensor.dtype == torch.float32:
+        axes = (2, 3, 4, 5)
     return tensor.ndim in axes and tensor.numel() > 0
 
 

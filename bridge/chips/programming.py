@@ -170,10 +170,10 @@ def program(
       seed: which chip, >= 0; the same seed is the same devices under every profile, so profiles
         compare in pairs.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
-        width]` or an array `[batch, height, width, channel]`; or vectors, signals or token ids, see
-        `bridge.chips.images`. Needed only for a calibrated ADC range. They set the range, and let
-        `predict` tell images of another scale. A tile that gives nothing but 0 on them is named by
-        a warning and gets the median of the others' ranges.
+        width]` or an array `[batch, height, width, channel]`; or vectors, signals, videos or token
+        ids, see `bridge.chips.images`. Needed only for a calibrated ADC range. They set the range,
+        and let `predict` tell images of another scale. A tile that gives nothing but 0 on them is
+        named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
         that the network multiplies with itself.

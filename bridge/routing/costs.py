@@ -16,8 +16,9 @@ class Costs:
     saves depends on its design and on the network. Put in your own.
 
     Attributes:
-      analog: energy of one inference on the analog chip, in the unit of the digital one. Where some
-        products stay digital, `partly_analog` gives that of chip and digital part together.
+      analog: energy of one inference on the analog chip, in the unit of the digital one, with every
+        product on tiles. Where some stay digital, `partly_analog` gives that of tiles and digital
+        part together; a run does so with the share of its own network.
       digital: energy of one forward pass of the digital model, in any unit.
     """
 

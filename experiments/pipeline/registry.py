@@ -179,6 +179,8 @@ def stage_of(name: str, experiment: Experiment, framework: Framework | None = "t
                 images=_SCORED,
                 always=f"calls {factory}, to see whether its network has changed",
             )
+        if name == "simulate":  # which reads the products in the graph that JAX takes
+            stage = dataclasses.replace(stage, packages=("jax", *stage.packages), cpu_only=True)
         if framework != "torch":
             stage = _without_torch(stage)
         elif "jax" in stage.packages:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.runs.coverage import read_coverage
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.job import Job, Outcome
 
@@ -22,7 +23,7 @@ ANALYSED_SCORES = ("accuracy", "score_deciles", "score_costs", "per_class", "hig
 
 def analyse(job: Job) -> Outcome:
     """Joins scores and predictions; writes the tables of `ANALYSED`."""
-    from bridge.report.tables import failure_rates, predictors, routers
+    from bridge.report.tables import failure_rates, on_chip, predictors, routers
     from bridge.report.tables.profile_overlap import profile_overlap
 
     settings = job.experiment.analyse
@@ -37,7 +38,7 @@ def analyse(job: Job) -> Outcome:
     routed = routers.route(
         predictors.with_flips(joined, flips),
         costs,
-        energies=settings.energy,
+        energies=settings.energy.partly_analog(on_chip.analog_share(read_coverage(job.folder))),
         tolerance=settings.tolerance,
     )
     tables = {

@@ -84,6 +84,7 @@ def _take_network(
     _require_same(logits, _logits(again, images, factory), factory)
     bridge.to_jax(network, images)
     bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
+    bridge.coverage(network, images)
     path = job.folder / WEIGHTS
     header = {"factory": factory}
     if not _holds(path, state_dict, header):

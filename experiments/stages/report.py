@@ -6,11 +6,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bridge.report.page.contents import ReportContents, RunTables
+from experiments.runs.coverage import read_coverage
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
 from experiments.runs.frameworks import MISSING, cure, why_no_chips
@@ -37,6 +39,7 @@ def report(job: Job) -> Outcome:
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
+    own = settings.model.factory is not None
     dataset = load_data(job)
     images = _images_of_test(dataset, job)
     joined = read_joined(job)
@@ -49,7 +52,7 @@ def report(job: Job) -> Outcome:
     contents = ReportContents(
         title=f"{settings.model.title} on {settings.data.title}",
         notes=_notes(job, dataset),
-        settings=recorded_settings(job.folder),
+        settings=_shown_settings(job),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=tables,
@@ -59,6 +62,7 @@ def report(job: Job) -> Outcome:
         routing_summary=routers.summary(analysed["routing_choices"]),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
+        drift_command=f"python -m experiments drift {'' if own else 'PRESET '}--out DIR",
         reproduce=_reproduce(job),
     )
     page = write_report(job.folder / "report.html", contents)
@@ -91,7 +95,7 @@ def report_scores(job: Job) -> Outcome:
     contents = ReportContents(
         title=f"{settings.model.title} on {settings.data.title}",
         notes=_notes(job, dataset, chips=False),
-        settings=recorded_settings(job.folder),
+        settings=_shown_settings(job),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=RunTables(**tables),
@@ -131,6 +135,16 @@ def _seconds(job: Job) -> pd.DataFrame:
     return predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
 
 
+def _shown_settings(job: Job) -> dict[str, Any]:
+    """The settings that made the run; of a user's own network not those of training a ResNet."""
+    settings = recorded_settings(job.folder)
+    if job.experiment.model.factory is not None:
+        settings.pop("train", None)
+        for name in ("architecture", "stem", "width"):
+            settings["model"].pop(name, None)
+    return settings
+
+
 def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[str]:
     """What is to be said of a network and images of the user's own; nothing of a preset's."""
     settings = job.experiment
@@ -149,6 +163,8 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
     calibrated = len(calibration_samples(dataset, settings))
     calibration = min(settings.simulate.adc_calibration, calibrated)
     if dataset.calibration is not None:
+        tested = len(scored["test"])
+        some = "" if tested == len(dataset.test) else f", of which {tested:,} are scored (--limit)"
         thresholds = ", on which routing thresholds are chosen," if chips else ","
         kept = (
             f", of which {calibration:,} set the ranges of the converters and none is scored"
@@ -157,7 +173,7 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
         )
         notes.append(
             f"The folder has no train and test. Of its images {len(dataset.test):,} are the test "
-            f"fold, {len(scored['validation']):,} the validation fold{thresholds} and "
+            f"fold{some}, {len(scored['validation']):,} the validation fold{thresholds} and "
             f"{calibrated:,} are kept apart{kept} (--data.validation-fraction, "
             "--data.split-seed). If the network was trained on some of these images, it is more "
             "accurate on them than on others, and curvature is lower."
@@ -204,6 +220,7 @@ def _tables(
     per_class = analysed["per_class"].copy()
     per_class.insert(0, "class_name", per_class.pop("label").map(names))
     shown = {
+        "coverage": read_coverage(job.folder),
         "predictors": analysed["predictors"].merge(_seconds(job), on="predictor", how="left"),
         "per_class": per_class,
         "vulnerable": vulnerable,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bridge.chips.profiles import Profile, to_json
-from experiments.runs.descriptions import read_normalisation
+from experiments.runs.coverage import COVERAGE
+from experiments.runs.descriptions import is_of_factory, read_normalisation
 from experiments.runs.files import join_parquet, sha256, write_csv
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import load_twin, require_classes
+from experiments.runs.networks import examples, load_twin, require_classes
 from experiments.runs.resume import key_of, tables_at
 from experiments.runs.samples import (
     calibration_images,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 def simulate(job: Job) -> Outcome:
     """Runs every profile's chips on the scored samples; writes predictions and converter ranges.
 
+    Of a user's own network also which of its products tiles compute.
+
     Each finished chip is kept at once in chips/: an interrupted stage goes on with the next, and
     under other settings those chips whose own settings stay are not computed again.
     """
@@ -45,6 +48,11 @@ def simulate(job: Job) -> Outcome:
     calibration = calibration_images(held, normalisation, job.experiment)
     folds = read_small(scored_samples(dataset, job.experiment))
     unseen = normalisation.apply(first_images(folds["test"], settings.adc_calibration))
+    table = job.folder / COVERAGE
+    table.unlink(missing_ok=True)  # of an earlier, own network
+    outputs = []
+    if is_of_factory(description):
+        outputs.append(write_csv(table, bridge.coverage(twin, examples(dataset, description))))
 
     def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
         """The ranges of the chip's converters, and its predictions."""
@@ -85,7 +93,7 @@ def simulate(job: Job) -> Outcome:
             predictions.append(paths[1])
             if profile.adc:
                 converters.append(ranges)
-    outputs = [
+    outputs += [
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]

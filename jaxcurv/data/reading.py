@@ -88,8 +88,8 @@ def read_batch(
 
     Args:
         pixels: the dtype that images must have, which then are `[height, width, channel]`; of
-            float32 also vectors `[feature]` and signals `[length, channel]`, or int32 and int64
-            token ids `[length]`. None leaves both open.
+            float32 also vectors `[feature]`, signals and sequences of two axes and videos and
+            volumes of four, or int32 and int64 token ids `[length]`. None leaves both open.
         shape: shape that every image must have; None for that of the first one.
         classes: whether labels must be whole numbers; else they are any numbers of one shape.
 
@@ -132,7 +132,7 @@ def _checked(
         shape = image.shape if shape is None else shape
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
         if pixels == np.float32:
-            of_kind |= image.dtype == pixels and image.ndim in (1, 2)
+            of_kind |= image.dtype == pixels and image.ndim in (1, 2, 4)
             of_kind |= image.dtype in (np.int32, np.int64) and image.ndim == 1
         if image.shape != shape or not of_kind:
             kind = f"be {pixels.__name__} [height, width, channel] of" if pixels else "have"

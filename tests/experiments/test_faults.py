@@ -67,9 +67,11 @@ def test_a_killed_stage_goes_on_and_leaves_the_same_tables(
     assert (folder / ".lock").exists()  # of a dead process: in nobody's way
     kept = {path.parent.name.rpartition("-")[0] for path in folder.glob(PIECE)}
     assert 3 <= len(kept) < len(PROFILES)
+    (folder / "coverage.csv").touch()  # of an own network that was run here
     _, said = succeed("simulate", "digits", *SMALL, "--out", folder)
     # 180 images a chip: what was kept is counted and was not made again.
     assert f"simulate: 1,440 images ({180 * len(kept):,} from before), " in said
+    assert not (folder / "coverage.csv").exists()
     assert tables(folder, ["simulate"]) == tables(finished_run, ["simulate"])
     assert not [path for path in folder.rglob(".*") if path.is_file()]
 

@@ -153,6 +153,14 @@ _VULNERABLE = {
     "flip_probability": Column("flip probability (%)", formats.percent, optional=True),
     "failed_share": Column("fails on chips (%)", formats.percent),
 }
+PRODUCTS = {
+    "layer": Column("layer"),
+    "operator": Column("product", formats.words),
+    "macs": Column("multiply-accumulates"),
+    "share": Column("share (%)", formats.small_percent),
+    "tiles": Column("tiles"),
+    "reason": Column("digital because"),
+}
 TABLE_ONE = {
     "fold": Column("fold"),
     "of": Column("of"),

@@ -32,6 +32,8 @@ class RunTables:
     """The thresholds that `routers.route` returns; may have no rows."""
     routing_baselines: pd.DataFrame | None = None
     """The baselines that `routers.route` returns."""
+    coverage: pd.DataFrame | None = None
+    """Which products of the network tiles compute, as `bridge.coverage` returns it."""
     overlap: pd.DataFrame | None = None
     """Whether two profiles fail on the same samples, as `profile_overlap` returns it; may have no
     rows."""
@@ -97,6 +99,8 @@ class ReportContents:
     `pictures.KINDS`; others follow under their own names."""
     thumbnails: Sequence[bytes] = ()
     """PNG files as bytes, one for each row of `tables.listed`, or none."""
+    drift_command: str = "python -m experiments drift PRESET --out DIR"
+    """The command that draws the figure of drift, with DIR for the folder of the run."""
     reproduce: Sequence[str] = ()
     """Command lines that make the run again."""
     of_run: bool = True

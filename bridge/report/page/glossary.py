@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bridge.report.tables.formats import words
+from bridge.report.tables.formats import small_percent, words
+from bridge.routing.costs import Costs
 
 _OF_SCORES = ("decile", "curvature", "hessian", "gradient norm", "entropy", "label free")
 """How the terms begin that need no chips."""
@@ -117,12 +118,25 @@ def _phase_change(pcm: Mapping[str, Any]) -> str:
     )
 
 
-def energy(settings: Mapping[str, Any]) -> str:
-    """What one inference costs; in units of a digital one where the settings do not say."""
+def energy(settings: Mapping[str, Any], share: float) -> str:
+    """What one inference costs; in units of a digital one where the settings do not say.
+
+    Args:
+      settings: as `ReportContents` holds them.
+      share: of the multiply-accumulates, that tiles compute.
+    """
     energy = settings.get("analyse", {}).get("energy")
     if energy is None:
         return "a digital inference costs 1"
+    costs = Costs(**energy)
+    assumed = (
+        f"a digital inference costs {costs.digital:g}, an analog one {costs.analog:g}, as the "
+        "settings assume"
+    )
+    if share == 1:
+        return assumed
     return (
-        f"a digital inference costs {energy['digital']:g}, an analog one {energy['analog']:g}, "
-        "as the settings assume"
+        f"{assumed} for a network wholly on tiles; of this one tiles compute "
+        f"{small_percent(share)} % of the multiply-accumulates, with which an analog inference "
+        f"costs {costs.partly_analog(share).analog:.3g}"
     )

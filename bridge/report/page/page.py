@@ -17,6 +17,7 @@ from bridge.report.page.contents import ReportContents
 from bridge.report.page.glossary import energy, glossary
 from bridge.report.page.pictures import Picture, base64_text, read_picture
 from bridge.report.tables import formats
+from bridge.report.tables.on_chip import analog_share
 from bridge.report.tables.sentences import answers
 from jaxcurv.nested import flatten
 from jaxcurv.storage.files import write_bytes
@@ -58,7 +59,7 @@ def write_report(path: Path, contents: ReportContents) -> Path:
             for picture in pictures
         ],
         thumbnails=[base64_text(thumbnail) for thumbnail in contents.thumbnails],
-        energy=energy(contents.settings),
+        energy=energy(contents.settings, analog_share(contents.tables.coverage)),
         settings=[(name, str(value)) for name, value in flatten(contents.settings)],
         versions=_versions(contents.stages),
         script=Markup(script),
@@ -72,6 +73,7 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
     """Id and title of each section that has something to show, in the order of the page."""
     given = contents.tables
     sections = {
+        "on-chip": ("What is on the chip", given.coverage is not None),
         "table-one": ("Table I", given.table_one is not None),
         "scores": ("Curvature", given.score_deciles is not None),
         "deciles": ("Failure rate by curvature decile", given.deciles is not None),
@@ -138,6 +140,7 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
             "auroc_grid": tables.auroc_grid(predictors, fold),
         }
     shown |= {
+        "on_chip": None if given.coverage is None else tables.on_chip(given.coverage),
         "table_one": None if one is None else tables.table_one(one, profile, last),
         "accuracies": [] if one is None else one.to_dict("records"),
         "routing": None if routing is None else tables.routing_curves(routing, profile),

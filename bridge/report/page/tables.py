@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from bridge.report.page.columns import PREDICTED, TABLE_ONE, Column
+from bridge.report.page.columns import PREDICTED, PRODUCTS, TABLE_ONE, Column
 from bridge.report.tables.failure_rates import rates
-from bridge.report.tables.formats import decimals, percent, words
+from bridge.report.tables.formats import decimals, percent, small_percent, words
+from bridge.report.tables.on_chip import analog_share
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
 from bridge.report.tables.sentences import caption
 
@@ -166,6 +167,32 @@ def auroc_grid(predictors: pd.DataFrame, fold: str) -> dict[str, Any] | None:
             for name, row in grid.iterrows()
         ],
     }
+
+
+def on_chip(coverage: pd.DataFrame) -> dict[str, Any]:
+    """What tiles compute of the network, in sentences and tables: all products, the digital ones.
+
+    Args:
+      coverage: as `bridge.coverage` returns it.
+    """
+    table = coverage.assign(share=coverage["macs"] / coverage["macs"].sum())
+    digital = table[table["place"] == "digital"]
+    by_reason = digital.groupby("reason", sort=False)["share"].agg(["size", "sum"])
+    return {
+        "share": small_percent(analog_share(coverage)),
+        "products": len(table),
+        "tiles": int(table["tiles"].sum()),
+        "reasons": [
+            (reason, int(row["size"]), small_percent(row["sum"]))
+            for reason, row in by_reason.sort_values("sum", ascending=False).iterrows()
+        ],
+        "digital": made("coverage", digital.drop(columns="tiles"), _without(PRODUCTS, "tiles")),
+        "all": made("coverage", table, PRODUCTS),
+    }
+
+
+def _without(columns: Mapping[str, Column], name: str) -> dict[str, Column]:
+    return {one: column for one, column in columns.items() if one != name}
 
 
 def routing_curves(routing: pd.DataFrame, profile: str) -> dict[str, Any]:

@@ -22,6 +22,17 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
+def small_percent(fraction: float) -> str:
+    """A fraction in percent with two decimals, but 0.00 and 100.00 only of none and of all.
+
+    >>> small_percent(0.00001), small_percent(0.99999), small_percent(1.0)
+    ('< 0.01', '> 99.99', '100.00')
+    """
+    if 0 < fraction < 0.00005:
+        return "< 0.01"
+    return "> 99.99" if 0.99995 <= fraction < 1 else percent(fraction)
+
+
 decimals = "{:.3f}".format
 signed = "{:+.3f}".format
 signed_percent = "{:+.2f}".format

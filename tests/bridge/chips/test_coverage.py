@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bridge import coverage, program
 from bridge.chips.profiles import PROFILES
 from bridge.chips.tiles import named_layers, named_tiles
+from bridge.weights.resnet import BasicBlock, Bottleneck, ResNet
 from tests.torch_networks import Words, made, randomised
 
 
@@ -118,6 +119,15 @@ def test_what_is_named_is_digital():
     table = coverage(model, images, digital_layers=["classifier"]).set_index("layer")
     assert table.loc["classifier.0", "reason"] == "named in digital_layers"
     assert table.loc["features.0", "place"] == "analog"
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_all_products_of_our_resnets_are_analog(block):
+    """What a run of a preset takes for granted: `simulate` makes a table of others alone."""
+    network = ResNet(block, (1, 1, 1, 1), 5, "cifar", 2, 3).eval()
+    table = coverage(network, np.zeros((2, 8, 8, 3), np.float32))
+    assert set(table["place"]) == {"analog"}
+    assert len(table) == len(named_layers(program(network, PROFILES["ideal"], seed=0).analog))
 
 
 def test_a_network_on_tiles_is_refused():

@@ -1,4 +1,4 @@
-"""Vectors, signals, sequences and token ids on chips: calibration, prediction, what is refused."""
+"""Vectors, signals, sequences, volumes, token ids on chips: calibration, prediction, refusals."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -56,11 +56,19 @@ def signals(channels: int = 4) -> nn.Module:
     )  # fmt: skip
 
 
+def volumes() -> nn.Module:
+    """`[batch, channel, depth, height, width]`, as torch's convolutions."""
+    return nn.Sequential(
+        nn.Conv3d(2, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(5, 3)
+    )
+
+
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 VECTORS, SIGNALS, SEQUENCES = normal(6, 7), normal(6, 4, 9), normal(6, 9, 4)
+VOLUMES = normal(6, 2, 3, 4, 5)
 IDS = np.random.default_rng(0).integers(0, 11, (6, 5)).astype(np.int32)
 
 CASES: dict[str, tuple[Callable[[], nn.Module], np.ndarray, torch.Tensor, list[str]]] = {
@@ -71,6 +79,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], np.ndarray, torch.Tensor, list[s
     "square signals": (signals, SIGNALS[..., :4], torch.tensor(SIGNALS[..., :4]), []),
     "sequences": (Sequences, SEQUENCES, torch.tensor(SEQUENCES), []),
     "square sequences": (Sequences, SEQUENCES[:, :4], torch.tensor(SEQUENCES[:, :4]), []),
+    "volumes": (volumes, VOLUMES, torch.tensor(VOLUMES), []),
+    "cubes": (volumes, VOLUMES[..., :2, :2], torch.tensor(VOLUMES[..., :2, :2]), []),
     "tokens": (Tokens, IDS, torch.tensor(IDS), ["embedding"]),
 }  # fmt: skip
 
@@ -141,7 +151,9 @@ def network() -> nn.Module:
         ("vectors", normal(7), r"must be float32 images.*got an array float32 \(7,\)"),
         ("vectors", normal(6, 7).astype(np.float64), "got an array float64"),
         ("vectors", IDS, "fails on inputs torch.int64"),
-        ("vectors", normal(2, 2, 2, 2, 7), r"got an array float32 \(2, 2, 2, 2, 7\)"),
+        ("vectors", normal(2, 2, 2, 2, 2, 7), r"got an array float32 \(2, 2, 2, 2, 2, 7\)"),
+        ("volumes", VOLUMES[:, 0], r"fails on images of 5 channels"),
+        ("volumes", np.moveaxis(VOLUMES, 1, 4), r"fails on inputs .* \(3, 4, 5, 2\).*volumes"),
         ("vectors", normal(6, 0), "must be float32 images"),
         ("signals", SEQUENCES, r"fails on inputs torch.float32 of shape \(9, 4\)"),
         ("signals", torch.tensor(SEQUENCES), r"fails on inputs torch.float32 of shape \(9, 4\)"),
@@ -160,7 +172,7 @@ def test_wrong_layouts_are_refused(name: str, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         program(model, PROFILES["adc"], seed=0, calibration=given, digital_layers=left)
     with pytest.raises(
-        ValueError, match=r"fails on inputs|must be|must have|one row each|no axis empty"
+        ValueError, match=r"fails on i|must be|must have|one row each|no axis empty"
     ):
         predict(model, (given, np.zeros(len(given), int)))
 

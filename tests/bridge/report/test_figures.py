@@ -1,5 +1,8 @@
 """The figures on hand-made tables."""
 
+import itertools
+
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from bridge.chips.profiles import FULL_PROFILE as FULL
-from bridge.report.figures import paper, style, training
+from bridge.report.figures import overlap, paper, style, training
 from bridge.report.figures.predictors import calibration_figure, predictor_figure, routing_figure
 from bridge.report.figures.scores import score_histogram
 from bridge.report.tables.outcomes import DENOMINATORS
@@ -251,3 +254,25 @@ def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
     with pytest.raises(ValueError, match=r"figure_one.pdf must end in .png"):
         paper.figure_one(deciles, tmp_path / "figure_one.pdf")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("profiles", [1, 2, 4])
+def test_the_titles_of_an_overlap_have_room(profiles, tmp_path, monkeypatch):
+    drawn = []
+
+    def keep(figure, path, table):
+        drawn.append(figure)
+        return path
+
+    monkeypatch.setattr(overlap, "write_figure", keep)
+    names = ["adc+wnoise+pcm", "pcm", "adc", "wnoise"][:profiles]
+    pairs = pd.DataFrame([(a, b) for i, a in enumerate(names) for b in names[i:]])
+    pairs.columns = ["first", "second"]
+    table = pairs.assign(jaccard=0.5, jaccard_margin=0.2, spearman=0.9)
+    with matplotlib.rc_context(style.STYLE):
+        overlap.draw(table, tmp_path / "overlap.png", "Profiles of this run, test fold")
+        drawn[0].canvas.draw()
+        boxes = [axis.title.get_window_extent() for axis in drawn[0].axes[:3]]
+        labels = [axis.yaxis.label.get_window_extent() for axis in drawn[0].axes[3:]]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    assert all(box.y0 > 0 and box.y1 < drawn[0].bbox.y1 for box in labels)

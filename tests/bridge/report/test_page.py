@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from bridge.chips.profiles import FULL_PROFILE as FULL
-from tests.report_page import ATTACK, png, predictors, sections, table_one, write, write_full
+from tests.report_page import (
+    ATTACK,
+    coverage,
+    png,
+    predictors,
+    sections,
+    table_one,
+    write,
+    write_full,
+)
 from tools import check_report
 
 
@@ -61,8 +70,8 @@ def read(page):
 def test_everything_is_escaped_and_inside(page):
     text = page.read_text()
     assert "alert('x')</script>" not in text
-    # Title twice, class name in a setting and in the table of classes, device of two stages.
-    assert text.count("&lt;script&gt;alert") == 6
+    # Title twice, class name in a setting and in the table of classes, device of two stages, layer.
+    assert text.count("&lt;script&gt;alert") == 7
     assert text.count("<script") == 1
     assert "/a/&lt;b&gt;" in text
     assert "echo &#39;&lt;b&gt;&#39;" in text
@@ -75,8 +84,17 @@ def test_everything_is_escaped_and_inside(page):
 def test_contents_link_to_every_section(read):
     assert read.links == read.ids
     assert read.ids == [
-        *("table-one", "deciles", "predictors", "calibration", "routing", "overlap", "drift"),
-        *("vulnerable", "classes", "accuracy", "figures", "reproduce", "settings", "environment"),
+        *("on-chip", "table-one", "deciles", "predictors", "calibration", "routing", "overlap"),
+        *(
+            "drift",
+            "vulnerable",
+            "classes",
+            "accuracy",
+            "figures",
+            "reproduce",
+            "settings",
+            "environment",
+        ),
     ]
 
 
@@ -92,6 +110,59 @@ def test_sections_without_a_table_are_left_out(tmp_path):
     figure.write_bytes(png())
     shown = Tables(write(tmp_path / "report.html", figures=[figure]).read_text())
     assert shown.ids == ["deciles", "drift", "figures", "settings", "environment"]
+
+
+def test_what_is_on_the_chip(page, read):
+    text = page.read_text()
+    assert (
+        "Tiles compute 90.00 % of the multiply-accumulates of a forward pass, on 3 tiles." in text
+    )
+    assert "(grouped: 1 product, 7.00 %; two activations: 1 product, 3.00 %)." in text
+    digital, every = [one for one in read.tables if one and one[0][0] == "layer"]
+    assert digital == [
+        ["layer", "product", "multiply-accumulates", "share (%)", "digital because"],
+        ["depth", "convolution", "7", "7.00", "grouped"],
+        ["mixer", "matmul", "3", "3.00", "two activations"],
+    ]
+    assert [row[0] for row in every[1:]] == ["stem", "depth", "mixer", ATTACK]
+    assert every[0] == [*digital[0][:4], "tiles", "digital because"]
+    assert [row[4:] for row in every[1:]] == [
+        ["2", ""],
+        ["0", "grouped"],
+        ["0", "two activations"],
+        ["1", ""],
+    ]
+
+
+def test_all_products_on_tiles(tmp_path):
+    analog = coverage().query("place == 'analog'")
+    text = write(tmp_path / "report.html", coverage=analog).read_text()
+    assert "Tiles compute every matrix product of the network, on 3 tiles." in text
+    assert "digital because" not in text
+
+
+def test_many_digital_products_are_folded(tmp_path):
+    digital = coverage().query("place == 'digital'")
+    many = pd.concat([coverage(), *[digital] * 6], ignore_index=True)
+    text = write(tmp_path / "report.html", coverage=many).read_text()
+    assert "<summary>The 14 products that stay digital</summary>" in text
+    assert "products that stay digital</summary>" not in write_full(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("analog", "told", "energy"),
+    [(1, "50.00", "0.55"), (9_999, "99.99", "0.1"), (99_999, "&gt; 99.99", "0.1")],
+)
+def test_energies_name_the_share_on_tiles(tmp_path, analog, told, energy):
+    given = sections() | {"settings": {"analyse": {"energy": {"analog": 0.1, "digital": 1.0}}}}
+    assumed = "a digital inference costs 1, an analog one 0.1, as the settings assume"
+    products = coverage().iloc[:2].assign(macs=[analog, 1])
+    text = write(tmp_path / "report.html", **given | {"coverage": products}).read_text()
+    assert f"{assumed} for a network wholly on tiles; of this one tiles compute {told} %" in text
+    assert f"with which an analog inference costs {energy}." in text
+    for whole in (None, products[:1]):
+        text = write(tmp_path / "report.html", **given | {"coverage": whole}).read_text()
+        assert f"{assumed}.</p>" in text
 
 
 def test_answers_and_notes(page):

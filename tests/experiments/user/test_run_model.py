@@ -21,8 +21,10 @@ import bridge
 from experiments.cli import commands
 from jaxcurv import FiniteDifference, data
 from jaxcurv.data.datasets import open_dataset
-from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.checksums import read_json, write_json
 from tests.one_process import stages_in_this_process, succeed
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:layer depthwise \(grouped\)")
 
 CLASSES = ("blue", "green", "red")
 MEAN, STD = (0.4, 0.45, 0.5), (0.25, 0.2, 0.3)
@@ -35,13 +37,15 @@ class Net(nn.Module):
     def __init__(self, classes=3):
         super().__init__()
         self.features = nn.Sequential(block(3, 4), nn.MaxPool2d(2), block(4, 4))
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
         self.mixed, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
         self.again.weight, self.again.bias = self.mixed.weight, self.mixed.bias
         self.head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, classes))
         self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0, 0.0]))
 
     def forward(self, images):
-        features = self.again(torch.relu(self.mixed(self.features(images).mean((2, 3)))))
+        features = self.depthwise(self.features(images)).mean((2, 3))
+        features = self.again(torch.relu(self.mixed(features)))
         return self.head(features + 0.01 * torch.softmax(self.mask, 0))
 
 def make():
@@ -230,15 +234,60 @@ def test_the_report(own: Run) -> None:
     for text in (
         "own_pets:make on pngs",
         "The folder has no train and test",
-        "48 are the test fold, 6 the validation fold",
+        "48 are the test fold, of which 20 are scored (--limit), 6 the validation fold",
         "6 are kept apart, of which 4 set the ranges",
         *("Table I", "Failure rate by curvature decile", "Which score predicts failure"),
         *("Whether probabilities come true", "Routing fragile samples", "Most vulnerable samples"),
         f"run own --data.name {own.images.resolve()}",
     ):
         assert text in page, text
-    assert "resnet18 of width" not in page
+    assert "python -m experiments drift --out DIR" in page
+    assert "drift PRESET" not in page
+    for none_of_it in ("resnet18", "model.width", "train.epochs"):  # there is no such network
+        assert none_of_it not in page
     assert "Report: done/report.html" in own.said
+
+
+SHARE = (64 * 4 * 27 + 16 * 4 * 36 + 16 + 16 + 12) / (64 * 4 * 27 + 16 * 4 * 36 + 16 * 36 + 44)
+"""Of the multiply-accumulates: all but those of the depthwise convolution."""
+
+
+def test_what_stays_digital_is_told_and_costs_as_such(own: Run) -> None:
+    table = pd.read_csv(own.folder / "coverage.csv").set_index("layer")
+    assert table["place"].to_dict() == {
+        "features.0.0": "analog",
+        "features.2.0": "analog",
+        "depthwise": "digital",
+        "mixed": "analog",
+        "again": "analog",
+        "head": "analog",
+    }
+    assert table.loc["depthwise", "reason"] == "grouped"
+    baselines = pd.read_csv(own.folder / "routing_baselines.csv")
+    energies = baselines.groupby("name")["energy"].unique().map(list).to_dict()
+    chip = SHARE * 0.1 + (1 - SHARE) * 1.0
+    assert energies == {"always analog": [pytest.approx(chip)], "always digital": [1.0]}
+    page = (own.folder / "report.html").read_text()
+    assert "What is on the chip" in page
+    assert f"Tiles compute {100 * SHARE:.2f} % of the multiply-accumulates" in page
+
+
+def test_a_run_from_before_coverage_stays_up_to_date(copied: Path) -> None:
+    (copied / "coverage.csv").unlink()
+    for name, of in (("simulate", "outputs"), ("analyse", "inputs"), ("report", "inputs")):
+        path = copied / f"stages/{name}.json"
+        record = {key: value for key, value in read_json(path).items() if key != "checksum"}
+        del record[of]["coverage.csv"]
+        write_json(path, record)
+    _, said = succeed("run", "--out", copied)
+    for stage in ("simulate", "analyse", "report"):
+        assert f"{stage}: up to date" in said
+    _, said = succeed("analyse", "own", "--out", copied, "--analyse.tolerance", "0.02")
+    assert "analyse: up to date" not in said
+    baselines = pd.read_csv(copied / "routing_baselines.csv").set_index("name")
+    assert set(baselines.loc["always analog", "energy"]) == {0.1}
+    succeed("report", "--out", copied, "--analyse.tolerance", "0.02")
+    assert "What is on the chip" not in (copied / "report.html").read_text()
 
 
 def test_later_commands_need_the_folder_alone(copied: Path) -> None:

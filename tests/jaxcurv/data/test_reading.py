@@ -50,6 +50,16 @@ def test_without_a_dtype_any_arrays_of_one_shape_are_read() -> None:
     assert (batch.images.dtype, batch.images.shape) == (np.float64, (2, 2))
 
 
+@pytest.mark.parametrize("axes", range(7))
+def test_numbers_for_networks_have_one_to_four_axes(axes: int) -> None:
+    source = [{**one, "image": np.zeros((2,) * axes, np.float32)} for one in samples(2)]
+    if 1 <= axes <= 4:
+        assert read_batch(source, range(2), pixels=np.float32).images.shape == (2,) * (1 + axes)
+    else:
+        with pytest.raises(ValueError, match="images must be float32"):
+            read_batch(source, range(2), pixels=np.float32)
+
+
 def test_an_image_of_another_shape_in_a_later_batch_is_refused() -> None:
     source = [*samples(4), {**samples(1)[0], "image": np.zeros((5, 4, 3), np.float32), "index": 99}]
     with pytest.raises(

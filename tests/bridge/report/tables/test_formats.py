@@ -34,3 +34,19 @@ def test_nested_settings_get_dotted_names():
         "data.mean": None,
         "folds": ["test"],
     }
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0.00"),
+        (4e-5, "< 0.01"),
+        (5e-5, "0.01"),
+        (0.5, "50.00"),
+        (0.9999, "99.99"),
+        (0.99996, "> 99.99"),
+        (1.0, "100.00"),
+    ],
+)
+def test_no_share_is_rounded_to_none_or_all(share, text):
+    assert formats.small_percent(share) == text
