@@ -31,7 +31,7 @@ from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
-from bridge.chips.programming import Chip
+from bridge.chips.programming import Chip, outside_inference_mode
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, digital_network, named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
@@ -102,6 +102,16 @@ def load_chip(
         inputs may tell; or the file has no logits, for no input that was tried ran when it was
         saved. Files of earlier versions are not compared at all.
     """
+    with outside_inference_mode():
+        return _load(path, model, rpu_config, memories)
+
+
+def _load(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    rpu_config: InferenceRPUConfig | None,
+    memories: Sequence[type],
+) -> Chip:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no chip file at {path}")
     tensors, header = load_weights(path)
@@ -154,7 +164,8 @@ def load_chip(
 
 
 def _require_storable(chip: Chip) -> None:
-    """Refuses a chip that would not come back from its file; only one's own memory can be so."""
+    """Refuses a chip that would not come back from its file."""
+    chip.refuse_changed()
     if chip.profile is not None:
         _require_remade(chip.profile)
     for name, tile in named_tiles(chip.analog).items():
@@ -235,10 +246,12 @@ def fingerprint(chip: Chip | nn.Module) -> str:
     """A hash of everything that decides a chip's, or a module's, logits but the module's code.
 
     Raises:
-      ValueError: a tensor that is of no use for it, such as one on the meta device; it is named.
+      ValueError: a tensor that is of no use for it, such as one on the meta device, it is named; or
+        a chip that was changed (`Chip.refuse_changed`).
     """
     state: dict[str, Any]
     if isinstance(chip, Chip):
+        chip.refuse_changed()
         state, header = {**_tensors(chip.analog)}, _header(chip)
         state |= _extra_states(chip.analog)
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
@@ -20,6 +21,7 @@ from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.examination import WATCHED, examine, refused_access
+from bridge.chips.execution.changes import OwnWrites
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.mappable import some
@@ -37,7 +39,11 @@ class Chip:
 
     Attributes:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
-      executable: what to run.
+        What is changed in it, such as the statistics of a BatchNorm layer, runs only once
+        `chip = chip.on(chip.engine)` has made the executable anew: until then the chip is refused.
+        At another time tiles hold what was programmed, whatever they are set to.
+      executable: what to run. It is made of `analog`, as are files, other times and engines, which
+        are refused where it was changed itself.
       profile: the non-idealities, the time of inference included; None where the configuration is
         AIHWKit's, that of the user.
       seed: which chip.
@@ -66,6 +72,9 @@ class Chip:
           images: float32, a tensor `[batch, channel, height, width]` (or whatever the network
             takes) or an array `[batch, height, width, channel]`, normalised as the model expects.
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
+
+        Raises:
+          ValueError: `analog` was changed since the executable was made of it.
         """
         if not isinstance(images, torch.Tensor):
             images = as_tensor(images, "images")
@@ -83,9 +92,10 @@ class Chip:
           images: what the network takes, `[batch, ...]`.
 
         Raises:
-          ValueError: weights are multiplied with outside of a layer on tiles, or a sample's logits
-            depend on its batch.
+          ValueError: weights are multiplied with outside of a layer on tiles, a sample's logits
+            depend on its batch, or `analog` was changed since the executable was made of it.
         """
+        self._refuse_stale()
         if unused := examine(self.analog, self.digital_layers, images, engine=self.engine):
             warnings.warn(
                 f"{some(unused)} on tiles: not called on the first {min(len(images), WATCHED)} "
@@ -106,8 +116,10 @@ class Chip:
         gives the same chip.
 
         Raises:
-          ValueError: the chip has no memory and so does not change in time, or a bad time.
+          ValueError: the chip has no memory and so does not change in time, a bad time, or what
+            `refuse_changed` refuses.
         """
+        self.refuse_changed()
         if self.t_inference is None:
             raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
         t_inference = require_finite("t_inference", t_inference)
@@ -115,16 +127,63 @@ class Chip:
         if profile is not None and profile.memory is not None:
             profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
         later = replace(self, profile=profile, t_inference=float(t_inference))
-        return operate(replace(later, analog=deepcopy(self.analog)))
+        with outside_inference_mode():
+            return operate(replace(later, analog=deepcopy(self.analog)))
 
     def on(self, engine: Engine) -> "Chip":
         """The same chip computed by another engine.
 
+        The executable is made of `analog` as it is now. On the chip's own engine it loses what was
+        changed in it.
+
         Raises:
-          ValueError: the engine cannot honour a setting of the tiles; all are named.
+          ValueError: the engine cannot honour a setting of the tiles, all are named; or it is
+            another one and the executable was changed, which it would lose.
         """
-        return replace(
-            self, engine=engine, executable=executable_of(self.analog, engine, self.seed)
+        if engine != self.engine:
+            self._refuse_lost()
+        with outside_inference_mode():
+            made = executable_of(self.analog, engine, self.seed)
+        return replace(self, engine=engine, executable=made)
+
+    def refuse_changed(self) -> None:
+        """Refuses a chip whose network or executable was changed since one was made of the other.
+
+        Raises:
+          ValueError: what was changed is named.
+        """
+        self._refuse_stale()
+        self._refuse_lost()
+
+    def _refuse_stale(self) -> None:
+        changes = self.executable.changes
+        if changes is not None and (names := changes.of_network()):
+            raise ValueError(
+                f"{some(names)} of chip.analog changed after the chip's executable was made of it, "
+                "so that it would run as it was before: make it anew, chip = chip.on(chip.engine)"
+            )
+
+    def _refuse_lost(self) -> None:
+        changes = self.executable.changes
+        if changes is not None and (names := changes.of_running()):
+            raise ValueError(
+                f"{some(names)} of chip.executable.network was changed, which files, other times "
+                "and other engines would lose, for they are made of chip.analog: change it there, "
+                "then chip = chip.on(chip.engine)"
+            )
+
+    def __copy__(self) -> "Chip":
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Chip":
+        self.refuse_changed()
+        with outside_inference_mode():
+            return replace(self, analog=deepcopy(self.analog, memo)).on(self.engine)
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            "a chip cannot be pickled, as torch.save and multiprocessing do: write it with "
+            "bridge.save_chip(path, chip) and read it with bridge.load_chip(path, model)"
         )
 
 
@@ -187,6 +246,22 @@ def program(
         absent, malformed, all 0 or leaves a tile unused, or settings that the engine cannot honour,
         named.
     """
+    with outside_inference_mode():
+        return _program(
+            *(model, profile, seed, calibration, engine, digital_layers, strict, t_inference)
+        )
+
+
+def _program(
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    seed: int,
+    calibration: Images | None,
+    engine: Engine,
+    digital_layers: Sequence[str],
+    strict: bool,
+    t_inference: float,
+) -> Chip:
     seed = require_seed(seed)
     t_inference = require_finite("t_inference", t_inference)
     chosen = profile if isinstance(profile, Profile) else None
@@ -262,9 +337,10 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
-    _fit_layout(chip.analog, images, chip.seed)
-    with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
-        return tile_output_shares(chip.analog, images)
+    with OwnWrites(chip.analog).remembered():
+        _fit_layout(chip.analog, images, chip.seed)
+        with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
+            return tile_output_shares(chip.analog, images)
 
 
 def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -> dict[str, float]:
@@ -289,6 +365,13 @@ def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
     quiet = stream(seed, "layout")
     with torch.inference_mode(), quiet, refused_layout(images), refused_access():
         Layout(analog)(analog, images[:1])
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Within it a chip is made, whose tensors are then of use everywhere."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @contextmanager
