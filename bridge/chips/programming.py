@@ -116,8 +116,9 @@ class Chip:
         gives the same chip.
 
         Raises:
-          ValueError: the chip has no memory and so does not change in time, a bad time, or what
-            `refuse_changed` refuses.
+          ValueError: the chip has no memory and so does not change in time, a bad time, a noise
+            model of your own whose draws the seed does not decide, or what `refuse_changed`
+            refuses.
         """
         self.refuse_changed()
         if self.t_inference is None:
@@ -243,8 +244,8 @@ def program(
     Raises:
       ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
         that refer to the network, non-finite weights, a bad seed or range, a calibration that is
-        absent, malformed, all 0 or leaves a tile unused, or settings that the engine cannot honour,
-        named.
+        absent, malformed, all 0 or leaves a tile unused, settings that the engine cannot honour,
+        named, or a noise model of your own whose draws the seed does not decide.
     """
     with outside_inference_mode():
         return _program(
@@ -291,6 +292,7 @@ def _program(
     if chosen is not None and chosen.memory is not None:
         age = float(chosen.memory.t_inference)
     if age is not None:
+        _refuse_own_draws(tiles, seed, "programming", None)
         with progress(len(tiles), "program", "tile", side=True) as shown:
             for name, tile in tiles.items():
                 with stream(seed, "programming", name), _without_deprecations():
@@ -318,7 +320,10 @@ def operate(chip: Chip) -> Chip:
       chip: its `analog` is programmed; it is aged in place, and its executable is not used.
     """
     wnoise = None if chip.profile is None else chip.profile.wnoise
-    for name, tile in named_tiles(chip.analog).items():
+    tiles = named_tiles(chip.analog)
+    if chip.t_inference is not None:
+        _refuse_own_draws(tiles, chip.seed, "reading", chip.t_inference)
+    for name, tile in tiles.items():
         if chip.t_inference is not None:
             with stream(chip.seed, "reading", name, chip.t_inference), _without_deprecations():
                 tile.drift_weights(chip.t_inference)
@@ -365,6 +370,49 @@ def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
     quiet = stream(seed, "layout")
     with torch.inference_mode(), quiet, refused_layout(images), refused_access():
         Layout(analog)(analog, images[:1])
+
+
+def _refuse_own_draws(
+    tiles: Mapping[str, Tile], seed: int, what: str, t_inference: float | None
+) -> None:
+    """Refuses a noise model of the user's own that a chip's streams do not seed.
+
+    A copy of its smallest tile that holds something is programmed twice in one stream, or read
+    twice at `t_inference`: with draws from torch's global generator alone it then is the same.
+    """
+    own = {n: t for n, t in tiles.items() if _is_own(t.rpu_config) and t.tile.get_weights().any()}
+    if not own:
+        return
+    name = min(own, key=lambda name: own[name].tile.get_weights().numel())
+    tile, found = deepcopy(own[name]), []
+    for _ in range(2):
+        with stream(seed, what, name, t_inference), _without_deprecations():
+            if t_inference is None:
+                tile.program_weights()
+            else:
+                tile.drift_weights(t_inference)
+        kept = [one for one in tile.drift_noise_parameters or [] if isinstance(one, torch.Tensor)]
+        found.append([tile.tile.get_weights().clone(), *map(torch.clone, kept)])
+    if len(found[0]) != len(found[1]) or not all(map(_same, *found)):
+        raise ValueError(
+            f"the noise model {type(tile.rpu_config.noise_model).__name__} gives other devices "
+            f"each time that tile {name} is {'programmed' if t_inference is None else 'read'} with "
+            "one seed: draw from torch's global generator alone, as torch.randn_like does, which a "
+            "chip's seed, tile and time set; NumPy's and one's own generators they do not"
+        )
+
+
+def _is_own(config: InferenceRPUConfig) -> bool:
+    """Whether a noise model is of other code than AIHWKit's and the memories that ship."""
+    model = config.noise_model
+    parts = [model, getattr(model, "g_converter", None), config.drift_compensation]
+    return not all(
+        type(one).__module__.startswith(("aihwkit.", "bridge.chips.", "builtins")) for one in parts
+    )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 @contextmanager
