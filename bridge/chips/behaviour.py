@@ -143,7 +143,7 @@ def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
     Args:
       network: it remembers them.
       images: `[batch, ...]`; of token ids those are kept too that may be padding: the most
-        frequent, that which most often follows itself, and what an embedding of the network names.
+        frequent, what an embedding of the network names, and those that most often repeat.
     """
     finite = images[images.isfinite()]
     if not finite.numel():
@@ -152,9 +152,7 @@ def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
     like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point(), "ramp": True}
     if not images.is_floating_point():
         like["often"] = images.flatten().mode().values.item()
-        repeated = images[..., 1:][images[..., 1:] == images[..., :-1]]
-        ids = [repeated.mode().values.item()] if repeated.numel() else []
-        ids += [
+        ids = [
             layer.padding_idx
             for layer in network.modules()
             if isinstance(layer, nn.Embedding)
@@ -162,6 +160,9 @@ def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
             # Not of positions or segments, whose number may be smaller.
             and layer.num_embeddings > high
         ]
+        repeated = images[..., 1:][images[..., 1:] == images[..., :-1]]
+        runs, counts = repeated.unique(return_counts=True)
+        ids += runs[counts.argsort(descending=True)].tolist()
         like["pads"] = [one for one in dict.fromkeys(ids) if one != like["often"]][:_PADS]
     else:
         like["channels"] = True
@@ -193,10 +194,10 @@ def inputs_like(like: Json) -> torch.Tensor:
 
     The first is uniform noise. The second rises from the lowest to the highest value, along the
     last two axes: noise averages out in a convolution, what is smooth reaches the bounds of an
-    activation. Of several channels a third and a fourth have one rise where others fall, for
-    filters of colours; of four channels any two part in one of them. Token ids end in the most
-    frequent one, and in others that may be padding. In records of earlier versions the second is
-    noise, or there is no third.
+    activation, and is flat at either end, wider than a kernel. Of several channels a third
+    and a fourth have one rise where others fall, for filters of colours; of four channels any two
+    part in one of them. Token ids end in the most frequent one, and in others that may be padding.
+    In records of earlier versions the second is noise, or there is no third and nothing is flat.
     """
     random = np.random.RandomState(0)  # whose stream NumPy keeps
     low, high, shape = like["low"], like["high"], (2, *like["shape"])
@@ -207,7 +208,11 @@ def inputs_like(like: Json) -> torch.Tensor:
     )
     if like.get("ramp"):
         rising = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
-        ramp = low + (high - low) * rising / max(np.max(rising), 1)
+        rising = rising / max(np.max(rising), 1)
+        if like.get("channels"):
+            # Flat at either end, and not by as much, or what saturates there would cancel out.
+            rising = np.clip(4 * rising - 1.2, 0, 1)
+        ramp = low + (high - low) * rising
         inputs[1] = ramp if like["floating"] else ramp.round()
         if like.get("channels") and len(shape) > 2:
             bits = range(min(shape[1] - 1, 2))
@@ -310,7 +315,9 @@ def _attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
             value = plain(value)
             parts = value if isinstance(value, tuple) else [value]
             if not _UNTOLD.search(name) and all(map(_is_told, parts)):
-                its[name] = repr(value)[:_TEXT]
+                # Of numbers what rounding leaves.
+                digits = [float(f"{x:.6g}") if isinstance(x, float) else x for x in parts]
+                its[name] = repr(tuple(digits) if isinstance(value, tuple) else digits[0])[:_TEXT]
         if its:
             found[path] = its
     return found

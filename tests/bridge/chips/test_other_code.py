@@ -154,6 +154,7 @@ def sentences(short: int) -> torch.Tensor:
 def test_padding_that_is_not_the_most_frequent_id(short: int, side: str, tmp_path: Path) -> None:
     path = tmp_path / "chip.safetensors"
     ids = sentences(short) if side == "right" else sentences(short).flip(1)
+    ids[1, 3:9] = 50  # repeated, and no padding
     saved(path, Reader(1, tokens=100), ids, digital_layers=["embed"])
     assert load_weights(path)[1]["code"]["inputs"]["often"] != 1 or short == 16
     with pytest.raises(ValueError, match="other code"):
@@ -188,14 +189,17 @@ class Capped(nn.Module):
 
 
 def opposed(act: nn.Module, one: int, other: int) -> nn.Module:
-    """Filters that answer where one colour is high and another low, and to no gray."""
+    """Filters that answer where one colour is high and another low, and to no gray.
+
+    Their answers are 1.8 times the colours, and reach a bound where all of a kernel is saturated.
+    """
     model = pooled(act)
     weight = model[0].weight.data
     for channel in range(weight.shape[1]):
         if channel not in (one, other):
             weight[:, channel] = 0
-    weight[:4, one], weight[:4, other] = 1.0, -1.0
-    weight[4:, one], weight[4:, other] = -1.0, 1.0
+    weight[:4, one], weight[:4, other] = 0.1, -0.1
+    weight[4:, one], weight[4:, other] = -0.1, 0.1
     model[0].bias.data.zero_()
     return model
 
@@ -208,7 +212,7 @@ COLOURS[:3, 0] = COLOURS[2:5, 1] = COLOURS[4:, 2] = 4.0
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_bound_that_colours_reach(one: int, other: int, seen: bool, tmp_path: Path) -> None:
     path = tmp_path / "chip.safetensors"
-    bounds = (nn.ReLU6(), Capped(6.0)) if seen else (nn.Hardtanh(0.0, 2.0), Capped(2.0))
+    bounds = (nn.ReLU6(), Capped(6.0)) if seen else (nn.Hardtanh(0.0, 1.6), Capped(1.6))
     for bounded, free in zip(bounds, (nn.ReLU(), Capped(100.0)), strict=True):
         saved(path, opposed(bounded, one, other), COLOURS if seen else None)
         with pytest.raises(ValueError, match=r"other code\. On four inputs "):
