@@ -207,7 +207,7 @@ def inputs_like(like: Json) -> torch.Tensor:
         else random.randint(low, high + 1, shape)
     )
     if like.get("ramp"):
-        rising = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
+        rising: Any = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
         rising = rising / max(np.max(rising), 1)
         if like.get("channels"):
             # Flat at either end, and not by as much, or what saturates there would cancel out.

@@ -30,6 +30,7 @@ from bridge.chips.behaviour import (
 )
 from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
+from bridge.chips.execution.changes import remember_tiles
 from bridge.chips.execution.executable import Executable
 from bridge.chips.mappable import is_mask, with_values
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
@@ -59,8 +60,9 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     Raises:
       FileNotFoundError: no such folder.
       ValueError: what the file would not hold: a memory of your own that is not made again from
-        its fields, or a noise model that keeps what it draws elsewhere than in the float32 tensors
-        that `apply_programming_noise` returns, or that is printed by its place in memory.
+        its fields, a noise model that keeps what it draws elsewhere than in the float32 tensors
+        that `apply_programming_noise` returns, or that is printed by its place in memory, a
+        quantised tensor, or what was changed in the chip since it was made.
     """
     _require_storable(chip)
     tensors, masks, infinite = {}, set(), _masks(chip.analog)
@@ -150,6 +152,7 @@ def _load(
     if profile is None:
         _require_same(header["configurations"], _configurations(analog), path)
     _restore(analog, tensors, path)
+    remember_tiles(analog)
     if "code" in header:  # files of earlier versions have none
         _require_code(header["code"], analog, path)
     chip = Chip(
@@ -169,6 +172,7 @@ def _load(
 def _require_storable(chip: Chip) -> None:
     """Refuses a chip that would not come back from its file."""
     chip.refuse_changed()
+    chip.refuse_set_tiles()
     if chip.profile is not None:
         _require_remade(chip.profile)
     for name, tile in named_tiles(chip.analog).items():

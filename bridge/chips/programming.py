@@ -21,7 +21,7 @@ from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.examination import WATCHED, examine, refused_access
-from bridge.chips.execution.changes import OwnWrites
+from bridge.chips.execution.changes import OwnWrites, remember_tiles, tiles_set
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.mappable import some
@@ -41,7 +41,8 @@ class Chip:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
         What is changed in it, such as the statistics of a BatchNorm layer, runs only once
         `chip = chip.on(chip.engine)` has made the executable anew: until then the chip is refused.
-        At another time tiles hold what was programmed, whatever they are set to.
+        At another time tiles hold what was programmed, so that `at` refuses those that were set
+        to something else.
       executable: what to run. It is made of `analog`, as are files, other times and engines, which
         are refused where it was changed itself.
       profile: the non-idealities, the time of inference included; None where the configuration is
@@ -123,6 +124,7 @@ class Chip:
         self.refuse_changed()
         if self.t_inference is None:
             raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
+        self.refuse_set_tiles()
         t_inference = require_finite("t_inference", t_inference)
         profile = self.profile
         if profile is not None and profile.memory is not None:
@@ -155,6 +157,19 @@ class Chip:
         """
         self._refuse_stale()
         self._refuse_lost()
+
+    def refuse_set_tiles(self) -> None:
+        """Refuses a chip whose tiles' weights were set after programming, which aging would undo.
+
+        Raises:
+          ValueError: tiles are named.
+        """
+        if self.t_inference is not None and (names := tiles_set(self.analog)):
+            raise ValueError(
+                f"the weights of {some(names)} were set after programming, and at another time "
+                "these tiles would hold what was programmed: change their programmed_weights in "
+                "place of them, then chip = chip.on(chip.engine).at(t_inference)"
+            )
 
     def _refuse_stale(self) -> None:
         changes = self.executable.changes
@@ -329,6 +344,7 @@ def operate(chip: Chip) -> Chip:
                 tile.drift_weights(chip.t_inference)
         if wnoise is not None and wnoise.drawn == "per_chip":
             freeze_weight_noise(tile, wnoise, seed=chip.seed, name=name)
+    remember_tiles(chip.analog)
     return chip.on(chip.engine)
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bridge.chips.tiles import named_layers
+from bridge.chips.tiles import Tile, named_layers, named_tiles
 
 _PROBED = 16  # values of a tensor that tell what its version does not, as writes to its .data
 _PLAIN = (bool, int, float, complex, str, tuple, Enum, type(None))
 _UNTOLD = {"training", "_is_full_backward_hook"}
 _OTHERS = ("torch.", "aihwkit.", "bridge.chips.")  # whose modules set no settings when they run
+_HELD = "tiles_held"
 _WRITTEN = "written_by_itself"
 
 
@@ -101,6 +102,37 @@ class Changes:
 def written_by_itself(network: nn.Module) -> set[str]:
     """Names of what a chip's network was seen to write itself; the set that it keeps."""
     found: set[str] = vars(network).setdefault(_WRITTEN, set())
+    return found
+
+
+def remember_tiles(network: nn.Module) -> None:
+    """Has a network know what its tiles hold, for `tiles_set`."""
+    vars(network)[_HELD] = {name: _held(tile) for name, tile in named_tiles(network).items()}
+
+
+def tiles_set(network: nn.Module) -> list[str]:
+    """Tiles whose weights were set since `remember_tiles`, and not what was programmed into them.
+
+    As aging would undo.
+    """
+    before: dict[str, tuple[bytes, bytes]] = vars(network).get(_HELD, {})
+    found = []
+    for name, tile in named_tiles(network).items():
+        weights, programmed = _held(tile)
+        if name in before and weights != before[name][0] and programmed == before[name][1]:
+            found.append(name)
+    return found
+
+
+def _held(tile: Tile) -> tuple[bytes, bytes]:
+    """Some of a tile's weights and of what was programmed into it."""
+    programmed = tile.programmed_weights
+    some = [_some(tile.tile.get_weights()), b"" if programmed is None else _some(programmed)]
+    return some[0], some[1]
+
+
+def _some(tensor: torch.Tensor) -> bytes:
+    found: bytes = tensor.detach().flatten()[:: max(1, tensor.numel() // _PROBED)].numpy().tobytes()
     return found
 
 

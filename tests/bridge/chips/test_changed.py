@@ -168,6 +168,37 @@ def test_tiles_that_were_changed(how: str) -> None:
     assert not torch.allclose(run(chip.on("fast")), before)
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_weights_that_were_set_are_not_lost_at_another_time(memory: bool, tmp_path: Path) -> None:
+    chip, path = made(FULL if memory else PROFILES["adc"]), tmp_path / "chip.safetensors"
+    for tile in named_tiles(chip.analog).values():
+        tile.tile.set_weights(tile.tile.get_weights() * 0.5)
+    chip = chip.on("fast")
+    expected = run(chip)
+    if not memory:
+        save_chip(path, chip)
+        assert torch.equal(run(load_chip(path, Net())), expected)
+        return
+    for act in (lambda: chip.at(60.0), lambda: save_chip(path, chip)):
+        message = r"weights of conv\.analog_module.*were set after.*programmed_weights in place"
+        with pytest.raises(ValueError, match=message):
+            act()
+    chip = made()
+    before = run(chip.at(60.0))
+    for tile in named_tiles(chip.analog).values():
+        tile.programmed_weights = tile.programmed_weights * 0.5
+    chip = chip.on("fast").at(60.0)
+    assert not torch.allclose(run(chip), before)
+    save_chip(path, chip)
+    back = load_chip(path, Net())
+    assert torch.equal(run(back), run(chip))
+    assert torch.equal(run(back.at(1e6)), run(chip.at(1e6)))
+    other = made(seed=1)
+    other.analog.load_state_dict(chip.analog.state_dict())  # which holds nothing of the devices
+    with pytest.raises(ValueError, match="were set after programming"):
+        other.on("fast").at(60.0)
+
+
 class Stateful(Net):
     """Keeps counts and its last input, in the ways that code does."""
 
