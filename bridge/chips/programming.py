@@ -157,6 +157,13 @@ class Chip:
         """
         self._refuse_stale()
         self._refuse_lost()
+        changes = self.executable.changes
+        if changes is not None and (names := changes.hooks_of_running()):
+            warnings.warn(
+                f"{some(names)} of chip.executable.network: what is made of chip.analog, a file or "
+                "the chip at another time, does not have these",
+                stacklevel=3,
+            )
 
     def refuse_set_tiles(self) -> None:
         """Refuses a chip whose tiles' weights were set after programming, which aging would undo.

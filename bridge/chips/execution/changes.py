@@ -11,7 +11,6 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
-from aihwkit.simulator.tiles.inference import InferenceTileWithPeriphery
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -22,7 +21,9 @@ _PROBED = 16  # values of a tensor that tell what its version does not, as write
 _PLAIN = (bool, int, float, complex, str, tuple, Enum, type(None))
 _UNTOLD = {"training", "_is_full_backward_hook"}
 _OTHERS = ("torch.", "aihwkit.", "bridge.chips.")  # whose modules set no settings when they run
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation")
 _HELD = "tiles_held"
+_TORCHS = set(vars(nn.Module()))
 _WRITTEN = "written_by_itself"
 
 
@@ -47,7 +48,7 @@ class _Tensor(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """Numbers and words among an object's attributes, as they were."""
+    """Numbers, words and functions among an object's attributes, as they were."""
 
     name: str
     held: dict[str, Any]
@@ -61,6 +62,25 @@ class _Layers(NamedTuple):
     name: str
     held: dict[str, Any]
     layers: dict[str, Any]
+
+
+class _List(NamedTuple):
+    """A list or dict of numbers and words, as it was, at `held[key]`."""
+
+    name: str
+    held: dict[str, Any]
+    key: str
+    values: Any
+
+
+class _Hooks(NamedTuple):
+    """Forward hooks of a layer, as they were."""
+
+    name: str
+    held: dict[int, Any]
+    hooks: dict[int, Any]
+    own: list[Any]
+    """Without those of this package."""
 
 
 class Changes:
@@ -85,11 +105,15 @@ class Changes:
 
     def of_network(self) -> list[str]:
         """Tensors, settings and layers of the network that what runs has otherwise; by name."""
-        return self._told(self._network, self._running)
+        return self._told(self._network, self._running) + self._network.hooked()
 
     def of_running(self) -> list[str]:
         """Those of what runs that the network has otherwise."""
         return self._told(self._running, self._network)
+
+    def hooks_of_running(self) -> list[str]:
+        """Layers of what runs whose forward hooks are others; they may only read."""
+        return self._running.hooked()
 
     def _told(self, changed: "_Watch", other: "_Watch") -> list[str]:
         return [
@@ -184,6 +208,17 @@ class _Watch:
             _seen(name, held, key) for name, _, held, key in _tensors(network, tiles=True)
         ]
         self.settings = list(_settings(network))
+        self.hooks = [
+            _Hooks(f"hooks of {path or 'the root'}", held, dict(held), _hooks(held))
+            for path, module in network.named_modules()
+            for held in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        self.lists = [
+            _List(f"{path}.{key}".lstrip("."), vars(module), key, value.copy())
+            for path, module in _modules(network, tiles=False)
+            for key, value in vars(module).items()
+            if type(value) in (list, dict) and key not in _TORCHS and _is_plain(value)
+        ]
         self.layers = [
             _Layers(path, module._modules, dict(module._modules))
             for path, module in _modules(network, tiles=True)
@@ -194,13 +229,22 @@ class _Watch:
         names = [one.name for one in self.tensors if _is_changed(one)]
         for setting in self.settings:
             names += _changed_settings(setting)
+        names += [one.name for one in self.lists if one.held.get(one.key) != one.values]
         return names + [one.name or "its layers" for one in self.layers if one.held != one.layers]
+
+    def hooked(self) -> list[str]:
+        """Layers whose forward hooks are others now."""
+        changed = [one for one in self.hooks if one.held != one.hooks]
+        return [one.name for one in changed if _hooks(one.held) != one.own]
 
     def find(self, name: str) -> Any:
         """What is at a name of a tensor or setting now; None if nothing."""
         for one in self.tensors:
             if one.name == name:
                 return one.held.get(one.key)
+        for one_list in self.lists:
+            if one_list.name == name:
+                return one_list.held.get(one_list.key)
         for setting in self.settings:
             path, _, key = name.rpartition(".")
             if setting.name.rpartition(".")[0] == path and key in setting.keys:
@@ -218,6 +262,8 @@ def _changed_settings(setting: _Settings) -> list[str]:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
     if type(one) is not type(other) or not isinstance(one, _PLAIN):
         return False
     try:
@@ -226,10 +272,24 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
+def _is_plain(values: Any) -> bool:
+    parts = values.values() if isinstance(values, dict) else values
+    return len(values) <= _PROBED and all(isinstance(x, bool | int | float | str) for x in parts)
+
+
+def _hooks(held: dict[int, Any]) -> list[Any]:
+    def is_own(hook: Any) -> bool:
+        return not str(getattr(hook, "__module__", "")).startswith("bridge.chips")
+
+    return list(filter(is_own, held.values()))
+
+
 def _is_same(one: _Watch, other: _Watch, name: str) -> bool:
     mine, its = one.find(name), other.find(name)
     if isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor):
         return _same_values(mine, its)
+    if isinstance(mine, list | dict):
+        return type(mine) is type(its) and bool(mine == its)
     return mine is not None and _equal(mine, its)
 
 
@@ -284,17 +344,31 @@ def _tensors(
             for key, tensor in held.items():
                 if tensor is not None and key != "analog_ctx":
                     yield f"{path}.{key}".lstrip("."), module, held, key
+    for path, module in _modules(network, tiles=False):
+        for key, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{key}".lstrip("."), module, vars(module), key
 
 
 def _settings(network: nn.Module) -> Iterator[_Settings]:
     """Those of digital layers, and what tiles compute by."""
     for path, module in _modules(network, tiles=False):
         yield _plain(f"{path}." if path else "", vars(module))
-    for path, module in network.named_modules():
-        if isinstance(module, InferenceTileWithPeriphery):
-            yield _plain(f"{path}.rpu_config.forward.", vars(module.rpu_config.forward))
+    for path, layer in named_layers(network).items():
+        held = vars(layer)
+        keys = [key for key in _GEOMETRY if key in held]
+        yield _Settings(f"{path}." if path else "", held, keys, [held[key] for key in keys])
+    for path, tile in named_tiles(network).items():
+        yield _plain(f"{path}.rpu_config.forward.", vars(tile.rpu_config.forward))
 
 
 def _plain(name: str, held: dict[str, Any]) -> _Settings:
-    keys = [k for k, one in held.items() if isinstance(one, _PLAIN) and k not in _UNTOLD]
-    return _Settings(name, held, keys, [held[key] for key in keys])
+    keys = [k for k, one in held.items() if _is_setting(one) and k not in _UNTOLD]
+    keys += [] if "forward" in keys else ["forward"]  # which an instance may be given
+    return _Settings(name, held, keys, [held.get(key) for key in keys])
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (
+        callable(value) and not isinstance(value, nn.Module | torch.Tensor)
+    )

@@ -38,13 +38,15 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.bn, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Bounded()
         self.fc, self.scale = nn.Linear(8, 5), nn.Parameter(torch.ones(8))
+        self.function, self.factors, self.shift = torch.relu, [1.0, 2.0], torch.zeros(8)
         generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
         self.eval().requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.act(self.bn(self.conv(x))).mean((2, 3)) * self.scale)
+        x = self.function(self.act(self.bn(self.conv(x))).mean((2, 3)) * self.scale)
+        return self.fc(x * self.factors[0] + self.shift)
 
 
 def made(profile: Any = FULL, seed: int = 0) -> Chip:
@@ -79,6 +81,10 @@ DIGITAL: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "a layer set": (another_layer, "its layers"),
     "a setting": (lambda n: setattr(n.act, "bound", 0.5), r"act\.bound"),
     "a setting of torch's": (lambda n: setattr(n.bn, "eps", 0.1), r"bn\.eps"),
+    "an entry of a list": (lambda n: n.factors.__setitem__(0, 3.0), "factors"),
+    "a function": (lambda n: setattr(n, "function", torch.sigmoid), "function"),
+    "a forward of its own": (lambda n: setattr(n.act, "forward", torch.tanh), r"act\.forward"),
+    "a tensor that is no buffer": (lambda n: n.shift.add_(1.0), "shift"),
     "statistics of a batch": (retrained, r"bn\.running_mean, bn\.running_var"),
     "loaded": (
         lambda n: n.bn.load_state_dict({k: v * 2 for k, v in n.bn.state_dict().items()}),
@@ -112,9 +118,37 @@ def test_a_network_that_was_changed(how: str, tmp_path: Path) -> None:
     assert torch.equal(run(chip.at(3600.0)), after)
     save_chip(path, chip)
     model = Net()
-    if how in ("a layer set", "a setting", "a setting of torch's"):
+    if how in IN_NO_FILE:
         change(model)
     assert torch.equal(run(load_chip(path, model)), after)
+
+
+IN_NO_FILE = {
+    *("a layer set", "a setting", "a setting of torch's", "an entry of a list", "a function"),
+    *("a forward of its own", "a tensor that is no buffer"),
+}
+
+
+def test_hooks_and_geometry_that_were_changed() -> None:
+    def halved(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output / 2
+
+    chip = made()
+    before = run(chip)
+    handle = chip.analog.bn.register_forward_hook(halved)
+    with pytest.raises(ValueError, match=r"hooks of bn of chip\.analog changed after"):
+        run(chip)
+    assert not torch.allclose(run(chip.on("fast")), before)
+    handle.remove()
+    assert torch.equal(run(chip), before)
+    chip.analog.conv.stride = (2, 2)
+    with pytest.raises(ValueError, match=r"conv\.stride of chip\.analog changed after"):
+        run(chip)
+    chip = made()
+    chip.executable.network.bn.register_forward_hook(halved)
+    assert not torch.allclose(run(chip), before)
+    with pytest.warns(UserWarning, match=r"hooks of bn of chip\.executable.*does not have these"):
+        assert torch.equal(run(chip.at(3600.0)), before)
 
 
 EXECUTABLE = {name: DIGITAL[name] for name in DIGITAL if name != "by its data"} | {
