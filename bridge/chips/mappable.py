@@ -107,9 +107,22 @@ def with_values(model: nn.Module) -> nn.Module:
     Returns:
       The model, or where it is on the meta device or has weights that are not finite, as
       `to_empty` may leave, a copy with ones in their place.
+
+    Raises:
+      ValueError: a tensor on the meta device that is neither parameter nor buffer; it is named.
     """
     if not isinstance(model, nn.Module):
         return model  # which is told
+    if lost := [
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]:
+        raise ValueError(
+            f"{some(lost)} on the meta device is neither parameter nor buffer, so that no file "
+            "holds its values: make it one, register_buffer(...), or give the network on the CPU"
+        )
     broken = set(_non_finite(model))
     named = [*model.named_parameters(), *model.named_buffers()]
     if not any(name in broken or tensor.is_meta for name, tensor in named):

@@ -15,6 +15,7 @@ from torch import nn
 from bridge import PROFILES, Profile, load_chip, predict, program, save_chip
 from bridge.chips import ADC, PCM, Chip, WeightNoise, clipped_share
 from bridge.chips.files import fingerprint
+from bridge.chips.plain_layers import copy_of
 from bridge.chips.tiles import named_tiles
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -287,6 +288,16 @@ def test_a_load_of_the_same_values_is_no_change() -> None:
     after = run(chip)
     assert not torch.allclose(after, before)
     assert torch.equal(run(chip.at(3600.0)), after)
+
+
+def test_a_copy_of_what_runs() -> None:
+    """As goes to a device."""
+    chip = program(Stateful(), FULL, seed=0, calibration=IMAGES)
+    copied = copy_of(chip.executable)
+    copied.network.bn.running_mean.add_(0.5)
+    expected = run(chip)
+    assert not torch.allclose(copied(IMAGES, range(6)), expected)
+    assert torch.equal(run(chip.at(3600.0)), expected)
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])

@@ -232,6 +232,14 @@ def test_a_network_without_values_is_loaded_into(make: Any, tmp_path: Path) -> N
         assert tensor.is_meta or torch.equal(tensor.nan_to_num(7), before[name].nan_to_num(7))
 
 
+def test_a_tensor_on_the_meta_device_that_no_file_holds_is_named(tmp_path: Path) -> None:
+    path, model = tmp_path / "chip.safetensors", on_meta()
+    save_chip(path, program(Settled(), PROFILES["pcm"], seed=0, digital_layers=["digital"]))
+    model.one.shape = torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match=r"one\.shape on the meta device is neither parameter nor"):
+        load_chip(path, model)
+
+
 OTHER_CODE = {
     "activation": r"layer act was ReLU\(\) and is GELU\(approximate='none'\)\)",
     "hook": r"layer norm was BatchNorm2d\(6, .*\) and is BatchNorm2d\(6, .*\) with hook halving\)",
