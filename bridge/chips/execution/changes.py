@@ -176,6 +176,7 @@ class OwnWrites:
             for path, module in _modules(network, tiles=False)
             if not type(module).__module__.startswith(_OTHERS)
         ]
+        self._lists = list(_lists(network))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OwnWrites":
         return OwnWrites(deepcopy(self._network, memo))
@@ -183,12 +184,13 @@ class OwnWrites:
     @contextmanager
     def remembered(self) -> Iterator[None]:
         """Within it the network runs; what it writes is added to `written_by_itself`."""
-        places, values = self._places(), self._values()
+        places, values, lists = self._places(), self._values(), list(_lists_now(self._lists))
         yield
         now = zip(self._tensors, places, self._places(), strict=True)
         names = [one.name for one, was, place in now if was != place]
         for setting, was in zip(self._settings, values, strict=True):
             names += _changed_settings(setting._replace(values=was))
+        names += [one.name for one in lists if _differs(one)]
         if names:
             written_by_itself(self._network).update(names)
 
@@ -213,12 +215,7 @@ class _Watch:
             for path, module in network.named_modules()
             for held in (module._forward_hooks, module._forward_pre_hooks)
         ]
-        self.lists = [
-            _List(f"{path}.{key}".lstrip("."), vars(module), key, value.copy())
-            for path, module in _modules(network, tiles=False)
-            for key, value in vars(module).items()
-            if type(value) in (list, dict) and key not in _TORCHS and _is_plain(value)
-        ]
+        self.lists = list(_lists(network))
         self.layers = [
             _Layers(path, module._modules, dict(module._modules))
             for path, module in _modules(network, tiles=True)
@@ -229,7 +226,7 @@ class _Watch:
         names = [one.name for one in self.tensors if _is_changed(one)]
         for setting in self.settings:
             names += _changed_settings(setting)
-        names += [one.name for one in self.lists if one.held.get(one.key) != one.values]
+        names += [one.name for one in self.lists if _differs(one)]
         return names + [one.name or "its layers" for one in self.layers if one.held != one.layers]
 
     def hooked(self) -> list[str]:
@@ -270,6 +267,19 @@ def _equal(one: Any, other: Any) -> bool:
         return bool(one == other)
     except (RuntimeError, ValueError):  # of arrays within a tuple
         return False
+
+
+def _lists_now(lists: list[_List]) -> Iterator[_List]:
+    for one in lists:
+        now = one.held.get(one.key)
+        yield one._replace(values=now.copy() if isinstance(now, list | dict) else now)
+
+
+def _differs(one: _List) -> bool:
+    try:
+        return bool(one.held.get(one.key) != one.values)
+    except (RuntimeError, ValueError):  # with arrays in it now
+        return True
 
 
 def _is_plain(values: Any) -> bool:
@@ -360,6 +370,13 @@ def _settings(network: nn.Module) -> Iterator[_Settings]:
         yield _Settings(f"{path}." if path else "", held, keys, [held[key] for key in keys])
     for path, tile in named_tiles(network).items():
         yield _plain(f"{path}.rpu_config.forward.", vars(tile.rpu_config.forward))
+
+
+def _lists(network: nn.Module) -> Iterator[_List]:
+    for path, module in _modules(network, tiles=False):
+        for key, value in vars(module).items():
+            if type(value) in (list, dict) and key not in _TORCHS and _is_plain(value):
+                yield _List(f"{path}.{key}".lstrip("."), vars(module), key, value.copy())
 
 
 def _plain(name: str, held: dict[str, Any]) -> _Settings:

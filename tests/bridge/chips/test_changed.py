@@ -242,7 +242,8 @@ class Stateful(Net):
         self.register_buffer("calls", torch.zeros(1))
         self.register_buffer("data", torch.zeros(1))
         self.register_buffer("last", torch.zeros(6), persistent=False)
-        self.number, self.kept = 0, ()
+        self.number, self.kept, self.log = 0, (), [0.0]
+        self.sums: list[Any] = [0.0]
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -250,6 +251,8 @@ class Stateful(Net):
         self.data.data.add_(1)
         self.last, self.kept = x.mean((1, 2, 3)), (x[:2], x[2:])
         self.number += 1
+        self.log.append(float(len(x)))
+        self.sums[0] = x.sum((1, 2, 3))
         return super().forward(x)
 
 
