@@ -21,6 +21,7 @@ from bridge.chips.memory_layout import Layout
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.streams import stream
 from bridge.chips.tiles import digital_network, named_layers, named_tiles
+from jaxcurv.settings import plain
 
 Json = dict[str, Any]
 
@@ -30,8 +31,12 @@ _SEEN = "inputs_seen"
 _SIZES = (32, 28, 64, 224, 8, 16, 48, 96, 128, 256)
 """Image sizes that are tried for a network which has seen no image."""
 _NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
+_PADS = 3  # ids that may be padding besides the most frequent
+_UNTOLD = re.compile("training|drop|momentum")  # attributes without a say in eval mode
+_WORD = re.compile(r"[\w-]{1,20}")
 _TEXT = 200  # characters that tell a layer
 _IDLE = re.compile(r"(\w*Drop\w*|StochasticDepth|Identity)\([^()]*\)$")  # in eval mode
+_TORCHS = ("torch.", "aihwkit.", "bridge.chips.")  # whose settings their own words tell
 _TRAINING = re.compile(r"(, )?\b(inplace=True|momentum=[\w.]+)")  # settings without a say in logits
 
 
@@ -44,12 +49,19 @@ def behaviour(network: nn.Module, images: torch.Tensor | None) -> Json:
 
     Returns:
       logits, a list for each of the inputs, or None where it gives no finite ones or they are
-      noisy; and layers, their kinds, settings and hooks by path, which only name a difference.
+      noisy; layers, their kinds, settings and hooks by path, which only name a difference; and
+      attributes, numbers and words of layers that are not torch's, but for those that a run sets.
     """
     network = _on_cpu(network)
+    attributes = _attributes(network)
     found = None if images is None else _logits(network, images.detach().cpu())
     digits = None if found is None else [[float(f"{x:.7g}") for x in row] for row in found.tolist()]
-    return {"logits": digits, "layers": _layers(network)}
+    after = _attributes(network)
+    kept = {
+        path: {name: one for name, one in its.items() if after[path].get(name) == one}
+        for path, its in attributes.items()
+    }
+    return {"logits": digits, "layers": _layers(network), "attributes": kept}
 
 
 def other_code(stored: Json, network: nn.Module, images: torch.Tensor) -> str | None:
@@ -102,19 +114,27 @@ def changed_layers(stored: Json, network: nn.Module) -> str | None:
         ]
         for layers in (stored["layers"], _layers(_on_cpu(network)))
     ]
-    return None if computing[0] == computing[1] else other_layers(stored, network)
+    if computing[0] != computing[1]:
+        return other_layers(stored, network)
+    others = _other_attributes(stored, network)
+    return f"{others[0]}{_and_more(len(others))}" if others else None
 
 
 def other_layers(stored: Json, network: nn.Module) -> str | None:
     """The first layer of another kind, setting or hook than in a record, in words; None if none."""
     there, here = stored["layers"], _layers(_on_cpu(network))
     paths = [path for path in {**there, **here} if there.get(path) != here.get(path)]
+    others = _other_attributes(stored, network)
+    more = _and_more(len(paths) + len(others))
     if not paths:
-        return None
+        return f"{others[0]}{more}" if others else None
     path = paths[0]
     layer = f"layer {path}" if path else "the root"
-    more = f", and {len(paths) - 1} more differ" if len(paths) > 1 else ""
     return f"{layer} was {there.get(path, 'not there')} and is {here.get(path, 'not there')}{more}"
+
+
+def _and_more(count: int) -> str:
+    return f", and {count - 1} more differ" if count > 1 else ""
 
 
 def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
@@ -122,7 +142,8 @@ def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
 
     Args:
       network: it remembers them.
-      images: `[batch, ...]`; of token ids the most frequent is kept too, often that of padding.
+      images: `[batch, ...]`; of token ids those are kept too that may be padding: the most
+        frequent, what an embedding of the network names, and those that most often repeat.
     """
     finite = images[images.isfinite()]
     if not finite.numel():
@@ -131,6 +152,20 @@ def remember_inputs(network: nn.Module, images: torch.Tensor) -> None:
     like = {"shape": list(images.shape[1:]), "floating": images.is_floating_point(), "ramp": True}
     if not images.is_floating_point():
         like["often"] = images.flatten().mode().values.item()
+        ids = [
+            layer.padding_idx
+            for layer in network.modules()
+            if isinstance(layer, nn.Embedding)
+            and layer.padding_idx is not None
+            # Not of positions or segments, whose number may be smaller.
+            and layer.num_embeddings > high
+        ]
+        repeated = images[..., 1:][images[..., 1:] == images[..., :-1]]
+        runs, counts = repeated.unique(return_counts=True)
+        ids += runs[counts.argsort(descending=True)].tolist()
+        like["pads"] = [one for one in dict.fromkeys(ids) if one != like["often"]][:_PADS]
+    else:
+        like["channels"] = True
     keep_inputs(network, like | {"low": low, "high": high if low < high else low + 1})
 
 
@@ -155,11 +190,14 @@ def inputs_of(network: nn.Module) -> Json | None:
 
 
 def inputs_like(like: Json) -> torch.Tensor:
-    """Two inputs of a shape and range, `[2, ...]`: the same everywhere, and nobody's.
+    """A few inputs of a shape and range, `[2 to 4, ...]`: the same everywhere, and nobody's.
 
     The first is uniform noise. The second rises from the lowest to the highest value, along the
     last two axes: noise averages out in a convolution, what is smooth reaches the bounds of an
-    activation. Token ids end in the most frequent one. In records of earlier versions it is noise.
+    activation, and is flat at either end, wider than a kernel. Of several channels a third
+    and a fourth have one rise where others fall, for filters of colours; of four channels any two
+    part in one of them. Token ids end in the most frequent one, and in others that may be padding.
+    In records of earlier versions the second is noise, or there is no third and nothing is flat.
     """
     random = np.random.RandomState(0)  # whose stream NumPy keeps
     low, high, shape = like["low"], like["high"], (2, *like["shape"])
@@ -169,19 +207,36 @@ def inputs_like(like: Json) -> torch.Tensor:
         else random.randint(low, high + 1, shape)
     )
     if like.get("ramp"):
-        rising = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
-        ramp = low + (high - low) * rising / max(np.max(rising), 1)
+        rising: Any = sum(np.ix_(*[np.linspace(0, 1, length) for length in shape[1:][-2:]]))
+        rising = rising / max(np.max(rising), 1)
+        if like.get("channels"):
+            # Flat at either end, and not by as much, or what saturates there would cancel out.
+            rising = np.clip(4 * rising - 1.2, 0, 1)
+        ramp = low + (high - low) * rising
         inputs[1] = ramp if like["floating"] else ramp.round()
+        if like.get("channels") and len(shape) > 2:
+            bits = range(min(shape[1] - 1, 2))
+            falls = [_along_channels(np.arange(shape[1]) >> bit & 1, shape) for bit in bits]
+            opposed = [np.where(one, low + high - inputs[1], inputs[1]) for one in falls]
+            inputs = np.stack([*inputs, *opposed])
     if "often" in like:
-        inputs[1, ..., shape[-1] - shape[-1] // 4 :] = like["often"]
+        quarter = shape[-1] // 4
+        for number, one in enumerate([like["often"], *like.get("pads", [])]):
+            end = shape[-1] - number // 2 * quarter
+            inputs[1 - number % 2, ..., end - quarter : end] = one
     return torch.from_numpy(inputs).float() if like["floating"] else torch.from_numpy(inputs).long()
+
+
+def _along_channels(channels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    return channels.reshape(-1, *[1] * (len(shape) - 2)).astype(bool)
 
 
 def _guesses(network: nn.Module) -> Iterator[Json]:
     kinds = (nn.Linear, _ConvNd, nn.Embedding)
     first = next((layer for layer in network.modules() if isinstance(layer, kinds)), None)
-    around: Json = {"low": -1.0, "high": 1.0, "floating": True, "ramp": True}
+    around: Json = {"low": -1.0, "high": 1.0, "floating": True, "ramp": True, "channels": True}
     if isinstance(first, nn.Embedding):
+        del around["channels"]
         ids = {"low": 0, "high": first.num_embeddings - 1, "often": first.padding_idx or 0}
         yield around | ids | {"shape": [16], "floating": False}
     elif isinstance(first, nn.Linear):
@@ -244,6 +299,47 @@ def _layers(network: nn.Module) -> dict[str, str]:
             text = f"{type(module).__name__}({settings})"
             found[path] = f"{text} with hook {', '.join(hooks)}" if hooks else text
     return found
+
+
+def _attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Numbers and words that layers of the user's own keep, by path and name, as JSON has them."""
+    found = {}
+    for path, module in network.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith(_TORCHS) or _IDLE.match(f"{kind.__name__}()"):
+            continue
+        its = {}
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor | np.ndarray):
+                continue  # state, which is of no use to name a difference
+            value = plain(value)
+            parts = value if isinstance(value, tuple) else [value]
+            if not _UNTOLD.search(name) and all(map(_is_told, parts)):
+                # Of numbers what rounding leaves.
+                digits = [float(f"{x:.6g}") if isinstance(x, float) else x for x in parts]
+                its[name] = repr(tuple(digits) if isinstance(value, tuple) else digits[0])[:_TEXT]
+        if its:
+            found[path] = its
+    return found
+
+
+def _is_told(value: Any) -> bool:
+    """Whether it is None, a number, or a word such as may name an activation."""
+    return isinstance(value, bool | int | float | None) or (
+        isinstance(value, str) and bool(_WORD.fullmatch(value))
+    )
+
+
+def _other_attributes(stored: Json, network: nn.Module) -> list[str]:
+    """Attributes of a record that are others, in words; records of earlier versions have none."""
+    here = _attributes(_on_cpu(network))
+    told = []
+    for path, its in stored.get("attributes", {}).items():
+        for name, was in its.items():
+            now = here.get(path, {}).get(name, "not there")
+            if now != was:
+                told.append(f"{path}.{name} was {was} and is {now}".lstrip("."))
+    return told
 
 
 def _name(hook: Any) -> str:

@@ -31,8 +31,18 @@ def plain_parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     Returns:
       `{"": tensor}` where the file holds it as it is. Else its bytes, uint8 `[*shape, itemsize]`,
       by its dtype, such as "/complex64"; or what makes it up, such as "/indices" and "/values".
+
+    Raises:
+      ValueError: a quantised or nested tensor, which has no such parts.
     """
     tensor = tensor.detach().cpu()
+    if tensor.is_quantized or tensor.is_nested:
+        kind, cure = (
+            (f"quantised ({tensor.dtype})", "dequantize()")
+            if tensor.is_quantized
+            else ("nested", "to_padded_tensor(0.0)")
+        )
+        raise ValueError(f"a {kind} tensor, which a file does not hold: keep tensor.{cure}")
     if tensor.layout in _SPARSE:
         tensor = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
         made_of = {f"/{part}": getattr(tensor, part)() for part in _SPARSE[tensor.layout]}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -29,9 +30,11 @@ from bridge.chips.behaviour import (
 )
 from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
+from bridge.chips.execution.changes import remember_tiles
 from bridge.chips.execution.executable import Executable
+from bridge.chips.mappable import is_mask, with_values
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
-from bridge.chips.programming import Chip
+from bridge.chips.programming import Chip, outside_inference_mode
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, digital_network, named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
@@ -46,7 +49,7 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
 
     It holds what was programmed, the drift of each device and the weights as they are now, so that
     the chip can also be aged further; not the network's code, that is what the layers are and what
-    happens between them. By that code's digital logits on two inputs, noise and a ramp of the
+    happens between them. By that code's digital logits on a few inputs, noise and ramps of the
     shape and range that the chip has seen, `load_chip` knows it again. For a chip that has seen
     none, such inputs are guessed by its first layer, or `chip.examine(images)` shows it some.
 
@@ -57,13 +60,14 @@ def save_chip(path: str | os.PathLike[str], chip: Chip) -> None:
     Raises:
       FileNotFoundError: no such folder.
       ValueError: what the file would not hold: a memory of your own that is not made again from
-        its fields, or a noise model that keeps what it draws elsewhere than in the float32 tensors
-        that `apply_programming_noise` returns, or that is printed by its place in memory.
+        its fields, a noise model that keeps what it draws elsewhere than in the float32 tensors
+        that `apply_programming_noise` returns, or that is printed by its place in memory, a
+        quantised tensor, or what was changed in the chip since it was made.
     """
     _require_storable(chip)
     tensors, masks, infinite = {}, set(), _masks(chip.analog)
     for name, tensor in _tensors(chip.analog).items():
-        for more, part in plain_parts(tensor).items():
+        for more, part in _parts(name, tensor).items():
             # Each its own: digital layers may share a parameter.
             tensors[f"{name}{more}"] = part.clone()
             if name in infinite:
@@ -83,11 +87,12 @@ def load_chip(
 
     Args:
       path: the file.
-      model: the network that was programmed, in eval mode; its weights do not matter and it is not
-        changed. If it had been converted by AIHWKit before, a network converted in the same way.
-        Its layers on tiles are compared by kind and geometry, its tensors by name and shape, and
-        what its code does between them, hooks and settings of digital layers included, by the
-        logits on two inputs, within 3e-5 of the largest and what rounding does.
+      model: the network that was programmed, in eval mode; its weights do not matter, so that it
+        may be on the meta device, and it is not changed. If it had been converted by AIHWKit
+        before, a network converted in the same way. Its layers on tiles are compared by kind and
+        geometry, its tensors by name and shape, and what its code does between them, hooks and
+        settings of digital layers included, by the logits on a few inputs, within 3e-5 of the
+        largest and what rounding does.
       rpu_config: the configuration that was programmed with, where it was AIHWKit's own and given
         to `program`.
       memories: the class of your own memory, where it was programmed into one.
@@ -102,6 +107,16 @@ def load_chip(
         inputs may tell; or the file has no logits, for no input that was tried ran when it was
         saved. Files of earlier versions are not compared at all.
     """
+    with outside_inference_mode():
+        return _load(path, model, rpu_config, memories)
+
+
+def _load(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    rpu_config: InferenceRPUConfig | None,
+    memories: Sequence[type],
+) -> Chip:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no chip file at {path}")
     tensors, header = load_weights(path)
@@ -116,7 +131,7 @@ def load_chip(
             f"{path} was programmed with a configuration of AIHWKit's own: pass it as rpu_config="
         )
     configuration = rpu_config if profile is None else profile
-    analog, _ = convert(model, configuration, layers, seed=header["seed"])
+    analog, _ = convert(with_values(model), configuration, layers, seed=header["seed"])
     tiles = named_tiles(analog)
     geometry = _geometry(analog)
     for name in [*header["layers"], *geometry]:
@@ -137,6 +152,7 @@ def load_chip(
     if profile is None:
         _require_same(header["configurations"], _configurations(analog), path)
     _restore(analog, tensors, path)
+    remember_tiles(analog)
     if "code" in header:  # files of earlier versions have none
         _require_code(header["code"], analog, path)
     chip = Chip(
@@ -154,7 +170,9 @@ def load_chip(
 
 
 def _require_storable(chip: Chip) -> None:
-    """Refuses a chip that would not come back from its file; only one's own memory can be so."""
+    """Refuses a chip that would not come back from its file."""
+    chip.refuse_changed()
+    chip.refuse_set_tiles()
     if chip.profile is not None:
         _require_remade(chip.profile)
     for name, tile in named_tiles(chip.analog).items():
@@ -183,6 +201,7 @@ def _require_storable(chip: Chip) -> None:
 def _require_remade(profile: Profile) -> None:
     """Refuses a profile that its JSON does not give back."""
     stored, kinds = to_json(profile), _own_kinds(profile)
+    _refuse_infinite(profile)
     for kind in kinds:
         taken = [
             one.name
@@ -204,6 +223,25 @@ def _require_remade(profile: Profile) -> None:
             f"a chip's file keeps the fields of {memory} to make it again from them, which gives "
             f"{back}, not {stored}: let __init__ take every field and keep it as it is given"
         )
+
+
+def _refuse_infinite(setting: Any) -> None:
+    """Refuses numbers that JSON has not."""
+    if isinstance(setting, tuple | list):
+        for one in setting:
+            _refuse_infinite(one)
+    if not is_dataclass(setting):
+        return
+    for field in fields(setting):
+        value = getattr(setting, field.name)
+        for one in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(
+                    f"a chip's file keeps the fields of {type(setting).__name__} as JSON, and "
+                    f"{field.name} is not plain JSON: it has {one}; let None or a large number "
+                    "stand for it"
+                )
+        _refuse_infinite(value)
 
 
 def _own_kinds(setting: Any) -> list[type]:
@@ -235,10 +273,12 @@ def fingerprint(chip: Chip | nn.Module) -> str:
     """A hash of everything that decides a chip's, or a module's, logits but the module's code.
 
     Raises:
-      ValueError: a tensor that is of no use for it, such as one on the meta device; it is named.
+      ValueError: a tensor that is of no use for it, such as one on the meta device, it is named; or
+        a chip that was changed (`Chip.refuse_changed`).
     """
     state: dict[str, Any]
     if isinstance(chip, Chip):
+        chip.refuse_changed()
         state, header = {**_tensors(chip.analog)}, _header(chip)
         state |= _extra_states(chip.analog)
     else:
@@ -248,7 +288,7 @@ def fingerprint(chip: Chip | nn.Module) -> str:
         digest.update(name.encode())
         try:
             add_content(digest, state[name])
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{name} of the network, {_told(state[name])}, cannot be hashed to know the "
                 f"network again ({error}): give it dense, on a device with values"
@@ -310,22 +350,24 @@ def _require_code(code: dict[str, Any], analog: nn.Module, path: str | os.PathLi
                 f"{path} has no logits by which to compare the network's code, and {layer}: if "
                 "that is another network, program it; chip.examine(images) before save_chip would "
                 "have shown inputs",
-                stacklevel=3,
+                stacklevel=4,
             )
         return
     keep_inputs(analog, code["inputs"])
-    if how := other_code(code, twin, inputs_like(code["inputs"])):
+    inputs = inputs_like(code["inputs"])
+    count = {2: "two", 3: "three", 4: "four"}[len(inputs)]
+    if how := other_code(code, twin, inputs):
         raise ValueError(
-            f"{path} was programmed with a network of other code. On two inputs of its kind {how}: "
-            "load it into the network that was programmed, with its hooks and settings, or program "
-            "this one"
+            f"{path} was programmed with a network of other code. On {count} inputs of its kind "
+            f"{how}: load it into the network that was programmed, with its hooks and settings, or "
+            "program this one"
         )
     if layer := changed_layers(code, twin):
         warnings.warn(
-            f"{path} was programmed with other layers: {layer}. Digital logits on two inputs are "
-            "the same, on others they may not be: load it into the network that was programmed, or "
-            "program this one",
-            stacklevel=3,
+            f"{path} was programmed with other layers: {layer}. Digital logits on {count} inputs "
+            "are the same, on others they may not be: load it into the network that was "
+            "programmed, or program this one",
+            stacklevel=4,
         )
 
 
@@ -385,14 +427,17 @@ def _slots(analog: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def _masks(analog: nn.Module) -> set[str]:
-    """Buffers of the network's own, which may be infinite."""
+    """Buffers and bare parameters of the network's own, which may be infinite."""
     tiles = tuple(f"{name}." for name in named_tiles(analog))
     return {
         name
         for name, (module, attribute) in _slots(analog).items()
-        if attribute in dict(module.named_buffers(recurse=False))
-        and not isinstance(module, _BatchNorm)
-        and not name.startswith(tiles)
+        if not name.startswith(tiles)
+        and (
+            is_mask(module, getattr(module, attribute))
+            if attribute in module._parameters
+            else not isinstance(module, _BatchNorm)
+        )
     }
 
 
@@ -414,6 +459,13 @@ def _tensors(analog: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
+def _parts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    try:
+        return plain_parts(tensor)
+    except ValueError as error:
+        raise ValueError(f"{name} of the network is {error}") from error
+
+
 def _restore(
     analog: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> None:
@@ -421,7 +473,7 @@ def _restore(
     slots = _slots(analog)
     for name, (module, attribute) in slots.items():
         mine = getattr(module, attribute)
-        ends = list(plain_parts(mine))
+        ends = list(_parts(name, mine))
         if missing := [end for end in ends if f"{name}{end}" not in tensors]:
             raise ValueError(f"{path} is of another network: it has no {name}{missing[0]}")
         stored = from_parts(mine, {end: tensors.pop(f"{name}{end}") for end in ends})

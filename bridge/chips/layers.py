@@ -60,9 +60,10 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       and for snr_db where it runs on other samples than digitally, as behind a router.
 
     Raises:
-      ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
-        tiles, or not the one that was programmed.
+      ValueError: malformed images, non-finite outputs, a model that is in training mode, on
+        tiles, or not the one that was programmed, or a chip that was changed since it was made.
     """
+    chip.refuse_changed()
     images = as_tensor(images, "images")
     _refuse_unsuitable(model)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}

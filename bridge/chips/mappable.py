@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from bridge.chips.attention import PlainAttention
-from bridge.chips.plain_layers import MAPPED, is_mapped, own_in_class
+from bridge.chips.plain_layers import MAPPED, copy_of, is_mapped, own_in_class
 
 _CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
 _SILENT = ("extra_repr", "reset_parameters")  # methods of a layer that its outputs do not come from
@@ -97,9 +97,80 @@ def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:
     if other := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
         dtype = tensors[other[0]].dtype
         raise ValueError(f"{other[0]} is {dtype}; chips are simulated in float32: model.float()")
-    weights = {**dict(model.named_parameters()), **_statistics(model)}  # a mask may be infinite
-    if broken := [n for n, t in weights.items() if not torch.isfinite(t).all()]:
+    if broken := _non_finite(model):
         raise ValueError(f"non-finite weights in {some(broken)}; load another checkpoint")
+
+
+def with_values(model: nn.Module) -> nn.Module:
+    """A network to read a chip's weights into, which has some where they are missing.
+
+    Returns:
+      The model, or where it is on the meta device or has weights that are not finite, as
+      `to_empty` may leave, a copy with ones in their place.
+
+    Raises:
+      ValueError: a tensor on the meta device that is neither parameter nor buffer; it is named.
+    """
+    if not isinstance(model, nn.Module):
+        return model  # which is told
+    if lost := [
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]:
+        raise ValueError(
+            f"{some(lost)} on the meta device is neither parameter nor buffer, so that no file "
+            "holds its values: make it one, register_buffer(...), or give the network on the CPU"
+        )
+    broken = set(_non_finite(model))
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if not any(name in broken or tensor.is_meta for name, tensor in named):
+        return model
+    model = copy_of(model)
+    given: dict[torch.Tensor, torch.Tensor] = {}  # one tensor may have several names
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is None or is_lazy(tensor):
+                    continue
+                if tensor.is_meta and tensor not in given:
+                    made = torch.ones_like(tensor, device="cpu")
+                    parameter = isinstance(tensor, nn.Parameter)
+                    given[tensor] = nn.Parameter(made, tensor.requires_grad) if parameter else made
+                elif f"{path}.{key}".lstrip(".") in broken:
+                    tensor.data.fill_(1)
+                held[key] = given.get(tensor, tensor)
+    return model
+
+
+def is_mask(module: nn.Module, tensor: torch.Tensor) -> bool:
+    """Whether a parameter is a mask: -inf somewhere, finite elsewhere, and of no layer of torch's.
+
+    Such as one that is added to attention's or to the logits; a layer's weights are never so.
+    """
+    if type(module).__module__.startswith("torch.") and not isinstance(
+        module, nn.ParameterList | nn.ParameterDict
+    ):
+        return False
+    infinite = tensor == -torch.inf
+    return bool(infinite.any()) and bool((infinite | tensor.isfinite()).all())
+
+
+def _non_finite(model: nn.Module) -> list[str]:
+    """Names of weights and statistics that are not finite; a mask may be infinite."""
+    weights = {
+        f"{path}.{name}".lstrip("."): tensor
+        for path, module in model.named_modules()
+        for name, tensor in module.named_parameters(recurse=False)
+        if not is_lazy(tensor)
+        and not tensor.is_meta
+        and tensor.layout == torch.strided
+        and not is_mask(module, tensor)
+    }
+    statistics = _statistics(model).items()
+    weights |= {name: one for name, one in statistics if not one.is_meta and not is_lazy(one)}
+    return [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
 
 
 def _statistics(model: nn.Module) -> dict[str, torch.Tensor]:

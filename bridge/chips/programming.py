@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
@@ -20,6 +21,7 @@ from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.examination import WATCHED, examine, refused_access
+from bridge.chips.execution.changes import OwnWrites, remember_tiles, tiles_set
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.mappable import some
@@ -37,7 +39,12 @@ class Chip:
 
     Attributes:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
-      executable: what to run.
+        What is changed in it, such as the statistics of a BatchNorm layer, runs only once
+        `chip = chip.on(chip.engine)` has made the executable anew: until then the chip is refused.
+        At another time tiles hold what was programmed, so that `at` refuses those that were set
+        to something else.
+      executable: what to run. It is made of `analog`, as are files, other times and engines, which
+        are refused where it was changed itself.
       profile: the non-idealities, the time of inference included; None where the configuration is
         AIHWKit's, that of the user.
       seed: which chip.
@@ -66,6 +73,9 @@ class Chip:
           images: float32, a tensor `[batch, channel, height, width]` (or whatever the network
             takes) or an array `[batch, height, width, channel]`, normalised as the model expects.
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
+
+        Raises:
+          ValueError: `analog` was changed since the executable was made of it.
         """
         if not isinstance(images, torch.Tensor):
             images = as_tensor(images, "images")
@@ -83,9 +93,10 @@ class Chip:
           images: what the network takes, `[batch, ...]`.
 
         Raises:
-          ValueError: weights are multiplied with outside of a layer on tiles, or a sample's logits
-            depend on its batch.
+          ValueError: weights are multiplied with outside of a layer on tiles, a sample's logits
+            depend on its batch, or `analog` was changed since the executable was made of it.
         """
+        self._refuse_stale()
         if unused := examine(self.analog, self.digital_layers, images, engine=self.engine):
             warnings.warn(
                 f"{some(unused)} on tiles: not called on the first {min(len(images), WATCHED)} "
@@ -106,25 +117,96 @@ class Chip:
         gives the same chip.
 
         Raises:
-          ValueError: the chip has no memory and so does not change in time, or a bad time.
+          ValueError: the chip has no memory and so does not change in time, a bad time, a noise
+            model of your own whose draws the seed does not decide, or what `refuse_changed`
+            refuses.
         """
+        self.refuse_changed()
         if self.t_inference is None:
             raise ValueError(f"profile {self.name} has no memory devices, so it does not drift")
+        self.refuse_set_tiles()
         t_inference = require_finite("t_inference", t_inference)
         profile = self.profile
         if profile is not None and profile.memory is not None:
             profile = replace(profile, memory=replace(profile.memory, t_inference=t_inference))
         later = replace(self, profile=profile, t_inference=float(t_inference))
-        return operate(replace(later, analog=deepcopy(self.analog)))
+        with outside_inference_mode():
+            return operate(replace(later, analog=deepcopy(self.analog)))
 
     def on(self, engine: Engine) -> "Chip":
         """The same chip computed by another engine.
 
+        The executable is made of `analog` as it is now. On the chip's own engine it loses what was
+        changed in it.
+
         Raises:
-          ValueError: the engine cannot honour a setting of the tiles; all are named.
+          ValueError: the engine cannot honour a setting of the tiles, all are named; or it is
+            another one and the executable was changed, which it would lose.
         """
-        return replace(
-            self, engine=engine, executable=executable_of(self.analog, engine, self.seed)
+        if engine != self.engine:
+            self._refuse_lost()
+        with outside_inference_mode():
+            made = executable_of(self.analog, engine, self.seed)
+        return replace(self, engine=engine, executable=made)
+
+    def refuse_changed(self) -> None:
+        """Refuses a chip whose network or executable was changed since one was made of the other.
+
+        Raises:
+          ValueError: what was changed is named.
+        """
+        self._refuse_stale()
+        self._refuse_lost()
+        changes = self.executable.changes
+        if changes is not None and (names := changes.hooks_of_running()):
+            warnings.warn(
+                f"{some(names)} of chip.executable.network: what is made of chip.analog, a file or "
+                "the chip at another time, does not have these",
+                stacklevel=3,
+            )
+
+    def refuse_set_tiles(self) -> None:
+        """Refuses a chip whose tiles' weights were set after programming, which aging would undo.
+
+        Raises:
+          ValueError: tiles are named.
+        """
+        if self.t_inference is not None and (names := tiles_set(self.analog)):
+            raise ValueError(
+                f"the weights of {some(names)} were set after programming, and at another time "
+                "these tiles would hold what was programmed: change their programmed_weights in "
+                "place of them, then chip = chip.on(chip.engine).at(t_inference)"
+            )
+
+    def _refuse_stale(self) -> None:
+        changes = self.executable.changes
+        if changes is not None and (names := changes.of_network()):
+            raise ValueError(
+                f"{some(names)} of chip.analog changed after the chip's executable was made of it, "
+                "so that it would run as it was before: make it anew, chip = chip.on(chip.engine)"
+            )
+
+    def _refuse_lost(self) -> None:
+        changes = self.executable.changes
+        if changes is not None and (names := changes.of_running()):
+            raise ValueError(
+                f"{some(names)} of chip.executable.network was changed, which files, other times "
+                "and other engines would lose, for they are made of chip.analog: change it there, "
+                "then chip = chip.on(chip.engine)"
+            )
+
+    def __copy__(self) -> "Chip":
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Chip":
+        self.refuse_changed()
+        with outside_inference_mode():
+            return replace(self, analog=deepcopy(self.analog, memo)).on(self.engine)
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            "a chip cannot be pickled, as torch.save and multiprocessing do: write it with "
+            "bridge.save_chip(path, chip) and read it with bridge.load_chip(path, model)"
         )
 
 
@@ -184,9 +266,25 @@ def program(
     Raises:
       ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
         that refer to the network, non-finite weights, a bad seed or range, a calibration that is
-        absent, malformed, all 0 or leaves a tile unused, or settings that the engine cannot honour,
-        named.
+        absent, malformed, all 0 or leaves a tile unused, settings that the engine cannot honour,
+        named, or a noise model of your own whose draws the seed does not decide.
     """
+    with outside_inference_mode():
+        return _program(
+            *(model, profile, seed, calibration, engine, digital_layers, strict, t_inference)
+        )
+
+
+def _program(
+    model: nn.Module,
+    profile: Profile | InferenceRPUConfig | None,
+    seed: int,
+    calibration: Images | None,
+    engine: Engine,
+    digital_layers: Sequence[str],
+    strict: bool,
+    t_inference: float,
+) -> Chip:
     seed = require_seed(seed)
     t_inference = require_finite("t_inference", t_inference)
     chosen = profile if isinstance(profile, Profile) else None
@@ -216,6 +314,7 @@ def program(
     if chosen is not None and chosen.memory is not None:
         age = float(chosen.memory.t_inference)
     if age is not None:
+        _refuse_own_draws(tiles, seed, "programming", None)
         with progress(len(tiles), "program", "tile", side=True) as shown:
             for name, tile in tiles.items():
                 with stream(seed, "programming", name), _without_deprecations():
@@ -243,12 +342,16 @@ def operate(chip: Chip) -> Chip:
       chip: its `analog` is programmed; it is aged in place, and its executable is not used.
     """
     wnoise = None if chip.profile is None else chip.profile.wnoise
-    for name, tile in named_tiles(chip.analog).items():
+    tiles = named_tiles(chip.analog)
+    if chip.t_inference is not None:
+        _refuse_own_draws(tiles, chip.seed, "reading", chip.t_inference)
+    for name, tile in tiles.items():
         if chip.t_inference is not None:
             with stream(chip.seed, "reading", name, chip.t_inference), _without_deprecations():
                 tile.drift_weights(chip.t_inference)
         if wnoise is not None and wnoise.drawn == "per_chip":
             freeze_weight_noise(tile, wnoise, seed=chip.seed, name=name)
+    remember_tiles(chip.analog)
     return chip.on(chip.engine)
 
 
@@ -262,9 +365,10 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
-    _fit_layout(chip.analog, images, chip.seed)
-    with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
-        return tile_output_shares(chip.analog, images)
+    with OwnWrites(chip.analog).remembered():
+        _fit_layout(chip.analog, images, chip.seed)
+        with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
+            return tile_output_shares(chip.analog, images)
 
 
 def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -> dict[str, float]:
@@ -289,6 +393,56 @@ def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
     quiet = stream(seed, "layout")
     with torch.inference_mode(), quiet, refused_layout(images), refused_access():
         Layout(analog)(analog, images[:1])
+
+
+def _refuse_own_draws(
+    tiles: Mapping[str, Tile], seed: int, what: str, t_inference: float | None
+) -> None:
+    """Refuses a noise model of the user's own that a chip's streams do not seed.
+
+    A copy of its smallest tile that holds something is programmed twice in one stream, or read
+    twice at `t_inference`: with draws from torch's global generator alone it then is the same.
+    """
+    own = {n: t for n, t in tiles.items() if _is_own(t.rpu_config) and t.tile.get_weights().any()}
+    if not own:
+        return
+    name = min(own, key=lambda name: own[name].tile.get_weights().numel())
+    tile, found = deepcopy(own[name]), []
+    for _ in range(2):
+        with stream(seed, what, name, t_inference), _without_deprecations():
+            if t_inference is None:
+                tile.program_weights()
+            else:
+                tile.drift_weights(t_inference)
+        kept = [one for one in tile.drift_noise_parameters or [] if isinstance(one, torch.Tensor)]
+        found.append([tile.tile.get_weights().clone(), *map(torch.clone, kept)])
+    if len(found[0]) != len(found[1]) or not all(map(_same, *found)):
+        raise ValueError(
+            f"the noise model {type(tile.rpu_config.noise_model).__name__} gives other devices "
+            f"each time that tile {name} is {'programmed' if t_inference is None else 'read'} with "
+            "one seed: draw from torch's global generator alone, as torch.randn_like does, which a "
+            "chip's seed, tile and time set; NumPy's and one's own generators they do not"
+        )
+
+
+def _is_own(config: InferenceRPUConfig) -> bool:
+    """Whether a noise model is of other code than AIHWKit's and the memories that ship."""
+    model = config.noise_model
+    parts = [model, getattr(model, "g_converter", None), config.drift_compensation]
+    return not all(
+        type(one).__module__.startswith(("aihwkit.", "bridge.chips.", "builtins")) for one in parts
+    )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Within it a chip is made, whose tensors are then of use everywhere."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @contextmanager

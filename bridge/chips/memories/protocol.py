@@ -42,7 +42,7 @@ class Memory(Protocol):
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's noise model with these settings.
 
-        What it draws from torch's global generator is seeded by chip and tile.
+        It must draw from torch's global generator alone, which is seeded by chip, tile and time.
         """
 
 

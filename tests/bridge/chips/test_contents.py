@@ -201,3 +201,22 @@ def test_what_cannot_be_hashed_is_named(tmp_path: Path) -> None:
     model = Buffered(torch.empty(3, device="meta"), lambda x, _: x)
     with pytest.raises(ValueError, match=r"own of the network, torch.float32 \(3,\) on meta"):
         predict(model, SOURCE, out=tmp_path / "out.parquet")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_quantised_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    tables = torch.quantize_per_tensor(torch.rand(48), 0.1, 0, torch.qint8)
+    model = Buffered(tables, lambda x, own: x * own.dequantize())
+    chip = program(model, PROFILES["pcm"], seed=0)
+    assert chip(IMAGES, range(5)).isfinite().all()
+    assert fingerprint(chip) != fingerprint(program(model, PROFILES["pcm"], seed=1))
+    message = r"own of the network is a quantised \(torch.qint8\) tensor.*tensor\.dequantize"
+    with pytest.raises(ValueError, match=message):
+        save_chip(path, chip)
+    assert not path.exists()
+    plain = Buffered(torch.ones(48), lambda x, own: x * own)
+    save_chip(path, program(plain, PROFILES["pcm"], seed=0))
+    with pytest.raises(ValueError, match=message):
+        load_chip(path, model)

@@ -66,7 +66,7 @@ def test_a_bound_that_smooth_inputs_reach(
 ) -> None:
     path = tmp_path / "chip.safetensors"
     saved(path, make(bounded), inputs)
-    with pytest.raises(ValueError, match=r"other code\. On two inputs .*was (ReLU6|Hardtanh)"):
+    with pytest.raises(ValueError, match=r"other code\. On \w+ inputs .*was (ReLU6|Hardtanh)"):
         load_chip(path, make(nn.ReLU()))
     load_chip(path, make(bounded))
 
@@ -132,9 +132,138 @@ def padded(pad: int, rows: int = 8, length: int = 12) -> torch.Tensor:
 def test_a_padding_mask_that_the_first_samples_do_not_need(pad: int, tmp_path: Path) -> None:
     path = tmp_path / "chip.safetensors"
     saved(path, Reader(pad), padded(pad), digital_layers=["embed"])
-    with pytest.raises(ValueError, match=r"other code\. On two inputs .*see the code between"):
+    with pytest.raises(
+        ValueError, match=rf"other code\. On two inputs .*pad was {pad} and is None"
+    ):
         load_chip(path, Reader(None))
     load_chip(path, Reader(pad))
+
+
+def sentences(short: int) -> torch.Tensor:
+    """Token ids as RoBERTa has them: each begins with 0 and ends with 2; `short` are padded."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, 100, (64, 24), generator=generator)
+    ids[:, 0], ids[:, -1] = 0, 2
+    for row in range(60 - short, 60):
+        ids[row, 20 - row % 4 :], ids[row, 20 - row % 4] = 1, 2
+    return ids
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("short", [2, 4, 16])
+def test_padding_that_is_not_the_most_frequent_id(short: int, side: str, tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    ids = sentences(short) if side == "right" else sentences(short).flip(1)
+    ids[1, 3:9] = 50  # repeated, and no padding
+    saved(path, Reader(1, tokens=100), ids, digital_layers=["embed"])
+    assert load_weights(path)[1]["code"]["inputs"]["often"] != 1 or short == 16
+    with pytest.raises(ValueError, match="other code"):
+        load_chip(path, Reader(None, tokens=100))
+    load_chip(path, Reader(1, tokens=100))
+
+
+def test_padding_that_an_embedding_names(tmp_path: Path) -> None:
+    """No sample was padded yet."""
+    path = tmp_path / "chip.safetensors"
+
+    def reader(pad: int | None) -> nn.Module:
+        model = Reader(pad, tokens=100)
+        model.embed.padding_idx = 98
+        return model
+
+    saved(path, reader(98), sentences(0).clamp(max=97), digital_layers=["embed"])
+    with pytest.raises(ValueError, match="other code"):
+        load_chip(path, reader(None))
+    load_chip(path, reader(98))
+
+
+class Capped(nn.Module):
+    """A bound that no words of its own tell."""
+
+    def __init__(self, bound: float):
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(-self.bound, self.bound)
+
+
+def opposed(act: nn.Module, one: int, other: int) -> nn.Module:
+    """Filters that answer where one colour is high and another low, and to no gray.
+
+    Their answers are 1.8 times the colours, and reach a bound where all of a kernel is saturated.
+    """
+    model = pooled(act)
+    weight = model[0].weight.data
+    for channel in range(weight.shape[1]):
+        if channel not in (one, other):
+            weight[:, channel] = 0
+    weight[:4, one], weight[:4, other] = 0.1, -0.1
+    weight[4:, one], weight[4:, other] = -0.1, 0.1
+    model[0].bias.data.zero_()
+    return model
+
+
+COLOURS = torch.full((6, 3, 8, 8), -4.0)
+COLOURS[:3, 0] = COLOURS[2:5, 1] = COLOURS[4:, 2] = 4.0
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 1), (1, 2), (0, 2)])
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_bound_that_colours_reach(one: int, other: int, seen: bool, tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    bounds = (nn.ReLU6(), Capped(6.0)) if seen else (nn.Hardtanh(0.0, 1.6), Capped(1.6))
+    for bounded, free in zip(bounds, (nn.ReLU(), Capped(100.0)), strict=True):
+        saved(path, opposed(bounded, one, other), COLOURS if seen else None)
+        with pytest.raises(ValueError, match=r"other code\. On four inputs "):
+            load_chip(path, opposed(free, one, other))
+        load_chip(path, opposed(bounded, one, other))
+
+
+def test_attributes_of_one_s_own_layers_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    saved(path, pooled(Capped(1e6)), BRIGHT)
+    with pytest.warns(UserWarning, match=r"layers: 1\.bound was 1000000\.0 and is 100000\.0\."):
+        load_chip(path, pooled(Capped(1e5)))
+    tensors, header = load_weights(path)
+    del header["code"]["attributes"]  # as files of earlier versions
+    save_weights(path, tensors, header)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_chip(path, pooled(Capped(1e5)))
+
+
+def test_attributes_that_a_run_sets_are_not_named(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.drop_rate, self.kind = 0, 0.1, "a/path.pt"
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return x
+
+    saved(path, pooled(Counting()), BRIGHT, engine="aihwkit")
+    other = pooled(Counting())
+    other[1].drop_rate, other[1].kind = 0.2, "another/path.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_chip(path, other)
+
+
+def test_files_with_one_ramp_are_still_compared(tmp_path: Path) -> None:
+    """Those of the version before."""
+    path = tmp_path / "chip.safetensors"
+    chip = program(pooled(nn.ReLU6()), Profile(), seed=0)
+    like = {"shape": [3, 8, 8], "floating": True, "low": -6.0, "high": 9.0, "ramp": True}
+    chip.analog.inputs_seen = like
+    save_chip(path, chip)
+    assert len(load_weights(path)[1]["code"]["logits"]) == 2
+    load_chip(path, pooled(nn.ReLU6()))
+    with pytest.raises(ValueError, match=r"other code\. On two inputs "):
+        load_chip(path, pooled(nn.ReLU()))
 
 
 def test_a_padding_mask_of_a_chip_that_has_not_run(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """A memory of the user's own: closed-form noise, later times, files, and what is refused."""
 
 import math
+import random
 import subprocess
 import sys
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from torch import nn
 
@@ -268,6 +271,16 @@ class Unbounded(Variant):
     extra: float = math.inf
 
 
+@dataclass(frozen=True)
+class Part:
+    values: tuple[float, ...] = (1.0, math.nan)
+
+
+@dataclass(frozen=True)
+class OfParts(Variant):
+    parts: tuple[Part, ...] = (Part(),)
+
+
 @pytest.mark.parametrize(
     ("memory", "message"),
     [
@@ -279,7 +292,8 @@ class Unbounded(Variant):
         (Given(), "fields of Given, which extra of its __init__ is not: make it a field"),
         (GivenByName(), "fields of GivenByName, which extra of its __init__ is not"),
         (GivenByNameAlone(), "fields of GivenByNameAlone, which extra of its __init__ is not"),
-        (Unbounded(), "not plain JSON"),
+        (Unbounded(), "fields of Unbounded as JSON, and extra is not plain JSON: it has inf"),
+        (OfParts(), "fields of Part as JSON, and values is not plain JSON: it has nan; let None"),
     ],
 )
 def test_what_no_file_gives_back_is_refused_when_saved(
@@ -289,6 +303,81 @@ def test_what_no_file_gives_back_is_refused_when_saved(
     with pytest.raises(ValueError, match=message):
         save_chip(path, chip)
     assert not path.exists()
+
+
+class Numpy(PCMLikeNoiseModel):
+    """Programs with draws of NumPy's global generator."""
+
+    def apply_programming_noise_to_conductance(self, g_target: Any) -> Any:
+        return g_target * (1 + 0.1 * torch.from_numpy(np.random.standard_normal(g_target.shape)))  # noqa: NPY002
+
+
+class NumpyLater(PCMLikeNoiseModel):
+    """Ages with them, from some time on."""
+
+    def apply_drift_noise_to_conductance(self, g_prog: Any, nu: Any, t: float) -> Any:
+        draws = np.random.standard_normal(g_prog.shape) if t > 100 else np.zeros(g_prog.shape)  # noqa: NPY002
+        return g_prog * (1 + 0.1 * torch.from_numpy(draws.astype("f4")))
+
+
+class Standard(PCMLikeNoiseModel):
+    """Programs with draws of Python's generator."""
+
+    def apply_programming_noise_to_conductance(self, g_target: Any) -> Any:
+        return g_target * random.uniform(0.9, 1.1)
+
+
+class Generator(PCMLikeNoiseModel):
+    """Programs with draws of a generator that it keeps."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.generator = np.random.default_rng(0)
+
+    def apply_programming_noise_to_conductance(self, g_target: Any) -> Any:
+        return g_target + torch.from_numpy(self.generator.standard_normal(g_target.shape))
+
+
+class Converter(SinglePairConductanceConverter):
+    """Draws where it makes conductances of weights."""
+
+    def convert_to_conductances(self, weights: Any) -> Any:
+        found, kept = super().convert_to_conductances(weights)
+        return [one + float(np.random.uniform(0, 0.1)) for one in found], kept  # noqa: NPY002
+
+
+class Converting(PCMLikeNoiseModel):
+    def __init__(self, **settings: Any):
+        super().__init__(**settings | {"g_converter": Converter()})
+
+
+OWN_DRAWS = {
+    "numpy": Numpy,
+    "python": Standard,
+    "kept": Generator,
+    "converter": Converting,
+    "later": NumpyLater,
+}
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["memory", "configuration"])
+@pytest.mark.parametrize("how", OWN_DRAWS)
+def test_draws_that_no_seed_decides_are_refused(how: str, own: bool, tmp_path: Path) -> None:
+    kind = OWN_DRAWS[how]
+    memory = dataclass(frozen=True)(type("Own", (Variant,), {"model": kind}))
+    config = configuration(size=512)
+    config.noise_model = kind()
+    profile = Profile(memory=memory()) if own else config
+    message = rf"{kind.__name__} gives other devices each time .*torch's global generator alone"
+    if how != "later":
+        with pytest.raises(ValueError, match=message):
+            program(network(), profile, seed=0)
+        return
+    chip = program(network(), profile, seed=0)
+    assert torch.equal(weights(chip.at(90.0)), weights(chip.at(90.0)))
+    with pytest.raises(ValueError, match=message):
+        chip.at(DAY)
+    save_chip(tmp_path / "chip.safetensors", chip)
 
 
 @pytest.mark.parametrize("model", [Drawing, Double, Number, Nameless])

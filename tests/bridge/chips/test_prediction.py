@@ -157,7 +157,7 @@ OTHER_CODE = {
     "padding": r"layer digital was .* and is .*padding_mode=reflect",
     "pooling": r"layer pool was AdaptiveAvgPool2d\(.*\) and is AdaptiveMaxPool2d",
     "between": r"no kind, setting or hook of a layer tells why: see the code between\)",
-    "a number": r"see the code between\)",
+    "a number": r"scale was 1\.0 and is 1\.001\)",
     "outputs": r"it gives 9 logits now and gave 10 \(",
     "fails": r"it gives no logits now \(",
 }
