@@ -17,6 +17,8 @@ from bridge.weights.recording import Call, record_flax, record_torch
 from bridge.weights.wrappers import unwrapped
 
 TOLERANCE = 3e-5  # of logits, relative to the largest; rounding gives about 1e-6, another gelu 1e-4
+_MASK = 1e3  # logits at or below its negative, and far from all others, say "never this class"
+_FAR = 100
 _LOOKED_AT = 4  # images whose layers are compared, those of the largest difference
 _COLUMNS = ["layer", "input_difference", "output_difference"]
 
@@ -29,8 +31,9 @@ class Comparison:
 
     Attributes:
       same: whether `difference` is at most `tolerance` times `largest`.
-      difference: largest absolute difference of two logits; infinity for other shapes.
-      largest: largest absolute logit of the Flax network.
+      difference: largest absolute difference of two logits; infinity for other shapes, and where
+        one network's is infinite and the other's is not.
+      largest: largest absolute logit of the Flax network, masked ones aside.
       tolerance: as given to `same_logits`.
       layer: name of the first layer in which, or before which, they part; None where the logits
         are the same or no layer can be told. "NAME (PyTorch's name)" where they differ.
@@ -73,6 +76,10 @@ def same_logits(
 
         max |flax - torch| <= tolerance * max |flax|
 
+    Masks of classes, which are minus infinity, or at most -1e3 and a hundred times as large as any
+    other logit, do not count as the largest: infinite ones must be at the same places, and of a
+    finite one the difference is relative to itself.
+
     Layers are matched by name, and where no name is shared by the order in which layers with
     weights are called.
 
@@ -88,8 +95,8 @@ def same_logits(
 
     Raises:
       TypeError: a network of another kind, or one that does not give an array.
-      ValueError: fewer than two images, images on which a network fails or gives logits that are
-        not finite, or on which equal logits hardly vary, which would show nothing.
+      ValueError: fewer than two images, images on which a network fails or gives NaN, infinity or
+        masks alone, or on which equal logits hardly vary, which would show nothing.
     """
     if not isinstance(flax_model, nnx.Module):
         raise TypeError(f"flax_model must be a Flax NNX module, not {_kind(flax_model)}")
@@ -98,18 +105,22 @@ def same_logits(
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance!r}")
     channels_last, channels_first = _layouts(images)
-    ours = flax_logits(flax_model, channels_last)
-    theirs = torch_logits(torch_model, channels_first)
-    largest = float(np.abs(ours).max())
+    ours = flax_logits(flax_model, channels_last, masked=True)
+    theirs = torch_logits(torch_model, channels_first, masked=True)
+    masked = _masked(ours)
+    largest = float(np.abs(ours[~masked]).max(initial=0))
+    if ours.shape == theirs.shape:
+        rounded = masked & (_apart_each(ours, theirs) <= tolerance * np.abs(ours))
+        theirs = np.where(rounded, ours, theirs)
     difference = _apart(ours, theirs)
     if difference <= tolerance * largest:
-        _require_varied(ours, tolerance)
+        _require_varied(ours, masked, tolerance)
         reason = f"the same logits: they differ by {difference:.1e}, the largest is {largest:.1e}"
         empty = pd.DataFrame(columns=_COLUMNS)
         return Comparison(True, difference, largest, tolerance, None, None, empty, reason)
     worst = np.arange(min(len(ours), len(theirs), _LOOKED_AT))
-    if math.isfinite(difference):
-        worst = np.argsort(-np.abs(ours - theirs).max(axis=tuple(range(1, ours.ndim))))
+    if ours.shape == theirs.shape:
+        worst = np.argsort(-_apart_each(ours, theirs).max(axis=tuple(range(1, ours.ndim))))
         worst = np.sort(worst[:_LOOKED_AT])
     calls = _calls(flax_model, torch_model, channels_last[worst], channels_first[worst])
     layer, place, layers, hint = _parting(*calls, tolerance)
@@ -118,28 +129,38 @@ def same_logits(
             f"not the same network: logits differ by {difference:.1e}, the largest is "
             f"{largest:.1e} (tolerance {tolerance:g}; bfloat16 needs about 0.05); {hint}"
         )
+    elif ours.shape == theirs.shape:
+        reason = f"not the same network: logits are infinite at other places; {hint}"
     else:
         reason = f"not the same network: logits are {ours.shape} and {theirs.shape}; {hint}"
     return Comparison(False, difference, largest, tolerance, layer, place, layers, reason)
 
 
-def flax_logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
-    """Logits of a model in evaluation mode, float32 `[batch, class]`; the model is not changed."""
+def flax_logits(model: nnx.Module, images: np.ndarray, *, masked: bool = False) -> np.ndarray:
+    """Logits of a model in evaluation mode, float32 `[batch, class]`; the model is not changed.
+
+    They must be finite; if `masked`, some may be minus infinity.
+    """
     with jax.default_matmul_precision("highest"):
         try:
             logits = nnx.jit(lambda model, x: model(x))(_evaluated(model), jnp.asarray(images))
         except Exception as error:
             raise ValueError(f"flax_model {_failed(images, error)}") from error
-    return _require_logits("flax_model", logits)
+    return _require_logits("flax_model", logits, masked)
 
 
-def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
-    """Logits of a module in evaluation mode, float32 `[batch, class]`; its mode stays."""
+def torch_logits(
+    module: torch.nn.Module, images: torch.Tensor, *, masked: bool = False
+) -> np.ndarray:
+    """Logits of a module in evaluation mode, float32 `[batch, class]`; its mode stays.
+
+    They must be finite; if `masked`, some may be minus infinity.
+    """
     modes = {layer: layer.training for layer in module.modules()}
     module.eval()
     try:
         with torch.inference_mode():
-            logits = module(_placed(images, module))
+            logits = module(_placed(images.clone(), module))  # which may work in place
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -149,7 +170,7 @@ def torch_logits(module: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
             layer.training = training
     if isinstance(logits, torch.Tensor):
         logits = logits.detach().to("cpu", torch.float32).numpy()
-    return _require_logits("torch_model", logits)
+    return _require_logits("torch_model", logits, masked)
 
 
 def _failed(images: Any, error: Exception) -> str:
@@ -159,21 +180,32 @@ def _failed(images: Any, error: Exception) -> str:
     )
 
 
-def _require_logits(name: str, logits: Any) -> np.ndarray:
+def _require_logits(name: str, logits: Any, masked: bool) -> np.ndarray:
     if not isinstance(logits, jax.Array | np.ndarray):
         raise TypeError(f"{name} gives {_kind(logits)}: wrap it in a module that gives its logits")
     array = np.asarray(logits, np.float32)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{name} gives {array.shape} and not logits [batch, class]")
-    if not np.isfinite(array).all():
+    finite = np.isfinite(array)
+    if not (finite.any() and (finite | np.isneginf(array)).all() if masked else finite.all()):
         raise ValueError(f"logits of {name} are not finite: give other images or weights")
     return array
 
 
-def _require_varied(logits: np.ndarray, tolerance: float) -> None:
+def _masked(logits: np.ndarray) -> np.ndarray:
+    """Which logits are masks of classes, boolean; see `same_logits`."""
+    sizes = np.unique(np.abs(logits[np.isfinite(logits)]))
+    for size in sizes[1:][(sizes[1:] >= _MASK) & (sizes[1:] >= _FAR * sizes[:-1])]:
+        if not (logits >= size).any():
+            return logits <= -size
+    return np.isneginf(logits)
+
+
+def _require_varied(logits: np.ndarray, masked: np.ndarray, tolerance: float) -> None:
     """Refuses logits so alike on all images that a difference of the networks would not show."""
-    spread = float(np.ptp(logits, axis=0).max())
-    if spread <= max(10 * TOLERANCE, tolerance) * float(np.abs(logits).max()):
+    highest, lowest = (np.where(masked, sign * np.inf, logits) for sign in (-1, 1))
+    spread = float((highest.max(axis=0) - lowest.min(axis=0)).max())
+    if spread <= max(10 * TOLERANCE, tolerance) * float(np.abs(logits[~masked]).max(initial=0)):
         raise ValueError(
             f"the logits do not depend on the images (they vary by {spread:.1e}), so that equal "
             "ones show nothing: give images that differ, and a network with weights that are "
@@ -231,7 +263,7 @@ def _calls(
         ours = record_flax(_evaluated(flax_model), lambda model: model(jnp.asarray(last)))
     inner = unwrapped(torch_model)  # torch.compile calls no hooks of the layers
     with record_torch(inner) as theirs:
-        torch_logits(inner, first)
+        torch_logits(inner, first, masked=True)
     return ours, theirs
 
 
@@ -287,9 +319,14 @@ def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     if ours.shape != theirs.shape:
         return math.inf
-    with np.errstate(invalid="ignore"):
+    return float(_apart_each(ours, theirs).max(initial=0.0))
+
+
+def _apart_each(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Absolute differences of two arrays of one shape; infinity where one is not finite alone."""
+    with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
-    return float(np.nan_to_num(apart, nan=math.inf).max(initial=0.0))
+    return np.nan_to_num(apart, nan=math.inf, posinf=math.inf)
 
 
 def _by(ours: np.ndarray, theirs: np.ndarray, relative: float) -> str:

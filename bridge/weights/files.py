@@ -55,9 +55,21 @@ def save_weights(
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    content = _apart(state_dict)
     metadata = {HEADER: described, CHECKSUM: content_hash(content, described)}
     write_whole(target, lambda temporary: temporary.write_bytes(save(content, metadata)))
+
+
+def _apart(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CPU tensors, none of which shares memory with another: safetensors refuses those."""
+    content: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state_dict.items():
+        one = tensor.detach().cpu().contiguous()
+        where = one.untyped_storage().data_ptr()
+        content[name] = one.clone() if where in seen else one
+        seen.add(where)
+    return content
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

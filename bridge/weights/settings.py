@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from bridge.weights.own_code import hooked, own_call, own_code
 from bridge.weights.recording import torch_names
-from bridge.weights.wrappers import without_inner
+from bridge.weights.wrappers import PREFIXES, without_inner
 
 _EPSILON = 1e-5  # the default of PyTorch's normalisations
 _KINDS: dict[Any, tuple[type[nnx.Module], ...]] = {  # PyTorch's, and what each is in Flax
@@ -45,8 +46,9 @@ def refuse_other_kinds(model: nnx.Module) -> None:
 def untold(model: nnx.Module, module: torch.nn.Module | None = None) -> str:
     """The layers that compute otherwise than PyTorch's with the same weights, and why.
 
-    Seen are a convolution's padding and dilation, a normalisation's epsilon and BatchNorm's axis;
-    PyTorch's are those of the layer of the same name in `module`, else its defaults.
+    Seen are a convolution's padding and dilation, a normalisation's epsilon, BatchNorm's axis and
+    the `__call__` of a class that is derived from one of Flax's layers; PyTorch's are
+    those of the layer of the same name in `module`, else its defaults.
     """
     theirs = _layers(model, module)
     return _told(
@@ -58,7 +60,8 @@ def refuse_other_settings(model: nnx.Module, module: torch.nn.Module) -> None:
     """Refuses layers whose namesake in PyTorch is of another kind or has other settings.
 
     Compared are strides, dilation, groups, epsilon and, where PyTorch's network has no layers that
-    pad, padding: `nn.ZeroPad2d` before a convolution may stand for the other's.
+    pad, padding: `nn.ZeroPad2d` before a convolution may stand for the other's. What a layer's own
+    code or forward hooks compute is not known: such layers are refused, too.
 
     Raises:
       ValueError: each of them, by name.
@@ -66,6 +69,13 @@ def refuse_other_settings(model: nnx.Module, module: torch.nn.Module) -> None:
     theirs = _layers(model, module)
     if found := _told(model, lambda name, layer: _differing(layer, theirs(name))):
         raise ValueError(f"not the same network: {found}; set both alike")
+    if found := ", ".join(
+        filter(None, [_told(model, lambda name, layer: _own(layer, theirs(name))), _hooks(module)])
+    ):
+        raise ValueError(
+            f"the weights do not tell what {found} computes: give images, from_torch(module, "
+            "model, images=images), which compares the logits"
+        )
     if any(type(one).__module__ == torch.nn.ZeroPad2d.__module__ for one in module.modules()):
         return
     if found := _told(model, lambda name, layer: _padded(layer, theirs(name))):
@@ -79,11 +89,19 @@ def _layers(
     model: nnx.Module, module: torch.nn.Module | None
 ) -> Callable[[str], torch.nn.Module | None]:
     """Finds PyTorch's layer by the name that it has in the Flax model."""
-    found = module.named_modules() if module is not None else []
+    found = module.named_modules(remove_duplicate=False) if module is not None else []
     # What is wrapped comes after its wrapper and takes its place.
     layers = {without_inner(f"{name}.").removesuffix("."): layer for name, layer in found}
     shorten = torch_names(model)
-    return lambda name: layers.get(name) or layers.get(shorten(name))
+
+    def find(name: str) -> torch.nn.Module | None:
+        names = [name, shorten(name)]
+        for prefix in PREFIXES:
+            names += [prefix + one for one in names[:2]]
+            names += [one.removeprefix(prefix) for one in names[:2]]
+        return next((layers[one] for one in names if one in layers), None)
+
+    return find
 
 
 def _told(model: nnx.Module, reason: Callable[[str, nnx.Module], str | None]) -> str:
@@ -113,6 +131,24 @@ def _differing(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
             if _each(ours, size) != tuple(theirs):
                 return f"{name} {ours}, PyTorch's are {theirs}"
     return None
+
+
+def _own(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
+    """What the code of one of two layers computes, that its kind does not tell."""
+    if not isinstance(layer, _KNOWN):
+        return None
+    if own_call(layer):
+        return "with a __call__ of its own"
+    if other is not None and (code := own_code(other)):
+        return f"PyTorch's is a {type(other).__name__} {code}"
+    return None
+
+
+def _hooks(module: torch.nn.Module) -> str:
+    return ", ".join(
+        f"{name or 'the module'} ({type(layer).__name__}: a forward hook)"
+        for name, layer in hooked(module)
+    )
 
 
 def _padded(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
@@ -181,10 +217,27 @@ def _other_kind(_: str, layer: nnx.Module) -> str | None:
         layer.batch_axis or tuple(_each(layer.axis, 1)) != (-1,)
     ):
         return f"axis {layer.axis}"
-    return None
+    return _stacked(layer)
+
+
+def _stacked(layer: nnx.Module) -> str | None:
+    """A kernel of more axes than the layer has, or of several for features."""
+    if isinstance(layer, nnx.Conv):
+        kind, axes = "convolutions", len(layer.kernel_size) + 2
+    elif isinstance(layer, nnx.LinearGeneral):
+        kind, axes = "linear layers", len(layer.in_features) + len(layer.out_features)
+        if axes != 2:
+            return f"from {layer.in_features} to {layer.out_features} features"
+    elif isinstance(layer, nnx.Linear):
+        kind, axes = "linear layers", 2
+    else:
+        return None
+    return None if layer.kernel.ndim == axes else f"several {kind}, stacked"
 
 
 def _setting(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
+    if isinstance(layer, _KNOWN) and own_call(layer):
+        return "with a __call__ of its own"
     if isinstance(layer, nnx.Conv):
         return _convolution(layer, getattr(other, "dilation", None))
     if isinstance(layer, nnx.BatchNorm) and layer.axis != -1:

@@ -17,7 +17,8 @@ from torch.nn.parameter import is_lazy
 from bridge.weights.comparison import TOLERANCE, same_logits
 from bridge.weights.recording import torch_names
 from bridge.weights.settings import refuse_other_kinds, refuse_other_settings, untold
-from bridge.weights.wrappers import PREFIXES, unwrapped, without_wrappers
+from bridge.weights.ties import Paths, memory, without_ties
+from bridge.weights.wrappers import PREFIXES, undone_first, unwrapped, without_wrappers
 
 Model = TypeVar("Model", bound=nnx.Module)
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
@@ -33,7 +34,8 @@ class _Layout(NamedTuple):
 
 class _Entry(NamedTuple):
     variable: nnx.Variable
-    name: str
+    names: tuple[str, ...]
+    """Several where layers share the variable; the first is that of its path."""
     axes: tuple[int, ...]
 
 
@@ -66,13 +68,18 @@ def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
         raise TypeError(f"model must be a Flax NNX module, not {type(model).__name__}")
     refuse_other_kinds(model)
     layers: dict[tuple, dict[str, nnx.Variable]] = defaultdict(dict)
+    paths, state = Paths(model), nnx.to_flat_state(nnx.state(model))
     unknown = []
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        if isinstance(variable, nnx.Param | nnx.BatchStat):
-            layers[path[:-1]][str(path[-1])] = variable
-        elif not isinstance(variable, _NO_WEIGHTS):
-            unknown.append(f"{_dotted(path)} ({type(variable).__name__})")
-    entries, counters = {}, []
+    for path, variable in state:
+        if not isinstance(variable, nnx.Param | nnx.BatchStat):
+            if not isinstance(variable, _NO_WEIGHTS):
+                unknown.append(f"{_dotted(path)} ({type(variable).__name__})")
+        elif not jnp.issubdtype(variable.dtype, jnp.floating):
+            unknown.append(f"{_dotted(path)} ({variable.dtype}: dequantise it)")
+        else:
+            for one in paths.of(path):
+                layers[one[:-1]][str(one[-1])] = variable
+    places, counters = {}, []
     for path, variables in layers.items():
         layout = _layer_layout({leaf: variable.ndim for leaf, variable in variables.items()})
         if layout is None:
@@ -80,14 +87,19 @@ def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
             continue
         if layout is _BATCH_NORM:
             counters.append(_dotted((*path, _COUNTER)))
-        for leaf, variable in variables.items():
+        for leaf in variables:
             suffix, axes = layout[leaf]
-            entries[(*path, leaf)] = _Entry(variable, _dotted((*path, suffix)), axes)
+            places[(*path, leaf)] = _dotted((*path, suffix)), axes
     if unknown:
         raise ValueError(
             "only convolution, linear and BatchNorm variables can be transferred, not "
             + ", ".join(unknown)
         )
+    entries = {}
+    for path, variable in state:
+        if path in places:
+            names = tuple(places[one][0] for one in paths.of(path))
+            entries[path] = _Entry(variable, names, places[path][1])
     return entries, counters
 
 
@@ -120,14 +132,15 @@ def to_torch(
     the logits compared; a module with other logits keeps the weights it had. Without, layers that
     by their type compute otherwise than PyTorch's with its defaults are refused: padding of a
     convolution that is "SAME" with strides, unequal on two sides, circular or reflecting;
-    dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis. What cannot
-    be seen that way, and only the comparison shows:
+    dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis; a class
+    derived from one of Flax's layers with a `__call__` of its own. What cannot be seen that way,
+    and only the comparison shows:
 
     - strides, and a padding that the PyTorch layer does not have;
     - the order of a flatten: `[height, width, channel]` here, `[channel, height, width]` there;
     - activations (`jax.nn.gelu` approximates, PyTorch's does not), pooling and its padding, the
       order of layers, shortcuts, a softmax at the end, normalisation within the network;
-    - layers of your own whose variable `kernel` is not used as `nnx.Conv` and `nnx.Linear` do, and
+    - other layers of your own whose variable `kernel` is not used as `nnx.Conv` and `nnx.Linear` do, and
       a convolution or product of yours within these;
     - computation in bfloat16.
 
@@ -141,12 +154,13 @@ def to_torch(
       tolerance: of the comparison, as `same_logits` has it.
 
     Returns:
-      float32 CPU tensors by name (that of `into`), copies; `num_batches_tracked` is int64, 0.
+      float32 CPU tensors by name (that of `into`), copies; `num_batches_tracked` is int64, 0. What
+      layers share comes under each of its names, as one tensor.
 
     Raises:
       TypeError: model or `into` are no modules, or images or outputs are no arrays.
-      ValueError: a layer or variable of another kind, a setting that the weights do not tell,
-        non-finite weights, names or shapes that do not fit `into` (all are named), logits that
+      ValueError: a layer or variable of another kind, variables that are no floats, several layers
+        stacked into one, a setting that the weights do not tell, non-finite weights, names or shapes that do not fit `into` (all are named), logits that
         differ (with the layer in which the networks part), or what `same_logits` refuses.
     """
     if into is None:
@@ -168,7 +182,7 @@ def to_torch(
     state_dict = collect(model)
     shorter = {name: torch_names(model)(name) for name in state_dict}
     state_dict = _renamed(state_dict, set(module.state_dict()), shorter)
-    before = _load(module, state_dict)
+    before, state_dict = _load(module, state_dict)
     try:
         if not (comparison := same_logits(model, into, images, tolerance=tolerance)):
             raise ValueError(str(comparison))
@@ -183,16 +197,20 @@ def collect(model: nnx.Module) -> dict[str, torch.Tensor]:
     entries, counters = _entries(model)
     if any(isinstance(one.variable.get_value(), jax.ShapeDtypeStruct) for one in entries.values()):
         raise ValueError("the model has shapes and no values; make it outside nnx.eval_shape")
-    state_dict = {
-        name: torch.from_numpy(np.array(variable[...], np.float32).transpose(axes).copy())
-        for variable, name, axes in entries.values()
-    }
+    state_dict = {}
+    for variable, names, axes in entries.values():
+        array = np.array(variable[...], np.float32).transpose(axes).copy()
+        state_dict |= dict.fromkeys(names, torch.from_numpy(array))
     refuse_non_finite(state_dict)
     return state_dict | {name: torch.zeros((), dtype=torch.int64) for name in counters}
 
 
-def _load(module: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Loads the weights; returns a copy of those from before.
+def _load(
+    module: torch.nn.Module, state_dict: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Loads the weights; returns a copy of those from before, and those that the module has.
+
+    What either network shares within itself may have one name in it and several in the other.
 
     Raises:
       ValueError: they do not fit, or the module has no values yet.
@@ -205,9 +223,11 @@ def _load(module: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[
         raise ValueError(
             f"into has tensors without values ({', '.join(empty)}): into.to_empty(device='cpu')"
         )
-    optional = {name for name, _ in module.named_buffers()} - {
+    state_dict = without_ties(state_dict, own.keys())
+    optional = {name for name, _ in module.named_buffers(remove_duplicate=False)} - {
         name for name in own if name.endswith((".running_mean", ".running_var"))
     }
+    optional |= own.keys() - without_ties(own, state_dict.keys())
     problems = [
         f"missing {name} {tuple(tensor.shape)}"
         for name, tensor in own.items()
@@ -224,10 +244,12 @@ def _load(module: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[
         if name in own and own[name].shape != tensor.shape
     ]
     if problems:
-        raise ValueError("weights do not fit the torch module: " + "; ".join(problems))
+        told = "; ".join(problems) + undone_first(own)
+        raise ValueError(f"weights do not fit the torch module: {told}")
     before = {name: tensor.detach().clone() for name, tensor in own.items()}
-    module.load_state_dict({name: state_dict.get(name, tensor) for name, tensor in before.items()})
-    return before
+    loaded = own | {name: tensor for name, tensor in state_dict.items() if name in own}
+    module.load_state_dict(loaded)
+    return before, state_dict
 
 
 def from_torch(
@@ -241,13 +263,15 @@ def from_torch(
 
     A prefix "module.", "_orig_mod." or "model." that all names of one side have is left out of
     account, and so are what other wrappers add to the given names and the "layers" of an
-    `nnx.Sequential`. Random state (`nnx.Dropout`, `nnx.Rngs`)
-    stays the model's.
+    `nnx.Sequential`. What layers share may have one name on one side and several on the other:
+    tensors that are one, or equal ones where the model shares. Random state (`nnx.Dropout`,
+    `nnx.Rngs`) stays the model's.
 
     Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
     torch module itself and images, the logits are compared; without images, kind, strides,
-    dilation, groups, padding and epsilon of its layers are; and a warning names layers that by
-    their type compute otherwise than PyTorch's.
+    dilation, groups, padding and epsilon of its layers are, and layers with code or forward hooks
+    of their own are refused; and a warning names layers that by their type compute otherwise than
+    PyTorch's.
 
     Args:
       state_dict: tensors by name, such as torchvision's, or the torch module that has them.
@@ -261,9 +285,10 @@ def from_torch(
     Raises:
       TypeError: `state_dict` is neither, or holds other things than tensors.
       ValueError: entries that are missing, unexpected or of another shape (all are listed),
-        tensors without values or shape, sparse, quantised or complex ones, a variable or layer of
-        unknown kind in the model, non-finite weights, logits that differ (with the layer in which
-        the networks part), or layers of the torch module with other settings.
+        tensors without values or shape, sparse, quantised or complex ones, whole numbers, a
+        variable or layer of unknown kind in the model, non-finite weights, logits that differ (with
+        the layer in which the networks part), or layers of the torch module with other settings,
+        code of their own or forward hooks.
     """
     module = state_dict if isinstance(state_dict, torch.nn.Module) else None
     given = _tensors(state_dict)
@@ -314,10 +339,26 @@ def _plain_numbers(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         if names := [name for name, tensor in given.items() if is_such(tensor)]:
             raise ValueError(f"{', '.join(names)} of the torch network: {problem}")
     known = (torch.float16, torch.float32, torch.float64)
-    return {
-        name: tensor.float() if tensor.is_floating_point() and tensor.dtype not in known else tensor
-        for name, tensor in given.items()
-    }
+    converted: dict[Any, torch.Tensor] = {}  # tensors that are one stay so
+    numbers = {}
+    for name, tensor in given.items():
+        if tensor.is_floating_point() and tensor.dtype not in known:
+            tensor = converted.setdefault(memory(tensor) or name, tensor.float())
+        numbers[name] = tensor
+    return numbers
+
+
+def _refuse_whole_numbers(weights: Mapping[str, torch.Tensor]) -> None:
+    names = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in weights.items()
+        if not tensor.is_floating_point() and not name.endswith(_COUNTER)
+    ]
+    if names:
+        raise ValueError(
+            f"weights must be floats; {', '.join(names)} are not: give the dequantised weights, "
+            "those that the network computes with"
+        )
 
 
 def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
@@ -325,19 +366,25 @@ def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
     given = _plain_numbers(given)
     graph, state = nnx.split(model)
     entries, counters = _entries(model)
-    known = {entry.name for entry in entries.values()}.union(counters)
+    known = {name for entry in entries.values() for name in entry.names}.union(counters)
     shorten = torch_names(model)
     state_dict = _renamed(given, known, {shorten(name): name for name in known})
     problems = []
-    for variable, name, axes in entries.values():
+    for variable, names, axes in entries.values():
         shape = tuple(variable.shape[axis] for axis in axes)
-        if name not in state_dict:
-            problems.append(f"missing {name} {shape}")
-        elif tuple(state_dict[name].shape) != shape:
-            problems.append(f"{name} has shape {tuple(state_dict[name].shape)}, not {shape}")
+        there = [name for name in names if name in state_dict]
+        if not there:
+            problems.append(f"missing {names[0]} {shape}")
+        for name in there:
+            if tuple(state_dict[name].shape) != shape:
+                problems.append(f"{name} has shape {tuple(state_dict[name].shape)}, not {shape}")
+            elif name != there[0] and not torch.equal(state_dict[name], state_dict[there[0]]):
+                problems.append(f"{name} is not {there[0]}, and the model has both as one")
     problems += [f"unexpected {name}" for name in state_dict if name not in known]
     if problems:
-        raise ValueError("weights do not fit the model: " + "; ".join(problems))
+        told = "; ".join(problems) + undone_first(given)
+        raise ValueError(f"weights do not fit the model: {told}")
+    _refuse_whole_numbers(state_dict)
     refuse_non_finite(state_dict)
     variables = {}
     for position, (path, variable) in enumerate(nnx.to_flat_state(state)):
@@ -345,7 +392,8 @@ def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
             fill = partial(_with_values, position=position)
             variables[path] = variable.replace(jax.tree.map(fill, variable.get_value()))
             continue
-        _, name, axes = entries[path]
+        _, names, axes = entries[path]
+        name = next(name for name in names if name in state_dict)
         array = state_dict[name].detach().cpu().numpy().transpose(np.argsort(axes))
         variables[path] = variable.replace(jnp.asarray(array, variable.dtype))
     return nnx.merge(graph, nnx.from_flat_state(variables))
@@ -366,6 +414,8 @@ def _renamed(
 ) -> dict[str, torch.Tensor]:
     """The tensors under the names with which all are known; as they are where there are none.
 
+    A tensor that is one with another of a known name needs none, and is left out.
+
     Tried are the names as they are, `others` of them, what wrappers add taken off, and a prefix
     put on, or taken off where all have it. No two tensors come under one name.
     """
@@ -380,4 +430,8 @@ def _renamed(
         for lightning in (False, True):
             fewer = without_wrappers(names, lightning=lightning)
             candidates.append({new: names[name] for name, new in fewer.items()})
-    return next((names for names in candidates if not names.keys() - known), plain)
+    for names in candidates:
+        fitting = without_ties(names, known)
+        if not fitting.keys() - known:
+            return fitting
+    return plain

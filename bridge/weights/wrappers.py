@@ -44,6 +44,24 @@ def without_wrappers(names: Iterable[str], *, lightning: bool) -> dict[str, str]
     return found
 
 
+def undone_first(names: Iterable[str]) -> str:
+    """How to have plain weights, where names are of what weights are computed from; else ""."""
+    names = set(names)
+    cures = []
+    if any(".parametrizations." in f".{name}" for name in names):
+        cures.append("torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')")
+    stems = {name.removesuffix("_orig") for name in names if name.endswith("_orig")}
+    if any(f"{stem}_mask" in names for stem in stems):
+        cures.append("torch.nn.utils.prune.remove(layer, 'weight')")
+    if any(f"{stem}_u" in names for stem in stems):
+        cures.append("torch.nn.utils.remove_spectral_norm(layer)")
+    if any(name.endswith("_g") and f"{name[:-2]}_v" in names for name in names):
+        cures.append("torch.nn.utils.remove_weight_norm(layer)")
+    if not cures:
+        return ""
+    return f"; weights are computed from others: first {' and '.join(cures)}, for each such layer"
+
+
 def without_inner(name: str) -> str:
     """A name without what `torch.compile` and others put into it, whichever layer they wrap."""
     return _WITHIN.sub("", name)

@@ -471,3 +471,125 @@ def test_torchscript_and_half_precision() -> None:
     with pytest.raises(ValueError, match=r"0\.05.*in conv"):
         to_torch(half, into=Torch(), images=IMAGES)
     to_torch(half, into=Torch(), images=IMAGES, tolerance=0.05)
+
+
+# Classes that are masked
+
+
+def masked_by(value: float, *, rows: bool = False, add: bool = False) -> tuple[Callable, Callable]:
+    """Pads nothing, hides the second class, or of every other image the first one too."""
+
+    def where(count: int) -> np.ndarray:
+        hidden = np.zeros((count, 5), bool)
+        hidden[:, 1] = True
+        if rows:
+            hidden[::2, 0] = True
+        return hidden
+
+    def ours(x: jax.Array) -> jax.Array:
+        return x + value * where(len(x)) if add else jnp.where(where(len(x)), value, x)
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.from_numpy(where(len(x)))
+        return x + value * hidden if add else x.masked_fill(hidden, value)
+
+    return ours, theirs
+
+
+class Masked(Flax):
+    def __init__(self, mask: Callable):
+        super().__init__()
+        self.mask = mask
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.mask(super().__call__(x))
+
+
+class MaskedTorch(Torch):
+    def __init__(self, mask: Callable):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mask(super().forward(x))
+
+
+LOWEST = float(np.finfo(np.float32).min)
+MASKS = {
+    "infinite": masked_by(-np.inf),
+    "of some images": masked_by(-np.inf, rows=True),
+    "finite": masked_by(-1e9),
+    "finite, of some images": masked_by(-1e4, rows=True),
+    "added": masked_by(-1e9, add=True),
+    "lowest": masked_by(LOWEST),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_masked_classes_are_no_largest_logit(case: str) -> None:
+    ours, theirs = MASKS[case]
+    model = with_random_values(lambda: Masked(ours))
+    module = MaskedTorch(theirs).eval()
+    to_torch(model, into=module, images=IMAGES)
+    found = same_logits(model, module, IMAGES)
+    assert found
+    assert 0.1 < found.largest < 100
+    with torch.no_grad():
+        module.fc.bias[3] += 1e-3 * found.largest
+    found = same_logits(model, module, IMAGES)
+    assert not found
+    assert found.difference < 1
+    assert "after fc" in str(found) or "in fc" in str(found)
+
+
+@pytest.mark.parametrize("value", [-np.inf, -1e9])
+def test_masks_at_other_places_are_another_network(value: float) -> None:
+    ours, theirs = masked_by(value)[0], masked_by(value, rows=True)[1]
+    model, module = with_random_values(lambda: Masked(ours)), MaskedTorch(theirs).eval()
+    module.load_state_dict(to_torch(model))
+    found = same_logits(model, module, IMAGES)
+    assert not found
+    assert ("infinite at other places" in str(found)) == np.isinf(value)
+
+
+def test_logits_without_meaning_are_refused_still() -> None:
+    for value in (np.nan, np.inf):
+        ours, theirs = masked_by(value)
+        model, module = with_random_values(lambda mask=ours: Masked(mask)), MaskedTorch(theirs)
+        with pytest.raises(ValueError, match="logits of flax_model are not finite"):
+            same_logits(model, module, IMAGES)
+    model = with_random_values(lambda: Masked(lambda x: jnp.full_like(x, -jnp.inf)))
+    with pytest.raises(ValueError, match="logits of flax_model are not finite"):
+        same_logits(model, Torch(), IMAGES)
+    model = with_random_values(lambda: Masked(lambda x: masked_by(-np.inf)[0](0 * x + 1)))
+    module = MaskedTorch(lambda x: masked_by(-np.inf)[1](0 * x + 1))
+    with pytest.raises(ValueError, match="do not depend on the images"):
+        same_logits(model, module, IMAGES)
+
+
+def test_large_logits_that_are_no_masks_set_the_scale() -> None:
+    large = jnp.array([1e6, -1e6, 1, 1, 1])
+    model = with_random_values(lambda: Masked(lambda x: x * large))
+    module = MaskedTorch(lambda x: x * torch.from_numpy(np.array(large))).eval()
+    to_torch(model, into=module, images=IMAGES)
+    assert same_logits(model, module, IMAGES).largest > 1e4
+
+
+def test_a_network_that_works_in_place_is_compared_on_the_images_given() -> None:
+    class InPlace(Torch):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x -= 0.5
+            return super().forward(x)
+
+    class Shifted(Flax):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return super().__call__(x - 0.5)
+
+    images = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())
+    before = images.clone()
+    module = InPlace().eval()
+    to_torch(with_random_values(Shifted), into=module, images=images)
+    assert torch.equal(images, before)
+    other = with_random_values(lambda: Shifted(act=jax.nn.gelu))
+    with pytest.raises(ValueError, match="between norm and fc"):
+        to_torch(other, into=module, images=images)

@@ -1,7 +1,9 @@
 """What the type of a layer says: settings that leave no trace in the weights."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 import torch
@@ -16,6 +18,26 @@ def conv(*size: int, **settings: object) -> nnx.Conv:
     return nnx.Conv(2, 4, size or (3, 3), **settings, rngs=R)  # type: ignore[arg-type]
 
 
+def stacked(make: Callable) -> nnx.Module:
+    """Three layers as one, with their weights along a first axis."""
+    layers: nnx.Module = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    return layers
+
+
+class Standardised(nnx.Conv):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return 2 * super().__call__(x)
+
+
+class Named(nnx.Linear):
+    """Computes as its kind does."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, rngs=R)
+
+
 UNTOLD = {
     "stride and SAME": (lambda: conv(strides=2), r"layer \(Conv: padding 'SAME' with strides"),
     "stride and SAME, 2x2": (lambda: conv(2, 2, strides=(1, 2)), "padding 'SAME' with strides"),
@@ -27,6 +49,10 @@ UNTOLD = {
     "dilation of one axis": (lambda: conv(kernel_dilation=(1, 2)), r"kernel_dilation \(1, 2\)"),
     "dilated input": (lambda: conv(input_dilation=2), "input_dilation 2"),
     "epsilon": (lambda: nnx.BatchNorm(3, epsilon=1e-3, rngs=R), r"layer \(BatchNorm: epsilon 0.00"),
+    "own code": (
+        lambda: Standardised(2, 4, (3, 3), rngs=R),
+        r"layer \(Standardised: with a __call__ of its own",
+    ),
     "axis": (lambda: nnx.BatchNorm(3, axis=1, rngs=R), "BatchNorm: axis 1"),
     "LayerNorm": (
         lambda: nnx.LayerNorm(3, use_bias=False, use_scale=False, rngs=R),
@@ -37,6 +63,18 @@ NEVER = {
     "transposed": (lambda: nnx.ConvTranspose(2, 4, (3, 3), rngs=R), r"layer \(ConvTranspose"),
     "einsum": (lambda: nnx.Einsum("ab,cb->ac", (4, 3), rngs=R), r"layer \(Einsum"),
     "first axis": (lambda: nnx.LinearGeneral(3, 4, axis=0, rngs=R), r"layer \(LinearGeneral"),
+    "several features": (
+        lambda: nnx.LinearGeneral(8, (3, 2, 4), use_bias=False, rngs=R),
+        r"layer \(LinearGeneral: from \(8,\) to \(3, 2, 4\) features",
+    ),
+    "stacked signals' convolutions": (
+        lambda: stacked(lambda rngs: nnx.Conv(8, 8, (3,), use_bias=False, rngs=rngs)),
+        r"layer \(Conv: several convolutions, stacked",
+    ),
+    "stacks of stacks": (
+        lambda: stacked(lambda _: stacked(lambda r: nnx.Linear(3, 4, use_bias=False, rngs=r))),
+        r"layer \(Linear: several linear layers, stacked",
+    ),
     "masked": (lambda: conv(mask=jnp.ones((3, 3, 2, 4))), r"layer\.mask"),
 }
 PLAIN = {
@@ -51,6 +89,7 @@ PLAIN = {
     "default": lambda: nnx.BatchNorm(3, rngs=R),
     "a float32's epsilon": lambda: nnx.BatchNorm(3, epsilon=float(jnp.float32(1e-5)), rngs=R),
     "LinearGeneral": lambda: nnx.LinearGeneral(3, 4, rngs=R),
+    "derived": Named,
 }
 
 
@@ -196,3 +235,140 @@ def test_circular_padding_of_both_is_taken() -> None:
     module = Module(there(padding=1, padding_mode="circular")).eval()
     with pytest.warns(UserWarning, match="padding 'CIRCULAR'"):
         from_torch(module, Holder(conv(padding="CIRCULAR")))
+
+
+# Layers with code or hooks of their own
+
+
+class Weighted(torch.nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Circular(torch.nn.Conv2d):
+    def _conv_forward(self, x: Any, weight: Any, bias: Any) -> torch.Tensor:
+        x = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+        return torch.nn.functional.conv2d(x, weight, bias)
+
+
+class Binary(torch.nn.Linear):
+    weight = property(lambda self: self._parameters["weight"].sign())  # type: ignore[assignment]
+
+
+def binary() -> torch.nn.Module:
+    """As parametrizations do, whose class takes the layer's place once it has its weight."""
+    layer = torch.nn.Linear(3, 4)
+    layer.__class__ = Binary
+    return layer
+
+
+class Activated(torch.nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+class Frozen(torch.nn.Module):
+    """As torchvision's, none of PyTorch's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(3))
+        self.eps = 1e-5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Quiet(torch.nn.Conv2d):
+    """Computes as its kind does."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 4, 3, padding=1)
+        self.register_load_state_dict_post_hook(lambda *_: None)
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return "quiet"
+
+
+def changed(layer: torch.nn.Module, **attributes: object) -> torch.nn.Module:
+    vars(layer).update(attributes)
+    return layer
+
+
+def hooked(layer: torch.nn.Module, *, before: bool = False) -> torch.nn.Module:
+    if before:
+        layer.register_forward_pre_hook(lambda _, x: (2 * x[0],))
+    else:
+        layer.register_forward_hook(lambda _, x, y: 2 * y)
+    return layer
+
+
+def norm() -> nnx.Module:
+    return nnx.BatchNorm(3, rngs=R)
+
+
+OWN: dict[str, tuple[Callable[[], nnx.Module], torch.nn.Module, str]] = {
+    "forward": (conv, Weighted(2, 4, 3, padding=1), "Weighted with a forward of its own"),
+    "convolution": (conv, Circular(2, 4, 3, padding=1), "Circular with a _conv_forward of its own"),
+    "weight": (Named, binary(), "Binary with a weight of its own"),
+    "norm": (norm, Activated(3), "Activated with a forward of its own"),
+    "no kind": (norm, Frozen(), "Frozen which is none of PyTorch's layers"),
+    "replaced": (
+        conv,
+        changed(there(padding=1), forward=lambda x: x),
+        "Conv2d with a forward of its own",
+    ),
+    "replaced within": (
+        conv,
+        changed(there(padding=1), _conv_forward=lambda *x: x),
+        "Conv2d with a _conv_forward of its own",
+    ),
+    "hook": (conv, hooked(there(padding=1)), r"Conv2d: a forward hook"),
+    "hook before": (conv, hooked(there(padding=1), before=True), r"Conv2d: a forward hook"),
+    "own code in Flax": (
+        lambda: Standardised(2, 4, (3, 3), rngs=R),
+        there(padding=1),
+        "Standardised: with a __call__ of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_layers_with_code_of_their_own_need_images(case: str) -> None:
+    make, layer, message = OWN[case]
+    with pytest.raises(ValueError, match=rf"layer \(.*{message}.*images=images"):
+        from_torch(Module(layer).eval(), Holder(make()))
+
+
+def test_a_hook_of_a_container_needs_images() -> None:
+    module = Module(there(padding=1), hooked(torch.nn.Identity())).eval()
+    with pytest.raises(ValueError, match=r"more\.0 \(Identity: a forward hook\).*images=images"):
+        from_torch(module, Holder(conv()))
+    with pytest.raises(ValueError, match=r"the module \(Module: a forward hook\)"):
+        from_torch(hooked(Module(there(padding=1)).eval()), Holder(conv()))
+
+
+def test_layers_that_only_prepare_otherwise_are_taken() -> None:
+    from_torch(Module(Quiet()).eval(), Holder(conv()))
+    from_torch(Module(torch.nn.SyncBatchNorm(3)).eval(), Holder(norm()))
+
+
+def test_settings_are_compared_where_one_network_has_a_prefix() -> None:
+    class Outer(nnx.Module):
+        def __init__(self, model: nnx.Module):
+            self.model = model
+
+    class TorchOuter(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module):
+            super().__init__()
+            self.model = model
+
+    other, model = Module(there(padding=2)).eval(), Holder(conv())
+    for module, given in ((other, Outer(model)), (TorchOuter(other), model)):
+        with pytest.raises(ValueError, match=r"layer \(Conv: padding 'SAME', PyTorch's is \(2, 2"):
+            from_torch(module, given)

@@ -1,5 +1,6 @@
 """Weights from Flax to PyTorch and back, checked by the logits of the two twins."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import jaxcurv
 import jaxcurv.models
-from bridge import from_torch, to_torch
+from bridge import from_torch, same_logits, to_torch
 from bridge.weights import Checkpoint, load_weights, resnet18, resnet50, save_weights
 from jaxcurv import data
 from jaxcurv.models.resnet import BasicBlock, ResNet
@@ -431,3 +433,138 @@ def test_tensors_that_hold_no_plain_numbers_are_refused_by_name(given: Any, mess
         given = state_dict | {"weight": given(state_dict["weight"])}
     with pytest.raises(ValueError, match=message):
         from_torch(given, nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int64, torch.int32, torch.bool], ids=str
+)
+def test_weights_that_are_whole_numbers_are_refused_by_name(dtype: torch.dtype) -> None:
+    state_dict = {k: (v * 9).to(dtype) for k, v in torch.nn.Linear(3, 2).state_dict().items()}
+    with pytest.raises(ValueError, match=r"^weights must be floats; weight \(torch.*dequantised"):
+        from_torch(state_dict, nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.bool_, jnp.complex64])
+def test_variables_that_are_no_floats_are_refused_by_name(dtype: Any) -> None:
+    model, state_dict = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), torch.nn.Linear(3, 2).state_dict()
+    model.kernel = nnx.Param(jnp.ones((3, 2), dtype))
+    for call in (lambda: to_torch(model), lambda: from_torch(state_dict, model)):
+        with pytest.raises(ValueError, match=rf"kernel \({jnp.dtype(dtype)}: dequantise"):
+            call()
+
+
+# Layers that a network has under several names
+
+
+class Tied(nnx.Module):
+    """Two layers; the second is the first (`whole`), has its kernel, or is one of its own."""
+
+    def __init__(self, tie: str = "whole"):
+        rngs = nnx.Rngs(0)
+        self.b = nnx.Linear(3, 3, rngs=rngs)
+        self.a = self.b if tie == "whole" else nnx.Linear(3, 3, rngs=rngs)
+        if tie == "kernel":
+            self.a.kernel = self.b.kernel
+        self.blocks = nnx.List([self.a, nnx.BatchNorm(3, use_running_average=True, rngs=rngs)])
+
+    def __call__(self, x: Any) -> Any:
+        return self.blocks[1](self.b(self.a(x)))
+
+
+class TiedTorch(torch.nn.Module):
+    def __init__(self, tie: str = "whole"):
+        super().__init__()
+        self.b = torch.nn.Linear(3, 3)
+        self.a = self.b if tie == "whole" else torch.nn.Linear(3, 3)
+        if tie == "kernel":
+            self.a.weight = self.b.weight
+        self.blocks = torch.nn.ModuleList([self.a, torch.nn.BatchNorm1d(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[1](self.b(self.a(x)))
+
+
+VECTORS = np.random.default_rng(5).normal(size=(6, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("tie", ["whole", "kernel"])
+def test_shared_layers_travel_both_ways(tie: str, tmp_path: Any) -> None:
+    module, model = TiedTorch(tie).eval(), Tied(tie)
+    assert to_torch(model, into=module, images=VECTORS).keys() == module.state_dict().keys()
+    module.load_state_dict(to_torch(with_random_values(lambda: Tied(tie), 3)))
+    save_weights(tmp_path / "w.safetensors", module.state_dict(), {})
+    stored = load_weights(tmp_path / "w.safetensors")[0]
+    for given in (module, module.state_dict(), stored):
+        carried = from_torch(given, model)
+        assert carried.a.kernel is carried.b.kernel
+        assert same_logits(carried, module, VECTORS)
+    without = {name: one for name, one in stored.items() if not name.startswith("blocks.0.")}
+    assert same_logits(from_torch(without, model), module, VECTORS)
+    with pytest.raises(ValueError, match=r"missing b\.bias"):
+        from_torch({name: one for name, one in without.items() if "b.bias" not in name}, Tied("no"))
+
+
+def test_one_network_alone_may_share() -> None:
+    shared, apart = TiedTorch().eval(), TiedTorch("no").eval()
+    carried = from_torch(shared, Tied("no"))
+    assert same_logits(carried, shared, VECTORS)
+    to_torch(Tied(), into=apart, images=VECTORS)
+    to_torch(carried, into=shared, images=VECTORS)
+    with pytest.raises(ValueError, match=r"b\.weight is not a\.weight, and the model has both"):
+        from_torch(TiedTorch("no"), Tied())
+    with pytest.raises(ValueError, match="not the same network"):
+        to_torch(with_random_values(lambda: Tied("no")), into=TiedTorch(), images=VECTORS)
+
+    class Fewer(nnx.Module):
+        def __init__(self) -> None:
+            self.a = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+
+    pair = torch.nn.ModuleDict({"a": shared.a, "again": shared.a})
+    from_torch(torch.nn.DataParallel(pair), Fewer())
+    equal = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    with pytest.raises(ValueError, match=r"unexpected again\.weight"):
+        from_torch(equal, Fewer())  # it may be another layer, whose weights happen to be equal
+
+
+def test_a_layer_that_knows_its_parent_is_no_shared_one() -> None:
+    class Parent(nnx.Module):
+        def __init__(self) -> None:
+            self.layer = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            self.layer.parent = self
+
+    assert to_torch(Parent()).keys() == {"layer.weight", "layer.bias"}
+
+
+def spectral(layer: torch.nn.Module) -> None:
+    torch.nn.utils.spectral_norm(layer)
+
+
+def weight_norm(layer: torch.nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    ("change", "cure"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), r"prune\.remove\("),
+        (torch.nn.utils.parametrizations.weight_norm, r"parametrize\.remove_parametrizations\("),
+        (torch.nn.utils.parametrizations.orthogonal, r"parametrize\.remove_parametrizations\("),
+        (weight_norm, r"remove_weight_norm\("),
+        (spectral, r"remove_spectral_norm\("),
+    ],
+    ids=["pruned", "weight norm", "orthogonal", "older weight norm", "older spectral norm"],
+)
+def test_weights_that_are_computed_from_others_are_told_with_the_cure(
+    change: Callable, cure: str
+) -> None:
+    module, model = torch.nn.Linear(3, 3), nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+    change(module)
+    for call in (
+        lambda: from_torch(module, model),
+        lambda: from_torch(module.state_dict(), model),
+        lambda: to_torch(model, into=module, images=VECTORS),
+    ):
+        with pytest.raises(ValueError, match=rf"weights do not fit .*; weights .*{cure}"):
+            call()

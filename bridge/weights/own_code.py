@@ -1,0 +1,43 @@
+"""Code and hooks that layers have beside those of PyTorch's and Flax's own kinds."""
+
+from collections.abc import Iterator
+
+import torch
+from flax import nnx
+
+_COMPUTING = {
+    *("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl", "_slow_forward"),
+    *("_wrapped_call_impl", "__getattr__", "__getattribute__"),
+    *("weight", "bias", "running_mean", "running_var"),
+}
+"""What makes another layer of one of PyTorch's, if a class or a layer has one of its own."""
+
+
+def own_code(layer: torch.nn.Module) -> str | None:
+    """What of a layer is not PyTorch's, of what computes; None where all is."""
+    kinds = type(layer).__mro__
+    base = next(n for n, kind in enumerate(kinds) if kind.__module__.startswith("torch.nn.modules"))
+    if kinds[base] is torch.nn.Module:
+        return "which is none of PyTorch's layers"
+    above = {name for kind in kinds[:base] for name in vars(kind)}
+    parts = {name for name, value in vars(layer).items() if callable(value)}
+    if found := sorted(_COMPUTING & (above | parts)):
+        return f"with a {found[0]} of its own"
+    return None
+
+
+def own_call(layer: nnx.Module) -> bool:
+    """Whether a class derived from a layer of Flax's has a `__call__` of its own."""
+    for kind in type(layer).__mro__:
+        if kind.__module__.startswith("flax.nnx."):
+            return False
+        if "__call__" in vars(kind):
+            return True
+    return False
+
+
+def hooked(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The layers, and containers of layers, with forward hooks, by name."""
+    for name, layer in module.named_modules():
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            yield name, layer
