@@ -79,7 +79,8 @@ def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
         else:
             for one in paths.of(path):
                 layers[one[:-1]][str(one[-1])] = variable
-    places, counters = {}, []
+    places: dict[tuple, tuple[str, tuple[int, ...]]] = {}
+    counters = []
     for path, variables in layers.items():
         layout = _layer_layout({leaf: variable.ndim for leaf, variable in variables.items()})
         if layout is None:
@@ -140,8 +141,8 @@ def to_torch(
     - the order of a flatten: `[height, width, channel]` here, `[channel, height, width]` there;
     - activations (`jax.nn.gelu` approximates, PyTorch's does not), pooling and its padding, the
       order of layers, shortcuts, a softmax at the end, normalisation within the network;
-    - other layers of your own whose variable `kernel` is not used as `nnx.Conv` and `nnx.Linear` do, and
-      a convolution or product of yours within these;
+    - other layers of your own whose variable `kernel` is not used as `nnx.Conv` and `nnx.Linear`
+      do, and a convolution or product of yours within these;
     - computation in bfloat16.
 
     Args:
@@ -160,8 +161,9 @@ def to_torch(
     Raises:
       TypeError: model or `into` are no modules, or images or outputs are no arrays.
       ValueError: a layer or variable of another kind, variables that are no floats, several layers
-        stacked into one, a setting that the weights do not tell, non-finite weights, names or shapes that do not fit `into` (all are named), logits that
-        differ (with the layer in which the networks part), or what `same_logits` refuses.
+        stacked into one, a setting that the weights do not tell, non-finite weights, names or
+        shapes that do not fit `into` (all are named), logits that differ (with the layer in which
+        the networks part), or what `same_logits` refuses.
     """
     if into is None:
         if images is not None:
@@ -197,7 +199,7 @@ def collect(model: nnx.Module) -> dict[str, torch.Tensor]:
     entries, counters = _entries(model)
     if any(isinstance(one.variable.get_value(), jax.ShapeDtypeStruct) for one in entries.values()):
         raise ValueError("the model has shapes and no values; make it outside nnx.eval_shape")
-    state_dict = {}
+    state_dict: dict[str, torch.Tensor] = {}
     for variable, names, axes in entries.values():
         array = np.array(variable[...], np.float32).transpose(axes).copy()
         state_dict |= dict.fromkeys(names, torch.from_numpy(array))
