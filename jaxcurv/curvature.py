@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
-from jaxcurv.data.layouts import as_images
+from jaxcurv.data.layouts import as_images, plain_array
 from jaxcurv.data.reading import Batch
 from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.batch import (
@@ -146,7 +146,7 @@ def input_curvature(
     pixels = as_images(images)
     if indices is None:
         indices = np.arange(len(pixels) if pixels.ndim else 0)
-    batch = Batch(pixels, np.asarray(labels), np.asarray(indices))
+    batch = Batch(pixels, plain_array(labels, "labels"), plain_array(indices, "indices"))
     key = default_key() if key is None else key
     model, params = functional(logits_fn, params)
     params = jax.device_put(params)

@@ -26,6 +26,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, ArrayLike
 
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.layouts import plain_array
 from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
 from jaxcurv.engine.batch import PRECISION
@@ -118,9 +119,9 @@ def margin_moments(
         model without weights, or images or a model that `input_curvature` refuses.
     """
     _require_noises(noises)
-    images = np.asarray(images)
+    images, own = plain_array(images), classes is None
     positions = np.arange(len(images)) if indices is None else np.asarray(indices)
-    given = _OWN * np.ones(len(images), np.int32) if classes is None else np.asarray(classes)
+    given = _OWN * np.ones(len(images), np.int32) if own else plain_array(classes, "classes")
     check_batch(images, given, positions)
     moments = _inspected(logits_fn, params, noises, images)
     if classes is not None:

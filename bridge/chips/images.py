@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from jaxcurv.data.layouts import plain_array
+
 Images: TypeAlias = torch.Tensor | ArrayLike
 """float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
 height, width, channel]`. Vectors, signals, videos and token ids are as in the table above."""
@@ -44,7 +46,7 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
             return images.detach().cpu()
         got = f"a tensor {images.dtype} {tuple(images.shape)}"
     elif hasattr(images, "__array__"):
-        array = np.asarray(images)
+        array = plain_array(images, what)
         got = f"an array {array.dtype} {array.shape}"
         if array.dtype in (np.float32, np.int32, np.int64):
             floating = array.dtype == np.float32

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from bridge.weights.recording import Call, record_flax, record_torch
 from bridge.weights.wrappers import unwrapped
+from jaxcurv.data.layouts import plain_array
 
 TOLERANCE = 3e-5  # of logits, relative to the largest; rounding gives about 1e-6, another gelu 1e-4
 _MASK = 1e3  # logits at or below its negative, and far from all others, say "never this class"
@@ -233,7 +234,7 @@ def _layouts(images: Any) -> tuple[np.ndarray, torch.Tensor]:
         array = images.detach().cpu().numpy()
         array = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
     elif hasattr(images, "__array__"):
-        array = np.asarray(images)
+        array = plain_array(images)
     else:
         raise TypeError(
             "images must be an array [batch, height, width, channel] or a torch tensor [batch, "

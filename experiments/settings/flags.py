@@ -45,20 +45,6 @@ def require_seed(name: str, seed: int) -> None:
         raise ValueError(f"{name} must not be negative and be below 2**32; got {seed}")
 
 
-def given_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
-    """The normalisation that mean and standard deviation give.
-
-    Raises:
-      ValueError: they cannot be a mean and a standard deviation of values in 0..1.
-    """
-    if not all(0 <= value <= 1 for value in mean) or any(value > 1 for value in std):
-        raise ValueError(
-            f"mean {mean} and std {std} must be on the scale 0..1: divide those of pixels in "
-            "0..255 by 255"
-        )
-    return Normalisation(tuple(mean), tuple(std))
-
-
 @dataclass(frozen=True)
 class Data:
     """The images, and how the official training split is divided."""
@@ -128,7 +114,7 @@ class Data:
             return None
         if self.mean is None or self.std is None:
             raise ValueError("mean and std go together: give both or neither")
-        return given_normalisation(self.mean, self.std)
+        return Normalisation(tuple(self.mean), tuple(self.std))
 
 
 @dataclass(frozen=True)

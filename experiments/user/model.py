@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from experiments.runs.files import require_writable
-from experiments.settings.flags import given_normalisation, require_seed
+from experiments.settings.flags import require_seed
 from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from experiments.system.errors import at_work
 from experiments.system.factories import as_function, call_factory
-from jaxcurv.data import Chosen, Normalised, subset
+from jaxcurv.data import Chosen, Normalisation, Normalised, subset
 from jaxcurv.data.datasets import open_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
 from jaxcurv.data.reading import read_batch
@@ -294,7 +294,7 @@ def open_source(settings: OwnModel) -> Normalised:
                 f"{images.channels} channels (--channels 1, 3 or 4 converts them)"
             )
     positions = subset(np.arange(len(images)), settings.limit, settings.seed)
-    return Normalised(Chosen(images, positions), given_normalisation(mean, std))
+    return Normalised(Chosen(images, positions), Normalisation(tuple(mean), tuple(std)))
 
 
 def _join_cluster(settings: OwnModel) -> None:

@@ -9,7 +9,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxcurv.data.layouts import as_image, as_images, comes_from, is_picture, is_tensor
+from jaxcurv.data.layouts import (
+    as_image,
+    as_images,
+    comes_from,
+    is_picture,
+    is_tensor,
+    plain_array,
+)
 from jaxcurv.data.loaders import dataset_of
 from jaxcurv.data.sources import Sample, Source, samples_at
 
@@ -279,7 +286,8 @@ def _is_pair_of_arrays(given: Any) -> bool:
 
 
 def _from_arrays(images: Any, labels: Any, classes: bool) -> ArrayPair:
-    images, labels = as_images(images), as_images(labels)
+    images = as_images(images)
+    labels = as_images(labels) if is_tensor(labels) else plain_array(labels, "labels")
     if images.ndim < 2 or labels.ndim == 0 or len(images) != len(labels):
         raise ValueError(
             "a pair (images, labels) must have one label an image; got images of shape "
@@ -327,7 +335,7 @@ def _label(value: Any, position: int, classes: bool) -> Any:
     try:
         return operator.index(value)
     except TypeError:  # an array of several has the method too
-        numbers = np.asarray(value)
+        numbers = plain_array(value, f"labels (that at position {position})")
     if numbers.dtype.kind not in "fiub":
         raise ValueError(f"label must be numbers; at position {position} it is {value!r}")
     return numbers

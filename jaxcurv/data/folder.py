@@ -7,16 +7,17 @@ comes from its path within its split alone (`path_indices`). Nothing is written 
 import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from jaxcurv.data.images import decode, height_and_width
+from jaxcurv.data.images import Doubt, decode_doubting, height_and_width
 from jaxcurv.data.prepared import is_prepared
 from jaxcurv.data.preprocessing import Preprocessing
 from jaxcurv.data.sources import ImageDataset, Sample
@@ -50,6 +51,9 @@ class ImageFolder:
         preprocessing: None leaves images as they are.
         size: height and width after preprocessing, which all images must have.
 
+    Doubts of pixels, as `decode` has them, are told once a folder and kind: with the first file,
+    and of how many of the images that were asked for together with it.
+
     Raises:
         ValueError: on access, for an unreadable image or one of another size.
     """
@@ -62,23 +66,48 @@ class ImageFolder:
     channels: int
     preprocessing: Preprocessing | None
     size: tuple[int, int]
+    _told: set[str] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, position: int, /) -> Sample:
-        file = self.root / self.paths[position]
-        image = decode(file, self.channels, self.preprocessing)
-        if image.shape[:2] != self.size:
-            raise ValueError(_unequal(self.root / self.paths[0], self.size, file, image.shape[:2]))
-        return Sample(
-            image=image, label=int(self.labels[position]), index=int(self.indices[position])
-        )
+        sample, doubts = self._sample(position)
+        self._tell([self.paths[position]], [doubts])
+        return sample
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
         # Pillow decodes without holding Python's lock: one thread would not keep up with a GPU.
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(self.__getitem__, positions))
+            found = list(pool.map(self._sample, positions))
+        self._tell([self.paths[one] for one in positions], [doubts for _, doubts in found])
+        return [sample for sample, _ in found]
+
+    def _sample(self, position: int) -> tuple[Sample, list[Doubt]]:
+        file = self.root / self.paths[position]
+        image, doubts = decode_doubting(file, self.channels, self.preprocessing)
+        if image.shape[:2] != self.size:
+            raise ValueError(_unequal(self.root / self.paths[0], self.size, file, image.shape[:2]))
+        label, index = int(self.labels[position]), int(self.indices[position])
+        return Sample(image=image, label=label, index=index), doubts
+
+    def _tell(self, paths: Sequence[str], doubts: Sequence[Sequence[Doubt]]) -> None:
+        first: dict[str, tuple[str, Doubt]] = {}
+        count: Counter[str] = Counter()
+        for path, ones in zip(paths, doubts, strict=True):
+            for doubt in ones:
+                first.setdefault(doubt.cure, (path, doubt))
+                count[doubt.cure] += 1
+        for cure, (path, doubt) in first.items():
+            if cure in self._told:
+                continue
+            self._told.add(cure)
+            many = f" (the first of {count[cure]:,} among the {len(paths):,} images read with it)"
+            warnings.warn(
+                f"{self.root / path}{many if count[cure] > 1 else ''}, {doubt}. This is said once "
+                f"for {self.root}",
+                stacklevel=3,
+            )
 
 
 def final_size(first: Path, preprocessing: Preprocessing | None) -> tuple[int, int]:

@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import json
+import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,11 +21,23 @@ if TYPE_CHECKING:
 # Only these decoders are ever tried: it is faster and exposes less than all of Pillow's plugins.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339
+_WIDTH, _HEIGHT, _DESCRIPTION, _ORIENTATION, _COLOUR_MAP = 256, 257, 270, 274, 320
 _SAMPLES_PER_PIXEL, _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION = 277, 281, 284
 _UNSIGNED, _SIGNED = 1, 2
 _UNCOMPRESSED, _CHUNKY, _PLANAR = 1, 1, 2
 _WHITE_OF_12_BITS, _WHITE_OF_16_BITS = 2**12 - 1, 2**16 - 1
+_FEW_LEVELS = 4096  # of the 65,536 of 16 bits: 16 remain of 8 bits' 256
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
+_TURNED_BACK = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_90",
+    7: "TRANSVERSE",
+    8: "ROTATE_270",
+}
+"""What undoes Pillow's turning of a TIFF by the orientation that it states."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels to Pillow's mode
 
 
@@ -30,28 +45,53 @@ class _Unsuited(ValueError):
     """An image is whole, and not of the kind that is read."""
 
 
+class Doubt(NamedTuple):
+    """Why pixels may not be what was meant."""
+
+    problem: str
+    """What follows the image's name in a sentence."""
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.cure}"
+
+
 def decode(
     encoded: bytes | Path, channels: int = 3, preprocessing: Preprocessing | None = None
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of an image file, or of its bytes, with 1, 3 or 4 channels.
+    """The pixels of an image file, or of its bytes, as `decode_doubting`; doubts are warnings."""
+    pixels, doubts = decode_doubting(encoded, channels, preprocessing)
+    for doubt in doubts:
+        warnings.warn(f"{_name(encoded)}, {doubt}", stacklevel=2)
+    return pixels
+
+
+def decode_doubting(
+    encoded: bytes | Path, channels: int = 3, preprocessing: Preprocessing | None = None
+) -> tuple[UInt8[np.ndarray, "height width channels"], list[Doubt]]:
+    """The pixels of an image file, or of its bytes, with 1, 3 or 4 channels, and doubts of them.
 
     Gray, CMYK and palette images are converted before they are resized and cropped. Gray levels of
     16 bits are divided by 257 and rounded to 8 bits, those of a 12-bit TIFF divided by 4095 / 255.
     Pillow keeps the upper 8 bits of 16-bit colours. Without a fourth channel transparency is
-    dropped. A warning tells levels of fewer bits in 16, and bands beyond colours and transparency,
-    which are dropped.
+    dropped. An orientation that the file states is not applied, whatever the format: pixels come in
+    the order in which they are stored, as `PIL.Image.open` gives those of JPEG and PNG.
+
+    Doubtful are 16-bit levels that are of fewer bits or near one another, and bands beyond colours
+    and transparency, which are dropped.
 
     Raises:
         ValueError: it is not a readable image, or has more pixels than Pillow allows, several
             frames or pages, pixels without a fixed range (floats, or integers of 32 bits),
-            uncompressed planes of 16 bits, or a fourth band that is no transparency where four
-            channels are asked for.
+            uncompressed planes of 16 bits, colours of 8 bits in a TIFF's colour map, or a fourth
+            band that is no transparency where four channels are asked for.
     """
     mode = _MODES[channels]
     with _opened(encoded) as opened:
-        _check_bands(opened, channels)
-        _warn_of_few_levels(opened, encoded if isinstance(encoded, Path) else "a record")
-        image = _as_8_bits(opened).convert(mode)
+        orientation = opened.getexif().get(_ORIENTATION) if opened.format == "TIFF" else None
+        found = [_dropped_bands(opened, channels), _few_levels(opened)]
+        doubts = [doubt for doubt in found if doubt is not None]
+        image = _turned_back(_as_8_bits(opened), orientation).convert(mode)
     if preprocessing is not None:
         from PIL import Image
 
@@ -59,17 +99,18 @@ def decode(
         filter = Image.Resampling[preprocessing.interpolation.upper()]
         image = image.resize(size, filter).crop(preprocessing.box(*size))
     pixels = np.asarray(image)
-    return pixels[..., np.newaxis] if channels == 1 else pixels
+    return (pixels[..., np.newaxis] if channels == 1 else pixels), doubts
 
 
 def height_and_width(path: Path) -> tuple[int, int]:
-    """The size in pixels which the file's header states.
+    """The size in pixels of what `decode` gives, from the file's header.
 
     Raises:
         ValueError: it is not a readable image.
     """
     with _opened(path) as image:
-        return image.height, image.width
+        # Pillow turns a TIFF's size with its pixels.
+        return _tiff_tag(image, _HEIGHT, image.height), _tiff_tag(image, _WIDTH, image.width)
 
 
 def encode_png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
@@ -85,18 +126,34 @@ def encode_png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
 def _opened(encoded: bytes | Path) -> Iterator["Image.Image"]:
     from PIL import Image
 
-    file = encoded if isinstance(encoded, Path) else io.BytesIO(encoded)
     try:
         if isinstance(encoded, Path) and encoded.exists() and not encoded.is_file():
             raise ValueError("no regular file")  # a pipe, say, whose opening would wait for ever
-        with Image.open(file, formats=_FORMATS) as image:
+        # Of a file that Pillow opens itself it maps pixels into memory, and scrambles turned ones.
+        with (
+            encoded.open("rb") if isinstance(encoded, Path) else io.BytesIO(encoded) as file,
+            Image.open(file, formats=_FORMATS) as image,
+        ):
             _refuse_bomb(image.width * image.height)
             _refuse_frames(image)
+            _refuse_dark_colours(image)
             yield image
     except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
-        name = encoded if isinstance(encoded, Path) else "a record"
         is_not = "" if isinstance(error, _Unsuited) else "is not a readable image, replace it: "
-        raise ValueError(f"{name} {is_not}{error}") from error
+        raise ValueError(f"{_name(encoded)} {is_not}{error}") from error
+
+
+def _name(encoded: bytes | Path) -> str:
+    return str(encoded) if isinstance(encoded, Path) else "a record"
+
+
+def _turned_back(image: "Image.Image", orientation: int | None) -> "Image.Image":
+    """A TIFF's pixels as they are stored, of what Pillow turned by the stated orientation."""
+    from PIL import Image
+
+    if orientation not in _TURNED_BACK:
+        return image
+    return image.transpose(Image.Transpose[_TURNED_BACK[orientation]])
 
 
 def _as_8_bits(image: "Image.Image") -> "Image.Image":
@@ -117,8 +174,8 @@ def _as_8_bits(image: "Image.Image") -> "Image.Image":
     return Image.fromarray(levels.astype(np.uint8)[np.asarray(image)])
 
 
-def _check_bands(image: "Image.Image", channels: int) -> None:
-    """Refuses planes that Pillow reads wrongly; bands that it leaves out are told, or refused."""
+def _dropped_bands(image: "Image.Image", channels: int) -> Doubt | None:
+    """Refuses planes that Pillow reads wrongly; tells bands that it leaves out, or refuses them."""
     bands = _tiff_tag(image, _SAMPLES_PER_PIXEL, 1)
     if (
         bands > 1
@@ -132,35 +189,35 @@ def _check_bands(image: "Image.Image", channels: int) -> None:
         )
     kept = image.getbands()
     if bands <= len(kept):
-        return
+        return None
     if channels == 4 and "A" not in kept:
         raise _Unsuited(
             f"has {bands} bands, of which those beyond {', '.join(kept)} are no transparency, for "
             "a fourth channel: read three channels, or give the bands as an array"
         )
-    warnings.warn(
-        f"a TIFF has {bands} bands, of which those beyond {', '.join(kept)} are dropped: give the "
-        "bands as an array if the model needs them",
-        stacklevel=3,
+    return Doubt(
+        f"a TIFF, has {bands} bands, of which those beyond {', '.join(kept)} are dropped",
+        "give the bands as an array if the model needs them",
     )
 
 
-def _warn_of_few_levels(image: "Image.Image", name: Path | str) -> None:
-    """Tells 16-bit levels that seem to be of fewer bits, and are nearly black as 8 bits."""
+def _few_levels(image: "Image.Image") -> Doubt | None:
+    """Tells 16-bit levels that seem to be of fewer bits, or of which 8 bits keep hardly any."""
     stated = _tiff_tag(image, _MAX_SAMPLE_VALUE, _WHITE_OF_16_BITS)
     if not _has_16_bits(image):
-        return
+        return None
+    darkest, brightest = _darkest_and_brightest(image)
+    cure = "write such images with levels up to 65535"
     if 0 < stated <= _WHITE_OF_16_BITS // 2:
-        problem = f"states {stated} as its largest level"
-    elif 0 < _brightest(image) <= _WHITE_OF_12_BITS:
-        problem = "has no level above 4095, as of a 12-bit camera or scanner"
+        problem = f"states {stated} as its largest level, and is darker"
+    elif 0 < brightest <= _WHITE_OF_12_BITS:
+        problem = "has no level above 4095, as of a 12-bit camera or scanner, and is darker"
+    elif 0 < brightest - darkest < _FEW_LEVELS:
+        problem = f"has levels from {darkest} to {brightest} alone, and is flatter"
+        cure = "stretch all images alike, so that their levels go from about 0 to 65535"
     else:
-        return
-    warnings.warn(
-        f"{name}, an image of 16 bits, {problem}, and is darker with 8 bits than it was meant: "
-        "write such images with levels up to 65535",
-        stacklevel=3,
-    )
+        return None
+    return Doubt(f"an image of 16 bits, {problem} with 8 bits than it was meant", cure)
 
 
 def _has_16_bits(image: "Image.Image") -> bool:
@@ -170,15 +227,17 @@ def _has_16_bits(image: "Image.Image") -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
 
 
-def _brightest(image: "Image.Image") -> int:
-    """The largest 16-bit level of gray or of a colour; of colours Pillow has the upper 8 bits."""
+def _darkest_and_brightest(image: "Image.Image") -> tuple[int, int]:
+    """The 16-bit levels of gray or of colours; of colours Pillow has the upper 8 bits."""
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:
-        return int(pixels.max(initial=0))
+        return int(pixels.min()), int(pixels.max())
     if not image.mode.startswith("RGB"):
-        return _WHITE_OF_16_BITS  # inks, or differences of colours: not black where they are small
-    largest = int(pixels[..., :3].max(initial=0))
-    return largest * 256 + 255 if largest else 0
+        # Inks, or differences of colours: not black where they are small.
+        return 0, _WHITE_OF_16_BITS
+    smallest, largest = int(pixels[..., :3].min()), int(pixels[..., :3].max())
+    brightest = largest * 256 + 255 if largest else 0
+    return (smallest * 256 if smallest < largest else brightest), brightest
 
 
 def _tiff_tag(image: "Image.Image", number: int, otherwise: int) -> int:
@@ -189,8 +248,38 @@ def _tiff_tag(image: "Image.Image", number: int, otherwise: int) -> int:
 
 def _refuse_frames(image: "Image.Image") -> None:
     """The first picture of an MPO, a camera's JPEG with a preview behind it, is the one meant."""
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    if animated or _has_hidden_frames(image):
         raise _Unsuited("has several frames or pages: save the one you mean as a file of its own")
+
+
+def _has_hidden_frames(image: "Image.Image") -> bool:
+    """Whether a TIFF says that images follow its only page, as ImageJ and tifffile write stacks."""
+    said = getattr(image, "tag_v2", {}).get(_DESCRIPTION)
+    if not isinstance(said, str):
+        return False
+    numbers = image.width * image.height * _tiff_tag(image, _SAMPLES_PER_PIXEL, 1)
+    count = 1
+    if said.startswith("ImageJ="):
+        found = re.search(r"^images=(\d+)", said, re.MULTILINE)
+        count = int(found[1]) if found else 1
+    else:
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            count = math.prod(map(int, json.loads(said).get("shape", []))) // numbers
+    file = getattr(image, "fp", None)
+    if count < 2 or file is None:
+        return False
+    length = file.seek(0, io.SEEK_END)  # a page that was taken from a stack may still say so
+    return length * 8 >= count * numbers * _tiff_tag(image, _BITS_PER_SAMPLE, 1)
+
+
+def _refuse_dark_colours(image: "Image.Image") -> None:
+    colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP)
+    if colours and 0 < max(colours) <= 255:
+        raise _Unsuited(
+            "has colours from 0 to 255 in its colour map, where TIFF has 0 to 65535, and would be "
+            "black: save it as RGB"
+        )
 
 
 def _refuse_bomb(pixels: int) -> None:

@@ -28,24 +28,45 @@ def is_picture(value: Any) -> bool:
     return comes_from(value, "PIL", "Image")
 
 
+def plain_array(given: Any, what: str = "images") -> np.ndarray:
+    """An array of anything that NumPy takes for one, in this machine's byte order.
+
+    Args:
+        given: what `np.asarray` takes; masked arrays too, where nothing is masked.
+        what: its name in messages.
+
+    Raises:
+        ValueError: masked values, for which an array has numbers without a meaning.
+    """
+    parts = given if isinstance(given, list | tuple) else [given]
+    if any(isinstance(one, np.ma.MaskedArray) and np.ma.is_masked(one) for one in parts):
+        raise ValueError(
+            f"{what} have masked values: give what shall stand for them, .filled(value), or leave "
+            "out the samples that have any"
+        )
+    array = np.asarray(given)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def as_images(given: Any) -> np.ndarray:
     """A batch of images as an array.
 
     Args:
-        given: an array, NumPy's or JAX's, taken as it is; a torch tensor, whose four axes `[batch,
-            channel, height, width]` become `[batch, height, width, channel]`, and which is taken as
-            it is where it has another number of axes; or a list of images, see `as_image`. The
-            pixels of arrays and tensors are not copied, but for those on an accelerator.
+        given: an array, NumPy's or JAX's, taken as it is, in this machine's byte order; a torch
+            tensor, whose four axes `[batch, channel, height, width]` become `[batch, height, width,
+            channel]`, and which is taken as it is where it has another number of axes; or a list of
+            images, see `as_image`. The pixels of arrays and tensors are not copied, but for those
+            on an accelerator or in another byte order.
 
     Raises:
-        ValueError: a tensor of a type that NumPy lacks, or images of unequal shapes.
+        ValueError: a tensor of a type that NumPy lacks, masked pixels, or images of unequal shapes.
     """
     if isinstance(given, list | tuple) and any(is_tensor(one) or is_picture(one) for one in given):
         given = [as_image(one) for one in given]
         if len(shapes := {one.shape for one in given}) > 1:
             raise ValueError(f"images must have one shape; got {', '.join(map(str, shapes))}")
     if not is_tensor(given):
-        return np.asarray(given)
+        return plain_array(given)
     array = _from_tensor(given)
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
@@ -59,8 +80,8 @@ def as_image(given: Any) -> np.ndarray:
             channel]`, with one channel where it is gray.
 
     Raises:
-        ValueError: a tensor of a type that NumPy lacks, an image of Pillow that is neither gray nor
-            in RGB, or what is no image.
+        ValueError: a tensor of a type that NumPy lacks, masked pixels, an image of Pillow that is
+            neither gray nor in RGB, or what is no image.
     """
     if is_tensor(given):
         array = _from_tensor(given)
@@ -79,7 +100,7 @@ def as_image(given: Any) -> np.ndarray:
             )
         array = np.asarray(given)
         return array[..., np.newaxis] if array.ndim == 2 else array
-    array = np.asarray(given)
+    array = plain_array(given, "an image's pixels")
     if array.dtype.kind not in "fiub":
         raise ValueError(
             f"an image must be an array, a torch tensor or an image of Pillow; got a "

@@ -22,7 +22,8 @@ class Normalisation:
         std: standard deviation of each channel, on the scale 0..1; the population's (divided by n).
 
     Raises:
-        ValueError: a standard deviation is not positive, or the channel counts differ.
+        ValueError: a value is not on that scale, a standard deviation is not positive, or the
+            channel counts differ.
     """
 
     mean: tuple[float, ...]
@@ -33,8 +34,14 @@ class Normalisation:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, tuple) or not all(map(is_number, values)):
                 raise ValueError(
-                    f"{name} must be finite numbers, one a channel, such as (0.5,); got {values!r}"
+                    f"{name} must be finite numbers on the scale 0..1 (those of pixels divided by "
+                    f"255), one a channel, such as (0.5,); got {values!r}"
                 )
+        if not all(0 <= value <= 1 for value in self.mean) or any(value > 1 for value in self.std):
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} must be on the scale 0..1: divide those of "
+                "pixels in 0..255 by 255"
+            )
         if len(self.mean) != len(self.std):
             raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
         if not all(std > 0 for std in self.std):

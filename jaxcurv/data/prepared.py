@@ -172,8 +172,9 @@ def open_prepared(
 
     Raises:
         ModuleNotFoundError: a package that reads it is not installed.
-        ValueError: it has no images with labels, no such splits, or no random access; or features
-            that are not TFDS's own, whose modules TFDS would import.
+        ValueError: it has no images with labels, images of another type than uint8 and uint16, no
+            such splits, or no random access; or features that are not TFDS's own, whose modules
+            TFDS would import.
     """
     require_packages(directory)
     import tensorflow_datasets as tfds
@@ -184,6 +185,14 @@ def open_prepared(
     label = features["label"] if {"image", "label"} <= set(features) else None
     if not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(f"{directory} has {sorted(features)}, not an image and a class label each")
+    image = features["image"]
+    if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
+        kind = type(image).__name__
+        raise ValueError(
+            f"{directory} has images that are {kind} features of {image.np_dtype}, which are no "
+            "pixels of 8 or 16 bits: prepare the data set again with tfds.features.Image() of "
+            "uint8 or uint16, or read it with tfds and give the arrays (images, labels)"
+        )
     if builder.info.file_format.value != "array_record":
         raise ValueError(
             f"{directory} holds {builder.info.file_format.value} files, which have no random "
@@ -199,7 +208,7 @@ def open_prepared(
             records=records,
             split=split,
             files=_files(splits[split]),
-            channels=features["image"].shape[-1],
+            channels=image.shape[-1],
             num_classes=label.num_classes,
             preprocessing=preprocessing,
         )

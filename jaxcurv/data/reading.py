@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
+from jaxcurv.data.layouts import plain_array
 from jaxcurv.data.sources import Arrays, Source, paths_at, samples_at
 from jaxcurv.progress import progress
 
@@ -128,7 +129,7 @@ def _checked(
         index = _whole("index", sample["index"], position)
         label = sample["label"]
         label = _whole("label", label, position) if classes else label
-        image = np.asarray(sample["image"])
+        image = plain_array(sample["image"], f"the pixels at position {position}")
         shape = image.shape if shape is None else shape
         of_kind = pixels is None or (image.dtype == pixels and image.ndim == 3)
         if pixels == np.float32:

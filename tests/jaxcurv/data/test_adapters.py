@@ -478,3 +478,40 @@ def test_lists_of_tensors_are_batches() -> None:
     np.testing.assert_array_equal(as_images(list(TENSORS)), as_images(TENSORS))
     with pytest.raises(ValueError, match="images must have one shape"):
         as_images([TENSORS[0], TENSORS[0, :, :2]])
+
+
+def masked(array: np.ndarray, hidden: bool) -> np.ma.MaskedArray:
+    mask = np.zeros(array.shape, bool)
+    mask.flat[0] = hidden
+    return np.ma.MaskedArray(array, mask)
+
+
+def test_masked_values_are_refused_with_the_cure() -> None:
+    """As rasterio reads places without data, whose numbers mean nothing."""
+    floats = PIXELS.astype(np.float32)
+    for images, labels in ((masked(floats, True), LABELS), (floats, masked(LABELS, True))):
+        with refused("have masked values: .*filled"):
+            as_source((images, labels))
+        with refused("masked values: .*filled|must be a whole number"):
+            as_source(list(zip(images, labels, strict=True)))[0]
+    with refused("images have masked values"):
+        as_images(list(masked(floats, True)))
+    own = [{"image": masked(floats[0], True), "label": 1, "index": 7}]
+    with refused("pixels at position 0 have masked values.*filled"):
+        read_batch(as_source(own), [0])
+    with refused("masked"):
+        as_source([(floats[0], np.ma.masked)], classes=False)[0]
+    plain = as_source((masked(floats, False), masked(LABELS, False)))
+    assert type(plain.images) is np.ndarray
+    np.testing.assert_array_equal(plain.images, floats)
+
+
+def test_another_byte_order_is_this_machine_s() -> None:
+    """As FITS files have it."""
+    floats = PIXELS.astype(np.float32)
+    turned, labels = floats.astype(">f4"), LABELS.astype(">i4")
+    for given in ((turned, labels), list(zip(turned, LABELS, strict=True))):
+        batch = read_batch(as_source(given), range(COUNT), pixels=np.float32)
+        assert batch.images.dtype == np.float32
+        np.testing.assert_array_equal(batch.images, floats)
+        np.testing.assert_array_equal(batch.labels, LABELS)

@@ -135,6 +135,14 @@ def test_normalisation_errors() -> None:
         Normalisation((0.5,), (0.5,)).apply(constant)
     with pytest.raises(ValueError, match="1 means but 2"):
         Normalisation((0.5,), (0.5, 0.5))
+    for mean, std in ((123.7, 0.2), (0.5, 58.4), (-0.1, 0.2)):
+        with pytest.raises(
+            ValueError, match=r"must be on the scale 0\.\.1: divide those of .* 255"
+        ):
+            Normalisation((mean,), (std,))
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"on the scale 0\.\.1 .* by 255"):
+            Normalisation((value,), (0.2,))
 
 
 # --- choices of samples
@@ -576,6 +584,20 @@ def test_tfds_data_sets_that_cannot_be_used(
         load("other", tmp_path).train[0]
     with pytest.raises(ValueError, match=message):
         _ = load("other", tmp_path).train.labels
+    gray = {"image": jpeg(1, "L"), "label": 1}
+    levels = tfds.features.Image(shape=(5, 7, 1))
+    write_tfds({"image": levels, "label": label}, {"train": [gray], "test": [gray]}, "2.1.0")
+    described = tmp_path / "other/2.1.0/features.json"
+    described.write_text(described.read_text().replace("uint8", "float32"))
+    with pytest.raises(
+        ValueError, match=r"2\.1\.0 has images that are Image features of .*float32"
+    ):
+        load("other", tmp_path)
+    numbers = tfds.features.Tensor(shape=(5, 7, 1), dtype=np.uint8)
+    plain = {"image": np.ones((5, 7, 1), np.uint8), "label": 1}
+    write_tfds({"image": numbers, "label": label}, {"train": [plain], "test": [plain]}, "2.2.0")
+    with pytest.raises(ValueError, match=r"images that are Tensor features of .*uint8"):
+        load("other", tmp_path)
     write_tfds({"image": image, "label": label}, {"train": [good]}, "3.0.0")
     with pytest.raises(ValueError, match=r"splits \['train'\]: train and test are needed"):
         load("other", tmp_path)

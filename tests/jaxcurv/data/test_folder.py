@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,30 @@ def test_images_of_a_kind_that_is_not_read_are_named(tree: Path) -> None:
     with pytest.warns(UserWarning, match=message):
         dataset = load("pets", tree)
     assert len(dataset.train) == 6
+
+
+def test_doubts_of_pixels_are_told_once_a_folder(tmp_path: Path) -> None:
+    for n in range(10):
+        place = tmp_path / f"scans/{'ab'[n % 2]}/{n}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * (60 if n else 1000)
+        Image.fromarray(levels).save(place)
+    source = folder_module.open_image_folder(tmp_path / "scans", channels=1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        read(source)
+        read(source)
+        source[3]
+    message = r"a/2\.png \(the first of 9 among the 10 images read with it\), .* above 4095.*once"
+    assert len(told) == 1
+    assert re.search(message, str(told[0].message))
+    again = folder_module.open_image_folder(tmp_path / "scans", channels=1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for position in range(10):
+            again[position]
+    assert len(told) == 1
+    assert re.search(r"scans/a/2\.png, an image of 16 bits, has no", str(told[0].message))
 
 
 def test_previews_are_no_samples_and_links_are_named(tree: Path) -> None:

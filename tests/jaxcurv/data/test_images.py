@@ -3,12 +3,13 @@
 import io
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from jaxcurv.data.images import decode, height_and_width
 from jaxcurv.data.layouts import as_image
@@ -310,3 +311,93 @@ def test_the_preview_of_a_camera_s_jpeg_is_no_frame() -> None:
     picture.save(buffer, "MPO", save_all=True, append_images=[preview], quality=100, subsampling=0)
     pixels = decode(buffer.getvalue()).astype(int)
     assert np.abs(pixels - COLOURS).max() < 16
+
+
+# What a TIFF says of its pixels
+
+ORIENTED = (
+    *(("L", GRAY, kind) for kind in ("raw", "tiff_lzw")),
+    *(("I;16", LEVELS, kind) for kind in ("raw", "tiff_deflate")),
+    *(("RGB", COLOURS, kind) for kind in ("raw", "tiff_lzw")),
+    ("P", GRAY, "raw"),
+    ("RGBA", np.dstack([COLOURS, np.full_like(GRAY, 255)]), "raw"),
+)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["tag", "xmp"])
+def test_a_stated_orientation_is_not_applied(place: str, orientation: int, tmp_path: Path) -> None:
+    xmp = f'<x tiff:Orientation="{orientation}"/>'.encode()
+    tags = {274: orientation} if place == "tag" else {700: xmp}
+    for mode, pixels, compression in ORIENTED:
+        image = Image.fromarray(pixels)
+        image = image.convert(mode) if mode == "P" else image
+        plain = decode(saved(image, tmp_path / "plain.tif"))
+        path = saved(image, tmp_path / "turned.tif", compression=compression, tiffinfo=tags)
+        for given in (path, path.read_bytes()):
+            np.testing.assert_array_equal(decode(given), plain, f"{mode} {compression}")
+        assert height_and_width(path) == plain.shape[:2]
+    exif = Image.Exif()
+    exif[274] = orientation
+    for suffix in ("png", "webp", "jpg"):
+        options = {"lossless": True} if suffix == "webp" else {}
+        path = saved(Image.fromarray(COLOURS), tmp_path / f"a.{suffix}", exif=exif, **options)
+        plain = decode(saved(Image.fromarray(COLOURS), tmp_path / f"b.{suffix}", **options))
+        np.testing.assert_array_equal(decode(path), plain)
+        assert height_and_width(path) == (2, 5)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_16_bits_of_few_levels_are_told_with_them(samples: int, tmp_path: Path) -> None:
+    """As CT scans that are stored as Hounsfield units plus 32768."""
+    path = tmp_path / "ct.tif"
+    path.write_bytes(colour_tiff(DEEP[..., :samples] // 16 + 31744))
+    with pytest.warns(UserWarning, match=r"ct\.tif.*levels from 31\d* to 3\d* alone.*stretch"):
+        decode(path)
+
+
+def test_a_white_sheet_is_not_told_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for samples in (1, 3):
+            decode(colour_tiff(np.full_like(DEEP[..., :samples], 65535)))
+
+
+def with_colour_map(levels: np.ndarray) -> bytes:
+    """A palette TIFF of two by five pixels with these 256 colours, `[256, 3]`."""
+    buffer = io.BytesIO()
+    palette = Image.fromarray(np.arange(10, dtype=np.uint8).reshape(2, 5))
+    palette = palette.convert("P")
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(buffer, "TIFF")
+    content = bytearray(buffer.getvalue())
+    with Image.open(io.BytesIO(content)) as opened:
+        assert isinstance(opened, TiffImagePlugin.TiffImageFile)
+        stored = struct.pack("<768H", *opened.tag_v2[320])
+    at = content.index(stored)
+    content[at : at + len(stored)] = levels.T.astype("<u2").tobytes()
+    return bytes(content)
+
+
+def test_a_colour_map_of_8_bits_is_refused() -> None:
+    colours = np.arange(256)[:, np.newaxis] * [1, 0, 1]
+    right = decode(with_colour_map(colours * 257))
+    np.testing.assert_array_equal(right[..., 0].ravel(), np.arange(10))
+    with pytest.raises(ValueError, match=r"a record has colours from 0 to 255 in its colour map"):
+        decode(with_colour_map(colours))
+    assert decode(with_colour_map(colours * 0)).max() == 0
+
+
+@pytest.mark.parametrize(
+    "said", ["ImageJ=1.53\nimages={}\nslices={}\n", '{{"shape": [{}, 64, 64]}}']
+)
+def test_a_stack_under_one_page_is_refused(said: str, tmp_path: Path) -> None:
+    path, count, page = tmp_path / "stack.tif", 3, np.eye(64, dtype=np.uint8)
+    for number in (1, count):
+        Image.fromarray(page).save(path, tiffinfo={270: said.format(number, number)})
+        np.testing.assert_array_equal(decode(path, 1)[..., 0], page)  # as taken from a stack
+    with path.open("ab") as file:
+        file.write(page.tobytes() * (count - 1))
+    for read in (decode, height_and_width):
+        with pytest.raises(ValueError, match=r"stack\.tif has several frames or pages"):
+            read(path)
