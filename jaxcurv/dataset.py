@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -30,7 +31,7 @@ from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.inspection import eight_logits
-from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
+from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import (
@@ -111,9 +112,9 @@ def score_dataset(
     A source that has grown or changed is scored where it is new, and `out` becomes the table that
     scoring it in one go would have left. A finished row is used again for the same index and label
     where the source tells `indices` and `labels`, else for the same position. Up to twelve such
-    samples, the first ones among them, are read again: it is a ValueError if index, label or image
-    are not those that were scored. So a label that the source tells is never overlooked; an image
-    that changed under its index may be. Rows of samples that the source no longer has stay in
+    samples, the first ones among them, are read again: it is a ValueError if index, label, image or
+    loss are not those that were scored. So a label that the source tells is never overlooked; an
+    image that changed under its index may be. Rows of samples that the source no longer has stay in
     `OUT.parts/` until they are asked for again, and a line says so.
 
     Args:
@@ -135,8 +136,9 @@ def score_dataset(
         your own is an `OwnEstimator`.
       out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
         refused, as is a table that another program wrote or changed; weights that a plain function
-        closes over, and settings of a model, are told apart only where the logits of ten fixed
-        random images differ by more than 1e-4 of the largest: better give `params`.
+        closes over, and settings of a model or loss, are told apart only where the logits of ten
+        fixed random images differ by more than 1e-4 of the largest, losses of two of them, or
+        losses of samples that are read again: better give `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. A table that was begun with a number
         goes on with as many samples a device, on any number of devices: the last bits of a score
@@ -485,7 +487,7 @@ def _compute_on_disk(
 ) -> None:
     """Scores what is not finished, at the batch size that an earlier try ended with."""
     shards.check_folder()
-    run = replace(run, before=find_finished(shards, run.source))
+    run = replace(run, before=find_finished(shards, run.source, partial(_losses, run)))
     shards.begin()
     path, devices = shards.folder / record, device_count(run.sharding)
     if path.exists():
@@ -514,6 +516,28 @@ def _compute_on_disk(
     done = sum(len(run.samples(start)) for start in mine) - sum(map(run.rows, todo))
     todo = [start for start in todo if run.rows(start)]
     _compute(run, todo, batch_size, write, done=done, halved=keep)
+
+
+def _losses(run: _Run, batch: Batch) -> tuple[np.ndarray, float]:
+    """Losses of a batch as the table has them, `[batch, rows a sample]`, and the largest logit."""
+    count, largest, columns = len(batch.labels), 0.0, []
+    padded = batch.take(np.minimum(np.arange(-(-count // 8) * 8), count - 1))
+    with jax.default_matmul_precision(PRECISION):
+        for weights in run.weights:
+            parts = []
+            for start in range(0, len(padded.labels), 8):
+                eight = padded.take(np.arange(start, start + 8))
+                logits = eight_logits(run.problem.model, weights, eight.images)
+                parts.append(_losses_of(run.problem.loss, logits, as_targets(eight.labels)))
+                largest = max(largest, float(jnp.abs(logits).max()))
+            columns.append(np.concatenate(jax.device_get(parts))[:count])
+    losses = np.stack(columns, axis=1)
+    return (losses if run.long else losses.mean(axis=1, keepdims=True)), largest
+
+
+@partial(jax.jit, static_argnames="loss")
+def _losses_of(loss: Loss, logits: Array, labels: Array) -> Array:
+    return loss(logits, labels)
 
 
 def _compute(

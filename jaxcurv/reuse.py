@@ -1,14 +1,14 @@
 """Rows that were scored before, for samples of any source of the same data: a data set that has
 grown is scored where it is new."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jaxcurv.data.reading import read_batch
+from jaxcurv.data.reading import Batch, read_batch
 from jaxcurv.data.sources import Source
 from jaxcurv.score_tables import (
     checksums_of,
@@ -24,6 +24,9 @@ from jaxcurv.shards import Shards
 
 _FIRST, _SPREAD = 4, 8
 """Reused samples that are read again: the first ones, and as many spread over all."""
+
+_TOLERANCE = 1e-3
+"""Difference of losses that counts as equal, relative to the largest logit or loss."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,24 @@ class Finished:
         return table.combine_chunks().replace_schema_metadata(metadata)
 
 
-def find_finished(shards: Shards, source: Source) -> Finished:
+def find_finished(
+    shards: Shards, source: Source, losses: Callable[[Batch], tuple[np.ndarray, float]]
+) -> Finished:
     """Rows that the table and its unfinished work have of a source's samples, scored for other
     lists of samples.
 
     A source that tells `indices` and `labels` finds a sample by both, wherever it stands. Another
     is taken to have the samples that it had at the same positions. Up to twelve of the reused
-    samples are read again, and must have the index, the label and the image that were scored.
+    samples are read again, and must have the index, the label, the image and the loss that were
+    scored.
+
+    Args:
+      shards: the table.
+      source: the samples.
+      losses: losses of a batch, `[batch, rows a sample]`, and the largest logit.
 
     Raises:
-      ValueError: there are rows, but of other samples or images.
+      ValueError: there are rows, but of other samples or images, or with other losses.
     """
     each, count = shards.rows_a_sample, len(source)
     others = shards.read_others()
@@ -108,10 +119,15 @@ def find_finished(shards: Shards, source: Source) -> Finished:
         )
     checksums = np.concatenate([checksums_of(table) for table in tables])
     floats = _are_floats(tables[0]["label"].type)
-    _check_spots(shards, source, reused, keys[numbers[reused]], checksums[numbers[reused]], floats)
+    table = pa.concat_tables([table.select(tables[0].column_names) for table in tables])
+    scored = table["loss"].to_numpy().reshape(len(keys), each)[numbers[reused]]
+    spots, batch = _check_spots(
+        shards, source, reused, keys[numbers[reused]], checksums[numbers[reused]], floats
+    )
+    _check_losses(shards, batch, scored[spots], *losses(batch))
     return Finished(
         numbers,
-        pa.concat_tables([table.select(tables[0].column_names) for table in tables]),
+        table,
         each,
         checksums,
         merged_made(map(made_of, tables)),
@@ -138,9 +154,13 @@ def _check_spots(
     keys: np.ndarray,
     checksums: np.ndarray,
     floats: bool,
-) -> None:
+) -> tuple[np.ndarray, Batch]:
     """Reads some of the reused samples again and compares them with those that were scored, whose
-    labels are `floats` or whole numbers."""
+    labels are `floats` or whole numbers.
+
+    Returns:
+      Which of the reused samples they are, and the samples.
+    """
     spread = np.linspace(0, len(reused) - 1, _SPREAD).astype(np.int64)
     spots = np.unique([*range(min(_FIRST, len(reused))), *spread])
     batch = read_batch(source, reused[spots].tolist(), classes=False)
@@ -160,4 +180,20 @@ def _check_spots(
             f"{shards.out} has the scores of other images: that of index "
             f"{batch.indices[~same_image][0]} has changed. Choose another file, or delete "
             f"{shards.all_files}"
+        )
+    return spots, batch._replace(labels=labels)
+
+
+def _check_losses(
+    shards: Shards, batch: Batch, scored: np.ndarray, now: np.ndarray, largest_logit: float
+) -> None:
+    """Refuses a loss, or a model, that gives samples read again other losses than were scored."""
+    largest = max(largest_logit, float(np.abs(scored).max()))
+    off = np.abs(now - scored).max(axis=1)
+    if (wrong := ~(off <= _TOLERANCE * largest)).any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"{shards.out} has the scores of another loss or model: that of index "
+            f"{batch.indices[first]} was {scored[first].tolist()} and is {now[first].tolist()} now."
+            f" Choose another file, or delete {shards.all_files}"
         )

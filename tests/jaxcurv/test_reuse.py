@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 
 from jaxcurv import Adaptive, FiniteDifference, dataset, merge_scores, score_dataset, shards
+from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.shards import merge_shards
 from jaxcurv.storage.checksums import read_json, write_json
 
@@ -310,6 +311,34 @@ def test_a_setting_that_images_in_0_to_1_do_not_show_is_told_apart(
     for some in (far, far[::-1], [*far[:5], *far[6:]]):
         with pytest.raises(ValueError, match=r"belongs to other settings \(logits_in"):
             score(Told(some), out, model=model, params=None, estimators=few)
+
+
+@pytest.mark.parametrize("kept", ["long", "averaged"])
+def test_a_loss_that_the_fixed_images_do_not_show_is_told_apart(kept: str, out: Path) -> None:
+    """Beyond losses of those, and of a model whose logits are the same."""
+    far = [{**one, "image": 20 * one["image"]} for one in samples(range(12))]
+    weights: dict[str, Any] = {"params": None, "checkpoints": [WEIGHTS, 0.5 * WEIGHTS]}
+    weights["average"] = kept == "averaged"
+    few = {"one": FiniteDifference(probes=1)}
+
+    class Softened:
+        """Cross-entropy that grows slower from 9 on."""
+
+        slope = 0.5
+
+        def __call__(self, logits: Any, labels: Any) -> Any:
+            loss = cross_entropy(logits, labels)
+            return jnp.where(loss > 9, 9 + self.slope * (loss - 9), loss)
+
+    loss = Softened()
+    for count in (8, 10):
+        table = score(Told(far[:count]), out, loss=loss, estimators=few, **weights)
+    assert table["loss"].max() > 9
+    loss.slope = 0.9
+    with pytest.raises(ValueError, match=r"scores of another loss or model: that of index \d+ was"):
+        score(Told(far), out, loss=loss, estimators=few, **weights)
+    loss.slope = 0.5
+    score(Told(far), out, loss=loss, estimators=few, **weights)
 
 
 def test_a_table_begun_before_such_images_were_looked_at_goes_on(

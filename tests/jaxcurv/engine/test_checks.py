@@ -438,3 +438,23 @@ def directional(weights: jax.Array, images: jax.Array) -> jax.Array:
 def test_a_gradient_that_is_not_finite_is_refused(estimator: Estimator) -> None:
     with pytest.raises(ValueError, match=r"gradient is not finite for 1 of 6 .* index 14"):
         score(directional, WEIGHTS, images=with_entry(IMAGES, 4, 0), estimator=estimator)
+
+
+def test_arrays_of_another_byte_order_are_scored_alike() -> None:
+    expected = score(linear, WEIGHTS)
+    turned = {"images": IMAGES.astype(">f4"), "labels": LABELS.astype(">i8")}
+    np.testing.assert_array_equal(score(linear, WEIGHTS, **turned), expected)
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "indices"])
+def test_masked_values_are_refused(name: str) -> None:
+    array = {"images": IMAGES, "labels": LABELS, "indices": INDICES}[name]
+    for hidden in (False, True):
+        mask = np.zeros(array.shape, bool)
+        mask.flat[1] = hidden
+        given = {name: np.ma.MaskedArray(array, mask)}
+        if not hidden:
+            np.testing.assert_array_equal(score(linear, WEIGHTS, **given), score(linear, WEIGHTS))
+            continue
+        with pytest.raises(ValueError, match=rf"{name} have masked values: .*\.filled"):
+            score(linear, WEIGHTS, **given)
