@@ -225,13 +225,13 @@ def test_killed_work_goes_on(place: Path, whole: pa.Table) -> None:
     # Recognisable, to be found again in the table.
     table = checksums.read_table(shards[0])
     first = len(table)
-    checksums.write_table(shards[0], with_losses(table, -1.0))
+    checksums.write_table(shards[0], with_norms(table, -1.0))
     shards[-1].unlink()
     command(place, *flags)
     table = pq.read_table(place / "killed.parquet")
-    assert table["loss"].to_pylist()[:first] == [-1.0] * first
-    assert table["loss"].to_pylist()[first:] == whole["loss"].to_pylist()[first:]
-    assert table.drop_columns("loss").equals(whole.drop_columns("loss"))
+    assert table["gradient_norm"].to_pylist()[:first] == [-1.0] * first
+    assert table["gradient_norm"].to_pylist()[first:] == whole["gradient_norm"].to_pylist()[first:]
+    assert table.drop_columns("gradient_norm").equals(whole.drop_columns("gradient_norm"))
 
 
 def test_more_images_are_added_to_a_table(place: Path, whole: pa.Table) -> None:
@@ -239,13 +239,15 @@ def test_more_images_are_added_to_a_table(place: Path, whole: pa.Table) -> None:
     flags = (*SCORE, "--model", "mine:pair", "--data", "images", "--out", "grown.parquet")
     command(place, *flags, "--limit", "7")
     before = checksums.read_table(place / "grown.parquet")
-    checksums.write_table(place / "grown.parquet", with_losses(before, -1.0))
+    checksums.write_table(place / "grown.parquet", with_norms(before, -1.0))
     assert "12 samples" in command(place, *flags)
     table = pq.read_table(place / "grown.parquet")
     known = np.isin(table["index"], before["index"])
     assert known.sum() == 7
-    np.testing.assert_array_equal(table["loss"], np.where(known, -1, whole["loss"]))
-    assert table.drop_columns("loss").equals(whole.drop_columns("loss"))
+    np.testing.assert_array_equal(
+        table["gradient_norm"], np.where(known, -1, whole["gradient_norm"])
+    )
+    assert table.drop_columns("gradient_norm").equals(whole.drop_columns("gradient_norm"))
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "scores"])
@@ -259,10 +261,10 @@ def test_another_format_is_refused_before_the_model_is_called(
     assert not (inside / name).exists()
 
 
-def with_losses(table: pa.Table, loss: float) -> pa.Table:
-    column = table.column_names.index("loss")
-    field = table.schema.field("loss")
-    return table.set_column(column, field, pa.array([loss] * len(table), field.type))
+def with_norms(table: pa.Table, norm: float) -> pa.Table:
+    column = table.column_names.index("gradient_norm")
+    field = table.schema.field("gradient_norm")
+    return table.set_column(column, field, pa.array([norm] * len(table), field.type))
 
 
 def test_two_processes_make_the_table_of_one(place: Path, whole: pa.Table) -> None:
