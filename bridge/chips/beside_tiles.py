@@ -166,6 +166,7 @@ def _tensors(network: nn.Module, name: str) -> set[str]:
 
 
 def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
+    images = images.clone()
     watch.add_input(images)
     with watch:
         network(images)

@@ -351,7 +351,7 @@ def _differentiated(
         calls.append(_Call(name, inputs.detach().clone(), probe))
 
     with torch.enable_grad(), _probed(digital, layers, keep):
-        logits = digital(images)
+        logits = digital(images.clone())
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(
                 "the model must give logits [batch, class] of two classes or more, not "

@@ -218,7 +218,7 @@ def _in_torch(module: nn.Module, example: torch.Tensor) -> _Behaviour:
     inputs = example.clone().requires_grad_(example.is_floating_point())
     with torch.enable_grad():
         try:
-            logits = module(inputs)
+            logits = module(inputs.clone())  # of a leaf nothing may be changed in place
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
