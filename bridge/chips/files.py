@@ -30,6 +30,7 @@ from bridge.chips.behaviour import (
 from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
 from bridge.chips.execution.executable import Executable
+from bridge.chips.original import forget_original
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
 from bridge.chips.programming import Chip
 from bridge.chips.streams import SampleNoise, stream
@@ -117,6 +118,7 @@ def load_chip(
         )
     configuration = rpu_config if profile is None else profile
     analog, _ = convert(model, configuration, layers, seed=header["seed"])
+    forget_original(analog)  # whose weights need not be those of the file
     tiles = named_tiles(analog)
     geometry = _geometry(analog)
     for name in [*header["layers"], *geometry]:

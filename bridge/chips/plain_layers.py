@@ -29,7 +29,8 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-_OF_A_LAYER = {"weight", "bias"}
+_OF_A_LAYER = {"weight", "bias", "_hooks_before", "_digital_kind"}
+_OF_MODULES = set(vars(nn.Module())) - {"training"}
 _OF_AIHWKIT = {  # what its convolutions have and PyTorch's have not
     *("fold_indices", "in_features", "out_features", "input_size", "tensor_view", "use_indexed"),
 }
@@ -223,8 +224,17 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
     vars(new)["_hooks_before"] = (vars(old).get("_hooks_before"), [vars(old)[k] for k in _HOOKS])
     left = _OF_A_LAYER | (_OF_AIHWKIT if hasattr(old, "fold_indices") else set())
     for name, value in vars(old).items():
-        if name not in vars(new) and name not in left and not name.startswith("_"):
+        if name not in vars(new) and name not in left and not _of_pytorch(name):
             vars(new)[name] = value
+
+
+def own_attributes(layer: nn.Module) -> dict[str, Any]:
+    """What a layer holds but for tensors and what every module has."""
+    return {name: value for name, value in vars(layer).items() if not _of_pytorch(name)}
+
+
+def _of_pytorch(name: str) -> bool:
+    return name in _OF_MODULES or (name.startswith("_") and hasattr(nn.Module, name))
 
 
 def refuse_untraceable_hooks(model: nn.Module) -> None:

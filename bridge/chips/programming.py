@@ -74,19 +74,21 @@ class Chip:
             return self.executable(images, indices)
 
     def examine(self, images: torch.Tensor) -> None:
-        """Refuses a network with weights on no tile, or whose samples depend on their batch.
+        """Refuses a network that would not compute on tiles what the model computes.
 
         Called before the first images run, and by `program` if it calibrates; afterwards it costs
-        nothing. A UserWarning names layers on tiles that none of the first images needs.
+        nothing. Until then the chip holds on to the model. A UserWarning names layers on tiles that
+        none of the first images needs.
 
         Args:
           images: what the network takes, `[batch, ...]`.
 
         Raises:
-          ValueError: weights are multiplied with outside of a layer on tiles, or a sample's logits
-            depend on its batch.
+          ValueError: weights are multiplied with outside of a layer on tiles, a sample's logits
+            depend on its batch or on what ran before, or the chip's copy of the network gives
+            other digital logits than the model.
         """
-        if unused := examine(self.analog, self.digital_layers, images, engine=self.engine):
+        if unused := examine(self.analog, self.digital_layers, images, self.engine):
             warnings.warn(
                 f"{some(unused)} on tiles: not called on the first {min(len(images), WATCHED)} "
                 "images; a layer that no image needs, as one for training alone, may be named in "
@@ -205,9 +207,7 @@ def program(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
             images = as_tensor(calibration, "calibration")
-            # Clipped weights, and tiles of the user's own, give other logits.
-            same = chosen.clipping.type == "none" and not named_tiles(model)
-            examine(analog, digital_layers, images, model if same else None, engine)
+            examine(analog, digital_layers, images, engine)
             _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)

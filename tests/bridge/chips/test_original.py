@@ -1,0 +1,237 @@
+"""What a chip's copy of a network loses: what code knows by the original's layers."""
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bridge import PROFILES, Profile, load_chip, predict, program, save_chip
+from bridge.chips import ADC, Clipping
+from tests.chips import noisy
+
+IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NUMBERS = range(8)
+EXACT = [PROFILES["ideal"], noisy("constant", 1e-7), Profile(ADC(22))]
+INEXACT = [PROFILES["wnoise+pcm"], Profile(clipping=Clipping("layer_gaussian", 1.0))]
+
+
+def network() -> Any:
+    made = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 5))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 5
+    return made.eval().requires_grad_(False)
+
+
+MASK = (torch.arange(64) % 2).float()
+
+
+def by_module(masks: Any) -> Callable[..., Any]:
+    def masked() -> nn.Module:
+        made = network()
+        masks[made[1]] = MASK
+        made[1].register_forward_hook(lambda layer, args, out: out * masks.get(layer, 1.0))
+        return made
+
+    return masked
+
+
+def by_number() -> nn.Module:
+    made, masks = network(), {}
+    masks[id(made[1])] = MASK
+    made[1].register_forward_hook(
+        lambda layer, args, out: out * masks[id(layer)] if id(layer) in masks else out
+    )
+    return made
+
+
+def by_module_that_must_be_there() -> nn.Module:
+    made, masks = network(), {}
+    masks[made[1]] = MASK
+    made[1].register_forward_hook(lambda layer, args, out: out * masks[layer])
+    return made
+
+
+LOST: dict[str, Callable[[], nn.Module]] = {
+    "a dictionary": by_module({}),
+    "a weak dictionary": by_module(weakref.WeakKeyDictionary()),
+    "numbers of objects": by_number,
+    "a dictionary that fails": by_module_that_must_be_there,
+}
+
+
+@pytest.mark.parametrize("profile", EXACT + INEXACT)
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_copy_loses_is_refused(name: str, profile: Profile) -> None:
+    message = r"a copy of the model (gives other logits|fails \(KeyError).* let it use self"
+    with pytest.raises(ValueError, match=message):
+        program(LOST[name](), profile, seed=0, calibration=IMAGES)(IMAGES, NUMBERS)
+
+
+class Gained(nn.Module):
+    """Reads an attribute of a layer, by a name with an underscore, if it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.body[1]._gain = 3.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.body(x) * getattr(self.body[1], "_gain", 1.0)
+        return found
+
+
+def with_a_private_mask() -> nn.Module:
+    made = network()
+    made[1]._mask = MASK
+    made[1].register_forward_hook(
+        lambda layer, args, out: out * layer._mask if hasattr(layer, "_mask") else out
+    )
+    return made
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+@pytest.mark.parametrize("make", [Gained, with_a_private_mask])
+def test_private_attributes_of_layers_come_along(
+    make: Callable[[], nn.Module], engine: Any
+) -> None:
+    model = make().eval()
+    with torch.no_grad():
+        expected = model(IMAGES)
+    for profile in EXACT:
+        chip = program(model, profile, seed=0, calibration=IMAGES, engine=engine)
+        torch.testing.assert_close(chip(IMAGES, NUMBERS), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("profile", EXACT + INEXACT)
+def test_copies_that_compute_the_same_are_taken(profile: Profile) -> None:
+    model = network()
+    program(model, profile, seed=0, calibration=IMAGES)(IMAGES, NUMBERS)
+
+
+def changed_weights(model: Any) -> None:
+    model[1].weight.data.mul_(2)
+
+
+def other_weights(model: Any) -> None:
+    model[1].weight = nn.Parameter(torch.zeros(64, 192))
+
+
+def loaded(model: Any) -> None:
+    model.load_state_dict({name: one + 1 for name, one in model.state_dict().items()})
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "weights": changed_weights,
+    "another parameter": other_weights,
+    "a checkpoint": loaded,
+    "training mode": lambda model: model.train(),
+    "a hook": lambda model: model[1].register_forward_hook(lambda layer, args, out: out * 2),
+    "a layer": lambda model: model.append(nn.Softmax(1).eval()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_model_may_change_once_a_chip_is_made_of_it(name: str) -> None:
+    model = network()
+    with torch.no_grad():
+        expected = model(IMAGES)
+    chip = program(model, PROFILES["ideal"], seed=0)
+    CHANGES[name](model)
+    torch.testing.assert_close(chip(IMAGES, NUMBERS), expected)
+
+
+def test_a_chip_lets_go_of_the_model_at_its_first_images() -> None:
+    model = network()
+    gone = weakref.ref(model)
+    chip = program(model, PROFILES["pcm"], seed=0)
+    later = copy.deepcopy(chip.analog), chip.at(60.0)
+    del model
+    gc.collect()
+    assert gone() is not None
+    chip(IMAGES, NUMBERS)
+    gc.collect()
+    assert gone() is None
+    assert later[1](IMAGES, NUMBERS).shape == (8, 5)
+
+
+class Notes(nn.Module):
+    """Counts its passes, and keeps its last features; neither decides anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.features = network(), None
+        self.register_buffer("passes", torch.zeros(1))
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        found: torch.Tensor = self.body(x)
+        self.features = self.last = found
+        return found
+
+
+def test_the_first_images_leave_the_model_as_it_is() -> None:
+    model = Notes().eval()
+    state = {name: one.clone() for name, one in model.state_dict().items()}
+    program(model, PROFILES["wnoise+pcm"], seed=0)(IMAGES, NUMBERS)
+    assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+    assert model.features is None
+    assert model.last is model.get_buffer("last")
+
+
+def test_chips_are_loaded_into_networks_of_other_weights(tmp_path: Any) -> None:
+    chip = program(network(), PROFILES["pcm"], seed=0)
+    save_chip(tmp_path / "chip.safetensors", chip)
+    other = network()
+    changed_weights(other)
+    found = load_chip(tmp_path / "chip.safetensors", other)
+    assert torch.equal(found(IMAGES, NUMBERS), chip(IMAGES, NUMBERS))
+
+
+def test_what_runs_a_chip_is_pickled_without_the_model() -> None:
+    model = network()
+    chip = program(model, PROFILES["pcm"], seed=0)
+    model.more = nn.Linear(1000, 1000)  # which the chip does not have
+    stored = pickle.dumps(chip.executable)
+    assert len(stored) < 1_000_000
+    assert torch.equal(pickle.loads(stored)(IMAGES, NUMBERS), chip.executable(IMAGES, NUMBERS))
+
+
+class Tied(nn.Module):
+    """Attention, a convolution of signals and weight normalisation: other layers on a chip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.attention = (
+            nn.Conv1d(3, 8, 3),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+        )
+        self.fc = nn.utils.parametrizations.weight_norm(nn.Linear(8, 5))
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x.flatten(2)).transpose(1, 2)
+        found: torch.Tensor = self.fc(self.attention(x, x, x)[0].mean(1))
+        return found
+
+
+@pytest.mark.parametrize("profile", [PROFILES["ideal"], *INEXACT])
+def test_layers_of_other_names_on_a_chip_are_compared_too(profile: Profile) -> None:
+    rows = (IMAGES.permute(0, 2, 3, 1).numpy(), np.zeros(8, int))
+    predict(program(Tied(), profile, seed=0), rows)
+    model = Tied()
+    model.fc.register_forward_hook(lambda layer, args, out: out * SCALES.get(layer, 1.0))
+    SCALES[model.fc] = 2.0
+    with pytest.raises(ValueError, match="a copy of the model gives other logits"):
+        predict(program(model, profile, seed=0), rows)
+
+
+SCALES: dict[Any, float] = {}
