@@ -1,13 +1,14 @@
 """Weights that no tile holds: products with a network's parameters beside its layers on tiles."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,11 +19,18 @@ _PRODUCTS = {
     **dict.fromkeys(["mm", "bmm", "mv", "dot", "vdot", "linear", "matmul", "inner"], _BOTH),
     **dict.fromkeys(["convolution", "_convolution", "convolution_overrideable"], _BOTH),
     **dict.fromkeys(["mkldnn_convolution", "mkldnn_linear", "_cdist_forward"], _BOTH),
-    **dict.fromkeys(["_euclidean_dist", "_sparse_mm"], _BOTH),
+    **dict.fromkeys(["_euclidean_dist", "_sparse_mm", "hspmm", "conv_tbc"], _BOTH),
+    **dict.fromkeys(["_linalg_solve_ex", "linalg_solve_triangular", "triangular_solve"], _BOTH),
+    **dict.fromkeys(["cholesky_solve", "linalg_lstsq"], _BOTH),
+    **dict.fromkeys(["linalg_lu_solve", "linalg_ldl_solve", "ormqr"], (0, 2)),
+    **dict.fromkeys(["_embedding_bag", "_embedding_bag_forward_only"], (0, 6)),
     **dict.fromkeys(["_int_mm", "_grouped_mm", "_scaled_mm"], _BOTH),
     **dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv", "addr", "_addmm_activation"], (1, 2)),
+    **dict.fromkeys(["_sparse_addmm", "sspaddmm", "sparse_sampled_addmm"], (1, 2)),
 }
 """Where PyTorch's operations have the factors of a product; elsewhere are biases."""
+_FUNCTIONS = {"cosine_similarity"}
+"""Functions of two factors whose product is lost in the operations that they are made of."""
 _WHOLE = (
     "_trilinear",
     "_native_multi_head_attention",
@@ -168,7 +176,7 @@ def _tensors(network: nn.Module, name: str) -> set[str]:
 def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
     images = images.clone()
     watch.add_input(images)
-    with watch:
+    with watch, _WatchFunctions(watch):
         network(images)
 
 
@@ -255,6 +263,10 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode operations come whole, such as einsum
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         namespace, _, name = str(func._schema.name).partition("::")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         for x in given:
@@ -293,12 +305,16 @@ class _Watch(TorchDispatchMode):
         elif name.startswith("_scaled_dot_product"):
             factors = list(args[:3])  # not the bias that follows
         elif name in _PRODUCTS:
-            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n])]
-        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
-        if any(one.input for one in origins):
-            self.found += [one.parameters for one in origins if _weights_alone(one)]
+            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n : n + 1])]
+        self.see_product(factors)
         if name in _SUMS:
             self.found += [one.terms for one in map(self._origin, given) if one.terms]
+
+    def see_product(self, factors: Iterable[Any]) -> None:
+        """Notes the parameters of a product with what depends on the input."""
+        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
+        if any(one.input for one in origins) and not self._inside():
+            self.found += [one.parameters for one in origins if _weights_alone(one)]
 
     def _origin(self, x: torch.Tensor) -> _Origin:
         return self._origins.get(_address(x), _Origin())
@@ -309,10 +325,25 @@ class _Watch(TorchDispatchMode):
             return
         before = self._origins.get(address, _Origin())
         if address not in self._held:
-            self._held[address] = StorageWeakRef(x.untyped_storage())
+            self._held[address] = StorageWeakRef(_values(x).untyped_storage())
         self._origins[address] = _Origin(
             before.input or origin.input, before.parameters | origin.parameters, origin.terms
         )
+
+
+class _WatchFunctions(TorchFunctionMode):
+    """Sees the functions of `_FUNCTIONS`, by their first two arguments."""
+
+    def __init__(self, watch: _Watch):
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _FUNCTIONS:
+            self._watch.see_product([*args, *(kwargs or {}).values()][:2])
+        return func(*args, **(kwargs or {}))
 
 
 def _weights_alone(origin: _Origin) -> bool:
@@ -335,9 +366,16 @@ def _elements(x: torch.Tensor) -> int:
     return math.prod(n for n, step in zip(x.shape, x.stride(), strict=True) if step)
 
 
+def _values(x: torch.Tensor) -> torch.Tensor:
+    """The tensor, or the values of a sparse one."""
+    if x.layout == torch.sparse_coo:
+        return x._values()
+    return x if x.layout == torch.strided else x.values()
+
+
 def _address(x: torch.Tensor) -> int:
-    """A storage's; 0 for tensors without one, such as sparse ones."""
+    """A storage's; 0 for tensors without one."""
     try:
-        return int(x.untyped_storage()._cdata)
+        return int(_values(x).untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0
