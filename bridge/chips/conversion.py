@@ -22,12 +22,13 @@ from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
 from bridge.chips.original import forget_original, keep_original
 from bridge.chips.plain_layers import (
-    copy_of,
     fold_parametrizations,
     is_mapped,
     refuse_untraceable_hooks,
+    separate_copy_of,
     state_geometry,
     staying_digital,
+    without_compilation,
     without_fast_paths,
 )
 from bridge.chips.profiles import Profile
@@ -74,7 +75,7 @@ def convert(
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
     refuse_untraceable_hooks(model)
-    original, model = model, copy_of(model).cpu()
+    original, model = model, without_compilation(separate_copy_of(model).cpu(), left)
     forget_examination(model)
     forget_original(model)
     if named_tiles(model):

@@ -184,12 +184,12 @@ class _OnTiles(nn.Module):
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        self._layer = (layer,)  # in a tuple, so that it is not found among a network's layers
+        self._chip_layer = (layer,)  # in a tuple, so that it is not found among a network's layers
         self.weight, self.bias = layer.weight, layer.bias
         self.eval()
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self._layer[0].forward(x)
+        return self._chip_layer[0].forward(x)
 
 
 def _asking(

@@ -25,6 +25,7 @@ from bridge.chips.plain_layers import (
     copy_of,
     fold_parametrizations,
     staying_digital,
+    without_compilation,
     without_fast_paths,
 )
 from bridge.chips.prediction import refuse_other_scale
@@ -125,7 +126,7 @@ def weight_moments(
 
     # Flax's layers have plain weights, also beside the tiles.
     left = staying_digital(model, digital_layers if like is None else [])
-    folded = fold_parametrizations(copy_of(model), left)
+    folded = fold_parametrizations(without_compilation(copy_of(model), left), left)
     digital = folded.state_dict()
     on_tiles = with_equivalents(copy_of(folded), left)
     before = on_tiles.state_dict()
@@ -260,7 +261,8 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     left = staying_digital(model, chip.digital_layers)
-    digital = with_equivalents(copy_of(model), left).cpu().requires_grad_(False)
+    copied = without_compilation(copy_of(model), left)
+    digital = with_equivalents(copied, left).cpu().requires_grad_(False)
     without_fast_paths(digital, [digital.get_submodule(name) for name in layers])
     propagated = _Propagation(digital, layers, chip.executable.network)
     layout = Layout(digital)

@@ -1,6 +1,6 @@
 """Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -61,6 +61,56 @@ def copy_of(model: nn.Module) -> nn.Module:
                         "define its __deepcopy__"
                     ) from error
         raise
+
+
+def separate_copy_of(model: nn.Module) -> nn.Module:
+    """A `copy_of` that is to be changed in place.
+
+    Raises:
+      ValueError: besides, a module is its own copy, and so would be changed with it; it is named.
+    """
+    copied = copy_of(model)
+    own = dict(copied.named_modules())
+    for path, module in model.named_modules():
+        if own.get(path) is module and any(True for _ in _tensors(module)):
+            raise ValueError(
+                f"layer {path or 'at the root'} ({type(module).__name__}) is its own copy, by its "
+                "__deepcopy__, so that a chip of the model would put tiles into the model itself: "
+                "let its __deepcopy__ make another module, or leave it out"
+            )
+    return copied
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def without_compilation(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
+    """Puts layers that `torch.compile` wraps one by one in the place of their wrappers; in place.
+
+    Layers within compiled blocks are found without.
+
+    Args:
+      model: a copy of the user's.
+      left: whether the layer at a path stays digital.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for path, module in model.named_modules():
+        inner: Any = getattr(module, "_orig_mod", None)
+        if (
+            not _is_compiled(module)
+            or left(path)
+            or left(f"{path}._orig_mod")
+            or list(inner.children())
+        ):
+            continue
+        made[module] = inner
+    return put_in_place(model, made)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule"  # the import of which takes seconds
 
 
 def _is_copied(value: Any, computed: dict[int, Any]) -> bool:
@@ -224,7 +274,8 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
     vars(new)["_hooks_before"] = (vars(old).get("_hooks_before"), [vars(old)[k] for k in _HOOKS])
     left = _OF_A_LAYER | (_OF_AIHWKIT if hasattr(old, "fold_indices") else set())
     for name, value in vars(old).items():
-        if name not in vars(new) and name not in left and not _of_pytorch(name):
+        taken = name in vars(new) or name in new._modules
+        if not taken and name not in left and not _of_pytorch(name):
             vars(new)[name] = value
 
 
@@ -240,12 +291,20 @@ def _of_pytorch(name: str) -> bool:
 def refuse_untraceable_hooks(model: nn.Module) -> None:
     """Refuses forward hooks that hold on to the network, as a copy's would to the original's.
 
+    And those of what `torch.compile` makes of a layer, which a copy is without.
+
     Raises:
       ValueError: such a hook; its layer is named.
     """
     modules = set(model.modules())
     for name, module in model.named_modules():
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            if getattr(module, kind) and _is_compiled(module):
+                raise ValueError(
+                    f"a forward hook of layer {name or 'at the root'} is on what torch.compile "
+                    "made of it, and a copy of that is without hooks: register it on the layer "
+                    "before it is compiled, or on its _orig_mod"
+                )
             for hook in getattr(module, kind).values():
                 if any(one in modules for one in _held(hook)):
                     raise ValueError(

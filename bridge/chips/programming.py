@@ -285,10 +285,21 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
 
 
 def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
-    """Has the tiles give contiguous outputs where the network's code needs them."""
+    """Has the tiles give contiguous outputs where the network's code needs them.
+
+    Without converters: one that is not calibrated yet gives NaN, which code may not take.
+    """
+    settings = [tile.rpu_config.forward for tile in named_tiles(analog).values()]
+    before = [one.is_perfect for one in settings]
     quiet = stream(seed, "layout")
-    with torch.inference_mode(), quiet, refused_layout(images), refused_access():
-        Layout(analog)(analog, images[:1])
+    try:
+        for one in settings:
+            one.is_perfect = True
+        with torch.inference_mode(), quiet, refused_layout(images), refused_access():
+            Layout(analog)(analog, images[:1])
+    finally:
+        for one, perfect in zip(settings, before, strict=True):
+            one.is_perfect = perfect
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from bridge import PROFILES, Profile, load_chip, predict, program, save_chip
-from bridge.chips import ADC, Clipping
+from bridge.chips import ADC, Clipping, layer_report, output_noise, weight_moments
+from bridge.chips.tiles import named_layers
 from tests.chips import noisy
 
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -235,3 +236,117 @@ def test_layers_of_other_names_on_a_chip_are_compared_too(profile: Profile) -> N
 
 
 SCALES: dict[Any, float] = {}
+
+
+NAMES = [
+    *("name", "noise", "convolution", "layer", "tiles", "kernels", "out_size", "variance_weight"),
+    *("images", "output_variances", "scale", "seed", "_chip", "_layer"),
+]
+
+
+@pytest.mark.parametrize("where", ["conv", "fc"])
+@pytest.mark.parametrize("name", NAMES)
+def test_attributes_of_any_name_stay_the_user_s(name: str, where: str) -> None:
+    model: Any = Named()
+    layer = model.get_submodule(where)
+    setattr(layer, name, "stem")
+    layer.register_forward_hook(
+        lambda layer, args, out: out * 2 if getattr(layer, name, "") == "stem" else out
+    )
+    with torch.no_grad():
+        expected = model(IMAGES)
+    for profile in (*EXACT, noisy("pcm_read", 1e-7)):
+        chip = program(model, profile, seed=0, calibration=IMAGES)
+        torch.testing.assert_close(chip(IMAGES, NUMBERS), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["analog_module", "input_size"])
+def test_attributes_with_names_of_aihwkit_s_are_refused_where_they_matter(name: str) -> None:
+    model: Any = Named()
+    setattr(model.conv, name, "stem")
+    model.conv.register_forward_hook(
+        lambda layer, args, out: out * 2 if getattr(layer, name, "") == "stem" else out
+    )
+    with pytest.raises(ValueError, match="a copy of the model gives other logits"):
+        program(model, PROFILES["wnoise"], seed=0)(IMAGES, NUMBERS)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.fc(self.conv(x).relu().mean((2, 3)))
+        return found
+
+
+class Frozen(nn.Sequential):
+    """Shared by all copies of a network."""
+
+    def __deepcopy__(self, memo: dict) -> "Frozen":
+        return self
+
+
+@pytest.mark.parametrize("profile", [PROFILES["pcm"], Profile(ADC())])
+def test_models_that_are_their_own_copy_are_refused(profile: Profile) -> None:
+    body = Frozen(nn.Flatten(), nn.Linear(192, 64), nn.ReLU())
+    model = nn.Sequential(body, nn.Linear(64, 5)).eval()
+    expected = model(IMAGES)
+    with pytest.raises(
+        ValueError, match=r"layer 0 \(Frozen\) is its own copy, by its __deepcopy__"
+    ):
+        program(model, profile, seed=0, calibration=IMAGES)
+    assert torch.equal(model(IMAGES), expected)
+    model[0] = nn.Sequential(*body, Frozen(nn.ReLU()))  # without weights it may be shared
+    program(model.eval(), profile, seed=0, calibration=IMAGES)(IMAGES, NUMBERS)
+
+
+def test_layers_that_are_compiled_one_by_one_are_taken() -> None:
+    plain, model = Named(), Named()
+    for one in (plain, model):
+        one.conv.register_forward_hook(lambda layer, args, out: out + 1)
+    model.conv = torch.compile(model.conv, backend="eager")
+    for profile in (*EXACT, *INEXACT):
+        there, here = (
+            program(one.eval(), profile, seed=0, calibration=IMAGES) for one in (plain, model)
+        )
+        assert torch.equal(there(IMAGES, NUMBERS), here(IMAGES, NUMBERS))
+    for name in ("conv", "conv._orig_mod"):
+        chip = program(model, PROFILES["pcm"], seed=0, digital_layers=[name])
+        assert list(named_layers(chip.analog)) == ["fc"]
+        chip(IMAGES, NUMBERS)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_what_compile_made_of_a_layer_are_refused(register: str) -> None:
+    model = Named()
+    model.conv = torch.compile(model.conv, backend="eager")
+    getattr(model.conv, register)(lambda *args: None)
+    with pytest.raises(
+        ValueError, match=r"hook of layer conv is on what torch.compile .* _orig_mod"
+    ):
+        program(model.eval(), PROFILES["pcm"], seed=0)
+
+
+def test_tables_of_layers_that_are_compiled_one_by_one(tmp_path: Any) -> None:
+    plain, model = Named(), Named()
+    model.conv = torch.compile(model.conv, backend="eager")
+    model.eval()
+    rows = (IMAGES.permute(0, 2, 3, 1).numpy(), np.zeros(8, int))
+    chip = program(model, PROFILES["pcm"], seed=0)
+    expected = layer_report(program(plain, PROFILES["pcm"], seed=0), plain, IMAGES)
+    assert layer_report(chip, model, IMAGES).equals(expected)
+    for one in (model, plain):
+        save_chip(tmp_path / "chip.safetensors", chip)
+        assert torch.equal(
+            load_chip(tmp_path / "chip.safetensors", one)(IMAGES, NUMBERS), chip(IMAGES, NUMBERS)
+        )
+    noise = [output_noise(one, Profile(ADC(range=20.0)), rows) for one in (model, plain)]
+    assert noise[0].equals(noise[1])
+    there, here = (weight_moments(one, PROFILES["pcm"], chips=2) for one in (plain, model))
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[name].variance, here[name].variance) for name in there)
