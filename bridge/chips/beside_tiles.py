@@ -153,7 +153,9 @@ def refuse_weights_beside_tiles(
             f"{'layer' if len(read) == 1 else f'{len(read)} layers:'} {some(read)} would be on "
             "tiles but a forward pass does not call it, and computes with its weights or with "
             "others in their place: call it in the network's code as a module, self.fc(x) and not "
-            f"self.fc.forward(x), or name it, digital_layers=[{names}]"
+            "self.fc.forward(x), by an nn.ModuleList and not a plain list; compile the whole "
+            "network, torch.compile(model), and not self.forward = torch.compile(self.forward); or "
+            f"name it, digital_layers=[{names}]"
         )
     if any(_UNLISTED in names for names in watch.found):
         raise ValueError(

@@ -161,7 +161,7 @@ def refused_access() -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"the network fails on tiles ({type(error).__name__}: {error}): of a layer on tiles "
             "its weight, its bias and its settings can be read, no more, and it is called with its "

@@ -108,7 +108,8 @@ def refused_layout(images: torch.Tensor, ran: int = 0) -> Iterator[None]:
             raise ValueError(
                 f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
                 f"{images.shape[3]} pixels ({error}): give images of the size that it was made "
-                "for, arrays as [batch, height, width, channel]"
+                "for, arrays as [batch, height, width, channel], and reset state that it keeps of "
+                "an earlier batch"
             ) from error
         raise ValueError(
             f"the network fails on inputs {images.dtype} of shape {tuple(images.shape[1:])} "

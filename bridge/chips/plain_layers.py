@@ -53,13 +53,20 @@ def copy_of(model: nn.Module) -> nn.Module:
     except Exception as error:  # as many as there are kinds of attributes
         for path, module in model.named_modules():
             for name, value in vars(module).items():
-                if name != "_modules" and not _is_copied(value, computed):
-                    place = f"{path}.{name}".lstrip(".")
+                if name == "_modules" or _is_copied(value, computed):
+                    continue
+                if name in _OF_MODULES and name.endswith("hooks"):
                     raise ValueError(
-                        f"{place} of the model, a {type(value).__name__}, cannot be copied, and a "
-                        f"chip has a copy of the network ({error}): set it to None before, or "
-                        "define its __deepcopy__"
+                        f"a hook of layer {path or 'at the root'} holds on to what cannot be "
+                        f"copied, and a chip has a copy of the network ({error}): remove it "
+                        "before, handle.remove(), or register a plain function"
                     ) from error
+                place = f"{path}.{name}".lstrip(".")
+                raise ValueError(
+                    f"{place} of the model, a {type(value).__name__}, cannot be copied, and a "
+                    f"chip has a copy of the network ({error}): set it to None before, or "
+                    "define its __deepcopy__"
+                ) from error
         raise
 
 

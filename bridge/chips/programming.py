@@ -35,6 +35,9 @@ from jaxcurv.progress import progress
 class Chip:
     """A programmed chip at one time.
 
+    It runs a copy of the network as it was when the chip was made: hooks that are registered later,
+    on the model or on `analog`, do not run on the engine "fast". Register them on the model before.
+
     Attributes:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
       executable: what to run.

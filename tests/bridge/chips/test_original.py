@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -350,3 +351,73 @@ def test_tables_of_layers_that_are_compiled_one_by_one(tmp_path: Any) -> None:
     there, here = (weight_moments(one, PROFILES["pcm"], chips=2) for one in (plain, model))
     assert there.keys() == here.keys()
     assert all(torch.equal(there[name].variance, here[name].variance) for name in there)
+
+
+class Writer:
+    """Collects features, as what writes logs does."""
+
+    def __init__(self) -> None:
+        self.lock, self.seen = Lock(), list[float]()
+
+    def note(self, layer: nn.Module, args: tuple, out: torch.Tensor) -> None:
+        self.seen.append(float(out.mean()))
+
+
+def test_hooks_that_cannot_be_copied_are_told_with_the_cure() -> None:
+    model = Named()
+    handle = model.conv.register_forward_hook(Writer().note)
+    with pytest.raises(ValueError, match=r"a hook of layer conv holds .* handle\.remove\(\)"):
+        program(model, PROFILES["pcm"], seed=0)
+    handle.remove()
+    program(model, PROFILES["pcm"], seed=0)
+
+
+class InAPlainList(Named):
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = [self.conv, self.fc]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.order[1](self.order[0](x).relu().mean((2, 3)))
+        return found
+
+
+class CompilesItsForward(Named):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = torch.compile(self.forward, backend="eager")  # type: ignore[method-assign]
+
+
+class ReadsItsState(Named):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.fc.state_dict()["weight"].ndim
+
+
+@pytest.mark.parametrize("kind", [InAPlainList, CompilesItsForward])
+def test_layers_that_are_called_by_other_ways_are_told_with_the_cure(kind: Any) -> None:
+    message = r"does not call it.*nn\.ModuleList.*torch\.compile\(model\)"
+    for profile in (PROFILES["pcm"], Profile(ADC())):
+        with pytest.raises(ValueError, match=message):
+            program(kind(), profile, seed=0, calibration=IMAGES).examine(IMAGES)
+
+
+def test_code_that_reads_the_state_of_a_layer_is_told_so() -> None:
+    with pytest.raises(ValueError, match=r"fails on tiles \(KeyError: 'weight'\).* can be read"):
+        program(ReadsItsState(), Profile(ADC()), seed=0, calibration=IMAGES)
+
+
+def test_state_of_an_earlier_batch_is_told_of() -> None:
+    class Sums(Named):
+        total: Any = 0.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.total = self.total + super().forward(x)
+            return self.total
+
+    model = Sums()
+    model(IMAGES.repeat(2, 1, 1, 1))
+    with pytest.raises(ValueError, match="reset state that it keeps of an earlier batch"):
+        predict(program(model, PROFILES["pcm"], seed=0), (ROWS, np.zeros(8, int)))
+
+
+ROWS = IMAGES.permute(0, 2, 3, 1).numpy()
