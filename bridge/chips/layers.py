@@ -73,8 +73,8 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.
-    left = staying_digital(model, chip.digital_layers)
-    plain = with_equivalents(without_compilation(copy_of(model), left), left)
+    stays = staying_digital(model, chip.digital_layers)
+    plain = with_equivalents(without_compilation(copy_of(model), stays), stays)
     digital = Executable(plain.cpu(), chip.executable.noise, one_by_one=False)
     without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)

@@ -79,7 +79,7 @@ def separate_copy_of(model: nn.Module) -> nn.Module:
     copied = copy_of(model)
     own = dict(copied.named_modules())
     for path, module in model.named_modules():
-        if own.get(path) is module and any(True for _ in _tensors(module)):
+        if any(True for _ in _tensors(module)) and own.get(path) is module:
             raise ValueError(
                 f"layer {path or 'at the root'} ({type(module).__name__}) is its own copy, by its "
                 "__deepcopy__, so that a chip of the model would put tiles into the model itself: "

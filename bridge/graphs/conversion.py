@@ -105,11 +105,22 @@ def to_jax(
         logits_fn: LogitsFn = (
             _OfAnyBatch(graph)
             if graph.batch == (None, None)
-            else _BySize(copy.deepcopy(module), example[:1].clone(), [graph])
+            else _BySize(_copy_of(module), example[:1].clone(), [graph])
         )
         _require_same(_in_jax(logits_fn, params, example, theirs.logits.shape), theirs)
         shown.update()
     return logits_fn, params
+
+
+def _copy_of(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that has kept what a forward pass computed."""
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, computed)
 
 
 def graph_of(

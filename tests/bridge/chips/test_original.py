@@ -421,3 +421,18 @@ def test_state_of_an_earlier_batch_is_told_of() -> None:
 
 
 ROWS = IMAGES.permute(0, 2, 3, 1).numpy()
+
+
+class InBfloat16(Tied):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_networks_that_compute_in_bfloat16_are_taken(seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = InBfloat16()
+    for profile in (PROFILES["ideal"], *INEXACT):
+        program(model, profile, seed=0).examine(IMAGES)

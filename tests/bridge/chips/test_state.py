@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, Profile, Router, predict, program
+from bridge import PROFILES, Profile, Router, predict, program, to_jax
 from bridge.chips import ADC
 from tests.chips import noisy
 
@@ -135,6 +135,27 @@ def test_a_router_refuses_a_digital_model_that_keeps_state() -> None:
     chip = program(seeded(Remembers()), PROFILES["ideal"], seed=0)
     with pytest.raises(ValueError, match="the digital model keeps state"):
         Router(seeded(Recurrent()), chip, threshold=-np.inf)(IMAGES)
+
+
+def test_networks_that_keep_state_are_not_brought_to_jax() -> None:
+    with pytest.raises(ValueError, match=r"logits in JAX differ.* not the same function at each"):
+        to_jax(seeded(Recurrent()), IMAGES[:4])
+
+
+class KeepsFeatures(Spiking):
+    """Keeps what decides nothing, and asks for the size of its batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.conv(x).flatten(1)[: len(x)]
+        found: torch.Tensor = self.fc(self.seen.view(len(x), 8, -1).mean(2))
+        return found
+
+
+def test_networks_that_keep_features_are_brought_to_jax() -> None:
+    model = seeded(KeepsFeatures())
+    function, params = to_jax(model, IMAGES[:4])
+    found = np.asarray(function(params, IMAGES[:3]))
+    np.testing.assert_allclose(found, model(TENSOR[:3]).detach(), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:layer cell .recurrent.")
