@@ -56,6 +56,8 @@ class _Origin(NamedTuple):
     input: bool = False
     parameters: frozenset[str] = frozenset()
     terms: frozenset[str] = frozenset()
+    same: frozenset[int] = frozenset()
+    """Axes of those terms, from the last, along which what depends on the input is the same."""
 
 
 def refuse_weights_beside_tiles(
@@ -280,15 +282,16 @@ class _Watch(TorchDispatchMode):
             self._see(namespace, name, args, given)
         outputs = func(*args, **kwargs)
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
-        terms: frozenset[str] = frozenset()
+        terms, same = frozenset[str](), frozenset[int]()
         if name in _KEEPS_TERMS:
             terms = frozenset().union(*(one.terms for one in origins))
         elif name in ("mul", "mul_") and made and not self._inside():
-            terms = _outer(given, origins, made[0])
+            terms, same = _outer(given, origins, made[0])
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
             terms,
+            same,
         )
         written = [
             x
@@ -310,7 +313,9 @@ class _Watch(TorchDispatchMode):
             factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n : n + 1])]
         self.see_product(factors)
         if name in _SUMS:
-            self.found += [one.terms for one in map(self._origin, given) if one.terms]
+            origin, summed = self._origin(given[0]), _summed_axes(args)
+            if origin.terms and not summed <= origin.same:  # else parameters alone are summed
+                self.found.append(origin.terms)
 
     def see_product(self, factors: Iterable[Any]) -> None:
         """Notes the parameters of a product with what depends on the input."""
@@ -329,7 +334,10 @@ class _Watch(TorchDispatchMode):
         if address not in self._held:
             self._held[address] = StorageWeakRef(_values(x).untyped_storage())
         self._origins[address] = _Origin(
-            before.input or origin.input, before.parameters | origin.parameters, origin.terms
+            before.input or origin.input,
+            before.parameters | origin.parameters,
+            origin.terms,
+            origin.same,
         )
 
 
@@ -352,13 +360,34 @@ def _weights_alone(origin: _Origin) -> bool:
     return bool(origin.parameters) and not origin.input
 
 
-def _outer(given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor) -> frozenset[str]:
-    """Parameters of a product that has more elements than what depends on the input."""
-    if not any(
-        one.input and made.numel() > _elements(x) for x, one in zip(given, origins, strict=True)
-    ):
-        return frozenset()
-    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one)))
+def _outer(
+    given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor
+) -> tuple[frozenset[str], frozenset[int]]:
+    """Parameters of a product that has more elements than what depends on the input.
+
+    And the axes, from the last, along which that is the same.
+    """
+    inputs = [x for x, one in zip(given, origins, strict=True) if one.input]
+    if not any(made.numel() > _elements(x) for x in inputs):
+        return frozenset(), frozenset()
+    same = frozenset(
+        axis for axis in range(-made.ndim, 0) if all(_is_same_along(axis, x) for x in inputs)
+    )
+    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one))), same
+
+
+def _is_same_along(axis: int, x: torch.Tensor) -> bool:
+    if -axis > x.ndim or x.shape[axis] == 1:
+        return True
+    return x.layout == torch.strided and x.stride(axis) == 0
+
+
+def _summed_axes(args: Any) -> frozenset[int]:
+    """The axes of a sum or mean, from the last."""
+    axes: Sequence[int] = range(args[0].ndim)
+    if len(args) > 1 and args[1]:
+        axes = [args[1]] if isinstance(args[1], int) else args[1]
+    return frozenset(axis - args[0].ndim if axis >= 0 else axis for axis in axes)
 
 
 def _elements(x: torch.Tensor) -> int:

@@ -18,7 +18,7 @@ from bridge.analysis.intervals import wilson_interval
 from bridge.checks import require_seed
 from bridge.chips.equivalents import with_equivalents
 from bridge.chips.evaluation import require_eval
-from bridge.chips.examination import refused_access
+from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.plain_layers import (
@@ -65,11 +65,12 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
       and for snr_db where it runs on other samples than digitally, as behind a router.
 
     Raises:
-      ValueError: malformed images, non-finite outputs, or a model that is in training mode, on
-        tiles, or not the one that was programmed.
+      ValueError: malformed images, non-finite outputs, a model that is in training mode, on
+        tiles, or not the one that was programmed, or what `Chip.examine` refuses.
     """
     images = as_tensor(images, "images")
     _refuse_unsuitable(model)
+    examine(chip.analog, chip.digital_layers, images, chip.engine)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.

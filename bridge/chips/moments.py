@@ -18,6 +18,7 @@ from torch import nn
 
 from bridge.checks import require_seed
 from bridge.chips.equivalents import by_own_names, join_tied, with_equivalents
+from bridge.chips.examination import examine
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
@@ -245,7 +246,7 @@ def output_noise(
 
     Raises:
       ValueError: a model that is on tiles already, malformed samples, images of another scale than
-        the calibration's, non-finite margins, or what `program` refuses.
+        the calibration's, non-finite margins, or what `program` and `Chip.examine` refuse.
     """
     source = as_source(source, keys=keys)
     _refuse_tiles(model)
@@ -275,6 +276,7 @@ def output_noise(
                 refuse_other_scale(images, numbers, chip.largest_pixel)
             batch = as_batch(images, torch.device("cpu"))
             if not indices:
+                examine(chip.analog, chip.digital_layers, batch, chip.engine)
                 with torch.no_grad(), refused_layout(batch):
                     layout(digital, batch[:2])
             if layout.contiguous:

@@ -133,6 +133,38 @@ def test_honest_networks_in_inference_mode_are_taken(name: str, kind: type[Parts
     chip.examine(TENSOR)
 
 
+GATES: dict[str, Forward] = {
+    "mean": lambda n, x: n.fc((features(n, x)[:, None] * n.w[:4]).mean(1)),
+    "sum of an expanded view": lambda n, x: n.fc(
+        (features(n, x)[:, None].expand(-1, 4, -1) * n.w[:4]).sum(-2)
+    ),
+    "one for each class": lambda n, x: (n.fc(features(n, x))[..., None] * n.w[:4]).mean(-1),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_sums_of_parameters_alone_are_scales(name: str) -> None:
+    chip = program(Parts(GATES[name]), PROFILES["wnoise"], seed=0, digital_layers=["table"])
+    chip.examine(TENSOR)
+
+
+SUMS: dict[str, Forward] = {
+    "both": lambda n, x: n.fc(
+        features(n, x) + (features(n, x)[:, None] * n.w).mean((1, 2))[:, None]
+    ),
+    "all": lambda n, x: n.fc(features(n, x)) + (features(n, x)[:, None] * n.w).sum((1, 2))[:, None],
+    "turned": lambda n, x: n.fc((features(n, x)[:, None] * n.w).mT.sum(1)),
+    "from the left": lambda n, x: n.fc((n.w * features(n, x)[:, None]).mean(-1)),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_over_features_are_products(name: str) -> None:
+    chip = program(Parts(SUMS[name]), PROFILES["wnoise"], seed=0, digital_layers=["table"])
+    with pytest.raises(ValueError, match="multiplies with w outside of a layer"):
+        chip.examine(TENSOR)
+
+
 def test_rows_of_a_table_are_no_product() -> None:
     def looked_up(n: Any, x: torch.Tensor) -> torch.Tensor:
         ids = (x.flatten(1)[:, :4] > 0).long()

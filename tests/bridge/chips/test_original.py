@@ -77,6 +77,17 @@ def test_what_a_copy_loses_is_refused(name: str, profile: Profile) -> None:
         program(LOST[name](), profile, seed=0, calibration=IMAGES)(IMAGES, NUMBERS)
 
 
+@pytest.mark.parametrize("name", ["a dictionary", "numbers of objects"])
+def test_reports_refuse_what_a_copy_loses(name: str) -> None:
+    profile = Profile(ADC(range=20.0))
+    message = "a copy of the model gives other logits"
+    model = LOST[name]()
+    with pytest.raises(ValueError, match=message):
+        layer_report(program(model, profile, seed=0), model, IMAGES)
+    with pytest.raises(ValueError, match=message):
+        output_noise(model, profile, (IMAGES.permute(0, 2, 3, 1).numpy(), np.zeros(8, int)))
+
+
 class Gained(nn.Module):
     """Reads an attribute of a layer, by a name with an underscore, if it is there."""
 
