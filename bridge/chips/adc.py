@@ -160,7 +160,7 @@ def _observe(
         with torch.inference_mode(), progress(len(images), description, side=True) as shown:
             for chunk in images.split(_CHUNK):
                 with refused_layout(chunk):
-                    found = analog(chunk)
+                    found = analog(chunk.clone())
                 require_rows(found, chunk)
                 shown.update(len(chunk))
     finally:

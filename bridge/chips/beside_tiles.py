@@ -1,13 +1,14 @@
 """Weights that no tile holds: products with a network's parameters beside its layers on tiles."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,11 +19,18 @@ _PRODUCTS = {
     **dict.fromkeys(["mm", "bmm", "mv", "dot", "vdot", "linear", "matmul", "inner"], _BOTH),
     **dict.fromkeys(["convolution", "_convolution", "convolution_overrideable"], _BOTH),
     **dict.fromkeys(["mkldnn_convolution", "mkldnn_linear", "_cdist_forward"], _BOTH),
-    **dict.fromkeys(["_euclidean_dist", "_sparse_mm"], _BOTH),
+    **dict.fromkeys(["_euclidean_dist", "_sparse_mm", "hspmm", "conv_tbc"], _BOTH),
+    **dict.fromkeys(["_linalg_solve_ex", "linalg_solve_triangular", "triangular_solve"], _BOTH),
+    **dict.fromkeys(["cholesky_solve", "linalg_lstsq"], _BOTH),
+    **dict.fromkeys(["linalg_lu_solve", "linalg_ldl_solve", "ormqr"], (0, 2)),
+    **dict.fromkeys(["_embedding_bag", "_embedding_bag_forward_only"], (0, 6)),
     **dict.fromkeys(["_int_mm", "_grouped_mm", "_scaled_mm"], _BOTH),
     **dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv", "addr", "_addmm_activation"], (1, 2)),
+    **dict.fromkeys(["_sparse_addmm", "sspaddmm", "sparse_sampled_addmm"], (1, 2)),
 }
 """Where PyTorch's operations have the factors of a product; elsewhere are biases."""
+_FUNCTIONS = {"cosine_similarity"}
+"""Functions of two factors whose product is lost in the operations that they are made of."""
 _WHOLE = (
     "_trilinear",
     "_native_multi_head_attention",
@@ -48,6 +56,8 @@ class _Origin(NamedTuple):
     input: bool = False
     parameters: frozenset[str] = frozenset()
     terms: frozenset[str] = frozenset()
+    same: frozenset[int] = frozenset()
+    """Axes of those terms, from the last, along which what depends on the input is the same."""
 
 
 def refuse_weights_beside_tiles(
@@ -145,7 +155,9 @@ def refuse_weights_beside_tiles(
             f"{'layer' if len(read) == 1 else f'{len(read)} layers:'} {some(read)} would be on "
             "tiles but a forward pass does not call it, and computes with its weights or with "
             "others in their place: call it in the network's code as a module, self.fc(x) and not "
-            f"self.fc.forward(x), or name it, digital_layers=[{names}]"
+            "self.fc.forward(x), by an nn.ModuleList and not a plain list; compile the whole "
+            "network, torch.compile(model), and not self.forward = torch.compile(self.forward); or "
+            f"name it, digital_layers=[{names}]"
         )
     if any(_UNLISTED in names for names in watch.found):
         raise ValueError(
@@ -166,8 +178,9 @@ def _tensors(network: nn.Module, name: str) -> set[str]:
 
 
 def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
+    images = images.clone()
     watch.add_input(images)
-    with watch:
+    with watch, _WatchFunctions(watch):
         network(images)
 
 
@@ -254,6 +267,10 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode operations come whole, such as einsum
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         namespace, _, name = str(func._schema.name).partition("::")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         for x in given:
@@ -265,15 +282,16 @@ class _Watch(TorchDispatchMode):
             self._see(namespace, name, args, given)
         outputs = func(*args, **kwargs)
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
-        terms: frozenset[str] = frozenset()
+        terms, same = frozenset[str](), frozenset[int]()
         if name in _KEEPS_TERMS:
             terms = frozenset().union(*(one.terms for one in origins))
         elif name in ("mul", "mul_") and made and not self._inside():
-            terms = _outer(given, origins, made[0])
+            terms, same = _outer(given, origins, made[0])
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
             terms,
+            same,
         )
         written = [
             x
@@ -292,12 +310,18 @@ class _Watch(TorchDispatchMode):
         elif name.startswith("_scaled_dot_product"):
             factors = list(args[:3])  # not the bias that follows
         elif name in _PRODUCTS:
-            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n])]
-        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
-        if any(one.input for one in origins):
-            self.found += [one.parameters for one in origins if _weights_alone(one)]
+            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n : n + 1])]
+        self.see_product(factors)
         if name in _SUMS:
-            self.found += [one.terms for one in map(self._origin, given) if one.terms]
+            origin, summed = self._origin(given[0]), _summed_axes(args)
+            if origin.terms and not summed <= origin.same:  # else parameters alone are summed
+                self.found.append(origin.terms)
+
+    def see_product(self, factors: Iterable[Any]) -> None:
+        """Notes the parameters of a product with what depends on the input."""
+        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
+        if any(one.input for one in origins) and not self._inside():
+            self.found += [one.parameters for one in origins if _weights_alone(one)]
 
     def _origin(self, x: torch.Tensor) -> _Origin:
         return self._origins.get(_address(x), _Origin())
@@ -308,23 +332,62 @@ class _Watch(TorchDispatchMode):
             return
         before = self._origins.get(address, _Origin())
         if address not in self._held:
-            self._held[address] = StorageWeakRef(x.untyped_storage())
+            self._held[address] = StorageWeakRef(_values(x).untyped_storage())
         self._origins[address] = _Origin(
-            before.input or origin.input, before.parameters | origin.parameters, origin.terms
+            before.input or origin.input,
+            before.parameters | origin.parameters,
+            origin.terms,
+            origin.same,
         )
+
+
+class _WatchFunctions(TorchFunctionMode):
+    """Sees the functions of `_FUNCTIONS`, by their first two arguments."""
+
+    def __init__(self, watch: _Watch):
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _FUNCTIONS:
+            self._watch.see_product([*args, *(kwargs or {}).values()][:2])
+        return func(*args, **(kwargs or {}))
 
 
 def _weights_alone(origin: _Origin) -> bool:
     return bool(origin.parameters) and not origin.input
 
 
-def _outer(given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor) -> frozenset[str]:
-    """Parameters of a product that has more elements than what depends on the input."""
-    if not any(
-        one.input and made.numel() > _elements(x) for x, one in zip(given, origins, strict=True)
-    ):
-        return frozenset()
-    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one)))
+def _outer(
+    given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor
+) -> tuple[frozenset[str], frozenset[int]]:
+    """Parameters of a product that has more elements than what depends on the input.
+
+    And the axes, from the last, along which that is the same.
+    """
+    inputs = [x for x, one in zip(given, origins, strict=True) if one.input]
+    if not any(made.numel() > _elements(x) for x in inputs):
+        return frozenset(), frozenset()
+    same = frozenset(
+        axis for axis in range(-made.ndim, 0) if all(_is_same_along(axis, x) for x in inputs)
+    )
+    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one))), same
+
+
+def _is_same_along(axis: int, x: torch.Tensor) -> bool:
+    if -axis > x.ndim or x.shape[axis] == 1:
+        return True
+    return x.layout == torch.strided and x.stride(axis) == 0
+
+
+def _summed_axes(args: Any) -> frozenset[int]:
+    """The axes of a sum or mean, from the last."""
+    axes: Sequence[int] = range(args[0].ndim)
+    if len(args) > 1 and args[1]:
+        axes = [args[1]] if isinstance(args[1], int) else args[1]
+    return frozenset(axis - args[0].ndim if axis >= 0 else axis for axis in axes)
 
 
 def _elements(x: torch.Tensor) -> int:
@@ -334,9 +397,16 @@ def _elements(x: torch.Tensor) -> int:
     return math.prod(n for n, step in zip(x.shape, x.stride(), strict=True) if step)
 
 
+def _values(x: torch.Tensor) -> torch.Tensor:
+    """The tensor, or the values of a sparse one."""
+    if x.layout == torch.sparse_coo:
+        return x._values()
+    return x if x.layout == torch.strided else x.values()
+
+
 def _address(x: torch.Tensor) -> int:
-    """A storage's; 0 for tensors without one, such as sparse ones."""
+    """A storage's; 0 for tensors without one."""
     try:
-        return int(x.untyped_storage()._cdata)
+        return int(_values(x).untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0

@@ -20,13 +20,15 @@ from bridge.chips.equivalents import join_tied, paths_of_equivalents, with_equiv
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import forget_examination
 from bridge.chips.mappable import refuse_unmappable, refuse_unreadable
+from bridge.chips.original import forget_original, keep_original
 from bridge.chips.plain_layers import (
-    copy_of,
     fold_parametrizations,
     is_mapped,
     refuse_untraceable_hooks,
+    separate_copy_of,
     state_geometry,
     staying_digital,
+    without_compilation,
     without_fast_paths,
 )
 from bridge.chips.profiles import Profile
@@ -73,8 +75,9 @@ def convert(
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
     refuse_untraceable_hooks(model)
-    model = copy_of(model).cpu()
+    original, model = model, without_compilation(separate_copy_of(model).cpu(), left)
     forget_examination(model)
+    forget_original(model)
     if named_tiles(model):
         blocks = [name for name in digital_layers if name not in parameters]
         analog = _reconfigure(model, profile, blocks, left)
@@ -92,6 +95,11 @@ def convert(
         refuse_unmappable(model, left)
         state_geometry(model, left)
         join_tied(model, left)
+        targets = {
+            name: layer.get_parameter("weight").detach()
+            for name, layer in model.named_modules()
+            if is_mapped(layer) and not left(name)
+        }
         config = rpu_config(profile) if isinstance(profile, Profile) else profile
         if not isinstance(config, InferenceRPUConfig):
             raise ValueError(
@@ -103,6 +111,7 @@ def convert(
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
             analog = _convert_to_analog(model, config, left)
         remember_digital_products(analog, kept)
+        keep_original(analog, original, targets)
     analog.eval().requires_grad_(False)
     without_fast_paths(analog, named_layers(analog).values())
     if isinstance(profile, Profile):

@@ -12,7 +12,13 @@ from torch import nn
 from bridge.chips.configuration import TILE_SIZE
 from bridge.chips.digital_products import digital_products
 from bridge.chips.equivalents import with_equivalents
-from bridge.chips.plain_layers import copy_of, fold_parametrizations, is_mapped, staying_digital
+from bridge.chips.plain_layers import (
+    copy_of,
+    fold_parametrizations,
+    is_mapped,
+    staying_digital,
+    without_compilation,
+)
 from bridge.chips.tiles import named_tiles
 from bridge.graphs.conversion import graph_of
 from bridge.graphs.products import Product, products
@@ -52,7 +58,8 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     left = staying_digital(model, digital_layers)
     reasons = digital_products(model, left)
     on_chip = staying_digital(model, [*digital_layers, *reasons])
-    plain = fold_parametrizations(with_equivalents(copy_of(model), on_chip), on_chip)
+    copied = without_compilation(copy_of(model), on_chip)
+    plain = fold_parametrizations(with_equivalents(copied, on_chip), on_chip)
     left = staying_digital(plain, digital_layers)
     with progress(1, f"products of {type(model).__name__}", "network", side=True) as shown:
         graph, params, example = graph_of(plain, images)

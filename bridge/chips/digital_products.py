@@ -113,7 +113,7 @@ def _share(network: nn.Module, paths: list[str], images: torch.Tensor) -> float:
         warnings.filterwarnings("ignore", "TF32 acceleration")  # of which the flags are said too
         # As the products that they are made of: recurrent layers, and attention.
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-            network(images)
+            network(images.clone())
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     total = counts.get("Global", 0)
     root = type(network).__name__

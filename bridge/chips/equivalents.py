@@ -8,7 +8,13 @@ from torch import nn
 
 from bridge.chips.attention import PlainAttention
 from bridge.chips.flat_convolutions import SignalConvolution, VolumeConvolution
-from bridge.chips.plain_layers import is_mapped, kind_of, put_in_place, settle_weights
+from bridge.chips.plain_layers import (
+    is_mapped,
+    kind_of,
+    own_attributes,
+    put_in_place,
+    settle_weights,
+)
 from bridge.chips.telling import warn_once
 
 _Moments = TypeVar("_Moments", bound=tuple[torch.Tensor, ...])
@@ -106,10 +112,14 @@ def join_tied(model: nn.Module, left: Callable[[str], bool]) -> None:
 
 def _alike(layer: nn.Module, other: nn.Module) -> bool:
     """Whether two layers of one weight compute the same and carry no hooks."""
-    own = [{n: v for n, v in vars(one).items() if not n.startswith("_")} for one in (layer, other)]
+    own = [own_attributes(one) for one in (layer, other)]
     hooked = any(one._forward_hooks or one._forward_pre_hooks for one in (layer, other))
     same_bias = getattr(layer, "bias", None) is getattr(other, "bias", None)
-    return type(layer) is type(other) and own[0] == own[1] and same_bias and not hooked
+    try:
+        same = own[0] == own[1]
+    except RuntimeError:  # two tensors
+        same = False
+    return type(layer) is type(other) and same and same_bias and not hooked
 
 
 def by_own_names(model: nn.Module, tensors: Mapping[str, _Moments]) -> dict[str, _Moments]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bridge.chips.streams import stream
 
 _COMPARED = 64  # images, among which another length of padding is looked for
+_ROUNDING = 1e-4  # of the largest logit
+_STATE = 1e-5  # of the largest logit, by which one batch may differ from itself
+_Logits = Callable[[list[torch.Tensor]], torch.Tensor]
+_ELSEWHERE = (
+    "{} gives one image different logits in another place, batch or call, by {:.2g} (active "
+    "dropout or other noise, or use of the batch's size?): let it treat each sample by itself and "
+    "always alike; noise of AIHWKit's tiles belongs to samples on a chip, "
+    "bridge.program(network, None, seed=0)"
+)
 
 
 def require_eval(network: nn.Module, what: str) -> None:
@@ -44,23 +54,26 @@ def require_independent(
     beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest,
     or 3e-5 where their padding is of other lengths;
     another place, batch size or random state no more than rounding does, which a change of the
-    input by some units in the last place measures. Not seen: coupling that needs more than four
-    samples or vanishes at these, and that of a network which runs on batches of one size only.
+    input by some units in the last place measures. A network that fails on batches of four or two
+    runs on all the images, twice, the second time in the opposite order. So state is seen that
+    stays from one pass to the next. Not seen: coupling that needs more samples than these or
+    vanishes at them.
 
     Args:
       run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
-      images: `[batch, ...]`; the first one and one that differs from it, in its padding where
-        some do, are looked at.
+      images: `[batch, ...]`, a batch that the network takes; the first one and one that differs
+        from it, in its padding where some do, are looked at.
 
     Raises:
       ValueError: it does.
     """
-    one = images[:1]
-    other = first_that_differs(images)
+    rows = list(images.split(1))
+    one, other = rows[0], first_that_differs(images)
     if other is None:
         flipped = one.flip(-1)
         halved = one / 2 if one.is_floating_point() else one // 2  # of token ids
         other = halved if torch.equal(flipped, one) else flipped
+        rows[1:] = [*rows[1:-1], other] if len(rows) > 1 else []
 
     def logits(rows: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
         with stream(seed, "samples", device=images.device):
@@ -69,37 +82,95 @@ def require_independent(
             raise _NoOutputs
         return found.float()
 
+    beside: float | None = None
     try:
         mixed = logits([one, other, other, other])
         alone = [logits(4 * [x]) for x in (one, other)]
-        pair = logits(2 * [one], seed=1)
-        largest = max(float(x.abs().max()) for x in (mixed, *alone, pair))
+        largest = max(float(x.abs().max()) for x in (mixed, *alone))
         if not math.isfinite(largest):
             return  # which is told of the sample itself
         beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
         beside = max(beside, _beside_far(logits, one, other, alone))
-        elsewhere = float((torch.cat([alone[0], pair]) - pair[0]).abs().max())
-        rounding = 1e-4 * largest
-        if elsewhere > rounding and one.is_floating_point():
-            nearly = 2 * [one * (1 + 8 * torch.finfo(one.dtype).eps)]
-            rounding = max(rounding, 10 * float((logits(nearly, seed=1) - pair).abs().max()))
     except Exception:
-        return  # it fails on all images, which is told of these, or on batches of these sizes
+        pass  # it fails on all images, or on batches of four
+    if beside is None:
+        _require_order(logits, rows, what)
+        return
     # A sum over a longer padding, correctly masked, is rounded otherwise.
     length = bool(_padding_apart(torch.cat([one, other])).any())
     if beside > (3e-5 if length else 1e-6) * largest:
+        _refuse_state(logits, [one, other, other, other], what)
         raise ValueError(
             f"{what} mixes the samples of a batch: a sample's logits change by {beside:.2g} with "
             "the other images (batch statistics, or an operation along the batch axis, such as "
             "attention without batch_first=True?): let it treat each sample by itself"
         )
-    if elsewhere > rounding:
+    try:
+        pair = logits(2 * [one], seed=1)
+    except Exception:
+        _require_order(logits, rows, what)
+        return
+    elsewhere = float((torch.cat([alone[0], pair]) - pair[0]).abs().max())
+    if elsewhere > _ROUNDING * largest:
+        _refuse_state(logits, 2 * [one], what)
+        if elsewhere > _rounding(partial(logits, seed=1), 2 * [one], pair):
+            raise ValueError(_ELSEWHERE.format(what, elsewhere))
+
+
+def _require_order(logits: _Logits, rows: list[torch.Tensor], what: str) -> None:
+    """Refuses a network by a batch of a size that it takes, and the same in the opposite order."""
+    try:
+        first, again = logits(rows), logits(rows[::-1]).flip(0)
+    except Exception:
+        return  # it fails on all images, which is told of these
+    if not first.isfinite().all() or not again.isfinite().all():
+        return
+    off = float((first - again).abs().max())
+    if off > _ROUNDING * float(first.abs().max()):
+        _refuse_state(logits, rows, what)
+        if off > _rounding(logits, rows, first):
+            raise ValueError(_ELSEWHERE.format(what, off))
+
+
+def _refuse_state(logits: _Logits, rows: list[torch.Tensor], what: str) -> None:
+    """Refuses a network in which the same batch has other logits in a second pass, or any the same.
+
+    The random state is the same in each pass.
+    """
+    try:
+        first, again, alike = logits(rows), logits(rows), logits(len(rows) * rows[:1])
+    except Exception:
+        return
+    off, largest = float((first - again).abs().max()), float(first.abs().max())
+    remembered = (
+        torch.equal(again, alike)
+        and not torch.equal(alike, alike[:1].expand_as(alike))
+        and any(not torch.equal(row, rows[0]) for row in rows)
+    )
+    if off > _STATE * largest or remembered:
+        how = f"the same batch has other logits when it runs again, by {off:.2g} of {largest:.2g}"
         raise ValueError(
-            f"{what} gives one image different logits in another place, batch or call, by "
-            f"{elsewhere:.2g} (active dropout or other noise, or use of the batch's size?): let it "
-            "treat each sample by itself and always alike; noise of AIHWKit's tiles belongs to "
-            "samples on a chip, bridge.program(network, None, seed=0)"
+            f"{what} keeps state from one forward pass to the next: "
+            f"{'another batch has the logits of the first' if remembered else how} (a membrane "
+            "potential, a hidden state, features that it remembers?): reset the state at the start "
+            "of forward, so that every batch begins alike"
         )
+
+
+def _rounding(logits: _Logits, rows: list[torch.Tensor], found: torch.Tensor) -> float:
+    """How far rounding may change logits: as ten times some units in the last place of the input.
+
+    At least 1e-4 of the largest.
+    """
+    least = _ROUNDING * float(found.abs().max())
+    if not rows[0].is_floating_point():
+        return least
+    step = 1 + 8 * torch.finfo(rows[0].dtype).eps
+    try:
+        nudged = logits([row * step for row in rows])
+    except Exception:
+        return math.inf
+    return max(least, 10 * float((nudged - found).abs().max()))
 
 
 def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
@@ -130,7 +201,7 @@ def _padding_apart(images: torch.Tensor) -> torch.Tensor:
 
 
 def _beside_far(
-    logits: Callable[[list[torch.Tensor]], torch.Tensor],
+    logits: _Logits,
     one: torch.Tensor,
     other: torch.Tensor,
     alone: list[torch.Tensor],

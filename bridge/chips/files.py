@@ -33,6 +33,7 @@ from bridge.chips.conversion import convert
 from bridge.chips.execution.changes import remember_tiles
 from bridge.chips.execution.executable import Executable
 from bridge.chips.mappable import is_mask, with_values
+from bridge.chips.original import forget_original
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
 from bridge.chips.programming import Chip, outside_inference_mode
 from bridge.chips.streams import SampleNoise, stream
@@ -132,6 +133,7 @@ def _load(
         )
     configuration = rpu_config if profile is None else profile
     analog, _ = convert(with_values(model), configuration, layers, seed=header["seed"])
+    forget_original(analog)  # whose weights need not be those of the file
     tiles = named_tiles(analog)
     geometry = _geometry(analog)
     for name in [*header["layers"], *geometry]:

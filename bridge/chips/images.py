@@ -87,8 +87,12 @@ def _is_input(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
-def refused_layout(images: torch.Tensor) -> Iterator[None]:
+def refused_layout(images: torch.Tensor, ran: int = 0) -> Iterator[None]:
     """Within it a network runs on images, or other inputs, in torch's layout.
+
+    Args:
+      images: `[batch, ...]`.
+      ran: how many the network has run on at once before; 0 for none yet.
 
     Raises:
       ValueError: in place of PyTorch's RuntimeError, or an IndexError, for images that do not fit
@@ -99,11 +103,18 @@ def refused_layout(images: torch.Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:
+        if ran and len(images) != ran:
+            raise ValueError(
+                f"the network fails on a batch of {len(images)} and ran on one of {ran} ({error}): "
+                "let it take batches of any size, or choose a batch_size that leaves no smaller "
+                "one"
+            ) from error
         if images.ndim == 4:
             raise ValueError(
                 f"the network fails on images of {images.shape[1]} channels, {images.shape[2]} by "
                 f"{images.shape[3]} pixels ({error}): give images of the size that it was made "
-                "for, arrays as [batch, height, width, channel]"
+                "for, arrays as [batch, height, width, channel], and reset state that it keeps of "
+                "an earlier batch"
             ) from error
         raise ValueError(
             f"the network fails on inputs {images.dtype} of shape {tuple(images.shape[1:])} "

@@ -18,10 +18,15 @@ from bridge.analysis.intervals import wilson_interval
 from bridge.checks import require_seed
 from bridge.chips.equivalents import with_equivalents
 from bridge.chips.evaluation import require_eval
-from bridge.chips.examination import refused_access
+from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
-from bridge.chips.plain_layers import copy_of, staying_digital, without_fast_paths
+from bridge.chips.plain_layers import (
+    copy_of,
+    staying_digital,
+    without_compilation,
+    without_fast_paths,
+)
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import Chip, clipped_share, program
@@ -61,15 +66,18 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
 
     Raises:
       ValueError: malformed images, non-finite outputs, a model that is in training mode, on
-        tiles, or not the one that was programmed, or a chip that was changed since it was made.
+        tiles, or not the one that was programmed, a chip that was changed since it was made, or
+        what `Chip.examine` refuses.
     """
     chip.refuse_changed()
     images = as_tensor(images, "images")
     _refuse_unsuitable(model)
+    examine(chip.analog, chip.digital_layers, images, chip.engine)
     placed = {name: placed_tiles(layer) for name, layer in named_layers(chip.analog).items()}
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.
-    plain = with_equivalents(copy_of(model), staying_digital(model, chip.digital_layers))
+    stays = staying_digital(model, chip.digital_layers)
+    plain = with_equivalents(without_compilation(copy_of(model), stays), stays)
     digital = Executable(plain.cpu(), chip.executable.noise, one_by_one=False)
     without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)

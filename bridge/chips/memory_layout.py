@@ -16,6 +16,8 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 class Layout:
     """Runs a network on images as they lie, or contiguous from the first time that it needs it.
 
+    Always on a copy: a network may normalise its input in place.
+
     Args:
       network: its convolutions on AIHWKit's tiles give contiguous outputs from then on.
     """
@@ -30,15 +32,15 @@ class Layout:
           RuntimeError: that of `run` on the images as they lie, where it fails either way.
         """
         if self.contiguous:
-            return run(contiguous(images))
+            return run(_contiguous_copy(images))
         try:
-            return run(images)
+            return run(images.clone())
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             contiguous_outputs(self.network)
             try:
-                found = run(contiguous(images))
+                found = run(_contiguous_copy(images))
             except RuntimeError:
                 raise error from None
         self.contiguous = True
@@ -50,6 +52,10 @@ def contiguous(x: torch.Tensor) -> torch.Tensor:
     lengths = [max(length, 1) for length in x.shape]
     strides = tuple(math.prod(lengths[axis + 1 :]) for axis in range(x.ndim))
     return x if x.stride() == strides else x.clone(memory_format=torch.contiguous_format)
+
+
+def _contiguous_copy(images: torch.Tensor) -> torch.Tensor:
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def contiguous_outputs(network: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from bridge.checks import require_seed
 from bridge.chips.equivalents import by_own_names, join_tied, with_equivalents
+from bridge.chips.examination import examine
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
@@ -25,6 +26,7 @@ from bridge.chips.plain_layers import (
     copy_of,
     fold_parametrizations,
     staying_digital,
+    without_compilation,
     without_fast_paths,
 )
 from bridge.chips.prediction import refuse_other_scale
@@ -125,7 +127,7 @@ def weight_moments(
 
     # Flax's layers have plain weights, also beside the tiles.
     left = staying_digital(model, digital_layers if like is None else [])
-    folded = fold_parametrizations(copy_of(model), left)
+    folded = fold_parametrizations(without_compilation(copy_of(model), left), left)
     digital = folded.state_dict()
     on_tiles = with_equivalents(copy_of(folded), left)
     before = on_tiles.state_dict()
@@ -244,7 +246,7 @@ def output_noise(
 
     Raises:
       ValueError: a model that is on tiles already, malformed samples, images of another scale than
-        the calibration's, non-finite margins, or what `program` refuses.
+        the calibration's, non-finite margins, or what `program` and `Chip.examine` refuse.
     """
     source = as_source(source, keys=keys)
     _refuse_tiles(model)
@@ -260,7 +262,8 @@ def output_noise(
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     left = staying_digital(model, chip.digital_layers)
-    digital = with_equivalents(copy_of(model), left).cpu().requires_grad_(False)
+    copied = without_compilation(copy_of(model), left)
+    digital = with_equivalents(copied, left).cpu().requires_grad_(False)
     without_fast_paths(digital, [digital.get_submodule(name) for name in layers])
     propagated = _Propagation(digital, layers, chip.executable.network)
     layout = Layout(digital)
@@ -273,6 +276,7 @@ def output_noise(
                 refuse_other_scale(images, numbers, chip.largest_pixel)
             batch = as_batch(images, torch.device("cpu"))
             if not indices:
+                examine(chip.analog, chip.digital_layers, batch, chip.engine)
                 with torch.no_grad(), refused_layout(batch):
                     layout(digital, batch[:2])
             if layout.contiguous:
@@ -351,7 +355,7 @@ def _differentiated(
         calls.append(_Call(name, inputs.detach().clone(), probe))
 
     with torch.enable_grad(), _probed(digital, layers, keep):
-        logits = digital(images)
+        logits = digital(images.clone())
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(
                 "the model must give logits [batch, class] of two classes or more, not "

@@ -1,6 +1,6 @@
 """Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -29,7 +29,8 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-_OF_A_LAYER = {"weight", "bias"}
+_OF_A_LAYER = {"weight", "bias", "_hooks_before", "_digital_kind"}
+_OF_MODULES = set(vars(nn.Module())) - {"training"}
 _OF_AIHWKIT = {  # what its convolutions have and PyTorch's have not
     *("fold_indices", "in_features", "out_features", "input_size", "tensor_view", "use_indexed"),
 }
@@ -52,14 +53,71 @@ def copy_of(model: nn.Module) -> nn.Module:
     except Exception as error:  # as many as there are kinds of attributes
         for path, module in model.named_modules():
             for name, value in vars(module).items():
-                if name != "_modules" and not _is_copied(value, computed):
-                    place = f"{path}.{name}".lstrip(".")
+                if name == "_modules" or _is_copied(value, computed):
+                    continue
+                if name in _OF_MODULES and name.endswith("hooks"):
                     raise ValueError(
-                        f"{place} of the model, a {type(value).__name__}, cannot be copied, and a "
-                        f"chip has a copy of the network ({error}): set it to None before, or "
-                        "define its __deepcopy__"
+                        f"a hook of layer {path or 'at the root'} holds on to what cannot be "
+                        f"copied, and a chip has a copy of the network ({error}): remove it "
+                        "before, handle.remove(), or register a plain function"
                     ) from error
+                place = f"{path}.{name}".lstrip(".")
+                raise ValueError(
+                    f"{place} of the model, a {type(value).__name__}, cannot be copied, and a "
+                    f"chip has a copy of the network ({error}): set it to None before, or "
+                    "define its __deepcopy__"
+                ) from error
         raise
+
+
+def separate_copy_of(model: nn.Module) -> nn.Module:
+    """A `copy_of` that is to be changed in place.
+
+    Raises:
+      ValueError: besides, a module is its own copy, and so would be changed with it; it is named.
+    """
+    copied = copy_of(model)
+    own = dict(copied.named_modules())
+    for path, module in model.named_modules():
+        if any(True for _ in _tensors(module)) and own.get(path) is module:
+            raise ValueError(
+                f"layer {path or 'at the root'} ({type(module).__name__}) is its own copy, by its "
+                "__deepcopy__, so that a chip of the model would put tiles into the model itself: "
+                "let its __deepcopy__ make another module, or leave it out"
+            )
+    return copied
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def without_compilation(model: nn.Module, left: Callable[[str], bool]) -> nn.Module:
+    """Puts layers that `torch.compile` wraps one by one in the place of their wrappers; in place.
+
+    Layers within compiled blocks are found without.
+
+    Args:
+      model: a copy of the user's.
+      left: whether the layer at a path stays digital.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for path, module in model.named_modules():
+        inner: Any = getattr(module, "_orig_mod", None)
+        if (
+            not _is_compiled(module)
+            or left(path)
+            or left(f"{path}._orig_mod")
+            or list(inner.children())
+        ):
+            continue
+        made[module] = inner
+    return put_in_place(model, made)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule"  # the import of which takes seconds
 
 
 def _is_copied(value: Any, computed: dict[int, Any]) -> bool:
@@ -223,12 +281,24 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
     vars(new)["_hooks_before"] = (vars(old).get("_hooks_before"), [vars(old)[k] for k in _HOOKS])
     left = _OF_A_LAYER | (_OF_AIHWKIT if hasattr(old, "fold_indices") else set())
     for name, value in vars(old).items():
-        if name not in vars(new) and name not in left and not name.startswith("_"):
+        taken = name in vars(new) or name in new._modules
+        if not taken and name not in left and not _of_pytorch(name):
             vars(new)[name] = value
+
+
+def own_attributes(layer: nn.Module) -> dict[str, Any]:
+    """What a layer holds but for tensors and what every module has."""
+    return {name: value for name, value in vars(layer).items() if not _of_pytorch(name)}
+
+
+def _of_pytorch(name: str) -> bool:
+    return name in _OF_MODULES or (name.startswith("_") and hasattr(nn.Module, name))
 
 
 def refuse_untraceable_hooks(model: nn.Module) -> None:
     """Refuses forward hooks that hold on to the network, as a copy's would to the original's.
+
+    And those of what `torch.compile` makes of a layer, which a copy is without.
 
     Raises:
       ValueError: such a hook; its layer is named.
@@ -236,6 +306,12 @@ def refuse_untraceable_hooks(model: nn.Module) -> None:
     modules = set(model.modules())
     for name, module in model.named_modules():
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            if getattr(module, kind) and _is_compiled(module):
+                raise ValueError(
+                    f"a forward hook of layer {name or 'at the root'} is on what torch.compile "
+                    "made of it, and a copy of that is without hooks: register it on the layer "
+                    "before it is compiled, or on its _orig_mod"
+                )
             for hook in getattr(module, kind).values():
                 if any(one in modules for one in _held(hook)):
                     raise ValueError(

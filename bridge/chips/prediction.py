@@ -174,7 +174,7 @@ def _run(
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = as_batch(images, device)
-            with refused_layout(batch):
+            with refused_layout(batch, len(seen[0]) if seen else 0):
                 if isinstance(chip, Chip):
                     chip.examine(batch)
                     with refused_access():

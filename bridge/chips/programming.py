@@ -37,9 +37,12 @@ from jaxcurv.progress import progress
 class Chip:
     """A programmed chip at one time.
 
+    It is made of a copy of the model as it was: hooks that are registered on the model later do not
+    run.
+
     Attributes:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
-        What is changed in it, such as the statistics of a BatchNorm layer, runs only once
+        What is changed in it, such as the statistics of a BatchNorm layer or a hook, runs only once
         `chip = chip.on(chip.engine)` has made the executable anew: until then the chip is refused.
         At another time tiles hold what was programmed, so that `at` refuses those that were set
         to something else.
@@ -84,20 +87,23 @@ class Chip:
             return self.executable(images, indices)
 
     def examine(self, images: torch.Tensor) -> None:
-        """Refuses a network with weights on no tile, or whose samples depend on their batch.
+        """Refuses a network that would not compute on tiles what the model computes.
 
         Called before the first images run, and by `program` if it calibrates; afterwards it costs
-        nothing. A UserWarning names layers on tiles that none of the first images needs.
+        nothing. Until then the chip holds on to the model. A UserWarning names layers on tiles that
+        none of the first images needs.
 
         Args:
           images: what the network takes, `[batch, ...]`.
 
         Raises:
           ValueError: weights are multiplied with outside of a layer on tiles, a sample's logits
-            depend on its batch, or `analog` was changed since the executable was made of it.
+            depend on its batch or on what ran before, the chip's copy of the network gives other
+            digital logits than the model, or `analog` was changed since the executable was made
+            of it.
         """
         self._refuse_stale()
-        if unused := examine(self.analog, self.digital_layers, images, engine=self.engine):
+        if unused := examine(self.analog, self.digital_layers, images, self.engine):
             warnings.warn(
                 f"{some(unused)} on tiles: not called on the first {min(len(images), WATCHED)} "
                 "images; a layer that no image needs, as one for training alone, may be named in "
@@ -303,9 +309,7 @@ def _program(
                     "a calibrated ADC range needs calibration images; pass calibration="
                 )
             images = as_tensor(calibration, "calibration")
-            # Clipped weights, and tiles of the user's own, give other logits.
-            same = chosen.clipping.type == "none" and not named_tiles(model)
-            examine(analog, digital_layers, images, model if same else None, engine)
+            examine(analog, digital_layers, images, engine)
             _fit_layout(analog, images, seed)
             largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)
@@ -389,10 +393,21 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
 
 
 def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
-    """Has the tiles give contiguous outputs where the network's code needs them."""
+    """Has the tiles give contiguous outputs where the network's code needs them.
+
+    Without converters: one that is not calibrated yet gives NaN, which code may not take.
+    """
+    settings = [tile.rpu_config.forward for tile in named_tiles(analog).values()]
+    before = [one.is_perfect for one in settings]
     quiet = stream(seed, "layout")
-    with torch.inference_mode(), quiet, refused_layout(images), refused_access():
-        Layout(analog)(analog, images[:1])
+    try:
+        for one in settings:
+            one.is_perfect = True
+        with torch.inference_mode(), quiet, refused_layout(images), refused_access():
+            Layout(analog)(analog, images[:1])
+    finally:
+        for one, perfect in zip(settings, before, strict=True):
+            one.is_perfect = perfect
 
 
 def _refuse_own_draws(

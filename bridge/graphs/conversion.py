@@ -106,11 +106,22 @@ def to_jax(
         logits_fn: LogitsFn = (
             _OfAnyBatch(graph)
             if graph.batch == (None, None)
-            else _BySize(copy.deepcopy(module), example[:1].clone(), [graph])
+            else _BySize(_copy_of(module), example[:1].clone(), [graph])
         )
         _require_same(_in_jax(logits_fn, params, example, theirs.logits.shape), theirs)
         shown.update()
     return logits_fn, params
+
+
+def _copy_of(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that has kept what a forward pass computed."""
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, computed)
 
 
 def graph_of(
@@ -219,7 +230,7 @@ def _in_torch(module: nn.Module, example: torch.Tensor) -> _Behaviour:
     inputs = example.clone().requires_grad_(example.is_floating_point())
     with torch.enable_grad():
         try:
-            logits = module(inputs)
+            logits = module(inputs.clone())  # of a leaf nothing may be changed in place
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

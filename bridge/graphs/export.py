@@ -4,7 +4,7 @@ import logging
 import math
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from itertools import pairwise
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 
 from bridge.graphs.graph import Argument, Constant, Graph, Node, Ref
 from bridge.graphs.operators import OPERATORS
@@ -100,7 +100,7 @@ def export(module: nn.Module, images: torch.Tensor) -> Graph:
         image=image,
         tensors=tuple(tensors),
         constants=tuple(constants),
-        output=Ref(_returned(output, module)),
+        output=Ref(_returned(output, signature.output_specs, module)),
         batch=_range_of(program, image),
     )
 
@@ -221,10 +221,16 @@ def _constant(value: torch.Tensor) -> Constant:
     return Constant.of(array)
 
 
-def _returned(output: torch.fx.Node, module: nn.Module) -> str:
+def _returned(output: torch.fx.Node, specs: Sequence[OutputSpec], module: nn.Module) -> str:
+    """The name of what a module returns; what it makes of its input in place is given besides."""
     kind = type(module).__name__
-    values = output.args[0]
-    assert isinstance(values, tuple | list)
+    given = output.args[0]
+    assert isinstance(given, tuple | list)
+    values = [
+        value
+        for value, spec in zip(given, specs, strict=True)
+        if spec.kind != OutputKind.USER_INPUT_MUTATION
+    ]
     if len(values) != 1:
         raise ValueError(
             f"{kind} returns {len(values)} values: wrap it in a module that returns its logits "

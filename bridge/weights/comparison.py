@@ -221,11 +221,12 @@ def _evaluated(model: nnx.Module) -> nnx.Module:
 
 
 def _placed(images: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
-    """Images where the module's weights are, in their precision."""
+    """A copy of images where the module's weights are, in their precision."""
     weights = next(module.parameters(), None)
     if weights is None:
-        return images
-    return images.to(weights.device, weights.dtype if images.is_floating_point() else None)
+        return images.clone()
+    dtype = weights.dtype if images.is_floating_point() else None
+    return images.to(weights.device, dtype, copy=True)
 
 
 def _layouts(images: Any) -> tuple[np.ndarray, torch.Tensor]:

@@ -252,7 +252,7 @@ def _logits(network: nn.Module, images: np.ndarray, factory: str) -> np.ndarray:
     batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     try:
         with torch.no_grad():
-            logits = network(batch)
+            logits = network(batch.clone())  # which it may change in place
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ValueError(
             f"the network of {factory} fails on images of {height}x{width} pixels and {channels} "

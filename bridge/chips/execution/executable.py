@@ -78,7 +78,7 @@ class Executable(nn.Module):
 
     def _together(self, indices: Sequence[int], images: torch.Tensor) -> torch.Tensor:
         self.noise.begin(list(indices))
-        found: torch.Tensor = self.network(images)
+        found: torch.Tensor = self.network(images.clone())  # which it may change in place
         return found
 
     def _apart(self, indices: Sequence[int], images: torch.Tensor) -> torch.Tensor:

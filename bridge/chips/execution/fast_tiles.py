@@ -279,6 +279,10 @@ class _Tile(nn.Module):
         return torch.where(largest > 0, largest, 1.0)
 
 
+# These layers take the attributes of those in whose place they are, so that their own have names
+# that no one else gives.
+
+
 class _TiledLayer(nn.Module):
     """Tile by tile; the partial sums are added in digital."""
 
@@ -286,18 +290,18 @@ class _TiledLayer(nn.Module):
 
     def __init__(self, tiles: list[_Tile], bias: torch.Tensor | None):
         super().__init__()
-        self.tiles = nn.ModuleList(tiles)
-        self.out_size = max(tile.rows.stop for tile in tiles)
+        self._chip_tiles = nn.ModuleList(tiles)
+        self._chip_outputs = max(tile.rows.stop for tile in tiles)
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 3:
             return self.forward(x[None])[0]  # one image, as PyTorch's own layers take it
         total: torch.Tensor | None = None
-        for tile in cast(Iterable[_Tile], self.tiles):
+        for tile in cast(Iterable[_Tile], self._chip_tiles):
             outputs, factor = tile(x)
             if total is None:
-                shape = (len(outputs), self.out_size, *outputs.shape[2:])
+                shape = (len(outputs), self._chip_outputs, *outputs.shape[2:])
                 total = torch.empty(shape, device=x.device, memory_format=_memory_format(outputs))
             if tile.first:
                 torch.mul(outputs, factor, out=total[:, tile.rows])
@@ -306,9 +310,9 @@ class _TiledLayer(nn.Module):
         assert total is not None
         return total if self.bias is None else total.add_(self.bias[:, None, None])
 
-    def output_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+    def _chip_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
         """Outputs and the variance of their errors, which broadcasts to them; tile by tile."""
-        tiles = cast(Iterable[_Tile], self.tiles)
+        tiles = cast(Iterable[_Tile], self._chip_tiles)
         return [(tile.rows, tile.output_variance(x)) for tile in tiles]
 
 
@@ -318,17 +322,17 @@ class _NoisyLayer(nn.Module):
     The tiles' noises are independent, so that their sum is one Gaussian of the sum of variances.
     """
 
-    kernels: torch.Tensor
+    _chip_kernels: torch.Tensor
     bias: torch.Tensor | None
-    variance_weight: torch.Tensor | None
+    _chip_variance_weight: torch.Tensor | None
 
     def __init__(self, tiles: list[_Tile], layer: AnalogLayer, name: str):
         super().__init__()
-        self.tiles, self.name = nn.ModuleList(tiles), name
-        self.convolution, self.noise = tiles[0].convolution, tiles[0].noise
+        self._chip_tiles, self._chip_name = nn.ModuleList(tiles), name
+        self._chip_convolution, self._chip_noise = tiles[0].convolution, tiles[0].noise
         weight = effective_weight(layer)
-        shape = (len(weight), -1, *self.convolution.kernel)
-        self.register_buffer("kernels", weight.view(shape))
+        shape = (len(weight), -1, *self._chip_convolution.kernel)
+        self.register_buffer("_chip_kernels", weight.view(shape))
         self.register_buffer("bias", layer_bias(layer))
         variance_weight = None
         if all(tile.variance_weight is not None for tile in tiles):
@@ -340,23 +344,23 @@ class _NoisyLayer(nn.Module):
                     unit * placed.tile.tile.get_weights().abs()
                 )
             variance_weight = variance_weight.view(shape)
-        self.register_buffer("variance_weight", variance_weight)
+        self.register_buffer("_chip_variance_weight", variance_weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 3:
             return self.forward(x[None])[0]
-        outputs = self.convolution(x, self.kernels)
-        normals = sample_normals(self.noise, self.name, outputs)
-        for rows, variance in self.output_variances(x):
+        outputs = self._chip_convolution(x, self._chip_kernels)
+        normals = sample_normals(self._chip_noise, self._chip_name, outputs)
+        for rows, variance in self._chip_variances(x):
             outputs[:, rows].addcmul_(normals[:, rows], _spread(variance))
         return outputs if self.bias is None else outputs.add_(self.bias[:, None, None])
 
-    def output_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+    def _chip_variances(self, x: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
         """Outputs and the variance of their noise, which broadcasts to them."""
-        if self.variance_weight is not None:
-            return [(slice(None), self.convolution(x.square(), self.variance_weight))]
+        if self._chip_variance_weight is not None:
+            return [(slice(None), self._chip_convolution(x.square(), self._chip_variance_weight))]
         found: dict[tuple[int, int], torch.Tensor] = {}
-        for tile in cast(Iterable[_Tile], self.tiles):
+        for tile in cast(Iterable[_Tile], self._chip_tiles):
             rows = (tile.rows.start, tile.rows.stop)
             variance = tile.scale**2 * tile.noise_variance(x)
             found[rows] = found[rows] + variance if rows in found else variance
@@ -370,20 +374,20 @@ class _AsConvolution(nn.Module):
 
     def __init__(self, layer: nn.Module, bias: torch.Tensor | None):
         super().__init__()
-        self.layer = layer
+        self._chip_layer = layer
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:  # rows that a router sends to no expert
             return x.new_zeros(*x.shape[:-1], len(self.weight))
-        outputs = self.layer(self.images(x)).permute(0, 2, 3, 1)
+        outputs = self._chip_layer(_as_images(x)).permute(0, 2, 3, 1)
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1]).contiguous()
 
-    @staticmethod
-    def images(x: torch.Tensor) -> torch.Tensor:
-        """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`; or one `[feature]`."""
-        batch = len(x) if x.ndim > 1 else 1
-        return x.reshape(batch, math.prod(x.shape[1:-1]), 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+def _as_images(x: torch.Tensor) -> torch.Tensor:
+    """Features `[batch, ..., feature]` as `[batch, feature, height, 1]`; or one `[feature]`."""
+    batch = len(x) if x.ndim > 1 else 1
+    return x.reshape(batch, math.prod(x.shape[1:-1]), 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -400,12 +404,12 @@ def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tenso
       float64 `[batch]`; zeros for a layer that is without.
     """
     if isinstance(layer, _AsConvolution):
-        return propagated_variance(layer.layer, layer.images(x), layer.images(gradient))
+        return propagated_variance(layer._chip_layer, _as_images(x), _as_images(gradient))
     if x.ndim == 3:
         x, gradient = x[None], gradient[None]
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if isinstance(layer, _TiledLayer | _NoisyLayer):
-        for rows, variance in layer.output_variances(x):
+        for rows, variance in layer._chip_variances(x):
             # A fast convolution may give less than 0 for a 0.
             terms = gradient[:, rows].square() * variance.clamp(min=0.0)
             total += terms.sum((1, 2, 3), dtype=torch.float64)

@@ -641,3 +641,50 @@ def test_handles_of_hooks_may_be_kept_on_the_network() -> None:
     model: Any = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))
     model.handle = model[1].register_forward_hook(lambda layer, args, output: 2 * output)
     require_right(model)
+
+
+class TakesNoNan(nn.Module):
+    """Code between its layers that NaN, or no number at all, would stop."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(192, 16), nn.Linear(16, 5), between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.b(self.between(self.a(x.flatten(1))))
+        return found
+
+
+def finite(x: torch.Tensor) -> torch.Tensor:
+    assert torch.isfinite(x).all(), "features must be finite"
+    return x
+
+
+def binned(x: torch.Tensor) -> torch.Tensor:
+    counts = [torch.bincount((one * 4).clamp(0, 15).long(), minlength=16)[:16] for one in x]
+    return torch.stack(counts).float()
+
+
+def whitened(x: torch.Tensor) -> torch.Tensor:
+    square = x.view(-1, 4, 4)
+    return torch.linalg.cholesky(square @ square.mT + torch.eye(4)).flatten(1)
+
+
+def looked_up(x: torch.Tensor) -> torch.Tensor:
+    return torch.eye(16)[(x * 4).round().long().clamp(-7, 7)].mean(1)
+
+
+def decomposed(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.svd(x.view(-1, 4, 4)).U.abs().flatten(1)
+
+
+TAKES_NO_NAN = [finite, binned, whitened, looked_up, decomposed]
+
+
+@pytest.mark.parametrize("between", TAKES_NO_NAN)
+def test_a_converter_is_not_run_before_it_is_calibrated(between: Any) -> None:
+    model = made(lambda: TakesNoNan(between))
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    chip = program(model, Profile(ADC(22)), seed=0, calibration=images)
+    assert all(torch.isfinite(torch.tensor(bound)) for bound in chip.out_bounds.values())
+    assert off(chip(images, range(6)), model(images)) < 1e-2
