@@ -26,7 +26,7 @@ from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps
 from jaxcurv.engine.inspection import check_float32, check_model
 from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
-from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.model import LogitsFn, Problem, functional, own_rules
 from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import (
     Adaptive,
@@ -196,16 +196,17 @@ def inspect(
         loss, losses = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
-        if steps:
-            check_float32(program)
-            check_continuous(checked, params, batch.images, max(steps))
-        if estimators:
-            warn_of_jumps(checked, params, batch.images, max(steps, default=None))
         few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix = ""
-        if any(isinstance(e, Spectral) for e in estimators.values()):
-            mismatch = gauss_newton.hessian_mismatch(problem, params, few.images, few.labels)
-            matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
+        with own_rules(model, loss):
+            if steps:
+                check_float32(program)
+                check_continuous(checked, params, batch.images, max(steps))
+            if estimators:
+                warn_of_jumps(checked, params, batch.images, max(steps, default=None))
+            if any(isinstance(e, Spectral) for e in estimators.values()):
+                mismatch = gauss_newton.hessian_mismatch(problem, params, few.images, few.labels)
+                matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
         own = {
             name: own_estimators.as_traced(one, problem.loss, few, logits)
             for name, one in estimators.items()

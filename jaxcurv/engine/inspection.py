@@ -24,6 +24,7 @@ from jaxcurv.engine.model import (
     Problem,
     arguments_of,
     modules_passed,
+    own_rules,
 )
 from jaxcurv.engine.tracing import dtypes, held, trace, trace_anew
 
@@ -76,7 +77,8 @@ def check_model(
         program, result = _traced(problem, params, pair)
         _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
         model = as_traced("model", problem.model, (params, pair), program, int(of_input))
-        logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
+        with own_rules(model):
+            logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
         if "flax.nnx.transforms" in modules_passed(error):
             raise ValueError(
@@ -114,7 +116,8 @@ def check_model(
             "among eight, so that they depend on how many there are (len(images)?)"
         )
     if of_input:
-        check_derivative(model, params, pair, logits[:2], gradient[0])
+        with own_rules(model):
+            check_derivative(model, params, pair, logits[:2], gradient[0])
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
 
 
@@ -141,7 +144,7 @@ def _alike_in_two(
     Computed only where the program of eight holds other numbers than that of two, unless new ones
     are drawn whenever it is traced.
     """
-    eight, _ = trace(model.function, params, pair[_ROWS])
+    eight, _ = trace(model, params, pair[_ROWS])
     if held(eight) == held(program):
         return True
     one, other = (trace_anew(model.function, params, pair[_ROWS]) for _ in range(2))
@@ -223,7 +226,7 @@ def _check_logits_shape(logits: Any, least: int) -> None:
         )
 
 
-def eight_logits(model: Callable, params: Any, images: np.ndarray) -> Array:
+def eight_logits(model: AsTraced, params: Any, images: np.ndarray) -> Array:
     """Logits of eight images, by the program that has examined a model of that shape.
 
     Args:
@@ -231,7 +234,8 @@ def eight_logits(model: Callable, params: Any, images: np.ndarray) -> Array:
       params: its weights.
       images: `[8, ...]`.
     """
-    logits, _, _ = _examine(model, params, jnp.asarray(images))
+    with own_rules(model):
+        logits, _, _ = _examine(model, params, jnp.asarray(images))
     return logits
 
 

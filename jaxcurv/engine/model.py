@@ -3,6 +3,7 @@
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.export
 import numpy as np
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
@@ -33,14 +35,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class AsTraced:
-    """A function as it is now: programs are shared by those that hold the same arrays fixed."""
+    """A function as it is now: programs are shared by those that hold the same arrays fixed.
+
+    JAX remembers what a `jax.jit` or loop within the function was, for each shape. Here it
+    remembers that for this function alone, or a shape that was met before a change would bring back
+    what was there then.
+    """
 
     function: Callable[..., Array]
     fingerprint: str
     """See `jaxcurv.engine.tracing.fingerprint`."""
+    has_own_rules: bool = False
+    """Whether derivatives call code of the function's own."""
 
     def __call__(self, *arguments: Any) -> Array:
-        return self.function(*arguments)
+        with set_xla_metadata(jaxcurv_function=self.fingerprint):
+            return self.function(*arguments)
+
+
+def own_rules(*functions: Callable) -> AbstractContextManager[Any]:
+    """A context in which derivative rules of these functions' own are those of now, as the
+    functions are: JAX calls such rules after the function."""
+    found = [f.fingerprint for f in functions if isinstance(f, AsTraced) and f.has_own_rules]
+    return set_xla_metadata(jaxcurv_rules=" ".join(found)) if found else nullcontext()
 
 
 class CheckedModel(NamedTuple):
