@@ -19,6 +19,7 @@ from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import (
     ROUNDING,
     UNCOMPILED,
+    NnxCall,
     AsTraced,
     CheckedModel,
     Problem,
@@ -86,10 +87,7 @@ def check_model(
                 "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
                 "it anew, and give the module itself or leave that nnx.jit out"
             ) from error
-        raise ValueError(
-            "the model changes its own state when called (BatchNorm in training mode or active "
-            "dropout?): switch it to evaluation mode, model.eval()"
-        ) from error
+        raise ValueError(_CHANGES) from error
     if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
     if np.isnan(gradient[1:]).any() or (of_input and not np.isfinite(gradient[0]).all()):
@@ -100,6 +98,8 @@ def check_model(
     if np.any(gradient[1:] != 0):
         raise ValueError(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
+    if _changes_itself(model.function, params, pair):
+        raise ValueError(_CHANGES)
             "defined per sample; switch it to evaluation mode, model.eval()"
         )
     calls = np.stack([logits, again])
@@ -119,6 +119,27 @@ def check_model(
         with own_rules(model):
             check_derivative(model, params, pair, logits[:2], gradient[0])
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+_CHANGES = (
+    "the model changes its own state when called (BatchNorm in training mode or active dropout?): "
+    "switch it to evaluation mode, model.eval()"
+)
+
+
+def _changes_itself(function: Callable, params: Any, pair: np.ndarray) -> bool:
+    """Whether a call of an NNX module changes the logits of the next one.
+
+    Computed only where it sets variables at all. Those that no logits depend on may be set: counts,
+    what is sown, the random stream of an RNN whose first state is zeros.
+    """
+    if not isinstance(function, NnxCall):
+        return False
+    program, _ = trace(function.twice, params, pair)
+    if len(program.out_avals) == 1:
+        return False
+    first, second = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves((params, pair)))
+    return bool(np.max(np.abs(first - second)) > ROUNDING * np.max(np.abs(first)))
+
+
 
 
 def check_float32(program: ClosedJaxpr) -> None:

@@ -78,7 +78,7 @@ ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class _NnxCall:
+class NnxCall:
     """An NNX module without its state, hashable, so that jit compiles once for all weights."""
 
     graphdef: Any
@@ -89,7 +89,7 @@ class _NnxCall:
         try:
             value = hash(self.graphdef)
         except TypeError:  # a list, dict or set among its attributes, which `AsTraced` looks into
-            value = hash(_NnxCall)
+            value = hash(NnxCall)
         object.__setattr__(self, "_hash", value)
 
     def __hash__(self) -> int:
@@ -108,7 +108,23 @@ class _NnxCall:
             return logits
 
     def _merged(self, state: Any, images: Array) -> Array:
-        return nnx.merge(self.graphdef, state)(images)
+        return self._module(state)(images)
+
+    def _module(self, state: Any) -> Callable[[Array], Array]:
+        # Its variables are those of the trace at hand, which a module may set: the counts of an
+        # RNN's random stream, normalised weights.
+        return nnx.merge(self.graphdef, state, copy=True)
+
+    def twice(self, state: Any, images: Array) -> tuple[Array, ...]:
+        """Logits of two calls, the second of what the first has made of the module's variables; of
+        one, where it leaves them as they were."""
+        module = self._module(state)
+        before = dict(jax.tree.leaves_with_path(nnx.state(module)))
+        logits = module(images)
+        after = jax.tree.leaves_with_path(nnx.state(module))
+        if all(path in before and leaf is before[path] for path, leaf in after):
+            return (logits,)
+        return logits, module(images)
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ def modules_passed(error: Exception) -> set[str]:
 
 def arguments_of(model: Callable[[Any, Array], Array]) -> str:
     """What a model that `functional` has brought to its form is called with, in words."""
-    if isinstance(model, _NnxCall | _PlainCall):
+    if isinstance(model, NnxCall | _PlainCall):
         return "the images alone, for no params are given"
     return "params and images"
 
@@ -151,7 +167,7 @@ def functional(
         if params is not None:
             raise ValueError("an NNX module carries its own weights: leave params out")
         graphdef, state = nnx.split(logits_fn)
-        return _NnxCall(graphdef), state
+        return NnxCall(graphdef), state
     if params is None:
         owner = getattr(logits_fn, "__self__", None)
         if comes_from(owner, "flax", "Module") and not isinstance(owner, nnx.Module):
