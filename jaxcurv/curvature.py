@@ -171,6 +171,8 @@ class Inspection(NamedTuple):
     """Logits of two images, `[2, outputs]`."""
     losses: np.ndarray
     """Losses of these images, `[2, 2]`; see `CheckedLoss`."""
+    loss_gradient: np.ndarray
+    """Gradient of the first one's loss in its logits, `[outputs]`."""
     estimators: dict[str, Estimator]
     """The estimators, those of the user's own as their code and arrays are now."""
     matrix: str
@@ -193,7 +195,7 @@ def inspect(
     with jax.default_matmul_precision(PRECISION):
         checked = check_model(problem, params, batch.images)
         model, program, logits, _ = checked
-        loss, losses = check_loss(problem.loss, logits, batch.labels)
+        loss, losses, loss_gradient = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
         few = batch.take(np.arange(min(4, len(batch.labels))))
@@ -214,7 +216,7 @@ def inspect(
         }
     if own:
         _check_own(problem, params, few, own)
-    return Inspection(problem, logits, losses, {**estimators, **own}, matrix)
+    return Inspection(problem, logits, losses, loss_gradient, {**estimators, **own}, matrix)
 
 
 def _check_own(

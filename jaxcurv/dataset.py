@@ -29,7 +29,7 @@ from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
-from jaxcurv.engine.inspection import eight_logits
+from jaxcurv.engine.inspection import answers_to_eight
 from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
@@ -136,7 +136,8 @@ def score_dataset(
       out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
         refused, as is a table that another program wrote or changed; weights that a plain function
         closes over, and settings of a model, are told apart only where the logits of ten fixed
-        random images differ by more than 1e-4 of the largest: better give `params`.
+        random images differ by more than 1e-4 of the largest, or the gradients of two by more than
+        1e-2: better give `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. A table that was begun with a number
         goes on with as many samples a device, on any number of devices: the last bits of a score
@@ -328,13 +329,16 @@ def _answers(problem: Problem, params: Any, fixed: Batch) -> dict[str, Any]:
 
     Returns:
       `logits` `[2, classes]` of two fixed random images, and their `losses` `[2, 2]`; empty where
-      the model cannot take them.
+      the model cannot take them. Of a loss of the user's own its gradient, too.
     """
     try:
         found = inspect(problem, params, fixed, {})
     except ValueError:
         return {"logits": [], "losses": []}
-    return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+    answers = {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+    if problem.loss is not cross_entropy:
+        answers["loss_gradient"] = found.loss_gradient.tolist()
+    return answers
 
 
 def _answers_in_range(problem: Problem, params: Any, images: np.ndarray) -> dict[str, Any]:
@@ -342,18 +346,23 @@ def _answers_in_range(problem: Problem, params: Any, images: np.ndarray) -> dict
 
     Returns:
       logits `[8, classes]` of fixed images of normal numbers, which are of both signs and about as
-      large as the data's; an entry that is not finite is 0. Empty where the model fails on them.
+      large as the data's, and 16 random sums of each of two gradients there, which an own
+      derivative rule or a `stop_gradient` changes alone; an entry that is not finite is 0. Empty
+      where the model fails on them.
     """
     name = next(one for one, (_, most) in _RANGES.items() if np.abs(images).max() <= most)
     normal = np.random.default_rng(1).normal(size=(8, *images.shape[1:])) * _RANGES[name][0]
     try:
         with jax.default_matmul_precision(PRECISION):
-            logits = jax.device_get(
-                eight_logits(problem.model, params, normal.astype(images.dtype))
-            )
+            logits, gradients = answers_to_eight(problem.model, params, normal.astype(images.dtype))
     except (ValueError, jax.errors.JaxRuntimeError):
         return {name: []}
-    return {name: np.where(np.isfinite(logits), logits, 0).tolist()}
+    finite = np.where(np.isfinite(gradients), gradients, 0).reshape(2, -1).astype(np.float64)
+    signs = np.random.default_rng(2).choice([-1, 1], (finite.shape[1], 16))
+    return {
+        name: np.where(np.isfinite(logits), logits, 0).tolist(),
+        name.replace("logits", "gradient"): (finite @ signs).tolist(),
+    }
 
 
 _RANGES = {"logits_in_range": (2, 16), "logits_in_wide_range": (128, np.inf)}

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.errors
@@ -10,18 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jaxtyping import Array
 
 from jaxcurv.engine.changes import as_traced
 from jaxcurv.engine.checks import EMBED
-from jaxcurv.engine.derivatives import check_derivative, direction
+from jaxcurv.engine.derivatives import check_derivative, examine
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import (
     ROUNDING,
     UNCOMPILED,
-    NnxCall,
     AsTraced,
     CheckedModel,
+    NnxCall,
     Problem,
     arguments_of,
     modules_passed,
@@ -79,7 +77,7 @@ def check_model(
         _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
         model = as_traced("model", problem.model, (params, pair), program, int(of_input))
         with own_rules(model):
-            logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
+            logits, again, gradient = jax.device_get(examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
         if "flax.nnx.transforms" in modules_passed(error):
             raise ValueError(
@@ -98,10 +96,10 @@ def check_model(
     if np.any(gradient[1:] != 0):
         raise ValueError(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
-    if _changes_itself(model.function, params, pair):
-        raise ValueError(_CHANGES)
             "defined per sample; switch it to evaluation mode, model.eval()"
         )
+    if _changes_itself(model.function, params, pair):
+        raise ValueError(_CHANGES)
     calls = np.stack([logits, again])
     # Equal but for the rounding of a device that sums in no fixed order.
     off = max(np.max(np.ptp(calls[:, rows], axis=(0, 1))) for rows in (_ROWS == 0, _ROWS == 1))
@@ -119,6 +117,8 @@ def check_model(
         with own_rules(model):
             check_derivative(model, params, pair, logits[:2], gradient[0])
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+
+
 _CHANGES = (
     "the model changes its own state when called (BatchNorm in training mode or active dropout?): "
     "switch it to evaluation mode, model.eval()"
@@ -138,8 +138,6 @@ def _changes_itself(function: Callable, params: Any, pair: np.ndarray) -> bool:
         return False
     first, second = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves((params, pair)))
     return bool(np.max(np.abs(first - second)) > ROUNDING * np.max(np.abs(first)))
-
-
 
 
 def check_float32(program: ClosedJaxpr) -> None:
@@ -247,25 +245,22 @@ def _check_logits_shape(logits: Any, least: int) -> None:
         )
 
 
-def eight_logits(model: AsTraced, params: Any, images: np.ndarray) -> Array:
-    """Logits of eight images, by the program that has examined a model of that shape.
+def answers_to_eight(
+    model: AsTraced, params: Any, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of eight images, and gradients of two of them, by the program that has examined a
+    model of that shape.
 
     Args:
       model: as `inspect` gives it.
       params: its weights.
       images: `[8, ...]`.
+
+    Returns:
+      Logits `[8, outputs]`, and the gradients of a random combination of the first and the fifth
+      image's, `[2, ...]`.
     """
     with own_rules(model):
-        logits, _, _ = _examine(model, params, jnp.asarray(images))
-    return logits
-
-
-@partial(jax.jit, static_argnames="model")
-def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
-    """Logits of the rows by two calls, and the gradient of the first row's with respect to all."""
-    logits, pullback = jax.vjp(partial(model, params), rows)
-    # Equal calls are one in the compiled program; one that draws anew at every call is not.
-    again = model(params, rows)
-    cotangent = direction(logits.shape[1]).astype(logits.dtype)
-    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
-    return logits, again, gradient
+        logits, _, first = examine(model, params, jnp.asarray(images))
+        _, _, fifth = examine(model, params, jnp.asarray(np.roll(images, 4, axis=0)))
+    return jax.device_get((logits, jnp.stack([first[0], fifth[0]])))

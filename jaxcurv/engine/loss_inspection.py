@@ -24,6 +24,8 @@ class CheckedLoss(NamedTuple):
     another loss of classes `[classes, 2]`, under each class, the first 1,000 at most; where labels
     are no classes `[2, 2]`, under two of the given ones, which differ where any do, and those
     exchanged."""
+    gradient: np.ndarray
+    """Gradient of the first image's loss in its logits, `[outputs]`."""
 
 
 def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
@@ -97,7 +99,7 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
         )
     if classes and loss is not cross_entropy:
         given = jax.device_get(_losses_of_classes(now, logits))
-    return CheckedLoss(now, given)
+    return CheckedLoss(now, given, gradient[0])
 
 
 @partial(jax.jit, static_argnames="loss")

@@ -316,7 +316,7 @@ def test_a_data_set_examines_its_model_with_one_program(caplog: pytest.LogCaptur
     with jax.log_compiles():
         score_dataset(model, (IMAGES, LABELS), estimators={"one": FiniteDifference(probes=1)})
     examined = [
-        r for r in caplog.records if "Finished XLA compilation of jit(_examine)" in r.message
+        r for r in caplog.records if "Finished XLA compilation of jit(examine)" in r.message
     ]
     assert len(examined) == 1
 
@@ -453,8 +453,7 @@ def test_a_jitted_derivative_rule_that_the_user_evaluated_is_that_of_now() -> No
         jax.grad(lambda x: jnp.sum(model(x)))(MANY)
         box["slope"] = 3.0
         found, expected = (
-            input_curvature(m, MANY, CLASSES, estimator=FEW)
-            for m in (model, sloped(lambda: 3.0))
+            input_curvature(m, MANY, CLASSES, estimator=FEW) for m in (model, sloped(lambda: 3.0))
         )
     np.testing.assert_allclose(found.gradient_norm, expected.gradient_norm, rtol=1e-5)
     np.testing.assert_allclose(found.score, expected.score, rtol=1e-3)
