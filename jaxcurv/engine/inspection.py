@@ -246,7 +246,7 @@ def _check_logits_shape(logits: Any, least: int) -> None:
 
 
 def answers_to_eight(
-    model: AsTraced, params: Any, images: np.ndarray
+    model: Callable, params: Any, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of eight images, and gradients of two of them, by the program that has examined a
     model of that shape.
