@@ -462,7 +462,6 @@ def test_a_jitted_derivative_rule_that_the_user_evaluated_is_that_of_now() -> No
 def test_equal_models_with_a_jit_of_their_own_share_programs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Two functions of one code are two models; one with equal arrays is one."""
     box = {"b": NARROW}
     model = jax.jit(of_box(box))
     noise = Moments(None, np.full_like(WIDE, 1e-2))
