@@ -15,9 +15,25 @@ def vector(name: str, values: npt.ArrayLike, kinds: str, want: str) -> npt.NDArr
         ValueError: it is not; `want` says what it should hold.
     """
     array = np.asarray(values)
+    _require_all(name, array)
     if array.ndim != 1 or array.dtype.kind not in kinds:
         raise ValueError(f"{name} must be a vector of {want}; got {array.dtype} {array.shape}")
     return array
+
+
+def _require_all(name: str, array: npt.NDArray) -> None:
+    """Refuses objects some of which are missing, as `reindex` leaves them."""
+    if array.dtype.kind != "O" or array.ndim == 0:
+        return
+    import pandas as pd  # settings, which are checked here too, start without it
+
+    missing = pd.isna(array)
+    if missing.any():
+        samples = int(missing.reshape(-1, array.shape[-1]).any(axis=0).sum())
+        raise ValueError(
+            f"{name} is missing (NaN) for {samples} of {array.shape[-1]} samples: give the samples "
+            "that all inputs have, as with dropna() and the .reindex(its.index) of the others"
+        )
 
 
 def real_scores(values: npt.ArrayLike, name: str = "score") -> npt.NDArray[np.float64]:
@@ -39,6 +55,7 @@ def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         ValueError: for other dtypes or shapes, and no chip.
     """
     array = rows_of_chips(name, values)
+    _require_all(name, array)
     if array.dtype != np.bool_ or array.ndim not in (1, 2) or array.shape[0] == 0:
         raise ValueError(
             f"{name} must be bools [samples], or [chips, samples], such as prediction == label; "

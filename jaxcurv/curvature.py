@@ -26,7 +26,7 @@ from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps
 from jaxcurv.engine.inspection import check_float32, check_model
 from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
-from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.model import LogitsFn, Problem, functional, own_rules
 from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import (
     Adaptive,
@@ -171,6 +171,8 @@ class Inspection(NamedTuple):
     """Logits of two images, `[2, outputs]`."""
     losses: np.ndarray
     """Losses of these images, `[2, 2]`; see `CheckedLoss`."""
+    loss_gradient: np.ndarray
+    """Gradient of the first one's loss in its logits, `[outputs]`."""
     estimators: dict[str, Estimator]
     """The estimators, those of the user's own as their code and arrays are now."""
     matrix: str
@@ -193,19 +195,20 @@ def inspect(
     with jax.default_matmul_precision(PRECISION):
         checked = check_model(problem, params, batch.images)
         model, program, logits, _ = checked
-        loss, losses = check_loss(problem.loss, logits, batch.labels)
+        loss, losses, loss_gradient = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
-        if steps:
-            check_float32(program)
-            check_continuous(checked, params, batch.images, max(steps))
-        if estimators:
-            warn_of_jumps(checked, params, batch.images, max(steps, default=None))
         few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix = ""
-        if any(isinstance(e, Spectral) for e in estimators.values()):
-            mismatch = gauss_newton.hessian_mismatch(problem, params, few.images, few.labels)
-            matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
+        with own_rules(model, loss):
+            if steps:
+                check_float32(program)
+                check_continuous(checked, params, batch.images, max(steps))
+            if estimators:
+                warn_of_jumps(checked, params, batch.images, max(steps, default=None))
+            if any(isinstance(e, Spectral) for e in estimators.values()):
+                mismatch = gauss_newton.hessian_mismatch(problem, params, few.images, few.labels)
+                matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
         own = {
             name: own_estimators.as_traced(one, problem.loss, few, logits)
             for name, one in estimators.items()
@@ -213,7 +216,7 @@ def inspect(
         }
     if own:
         _check_own(problem, params, few, own)
-    return Inspection(problem, logits, losses, {**estimators, **own}, matrix)
+    return Inspection(problem, logits, losses, loss_gradient, {**estimators, **own}, matrix)
 
 
 def _check_own(

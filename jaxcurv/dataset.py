@@ -30,7 +30,7 @@ from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
 from jaxcurv.engine.devices import device_count, over_devices, place
-from jaxcurv.engine.inspection import eight_logits
+from jaxcurv.engine.inspection import answers_to_eight
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
@@ -137,8 +137,9 @@ def score_dataset(
       out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
         refused, as is a table that another program wrote or changed; weights that a plain function
         closes over, and settings of a model or loss, are told apart only where the logits of ten
-        fixed random images differ by more than 1e-4 of the largest, losses of two of them, or
-        losses of samples that are read again: better give `params`.
+        fixed random images differ by more than 1e-4 of the largest, losses of two of them, the
+        gradients of two by more than 1e-2, or losses of samples that are read again: better give
+        `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. A table that was begun with a number
         goes on with as many samples a device, on any number of devices: the last bits of a score
@@ -330,13 +331,16 @@ def _answers(problem: Problem, params: Any, fixed: Batch) -> dict[str, Any]:
 
     Returns:
       `logits` `[2, classes]` of two fixed random images, and their `losses` `[2, 2]`; empty where
-      the model cannot take them.
+      the model cannot take them. Of a loss of the user's own its gradient, too.
     """
     try:
         found = inspect(problem, params, fixed, {})
     except ValueError:
         return {"logits": [], "losses": []}
-    return {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+    answers = {"logits": found.logits.tolist(), "losses": found.losses.tolist()}
+    if problem.loss is not cross_entropy:
+        answers["loss_gradient"] = found.loss_gradient.tolist()
+    return answers
 
 
 def _answers_in_range(problem: Problem, params: Any, images: np.ndarray) -> dict[str, Any]:
@@ -344,18 +348,23 @@ def _answers_in_range(problem: Problem, params: Any, images: np.ndarray) -> dict
 
     Returns:
       logits `[8, classes]` of fixed images of normal numbers, which are of both signs and about as
-      large as the data's; an entry that is not finite is 0. Empty where the model fails on them.
+      large as the data's, and 16 random sums of each of two gradients there, which an own
+      derivative rule or a `stop_gradient` changes alone; an entry that is not finite is 0. Empty
+      where the model fails on them.
     """
     name = next(one for one, (_, most) in _RANGES.items() if np.abs(images).max() <= most)
     normal = np.random.default_rng(1).normal(size=(8, *images.shape[1:])) * _RANGES[name][0]
     try:
         with jax.default_matmul_precision(PRECISION):
-            logits = jax.device_get(
-                eight_logits(problem.model, params, normal.astype(images.dtype))
-            )
+            logits, gradients = answers_to_eight(problem.model, params, normal.astype(images.dtype))
     except (ValueError, jax.errors.JaxRuntimeError):
         return {name: []}
-    return {name: np.where(np.isfinite(logits), logits, 0).tolist()}
+    finite = np.where(np.isfinite(gradients), gradients, 0).reshape(2, -1).astype(np.float64)
+    signs = np.random.default_rng(2).choice([-1, 1], (finite.shape[1], 16))
+    return {
+        name: np.where(np.isfinite(logits), logits, 0).tolist(),
+        name.replace("logits", "gradient"): (finite @ signs).tolist(),
+    }
 
 
 _RANGES = {"logits_in_range": (2, 16), "logits_in_wide_range": (128, np.inf)}
@@ -527,7 +536,7 @@ def _losses(run: _Run, batch: Batch) -> tuple[np.ndarray, float]:
             parts = []
             for start in range(0, len(padded.labels), 8):
                 eight = padded.take(np.arange(start, start + 8))
-                logits = eight_logits(run.problem.model, weights, eight.images)
+                logits, _ = answers_to_eight(run.problem.model, weights, eight.images)
                 parts.append(_losses_of(run.problem.loss, logits, as_targets(eight.labels)))
                 largest = max(largest, float(jnp.abs(logits).max()))
             columns.append(np.concatenate(jax.device_get(parts))[:count])

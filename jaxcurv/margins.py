@@ -33,7 +33,7 @@ from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.checks import check_batch, check_indices, check_labels
 from jaxcurv.engine.inspection import check_model
 from jaxcurv.engine.losses import cross_entropy
-from jaxcurv.engine.model import LogitsFn, Problem, functional
+from jaxcurv.engine.model import LogitsFn, Problem, functional, own_rules
 from jaxcurv.engine.tracing import depends, differentiable
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
@@ -243,8 +243,9 @@ def _inspected(
         )
     means, variances, noisy = _stacked(weights, noises)
     problem = Problem(model, cross_entropy)
-    model, program, logits, _ = check_model(problem, weights, images, of_input=False)
-    _check_derivatives(model, weights, noisy, images, program)
+    with jax.default_matmul_precision(PRECISION):
+        model, program, logits, _ = check_model(problem, weights, images, of_input=False)
+        _check_derivatives(model, weights, noisy, images, program)
     return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
 
 
@@ -265,7 +266,8 @@ def _check_derivatives(
         merged = _merged(leaves, noisy, varied)
         return model(jax.tree.unflatten(structure, merged), jnp.asarray(images[:1]))
 
-    told = differentiable(logits, [w for w, n in zip(leaves, noisy, strict=True) if n])
+    with own_rules(model):
+        told = differentiable(logits, [w for w, n in zip(leaves, noisy, strict=True) if n])
     numbers = np.flatnonzero(noisy)
     dead = [int(n) for n, one in zip(numbers, told, strict=True) if not one]
     paths = list(_by_path(weights))
@@ -325,7 +327,7 @@ class _Contraction:
     ) -> MarginMoments:
         pending = []
         chunk = self.chunk
-        with jax.default_matmul_precision(PRECISION):
+        with jax.default_matmul_precision(PRECISION), own_rules(self.model):
             for start in range(0, len(images), chunk):
                 # The last sample fills up the last chunk, so that one shape compiles.
                 rows = np.minimum(np.arange(start, start + chunk), len(images) - 1)

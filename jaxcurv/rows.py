@@ -21,12 +21,20 @@ def require_same_rows(**inputs: Any) -> None:
             names its own. All else with axes is an array.
 
     Raises:
-        ValueError: the indexes differ, or are not ascending beside arrays.
+        ValueError: the indexes differ, or are not ascending beside arrays; or a DataFrame of one
+            column has a row for each sample.
     """
     if "pandas" not in sys.modules:  # nothing of its can be among them
         return
     import pandas as pd
 
+    for name, value in inputs.items():
+        others = {_samples(other) for key, other in inputs.items() if key != name}
+        if isinstance(value, pd.DataFrame) and value.shape[1] == 1 and len(value) in others - {1}:
+            raise ValueError(
+                f"{name} is a DataFrame of one column, and not of samples by their columns: give "
+                f"the column, {name}[{value.columns[0]!r}]"
+            )
     rows: dict[str, pd.Index] = {}
     arrays, unsure = [], []
     for name, value in inputs.items():
@@ -59,11 +67,25 @@ def require_same_rows(**inputs: Any) -> None:
         )
 
 
+def _samples(value: Any) -> int:
+    """How many samples an input has; a DataFrame of one column has them in its rows."""
+    if isinstance(value, list | tuple) and value and np.ndim(value[0]):  # chips
+        value = value[0]
+    shape = np.shape(value)
+    return 0 if not shape else shape[0] if shape[1:] == (1,) else shape[-1]
+
+
 def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
     if index.equals(its):
         return
-    what = "the same samples in another order" if set(index) == set(its) else "other samples"
+    what = "the same samples in another order"
     cure = f"align them, as with {name}.reindex({first}.index)"
+    if set(index) != set(its):
+        what = "other samples"
+        cure = (
+            f"keep those that both have, as with common = {first}.index.intersection({name}.index) "
+            "and .reindex(common) of both, or merge their tables on the index with how='inner'"
+        )
     cure += " (and .T of a DataFrame [samples, chips])"
     if index.has_duplicates or its.has_duplicates:  # which reindex does not take
         cure = "take both from one table after table.reset_index(drop=True)"

@@ -8,7 +8,6 @@ are. Rows of samples that are not in the latest list stay in `OUT.parts/kept-*.p
 """
 
 import contextlib
-import operator
 import os
 import shutil
 import sys
@@ -47,7 +46,9 @@ _LIST = ("samples", "data", "shard_length")
 _FOUND = ("matrix",)
 """Entries that the first samples of a list may change."""
 
-_WHERE_KNOWN = ("logits_in_range", "logits_in_wide_range")
+_GRADIENTS = ("gradient_in_range", "gradient_in_wide_range", "loss_gradient")
+
+_WHERE_KNOWN = ("logits_in_range", "logits_in_wide_range", *_GRADIENTS)
 """Entries that earlier tables lack, or that other first samples do not need."""
 
 _MEASURED = ("logits", "losses", "own_scores", *_WHERE_KNOWN)
@@ -55,6 +56,9 @@ _MEASURED = ("logits", "losses", "own_scores", *_WHERE_KNOWN)
 _TOLERANCE = 1e-4
 """Difference that counts as equal, relative to the largest value: more than another machine's last
 bits, less than what other weights change."""
+
+_GRADIENT_TOLERANCE = 1e-2
+"""The same of gradients, which jump where the last bit decides on which side of a kink it is."""
 
 _POLL_SECONDS = 0.2
 
@@ -342,7 +346,7 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         for name, value in wanted.items()
         if name not in (*_LIST, *_FOUND)
         and (name in found or name not in _WHERE_KNOWN)
-        and not (_close if name in _MEASURED else operator.eq)(found.get(name), value)
+        and not _agree(name, found.get(name), value)
     ]
     if differing:
         earlier = "columns" in differing or not set(differing) <= found.keys()
@@ -353,13 +357,17 @@ def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         )
 
 
-def _close(found: Any, wanted: Any) -> bool:
-    """What was measured agrees: not to the bit, for another machine may go on with a table."""
+def _agree(name: str, found: Any, wanted: Any) -> bool:
+    """Whether two entries of this name agree: what was measured not to the bit, for another machine
+    may go on with a table."""
+    if name not in _MEASURED:
+        return bool(found == wanted)
     if isinstance(wanted, Mapping):
-        return found is not None and all(_close(found.get(k), v) for k, v in wanted.items())
+        return found is not None and all(_agree(name, found.get(k), v) for k, v in wanted.items())
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    tolerance = _GRADIENT_TOLERANCE if name in _GRADIENTS else _TOLERANCE
     return a.shape == b.shape and bool(
-        np.allclose(a, b, rtol=0, atol=_TOLERANCE * np.abs(b).max(initial=0))
+        np.allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(initial=0))
     )
 
 

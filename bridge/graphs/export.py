@@ -3,6 +3,7 @@
 import logging
 import math
 import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -165,6 +166,8 @@ def _plain_attention() -> Iterator[None]:
 def _failure(error: Exception, module: nn.Module, images: torch.Tensor) -> str:
     kind = type(module).__name__
     text = str(error).strip()
+    if parts := _quantised(module, text):
+        return _float_wanted(f"{kind} has quantised parts ({_some(parts)})")
     first = text.splitlines()[0] if text else type(error).__name__
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return (
@@ -175,6 +178,25 @@ def _failure(error: Exception, module: nn.Module, images: torch.Tensor) -> str:
         f"{kind} cannot be exported with inputs {images.dtype} {tuple(images.shape)} ({first}): "
         "torch.export.export(module, (inputs,), strict=False) must work; images are [batch, "
         "height, width, channel], other inputs as the module takes them"
+    )
+
+
+def _quantised(module: nn.Module, text: str) -> list[str]:
+    """Kinds of a module's quantised parts, or the quantising operator that an error tells of."""
+    kinds = {
+        type(part).__name__ for part in module.modules() if _QUANTISED.match(type(part).__module__)
+    }
+    return sorted(kinds) or _QUANTISING.findall(text)[:1]
+
+
+_QUANTISED = re.compile(r"torch\.ao\.(nn\.|quantization\.)|torchao\.")
+_QUANTISING = re.compile(r"\w*(?:quantize|quantized)\w*")
+
+
+def _float_wanted(what: str) -> str:
+    return (
+        f"{what}: rounding has no derivative, so that there is nothing to score; give the float "
+        "network that it was made from, as it is before torch.ao prepares or converts it"
     )
 
 
@@ -333,6 +355,8 @@ def _missing(missing: Mapping[str, list[str]]) -> str:
     by_value = [name for name in missing if name.split(".")[1] in _BY_VALUE]
     lines = [f"{name} in {_some(places)}" for name, places in missing.items()]
     told = f"the module uses {_some(lines)}"
+    if any("quant" in name for name in missing):
+        return _float_wanted(told)
     if random:
         return (
             f"{told}: it draws random numbers, and each sample's logits must be the same at every "

@@ -124,11 +124,28 @@ def run(
             error.add_note(f"in {node.operator} of {node.layer or 'the module'} ({node.line})")
             raise
         if node.dtype is not None:
+            if value is None:
+                raise ValueError(_without_value(graph, node))
             value = jnp.asarray(value, jax.dtypes.canonicalize_dtype(node.dtype))
         if see is not None:
             see(node, arguments, value)
         known[node.name] = value
     return known[graph.output.name]
+
+
+def _without_value(graph: Graph, node: Node) -> str:
+    """What to say of a node whose value the functions here leave out."""
+    operators = {one.name: one.operator for one in graph.nodes}
+    taken = [operators[name] for name in references(node.arguments) if name in operators]
+    name, cure = " of ".join([node.operator, *taken]), ""
+    if "max_pool" in name:
+        cure = (
+            ": these are the places of the maxima (return_indices=True), which max_unpool puts "
+            "values back to; take interpolate or a transposed convolution there"
+        )
+    return (
+        f"{name} in {node.layer or 'the module'} ({node.line}) has no counterpart in JAX here{cure}"
+    )
 
 
 def _value(argument: Argument, known: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from jaxcurv.engine import gauss_newton, own_estimators
 from jaxcurv.engine.finite_difference import gradient_difference
 from jaxcurv.engine.hessian_vector import hessian_vector_product
 from jaxcurv.engine.losses import are_classes, as_targets, hessian_root
-from jaxcurv.engine.model import Problem
+from jaxcurv.engine.model import Problem, own_rules
 from jaxcurv.engine.norms import norm
 from jaxcurv.estimators import (
     Adaptive,
@@ -102,6 +102,19 @@ def dispatch(
       first: number of the first probe.
       sharding: how the batch lies on the devices; None for JAX's default device.
     """
+    with own_rules(problem.model, problem.loss):
+        return _dispatch(problem, params, batch, key, estimators, first, sharding)
+
+
+def _dispatch(
+    problem: Problem,
+    params: Any,
+    batch: Batch,
+    key: Array,
+    estimators: Mapping[str, Estimator],
+    first: int,
+    sharding: jax.sharding.Sharding | None,
+) -> Raw:
     x = jax.device_put(batch.images, sharding)
     y = jax.device_put(as_targets(batch.labels), sharding)
     indices = jax.device_put(batch.indices.astype(np.uint32), sharding)

@@ -28,14 +28,15 @@ def as_traced(
     """
     if isinstance(function, AsTraced):  # else it compiles once more
         function = function.function
-    digest = fingerprint(program)
+    programs = [program]
     check_remembered(what, function, arguments, program, params=True)
-    if has_own_rules(program):
+    own_rules = has_own_rules(program)
+    if own_rules:
         pulled = with_derivative(function, number)
         derivative, _ = trace(pulled, *arguments)
         check_remembered(what, pulled, arguments, derivative, params=True)
-        digest += fingerprint(derivative)
-    return AsTraced(function, digest)
+        programs.append(derivative)
+    return AsTraced(function, fingerprint(*programs), own_rules)
 
 
 def check_remembered(

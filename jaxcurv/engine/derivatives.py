@@ -106,8 +106,11 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
     """Refuses a finite difference of a model to which some entries of an image are whole numbers.
 
     Where the gradient is exactly 0, a step there moves the logits in proportion at most, unless it
-    makes another whole number of that entry: then an eighth of it moves them as far. Costs nothing
-    where all entries have a gradient. Not seen: an entry that the logits depend on otherwise too.
+    makes another whole number of that entry: then an eighth of it moves them as far. Looked for in
+    the first image; in the same with these entries one larger where they lie within (-1, 1), all
+    of which is one whole number to `astype(int)`; and in up to three others. Costs nothing where
+    all entries of the first image have a gradient. Not seen: an entry that the logits depend on
+    otherwise too, or one that jumps at none of these images.
 
     Args:
       images: the first ones, `[batch, ...]`.
@@ -118,34 +121,50 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
     """
     if not checked.still.any():
         return
-    image = images[0].astype(jax.dtypes.canonicalize_dtype(images.dtype))
-    steps = step * np.array([0, 1, -1, 0.125, -0.125], image.dtype).reshape(-1, *[1] * image.ndim)
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    steps = step * np.array([0, 1, -1, 0.125, -0.125], images.dtype)
+    steps = np.resize(steps, 8).reshape(-1, *[1] * images[0].ndim)
 
-    def moved(where: np.ndarray) -> np.ndarray:
-        """How far each of `steps` on these entries moves the logits."""
+    def jumps(image: np.ndarray, where: np.ndarray) -> tuple[bool, np.ndarray]:
+        """Whether steps on these entries make the logits jump, and the gradient of the image."""
         rows = image + steps * where
-        logits = jax.device_get(_logits(checked.model, params, np.resize(rows, (8, *image.shape))))
-        return np.max(np.abs(logits[:5] - logits[0]), axis=1)
-
-    def jumps(where: np.ndarray) -> bool:
-        whole, part = moved(where)[1:].reshape(2, 2)
+        logits, _, gradient = jax.device_get(examine(checked.model, params, rows))
+        whole, part = np.max(np.abs(logits[1:5] - logits[0]), axis=1).reshape(2, 2)
         rounding = ROUNDING * np.max(np.abs(checked.logits))
-        return bool(np.any((part > rounding) & (part > whole / 2)))
+        return bool(np.any((part > rounding) & (part > whole / 2))), gradient[0]
 
-    found = np.flatnonzero(checked.still)
-    if not jumps(checked.still):
+    near = checked.still & (np.abs(images[0]) < 1)
+    looked_at = [(images[0], checked.still), (images[0] + near, near)]
+    looked_at += [(image, checked.still) for image in _others(images)]
+    for image, where in looked_at:
+        if not where.any():
+            continue
+        found, gradient = jumps(image, where)
+        if found and gradient[where].any():  # which are no whole numbers here
+            where = where & (gradient == 0)
+            found = where.any() and jumps(image, where)[0]
+        if found:
+            break
+    else:
         return
-    while len(found) > 1:  # the first half where that jumps by itself, else the second
-        half = found[: len(found) // 2]
+    entries = np.flatnonzero(where)
+    while len(entries) > 1:  # the first half where that jumps by itself, else the second
+        half = entries[: len(entries) // 2]
         first = np.isin(np.arange(image.size), half).reshape(image.shape)
-        found = half if jumps(first) else found[len(half) :]
-    where = ", ".join(map(str, np.unravel_index(found[0], image.shape)))
+        entries = half if jumps(image, first)[0] else entries[len(half) :]
+    place = ", ".join(map(str, np.unravel_index(entries[0], image.shape)))
     raise ValueError(
-        f"entry [{where}] of an image is a whole number to the model: it has no gradient, and a "
+        f"entry [{place}] of an image is a whole number to the model: it has no gradient, and a "
         f"step of {step:g} makes the logits jump, which a finite difference would take for "
         "curvature. For token ids or categories give the embeddings as images, and the model from "
         "there on; or take an estimator without a step (HessianVector, GaussNewton)"
     )
+
+
+def _others(images: np.ndarray) -> np.ndarray:
+    """Up to three of the images after the first, spread over all of them."""
+    places = np.linspace(1, len(images) - 1, min(3, len(images) - 1))
+    return images[places.astype(int)]
 
 
 def warn_of_jumps(
@@ -154,10 +173,12 @@ def warn_of_jumps(
     """Warns of logits that change otherwise than their gradient says, which knows of another part
     alone: of jumps, for a finite difference, and of what goes through `stop_gradient`.
 
-    Seven steps in random directions must move the first image's logits as its gradients say.
-    Computed only where the model rounds, compares or stops gradients at all. Not seen: a jump that
-    none of these steps meets, a comparison that chooses between numbers without becoming one, or a
-    part behind `stop_gradient` that moves the logits by less than a tenth of all.
+    Seven steps in random directions must move the first image's logits as its gradients say; and so
+    must three steps from each of up to three others, and from the first one with its entries of
+    (-1, 1) one larger, where `astype(int)` is not the same on both sides. Computed only where the
+    model rounds, compares or stops gradients at all. Not seen: a jump that none of these steps
+    meets, a comparison that chooses between numbers without becoming one, or a part behind
+    `stop_gradient` that moves the logits by less than a tenth of all.
 
     Args:
       images: the first ones, `[batch, ...]`.
@@ -168,17 +189,31 @@ def warn_of_jumps(
     if not (stops and not jumps if step is None else stops or jumps):
         return
     step = _STEP if step is None else step
-    image = images[0].astype(jax.dtypes.canonicalize_dtype(images.dtype))
-    signs = np.random.default_rng(0).choice([-1, 1], (8, *image.shape)).astype(image.dtype)
-    signs[0] = 0
-    points = image + np.asarray(step, image.dtype) * signs
-    value, gradient = jax.device_get(_values(checked.model, params, points))
-    moved = value - value[0]
-    mean = (gradient + gradient[0]) / 2
-    told = np.sum(mean * (points - image), axis=tuple(range(1, points.ndim)))
-    rounding = 64 * np.finfo(value.dtype).eps * np.max(np.abs(value))
-    part = 0.5 if jumps else 0.1
-    if np.linalg.norm(moved - told) <= max(part * np.linalg.norm(moved), rounding):
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    rng = np.random.default_rng(0)
+    values = partial(_values, checked.model, params)
+
+    def otherwise(signs: np.ndarray, starts: np.ndarray) -> bool:
+        """Whether a step from each of the starts, in turn, moves the logits otherwise; those of the
+        first signs are 0."""
+        signs[: len(starts)] = 0
+        of = np.arange(len(signs)) % len(starts)
+        way = np.asarray(step, images.dtype) * signs.astype(images.dtype)
+        parts = [jax.device_get(values(rows)) for rows in np.split(starts[of] + way, len(way) // 8)]
+        value, gradient = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        moved, mean = value - value[of], (gradient + gradient[of]) / 2
+        points = starts[of] + way
+        told = np.sum(mean * (points - starts[of]), axis=tuple(range(1, points.ndim)))
+        rounding = 64 * np.finfo(value.dtype).eps * np.max(np.abs(value))
+        part = 0.5 if jumps else 0.1
+        return bool(np.linalg.norm(moved - told) > max(part * np.linalg.norm(moved), rounding))
+
+    first = images[:1]
+    others = np.concatenate([first + (np.abs(first) < 1), _others(images)])
+    starts = others[np.arange(4) % len(others)]
+    if not otherwise(rng.choice([-1, 1], (8, *first.shape[1:])), first) and not otherwise(
+        rng.choice([-1, 1], (16, *first.shape[1:])), starts
+    ):
         return
     what = f"a step of {step:g} moves the logits otherwise than their gradient says, as where "
     if jumps:
@@ -220,5 +255,12 @@ def _values(model: Callable, params: Any, rows: Array) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnames="model")
-def _logits(model: Callable, params: Any, rows: Array) -> Array:
-    return model(params, rows)
+def examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
+    """Logits of the rows by two calls, and the gradient of the first row's, along `direction`, with
+    respect to all."""
+    logits, pullback = jax.vjp(partial(model, params), rows)
+    # Equal calls are one in the compiled program; one that draws anew at every call is not.
+    again = model(params, rows)
+    cotangent = direction(logits.shape[1]).astype(logits.dtype)
+    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
+    return logits, again, gradient

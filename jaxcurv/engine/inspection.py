@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.errors
@@ -10,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jaxtyping import Array
 
 from jaxcurv.engine.changes import as_traced
 from jaxcurv.engine.checks import EMBED
-from jaxcurv.engine.derivatives import check_derivative, direction
+from jaxcurv.engine.derivatives import check_derivative, examine
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import (
     ROUNDING,
     UNCOMPILED,
     AsTraced,
     CheckedModel,
+    NnxCall,
     Problem,
     arguments_of,
     modules_passed,
+    own_rules,
 )
 from jaxcurv.engine.tracing import dtypes, held, trace, trace_anew
 
@@ -76,7 +76,8 @@ def check_model(
         program, result = _traced(problem, params, pair)
         _check_logits_shape(result, 2 if problem.loss is cross_entropy else 1)
         model = as_traced("model", problem.model, (params, pair), program, int(of_input))
-        logits, again, gradient = jax.device_get(_examine(model, params, pair[_ROWS]))
+        with own_rules(model):
+            logits, again, gradient = jax.device_get(examine(model, params, pair[_ROWS]))
     except flax.errors.TraceContextError as error:
         if "flax.nnx.transforms" in modules_passed(error):
             raise ValueError(
@@ -84,10 +85,7 @@ def check_model(
                 "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
                 "it anew, and give the module itself or leave that nnx.jit out"
             ) from error
-        raise ValueError(
-            "the model changes its own state when called (BatchNorm in training mode or active "
-            "dropout?): switch it to evaluation mode, model.eval()"
-        ) from error
+        raise ValueError(_CHANGES) from error
     if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
     if np.isnan(gradient[1:]).any() or (of_input and not np.isfinite(gradient[0]).all()):
@@ -100,6 +98,8 @@ def check_model(
             "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
             "defined per sample; switch it to evaluation mode, model.eval()"
         )
+    if _changes_itself(model.function, params, pair):
+        raise ValueError(_CHANGES)
     calls = np.stack([logits, again])
     # Equal but for the rounding of a device that sums in no fixed order.
     off = max(np.max(np.ptp(calls[:, rows], axis=(0, 1))) for rows in (_ROWS == 0, _ROWS == 1))
@@ -114,8 +114,30 @@ def check_model(
             "among eight, so that they depend on how many there are (len(images)?)"
         )
     if of_input:
-        check_derivative(model, params, pair, logits[:2], gradient[0])
+        with own_rules(model):
+            check_derivative(model, params, pair, logits[:2], gradient[0])
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
+
+
+_CHANGES = (
+    "the model changes its own state when called (BatchNorm in training mode or active dropout?): "
+    "switch it to evaluation mode, model.eval()"
+)
+
+
+def _changes_itself(function: Callable, params: Any, pair: np.ndarray) -> bool:
+    """Whether a call of an NNX module changes the logits of the next one.
+
+    Computed only where it sets variables at all. Those that no logits depend on may be set: counts,
+    what is sown, the random stream of an RNN whose first state is zeros.
+    """
+    if not isinstance(function, NnxCall):
+        return False
+    program, _ = trace(function.twice, params, pair)
+    if len(program.out_avals) == 1:
+        return False
+    first, second = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves((params, pair)))
+    return bool(np.max(np.abs(first - second)) > ROUNDING * np.max(np.abs(first)))
 
 
 def check_float32(program: ClosedJaxpr) -> None:
@@ -141,7 +163,7 @@ def _alike_in_two(
     Computed only where the program of eight holds other numbers than that of two, unless new ones
     are drawn whenever it is traced.
     """
-    eight, _ = trace(model.function, params, pair[_ROWS])
+    eight, _ = trace(model, params, pair[_ROWS])
     if held(eight) == held(program):
         return True
     one, other = (trace_anew(model.function, params, pair[_ROWS]) for _ in range(2))
@@ -223,24 +245,22 @@ def _check_logits_shape(logits: Any, least: int) -> None:
         )
 
 
-def eight_logits(model: Callable, params: Any, images: np.ndarray) -> Array:
-    """Logits of eight images, by the program that has examined a model of that shape.
+def answers_to_eight(
+    model: Callable, params: Any, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of eight images, and gradients of two of them, by the program that has examined a
+    model of that shape.
 
     Args:
       model: as `inspect` gives it.
       params: its weights.
       images: `[8, ...]`.
+
+    Returns:
+      Logits `[8, outputs]`, and the gradients of a random combination of the first and the fifth
+      image's, `[2, ...]`.
     """
-    logits, _, _ = _examine(model, params, jnp.asarray(images))
-    return logits
-
-
-@partial(jax.jit, static_argnames="model")
-def _examine(model: Callable, params: Any, rows: Array) -> tuple[Array, Array, Array]:
-    """Logits of the rows by two calls, and the gradient of the first row's with respect to all."""
-    logits, pullback = jax.vjp(partial(model, params), rows)
-    # Equal calls are one in the compiled program; one that draws anew at every call is not.
-    again = model(params, rows)
-    cotangent = direction(logits.shape[1]).astype(logits.dtype)
-    (gradient,) = pullback(jnp.zeros_like(logits).at[0].set(cotangent))
-    return logits, again, gradient
+    with own_rules(model):
+        logits, _, first = examine(model, params, jnp.asarray(images))
+        _, _, fifth = examine(model, params, jnp.asarray(np.roll(images, 4, axis=0)))
+    return jax.device_get((logits, jnp.stack([first[0], fifth[0]])))

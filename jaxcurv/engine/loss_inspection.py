@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxcurv.engine.changes import as_traced
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
-from jaxcurv.engine.model import ROUNDING
+from jaxcurv.engine.model import ROUNDING, own_rules
 from jaxcurv.engine.tracing import trace
 
 
@@ -24,6 +24,8 @@ class CheckedLoss(NamedTuple):
     another loss of classes `[classes, 2]`, under each class, the first 1,000 at most; where labels
     are no classes `[2, 2]`, under two of the given ones, which differ where any do, and those
     exchanged."""
+    gradient: np.ndarray
+    """Gradient of the first image's loss in its logits, `[outputs]`."""
 
 
 def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:
@@ -69,7 +71,10 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
         )
     # That of the project is known by its identity, and holds nothing.
     now = loss if loss is cross_entropy else as_traced("loss", loss, (logits, labels), program, 0)
-    losses, gradient, given, of_first, in_eight = jax.device_get(_examine_loss(now, logits, labels))
+    with own_rules(now):
+        examined = jax.device_get(_examine_loss(now, logits, labels))
+        losses, gradient, given, of_first, in_eight = examined
+        flat = not gradient.any() and not _random_gradients(now, logits, some).any()
     if not (np.isfinite(losses).all() and np.isfinite(gradient).all()):
         masked = " (where labels are NaN, it must mask them)" if np.isnan(labels).any() else ""
         raise ValueError(
@@ -86,7 +91,7 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
             "[batch] are [batch, batch]), or depends on how many there are: curvature is defined "
             "per sample"
         )
-    if not gradient.any() and not _random_gradients(now, logits, some).any():
+    if flat:
         raise ValueError(
             "the loss has no gradient in the logits, so that every score would be 0: an error "
             "rate, rounding, or the softmax of one logit; of one logit take the loss of its "
@@ -94,7 +99,7 @@ def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLos
         )
     if classes and loss is not cross_entropy:
         given = jax.device_get(_losses_of_classes(now, logits))
-    return CheckedLoss(now, given)
+    return CheckedLoss(now, given, gradient[0])
 
 
 @partial(jax.jit, static_argnames="loss")

@@ -3,6 +3,7 @@
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.export
 import numpy as np
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
@@ -33,14 +35,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class AsTraced:
-    """A function as it is now: programs are shared by those that hold the same arrays fixed."""
+    """A function as it is now: programs are shared by those that hold the same arrays fixed.
+
+    JAX remembers what a `jax.jit` or loop within the function was, for each shape. Here it
+    remembers that for this function alone, or a shape that was met before a change would bring back
+    what was there then.
+    """
 
     function: Callable[..., Array]
     fingerprint: str
     """See `jaxcurv.engine.tracing.fingerprint`."""
+    has_own_rules: bool = False
+    """Whether derivatives call code of the function's own."""
 
     def __call__(self, *arguments: Any) -> Array:
-        return self.function(*arguments)
+        with set_xla_metadata(jaxcurv_function=self.fingerprint):
+            return self.function(*arguments)
+
+
+def own_rules(*functions: Callable) -> AbstractContextManager[Any]:
+    """A context in which derivative rules of these functions' own are those of now, as the
+    functions are: JAX calls such rules after the function."""
+    found = [f.fingerprint for f in functions if isinstance(f, AsTraced) and f.has_own_rules]
+    return set_xla_metadata(jaxcurv_rules=" ".join(found)) if found else nullcontext()
 
 
 class CheckedModel(NamedTuple):
@@ -61,7 +78,7 @@ ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class _NnxCall:
+class NnxCall:
     """An NNX module without its state, hashable, so that jit compiles once for all weights."""
 
     graphdef: Any
@@ -72,7 +89,7 @@ class _NnxCall:
         try:
             value = hash(self.graphdef)
         except TypeError:  # a list, dict or set among its attributes, which `AsTraced` looks into
-            value = hash(_NnxCall)
+            value = hash(NnxCall)
         object.__setattr__(self, "_hash", value)
 
     def __hash__(self) -> int:
@@ -91,7 +108,23 @@ class _NnxCall:
             return logits
 
     def _merged(self, state: Any, images: Array) -> Array:
-        return nnx.merge(self.graphdef, state)(images)
+        return self._module(state)(images)
+
+    def _module(self, state: Any) -> Callable[[Array], Array]:
+        # Its variables are those of the trace at hand, which a module may set: the counts of an
+        # RNN's random stream, normalised weights.
+        return nnx.merge(self.graphdef, state, copy=True)
+
+    def twice(self, state: Any, images: Array) -> tuple[Array, ...]:
+        """Logits of two calls, the second of what the first has made of the module's variables; of
+        one, where it leaves them as they were."""
+        module = self._module(state)
+        before = dict(jax.tree.leaves_with_path(nnx.state(module)))
+        logits = module(images)
+        after = jax.tree.leaves_with_path(nnx.state(module))
+        if all(path in before and leaf is before[path] for path, leaf in after):
+            return (logits,)
+        return logits, module(images)
 
 
 @dataclass(frozen=True)
@@ -115,7 +148,7 @@ def modules_passed(error: Exception) -> set[str]:
 
 def arguments_of(model: Callable[[Any, Array], Array]) -> str:
     """What a model that `functional` has brought to its form is called with, in words."""
-    if isinstance(model, _NnxCall | _PlainCall):
+    if isinstance(model, NnxCall | _PlainCall):
         return "the images alone, for no params are given"
     return "params and images"
 
@@ -134,7 +167,7 @@ def functional(
         if params is not None:
             raise ValueError("an NNX module carries its own weights: leave params out")
         graphdef, state = nnx.split(logits_fn)
-        return _NnxCall(graphdef), state
+        return NnxCall(graphdef), state
     if params is None:
         owner = getattr(logits_fn, "__self__", None)
         if comes_from(owner, "flax", "Module") and not isinstance(owner, nnx.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
 
 from jaxcurv.data.reading import Batch
@@ -28,8 +29,9 @@ class AsTracedEstimator:
     """See `jaxcurv.engine.tracing.fingerprint`."""
 
     def estimate(self, problem: BatchProblem) -> Mapping[str, Array]:
-        """See `OwnEstimator`."""
-        return self.estimator.estimate(problem)
+        """See `OwnEstimator`, and `AsTraced` for what JAX remembers."""
+        with set_xla_metadata(jaxcurv_estimator=self.fingerprint):
+            return self.estimator.estimate(problem)
 
     def forward_passes(self, classes: int) -> float:
         """See `OwnEstimator`."""
@@ -104,11 +106,11 @@ def evaluate(
     Raises:
       ValueError: it returns something else, which is seen while it is compiled.
     """
-    return _estimated(estimator.estimator, problem, params, x, y, gradient, indices, key)
+    return _estimated(estimator, problem, params, x, y, gradient, indices, key)
 
 
 def _estimated(
-    estimator: OwnEstimator,
+    estimator: OwnEstimator | AsTracedEstimator,
     problem: Problem,
     params: Any,
     x: Array,
@@ -138,7 +140,8 @@ def _estimated(
             probe=draw,
         )
     )
-    what = f"{type(estimator).__qualname__}.estimate() must return"
+    own = estimator.estimator if isinstance(estimator, AsTracedEstimator) else estimator
+    what = f"{type(own).__qualname__}.estimate() must return"
     if not isinstance(found, Mapping) or found.keys() - {"standard_error"} != {"score"}:
         got = list(found) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(f'{what} {{"score": ...}} and at most a "standard_error"; got {got}')

@@ -27,14 +27,17 @@ def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
     return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
 
 
-def fingerprint(program: ClosedJaxpr) -> str:
-    """SHA-256 of a program and of every array and number that it holds fixed."""
-    digest = hashlib.sha256(code(program).encode())
-    for value in _constants(program):
-        array = _on_host(value)
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())  # bfloat16 has no buffer
-    return digest.hexdigest()
+def fingerprint(*programs: ClosedJaxpr) -> str:
+    """A hash of programs and of every array and number that they hold fixed: 32 digits, for it
+    stands beside each operation of a compiled program."""
+    digest = hashlib.sha256()
+    for program in programs:
+        digest.update(code(program).encode())
+        for value in _constants(program):
+            array = _on_host(value)
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())  # bfloat16 has no buffer
+    return digest.hexdigest()[:32]
 
 
 def code(program: ClosedJaxpr) -> str:

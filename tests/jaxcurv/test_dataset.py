@@ -421,7 +421,9 @@ def test_two_losses_of_one_name_are_told_apart(model: ConvNet, tmp_path: Path) -
 
     settings = {"out": tmp_path / "scores.parquet", "estimators": {"a": FiniteDifference(probes=1)}}
     score(model, loss=scaled(1), **settings)
-    with pytest.raises(ValueError, match=r"belongs to other settings \(losses differ"):
+    with pytest.raises(
+        ValueError, match=r"belongs to other settings \(losses, loss_gradient differ"
+    ):
         score(model, loss=scaled(2), **settings)
 
 

@@ -16,8 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 
-from jaxcurv import Adaptive, FiniteDifference, dataset, merge_scores, score_dataset, shards
-from jaxcurv.engine.losses import cross_entropy
+from jaxcurv import (
+    Adaptive,
+    FiniteDifference,
+    HessianVector,
+    dataset,
+    merge_scores,
+    score_dataset,
+    shards,
+)
+from jaxcurv.engine import cross_entropy
 from jaxcurv.shards import merge_shards
 from jaxcurv.storage.checksums import read_json, write_json
 
@@ -339,6 +347,76 @@ def test_a_loss_that_the_fixed_images_do_not_show_is_told_apart(kept: str, out: 
         score(Told(far), out, loss=loss, estimators=few, **weights)
     loss.slope = 0.5
     score(Told(far), out, loss=loss, estimators=few, **weights)
+
+
+def rounded(slope: float, x: jax.Array) -> jax.Array:
+    """Rounding with a derivative of its own."""
+    own = jax.custom_jvp(lambda z: jnp.round(8 * z) / 8)
+    own.defjvp(lambda z, t: (own(z[0]), slope * t[0]))
+    return own(x)
+
+
+def behind(stops: bool, x: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(x) if stops else x
+
+
+DERIVATIVES: dict[str, tuple[Any, Any]] = {
+    "a rule of its own": (
+        lambda w, x: network(w, rounded(1.0, x)),
+        lambda w, x: network(w, rounded(0.2, x)),
+    ),
+    "a stop_gradient": (
+        lambda w, x: network(w, behind(True, x)) + 0.3 * network(w, x / 2),
+        lambda w, x: network(w, behind(False, x)) + 0.3 * network(w, x / 2),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:a step of")
+@pytest.mark.parametrize("pair", DERIVATIVES.values(), ids=DERIVATIVES)
+def test_models_that_differ_in_their_derivative_alone_are_told_apart(pair: Any, out: Path) -> None:
+    one, other = pair
+    few = {"one": FiniteDifference(probes=1)}
+    table = score(Told(samples(range(9))), out, model=one, estimators=few)
+    assert score(Told(samples(range(9))), out, model=one, estimators=few).equals(table)
+    with pytest.raises(ValueError, match=r"belongs to other settings \(gradient_in_range differ"):
+        score(Told(samples(range(9))), out, model=other, estimators=few)
+
+
+def test_an_attribute_that_is_the_slope_of_a_surrogate_is_told_apart(out: Path) -> None:
+    class Spiking(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.Linear(5, 8, rngs=nnx.Rngs(1))
+            self.second = nnx.Linear(8, 3, rngs=nnx.Rngs(2))
+            self.slope = 1.0
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            spike = jax.custom_jvp(lambda z: (z > 0).astype(z.dtype))
+            slope = self.slope
+            spike.defjvp(lambda z, t: (spike(z[0]), t[0] / (1 + (slope * z[0]) ** 2)))
+            return self.second(spike(self.first(x)))
+
+    model, few = Spiking(), {"one": HessianVector(1)}
+    score(Told(samples(range(9))), out, model=model, params=None, estimators=few)
+    model.slope = 25.0
+    with pytest.raises(ValueError, match=r"belongs to other settings \(gradient_in_range differ"):
+        score(Told(samples(range(9))), out, model=model, params=None, estimators=few)
+
+
+def test_losses_that_differ_in_their_derivative_alone_are_told_apart(out: Path) -> None:
+    def sloped(slope: float) -> Any:
+        def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+            own = jax.custom_jvp(lambda z: z)
+            own.defjvp(lambda z, t: (own(z[0]), slope * t[0]))
+            return cross_entropy(own(logits), labels)
+
+        return loss
+
+    few = {"one": FiniteDifference(probes=1)}
+    score(Told(samples(range(9))), out, loss=sloped(1.0), estimators=few)
+    score(Told(samples(range(9))), out, loss=sloped(1.0), estimators=few)
+    with pytest.raises(ValueError, match=r"belongs to other settings \(loss_gradient differ"):
+        score(Told(samples(range(9))), out, loss=sloped(2.0), estimators=few)
 
 
 def test_a_table_begun_before_such_images_were_looked_at_goes_on(

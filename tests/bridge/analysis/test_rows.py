@@ -237,3 +237,40 @@ def test_columns_of_one_table_may_have_an_index_with_repeats(shard: slice) -> No
 def test_repeats_in_another_order_are_refused_with_a_cure_that_works() -> None:
     with pytest.raises(ValueError, match=r"another order.*reset_index\(drop=True\)"):
         bridge.failure_table(repeated(SCORE), shuffled(repeated(DIGITAL)), repeated(ANALOG))
+
+
+@pytest.mark.parametrize("name", ["score", "digital_correct", "analog_correct"])
+def test_a_frame_of_one_column_is_told_as_such(name: str) -> None:
+    inputs = {"score": SCORE, "digital_correct": DIGITAL, "analog_correct": ANALOG}
+    frames = {name: inputs[name].to_frame("a")}
+    with pytest.raises(ValueError, match=rf"^{name} is a DataFrame of one column.*{name}\['a'\]"):
+        bridge.failure_table(**inputs | frames)
+    arrays = {key: value.to_numpy() for key, value in inputs.items()}
+    with pytest.raises(ValueError, match=rf"^{name} is a DataFrame of one column.*{name}\['a'\]"):
+        bridge.failure_table(**arrays | frames)
+    with pytest.raises(ValueError, match="DataFrame of one column"):
+        bridge.failure_table(**{key: value.to_frame("a") for key, value in inputs.items()})
+
+
+def test_a_frame_of_one_chip_may_be_a_row() -> None:
+    table = bridge.failure_table(SCORE, DIGITAL, pd.DataFrame([ANALOG]))
+    same(table, bridge.failure_table(SCORE, DIGITAL, ANALOG))
+
+
+def test_the_cure_for_missing_samples_works() -> None:
+    fewer = ANALOG.drop([3, 5, 8])
+    with pytest.raises(ValueError, match=r"other samples than .*index\.intersection.*reindex"):
+        bridge.failure_table(SCORE, DIGITAL, fewer)
+    common = SCORE.index.intersection(fewer.index)
+    bridge.failure_table(SCORE.reindex(common), DIGITAL.reindex(common), fewer.reindex(common))
+
+
+@pytest.mark.parametrize("kind", [object, "boolean"])
+@pytest.mark.parametrize("name", ["digital_correct", "analog_correct", "chips"])
+def test_missing_outcomes_are_counted(name: str, kind: Any) -> None:
+    inputs: dict[str, Any] = {"digital_correct": DIGITAL, "analog_correct": ANALOG}
+    holed = inputs[name if name in inputs else "analog_correct"].drop([3, 5, 8])
+    holed = holed.astype(kind).reindex(SCORE.index)
+    inputs |= {name: holed} if name in inputs else {"analog_correct": [holed, ANALOG]}
+    with pytest.raises(ValueError, match=r"correct is missing \(NaN\) for 3 of 200 samples"):
+        bridge.failure_table(SCORE, **inputs)

@@ -232,6 +232,44 @@ def test_outputs_that_are_no_tensor_are_named(returned: Function, told: str) -> 
         to_jax(_Of(returned), X)
 
 
+def _prepared() -> nn.Module:
+    layer = nn.Linear(4, 3).train()
+    layer.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    prepared = torch.ao.quantization.prepare_qat(nn.Sequential(layer))
+    prepared(torch.randn(5, 4))
+    return prepared.eval()
+
+
+QUANTISED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "by a function": (
+        lambda: _Of(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255)),
+        "fake_quantize_per_tensor_affine",
+    ),
+    "to be trained": (_prepared, "FusedMovingAvgObsFakeQuantize"),
+    "to int8": (
+        lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)).eval()),
+        "Linear",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", QUANTISED)
+def test_a_quantised_network_is_told_as_such(what: str) -> None:
+    make, named = QUANTISED[what]
+    with pytest.raises(ValueError, match=rf"{named}.*no derivative.*float network"):
+        to_jax(make().eval(), X[0])
+
+
+def test_places_of_maxima_are_refused_by_operator_and_line() -> None:
+    def unpooled(x: torch.Tensor) -> torch.Tensor:
+        pooled, places = functional.max_pool2d(x[:, None], 2, return_indices=True)
+        return functional.max_unpool2d(pooled, places, 2).flatten(1)
+
+    with pytest.raises(ValueError, match=r"max_pool2d.*test_export\.py:\d+.*max_unpool"):
+        to_jax(_Of(unpooled), X)
+
+
 def test_missing_operators_are_named_at_once_with_module_and_line() -> None:
     stem = nn.Sequential(nn.Linear(4, 4), _Of(lambda x: torch.lgamma(x)))
     network = nn.Sequential(stem, _Of(lambda x: torch.special.i0e(x) + torch.lgamma(x))).eval()

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxcurv import Curvature, FiniteDifference, GaussNewton, input_curvature, score_dataset
+from jaxcurv import (
+    Curvature,
+    FiniteDifference,
+    GaussNewton,
+    flip_probability,
+    input_curvature,
+    score_dataset,
+)
 from jaxcurv.engine import cross_entropy
 from jaxcurv.margins import Moments, margin_moments
 from tests.examined import examined
@@ -317,7 +324,7 @@ def test_a_data_set_examines_its_model_with_one_program(caplog: pytest.LogCaptur
     with jax.log_compiles():
         score_dataset(model, (IMAGES, LABELS), estimators={"one": FiniteDifference(probes=1)})
     examined = [
-        r for r in caplog.records if "Finished XLA compilation of jit(_examine)" in r.message
+        r for r in caplog.records if "Finished XLA compilation of jit(examine)" in r.message
     ]
     assert len(examined) == 1
 
@@ -355,3 +362,125 @@ def test_margins_are_those_of_the_arrays_of_now() -> None:
     found = margin_moments(model, IMAGES, params=FIRST, noises=noises)
     top, second = -np.sort(-(IMAGES @ FIRST + box["bias"]))[:, :2].T
     np.testing.assert_allclose(found.margin, top - second, rtol=1e-5)
+
+
+# --- what JAX remembers of batches of other sizes than the check's
+
+WIDE = RNG.normal(size=(6, 8)).astype(np.float32)
+NARROW = RNG.normal(size=(8, 3)).astype(np.float32)
+TURNED = NARROW * np.array([1, -2, 0.5], np.float32)
+MANY = RNG.normal(size=(40, 6)).astype(np.float32)
+CLASSES = np.arange(40) % 3
+FEW = FiniteDifference(probes=2)
+
+
+def of_box(box: dict[str, Any]) -> Callable:
+    return lambda p, x: jnp.tanh(x @ p) @ box["b"]
+
+
+def scanned_box(box: dict[str, Any]) -> Callable:
+    def body(z: jax.Array, _: Any) -> Any:
+        return jnp.tanh(z @ box["b"] @ box["b"].T), None
+
+    return lambda p, x: jax.lax.scan(body, x @ p, None, length=2)[0] @ NARROW
+
+
+OWN_JITS: dict[str, Callable] = {
+    "jit": lambda box: jax.jit(of_box(box)),
+    "checkpoint": lambda box: jax.checkpoint(of_box(box)),
+    "scan": scanned_box,
+}
+
+
+def flipped(model: Callable) -> np.ndarray:
+    noise = Moments(None, np.full_like(WIDE, 1e-2))
+    return flip_probability(model, (MANY, CLASSES), params=WIDE, moments=noise)["margin"].to_numpy()
+
+
+def scored(model: Callable, count: int = 40) -> np.ndarray:
+    images, labels = MANY[:count], CLASSES[:count]
+    return input_curvature(model, images, labels, params=WIDE, estimator=FEW).score
+
+
+@pytest.mark.parametrize("make", OWN_JITS.values(), ids=OWN_JITS)
+@pytest.mark.parametrize("before", [flipped, partial(scored, count=1)], ids=["flips", "scores"])
+def test_flips_and_scores_know_of_each_other(before: Callable, make: Callable) -> None:
+    box = {"b": NARROW}
+    model = make(box)
+    before(model)
+    box["b"] = TURNED
+    for call in (flipped, partial(scored, count=1)):
+        with pytest.raises(ValueError, match=r"own jax\.jit .* have changed"):
+            call(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "derived"), [("jit", 8, False), ("checkpoint", 40, True), ("scan", 40, False)]
+)
+def test_what_the_user_evaluated_in_highest_is_not_scored(
+    kind: str, count: int, derived: bool
+) -> None:
+    box, make = {"b": NARROW}, OWN_JITS[kind]
+    model = make(box)
+    with jax.default_matmul_precision("highest"):
+        if derived:
+            jax.grad(lambda x: jnp.sum(model(WIDE, x)))(MANY[:count])
+        model(WIDE, MANY[:count])
+        box["b"] = TURNED
+        np.testing.assert_array_equal(scored(model, count), scored(make({"b": TURNED}), count))
+
+
+def test_a_loss_that_the_user_evaluated_in_highest_is_that_of_now() -> None:
+    box = {"w": np.ones(3, np.float32)}
+
+    def weighted(z: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.asarray(box["w"])[y] * cross_entropy(z, y)
+
+    loss = jax.jit(weighted)
+    with jax.default_matmul_precision("highest"):
+        loss(MANY @ WIDE @ NARROW, CLASSES)
+        box["w"] = np.array([1, 5, 9], np.float32)
+        found, expected = (
+            input_curvature(lambda x: jnp.tanh(x @ WIDE) @ NARROW, MANY, CLASSES, loss=one).loss
+            for one in (loss, lambda z, y: weighted(z, y))
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_jitted_derivative_rule_that_the_user_evaluated_is_that_of_now() -> None:
+    box = {"slope": 1.0}
+
+    def sloped(slope: Callable[[], float]) -> Callable:
+        back = jax.jit(lambda g, z: slope() * g * jnp.cos(z))
+        own = jax.custom_vjp(jnp.sin)
+        own.defvjp(lambda z: (jnp.sin(z), z), lambda z, g: (back(g, z),))
+        return lambda x: own(x @ WIDE) @ NARROW
+
+    model = sloped(lambda: box["slope"])
+    with jax.default_matmul_precision("highest"):
+        jax.grad(lambda x: jnp.sum(model(x)))(MANY)
+        box["slope"] = 3.0
+        found, expected = (
+            input_curvature(m, MANY, CLASSES, estimator=FEW) for m in (model, sloped(lambda: 3.0))
+        )
+    np.testing.assert_allclose(found.gradient_norm, expected.gradient_norm, rtol=1e-5)
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-3)
+
+
+def test_equal_models_with_a_jit_of_their_own_share_programs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    box = {"b": NARROW}
+    model = jax.jit(of_box(box))
+    noise = Moments(None, np.full_like(WIDE, 1e-2))
+
+    def both(params: np.ndarray) -> None:
+        input_curvature(model, MANY, CLASSES, params=params, estimator=FEW)
+        margin_moments(model, MANY, params=params, noises={"noise": noise})
+
+    both(WIDE)
+    box["b"] = NARROW.copy()
+    caplog.clear()
+    with jax.log_compiles():
+        both(2 * WIDE)
+    assert [r.message for r in caplog.records if "Compiling" in r.message] == []

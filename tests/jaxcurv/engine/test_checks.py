@@ -204,12 +204,65 @@ def test_precision_in_force_when_the_model_is_traced() -> None:
 # --- models that are refused
 
 
-@pytest.mark.parametrize("layer", ["norm", "dropout"])
-def test_a_module_in_training_mode_is_refused(perceptron: Perceptron, layer: str) -> None:
+@pytest.mark.parametrize(
+    ("layer", "how"), [("norm", "mixes the samples"), ("dropout", "changes its own state")]
+)
+def test_a_module_in_training_mode_is_refused(perceptron: Perceptron, layer: str, how: str) -> None:
     assert score(perceptron).shape == (6,)  # and not from what is compiled already
     getattr(perceptron, layer).train()
-    with pytest.raises(ValueError, match=r"changes its own state.*model\.eval\(\)"):
+    with pytest.raises(ValueError, match=rf"{how}.*model\.eval\(\)"):
         score(perceptron)
+
+
+class Setting(nnx.Module):
+    """A linear layer behind another, which may set variables of its own when called."""
+
+    def __init__(self, kind: str) -> None:
+        rngs = nnx.Rngs(0)
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+        self.rngs = rngs
+        self.calls = nnx.Variable(jnp.zeros(()))
+        self.kind = kind
+        if kind == "RNN":
+            self.rnn = nnx.RNN(nnx.GRUCell(1, 4, rngs=rngs), rngs=rngs)
+        elif kind == "both ways":
+            cells = [nnx.RNN(nnx.OptimizedLSTMCell(1, 2, rngs=rngs), rngs=rngs) for _ in range(2)]
+            self.rnn = nnx.Bidirectional(*cells, rngs=rngs)
+        elif kind == "WeightNorm":
+            self.out = nnx.WeightNorm(self.out, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind in ("RNN", "both ways"):
+            x = self.rnn(x[:, :, None])[:, -1]
+        if self.kind == "sown":
+            self.sow(nnx.Intermediate, "seen", x)
+        if self.kind == "shared noise":  # of every row, which no comparison of rows sees
+            x = x * jax.random.bernoulli(self.rngs.dropout(), 0.5, x.shape[1:])
+        if self.kind == "schedule":
+            x = x / (1 + self.calls[...])
+        self.calls[...] += 1
+        return self.out(jnp.tanh(x))
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")
+@pytest.mark.parametrize("kind", ["counted", "sown", "RNN", "both ways", "WeightNorm"])
+def test_a_module_that_sets_variables_without_a_use_is_scored(kind: str) -> None:
+    module = Setting(kind)
+    module.eval()
+    held = jax.tree.map(np.asarray, nnx.state(module, nnx.Param))
+    graph, state = nnx.split(module)
+    found = score(module)
+    assert np.all(found > 0)
+    expected = score(lambda p, x: nnx.merge(graph, p, copy=True)(x), state)
+    np.testing.assert_array_equal(found, expected)
+    assert module.calls[...] == 0
+    jax.tree.map(np.testing.assert_array_equal, held, nnx.state(module, nnx.Param))
+
+
+@pytest.mark.parametrize("kind", ["shared noise", "schedule"])
+def test_a_module_whose_calls_change_the_next_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"changes its own state.*model\.eval\(\)"):
+        score(Setting(kind))
 
 
 def test_a_resnet_in_training_mode_is_refused() -> None:

@@ -253,6 +253,45 @@ def test_a_code_among_numbers_is_refused_for_a_difference(model: Callable, entry
     examined(model, rows, LABELS[:6], HessianVector(2))
 
 
+FLAG = np.array([[0.3], [-0.2], [0.5]], np.float32).T
+FROM_ZERO: dict[str, Callable] = {
+    "astype": coded,
+    "floor": lambda x: coded(jnp.concatenate([jnp.floor(x[:, :1]), x[:, 1:]], axis=1)),
+    "a flag": lambda x: jnp.tanh(jnp.where(x[:, :1] >= 1, FLAG, -FLAG) + x[:, 1:] @ SIX[:3]),
+    "one of its values": lambda x: jnp.tanh(
+        jnp.where(x[:, :1] == 3, FLAG, -FLAG) + x[:, 1:] @ SIX[:3]
+    ),
+    "an embedding": lambda x: jnp.tanh(
+        jnp.take(jnp.asarray(CODES), x[:, 0].astype(jnp.int32), axis=0) @ SIX[:4]
+        + jax.nn.relu(x[:, 1:] - 0.1) @ SIX[4:]
+    ),
+}
+
+
+@pytest.mark.parametrize("model", FROM_ZERO.values(), ids=FROM_ZERO)
+def test_a_code_whose_first_sample_is_0_is_refused(model: Callable) -> None:
+    rows = rows_with_codes()
+    rows[:, 0] = np.arange(6) % 4
+    with pytest.raises(ValueError, match=r"entry \[0\] of an image is a whole number"):
+        input_curvature(model, rows, LABELS[:6])
+    with pytest.raises(ValueError, match=r"entry \[0\] of an image is a whole number"):
+        score_dataset(model, (rows, LABELS[:6]))
+
+
+def test_a_mask_that_is_empty_in_the_first_image_is_refused() -> None:
+    images = np.random.default_rng(1).normal(size=(4, 3, 3, 2)).astype(np.float32)
+    images[..., 1] = np.random.default_rng(2).integers(0, 3, (4, 3, 3))
+    images[0, ..., 1] = 0
+
+    def model(x: jax.Array) -> jax.Array:
+        kinds = jax.nn.one_hot(x[..., 1].astype(int), 3)
+        return jnp.tanh(jnp.concatenate([x[..., :1], kinds], axis=-1).mean((1, 2)) @ SIX[:4])
+
+    with pytest.raises(ValueError, match=r"entry \[0, 0, 1\] of an image is a whole number"):
+        input_curvature(model, images, LABELS[:4])
+
+
+@pytest.mark.parametrize("shift", [5, 0])
 @pytest.mark.parametrize(
     "model",
     [
@@ -266,8 +305,10 @@ def test_a_code_among_numbers_is_refused_for_a_difference(model: Callable, entry
     ],
     ids=["cropped", "at the ReLU", "ReLU within the step", "abs", "round", "max", "saturated"],
 )
-def test_other_entries_without_a_gradient_are_not_refused(model: Callable) -> None:
-    examined(model, rows_with_codes(), LABELS[:6])
+def test_other_entries_without_a_gradient_are_not_refused(model: Callable, shift: int) -> None:
+    rows = rows_with_codes()
+    rows[:, 0] += shift - 5
+    examined(model, rows, LABELS[:6])
 
 
 # --- rounding in a part of the model
@@ -306,6 +347,17 @@ def test_what_is_warned_of_is_scored_nevertheless() -> None:
     assert np.all(found.score > 0)
     found = input_curvature(model, PICTURES, LABELS[:4], estimator=HessianVector(1))
     assert np.all(found.score > 0)
+
+
+def test_a_category_beside_its_own_skip_is_warned_of_whatever_the_first_sample_has() -> None:
+    def model(x: jax.Array) -> jax.Array:
+        return (jnp.asarray(CODES)[x[:, 0].astype(int)] + 0.1 * x) @ SIX[:4]
+
+    for first in ([0, 1, 2, 1, 0, 2], [0, 0, 0, 0, 0, 0]):  # each has 0 in the first one
+        rows = rows_with_codes()
+        rows[:, 0] = first
+        with pytest.warns(UserWarning, match=r"a step of 0\.001 moves the logits otherwise"):
+            input_curvature(model, rows, LABELS[:6], estimator=FiniteDifference(probes=1))
 
 
 @pytest.mark.parametrize(
