@@ -103,6 +103,10 @@ class Changes:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of what runs is made of no network that it could be compared with."""
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Nor is what pickle makes of it."""
+        return type(None), ()
+
     def of_network(self) -> list[str]:
         """Tensors, settings and layers of the network that what runs has otherwise; by name."""
         return self._told(self._network, self._running) + self._network.hooked()
@@ -180,6 +184,9 @@ class OwnWrites:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OwnWrites":
         return OwnWrites(deepcopy(self._network, memo))
+
+    def __reduce__(self) -> tuple[type["OwnWrites"], tuple[nn.Module]]:
+        return OwnWrites, (self._network,)
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
