@@ -4,7 +4,7 @@
 - `FiniteDifference` (the default), `HessianVector`, `HessianTrace`, `GaussNewton`,
   `LowRankGaussNewton`, `Adaptive`, or an `OwnEstimator`: what is computed.
 - `flip_probability`: the risk of failure on a chip that is never run.
-- `image_folder`: a folder of images as a source that all of these take.
+- `image_folder`: a folder of images as a source for `score_dataset` and `flip_probability`.
 - `logit_scores`: margin, entropy and other scores of one forward pass.
 - The rest is in `data`, `engine`, `estimators`, `margins`, `models` and `training`.
 """

@@ -135,11 +135,10 @@ def score_dataset(
       estimators: what is computed, by column name; those with the same probes share them. One of
         your own is an `OwnEstimator`.
       out: file of the table, `NAME.parquet`. What was begun with other settings or weights is
-        refused, as is a table that another program wrote or changed; weights that a plain function
-        closes over, and settings of a model or loss, are told apart only where the logits of ten
-        fixed random images differ by more than 1e-4 of the largest, losses of two of them, the
-        gradients of two by more than 1e-2, or losses of samples that are read again: better give
-        `params`.
+        refused, as is a table that another program wrote or changed. Weights that a plain function
+        closes over, and settings of a model or loss, are told apart only by what they give: logits
+        of ten fixed random images and losses of two (1e-4 of the largest), gradients of two (1e-2),
+        and losses of samples that are read again (1e-3). Better give `params`.
       batch_size: samples a batch; the last one is padded, so that one shape compiles. "auto" is 64
         for each device of a CPU and 256 on an accelerator. A table that was begun with a number
         goes on with as many samples a device, on any number of devices: the last bits of a score

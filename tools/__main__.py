@@ -59,7 +59,10 @@ class Archive:
         rows = {**ROWS, "published": [f"cifar10_{name}" for name in PUBLISHED]}[self.rows]
         finished = [name for name in rows if (self.runs / name).is_dir()]
         if not finished:
-            raise FileNotFoundError(f"no row of --rows {self.rows} in {self.runs}: run them")
+            raise FileNotFoundError(
+                f"no row of --rows {self.rows} in {self.runs}: run "
+                f"{'tools/published_networks.py' if self.rows == 'published' else 'reproduce'}"
+            )
         work: dict[str, Callable[[Path, Path], None]] = dict.fromkeys(finished, archive)
         fit = f"fit_paper_{self.rows}"
         if (self.runs / fit / "fit.json").exists():

@@ -249,8 +249,8 @@ def _published(runs: Sequence[_Run]) -> Iterator[str]:
     yield markdown([*header, *(f"AUROC {one.replace('_', ' ')}" for one in predictors)], rows)
     yield (
         f"CIFAR-10, whole test split, {FULL_PROFILE}, the default chip; AUROC among the digitally "
-        "correct samples. Weights, images and the networks' code are others'; the commands are "
-        "below."
+        "correct samples. Weights and images are others'; the networks are written again in "
+        "tools/published_networks.py, under their layers' names. The commands are below."
     )
 
 

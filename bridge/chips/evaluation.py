@@ -133,7 +133,8 @@ def _require_order(logits: _Logits, rows: list[torch.Tensor], what: str) -> None
 
 
 def _refuse_state(logits: _Logits, rows: list[torch.Tensor], what: str) -> None:
-    """Refuses a network in which the same batch has other logits in a second pass, or any the same.
+    """Refuses a network that gives the same batch other logits in a second pass, or every batch the
+    logits of the first.
 
     The random state is the same in each pass.
     """

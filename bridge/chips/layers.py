@@ -77,8 +77,8 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
     running = _layers_at(chip.executable.network, placed)
     # Under the chip's random state, so that its layers can be called within.
     stays = staying_digital(model, chip.digital_layers)
-    plain = with_equivalents(without_compilation(copy_of(model), stays), stays)
-    digital = Executable(plain.cpu(), chip.executable.noise, one_by_one=False)
+    copied = with_equivalents(without_compilation(copy_of(model), stays), stays)
+    digital = Executable(copied.cpu(), chip.executable.noise, one_by_one=False)
     without_fast_paths(digital.network, _layers_at(digital.network, placed).values())
     _fit_layout(digital, chip.executable, images)
     signal: dict[str, float] = {}

@@ -163,7 +163,7 @@ def _content(model: nn.Module) -> list[Any]:
 
 
 def _sum(tensor: torch.Tensor) -> int:
-    """Of the bits, in whole numbers: the same in every order and on every device."""
+    """Sum of the bits as whole numbers: the same in every order and on every device."""
     bits = torch.uint8 if tensor.element_size() % 4 else torch.int32
     try:
         return int(tensor.detach().reshape(-1).view(bits).sum(dtype=torch.int64))

@@ -17,7 +17,7 @@ from torch import nn
 
 from bridge.checks import require_count, require_finite, require_seed
 from bridge.chips.evaluation import require_eval
-from bridge.chips.images import Images
+from bridge.chips.images import Images, as_tensor
 from bridge.chips.made_from import Keep
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import PROFILES, Profile
@@ -39,9 +39,15 @@ _MOST_CALIBRATED = 1000
 
 _FIRST = ("profile", "time", "chip")
 
+_SAME_IMAGES = (
+    "calibration images must be others than those that are predicted, or the ranges of the ADCs "
+    "would be set on the test: give images of another source, or a share of these to hold out, "
+    "such as calibration=0.1"
+)
+
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class _Calibration:
     """What sets the ranges of the chips' ADCs."""
 
     images: Images | None
@@ -214,26 +220,25 @@ def _calibrated(
     profiles: Mapping[str, Profile],
     calibration: SourceLike | float,
     seed: int,
-) -> tuple[Calibration, Source]:
+) -> tuple[_Calibration, Source]:
     """What sets the ranges of ADCs, and the samples to predict."""
     share = float(calibration) if isinstance(calibration, int | float | np.number) else None
     if share is not None and not 0 < share < 1:
         raise ValueError(f"the share held out for calibration must be in (0, 1); got {share:g}")
     if calibration is given or calibration is source:
-        raise ValueError(
-            "calibration images must be others than those that are predicted, or the ranges of "
-            "the ADCs would be set on the test: give images of another source, or a share of "
-            "these to hold out, such as calibration=0.1"
-        )
+        raise ValueError(_SAME_IMAGES)
     if not any(one.adc is not None and one.adc.range == "calibrated" for one in profiles.values()):
-        return Calibration(None), source
+        return _Calibration(None), source
     if share is None:
         assert not isinstance(calibration, float)
         if hasattr(calibration, "shape"):  # an array or a tensor
-            return Calibration(calibration, len(calibration)), source
+            _refuse_predicted(calibration, np.arange(len(calibration)), source)
+            return _Calibration(calibration, len(calibration)), source
         others = as_source(calibration, classes=False)
         positions = subset(_indices(others), _MOST_CALIBRATED, seed)
-        return Calibration(_images(others, positions), len(positions)), source
+        read = _images(others, positions)
+        _refuse_predicted(read, _indices(others)[positions], source)
+        return _Calibration(read, len(positions)), source
     count = min(max(1, round(share * len(source))), _MOST_CALIBRATED)
     if count >= len(source):
         raise ValueError(
@@ -247,7 +252,20 @@ def _calibrated(
         file=sys.stderr,
     )
     rest = Chosen(source, np.setdiff1d(np.arange(len(source)), held))
-    return Calibration(_images(source, held), count, count), rest
+    return _Calibration(_images(source, held), count, count), rest
+
+
+def _refuse_predicted(images: Images, indices: np.ndarray, source: Source) -> None:
+    """Refuses calibration images that are those to predict: by up to eight of equal indices."""
+    known = _indices(source)
+    common = np.flatnonzero(np.isin(indices, known))[:8]
+    if not len(common):
+        return
+    order = np.argsort(known, kind="stable")
+    predicted = _images(source, order[np.searchsorted(known[order], indices[common])])
+    some = as_tensor(images, "calibration")[torch.from_numpy(common)].cpu()
+    if torch.equal(some, as_tensor(predicted, "images")):
+        raise ValueError(_SAME_IMAGES)
 
 
 def _indices(source: Source) -> np.ndarray:

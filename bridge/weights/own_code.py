@@ -18,11 +18,11 @@ def own_code(layer: torch.nn.Module) -> str | None:
     kinds = type(layer).__mro__
     base = next(n for n, kind in enumerate(kinds) if kind.__module__.startswith("torch.nn.modules"))
     if kinds[base] is torch.nn.Module:
-        return "which is none of PyTorch's layers"
+        return ", none of PyTorch's layers"
     above = {name for kind in kinds[:base] for name in vars(kind)}
     parts = {name for name, value in vars(layer).items() if callable(value)}
     if found := sorted(_COMPUTING & (above | parts)):
-        return f"with a {found[0]} of its own"
+        return f" with a {found[0]} of its own"
     return None
 
 

@@ -140,7 +140,7 @@ def _own(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
     if own_call(layer):
         return "with a __call__ of its own"
     if other is not None and (code := own_code(other)):
-        return f"PyTorch's is a {type(other).__name__} {code}"
+        return f"the torch network's is a {type(other).__name__}{code}"
     return None
 
 

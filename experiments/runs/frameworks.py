@@ -9,7 +9,7 @@ from experiments.settings.flags import Experiment
 
 MISSING = (
     "Table I, failure rates, which score predicts failure, flip probabilities and whether they "
-    "come true, routing, overlap, drift"
+    "come true, routing, overlap, drift, what is on the chip, the most vulnerable samples"
 )
 """What the report of a run without chips does not have, as the part of a sentence."""
 

@@ -59,7 +59,7 @@ def plain(network: nn.Module) -> nn.Module:
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the state dict's tensors: tied ones, which share memory, cannot be stored."""
+    """Copies of the state dict's tensors, which later changes of the network do not reach."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 

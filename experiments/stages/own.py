@@ -23,6 +23,7 @@ from experiments.runs.own_network import (
 )
 from experiments.runs.samples import scored_samples
 from experiments.settings.flags import Data
+from experiments.stages.analyse import ANALYSED, ANALYSED_SCORES
 from experiments.stages.pretrained import choose_normalisation
 from experiments.system.factories import as_function, call_factory, is_torch, sources_of
 from jaxcurv import data
@@ -85,6 +86,8 @@ def _take_network(
     bridge.to_jax(network, images)
     bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
     bridge.coverage(network, images)
+    for name in _WITHOUT_CHIPS:  # left by a network in JAX alone, whose folder this was
+        (job.folder / name).unlink(missing_ok=True)
     path = job.folder / WEIGHTS
     header = {"factory": factory}
     if not _holds(path, state_dict, header):
@@ -93,6 +96,18 @@ def _take_network(
         kept = {key: one for key, one in origin.items() if key not in ("class_names", "header")}
         description["origin"] = kept
     return description, path
+
+
+_WITHOUT_CHIPS = (
+    FUNCTION,
+    *(
+        f"{table}.{kind}"
+        for table in sorted(set(ANALYSED_SCORES) - set(ANALYSED))
+        for kind in ("csv", "parquet")
+    ),
+    *(f"figures/gallery_digital.{kind}" for kind in ("png", "svg", "csv")),
+)
+"""Files that only a run without chips has."""
 
 
 def _take_function(

@@ -109,7 +109,9 @@ def _place(job: Job, profile: Profile) -> Path:
         "data": experiment.data.deciding,
         "images": dict(job.images),
         "folds": experiment.folds,
-        "limit": {fold: experiment.limit_of(fold) for fold in experiment.folds},
+        "limit": experiment.limit,
         "calibration": experiment.simulate.adc_calibration if profile.adc else None,
     }
+    if experiment.limit_train is not None:  # chips of before keep their key
+        decides["limit_train"] = experiment.limit_train
     return job.folder / "chips" / f"{profile.name}-{key_of(decides)}"

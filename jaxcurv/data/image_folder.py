@@ -17,8 +17,8 @@ def image_folder(
     directory: str | os.PathLike[str],
     split: Split | None = None,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: float | Sequence[float] | np.ndarray = 0.0,
+    std: float | Sequence[float] | np.ndarray = 1.0,
     channels: int | None = None,
     image_size: int | None = None,
     resize_size: int | None = None,
@@ -88,7 +88,9 @@ def image_folder(
     return Normalised(Chosen(images, positions), normalisation)
 
 
-def _each(name: str, given: float | Sequence[float], channels: int) -> tuple[float, ...]:
+def _each(
+    name: str, given: float | Sequence[float] | np.ndarray, channels: int
+) -> tuple[float, ...]:
     """One number a channel."""
     values = tuple(np.atleast_1d(np.asarray(given, np.float64)).tolist())
     if np.ndim(given) == 0:

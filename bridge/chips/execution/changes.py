@@ -3,6 +3,7 @@
 What runs is a copy of the network, with other layers in place of those on tiles.
 """
 
+import hashlib
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ class Changes:
         """A copy of what runs is made of no network that it could be compared with."""
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Nor is what pickle makes of it."""
+        """A pickle holds None in its place."""
         return type(None), ()
 
     def of_network(self) -> list[str]:
@@ -141,7 +142,7 @@ def remember_tiles(network: nn.Module) -> None:
 def tiles_set(network: nn.Module) -> list[str]:
     """Tiles whose weights were set since `remember_tiles`, and not what was programmed into them.
 
-    As aging would undo.
+    Aging starts from what was programmed, and would undo this.
     """
     before: dict[str, tuple[bytes, bytes]] = vars(network).get(_HELD, {})
     found = []
@@ -153,15 +154,13 @@ def tiles_set(network: nn.Module) -> list[str]:
 
 
 def _held(tile: Tile) -> tuple[bytes, bytes]:
-    """Some of a tile's weights and of what was programmed into it."""
+    """Hashes of a tile's weights and of what was programmed into it."""
     programmed = tile.programmed_weights
-    some = [_some(tile.tile.get_weights()), b"" if programmed is None else _some(programmed)]
-    return some[0], some[1]
+    return _hash(tile.tile.get_weights()), b"" if programmed is None else _hash(programmed)
 
 
-def _some(tensor: torch.Tensor) -> bytes:
-    found: bytes = tensor.detach().flatten()[:: max(1, tensor.numel() // _PROBED)].numpy().tobytes()
-    return found
+def _hash(tensor: torch.Tensor) -> bytes:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest()
 
 
 class OwnWrites:

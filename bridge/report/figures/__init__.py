@@ -1,5 +1,4 @@
-"""Figures of a run: Fig. 1, gallery, predictors, scores, overlap. Studies draw their own.
+"""Figures of the report: Fig. 1, gallery, predictors, scores, overlap.
 
-The stage `report` calls them (`experiments.stages.report`); their sections and captions are in
-`bridge.report.page.pictures`.
+Runs and `bridge.study` draw them; their sections and captions are in `bridge.report.page.pictures`.
 """

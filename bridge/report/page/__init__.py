@@ -1,1 +1,1 @@
-"""The self-contained HTML page of a run. Its figures are drawn in `bridge.report.figures`."""
+"""The self-contained HTML page. Its figures are drawn in `bridge.report.figures`."""

@@ -61,17 +61,17 @@ class RunTables:
 
 @dataclass(frozen=True)
 class ReportContents:
-    """Everything that the report of one run is made from.
+    """Everything that one report is made from.
 
     Raises:
-        ValueError: if there are thumbnails, but not one for each vulnerable sample, or neither
+        ValueError: if there are thumbnails, but not one for each listed sample, or neither
             deciles nor score_deciles.
     """
 
     title: str
     """Title of the page, for instance model and data set."""
     settings: Mapping[str, Any]
-    """What was run, as `experiments.settings.flags.Experiment` holds it; nested mappings become
+    """What was run, by name; nested mappings become
     dotted names. The explanations use simulate and analyse.energy where they are there."""
     stages: Sequence[Mapping[str, Any]]
     """The record of each stage: name, seconds, device, versions (package -> version)."""
@@ -113,6 +113,6 @@ class ReportContents:
         samples = 0 if self.tables.listed is None else len(self.tables.listed)
         if self.thumbnails and len(self.thumbnails) != samples:
             raise ValueError(
-                f"{len(self.thumbnails)} thumbnails for {samples} vulnerable samples; give one "
+                f"{len(self.thumbnails)} thumbnails for {samples} listed samples; give one "
                 "each, or none"
             )

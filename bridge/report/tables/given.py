@@ -59,11 +59,17 @@ def completed(
     )
     for name in ("profile", "chip", "prediction"):
         _refuse(predictions[predictions[name].isna()], f"rows without a {name} in predictions")
-    if not is_integer_dtype(predictions["prediction"]):
-        raise ValueError(
-            "prediction in predictions must be the number of a class, as label in scores; it is "
-            f"{predictions['prediction'].dtype}, such as {predictions['prediction'].iloc[0]!r}"
-        )
+    predictions["profile"] = predictions["profile"].astype(str)
+    for what, table, name in (
+        ("scores", scores, "label"),
+        ("scores", scores, "prediction"),
+        ("predictions", predictions, "prediction"),
+    ):
+        if not is_integer_dtype(table[name]):
+            raise ValueError(
+                f"{name} in {what} must be the number of a class, as label in scores; it is "
+                f"{table[name].dtype}, such as {table[name].iloc[0]!r}"
+            )
     scores = _run_on_chips(scores, predictions, said)
     known = [*_SAMPLE, *(name for name in ("label", "path") if name in scores)]
     keys = predictions[_SAMPLE].merge(
@@ -178,9 +184,9 @@ def _run_on_chips(
     left = int((~there).sum())
     if left == len(scores):
         raise ValueError(
-            "no sample of scores has a prediction: column index must name the same image in both "
-            f"tables; scores begin with {scores['index'].iloc[0]}, predictions with "
-            f"{predictions['index'].iloc[0]}"
+            "no sample of scores has a prediction: fold and index must name the same image in both "
+            f"tables; scores begin with {scores['fold'].iloc[0]} {scores['index'].iloc[0]}, "
+            f"predictions with {predictions['fold'].iloc[0]} {predictions['index'].iloc[0]}"
         )
     _refuse(predictions[~run.isin(scored)], "predictions without a score: score these samples too")
     if left and left != said.get("held_out"):

@@ -69,7 +69,7 @@ def join(
 
 
 def digital_outcomes(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a sample with its scores and the digital outcome, where there are no chips.
+    """One row a sample with its scores and the digital outcome.
 
     Args:
         scores: as for `join`.

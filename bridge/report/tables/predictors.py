@@ -65,7 +65,7 @@ def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArr
     left out.
 
     Args:
-        samples: one row a sample, with scores as `experiments.stages.score` writes them.
+        samples: one row a sample, with scores as `jaxcurv.score_dataset` returns them.
         among: the samples that will be compared.
     """
     names = [name for name in _PREDICTORS if name in samples]
@@ -98,7 +98,7 @@ def compare(
     Args:
         joined: as `outcomes.join` returns it.
         costs: predictor and forward_passes.
-        flips: as `experiments.stages.flips.flips` leaves it.
+        flips: fold, index, profile, probability and unshifted, a row a sample and profile.
         bins, confidence, resamples: as for `compare_predictors`.
 
     Returns:
@@ -236,7 +236,7 @@ def calibrate(
 
     Args:
         joined: as `outcomes.join` returns it.
-        flips: as `experiments.stages.flips.flips` leaves it.
+        flips: fold, index, profile, probability and unshifted, a row a sample and profile.
         confidence: confidence level of the intervals, between 0 and 1.
         resamples: number of bootstrap resamples, where there are several chips.
 

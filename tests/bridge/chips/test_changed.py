@@ -203,6 +203,18 @@ def test_tiles_that_were_changed(how: str) -> None:
     assert not torch.allclose(run(chip.on("fast")), before)
 
 
+@pytest.mark.parametrize("position", [0, 7])
+def test_a_single_weight_that_was_set_is_not_lost(position: int) -> None:
+    """As for a device that is stuck."""
+    chip = made(PROFILES["pcm"])
+    tile = tile_of(chip).tile
+    weights = tile.get_weights()
+    weights.view(-1)[position] += 0.5
+    tile.set_weights(weights)
+    with pytest.raises(ValueError, match=r"weights of conv\.analog_module were set after"):
+        chip.on("fast").at(60.0)
+
+
 @pytest.mark.parametrize("memory", [True, False])
 def test_weights_that_were_set_are_not_lost_at_another_time(memory: bool, tmp_path: Path) -> None:
     chip, path = made(FULL if memory else PROFILES["adc"]), tmp_path / "chip.safetensors"

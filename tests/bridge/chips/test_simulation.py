@@ -174,6 +174,14 @@ def test_refusals_come_before_any_chip(
 def test_the_images_to_predict_calibrate_nothing(net: nn.Module, images: data.Normalised) -> None:
     with pytest.raises(ValueError, match="must be others than those that are predicted"):
         bridge.simulate(net, images, profiles="adc", calibration=images)
+    pixels = all_images(images)
+    for same in (
+        (pixels, images.labels),
+        pixels,
+        torch.from_numpy(pixels).permute(0, 3, 1, 2),
+    ):
+        with pytest.raises(ValueError, match="others than those that are predicted"):
+            bridge.simulate(net, (pixels, images.labels), profiles="adc", calibration=same)
 
 
 def test_a_network_in_training_mode_is_refused(images: data.Normalised) -> None:

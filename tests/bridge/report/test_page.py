@@ -352,8 +352,8 @@ def test_same_inputs_same_bytes(page, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"thumbnails": [b""]}, "1 thumbnails for 3 vulnerable samples"),
-        ({"vulnerable": None}, "3 thumbnails for 0 vulnerable samples"),
+        ({"thumbnails": [b""]}, "1 thumbnails for 3 listed samples"),
+        ({"vulnerable": None}, "3 thumbnails for 0 listed samples"),
         (
             {"per_class": pd.DataFrame({"label": [1]})},
             "the report's per_class lacks the columns class_name, samples",

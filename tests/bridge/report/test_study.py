@@ -206,6 +206,12 @@ def changed(table: pd.DataFrame, row: int, **values: Any) -> pd.DataFrame:
         (lambda s, p: (s, p.assign(correct=True)), "contradicts prediction == label"),
         (lambda s, p: (s, p.assign(correct="yes")), "whose correct is not true or false"),
         (lambda s, p: (s, p.assign(prediction="cat")), "must be the number of a class"),
+        (lambda s, p: (s.assign(label="cat"), p), "label in scores must be the number of a class"),
+        (lambda s, p: (s.assign(prediction=0.0), p), "prediction in scores must be the number of"),
+        (
+            lambda s, p: (s.assign(fold="test"), p.assign(fold="train")),
+            "fold and index must name .* begin with test 0, predictions with train 0",
+        ),
         (lambda s, p: (s, p.assign(chip=p["index"].where(p["index"] > 3))), "without a chip"),
         (
             lambda s, p: (s, pd.concat([p.assign(chip=1), p.head(12).assign(chip=2)])),
@@ -235,6 +241,12 @@ def test_refusals(change: Any, why: str) -> None:
 def test_settings_that_are_refused(given: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         bridge.study(*real_chip(), **given)
+
+
+def test_a_profile_may_be_a_number() -> None:
+    scores, measured = real_chip()
+    found = bridge.study(scores, measured.assign(profile=6), bins=4)
+    assert found.rates()["profile"].unique().tolist() == ["6"]
 
 
 def test_samples_that_no_chip_ran_are_left_out_with_a_word() -> None:

@@ -317,7 +317,7 @@ OWN: dict[str, tuple[Callable[[], nnx.Module], torch.nn.Module, str]] = {
     "convolution": (conv, Circular(2, 4, 3, padding=1), "Circular with a _conv_forward of its own"),
     "weight": (Named, binary(), "Binary with a weight of its own"),
     "norm": (norm, Activated(3), "Activated with a forward of its own"),
-    "no kind": (norm, Frozen(), "Frozen which is none of PyTorch's layers"),
+    "no kind": (norm, Frozen(), "Frozen, none of PyTorch's layers"),
     "replaced": (
         conv,
         changed(there(padding=1), forward=lambda x: x),

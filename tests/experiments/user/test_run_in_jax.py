@@ -174,7 +174,8 @@ def refuse(*arguments: str | Path) -> str:
 def test_what_is_missing_is_said_before_the_scores(own: Run) -> None:
     said = own.told
     assert "left out: export, moments, flips, simulate; in the report Table I, failure" in said
-    assert "overlap, drift; for what own_jax:pair returns is computed in JAX and has no" in said
+    assert "overlap, drift, what is on the chip, the most vulnerable samples; for what" in said
+    assert "own_jax:pair returns is computed in JAX and has no" in said
     assert "bridge.to_torch(model, into=module" in said
     assert said.index("left out:") < said.index("score")
     assert said.count("left out:") == 1
@@ -363,6 +364,8 @@ def test_a_torch_module_in_its_place_has_chips(copied: Path) -> None:
     assert re.search("simulate +not run yet\n", said)
     assert "left out" not in said
     assert "torch" in read_json(copied / "stages/train.json")["versions"]
+    for name in ("network.json", "accuracy.csv", "highest.parquet", "figures/gallery_digital.png"):
+        assert not (copied / name).exists()
 
 
 def test_a_folder_of_chips_is_kept_for_them(place: Path, tmp_path: Path) -> None:

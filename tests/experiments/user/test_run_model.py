@@ -249,7 +249,7 @@ def test_the_report(own: Run) -> None:
 
 
 SHARE = (64 * 4 * 27 + 16 * 4 * 36 + 16 + 16 + 12) / (64 * 4 * 27 + 16 * 4 * 36 + 16 * 36 + 44)
-"""Of the multiply-accumulates: all but those of the depthwise convolution."""
+"""Share of the multiply-accumulates: all but those of the depthwise convolution."""
 
 
 def test_what_stays_digital_is_told_and_costs_as_such(own: Run) -> None:

@@ -116,7 +116,7 @@ every_invariant = pytest.mark.parametrize("estimator", INVARIANT.values(), ids=I
 
 @cache
 def plain_scores(estimator: Estimator) -> Curvature:
-    """Of the network's images as they are, which many tests compare with."""
+    """Scores of the network's images as they are, which many tests compare with."""
     return score_convnet(estimator)
 
 

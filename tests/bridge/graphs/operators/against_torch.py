@@ -184,7 +184,7 @@ def _values_and_gradients(tried: Call, arrays: Sequence[Any]) -> Results:
 
 
 def _type(tried: Call) -> torch.dtype:
-    """Of PyTorch's value."""
+    """Dtype of PyTorch's value."""
     return _in_torch(tried, [torch.tensor(array) for array in tried.arrays()])[0].dtype
 
 

@@ -10,7 +10,7 @@ from tests.bridge.report.conftest import tables
 
 @pytest.fixture(scope="module")
 def samples() -> pd.DataFrame:
-    """Of each fold sample 0 of 20 is wrong; curvature is a thousandth of the index."""
+    """Sample 0 of the 20 of each fold is wrong; curvature is a thousandth of the index."""
     return outcomes.digital_outcomes(tables()[0])
 
 
