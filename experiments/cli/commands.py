@@ -263,17 +263,18 @@ def _presets(arguments: Sequence[str]) -> None:
 
 def _print_result(folder: Path) -> None:
     from bridge.report.tables import predictors, routers
-    from bridge.report.tables.sentences import answers, render_deciles
+    from bridge.report.tables.sentences import accuracy, answers, render_deciles
     from experiments.runs.files import read_parquet
     from experiments.runs.records import recorded_settings
 
     tables = {
         name: read_parquet(folder / f"{name}.parquet")
-        for name in ("deciles", "predictors", "routing_choices")
+        for name in ("table_one", "deciles", "predictors", "routing_choices")
     }
     drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
     render_deciles(tables["deciles"], drift_seconds=drift_seconds)
-    sentences = answers(tables["deciles"], tables["predictors"], drift_seconds=drift_seconds)
+    sentences = [accuracy(tables["table_one"])]
+    sentences += answers(tables["deciles"], tables["predictors"], drift_seconds=drift_seconds)
     sentences.append(predictors.verdict(tables["predictors"]))
     sentences.append(routers.summary(tables["routing_choices"]))
     for sentence in filter(None, sentences):

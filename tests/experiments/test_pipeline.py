@@ -61,6 +61,10 @@ def test_run_leaves_every_result(finished_run: Path) -> None:
     said = (finished_run.parent / "said.txt").read_text()
     assert "Analog-only failures by curvature decile" in said
     assert re.search(r"Under adc\+wnoise\+pcm at t = 20 s, .* of D1 and .* of D10", said)
+    table = pd.read_csv(finished_run / "table_one.csv")
+    full = table[(table["fold"] == "test") & (table["profile"] == "adc+wnoise+pcm")].iloc[0]
+    assert f"The digital model is right on {full['digital_accuracy']:.1f} % of the test" in said
+    assert f"chips under adc+wnoise+pcm on {full['analog_accuracy']:.1f} %." in said
     scores = pd.read_parquet(finished_run / "scores.parquet")
     assert scores["fold"].value_counts().to_dict() == {"train": 60, "validation": 60, "test": 60}
     assert not scores.duplicated(["fold", "index"]).any()

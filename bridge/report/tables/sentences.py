@@ -76,6 +76,21 @@ def answer(
     return facts + f"Spearman's rho = {rho}: {trend}."
 
 
+def accuracy(table_one: pd.DataFrame, fold: str = "test", profile: str = FULL_PROFILE) -> str:
+    """How often the digital model and the chips are right, in a sentence.
+
+    Args:
+        table_one: as `failure_rates.table_one` returns it.
+        fold: the fold that is spoken of.
+        profile: the profile of the chips.
+    """
+    row = select(table_one, fold=fold, profile=profile).iloc[0]
+    return (
+        f"The digital model is right on {row['digital_accuracy']:.1f} % of the {fold} fold, the "
+        f"chips under {profile} on {row['analog_accuracy']:.1f} %."
+    )
+
+
 def answers(
     deciles: pd.DataFrame,
     predictors: pd.DataFrame,
