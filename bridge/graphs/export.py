@@ -82,6 +82,10 @@ def export(module: nn.Module, images: torch.Tensor) -> Graph:
         for spec in signature.output_specs
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     ]:
+        if parts := _quantised(module, ""):
+            raise ValueError(
+                _float_wanted(f"{type(module).__name__} has quantised parts ({_some(parts)})")
+            )
         raise ValueError(
             f"the module changes {_some(map(str, changed))} in a forward pass: a network whose "
             "state changes gives no fixed logits; keep the state out of forward()"
