@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -125,8 +126,12 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_defaults_are_the_preset_s_or_the_folder_s(
-    run_copy, capsys: pytest.CaptureFixture[str]
+    run_copy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where no earlier run of the preset lies
     said = helped("run digits", capsys)
     assert "Defaults are those of the preset digits." in said
     assert dict(texts(said))["--model.width N"].endswith("(default: 16)")
