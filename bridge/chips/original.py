@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bridge.chips.contents import sum_of_bits
 from bridge.chips.memory_layout import Layout
 
 _ORIGINAL = "_original_model"
@@ -159,13 +160,4 @@ def _content(model: nn.Module) -> list[Any]:
         for one in model.modules()
     ]
     tensors = [*model.parameters(), *model.buffers()]
-    return [modules, [(one.dtype, tuple(one.shape), _sum(one)) for one in tensors]]
-
-
-def _sum(tensor: torch.Tensor) -> int:
-    """Sum of the bits as whole numbers: the same in every order and on every device."""
-    bits = torch.uint8 if tensor.element_size() % 4 else torch.int32
-    try:
-        return int(tensor.detach().reshape(-1).view(bits).sum(dtype=torch.int64))
-    except (RuntimeError, TypeError):  # sparse or quantised, say
-        return 0
+    return [modules, [(one.dtype, tuple(one.shape), sum_of_bits(one)) for one in tensors]]

@@ -21,7 +21,7 @@ from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
 from bridge.chips.examination import WATCHED, examine, refused_access
-from bridge.chips.execution.changes import OwnWrites, remember_tiles, tiles_set
+from bridge.chips.execution.changes import remember_tiles, tiles_set
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.mappable import some
@@ -42,12 +42,11 @@ class Chip:
 
     Attributes:
       analog: the network with its convolution and linear layers on AIHWKit tiles; CPU, eval mode.
-        What is changed in it, such as the statistics of a BatchNorm layer or a hook, runs only once
-        `chip = chip.on(chip.engine)` has made the executable anew: until then the chip is refused.
-        At another time tiles hold what was programmed, so that `at` refuses those that were set
-        to something else.
-      executable: what to run. It is made of `analog`, as are files, other times and engines, which
-        are refused where it was changed itself.
+        What is changed in it runs only once `chip = chip.on(chip.engine)` has made the executable
+        anew. Until then the chip is refused where parameters, statistics of normalisations, weights
+        on tiles or hooks were changed; a setting, such as an epsilon, is not seen. At another time
+        tiles hold what was programmed, so that `at` refuses those that were set to something else.
+      executable: what to run, made of `analog`, as are files, other times and engines: change that.
       profile: the non-idealities, the time of inference included; None where the configuration is
         AIHWKit's, that of the user.
       seed: which chip.
@@ -102,7 +101,7 @@ class Chip:
             digital logits than the model, or `analog` was changed since the executable was made
             of it.
         """
-        self._refuse_stale()
+        self.refuse_changed()
         if unused := examine(self.analog, self.digital_layers, images, self.engine):
             warnings.warn(
                 f"{some(unused)} on tiles: not called on the first {min(len(images), WATCHED)} "
@@ -142,15 +141,11 @@ class Chip:
     def on(self, engine: Engine) -> "Chip":
         """The same chip computed by another engine.
 
-        The executable is made of `analog` as it is now. On the chip's own engine it loses what was
-        changed in it.
+        The executable is made of `analog` as it is now.
 
         Raises:
-          ValueError: the engine cannot honour a setting of the tiles, all are named; or it is
-            another one and the executable was changed, which it would lose.
+          ValueError: the engine cannot honour a setting of the tiles; all are named.
         """
-        if engine != self.engine:
-            self._refuse_lost()
         with outside_inference_mode():
             made = executable_of(self.analog, engine, self.seed)
         return replace(self, engine=engine, executable=made)
@@ -159,16 +154,15 @@ class Chip:
         """Refuses a chip whose network or executable was changed since one was made of the other.
 
         Raises:
-          ValueError: what was changed is named.
+          ValueError: parameters, statistics of normalisations, weights on tiles or hooks of
+            `analog` were; they are named.
         """
-        self._refuse_stale()
-        self._refuse_lost()
-        changes = self.executable.changes
-        if changes is not None and (names := changes.hooks_of_running()):
-            warnings.warn(
-                f"{some(names)} of chip.executable.network: what is made of chip.analog, a file or "
-                "the chip at another time, does not have these",
-                stacklevel=3,
+        pair = self.executable.made_of
+        if pair is not None and (names := pair.differing()):
+            raise ValueError(
+                f"{some(names)} of chip.analog and chip.executable are no longer the same, so that "
+                "one of them would be another chip: change chip.analog, then make the executable "
+                "anew, chip = chip.on(chip.engine)"
             )
 
     def refuse_set_tiles(self) -> None:
@@ -182,23 +176,6 @@ class Chip:
                 f"the weights of {some(names)} were set after programming, and at another time "
                 "these tiles would hold what was programmed: change their programmed_weights in "
                 "place of them, then chip = chip.on(chip.engine).at(t_inference)"
-            )
-
-    def _refuse_stale(self) -> None:
-        changes = self.executable.changes
-        if changes is not None and (names := changes.of_network()):
-            raise ValueError(
-                f"{some(names)} of chip.analog changed after the chip's executable was made of it, "
-                "so that it would run as it was before: make it anew, chip = chip.on(chip.engine)"
-            )
-
-    def _refuse_lost(self) -> None:
-        changes = self.executable.changes
-        if changes is not None and (names := changes.of_running()):
-            raise ValueError(
-                f"{some(names)} of chip.executable.network was changed, which files, other times "
-                "and other engines would lose, for they are made of chip.analog: change it there, "
-                "then chip = chip.on(chip.engine)"
             )
 
     def __copy__(self) -> "Chip":
@@ -369,10 +346,9 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
-    with OwnWrites(chip.analog).remembered():
-        _fit_layout(chip.analog, images, chip.seed)
-        with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
-            return tile_output_shares(chip.analog, images)
+    _fit_layout(chip.analog, images, chip.seed)
+    with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
+        return tile_output_shares(chip.analog, images)
 
 
 def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -> dict[str, float]:

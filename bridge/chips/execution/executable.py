@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bridge.chips.execution.changes import Changes, OwnWrites
+from bridge.chips.execution.changes import Pair
 from bridge.chips.execution.fast_tiles import (
     draws_noise,
     fast_network,
@@ -39,17 +39,16 @@ class Executable(nn.Module):
         learned queries, sequences with their length first, or the samples that a router chooses.
 
     Attributes:
-      changes: tells what was changed in it, or in the network on tiles that it was made of, since;
-        None where it runs that network itself, and in a copy.
+      made_of: the network on tiles that it was made of, to be compared with it; None where it runs
+        that network itself, and in a copy.
     """
 
-    changes: Changes | None
+    made_of: Pair | None
 
     def __init__(self, network: nn.Module, noise: SampleNoise, one_by_one: bool):
         super().__init__()
         self.network, self.noise, self.one_by_one = network, noise, one_by_one
-        self._layout, self._own_writes = Layout(network), OwnWrites(network)
-        self.changes = None
+        self._layout, self.made_of = Layout(network), None
         self._compared = one_by_one or not draws_noise(network)
 
     def forward(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
@@ -59,8 +58,7 @@ class Executable(nn.Module):
         indices = [operator.index(index) for index in indices]
         if min(indices) < 0:
             raise ValueError(f"indices must not be negative, got {min(indices)}")
-        with self._own_writes.remembered():
-            return self._layout(partial(self._run, indices), images)
+        return self._layout(partial(self._run, indices), images)
 
     def _run(self, indices: Sequence[int], images: torch.Tensor) -> torch.Tensor:
         if not self.one_by_one:
@@ -136,7 +134,7 @@ def executable_of(analog: nn.Module, engine: Engine, seed: int) -> Executable:
     if engine == "fast":
         network = fast_network(deepcopy(analog), noise)
         made = Executable(network, noise, one_by_one=False).eval()
-        made.changes = Changes(analog, network)
+        made.made_of = Pair(analog, network)
         return made
     tiles = named_tiles(analog).values()
     draws = any(weight_noise(tile.rpu_config.forward) > 0 for tile in tiles)

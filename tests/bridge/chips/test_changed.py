@@ -25,29 +25,18 @@ FULL = Profile(
 PROFILE = {"full": FULL, "pcm": PROFILES["pcm"]}
 
 
-class Bounded(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.bound = 6.0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.clamp(-self.bound, self.bound)
-
-
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Bounded()
+        self.conv, self.bn, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
         self.fc, self.scale = nn.Linear(8, 5), nn.Parameter(torch.ones(8))
-        self.function, self.factors, self.shift = torch.relu, [1.0, 2.0], torch.zeros(8)
         generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
         self.eval().requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.function(self.act(self.bn(self.conv(x))).mean((2, 3)) * self.scale)
-        return self.fc(x * self.factors[0] + self.shift)
+        return self.fc(self.act(self.bn(self.conv(x))).mean((2, 3)) * self.scale)
 
 
 def made(profile: Any = FULL, seed: int = 0) -> Chip:
@@ -56,11 +45,6 @@ def made(profile: Any = FULL, seed: int = 0) -> Chip:
 
 def run(chip: Chip) -> torch.Tensor:
     return chip(IMAGES, range(6))
-
-
-def another_layer(network: nn.Module) -> None:
-    network.act = Bounded().eval()
-    network.act.bound = 0.5
 
 
 def another_parameter(network: nn.Module) -> None:
@@ -79,13 +63,6 @@ DIGITAL: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "other data": (lambda n: setattr(n.scale, "data", torch.full((8,), 2.0)), "scale"),
     "a buffer set": (lambda n: setattr(n.bn, "running_var", torch.full((8,), 3.0)), r"bn\.running"),
     "a parameter set": (another_parameter, "scale"),
-    "a layer set": (another_layer, "its layers"),
-    "a setting": (lambda n: setattr(n.act, "bound", 0.5), r"act\.bound"),
-    "a setting of torch's": (lambda n: setattr(n.bn, "eps", 0.1), r"bn\.eps"),
-    "an entry of a list": (lambda n: n.factors.__setitem__(0, 3.0), "factors"),
-    "a function": (lambda n: setattr(n, "function", torch.sigmoid), "function"),
-    "a forward of its own": (lambda n: setattr(n.act, "forward", torch.tanh), r"act\.forward"),
-    "a tensor that is no buffer": (lambda n: n.shift.add_(1.0), "shift"),
     "statistics of a batch": (retrained, r"bn\.running_mean, bn\.running_var"),
     "loaded": (
         lambda n: n.bn.load_state_dict({k: v * 2 for k, v in n.bn.state_dict().items()}),
@@ -101,7 +78,7 @@ def test_a_network_that_was_changed(how: str, tmp_path: Path) -> None:
     chip, path = made(), tmp_path / "chip.safetensors"
     before = run(chip)
     change(chip.analog)
-    message = rf"{named}.* of chip\.analog changed after .*chip = chip\.on\(chip\.engine\)"
+    message = rf"{named}.* are no longer the same.*chip = chip\.on\(chip\.engine\)"
     for act in (
         lambda: run(chip),
         lambda: chip.at(60.0),
@@ -118,41 +95,28 @@ def test_a_network_that_was_changed(how: str, tmp_path: Path) -> None:
     assert not torch.allclose(after, before)
     assert torch.equal(run(chip.at(3600.0)), after)
     save_chip(path, chip)
-    model = Net()
-    if how in IN_NO_FILE:
-        change(model)
-    assert torch.equal(run(load_chip(path, model)), after)
+    assert torch.equal(run(load_chip(path, Net())), after)
 
 
-IN_NO_FILE = {
-    *("a layer set", "a setting", "a setting of torch's", "an entry of a list", "a function"),
-    *("a forward of its own", "a tensor that is no buffer"),
-}
-
-
-def test_hooks_and_geometry_that_were_changed() -> None:
+def test_hooks_that_were_changed() -> None:
     def halved(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output / 2
 
     chip = made()
     before = run(chip)
     handle = chip.analog.bn.register_forward_hook(halved)
-    with pytest.raises(ValueError, match=r"hooks of bn of chip\.analog changed after"):
+    with pytest.raises(ValueError, match=r"hooks of bn of chip\.analog.*are no longer the same"):
         run(chip)
     assert not torch.allclose(run(chip.on("fast")), before)
     handle.remove()
     assert torch.equal(run(chip), before)
-    chip.analog.conv.stride = (2, 2)
-    with pytest.raises(ValueError, match=r"conv\.stride of chip\.analog changed after"):
-        run(chip)
-    chip = made()
-    chip.executable.network.bn.register_forward_hook(halved)
-    assert not torch.allclose(run(chip), before)
-    with pytest.warns(UserWarning, match=r"hooks of bn of chip\.executable.*does not have these"):
-        assert torch.equal(run(chip.at(3600.0)), before)
+    seen = []
+    chip.executable.network.bn.register_forward_hook(lambda layer, i, o: seen.append(o))
+    assert torch.equal(run(chip), before)  # which may only read
+    assert seen
 
 
-EXECUTABLE = {name: DIGITAL[name] for name in DIGITAL if name != "by its data"} | {
+EXECUTABLE = DIGITAL | {
     "weights of tiles": (lambda n: next(n.fc.parameters()).mul_(2), r"fc\."),
 }
 
@@ -160,16 +124,15 @@ EXECUTABLE = {name: DIGITAL[name] for name in DIGITAL if name != "by its data"} 
 @pytest.mark.parametrize("profile", PROFILE)
 @pytest.mark.parametrize("how", EXECUTABLE)
 def test_an_executable_that_was_changed(how: str, profile: str, tmp_path: Path) -> None:
-    """It runs as it is; what is not made of it is refused."""
+    """Refused until it is made anew."""
     change, named = EXECUTABLE[how]
     chip, path = made(PROFILE[profile]), tmp_path / "chip.safetensors"
     before = run(chip)
     change(chip.executable.network)
-    run(chip)
-    message = rf"{named}.* of chip\.executable\.network was changed.*change it there"
+    message = rf"{named}.* are no longer the same"
     for act in (
+        lambda: run(chip),
         lambda: chip.at(60.0),
-        lambda: chip.on("aihwkit"),
         lambda: save_chip(path, chip),
         lambda: fingerprint(chip),
         lambda: copy.deepcopy(chip),
@@ -184,7 +147,6 @@ TILES: dict[str, Callable[[Chip], Any]] = {
     "weights in place": lambda c: tile_of(c).tile.weight.data.mul_(0.5),
     "compensation": lambda c: tile_of(c).alpha.mul_(2),
     "bias": lambda c: c.analog.fc.bias.add_(1.0),
-    "range": lambda c: setattr(tile_of(c).rpu_config.forward, "out_bound", 0.01),
     "another chip's": lambda c: c.analog.load_state_dict(made(seed=1).analog.state_dict()),
 }
 
@@ -198,7 +160,7 @@ def test_tiles_that_were_changed(how: str) -> None:
     chip = made()
     before = run(chip)
     TILES[how](chip)
-    with pytest.raises(ValueError, match=r"analog_module.* of chip\.analog changed after"):
+    with pytest.raises(ValueError, match=r"analog_module.* are no longer the same"):
         run(chip)
     assert not torch.allclose(run(chip.on("fast")), before)
 
