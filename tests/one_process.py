@@ -48,3 +48,15 @@ def succeed(*arguments: str | Path) -> tuple[str, str]:
         code = commands.run([str(argument) for argument in arguments])
     assert code == 0, errors.getvalue()
     return output.getvalue(), errors.getvalue()
+
+
+def refuse(*arguments: str | Path) -> str:
+    """What a command says to standard error; it must fail."""
+    errors = io.StringIO()
+    with (
+        stages_in_this_process(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(errors),
+    ):
+        assert commands.run([str(argument) for argument in arguments])
+    return errors.getvalue()

@@ -23,9 +23,23 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *2 * [self.added]))
-        return F.relu(out + x)
+        return F.relu(out + self.shortcut(x))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *2 * [self.added]))
+
+
+def _stages(block: type[Residual], blocks: int, width: int) -> list[nn.Sequential]:
+    """Three stages, each of twice the channels and half the side of the one before."""
+    made, inputs = [], width
+    for outputs in (width, 2 * width, 4 * width):
+        first = block(inputs, outputs, 1 if outputs == width else 2)
+        rest = [block(outputs, outputs, 1) for _ in range(blocks - 1)]
+        made.append(nn.Sequential(first, *rest))
+        inputs = outputs
+    return made
 
 
 class CifarResNet(nn.Module):
@@ -38,12 +52,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        stages = []
-        for stage, channels in enumerate((width, 2 * width, 4 * width)):
-            first = Residual(max(width, channels // 2), channels, 1 if stage == 0 else 2)
-            rest = [Residual(channels, channels, 1) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(first, *rest))
-        self.layer1, self.layer2, self.layer3 = stages
+        self.layer1, self.layer2, self.layer3 = _stages(Residual, blocks, width)
         self.linear = nn.Linear(4 * width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,23 +77,18 @@ def akamaster_resnet56() -> nn.Module:
     return CifarResNet(9).eval()
 
 
-class ProjectedResidual(nn.Module):
-    """Two 3x3 convolutions; a strided shortcut has a 1x1 convolution of its own."""
+class ProjectedResidual(Residual):
+    """A strided shortcut has a 1x1 convolution of its own."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        super().__init__(inputs, outputs, stride)
         self.downsample = nn.Sequential()
         if stride > 1:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.downsample(x))
+    def shortcut(self, x: Tensor) -> Tensor:
+        return self.downsample(x)
 
 
 class CrossSimResNet(nn.Module):
@@ -94,12 +98,7 @@ class CrossSimResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16, eps=1e-3)
-        stages = []
-        for stage, channels in enumerate((16, 32, 64)):
-            first = ProjectedResidual(max(16, channels // 2), channels, 1 if stage == 0 else 2)
-            rest = [ProjectedResidual(channels, channels, 1) for _ in range(2)]
-            stages.append(nn.Sequential(first, *rest))
-        self.res1, self.res2, self.res3 = stages
+        self.res1, self.res2, self.res3 = _stages(ProjectedResidual, blocks=3, width=16)
         pool, flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.classifier = nn.Sequential(pool, flatten, nn.Linear(64, CLASSES))
 

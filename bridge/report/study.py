@@ -154,7 +154,7 @@ class Study:
             index, path (where the scores have it), class (its name), curvature, failed_share (of
             the chips, in (0, 1]), margin (digital), label, and taken_for (the name of the class
             that the failing chips predict most often). Samples of the study's `fold` that the
-            digital model gets right and some chip does not.
+            digital model gets right and some chip does not; and profile, which says whose chips.
 
         Raises:
             ValueError: there is no such profile; names those that there are.
@@ -168,7 +168,8 @@ class Study:
         most = wrong.groupby("index")["analog_prediction"].agg(lambda these: these.mode().iloc[0])
         table["taken_for"] = table["index"].map(most).map(self._name)
         first = ["index", *(["path"] if "path" in table else []), "class", "curvature"]
-        return table[[*first, "failed_share", "margin", "label", "taken_for"]]
+        table["profile"] = profile
+        return table[[*first, "failed_share", "margin", "label", "taken_for", "profile"]]
 
     def rates(self) -> pd.DataFrame:
         """How often samples fail, by curvature: `bridge.failure_table` of each fold and profile.

@@ -123,7 +123,7 @@ def load_function(
             "and what follows"
         )
     logits_fn, params = as_function(made, factory)
-    if not same_logits(np.asarray(kept["logits"]), logits_of(logits_fn, params, images)):
+    if not logits_agree(np.asarray(kept["logits"]), logits_of(logits_fn, params, images)):
         raise ValueError(
             f"the network of {factory} has other logits than when train called it: if its weights "
             "or images have changed, run train again, and what follows; if not, fix its seed"
@@ -143,7 +143,7 @@ def logits_of(logits_fn: Callable[..., Any], params: Any, images: np.ndarray) ->
         return np.asarray(jax.jit(function)(weights, images), np.float32)
 
 
-def same_logits(one: np.ndarray, other: np.ndarray) -> bool:
+def logits_agree(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether logits are those of one network, computed on devices that may differ."""
     if one.shape != other.shape:
         return False

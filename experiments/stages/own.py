@@ -15,10 +15,10 @@ from experiments.runs.own_network import (
     WEIGHTS,
     as_network,
     load_weights_into,
+    logits_agree,
     logits_of,
     masks_of,
     plain,
-    same_logits,
     weights_of,
 )
 from experiments.runs.samples import scored_samples
@@ -82,7 +82,12 @@ def _take_network(
     again = plain(as_network(call_factory(factory)))
     state_dict = weights_of(network)
     load_weights_into(again, state_dict, f"the first network of {factory}")
-    _require_same(logits, _logits(again, images, factory), factory)
+    if not logits_agree(logits, _logits(again, images, factory)):
+        raise ValueError(
+            f"{factory} made two networks whose logits differ although their state dicts are the "
+            "same: keep what it draws or computes in parameters or buffers (register_buffer), or "
+            "fix its seed"
+        )
     bridge.to_jax(network, images)
     bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
     bridge.coverage(network, images)
@@ -138,7 +143,7 @@ def _take_function(
     path = job.folder / FUNCTION
     kept = {"factory": factory, "weights": _hash_of(logits_fn, params)}
     again = as_function(call_factory(factory), factory)
-    same = same_logits(logits, logits_of(*again, images))
+    same = logits_agree(logits, logits_of(*again, images))
     if not same or _hash_of(*again) != kept["weights"]:
         raise ValueError(
             f"{factory} made two networks whose {'parameters' if same else 'logits'} differ: fix "
@@ -203,7 +208,7 @@ def _describes(path: Path, kept: dict[str, Any], logits: np.ndarray) -> bool:
         found = read_json(path)
     except (FileNotFoundError, ValueError):
         return False
-    return {name: found.get(name) for name in kept} == kept and same_logits(
+    return {name: found.get(name) for name in kept} == kept and logits_agree(
         np.asarray(found["logits"]), logits
     )
 
@@ -294,13 +299,4 @@ def _require_classes(logits: np.ndarray, dataset: data.ImageDataset, factory: st
             f"the network of {factory} tells {logits.shape[1]} classes apart, {dataset.name} has "
             f"{len(dataset.class_names)} ({', '.join(dataset.class_names[:3])}, ...): give a "
             "folder for each of its classes, in the sorted order of their names"
-        )
-
-
-def _require_same(logits: np.ndarray, again: np.ndarray, factory: str) -> None:
-    if np.abs(logits - again).max() > 1e-5 * np.abs(logits).max():
-        raise ValueError(
-            f"{factory} made two networks whose logits differ although their state dicts are the "
-            "same: keep what it draws or computes in parameters or buffers (register_buffer), or "
-            "fix its seed"
         )

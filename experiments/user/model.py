@@ -19,8 +19,8 @@ from experiments.settings.flags import require_seed
 from experiments.system.devices import use_every_core, warn_of_idle_accelerator
 from experiments.system.errors import at_work
 from experiments.system.factories import as_function, call_factory
-from jaxcurv.data import Chosen, Normalisation, Normalised, subset
-from jaxcurv.data.datasets import open_folder
+from jaxcurv.data import Normalised
+from jaxcurv.data.image_folder import image_folder
 from jaxcurv.data.preprocessing import Interpolation, choose_preprocessing
 from jaxcurv.data.reading import read_batch
 from jaxcurv.estimators import (
@@ -277,24 +277,18 @@ def open_source(settings: OwnModel) -> Normalised:
       FileNotFoundError: the folder, or images in it, are missing.
       ValueError: they are not as they should be, or there is not one mean and std for each channel.
     """
-    images = open_folder(
+    return image_folder(
         settings.data,
         settings.split,
+        mean=0.0 if settings.mean is None else settings.mean,
+        std=1.0 if settings.std is None else settings.std,
         channels=settings.channels,
-        preprocessing=choose_preprocessing(
-            settings.image_size, settings.resize_size, settings.interpolation
-        ),
+        image_size=settings.image_size,
+        resize_size=settings.resize_size,
+        interpolation=settings.interpolation,
+        limit=settings.limit,
+        seed=settings.seed,
     )
-    mean = (0.0,) * images.channels if settings.mean is None else settings.mean
-    std = (1.0,) * images.channels if settings.std is None else settings.std
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != images.channels:
-            raise ValueError(
-                f"give --{name} one value a channel: it has {len(values)}, and the images have "
-                f"{images.channels} channels (--channels 1, 3 or 4 converts them)"
-            )
-    positions = subset(np.arange(len(images)), settings.limit, settings.seed)
-    return Normalised(Chosen(images, positions), Normalisation(tuple(mean), tuple(std)))
 
 
 def _join_cluster(settings: OwnModel) -> None:

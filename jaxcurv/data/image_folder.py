@@ -40,6 +40,8 @@ def image_folder(
     ...     (folder / name).mkdir()
     ...     Image.new("RGB", (8, 6), "white").save(folder / name / "1.png")
     >>> images = image_folder(folder, mean=0.5, std=0.25)
+    >>> images
+    <2 samples of Chosen, normalised by Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))>
     >>> images.paths.tolist(), images.labels.tolist(), images[0]["image"].shape
     (['cat/1.png', 'dog/1.png'], [0, 1], (6, 8, 3))
     >>> float(images[0]["image"].max())
@@ -97,7 +99,7 @@ def _each(
         return values * channels
     if len(values) != channels:
         raise ValueError(
-            f"{name} has {len(values)} numbers, and the images have {channels} channels: give one "
-            "a channel, or channels=1, 3 or 4 to convert the images"
+            f"{name} has {len(values)} value{'s' * (len(values) != 1)}, and the images have "
+            f"{channels} channels: give one a channel, or channels=1, 3 or 4 to convert the images"
         )
     return values

@@ -96,7 +96,7 @@ class Normalisation:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Normalised:
     """A view of a source whose images are normalised, in float32.
 
@@ -115,6 +115,10 @@ class Normalised:
 
     def __post_init__(self, keys: Keys | None) -> None:
         object.__setattr__(self, "source", as_source(self.source, keys=keys, classes=False))
+
+    def __repr__(self) -> str:
+        kind = type(self.source).__name__
+        return f"<{len(self)} samples of {kind}, normalised by {self.normalisation}>"
 
     def __len__(self) -> int:
         return len(self.source)

@@ -18,7 +18,7 @@ from bridge.report.page.glossary import energy, glossary
 from bridge.report.page.pictures import Picture, base64_text, read_picture
 from bridge.report.tables import formats
 from bridge.report.tables.on_chip import analog_share
-from bridge.report.tables.sentences import answers
+from bridge.report.tables.sentences import accuracy, answers
 from jaxcurv.nested import flatten
 from jaxcurv.storage.files import write_bytes
 
@@ -130,9 +130,12 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
         ]
     if predictors is not None and given.deciles is not None:
         shown |= {
-            "answers": answers(
-                given.deciles, predictors, profile=profile, fold=fold, drift_seconds=seconds
-            ),
+            "answers": [
+                *([] if one is None else [accuracy(one, fold, profile)]),
+                *answers(
+                    given.deciles, predictors, profile=profile, fold=fold, drift_seconds=seconds
+                ),
+            ],
             "predictor_tables": [
                 tables.predictor_table(predictors, fold, profile, "correct", last),
                 tables.predictor_table(predictors, fold, profile, "all", last),

@@ -36,9 +36,9 @@ KINDS = {
     ),
     "routing": (
         "routing",
-        "Accuracy against the share routed to the digital model, and against energy. Dots: the "
-        "thresholds chosen on validation. The energy of a computed score is that of its nominal "
-        "passes.",
+        "Accuracy against the share routed to the digital model, and against energy. Dots, where "
+        "there are any: the thresholds chosen on validation. The energy of a computed score is "
+        "that of its nominal passes.",
     ),
     "overlap": ("overlap", "How far the samples that fail are the same ones."),
     "drift": (
@@ -49,7 +49,7 @@ KINDS = {
     "gallery": (
         "gallery",
         "The images of lowest and of highest curvature. Blue: the prediction survives on "
-        "the analog chip; red: an analog-only failure; grey: digitally wrong.",
+        "the analog chip; orange: an analog-only failure; grey: digitally wrong.",
     ),
     "gallery_digital": (
         "gallery",

@@ -1,7 +1,5 @@
 """A network in JAX and a folder of images: from factory to report, without torch or chips."""
 
-import contextlib
-import io
 import re
 import shutil
 import subprocess
@@ -16,12 +14,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments.cli import commands
 from jaxcurv import FiniteDifference, data, score_dataset
 from jaxcurv.data.datasets import open_dataset
 from jaxcurv.storage.checksums import read_json
 from tests.conftest import ROOT
-from tests.one_process import stages_in_this_process, succeed
+from tests.one_process import refuse, succeed
 
 CLASSES = ("blue", "green", "red")
 MODULE = """
@@ -158,17 +155,6 @@ def own(place: Path) -> Run:
 @pytest.fixture
 def copied(own: Run, tmp_path: Path) -> Path:
     return Path(shutil.copytree(own.folder, tmp_path / "run"))
-
-
-def refuse(*arguments: str | Path) -> str:
-    errors = io.StringIO()
-    with (
-        stages_in_this_process(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(errors),
-    ):
-        assert commands.run([str(argument) for argument in arguments])
-    return errors.getvalue()
 
 
 def test_what_is_missing_is_said_before_the_scores(own: Run) -> None:

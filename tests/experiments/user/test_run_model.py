@@ -1,8 +1,6 @@
 """A PyTorch network and a folder of images of the user's own, from the factory to the report."""
 
-import contextlib
 import importlib
-import io
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,11 +16,10 @@ from filelock import FileLock
 from PIL import Image
 
 import bridge
-from experiments.cli import commands
 from jaxcurv import FiniteDifference, data
 from jaxcurv.data.datasets import open_dataset
 from jaxcurv.storage.checksums import read_json, write_json
-from tests.one_process import stages_in_this_process, succeed
+from tests.one_process import refuse, succeed
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:layer depthwise \(grouped\)")
 
@@ -333,18 +330,6 @@ def test_code_that_has_changed_is_not_run_for_earlier_results(copied: Path, plac
         assert before["network.safetensors"] == after["network.safetensors"]
     finally:
         file.write_text(LAYERS)
-
-
-def refuse(*arguments: str | Path) -> str:
-    """What a command that must fail says."""
-    errors = io.StringIO()
-    with (
-        stages_in_this_process(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(errors),
-    ):
-        assert commands.run([str(argument) for argument in arguments])
-    return errors.getvalue()
 
 
 @pytest.mark.parametrize(

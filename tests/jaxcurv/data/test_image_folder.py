@@ -67,8 +67,8 @@ def test_images_of_two_sizes_need_one(pets: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"mean": (0.5,)}, "mean has 1 numbers, and the images have 3 channels"),
-        ({"std": (0.5, 0.5)}, "std has 2 numbers"),
+        ({"mean": (0.5,)}, "mean has 1 value, and the images have 3 channels"),
+        ({"std": (0.5, 0.5)}, "std has 2 values"),
         ({"std": 0.0}, "must be positive"),
         ({"mean": float("nan")}, "mean must be finite numbers"),
         ({"split": "train"}, "no folders train and test"),
