@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.user.model import Chosen
-from jaxcurv.data import ImageDataset, IndexedSource, Preprocessing, load, read, subset
+from jaxcurv.data import Chosen, ImageDataset, IndexedSource, Preprocessing, load, read, subset
 
 WNIDS = ["n01", "n02", "n07"]
 SMALL = Preprocessing(4, 5, "bilinear")
