@@ -836,18 +836,48 @@ def test_batches_cut_to_their_longest_sample(pad: int) -> None:
     torch.testing.assert_close(chip(ids, range(12))[5], chip(ids[5:6], [5])[0])
 
 
-def test_signals_cut_to_their_longest_sample() -> None:
-    class Cut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(4, 3)
+class Cut(nn.Module):
+    """Frames, cut to the batch's longest: what follows a sample's last change is padding."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            longest = int((x != 0).any(2).sum(1).max())
-            return self.fc(x[:, :longest]).mean(1)
+    def __init__(self, masked: bool):
+        super().__init__()
+        self.masked, self.fc = masked, nn.Linear(4, 3)
+        self.fc.weight.data = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        self.eval().requires_grad_(False)
 
-    signals = torch.rand(6, 9, 4, generator=torch.Generator().manual_seed(0))
-    signals[4, 3:] = 0
-    chip = program(Cut().eval(), PROFILES["ideal"], seed=0)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, 0] if x.ndim == 4 else x
+        moves = (x != x[:, -1:]).any(2).flip(1).cumsum(1).flip(1) > 0
+        longest = max(int(moves.sum(1).max()), 1)
+        x, moves = self.fc(x[:, :longest]).tanh(), moves[:, :longest, None]
+        return (x * moves).sum(1) / moves.sum(1).clamp(min=1) if self.masked else x.mean(1)
+
+
+PADDING: dict[str, Callable[[torch.Tensor], Any]] = {
+    "0": lambda last: 0.0,
+    "log 1e-5": lambda last: -11.5129,
+    "-80 dB": lambda last: -80.0,
+    "0, normalised after": lambda last: torch.tensor([0.1, -1.2, 0.7, -0.4]),
+    "the last frame": lambda last: last,
+}
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["other lengths", "one length"])
+@pytest.mark.parametrize("axes", [3, 4])
+@pytest.mark.parametrize("pad", PADDING)
+def test_signals_cut_to_their_longest_sample(pad: str, axes: int, alike: bool) -> None:
+    signals = torch.rand(9, 12, 4, generator=torch.Generator().manual_seed(0)) - 3
+    for n, signal in enumerate(signals):
+        length = 5 if alike or n < 3 else 3 + n
+        signal[length:] = PADDING[pad](signal[length - 1])
+    x = signals if axes == 3 else signals[:, None]
+    source = [{"image": a.numpy(), "label": 0, "index": n} for n, a in enumerate(signals)]
+    mixing = program(Cut(masked=False), PROFILES["ideal"], seed=0)
     with pytest.raises(ValueError, match="the network mixes the samples of a batch"):
-        chip(signals, range(6))
+        mixing(x, range(9))
+    honest = program(Cut(masked=True), PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(honest(x, range(9))[5], honest(x[5:6], [5])[0])
+    if axes == 3:
+        predict(Cut(masked=True), source)
+        with pytest.raises(ValueError, match="the module mixes the samples of a batch"):
+            predict(Cut(masked=False), source)
