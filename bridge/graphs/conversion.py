@@ -18,6 +18,7 @@ from torch import nn
 from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
+from bridge.graphs.restoring import restored
 from bridge.weights.wrappers import unwrapped
 from jaxcurv.data.layouts import plain_array
 from jaxcurv.progress import progress
@@ -55,7 +56,8 @@ class _BySize:
                 if graph.holds(batch):
                     return graph
             rows = torch.arange(batch) % len(self.example)
-            graph = export(self.module, self.example[rows])
+            with restored(self.module):
+                graph = export(self.module, self.example[rows])
             self.graphs.append(graph)
             return graph
 
@@ -96,10 +98,12 @@ def to_jax(
     module = _prepared(module)
     example = _example(images)
     with progress(3, f"{type(module).__name__} to JAX", "step", side=True) as shown:
-        theirs = _in_torch(module, example)
+        with restored(module):
+            theirs = _in_torch(module, example)
         shown.update()
         shown.note("export")
-        graph = export(module, example)
+        with restored(module):
+            graph = export(module, example)
         shown.update()
         shown.note("compile")
         params = _params(module, graph)
@@ -134,7 +138,8 @@ def graph_of(
     """
     module = _prepared(module)
     example = _example(images)
-    graph = export(module, example)
+    with restored(module):
+        graph = export(module, example)
     return graph, _params(module, graph), example
 
 
