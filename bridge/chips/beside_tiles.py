@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from bridge.chips.mappable import some
 
@@ -58,6 +59,17 @@ class _Origin(NamedTuple):
     terms: frozenset[str] = frozenset()
     same: frozenset[int] = frozenset()
     """Axes of those terms, from the last, along which what depends on the input is the same."""
+    fixed: frozenset[str] = frozenset()
+    """Buffers and other tensors of the network, by name."""
+
+
+class Seen(NamedTuple):
+    """What a forward pass shows of a network that is not refused."""
+
+    unused: list[str]
+    """Layers on tiles that these images do not need: not called, and their weights not read."""
+    fixed: dict[tuple[str, ...], float]
+    """Floating-point operations for one sample of the products with buffers, by their names."""
 
 
 def refuse_weights_beside_tiles(
@@ -66,14 +78,15 @@ def refuse_weights_beside_tiles(
     digital_layers: Sequence[str],
     images: torch.Tensor,
     more: torch.Tensor,
-) -> list[str]:
+) -> Seen:
     """Refuses a network that multiplies with parameters which are on no tile.
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
     by parameters are no such products. Parameters that the network does not list, such as those of
-    layers in a plain list, are seen too. Not seen: weights that are no `nn.Parameter` (buffers,
-    constants), and products written out as sums in Python.
+    layers in a plain list, are seen too. Products with buffers alone, or with tensors that are
+    attributes, are found. Not seen: constants of the code, and products written out as sums in
+    Python.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -83,7 +96,8 @@ def refuse_weights_beside_tiles(
       more: run too if these do not call each layer on tiles, as where an image chooses its layers.
 
     Returns:
-      Layers on tiles that these images do not need: not called, and their weights not read.
+      Layers on tiles that are not needed, and the products with buffers that are not to stay
+      digital anyway.
 
     Raises:
       ValueError: such parameters, a layer on tiles that is not called though its weights are read,
@@ -167,7 +181,7 @@ def refuse_weights_beside_tiles(
             "a hook or a lambda holds on to; make them attributes of the network, such as "
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
-    return unused
+    return Seen(unused, watch.fixed_products(left))
 
 
 def _tensors(network: nn.Module, name: str) -> set[str]:
@@ -180,6 +194,7 @@ def _tensors(network: nn.Module, name: str) -> set[str]:
 def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
     images = images.clone()
     watch.add_input(images)
+    watch.samples += len(images)
     with watch, _WatchFunctions(watch):
         network(images)
 
@@ -247,21 +262,34 @@ class _Watch(TorchDispatchMode):
     Attributes:
       found: parameters, by name, of each product outside of a layer.
       read: parameters, by name, that are read outside of a layer.
+      samples: how many images run.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
         super().__init__()
         self.found: list[frozenset[str]] = []
         self.read: set[str] = set()
+        self.samples = 0
+        self._fixed: dict[frozenset[str], int] = {}
         self._inside = inside
         self._origins: dict[int, _Origin] = {}
         self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
         for name, parameter in network.named_parameters(remove_duplicate=False):
             self._add(parameter, _Origin(parameters=frozenset([name])))
+        for name, tensor in fixed_tensors(network):
+            self._add(tensor, _Origin(fixed=frozenset([name])))
 
     def add_input(self, x: torch.Tensor) -> None:
         """Takes a tensor for one that depends on the input."""
         self._add(x, _Origin(input=True))
+
+    def fixed_products(self, left: set[str]) -> dict[tuple[str, ...], float]:
+        """Operations for one sample of products with tensors that are no parameters, by names."""
+        return {
+            tuple(sorted(names)): operations / self.samples
+            for names, operations in self._fixed.items()
+            if not any(f"{name}.".startswith(f"{one}.") for name in names for one in left)
+        }
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -281,6 +309,10 @@ class _Watch(TorchDispatchMode):
             self.read.update(*(one.parameters for one in origins if _weights_alone(one)))
             self._see(namespace, name, args, given)
         outputs = func(*args, **kwargs)
+        if not self._inside() and (fixed := self._fixed_factors(namespace, name, args)):
+            count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
+            self._fixed.setdefault(fixed, 0)
+            self._fixed[fixed] += count(*args, **kwargs, out_val=outputs)
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         terms, same = frozenset[str](), frozenset[int]()
         if name in _KEEPS_TERMS:
@@ -292,6 +324,7 @@ class _Watch(TorchDispatchMode):
             frozenset().union(*(one.parameters for one in origins)),
             terms,
             same,
+            frozenset().union(*(one.fixed for one in origins)),
         )
         written = [
             x
@@ -304,18 +337,23 @@ class _Watch(TorchDispatchMode):
         return outputs
 
     def _see(self, namespace: str, name: str, args: Any, given: list[torch.Tensor]) -> None:
-        factors: list[torch.Tensor] = []
         if namespace != "aten" or name.startswith(_WHOLE):
-            factors = [x for x in given if x.ndim > 1]
-        elif name.startswith("_scaled_dot_product"):
-            factors = list(args[:3])  # not the bias that follows
-        elif name in _PRODUCTS:
-            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n : n + 1])]
-        self.see_product(factors)
+            self.see_product([x for x in given if x.ndim > 1])
+        else:
+            self.see_product(_factors(name, args))
         if name in _SUMS:
             origin, summed = self._origin(given[0]), _summed_axes(args)
             if origin.terms and not summed <= origin.same:  # else parameters alone are summed
                 self.found.append(origin.terms)
+
+    def _fixed_factors(self, namespace: str, name: str, args: Any) -> frozenset[str]:
+        """The tensors that are no parameters of a product with what depends on the input."""
+        factors = _factors(name, args) if namespace == "aten" else []
+        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
+        if not any(one.input for one in origins):
+            return frozenset()
+        alone = [one.fixed for one in origins if not one.input and not one.parameters]
+        return frozenset().union(*alone)
 
     def see_product(self, factors: Iterable[Any]) -> None:
         """Notes the parameters of a product with what depends on the input."""
@@ -338,6 +376,7 @@ class _Watch(TorchDispatchMode):
             before.parameters | origin.parameters,
             origin.terms,
             origin.same,
+            before.fixed | origin.fixed,
         )
 
 
@@ -354,6 +393,23 @@ class _WatchFunctions(TorchFunctionMode):
         if getattr(func, "__name__", "") in _FUNCTIONS:
             self._watch.see_product([*args, *(kwargs or {}).values()][:2])
         return func(*args, **(kwargs or {}))
+
+
+def fixed_tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Buffers, and tensors that are attributes of a module, by their names."""
+    found = list(network.named_buffers(remove_duplicate=False))
+    for path, module in network.named_modules(remove_duplicate=False):
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+                found.append((f"{path}.{name}".lstrip("."), value))
+    return found
+
+
+def _factors(name: str, args: Any) -> list[Any]:
+    """The factors of a product, among the arguments of one of PyTorch's operations."""
+    if name.startswith("_scaled_dot_product"):
+        return list(args[:3])  # not the bias that follows
+    return [x for n in _PRODUCTS.get(name, ()) for x in tree_leaves(args[n : n + 1])]
 
 
 def _weights_alone(origin: _Origin) -> bool:

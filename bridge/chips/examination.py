@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bridge.chips.behaviour import remember_inputs
-from bridge.chips.beside_tiles import refuse_weights_beside_tiles
-from bridge.chips.digital_products import tell_digital_products
+from bridge.chips.beside_tiles import Seen, refuse_weights_beside_tiles
+from bridge.chips.digital_products import tell_digital_products, tell_fixed_products
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
 from bridge.chips.memory_layout import Layout, contiguous
@@ -112,18 +112,19 @@ def _examine(
     names = list(named_layers(analog))
     require_independent(lambda x: layout(twin, x), some, "the network")
     more = contiguous(more) if layout.contiguous else more
-    unused: list[str] = []
+    seen: list[Seen] = []
 
     def watched(x: torch.Tensor) -> torch.Tensor:
-        unused[:] = refuse_weights_beside_tiles(twin, names, digital_layers, x, more)
+        seen.append(refuse_weights_beside_tiles(twin, names, digital_layers, x, more))
         return x
 
     layout(watched, some)
     tell_digital_products(twin, some)
+    tell_fixed_products(twin, seen[-1].fixed, some)
     asking = _asking(twin, analog, layout, some, found)
     if engine not in asking and original is not None:
         original.refuse_other(twin, layout, some)
-    return asking, unused
+    return asking, seen[-1].unused
 
 
 def _tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:

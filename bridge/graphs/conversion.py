@@ -97,13 +97,12 @@ def to_jax(
     """
     module = _prepared(module)
     example = _example(images)
-    with progress(3, f"{type(module).__name__} to JAX", "step", side=True) as shown:
-        with restored(module):
-            theirs = _in_torch(module, example)
+    steps = progress(3, f"{type(module).__name__} to JAX", "step", side=True)
+    with steps as shown, restored(module):  # after all, for each call must give the same
+        theirs = _in_torch(module, example)
         shown.update()
         shown.note("export")
-        with restored(module):
-            graph = export(module, example)
+        graph = export(module, example)
         shown.update()
         shown.note("compile")
         params = _params(module, graph)
