@@ -154,8 +154,9 @@ def refuse_weights_beside_tiles(
     if written:
         raise ValueError(
             f"the network, or a hook of it, writes the weights of {some(written)} itself: they "
-            "would take the place of those on tiles, noise and all; write them once before, or "
-            "compute them by torch.nn.utils.parametrize, or name the layer, "
+            "would take the place of those on tiles, noise and all; write them once before, "
+            "net.load_state_dict(weights) in place of torch.func.functional_call(net, weights, x), "
+            "or compute them by torch.nn.utils.parametrize, or name the layer, "
             f"digital_layers=[{next(iter(written))!r}]"
         )
     _refuse_found(network, mapped, watch.found, left)

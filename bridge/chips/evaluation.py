@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.streams import stream
+from bridge.weights.wrappers import require_unfrozen
 
 _COMPARED = 64  # images, among which another length of padding is looked for
 _MOST = 2**18  # values, among which the most frequent one is looked for
@@ -30,8 +31,10 @@ def require_eval(network: nn.Module, what: str) -> None:
 
     Raises:
       ValueError: a part is in training mode, or a BatchNorm keeps no running statistics: a sample's
-        logits would depend on the others in its batch, or be random.
+        logits would depend on the others in its batch, or be random; or one is frozen by
+        TorchScript.
     """
+    require_unfrozen(network, what)
     for name, part in network.named_modules():
         if part.training:
             where = f" ({name})" if name else ""

@@ -14,6 +14,7 @@ from bridge.chips.beside_tiles import Seen, refuse_weights_beside_tiles
 from bridge.chips.digital_products import tell_digital_products, tell_fixed_products
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
+from bridge.chips.images import refuse_transform
 from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.original import original_of
 from bridge.chips.tiles import (
@@ -175,6 +176,7 @@ def refused_access() -> Iterator[None]:
                 "chip's copy does not have, such as next(p for p in self.parameters() if "
                 "p.requires_grad): take the device and dtype of the input, x.device"
             ) from error
+        refuse_transform(error)
         if "NestedTensor" in str(error):
             raise ValueError(_NESTED.format(error)) from error
         raise

@@ -19,7 +19,7 @@ from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
 from bridge.graphs.restoring import restored
-from bridge.weights.wrappers import unwrapped
+from bridge.weights.wrappers import require_unfrozen, unwrapped
 from jaxcurv.data.layouts import plain_array
 from jaxcurv.progress import progress
 
@@ -157,6 +157,7 @@ def _prepared(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, not {type(module).__name__}")
     module = unwrapped(module)
+    require_unfrozen(module, "the module")
     training = [path or "the module" for path, part in module.named_modules() if part.training]
     if training:
         raise ValueError(

@@ -161,11 +161,12 @@ def functional(
     Raises:
       ValueError: it is no model that JAX can call, or `params` holds something else than arrays.
     """
-    if _is_linen(logits_fn) and logits_fn.scope is not None:  # bound, by model.bind(variables)
+    bound: Any = logits_fn
+    if _is_linen(bound) and bound.scope is not None:  # by model.bind(variables)
         if params is not None:
             raise ValueError("a bound Linen module carries its own weights: leave params out")
-        module, variables = logits_fn.unbind()
-        logits_fn, params = module.apply, variables
+        module, params = bound.unbind()
+        logits_fn = module.apply
     _check_callable(logits_fn)
     check_params(params)
     if isinstance(logits_fn, nnx.Module):
@@ -174,7 +175,7 @@ def functional(
         graphdef, state = nnx.split(logits_fn)
         return NnxCall(graphdef), state
     if params is None:
-        owner = getattr(logits_fn, "__self__", None)
+        owner: Any = getattr(logits_fn, "__self__", None)
         if _is_linen(owner) and owner.scope is not None:
             raise ValueError(
                 "got a method of a bound Linen module: with module, variables = bound.unbind() "

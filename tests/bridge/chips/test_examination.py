@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bridge import PROFILES, Profile, Router, predict, program
+from bridge import PROFILES, Profile, Router, predict, program, to_jax
 from bridge.chips import ADC, Clipping
 from tests.chips import TorchCopies, noisy, small_resnet
 
@@ -881,3 +881,62 @@ def test_signals_cut_to_their_longest_sample(pad: str, axes: int, alike: bool) -
         predict(Cut(masked=True), source)
         with pytest.raises(ValueError, match="the module mixes the samples of a batch"):
             predict(Cut(masked=False), source)
+
+
+class OneByOne(nn.Module):
+    """A network of single samples, mapped over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(0), nn.Linear(64, 4))
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(self.net)(x)
+
+
+@pytest.mark.parametrize(
+    ("profile", "engine"),
+    [
+        (ADC_9, "fast"),
+        (noisy("constant"), "fast"),
+        (PROFILES["ideal"], "aihwkit"),
+        (ADC_9, "aihwkit"),
+    ],
+    ids=["adc", "noise of each operation", "aihwkit", "adc of aihwkit"],
+)
+def test_a_mapped_call_is_told_to_be_on_the_batch(profile: Any, engine: Any) -> None:
+    with pytest.raises(ValueError, match=r"on the batch, without torch\.vmap"):
+        program(OneByOne(), profile, seed=0, calibration=TENSOR, engine=engine)(TENSOR, range(5))
+
+
+class Averaged(Net):
+    """Computes with other weights than its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = {name: 2 * tensor for name, tensor in self.conv.state_dict().items()}
+        x = torch.func.functional_call(self.conv, weights, (x,))
+        return self.fc(x.relu().flatten(1))
+
+
+def test_weights_of_a_functional_call_are_told_to_be_loaded() -> None:
+    chip = program(Averaged(), PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match=r"writes the weights of conv .*net\.load_state_dict\("):
+        chip(TENSOR, range(5))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("within", [False, True], ids=["itself", "within a network"])
+@pytest.mark.parametrize("freeze", [torch.jit.freeze, torch.jit.optimize_for_inference])
+def test_frozen_torchscript_is_told_as_what_it_is(freeze: Any, within: bool) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 4)).eval()
+    frozen = freeze(torch.jit.script(module))
+    if within:
+        frozen = nn.Sequential(frozen, nn.Linear(4, 4)).eval()
+    for call in (
+        lambda: predict(frozen, ROWS),
+        lambda: program(frozen, PROFILES["ideal"], seed=0),
+        lambda: to_jax(frozen, IMAGES),
+    ):
+        with pytest.raises(ValueError, match=r"is frozen by TorchScript .* as it was before"):
+            call()
