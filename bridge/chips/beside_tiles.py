@@ -48,6 +48,9 @@ _KEEPS_TERMS = {
 }
 """Operations through which a product written with `*` is followed to its sum."""
 _SUMS = {"sum", "mean"}
+_NORMS = {"linalg_vector_norm", "norm"}
+_SCALES = {"mul", "div", "neg"}
+_EVEN = {"pow", "square", "abs"}
 _UNLISTED = "a parameter that the network does not list"
 
 
@@ -61,6 +64,10 @@ class _Origin(NamedTuple):
     """Axes of those terms, from the last, along which what depends on the input is the same."""
     fixed: frozenset[str] = frozenset()
     """Buffers and other tensors of the network, by name."""
+    differences: frozenset[str] = frozenset()
+    """Parameters that each row of what depends on the input is subtracted from, or they from it."""
+    squares: frozenset[str] = frozenset()
+    """Those of such differences squared, or without their sign."""
 
 
 class Seen(NamedTuple):
@@ -70,6 +77,8 @@ class Seen(NamedTuple):
     """Layers on tiles that these images do not need: not called, and their weights not read."""
     fixed: dict[tuple[str, ...], float]
     """Floating-point operations for one sample of the products with buffers, by their names."""
+    distances: list[str]
+    """Parameters that distances are taken to by differences that are squared and summed."""
 
 
 def refuse_weights_beside_tiles(
@@ -85,8 +94,9 @@ def refuse_weights_beside_tiles(
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
     by parameters are no such products. Parameters that the network does not list, such as those of
     layers in a plain list, are seen too. Products with buffers alone, or with tensors that are
-    attributes, are found. Not seen: constants of the code, and products written out as sums in
-    Python.
+    attributes, are found, and so are distances to parameters that are written out as the sum of
+    squared differences. Not seen: constants of the code, other such sums, and copies in place of
+    expanded views (`repeat`).
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -182,7 +192,8 @@ def refuse_weights_beside_tiles(
             "a hook or a lambda holds on to; make them attributes of the network, such as "
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
-    return Seen(unused, watch.fixed_products(left))
+    distances = [name for name in sorted(watch.distances) if not _stays(network, name, left)]
+    return Seen(unused, watch.fixed_products(left), distances)
 
 
 def _tensors(network: nn.Module, name: str) -> set[str]:
@@ -264,6 +275,7 @@ class _Watch(TorchDispatchMode):
       found: parameters, by name, of each product outside of a layer.
       read: parameters, by name, that are read outside of a layer.
       samples: how many images run.
+      distances: parameters, by name, that distances are taken to.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
@@ -271,6 +283,7 @@ class _Watch(TorchDispatchMode):
         self.found: list[frozenset[str]] = []
         self.read: set[str] = set()
         self.samples = 0
+        self.distances: set[str] = set()
         self._fixed: dict[frozenset[str], int] = {}
         self._inside = inside
         self._origins: dict[int, _Origin] = {}
@@ -315,18 +328,13 @@ class _Watch(TorchDispatchMode):
             self._fixed.setdefault(fixed, 0)
             self._fixed[fixed] += count(*args, **kwargs, out_val=outputs)
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
-        terms, same = frozenset[str](), frozenset[int]()
-        if name in _KEEPS_TERMS:
-            terms = frozenset().union(*(one.terms for one in origins))
-        elif name in ("mul", "mul_") and made and not self._inside():
-            terms, same = _outer(given, origins, made[0])
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
-            terms,
-            same,
-            frozenset().union(*(one.fixed for one in origins)),
+            fixed=frozenset().union(*(one.fixed for one in origins)),
         )
+        if made and (name in _KEEPS_TERMS or not self._inside()):
+            origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
         written = [
             x
             for argument, x in zip(func._schema.arguments, args, strict=False)
@@ -344,8 +352,13 @@ class _Watch(TorchDispatchMode):
             self.see_product(_factors(name, args))
         if name in _SUMS:
             origin, summed = self._origin(given[0]), _summed_axes(args)
-            if origin.terms and not summed <= origin.same:  # else parameters alone are summed
-                self.found.append(origin.terms)
+            if not summed <= origin.same:  # else parameters alone are summed
+                self.found += [origin.terms] if origin.terms else []
+                self.distances |= origin.squares
+        elif name in _NORMS:
+            origin = self._origin(given[0])
+            if not _summed_axes([args[0], *args[2:]]) <= origin.same:
+                self.distances |= origin.differences
 
     def _fixed_factors(self, namespace: str, name: str, args: Any) -> frozenset[str]:
         """The tensors that are no parameters of a product with what depends on the input."""
@@ -378,6 +391,8 @@ class _Watch(TorchDispatchMode):
             origin.terms,
             origin.same,
             before.fixed | origin.fixed,
+            origin.differences,
+            origin.squares,
         )
 
 
@@ -415,6 +430,36 @@ def _factors(name: str, args: Any) -> list[Any]:
 
 def _weights_alone(origin: _Origin) -> bool:
     return bool(origin.parameters) and not origin.input
+
+
+def _written_out(
+    name: str,
+    origin: _Origin,
+    given: list[torch.Tensor],
+    origins: list[_Origin],
+    made: torch.Tensor,
+) -> _Origin:
+    """The origin of what an operation makes, with the sums of products that it may begin."""
+    inputs = [one for one in origins if one.input]
+    if name == "mul":
+        terms, same = _outer(given, origins, made)
+        origin = origin._replace(terms=terms, same=same)
+    elif name in _KEEPS_TERMS:
+        kept = [one.terms for one in origins]
+        origin = origin._replace(terms=frozenset().union(*kept))
+    if name in ("sub", "rsub"):
+        differences, same = _outer(given, origins, made)
+        if differences:
+            return origin._replace(differences=differences, same=same)
+    if name in _EVEN or (name == "mul" and len(inputs) == 2):
+        alike = {one.differences for one in inputs}
+        if len(alike) == 1:
+            return origin._replace(squares=alike.pop(), same=inputs[0].same)
+    if len(inputs) == 1 and (name in _KEEPS_TERMS or name in _SCALES):
+        (one,) = inputs
+        kept_axes = one.same if name in _SCALES and not origin.terms else origin.same
+        return origin._replace(differences=one.differences, squares=one.squares, same=kept_axes)
+    return origin
 
 
 def _outer(

@@ -102,6 +102,34 @@ def tell_fixed_products(
     )
 
 
+def tell_distances(network: nn.Module, parameters: list[str]) -> None:
+    """Warns once of parameters that distances are taken to without a product.
+
+    Args:
+      network: as for `tell_digital_products`.
+      parameters: see `bridge.chips.beside_tiles.Seen`.
+
+    Raises:
+      ValueError: there are some, and the chip is to have every product on tiles.
+    """
+    if not parameters:
+        return
+    told = (
+        f"the network takes distances to {some(parameters)}, by the sum of squared or absolute "
+        "differences"
+    )
+    cures = (
+        "for tiles write |x|^2 - 2 self.fc(x) + |w|^2 with a Linear layer, or name what is to stay "
+        f"digital, digital_layers=[{', '.join(map(repr, parameters))}]"
+    )
+    if vars(network).get(_STRICT, False):
+        raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
+    warn_once(
+        f"{told}: digital, and no noise reaches these parameters; {cures}; program(..., "
+        "strict=True) refuses them"
+    )
+
+
 def _reason(module: nn.Module) -> str:
     """What no tile does; "" for what tiles do, and for what is no product."""
     own = type(module).__module__.startswith("torch.nn.") or is_mapped(module)

@@ -11,7 +11,11 @@ from torch import nn
 
 from bridge.chips.behaviour import remember_inputs
 from bridge.chips.beside_tiles import Seen, refuse_weights_beside_tiles
-from bridge.chips.digital_products import tell_digital_products, tell_fixed_products
+from bridge.chips.digital_products import (
+    tell_digital_products,
+    tell_distances,
+    tell_fixed_products,
+)
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
 from bridge.chips.images import refuse_transform
@@ -122,6 +126,7 @@ def _examine(
     layout(watched, some)
     tell_digital_products(twin, some)
     tell_fixed_products(twin, seen[-1].fixed, some)
+    tell_distances(twin, seen[-1].distances)
     asking = _asking(twin, analog, layout, some, found)
     if engine not in asking and original is not None:
         original.refuse_other(twin, layout, some)
