@@ -209,7 +209,8 @@ def program(
     Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
     mapped to 1; normalisation, activations, biases, embeddings and bare parameters stay digital.
     So do products that no tile computes: grouped and transposed convolutions and recurrent cells; a
-    warning names them with their share of the work. A convolution of one or three dimensions goes
+    warning names them with their share of the work. Products with buffers, and distances to
+    parameters, are named by a warning when the chip first meets images. A convolution of one or three dimensions goes
     to tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the linear layers
     `q_proj`, `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A profile's inputs are
     scaled by their largest magnitude; there is no DAC, IR drop or output noise, and
@@ -241,8 +242,9 @@ def program(
         named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
-        that the network multiplies with itself.
-      strict: refuse products that no tile computes, unless `digital_layers` names them.
+        or buffer that the network multiplies with itself.
+      strict: refuse products that no tile computes, unless `digital_layers` names them: here, or,
+        where it takes images to see them, when the chip first meets some.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
 

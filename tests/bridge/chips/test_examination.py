@@ -853,6 +853,15 @@ class Cut(nn.Module):
         return (x * moves).sum(1) / moves.sum(1).clamp(min=1) if self.masked else x.mean(1)
 
 
+def test_images_with_borders_are_not_padded() -> None:
+    x = TENSOR.clone().clamp(0, 1).mul(255).round() / 255  # as of eight bits: many are alike
+    x[1, :, :2], x[3, :, :, 4:] = 0, 0.5
+    chip = program(Net(), PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(chip(x, range(5))[3], chip(x[3:4], [3])[0])
+    with pytest.raises(ValueError, match="the network mixes the samples of a batch"):
+        program(MIXING["batch mean"](), PROFILES["ideal"], seed=0)(x, range(5))
+
+
 PADDING: dict[str, Callable[[torch.Tensor], Any]] = {
     "0": lambda last: 0.0,
     "log 1e-5": lambda last: -11.5129,
