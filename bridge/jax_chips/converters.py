@@ -1,0 +1,31 @@
+"""An ADC: rounding to its codes within its range."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def converted(outputs: Array, limit: Array, bits: int) -> Array:
+    """Outputs as an ADC of `2**bits - 1` symmetric codes gives them.
+
+    `clip(step round(y / step), -limit, limit)` with `step = limit / (2**(bits - 1) - 1)`, ties to
+    even. The derivative of the rounding is 1 (straight through), that of saturation 0.
+
+    Args:
+      outputs: y.
+      limit: the range, > 0; broadcasts to y.
+      bits: resolution.
+    """
+    codes = 2 ** (bits - 1) - 1
+    step = limit / codes
+    return jnp.clip(_rounded(outputs / step), -codes, codes) * step
+
+
+@jax.custom_jvp
+def _rounded(x: Array) -> Array:
+    return jnp.round(x)
+
+
+@_rounded.defjvp
+def _straight_through(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _rounded(primals[0]), tangents[0]
