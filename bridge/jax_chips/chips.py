@@ -296,10 +296,10 @@ def _require_layers(found: Plan, strict: bool) -> None:
             "floating weights; dequantise them, or name it in digital_layers"
         )
     if not found.layers:
-        reasons = "".join(f"; {row.layer}: {row.reason}" for row in table.itertuples() if row.layer)
+        reasons = "".join(f"; {row.layer or 'a product'}: {row.reason}" for row in table.itertuples())
         raise ValueError(
             "the function has no matrix product or convolution of images with a parameter in "
-            f"params, so that nothing would be on tiles{reasons}"
+            f"params that tiles compute{reasons}"
         )
     asked = table["reason"].isin(["", "two activations", "named in digital_layers"])
     left = table[~asked]

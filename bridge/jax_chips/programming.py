@@ -1,6 +1,7 @@
 """What happens to a tile's weights: scaling, clipping, programming, drift, reading, frozen noise."""
 
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ def layer_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+@partial(jax.jit, static_argnums=(0, 1))  # equal layers share a program
 def program_layer(
     profile: Profile,
     grid: Grid,
@@ -49,15 +51,15 @@ def program_layer(
     keys = jax.vmap(lambda tile: jax.random.fold_in(key, tile))(jnp.arange(len(tiles)))
     limits = jnp.full(len(tiles), jnp.inf) if ranges is None else ranges
 
-    def one(tile: Tile, there: Array, limit: Array, tile_key: Array) -> tuple[Tile, Array, Array]:
+    def one(tile: Tile, there: Array, limit: Array, tile_key: Array) -> tuple[Tile, Array]:
         scale, target = _scaled(profile.clipping, tile, there)
         weights, factors = _aged(profile, target, there, limit, tile_key)
         if profile.wnoise is not None and profile.wnoise.drawn == "per_chip":
             weights = _noisy(profile.wnoise, weights, jax.random.fold_in(tile_key, 2))
         factors = jnp.broadcast_to(factors, (len(tile),)) * scale
-        return weights * factors[:, None], factors, scale
+        return weights * factors[:, None], factors
 
-    weights, factors, _ = jax.vmap(one)(tiles, inside, limits, keys)
+    weights, factors = jax.vmap(one)(tiles, inside, limits, keys)
     return OnTiles(grid.unstack(weights), grid.by_output(factors))
 
 
