@@ -107,7 +107,7 @@ class Chip:
         weights: Programmed,
         images: Float[Array, "batch ..."],
         *,
-        indices: Int[Array, "batch"] | None = None,
+        indices: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits of a programmed chip.
 
@@ -144,7 +144,7 @@ class Chip:
         """
         if self.profile.memory is None:
             raise ValueError(f"profile {self.profile.name} has no memory, so that it does not age")
-        memory: Any = replace(self.profile.memory, t_inference=t_inference)  # type: ignore[type-var]
+        memory: Any = replace(self.profile.memory, t_inference=t_inference)
         return replace(self, profile=replace(self.profile, memory=memory))
 
     @cached_property
@@ -252,7 +252,9 @@ def analog(
     _require_layers(found, strict)
     for layer in found.layers:
         if not bool(jnp.isfinite(leaves[layer.weight.leaf]).all()):
-            raise ValueError(f"parameter {names[layer.weight.leaf]} has weights that are not finite")
+            raise ValueError(
+                f"parameter {names[layer.weight.leaf]} has weights that are not finite"
+            )
     sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
     chip = Chip(profile, params, found.coverage, function, program, found, None, sample)
     if profile.adc is None:
@@ -296,7 +298,9 @@ def _require_layers(found: Plan, strict: bool) -> None:
             "floating weights; dequantise them, or name it in digital_layers"
         )
     if not found.layers:
-        reasons = "".join(f"; {row.layer or 'a product'}: {row.reason}" for row in table.itertuples())
+        reasons = "".join(
+            f"; {row.layer or 'a product'}: {row.reason}" for row in table.itertuples()
+        )
         raise ValueError(
             "the function has no matrix product or convolution of images with a parameter in "
             f"params that tiles compute{reasons}"
@@ -305,7 +309,9 @@ def _require_layers(found: Plan, strict: bool) -> None:
     left = table[~asked]
     if len(left):
         share = left["macs"].sum() / table["macs"].sum()
-        named = dict.fromkeys(f"{row.layer or 'a product'} ({row.reason})" for row in left.itertuples())
+        named = dict.fromkeys(
+            f"{row.layer or 'a product'} ({row.reason})" for row in left.itertuples()
+        )
         what = f"no tile computes {', '.join(named)}: {100 * share:.3g} % of the work"
         if strict:
             raise ValueError(f"{what}; name them in digital_layers, or leave out strict=True")

@@ -43,7 +43,7 @@ def logits(
     units: Units,
     key: Array,
     images: Float[Array, "batch ..."],
-    indices: Int[Array, "batch"],
+    indices: Int[Array, " batch"],
 ) -> Float[Array, "batch classes"]:
     """Logits of each sample, which depend on no other sample of the batch.
 

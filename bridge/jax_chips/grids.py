@@ -73,7 +73,7 @@ class Grid:
             columns.append(jnp.concatenate(parts))
         return jnp.concatenate(columns, axis=1)
 
-    def by_output(self, values: Float[Array, "tiles"]) -> Float[Array, "columns outputs"]:
+    def by_output(self, values: Float[Array, " tiles"]) -> Float[Array, "columns outputs"]:
         """A value for each tile, or for each of its rows `[tiles, rows]`, as one for each output
         of each column of tiles."""
         if values.ndim == 1:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
@@ -168,16 +167,17 @@ def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | No
     name, count = equation.primitive.name, len(equation.outvars)
     if len(operands) != 1 or operands[0].origin.weight is None:
         return [None] * count
-    weight, variable = operands[0].origin.weight, equation.invars[0]
+    weight, given = operands[0].origin.weight, shape_of(equation.invars[0])
+    result = shape_of(equation.outvars[0])
     if name == "split":
-        return [Weight(weight.leaf, (*weight.layout, partial(_part, equation, i))) for i in range(count)]
+        return [
+            Weight(weight.leaf, (*weight.layout, partial(_part, equation, i))) for i in range(count)
+        ]
     moves = name in _LAYOUT or name in _PASSING
     if name == "broadcast_in_dim":
-        moves = equation.outvars[0].aval.size == variable.aval.size
+        moves = result.size == given.size
     if name == "convert_element_type":
-        moves = all(
-            jnp.issubdtype(one.aval.dtype, jnp.floating) for one in (variable, equation.outvars[0])
-        )
+        moves = all(jnp.issubdtype(one.dtype, jnp.floating) for one in (given, result))
     if not moves:
         return [None] * count
     return [Weight(weight.leaf, (*weight.layout, partial(_part, equation, 0)))] * count
@@ -185,7 +185,9 @@ def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | No
 
 def _part(equation: JaxprEqn, number: int, value: Any) -> Any:
     """One result of a layout operation; whole numbers, which tell places, keep their type."""
-    if equation.primitive.name == "convert_element_type" and jnp.issubdtype(value.dtype, jnp.integer):
+    if equation.primitive.name == "convert_element_type" and jnp.issubdtype(
+        value.dtype, jnp.integer
+    ):
         return value
     return _compute(equation, [value])[number]
 
@@ -203,9 +205,7 @@ def _compute(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return found
 
 
-def _product(
-    equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct
-) -> Traced:
+def _product(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> Traced:
     leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
     images = any(one.origin.images for one in operands)
     if not images:  # a parameter made of others, or of constants
@@ -213,9 +213,7 @@ def _product(
     of_parameters = [i for i, one in enumerate(operands) if not one.origin.images]
     position = of_parameters[0] if of_parameters else None
     weight = None if position is None else operands[position].origin.weight
-    first, second = (
-        jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype) for one in equation.invars
-    )
+    first, second = map(shape_of, equation.invars)
     met = Product(
         equation,
         position,
@@ -230,9 +228,7 @@ def _product(
     return Traced(found, Origin(leaves, images))
 
 
-def _scan(
-    equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct
-) -> list[Traced]:
+def _scan(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> list[Traced]:
     settings = equation.params
     first, carried = settings["num_consts"], settings["num_carry"]
     fixed, carry = operands[:first], list(operands[first : first + carried])
@@ -252,9 +248,7 @@ def _slice(stacked: Traced, step: int) -> Traced:
     weight = stacked.origin.weight
     if weight is not None:
         weight = Weight(weight.leaf, (*weight.layout, take))
-    return Traced(
-        take(stacked.value), Origin(stacked.origin.leaves, stacked.origin.images, weight)
-    )
+    return Traced(take(stacked.value), Origin(stacked.origin.leaves, stacked.origin.images, weight))
 
 
 def _stacked(column: Sequence[Traced]) -> Traced:
@@ -308,8 +302,6 @@ def _programs(values: Any) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
-def places(weight: Weight, parameter: Any) -> np.ndarray:
-    """Where in the parameter each number of a weight stands, whole numbers of the weight's shape."""
-    size = int(np.prod(parameter.shape))
-    with jax.ensure_compile_time_eval():
-        return np.asarray(weight(jnp.arange(size, dtype=jnp.int32).reshape(parameter.shape)))
+def shape_of(variable: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a program's variable."""
+    return jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)

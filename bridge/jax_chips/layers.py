@@ -97,7 +97,9 @@ def plan(
     """
     found = _Finder(leaves, names, is_digital)
     jax.eval_shape(lambda given, x: jaxprs.run(program, given, x, found.meet), leaves, image)
-    return Plan(tuple(found.layers), tuple(found.products), pd.DataFrame(found.rows, columns=_COLUMNS))
+    return Plan(
+        tuple(found.layers), tuple(found.products), pd.DataFrame(found.rows, columns=_COLUMNS)
+    )
 
 
 class _Finder:
@@ -149,8 +151,10 @@ class _Finder:
 
     def _shared(self, weight: jaxprs.Weight, operation: Operation) -> int:
         """The layer of a weight; the one that is there, where it was met before."""
-        of_weight = jaxprs.places(weight, self.leaves[weight.leaf])
-        here = np.asarray(operation.matrix(of_weight))
+        leaf = self.leaves[weight.leaf]
+        with jax.ensure_compile_time_eval():
+            numbers = jnp.arange(_size(leaf), dtype=jnp.int32).reshape(leaf.shape)
+            here = np.asarray(operation.matrix(weight(numbers)))
         known = self._places.setdefault(weight.leaf, [])
         for number, there in known:
             if here.shape == there.shape and np.array_equal(here, there):
@@ -162,7 +166,8 @@ class _Finder:
                     f"digital_layers=[{self.names[weight.leaf]!r}]"
                 )
         name = self.names[weight.leaf]
-        name = f"{name}[{len(known)}]" if len(here.ravel()) < _size(self.leaves[weight.leaf]) else name
+        if here.size < _size(leaf):
+            name = f"{name}[{len(known)}]"
         self.layers.append(Layer(name, weight, operation))
         known.append((len(self.layers) - 1, here))
         return len(self.layers) - 1
@@ -175,7 +180,7 @@ def _size(leaf: Any) -> int:
 def _macs(product: jaxprs.Product) -> int:
     """Multiply-accumulates of any product."""
     equation = product.equation
-    outputs = int(np.prod(equation.outvars[0].aval.shape))
+    outputs = int(np.prod(jaxprs.shape_of(equation.outvars[0]).shape))
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return outputs * int(np.prod([product.operands[0].shape[i] for i in contracted], dtype=int))

@@ -1,4 +1,4 @@
-"""How a product runs on tiles: a matrix product, or a convolution, over the inputs of each column."""
+"""How a product runs on tiles: column by column of them, each over its inputs."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from bridge.jax_chips.jaxprs import Product
+from bridge.jax_chips.jaxprs import Product, shape_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Linear:
         """Sum of squares of each input vector, `[*rows, 1]`."""
         return jnp.square(x[..., slice(*columns)]).sum(-1, keepdims=True)
 
-    def along_outputs(self, values: Float[Array, "outputs"], like: Array) -> Array:
+    def along_outputs(self, values: Float[Array, " outputs"], like: Array) -> Array:
         """Values for each output, as they stand beside outputs."""
         return values
 
@@ -172,7 +172,7 @@ class Convolution:
         moves = np.argsort(self.layouts.out_spec)
         return largest.transpose(self.layouts.lhs_spec).transpose(*moves)
 
-    def along_outputs(self, values: Float[Array, "outputs"], like: Array) -> Array:
+    def along_outputs(self, values: Float[Array, " outputs"], like: Array) -> Array:
         """Values for each output, as they stand beside outputs."""
         shape = [1] * like.ndim
         shape[self.output_axis(like)] = len(values)
@@ -269,7 +269,7 @@ def operation_of(product: Product) -> Operation | str:
     if any(one > 1 for one in equation.params["lhs_dilation"]):
         return "a transposed convolution"
     layouts = equation.params["dimension_numbers"]
-    outputs = equation.outvars[0].aval.shape
+    outputs = shape_of(equation.outvars[0]).shape
     return Convolution(
         layouts,
         tuple(equation.params["window_strides"]),

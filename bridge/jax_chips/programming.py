@@ -1,4 +1,4 @@
-"""What happens to a tile's weights: scaling, clipping, programming, drift, reading, frozen noise."""
+"""What happens to a tile's weights, from scaling and programming to frozen noise."""
 
 import zlib
 from functools import partial
@@ -35,7 +35,7 @@ def program_layer(
     profile: Profile,
     grid: Grid,
     targets: Float[Array, "outputs inputs"],
-    ranges: Float[Array, "tiles"] | None,
+    ranges: Float[Array, " tiles"] | None,
     key: Array,
 ) -> OnTiles:
     """Programs one layer.

@@ -50,9 +50,10 @@ def calibrated(
             for number, (column, (first, last)) in enumerate(of_layer):
                 new = [np.asarray(one)[:, first:last].ravel() for one in found[layer][column]]
                 counts[layer][number] += sum(map(len, new))
-                share = sum(map(len, new)) * math.ceil(len(images) / len(chunk))
+                most = sum(map(len, new)) * math.ceil(len(images) / len(chunk))
                 kept[layer][number] = _largest(
-                    np.concatenate([kept[layer][number], *new]), 1 if whole else _above(share, percentile)
+                    np.concatenate([kept[layer][number], *new]),
+                    1 if whole else _above(most, percentile),
                 )
     names = [[f"{one.name}, tile {i}" for i in range(one.grid.count)] for one in plan.layers]
     bounds: dict[str, float] = {}

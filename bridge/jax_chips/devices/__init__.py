@@ -47,12 +47,12 @@ def require_device(memory: Any) -> None:
 def program(memory: Any, key: Array, targets: Tile) -> tuple[Tile, Any]:
     """A memory's `Device.program`."""
     if type(memory) in _SHIPPED:
-        return _SHIPPED[type(memory)].program(memory, key, targets)  # type: ignore[attr-defined, no-any-return]
+        return _SHIPPED[type(memory)].program(memory, key, targets)
     return cast(Device, memory).program(key, targets)
 
 
 def read(memory: Any, key: Array, programmed: Tile, state: Any) -> Tile:
     """A memory's `Device.read`."""
     if type(memory) in _SHIPPED:
-        return _SHIPPED[type(memory)].read(memory, key, programmed, state)  # type: ignore[attr-defined, no-any-return]
+        return _SHIPPED[type(memory)].read(memory, key, programmed, state)
     return cast(Device, memory).read(key, programmed, state)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bridge.chips.memories.conductances import MappedPairs, Pairs, SinglePair, WeightMapping
+from bridge.chips.memories.conductances import Pairs, SinglePair, WeightMapping
 
 Tile = Float[Array, "rows columns"]
 Conductances = tuple[Tile, ...]

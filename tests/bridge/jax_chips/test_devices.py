@@ -77,7 +77,7 @@ def test_equal_draws_give_equal_weights(
 
 @pytest.mark.parametrize("memory", [PCM(t_inference=20.0), Hermes(), ReRamWan2022(), ReRamCMO()])
 def test_draws_are_independent_and_standard(memory: Any) -> None:
-    """Each weight's own, and of AIHWKit's spread; `make test-long` tells them more closely apart."""
+    """Each weight's own, and of AIHWKit's spread; `make test-long` looks more closely."""
     weights = np.full((256, 256), 0.4, np.float32)
     weights[0] = 1.0
     torch.manual_seed(0)
