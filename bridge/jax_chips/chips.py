@@ -19,6 +19,7 @@ from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
 from bridge.jax_chips.execution import is_linear, logits
 from bridge.jax_chips.layers import Plan, plan
+from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
 from jaxcurv.engine.model import NnxCall
 
@@ -87,6 +88,7 @@ class Chip:
         """
         leaves, treedef = jax.tree.flatten(params)
         self._require_params(leaves, treedef)
+        key = threefry_key(key)
         programmed, units = list(leaves), []
         for number, layer in enumerate(self._plan.layers):
             leaf = layer.weight.leaf

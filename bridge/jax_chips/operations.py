@@ -1,5 +1,6 @@
 """How a product runs on tiles: column by column of them, each over its inputs."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,30 +148,33 @@ class Convolution:
         part = jnp.pad(matrix[:, slice(*columns)], ((0, 0), missing))
         return self._convolve(self._of(x, channels), part)
 
-    def sum_of_squares(self, x: Array, columns: tuple[int, int]) -> Array:
-        """Sum of squares of each patch; one number in place of the outputs."""
-        ones = jnp.ones((1, self.matrix_shape[1]), x.dtype)
-        return self.product(jnp.square(x), ones, columns)
-
     def largest(self, x: Array, columns: tuple[int, int]) -> Array:
         """Largest magnitude of each patch; one number in place of the outputs."""
+        return self._over_patches(jnp.abs(x), columns, jnp.max, lax.max)
+
+    def sum_of_squares(self, x: Array, columns: tuple[int, int]) -> Array:
+        """Sum of squares of each patch; one number in place of the outputs."""
+        return self._over_patches(jnp.square(x), columns, jnp.sum, lax.add)
+
+    def _over_patches(
+        self, x: Array, columns: tuple[int, int], over_channels: Any, combine: Any
+    ) -> Array:
+        """Combines the numbers >= 0 of each patch that are among the columns."""
         first, last = columns
         taps = math.prod(self.kernel)
         whole = (-(-first // taps), last // taps)
         found = []
         if whole[0] < whole[1]:
-            magnitudes = jnp.abs(self._of(x, whole)).max(self.layouts.lhs_spec[1], keepdims=True)
-            found.append(self._in_windows(magnitudes))
-        for channel in {first // taps, (last - 1) // taps} - set(range(*whole)):
-            magnitudes = jnp.abs(self._of(x, (channel, channel + 1)))
-            start = channel * taps
+            channels = self._of(x, whole)
+            one = over_channels(channels, axis=self.layouts.lhs_spec[1], keepdims=True)
+            found += [self._at_tap(one, tap) for tap in range(taps)]
+        for channel in sorted({first // taps, (last - 1) // taps} - set(range(*whole))):
+            one, start = self._of(x, (channel, channel + 1)), channel * taps
             for tap in range(max(first - start, 0), min(last - start, taps)):
-                found.append(self._at_tap(magnitudes, tap))
-        largest = found[0]
-        for one in found[1:]:
-            largest = jnp.maximum(largest, one)
+                found.append(self._at_tap(one, tap))
+        total = functools.reduce(combine, found)
         moves = np.argsort(self.layouts.out_spec)
-        return largest.transpose(self.layouts.lhs_spec).transpose(*moves)
+        return total.transpose(self.layouts.lhs_spec).transpose(*moves)
 
     def along_outputs(self, values: Float[Array, " outputs"], like: Array) -> Array:
         """Values for each output, as they stand beside outputs."""
@@ -210,23 +214,12 @@ class Convolution:
             found[axis] = value
         return tuple(found)
 
-    def _in_windows(self, magnitudes: Array) -> Array:
-        return lax.reduce_window(
-            magnitudes,
-            jnp.zeros((), magnitudes.dtype),
-            lax.max,
-            self._over_space(self.kernel, 1),
-            self._over_space(self.strides, 1),
-            self._over_space(self.padding, (0, 0)),
-            window_dilation=self._over_space(self.dilation, 1),
-        )
-
-    def _at_tap(self, magnitudes: Array, tap: int) -> Array:
+    def _at_tap(self, one: Array, tap: int) -> Array:
         """What one tap of the kernel sees at each of its positions."""
         offsets = np.unravel_index(tap, self.kernel)
         padded = lax.pad(
-            magnitudes,
-            jnp.zeros((), magnitudes.dtype),
+            one,
+            np.zeros((), one.dtype),
             self._over_space([(low, high, 0) for low, high in self.padding], (0, 0, 0)),
         )
         for i, axis in enumerate(self.layouts.lhs_spec[2:]):
@@ -279,30 +272,3 @@ def operation_of(product: Product) -> Operation | str:
         math.prod(outputs) // outputs[layouts.out_spec[1]],
         settings,
     )
-
-
-def on_tiles(
-    operation: Operation,
-    x: Array,
-    weight: Array,
-    columns: Sequence[tuple[int, int]],
-    convert: Any,
-) -> Array:
-    """A product column by column of tiles, the partial sums added.
-
-    Args:
-      operation: what is computed.
-      x: the product's activations.
-      weight: the product's weight.
-      columns: inputs of each column of tiles.
-      convert: `convert(number, inputs, outputs)` gives a column's outputs, as tiles give them, from
-        the exact ones.
-    """
-    inputs, matrix = operation.inputs(x), operation.matrix(weight)
-    total = None
-    for number, part in enumerate(columns):
-        exact = operation.product(inputs, matrix, part)
-        found = convert(number, inputs, exact)
-        total = found if total is None else total + found
-    assert total is not None
-    return operation.result(total)

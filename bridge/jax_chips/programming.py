@@ -12,6 +12,7 @@ from bridge.chips.profiles import Clipping, Profile, WeightNoise
 from bridge.jax_chips import devices
 from bridge.jax_chips.converters import converted
 from bridge.jax_chips.grids import Grid
+from bridge.jax_chips.normals import normal
 
 Tile = Float[Array, "rows columns"]
 
@@ -120,4 +121,4 @@ def _noisy(noise: WeightNoise, weights: Tile, key: Array) -> Tile:
         # sqrt has no derivative at 0, where the noise is 0.
         spread = noise.sigma * jnp.sqrt(jnp.where(magnitudes > 0, magnitudes, 1.0))
         spread = jnp.where(magnitudes > 0, spread, 0.0)
-    return weights + spread * jax.random.normal(key, weights.shape)
+    return weights + spread * normal(key, weights.shape)

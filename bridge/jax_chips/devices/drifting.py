@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from bridge.chips.memories.conductances import WeightMapping
 from bridge.jax_chips.devices.pairs import join, split
+from bridge.jax_chips.normals import normal
 
 Tile = Float[Array, "rows columns"]
 SMALLEST = 1e-7
@@ -69,9 +70,9 @@ def program(
     for g, one in zip(conductances, jax.random.split(key, len(conductances)), strict=True):
         noise, spread = jax.random.split(one)
         sigma = programming_spread(constants, settings.g_max, g) * settings.programming_noise
-        programmed.append(jnp.maximum(g + sigma * jax.random.normal(noise, g.shape), 0.0))
+        programmed.append(jnp.maximum(g + sigma * normal(noise, g.shape), 0.0))
         mean, deviation = constants.exponent(jnp.maximum(g / settings.g_max, SMALLEST))
-        exponent = jnp.abs(mean + deviation * jax.random.normal(spread, g.shape))
+        exponent = jnp.abs(mean + deviation * normal(spread, g.shape))
         exponents.append(exponent * settings.drift)
     return join(settings.mapping, programmed, scale), tuple(exponents)
 
@@ -92,5 +93,5 @@ def read(
     for g, exponent, one in zip(conductances, exponents, keys, strict=True):
         drifted = g * (t / constants.t_0) ** -exponent
         sigma = constants.read_noise(g / settings.g_max) * growth * settings.read_noise
-        found.append(jnp.maximum(drifted * (1 + sigma * jax.random.normal(one, g.shape)), 0.0))
+        found.append(jnp.maximum(drifted * (1 + sigma * normal(one, g.shape)), 0.0))
     return join(settings.mapping, found, scale)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bridge.chips.memories.reram import ReRamCMO
+from bridge.jax_chips.normals import normal
 
 Tile = Float[Array, "rows columns"]
 
@@ -49,7 +50,7 @@ def program(memory: ReRamCMO, key: Array, targets: Tile) -> tuple[Tile, None]:
     g, scale, lowest = _split(memory, targets)
     constant, slope = PROGRAMMING[memory.acceptance]
     spread = memory.programming_noise * (constant + slope * g)
-    return _join(memory, g + spread * jax.random.normal(key, g.shape), scale, lowest), None
+    return _join(memory, g + spread * normal(key, g.shape), scale, lowest), None
 
 
 def read(memory: ReRamCMO, key: Array, programmed: Tile, state: None) -> Tile:
@@ -61,11 +62,9 @@ def read(memory: ReRamCMO, key: Array, programmed: Tile, state: None) -> Tile:
     log = math.log(memory.t_inference)
     mean = g + memory.drift * DECAY_MEAN * log
     spread = memory.drift * (DECAY_SPREAD[0] * log + DECAY_SPREAD[1])
-    drifted = mean + spread * jax.random.normal(decay, g.shape)
+    drifted = mean + spread * normal(decay, g.shape)
     there = drifted > 0
     growth = math.sqrt(math.log((memory.t_inference + T_READ) / (2 * T_READ)))
     sigma = READ * growth * jnp.log10(jnp.where(there, drifted, 1.0)) * memory.read_noise
-    found = jnp.clip(
-        drifted + sigma * jax.random.normal(noise, g.shape), memory.g_min, memory.g_max
-    )
+    found = jnp.clip(drifted + sigma * normal(noise, g.shape), memory.g_min, memory.g_max)
     return _join(memory, jnp.where(there, found, memory.g_min), scale, lowest)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from bridge.chips.memories.reram import ReRamWan2022
 from bridge.jax_chips.devices.pairs import join, split
+from bridge.jax_chips.normals import normal
 
 Tile = Float[Array, "rows columns"]
 
@@ -30,7 +31,7 @@ def _spread_out(memory: ReRamWan2022, key: Array, targets: Tile, time: float) ->
     found = []
     for g, one in zip(conductances, jax.random.split(key, len(conductances)), strict=True):
         sigma = memory.noise * jnp.polyval(coefficients, g / memory.g_max)
-        found.append(jnp.maximum(g + sigma * jax.random.normal(one, g.shape), 0.0))
+        found.append(jnp.maximum(g + sigma * normal(one, g.shape), 0.0))
     return join(memory.mapping, found, scale)
 
 

@@ -15,6 +15,7 @@ import bridge
 from bridge.chips import ADC, PCM, Clipping, Profile, WeightNoise
 from bridge.chips.tiles import named_layers, output_scale, placed_tiles, readable_weight
 from bridge.jax_chips import Chip, Programmed, analog
+from bridge.jax_chips.devices import drifting
 from jaxcurv import input_curvature
 
 IMAGES = np.random.default_rng(0).normal(size=(24, 9, 9, 3)).astype(np.float32)
@@ -149,7 +150,7 @@ def test_equal_draws_give_the_tiles_of_aihwkit(
     chip = bridge.program(network, profile, seed=0, calibration=IMAGES)
     made = analog(*in_jax, profile, IMAGES)
     expected = carried(chip, in_jax[1], made)
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.full(shape, 0.3))
+    monkeypatch.setattr(drifting, "normal", lambda key, shape: jnp.full(shape, 0.3))
     found = made.program(in_jax[1], jax.random.key(0))
     # A reading through converters may be a code away.
     tolerance = {"rtol": 1e-4 if adc is None else 2e-3, "atol": 1e-6}
@@ -298,6 +299,19 @@ def test_gradients_reach_the_targets_through_a_programmed_chip() -> None:
     fine = analog(function, params, replace(profile, adc=ADC(16)), x)
     rounded = jax.grad(lambda p: loss(fine, p))(params)
     np.testing.assert_allclose(rounded["a"], found["a"], rtol=0.02, atol=0.05)
+
+
+def test_gradients_reach_images_through_converters_of_convolutions(
+    in_jax: tuple[Any, Any],
+) -> None:
+    """Codes so fine that what a difference sees is the function, and the inputs' unit cancels."""
+    logits_fn, params = in_jax
+    chip = analog(logits_fn, params, Profile(adc=ADC(23, range=60.0)), IMAGES[:2])
+    weights = chip.program(params, jax.random.key(0))
+    image = jnp.asarray(IMAGES[:1])
+    found = jax.grad(lambda x: jnp.square(chip.apply(weights, x)).sum())(image)
+    expected = jax.grad(lambda x: jnp.square(logits_fn(params, x)).sum())(image)
+    np.testing.assert_allclose(found, expected, atol=0.02 * float(jnp.abs(expected).max()))
 
 
 def test_a_chip_is_a_model_like_any_other(in_jax: tuple[Any, Any]) -> None:

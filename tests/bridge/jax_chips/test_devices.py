@@ -15,6 +15,7 @@ import torch
 
 from bridge.chips import PCM, Hermes, MappedPairs, Pairs, ReRamCMO, ReRamWan2022, SinglePair
 from bridge.jax_chips import devices
+from bridge.jax_chips.devices import drifting, reram_cmo, reram_wan2022
 
 HOUR, YEAR = 3600.0, 365 * 86400.0
 SHAPE = (64, 80)
@@ -69,7 +70,8 @@ def test_equal_draws_give_equal_weights(
         aihwkit.inference.noise.reram,
     ):
         monkeypatch.setattr(module, "randn_like", lambda x: torch.full_like(x, z))
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.full(shape, z))
+    for device in (drifting, reram_cmo, reram_wan2022):
+        monkeypatch.setattr(device, "normal", lambda key, shape: jnp.full(shape, z))
     expected = as_aihwkit_gives_it(memory, targets())
     found = as_jax_gives_it(memory, targets())
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
