@@ -249,6 +249,11 @@ def _in_torch(module: nn.Module, example: torch.Tensor) -> _Behaviour:
                 f"{kind} gives {tuple(logits.shape)} for {len(example)} inputs, not one row each: "
                 "wrap it in a module that returns its logits [batch, class]"
             )
+        if not logits.is_floating_point():
+            raise ValueError(
+                f"{kind} gives {logits.dtype}, classes and not logits: give the module before its "
+                "argmax or topk"
+            )
         logits = logits.to(torch.float32)
         if not torch.isfinite(logits).all():
             raise ValueError(f"logits of {kind} are not finite: give other images or weights")

@@ -134,7 +134,8 @@ def to_torch(
     by their type compute otherwise than PyTorch's with its defaults are refused: padding of a
     convolution that is "SAME" with strides, unequal on two sides, circular or reflecting;
     dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis; a class
-    derived from one of Flax's layers with a `__call__` of its own. What cannot be seen that way,
+    derived from one of Flax's layers with a `__call__` of its own; a layer that was given a
+    `dot_general`, `conv_general_dilated`, `promote_dtype` or `mask`. What cannot be seen that way,
     and only the comparison shows:
 
     - strides, and a padding that the PyTorch layer does not have;

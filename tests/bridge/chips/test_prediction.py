@@ -529,6 +529,17 @@ def test_images_are_not_written_to(network: nn.Module) -> None:
     predict(network, [{"image": image, "label": 0, "index": 0}])
 
 
+class Top(nn.Module):
+    """A network that gives its first classes."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).topk(2).indices
+
+
 class Tuple(nn.Module):
     """A network that gives more than its logits."""
 
@@ -552,10 +563,11 @@ def test_networks_that_mix_their_batch_or_give_no_logits_are_refused(network: nn
         (partly, r"the module \(1\) is in training mode"),
         (mixing(track_running_stats=False), "mixes the samples of a batch: 1 keeps no running"),
         (Tuple(network), r"must give logits \[batch, class\], not tuple"),
+        (Top(network), r"gives torch.int64, classes and not logits.*argmax"),
         (nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), r"not \(4, 4, 6, 6\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            predict(bad.eval() if isinstance(bad, Tuple) else bad, Images(4))
+            predict(bad.eval() if isinstance(bad, Tuple | Top) else bad, Images(4))
     for bad, message in ((partly, "training mode"), (mixing(track_running_stats=False), "mixes")):
         with pytest.raises(ValueError, match=message):
             program(bad, PROFILES["pcm"], seed=0)
