@@ -19,7 +19,7 @@ from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
 from bridge.weights.wrappers import unwrapped
-from jaxcurv.data.layouts import plain_array
+from jaxcurv.data.layouts import plain_array, warn_of_channels_first
 from jaxcurv.progress import progress
 
 TOLERANCE = 1e-4  # of the largest logit; rounding gives about 1e-6
@@ -175,6 +175,7 @@ def _example(images: ArrayLike | torch.Tensor) -> torch.Tensor:
         tensor = images.detach().cpu()
     elif hasattr(images, "__array__"):
         array = plain_array(images)
+        warn_of_channels_first(array.shape)
         tensor = torch.from_numpy(np.array(_channels_first(array), order="C"))
     else:
         raise ValueError(
