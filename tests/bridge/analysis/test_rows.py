@@ -279,6 +279,29 @@ def test_missing_outcomes_are_counted(name: str, kind: Any) -> None:
         bridge.failure_table(SCORE, **inputs)
 
 
+@pytest.mark.parametrize("of", [lambda s: s, lambda s: s.to_numpy(), lambda s: list(s)])
+@pytest.mark.parametrize("name", ["digital_correct", "analog_correct", "chips"])
+def test_the_cure_for_missing_outcomes_works(name: str, of: Callable[[Any], Any]) -> None:
+    known = {"score": SCORE, "digital_correct": DIGITAL, "analog_correct": ANALOG}
+    which = name if name in known else "analog_correct"
+    holed = known[which].drop([3, 5, 8]).astype(object).reindex(SCORE.index)
+    given = holed.dropna()
+    assert given.dtype == object
+    rows = {key: value.reindex(given.index) for key, value in known.items()}
+    expected = bridge.failure_table(**rows, resamples=9)
+    inputs = {key: of(value) for key, value in rows.items()} | {which: of(given)}
+    same(expected, bridge.failure_table(**inputs, resamples=9))
+    if name == "chips":
+        for chips in ([inputs[which]] * 2, pd.DataFrame([given, given])):
+            frame = {} if isinstance(chips, list) else rows  # which has an index of its own
+            found = bridge.failure_table(**inputs | frame | {which: chips}, resamples=9)
+            assert found["failures"].tolist() == (2 * expected["failures"]).tolist()
+    others = given.astype(object)
+    others.iloc[0] = "yes"
+    with pytest.raises(ValueError, match=r"bools.*got (object|<U)"):
+        bridge.failure_table(**inputs | {which: of(others)})
+
+
 def a_table(index: Any, score: Any = SCORE, **attrs: Any) -> pd.DataFrame:
     """A table as the product gives them: rows numbered from 0, the sample in a column."""
     rows = np.arange(len(index))
