@@ -160,6 +160,10 @@ def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
     if what == "other samples" and _numbers_rows(index) and _numbers_rows(its):
         of_one_table = "" if _is_run(index) and _is_run(its) else f"; of one table's rows {cure}"
         cure = f"row numbers name no samples, so {_MERGE}{of_one_table}"
+    elif _numbers_rows(index) != _numbers_rows(its):
+        rows, samples = (name, its) if _numbers_rows(index) else (first, index)
+        of = f"table.set_index({samples.name or 'index'!r})"
+        cure = f"{rows} is by row numbers, which name no samples: take it of {of}"
     if index.has_duplicates or its.has_duplicates:  # which reindex does not take
         cure = "take both from one table after table.reset_index(drop=True)"
     raise ValueError(

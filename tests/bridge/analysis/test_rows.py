@@ -377,6 +377,22 @@ def test_rows_that_were_left_out_are_told_of_both_cures() -> None:
         bridge.failure_table(few.score, few.correct, ANALOG, resamples=9)
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, np.arange(N)[::-1]])
+def test_row_numbers_beside_samples_are_told_to_become_samples(samples: Any) -> None:
+    """As of a table of chips that was pivoted."""
+    scores = a_table(samples)
+    chips = pd.DataFrame({"index": samples, "a": ANALOG, "b": ~ANALOG}).set_index("index")
+    message = r"row numbers, which name no samples: take it of table\.set_index\('index'\)"
+    with pytest.raises(ValueError, match=f"score is by {message}"):
+        bridge.failure_table(scores.score, scores.correct, chips.T, resamples=9)
+    named = scores.set_index("index")
+    with pytest.raises(ValueError, match=f"analog_correct is by {message}"):
+        bridge.failure_table(named.score, named.correct, scores.correct, resamples=9)
+    found = bridge.failure_table(named.score, named.correct, chips.T, resamples=9)
+    values = SCORE.to_numpy(), DIGITAL.to_numpy(), CHIPS.to_numpy()
+    same(found, bridge.failure_table(*values, indices=samples, resamples=9))
+
+
 OTHERS = np.concatenate([SAMPLES[:-1], [20_000]])
 
 
