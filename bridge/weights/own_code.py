@@ -44,7 +44,7 @@ def own_call(layer: nnx.Module) -> bool:
 def own_product(layer: nnx.Module) -> str | None:
     """What a layer of Flax's was given to compute with in place of its kind's default; or None."""
     kind = next(one for one in type(layer).__mro__ if one.__module__.startswith("flax.nnx."))
-    defaults = inspect.signature(kind.__init__).parameters
+    defaults = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
     for name in _GIVEN:
         if name in defaults and getattr(layer, name, None) is not defaults[name].default:
             return f"with a {name} of its own"
