@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, load_chip, predict, program, save_chip
+from bridge import PROFILES, failure_table, load_chip, predict, program, save_chip
 from bridge.analysis import logit_scores
 from tests.chips import Blocks, LiveLogits, changed_blocks, noisy, single, small_resnet
 
@@ -527,6 +527,15 @@ def test_images_are_not_written_to(network: nn.Module) -> None:
     image = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     image.setflags(write=False)
     predict(network, [{"image": image, "label": 0, "index": 0}])
+
+
+def test_columns_of_tables_of_other_samples_are_not_taken_together(network: nn.Module) -> None:
+    chip = program(network, PROFILES["ideal"], seed=0)
+    digital = predict(network, Images(30), keep=logit_scores)
+    analog, others = predict(chip, Images(30)), predict(chip, Images(30, first=1))
+    failure_table(-digital["margin"], digital["correct"], analog["correct"])
+    with pytest.raises(ValueError, match=r"analog_correct is of a table of other samples"):
+        failure_table(-digital["margin"], digital["correct"], others["correct"])
 
 
 class Top(nn.Module):
