@@ -1,3 +1,4 @@
+from .carried import carried as carried
 from .chips import Chip as Chip
 from .chips import Programmed as Programmed
 from .chips import analog as analog
