@@ -22,13 +22,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
-from jaxcurv.curvature import Curvature, inspect, reduce, refine
+from jaxcurv.curvature import Curvature, inspect, on_jumps, reduce, refine
 from jaxcurv.data.adapters import Converted, Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batch
 from jaxcurv.data.sources import Source, path_column, samples_at
 from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
+from jaxcurv.engine.derivatives import warn_of_samples
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.inspection import answers_to_eight
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
@@ -116,6 +117,9 @@ def score_dataset(
     loss are not those that were scored. So a label that the source tells is never overlooked; an
     image that changed under its index may be. Rows of samples that the source no longer has stay in
     `OUT.parts/` until they are asked for again, and a line says so.
+
+    Samples that lie on a jump of the model, whose finite differences measure that jump and not
+    curvature, are counted in one warning, of those that this call computes.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
@@ -232,7 +236,9 @@ def score_dataset(
     mine = list(range(0, len(source), run.length)[turn[0] :: turn[1]])
     if out is None:
         made: dict[int, pa.Table] = {}
-        _compute(run, mine, size, made.__setitem__)
+        jumped = _compute(run, mine, size, made.__setitem__)
+        if not inspection.warned:
+            warn_of_samples(*jumped)
         return frame_of_scores(_joined(identity, list(made.values())))
     path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
     finished = read_finished(path, identity)
@@ -245,7 +251,9 @@ def score_dataset(
             if finished is None:
                 shards = Shards(path, identity)
                 try:
-                    _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
+                    jumped = _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
+                    if not inspection.warned:
+                        warn_of_samples(*jumped)
                     if shard is not None:
                         tables = [shards.read(start) for start in mine]
                         return frame_of_scores(
@@ -492,8 +500,12 @@ class _Run:
 
 def _compute_on_disk(
     run: _Run, mine: Sequence[int], batch_size: int, shards: Shards, *, record: str
-) -> None:
-    """Scores what is not finished, at the batch size that an earlier try ended with."""
+) -> tuple[np.ndarray, int]:
+    """Scores what is not finished, at the batch size that an earlier try ended with.
+
+    Returns:
+      As of `_compute`.
+    """
     shards.check_folder()
     run = replace(run, before=find_finished(shards, run.source, partial(_losses, run)))
     shards.begin()
@@ -504,7 +516,7 @@ def _compute_on_disk(
         shards.read(start)  # a damaged one is told now and not at the end
     todo = [start for start in mine if not shards.finished(start)]
     if todo and read_finished(shards.out, shards.identity) is not None:
-        return  # they are in the table, which another process has merged meanwhile
+        todo = []  # they are in the table, which another process has merged meanwhile
 
     def keep(size: int) -> None:
         write_json(path, {"batch_size_a_device": size // devices})
@@ -523,7 +535,7 @@ def _compute_on_disk(
             write(start, None)
     done = sum(len(run.samples(start)) for start in mine) - sum(map(run.rows, todo))
     todo = [start for start in todo if run.rows(start)]
-    _compute(run, todo, batch_size, write, done=done, halved=keep)
+    return _compute(run, todo, batch_size, write, done=done, halved=keep)
 
 
 def _losses(run: _Run, batch: Batch) -> tuple[np.ndarray, float]:
@@ -556,15 +568,21 @@ def _compute(
     *,
     done: int = 0,
     halved: Callable[[int], None] = lambda size: None,
-) -> None:
-    """Scores shards in order and hands each to `write`; out of memory, with half the batch."""
-    todo = list(starts)
-    total = done + sum(map(run.rows, starts))
+) -> tuple[np.ndarray, int]:
+    """Scores shards in order and hands each to `write`; out of memory, with half the batch.
+
+    Returns:
+      Indices of the samples that lie on a jump of the model, and how many were scored.
+    """
+    todo, jumped = list(starts), [np.empty(0, int)]
+    count = sum(map(run.rows, starts))
+    total = done + count
     with progress(total, run.description, initial=done) as shown:
         while todo:
             try:
-                for start, table in _scored(run, list(todo), batch_size, shown.update):
+                for start, table, on in _scored(run, list(todo), batch_size, shown.update):
                     write(start, table)
+                    jumped.append(on)
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
                 devices = device_count(run.sharding)
@@ -579,13 +597,14 @@ def _compute(
                 batch_size = smaller
                 halved(batch_size)
                 shown.update(total - sum(map(run.rows, todo)) - shown.count)
+    return np.concatenate(jumped), count
 
 
 def _scored(
     run: _Run, starts: Sequence[int], batch_size: int, update: Callable[[int], object]
-) -> Iterator[tuple[int, pa.Table]]:
-    """Shards in order, each with the table of what was computed; batches of the next compute while
-    one is reduced."""
+) -> Iterator[tuple[int, pa.Table, np.ndarray]]:
+    """Shards in order, each with the table of what was computed and the indices of its samples on
+    a jump of the model; batches of the next compute while one is reduced."""
     keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
 
     def dispatched() -> Iterator[tuple[int, np.ndarray, Batch, list[Raw]]]:
@@ -615,8 +634,8 @@ def _scored(
             made = {"devices": [device], "jax": [jax.__version__], "batch_sizes": [batch_size]}
             metadata = shard_metadata(made, np.concatenate(checksums), start=start)
             named = path_column(run.source, run.missing(start))
-            table = _table(run, whole, named, raws, batch_size)
-            yield start, table.replace_schema_metadata(metadata)
+            table, jumped = _table(run, whole, named, raws, batch_size)
+            yield start, table.replace_schema_metadata(metadata), whole.indices[jumped]
             batches, parts, checksums = [], [], []
 
 
@@ -702,9 +721,10 @@ def _table(
     named: Mapping[str, np.ndarray],
     raws: Sequence[Raw],
     batch_size: int,
-) -> pa.Table:
-    """A shard's table from the samples' files and the draws of every checkpoint."""
-    columns = []
+) -> tuple[pa.Table, np.ndarray]:
+    """A shard's table from the samples' files and the draws of every checkpoint, and whether each
+    sample is on a jump of the model at any of them."""
+    columns, jumped = [], np.zeros(len(batch.labels), bool)
     for weights, raw in zip(run.weights, raws, strict=True):
         adapted = refine(
             raw, run.problem, weights, batch, run.key, run.estimators,
@@ -712,6 +732,7 @@ def _table(
         )  # fmt: skip
         curvatures = reduce(raw, run.estimators, adapted, run.matrix)
         columns.append(_columns(batch, named, raw, curvatures))
+        jumped |= on_jumps(raw, adapted)
     if run.long:
         for number, one in enumerate(columns):
             one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
@@ -721,7 +742,7 @@ def _table(
         }
     else:
         merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
-    return pa.table({name: _arrow(values) for name, values in merged.items()})
+    return pa.table({name: _arrow(values) for name, values in merged.items()}), jumped
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
@@ -738,9 +759,11 @@ def _no_rows(run: _Run, few: Batch, batch_size: int) -> pa.Table:
     one = few.take(np.arange(1))
     row = jax.tree.map(lambda array: np.ones((1, *array.shape[1:]), array.dtype), shapes)
     raws = [collect(row, one.indices)] * len(run.weights)
-    table = _table(run, one, path_column(run.source, [0]), raws, batch_size).slice(0, 0)
+    table, _ = _table(run, one, path_column(run.source, [0]), raws, batch_size)
     made: dict[str, list[Any]] = {"devices": [], "jax": [], "batch_sizes": []}
-    return table.replace_schema_metadata(shard_metadata(made, np.empty(0, np.uint32), start=None))
+    return table.slice(0, 0).replace_schema_metadata(
+        shard_metadata(made, np.empty(0, np.uint32), start=None)
+    )
 
 
 def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:

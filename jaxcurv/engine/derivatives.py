@@ -169,7 +169,7 @@ def _others(images: np.ndarray) -> np.ndarray:
 
 def warn_of_jumps(
     checked: CheckedModel, params: Any, images: np.ndarray, step: float | None
-) -> None:
+) -> bool:
     """Warns of logits that change otherwise than their gradient says, which knows of another part
     alone: of jumps, for a finite difference, and of what goes through `stop_gradient`.
 
@@ -177,17 +177,20 @@ def warn_of_jumps(
     must three steps from each of up to three others, and from the first one with its entries of
     (-1, 1) one larger, where `astype(int)` is not the same on both sides. Computed only where the
     model rounds, compares or stops gradients at all. Not seen: a jump that none of these steps
-    meets, a comparison that chooses between numbers without becoming one, or a part behind
-    `stop_gradient` that moves the logits by less than a tenth of all.
+    meets, which `warn_of_samples` is for, or a part behind `stop_gradient` that moves the logits by
+    less than a tenth of all.
 
     Args:
       images: the first ones, `[batch, ...]`.
       step: of the finite difference; None where there is none. Jumps are not looked for then: an
         estimator without a step leaves them out.
+
+    Returns:
+      Whether it has warned.
     """
     jumps, stops = may_jump(checked.program), stops_gradients(checked.program)
     if not (stops and not jumps if step is None else stops or jumps):
-        return
+        return False
     step = _STEP if step is None else step
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
     rng = np.random.default_rng(0)
@@ -214,7 +217,7 @@ def warn_of_jumps(
     if not otherwise(rng.choice([-1, 1], (8, *first.shape[1:])), first) and not otherwise(
         rng.choice([-1, 1], (16, *first.shape[1:])), starts
     ):
-        return
+        return False
     what = f"a step of {step:g} moves the logits otherwise than their gradient says, as where "
     if jumps:
         what += (
@@ -229,6 +232,26 @@ def warn_of_jumps(
             "there. Score the model without that stop_gradient, which is for training"
         )
     warnings.warn(what, stacklevel=4)
+    return True
+
+
+def warn_of_samples(indices: np.ndarray, count: int) -> None:
+    """Warns of samples that lie on a jump of the model, as a finite difference has found them.
+
+    Args:
+      indices: theirs; none, no warning.
+      count: samples that were looked at.
+    """
+    if len(indices) == 0:
+        return
+    warnings.warn(
+        f"{len(indices)} of {count} samples lie on a jump of the model, the first at index "
+        f"{indices[0]}: a step moves their loss further than its gradients at both ends say, as "
+        "where a mask is x != 0, a missing value x == -1 or a number on the edge of its bin. Their "
+        "score measures that jump and not curvature: compute masks, bins and ranks outside the "
+        "model, or take an estimator without a step (HessianVector, GaussNewton)",
+        stacklevel=3,
+    )
 
 
 _STEP = 1e-3
