@@ -182,7 +182,7 @@ def test_further_probes_of_an_adaptive_estimator_count() -> None:
         return str(warned[0].message)
 
     two = FiniteDifference(probes=2)
-    further = counted(Adaptive(two, tolerance=0.01, max_probes=16))
+    further = counted(Adaptive(two, tolerance=1e-6, max_probes=16))
     assert further == counted(FiniteDifference(probes=16)) != counted(two)
 
 
