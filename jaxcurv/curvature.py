@@ -107,8 +107,8 @@ def input_curvature(
 
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
     checks once for all batches. A model that rounds a part of its input, so that a step makes its
-    logits jump, is warned of; else a finite difference counts the samples that lie on a jump, in
-    one warning.
+    logits jump, is warned of; else one warning counts the samples at which it jumps within a
+    step of a finite difference.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with

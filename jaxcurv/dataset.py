@@ -118,8 +118,8 @@ def score_dataset(
     image that changed under its index may be. Rows of samples that the source no longer has stay in
     `OUT.parts/` until they are asked for again, and a line says so.
 
-    Samples that lie on a jump of the model, whose finite differences measure that jump and not
-    curvature, are counted in one warning, of those that this call computes.
+    Samples at which the model jumps, so that a finite difference measures that and not curvature,
+    are counted in one warning, of those that this call computes.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.

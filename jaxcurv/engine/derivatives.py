@@ -110,7 +110,7 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
     the first image; in the same with these entries one larger where they lie within (-1, 1), all
     of which is one whole number to `astype(int)`; and in up to three others. Costs nothing where
     all entries of the first image have a gradient. Not seen: an entry that the logits depend on
-    otherwise too, or one that jumps at none of these images.
+    otherwise too, or one that jumps at none of these images; see `warn_of_samples`.
 
     Args:
       images: the first ones, `[batch, ...]`.
@@ -245,10 +245,10 @@ def warn_of_samples(indices: np.ndarray, count: int) -> None:
     if len(indices) == 0:
         return
     warnings.warn(
-        f"{len(indices)} of {count} samples lie on a jump of the model, the first at index "
-        f"{indices[0]}: a step moves their loss further than its gradients at both ends say, as "
-        "where a mask is x != 0, a missing value x == -1 or a number on the edge of its bin. Their "
-        "score measures that jump and not curvature: compute masks, bins and ranks outside the "
+        f"the model jumps at {len(indices)} of {count} samples, the first at index {indices[0]}: a "
+        "step moves their loss further than its gradients at both ends say, as where the model has "
+        "x != 0 for a mask, x == -1 for a missing value, or a number on the edge of its bin. Their "
+        "scores measure that jump and not curvature: compute masks, bins and ranks outside the "
         "model, or take an estimator without a step (HessianVector, GaussNewton)",
         stacklevel=3,
     )
