@@ -161,7 +161,7 @@ def input_curvature(
     size = len(batch.labels)
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
     if not inspection.warned:
-        warn_of_samples(batch.indices[on_jumps(raw, adapted)], size)
+        warn_of_samples([(batch.indices, on_jumps(raw, adapted))])
     return reduce(raw, estimators, adapted, inspection.matrix)["score"]
 
 

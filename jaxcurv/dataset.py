@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -236,9 +236,9 @@ def score_dataset(
     mine = list(range(0, len(source), run.length)[turn[0] :: turn[1]])
     if out is None:
         made: dict[int, pa.Table] = {}
-        jumped = _compute(run, mine, size, made.__setitem__)
+        _compute(run, mine, size, made.__setitem__)
         if not inspection.warned:
-            warn_of_samples(*jumped)
+            warn_of_samples(run.looked_at)
         return frame_of_scores(_joined(identity, list(made.values())))
     path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
     finished = read_finished(path, identity)
@@ -251,9 +251,9 @@ def score_dataset(
             if finished is None:
                 shards = Shards(path, identity)
                 try:
-                    jumped = _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
+                    _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
                     if not inspection.warned:
-                        warn_of_samples(*jumped)
+                        warn_of_samples(run.looked_at)
                     if shard is not None:
                         tables = [shards.read(start) for start in mine]
                         return frame_of_scores(
@@ -478,6 +478,8 @@ class _Run:
 
     before: Finished
     """Rows that are not computed, for there are some of these samples."""
+    looked_at: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Of each shard that was computed the indices, and whether the model jumps there."""
 
     def samples(self, start: int) -> range:
         """Positions of a shard's samples."""
@@ -500,12 +502,8 @@ class _Run:
 
 def _compute_on_disk(
     run: _Run, mine: Sequence[int], batch_size: int, shards: Shards, *, record: str
-) -> tuple[np.ndarray, int]:
-    """Scores what is not finished, at the batch size that an earlier try ended with.
-
-    Returns:
-      As of `_compute`.
-    """
+) -> None:
+    """Scores what is not finished, at the batch size that an earlier try ended with."""
     shards.check_folder()
     run = replace(run, before=find_finished(shards, run.source, partial(_losses, run)))
     shards.begin()
@@ -516,7 +514,7 @@ def _compute_on_disk(
         shards.read(start)  # a damaged one is told now and not at the end
     todo = [start for start in mine if not shards.finished(start)]
     if todo and read_finished(shards.out, shards.identity) is not None:
-        todo = []  # they are in the table, which another process has merged meanwhile
+        return  # they are in the table, which another process has merged meanwhile
 
     def keep(size: int) -> None:
         write_json(path, {"batch_size_a_device": size // devices})
@@ -535,7 +533,7 @@ def _compute_on_disk(
             write(start, None)
     done = sum(len(run.samples(start)) for start in mine) - sum(map(run.rows, todo))
     todo = [start for start in todo if run.rows(start)]
-    return _compute(run, todo, batch_size, write, done=done, halved=keep)
+    _compute(run, todo, batch_size, write, done=done, halved=keep)
 
 
 def _losses(run: _Run, batch: Batch) -> tuple[np.ndarray, float]:
@@ -568,21 +566,15 @@ def _compute(
     *,
     done: int = 0,
     halved: Callable[[int], None] = lambda size: None,
-) -> tuple[np.ndarray, int]:
-    """Scores shards in order and hands each to `write`; out of memory, with half the batch.
-
-    Returns:
-      Indices of the samples that lie on a jump of the model, and how many were scored.
-    """
-    todo, jumped = list(starts), [np.empty(0, int)]
-    count = sum(map(run.rows, starts))
-    total = done + count
+) -> None:
+    """Scores shards in order and hands each to `write`; out of memory, with half the batch."""
+    todo = list(starts)
+    total = done + sum(map(run.rows, starts))
     with progress(total, run.description, initial=done) as shown:
         while todo:
             try:
-                for start, table, on in _scored(run, list(todo), batch_size, shown.update):
+                for start, table in _scored(run, list(todo), batch_size, shown.update):
                     write(start, table)
-                    jumped.append(on)
                     todo.remove(start)
             except jax.errors.JaxRuntimeError as error:
                 devices = device_count(run.sharding)
@@ -597,14 +589,13 @@ def _compute(
                 batch_size = smaller
                 halved(batch_size)
                 shown.update(total - sum(map(run.rows, todo)) - shown.count)
-    return np.concatenate(jumped), count
 
 
 def _scored(
     run: _Run, starts: Sequence[int], batch_size: int, update: Callable[[int], object]
-) -> Iterator[tuple[int, pa.Table, np.ndarray]]:
-    """Shards in order, each with the table of what was computed and the indices of its samples on
-    a jump of the model; batches of the next compute while one is reduced."""
+) -> Iterator[tuple[int, pa.Table]]:
+    """Shards in order, each with the table of what was computed; batches of the next compute while
+    one is reduced."""
     keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
 
     def dispatched() -> Iterator[tuple[int, np.ndarray, Batch, list[Raw]]]:
@@ -635,7 +626,8 @@ def _scored(
             metadata = shard_metadata(made, np.concatenate(checksums), start=start)
             named = path_column(run.source, run.missing(start))
             table, jumped = _table(run, whole, named, raws, batch_size)
-            yield start, table.replace_schema_metadata(metadata), whole.indices[jumped]
+            yield start, table.replace_schema_metadata(metadata)
+            run.looked_at.append((whole.indices, jumped))
             batches, parts, checksums = [], [], []
 
 

@@ -1,7 +1,7 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -235,17 +235,18 @@ def warn_of_jumps(
     return True
 
 
-def warn_of_samples(indices: np.ndarray, count: int) -> None:
+def warn_of_samples(looked_at: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """Warns of samples that lie on a jump of the model, as a finite difference has found them.
 
     Args:
-      indices: theirs; none, no warning.
-      count: samples that were looked at.
+      looked_at: of each part of the samples the indices, and whether they do, bool `[samples]`.
     """
-    if len(indices) == 0:
+    on = [index for indices, jumped in looked_at for index in indices[jumped]]
+    if not on:
         return
+    count = sum(len(indices) for indices, _ in looked_at)
     warnings.warn(
-        f"the model jumps at {len(indices)} of {count} samples, the first at index {indices[0]}: a "
+        f"the model jumps at {len(on)} of {count} samples, the first at index {on[0]}: a "
         "step moves their loss further than its gradients at both ends say, as where the model has "
         "x != 0 for a mask, x == -1 for a missing value, or a number on the edge of its bin. Their "
         "scores measure that jump and not curvature: compute masks, bins and ranks outside the "
