@@ -238,6 +238,9 @@ def warn_of_jumps(
 def warn_of_samples(looked_at: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """Warns of samples that lie on a jump of the model, as a finite difference has found them.
 
+    Not seen: a jump that no probe crosses, or that moves the loss less than its gradients may; see
+    `jaxcurv.engine.finite_difference`.
+
     Args:
       looked_at: of each part of the samples the indices, and whether they do, bool `[samples]`.
     """
