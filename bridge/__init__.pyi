@@ -1,6 +1,7 @@
 from . import analysis as analysis
 from . import chips as chips
 from . import graphs as graphs
+from . import jax_chips as jax_chips
 from . import routing as routing
 from . import weights as weights
 from .analysis.failures import failure_table as failure_table
@@ -17,6 +18,7 @@ from .chips.programming import program as program
 from .chips.simulation import simulate as simulate
 from .graphs.conversion import to_jax as to_jax
 from .graphs.scoring import score as score
+from .jax_chips.chips import analog as analog
 from .report.study import study as study
 from .routing.router import Router as Router
 from .weights.comparison import same_logits as same_logits

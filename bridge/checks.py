@@ -14,17 +14,20 @@ def vector(name: str, values: npt.ArrayLike, kinds: str, want: str) -> npt.NDArr
     Raises:
         ValueError: it is not; `want` says what it should hold.
     """
-    array = np.asarray(values)
-    _require_all(name, array)
+    array = _without_objects(name, np.asarray(values))
     if array.ndim != 1 or array.dtype.kind not in kinds:
         raise ValueError(f"{name} must be a vector of {want}; got {array.dtype} {array.shape}")
     return array
 
 
-def _require_all(name: str, array: npt.NDArray) -> None:
-    """Refuses objects some of which are missing, as `reindex` leaves them."""
+def _without_objects(name: str, array: npt.NDArray) -> npt.NDArray:
+    """The array; as bools where it is of objects that are, as after `merge` and `dropna`.
+
+    Raises:
+      ValueError: objects some of which are missing, as `reindex` leaves them.
+    """
     if array.dtype.kind != "O" or array.ndim == 0:
-        return
+        return array
     import pandas as pd  # settings, which are checked here too, start without it
 
     missing = pd.isna(array)
@@ -34,6 +37,9 @@ def _require_all(name: str, array: npt.NDArray) -> None:
             f"{name} is missing (NaN) for {samples} of {array.shape[-1]} samples: give the samples "
             "that all inputs have, as with dropna() and the .reindex(its.index) of the others"
         )
+    if all(isinstance(one, bool | np.bool_) for one in array.flat):
+        return array.astype(np.bool_)
+    return array
 
 
 def real_scores(values: npt.ArrayLike, name: str = "score") -> npt.NDArray[np.float64]:
@@ -54,8 +60,7 @@ def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     Raises:
         ValueError: for other dtypes or shapes, and no chip.
     """
-    array = rows_of_chips(name, values)
-    _require_all(name, array)
+    array = _without_objects(name, rows_of_chips(name, values))
     if array.dtype != np.bool_ or array.ndim not in (1, 2) or array.shape[0] == 0:
         raise ValueError(
             f"{name} must be bools [samples], or [chips, samples], such as prediction == label; "

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from jaxcurv.rows import index_checksum
+
 
 class Frame(pd.DataFrame):
     """A pandas DataFrame that still answers to two names of the Arrow tables once returned here.
@@ -46,11 +48,13 @@ def frame_of(table: pa.Table, attrs: Mapping[str, Any] | None = None) -> Frame:
       table: its columns of fixed-size lists, such as float32 `[class]`, become columns of NumPy
         arrays, which are read-only views of the table's own values.
       attrs: what `DataFrame.attrs` shall say of the table; pandas copies it at every operation, so
-        it should be small.
+        it should be small. Of a column `index` of whole numbers, `index_checksum` comes to it.
     """
     columns = zip(table.column_names, table.columns, strict=True)
     frame = Frame({name: _values(column) for name, column in columns})
     frame.attrs = dict(attrs or {})
+    if "index" in frame and frame["index"].dtype.kind in "iu":
+        frame.attrs |= index_checksum(frame["index"].to_numpy())
     return frame
 
 

@@ -2,9 +2,29 @@
 
 import sys
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
+
+_KEY = "index_checksum"
+
+
+def index_checksum(index: np.ndarray) -> dict[str, str]:
+    """What the `attrs` of a table say of its column `index`: which rows, in what order.
+
+    pandas hands `attrs` on to columns and to what is computed of them, so that `require_same_rows`
+    can tell columns of two tables apart whose rows are both numbered from 0.
+
+    Args:
+        index: whole numbers `[rows]`.
+
+    Returns:
+        One entry, a text: the count and CRC-32 of the sorted and of the given numbers.
+    """
+    numbers = np.asarray(index, np.int64)
+    which, order = (zlib.crc32(one.tobytes()) for one in (np.sort(numbers), numbers))
+    return {_KEY: f"{len(numbers)} {which:08x} {order:08x}"}
 
 
 def require_same_rows(**inputs: Any) -> None:
@@ -13,7 +33,10 @@ def require_same_rows(**inputs: Any) -> None:
     Two pandas objects must have equal indexes. One beside arrays must have an index in ascending
     order: after a shuffle or a sort nothing tells which of its rows an array's first one is. Equal
     indexes that repeat themselves, as of shards put together, do not tell the order of two tables:
-    a warning says so, unless the objects are columns of one table.
+    a warning says so, unless the objects are columns of one table. Whole columns of two tables of
+    jaxcurv's or of the bridge's, with rows numbered as the tables were made, must be of tables with
+    the same samples by `index_checksum`; for another order there is a warning, since the tables may
+    have been sorted since.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -21,8 +44,8 @@ def require_same_rows(**inputs: Any) -> None:
             names its own. All else with axes is an array.
 
     Raises:
-        ValueError: the indexes differ, or are not ascending beside arrays; or a DataFrame of one
-            column has a row for each sample.
+        ValueError: the indexes, or the samples of whole tables, differ; indexes are not ascending
+            beside arrays; or a DataFrame of one column has a row for each sample.
     """
     if "pandas" not in sys.modules:  # nothing of its can be among them
         return
@@ -36,6 +59,7 @@ def require_same_rows(**inputs: Any) -> None:
                 f"the column, {name}[{value.columns[0]!r}]"
             )
     rows: dict[str, pd.Index] = {}
+    tables: dict[str, list[str]] = {}
     arrays, unsure = [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -44,6 +68,8 @@ def require_same_rows(**inputs: Any) -> None:
             index = part.columns if isinstance(part, pd.DataFrame) else getattr(part, "index", part)
             rows.setdefault(name, index)
             first, its = next(iter(rows.items()))
+            if made := _whole_table(part):
+                _require_one_table(name, made, tables)
             _require_equal(name, index, first, its)
             if not index.is_(its) and index.has_duplicates:
                 unsure.append(name)
@@ -75,6 +101,50 @@ def _samples(value: Any) -> int:
     return 0 if not shape else shape[0] if shape[1:] == (1,) else shape[-1]
 
 
+_MERGE = (
+    "merge the two tables on the column that names the sample, as with both = "
+    'scores.merge(predictions, on="index"), of predictions one profile, time and chip, and take '
+    "all inputs from it (both.correct_x is of scores, both.correct_y of predictions)"
+)
+
+
+def _whole_table(part: Any) -> list[str]:
+    """What the table said of its rows that a Series has all of; empty where that is not known."""
+    words = str(getattr(part, "attrs", {}).get(_KEY, "")).split()
+    if len(words) != 3 or part.ndim != 1 or words[0] != str(len(part)):
+        return []
+    return words if _numbers_rows(part.index) else []
+
+
+def _require_one_table(name: str, made: list[str], tables: dict[str, list[str]]) -> None:
+    tables.setdefault(name, made)
+    first, its = next(iter(tables.items()))
+    if made[:2] != its[:2]:
+        raise ValueError(
+            f"{name} is of a table of other samples than that of {first}, by their columns "
+            f"'index', and row numbers would pair them at random: {_MERGE}, or pass .to_numpy() of "
+            "both if row i of both is one sample"
+        )
+    if made != its:
+        warnings.warn(
+            f"{name} is of a table that had the samples of {first}'s in another order, by their "
+            f"columns 'index': unless they are in one order by now, {_MERGE}",
+            stacklevel=4,
+        )
+
+
+def _numbers_rows(index: Any) -> bool:
+    """Whether an index has no name and whole numbers, as one that tells a table's rows."""
+    return index.nlevels == 1 and index.name is None and index.dtype.kind in "iu"
+
+
+def _is_run(index: Any) -> bool:
+    """Whether an index counts the rows of a table, or of a slice of it."""
+    if not _numbers_rows(index) or not len(index) or not index.is_monotonic_increasing:
+        return False
+    return bool(index[-1] - index[0] + 1 == len(index))
+
+
 def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
     if index.equals(its):
         return
@@ -87,6 +157,13 @@ def _require_equal(name: str, index: Any, first: str, its: Any) -> None:
             "and .reindex(common) of both, or merge their tables on the index with how='inner'"
         )
     cure += " (and .T of a DataFrame [samples, chips])"
+    if what == "other samples" and _numbers_rows(index) and _numbers_rows(its):
+        of_one_table = "" if _is_run(index) and _is_run(its) else f"; of one table's rows {cure}"
+        cure = f"row numbers name no samples, so {_MERGE}{of_one_table}"
+    elif _numbers_rows(index) != _numbers_rows(its):
+        rows, samples = (name, its) if _numbers_rows(index) else (first, index)
+        of = f"table.set_index({samples.name or 'index'!r})"
+        cure = f"{rows} is by row numbers, which name no samples: take it of {of}"
     if index.has_duplicates or its.has_duplicates:  # which reindex does not take
         cure = "take both from one table after table.reset_index(drop=True)"
     raise ValueError(

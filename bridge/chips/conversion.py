@@ -24,6 +24,7 @@ from bridge.chips.original import forget_original, keep_original
 from bridge.chips.plain_layers import (
     fold_parametrizations,
     is_mapped,
+    refuse_replaced_forwards,
     refuse_untraceable_hooks,
     separate_copy_of,
     state_geometry,
@@ -75,6 +76,7 @@ def convert(
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
     refuse_untraceable_hooks(model)
+    refuse_replaced_forwards(model, left)
     original, model = model, without_compilation(separate_copy_of(model).cpu(), left)
     forget_examination(model)
     forget_original(model)

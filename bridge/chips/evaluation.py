@@ -232,7 +232,7 @@ def as_logits(output: Any, samples: int) -> torch.Tensor:
       samples: how many are in the batch.
 
     Raises:
-      ValueError: it is something else, such as a tuple.
+      ValueError: it is something else, such as a tuple, or whole numbers.
     """
     if samples == 1 and isinstance(output, torch.Tensor) and output.ndim == 1 and len(output) > 1:
         output = output[None]
@@ -241,5 +241,10 @@ def as_logits(output: Any, samples: int) -> torch.Tensor:
         raise ValueError(
             f"the module must give logits [batch, class], not {got}: wrap it in one that returns "
             "the logits alone"
+        )
+    if not output.is_floating_point():
+        raise ValueError(
+            f"the module gives {output.dtype}, classes and not logits: give the module before its "
+            "argmax or topk"
         )
     return output.float().cpu()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from jaxcurv.data.layouts import plain_array
+from jaxcurv.data.layouts import plain_array, warn_of_channels_first
 
 Images: TypeAlias = torch.Tensor | ArrayLike
 """float32; a tensor `[batch, channel, height, width]`, or an array of NumPy's or JAX's `[batch,
@@ -38,6 +38,9 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
       images: as in the module's table.
       what: their name in messages.
 
+    Warns:
+      UserWarning: an array whose channels seem to come first.
+
     Raises:
       ValueError: no images, another dtype or another number of axes.
     """
@@ -50,6 +53,7 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
         got = f"an array {array.dtype} {array.shape}"
         if array.dtype in (np.float32, np.int32, np.int64):
             floating = array.dtype == np.float32
+            warn_of_channels_first(array.shape)
             first = array.transpose(0, 3, 1, 2) if floating and array.ndim == 4 else array
             tensor = torch.from_numpy(np.array(first, order="C"))
             if _is_input(tensor):
@@ -59,12 +63,14 @@ def as_tensor(images: Images, what: str) -> torch.Tensor:
     raise ValueError(f"{what} must be {_EXPECTED}; got {got}")
 
 
-def as_batch(images: NDArray, device: torch.device) -> torch.Tensor:
+def as_batch(images: NDArray, device: torch.device, *, first: bool = False) -> torch.Tensor:
     """A batch that was read of a source, in torch's layout.
 
     Args:
       images: as `read_batch` gives them.
       device: where the batch goes.
+      first: whether it is the source's first, whose shape is looked at, with a warning where its
+        channels seem to come first.
 
     Raises:
       ValueError: another dtype or another number of axes.
@@ -74,6 +80,8 @@ def as_batch(images: NDArray, device: torch.device) -> torch.Tensor:
     batch = torch.from_numpy(images)
     if not _is_input(batch):
         raise ValueError(f"the samples must be {_EXPECTED}; got {images.dtype} {images.shape}")
+    if first:
+        warn_of_channels_first(images.shape)
     if not batch.is_floating_point():
         batch = batch.long()
     return (batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch).to(device)

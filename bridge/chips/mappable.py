@@ -12,6 +12,8 @@ from bridge.chips.plain_layers import MAPPED, copy_of, is_mapped, own_in_class
 
 _CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
 _SILENT = ("extra_repr", "reset_parameters")  # methods of a layer that its outputs do not come from
+_QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.", "torch.ao.nn.qat.")
+_FLOATS = ("FloatFunctional", "FXFloatFunctional")  # which lie beside the quantised ones
 _NAMED = 3  # layers of a kind that are named where many have one fault
 
 
@@ -42,7 +44,7 @@ def refuse_unreadable(model: nn.Module, left: Callable[[str], bool]) -> None:
                 f"{where} is a program of torch.export, which has operations in place of layers: "
                 "give the Python module that was exported"
             )
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic")):
+        if _is_quantised(module):
             raise ValueError(
                 f"{where} ({type(module).__name__}) is quantised: give the network before "
                 "quantisation; the ADC of a profile and its memory are what quantises on a chip"
@@ -62,6 +64,16 @@ def refuse_unreadable(model: nn.Module, left: Callable[[str], bool]) -> None:
         raise ValueError(
             f"{some(sparse)} of a sparse layout: make it dense, nn.Parameter(weight.to_dense())"
         )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether a layer is of integers, or prepared for them; a float network may be written so that
+    it can be quantised, with `FloatFunctional` and fused layers.
+    """
+    kind = type(module)
+    if kind.__name__ in _FLOATS or kind.__module__.startswith("torch.ao.nn.intrinsic.modules."):
+        return False
+    return kind.__module__.startswith(_QUANTISED)
 
 
 def refuse_unmappable(model: nn.Module, left: Callable[[str], bool]) -> None:

@@ -274,7 +274,7 @@ def output_noise(
             numbers = read.tolist()
             if chip.largest_pixel is not None:
                 refuse_other_scale(images, numbers, chip.largest_pixel)
-            batch = as_batch(images, torch.device("cpu"))
+            batch = as_batch(images, torch.device("cpu"), first=not indices)
             if not indices:
                 examine(chip.analog, chip.digital_layers, batch, chip.engine)
                 with torch.no_grad(), refused_layout(batch):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -323,6 +324,54 @@ def refuse_untraceable_hooks(model: nn.Module) -> None:
                     )
 
 
+def refuse_replaced_forwards(model: nn.Module, left: Callable[[str], bool]) -> None:
+    """Refuses a `forward` that was set on an object and holds on to layers that are to be mapped.
+
+    A copy of the network would have the same function, which calls the original's layers. Methods,
+    and what `functools.partial` was given, are copied with the network.
+
+    Args:
+      model: the user's.
+      left: whether the layer at a path stays digital.
+
+    Raises:
+      ValueError: such a function; its layer is named.
+    """
+    modules = set(model.modules())
+    for name, module in model.named_modules():
+        function = vars(module).get("forward")
+        compiled = _is_compiled(module) or hasattr(function, "_torchdynamo_orig_callable")
+        if compiled or left(name) or is_mapped(module):  # which are told of otherwise
+            continue
+        held = modules.intersection(_held_within(function))
+        if any(is_mapped(layer) for one in held for layer in one.modules()):
+            where = f"layer {name}" if name else "the model"
+            raise ValueError(
+                f"the forward of {where} ({type(module).__name__}) was replaced on the object by a "
+                "function that holds on to the original's, so that a chip's copy would call the "
+                "layers of the model and not its own on tiles: leave the object's forward as it "
+                "is, del model.forward, and wrap it in a module, as with "
+                "nn.Sequential(Normalise(), model); torch.no_grad() is not needed"
+            )
+
+
+def _held_within(function: Any) -> set[nn.Module]:
+    """The modules that a function or one that it calls holds on to, itself or by their methods."""
+    found, waiting, seen = set[nn.Module](), [function], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        for held in _referred(one):
+            of = getattr(held, "__self__", held)
+            if isinstance(of, nn.Module):
+                found.add(of)
+            elif isinstance(held, FunctionType | partial):
+                waiting.append(held)
+    return found
+
+
 def settle_weights(module: nn.Module) -> None:
     """Has a layer hold the weights that PyTorch's pre-hooks compute, without these; in place."""
     for key, hook in list(module._forward_pre_hooks.items()):
@@ -341,6 +390,11 @@ def own_hooks(module: nn.Module) -> list[Any]:
 
 def _held(hook: Any) -> Iterable[nn.Module]:
     """The modules that a plain function holds on to; methods are copied with their object."""
+    return [one for one in _referred(hook) if isinstance(one, nn.Module)]
+
+
+def _referred(hook: Any) -> list[Any]:
+    """What a plain function reads of its closure, defaults and module."""
     while isinstance(hook, partial):
         hook = hook.func
     code = getattr(hook, "__code__", None)
@@ -355,7 +409,7 @@ def _held(hook: Any) -> Iterable[nn.Module]:
     found += hook.__defaults__ or ()
     found += (hook.__kwdefaults__ or {}).values()
     found += [hook.__globals__[name] for name in code.co_names if name in hook.__globals__]
-    return [one for one in found if isinstance(one, nn.Module)]
+    return found
 
 
 def _is_parametrized(module: nn.Module) -> bool:

@@ -173,7 +173,7 @@ def _run(
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
                 refuse_other_scale(images, indices, chip.largest_pixel)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
-            batch = as_batch(images, device)
+            batch = as_batch(images, device, first=not seen)
             with refused_layout(batch, len(seen[0]) if seen else 0):
                 if isinstance(chip, Chip):
                     chip.examine(batch)

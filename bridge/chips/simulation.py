@@ -29,6 +29,7 @@ from jaxcurv.data.splits import subset
 from jaxcurv.data.views import Chosen
 from jaxcurv.logit_scores import logit_scores
 from jaxcurv.progress import progress
+from jaxcurv.rows import index_checksum
 from jaxcurv.storage.lock import lock
 
 Profiles: TypeAlias = str | Profile | Sequence[str | Profile] | Mapping[str, Profile]
@@ -163,6 +164,7 @@ def simulate(
     with alone, progress(rounds * len(source), "simulate"):
         joined = pd.concat(tables(), ignore_index=True)
     joined.attrs = {
+        **index_checksum(joined["index"].to_numpy()[: len(source)]),  # of each chip's rows
         "simulation": {
             "images": len(source) + calibrated.held_out,
             "held_out": calibrated.held_out,
@@ -170,7 +172,7 @@ def simulate(
             "chips": list(seeds),
             "times": sorted({one for several in readings.values() for one in several if one >= 0}),
             "profiles": {name: repr(profile) for name, profile in chosen.items()},
-        }
+        },
     }
     return joined
 

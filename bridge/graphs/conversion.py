@@ -19,7 +19,7 @@ from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
 from bridge.weights.wrappers import unwrapped
-from jaxcurv.data.layouts import plain_array
+from jaxcurv.data.layouts import plain_array, warn_of_channels_first
 from jaxcurv.progress import progress
 
 TOLERANCE = 1e-4  # of the largest logit; rounding gives about 1e-6
@@ -175,6 +175,7 @@ def _example(images: ArrayLike | torch.Tensor) -> torch.Tensor:
         tensor = images.detach().cpu()
     elif hasattr(images, "__array__"):
         array = plain_array(images)
+        warn_of_channels_first(array.shape)
         tensor = torch.from_numpy(np.array(_channels_first(array), order="C"))
     else:
         raise ValueError(
@@ -248,6 +249,11 @@ def _in_torch(module: nn.Module, example: torch.Tensor) -> _Behaviour:
             raise ValueError(
                 f"{kind} gives {tuple(logits.shape)} for {len(example)} inputs, not one row each: "
                 "wrap it in a module that returns its logits [batch, class]"
+            )
+        if not logits.is_floating_point():
+            raise ValueError(
+                f"{kind} gives {logits.dtype}, classes and not logits: give the module before its "
+                "argmax or topk"
             )
         logits = logits.to(torch.float32)
         if not torch.isfinite(logits).all():

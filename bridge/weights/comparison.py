@@ -96,8 +96,9 @@ def same_logits(
 
     Raises:
       TypeError: a network of another kind, or one that does not give an array.
-      ValueError: fewer than two images, images on which a network fails or gives NaN, infinity or
-        masks alone, or on which equal logits hardly vary, which would show nothing.
+      ValueError: a network that gives classes, fewer than two images, images on which a network
+        fails or gives NaN, infinity or masks alone, or on which equal logits hardly vary, which
+        would show nothing.
     """
     if not isinstance(flax_model, nnx.Module):
         raise TypeError(f"flax_model must be a Flax NNX module, not {_kind(flax_model)}")
@@ -170,7 +171,8 @@ def torch_logits(
         for layer, training in modes.items():
             layer.training = training
     if isinstance(logits, torch.Tensor):
-        logits = logits.detach().to("cpu", torch.float32).numpy()
+        floating = logits.is_floating_point()
+        logits = logits.detach().to("cpu", torch.float32 if floating else None).numpy()
     return _require_logits("torch_model", logits, masked)
 
 
@@ -184,6 +186,11 @@ def _failed(images: Any, error: Exception) -> str:
 def _require_logits(name: str, logits: Any, masked: bool) -> np.ndarray:
     if not isinstance(logits, jax.Array | np.ndarray):
         raise TypeError(f"{name} gives {_kind(logits)}: wrap it in a module that gives its logits")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} gives {logits.dtype}, classes and not logits: compare the module before its "
+            "argmax or topk"
+        )
     array = np.asarray(logits, np.float32)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{name} gives {array.shape} and not logits [batch, class]")

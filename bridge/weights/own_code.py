@@ -1,5 +1,6 @@
 """Code and hooks that layers have beside those of PyTorch's and Flax's own kinds."""
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,10 @@ _COMPUTING = {
     *("weight", "bias", "running_mean", "running_var"),
 }
 """What makes another layer of one of PyTorch's, if a class or a layer has one of its own."""
+
+
+_GIVEN = ("dot_general", "dot_general_cls", "conv_general_dilated", "promote_dtype", "mask")
+"""What a layer of Flax's computes with, which may be given to it."""
 
 
 def own_code(layer: torch.nn.Module) -> str | None:
@@ -34,6 +39,16 @@ def own_call(layer: nnx.Module) -> bool:
         if "__call__" in vars(kind):
             return True
     return False
+
+
+def own_product(layer: nnx.Module) -> str | None:
+    """What a layer of Flax's was given to compute with in place of its kind's default; or None."""
+    kind = next(one for one in type(layer).__mro__ if one.__module__.startswith("flax.nnx."))
+    defaults = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    for name in _GIVEN:
+        if name in defaults and getattr(layer, name, None) is not defaults[name].default:
+            return f"with a {name} of its own"
+    return None
 
 
 def hooked(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from bridge.weights.own_code import hooked, own_call, own_code
+from bridge.weights.own_code import hooked, own_call, own_code, own_product
 from bridge.weights.recording import torch_names
 from bridge.weights.wrappers import PREFIXES, without_inner
 
@@ -46,9 +46,10 @@ def refuse_other_kinds(model: nnx.Module) -> None:
 def untold(model: nnx.Module, module: torch.nn.Module | None = None) -> str:
     """The layers that compute otherwise than PyTorch's with the same weights, and why.
 
-    Seen are a convolution's padding and dilation, a normalisation's epsilon, BatchNorm's axis and
-    the `__call__` of a class that is derived from one of Flax's layers; PyTorch's are
-    those of the layer of the same name in `module`, else its defaults.
+    Seen are a convolution's padding and dilation, a normalisation's epsilon, BatchNorm's axis, a
+    function or mask that a layer was given to compute with, and the `__call__` of a class that is
+    derived from one of Flax's layers; PyTorch's are those of the layer of the same name in
+    `module`, else its defaults.
     """
     theirs = _layers(model, module)
     return _told(
@@ -139,6 +140,8 @@ def _own(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
         return None
     if own_call(layer):
         return "with a __call__ of its own"
+    if given := own_product(layer):
+        return given
     if other is not None and (code := own_code(other)):
         return f"the torch network's is a {type(other).__name__}{code}"
     return None
@@ -238,6 +241,8 @@ def _stacked(layer: nnx.Module) -> str | None:
 def _setting(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
     if isinstance(layer, _KNOWN) and own_call(layer):
         return "with a __call__ of its own"
+    if isinstance(layer, _KNOWN) and (given := own_product(layer)):
+        return given
     if isinstance(layer, nnx.Conv):
         return _convolution(layer, getattr(other, "dilation", None))
     if isinstance(layer, nnx.BatchNorm) and layer.axis != -1:

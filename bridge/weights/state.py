@@ -134,7 +134,8 @@ def to_torch(
     by their type compute otherwise than PyTorch's with its defaults are refused: padding of a
     convolution that is "SAME" with strides, unequal on two sides, circular or reflecting;
     dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis; a class
-    derived from one of Flax's layers with a `__call__` of its own. What cannot be seen that way,
+    derived from one of Flax's layers with a `__call__` of its own; a layer that was given a
+    `dot_general`, `conv_general_dilated`, `promote_dtype` or `mask`. What cannot be seen that way,
     and only the comparison shows:
 
     - strides, and a padding that the PyTorch layer does not have;
@@ -320,12 +321,23 @@ def _tensors(source: Mapping[str, torch.Tensor] | torch.nn.Module) -> Mapping[st
             "state_dict must be tensors by name or a torch module, not "
             f"{type(source).__name__} (a Checkpoint has its .state_dict)"
         )
+    if within := [name for name, one in source.items() if _has_tensors(one)]:
+        raise TypeError(
+            f"this is a checkpoint, of {', '.join(map(str, source))}, and not a state dict: give "
+            f"checkpoint[{within[0]!r}], or bridge.weights.load_checkpoint of its file"
+        )
     if wrong := [name for name, one in source.items() if not isinstance(one, torch.Tensor)]:
         raise TypeError(
             f"state_dict must hold tensors; {', '.join(map(str, wrong))} are none; "
             "torch.from_numpy makes one of an array"
         )
     return source
+
+
+def _has_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(one, torch.Tensor) for one in value.values()
+    )
 
 
 def _plain_numbers(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 The method is that of `experiments.benchmarks.common`. The digital network is fast beside most
 chips: it is timed right before and right after each of them, and the cost of a chip is its time
-over the mean of these two.
+over the mean of these two. Chips in JAX are compared with the same network in JAX.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from jaxcurv.storage.checksums import write_json
 if TYPE_CHECKING:
     import torch
 
-Engine = Literal["fast", "aihwkit"]
+Engine = Literal["fast", "aihwkit", "jax"]
 
 TOLERANCE = 0.25
 """A cost may rise by this share above the baseline's."""
@@ -70,10 +70,11 @@ class AnalogBenchmark:
     """Times that each chip runs on AIHWKit's own tiles, which are much slower; never more than
     --repeats."""
     engines: tuple[Engine, ...] = ("fast", "aihwkit")
-    """Engines that compute the chips: `fast` is the one of this project, `aihwkit` are AIHWKit's
-    own tiles, which take most of the time. With both, their predictions are compared."""
+    """Engines that compute the chips: `fast` is this project's in PyTorch, `aihwkit` are AIHWKit's
+    own tiles, which take most of the time; with both, their predictions are compared. `jax` are the
+    chips of bridge.analog."""
     device: str = "cpu"
-    """Device for the chips: cpu, cuda or cuda:N."""
+    """Device for the chips in PyTorch: cpu, cuda or cuda:N. Those in JAX are on its first."""
     json: Path | None = None
     """File to write the measured figures to, NAME.json; `none` only prints them."""
     baseline: Path | None = None
@@ -92,7 +93,7 @@ class AnalogBenchmark:
                 f"and classes at least 2; got {wrong}"
             )
         if not self.engines:
-            raise ValueError("--engines needs at least one of fast and aihwkit")
+            raise ValueError("--engines needs at least one of fast, aihwkit and jax")
         require_device_name(self.device)
 
     def workload(self) -> dict[str, int]:
@@ -121,7 +122,7 @@ class Contestant:
     """A chip on one engine."""
 
     repeats: int
-    run: Callable[[], torch.Tensor]
+    run: Callable[[], Any]
     """The batch's logits `[image, class]`; returns when they are there."""
 
 
@@ -236,15 +237,50 @@ def make_contestants(
         "aihwkit": min(settings.aihwkit_repeats, settings.repeats),
     }
     found: dict[str, Contestant] = {}
+    engines = [engine for engine in settings.engines if engine != "jax"]
+    if not engines:
+        return digital, found
     with progress(len(chips()), "program", "chip", side=True) as shown:
         for name, profile in chips().items():
             chip = bridge.program(
                 workload.network, profile, seed=0, calibration=workload.calibration
             )
-            for engine in settings.engines:
+            for engine in engines:
                 executable = _on(chip.on(engine).executable, settings.device)
                 run = partial(_forward, executable, images, indices)
                 found[_name(name, engine)] = Contestant(repeats[engine], run)
+            shown.update()
+    return digital, found
+
+
+def make_in_jax(
+    workload: Workload, settings: AnalogBenchmark
+) -> tuple[Callable[[], Any], dict[str, Contestant]]:
+    """The network's forward pass in JAX, and every chip there by name."""
+    import jax
+    import jax.numpy as jnp
+
+    import bridge
+
+    calibration, images = (
+        jnp.asarray(tensor.permute(0, 2, 3, 1).contiguous().numpy())
+        for tensor in (workload.calibration, workload.images)
+    )
+    logits_fn, params = bridge.to_jax(workload.network, workload.images)
+    forward = jax.jit(logits_fn)
+
+    def digital() -> Any:
+        return jax.block_until_ready(forward(params, images))
+
+    def run(chip: bridge.jax_chips.Chip, weights: bridge.jax_chips.Programmed) -> Any:
+        return jax.block_until_ready(chip.apply(weights, images))
+
+    found: dict[str, Contestant] = {}
+    with progress(len(chips()), "program in JAX", "chip", side=True) as shown:
+        for name, profile in chips().items():
+            chip = bridge.analog(logits_fn, params, profile, calibration)
+            weights = chip.program(params, jax.random.key(0))
+            found[_name(name, "jax")] = Contestant(settings.repeats, partial(run, chip, weights))
             shown.update()
     return digital, found
 
@@ -290,18 +326,28 @@ def measure_all(settings: AnalogBenchmark) -> dict[str, Any]:
     from bridge.chips.prediction import full_precision
 
     load = load_average()
-    digital, contestants = make_contestants(make_workload(settings), settings)
-    logits = {}
-    with torch.inference_mode(), full_precision():
-        digital()
-        with progress(len(contestants), "warm up", "chip", side=True) as shown:
-            for name, contestant in contestants.items():
-                logits[name] = contestant.run().cpu()
-                shown.update()
-        times = measure(digital, contestants)
+    workload = make_workload(settings)
+    groups = {"digital": make_contestants(workload, settings)}
+    if "jax" in settings.engines:
+        groups["jax:digital"] = make_in_jax(workload, settings)
+    logits: dict[str, Any] = {}
+    times: dict[str, list[Turn]] = {}
+    runs: dict[str, list[float]] = {}
+    for digital_name, (digital, contestants) in groups.items():
+        if not contestants:
+            continue
+        with torch.inference_mode(), full_precision():
+            digital()
+            with progress(len(contestants), "warm up", "chip", side=True) as shown:
+                for name, contestant in contestants.items():
+                    logits[name] = contestant.run()
+                    shown.update()
+            measured = measure(digital, contestants)
+        times |= measured
+        runs[digital_name] = [turn.before for found in measured.values() for turn in found]
+        runs |= {name: [turn.seconds for turn in found] for name, found in measured.items()}
     costs = {name: summary(turn.cost for turn in found) for name, found in times.items()}
-    runs = {"digital": [turn.before for found in times.values() for turn in found]}
-    runs |= {name: [turn.seconds for turn in found] for name, found in times.items()}
+    in_jax = {"jax_device": _jax_device()} if "jax" in settings.engines else {}
     return {
         "cost_over_digital": {name: cost["median"] for name, cost in costs.items()},
         "ratios": costs,
@@ -320,13 +366,21 @@ def measure_all(settings: AnalogBenchmark) -> dict[str, Any]:
             "engines": settings.engines,
         },
         "device": device(settings.device),
+        **in_jax,
         "threads": {"cores": cores(), "torch": torch.get_num_threads()},
         "load_before": load,
         "platform": platform.platform(),
     }
 
 
-def agreement(logits: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
+def _jax_device() -> str:
+    import jax
+
+    first = jax.devices()[0]
+    return processor() if first.platform == "cpu" else str(first.device_kind)
+
+
+def agreement(logits: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """How the fast engine's logits agree with those of AIHWKit's tiles, by name of the chip.
 
     Noise in each product is drawn anew by each engine: chips that have it are left out.
@@ -340,6 +394,7 @@ def agreement(logits: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]
         frozen = profile.wnoise is None or profile.wnoise.drawn == "per_chip"
         fast, tiles = (logits.get(_name(name, engine)) for engine in ("fast", "aihwkit"))
         if frozen and fast is not None and tiles is not None:
+            fast, tiles = fast.cpu(), tiles.cpu()
             found[name] = {
                 "equal_predictions": float((fast.argmax(1) == tiles.argmax(1)).float().mean()),
                 "relative_logit_error": float((fast - tiles).norm() / tiles.norm()),
@@ -361,11 +416,13 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         f"{report['device']}, {threads['cores']} cores, torch with {threads['torch']} threads; "
         f"{versions}"
     )
-    digital = report["contestants"]["digital"]
-    console.print(
-        f"digital forward pass: {digital['milliseconds']['median']:,.1f} ms "
-        f"({span(digital['milliseconds'], 1)}), {digital['images_per_second']:,.1f} images/s"
-    )
+    for name, where in {"digital": "PyTorch", "jax:digital": "JAX"}.items():
+        if (digital := report["contestants"].get(name)) is None:
+            continue
+        console.print(
+            f"digital forward pass in {where}: {digital['milliseconds']['median']:,.1f} ms "
+            f"({span(digital['milliseconds'], 1)}), {digital['images_per_second']:,.1f} images/s"
+        )
     wanted = goals(settings)
     for engine in settings["engines"]:
         goal = engine == "fast" and bool(wanted)
@@ -406,7 +463,8 @@ def regressions(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[
     lines = []
     for name, before in baseline["cost_over_digital"].items():
         now = costs.get(name)
-        if ("aihwkit" if name.startswith("aihwkit:") else "fast") not in engines:
+        engine, _, chip = name.partition(":")
+        if (engine if chip and engine in ("aihwkit", "jax") else "fast") not in engines:
             continue
         if now is None:
             lines.append(f"{name} cost {before:.3f} and is not measured any more")

@@ -345,11 +345,16 @@ def image_files(split: Path) -> dict[str, list[str]]:
         files = sorted(
             f"{at}/{name}" for at, names in names_by_place for name in images_among(names)
         )
-        unread += sorted(f"{at}/{name}" for at, names in names_by_place for name in _unread(names))
+        others = sorted(f"{at}/{name}" for at, names in names_by_place for name in _unread(names))
+        unread += others
         if not files:
+            cure = "add its images"
+            if others:
+                cure = f"the {len(others):,} files in it, such as {others[0]}, are not read: "
+                cure += "convert them to PNG"
             raise FileNotFoundError(
-                f"the class folder {folder} has no image ({', '.join(_SUFFIXES)}): add its images, "
-                "or remove it"
+                f"the class folder {folder} has no image ({', '.join(_SUFFIXES)}): {cure}, or "
+                "remove it"
             )
         classes[folder.name] = files
     if unread:

@@ -1,9 +1,12 @@
 """Images of torch, Pillow and JAX as NumPy arrays, channels last; torch is not imported."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+_SIDE = 5  # pixels; of fewer, the axes of an image and its channels are not told apart
 _MODES = ("L", "RGB", "RGBA")  # Pillow's, whose numbers are the pixels
 
 
@@ -46,6 +49,30 @@ def plain_array(given: Any, what: str = "images") -> np.ndarray:
         )
     array = np.asarray(given)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def warn_of_channels_first(shape: Sequence[int], stacklevel: int = 3) -> None:
+    """Warns of images that are given as `[batch, height, width, channel]` and look otherwise.
+
+    One "row" of a square, or three, before two axes of five or more, are nearly always channels: a
+    network that begins by flattening its images takes them without a word, and each pixel is at
+    another's place.
+
+    Args:
+        shape: of the array, as it was given; other numbers of axes are none of images.
+        stacklevel: as of `warnings.warn`.
+    """
+    if len(shape) != 4:
+        return
+    first, *sides = shape[1:]
+    square = sides[0] == sides[1]
+    if min(sides) >= _SIDE and (first == 3 or (first == 1 and square)):
+        warnings.warn(
+            f"an array {tuple(shape)} looks like [batch, channel, height, width] and is taken as "
+            "[batch, height, width, channel]: give images.transpose(0, 2, 3, 1), or a torch "
+            "tensor, whose channels come first",
+            stacklevel=stacklevel,
+        )
 
 
 def as_images(given: Any) -> np.ndarray:

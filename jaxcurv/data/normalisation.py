@@ -81,7 +81,9 @@ class Normalisation:
         """
         if images.dtype != np.uint8:
             raise ValueError(
-                f"only uint8 pixels, 0 to 255, are normalised; got {images.dtype} images"
+                f"only uint8 pixels, 0 to 255, are normalised; got {images.dtype} images: where "
+                "they are in 0..1 give (images - mean) / std as float32 yourself, and where they "
+                "are normalised already, leave Normalised out"
             )
         self.require_channels(images.shape)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pytest
 
 from jaxcurv.frames import Frame, frame_of
+from jaxcurv.rows import index_checksum
 
-ATTRS = {"samples": 5, "estimators": {"curvature": {"probes": 3}}}
+ROWS = index_checksum(np.arange(5))
+ATTRS = {"samples": 5, "estimators": {"curvature": {"probes": 3}}, **ROWS}
 LOGITS = np.arange(15, dtype=np.float32).reshape(5, 3)
 
 
@@ -87,7 +89,8 @@ def test_attributes_outlive_a_parquet_file_a_copy_and_a_pickle() -> None:
     for other in (pickle.loads(pickle.dumps(frame)), copy.deepcopy(frame), frame.copy()):
         assert other.equals(frame)
         assert other.attrs == ATTRS
-    assert frame_of(arrow()).attrs == {}
+    assert frame_of(arrow()).attrs == ROWS
+    assert frame_of(arrow().drop_columns("index")).attrs == {}
 
 
 def test_what_pandas_makes_of_a_frame_is_a_plain_one() -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy.typing as npt
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype
 
@@ -25,6 +26,8 @@ _SAMPLE = ["fold", "index"]
 _NOT_OF_A_CHIP = ("label", "path", "time", "logits")
 """Columns of predictions that are the sample's, or that no table shows."""
 
+_NEIGHBOURS = 0.2  # a share of samples that a chip without numbering faults hardly has
+
 MEASURED = "measured chip"
 """Name of the profile of predictions that name none."""
 
@@ -36,7 +39,7 @@ def completed(
 
     A profile that was read at several times becomes one for each, such as "pcm at 3,600 s".
     Samples that no chip was run on are left out, with a warning unless `predictions.attrs` says
-    that as many were held out.
+    that as many were held out. A chip whose classes seem to be numbered from 1 is warned of.
 
     Args:
         scores: index, label, prediction, correct, curvature, margin and any others.
@@ -71,8 +74,8 @@ def completed(
                 f"{table[name].dtype}, such as {table[name].iloc[0]!r}"
             )
     scores = _run_on_chips(scores, predictions, said)
-    known = [*_SAMPLE, *(name for name in ("label", "path") if name in scores)]
-    keys = predictions[_SAMPLE].merge(
+    known = [*_SAMPLE, "prediction", *(name for name in ("label", "path") if name in scores)]
+    keys: pd.DataFrame = predictions[_SAMPLE].merge(
         scores[known].drop_duplicates(_SAMPLE), on=_SAMPLE, how="left", validate="many_to_one"
     )
     for name in ("label", "path"):
@@ -83,6 +86,7 @@ def completed(
                 f"rows of predictions whose {name} is not that of the scores: both must be of one "
                 "set of images",
             )
+    _warn_of_other_numbers(predictions, keys["prediction"].to_numpy(), scores)
     if "correct" not in predictions:
         right = predictions["prediction"].to_numpy() == keys["label"].to_numpy()
         predictions = predictions.assign(correct=right)
@@ -196,6 +200,40 @@ def _run_on_chips(
             stacklevel=4,
         )
     return scores[there]
+
+
+def _warn_of_other_numbers(
+    predictions: pd.DataFrame, digital: npt.NDArray[Any], scores: pd.DataFrame
+) -> None:
+    """Warns of a chip whose classes seem to be numbered from another one, as from 1.
+
+    It has a class that neither labels nor digital predictions have, lacks one of theirs, and its
+    predictions are the digital ones' neighbours far more often than these themselves.
+
+    Args:
+        predictions: profile, chip and prediction.
+        digital: that of the same sample, `[rows of predictions]`.
+        scores: label and prediction.
+    """
+    known = {*scores["label"].unique(), *scores["prediction"].unique()}
+    apart = predictions["prediction"].to_numpy() - digital
+    named = predictions.assign(apart=apart).groupby(["profile", "chip"], sort=False)
+    for (profile, chip), rows in named:
+        found = {*rows["prediction"].unique()}
+        if found <= known or known <= found:
+            continue
+        same = float((rows["apart"] == 0).mean())
+        for by in (1, -1):
+            shifted = float((rows["apart"] == by).mean())
+            if shifted > max(_NEIGHBOURS, 2 * same):
+                cure = f"prediction {'-' if by > 0 else '+'} 1"
+                warnings.warn(
+                    f"the classes of profile {profile}, chip {chip} seem to be numbered from "
+                    f"another one than those of scores: {cure} is the digital prediction for "
+                    f"{shifted:.0%} of the samples, prediction for {same:.0%}; give "
+                    f'predictions.assign(prediction=predictions["prediction"] {cure[-3:]})',
+                    stacklevel=4,
+                )
 
 
 def _true_or_false(what: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import bridge
 from bridge import analysis, routing
 from jaxcurv import logit_scores
+from jaxcurv.frames import frame_of
+from jaxcurv.rows import index_checksum
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -274,3 +277,162 @@ def test_missing_outcomes_are_counted(name: str, kind: Any) -> None:
     inputs |= {name: holed} if name in inputs else {"analog_correct": [holed, ANALOG]}
     with pytest.raises(ValueError, match=r"correct is missing \(NaN\) for 3 of 200 samples"):
         bridge.failure_table(SCORE, **inputs)
+
+
+@pytest.mark.parametrize("of", [lambda s: s, lambda s: s.to_numpy(), lambda s: list(s)])
+@pytest.mark.parametrize("name", ["digital_correct", "analog_correct", "chips"])
+def test_the_cure_for_missing_outcomes_works(name: str, of: Callable[[Any], Any]) -> None:
+    known = {"score": SCORE, "digital_correct": DIGITAL, "analog_correct": ANALOG}
+    which = name if name in known else "analog_correct"
+    holed = known[which].drop([3, 5, 8]).astype(object).reindex(SCORE.index)
+    given = holed.dropna()
+    assert given.dtype == object
+    rows = {key: value.reindex(given.index) for key, value in known.items()}
+    expected = bridge.failure_table(**rows, resamples=9)
+    inputs = {key: of(value) for key, value in rows.items()} | {which: of(given)}
+    same(expected, bridge.failure_table(**inputs, resamples=9))
+    if name == "chips":
+        for chips in ([inputs[which]] * 2, pd.DataFrame([given, given])):
+            frame = {} if isinstance(chips, list) else rows  # which has an index of its own
+            found = bridge.failure_table(**inputs | frame | {which: chips}, resamples=9)
+            assert found["failures"].tolist() == (2 * expected["failures"]).tolist()
+    others = given.astype(object)
+    others.iloc[0] = "yes"
+    with pytest.raises(ValueError, match=r"bools.*got (object|<U)"):
+        bridge.failure_table(**inputs | {which: of(others)})
+
+
+def a_table(index: Any, score: Any = SCORE, **attrs: Any) -> pd.DataFrame:
+    """A table as the product gives them: rows numbered from 0, the sample in a column."""
+    rows = np.arange(len(index))
+    columns = {"index": index, "score": score[rows], "correct": DIGITAL[rows]}
+    table = frame_of(pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False))
+    table.attrs |= attrs
+    return table
+
+
+SAMPLES = RNG.permutation(10_000)[:N]
+FEWER = np.setdiff1d(np.arange(N), [3, 5, 8, 77])
+
+
+def failures_of(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[int]:
+    """By the columns of two tables, as they are."""
+    inputs = scores["score"], scores["correct"], predictions["correct"]
+    return bridge.failure_table(*inputs, resamples=9)["failures"].tolist()
+
+
+def merged_failures(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[int]:
+    """As the message says."""
+    both = scores.merge(predictions[["index", "correct"]], on="index")
+    table = bridge.failure_table(both.score, both.correct_x, both.correct_y, resamples=9)
+    return table["failures"].tolist()
+
+
+def by_hand(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[int]:
+    outcome = dict(zip(predictions["index"], predictions["correct"], strict=True))
+    rows = scores[[sample in outcome for sample in scores["index"]]]
+    analog = np.array([outcome[sample] for sample in rows["index"]])
+    values = rows["score"].to_numpy(), rows["correct"].to_numpy(), analog
+    return bridge.failure_table(*values, resamples=9)["failures"].tolist()
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The same without attrs, as of a CSV file."""
+    return pd.DataFrame({name: table[name].to_numpy() for name in table})
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("chips", [1, 3])
+def test_row_numbers_of_two_tables_are_not_intersected(known: bool, chips: int) -> None:
+    scores = a_table(SAMPLES)
+    outcomes = [ANALOG.iloc[FEWER].sample(frac=1, random_state=n) for n in range(chips)]
+    predictions = pd.concat(
+        [
+            pd.DataFrame({"index": SAMPLES[FEWER], "chip": chip, "correct": outcome.to_numpy()})
+            for chip, outcome in enumerate(outcomes)
+        ],
+        ignore_index=True,
+    )
+    predictions.attrs = index_checksum(SAMPLES[FEWER])
+    if not known:
+        scores, predictions = plain(scores), plain(predictions)
+    for chip in range(chips):
+        one = predictions[predictions.chip == chip]
+        with pytest.raises(ValueError, match=r'scores\.merge\(predictions, on="index"\)') as said:
+            failures_of(scores, one)
+        assert "intersection" not in str(said.value)
+        assert merged_failures(scores, one) == by_hand(scores, one)
+        named = scores.set_index("index"), one.set_index("index")
+        with pytest.raises(ValueError, match=r"index\.intersection"):
+            failures_of(*named)
+        common = named[0].index.intersection(named[1].index)
+        found = failures_of(*(table.reindex(common) for table in named))
+        assert found == by_hand(scores, one)
+
+
+def test_rows_that_were_left_out_are_told_of_both_cures() -> None:
+    table = a_table(SAMPLES)
+    few = table[table.score > 0.2]
+    with pytest.raises(ValueError, match=r'on="index".*; of one table\'s rows .*intersection'):
+        bridge.failure_table(few.score, few.correct, ANALOG, resamples=9)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, np.arange(N)[::-1]])
+def test_row_numbers_beside_samples_are_told_to_become_samples(samples: Any) -> None:
+    """As of a table of chips that was pivoted."""
+    scores = a_table(samples)
+    chips = pd.DataFrame({"index": samples, "a": ANALOG, "b": ~ANALOG}).set_index("index")
+    message = r"row numbers, which name no samples: take it of table\.set_index\('index'\)"
+    with pytest.raises(ValueError, match=f"score is by {message}"):
+        bridge.failure_table(scores.score, scores.correct, chips.T, resamples=9)
+    named = scores.set_index("index")
+    with pytest.raises(ValueError, match=f"analog_correct is by {message}"):
+        bridge.failure_table(named.score, named.correct, scores.correct, resamples=9)
+    found = bridge.failure_table(named.score, named.correct, chips.T, resamples=9)
+    values = SCORE.to_numpy(), DIGITAL.to_numpy(), CHIPS.to_numpy()
+    same(found, bridge.failure_table(*values, indices=samples, resamples=9))
+
+
+OTHERS = np.concatenate([SAMPLES[:-1], [20_000]])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t, lambda t: t[::-1], lambda t: t.sort_values("index")]
+)
+def test_tables_of_other_samples_are_refused(change: Callable[[Any], Any]) -> None:
+    scores, predictions = a_table(SAMPLES), change(a_table(np.roll(OTHERS, 3)))
+    score, digital, analog = -scores["score"], scores["correct"] > 0, ~predictions["correct"]
+    with pytest.raises(ValueError, match=r"analog_correct is of a table of other samples .*merge"):
+        bridge.failure_table(score, digital, analog)
+    with pytest.raises(ValueError, match=r"analog_correct is of a table of other samples .*merge"):
+        bridge.failure_table(score, digital, [digital, analog], resamples=9)
+    assert merged_failures(scores, predictions) == by_hand(scores, predictions)
+
+
+def test_tables_in_another_order_are_told() -> None:
+    scores, predictions = a_table(SAMPLES), a_table(np.roll(SAMPLES, 3))
+    with pytest.warns(UserWarning, match=r"had the samples of score's in another order") as said:
+        failures_of(scores, predictions)
+    assert said[0].filename == __file__
+    assert merged_failures(scores, predictions) == by_hand(scores, predictions)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_made_of_tables_of_other_samples_raises_no_false_alarm() -> None:
+    scores, predictions = a_table(SAMPLES, other=1), a_table(np.roll(OTHERS, 3), other=2)
+    merged_failures(scores, predictions)
+    merged_failures(scores[scores.score > 0.1], predictions[5:])
+    outcome = predictions.set_index("index")["correct"]
+    known = scores[scores["index"].isin(outcome.index)]
+    mapped = known["index"].map(outcome)
+    aligned = outcome.reindex(known["index"]).reset_index(drop=True)
+    for analog in (mapped, aligned.set_axis(known.index)):
+        bridge.failure_table(known.score, known.correct, analog, resamples=9)
+    same_samples = a_table(SAMPLES, -SCORE)
+    failures_of(scores, same_samples)
+    for change in (lambda t: t[t.index % 3 > 0], lambda t: t.sample(frac=1, random_state=0)):
+        failures_of(change(scores), change(same_samples))
+    named = [table.set_index("index").sort_index() for table in (scores, a_table(SAMPLES[::-1]))]
+    failures_of(*named)
+    counted = predictions.groupby(predictions["index"] % 4).correct.sum()
+    analysis.wilson_interval(counted, scores.groupby(scores["index"] % 4).correct.count() + N)

@@ -521,6 +521,10 @@ def test_the_cure_for_a_call_of_forward_is_one() -> None:
 def test_a_copy_that_still_runs_the_original_is_refused() -> None:
     model = Net()
     model.forward = lambda x: model.fc(model.conv(x).relu().flatten(1))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"the forward of the model \(Net\) was replaced"):
+        predict(program(model, PROFILES["pcm"], seed=0), ROWS)
+    holder = [model]  # in which nobody looks for it
+    model.forward = lambda x: holder[0].fc(holder[0].conv(x).relu().flatten(1))  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"2 layers: conv, fc would be on tiles but"):
         predict(program(model, PROFILES["pcm"], seed=0), ROWS)
 

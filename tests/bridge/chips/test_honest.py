@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao.nn.quantized import FloatFunctional
 
 from bridge import PROFILES, Profile, Router, predict, program, weight_moments
 from bridge.chips import (
@@ -551,6 +553,110 @@ def test_what_cannot_be_read_is_told_with_the_cure(name: str) -> None:
         model.eval()
     with pytest.raises(ValueError, match=message):
         program(model, PROFILES["ideal"], seed=0)
+
+
+class Quantisable(nn.Module):
+    """A float network, written so that it can be quantised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), nn.Identity()
+        self.conv, self.bn, self.relu = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
+        self.bn.running_mean = torch.randn(6)
+        self.mix, self.add = nn.Conv2d(6, 6, 3, padding=1), FloatFunctional()
+        self.hidden, self.act, self.fc = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn(self.conv(self.quant(x))))
+        x = self.add.add_relu(x, self.mix(x)).mean((2, 3))
+        return self.dequant(self.fc(self.act(self.hidden(x))))
+
+
+PARTS = [["conv", "bn", "relu"], ["hidden", "act"]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("fused", [False, True])
+def test_float_networks_written_for_quantisation(fused: bool) -> None:
+    model = made(Quantisable)
+    if fused:
+        model = torch.ao.quantization.fuse_modules(model, PARTS).eval().requires_grad_(False)
+    require_right(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("converted", [False, True])
+def test_networks_that_are_quantised_are_refused(fused: bool, converted: bool) -> None:
+    model = made(Quantisable).train()
+    if fused:
+        model = torch.ao.quantization.fuse_modules_qat(model, PARTS)
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    model = torch.ao.quantization.prepare_qat(model).eval()
+    if converted:
+        model = torch.ao.quantization.convert(model)
+    with pytest.raises(ValueError, match=r"is quantised: give the network before"):
+        program(model, PROFILES["ideal"], seed=0)
+
+
+class Normalising(nn.Module):
+    """The cure for a forward that is replaced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - 0.5) / 0.25
+
+
+def replaced_root() -> tuple[nn.Module, str]:
+    model = made(Shared)
+    old = model.forward
+    model.forward = lambda x: old((x - 0.5) / 0.25)
+    return model, r"the model \(Shared\)"
+
+
+def replaced_by_decoration() -> tuple[nn.Module, str]:
+    model = made(Shared)
+    model.forward = torch.no_grad()(torch.autocast("cpu", enabled=False)(model.forward))
+    return model, r"the model \(Shared\)"
+
+
+def replaced_by_itself() -> tuple[nn.Module, str]:
+    model = made(Shared)
+    model.forward = lambda x: type(model).forward(model, x * 2)
+    return model, r"the model \(Shared\)"
+
+
+def replaced_layer() -> tuple[nn.Module, str]:
+    model = made(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sequential(small_head())))
+    old = model[1].forward
+    model[1].forward = lambda x: old(x.relu())
+    return model, r"layer 1 \(Sequential\)"
+
+
+def small_head() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(216, 5))
+
+
+@pytest.mark.parametrize(
+    "make", [replaced_root, replaced_by_decoration, replaced_by_itself, replaced_layer]
+)
+def test_a_forward_replaced_by_a_function_is_told_as_such(
+    make: Callable[[], tuple[nn.Module, str]],
+) -> None:
+    model, name = make()
+    message = rf"the forward of {name} was replaced.*nn\.Sequential\(Normalise\(\), model\)"
+    with pytest.raises(ValueError, match=message):
+        program(model, PROFILES["ideal"], seed=0)
+
+
+def test_the_cures_for_a_forward_replaced_by_a_function() -> None:
+    require_right(nn.Sequential(Normalising(), made(Shared)).eval())
+    model = made(Shared)
+    model.forward = partial(Shared.forward, model)
+    require_right(model)
+    model = made(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), small_head()))
+    old = model[1].forward
+    model[1].forward = lambda x: old(x) * 2  # which holds no layer that is mapped
+    require_right(model)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bridge import PROFILES, Profile, Router, predict, program
+from bridge import PROFILES, Profile, Router, predict, program, score, to_jax
 from bridge.chips import ADC, PCM, WeightNoise, layer_failures, layer_report, output_noise
 from bridge.chips.images import as_tensor
 from bridge.chips.programming import clipped_share
@@ -216,3 +216,37 @@ def test_an_array_is_copied_once(shape: tuple[int, ...]) -> None:
         assert torch.equal(found, torch.tensor(before).permute(*order))
         found.zero_()
         assert np.array_equal(given, before)
+
+
+def flattening(shape: tuple[int, ...]) -> nn.Module:
+    return initialised(nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3)))
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (3, 6, 6), (3, 5, 8)])
+def test_arrays_with_channels_first_are_told_once(shape: tuple[int, ...]) -> None:
+    network, given = flattening(shape), normal(20, *shape)
+    labels = network(torch.tensor(given)).argmax(1).numpy()
+    chip = program(network, PROFILES["ideal"], seed=0)
+    calls: list[Callable[[Any], Any]] = [
+        lambda x: predict(network, (x, labels), batch_size=4).correct,
+        lambda x: predict(chip, (x, labels), batch_size=4).correct,
+        lambda x: score(network, x, labels).correct,
+        lambda x: to_jax(network, x)[0] and np.array([True]),
+        lambda x: chip(x, range(len(x))).argmax(1).numpy() == labels,
+        lambda x: program(network, PROFILES["adc"], seed=0, calibration=x) and np.array([True]),
+    ]
+    for call in calls:
+        with pytest.warns(
+            UserWarning, match=r"looks like \[batch, channel.*\(0, 2, 3, 1\)"
+        ) as said:
+            call(given)
+        assert len(said) == 1
+        for cure in (given.transpose(0, 2, 3, 1), torch.tensor(given)):
+            assert call(cure).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(28, 28, 1), (3, 3, 3), (1, 28, 1), (3, 64, 3), (1, 64, 9), (6, 6, 8), (3, 32, 4)]
+)
+def test_arrays_with_channels_last_are_taken_silently(shape: tuple[int, ...]) -> None:
+    predict(flattening(shape), (normal(4, *shape), np.zeros(4, int)))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import PROFILES, load_chip, predict, program, save_chip
+from bridge import PROFILES, failure_table, load_chip, predict, program, save_chip
 from bridge.analysis import logit_scores
 from tests.chips import Blocks, LiveLogits, changed_blocks, noisy, single, small_resnet
 
@@ -130,7 +130,7 @@ def test_a_finished_table_is_read_not_made_again(network: nn.Module, tmp_path: P
     again = Images(30)
     assert predict(program(network, PROFILES["pcm"], seed=0), again, out=path).equals(table)
     assert again.read == 1 + 2 * 4 + 16  # what samples are like, that they stay, which they are
-    assert table.attrs.keys() == {"chip", "samples", "some", "keep"}
+    assert table.attrs.keys() == {"chip", "samples", "some", "keep", "index_checksum"}
     assert (table.attrs["samples"], table.attrs["keep"]) == (30, None)
     assert os.listdir(tmp_path) == [path.name]
     for other_chip, other_source in (
@@ -529,6 +529,26 @@ def test_images_are_not_written_to(network: nn.Module) -> None:
     predict(network, [{"image": image, "label": 0, "index": 0}])
 
 
+def test_columns_of_tables_of_other_samples_are_not_taken_together(network: nn.Module) -> None:
+    chip = program(network, PROFILES["ideal"], seed=0)
+    digital = predict(network, Images(30), keep=logit_scores)
+    analog, others = predict(chip, Images(30)), predict(chip, Images(30, first=1))
+    failure_table(-digital["margin"], digital["correct"], analog["correct"])
+    with pytest.raises(ValueError, match=r"analog_correct is of a table of other samples"):
+        failure_table(-digital["margin"], digital["correct"], others["correct"])
+
+
+class Top(nn.Module):
+    """A network that gives its first classes."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).topk(2).indices
+
+
 class Tuple(nn.Module):
     """A network that gives more than its logits."""
 
@@ -552,10 +572,11 @@ def test_networks_that_mix_their_batch_or_give_no_logits_are_refused(network: nn
         (partly, r"the module \(1\) is in training mode"),
         (mixing(track_running_stats=False), "mixes the samples of a batch: 1 keeps no running"),
         (Tuple(network), r"must give logits \[batch, class\], not tuple"),
+        (Top(network), r"gives torch.int64, classes and not logits.*argmax"),
         (nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), r"not \(4, 4, 6, 6\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            predict(bad.eval() if isinstance(bad, Tuple) else bad, Images(4))
+            predict(bad.eval() if isinstance(bad, Tuple | Top) else bad, Images(4))
     for bad, message in ((partly, "training mode"), (mixing(track_running_stats=False), "mixes")):
         with pytest.raises(ValueError, match=message):
             program(bad, PROFILES["pcm"], seed=0)

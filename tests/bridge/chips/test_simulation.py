@@ -58,6 +58,7 @@ def test_it_is_program_and_predict_to_the_bit(
                 one = chip if np.isnan(time) else chip.at(time)
                 table = bridge.predict(one, images, keep=logit_scores)
                 by_hand.append(table.assign(profile=name, time=time, chip=seed))
+    assert found.attrs["index_checksum"] == table.attrs["index_checksum"]
     expected = pd.concat(by_hand, ignore_index=True)[found.columns]
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     first = ["profile", "time", "chip", "index", "path", "label", "prediction", "correct"]

@@ -239,6 +239,8 @@ def test_training_mode_is_refused_by_name():
         (lambda x: x.sum(), "not one row each"),
         (lambda x: x.transpose(0, 1), "not one row each"),
         (lambda x: x / 0, "logits of Net are not finite"),
+        (lambda x: x.topk(2)[1], "gives torch.int64, classes and not logits.*argmax"),
+        (lambda x: x > 0, "gives torch.bool, classes"),
     ],
 )
 def test_outputs_that_are_no_logits_are_refused(after, message):

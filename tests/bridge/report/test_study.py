@@ -256,6 +256,37 @@ def test_samples_that_no_chip_ran_are_left_out_with_a_word() -> None:
     assert found.joined["index"].max() == 11
 
 
+def numbered(by: int, classes: int = 4) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A tenth of the chip's classes are wrong; all of them are numbered `by` more."""
+    scores, _ = tables(folds=("test",), samples=200)
+    digital = np.arange(len(scores)) % classes
+    scores = scores.assign(label=digital, prediction=digital, correct=True)
+    wrong = np.arange(len(scores)) % 10 == 0
+    analog = np.where(wrong, (digital + 2) % classes, digital) + by
+    return scores, pd.DataFrame({"index": scores["index"], "prediction": analog})
+
+
+@pytest.mark.parametrize("by", [1, -1])
+@pytest.mark.parametrize("classes", [2, 4, 51])
+def test_classes_that_are_numbered_from_another_one_are_told(by: int, classes: int) -> None:
+    scores, predictions = numbered(by, classes)
+    with pytest.warns(UserWarning, match=r"measured chip, chip 0 seem to be numbered") as said:
+        bridge.study(scores, predictions, bins=2, resamples=RESAMPLES)
+    assert said[0].filename == __file__
+    cure = {1: 'predictions["prediction"] - 1', -1: 'predictions["prediction"] + 1'}[by]
+    assert cure in str(said[0].message)
+    predictions = predictions.assign(prediction=eval(cure, {"predictions": predictions}))
+    found = bridge.study(scores, predictions, bins=2, resamples=RESAMPLES)
+    assert len(found.failures()) == (0 if classes == 2 else len(scores) // 10)
+
+
+def test_chips_that_name_classes_of_no_label_are_taken_silently() -> None:
+    scores, predictions = numbered(0, 51)
+    broken = np.where(predictions["prediction"] > 40, 60, 7)
+    for values in (broken, np.where(predictions["prediction"] == 3, 51, predictions["prediction"])):
+        bridge.study(scores, predictions.assign(prediction=values), bins=2, resamples=RESAMPLES)
+
+
 def test_images_that_were_not_scored_are_refused(ten: Ten, tmp_path: Path) -> None:
     other = image_folder(write_images(tmp_path / "pngs", 2, seed=1))
     found = bridge.study(ten.scores, ten.predictions, other, resamples=RESAMPLES)

@@ -376,6 +376,46 @@ def test_outputs_that_are_no_logits_are_refused() -> None:
         same_logits(flax(), Torch(), IMAGES, tolerance=0)
 
 
+class FlaxClasses(Flax):
+    """What it gives is made of the logits by `of`."""
+
+    of: Callable
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.of(super().__call__(x))
+
+
+class TorchClasses(Torch):
+    of: Callable
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.of(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("in_flax", "in_torch", "message"),
+    [
+        (lambda x: x.argmax(-1), lambda x: x.argmax(-1), "flax_model gives int32, classes"),
+        (lambda x: jax.lax.top_k(x, 2)[1], lambda x: x.topk(2)[1], "flax_model gives int32"),
+        (lambda x: x > 0, lambda x: x > 0, "flax_model gives bool"),
+        (lambda x: x, lambda x: x.topk(2)[1], "torch_model gives int64, classes and not logits"),
+        (lambda x: x, lambda x: x > 0, "torch_model gives bool"),
+    ],
+)
+def test_classes_are_no_logits(in_flax: Callable, in_torch: Callable, message: str) -> None:
+    model, module = FlaxClasses(), TorchClasses()
+    model.of, module.of = in_flax, in_torch
+    before = _values(module)
+    with pytest.raises(ValueError, match=message):
+        to_torch(model, into=module, images=IMAGES)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(before, _values(module), strict=True))
+    module.load_state_dict(_carried(flax()))
+    with pytest.raises(ValueError, match=rf"{message}.*argmax"):
+        same_logits(model, module.eval(), IMAGES)
+    with pytest.raises(ValueError, match=message):
+        from_torch(module, model, images=IMAGES)
+
+
 def test_compiled_and_wrapped_modules_are_seen_through() -> None:
     module = Torch()
     to_torch(flax(), into=torch.nn.DataParallel(module), images=IMAGES)

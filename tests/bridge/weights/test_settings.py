@@ -38,7 +38,45 @@ class Named(nnx.Linear):
         super().__init__(3, 4, rngs=R)
 
 
+def rounded(one: jax.Array, other: jax.Array, *more: Any, **settings: Any) -> jax.Array:
+    return jax.lax.dot_general(one, jnp.round(other * 4) / 4, *more, **settings)
+
+
+def convolved(one: jax.Array, other: jax.Array, *more: Any, **settings: Any) -> jax.Array:
+    return jax.lax.conv_general_dilated(one, jnp.round(other * 4) / 4, *more, **settings)
+
+
+GIVEN: dict[str, tuple[Callable[[], nnx.Module], str]] = {
+    "product": (
+        lambda: nnx.Linear(3, 4, dot_general=rounded, rngs=R),
+        r"layer \(Linear: with a dot_general of its own",
+    ),
+    "general product": (
+        lambda: nnx.LinearGeneral(3, 4, dot_general=rounded, rngs=R),
+        "LinearGeneral: with a dot_general of its own",
+    ),
+    "convolution's product": (
+        lambda: conv(conv_general_dilated=convolved),
+        r"layer \(Conv: with a conv_general_dilated of its own",
+    ),
+    "derived": (
+        lambda: changed_product(Named()),
+        r"layer \(Named: with a dot_general of its own",
+    ),
+    "types": (
+        lambda: nnx.BatchNorm(3, promote_dtype=lambda given, **_: given, rngs=R),
+        "BatchNorm: with a promote_dtype of its own",
+    ),
+}
+
+
+def changed_product(layer: nnx.Linear) -> nnx.Linear:
+    layer.dot_general = rounded
+    return layer
+
+
 UNTOLD = {
+    **GIVEN,
     "stride and SAME": (lambda: conv(strides=2), r"layer \(Conv: padding 'SAME' with strides"),
     "stride and SAME, 2x2": (lambda: conv(2, 2, strides=(1, 2)), "padding 'SAME' with strides"),
     "SAME_LOWER": (lambda: conv(2, 2, padding="SAME_LOWER"), "padding 'SAME_LOWER'"),
@@ -334,6 +372,12 @@ OWN: dict[str, tuple[Callable[[], nnx.Module], torch.nn.Module, str]] = {
         lambda: Standardised(2, 4, (3, 3), rngs=R),
         there(padding=1),
         "Standardised: with a __call__ of its own",
+    ),
+    "product": (GIVEN["product"][0], torch.nn.Linear(3, 4), "Linear: with a dot_general"),
+    "convolution's product": (
+        GIVEN["convolution's product"][0],
+        there(padding=1),
+        "Conv: with a conv_general_dilated of its own",
     ),
 }
 

@@ -303,6 +303,9 @@ def test_what_is_no_model_or_state_dict_is_refused() -> None:
     arrays = {name: tensor.numpy() for name, tensor in to_torch(model).items()}
     with pytest.raises(TypeError, match=r"conv1\.weight.*torch\.from_numpy"):
         from_torch(arrays, model)  # type: ignore[arg-type]
+    checkpoint = {"epoch": 3, "model_state_dict": to_torch(model), "optimizer": {"state": {}}}
+    with pytest.raises(TypeError, match=r"a checkpoint, of epoch.*\['model_state_dict'\]"):
+        from_torch(checkpoint, model)  # type: ignore[arg-type]
 
 
 class One(nnx.Module):

@@ -100,6 +100,24 @@ def test_circumstances(report: Any) -> None:
     assert report["load_before"] is None or report["load_before"] >= 0
 
 
+def test_chips_in_jax_are_compared_with_the_network_in_jax(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"adc": PROFILES["adc"], "wnoise+pcm": PROFILES["wnoise+pcm"]}
+    monkeypatch.setattr(benchmark, "chips", lambda: few)
+    report = benchmark.measure_all(replace(SETTINGS, engines=("jax",)))
+    assert report["cost_over_digital"].keys() == {"jax:adc", "jax:wnoise+pcm"}
+    assert report["contestants"].keys() == {"jax:digital", "jax:adc", "jax:wnoise+pcm"}
+    assert report["agreement"] == {}
+    assert report["jax_device"] == report["device"]
+    text = printed(report | {"versions": {"python": "3", "torch": "2", "aihwkit": "1"}})
+    assert re.search(r"digital forward pass in JAX: [\d.]+ ms", text)
+    assert "in PyTorch" not in text
+    dearer = {name: 0.5 * cost for name, cost in report["cost_over_digital"].items()}
+    assert len(benchmark.regressions(report, {"cost_over_digital": dearer})) == 2
+    assert not benchmark.regressions(report, {"cost_over_digital": {"adc": 0.01}})
+
+
 def test_agreement_of_the_engines(report: Any) -> None:
     """Chips whose noise is frozen predict alike; an ADC's rounding may fall either way."""
     agreement = report["agreement"]
@@ -273,7 +291,7 @@ def test_baseline_that_cannot_be_compared(
         ({"repeats": 0}, r"at least 1 .*'repeats': 0"),
         ({"aihwkit_repeats": 0}, "'aihwkit_repeats': 0"),
         ({"classes": 1}, "classes at least 2; got {'classes': 1}"),
-        ({"engines": ()}, "--engines needs at least one of fast and aihwkit"),
+        ({"engines": ()}, "--engines needs at least one of fast, aihwkit and jax"),
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:N; got 'gpu'"),
     ],
 )

@@ -223,6 +223,12 @@ def test_image_tree_errors(tree: Path) -> None:
     (tree / "pets/train/cow").mkdir()
     with pytest.raises(FileNotFoundError, match=r"class folder .*cow has no image"):
         load("pets", tree)
+    for name in ("0.pgm", "1.dcm", "notes.txt"):
+        (tree / "pets/train/cow" / name).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no image .*2 files .* cow/0\.pgm, .*: convert"):
+        load("pets", tree)
+    for name in ("0.pgm", "1.dcm"):
+        (tree / "pets/train/cow" / name).unlink()
     save_image(tree / "pets/train/cow/0.png", 6, 8, 1)
     with pytest.raises(ValueError, match="only one has cow"):
         load("pets", tree)

@@ -1,0 +1,15 @@
+"""Any JAX function on an analog chip: a transformation, without torch or AIHWKit.
+
+`analog` makes a `Chip` of a function and its parameters; the chip programs parameters onto tiles
+and computes logits with them, both as pure functions. AIHWKit is the reference for what a chip is.
+
+- `jaxprs`: walks the function's program, finds the products that tiles compute and replaces them.
+- `operations`: how a product runs on tiles; `grids`: how its weights are split among them.
+- `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
+- `ranges`: those of the converters.
+- `chips`: the public face.
+"""
+
+from jaxcurv import faces
+
+__getattr__, __dir__, __all__ = faces.attach(__name__, __file__, extra="bridge")

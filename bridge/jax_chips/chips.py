@@ -1,0 +1,320 @@
+"""A function and its parameters as an analog chip, in JAX."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from flax import nnx
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import Array, Float, Int
+
+from bridge.chips.profiles import Profile
+from bridge.jax_chips import ranges
+from bridge.jax_chips.devices import require_device
+from bridge.jax_chips.execution import is_linear, logits
+from bridge.jax_chips.layers import Plan, plan
+from bridge.jax_chips.normals import threefry_key
+from bridge.jax_chips.programming import layer_key, program_layer
+from jaxcurv.engine.model import NnxCall
+
+Params = Any
+"""A pytree of arrays."""
+
+
+class Programmed(NamedTuple):
+    """One programmed chip: a pytree, which `jax.vmap` stacks.
+
+    Attributes:
+      params: the parameters' structure, shapes and units: a programmed weight stands where its
+        target stood, all else as it was.
+      units: for each layer what one unit of a tile's outputs amounts to, float32 `[columns of
+        tiles, outputs]`: converters and noise of each operation work in it.
+      key: of the noise that is drawn at each operation.
+    """
+
+    params: Params
+    units: tuple[Float[Array, "columns outputs"], ...]
+    key: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Chip:
+    """A function on an analog chip; made by `analog`.
+
+    Attributes:
+      profile: the non-idealities.
+      params: the target parameters.
+      coverage: every matrix product of a forward pass of one sample: layer (path of its parameter),
+        operator, weights, calls, macs, tiles (0 where digital), place ("analog" or "digital") and
+        reason (why it is digital). A product that is computed several times has a row each.
+    """
+
+    profile: Profile
+    params: Params = field(repr=False)
+    coverage: pd.DataFrame = field(repr=False)
+    _logits_fn: Callable[[Params, Array], Array] = field(repr=False)
+    _program: ClosedJaxpr = field(repr=False)
+    _plan: Plan = field(repr=False)
+    _ranges: tuple[np.ndarray, ...] | None = field(repr=False)
+    _example: jax.ShapeDtypeStruct = field(repr=False)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers on tiles, by the paths of their parameters."""
+        return tuple(one.name for one in self._plan.layers)
+
+    @property
+    def adc_ranges(self) -> dict[str, np.ndarray]:
+        """Ranges of the converters by layer, float32 `[tiles]`, column by column of tiles, in units
+        of outputs of a largest weight of 1 and inputs of largest magnitude 1; {} without an ADC."""
+        if self._ranges is None:
+            return {}
+        return dict(zip(self.layers, self._ranges, strict=True))
+
+    def program(self, params: Params, key: Array) -> Programmed:
+        """Programs parameters onto the chip and lets it age to the memory's `t_inference`.
+
+        A pure function, for `jax.jit`, `jax.vmap` over keys and `jax.grad`.
+
+        Args:
+          params: of the structure and shapes of those that `analog` was given.
+          key: which chip: the devices of each layer depend on it and on the layer's name alone.
+        """
+        leaves, treedef = jax.tree.flatten(params)
+        self._require_params(leaves, treedef)
+        key = threefry_key(key)
+        programmed, units = list(leaves), []
+        for number, layer in enumerate(self._plan.layers):
+            leaf = layer.weight.leaf
+            found = program_layer(
+                self.profile,
+                layer.grid,
+                layer.matrix(leaves[leaf]),
+                None if self._ranges is None else jnp.asarray(self._ranges[number]),
+                layer_key(key, layer.name),
+            )
+            programmed[leaf] = layer.put(programmed[leaf], found.matrix)
+            units.append(found.units)
+        noise = jax.random.fold_in(key, 0)
+        return Programmed(jax.tree.unflatten(treedef, programmed), tuple(units), noise)
+
+    def apply(
+        self,
+        weights: Programmed,
+        images: Float[Array, "batch ..."],
+        *,
+        indices: Int[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Logits of a programmed chip.
+
+        A pure function, for `jax.jit`, `jax.vmap` over chips and `jax.grad`; the derivative of a
+        converter's rounding is 1, that of its saturation 0.
+
+        Args:
+          weights: of `program`.
+          images: as the function takes them.
+          indices: which samples they are; the noise of each operation belongs to the chip, the
+            layer and this number. None for their positions.
+        """
+        images = jnp.asarray(images)
+        if images.shape[1:] != self._example.shape:
+            raise ValueError(
+                f"images of shape {images.shape[1:]}; the chip was made for {self._example.shape}: "
+                "make one for these with bridge.analog"
+            )
+        if not isinstance(weights, Programmed):
+            raise ValueError("weights must be what chip.program returns")
+        numbers = jnp.arange(len(images)) if indices is None else jnp.asarray(indices)
+        if numbers.shape != (len(images),):
+            raise ValueError(f"indices must be one for each of {len(images)} images")
+        return self._apply(weights, images, numbers)
+
+    def at(self, t_inference: float) -> Self:
+        """The same chip at another time: its `program` gives the devices of a key at that time.
+
+        Args:
+          t_inference: seconds since programming.
+
+        Raises:
+          ValueError: the profile has no memory, or the memory no such time.
+        """
+        if self.profile.memory is None:
+            raise ValueError(f"profile {self.profile.name} has no memory, so that it does not age")
+        memory: Any = replace(self.profile.memory, t_inference=t_inference)
+        return replace(self, profile=replace(self.profile, memory=memory))
+
+    @cached_property
+    def _apply(self) -> Callable[[Programmed, Array, Array], Array]:
+        return jax.jit(self._logits)
+
+    def _logits(self, weights: Programmed, images: Array, indices: Array) -> Array:
+        if is_linear(self.profile):
+            return self._logits_fn(weights.params, images)
+        limits = None
+        if self._ranges is not None:
+            limits = [
+                layer.grid.by_output(jnp.asarray(bounds))
+                for layer, bounds in zip(self._plan.layers, self._ranges, strict=True)
+            ]
+        leaves = jax.tree.leaves(weights.params)
+        return logits(
+            *(self._program, self._plan, self.profile, limits, leaves),
+            *(weights.units, weights.key, images, indices),
+        )
+
+    def _require_params(self, leaves: Sequence[Any], treedef: Any) -> None:
+        targets, wanted = jax.tree.flatten(self.params)
+        if treedef != wanted:
+            raise ValueError(f"params of another structure: {treedef}, the chip has {wanted}")
+        for target, leaf in zip(targets, leaves, strict=True):
+            if jnp.shape(leaf) != jnp.shape(target):
+                raise ValueError(
+                    f"params of other shapes: {jnp.shape(leaf)} in place of {jnp.shape(target)}"
+                )
+
+
+def analog(
+    logits_fn: Callable[..., Array] | nnx.Module,
+    params: Params,
+    profile: Profile,
+    images: Float[Array, "batch ..."],
+    *,
+    digital_layers: Sequence[str] = (),
+    strict: bool = False,
+) -> Chip:
+    """Makes an analog chip of a JAX function; the function is not touched.
+
+        chip = bridge.analog(logits_fn, params, bridge.PROFILES["adc+wnoise+pcm"], images)
+        weights = chip.program(params, jax.random.key(0))
+        logits = chip.apply(weights, images)
+
+        keys = jax.random.split(jax.random.key(0), 100)
+        chips = jax.vmap(chip.program, (None, 0))(params, keys)
+
+    Each `dot_general` and `conv_general_dilated` of a parameter and something that depends on the
+    images is on tiles of at most 512 x 512, split evenly, each with its largest weight mapped to 1.
+    The parameter may have been reshaped, transposed, sliced or cast before. Inputs are in units of
+    the largest magnitude of each input vector or patch; partial sums, biases and all else are
+    digital. Products of two activations are too, and products that no tile computes (grouped and
+    transposed convolutions, weights that are computed of parameters, constants of the function):
+    a warning names these with their share of the work.
+
+    A parameter that is used several times is one weight on the chip; where the function uses it
+    otherwise, as an embedding does, it is read as programmed. Loops with products are unrolled,
+    branches all computed; within them a derivative rule of the function's own gives way to that of
+    its program. The noise of a memory is AIHWKit's, in distribution; the numbers of a key are not
+    those of a seed of `bridge.program`.
+
+    Args:
+      logits_fn: `logits_fn(params, images) -> [batch, classes]`, of which each sample's row depends
+        on the sample alone; or an NNX module in evaluation mode, with None as its params.
+      params: target parameters, a pytree.
+      profile: the non-idealities; see `bridge.PROFILES`.
+      images: examples `[batch, ...]` as the function takes them: their shape, and what the ADC's
+        ranges are calibrated on where the profile says so.
+      digital_layers: paths of parameters, or of what they are in, whose products stay digital.
+      strict: refuse products that no tile computes.
+
+    Raises:
+      ValueError: a function without a product that tiles compute, weights that are no floating
+        numbers or not finite, a parameter in two arrangements, products inside of a `while_loop`, a
+        memory without a model in JAX, unknown digital layers, or a bad calibration.
+    """
+    if isinstance(logits_fn, nnx.Module):
+        if params is not None:
+            raise ValueError("an NNX module has its parameters: give None as params")
+        graphdef, params = nnx.split(logits_fn)
+        logits_fn = NnxCall(graphdef)
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile must be a bridge.Profile, got {profile!r}")
+    if profile.memory is not None:
+        require_device(profile.memory)
+    examples = jnp.asarray(images)
+    if examples.ndim < 2 or not len(examples):
+        raise ValueError(f"images must be [batch, ...], got shape {examples.shape}")
+    leaves = [leaf for _, leaf in jax.tree.leaves_with_path(params)]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree.leaves_with_path(params)
+    ]
+    treedef = jax.tree.structure(params)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    one = jax.ShapeDtypeStruct((1, *examples.shape[1:]), examples.dtype)
+    function = logits_fn
+    program = jax.make_jaxpr(lambda given, x: function(jax.tree.unflatten(treedef, given), x))(
+        shapes, one
+    )
+    found = plan(program, shapes, names, one, _in_digital(digital_layers, names))
+    _require_layers(found, strict)
+    for layer in found.layers:
+        if not bool(jnp.isfinite(leaves[layer.weight.leaf]).all()):
+            raise ValueError(
+                f"parameter {names[layer.weight.leaf]} has weights that are not finite"
+            )
+    sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
+    chip = Chip(profile, params, found.coverage, function, program, found, None, sample)
+    if profile.adc is None:
+        return chip
+    if profile.adc.range == "calibrated":
+        ideal = replace(chip, profile=Profile(clipping=profile.clipping))
+        targets = jax.jit(ideal.program)(params, jax.random.key(0))
+        bounds = ranges.calibrated(
+            *(program, found, jax.tree.leaves(targets.params), targets.units),
+            *(np.asarray(examples), profile.adc.percentile),
+        )
+    else:
+        bounds = tuple(
+            np.full(layer.grid.count, profile.adc.range, np.float32) for layer in found.layers
+        )
+    return replace(chip, _ranges=bounds)
+
+
+def _in_digital(digital_layers: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a parameter's products are to stay digital."""
+
+    def within(name: str, path: str) -> bool:
+        return name == path or name.startswith(f"{path}.")
+
+    unknown = [path for path in digital_layers if not any(within(name, path) for name in names)]
+    if unknown:
+        raise ValueError(
+            f"digital_layers names what is not there: {', '.join(unknown)}; the parameters are "
+            f"{', '.join(names)}"
+        )
+    return lambda name: any(within(name, path) for path in digital_layers)
+
+
+def _require_layers(found: Plan, strict: bool) -> None:
+    """Refuses a function of which nothing is on tiles, and tells what is digital unasked."""
+    table = found.coverage
+    whole = table[table["reason"].str.startswith("weights of type")]
+    if len(whole):
+        raise ValueError(
+            f"parameter {whole['layer'].iloc[0]} has {whole['reason'].iloc[0]}: tiles hold "
+            "floating weights; dequantise them, or name it in digital_layers"
+        )
+    if not found.layers:
+        reasons = "".join(
+            f"; {row.layer or 'a product'}: {row.reason}" for row in table.itertuples()
+        )
+        raise ValueError(
+            "the function has no matrix product or convolution of images with a parameter in "
+            f"params that tiles compute{reasons}"
+        )
+    asked = table["reason"].isin(["", "two activations", "named in digital_layers"])
+    left = table[~asked]
+    if len(left):
+        share = left["macs"].sum() / table["macs"].sum()
+        named = dict.fromkeys(
+            f"{row.layer or 'a product'} ({row.reason})" for row in left.itertuples()
+        )
+        what = f"no tile computes {', '.join(named)}: {100 * share:.3g} % of the work"
+        if strict:
+            raise ValueError(f"{what}; name them in digital_layers, or leave out strict=True")
+        warnings.warn(f"{what} stays digital", stacklevel=3)

@@ -1,0 +1,203 @@
+"""Logits of a chip whose tiles are not linear: converters, and noise drawn at each operation."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import Array, Float, Int
+
+from bridge.chips.profiles import Profile, WeightNoise
+from bridge.jax_chips import jaxprs
+from bridge.jax_chips.converters import converted
+from bridge.jax_chips.layers import Plan
+from bridge.jax_chips.normals import normal
+from bridge.jax_chips.operations import Operation
+from bridge.jax_chips.programming import layer_key
+
+Units = Sequence[Float[Array, "columns outputs"]]
+"""For each layer what a tile's unit of outputs amounts to."""
+
+
+def is_linear(profile: Profile) -> bool:
+    """Whether a programmed chip computes what the function does with the programmed weights."""
+    return profile.adc is None and not _noise_of_operations(profile)
+
+
+def _noise_of_operations(profile: Profile) -> WeightNoise | None:
+    noise = profile.wnoise
+    return noise if noise is not None and noise.drawn == "per_mvm" else None
+
+
+def logits(
+    program: ClosedJaxpr,
+    plan: Plan,
+    profile: Profile,
+    limits: Units | None,
+    leaves: Sequence[Array],
+    units: Units,
+    key: Array,
+    images: Float[Array, "batch ..."],
+    indices: Int[Array, " batch"],
+) -> Float[Array, "batch classes"]:
+    """Logits of each sample, which depend on no other sample of the batch.
+
+    Args:
+      program: of one sample.
+      plan: its products.
+      profile: converter and noise.
+      limits: for each layer the ranges of the converters, by column and output, in the tiles' unit.
+      leaves: programmed parameters.
+      units: see `Units`.
+      key: of the noise of operations.
+      images: a batch.
+      indices: which samples they are.
+    """
+
+    def one(image: Array, index: Array) -> Array:
+        calls: Counter[int] = Counter()
+
+        def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            on_tiles = plan.layers[layer]
+            call = jax.random.fold_in(layer_key(key, on_tiles.name), calls[layer])
+            calls[layer] += 1
+            tiles = _Tiles(operation, on_tiles.grid.columns, units[layer], profile)
+            sample = jax.random.fold_in(call, index)
+            return tiles.outputs(x, weight, None if limits is None else limits[layer], sample)
+
+        return _run(program, plan, leaves, image, outputs)
+
+    return jax.vmap(one)(images, indices)
+
+
+def observed(
+    program: ClosedJaxpr,
+    plan: Plan,
+    leaves: Sequence[Array],
+    units: Units,
+    images: Float[Array, "batch ..."],
+    reduce: Callable[[Array], Array],
+) -> list[list[list[Array]]]:
+    """What the tiles' outputs are ahead of converters, in the tiles' unit, by magnitude.
+
+    Returns:
+      For each layer and column of its tiles, `reduce` of `[outputs, positions]` for each call,
+      `[batch, outputs, ...]`.
+    """
+
+    def one(image: Array) -> Any:
+        seen: list[list[list[Array]]] = [[[] for _ in layer.grid.columns] for layer in plan.layers]
+
+        def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            inputs, matrix = operation.inputs(x), operation.matrix(weight)
+            columns = plan.layers[layer].grid.columns
+            exact = [operation.product(inputs, matrix, part) for part in columns]
+            for number, (part, values) in enumerate(zip(columns, exact, strict=True)):
+                unit = operation.along_outputs(units[layer][number], values)
+                magnitudes = jnp.abs(values / (unit * _unit(operation, inputs, part)))
+                axis = operation.output_axis(values)
+                rows = jnp.moveaxis(magnitudes, axis, 0).reshape(values.shape[axis], -1)
+                seen[layer][number].append(reduce(rows))
+            return operation.result(sum(exact[1:], exact[0]))
+
+        _run(program, plan, leaves, image, outputs)
+        return seen
+
+    found: list[list[list[Array]]] = jax.vmap(one)(images)
+    return found
+
+
+def _run(
+    program: ClosedJaxpr,
+    plan: Plan,
+    leaves: Sequence[Array],
+    image: Array,
+    outputs: Callable[[int, Operation, Array, Array], Array],
+) -> Array:
+    """The program's first result for one sample; `outputs(layer, operation, activations, weight)`
+    computes what tiles do."""
+    met = iter(plan.products)
+
+    def on_product(product: jaxprs.Product, x: Array, weight: Array) -> Array | None:
+        one = next(met)
+        if one.layer is None or one.operation is None:
+            return None
+        return outputs(one.layer, one.operation, x, weight)
+
+    found: Array = jaxprs.run(program, leaves, image[None], on_product)[0][0]
+    return found
+
+
+class _Tiles(NamedTuple):
+    """The tiles of one product."""
+
+    operation: Operation
+    columns: Sequence[tuple[int, int]]
+    """Inputs of each column of tiles."""
+    units: Float[Array, "columns outputs"]
+    profile: Profile
+
+    def outputs(
+        self, x: Array, weight: Array, limits: Float[Array, "columns outputs"] | None, key: Array
+    ) -> Array:
+        """The product's result: partial sums of the columns, each through its converters."""
+        inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight)
+        noise = _noise_of_operations(self.profile)
+        adc = self.profile.adc
+        if adc is None or limits is None:  # the sum of independent noises is one
+            assert noise is not None
+            exact = self.operation.product(inputs, matrix, (0, matrix.shape[1]))
+            spread = noise.sigma * _root(self._variance(noise, inputs, matrix, exact))
+            return self.operation.result(exact + spread * normal(key, exact.shape))
+        total: Array | None = None
+        for number, part in enumerate(self.columns):
+            found = self.operation.product(inputs, matrix, part)
+            if noise is not None:
+                variance = self._variance_of(number, noise, inputs, matrix, found)
+                # That of one column of tiles is the same with converters and without.
+                own = key if number == 0 else jax.random.fold_in(key, number)
+                normals = normal(own, found.shape)
+                found = found + noise.sigma * _root(variance) * normals
+            unit = self._along(self.units[number], found) * _unit(self.operation, inputs, part)
+            limit = self._along(limits[number], found)
+            found = converted(found / unit, limit, adc.bits) * unit
+            total = found if total is None else total + found
+        assert total is not None
+        return self.operation.result(total)
+
+    def _variance(self, noise: WeightNoise, inputs: Array, matrix: Array, like: Array) -> Array:
+        """Variance of the noise of all columns, for a sigma of 1."""
+        if noise.kind == "pcm_read":
+            sizes = [last - first for first, last in self.columns]
+            units = jnp.repeat(self.units.T, jnp.asarray(sizes), 1, total_repeat_length=sum(sizes))
+            whole = (0, matrix.shape[1])
+            return self.operation.product(jnp.square(inputs), units * jnp.abs(matrix), whole)
+        numbers = range(len(self.columns))
+        found = [self._variance_of(n, noise, inputs, matrix, like) for n in numbers]
+        return sum(found[1:], found[0])
+
+    def _variance_of(
+        self, number: int, noise: WeightNoise, inputs: Array, matrix: Array, like: Array
+    ) -> Array:
+        """Variance of one column's noise, for a sigma of 1; broadcasts to its outputs."""
+        unit, part = self._along(self.units[number], like), self.columns[number]
+        if noise.kind == "pcm_read":
+            return unit * self.operation.product(jnp.square(inputs), jnp.abs(matrix), part)
+        return unit**2 * self.operation.sum_of_squares(inputs, part)
+
+    def _along(self, values: Float[Array, " outputs"], like: Array) -> Array:
+        return self.operation.along_outputs(values, like)
+
+
+def _unit(operation: Operation, inputs: Array, part: tuple[int, int]) -> Array:
+    """The unit of inputs: the largest magnitude of each vector or patch, 1 for zeros."""
+    largest = operation.largest(inputs, part)
+    return jnp.where(largest > 0, largest, 1.0)
+
+
+def _root(variance: Array) -> Array:
+    """Square roots, with derivative 0 at 0."""
+    there = variance > 0
+    return jnp.where(there, jnp.sqrt(jnp.where(there, variance, 1.0)), 0.0)

@@ -1,0 +1,307 @@
+"""Walks a function's program and replaces the products with weights in it.
+
+A weight is a parameter, or what layout operations alone make of one. A product is a `dot_general`
+or `conv_general_dilated` of a weight and something that depends on the images; all other operations
+are computed as they are. Calls, branches and loops with products in them are gone into: a loop is
+unrolled, a branch computed and selected, and a derivative rule of the function's own gives way to
+that of its program.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+_CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+"""Operations that call one program on their own operands, and which of their settings it is."""
+
+_LAYOUT = frozenset(("reshape", "transpose", "squeeze", "expand_dims", "slice", "copy", "copy_p"))
+_PASSING = frozenset(("optimization_barrier", "sharding_constraint", "copy", "copy_p"))
+
+
+class Weight(NamedTuple):
+    """What layout operations make of a parameter."""
+
+    leaf: int
+    """Position of the parameter among the leaves."""
+    layout: tuple[Callable[[Any], Any], ...]
+    """The operations in turn."""
+
+    def __call__(self, parameter: Any) -> Any:
+        for step in self.layout:
+            parameter = step(parameter)
+        return parameter
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a value is made of.
+
+    Attributes:
+      leaves: parameters that it depends on, by position.
+      images: whether it depends on the images.
+      weight: what it is of a parameter, where layout operations alone made it.
+    """
+
+    leaves: frozenset[int] = frozenset()
+    images: bool = False
+    weight: Weight | None = None
+
+
+class Traced(NamedTuple):
+    """A value of the program, and what it is made of."""
+
+    value: Any
+    origin: Origin
+
+
+class Product(NamedTuple):
+    """One product as it is met in the program.
+
+    Attributes:
+      equation: the operation.
+      position: which operand is the weight, or depends on parameters; None for two activations.
+      weight: what it is of a parameter; None where it is not made by layout operations alone.
+      leaves: parameters that it depends on.
+      operands: shapes and dtypes of both.
+    """
+
+    equation: JaxprEqn
+    position: int | None
+    weight: Weight | None
+    leaves: frozenset[int]
+    operands: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+
+
+OnProduct = Callable[[Product, Any, Any], Any]
+"""Called with a product, the activation and the weight; its result takes the product's place, None
+leaves the product as it is."""
+
+
+def run(
+    program: ClosedJaxpr, leaves: Sequence[Any], images: Any, on_product: OnProduct
+) -> list[Any]:
+    """A program's results, its products replaced.
+
+    Args:
+      program: of a function `(leaves, images)`.
+      leaves: parameters.
+      images: the last operand.
+      on_product: see `OnProduct`.
+    """
+    given = [
+        Traced(leaf, Origin(frozenset([i]), weight=Weight(i, ()))) for i, leaf in enumerate(leaves)
+    ]
+    arguments = [*given, Traced(images, Origin(images=True))]
+    return [one.value for one in _closed(program, arguments, on_product)]
+
+
+def _closed(
+    program: ClosedJaxpr | Jaxpr, arguments: Sequence[Traced], on_product: OnProduct
+) -> list[Traced]:
+    if isinstance(program, ClosedJaxpr):
+        constants = [Traced(one, Origin()) for one in program.consts]
+        return _walk(program.jaxpr, constants, arguments, on_product)
+    return _walk(program, [], arguments, on_product)
+
+
+def _walk(
+    jaxpr: Jaxpr,
+    constants: Sequence[Traced],
+    arguments: Sequence[Traced],
+    on_product: OnProduct,
+) -> list[Traced]:
+    known: dict[Any, Traced] = dict(zip(jaxpr.constvars, constants, strict=True))
+    known |= zip(jaxpr.invars, arguments, strict=True)
+
+    def look_up(variable: Any) -> Traced:
+        if isinstance(variable, Literal):
+            return Traced(variable.val, Origin())
+        return known[variable]
+
+    for equation in jaxpr.eqns:
+        operands = [look_up(variable) for variable in equation.invars]
+        results = _evaluate(equation, operands, on_product)
+        known |= zip(equation.outvars, results, strict=True)
+    return [look_up(variable) for variable in jaxpr.outvars]
+
+
+def _evaluate(
+    equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct
+) -> list[Traced]:
+    name = equation.primitive.name
+    if name in _PRODUCTS:
+        return [_product(equation, operands, on_product)]
+    if any(one.origin.leaves for one in operands) and has_products(equation):
+        if name in _CALLS:
+            return _closed(equation.params[_CALLS[name]], operands, on_product)
+        if name in _INSIDE:
+            return _INSIDE[name](equation, operands, on_product)
+        raise ValueError(
+            f"a product with parameters is inside of {name}, whose program cannot be changed: "
+            "write it outside, or as lax.scan or lax.cond"
+        )
+    return _as_it_is(equation, operands)
+
+
+def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
+    values = _compute(equation, [one.value for one in operands])
+    leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
+    plain = Origin(leaves, any(one.origin.images for one in operands))
+    weights = _layouts(equation, operands)
+    return [
+        Traced(value, plain if weight is None else Origin(leaves, weight=weight))
+        for value, weight in zip(values, weights, strict=True)
+    ]
+
+
+def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | None]:
+    """What an operation's results are of a parameter, where it only moves numbers."""
+    name, count = equation.primitive.name, len(equation.outvars)
+    if len(operands) != 1 or operands[0].origin.weight is None:
+        return [None] * count
+    weight, given = operands[0].origin.weight, shape_of(equation.invars[0])
+    result = shape_of(equation.outvars[0])
+    if name == "split":
+        return [
+            Weight(weight.leaf, (*weight.layout, partial(_part, equation, i))) for i in range(count)
+        ]
+    moves = name in _LAYOUT or name in _PASSING
+    if name == "broadcast_in_dim":
+        moves = result.size == given.size
+    if name == "convert_element_type":
+        moves = all(jnp.issubdtype(one.dtype, jnp.floating) for one in (given, result))
+    if not moves:
+        return [None] * count
+    return [Weight(weight.leaf, (*weight.layout, partial(_part, equation, 0)))] * count
+
+
+def _part(equation: JaxprEqn, number: int, value: Any) -> Any:
+    """One result of a layout operation; whole numbers, which tell places, keep their type."""
+    if equation.primitive.name == "convert_element_type" and jnp.issubdtype(
+        value.dtype, jnp.integer
+    ):
+        return value
+    return _compute(equation, [value])[number]
+
+
+def _compute(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The results of one operation."""
+    given = {
+        variable: value
+        for variable, value in zip(equation.invars, operands, strict=True)
+        if not isinstance(variable, Literal)
+    }
+    told = DebugInfo("operation", equation.primitive.name, None, None)
+    alone = Jaxpr((), list(given), equation.outvars, [equation], equation.effects, told)
+    found: list[Any] = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
+    return found
+
+
+def _product(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> Traced:
+    leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
+    images = any(one.origin.images for one in operands)
+    if not images:  # a parameter made of others, or of constants
+        return _as_it_is(equation, operands)[0]
+    of_parameters = [i for i, one in enumerate(operands) if not one.origin.images]
+    position = of_parameters[0] if of_parameters else None
+    weight = None if position is None else operands[position].origin.weight
+    first, second = map(shape_of, equation.invars)
+    met = Product(
+        equation,
+        position,
+        weight,
+        frozenset() if position is None else operands[position].origin.leaves,
+        (first, second),
+    )
+    here = 1 if position is None else position
+    found = on_product(met, operands[1 - here].value, operands[here].value)
+    if found is None:
+        return _as_it_is(equation, operands)[0]
+    return Traced(found, Origin(leaves, images))
+
+
+def _scan(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> list[Traced]:
+    settings = equation.params
+    first, carried = settings["num_consts"], settings["num_carry"]
+    fixed, carry = operands[:first], list(operands[first : first + carried])
+    stacked, length = operands[first + carried :], settings["length"]
+    steps = range(length)
+    outputs: dict[int, list[Traced]] = {}
+    for step in reversed(steps) if settings["reverse"] else steps:
+        slices = [_slice(one, step) for one in stacked]
+        found = _closed(settings["jaxpr"], [*fixed, *carry, *slices], on_product)
+        carry, outputs[step] = found[:carried], found[carried:]
+    rows = [outputs[step] for step in steps]
+    return [*carry, *(_stacked(column) for column in zip(*rows, strict=True))]
+
+
+def _slice(stacked: Traced, step: int) -> Traced:
+    take = partial(lax.index_in_dim, index=step, keepdims=False)
+    weight = stacked.origin.weight
+    if weight is not None:
+        weight = Weight(weight.leaf, (*weight.layout, take))
+    return Traced(take(stacked.value), Origin(stacked.origin.leaves, stacked.origin.images, weight))
+
+
+def _stacked(column: Sequence[Traced]) -> Traced:
+    leaves = frozenset[int]().union(*(one.origin.leaves for one in column))
+    origin = Origin(leaves, any(one.origin.images for one in column))
+    return Traced(jnp.stack([one.value for one in column]), origin)
+
+
+def _branches(
+    equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct
+) -> list[Traced]:
+    chosen, *given = operands
+    results = [_closed(one, given, on_product) for one in equation.params["branches"]]
+    found = []
+    for of_branches in zip(*results, strict=True):
+        every = [*of_branches, chosen]
+        leaves = frozenset[int]().union(*(one.origin.leaves for one in every))
+        origin = Origin(leaves, any(one.origin.images for one in every))
+        values = [one.value for one in of_branches]
+        found.append(Traced(_select(chosen.value, values), origin))
+    return found
+
+
+def _select(chosen: Any, values: Sequence[Any]) -> Any:
+    found = values[-1]
+    for number, value in enumerate(values[:-1]):
+        found = jnp.where(chosen == number, value, found)
+    return found
+
+
+_PRODUCTS = frozenset(("dot_general", "conv_general_dilated"))
+_INSIDE = {"scan": _scan, "cond": _branches}
+
+
+def has_products(equation: JaxprEqn) -> bool:
+    """Whether there are products in the programs within an operation."""
+    return any(
+        one.primitive.name in _PRODUCTS or has_products(one)
+        for inner in _programs(equation.params.values())
+        for one in inner.eqns
+    )
+
+
+def _programs(values: Any) -> Iterator[Jaxpr]:
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _programs(value)
+
+
+def shape_of(variable: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a program's variable."""
+    return jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)

@@ -1,0 +1,189 @@
+"""What of a function runs on tiles: its layers, and the products that read them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import Array, Float
+
+from bridge.jax_chips import jaxprs
+from bridge.jax_chips.grids import Grid
+from bridge.jax_chips.operations import Operation, operation_of
+
+_COLUMNS = ["layer", "operator", "weights", "calls", "macs", "tiles", "place", "reason"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight on tiles.
+
+    Attributes:
+      name: path of its parameter, and `[n]` behind it where several layers share one.
+      weight: which parameter, and the layout in which the product takes it.
+      operation: gives it as a matrix.
+    """
+
+    name: str
+    weight: jaxprs.Weight
+    operation: Operation
+
+    @property
+    def grid(self) -> Grid:
+        """Its tiles."""
+        return Grid(*self.operation.matrix_shape)
+
+    def matrix(self, parameter: Array) -> Float[Array, "outputs inputs"]:
+        """The weight matrix, float32."""
+        return self.operation.matrix(self.weight(parameter)).astype(jnp.float32)
+
+    def put(self, parameter: Array, matrix: Float[Array, "outputs inputs"]) -> Array:
+        """The parameter with this weight matrix in the layer's place."""
+        shape = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
+        back = jax.linear_transpose(self.matrix, shape)
+        return parameter - back(self.matrix(parameter))[0] + back(matrix)[0]
+
+
+@dataclass(frozen=True)
+class Met:
+    """A product as the program meets it.
+
+    Attributes:
+      layer: position of its layer; None where it stays digital.
+      operation: how it runs on tiles.
+    """
+
+    layer: int | None
+    operation: Operation | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which products of a program run on tiles.
+
+    Attributes:
+      layers: in the order in which they are first met.
+      products: in the order in which they are met.
+      coverage: a row a product; see `Chip.coverage`.
+    """
+
+    layers: tuple[Layer, ...]
+    products: tuple[Met, ...]
+    coverage: pd.DataFrame
+
+
+def plan(
+    program: ClosedJaxpr,
+    leaves: Sequence[Any],
+    names: Sequence[str],
+    image: Any,
+    is_digital: Callable[[str], bool],
+) -> Plan:
+    """Finds the layers of a program of one sample.
+
+    Args:
+      program: of a function `(leaves, image)`.
+      leaves: shapes and dtypes of the parameters.
+      names: their paths.
+      image: its shape and dtype.
+      is_digital: whether a parameter's products stay digital by the user's wish.
+
+    Raises:
+      ValueError: one parameter on tiles in two arrangements.
+    """
+    found = _Finder(leaves, names, is_digital)
+    jax.eval_shape(lambda given, x: jaxprs.run(program, given, x, found.meet), leaves, image)
+    return Plan(
+        tuple(found.layers), tuple(found.products), pd.DataFrame(found.rows, columns=_COLUMNS)
+    )
+
+
+class _Finder:
+    """Collects layers while a program is walked."""
+
+    def __init__(
+        self, leaves: Sequence[Any], names: Sequence[str], is_digital: Callable[[str], bool]
+    ):
+        self.leaves, self.names, self.is_digital = leaves, names, is_digital
+        self.layers: list[Layer] = []
+        self.products: list[Met] = []
+        self.rows: list[dict[str, Any]] = []
+        self._places: dict[int, list[tuple[int, np.ndarray]]] = {}
+
+    def meet(self, product: jaxprs.Product, x: Any, weight: Any) -> None:
+        number, operation, reason = self._layer(product)
+        self.products.append(Met(number, operation if number is not None else None))
+        weights = ", ".join(self.names[i] for i in sorted(product.leaves))
+        layer = self.layers[number].name if number is not None else weights
+        self.rows.append(
+            {
+                "layer": layer,
+                "operator": product.equation.primitive.name,
+                "weights": weights,
+                "calls": 1,
+                "macs": _macs(product),
+                "tiles": 0 if number is None else self.layers[number].grid.count,
+                "place": "digital" if number is None else "analog",
+                "reason": reason,
+            }
+        )
+
+    def _layer(self, product: jaxprs.Product) -> tuple[int | None, Operation | None, str]:
+        if product.position is None:
+            return None, None, "two activations"
+        if not product.leaves:
+            return None, None, "a constant of the function, which is not in params"
+        if product.weight is None:
+            return None, None, "the weight is computed from parameters"
+        leaf = product.weight.leaf
+        if self.is_digital(self.names[leaf]):
+            return None, None, "named in digital_layers"
+        if not jnp.issubdtype(self.leaves[leaf].dtype, jnp.floating):
+            return None, None, f"weights of type {self.leaves[leaf].dtype}"
+        operation = operation_of(product)
+        if isinstance(operation, str):
+            return None, None, operation
+        return self._shared(product.weight, operation), operation, ""
+
+    def _shared(self, weight: jaxprs.Weight, operation: Operation) -> int:
+        """The layer of a weight; the one that is there, where it was met before."""
+        leaf = self.leaves[weight.leaf]
+        with jax.ensure_compile_time_eval():
+            numbers = jnp.arange(_size(leaf), dtype=jnp.int32).reshape(leaf.shape)
+            here = np.asarray(operation.matrix(weight(numbers)))
+        known = self._places.setdefault(weight.leaf, [])
+        for number, there in known:
+            if here.shape == there.shape and np.array_equal(here, there):
+                return number
+            if np.intersect1d(here, there).size:
+                raise ValueError(
+                    f"parameter {self.names[weight.leaf]} is multiplied in two arrangements, such "
+                    "as with its transpose, and can be on tiles in one: leave it digital, "
+                    f"digital_layers=[{self.names[weight.leaf]!r}]"
+                )
+        name = self.names[weight.leaf]
+        if here.size < _size(leaf):
+            name = f"{name}[{len(known)}]"
+        self.layers.append(Layer(name, weight, operation))
+        known.append((len(self.layers) - 1, here))
+        return len(self.layers) - 1
+
+
+def _size(leaf: Any) -> int:
+    return int(np.prod(leaf.shape))
+
+
+def _macs(product: jaxprs.Product) -> int:
+    """Multiply-accumulates of any product."""
+    equation = product.equation
+    outputs = int(np.prod(jaxprs.shape_of(equation.outvars[0]).shape))
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return outputs * int(np.prod([product.operands[0].shape[i] for i in contracted], dtype=int))
+    spec = equation.params["dimension_numbers"].rhs_spec
+    kernel = product.operands[1].shape
+    return outputs * int(np.prod(kernel)) // kernel[spec[0]]

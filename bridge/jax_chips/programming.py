@@ -1,0 +1,124 @@
+"""What happens to a tile's weights, from scaling and programming to frozen noise."""
+
+import zlib
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bridge.chips.profiles import Clipping, Profile, WeightNoise
+from bridge.jax_chips import devices
+from bridge.jax_chips.converters import converted
+from bridge.jax_chips.grids import Grid
+from bridge.jax_chips.normals import normal
+
+Tile = Float[Array, "rows columns"]
+
+
+class OnTiles(NamedTuple):
+    """A layer's weights on tiles."""
+
+    matrix: Float[Array, "outputs inputs"]
+    """As the layer's outputs come out, compensation of drift included."""
+    units: Float[Array, "columns outputs"]
+    """What a tile's own unit of outputs amounts to, for each column of tiles."""
+
+
+def layer_key(key: Array, name: str) -> Array:
+    """The key of a layer, by its name alone."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # equal layers share a program
+def program_layer(
+    profile: Profile,
+    grid: Grid,
+    targets: Float[Array, "outputs inputs"],
+    ranges: Float[Array, " tiles"] | None,
+    key: Array,
+) -> OnTiles:
+    """Programs one layer.
+
+    Args:
+      profile: its memory, weight noise and clipping.
+      grid: the layer's tiles.
+      targets: its weight matrix.
+      ranges: each tile's ADC range, in units of outputs of a largest weight of 1.
+      key: of the chip and the layer.
+    """
+    tiles, inside = grid.stack(targets), jnp.asarray(grid.inside)
+    keys = jax.vmap(lambda tile: jax.random.fold_in(key, tile))(jnp.arange(len(tiles)))
+    limits = jnp.full(len(tiles), jnp.inf) if ranges is None else ranges
+
+    def one(tile: Tile, there: Array, limit: Array, tile_key: Array) -> tuple[Tile, Array]:
+        scale, target = _scaled(profile.clipping, tile, there)
+        weights, factors = _aged(profile, target, there, limit, tile_key)
+        if profile.wnoise is not None and profile.wnoise.drawn == "per_chip":
+            weights = _noisy(profile.wnoise, weights, jax.random.fold_in(tile_key, 2))
+        factors = jnp.broadcast_to(factors, (len(tile),)) * scale
+        return weights * factors[:, None], factors
+
+    weights, factors = jax.vmap(one)(tiles, inside, limits, keys)
+    return OnTiles(grid.unstack(weights), grid.by_output(factors))
+
+
+def _scaled(clipping: Clipping, tile: Tile, there: Array) -> tuple[Array, Tile]:
+    """The largest weight, 1 for a tile of zeros, and the weights in its unit, clipped before."""
+    if clipping.type == "fixed_value":
+        bound = clipping.fixed_value * jnp.abs(tile).max()
+        tile = jnp.clip(tile, -bound, bound)
+    if clipping.type == "layer_gaussian":
+        count = there.sum()
+        mean = jnp.where(there, tile, 0.0).sum() / count
+        variance = jnp.where(there, jnp.square(tile - mean), 0.0).sum() / (count - 1)
+        bound = clipping.sigma * jnp.sqrt(variance)
+        tile = jnp.clip(tile, -bound, bound)
+    largest = jnp.abs(tile).max()
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return scale, tile / scale
+
+
+def _aged(
+    profile: Profile, target: Tile, there: Array, limit: Array, key: Array
+) -> tuple[Tile, Array]:
+    """The weights at the time of inference, and the factor on the outputs, for the tile or each."""
+    memory = profile.memory
+    if memory is None:
+        return target, jnp.ones(())
+    programming, reading = jax.random.split(jax.random.fold_in(key, 1))
+    programmed, state = devices.program(memory, programming, target)
+    weights = devices.read(memory, reading, programmed, state)
+    if memory.compensation is None:
+        return weights, jnp.ones(())
+    exact = memory.compensation == "global_exact"
+    axis = 1 if memory.compensation == "per_column" else None
+
+    def readout(values: Tile, number: int, exact: bool) -> Array:
+        """Mean magnitude of the outputs for unit vectors; not below AIHWKit's 1e-4."""
+        if not exact:
+            noise = jax.random.fold_in(reading, number)
+            values = _read(profile, values, limit, noise)
+        magnitudes = jnp.where(there, jnp.abs(values), 0.0)
+        return jnp.maximum(magnitudes.sum(axis) / jnp.maximum(there.sum(axis), 1), 1e-4)
+
+    before = readout(target if exact else programmed, 1, exact)
+    return weights, before / readout(weights, 2, False)
+
+
+def _read(profile: Profile, weights: Tile, limit: Array, key: Array) -> Tile:
+    """A tile's outputs for unit vectors, through what its operations have."""
+    if profile.wnoise is not None and profile.wnoise.drawn == "per_mvm":
+        weights = _noisy(profile.wnoise, weights, key)
+    return weights if profile.adc is None else converted(weights, limit, profile.adc.bits)
+
+
+def _noisy(noise: WeightNoise, weights: Tile, key: Array) -> Tile:
+    spread = jnp.full_like(weights, noise.sigma)
+    if noise.kind == "pcm_read":
+        magnitudes = jnp.abs(weights)
+        # sqrt has no derivative at 0, where the noise is 0.
+        spread = noise.sigma * jnp.sqrt(jnp.where(magnitudes > 0, magnitudes, 1.0))
+        spread = jnp.where(magnitudes > 0, spread, 0.0)
+    return weights + spread * normal(key, weights.shape)

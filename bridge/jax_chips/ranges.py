@@ -1,0 +1,106 @@
+"""Ranges of the converters, calibrated on images."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from bridge.jax_chips.execution import Units, observed
+from bridge.jax_chips.layers import Plan
+
+_CHUNK = 32  # images at once
+
+
+def calibrated(
+    program: ClosedJaxpr,
+    plan: Plan,
+    leaves: Sequence[Any],
+    units: Units,
+    images: np.ndarray,
+    percentile: float,
+) -> tuple[np.ndarray, ...]:
+    """Each tile's range, for each layer float32 `[tiles]`: a percentile of its outputs' magnitudes.
+
+    By nearest rank, over all outputs of all images, in units of a largest weight of 1 and inputs of
+    largest magnitude 1. A tile whose outputs are all 0 gets the median of the other tiles' ranges,
+    1 if there is none; where only the percentile is 0, the largest output; a UserWarning names
+    both.
+
+    Raises:
+      ValueError: images that are all 0, or make outputs that are not finite.
+    """
+    whole = percentile == 100
+    reduce: Callable[[Any], Any] = (lambda values: values.max(-1)) if whole else (lambda v: v)
+    look = jax.jit(partial(observed, program, plan, reduce=reduce))
+    tiles = [[(column, rows) for column in range(len(one.grid.columns)) for rows in one.grid.rows]
+             for one in plan.layers]  # fmt: skip
+    kept: list[list[np.ndarray]] = [[np.zeros(0, np.float32) for _ in one] for one in tiles]
+    counts = [[0 for _ in one] for one in tiles]
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        found = look(leaves, units, jnp.asarray(chunk))
+        for layer, of_layer in enumerate(tiles):
+            for number, (column, (first, last)) in enumerate(of_layer):
+                new = [np.asarray(one)[:, first:last].ravel() for one in found[layer][column]]
+                counts[layer][number] += sum(map(len, new))
+                most = sum(map(len, new)) * math.ceil(len(images) / len(chunk))
+                kept[layer][number] = _largest(
+                    np.concatenate([kept[layer][number], *new]),
+                    1 if whole else _above(most, percentile),
+                )
+    names = [[f"{one.name}, tile {i}" for i in range(one.grid.count)] for one in plan.layers]
+    bounds: dict[str, float] = {}
+    dead: list[str] = []
+    sparse: list[str] = []
+    for of_names, of_kept, of_counts in zip(names, kept, counts, strict=True):
+        for name, largest, count in zip(of_names, of_kept, of_counts, strict=True):
+            bound = float(largest[0 if whole else len(largest) - _above(count, percentile)])
+            if not np.isfinite(largest).all() or (bound == 0 and not images.any()):
+                raise ValueError(
+                    f"calibration gives {name} of layers on tiles the ADC range {bound}; use "
+                    "images on which every layer is finite and active"
+                )
+            if bound == 0:
+                bound = float(largest[-1])
+                (sparse if bound else dead).append(name)
+            if bound:
+                bounds[name] = bound
+    share = median(bounds.values()) if bounds else 1.0
+    _tell(dead, sparse, share, percentile)
+    return tuple(
+        np.array([bounds.get(name, share) for name in of_layer], np.float32) for of_layer in names
+    )
+
+
+def _above(count: int, percentile: float) -> int:
+    """How many of `count` numbers are not below their percentile, by nearest rank."""
+    # Rounding must not lift 99.9 % of 3,000 above 2,997.
+    return count - (math.ceil(count * percentile / 100 * (1 - 1e-12)) - 1)
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest, rising; NaN are the last."""
+    count = min(count, len(values))
+    return np.sort(np.partition(values, len(values) - count)[len(values) - count :])
+
+
+def _tell(dead: list[str], sparse: list[str], share: float, percentile: float) -> None:
+    if dead:
+        warnings.warn(
+            f"no output other than 0 on the calibration images: {'; '.join(dead)}; each gets the "
+            f"ADC range {share:g} (for a largest weight of 1)",
+            stacklevel=4,
+        )
+    if sparse:
+        warnings.warn(
+            f"percentile {percentile:g} of the outputs on the calibration images is 0: "
+            f"{'; '.join(sparse)}; each gets its largest output as its ADC range",
+            stacklevel=4,
+        )

@@ -1,0 +1,297 @@
+"""What of a function goes to tiles: functions of all kinds, and those that are refused."""
+
+import subprocess
+import sys
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import bridge
+from bridge.chips import ADC, PCM, Profile
+from bridge.jax_chips import Chip, analog, jaxprs
+from jaxcurv.models import ResNet18
+from tests.torch_networks import made
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 6)).astype(np.float32)
+FINE = Profile(adc=ADC(23, range=100.0))
+"""A converter so fine that tiles compute nearly what the function does."""
+
+
+def weight(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+W, V, S = weight(6, 6), weight(6, 3), weight(3, 6, 6)
+
+
+@jax.custom_jvp
+def doubled(x: Any) -> Any:
+    return 2 * x
+
+
+doubled.defjvp(lambda primals, tangents: (doubled(primals[0]), 5 * tangents[0]))
+
+
+def layers_in_a_scan(params: Any, x: Any) -> Any:
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["S"])[0] @ params["V"]
+
+
+def steps_in_a_scan(params: Any, x: Any) -> Any:
+    def step(h: Any, column: Any) -> Any:
+        h = jnp.tanh(column[:, None] * jnp.ones(6) @ params["W"] + h)
+        return h, h.sum()
+
+    h, _ = jax.lax.scan(step, jnp.zeros_like(x), x.T, reverse=True)
+    return h @ params["V"]
+
+
+def branches(params: Any, x: Any) -> Any:
+    h = jax.lax.cond(x.sum() > 0, lambda: x @ params["W"], lambda: x @ params["W"].T.T + 1)
+    return h @ params["V"]
+
+
+def packed(params: Any, x: Any) -> Any:
+    q, k, v = jnp.split(params["P"], 3, axis=1)
+    return jax.nn.softmax((x @ q) @ (x @ k).T) @ (x @ v)
+
+
+FUNCTIONS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
+    # A function, its parameters, and what is on tiles with the reason why all else is not.
+    "matmul": (lambda p, x: x @ p["W"] @ p["V"], {"W": W, "V": V}, {"W": "", "V": ""}),
+    "from_the_left": (
+        lambda p, x: jnp.einsum("oi,bi->ob", p["W"], x).T @ p["V"],
+        {"W": W, "V": V},
+        {"W": "", "V": ""},
+    ),
+    "two_axes": (
+        lambda p, x: jnp.einsum("bij,hijk->bhk", x.reshape(-1, 2, 3), p["H"]).reshape(len(x), -1),
+        {"H": weight(2, 2, 3, 4)},
+        {"H": ""},
+    ),
+    "jit": (
+        lambda p, x: jax.jit(lambda w, x: jax.nn.relu(x @ w))(p["W"].T, x) @ p["V"],
+        {"W": W, "V": V},
+        {"W": "", "V": ""},
+    ),
+    "remat": (
+        lambda p, x: jax.checkpoint(lambda x: jnp.sin(x @ p["W"]))(x) @ p["V"],
+        {"W": W, "V": V},
+        {"W": "", "V": ""},
+    ),
+    "custom_jvp": (lambda p, x: doubled(x @ p["W"]), {"W": W}, {"W": ""}),
+    "layers_in_a_scan": (
+        layers_in_a_scan,
+        {"S": S, "V": V},
+        dict.fromkeys(("S[0]", "S[1]", "S[2]", "V"), ""),
+    ),
+    "steps_in_a_scan": (steps_in_a_scan, {"W": W, "V": V}, {"V": "", "W": ""}),
+    "branches": (branches, {"W": W, "V": V}, {"V": "", "W": ""}),
+    "packed": (
+        packed,
+        {"P": weight(6, 12)},
+        {"P[0]": "", "P[1]": "", "P[2]": "", "": "two activations"},
+    ),
+    "twice": (lambda p, x: jnp.tanh(x @ p["W"]) @ p["W"], {"W": W}, {"W": ""}),
+    "bfloat16": (
+        lambda p, x: (x.astype(jnp.bfloat16) @ p["W"].astype(jnp.bfloat16)).astype(jnp.float32),
+        {"W": W},
+        {"W": ""},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_products_are_found_and_computed(name: str) -> None:
+    function, params, expected = FUNCTIONS[name]
+    chip = analog(function, params, FINE, X)
+    table = chip.coverage
+    assert dict(zip(table["layer"], table["reason"], strict=True)) == expected
+    assert set(chip.layers) == {layer for layer, reason in expected.items() if not reason}
+    digital = np.concatenate([np.asarray(function(params, x[None])) for x in X])
+    found = np.asarray(chip.apply(chip.program(params, jax.random.key(0)), X))
+    tolerance = 0.02 if name == "bfloat16" else 1e-4
+    np.testing.assert_allclose(found, digital, atol=tolerance * np.abs(digital).max())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_replaced_leaves_every_bit(name: str) -> None:
+    function, params, _ = FUNCTIONS[name]
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+
+    def of_leaves(leaves: Any, x: Any) -> Any:
+        return function(jax.tree.unflatten(treedef, leaves), x)
+
+    program = jax.make_jaxpr(of_leaves)(leaves, X)
+    (found,) = jaxprs.run(program, leaves, X, lambda product, x, w: None)
+    np.testing.assert_array_equal(found, of_leaves(leaves, X))
+
+
+def test_derivative_rules_without_products_stay() -> None:
+    def function(params: Any, x: Any) -> Any:
+        return doubled(x @ params)
+
+    chip = analog(function, W, FINE, X)
+    weights = chip.program(W, jax.random.key(0))
+    found = jax.grad(lambda x: chip.apply(weights, x).sum())(jnp.asarray(X))
+    np.testing.assert_allclose(found, np.broadcast_to(5 * W.sum(1), X.shape), rtol=1e-3, atol=1e-3)
+
+
+class Net(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        x = linen.relu(linen.GroupNorm(2)(linen.Conv(8, (3, 3), strides=2)(x)))
+        x = x.reshape(len(x), -1, 8)
+        x = x + linen.MultiHeadDotProductAttention(2)(x)
+        return linen.Dense(5)(x.mean(1))
+
+
+def test_linen_with_attention() -> None:
+    images = RNG.normal(size=(4, 8, 8, 3)).astype(np.float32)
+    net = Net()
+    params = net.init(jax.random.key(0), images)
+    chip = analog(net.apply, params, FINE, images)
+    attention = "params.MultiHeadDotProductAttention_0"
+    assert chip.layers == (
+        "params.Conv_0.kernel",
+        *(f"{attention}.{name}.kernel" for name in ("query", "key", "value", "out")),
+        "params.Dense_0.kernel",
+    )
+    assert (chip.coverage["reason"] == "two activations").sum() == 2
+    _close_to(chip, params, net.apply(params, images), images)
+
+
+def test_nnx_modules() -> None:
+    model = ResNet18(num_classes=4, width=4, rngs=nnx.Rngs(0))
+    model.eval()
+    images = RNG.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    chip = analog(model, None, FINE, images)
+    assert len(chip.layers) == 21
+    assert (chip.coverage["place"] == "analog").all()
+    _close_to(chip, chip.params, model(jnp.asarray(images)), images)
+    with pytest.raises(ValueError, match="give None as params"):
+        analog(model, {}, FINE, images)
+
+
+def test_a_torch_vit_through_to_jax() -> None:
+    module, shape = made("ViT")
+    images = RNG.normal(size=(2, *shape)).astype(np.float32).transpose(0, 2, 3, 1)
+    logits_fn, params = bridge.to_jax(module, images)
+    profile = bridge.PROFILES["adc+wnoise+pcm"]
+    chip = analog(logits_fn, params, profile, images)
+    expected = bridge.coverage(module, images)
+    assert chip.coverage.query("place == 'analog'")["macs"].sum() == (
+        expected.query("place == 'analog'")["macs"].sum()
+    )
+    weights = chip.program(params, jax.random.key(0))
+    assert np.isfinite(np.asarray(chip.apply(weights, images))).all()
+    _close_to(analog(logits_fn, params, FINE, images), params, logits_fn(params, images), images)
+
+
+def _close_to(chip: Chip, params: Any, digital: Any, images: np.ndarray) -> None:
+    found = chip.apply(chip.program(params, jax.random.key(0)), images)
+    np.testing.assert_allclose(found, digital, atol=1e-3 * float(jnp.abs(digital).max()))
+
+
+def test_a_tied_weight_is_one_weight_on_the_chip() -> None:
+    def function(params: Any, ids: Any) -> Any:
+        h = jnp.tanh(params["E"][ids].mean(1) @ params["W"])
+        return h @ params["E"].T
+
+    params = {"E": weight(30, 6), "W": W}
+    ids = np.arange(8).reshape(2, 4)
+    chip = analog(function, params, bridge.PROFILES["pcm"], ids)
+    weights = chip.program(params, jax.random.key(0))
+    expected = function(weights.params, ids)
+    np.testing.assert_allclose(chip.apply(weights, ids), expected, rtol=1e-5)
+    assert not np.allclose(weights.params["E"], params["E"], atol=1e-3)
+    with pytest.raises(ValueError, match="parameter W is multiplied in two arrangements"):
+        analog(lambda p, x: x @ p["W"] @ p["W"].T, {"W": W}, FINE, X)
+
+
+def grouped(params: Any, x: Any) -> Any:
+    x = x.reshape(-1, 3, 1, 2)
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(
+        x, params["G"], (1, 1), "SAME", feature_group_count=2, dimension_numbers=dimensions
+    )
+    return x.reshape(len(x), -1) @ params["W"]
+
+
+def test_what_no_tile_computes_is_told() -> None:
+    params = {"G": weight(2, 1, 1, 4), "W": weight(12, 3)}
+    with pytest.warns(
+        UserWarning, match=r"G \(a convolution of 2 groups\): 40 % of the work stays"
+    ):
+        chip = analog(grouped, params, FINE, X)
+    assert chip.layers == ("W",)
+    with pytest.raises(ValueError, match="no tile computes G"):
+        analog(grouped, params, FINE, X, strict=True)
+    quiet = analog(grouped, params, FINE, X, digital_layers=["G"], strict=True)
+    assert quiet.coverage["reason"].tolist() == ["named in digital_layers", ""]
+    with pytest.raises(ValueError, match=r"digital_layers names what is not there: H; .* G, W"):
+        analog(grouped, params, FINE, X, digital_layers=["H"])
+    standardised = {"W": W, "V": V}
+    with pytest.warns(UserWarning, match="W .the weight is computed from parameters"):
+        analog(lambda p, x: x @ (p["W"] - p["W"].mean()) @ p["V"], standardised, FINE, X)
+    with pytest.warns(UserWarning, match="a product .a constant of the function"):
+        analog(lambda p, x: x @ jnp.asarray(W) @ p["V"], {"V": V}, FINE, X)
+
+
+def in_a_while(params: Any, x: Any) -> Any:
+    return jax.lax.while_loop(lambda h: jnp.abs(h).max() < 100, lambda h: h @ params["W"] + 1, x)
+
+
+REFUSED: dict[str, tuple[Any, Any, Any, Any, str]] = {
+    "no product": (lambda p, x: x * p["w"], {"w": W[0]}, FINE, X, "no matrix product or conv"),
+    "closed over": (lambda p, x: x @ jnp.asarray(W), {}, FINE, X, "a constant of the function"),
+    "whole numbers": (
+        lambda p, x: x @ p["W"], {"W": W.astype(np.int8)}, FINE, X, "W has weights of type int8"),
+    "in a while": (in_a_while, {"W": W}, FINE, X, "inside of while, whose program"),
+    "not finite": (lambda p, x: x @ p["W"], {"W": W * np.nan}, FINE, X, "not finite"),
+    "no batch": (lambda p, x: x @ p["W"], {"W": W}, FINE, X[0], r"must be \[batch, ...\]"),
+    "no profile": (lambda p, x: x @ p["W"], {"W": W}, "adc", X, "must be a bridge.Profile"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused(case: str) -> None:
+    function, params, profile, images, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        analog(function, params, profile, images)
+
+
+def test_a_chip_refuses_what_is_not_its_own() -> None:
+    def function(params: Any, x: Any) -> Any:
+        return x @ params["W"]
+
+    chip = analog(function, {"W": W}, Profile(memory=PCM()), X)
+    weights = chip.program({"W": W}, jax.random.key(0))
+    with pytest.raises(ValueError, match="params of other shapes"):
+        chip.program({"W": V}, jax.random.key(0))
+    with pytest.raises(ValueError, match="params of another structure"):
+        chip.program([W], jax.random.key(0))
+    with pytest.raises(ValueError, match=r"weights must be what chip\.program returns"):
+        chip.apply({"W": W}, X)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"images of shape \(5,\); the chip was made for \(6,\)"):
+        chip.apply(weights, X[:, :5])
+    with pytest.raises(ValueError, match="one for each of 4 images"):
+        chip.apply(weights, X, indices=jnp.arange(3))
+
+
+def test_neither_torch_nor_aihwkit_is_needed() -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["aihwkit"] = None
+import jax, numpy as np, bridge
+w = np.ones((6, 3), np.float32)
+chip = bridge.analog(lambda p, x: x @ p, w, bridge.PROFILES["adc+wnoise+pcm"], w.T)
+print(chip.apply(chip.program(w, jax.random.key(0)), w.T).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(3, 3)", done.stderr
