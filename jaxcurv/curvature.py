@@ -22,7 +22,7 @@ from jaxcurv.engine.batch import (
     probings,
 )
 from jaxcurv.engine.checks import check_batch, check_key, check_labels, check_steps
-from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps
+from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps, warn_of_samples
 from jaxcurv.engine.inspection import check_float32, check_model
 from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
@@ -107,7 +107,8 @@ def input_curvature(
 
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
     checks once for all batches. A model that rounds a part of its input, so that a step makes its
-    logits jump, is warned of.
+    logits jump, is warned of; else one warning counts the samples at which it jumps within a
+    step of a finite difference.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
@@ -159,6 +160,8 @@ def input_curvature(
     raw = collect(dispatch(problem, params, batch, key, inspection.estimators), batch.indices)
     size = len(batch.labels)
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
+    if not inspection.warned:
+        warn_of_samples([(batch.indices, on_jumps(raw, adapted))])
     return reduce(raw, estimators, adapted, inspection.matrix)["score"]
 
 
@@ -177,6 +180,8 @@ class Inspection(NamedTuple):
     """The estimators, those of the user's own as their code and arrays are now."""
     matrix: str
     """What `GaussNewton` may call its matrix; empty where no estimator asks."""
+    warned: bool
+    """Whether a warning has said that logits change otherwise than their gradient says."""
 
 
 def inspect(
@@ -199,13 +204,14 @@ def inspect(
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
         few = batch.take(np.arange(min(4, len(batch.labels))))
-        matrix = ""
+        matrix, warned = "", False
         with own_rules(model, loss):
             if steps:
                 check_float32(program)
                 check_continuous(checked, params, batch.images, max(steps))
             if estimators:
-                warn_of_jumps(checked, params, batch.images, max(steps, default=None))
+                step = max(steps, default=None)
+                warned = warn_of_jumps(checked, params, batch.images, step)
             if any(isinstance(e, Spectral) for e in estimators.values()):
                 mismatch = gauss_newton.hessian_mismatch(problem, params, few.images, few.labels)
                 matrix = "Hessian" if mismatch < 1e-2 else "Gauss-Newton matrix"
@@ -216,7 +222,7 @@ def inspect(
         }
     if own:
         _check_own(problem, params, few, own)
-    return Inspection(problem, logits, losses, loss_gradient, {**estimators, **own}, matrix)
+    return Inspection(problem, logits, losses, loss_gradient, {**estimators, **own}, matrix, warned)
 
 
 def _check_own(
@@ -249,6 +255,8 @@ class Adapted:
     """`[batch, most probes]`; those of a sample that needed fewer end in zeros."""
     probes: np.ndarray
     """How many each sample took, `[batch]`."""
+    jumped: np.ndarray
+    """Whether any of them met a jump of the model, `[batch]`."""
 
 
 def refine(
@@ -273,7 +281,7 @@ def refine(
         first = adaptive.estimator.probes
         drawn = _draws(raw, estimators, adaptive.estimator)
         norm, quadratic = (np.asarray(values[:, :first]) for values in drawn)
-        counts = np.full(len(norm), first)
+        counts, jumped = np.full(len(norm), first), raw.jumped.copy()
         while first < adaptive.max_probes:
             score, error = _score(adaptive.estimator, Draws(norm, quadratic), counts)
             rows = np.flatnonzero(error > adaptive.tolerance * np.abs(score))
@@ -286,14 +294,20 @@ def refine(
                 chosen = rows[start : start + batch_size]
                 some = batch.take(np.resize(chosen, batch_size))
                 pending = dispatch(problem, params, some, key, one, first=first, sharding=sharding)
-                (draws,) = collect(pending, some.indices).draws
-                more[:, chosen] = np.stack(draws)[:, : len(chosen)]
+                found = collect(pending, some.indices)
+                more[:, chosen] = np.stack(found.draws[0])[:, : len(chosen)]
+                jumped[chosen] |= found.jumped[: len(chosen)]
             norm = np.concatenate([norm, more[0]], axis=1)
             quadratic = np.concatenate([quadratic, more[1]], axis=1)
             first += count
             counts[rows] = first
-        adapted[name] = Adapted(Draws(norm, quadratic), counts)
+        adapted[name] = Adapted(Draws(norm, quadratic), counts, jumped)
     return adapted
+
+
+def on_jumps(raw: Raw, adapted: Mapping[str, Adapted]) -> np.ndarray:
+    """Whether a finite difference met a jump of the model, bool `[batch]`."""
+    return np.any([raw.jumped, *(one.jumped for one in adapted.values())], axis=0)
 
 
 def reduce(

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,13 +22,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
-from jaxcurv.curvature import Curvature, inspect, reduce, refine
+from jaxcurv.curvature import Curvature, inspect, on_jumps, reduce, refine
 from jaxcurv.data.adapters import Converted, Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batch
 from jaxcurv.data.sources import Source, path_column, samples_at
 from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
+from jaxcurv.engine.derivatives import warn_of_samples
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.inspection import answers_to_eight
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
@@ -116,6 +117,9 @@ def score_dataset(
     loss are not those that were scored. So a label that the source tells is never overlooked; an
     image that changed under its index may be. Rows of samples that the source no longer has stay in
     `OUT.parts/` until they are asked for again, and a line says so.
+
+    Samples at which the model jumps, so that a finite difference measures that and not curvature,
+    are counted in one warning, of those that this call computes.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
@@ -233,6 +237,8 @@ def score_dataset(
     if out is None:
         made: dict[int, pa.Table] = {}
         _compute(run, mine, size, made.__setitem__)
+        if not inspection.warned:
+            warn_of_samples(run.looked_at)
         return frame_of_scores(_joined(identity, list(made.values())))
     path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
     finished = read_finished(path, identity)
@@ -246,6 +252,8 @@ def score_dataset(
                 shards = Shards(path, identity)
                 try:
                     _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
+                    if not inspection.warned:
+                        warn_of_samples(run.looked_at)
                     if shard is not None:
                         tables = [shards.read(start) for start in mine]
                         return frame_of_scores(
@@ -470,6 +478,8 @@ class _Run:
 
     before: Finished
     """Rows that are not computed, for there are some of these samples."""
+    looked_at: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Of each shard that was computed the indices, and whether the model jumps there."""
 
     def samples(self, start: int) -> range:
         """Positions of a shard's samples."""
@@ -615,8 +625,9 @@ def _scored(
             made = {"devices": [device], "jax": [jax.__version__], "batch_sizes": [batch_size]}
             metadata = shard_metadata(made, np.concatenate(checksums), start=start)
             named = path_column(run.source, run.missing(start))
-            table = _table(run, whole, named, raws, batch_size)
+            table, jumped = _table(run, whole, named, raws, batch_size)
             yield start, table.replace_schema_metadata(metadata)
+            run.looked_at.append((whole.indices, jumped))
             batches, parts, checksums = [], [], []
 
 
@@ -702,9 +713,10 @@ def _table(
     named: Mapping[str, np.ndarray],
     raws: Sequence[Raw],
     batch_size: int,
-) -> pa.Table:
-    """A shard's table from the samples' files and the draws of every checkpoint."""
-    columns = []
+) -> tuple[pa.Table, np.ndarray]:
+    """A shard's table from the samples' files and the draws of every checkpoint, and whether each
+    sample is on a jump of the model at any of them."""
+    columns, jumped = [], np.zeros(len(batch.labels), bool)
     for weights, raw in zip(run.weights, raws, strict=True):
         adapted = refine(
             raw, run.problem, weights, batch, run.key, run.estimators,
@@ -712,6 +724,7 @@ def _table(
         )  # fmt: skip
         curvatures = reduce(raw, run.estimators, adapted, run.matrix)
         columns.append(_columns(batch, named, raw, curvatures))
+        jumped |= on_jumps(raw, adapted)
     if run.long:
         for number, one in enumerate(columns):
             one["checkpoint"] = np.full(len(batch.labels), number, np.int32)
@@ -721,7 +734,7 @@ def _table(
         }
     else:
         merged = {name: _averaged(name, [one[name] for one in columns]) for name in columns[0]}
-    return pa.table({name: _arrow(values) for name, values in merged.items()})
+    return pa.table({name: _arrow(values) for name, values in merged.items()}), jumped
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
@@ -738,9 +751,11 @@ def _no_rows(run: _Run, few: Batch, batch_size: int) -> pa.Table:
     one = few.take(np.arange(1))
     row = jax.tree.map(lambda array: np.ones((1, *array.shape[1:]), array.dtype), shapes)
     raws = [collect(row, one.indices)] * len(run.weights)
-    table = _table(run, one, path_column(run.source, [0]), raws, batch_size).slice(0, 0)
+    table, _ = _table(run, one, path_column(run.source, [0]), raws, batch_size)
     made: dict[str, list[Any]] = {"devices": [], "jax": [], "batch_sizes": []}
-    return table.replace_schema_metadata(shard_metadata(made, np.empty(0, np.uint32), start=None))
+    return table.slice(0, 0).replace_schema_metadata(
+        shard_metadata(made, np.empty(0, np.uint32), start=None)
+    )
 
 
 def _averaged(name: str, values: list[np.ndarray]) -> np.ndarray:

@@ -48,6 +48,7 @@ class FiniteDifference:
     computed once. In nats per unit of the input. Assumes nothing of the model; at the usual step h
     the displacement, h sqrt(d) long, crosses kinks of a ReLU network, so that the score measures
     how the gradient changes over a neighbourhood and is not h times a Hessian-vector product.
+    Samples at which the model jumps within a step, where a score says nothing, are warned of.
     Cost: 2 (n + 1) forward passes for n probes (a backward pass counts as one).
 
     One probe (`probes=1`) is the cheap setting: 4 forward passes and no standard error.

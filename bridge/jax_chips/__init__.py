@@ -7,7 +7,8 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `operations`: how a product runs on tiles; `grids`: how its weights are split among them.
 - `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
 - `ranges`: those of the converters.
-- `chips`: the public face.
+- `carried`: a chip of `bridge.program` as one of these.
+- `chips`: the public face; `files`: programmed chips on disk.
 """
 
 from jaxcurv import faces

@@ -61,6 +61,8 @@ class Raw(NamedTuple):
     """See `jaxcurv.logit_scores`; `[batch]` each, none where the labels are no classes."""
     draws: tuple[Draws, ...]
     """In the order of `probings`."""
+    jumped: Any
+    """Whether a finite difference met a jump of the model, `[batch]`."""
     spectra: dict[str, dict[str, Any]]
     """Results of the Gauss-Newton estimators, by name; `[batch]` or `[batch, ...]` each. On a
     device with the Gram matrix; once collected, with its eigenvalues instead."""
@@ -125,22 +127,24 @@ def _dispatch(
             bases[precision] = _base(problem, params, x, y, keep)
     base = bases[PRECISION]
     draws = []
+    jumped = jax.device_put(np.zeros(len(batch.labels), bool), sharding)
     for probing, count in counts.items():
         with jax.default_matmul_precision(probing.precision):
-            if probing.step is None:
-                evaluate = partial(
-                    hessian_vector_product, bases[probing.precision].product, x, indices, key
-                )
-            else:
-                evaluate = partial(
-                    gradient_difference, problem, params, x, y, base.gradient, indices, key,
-                    step=jnp.asarray(probing.step, x.dtype),
-                    offset=jnp.asarray(probing.offset, x.dtype),
-                )  # fmt: skip
-            results = [
-                evaluate(number=jnp.uint32(number), distribution=probing.distribution)
-                for number in range(first, first + count)
-            ]
+            if probing.step is not None:
+                step, offset = (jnp.asarray(one, x.dtype) for one in (probing.step, probing.offset))
+            results = []
+            for number in map(jnp.uint32, range(first, first + count)):
+                if probing.step is None:
+                    product = bases[probing.precision].product
+                    result = hessian_vector_product(
+                        product, x, indices, key, number, probing.distribution
+                    )
+                else:
+                    *result, jumped = gradient_difference(
+                        problem, params, x, y, base.losses, base.gradient, jumped, indices, key,
+                        number, step, offset, probing.distribution,
+                    )  # fmt: skip
+                results.append(result)
         draws.append(Draws(*(jnp.stack(column, axis=1) for column in zip(*results, strict=True))))
     spectra = {}
     for name, estimator in estimators.items():
@@ -166,6 +170,7 @@ def _dispatch(
         finite=base.finite,
         logit_scores=base.logit_scores,
         draws=tuple(draws),
+        jumped=jumped,
         spectra=spectra,
         own=own,
     )

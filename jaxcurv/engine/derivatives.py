@@ -1,7 +1,7 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,7 @@ def check_continuous(checked: CheckedModel, params: Any, images: np.ndarray, ste
     the first image; in the same with these entries one larger where they lie within (-1, 1), all
     of which is one whole number to `astype(int)`; and in up to three others. Costs nothing where
     all entries of the first image have a gradient. Not seen: an entry that the logits depend on
-    otherwise too, or one that jumps at none of these images.
+    otherwise too, or one that jumps at none of these images; see `warn_of_samples`.
 
     Args:
       images: the first ones, `[batch, ...]`.
@@ -169,7 +169,7 @@ def _others(images: np.ndarray) -> np.ndarray:
 
 def warn_of_jumps(
     checked: CheckedModel, params: Any, images: np.ndarray, step: float | None
-) -> None:
+) -> bool:
     """Warns of logits that change otherwise than their gradient says, which knows of another part
     alone: of jumps, for a finite difference, and of what goes through `stop_gradient`.
 
@@ -177,17 +177,20 @@ def warn_of_jumps(
     must three steps from each of up to three others, and from the first one with its entries of
     (-1, 1) one larger, where `astype(int)` is not the same on both sides. Computed only where the
     model rounds, compares or stops gradients at all. Not seen: a jump that none of these steps
-    meets, a comparison that chooses between numbers without becoming one, or a part behind
-    `stop_gradient` that moves the logits by less than a tenth of all.
+    meets, which `warn_of_samples` is for, or a part behind `stop_gradient` that moves the logits by
+    less than a tenth of all.
 
     Args:
       images: the first ones, `[batch, ...]`.
       step: of the finite difference; None where there is none. Jumps are not looked for then: an
         estimator without a step leaves them out.
+
+    Returns:
+      Whether it has warned.
     """
     jumps, stops = may_jump(checked.program), stops_gradients(checked.program)
     if not (stops and not jumps if step is None else stops or jumps):
-        return
+        return False
     step = _STEP if step is None else step
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
     rng = np.random.default_rng(0)
@@ -214,7 +217,7 @@ def warn_of_jumps(
     if not otherwise(rng.choice([-1, 1], (8, *first.shape[1:])), first) and not otherwise(
         rng.choice([-1, 1], (16, *first.shape[1:])), starts
     ):
-        return
+        return False
     what = f"a step of {step:g} moves the logits otherwise than their gradient says, as where "
     if jumps:
         what += (
@@ -229,6 +232,30 @@ def warn_of_jumps(
             "there. Score the model without that stop_gradient, which is for training"
         )
     warnings.warn(what, stacklevel=4)
+    return True
+
+
+def warn_of_samples(looked_at: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Warns of samples that lie on a jump of the model, as a finite difference has found them.
+
+    Not seen: a jump that no probe crosses, or that moves the loss less than its gradients may; see
+    `jaxcurv.engine.finite_difference`.
+
+    Args:
+      looked_at: of each part of the samples the indices, and whether they do, bool `[samples]`.
+    """
+    on = [index for indices, jumped in looked_at for index in indices[jumped]]
+    if not on:
+        return
+    count = sum(len(indices) for indices, _ in looked_at)
+    warnings.warn(
+        f"the model jumps at {len(on)} of {count} samples, the first at index {on[0]}: a "
+        "step moves their loss further than its gradients at both ends say, as where the model has "
+        "x != 0 for a mask, x == -1 for a missing value, or a number on the edge of its bin. Their "
+        "scores measure that jump and not curvature: compute masks, bins and ranks outside the "
+        "model, or take an estimator without a step (HessianVector, GaussNewton)",
+        stacklevel=3,
+    )
 
 
 _STEP = 1e-3

@@ -58,17 +58,35 @@ def _dtype(variable: Any) -> Any:
     return getattr(variable.aval, "dtype", None)
 
 
-def may_jump(program: ClosedJaxpr | Jaxpr) -> bool:
-    """Whether a program rounds numbers, makes whole ones of them, or numbers of comparisons."""
-    for equation in program.eqns:
-        if equation.primitive.name in _ROUNDING:
-            return True
-        if equation.primitive.name == "convert_element_type":
-            of, to = (_dtype(v) for v in (equation.invars[0], equation.outvars[0]))
-            counts = not jnp.issubdtype(to, jnp.floating) and jnp.issubdtype(of, jnp.floating)
-            if counts or of == np.bool_:
-                return True
-        if any(map(may_jump, _inside(equation.params))):
+def may_jump(program: ClosedJaxpr | Jaxpr, compared: Sequence[bool] = ()) -> bool:
+    """Whether a program rounds numbers, makes whole ones of them, or numbers of comparisons.
+
+    Args:
+      compared: which of its inputs, the last ones, are comparisons of numbers; none by default.
+    """
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    used = {v for e in jaxpr.eqns for v in e.invars if not isinstance(v, Literal)}
+    used.update(v for v in jaxpr.outvars if not isinstance(v, Literal))
+    known = {v for v, one in zip(reversed(jaxpr.invars), reversed(compared), strict=False) if one}
+    for equation in jaxpr.eqns:
+        name, invars = equation.primitive.name, equation.invars
+        told = [not isinstance(v, Literal) and v in known for v in invars]
+        of_numbers = any(_is(v, jnp.floating) for v in invars)
+        if any(told) or of_numbers:
+            known.update(v for v in equation.outvars if _is(v, np.bool_))
+        whole = any(_is(v, jnp.integer) and v in used for v in equation.outvars)
+        if (
+            name in _ROUNDING
+            or (name in _PLACING and of_numbers and whole)
+            or (name == "select_n" and told[0] and whole)
+            or (name == "convert_element_type" and _is(invars[0], np.bool_))
+            or (
+                name == "convert_element_type"
+                and of_numbers
+                and not _is(equation.outvars[0], jnp.floating)
+            )
+            or any(may_jump(inner, told) for inner in _inside(equation.params))
+        ):
             return True
     return False
 
@@ -76,6 +94,15 @@ def may_jump(program: ClosedJaxpr | Jaxpr) -> bool:
 _ROUNDING = frozenset(
     ("floor", "ceil", "round", "sign", "rem", "argmax", "argmin", "bitcast_convert_type")
 )
+
+_PLACING = frozenset(("sort", "top_k", "approx_top_k"))
+"""Operations that may give numbers' places beside the numbers."""
+
+
+def _is(variable: Any, kind: Any) -> bool:
+    """Whether a variable holds numbers of this kind."""
+    dtype = _dtype(variable)
+    return dtype is not None and bool(jnp.issubdtype(dtype, kind))
 
 
 def stops_gradients(program: ClosedJaxpr | Jaxpr) -> bool:

@@ -13,10 +13,11 @@ from torch import nn
 
 import bridge
 from bridge.chips import ADC, PCM, Clipping, Profile, WeightNoise
-from bridge.chips.tiles import named_layers, output_scale, placed_tiles, readable_weight
-from bridge.jax_chips import Chip, Programmed, analog
+from bridge.chips.tiles import named_layers
+from bridge.jax_chips import Chip, analog, carried
 from bridge.jax_chips.devices import drifting
 from jaxcurv import input_curvature
+from tests import torch_networks as networks
 
 IMAGES = np.random.default_rng(0).normal(size=(24, 9, 9, 3)).astype(np.float32)
 
@@ -47,19 +48,6 @@ def in_jax(network: nn.Module) -> tuple[Any, Any]:
 def torch_logits(chip: Any, images: np.ndarray = IMAGES) -> np.ndarray:
     found: torch.Tensor = chip(torch.tensor(images).permute(0, 3, 1, 2), range(len(images)))
     return found.numpy()
-
-
-def carried(chip: Any, params: Any, made: Chip) -> Programmed:
-    """What an AIHWKit chip's tiles hold, as a chip in JAX."""
-    weights, units = dict(params), []
-    for name, layer in named_layers(chip.analog).items():
-        weights[f"{name}.weight"] = jnp.asarray(readable_weight(layer).numpy())
-        columns: dict[int, list[torch.Tensor]] = {}
-        for placed in placed_tiles(layer):
-            scale = output_scale(placed.tile).expand(placed.rows.stop - placed.rows.start)
-            columns.setdefault(placed.columns.start, []).append(scale)
-        units.append(jnp.stack([jnp.asarray(torch.cat(one).numpy()) for one in columns.values()]))
-    return Programmed(weights, tuple(units), jax.random.key(0))
 
 
 def test_ideal_chips_compute_what_the_function_does(in_jax: tuple[Any, Any]) -> None:
@@ -120,13 +108,16 @@ def test_single_outputs_are_within_a_code() -> None:
     assert (difference > 1e-3).mean() < 1e-3
 
 
-@pytest.mark.parametrize("profile", [bridge.PROFILES["wnoise+pcm"], bridge.PROFILES["adc+pcm"]])
-def test_carried_chips_give_the_logits_of_aihwkits(
-    network: nn.Module, in_jax: tuple[Any, Any], profile: Profile
-) -> None:
+COMPENSATED = Profile(ADC(), None, PCM(t_inference=3600.0, compensation="per_column"))
+
+
+@pytest.mark.parametrize(
+    "profile", [bridge.PROFILES["wnoise+pcm"], bridge.PROFILES["adc+pcm"], COMPENSATED], ids=repr
+)
+def test_carried_chips_give_the_logits_of_aihwkits(network: nn.Module, profile: Profile) -> None:
     chip = bridge.program(network, profile, seed=1, calibration=IMAGES)
-    made = analog(*in_jax, profile, IMAGES)
-    found = np.asarray(made.apply(carried(chip, in_jax[1], made), IMAGES))
+    made, weights = carried(chip, IMAGES)
+    found = np.asarray(made.apply(weights, IMAGES))
     expected = torch_logits(chip)
     tolerance = 1e-5 if profile.adc is None else 2e-2
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
@@ -149,7 +140,7 @@ def test_equal_draws_give_the_tiles_of_aihwkit(
     )
     chip = bridge.program(network, profile, seed=0, calibration=IMAGES)
     made = analog(*in_jax, profile, IMAGES)
-    expected = carried(chip, in_jax[1], made)
+    expected = carried(chip, IMAGES)[1]
     monkeypatch.setattr(drifting, "normal", lambda key, shape: jnp.full(shape, 0.3))
     found = made.program(in_jax[1], jax.random.key(0))
     # A reading through converters may be a code away.
@@ -168,7 +159,7 @@ def test_clipping_is_torchs(
 ) -> None:
     profile = Profile(clipping=clipping)
     made = analog(*in_jax, profile, IMAGES)
-    expected = carried(bridge.program(network, profile, seed=0), in_jax[1], made)
+    expected = carried(bridge.program(network, profile, seed=0), IMAGES)[1]
     found = made.program(in_jax[1], jax.random.key(0))
     for name, weight in expected.params.items():
         np.testing.assert_allclose(found.params[name], weight, rtol=2e-6, atol=1e-8)
@@ -321,6 +312,21 @@ def test_a_chip_is_a_model_like_any_other(in_jax: tuple[Any, Any]) -> None:
     found = input_curvature(chip.apply, IMAGES[:4], labels, params=weights)
     expected = input_curvature(in_jax[0], IMAGES[:4], labels, params=weights.params)
     np.testing.assert_allclose(found.score, expected.score, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*grouped.*digital:UserWarning")
+def test_carried_chips_keep_digital_layers_digital() -> None:
+    module, shape = networks.made("MobileNetV2")
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    x = x.transpose(0, 2, 3, 1)
+    chip = bridge.program(module, bridge.PROFILES["pcm"], seed=0)
+    made, weights = carried(chip, x)
+    assert made.layers == tuple(f"{name}.weight" for name in named_layers(chip.analog))
+    found = np.asarray(made.apply(weights, x))
+    expected = torch_logits(chip, x)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="chip of an RPUConfig cannot be carried"):
+        carried(replace(chip, profile=None), x)
 
 
 def test_pruned_layers_and_black_images_are_told(in_jax: tuple[Any, Any]) -> None:

@@ -315,6 +315,7 @@ def test_other_entries_without_a_gradient_are_not_refused(model: Callable, shift
 
 
 WIDE = np.random.default_rng(11).normal(size=(2, 48, 5)).astype(np.float32) / 7
+GRID = np.arange(-1, 1, 1 / 64, dtype=np.float32)
 PICTURES = np.random.default_rng(12).normal(size=(4, 48)).astype(np.float32)
 
 
@@ -326,8 +327,14 @@ PICTURES = np.random.default_rng(12).normal(size=(4, 48)).astype(np.float32)
         lambda x: (64 * x).astype(jnp.int8) / 64,
         lambda x: jnp.sum(x[:, :, None] > jnp.arange(-1, 1, 1 / 64), axis=2) / 64,
         lambda x: jnp.sign(jnp.sin(200 * x)) / 64,
+        lambda x: jnp.searchsorted(GRID, x) / 64,
+        lambda x: jax.lax.top_k(-jnp.abs(x[:, :, None] - GRID), 1)[1][:, :, 0] / 64,
+        lambda x: jnp.argsort(jnp.abs(x[:, :, None] - GRID), axis=2)[:, :, 0] / 64,
     ],
-    ids=["less the remainder", "round", "whole numbers", "comparisons", "sign"],
+    ids=[
+        *("less the remainder", "round", "whole numbers", "comparisons", "sign", "bins"),
+        *("nearest", "ranks"),
+    ],
 )
 def test_rounding_in_a_part_is_warned_of_for_a_difference(rounded: Callable) -> None:
     def model(x: jax.Array) -> jax.Array:

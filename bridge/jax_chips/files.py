@@ -1,0 +1,122 @@
+"""Programmed chips to and from safetensors files."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bridge.chips.profiles import to_json
+from bridge.jax_chips.chips import Chip, Programmed
+from jaxcurv.storage.checksums import CHECKSUM, check, hash_arrays, take_checksum
+from jaxcurv.storage.files import write_whole
+
+_HEADER = "header"
+
+
+def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programmed) -> None:
+    """Writes a programmed chip, or several stacked ones, atomically.
+
+    Args:
+      path: the file; its folder must exist.
+      chip: what programmed them.
+      weights: of `chip.program`, or that mapped over keys.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: parameters of a type that the format lacks, such as bfloat16.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(_plain(weights)).items()}
+    if wrong := sorted({str(one.dtype) for one in arrays.values() if one.dtype.isbuiltin != 1}):
+        raise ValueError(f"a file does not hold {', '.join(wrong)}: program float32 parameters")
+    header = json.dumps(_header(chip))
+    metadata = {_HEADER: header, CHECKSUM: _checksum(arrays, header)}
+    content = save(arrays, metadata)
+    write_whole(target, lambda temporary: temporary.write_bytes(content))
+
+
+def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
+    """Reads what `save_programmed` wrote; runs no code from the file.
+
+    Args:
+      path: the file.
+      chip: one made as that was which programmed them: of the same profile, parameters' shapes and
+        ranges of the ADC.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is damaged, no such file, or of another chip.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no programmed chip at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    header = metadata.get(_HEADER)
+    if header is None:
+        raise ValueError(f"{path} holds no programmed chip of save_programmed")
+    found = take_checksum(metadata)
+    check(path, found, lambda: _checksum(arrays, header))
+    there, here = json.loads(header), _header(chip)
+    for name, value in here.items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"{path} is of a chip of another {name}: {there.get(name)} there and {value} here"
+            )
+    shapes = jax.eval_shape(lambda: _plain(chip.program(chip.params, jax.random.key(0))))
+    like = _named(shapes)
+    if arrays.keys() != like.keys():
+        raise ValueError(f"{path} has other arrays than the chip: {', '.join(arrays)}")
+    stacked = {arrays[name].shape[: arrays[name].ndim - one.ndim] for name, one in like.items()}
+    for name, one in like.items():
+        if len(stacked) > 1 or arrays[name].shape[arrays[name].ndim - one.ndim :] != one.shape:
+            raise ValueError(f"{path} has {name} {arrays[name].shape}, the chip {one.shape}")
+    leaves = [jnp.asarray(arrays[name]) for name in like]
+    found_there: Programmed = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    params = jax.tree.map(_as, chip.params, found_there.params)
+    key = jax.random.wrap_key_data(found_there.key, impl="threefry2x32")
+    return Programmed(params, found_there.units, key)
+
+
+def _header(chip: Chip) -> dict[str, Any]:
+    ranges = {name: one.tolist() for name, one in chip.adc_ranges.items()}
+    profile = json.loads(json.dumps(to_json(chip.profile)))
+    return {"profile": profile, "layers": list(chip.layers), "ADC ranges": ranges}
+
+
+def _named(weights: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(weights)
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key))
+
+
+def _plain(tree: Any) -> Any:
+    """A tree with numbers in place of random keys."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _as(like: Any, array: jax.Array) -> jax.Array:
+    """A random key again, where `like` is one."""
+    if not _is_key(like):
+        return array
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+
+
+def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
+    return hash_arrays({**arrays, f" {_HEADER}": np.frombuffer(header.encode(), np.uint8)})
