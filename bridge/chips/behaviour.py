@@ -32,7 +32,9 @@ _SIZES = (32, 28, 64, 224, 8, 16, 48, 96, 128, 256)
 """Image sizes that are tried for a network which has seen no image."""
 _NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how NumPy's numbers are shown
 _PADS = 3  # ids that may be padding besides the most frequent
-_UNTOLD = re.compile("training|drop|momentum")  # attributes without a say in eval mode
+_UNTOLD = re.compile(
+    "training|drop|momentum|_is_torch_compile"
+)  # attributes without a say in eval mode
 _WORD = re.compile(r"[\w-]{1,20}")
 _TEXT = 200  # characters that tell a layer
 _IDLE = re.compile(r"(\w*Drop\w*|StochasticDepth|Identity)\([^()]*\)$")  # in eval mode
@@ -337,7 +339,7 @@ def _other_attributes(stored: Json, network: nn.Module) -> list[str]:
     for path, its in stored.get("attributes", {}).items():
         for name, was in its.items():
             now = here.get(path, {}).get(name, "not there")
-            if now != was:
+            if now != was and not _UNTOLD.search(name):
                 told.append(f"{path}.{name} was {was} and is {now}".lstrip("."))
     return told
 

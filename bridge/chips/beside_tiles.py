@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from bridge.chips.mappable import some
 
@@ -47,6 +48,9 @@ _KEEPS_TERMS = {
 }
 """Operations through which a product written with `*` is followed to its sum."""
 _SUMS = {"sum", "mean"}
+_NORMS = {"linalg_vector_norm", "norm"}
+_SCALES = {"mul", "div", "neg"}
+_EVEN = {"pow", "square", "abs"}
 _UNLISTED = "a parameter that the network does not list"
 
 
@@ -58,6 +62,23 @@ class _Origin(NamedTuple):
     terms: frozenset[str] = frozenset()
     same: frozenset[int] = frozenset()
     """Axes of those terms, from the last, along which what depends on the input is the same."""
+    fixed: frozenset[str] = frozenset()
+    """Buffers and other tensors of the network, by name."""
+    differences: frozenset[str] = frozenset()
+    """Parameters that each row of what depends on the input is subtracted from, or they from it."""
+    squares: frozenset[str] = frozenset()
+    """Those of such differences squared, or without their sign."""
+
+
+class Seen(NamedTuple):
+    """What a forward pass shows of a network that is not refused."""
+
+    unused: list[str]
+    """Layers on tiles that these images do not need: not called, and their weights not read."""
+    fixed: dict[tuple[str, ...], float]
+    """Floating-point operations for one sample of the products with buffers, by their names."""
+    distances: list[str]
+    """Parameters that distances are taken to by differences that are squared and summed."""
 
 
 def refuse_weights_beside_tiles(
@@ -66,14 +87,16 @@ def refuse_weights_beside_tiles(
     digital_layers: Sequence[str],
     images: torch.Tensor,
     more: torch.Tensor,
-) -> list[str]:
+) -> Seen:
     """Refuses a network that multiplies with parameters which are on no tile.
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
     by parameters are no such products. Parameters that the network does not list, such as those of
-    layers in a plain list, are seen too. Not seen: weights that are no `nn.Parameter` (buffers,
-    constants), and products written out as sums in Python.
+    layers in a plain list, are seen too. Products with buffers alone, or with tensors that are
+    attributes, are found, and so are distances to parameters that are written out as the sum of
+    squared differences. Not seen: constants of the code, other such sums, and copies in place of
+    expanded views (`repeat`).
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -83,7 +106,8 @@ def refuse_weights_beside_tiles(
       more: run too if these do not call each layer on tiles, as where an image chooses its layers.
 
     Returns:
-      Layers on tiles that these images do not need: not called, and their weights not read.
+      Layers on tiles that are not needed, and the products with buffers that are not to stay
+      digital anyway.
 
     Raises:
       ValueError: such parameters, a layer on tiles that is not called though its weights are read,
@@ -140,8 +164,9 @@ def refuse_weights_beside_tiles(
     if written:
         raise ValueError(
             f"the network, or a hook of it, writes the weights of {some(written)} itself: they "
-            "would take the place of those on tiles, noise and all; write them once before, or "
-            "compute them by torch.nn.utils.parametrize, or name the layer, "
+            "would take the place of those on tiles, noise and all; write them once before, "
+            "net.load_state_dict(weights) in place of torch.func.functional_call(net, weights, x), "
+            "or compute them by torch.nn.utils.parametrize, or name the layer, "
             f"digital_layers=[{next(iter(written))!r}]"
         )
     _refuse_found(network, mapped, watch.found, left)
@@ -167,7 +192,8 @@ def refuse_weights_beside_tiles(
             "a hook or a lambda holds on to; make them attributes of the network, such as "
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
-    return unused
+    distances = [name for name in sorted(watch.distances) if not _stays(network, name, left)]
+    return Seen(unused, watch.fixed_products(left), distances)
 
 
 def _tensors(network: nn.Module, name: str) -> set[str]:
@@ -180,6 +206,7 @@ def _tensors(network: nn.Module, name: str) -> set[str]:
 def _run(watch: "_Watch", network: nn.Module, images: torch.Tensor) -> None:
     images = images.clone()
     watch.add_input(images)
+    watch.samples += len(images)
     with watch, _WatchFunctions(watch):
         network(images)
 
@@ -247,21 +274,36 @@ class _Watch(TorchDispatchMode):
     Attributes:
       found: parameters, by name, of each product outside of a layer.
       read: parameters, by name, that are read outside of a layer.
+      samples: how many images run.
+      distances: parameters, by name, that distances are taken to.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
         super().__init__()
         self.found: list[frozenset[str]] = []
         self.read: set[str] = set()
+        self.samples = 0
+        self.distances: set[str] = set()
+        self._fixed: dict[frozenset[str], int] = {}
         self._inside = inside
         self._origins: dict[int, _Origin] = {}
         self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
         for name, parameter in network.named_parameters(remove_duplicate=False):
             self._add(parameter, _Origin(parameters=frozenset([name])))
+        for name, tensor in fixed_tensors(network):
+            self._add(tensor, _Origin(fixed=frozenset([name])))
 
     def add_input(self, x: torch.Tensor) -> None:
         """Takes a tensor for one that depends on the input."""
         self._add(x, _Origin(input=True))
+
+    def fixed_products(self, left: set[str]) -> dict[tuple[str, ...], float]:
+        """Operations for one sample of products with tensors that are no parameters, by names."""
+        return {
+            tuple(sorted(names)): operations / self.samples
+            for names, operations in self._fixed.items()
+            if not any(f"{name}.".startswith(f"{one}.") for name in names for one in left)
+        }
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -281,18 +323,18 @@ class _Watch(TorchDispatchMode):
             self.read.update(*(one.parameters for one in origins if _weights_alone(one)))
             self._see(namespace, name, args, given)
         outputs = func(*args, **kwargs)
+        if not self._inside() and (fixed := self._fixed_factors(namespace, name, args)):
+            count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
+            self._fixed.setdefault(fixed, 0)
+            self._fixed[fixed] += count(*args, **kwargs, out_val=outputs)
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
-        terms, same = frozenset[str](), frozenset[int]()
-        if name in _KEEPS_TERMS:
-            terms = frozenset().union(*(one.terms for one in origins))
-        elif name in ("mul", "mul_") and made and not self._inside():
-            terms, same = _outer(given, origins, made[0])
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
-            terms,
-            same,
+            fixed=frozenset().union(*(one.fixed for one in origins)),
         )
+        if made and (name in _KEEPS_TERMS or not self._inside()):
+            origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
         written = [
             x
             for argument, x in zip(func._schema.arguments, args, strict=False)
@@ -304,18 +346,28 @@ class _Watch(TorchDispatchMode):
         return outputs
 
     def _see(self, namespace: str, name: str, args: Any, given: list[torch.Tensor]) -> None:
-        factors: list[torch.Tensor] = []
         if namespace != "aten" or name.startswith(_WHOLE):
-            factors = [x for x in given if x.ndim > 1]
-        elif name.startswith("_scaled_dot_product"):
-            factors = list(args[:3])  # not the bias that follows
-        elif name in _PRODUCTS:
-            factors = [x for n in _PRODUCTS[name] for x in tree_leaves(args[n : n + 1])]
-        self.see_product(factors)
+            self.see_product([x for x in given if x.ndim > 1])
+        else:
+            self.see_product(_factors(name, args))
         if name in _SUMS:
             origin, summed = self._origin(given[0]), _summed_axes(args)
-            if origin.terms and not summed <= origin.same:  # else parameters alone are summed
-                self.found.append(origin.terms)
+            if not summed <= origin.same:  # else parameters alone are summed
+                self.found += [origin.terms] if origin.terms else []
+                self.distances |= origin.squares
+        elif name in _NORMS:
+            origin = self._origin(given[0])
+            if not _summed_axes([args[0], *args[2:]]) <= origin.same:
+                self.distances |= origin.differences
+
+    def _fixed_factors(self, namespace: str, name: str, args: Any) -> frozenset[str]:
+        """The tensors that are no parameters of a product with what depends on the input."""
+        factors = _factors(name, args) if namespace == "aten" else []
+        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
+        if not any(one.input for one in origins):
+            return frozenset()
+        alone = [one.fixed for one in origins if not one.input and not one.parameters]
+        return frozenset().union(*alone)
 
     def see_product(self, factors: Iterable[Any]) -> None:
         """Notes the parameters of a product with what depends on the input."""
@@ -338,6 +390,9 @@ class _Watch(TorchDispatchMode):
             before.parameters | origin.parameters,
             origin.terms,
             origin.same,
+            before.fixed | origin.fixed,
+            origin.differences,
+            origin.squares,
         )
 
 
@@ -356,8 +411,55 @@ class _WatchFunctions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def fixed_tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Buffers, and tensors that are attributes of a module, by their names."""
+    found = list(network.named_buffers(remove_duplicate=False))
+    for path, module in network.named_modules(remove_duplicate=False):
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+                found.append((f"{path}.{name}".lstrip("."), value))
+    return found
+
+
+def _factors(name: str, args: Any) -> list[Any]:
+    """The factors of a product, among the arguments of one of PyTorch's operations."""
+    if name.startswith("_scaled_dot_product"):
+        return list(args[:3])  # not the bias that follows
+    return [x for n in _PRODUCTS.get(name, ()) for x in tree_leaves(args[n : n + 1])]
+
+
 def _weights_alone(origin: _Origin) -> bool:
     return bool(origin.parameters) and not origin.input
+
+
+def _written_out(
+    name: str,
+    origin: _Origin,
+    given: list[torch.Tensor],
+    origins: list[_Origin],
+    made: torch.Tensor,
+) -> _Origin:
+    """The origin of what an operation makes, with the sums of products that it may begin."""
+    inputs = [one for one in origins if one.input]
+    if name == "mul":
+        terms, same = _outer(given, origins, made)
+        origin = origin._replace(terms=terms, same=same)
+    elif name in _KEEPS_TERMS:
+        kept = [one.terms for one in origins]
+        origin = origin._replace(terms=frozenset().union(*kept))
+    if name in ("sub", "rsub"):
+        differences, same = _outer(given, origins, made)
+        if differences:
+            return origin._replace(differences=differences, same=same)
+    if name in _EVEN or (name == "mul" and len(inputs) == 2):
+        alike = {one.differences for one in inputs}
+        if len(alike) == 1:
+            return origin._replace(squares=alike.pop(), same=inputs[0].same)
+    if len(inputs) == 1 and (name in _KEEPS_TERMS or name in _SCALES):
+        (one,) = inputs
+        kept_axes = one.same if name in _SCALES and not origin.terms else origin.same
+        return origin._replace(differences=one.differences, squares=one.squares, same=kept_axes)
+    return origin
 
 
 def _outer(

@@ -10,6 +10,7 @@ from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from torch import nn
 
+from bridge.chips.beside_tiles import fixed_tensors
 from bridge.chips.configuration import clip_parameter, rpu_config
 from bridge.chips.digital_products import (
     digital_products,
@@ -71,8 +72,9 @@ def convert(
     refuse_unreadable(model, left)
     require_eval(model, "the model")
     paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    known = {*paths, *parameters, *paths_of_equivalents(model)} - {""}
+    tensors = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tensors |= {name for name, _ in fixed_tensors(model)}
+    known = {*paths, *tensors, *paths_of_equivalents(model)} - {""}
     if unknown := [name for name in digital_layers if name not in known]:
         raise ValueError(f"the model has no layers {', '.join(map(repr, unknown))}")
     refuse_untraceable_hooks(model)
@@ -81,7 +83,7 @@ def convert(
     forget_examination(model)
     forget_original(model)
     if named_tiles(model):
-        blocks = [name for name in digital_layers if name not in parameters]
+        blocks = [name for name in digital_layers if name not in tensors]
         analog = _reconfigure(model, profile, blocks, left)
     elif profile is None:
         raise ValueError("the model is not on AIHWKit tiles: give a profile or an RPUConfig")
@@ -112,7 +114,7 @@ def convert(
         with stream(seed, "conversion"):
             # Not wrapped: AIHWKit caches its wrapper classes by name and would mix up two "Net"s.
             analog = _convert_to_analog(model, config, left)
-        remember_digital_products(analog, kept)
+        remember_digital_products(analog, kept, strict)
         keep_original(analog, original, targets)
     analog.eval().requires_grad_(False)
     without_fast_paths(analog, named_layers(analog).values())

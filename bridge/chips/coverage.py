@@ -45,10 +45,11 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     Returns:
       One row a layer, operator and weight, in the order in which they run: layer (its path as on a
       chip: PyTorch's attention is four linear layers, and a convolution of one or three dimensions
-      has its product in `conv`), operator (PyTorch's name), weights (names of the parameters that
-      are a factor of it, "" for a product of two activations), calls in a forward pass, macs
-      (multiply-accumulates for one sample, all calls), tiles (of at most 512 x 512 that hold the
-      weights; 0 where digital), place ("analog" or "digital") and reason (why it is digital).
+      has its product in `conv`), operator (PyTorch's name), weights (names of the parameters and
+      floating buffers that are a factor of it, "" for a product of two activations), calls in a
+      forward pass, macs (multiply-accumulates for one sample, all calls), tiles (of at most 512 x
+      512 that hold the weights; 0 where digital), place ("analog" or "digital") and reason (why it
+      is digital).
 
     Raises:
       ValueError: the model is on tiles already, or what `bridge.to_jax` refuses.
@@ -95,7 +96,7 @@ def _reason(
     product: Product, network: nn.Module, left: Callable[[str], bool], reasons: dict[str, str]
 ) -> str:
     """Why a product is digital; "" where tiles compute it."""
-    if not product.weights:
+    if product.activations:
         return "two activations"
     layer: Any = network.get_submodule(product.layer)
     if is_mapped(layer) and len(product.weights) == 1 and product.layer not in reasons:
@@ -108,6 +109,9 @@ def _reason(
             return reasons[owner]
         if left(owner):
             return "named in digital_layers"
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    if parameters.isdisjoint(product.weights):
+        return "a fixed matrix: buffers or constants, no parameters"
     return "weights outside of their layer, which program refuses"
 
 

@@ -1,7 +1,7 @@
 """Layers whose products no tile computes: they stay digital, and the user is told."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from bridge.chips.plain_layers import is_mapped
 from bridge.chips.telling import warn_once
 
 _KEPT = "digital_for_their_kind"
+_STRICT = "every_product_on_tiles"
 _PRODUCTS = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
 
@@ -47,9 +48,10 @@ def refuse_digital_products(reasons: dict[str, str]) -> None:
         )
 
 
-def remember_digital_products(network: nn.Module, reasons: dict[str, str]) -> None:
-    """Has a network, and its copies, know what stays digital for what it is."""
+def remember_digital_products(network: nn.Module, reasons: dict[str, str], strict: bool) -> None:
+    """Has a network, and its copies, know what stays digital for what it is, and what may."""
     vars(network)[_KEPT] = dict(reasons)
+    vars(network)[_STRICT] = strict
 
 
 def tell_digital_products(network: nn.Module, images: torch.Tensor) -> None:
@@ -61,12 +63,71 @@ def tell_digital_products(network: nn.Module, images: torch.Tensor) -> None:
     """
     reasons: dict[str, str] = vars(network).get(_KEPT, {})
     if reasons:
-        share = _share(network, list(reasons), images[:1])
+        counts = _operations(network, images[:1])
+        share = _percent(sum(counts.get(path, 0) for path in reasons), counts[""])
         warn_once(
-            f"{_listed(reasons)}: digital, with {share:.0%} of the network's "
-            "multiply-accumulates; program(..., strict=True) refuses them, bridge.coverage lists "
-            "every product"
+            f"{_listed(reasons)}: digital, with {share}; program(..., strict=True) refuses them, "
+            "bridge.coverage lists every product"
         )
+
+
+def tell_fixed_products(
+    network: nn.Module, fixed: Mapping[tuple[str, ...], float], images: torch.Tensor
+) -> None:
+    """Warns once of products with buffers, with their share.
+
+    Args:
+      network: as for `tell_digital_products`.
+      fixed: see `bridge.chips.beside_tiles.Seen`.
+      images: what it takes; the first is run.
+
+    Raises:
+      ValueError: there are some, and the chip is to have every product on tiles.
+    """
+    if not fixed:
+        return
+    names = sorted({name for one in fixed for name in one})
+    owners = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
+    told = f"the network multiplies with {some(names)}, no parameters but fixed matrices"
+    cures = (
+        "weights that are to be on tiles are a Linear or Conv2d layer's, what is to stay digital "
+        f"is named, digital_layers=[{', '.join(map(repr, owners))}]"
+    )
+    if vars(network).get(_STRICT, False):
+        raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
+    share = _percent(sum(fixed.values()), _operations(network, images[:1])[""])
+    warn_once(
+        f"{told}: digital, without a chip's noise, with {share}; {cures}; program(..., "
+        "strict=True) refuses them"
+    )
+
+
+def tell_distances(network: nn.Module, parameters: list[str]) -> None:
+    """Warns once of parameters that distances are taken to without a product.
+
+    Args:
+      network: as for `tell_digital_products`.
+      parameters: see `bridge.chips.beside_tiles.Seen`.
+
+    Raises:
+      ValueError: there are some, and the chip is to have every product on tiles.
+    """
+    if not parameters:
+        return
+    told = (
+        f"the network takes distances to {some(parameters)}, by the sum of squared or absolute "
+        "differences"
+    )
+    cures = (
+        "for tiles write |x|^2 - 2 self.fc(x) + |w|^2 with a Linear layer, or name what is to stay "
+        f"digital, digital_layers=[{', '.join(map(repr, parameters))}]"
+    )
+    if vars(network).get(_STRICT, False):
+        raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
+    warn_once(
+        f"{told}: digital, and no noise reaches these parameters; {cures}; program(..., "
+        "strict=True) refuses them"
+    )
 
 
 def _reason(module: nn.Module) -> str:
@@ -107,15 +168,18 @@ def _listed(reasons: dict[str, str]) -> str:
     )
 
 
-def _share(network: nn.Module, paths: list[str], images: torch.Tensor) -> float:
-    """The share of the multiply-accumulates of one forward pass that layers have, in [0, 1]."""
+def _operations(network: nn.Module, images: torch.Tensor) -> dict[str, int]:
+    """Floating-point operations of one forward pass by layer, those within it too; "" for all."""
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.filterwarnings("ignore", "TF32 acceleration")  # of which the flags are said too
         # As the products that they are made of: recurrent layers, and attention.
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             network(images.clone())
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    total = counts.get("Global", 0)
     root = type(network).__name__
-    of_paths = sum(counts.get(f"{root}.{path}" if path else root, 0) for path in paths)
-    return of_paths / total if total else 0.0
+    found = {name.removeprefix(f"{root}."): count for name, count in counts.items()}
+    return {**found, "": counts.get("Global", 0)}
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{part / whole if whole else 0.0:.0%} of the network's multiply-accumulates"

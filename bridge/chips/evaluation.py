@@ -10,8 +10,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridge.chips.streams import stream
+from bridge.weights.wrappers import require_unfrozen
 
 _COMPARED = 64  # images, among which another length of padding is looked for
+_MOST = 2**18  # values, among which the most frequent one is looked for
+_LONGER = 3e-5  # of the largest logit: a sum over a longer padding, masked, is rounded otherwise
 _ROUNDING = 1e-4  # of the largest logit
 _STATE = 1e-5  # of the largest logit, by which one batch may differ from itself
 _Logits = Callable[[list[torch.Tensor]], torch.Tensor]
@@ -28,8 +31,10 @@ def require_eval(network: nn.Module, what: str) -> None:
 
     Raises:
       ValueError: a part is in training mode, or a BatchNorm keeps no running statistics: a sample's
-        logits would depend on the others in its batch, or be random.
+        logits would depend on the others in its batch, or be random; or one is frozen by
+        TorchScript.
     """
+    require_unfrozen(network, what)
     for name, part in network.named_modules():
         if part.training:
             where = f" ({name})" if name else ""
@@ -51,8 +56,8 @@ def require_independent(
     """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
 
     Seen by behaviour, on two samples in batches of four and of two: other neighbours, one of them
-    beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest,
-    or 3e-5 where their padding is of other lengths;
+    beyond the samples' range and one without padding, must not change a sample's logits by more
+    than 1e-6 of the largest, or 3e-5 where their padding is of other lengths;
     another place, batch size or random state no more than rounding does, which a change of the
     input by some units in the last place measures. A network that fails on batches of four or two
     runs on all the images, twice, the second time in the opposite order. So state is seen that
@@ -83,6 +88,7 @@ def require_independent(
         return found.float()
 
     beside: float | None = None
+    longer = 0.0
     try:
         mixed = logits([one, other, other, other])
         alone = [logits(4 * [x]) for x in (one, other)]
@@ -90,15 +96,16 @@ def require_independent(
         if not math.isfinite(largest):
             return  # which is told of the sample itself
         beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
-        beside = max(beside, _beside_far(logits, one, other, alone))
+        beside = max(beside, _beside(logits, one, other, _far(one, other), alone))
+        longer = _beside(logits, one, other, _unpadded(other), alone)
     except Exception:
         pass  # it fails on all images, or on batches of four
     if beside is None:
         _require_order(logits, rows, what)
         return
-    # A sum over a longer padding, correctly masked, is rounded otherwise.
     length = bool(_padding_apart(torch.cat([one, other])).any())
-    if beside > (3e-5 if length else 1e-6) * largest:
+    if beside > (_LONGER if length else 1e-6) * largest or longer > _LONGER * largest:
+        beside = max(beside, longer)
         _refuse_state(logits, [one, other, other, other], what)
         raise ValueError(
             f"{what} mixes the samples of a batch: a sample's logits change by {beside:.2g} with "
@@ -177,8 +184,8 @@ def _rounding(logits: _Logits, rows: list[torch.Tensor], found: torch.Tensor) ->
 def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
     """An image that is not the one of place 0, `[1, ...]`; None where all are alike.
 
-    Of the first 64 sequences or rows of token ids the one that differs most in its padding: a
-    network may cut a batch to its longest sample. Else the first.
+    Of the first 64 the one that differs most in its padding: a network may cut a batch to its
+    longest sample. Else the first.
     """
     apart = _padding_apart(images[:_COMPARED])
     if apart.any():
@@ -187,36 +194,60 @@ def first_that_differs(images: torch.Tensor) -> torch.Tensor | None:
 
 
 def _padding_apart(images: torch.Tensor) -> torch.Tensor:
-    """By how many values a sequence has more or less padding than the first, int64 `[batch]`.
+    """By how many values a sample has more or less padding than the first, int64 `[batch]`.
 
-    Padding is taken to be 0, or for token ids the most frequent one. Images and volumes have none.
+    Padding is taken to be what repeats along an axis, as `_repeats` has it; of sequences also 0 and
+    the most frequent value.
     """
-    if images.ndim >= 4:
-        return torch.zeros(len(images), dtype=torch.long)
-    rows = images.flatten(1)
-    padding = [rows.new_zeros(())]
-    if not images.is_floating_point():
-        padding.append(rows.flatten().mode().values)
-    count = torch.stack([torch.eq(rows, one).sum(1) for one in padding])
+    counts = [_repeats(images, axis).flatten(1).sum(1) for axis in range(1, images.ndim)]
+    counts = [images[0].numel() // images.shape[1 + n] * one for n, one in enumerate(counts)]
+    if images.ndim < 4:
+        rows = images.flatten(1)
+        often = rows.flatten()[:: 1 + rows.numel() // _MOST].mode().values
+        counts += [torch.eq(rows, one).sum(1) for one in (rows.new_zeros(()), often)]
+    count = torch.stack(counts)
     return (count - count[:, :1]).abs().amax(0)
 
 
-def _beside_far(
-    logits: _Logits,
-    one: torch.Tensor,
-    other: torch.Tensor,
-    alone: list[torch.Tensor],
-) -> float:
-    """How far logits change with a neighbour beyond the images' range, as their largest value."""
+def _repeats(images: torch.Tensor, axis: int) -> torch.Tensor:
+    """Where along an axis a frame, row or token is the one before it: bool, of size 1 elsewhere."""
+    others = [n for n in range(1, images.ndim) if n != axis]
+    same = torch.eq(images, images.roll(1, axis))
+    same = same.all(dim=others, keepdim=True) if others else same
+    same.movedim(axis, 0)[:1] = False
+    return same
+
+
+def _unpadded(images: torch.Tensor) -> torch.Tensor:
+    """The same with what repeats along an axis filled, by the other end of it."""
+    for axis in range(1, images.ndim):
+        images = torch.where(_repeats(images, axis), images.flip(axis), images)
+    return images
+
+
+def _far(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The other image stretched beyond the range of both; token ids as they are."""
     if not one.is_floating_point():
-        return 0.0
+        return other
     low, high = torch.cat([one, other]).aminmax()
     least, largest = other.aminmax()
     beyond = (high - low).clamp(min=0.1) / 4
     stretched = (other - least) / (largest - least).clamp(min=torch.finfo(other.dtype).tiny)
-    far = (low - beyond) + stretched * (high - low + 2 * beyond)
+    return (low - beyond) + stretched * (high - low + 2 * beyond)
+
+
+def _beside(
+    logits: _Logits,
+    one: torch.Tensor,
+    other: torch.Tensor,
+    neighbour: torch.Tensor,
+    alone: list[torch.Tensor],
+) -> float:
+    """How far logits of two images change with a neighbour, as their largest value."""
+    if torch.equal(neighbour, other):
+        return 0.0
     try:
-        mixed = logits([one, other, far, other])
+        mixed = logits([one, other, neighbour, other])
     except Exception:
         return 0.0  # it takes no such image
     beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))

@@ -10,10 +10,15 @@ import torch
 from torch import nn
 
 from bridge.chips.behaviour import remember_inputs
-from bridge.chips.beside_tiles import refuse_weights_beside_tiles
-from bridge.chips.digital_products import tell_digital_products
+from bridge.chips.beside_tiles import Seen, refuse_weights_beside_tiles
+from bridge.chips.digital_products import (
+    tell_digital_products,
+    tell_distances,
+    tell_fixed_products,
+)
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
+from bridge.chips.images import refuse_transform
 from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.original import original_of
 from bridge.chips.tiles import (
@@ -112,18 +117,20 @@ def _examine(
     names = list(named_layers(analog))
     require_independent(lambda x: layout(twin, x), some, "the network")
     more = contiguous(more) if layout.contiguous else more
-    unused: list[str] = []
+    seen: list[Seen] = []
 
     def watched(x: torch.Tensor) -> torch.Tensor:
-        unused[:] = refuse_weights_beside_tiles(twin, names, digital_layers, x, more)
+        seen.append(refuse_weights_beside_tiles(twin, names, digital_layers, x, more))
         return x
 
     layout(watched, some)
     tell_digital_products(twin, some)
+    tell_fixed_products(twin, seen[-1].fixed, some)
+    tell_distances(twin, seen[-1].distances)
     asking = _asking(twin, analog, layout, some, found)
     if engine not in asking and original is not None:
         original.refuse_other(twin, layout, some)
-    return asking, unused
+    return asking, seen[-1].unused
 
 
 def _tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -174,6 +181,7 @@ def refused_access() -> Iterator[None]:
                 "chip's copy does not have, such as next(p for p in self.parameters() if "
                 "p.requires_grad): take the device and dtype of the input, x.device"
             ) from error
+        refuse_transform(error)
         if "NestedTensor" in str(error):
             raise ValueError(_NESTED.format(error)) from error
         raise

@@ -39,6 +39,7 @@ from bridge.chips.programming import Chip, outside_inference_mode
 from bridge.chips.streams import SampleNoise, stream
 from bridge.chips.tiles import Tile, digital_network, named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
+from bridge.weights.wrappers import wrapped_as
 from jaxcurv.settings import plain
 
 _KIND = "analog chip"
@@ -90,7 +91,8 @@ def load_chip(
       path: the file.
       model: the network that was programmed, in eval mode; its weights do not matter, so that it
         may be on the meta device, and it is not changed. If it had been converted by AIHWKit
-        before, a network converted in the same way. Its layers on tiles are compared by kind and
+        before, a network converted in the same way. Either may be within what `torch.compile`,
+        `DataParallel` or `AveragedModel` wrap it in. Its layers on tiles are compared by kind and
         geometry, its tensors by name and shape, and what its code does between them, hooks and
         settings of digital layers included, by the logits on a few inputs, within 3e-5 of the
         largest and what rounding does.
@@ -132,6 +134,7 @@ def _load(
             f"{path} was programmed with a configuration of AIHWKit's own: pass it as rpu_config="
         )
     configuration = rpu_config if profile is None else profile
+    model = wrapped_as(model, header["layers"], counted="n_averaged" in tensors)
     analog, _ = convert(with_values(model), configuration, layers, seed=header["seed"])
     forget_original(analog)  # whose weights need not be those of the file
     tiles = named_tiles(analog)

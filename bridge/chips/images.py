@@ -111,6 +111,7 @@ def refused_layout(images: torch.Tensor, ran: int = 0) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:
+        refuse_transform(error)
         if ran and len(images) != ran:
             raise ValueError(
                 f"the network fails on a batch of {len(images)} and ran on one of {ran} ({error}): "
@@ -127,6 +128,19 @@ def refused_layout(images: torch.Tensor, ran: int = 0) -> Iterator[None]:
         raise ValueError(
             f"the network fails on inputs {images.dtype} of shape {tuple(images.shape[1:])} "
             f"({error}): give what it was made for, {_EXPECTED}"
+        ) from error
+
+
+def refuse_transform(error: Exception) -> None:
+    """Refuses a network that calls layers on tiles within `torch.vmap`.
+
+    Raises:
+      ValueError: in place of the error of such a transform; another one is let through.
+    """
+    if "functorch" in str(error) or "vmap" in str(error):
+        raise ValueError(
+            f"the network fails on tiles ({error}): call it, and its layers, on the batch, without "
+            "torch.vmap or another transform of torch.func"
         ) from error
 
 

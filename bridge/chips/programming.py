@@ -209,13 +209,14 @@ def program(
     Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
     mapped to 1; normalisation, activations, biases, embeddings and bare parameters stay digital.
     So do products that no tile computes: grouped and transposed convolutions and recurrent cells; a
-    warning names them with their share of the work. A convolution of one or three dimensions goes
-    to tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the linear layers
-    `q_proj`, `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A profile's inputs are
-    scaled by their largest magnitude; there is no DAC, IR drop or output noise, and
-    drift is compensated only where the memory's `compensation` says so. Forward hooks stay, and
-    weights that a pruning mask or a parametrization computes are programmed. Torch's global random
-    state is left as it was.
+    warning names them with their share of the work. Products with buffers, and distances to
+    parameters, are named by a warning when the chip first meets images. A convolution of one or
+    three dimensions goes to tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the
+    linear layers `q_proj`, `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A
+    profile's inputs are scaled by their largest magnitude; there is no DAC, IR drop or output
+    noise, and drift is compensated only where the memory's `compensation` says so. Forward hooks
+    stay, and weights that a pruning mask or a parametrization computes are programmed. Torch's
+    global random state is left as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of
@@ -241,8 +242,9 @@ def program(
         named by a warning and gets the median of the others' ranges.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
-        that the network multiplies with itself.
-      strict: refuse products that no tile computes, unless `digital_layers` names them.
+        or buffer that the network multiplies with itself.
+      strict: refuse products that no tile computes, unless `digital_layers` names them: here, or,
+        where it takes images to see them, when the chip first meets some.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
 

@@ -18,7 +18,8 @@ from torch import nn
 from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
-from bridge.weights.wrappers import unwrapped
+from bridge.graphs.restoring import restored
+from bridge.weights.wrappers import require_unfrozen, unwrapped
 from jaxcurv.data.layouts import plain_array, warn_of_channels_first
 from jaxcurv.progress import progress
 
@@ -55,7 +56,8 @@ class _BySize:
                 if graph.holds(batch):
                     return graph
             rows = torch.arange(batch) % len(self.example)
-            graph = export(self.module, self.example[rows])
+            with restored(self.module):
+                graph = export(self.module, self.example[rows])
             self.graphs.append(graph)
             return graph
 
@@ -95,7 +97,8 @@ def to_jax(
     """
     module = _prepared(module)
     example = _example(images)
-    with progress(3, f"{type(module).__name__} to JAX", "step", side=True) as shown:
+    steps = progress(3, f"{type(module).__name__} to JAX", "step", side=True)
+    with steps as shown, restored(module):  # after all, for each call must give the same
         theirs = _in_torch(module, example)
         shown.update()
         shown.note("export")
@@ -134,7 +137,8 @@ def graph_of(
     """
     module = _prepared(module)
     example = _example(images)
-    graph = export(module, example)
+    with restored(module):
+        graph = export(module, example)
     return graph, _params(module, graph), example
 
 
@@ -153,6 +157,7 @@ def _prepared(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, not {type(module).__name__}")
     module = unwrapped(module)
+    require_unfrozen(module, "the module")
     training = [path or "the module" for path, part in module.named_modules() if part.training]
     if training:
         raise ValueError(

@@ -33,11 +33,11 @@ class Product:
     Attributes:
       layer: path of the innermost module that computes it, "" for the root.
       operator: PyTorch's name of it.
-      weights: names of the parameters that one of its factors is made of; none where both factors
-        depend on the input.
+      weights: names of the parameters and floating buffers that one of its factors is made of.
       macs: multiply-accumulates for one sample.
       groups: groups of a convolution, 1 otherwise.
       transposed: whether it is a transposed convolution.
+      activations: whether all its factors depend on the input.
     """
 
     layer: str
@@ -46,6 +46,7 @@ class Product:
     macs: int
     groups: int = 1
     transposed: bool = False
+    activations: bool = False
 
 
 def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Product]:
@@ -75,6 +76,7 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
                 _macs(node.operator, arguments, value) // images.shape[0],
                 arguments[8] if convolution else 1,
                 bool(arguments[6]) if convolution else False,
+                all(names is None for names in weights),
             )
         )
 

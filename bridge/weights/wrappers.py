@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -74,3 +75,66 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     if isinstance(module, _WRAPPERS):
         return unwrapped(module.module)
     return module
+
+
+class _Renamed(torch.nn.Module):
+    """A network under the name that a wrapper gives it."""
+
+    def __init__(self, name: str, inner: torch.nn.Module):
+        super().__init__()
+        self.add_module(name, inner)
+        self.train(inner.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (inner,) = self.children()
+        return inner(*args, **kwargs)
+
+
+def wrapped_as(module: torch.nn.Module, names: Iterable[str], *, counted: bool) -> torch.nn.Module:
+    """The network in a module, in wrappers in which its layers have the names that are given.
+
+    Args:
+      module: a network, bare or within what `torch.compile` and others wrap it in.
+      names: paths of layers; where some are not the network's in any wrapper, it is given back.
+      counted: whether the outermost wrapper has the counter of an `AveragedModel`.
+    """
+    names = list(names)
+    bare = unwrapped(module)
+    for one in (module, bare):
+        if _has_all(one, names):
+            return one
+    around: list[str] = []
+    while prefix := next((p for p in PREFIXES[:2] if all(n.startswith(p) for n in names)), ""):
+        names = [name.removeprefix(prefix) for name in names]
+        around.append(prefix.removesuffix("."))
+        if _has_all(bare, names):
+            for name in reversed(around):
+                bare = _Renamed(name, bare)
+            if counted:
+                bare.register_buffer(_COUNTER, torch.tensor(0))
+            return bare
+    return module
+
+
+def _has_all(module: torch.nn.Module, names: list[str]) -> bool:
+    """Whether each name begins with that of a part; the parts of layers may be others on tiles."""
+    parts = dict(module.named_children())
+    return all(name.partition(".")[0] in parts for name in names)
+
+
+def require_unfrozen(module: torch.nn.Module, what: str) -> None:
+    """Refuses a module whose weights TorchScript has made constants; `what` is its name.
+
+    Raises:
+      ValueError: it is that of `torch.jit.freeze` or `optimize_for_inference`.
+    """
+    # Freezing takes the mode away; eval() then puts one beside the script.
+    if any(
+        isinstance(part, torch.jit.ScriptModule)
+        and (not hasattr(part, "training") or "training" in vars(part))
+        for part in module.modules()
+    ):
+        raise ValueError(
+            f"{what} is frozen by TorchScript (torch.jit.freeze or optimize_for_inference), which "
+            "makes constants of its weights: give the module as it was before"
+        )

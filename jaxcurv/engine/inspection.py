@@ -85,7 +85,7 @@ def check_model(
                 "Flax, which Flax refuses within JAX's own, and may have emptied the module: make "
                 "it anew, and give the module itself or leave that nnx.jit out"
             ) from error
-        raise ValueError(_CHANGES) from error
+        raise ValueError(f"{_CHANGES}; {_COUNTS}") from error
     if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
     if np.isnan(gradient[1:]).any() or (of_input and not np.isfinite(gradient[0]).all()):
@@ -122,6 +122,10 @@ def check_model(
 _CHANGES = (
     "the model changes its own state when called (BatchNorm in training mode or active dropout?): "
     "switch it to evaluation mode, model.eval()"
+)
+_COUNTS = (
+    "if it is, and counts alone, as an RNN's of its random stream, give the NNX module itself, or "
+    "merge it with copy=True, lambda params, images: nnx.merge(graphdef, params, copy=True)(images)"
 )
 
 

@@ -161,6 +161,12 @@ def functional(
     Raises:
       ValueError: it is no model that JAX can call, or `params` holds something else than arrays.
     """
+    bound: Any = logits_fn
+    if _is_linen(bound) and bound.scope is not None:  # by model.bind(variables)
+        if params is not None:
+            raise ValueError("a bound Linen module carries its own weights: leave params out")
+        module, params = bound.unbind()
+        logits_fn = module.apply
     _check_callable(logits_fn)
     check_params(params)
     if isinstance(logits_fn, nnx.Module):
@@ -169,11 +175,20 @@ def functional(
         graphdef, state = nnx.split(logits_fn)
         return NnxCall(graphdef), state
     if params is None:
-        owner = getattr(logits_fn, "__self__", None)
-        if comes_from(owner, "flax", "Module") and not isinstance(owner, nnx.Module):
+        owner: Any = getattr(logits_fn, "__self__", None)
+        if _is_linen(owner) and owner.scope is not None:
+            raise ValueError(
+                "got a method of a bound Linen module: with module, variables = bound.unbind() "
+                "give lambda v, x: module.apply(v, x, method=...), and params=variables"
+            )
+        if _is_linen(owner):
             raise ValueError("a Linen model's apply needs its variables: give them as params")
         return _PlainCall(logits_fn), None
     return logits_fn, params
+
+
+def _is_linen(value: Any) -> bool:
+    return comes_from(value, "flax", "Module") and not isinstance(value, nnx.Module)
 
 
 def check_params(params: Any, name: str = "params") -> None:
@@ -241,10 +256,10 @@ def _check_callable(logits_fn: Any) -> None:
         raise ValueError(
             f"got the class {logits_fn.__name__}, which has no weights: give an instance of it"
         )
-    if comes_from(logits_fn, "flax", "Module") and not isinstance(logits_fn, nnx.Module):
+    if _is_linen(logits_fn):
         raise ValueError(
             f"got the Linen module {kind}, which has no weights of its own: give its apply, and "
-            "its variables as params"
+            "its variables as params, or the module bound to them, model.bind(variables)"
         )
     if hasattr(logits_fn, "apply_fn") and hasattr(logits_fn, "params"):
         raise ValueError(

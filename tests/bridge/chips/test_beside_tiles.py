@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bridge import PROFILES, program
+from bridge.chips import telling
 from tests.bridge.chips.test_examination import ALLOWED, BESIDE, TENSOR, Parts
 
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -171,3 +172,85 @@ def test_rows_of_a_table_are_no_product() -> None:
         return n.fc(features(n, x) + F.embedding_bag(ids, n.table.weight, mode="sum"))
 
     program(Parts(looked_up), PROFILES["wnoise"], seed=0, digital_layers=["table"]).examine(TENSOR)
+
+
+def expanded(n: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    h = features(n, x)
+    return h[:, None].expand(-1, 4, -1), n.w[:4][None].expand(len(h), -1, -1)
+
+
+def difference(n: Any, x: torch.Tensor) -> torch.Tensor:
+    h, w = expanded(n, x)
+    return h - w
+
+
+DISTANCES: dict[str, Forward] = {
+    "pow": lambda n, x: n.fc.bias - torch.pow(difference(n, x), 2).sum(2),
+    "square": lambda n, x: -difference(n, x).square().sum(-1),
+    "a product with itself": lambda n, x: -(lambda d: (d * d).mean(2))(difference(n, x)),
+    "broadcast, from the other side": lambda n, x: (
+        -((n.w[:4] - features(n, x)[:, None]) ** 2).sum(2)
+    ),
+    "norm": lambda n, x: -difference(n, x).norm(dim=-1),
+    "linalg": lambda n, x: -torch.linalg.vector_norm(difference(n, x), dim=-1),
+    "pairwise": lambda n, x: -F.pairwise_distance(features(n, x)[:, None], n.w[None, :4]),
+    "absolute": lambda n, x: -difference(n, x).abs().sum(-1),
+    "scaled": lambda n, x: (-0.5 * (difference(n, x) / n.scale) ** 2).sum(-1),
+    "clusters": lambda n, x: 1 / (1 + (difference(n, x) ** 2).sum(2)),
+    "turned": lambda n, x: -(difference(n, x).mT ** 2).sum(1),
+}
+NO_DISTANCES: dict[str, Forward] = {
+    "positions and a norm": lambda n, x: n.fc(
+        (
+            (lambda t: t / (t.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt())(
+                features(n, x)[:, None] + n.w[:4]
+            )
+        ).mean(1)
+    ),
+    "centred and normalised": lambda n, x: n.fc(
+        F.normalize((features(n, x) - n.scale) ** 2, dim=-1)
+    ),
+    "smearing": lambda n, x: n.fc(
+        torch.exp(-((features(n, x)[..., None] - n.scale[:6]) ** 2)).mean(-1)
+    ),
+    "smearing, summed as it is": lambda n, x: n.fc(
+        ((features(n, x)[..., None] - n.scale[:6]) ** 2).mean(-1)
+    ),
+    "a squared loss": lambda n, x: (
+        n.fc(features(n, x)) + ((features(n, x) - n.scale) ** 2).mean(-1, keepdim=True)
+    ),
+    "differences of features": lambda n, x: n.fc(
+        (features(n, x)[:, :, None] - features(n, x)[:, None]).pow(2).sum(-1)
+    ),
+    "layer scale": lambda n, x: n.fc((features(n, x) * n.scale) ** 2),
+    "graph attention": lambda n, x: n.fc(
+        F.leaky_relu(
+            features(n, x)[:, :, None] * n.scale[0] + features(n, x)[:, None] * n.scale[1]
+        ).sum(-1)
+    ),
+    "residuals to centres": lambda n, x: n.fc(difference(n, x).sum(1)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_that_are_written_out_are_told(name: str, kind: type[Parts]) -> None:
+    telling.warn_once.cache_clear()
+    model = kind(DISTANCES[name])
+    with pytest.warns(UserWarning, match=r"takes distances to w, .*digital_layers=\['w'\]"):
+        program(model, PROFILES["wnoise"], seed=0, digital_layers=["table", "fc"]).examine(TENSOR)
+    with pytest.raises(ValueError, match=r"takes distances to w, .* leave strict out"):
+        program(
+            model, PROFILES["wnoise"], seed=0, digital_layers=["table", "fc"], strict=True
+        ).examine(TENSOR)
+    program(
+        model, PROFILES["wnoise"], seed=0, digital_layers=["table", "fc", "w"], strict=True
+    ).examine(TENSOR)
+
+
+@pytest.mark.parametrize("name", NO_DISTANCES)
+def test_what_is_no_distance_is_not_told(name: str) -> None:
+    chip = program(
+        Parts(NO_DISTANCES[name]), PROFILES["wnoise"], seed=0, digital_layers=["table"], strict=True
+    )
+    chip.examine(TENSOR)

@@ -83,6 +83,24 @@ def test_products_outside_of_layers_are_there():
     assert rows["out.weight", "linear"].place == "analog"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_a_product_with_a_buffer_is_one_with_a_fixed_matrix(dtype):
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+            self.register_buffer("kept", torch.ones(4, 4).to(dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x @ (0.1 * self.kept.float()))
+
+    table = coverage(Kept().eval(), np.ones((2, 4), np.float32)).set_index("layer")
+    assert table.loc["", "place"] == "digital"
+    assert table.loc["", "reason"] == "a fixed matrix: buffers or constants, no parameters"
+    assert table.loc["", "macs"] == 16
+    assert table.loc["fc", "place"] == "analog"
+
+
 class Hooked(nn.Module):
     """A hook of one layer multiplies with the weight of another."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bridge.chips import telling
@@ -123,6 +124,113 @@ def test_what_is_named_is_not_told_and_not_refused():
     chip = program(model, PROFILES["ideal"], seed=0, digital_layers=["1"], strict=True)
     predict(chip, PAIRS)
     assert chip.digital_layers == ("1",)
+
+
+class Quantised(nn.Module):
+    """A linear layer of 8-bit weights that are buffers, as a user's own."""
+
+    def __init__(self, inputs: int = 36, floating: bool = False):
+        super().__init__()
+        weight = torch.randint(-127, 128, (6, inputs), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("wq", weight.float() if floating else weight.to(torch.int8))
+        self.register_buffer("scale", torch.tensor(0.01))
+        self.bias = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.wq.float() * self.scale, self.bias)
+
+
+class Fixed(nn.Module):
+    """What `compute` makes of an input and a tensor that is no parameter."""
+
+    def __init__(self, kept: torch.Tensor, compute: Callable, attribute: bool = False):
+        super().__init__()
+        if attribute:
+            self.kept = kept
+        else:
+            self.register_buffer("kept", kept)
+        self.compute = compute
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.compute(x, self.kept)
+
+
+def between(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.LazyLinear(3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layer, *head).eval()  # of [batch, 4, 6, 6]
+    model(IMAGES)
+    return model
+
+
+RAND = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+FIXED = {
+    "int8": lambda: nn.Sequential(nn.Flatten(2), Quantised()),
+    "floating": lambda: nn.Sequential(nn.Flatten(2), Quantised(floating=True)),
+    "an attribute": lambda: nn.Sequential(Fixed(RAND, torch.matmul, attribute=True)),
+    "a resampling matrix": lambda: nn.Sequential(Fixed(RAND, lambda x, m: m @ x)),
+    "a blur kernel": lambda: nn.Sequential(
+        Fixed(torch.ones(4, 1, 3, 3) / 9, lambda x, k: F.conv2d(x, k, groups=4))
+    ),
+    "prototypes": lambda: nn.Sequential(Fixed(RAND, torch.cdist)),
+}
+NO_PRODUCTS = {
+    "a position table": lambda: Fixed(RAND, torch.add),
+    "normalisation": lambda: Fixed(RAND, lambda x, m: (x - m.mean()) / m.std()),
+    "a mask": lambda: Fixed(RAND > 0.5, lambda x, m: x.masked_fill(m, 0)),
+    "rotary angles": lambda: Fixed(RAND, lambda x, m: x * m.cos() + x.flip(-1) * m.sin()),
+    "relative positions": lambda: Fixed(
+        torch.arange(6) % 4,
+        lambda x, m: x + (F.one_hot(m, 4).float() @ torch.ones(4, 6))[m],
+    ),
+    "a bias of attention": lambda: Fixed(
+        RAND, lambda x, m: F.scaled_dot_product_attention(x, x, x, attn_mask=m)
+    ),
+    "an order": lambda: Fixed(torch.randperm(6), lambda x, m: x[..., m]),
+    "a codebook": lambda: Fixed(RAND, lambda x, m: F.embedding((x > 0).sum(-1) % 6, m)),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_product_with_a_buffer_is_told_and_digital(name):
+    model = between(FIXED[name]())
+    kept = "1.1" if isinstance(model[1][-1], Quantised) else "1.0"
+    with pytest.warns(UserWarning, match=rf"multiplies with {kept}\..* matrices: digital"):
+        predict(program(model, PROFILES["wnoise"], seed=0), PAIRS)
+    strict = program(model, PROFILES["ideal"], seed=0, strict=True)
+    with pytest.raises(ValueError, match=rf"multiplies with {kept}\..*digital_layers=\['{kept}'"):
+        predict(strict, PAIRS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(program(model, PROFILES["ideal"], seed=0, digital_layers=["1"], strict=True), PAIRS)
+
+
+@pytest.mark.parametrize("name", NO_PRODUCTS)
+def test_buffers_of_other_kinds_are_not_told(name):
+    model = between(NO_PRODUCTS[name]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(program(model, PROFILES["ideal"], seed=0, strict=True), PAIRS)
+
+
+def test_a_buffer_of_the_network_itself_has_its_share_and_can_be_named():
+    """40 of the 8 x 5 linear layer, 64 of the buffer's 8 x 8."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 5)
+            self.register_buffer("turn", torch.eye(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x @ self.turn)
+
+    x, model = torch.randn(4, 8), Turned().eval()
+    with pytest.warns(UserWarning, match=f"multiplies with turn, .* with {64 / 104:.0%} of"):
+        program(model, PROFILES["ideal"], seed=0)(x, range(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program(model, PROFILES["ideal"], seed=0, digital_layers=["turn"])(x, range(4))
 
 
 def test_a_chip_s_file_has_what_stayed_digital(tmp_path):

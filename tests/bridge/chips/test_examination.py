@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bridge import PROFILES, Profile, Router, predict, program
+from bridge import PROFILES, Profile, Router, predict, program, to_jax
 from bridge.chips import ADC, Clipping
 from tests.chips import TorchCopies, noisy, small_resnet
 
@@ -840,18 +840,116 @@ def test_batches_cut_to_their_longest_sample(pad: int) -> None:
     torch.testing.assert_close(chip(ids, range(12))[5], chip(ids[5:6], [5])[0])
 
 
-def test_signals_cut_to_their_longest_sample() -> None:
-    class Cut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(4, 3)
+class Cut(nn.Module):
+    """Frames, cut to the batch's longest: what follows a sample's last change is padding."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            longest = int((x != 0).any(2).sum(1).max())
-            return self.fc(x[:, :longest]).mean(1)
+    def __init__(self, masked: bool):
+        super().__init__()
+        self.masked, self.fc = masked, nn.Linear(4, 3)
+        self.fc.weight.data = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        self.eval().requires_grad_(False)
 
-    signals = torch.rand(6, 9, 4, generator=torch.Generator().manual_seed(0))
-    signals[4, 3:] = 0
-    chip = program(Cut().eval(), PROFILES["ideal"], seed=0)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, 0] if x.ndim == 4 else x
+        moves = (x != x[:, -1:]).any(2).flip(1).cumsum(1).flip(1) > 0
+        longest = max(int(moves.sum(1).max()), 1)
+        x, moves = self.fc(x[:, :longest]).tanh(), moves[:, :longest, None]
+        return (x * moves).sum(1) / moves.sum(1).clamp(min=1) if self.masked else x.mean(1)
+
+
+def test_images_with_borders_are_not_padded() -> None:
+    x = TENSOR.clone().clamp(0, 1).mul(255).round() / 255  # as of eight bits: many are alike
+    x[1, :, :2], x[3, :, :, 4:] = 0, 0.5
+    chip = program(Net(), PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(chip(x, range(5))[3], chip(x[3:4], [3])[0])
     with pytest.raises(ValueError, match="the network mixes the samples of a batch"):
-        chip(signals, range(6))
+        program(MIXING["batch mean"](), PROFILES["ideal"], seed=0)(x, range(5))
+
+
+PADDING: dict[str, Callable[[torch.Tensor], Any]] = {
+    "0": lambda last: 0.0,
+    "log 1e-5": lambda last: -11.5129,
+    "-80 dB": lambda last: -80.0,
+    "0, normalised after": lambda last: torch.tensor([0.1, -1.2, 0.7, -0.4]),
+    "the last frame": lambda last: last,
+}
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["other lengths", "one length"])
+@pytest.mark.parametrize("axes", [3, 4])
+@pytest.mark.parametrize("pad", PADDING)
+def test_signals_cut_to_their_longest_sample(pad: str, axes: int, alike: bool) -> None:
+    signals = torch.rand(9, 12, 4, generator=torch.Generator().manual_seed(0)) - 3
+    for n, signal in enumerate(signals):
+        length = 5 if alike or n < 3 else 3 + n
+        signal[length:] = PADDING[pad](signal[length - 1])
+    x = signals if axes == 3 else signals[:, None]
+    source = [{"image": a.numpy(), "label": 0, "index": n} for n, a in enumerate(signals)]
+    mixing = program(Cut(masked=False), PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match="the network mixes the samples of a batch"):
+        mixing(x, range(9))
+    honest = program(Cut(masked=True), PROFILES["ideal"], seed=0)
+    torch.testing.assert_close(honest(x, range(9))[5], honest(x[5:6], [5])[0])
+    if axes == 3:
+        predict(Cut(masked=True), source)
+        with pytest.raises(ValueError, match="the module mixes the samples of a batch"):
+            predict(Cut(masked=False), source)
+
+
+class OneByOne(nn.Module):
+    """A network of single samples, mapped over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(0), nn.Linear(64, 4))
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(self.net)(x)
+
+
+@pytest.mark.parametrize(
+    ("profile", "engine"),
+    [
+        (ADC_9, "fast"),
+        (noisy("constant"), "fast"),
+        (PROFILES["ideal"], "aihwkit"),
+        (ADC_9, "aihwkit"),
+    ],
+    ids=["adc", "noise of each operation", "aihwkit", "adc of aihwkit"],
+)
+def test_a_mapped_call_is_told_to_be_on_the_batch(profile: Any, engine: Any) -> None:
+    with pytest.raises(ValueError, match=r"on the batch, without torch\.vmap"):
+        program(OneByOne(), profile, seed=0, calibration=TENSOR, engine=engine)(TENSOR, range(5))
+
+
+class Averaged(Net):
+    """Computes with other weights than its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = {name: 2 * tensor for name, tensor in self.conv.state_dict().items()}
+        x = torch.func.functional_call(self.conv, weights, (x,))
+        return self.fc(x.relu().flatten(1))
+
+
+def test_weights_of_a_functional_call_are_told_to_be_loaded() -> None:
+    chip = program(Averaged(), PROFILES["ideal"], seed=0)
+    with pytest.raises(ValueError, match=r"writes the weights of conv .*net\.load_state_dict\("):
+        chip(TENSOR, range(5))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("within", [False, True], ids=["itself", "within a network"])
+@pytest.mark.parametrize("freeze", [torch.jit.freeze, torch.jit.optimize_for_inference])
+def test_frozen_torchscript_is_told_as_what_it_is(freeze: Any, within: bool) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 4)).eval()
+    frozen = freeze(torch.jit.script(module))
+    if within:
+        frozen = nn.Sequential(frozen, nn.Linear(4, 4)).eval()
+    for call in (
+        lambda: predict(frozen, ROWS),
+        lambda: program(frozen, PROFILES["ideal"], seed=0),
+        lambda: to_jax(frozen, IMAGES),
+    ):
+        with pytest.raises(ValueError, match=r"is frozen by TorchScript .* as it was before"):
+            call()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bridge import PROFILES, Profile, load_chip, program, save_chip
 from bridge.chips import ADC, PCM, Chip, Hermes, ReRamCMO, WeightNoise
@@ -230,6 +231,35 @@ def test_a_network_without_values_is_loaded_into(make: Any, tmp_path: Path) -> N
     for name, tensor in model.state_dict().items():
         assert tensor.is_meta == before[name].is_meta
         assert tensor.is_meta or torch.equal(tensor.nan_to_num(7), before[name].nan_to_num(7))
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "both": lambda model: AveragedModel(torch.compile(model, backend="eager")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_network_s_chip_is_loaded_into_the_bare_one(name: str, tmp_path: Path) -> None:
+    path, profile = tmp_path / "chip.safetensors", noisy("constant", 0.3, pcm=True)
+    wrapped = WRAPPED[name](Blocks()).eval()
+    for one, other in ((wrapped, Blocks()), (Blocks(), wrapped)):
+        chip = program(one, profile, seed=0)
+        save_chip(path, chip)
+        back = load_chip(path, other)
+        assert torch.equal(back(IMAGES, range(32)), chip(IMAGES, range(32)))
+        assert torch.equal(back.at(60.0)(IMAGES, range(32)), chip.at(60.0)(IMAGES, range(32)))
+        assert fingerprint(back) == fingerprint(chip)
+
+
+def test_names_that_no_wrapper_explains_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    save_chip(path, program(nn.DataParallel(Blocks()).eval(), PROFILES["pcm"], seed=0))
+    with pytest.raises(ValueError, match=r"of another network: layer module\.\w+"):
+        load_chip(path, nn.Sequential(nn.Linear(4, 3)).eval())
 
 
 def test_a_tensor_on_the_meta_device_that_no_file_holds_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What `to_jax` takes and gives: batch sizes, weights, shared programs, what it refuses."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -173,6 +174,57 @@ def test_the_module_stays_as_it_is():
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert np.array_equal(in_torch(module, x), expected)
+
+
+class Moving(nn.Module):
+    """Normalises, and while gradients are taken changes its own state in the way of `kind`."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.calls, self.seen, self.kept = kind, 0, [], {"mean": torch.zeros(48)}
+        self.scale = nn.Parameter(torch.ones(48))
+        self.register_buffer("in_place", torch.zeros(48))
+        self.attribute = torch.zeros(48)
+
+    def forward(self, x):
+        means = [self.in_place, self.attribute, self.kept["mean"]]
+        x = self.scale * (x.flatten(1) - sum(means))
+        if torch.is_grad_enabled():
+            mean = x.mean(0).detach()
+            if self.kind == "buffer":
+                self.in_place += 0.1 * mean
+            elif self.kind == "attribute":
+                self.attribute = 0.1 * mean
+            elif self.kind == "dict":
+                self.kept["mean"] = 0.1 * mean
+            elif self.kind == "weights":
+                self.scale.data = self.scale.data / 2
+            elif self.kind == "in place":
+                self.scale.data.mul_(0.5)
+            else:
+                self.calls += 1
+                self.seen.append(mean)
+                self.latest = mean
+            if self.kind == "failing":
+                raise RuntimeError("no")
+        return x
+
+
+@pytest.mark.parametrize("call", [bridge.to_jax, bridge.coverage], ids=["to_jax", "coverage"])
+@pytest.mark.parametrize(
+    "kind", ["buffer", "attribute", "dict", "weights", "in place", "lists", "failing"]
+)
+def test_a_module_that_changes_itself_is_left_as_it_was(kind, call):
+    moving = Moving(kind)
+    module = nn.Sequential(moving, nn.Linear(48, 5)).eval()
+    x = images(4)
+    before, names, expected = in_torch(module, x), set(vars(moving)), moving.scale
+    with suppress(ValueError):  # rightly, where the gradient is that of another function
+        call(module, x)
+    assert np.array_equal(in_torch(module, x), before)
+    assert set(vars(moving)) == names
+    assert (moving.calls, moving.seen) == (0, [])
+    assert moving.scale is expected
 
 
 class Rounded(torch.autograd.Function):

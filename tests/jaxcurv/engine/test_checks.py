@@ -284,6 +284,41 @@ def test_a_resnet_in_training_mode_is_refused() -> None:
         score(model, images=RNG(0).normal(size=(6, 8, 8, 1)).astype(np.float32))
 
 
+def test_a_bound_linen_module_has_its_own_weights(perceptron: Perceptron) -> None:
+    variables = linen_variables(perceptron)
+    bound: Any = LinenPerceptron().bind(variables)
+    np.testing.assert_array_equal(score(bound), score(LinenPerceptron().apply, variables))
+    with pytest.raises(ValueError, match="a bound Linen module carries its own weights"):
+        score(bound, variables)
+    with pytest.raises(ValueError, match=r"method of a bound Linen module.* bound\.unbind"):
+        score(bound.__call__)
+    with pytest.raises(ValueError, match=r"no weights of its own.* model\.bind\(variables"):
+        score(LinenPerceptron())
+
+
+class Recurrent(nnx.Module):
+    """Counts its calls in the random stream of its first state, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        size = IMAGES[0].size
+        self.rnn = nnx.RNN(nnx.GRUCell(size, 4, rngs=rngs))
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+        self.eval()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(self.rnn(x.reshape(len(x), 1, -1))[:, -1])
+
+
+def test_a_module_that_counts_in_its_functional_form_is_told_the_way() -> None:
+    model = Recurrent()
+    graphdef, state = nnx.split(model)
+    with pytest.raises(ValueError, match=r"nnx\.merge\(graphdef, params, copy=True"):
+        score(lambda params, x: nnx.merge(graphdef, params)(x), state)
+    found = score(lambda params, x: nnx.merge(graphdef, params, copy=True)(x), state)
+    np.testing.assert_array_equal(found, score(model))
+
+
 def test_linen_batch_statistics_are_refused(perceptron: Perceptron) -> None:
     def train(variables: Any, images: jax.Array) -> jax.Array:
         model = LinenPerceptron(train=True)
