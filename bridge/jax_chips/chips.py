@@ -148,11 +148,11 @@ class Chip:
         Raises:
           ValueError: the profile has no ADC.
         """
-        if self._ranges is None:
+        if self._ranges is None or self.profile.adc is None:
             raise ValueError(f"profile {self.profile.name} has no ADC, so it does not clip outputs")
         shares = ranges.beyond(
             *(self._program, self._plan, jax.tree.leaves(weights.params), weights.units),
-            *(np.asarray(images), self._ranges),
+            *(np.asarray(images), self.profile.adc.bits, self._ranges),
         )
         return dict(zip(self.layers, shares, strict=True))
 

@@ -40,7 +40,8 @@ def calibrated(
     reduce: Callable[[Any], Any] = (lambda values: values.max(-1)) if whole else (lambda v: v)
     kept = [[np.zeros(0, np.float32) for _ in range(one.grid.count)] for one in plan.layers]
     counts = [[0 for _ in of_layer] for of_layer in kept]
-    for size, layer, number, new in _outputs(program, plan, leaves, units, images, reduce):
+    look = partial(observed, program, plan, reduce=reduce)
+    for size, layer, number, new in _outputs(look, plan, leaves, units, images):
         counts[layer][number] += len(new)
         most = len(new) * math.ceil(len(images) / size)
         largest = np.concatenate([kept[layer][number], new])
@@ -75,27 +76,35 @@ def beyond(
     leaves: Sequence[Any],
     units: Units,
     images: np.ndarray,
+    bits: int,
     bounds: Sequence[np.ndarray],
 ) -> list[np.ndarray]:
-    """The share of each tile's outputs beyond its range, for each layer `[tiles]`."""
+    """The share of each tile's outputs beyond its range, for each layer `[tiles]`.
+
+    Args:
+      bits: the converters' resolution.
+      bounds: their ranges, for each layer `[tiles]`.
+    """
+    layers = zip(plan.layers, bounds, strict=True)
+    adc = (bits, [one.grid.by_output(jnp.asarray(of_layer)) for one, of_layer in layers])
     over = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
     counts = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
-    for _, layer, number, new in _outputs(program, plan, leaves, units, images, lambda v: v):
+    whole = partial(observed, program, plan, reduce=lambda values: values, adc=adc)
+    for _, layer, number, new in _outputs(whole, plan, leaves, units, images):
         over[layer][number] += (new > bounds[layer][number]).sum()
         counts[layer][number] += len(new)
     return [one / of for one, of in zip(over, counts, strict=True)]
 
 
 def _outputs(
-    program: ClosedJaxpr,
+    observe: Callable[..., Any],
     plan: Plan,
     leaves: Sequence[Any],
     units: Units,
     images: np.ndarray,
-    reduce: Callable[[Any], Any],
 ) -> Iterator[tuple[int, int, int, np.ndarray]]:
     """For each chunk of images its size, and for each layer and tile its outputs' magnitudes."""
-    look = jax.jit(partial(observed, program, plan, reduce=reduce))
+    look = jax.jit(observe)
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]
         found = look(leaves, units, jnp.asarray(chunk))
