@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,10 @@ from torch import nn
 
 from bridge.chips.behaviour import behaviour, changed_layers, other_code, other_layers
 from bridge.chips.files import fingerprint
+from bridge.chips.outcomes import Keep, kept_columns
 from bridge.chips.programming import Chip
 from jaxcurv.data.reading import read_batch
 from jaxcurv.data.sources import Source
-
-Keep = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
-"""From a batch's logits `[batch, class]` to columns by name, `[batch]` each."""
 
 _IDENTIFYING = 16  # samples, evenly spread, that tell a data set from another
 _COLUMNS = ("index", "path", "label", "prediction", "correct")  # those that keep does not make
@@ -133,29 +131,6 @@ class Remembering:
     def __call__(self, logits: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         self.first = self.first or logits[:_FIRST].tolist()
         return self._keep(logits)
-
-
-def kept_columns(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """What `keep` made, arrays of NumPy's, whoever's they were.
-
-    Raises:
-      ValueError: it is no mapping of columns by name.
-    """
-    if not isinstance(kept, Mapping) and not hasattr(kept, "items"):
-        raise ValueError(
-            f'keep must make columns by name, such as {{"largest": logits.max(1)}}; got '
-            f"{type(kept).__name__}"
-        )
-    return {name: _as_numpy(values) for name, values in kept.items()}
-
-
-def _as_numpy(values: Any) -> NDArray[Any]:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
-    array = np.asarray(values)
-    # That of JAX is none that NumPy knows.
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _refuse_other_keep(table: pa.Table, first: list[list[float]], keep: Keep, path: Path) -> None:

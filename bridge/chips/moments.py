@@ -22,6 +22,7 @@ from bridge.chips.examination import examine
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
 from bridge.chips.memory_layout import Layout, contiguous
+from bridge.chips.outcomes import refuse_other_scale
 from bridge.chips.plain_layers import (
     copy_of,
     fold_parametrizations,
@@ -29,7 +30,6 @@ from bridge.chips.plain_layers import (
     without_compilation,
     without_fast_paths,
 )
-from bridge.chips.prediction import refuse_other_scale
 from bridge.chips.profiles import Profile
 from bridge.chips.programming import program
 from bridge.chips.streams import SharedRows

@@ -1,7 +1,7 @@
 """A chip, or any torch module, over a data set: one row a sample."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -10,22 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_count
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
 from bridge.chips.images import as_batch, refused_layout, require_rows
-from bridge.chips.made_from import (
-    Keep,
-    Remembering,
-    identity_of,
-    kept_columns,
-    metadata_of,
-    refuse_other,
-)
+from bridge.chips.made_from import Remembering, identity_of, metadata_of, refuse_other
 from bridge.chips.memory_layout import Layout
+from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, rows_of
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
@@ -34,9 +27,6 @@ from jaxcurv.data.sources import Source, check_unique, path_column
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_table, write_tables
-
-_GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
-_BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
 
 
 def predict(
@@ -115,7 +105,7 @@ def predict(
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
 
     def run(keep: Keep | None, update: Callable[[int], object]) -> Iterator[pa.Table]:
-        return _gathered(_run(chip, source, batch_size, device, description, keep, update))
+        return gathered(_run(chip, source, batch_size, device, description, keep, update))
 
     if out is None:
         with progress(len(source), description) as shown:
@@ -185,77 +175,7 @@ def _run(
             logits = as_logits(found, len(batch)).numpy()
             if not seen and not isinstance(chip, Chip):
                 require_independent(lambda x: layout(module, x), batch, "the module")
-            yield _rows(logits, labels, indices, named, description, keep)
+            yield rows_of(logits, labels, indices, named, description, keep)
             seen.append(np.array(indices))
             update(len(labels))
         check_unique(np.concatenate(seen))
-
-
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows in pieces of `_GATHERED` or a little more."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(map(len, waiting)) >= _GATHERED:
-            yield pa.Table.from_batches(waiting).combine_chunks()
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting).combine_chunks()
-
-
-def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
-    """Refuses images far beyond the largest pixel that a chip was calibrated on."""
-    largest = np.abs(images).max(axis=tuple(range(1, images.ndim)))
-    if (beyond := largest > _BEYOND * calibrated).any():
-        first = int(np.argmax(beyond))
-        raise ValueError(
-            f"image {indices[first]} reaches {largest[first]:g}, the images that the chip was "
-            f"calibrated on {calibrated:g}: normalise both as the model expects"
-        )
-
-
-def _rows(
-    logits: NDArray[np.float32],
-    labels: list[int],
-    indices: list[int],
-    named: Mapping[str, np.ndarray],
-    description: str,
-    keep: Keep | None,
-) -> pa.RecordBatch:
-    if max(labels) >= logits.shape[1]:
-        raise ValueError(
-            f"labels must lie in [0, {logits.shape[1]}), the model's classes; that of image "
-            f"{indices[int(np.argmax(labels))]} is {max(labels)}"
-        )
-    finite = np.isfinite(logits).all(axis=-1)
-    if not finite.all():
-        raise ValueError(
-            f"{description}: non-finite logits, first for image {indices[int(np.argmin(finite))]}; "
-            "check the weights and the images"
-        )
-    prediction = logits.argmax(axis=1)
-    columns = {
-        "index": pa.array(indices, pa.int64()),
-        **{name: pa.array(values) for name, values in named.items()},
-        "label": pa.array(labels, pa.int64()),
-        "prediction": pa.array(prediction, pa.int64()),
-        "correct": pa.array(prediction == np.asarray(labels)),
-    }
-    if keep is None:
-        columns["logits"] = pa.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1])
-        return pa.RecordBatch.from_pydict(columns)
-    for name, values in kept_columns(keep(logits)).items():
-        if name in columns or values.shape != (len(labels),):
-            raise ValueError(
-                f"what to keep of the logits must be one value a sample, and not one of "
-                f"{', '.join(columns)}; got {name} of shape {values.shape} for "
-                f"{len(labels)} samples"
-            )
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise ValueError(
-                f"what to keep of the logits must be numbers or text; got {name} of dtype "
-                f"{values.dtype} ({error})"
-            ) from error
-    return pa.RecordBatch.from_pydict(columns)

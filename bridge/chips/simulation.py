@@ -18,7 +18,7 @@ from torch import nn
 from bridge.checks import require_count, require_finite, require_seed
 from bridge.chips.evaluation import require_eval
 from bridge.chips.images import Images, as_tensor
-from bridge.chips.made_from import Keep
+from bridge.chips.outcomes import Keep
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import PROFILES, Profile
 from bridge.chips.programming import program

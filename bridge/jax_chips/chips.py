@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
@@ -53,11 +53,14 @@ class Chip:
       coverage: every matrix product of a forward pass of one sample: layer (path of its parameter),
         operator, weights, calls, macs, tiles (0 where digital), place ("analog" or "digital") and
         reason (why it is digital). A product that is computed several times has a row each.
+      largest_pixel: largest magnitude in the images that the ADC's ranges were calibrated on; None
+        where nothing was calibrated on pixels.
     """
 
     profile: Profile
     params: Params = field(repr=False)
     coverage: pd.DataFrame = field(repr=False)
+    largest_pixel: float | None
     _logits_fn: Callable[[Params, Array], Array] = field(repr=False)
     _program: ClosedJaxpr = field(repr=False)
     _plan: Plan = field(repr=False)
@@ -107,9 +110,9 @@ class Chip:
     def apply(
         self,
         weights: Programmed,
-        images: Float[Array, "batch ..."],
+        images: Shaped[Array | np.ndarray, "batch ..."],
         *,
-        indices: Int[Array, " batch"] | None = None,
+        indices: Int[Array | np.ndarray, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits of a programmed chip.
 
@@ -134,6 +137,24 @@ class Chip:
         if numbers.shape != (len(images),):
             raise ValueError(f"indices must be one for each of {len(images)} images")
         return self._apply(weights, images, numbers)
+
+    def clipped_share(
+        self, weights: Programmed, images: Shaped[Array | np.ndarray, "batch ..."]
+    ) -> dict[str, np.ndarray]:
+        """The share of each tile's outputs beyond its ADC range on some images, `[tiles]` by layer.
+
+        Noise that is drawn at each operation is left out.
+
+        Raises:
+          ValueError: the profile has no ADC.
+        """
+        if self._ranges is None or self.profile.adc is None:
+            raise ValueError(f"profile {self.profile.name} has no ADC, so it does not clip outputs")
+        shares = ranges.beyond(
+            *(self._program, self._plan, jax.tree.leaves(weights.params), weights.units),
+            *(np.asarray(images), self.profile.adc.bits, self._ranges),
+        )
+        return dict(zip(self.layers, shares, strict=True))
 
     def at(self, t_inference: float) -> Self:
         """The same chip at another time: its `program` gives the devices of a key at that time.
@@ -183,7 +204,7 @@ def analog(
     logits_fn: Callable[..., Array] | nnx.Module,
     params: Params,
     profile: Profile,
-    images: Float[Array, "batch ..."],
+    images: Shaped[Array | np.ndarray, "batch ..."],
     *,
     digital_layers: Sequence[str] = (),
     strict: bool = False,
@@ -258,7 +279,7 @@ def analog(
                 f"parameter {names[layer.weight.leaf]} has weights that are not finite"
             )
     sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
-    chip = Chip(profile, params, found.coverage, function, program, found, None, sample)
+    chip = Chip(profile, params, found.coverage, None, function, program, found, None, sample)
     if profile.adc is None:
         return chip
     if profile.adc.range == "calibrated":
@@ -272,7 +293,10 @@ def analog(
         bounds = tuple(
             np.full(layer.grid.count, profile.adc.range, np.float32) for layer in found.layers
         )
-    return replace(chip, _ranges=bounds)
+    floating = jnp.issubdtype(examples.dtype, jnp.floating)
+    on_pixels = profile.adc.range == "calibrated" and floating
+    largest = float(jnp.abs(examples).max()) if on_pixels else None
+    return replace(chip, _ranges=bounds, largest_pixel=largest)
 
 
 def _in_digital(digital_layers: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:

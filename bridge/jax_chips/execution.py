@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from bridge.chips.profiles import Profile, WeightNoise
 from bridge.jax_chips import jaxprs
@@ -39,7 +39,7 @@ def logits(
     leaves: Sequence[Array],
     units: Units,
     key: Array,
-    images: Float[Array, "batch ..."],
+    images: Shaped[Array, "batch ..."],
     indices: Int[Array, " batch"],
 ) -> Float[Array, "batch classes"]:
     """Logits of each sample, which depend on no other sample of the batch.
@@ -77,14 +77,19 @@ def observed(
     plan: Plan,
     leaves: Sequence[Array],
     units: Units,
-    images: Float[Array, "batch ..."],
+    images: Shaped[Array, "batch ..."],
     reduce: Callable[[Array], Array],
+    adc: tuple[int, Units] | None = None,
 ) -> list[list[list[Array]]]:
     """What the tiles' outputs are ahead of converters, in the tiles' unit, by magnitude.
 
+    Args:
+      reduce: what is kept of `[outputs, positions]`.
+      adc: bits and ranges of the converters behind them; None for none. Noise of operations there
+        is none.
+
     Returns:
-      For each layer and column of its tiles, `reduce` of `[outputs, positions]` for each call,
-      `[batch, outputs, ...]`.
+      For each layer and column of its tiles what `reduce` gives for each call, `[batch, ...]`.
     """
 
     def one(image: Array) -> Any:
@@ -92,15 +97,19 @@ def observed(
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             inputs, matrix = operation.inputs(x), operation.matrix(weight)
-            columns = plan.layers[layer].grid.columns
-            exact = [operation.product(inputs, matrix, part) for part in columns]
-            for number, (part, values) in enumerate(zip(columns, exact, strict=True)):
-                unit = operation.along_outputs(units[layer][number], values)
-                magnitudes = jnp.abs(values / (unit * _unit(operation, inputs, part)))
-                axis = operation.output_axis(values)
-                rows = jnp.moveaxis(magnitudes, axis, 0).reshape(values.shape[axis], -1)
+            found = []
+            for number, part in enumerate(plan.layers[layer].grid.columns):
+                exact = operation.product(inputs, matrix, part)
+                unit = operation.along_outputs(units[layer][number], exact)
+                unit = unit * _unit(operation, inputs, part)
+                values, axis = exact / unit, operation.output_axis(exact)
+                rows = jnp.moveaxis(jnp.abs(values), axis, 0).reshape(exact.shape[axis], -1)
                 seen[layer][number].append(reduce(rows))
-            return operation.result(sum(exact[1:], exact[0]))
+                if adc is not None:
+                    limit = operation.along_outputs(adc[1][layer][number], exact)
+                    exact = converted(values, limit, adc[0]) * unit
+                found.append(exact)
+            return operation.result(sum(found[1:], found[0]))
 
         _run(program, plan, leaves, image, outputs)
         return seen

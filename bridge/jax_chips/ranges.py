@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -38,23 +38,14 @@ def calibrated(
     """
     whole = percentile == 100
     reduce: Callable[[Any], Any] = (lambda values: values.max(-1)) if whole else (lambda v: v)
-    look = jax.jit(partial(observed, program, plan, reduce=reduce))
-    tiles = [[(column, rows) for column in range(len(one.grid.columns)) for rows in one.grid.rows]
-             for one in plan.layers]  # fmt: skip
-    kept: list[list[np.ndarray]] = [[np.zeros(0, np.float32) for _ in one] for one in tiles]
-    counts = [[0 for _ in one] for one in tiles]
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
-        found = look(leaves, units, jnp.asarray(chunk))
-        for layer, of_layer in enumerate(tiles):
-            for number, (column, (first, last)) in enumerate(of_layer):
-                new = [np.asarray(one)[:, first:last].ravel() for one in found[layer][column]]
-                counts[layer][number] += sum(map(len, new))
-                most = sum(map(len, new)) * math.ceil(len(images) / len(chunk))
-                kept[layer][number] = _largest(
-                    np.concatenate([kept[layer][number], *new]),
-                    1 if whole else _above(most, percentile),
-                )
+    kept = [[np.zeros(0, np.float32) for _ in range(one.grid.count)] for one in plan.layers]
+    counts = [[0 for _ in of_layer] for of_layer in kept]
+    look = partial(observed, program, plan, reduce=reduce)
+    for size, layer, number, new in _outputs(look, plan, leaves, units, images):
+        counts[layer][number] += len(new)
+        most = len(new) * math.ceil(len(images) / size)
+        largest = np.concatenate([kept[layer][number], new])
+        kept[layer][number] = _largest(largest, 1 if whole else _above(most, percentile))
     names = [[f"{one.name}, tile {i}" for i in range(one.grid.count)] for one in plan.layers]
     bounds: dict[str, float] = {}
     dead: list[str] = []
@@ -77,6 +68,51 @@ def calibrated(
     return tuple(
         np.array([bounds.get(name, share) for name in of_layer], np.float32) for of_layer in names
     )
+
+
+def beyond(
+    program: ClosedJaxpr,
+    plan: Plan,
+    leaves: Sequence[Any],
+    units: Units,
+    images: np.ndarray,
+    bits: int,
+    bounds: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """The share of each tile's outputs beyond its range, for each layer `[tiles]`.
+
+    Args:
+      bits: the converters' resolution.
+      bounds: their ranges, for each layer `[tiles]`.
+    """
+    layers = zip(plan.layers, bounds, strict=True)
+    adc = (bits, [one.grid.by_output(jnp.asarray(of_layer)) for one, of_layer in layers])
+    over = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
+    counts = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
+    whole = partial(observed, program, plan, reduce=lambda values: values, adc=adc)
+    for _, layer, number, new in _outputs(whole, plan, leaves, units, images):
+        over[layer][number] += (new > bounds[layer][number]).sum()
+        counts[layer][number] += len(new)
+    return [one / of for one, of in zip(over, counts, strict=True)]
+
+
+def _outputs(
+    observe: Callable[..., Any],
+    plan: Plan,
+    leaves: Sequence[Any],
+    units: Units,
+    images: np.ndarray,
+) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """For each chunk of images its size, and for each layer and tile its outputs' magnitudes."""
+    look = jax.jit(observe)
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        found = look(leaves, units, jnp.asarray(chunk))
+        for layer, one in enumerate(plan.layers):
+            tiles = ((column, rows) for column in found[layer] for rows in one.grid.rows)
+            for number, (column, (first, last)) in enumerate(tiles):
+                new = [np.asarray(call)[:, first:last].ravel() for call in column]
+                yield len(chunk), layer, number, np.concatenate(new)
 
 
 def _above(count: int, percentile: float) -> int:

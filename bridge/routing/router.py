@@ -17,7 +17,7 @@ from torch import nn
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.memory_layout import Layout
-from bridge.chips.prediction import refuse_other_scale
+from bridge.chips.outcomes import refuse_other_scale
 from bridge.chips.programming import Chip
 from bridge.routing.costs import Costs
 from bridge.routing.curves import mean_energy

@@ -213,6 +213,10 @@ class Simulate:
     """Images per batch. Changes speed and memory only."""
     device: str = "cpu"
     """Device for PyTorch: cpu, cuda or cuda:N."""
+    engine: Literal["fast", "aihwkit", "jax"] = "fast"
+    """What computes the chips: `fast`, AIHWKit's chips without unfolding; `aihwkit`, its own tiles,
+    many times slower; `jax`, the chips of bridge.analog, on JAX's device, other chips of the same
+    kind. Studies and the flip probability take AIHWKit's chips."""
 
     def __post_init__(self) -> None:
         if min(self.chips, self.adc_calibration, self.batch_size) < 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from bridge.chips.profiles import Profile, to_json
@@ -13,7 +15,7 @@ from experiments.runs.coverage import COVERAGE
 from experiments.runs.descriptions import is_of_factory, read_normalisation
 from experiments.runs.files import join_parquet, sha256, write_csv
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import examples, load_twin, require_classes
+from experiments.runs.networks import examples, load_model, load_twin, require_classes
 from experiments.runs.resume import key_of, tables_at
 from experiments.runs.samples import (
     calibration_images,
@@ -26,6 +28,8 @@ from jaxcurv import data
 from jaxcurv.progress import expect, progress
 
 if TYPE_CHECKING:
+    from torch import nn
+
     import bridge
 
 
@@ -38,6 +42,7 @@ def simulate(job: Job) -> Outcome:
     under other settings those chips whose own settings stay are not computed again.
     """
     import bridge
+    from jaxcurv.engine.model import functional
 
     settings = job.experiment.simulate
     twin, description = load_twin(job)
@@ -54,19 +59,20 @@ def simulate(job: Job) -> Outcome:
     if is_of_factory(description):
         outputs.append(write_csv(table, bridge.coverage(twin, examples(dataset, description))))
 
+    if settings.engine == "jax":
+        function, weights = functional(*load_model(job, description, dataset))
+        chip_of = _in_jax(function, weights, calibration, unseen)
+    else:
+        chip_of = _in_torch(twin, settings.engine, calibration, unseen, settings.device)
+
     def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
         """The ranges of the chip's converters, and its predictions."""
-        chip = bridge.program(twin, profile, seed=seed, calibration=calibration)
-        ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
-        share = bridge.chips.clipped_share(chip, unseen) if profile.adc else {}
-        ranges["clipped_share"] = ranges["tile"].map(share)
+        ranges, predict = chip_of(profile, seed)
         outcomes = []
         for fold, samples in folds.items():
-            table = bridge.predict(
-                chip,
+            table = predict(
                 data.Normalised(samples, normalisation),
                 batch_size=settings.batch_size,
-                device=settings.device,
                 description=f"chip {seed}: {profile.name}, {fold}",
                 keep=bridge.analysis.logit_scores,
             )
@@ -97,7 +103,61 @@ def simulate(job: Job) -> Outcome:
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
-    return Outcome(outputs, settings.device)
+    return Outcome(outputs, "jax" if settings.engine == "jax" else settings.device)
+
+
+ChipOf = Callable[["bridge.Profile", int], tuple[pd.DataFrame, Callable[..., pd.DataFrame]]]
+"""A profile's chip of a seed: the ranges of its converters, and what predicts with it."""
+
+
+def _in_torch(
+    twin: nn.Module,
+    engine: Literal["fast", "aihwkit"],
+    calibration: np.ndarray,
+    unseen: np.ndarray,
+    device: str,
+) -> ChipOf:
+    import bridge
+
+    def chip_of(
+        profile: bridge.Profile, seed: int
+    ) -> tuple[pd.DataFrame, Callable[..., pd.DataFrame]]:
+        chip = bridge.program(twin, profile, seed=seed, calibration=calibration, engine=engine)
+        ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
+        share = bridge.chips.clipped_share(chip, unseen) if profile.adc else {}
+        ranges["clipped_share"] = ranges["tile"].map(share)
+        return ranges, partial(bridge.predict, chip, device=device)
+
+    return chip_of
+
+
+def _in_jax(
+    function: Callable[..., Any], weights: Any, calibration: np.ndarray, unseen: np.ndarray
+) -> ChipOf:
+    import jax
+
+    import bridge
+
+    @cache
+    def made_of(profile: bridge.Profile) -> tuple[bridge.jax_chips.Chip, Callable[..., Any]]:
+        made = bridge.analog(function, weights, profile, calibration)
+        return made, jax.jit(made.program)
+
+    def chip_of(
+        profile: bridge.Profile, seed: int
+    ) -> tuple[pd.DataFrame, Callable[..., pd.DataFrame]]:
+        made, program = made_of(profile)
+        programmed = program(weights, jax.random.key(seed))
+        shares = made.clipped_share(programmed, unseen) if profile.adc else {}
+        rows = [
+            {"tile": f"{layer}[{number}]", "range": bound, "clipped_share": shares[layer][number]}
+            for layer, bounds in made.adc_ranges.items()
+            for number, bound in enumerate(bounds.tolist())
+        ]
+        ranges = pd.DataFrame(rows, columns=["tile", "range", "clipped_share"])
+        return ranges, partial(bridge.jax_chips.predict, made, programmed)
+
+    return chip_of
 
 
 def _place(job: Job, profile: Profile) -> Path:
@@ -112,6 +172,8 @@ def _place(job: Job, profile: Profile) -> Path:
         "limit": experiment.limit,
         "calibration": experiment.simulate.adc_calibration if profile.adc else None,
     }
+    if experiment.simulate.engine != "fast":  # chips of before keep their key
+        decides["engine"] = experiment.simulate.engine
     if experiment.limit_train is not None:  # chips of before keep their key
         decides["limit_train"] = experiment.limit_train
     return job.folder / "chips" / f"{profile.name}-{key_of(decides)}"
