@@ -22,6 +22,7 @@ from bridge.jax_chips.layers import Plan, plan
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
 from jaxcurv.engine.model import NnxCall
+from jaxcurv.engine.tracing import fingerprint, trace
 
 Params = Any
 """A pytree of arrays."""
@@ -88,9 +89,19 @@ class Chip:
         Args:
           params: of the structure and shapes of those that `analog` was given.
           key: which chip: the devices of each layer depend on it and on the layer's name alone.
+
+        Raises:
+          ValueError: other params, or a function that computes otherwise than when the chip was
+            made, for it closes over arrays that have changed since.
         """
         leaves, treedef = jax.tree.flatten(params)
         self._require_params(leaves, treedef)
+        if fingerprint(_program_of(self._logits_fn, self.params, self._example)) != self._said:
+            raise ValueError(
+                "the function computes otherwise than when the chip was made, such as with arrays "
+                "that it closes over and that have changed since: put them into params, or make "
+                "the chip anew with bridge.analog"
+            )
         key = threefry_key(key)
         programmed, units = list(leaves), []
         for number, layer in enumerate(self._plan.layers):
@@ -169,6 +180,18 @@ class Chip:
             raise ValueError(f"profile {self.profile.name} has no memory, so that it does not age")
         memory: Any = replace(self.profile.memory, t_inference=t_inference)
         return replace(self, profile=replace(self.profile, memory=memory))
+
+    def digital(self, params: Params) -> Float[Array, "samples classes"]:
+        """Logits of two samples that are always the same, without a chip's operations."""
+        shape, dtype = (2, *self._example.shape), self._example.dtype
+        samples = np.zeros(shape, dtype)
+        if jnp.issubdtype(dtype, jnp.floating):
+            samples = np.linspace(-1, 1, samples.size).reshape(shape).astype(dtype)
+        return self._logits_fn(params, jnp.asarray(samples))
+
+    @cached_property
+    def _said(self) -> str:
+        return fingerprint(self._program)
 
     @cached_property
     def _apply(self) -> Callable[[Programmed, Array, Array], Array]:
@@ -264,22 +287,16 @@ def analog(
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, _ in jax.tree.leaves_with_path(params)
     ]
-    treedef = jax.tree.structure(params)
-    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
-    one = jax.ShapeDtypeStruct((1, *examples.shape[1:]), examples.dtype)
-    function = logits_fn
-    program = jax.make_jaxpr(lambda given, x: function(jax.tree.unflatten(treedef, given), x))(
-        shapes, one
-    )
-    found = plan(program, shapes, names, one, _in_digital(digital_layers, names))
+    sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
+    program = _program_of(logits_fn, params, sample)
+    found = plan(program, names, _in_digital(digital_layers, names))
     _require_layers(found, strict)
     for layer in found.layers:
         if not bool(jnp.isfinite(leaves[layer.weight.leaf]).all()):
             raise ValueError(
                 f"parameter {names[layer.weight.leaf]} has weights that are not finite"
             )
-    sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
-    chip = Chip(profile, params, found.coverage, None, function, program, found, None, sample)
+    chip = Chip(profile, params, found.coverage, None, logits_fn, program, found, None, sample)
     if profile.adc is None:
         return chip
     if profile.adc.range == "calibrated":
@@ -297,6 +314,19 @@ def analog(
     on_pixels = profile.adc.range == "calibrated" and floating
     largest = float(jnp.abs(examples).max()) if on_pixels else None
     return replace(chip, _ranges=bounds, largest_pixel=largest)
+
+
+def _program_of(
+    logits_fn: Callable[[Params, Array], Array], params: Params, sample: jax.ShapeDtypeStruct
+) -> ClosedJaxpr:
+    """The function's program for one sample, of `(leaves, image [1, ...])`, as its code is now."""
+    leaves, treedef = jax.tree.flatten(params)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    image = jax.ShapeDtypeStruct((1, *sample.shape), sample.dtype)
+    program, _ = trace(
+        lambda given, x: logits_fn(jax.tree.unflatten(treedef, given), x), shapes, image
+    )
+    return program
 
 
 def _in_digital(digital_layers: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:

@@ -78,23 +78,20 @@ class Plan:
 
 def plan(
     program: ClosedJaxpr,
-    leaves: Sequence[Any],
     names: Sequence[str],
-    image: Any,
     is_digital: Callable[[str], bool],
 ) -> Plan:
     """Finds the layers of a program of one sample.
 
     Args:
       program: of a function `(leaves, image)`.
-      leaves: shapes and dtypes of the parameters.
-      names: their paths.
-      image: its shape and dtype.
+      names: the parameters' paths.
       is_digital: whether a parameter's products stay digital by the user's wish.
 
     Raises:
       ValueError: one parameter on tiles in two arrangements.
     """
+    *leaves, image = (jaxprs.shape_of(one) for one in program.jaxpr.invars)
     found = _Finder(leaves, names, is_digital)
     jax.eval_shape(lambda given, x: jaxprs.run(program, given, x, found.meet), leaves, image)
     return Plan(

@@ -284,6 +284,19 @@ def test_a_chip_refuses_what_is_not_its_own() -> None:
         chip.apply(weights, X, indices=jnp.arange(3))
 
 
+def test_arrays_that_are_closed_over_may_not_change() -> None:
+    held = {"scale": jnp.ones(6)}
+
+    def function(params: Any, x: Any) -> Any:
+        return (x * held["scale"]) @ params["W"]
+
+    chip = analog(function, {"W": W}, Profile(), X)
+    chip.program({"W": 2 * W}, jax.random.key(0))
+    held["scale"] = jnp.full(6, 3.0)
+    with pytest.raises(ValueError, match="put them into params, or make the chip anew"):
+        chip.program({"W": W}, jax.random.key(0))
+
+
 def test_neither_torch_nor_aihwkit_is_needed() -> None:
     code = """
 import sys
