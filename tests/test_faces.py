@@ -22,7 +22,7 @@ SHOWN = {
     "jaxcurv.training": "Recipe fit keep_trained restore_best",
     "bridge": "PROFILES Profile Router compare_predictors coverage failure_table from_torch "
     "load_chip output_noise predict program same_logits save_chip score simulate study to_jax "
-    "to_torch weight_moments analysis chips graphs routing weights",
+    "to_torch weight_moments analog analysis chips graphs jax_chips routing weights",
     "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
     "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
     "failure_overlap failure_table gaussian_flip_probability logit_scores systematic_share "
@@ -32,6 +32,8 @@ SHOWN = {
     "layer_failures layer_report load_chip moment_state_dict output_noise predict program "
     "save_chip weight_moments",
     "bridge.graphs": "score to_jax",
+    "bridge.jax_chips": "Chip Device Programmed analog carried load_programmed predict "
+    "save_programmed",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "
@@ -58,7 +60,8 @@ EARLIER = {
 def fields_of(kind: object) -> list[str]:
     """The fields of a dataclass or a named tuple; none of anything else."""
     if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind) if field.init]
+        fields = dataclasses.fields(kind)
+        return [one.name for one in fields if one.init and not one.name.startswith("_")]
     return list(getattr(kind, "_fields", ()))
 
 

@@ -18,10 +18,11 @@ from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
 from bridge.jax_chips.execution import is_linear, logits
-from bridge.jax_chips.layers import Plan, plan
+from bridge.jax_chips.layers import Plan, plan, put
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
 from jaxcurv.engine.model import NnxCall
+from jaxcurv.engine.tracing import fingerprint, trace
 
 Params = Any
 """A pytree of arrays."""
@@ -88,24 +89,37 @@ class Chip:
         Args:
           params: of the structure and shapes of those that `analog` was given.
           key: which chip: the devices of each layer depend on it and on the layer's name alone.
+
+        Raises:
+          ValueError: other params, or a function that computes otherwise than when the chip was
+            made, for it closes over arrays that have changed since.
         """
         leaves, treedef = jax.tree.flatten(params)
         self._require_params(leaves, treedef)
+        if fingerprint(_program_of(self._logits_fn, self.params, self._example)) != self._said:
+            raise ValueError(
+                "the function computes otherwise than when the chip was made, such as with arrays "
+                "that it closes over and that have changed since: put them into params, or make "
+                "the chip anew with bridge.analog"
+            )
         key = threefry_key(key)
-        programmed, units = list(leaves), []
-        for number, layer in enumerate(self._plan.layers):
-            leaf = layer.weight.leaf
-            found = program_layer(
+        found = [
+            program_layer(
                 self.profile,
                 layer.grid,
-                layer.matrix(leaves[leaf]),
+                layer.matrix(leaves[layer.weight.leaf]),
                 None if self._ranges is None else jnp.asarray(self._ranges[number]),
                 layer_key(key, layer.name),
             )
-            programmed[leaf] = layer.put(programmed[leaf], found.matrix)
-            units.append(found.units)
+            for number, layer in enumerate(self._plan.layers)
+        ]
+        for leaf in {layer.weight.leaf for layer in self._plan.layers}:
+            here = [i for i, layer in enumerate(self._plan.layers) if layer.weight.leaf == leaf]
+            layers = [self._plan.layers[i] for i in here]
+            leaves[leaf] = put(layers, leaves[leaf], [found[i].matrix for i in here])
+        params = jax.tree.unflatten(treedef, leaves)
         noise = jax.random.fold_in(key, 0)
-        return Programmed(jax.tree.unflatten(treedef, programmed), tuple(units), noise)
+        return Programmed(params, tuple(one.units for one in found), noise)
 
     def apply(
         self,
@@ -122,10 +136,13 @@ class Chip:
         Args:
           weights: of `program`.
           images: as the function takes them.
-          indices: which samples they are; the noise of each operation belongs to the chip, the
-            layer and this number. None for their positions.
+          indices: which samples they are, from 0 to 2**32 - 1; the noise of each operation belongs
+            to the chip, the layer and this number. None for their positions.
+
+        Raises:
+          ValueError: weights of another chip, images of another shape, or bad indices.
         """
-        images = jnp.asarray(images)
+        images = jnp.asarray(images, self._example.dtype)
         if images.shape[1:] != self._example.shape:
             raise ValueError(
                 f"images of shape {images.shape[1:]}; the chip was made for {self._example.shape}: "
@@ -133,7 +150,10 @@ class Chip:
             )
         if not isinstance(weights, Programmed):
             raise ValueError("weights must be what chip.program returns")
-        numbers = jnp.arange(len(images)) if indices is None else jnp.asarray(indices)
+        self._require_params(*jax.tree.flatten(weights.params))
+        numbers = jnp.arange(len(images), dtype=jnp.uint32)
+        if indices is not None:
+            numbers = _numbers(indices)
         if numbers.shape != (len(images),):
             raise ValueError(f"indices must be one for each of {len(images)} images")
         return self._apply(weights, images, numbers)
@@ -168,7 +188,30 @@ class Chip:
         if self.profile.memory is None:
             raise ValueError(f"profile {self.profile.name} has no memory, so that it does not age")
         memory: Any = replace(self.profile.memory, t_inference=t_inference)
-        return replace(self, profile=replace(self.profile, memory=memory))
+        later = replace(self, profile=replace(self.profile, memory=memory))
+        vars(later)["_apply"] = self._apply  # which no memory enters: compiled once
+        return later
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            "a chip holds a function's program and cannot be pickled: make it anew with "
+            "bridge.analog, and keep what it programmed with bridge.jax_chips.save_programmed"
+        )
+
+    def digital(self, params: Params) -> Float[Array, "samples classes"]:
+        """Logits of two samples that are always the same, without a chip's operations."""
+        shape, dtype = (2, *self._example.shape), self._example.dtype
+        samples = np.zeros(shape, dtype)
+        if jnp.issubdtype(dtype, jnp.floating):
+            samples = np.linspace(-1, 1, samples.size).reshape(shape).astype(dtype)
+        return self._logits_fn(params, jnp.asarray(samples))
+
+    @cached_property
+    def _said(self) -> str:
+        return fingerprint(self._program)
 
     @cached_property
     def _apply(self) -> Callable[[Programmed, Array, Array], Array]:
@@ -180,7 +223,7 @@ class Chip:
         limits = None
         if self._ranges is not None:
             limits = [
-                layer.grid.by_output(jnp.asarray(bounds))
+                layer.grid.by_output(list(jnp.asarray(bounds)))
                 for layer, bounds in zip(self._plan.layers, self._ranges, strict=True)
             ]
         leaves = jax.tree.leaves(weights.params)
@@ -196,7 +239,8 @@ class Chip:
         for target, leaf in zip(targets, leaves, strict=True):
             if jnp.shape(leaf) != jnp.shape(target):
                 raise ValueError(
-                    f"params of other shapes: {jnp.shape(leaf)} in place of {jnp.shape(target)}"
+                    f"params of other shapes: {jnp.shape(leaf)} in place of {jnp.shape(target)}; "
+                    "of several chips give one at a time, as with jax.vmap or jax.lax.map"
                 )
 
 
@@ -264,22 +308,20 @@ def analog(
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, _ in jax.tree.leaves_with_path(params)
     ]
-    treedef = jax.tree.structure(params)
-    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
-    one = jax.ShapeDtypeStruct((1, *examples.shape[1:]), examples.dtype)
-    function = logits_fn
-    program = jax.make_jaxpr(lambda given, x: function(jax.tree.unflatten(treedef, given), x))(
-        shapes, one
-    )
-    found = plan(program, shapes, names, one, _in_digital(digital_layers, names))
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several parameters have the path {', '.join(repeated)}: rename them")
+    sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
+    program = _program_of(logits_fn, params, sample)
+    _require_logits(logits_fn, params, examples)
+    found = plan(program, names, _in_digital(digital_layers, names))
     _require_layers(found, strict)
     for layer in found.layers:
-        if not bool(jnp.isfinite(leaves[layer.weight.leaf]).all()):
+        leaf = leaves[layer.weight.leaf]
+        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
             raise ValueError(
                 f"parameter {names[layer.weight.leaf]} has weights that are not finite"
             )
-    sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
-    chip = Chip(profile, params, found.coverage, None, function, program, found, None, sample)
+    chip = Chip(profile, params, found.coverage, None, logits_fn, program, found, None, sample)
     if profile.adc is None:
         return chip
     if profile.adc.range == "calibrated":
@@ -297,6 +339,64 @@ def analog(
     on_pixels = profile.adc.range == "calibrated" and floating
     largest = float(jnp.abs(examples).max()) if on_pixels else None
     return replace(chip, _ranges=bounds, largest_pixel=largest)
+
+
+def _numbers(indices: Any) -> Int[Array, " batch"]:
+    """Indices as numbers of 32 bits.
+
+    Raises:
+      ValueError: they are none.
+    """
+    if isinstance(indices, jax.core.Tracer):
+        return indices.astype(jnp.uint32)
+    given = np.asarray(indices)
+    if given.dtype.kind not in "iu" or (given.size and not 0 <= given.min() <= given.max() < 2**32):
+        raise ValueError(f"indices must be whole numbers from 0 to 2**32 - 1; got {indices!r}")
+    return jnp.asarray(given.astype(np.uint32))
+
+
+def _require_logits(
+    logits_fn: Callable[[Params, Array], Array], params: Params, examples: Array
+) -> None:
+    """Refuses a function that gives no logits, or whose samples depend on their batch."""
+    few = examples[np.resize(np.arange(min(2, len(examples))), 2)]
+    shape = jax.eval_shape(logits_fn, params, few[:1])
+    if not isinstance(shape, jax.ShapeDtypeStruct) or shape.ndim != 2 or shape.shape[0] != 1:
+        got = shape.shape if isinstance(shape, jax.ShapeDtypeStruct) else type(shape).__name__
+        raise ValueError(
+            f"the function must give logits [batch, classes], also for one image; got {got}: wrap "
+            "it in one that returns the logits alone"
+        )
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, few))):
+        return
+
+    @jax.jit
+    def both(params: Params, few: Array) -> tuple[Array, Array]:
+        return logits_fn(params, few), jax.vmap(lambda one: logits_fn(params, one[None])[0])(few)
+
+    together, alone = (np.asarray(one, np.float32) for one in both(params, few))
+    tolerance = 1e-2 * np.abs(alone[np.isfinite(alone)]).max(initial=0.0)
+    same = together.shape == alone.shape and np.allclose(
+        together, alone, 0, tolerance, equal_nan=True
+    )
+    if not same:
+        raise ValueError(
+            "an image's logits depend on the other images of its batch, as in training mode: "
+            "model.eval(), use_running_average=True or deterministic=True"
+        )
+
+
+def _program_of(
+    logits_fn: Callable[[Params, Array], Array], params: Params, sample: jax.ShapeDtypeStruct
+) -> ClosedJaxpr:
+    """The function's program for one sample, of `(leaves, image [1, ...])`, as its code is now."""
+    leaves, treedef = jax.tree.flatten(params)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    image = jax.ShapeDtypeStruct((1, *sample.shape), sample.dtype)
+    program, _ = trace(
+        lambda given, x: logits_fn(jax.tree.unflatten(treedef, given), x), shapes, image
+    )
+    return program
 
 
 def _in_digital(digital_layers: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:

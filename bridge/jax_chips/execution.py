@@ -96,7 +96,7 @@ def observed(
         seen: list[list[list[Array]]] = [[[] for _ in layer.grid.columns] for layer in plan.layers]
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-            inputs, matrix = operation.inputs(x), operation.matrix(weight)
+            inputs, matrix = operation.inputs(x), operation.matrix(weight.astype(jnp.float32))
             found = []
             for number, part in enumerate(plan.layers[layer].grid.columns):
                 exact = operation.product(inputs, matrix, part)
@@ -133,7 +133,9 @@ def _run(
         one = next(met)
         if one.layer is None or one.operation is None:
             return None
-        return outputs(one.layer, one.operation, x, weight)
+        # Tiles compute in float32 whatever the network's own type is.
+        found = outputs(one.layer, one.operation, x.astype(jnp.float32), weight)
+        return found.astype(jaxprs.shape_of(product.equation.outvars[0]).dtype)
 
     found: Array = jaxprs.run(program, leaves, image[None], on_product)[0][0]
     return found
@@ -152,7 +154,7 @@ class _Tiles(NamedTuple):
         self, x: Array, weight: Array, limits: Float[Array, "columns outputs"] | None, key: Array
     ) -> Array:
         """The product's result: partial sums of the columns, each through its converters."""
-        inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight)
+        inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight.astype(jnp.float32))
         noise = _noise_of_operations(self.profile)
         adc = self.profile.adc
         if adc is None or limits is None:  # the sum of independent noises is one

@@ -34,10 +34,11 @@ def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programme
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
+    logits = _logits(chip, weights)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(_plain(weights)).items()}
     if wrong := sorted({str(one.dtype) for one in arrays.values() if one.dtype.isbuiltin != 1}):
         raise ValueError(f"a file does not hold {', '.join(wrong)}: program float32 parameters")
-    header = json.dumps(_header(chip))
+    header = json.dumps({**_header(chip), "logits": logits.tolist()})
     metadata = {_HEADER: header, CHECKSUM: _checksum(arrays, header)}
     content = save(arrays, metadata)
     write_whole(target, lambda temporary: temporary.write_bytes(content))
@@ -48,8 +49,8 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
 
     Args:
       path: the file.
-      chip: one made as that was which programmed them: of the same profile, parameters' shapes and
-        ranges of the ADC.
+      chip: one made as that was which programmed them: of the same profile, parameters' shapes,
+        ranges of the ADC, and logits of two samples without a chip's operations.
 
     Raises:
       FileNotFoundError: no such file.
@@ -72,7 +73,7 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
     for name, value in here.items():
         if there.get(name) != value:
             raise ValueError(
-                f"{path} is of a chip of another {name}: {there.get(name)} there and {value} here"
+                f"{path} is of a chip with other {name}: {there.get(name)} there and {value} here"
             )
     shapes = jax.eval_shape(lambda: _plain(chip.program(chip.params, jax.random.key(0))))
     like = _named(shapes)
@@ -86,13 +87,29 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
     found_there: Programmed = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     params = jax.tree.map(_as, chip.params, found_there.params)
     key = jax.random.wrap_key_data(found_there.key, impl="threefry2x32")
-    return Programmed(params, found_there.units, key)
+    weights = Programmed(params, found_there.units, key)
+    then, now = np.array(there["logits"], np.float32), _logits(chip, weights)
+    largest = np.abs(then[np.isfinite(then)]).max(initial=0.0)
+    if then.shape != now.shape or not np.allclose(now, then, 0, 1e-4 * largest, equal_nan=True):
+        raise ValueError(
+            f"{path} is of a chip of other code: with its weights the function gives {now[0]} for "
+            f"one sample, and gave {then[0]}"
+        )
+    return weights
+
+
+def _logits(chip: Chip, weights: Programmed) -> np.ndarray:
+    """What the function makes of two samples with the weights of the first chip, `[2, classes]`."""
+    params = jax.tree.map(
+        lambda leaf, like: leaf.reshape(-1, *jnp.shape(like))[0], weights.params, chip.params
+    )
+    return np.asarray(chip.digital(params), np.float32)
 
 
 def _header(chip: Chip) -> dict[str, Any]:
     ranges = {name: one.tolist() for name, one in chip.adc_ranges.items()}
     profile = json.loads(json.dumps(to_json(chip.profile)))
-    return {"profile": profile, "layers": list(chip.layers), "ADC ranges": ranges}
+    return {"profile": profile, "layers": list(chip.layers), "ranges": ranges}
 
 
 def _named(weights: Any) -> dict[str, Any]:

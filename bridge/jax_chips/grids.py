@@ -1,10 +1,11 @@
 """How a layer's weight matrix is split among tiles, as AIHWKit splits it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 TILE_SIZE = 512
 """Rows and columns of a crossbar tile; larger layers are split evenly."""
@@ -46,42 +47,30 @@ class Grid:
         return len(self.rows) * len(self.columns)
 
     @property
-    def inside(self) -> Bool[np.ndarray, "tiles rows columns"]:
-        """Which places of the stacked tiles hold a weight of their own."""
-        shapes = [(b - a, d - c) for c, d in self.columns for a, b in self.rows]
-        height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
-        rows, columns = np.arange(height)[:, None], np.arange(width)
-        return np.stack([(rows < r) & (columns < c) for r, c in shapes])
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each tile, column by column of tiles."""
+        return tuple((b - a, d - c) for c, d in self.columns for a, b in self.rows)
 
-    def stack(self, matrix: Float[Array, "outputs inputs"]) -> Float[Array, "tiles rows columns"]:
-        """The tiles, column by column of tiles; the smaller ones filled up with their last row and
-        column, which changes neither their largest nor their smallest weight."""
-        height, width = self.inside.shape[1:]
-        tiles = []
-        for first, last in self.columns:
-            for start, stop in self.rows:
-                missing = ((0, height - (stop - start)), (0, width - (last - first)))
-                tiles.append(jnp.pad(matrix[start:stop, first:last], missing, mode="edge"))
-        return jnp.stack(tiles)
+    def tiles(self, matrix: Float[Array, "outputs inputs"]) -> list[Float[Array, "rows columns"]]:
+        """The tiles, column by column of tiles."""
+        return [matrix[a:b, c:d] for c, d in self.columns for a, b in self.rows]
 
-    def unstack(self, tiles: Float[Array, "tiles rows columns"]) -> Float[Array, "outputs inputs"]:
-        """The weight matrix of stacked tiles."""
-        found = iter(tiles)
-        columns = []
-        for first, last in self.columns:
-            parts = [next(found)[: stop - start, : last - first] for start, stop in self.rows]
-            columns.append(jnp.concatenate(parts))
-        return jnp.concatenate(columns, axis=1)
+    def joined(
+        self, tiles: Sequence[Float[Array, "rows columns"]]
+    ) -> Float[Array, "outputs inputs"]:
+        """The weight matrix of its tiles."""
+        height = len(self.rows)
+        columns = [tiles[i : i + height] for i in range(0, len(tiles), height)]
+        return jnp.concatenate([jnp.concatenate(one) for one in columns], axis=1)
 
-    def by_output(self, values: Float[Array, " tiles"]) -> Float[Array, "columns outputs"]:
-        """A value for each tile, or for each of its rows `[tiles, rows]`, as one for each output
-        of each column of tiles."""
-        if values.ndim == 1:
-            values = jnp.broadcast_to(values[:, None], (len(values), self.inside.shape[1]))
-        found = iter(values)
-        return jnp.stack(
-            [
-                jnp.concatenate([next(found)[: stop - start] for start, stop in self.rows])
-                for _ in self.columns
-            ]
-        )
+    def by_output(
+        self, values: Sequence[Float[Array, "#rows"] | Float[Array, ""]]
+    ) -> Float[Array, "columns outputs"]:
+        """A value for each tile, or for each of its rows, as one for each output of each column."""
+        spread = [
+            jnp.broadcast_to(one, (rows,))
+            for one, (rows, _) in zip(values, self.shapes, strict=True)
+        ]
+        height = len(self.rows)
+        columns = [spread[i : i + height] for i in range(0, len(spread), height)]
+        return jnp.stack([jnp.concatenate(one) for one in columns])

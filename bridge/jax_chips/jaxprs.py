@@ -8,7 +8,7 @@ that of its program.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-_CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr"}
-_CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+_CALLS = {
+    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat2"), "jaxpr"),
+    **dict.fromkeys(("closed_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
+}
 """Operations that call one program on their own operands, and which of their settings it is."""
 
-_LAYOUT = frozenset(("reshape", "transpose", "squeeze", "expand_dims", "slice", "copy", "copy_p"))
-_PASSING = frozenset(("optimization_barrier", "sharding_constraint", "copy", "copy_p"))
+_LAYOUT = frozenset(("reshape", "transpose", "squeeze", "slice", "rev", "copy"))
+_PASSING = frozenset(("optimization_barrier", "sharding_constraint", "stop_gradient"))
+"""Operations that give each operand as it is."""
 
 
 class Weight(NamedTuple):
@@ -48,11 +50,13 @@ class Origin:
       leaves: parameters that it depends on, by position.
       images: whether it depends on the images.
       weight: what it is of a parameter, where layout operations alone made it.
+      gathered: parameters of which the images choose a part, by position.
     """
 
     leaves: frozenset[int] = frozenset()
     images: bool = False
     weight: Weight | None = None
+    gathered: frozenset[int] = frozenset()
 
 
 class Traced(NamedTuple):
@@ -67,10 +71,12 @@ class Product(NamedTuple):
 
     Attributes:
       equation: the operation.
-      position: which operand is the weight, or depends on parameters; None for two activations.
+      position: which operand is the weight, or depends on no image; None for two activations.
       weight: what it is of a parameter; None where it is not made by layout operations alone.
       leaves: parameters that it depends on.
       operands: shapes and dtypes of both.
+      images: whether an operand depends on the images.
+      gathered: parameters of which the images have chosen a part for an operand.
     """
 
     equation: JaxprEqn
@@ -78,6 +84,8 @@ class Product(NamedTuple):
     weight: Weight | None
     leaves: frozenset[int]
     operands: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+    images: bool
+    gathered: frozenset[int]
 
 
 OnProduct = Callable[[Product, Any, Any], Any]
@@ -139,7 +147,7 @@ def _evaluate(
     name = equation.primitive.name
     if name in _PRODUCTS:
         return [_product(equation, operands, on_product)]
-    if any(one.origin.leaves for one in operands) and has_products(equation):
+    if any(one.origin.leaves or one.origin.images for one in operands) and has_products(equation):
         if name in _CALLS:
             return _closed(equation.params[_CALLS[name]], operands, on_product)
         if name in _INSIDE:
@@ -153,18 +161,36 @@ def _evaluate(
 
 def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
     values = _compute(equation, [one.value for one in operands])
-    leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
-    plain = Origin(leaves, any(one.origin.images for one in operands))
+    origin = _of_all(operands)
+    if equation.primitive.name in ("gather", "dynamic_slice"):
+        source, *places = (one.origin for one in operands)
+        if source.leaves and not source.images and any(one.images for one in places):
+            origin = replace(origin, gathered=origin.gathered | source.leaves)
+    elif origin.gathered and equation.primitive.name not in _MOVING:
+        origin = replace(origin, gathered=frozenset())
     weights = _layouts(equation, operands)
     return [
-        Traced(value, plain if weight is None else Origin(leaves, weight=weight))
+        Traced(value, origin if weight is None else Origin(origin.leaves, weight=weight))
         for value, weight in zip(values, weights, strict=True)
     ]
+
+
+_MOVING = _LAYOUT | _PASSING | {"broadcast_in_dim", "convert_element_type", "select_n"}
+"""Operations behind which what images have chosen of a parameter is that still."""
+
+
+def _of_all(operands: Sequence[Traced]) -> Origin:
+    """What a value is made of that is made of all of these."""
+    leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
+    gathered = frozenset[int]().union(*(one.origin.gathered for one in operands))
+    return Origin(leaves, any(one.origin.images for one in operands), gathered=gathered)
 
 
 def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | None]:
     """What an operation's results are of a parameter, where it only moves numbers."""
     name, count = equation.primitive.name, len(equation.outvars)
+    if name in _PASSING and len(operands) == count:
+        return [one.origin.weight for one in operands]
     if len(operands) != 1 or operands[0].origin.weight is None:
         return [None] * count
     weight, given = operands[0].origin.weight, shape_of(equation.invars[0])
@@ -173,7 +199,7 @@ def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | No
         return [
             Weight(weight.leaf, (*weight.layout, partial(_part, equation, i))) for i in range(count)
         ]
-    moves = name in _LAYOUT or name in _PASSING
+    moves = name in _LAYOUT
     if name == "broadcast_in_dim":
         moves = result.size == given.size
     if name == "convert_element_type":
@@ -206,30 +232,36 @@ def _compute(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
 
 def _product(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> Traced:
-    leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
-    images = any(one.origin.images for one in operands)
-    if not images:  # a parameter made of others, or of constants
+    origin = _of_all(operands)
+    if not origin.images and not origin.leaves:
         return _as_it_is(equation, operands)[0]
     of_parameters = [i for i, one in enumerate(operands) if not one.origin.images]
     position = of_parameters[0] if of_parameters else None
     weight = None if position is None else operands[position].origin.weight
     first, second = map(shape_of, equation.invars)
+    leaves = origin.leaves  # of parameters alone
+    if origin.images:
+        leaves = frozenset() if position is None else operands[position].origin.leaves
     met = Product(
         equation,
         position,
         weight,
-        frozenset() if position is None else operands[position].origin.leaves,
+        leaves,
         (first, second),
+        origin.images,
+        origin.gathered,
     )
     here = 1 if position is None else position
     found = on_product(met, operands[1 - here].value, operands[here].value)
     if found is None:
         return _as_it_is(equation, operands)[0]
-    return Traced(found, Origin(leaves, images))
+    return Traced(found, replace(origin, gathered=frozenset()))
 
 
 def _scan(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> list[Traced]:
     settings = equation.params
+    if settings["length"] == 0:
+        return _as_it_is(equation, operands)
     first, carried = settings["num_consts"], settings["num_carry"]
     fixed, carry = operands[:first], list(operands[first : first + carried])
     stacked, length = operands[first + carried :], settings["length"]
@@ -252,9 +284,7 @@ def _slice(stacked: Traced, step: int) -> Traced:
 
 
 def _stacked(column: Sequence[Traced]) -> Traced:
-    leaves = frozenset[int]().union(*(one.origin.leaves for one in column))
-    origin = Origin(leaves, any(one.origin.images for one in column))
-    return Traced(jnp.stack([one.value for one in column]), origin)
+    return Traced(jnp.stack([one.value for one in column]), _of_all(column))
 
 
 def _branches(
@@ -264,9 +294,7 @@ def _branches(
     results = [_closed(one, given, on_product) for one in equation.params["branches"]]
     found = []
     for of_branches in zip(*results, strict=True):
-        every = [*of_branches, chosen]
-        leaves = frozenset[int]().union(*(one.origin.leaves for one in every))
-        origin = Origin(leaves, any(one.origin.images for one in every))
+        origin = _of_all([*of_branches, chosen])
         values = [one.value for one in of_branches]
         found.append(Traced(_select(chosen.value, values), origin))
     return found

@@ -41,11 +41,19 @@ class Layer:
         """The weight matrix, float32."""
         return self.operation.matrix(self.weight(parameter)).astype(jnp.float32)
 
-    def put(self, parameter: Array, matrix: Float[Array, "outputs inputs"]) -> Array:
-        """The parameter with this weight matrix in the layer's place."""
-        shape = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
-        back = jax.linear_transpose(self.matrix, shape)
-        return parameter - back(self.matrix(parameter))[0] + back(matrix)[0]
+
+def put(
+    layers: Sequence[Layer], parameter: Array, matrices: Sequence[Float[Array, "outputs inputs"]]
+) -> Array:
+    """A parameter with weight matrices in the places of layers that are parts of it."""
+
+    def parts(parameter: Array) -> list[Array]:
+        return [one.matrix(parameter) for one in layers]
+
+    shape = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
+    back = jax.linear_transpose(parts, shape)
+    changed: Array = parameter - back(parts(parameter))[0] + back(list(matrices))[0]
+    return changed
 
 
 @dataclass(frozen=True)
@@ -78,23 +86,20 @@ class Plan:
 
 def plan(
     program: ClosedJaxpr,
-    leaves: Sequence[Any],
     names: Sequence[str],
-    image: Any,
     is_digital: Callable[[str], bool],
 ) -> Plan:
     """Finds the layers of a program of one sample.
 
     Args:
       program: of a function `(leaves, image)`.
-      leaves: shapes and dtypes of the parameters.
-      names: their paths.
-      image: its shape and dtype.
+      names: the parameters' paths.
       is_digital: whether a parameter's products stay digital by the user's wish.
 
     Raises:
       ValueError: one parameter on tiles in two arrangements.
     """
+    *leaves, image = (jaxprs.shape_of(one) for one in program.jaxpr.invars)
     found = _Finder(leaves, names, is_digital)
     jax.eval_shape(lambda given, x: jaxprs.run(program, given, x, found.meet), leaves, image)
     return Plan(
@@ -112,12 +117,14 @@ class _Finder:
         self.layers: list[Layer] = []
         self.products: list[Met] = []
         self.rows: list[dict[str, Any]] = []
-        self._places: dict[int, list[tuple[int, np.ndarray]]] = {}
+        self._owners: dict[int, np.ndarray] = {}
+        self._known: dict[int, list[int]] = {}
+        self._places: dict[int, np.ndarray] = {}
 
     def meet(self, product: jaxprs.Product, x: Any, weight: Any) -> None:
         number, operation, reason = self._layer(product)
         self.products.append(Met(number, operation if number is not None else None))
-        weights = ", ".join(self.names[i] for i in sorted(product.leaves))
+        weights = ", ".join(self.names[i] for i in sorted(product.leaves | product.gathered))
         layer = self.layers[number].name if number is not None else weights
         self.rows.append(
             {
@@ -133,8 +140,12 @@ class _Finder:
         )
 
     def _layer(self, product: jaxprs.Product) -> tuple[int | None, Operation | None, str]:
+        if product.gathered:
+            return None, None, "weights that the images choose"
         if product.position is None:
             return None, None, "two activations"
+        if not product.images:
+            return None, None, "parameters alone"
         if not product.leaves:
             return None, None, "a constant of the function, which is not in params"
         if product.weight is None:
@@ -144,6 +155,8 @@ class _Finder:
             return None, None, "named in digital_layers"
         if not jnp.issubdtype(self.leaves[leaf].dtype, jnp.floating):
             return None, None, f"weights of type {self.leaves[leaf].dtype}"
+        if 0 in self.leaves[leaf].shape:
+            return None, None, "no weights"
         operation = operation_of(product)
         if isinstance(operation, str):
             return None, None, operation
@@ -155,21 +168,27 @@ class _Finder:
         with jax.ensure_compile_time_eval():
             numbers = jnp.arange(_size(leaf), dtype=jnp.int32).reshape(leaf.shape)
             here = np.asarray(operation.matrix(weight(numbers)))
-        known = self._places.setdefault(weight.leaf, [])
-        for number, there in known:
-            if here.shape == there.shape and np.array_equal(here, there):
+        owner = self._owners.setdefault(weight.leaf, np.full(_size(leaf), -1, np.int32))
+        owners = np.unique(owner[here])
+        known = self._known.setdefault(weight.leaf, [])
+        if owners.tolist() != [-1]:
+            number = int(owners[-1])
+            if len(owners) == 1 and np.array_equal(here, self._places[number]):
                 return number
-            if np.intersect1d(here, there).size:
-                raise ValueError(
-                    f"parameter {self.names[weight.leaf]} is multiplied in two arrangements, such "
-                    "as with its transpose, and can be on tiles in one: leave it digital, "
-                    f"digital_layers=[{self.names[weight.leaf]!r}]"
-                )
+            raise ValueError(
+                f"parameter {self.names[weight.leaf]} is multiplied in two arrangements, such as "
+                "with its transpose, and can be on tiles in one: leave it digital, "
+                f"digital_layers=[{self.names[weight.leaf]!r}]"
+            )
+        owner[here] = len(self.layers)
         name = self.names[weight.leaf]
         if here.size < _size(leaf):
             name = f"{name}[{len(known)}]"
+        if name in {*self.names} - {self.names[weight.leaf]}:
+            raise ValueError(f"a parameter is named {name}, as a part of another is: rename it")
         self.layers.append(Layer(name, weight, operation))
-        known.append((len(self.layers) - 1, here))
+        self._places[len(self.layers) - 1] = here
+        known.append(len(self.layers) - 1)
         return len(self.layers) - 1
 
 

@@ -13,8 +13,21 @@ _LOWEST = np.nextafter(np.float32(-1), np.float32(0))
 
 
 def threefry_key(key: Any) -> Array:
-    """A key of this module's generator from one of any kind."""
-    return jax.random.wrap_key_data(jax.random.bits(key, (2,)), impl="threefry2x32")
+    """A key of this module's generator from one of any kind, or from its words.
+
+    Not by drawing from it: under `jax.vmap` some generators draw by the batch.
+    """
+    typed = jax.dtypes.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
+    words = jnp.asarray(jax.random.key_data(key) if typed else key).astype(jnp.uint32)
+    if words.ndim != 1:
+        raise ValueError(
+            f"key must be one random key, such as jax.random.key(0); got shape {words.shape}: map "
+            "over several with jax.vmap"
+        )
+    made = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
+    for word in words:
+        made = jax.random.fold_in(made, word)
+    return made
 
 
 def normal(key: Array, shape: tuple[int, ...]) -> Array:

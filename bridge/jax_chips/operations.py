@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from bridge.jax_chips.jaxprs import Product, shape_of
+from bridge.jax_chips.jaxprs import Product
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Linear:
       weight: which operand is the weight, 0 or 1.
       contracted: the axes that are summed over: those of the activations, and those of the weight.
       shapes: shapes of the activations and of the weight.
-      settings: precision and type of the result.
+      settings: precision of the product.
     """
 
     weight: int
@@ -45,11 +45,6 @@ class Linear:
         shape = self.shapes[1]
         inputs = math.prod(shape[i] for i in self.contracted[1])
         return math.prod(shape) // inputs, inputs
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates."""
-        return math.prod(self.shapes[0][i] for i in self._kept[0]) * math.prod(self.matrix_shape)
 
     def matrix(self, weight: Array) -> Float[Array, "outputs inputs"]:
         """The weight as a matrix."""
@@ -100,8 +95,7 @@ class Convolution:
         space) and outputs, as in JAX's `ConvDimensionNumbers`.
       strides, padding, dilation: by spatial dimension.
       shapes: shapes of the activations and of the weight.
-      positions: positions of the kernel in one pass.
-      settings: precision and type of the result.
+      settings: precision of the product.
     """
 
     layouts: Any
@@ -109,7 +103,6 @@ class Convolution:
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    positions: int
     settings: tuple[tuple[str, Any], ...]
 
     @property
@@ -122,11 +115,6 @@ class Convolution:
         """Outputs and inputs; the inputs are channel by channel, each with its kernel's taps."""
         outputs, channels = (self.shapes[1][i] for i in self.layouts.rhs_spec[:2])
         return outputs, channels * math.prod(self.kernel)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates."""
-        return self.positions * math.prod(self.matrix_shape)
 
     def matrix(self, weight: Array) -> Float[Array, "outputs inputs"]:
         """The weight as a matrix."""
@@ -237,9 +225,7 @@ Operation = Linear | Convolution
 def operation_of(product: Product) -> Operation | str:
     """How a product with a weight runs on tiles, or why none computes it."""
     equation, shapes = product.equation, tuple(one.shape for one in product.operands)
-    settings = tuple(
-        (name, equation.params[name]) for name in ("precision", "preferred_element_type")
-    )
+    settings = (("precision", equation.params["precision"]),)
     if equation.primitive.name == "dot_general":
         contracted, batched = equation.params["dimension_numbers"]
         if batched[0]:
@@ -262,13 +248,11 @@ def operation_of(product: Product) -> Operation | str:
     if any(one > 1 for one in equation.params["lhs_dilation"]):
         return "a transposed convolution"
     layouts = equation.params["dimension_numbers"]
-    outputs = shape_of(equation.outvars[0]).shape
     return Convolution(
         layouts,
         tuple(equation.params["window_strides"]),
         tuple(tuple(pair) for pair in equation.params["padding"]),
         tuple(equation.params["rhs_dilation"]),
         (shapes[0], shapes[1]),
-        math.prod(outputs) // outputs[layouts.out_spec[1]],
         settings,
     )

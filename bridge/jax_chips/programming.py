@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from bridge.chips.profiles import Clipping, Profile, WeightNoise
@@ -48,46 +49,52 @@ def program_layer(
       ranges: each tile's ADC range, in units of outputs of a largest weight of 1.
       key: of the chip and the layer.
     """
-    tiles, inside = grid.stack(targets), jnp.asarray(grid.inside)
-    keys = jax.vmap(lambda tile: jax.random.fold_in(key, tile))(jnp.arange(len(tiles)))
-    limits = jnp.full(len(tiles), jnp.inf) if ranges is None else ranges
+    keys = jax.vmap(lambda tile: jax.random.fold_in(key, tile))(jnp.arange(grid.count))
+    limits = jnp.full(grid.count, jnp.inf) if ranges is None else ranges
+    limits = limits.astype(jnp.float32)
 
-    def one(tile: Tile, there: Array, limit: Array, tile_key: Array) -> tuple[Tile, Array]:
-        scale, target = _scaled(profile.clipping, tile, there)
-        weights, factors = _aged(profile, target, there, limit, tile_key)
+    def one(tile: Tile, limit: Array, tile_key: Array) -> tuple[Tile, Array]:
+        scale, target = _scaled(profile.clipping, tile)
+        weights, factors = _aged(profile, target, limit, tile_key)
         if profile.wnoise is not None and profile.wnoise.drawn == "per_chip":
             weights = _noisy(profile.wnoise, weights, jax.random.fold_in(tile_key, 2))
         factors = jnp.broadcast_to(factors, (len(tile),)) * scale
-        return weights * factors[:, None], factors
+        return (weights * factors[:, None]).astype(jnp.float32), factors.astype(jnp.float32)
 
-    weights, factors = jax.vmap(one)(tiles, inside, limits, keys)
-    return OnTiles(grid.unstack(weights), grid.by_output(factors))
+    tiles = grid.tiles(targets)
+    found: dict[int, tuple[Tile, Array]] = {}
+    for shape in dict.fromkeys(grid.shapes):  # at most four: one program each
+        here = [number for number, other in enumerate(grid.shapes) if other == shape]
+        stacked = jnp.stack([tiles[number] for number in here])
+        weights, factors = jax.vmap(one)(stacked, limits[np.array(here)], keys[np.array(here)])
+        found |= {number: (weights[i], factors[i]) for i, number in enumerate(here)}
+    ordered = [found[number] for number in range(grid.count)]
+    units = grid.by_output([factors for _, factors in ordered])
+    return OnTiles(grid.joined([weights for weights, _ in ordered]), units)
 
 
-def _scaled(clipping: Clipping, tile: Tile, there: Array) -> tuple[Array, Tile]:
+def _scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:
     """The largest weight, 1 for a tile of zeros, and the weights in its unit, clipped before."""
     if clipping.type == "fixed_value":
         bound = clipping.fixed_value * jnp.abs(tile).max()
         tile = jnp.clip(tile, -bound, bound)
     if clipping.type == "layer_gaussian":
-        count = there.sum()
-        mean = jnp.where(there, tile, 0.0).sum() / count
-        variance = jnp.where(there, jnp.square(tile - mean), 0.0).sum() / (count - 1)
-        bound = clipping.sigma * jnp.sqrt(variance)
+        bound = clipping.sigma * tile.std(ddof=1)
+        bound = jnp.where(tile.size > 1, bound, jnp.inf)
         tile = jnp.clip(tile, -bound, bound)
     largest = jnp.abs(tile).max()
     scale = jnp.where(largest > 0, largest, 1.0)
     return scale, tile / scale
 
 
-def _aged(
-    profile: Profile, target: Tile, there: Array, limit: Array, key: Array
-) -> tuple[Tile, Array]:
+def _aged(profile: Profile, target: Tile, limit: Array, key: Array) -> tuple[Tile, Array]:
     """The weights at the time of inference, and the factor on the outputs, for the tile or each."""
     memory = profile.memory
     if memory is None:
         return target, jnp.ones(())
     programming, reading = jax.random.split(jax.random.fold_in(key, 1))
+    # The same devices at each time, and a reading of its own.
+    reading = jax.random.fold_in(reading, zlib.crc32(repr(float(memory.t_inference)).encode()))
     programmed, state = devices.program(memory, programming, target)
     weights = devices.read(memory, reading, programmed, state)
     if memory.compensation is None:
@@ -100,8 +107,7 @@ def _aged(
         if not exact:
             noise = jax.random.fold_in(reading, number)
             values = _read(profile, values, limit, noise)
-        magnitudes = jnp.where(there, jnp.abs(values), 0.0)
-        return jnp.maximum(magnitudes.sum(axis) / jnp.maximum(there.sum(axis), 1), 1e-4)
+        return jnp.maximum(jnp.abs(values).mean(axis), 1e-4)
 
     before = readout(target if exact else programmed, 1, exact)
     return weights, before / readout(weights, 2, False)

@@ -46,28 +46,27 @@ def calibrated(
         most = len(new) * math.ceil(len(images) / size)
         largest = np.concatenate([kept[layer][number], new])
         kept[layer][number] = _largest(largest, 1 if whole else _above(most, percentile))
-    names = [[f"{one.name}, tile {i}" for i in range(one.grid.count)] for one in plan.layers]
-    bounds: dict[str, float] = {}
+    found: list[list[float]] = []
     dead: list[str] = []
     sparse: list[str] = []
-    for of_names, of_kept, of_counts in zip(names, kept, counts, strict=True):
-        for name, largest, count in zip(of_names, of_kept, of_counts, strict=True):
+    for one, of_kept, of_counts in zip(plan.layers, kept, counts, strict=True):
+        found.append([])
+        for number, (largest, count) in enumerate(zip(of_kept, of_counts, strict=True)):
+            name = f"{one.name}, tile {number}"
             bound = float(largest[0 if whole else len(largest) - _above(count, percentile)])
             if not np.isfinite(largest).all() or (bound == 0 and not images.any()):
                 raise ValueError(
-                    f"calibration gives {name} of layers on tiles the ADC range {bound}; use "
-                    "images on which every layer is finite and active"
+                    f"calibration gives {name} the ADC range {bound}; use images on which every "
+                    "layer is finite and active"
                 )
             if bound == 0:
                 bound = float(largest[-1])
                 (sparse if bound else dead).append(name)
-            if bound:
-                bounds[name] = bound
-    share = median(bounds.values()) if bounds else 1.0
+            found[-1].append(bound)
+    live = [bound for of_layer in found for bound in of_layer if bound]
+    share = median(live) if live else 1.0
     _tell(dead, sparse, share, percentile)
-    return tuple(
-        np.array([bounds.get(name, share) for name in of_layer], np.float32) for of_layer in names
-    )
+    return tuple(np.array([one or share for one in of_layer], np.float32) for of_layer in found)
 
 
 def beyond(
@@ -86,7 +85,7 @@ def beyond(
       bounds: their ranges, for each layer `[tiles]`.
     """
     layers = zip(plan.layers, bounds, strict=True)
-    adc = (bits, [one.grid.by_output(jnp.asarray(of_layer)) for one, of_layer in layers])
+    adc = (bits, [one.grid.by_output(list(jnp.asarray(of_layer))) for one, of_layer in layers])
     over = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
     counts = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
     whole = partial(observed, program, plan, reduce=lambda values: values, adc=adc)

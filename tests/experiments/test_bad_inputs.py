@@ -108,7 +108,7 @@ COMMANDS = [
     Refused("fit-paper --runs none --out fit", ("no scores.parquet in none", "experiments run")),
     Refused("benchmark curvature --width 0", ("width", "must be at least 1", "'width': 0")),
     Refused("benchmark curvature --json .", (". is a folder", "give --json a file's name")),
-    Refused("benchmark analog --engines", ("--engines needs at least one of fast and aihwkit",)),
+    Refused("benchmark analog --engines", ("needs at least one of fast, aihwkit and jax",)),
     Refused("layers digits --layers.chips 0", ("chips must be at least 1; got 1000, 256, 0",)),
     Refused("drift digits --drift.times -1", ("a time must be finite and >= 0, got -1.0",)),
     Refused("compare-noise digits --compare.chips 1", ("chips must be 2 to 1000", "got 1")),

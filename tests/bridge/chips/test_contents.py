@@ -139,6 +139,7 @@ TENSORS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.filterwarnings("ignore:the network multiplies with own:UserWarning")
 @pytest.mark.parametrize("kind", TENSORS)
 def test_tensors_of_other_dtypes_and_layouts(kind: str, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):

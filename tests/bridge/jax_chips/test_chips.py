@@ -231,6 +231,56 @@ def test_noise_of_operations_in_convolutions() -> None:
     np.testing.assert_allclose(logits.std(0), expected, rtol=0.08)
 
 
+def test_tiles_layers_calls_and_times_have_draws_of_their_own() -> None:
+    """What is alike in two places would add up in place of averaging out."""
+    target = np.random.default_rng(0).normal(size=(1024, 512)).astype(np.float32)
+    params = {"a": target, "b": target[:512].copy()}
+
+    def function(params: Any, x: Any) -> Any:
+        return jnp.tanh(x @ params["a"]) @ params["b"] @ params["b"]
+
+    x = np.ones((1, 1024), np.float32)
+    profile = Profile(memory=PCM(drift=0.0), wnoise=WeightNoise(0.05))
+    chip = analog(function, params, profile, x)
+    now, later, other = (
+        one.program(params, jax.random.key(seed)).params
+        for one, seed in ((chip, 0), (chip.at(7200.0), 0), (chip, 1))
+    )
+
+    def noise(one: Any, name: str, rows: slice) -> np.ndarray:
+        deviation = np.asarray(one[name])[rows] - params[name][rows]
+        return np.asarray((deviation / (1 + np.abs(params[name][rows]))).ravel())
+
+    upper, lower, whole = slice(0, 512), slice(512, 1024), slice(None)
+    assert abs(np.corrcoef(noise(now, "a", upper), noise(now, "a", lower))[0, 1]) < 0.02
+    assert abs(np.corrcoef(noise(now, "a", upper), noise(now, "b", whole))[0, 1]) < 0.05
+    assert abs(np.corrcoef(noise(now, "a", whole), noise(other, "a", whole))[0, 1]) < 0.05
+    # The same devices at two times: their programming is common to both, their readings are not.
+    common = np.corrcoef(noise(now, "a", whole), noise(later, "a", whole))[0, 1]
+    assert 0.3 < common < 0.99
+    noisy = Profile(wnoise=WeightNoise(0.05, drawn="per_mvm"))
+    twice = analog(lambda p, x: x @ p - x @ p, target, noisy, x)
+    difference = twice.apply(twice.program(target, jax.random.key(0)), x)
+    expected = (
+        np.sqrt(2)
+        * 0.05
+        * np.sqrt(sum(512 * np.abs(target[rows]).max() ** 2 for rows in (upper, lower)))
+    )
+    assert np.asarray(difference).std() == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_chip_does_not_depend_on_those_beside_it(impl: str) -> None:
+    w = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    chip = analog(
+        lambda p, x: x @ p, w, bridge.PROFILES["wnoise+pcm"], np.ones((1, 20), np.float32)
+    )
+    keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+    several = jax.vmap(chip.program, (None, 0))(w, keys)
+    for number, key in enumerate(keys):
+        np.testing.assert_allclose(several.params[number], chip.program(w, key).params, rtol=1e-5)
+
+
 def test_a_hundred_chips_in_one_program(in_jax: tuple[Any, Any]) -> None:
     logits_fn, params = in_jax
     chip = analog(logits_fn, params, bridge.PROFILES["adc+wnoise+pcm"], IMAGES)
@@ -287,7 +337,7 @@ def test_gradients_reach_the_targets_through_a_programmed_chip() -> None:
             around.append(float(loss(chip, params | {name: moved})))
         expected = (around[0] - around[1]) / 4e-3
         assert float(found[name][i, j]) == pytest.approx(expected, rel=0.03, abs=0.05)
-    fine = analog(function, params, replace(profile, adc=ADC(16)), x)
+    fine = analog(function, params, replace(profile, adc=ADC(20, range=50.0)), x)
     rounded = jax.grad(lambda p: loss(fine, p))(params)
     np.testing.assert_allclose(rounded["a"], found["a"], rtol=0.02, atol=0.05)
 

@@ -55,11 +55,11 @@ def test_one_chip_and_several_come_back(tmp_path: Path) -> None:
 def test_another_chip_and_damage_are_refused(tmp_path: Path) -> None:
     made, path = chip(), tmp_path / "chip.safetensors"
     save_programmed(path, made, made.program(made.params, jax.random.key(0)))
-    with pytest.raises(ValueError, match="another profile"):
+    with pytest.raises(ValueError, match="with other profile"):
         load_programmed(path, chip(Profile(ADC(8))))
-    with pytest.raises(ValueError, match="another profile"):
+    with pytest.raises(ValueError, match="with other profile"):
         load_programmed(path, made.at(3600.0))
-    with pytest.raises(ValueError, match="another ADC ranges"):
+    with pytest.raises(ValueError, match="with other ranges"):
         load_programmed(path, chip(images=X[:1]))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -75,6 +75,16 @@ def test_another_chip_and_damage_are_refused(tmp_path: Path) -> None:
         save_programmed(
             tmp_path / "none" / "chip", made, made.program(made.params, jax.random.key(0))
         )
+
+
+def test_a_chip_of_other_code_is_refused(tmp_path: Path) -> None:
+    w = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
+    made = analog(lambda p, x: jnp.tanh(x @ p), w, Profile(), X)
+    weights = jax.vmap(made.program, (None, 0))(w, jax.random.split(jax.random.key(0), 2))
+    save_programmed(tmp_path / "chips", made, weights)
+    other = analog(lambda p, x: jnp.sin(x @ p), w, Profile(), X)
+    with pytest.raises(ValueError, match="a chip of other code"):
+        load_programmed(tmp_path / "chips", other)
 
 
 def test_types_that_no_file_holds_are_told(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What of a function goes to tiles: functions of all kinds, and those that are refused."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from flax import nnx
 
 import bridge
-from bridge.chips import ADC, PCM, Profile
+from bridge.chips import ADC, PCM, Profile, WeightNoise
 from bridge.jax_chips import Chip, analog, jaxprs
 from jaxcurv.models import ResNet18
 from tests.torch_networks import made
@@ -52,13 +54,16 @@ def steps_in_a_scan(params: Any, x: Any) -> Any:
 
 
 def branches(params: Any, x: Any) -> Any:
-    h = jax.lax.cond(x.sum() > 0, lambda: x @ params["W"], lambda: x @ params["W"].T.T + 1)
+    h = jax.lax.cond(
+        params["V"].sum() > 0, lambda: x @ params["W"], lambda: x @ params["W"].T.T + 1
+    )
     return h @ params["V"]
 
 
 def packed(params: Any, x: Any) -> Any:
-    q, k, v = jnp.split(params["P"], 3, axis=1)
-    return jax.nn.softmax((x @ q) @ (x @ k).T) @ (x @ v)
+    tokens = x[:, None] * jnp.arange(1.0, 4.0)[:, None]
+    q, k, v = (tokens @ part for part in jnp.split(params["P"], 3, axis=1))
+    return jnp.einsum("bts,bsi->bi", jax.nn.softmax(jnp.einsum("bti,bsi->bts", q, k)), v)
 
 
 FUNCTIONS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
@@ -98,6 +103,31 @@ FUNCTIONS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
         {"P[0]": "", "P[1]": "", "P[2]": "", "": "two activations"},
     ),
     "twice": (lambda p, x: jnp.tanh(x @ p["W"]) @ p["W"], {"W": W}, {"W": ""}),
+    "frozen": (
+        lambda p, x: jnp.tanh(x @ jax.lax.stop_gradient(p["W"])) @ p["V"][::-1],
+        {"W": W, "V": weight(6, 3)},
+        {"W": "", "V": ""},
+    ),
+    "parameters_alone": (
+        lambda p, x: x @ p["W"] + (p["V"].T @ p["L"])[0, 0],
+        {"W": W, "V": V, "L": weight(6, 2)},
+        {"L, V": "parameters alone", "W": ""},
+    ),
+    "gathered": (
+        lambda p, x: jnp.einsum("bi,bio->bo", x, p["E"][(x @ p["V"]).argmax(-1)]),
+        {"E": weight(3, 6, 4), "V": V},
+        {"V": "", "E": "weights that the images choose"},
+    ),
+    "constant_in_jit": (
+        lambda p, x: jax.jit(lambda x: x @ jnp.asarray(W))(x) @ p["V"],
+        {"V": V},
+        {"": "a constant of the function, which is not in params", "V": ""},
+    ),
+    "empty": (
+        lambda p, x: x @ p["W"] + x[:, :0] @ p["Z"],
+        {"W": W, "Z": weight(0, 6)},
+        {"W": "", "Z": "no weights"},
+    ),
     "bfloat16": (
         lambda p, x: (x.astype(jnp.bfloat16) @ p["W"].astype(jnp.bfloat16)).astype(jnp.float32),
         {"W": W},
@@ -106,6 +136,7 @@ FUNCTIONS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:no tile computes")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_products_are_found_and_computed(name: str) -> None:
     function, params, expected = FUNCTIONS[name]
@@ -140,6 +171,51 @@ def test_derivative_rules_without_products_stay() -> None:
     weights = chip.program(W, jax.random.key(0))
     found = jax.grad(lambda x: chip.apply(weights, x).sum())(jnp.asarray(X))
     np.testing.assert_allclose(found, np.broadcast_to(5 * W.sum(1), X.shape), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["adc", "wnoise"])
+def test_networks_of_16_bits_keep_their_type(dtype: str, name: str) -> None:
+    net = linen.Sequential([linen.Dense(16, dtype=dtype), linen.relu, linen.Dense(3, dtype=dtype)])
+    params = net.init(jax.random.key(0), X)
+    noise = WeightNoise(1e-4, drawn="per_mvm")
+    chip = analog(net.apply, params, FINE if name == "adc" else Profile(wnoise=noise), 12 * X)
+    found = chip.apply(chip.program(params, jax.random.key(0)), 12 * X)
+    assert found.dtype == jnp.dtype(dtype)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float32), np.asarray(net.apply(params, 12 * X), np.float32), atol=0.2
+    )
+
+
+BATCHES: dict[str, Any] = {
+    "mean": lambda p, x: (x - x.mean(0)) @ p["W"],
+    "sum": lambda p, x: x @ p["W"] / jnp.abs(x).max(),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+@pytest.mark.parametrize("profile", [Profile(), FINE], ids=["ideal", "adc"])
+def test_samples_that_depend_on_their_batch_are_refused(case: str, profile: Profile) -> None:
+    with pytest.raises(ValueError, match="depend on the other images of its batch"):
+        analog(BATCHES[case], {"W": W}, profile, X)
+    training = nnx.Sequential(
+        nnx.Linear(6, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    )
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        analog(training, None, profile, X)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: jnp.squeeze(x @ p["W"]),
+        lambda p, x: {"logits": x @ p["W"]},
+        lambda p, x: (x @ p["W"]).sum(-1),
+    ],
+)
+def test_what_is_not_logits_is_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"must give logits \[batch, classes\]"):
+        analog(function, {"W": W}, FINE, X)
 
 
 class Net(linen.Module):
@@ -282,6 +358,29 @@ def test_a_chip_refuses_what_is_not_its_own() -> None:
         chip.apply(weights, X[:, :5])
     with pytest.raises(ValueError, match="one for each of 4 images"):
         chip.apply(weights, X, indices=jnp.arange(3))
+    with pytest.raises(ValueError, match=r"whole numbers from 0 to 2\*\*32 - 1"):
+        chip.apply(weights, X, indices=np.array([0, 1, 2, 2**32]))
+    several = jax.vmap(chip.program, (None, 0))({"W": W}, jax.random.split(jax.random.key(0), 4))
+    with pytest.raises(ValueError, match=r"one at a time, as with jax\.vmap"):
+        chip.apply(several, X)
+    with pytest.raises(ValueError, match="cannot be pickled"):
+        pickle.dumps(chip)
+    assert copy.deepcopy(chip) is chip
+    with pytest.raises(ValueError, match=r"several parameters have the path a\.b"):
+        analog(lambda p, x: x @ p["a.b"] @ p["a"]["b"], {"a.b": W, "a": {"b": V}}, FINE, X)
+
+
+def test_arrays_that_are_closed_over_may_not_change() -> None:
+    held = {"scale": jnp.ones(6)}
+
+    def function(params: Any, x: Any) -> Any:
+        return (x * held["scale"]) @ params["W"]
+
+    chip = analog(function, {"W": W}, Profile(), X)
+    chip.program({"W": 2 * W}, jax.random.key(0))
+    held["scale"] = jnp.full(6, 3.0)
+    with pytest.raises(ValueError, match="put them into params, or make the chip anew"):
+        chip.program({"W": W}, jax.random.key(0))
 
 
 def test_neither_torch_nor_aihwkit_is_needed() -> None:
