@@ -47,6 +47,12 @@ _KEEPS_TERMS = {
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
 """Operations through which a product written with `*` is followed to its sum."""
+_KEEPS_SCALED = {
+    *_KEEPS_TERMS,
+    *("sum", "mean", "cat", "stack", "split", "split_with_sizes", "unbind", "detach", "alias"),
+}
+"""Operations after which weights that the input scales are such weights still."""
+_SCALING = {"mul", "div"}
 _SUMS = {"sum", "mean"}
 _NORMS = {"linalg_vector_norm", "norm"}
 _SCALES = {"mul", "div", "neg"}
@@ -68,6 +74,10 @@ class _Origin(NamedTuple):
     """Parameters that each row of what depends on the input is subtracted from, or they from it."""
     squares: frozenset[str] = frozenset()
     """Those of such differences squared, or without their sign."""
+    scaled: frozenset[str] = frozenset()
+    """Parameters that it is, times fewer numbers of the input's, such as one for each column."""
+    scales: int = 0
+    """How many numbers the largest of those factors has."""
 
 
 class Seen(NamedTuple):
@@ -92,11 +102,13 @@ def refuse_weights_beside_tiles(
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
-    by parameters are no such products. Parameters that the network does not list, such as those of
-    layers in a plain list, are seen too. Products with buffers alone, or with tensors that are
+    by parameters are no such products. Weights that the input scales before a product (modulated
+    convolutions, gated layers) are seen where each scale has fewer numbers than the scaled weights.
+    Parameters that the network does not list, such as those of layers in a plain list, are seen
+    too. Products with buffers alone, or with tensors that are
     attributes, are found, and so are distances to parameters that are written out as the sum of
-    squared differences. Not seen: constants of the code, other such sums, and copies in place of
-    expanded views (`repeat`).
+    squared differences. Not seen: constants of the code, other such sums, copies in place of
+    expanded views (`repeat`), and weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -225,7 +237,8 @@ def _refuse_found(
             f"the network multiplies with {some(refused)} outside of a layer on tiles: these "
             "weights would be on no tile, and no noise would reach them; make it a call of a "
             "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight) or "
-            "self.fc.forward(x), or name what is to stay digital, "
+            "self.fc.forward(x), and self.fc(x * scale) for a weight times what the input gives, "
+            "or name what is to stay digital, "
             f"digital_layers=[{(layer if layer in mapped else first)!r}]"
         )
 
@@ -335,6 +348,9 @@ class _Watch(TorchDispatchMode):
         )
         if made and (name in _KEEPS_TERMS or not self._inside()):
             origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
+        if made and not self._inside():
+            scaled, scales = _scaled(name.removesuffix("_"), given, origins, made[0])
+            origin = origin._replace(scaled=scaled, scales=scales)
         written = [
             x
             for argument, x in zip(func._schema.arguments, args, strict=False)
@@ -374,6 +390,8 @@ class _Watch(TorchDispatchMode):
         origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
         if any(one.input for one in origins) and not self._inside():
             self.found += [one.parameters for one in origins if _weights_alone(one)]
+        if any(one.input and not one.scaled for one in origins) and not self._inside():
+            self.found += [one.scaled for one in origins if one.scaled]
 
     def _origin(self, x: torch.Tensor) -> _Origin:
         return self._origins.get(_address(x), _Origin())
@@ -393,6 +411,8 @@ class _Watch(TorchDispatchMode):
             before.fixed | origin.fixed,
             origin.differences,
             origin.squares,
+            origin.scaled,
+            origin.scales,
         )
 
 
@@ -441,20 +461,21 @@ def _written_out(
 ) -> _Origin:
     """The origin of what an operation makes, with the sums of products that it may begin."""
     inputs = [one for one in origins if one.input]
-    if name == "mul":
+    if name in _SCALING:
         terms, same = _outer(given, origins, made)
         origin = origin._replace(terms=terms, same=same)
     elif name in _KEEPS_TERMS:
         kept = [one.terms for one in origins]
         origin = origin._replace(terms=frozenset().union(*kept))
     if name in ("sub", "rsub"):
-        differences, same = _outer(given, origins, made)
+        plain = [one._replace(terms=frozenset()) for one in origins]
+        differences, same = _outer(given, plain, made)
         if differences:
             return origin._replace(differences=differences, same=same)
     if name in _EVEN or (name == "mul" and len(inputs) == 2):
         alike = {one.differences for one in inputs}
-        if len(alike) == 1:
-            return origin._replace(squares=alike.pop(), same=inputs[0].same)
+        if len(alike) == 1 and (differences := alike.pop()):
+            return origin._replace(squares=differences, same=inputs[0].same)
     if len(inputs) == 1 and (name in _KEEPS_TERMS or name in _SCALES):
         (one,) = inputs
         kept_axes = one.same if name in _SCALES and not origin.terms else origin.same
@@ -467,15 +488,47 @@ def _outer(
 ) -> tuple[frozenset[str], frozenset[int]]:
     """Parameters of a product that has more elements than what depends on the input.
 
-    And the axes, from the last, along which that is the same.
+    And the axes, from the last, along which that is the same. A factor may be such a product.
     """
-    inputs = [x for x, one in zip(given, origins, strict=True) if one.input]
-    if not any(made.numel() > _elements(x) for x in inputs):
+    inputs = [(x, one) for x, one in zip(given, origins, strict=True) if one.input]
+    outer = [x for x, one in inputs if not one.terms]
+    larger = [made.numel() > _elements(x) for x in outer]
+    if not (any(larger) if len(outer) == len(inputs) else all(larger)):
         return frozenset(), frozenset()
     same = frozenset(
-        axis for axis in range(-made.ndim, 0) if all(_is_same_along(axis, x) for x in inputs)
+        axis
+        for axis in range(-made.ndim, 0)
+        if all(axis in one.same if one.terms else _is_same_along(axis, x) for x, one in inputs)
     )
-    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one))), same
+    alone = [one.parameters for one in origins if _weights_alone(one)]
+    return frozenset().union(*alone, *(one.terms for _, one in inputs)), same
+
+
+def _scaled(
+    name: str, given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor
+) -> tuple[frozenset[str], int]:
+    """The parameters that an operation's result is but for scales, and the largest scale's size.
+
+    None where a scale has as many numbers as the result: activations times a parameter. Vectors
+    that are no larger than what they are multiplied with are scales themselves.
+    """
+    scales, kept, alone = 0, frozenset[str](), []
+    if name not in _SCALING and name not in _KEEPS_SCALED:
+        return kept, scales
+    for x, one in zip(given, origins, strict=True):
+        if one.scaled:
+            scales, kept = max(scales, one.scales), kept | one.scaled
+        elif one.input and name not in _SCALING:
+            return frozenset(), 0  # activations are added
+        elif one.input:
+            scales = max(scales, _elements(x))
+        elif one.parameters:
+            alone.append((x, one.parameters))
+    if not 0 < scales < _elements(made):
+        return frozenset(), 0
+    weights = [names for x, names in alone if sum(n > 1 for n in x.shape) > 1 or x.numel() > scales]
+    found = kept.union(*weights)
+    return found, scales if found else 0
 
 
 def _is_same_along(axis: int, x: torch.Tensor) -> bool:
