@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bridge.chips.mappable import some
+from bridge.graphs.scaled_weights import Operand, Scaled, scaled_weights
 
 _BOTH = (0, 1)
 _PRODUCTS = {
@@ -47,11 +48,6 @@ _KEEPS_TERMS = {
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
 """Operations through which a product written with `*` is followed to its sum."""
-_KEEPS_SCALED = {
-    *_KEEPS_TERMS,
-    *("sum", "mean", "cat", "stack", "split", "split_with_sizes", "unbind", "detach", "alias"),
-}
-"""Operations after which weights that the input scales are such weights still."""
 _SCALING = {"mul", "div"}
 _SUMS = {"sum", "mean"}
 _NORMS = {"linalg_vector_norm", "norm"}
@@ -74,10 +70,8 @@ class _Origin(NamedTuple):
     """Parameters that each row of what depends on the input is subtracted from, or they from it."""
     squares: frozenset[str] = frozenset()
     """Those of such differences squared, or without their sign."""
-    scaled: frozenset[str] = frozenset()
+    scaled: Scaled = Scaled()
     """Parameters that it is, times fewer numbers of the input's, such as one for each column."""
-    scales: int = 0
-    """How many numbers the largest of those factors has."""
 
 
 class Seen(NamedTuple):
@@ -349,8 +343,9 @@ class _Watch(TorchDispatchMode):
         if made and (name in _KEEPS_TERMS or not self._inside()):
             origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
         if made and not self._inside():
-            scaled, scales = _scaled(name.removesuffix("_"), given, origins, made[0])
-            origin = origin._replace(scaled=scaled, scales=scales)
+            operands = [_operand(x, one) for x, one in zip(given, origins, strict=True)]
+            scaled = scaled_weights(name.removesuffix("_"), operands, _elements(made[0]))
+            origin = origin._replace(scaled=scaled)
         written = [
             x
             for argument, x in zip(func._schema.arguments, args, strict=False)
@@ -390,8 +385,11 @@ class _Watch(TorchDispatchMode):
         origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
         if any(one.input for one in origins) and not self._inside():
             self.found += [one.parameters for one in origins if _weights_alone(one)]
-        if any(one.input and not one.scaled for one in origins) and not self._inside():
-            self.found += [one.scaled for one in origins if one.scaled]
+        scaled = [one.scaled.parameters for one in origins]
+        if not self._inside() and any(
+            one.input and not names for one, names in zip(origins, scaled, strict=True)
+        ):
+            self.found += filter(None, scaled)
 
     def _origin(self, x: torch.Tensor) -> _Origin:
         return self._origins.get(_address(x), _Origin())
@@ -412,7 +410,6 @@ class _Watch(TorchDispatchMode):
             origin.differences,
             origin.squares,
             origin.scaled,
-            origin.scales,
         )
 
 
@@ -504,31 +501,8 @@ def _outer(
     return frozenset().union(*alone, *(one.terms for _, one in inputs)), same
 
 
-def _scaled(
-    name: str, given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor
-) -> tuple[frozenset[str], int]:
-    """The parameters that an operation's result is but for scales, and the largest scale's size.
-
-    None where a scale has as many numbers as the result: activations times a parameter. Vectors
-    that are no larger than what they are multiplied with are scales themselves.
-    """
-    scales, kept, alone = 0, frozenset[str](), []
-    if name not in _SCALING and name not in _KEEPS_SCALED:
-        return kept, scales
-    for x, one in zip(given, origins, strict=True):
-        if one.scaled:
-            scales, kept = max(scales, one.scales), kept | one.scaled
-        elif one.input and name not in _SCALING:
-            return frozenset(), 0  # activations are added
-        elif one.input:
-            scales = max(scales, _elements(x))
-        elif one.parameters:
-            alone.append((x, one.parameters))
-    if not 0 < scales < _elements(made):
-        return frozenset(), 0
-    weights = [names for x, names in alone if sum(n > 1 for n in x.shape) > 1 or x.numel() > scales]
-    found = kept.union(*weights)
-    return found, scales if found else 0
+def _operand(x: torch.Tensor, origin: _Origin) -> Operand:
+    return Operand(origin.input, origin.parameters, tuple(x.shape), _elements(x), origin.scaled)
 
 
 def _is_same_along(axis: int, x: torch.Tensor) -> bool:

@@ -318,7 +318,9 @@ SCALED: dict[str, tuple[Forward, str]] = {
         "w",
     ),
     "einsum": (
-        lambda n, x: n.fc(torch.einsum("oi,ni,ni->no", n.w, gate(n, x), features(n, x))),
+        lambda n, x: n.fc(
+            torch.einsum("noi,ni->no", torch.einsum("oi,ni->noi", n.w, gate(n, x)), features(n, x))
+        ),
         "w",
     ),
     "normalised": (
