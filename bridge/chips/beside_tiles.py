@@ -48,7 +48,6 @@ _KEEPS_TERMS = {
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
 """Operations through which a product written with `*` is followed to its sum."""
-_SCALING = {"mul", "div"}
 _SUMS = {"sum", "mean"}
 _NORMS = {"linalg_vector_norm", "norm"}
 _SCALES = {"mul", "div", "neg"}
@@ -99,10 +98,10 @@ def refuse_weights_beside_tiles(
     by parameters are no such products. Weights that the input scales before a product (modulated
     convolutions, gated layers) are seen where each scale has fewer numbers than the scaled weights.
     Parameters that the network does not list, such as those of layers in a plain list, are seen
-    too. Products with buffers alone, or with tensors that are
-    attributes, are found, and so are distances to parameters that are written out as the sum of
-    squared differences. Not seen: constants of the code, other such sums, copies in place of
-    expanded views (`repeat`), and weights to which the input adds or gives each number its scale.
+    too. Products with buffers alone, or with tensors that are attributes, are found, and so are
+    distances to parameters that are written out as the sum of squared differences. Not seen:
+    constants of the code, other such sums, copies in place of expanded views (`repeat`), and
+    weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -458,7 +457,8 @@ def _written_out(
 ) -> _Origin:
     """The origin of what an operation makes, with the sums of products that it may begin."""
     inputs = [one for one in origins if one.input]
-    if name in _SCALING:
+    divided = name == "div" and (_weights_alone(origins[0]) or any(one.terms for one in inputs))
+    if name == "mul" or divided:
         terms, same = _outer(given, origins, made)
         origin = origin._replace(terms=terms, same=same)
     elif name in _KEEPS_TERMS:

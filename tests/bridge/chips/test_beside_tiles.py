@@ -329,6 +329,10 @@ SCALED: dict[str, tuple[Forward, str]] = {
         ),
         "w",
     ),
+    "a sum written out, divided": (
+        lambda n, x: n.fc((n.w / (1 + gate(n, x)[:, None]) * features(n, x)[:, None] / 2).sum(2)),
+        "w",
+    ),
     "a row of numbers": (
         lambda n, x: n.fc(
             applied(
