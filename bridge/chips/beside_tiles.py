@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bridge.chips.mappable import some
+from bridge.graphs.scaled_weights import Operand, Scaled, scaled_weights
 
 _BOTH = (0, 1)
 _PRODUCTS = {
@@ -68,6 +69,8 @@ class _Origin(NamedTuple):
     """Parameters that each row of what depends on the input is subtracted from, or they from it."""
     squares: frozenset[str] = frozenset()
     """Those of such differences squared, or without their sign."""
+    scaled: Scaled = Scaled()
+    """Parameters that it is, times fewer numbers of the input's, such as one for each column."""
 
 
 class Seen(NamedTuple):
@@ -92,11 +95,13 @@ def refuse_weights_beside_tiles(
 
     Seen by behaviour, in one forward pass: a matrix product or convolution of what depends on the
     input with what comes from parameters alone, outside the layers. Looking up, adding and scaling
-    by parameters are no such products. Parameters that the network does not list, such as those of
-    layers in a plain list, are seen too. Products with buffers alone, or with tensors that are
-    attributes, are found, and so are distances to parameters that are written out as the sum of
-    squared differences. Not seen: constants of the code, other such sums, and copies in place of
-    expanded views (`repeat`).
+    by parameters are no such products. Weights that the input scales before a product (modulated
+    convolutions, gated layers) are seen where each scale has fewer numbers than the scaled weights.
+    Parameters that the network does not list, such as those of layers in a plain list, are seen
+    too. Products with buffers alone, or with tensors that are attributes, are found, and so are
+    distances to parameters that are written out as the sum of squared differences. Not seen:
+    constants of the code, other such sums, copies in place of expanded views (`repeat`), and
+    weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -225,7 +230,8 @@ def _refuse_found(
             f"the network multiplies with {some(refused)} outside of a layer on tiles: these "
             "weights would be on no tile, and no noise would reach them; make it a call of a "
             "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight) or "
-            "self.fc.forward(x), or name what is to stay digital, "
+            "self.fc.forward(x), and self.fc(x * scale) for a weight times what the input gives, "
+            "or name what is to stay digital, "
             f"digital_layers=[{(layer if layer in mapped else first)!r}]"
         )
 
@@ -335,6 +341,10 @@ class _Watch(TorchDispatchMode):
         )
         if made and (name in _KEEPS_TERMS or not self._inside()):
             origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
+        if made and not self._inside():
+            operands = [_operand(x, one) for x, one in zip(given, origins, strict=True)]
+            scaled = scaled_weights(name.removesuffix("_"), operands, _elements(made[0]))
+            origin = origin._replace(scaled=scaled)
         written = [
             x
             for argument, x in zip(func._schema.arguments, args, strict=False)
@@ -374,6 +384,11 @@ class _Watch(TorchDispatchMode):
         origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
         if any(one.input for one in origins) and not self._inside():
             self.found += [one.parameters for one in origins if _weights_alone(one)]
+        scaled = [one.scaled.parameters for one in origins]
+        if not self._inside() and any(
+            one.input and not names for one, names in zip(origins, scaled, strict=True)
+        ):
+            self.found += filter(None, scaled)
 
     def _origin(self, x: torch.Tensor) -> _Origin:
         return self._origins.get(_address(x), _Origin())
@@ -393,6 +408,7 @@ class _Watch(TorchDispatchMode):
             before.fixed | origin.fixed,
             origin.differences,
             origin.squares,
+            origin.scaled,
         )
 
 
@@ -441,20 +457,22 @@ def _written_out(
 ) -> _Origin:
     """The origin of what an operation makes, with the sums of products that it may begin."""
     inputs = [one for one in origins if one.input]
-    if name == "mul":
+    divided = name == "div" and (_weights_alone(origins[0]) or any(one.terms for one in inputs))
+    if name == "mul" or divided:
         terms, same = _outer(given, origins, made)
         origin = origin._replace(terms=terms, same=same)
     elif name in _KEEPS_TERMS:
         kept = [one.terms for one in origins]
         origin = origin._replace(terms=frozenset().union(*kept))
     if name in ("sub", "rsub"):
-        differences, same = _outer(given, origins, made)
+        plain = [one._replace(terms=frozenset()) for one in origins]
+        differences, same = _outer(given, plain, made)
         if differences:
             return origin._replace(differences=differences, same=same)
     if name in _EVEN or (name == "mul" and len(inputs) == 2):
         alike = {one.differences for one in inputs}
-        if len(alike) == 1:
-            return origin._replace(squares=alike.pop(), same=inputs[0].same)
+        if len(alike) == 1 and (differences := alike.pop()):
+            return origin._replace(squares=differences, same=inputs[0].same)
     if len(inputs) == 1 and (name in _KEEPS_TERMS or name in _SCALES):
         (one,) = inputs
         kept_axes = one.same if name in _SCALES and not origin.terms else origin.same
@@ -467,15 +485,24 @@ def _outer(
 ) -> tuple[frozenset[str], frozenset[int]]:
     """Parameters of a product that has more elements than what depends on the input.
 
-    And the axes, from the last, along which that is the same.
+    And the axes, from the last, along which that is the same. A factor may be such a product.
     """
-    inputs = [x for x, one in zip(given, origins, strict=True) if one.input]
-    if not any(made.numel() > _elements(x) for x in inputs):
+    inputs = [(x, one) for x, one in zip(given, origins, strict=True) if one.input]
+    outer = [x for x, one in inputs if not one.terms]
+    larger = [made.numel() > _elements(x) for x in outer]
+    if not (any(larger) if len(outer) == len(inputs) else all(larger)):
         return frozenset(), frozenset()
     same = frozenset(
-        axis for axis in range(-made.ndim, 0) if all(_is_same_along(axis, x) for x in inputs)
+        axis
+        for axis in range(-made.ndim, 0)
+        if all(axis in one.same if one.terms else _is_same_along(axis, x) for x, one in inputs)
     )
-    return frozenset().union(*(one.parameters for one in origins if _weights_alone(one))), same
+    alone = [one.parameters for one in origins if _weights_alone(one)]
+    return frozenset().union(*alone, *(one.terms for _, one in inputs)), same
+
+
+def _operand(x: torch.Tensor, origin: _Origin) -> Operand:
+    return Operand(origin.input, origin.parameters, tuple(x.shape), _elements(x), origin.scaled)
 
 
 def _is_same_along(axis: int, x: torch.Tensor) -> bool:

@@ -46,10 +46,10 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
       One row a layer, operator and weight, in the order in which they run: layer (its path as on a
       chip: PyTorch's attention is four linear layers, and a convolution of one or three dimensions
       has its product in `conv`), operator (PyTorch's name), weights (names of the parameters and
-      floating buffers that are a factor of it, "" for a product of two activations), calls in a
-      forward pass, macs (multiply-accumulates for one sample, all calls), tiles (of at most 512 x
-      512 that hold the weights; 0 where digital), place ("analog" or "digital") and reason (why it
-      is digital).
+      floating buffers that are a factor of it, as they are or scaled by the input, "" for a product
+      of two activations), calls in a forward pass, macs (multiply-accumulates for one sample, all
+      calls), tiles (of at most 512 x 512 that hold the weights; 0 where digital), place ("analog"
+      or "digital") and reason (why it is digital).
 
     Raises:
       ValueError: the model is on tiles already, or what `bridge.to_jax` refuses.
@@ -70,7 +70,10 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     shapes = {name: tuple(array.shape) for name, array in params.items()}
     rows = []
     for product in found:
-        reason = _reason(product, plain, left, reasons)
+        if not set(digital_layers).isdisjoint(product.weights):
+            reason = "named in digital_layers"
+        else:
+            reason = _reason(product, plain, left, reasons)
         rows.append(
             {
                 "layer": product.layer,
@@ -99,7 +102,8 @@ def _reason(
     if product.activations:
         return "two activations"
     layer: Any = network.get_submodule(product.layer)
-    if is_mapped(layer) and len(product.weights) == 1 and product.layer not in reasons:
+    alone = len(product.weights) == 1 and not product.scaled
+    if is_mapped(layer) and alone and product.layer not in reasons:
         shared = network.get_parameter(product.weights[0]) is layer.weight  # perhaps with others
         if shared and not left(product.layer):
             return ""
@@ -112,6 +116,8 @@ def _reason(
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     if parameters.isdisjoint(product.weights):
         return "a fixed matrix: buffers or constants, no parameters"
+    if product.scaled:
+        return "weights that the input scales, which program refuses"
     return "weights outside of their layer, which program refuses"
 
 

@@ -304,8 +304,9 @@ def _require_same(ours: _Behaviour, theirs: _Behaviour) -> None:
     if not apart <= TOLERANCE * largest:
         raise ValueError(
             f"the logits in JAX differ from the module's by {apart:.1e}, the largest is "
-            f"{largest:.1e}: an operator behaves otherwise here, or the module is not the same "
-            "function at each call"
+            f"{largest:.1e}: the module rounds to 16 bits in its forward pass (torch.autocast, "
+            "half(), bfloat16()), which is to be left out, for JAX computes in float32; an "
+            "operator behaves otherwise here; or the module is not the same function at each call"
         )
     if ours.gradient is None or theirs.gradient is None:
         return

@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from bridge.graphs.graph import Graph, Node, Ref, references, run
 from bridge.graphs.operators import OPERATORS
+from bridge.graphs.scaled_weights import Operand, Scaled, scaled_weights
 
 _FACTORS = {
     "aten.addmm.default": (1, 2),
@@ -33,11 +35,13 @@ class Product:
     Attributes:
       layer: path of the innermost module that computes it, "" for the root.
       operator: PyTorch's name of it.
-      weights: names of the parameters and floating buffers that one of its factors is made of.
+      weights: names of the parameters and floating buffers that one of its factors is made of, or
+        is but for scales that depend on the input.
       macs: multiply-accumulates for one sample.
       groups: groups of a convolution, 1 otherwise.
       transposed: whether it is a transposed convolution.
-      activations: whether all its factors depend on the input.
+      activations: whether all its factors depend on the input, and none is such scaled weights.
+      scaled: whether its weights are scaled by what depends on the input.
     """
 
     layer: str
@@ -47,6 +51,7 @@ class Product:
     groups: int = 1
     transposed: bool = False
     activations: bool = False
+    scaled: bool = False
 
 
 def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Product]:
@@ -61,27 +66,53 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
     """
     found: list[Product] = []
     made_of = _made_of(graph)
+    shapes = {graph.image: images.shape}
+    shapes |= {name: params[path].shape for name, path in graph.tensors}
+    shapes |= {name: one.shape for name, one in graph.constants}
+    known = {name: _operand(shape, made_of[name]) for name, shape in shapes.items()}
 
     def see(node: Node, arguments: Sequence[Any], value: Any) -> None:
+        known[node.name] = _result(node, value, made_of[node.name], known)
         if node.operator not in _FACTORS or made_of[node.name] is not None:
             return
         factors = [node.arguments[i] for i in _FACTORS[node.operator]]
-        weights = [made_of[one.name] for one in factors if isinstance(one, Ref)]
+        names = [one.name for one in factors if isinstance(one, Ref)]
+        weights = [made_of[name] for name in names]
+        activations = all(one is None for one in weights)
+        scaled = [known[name].scaled.parameters for name in names]
+        is_scaled = activations and any(scaled) and not all(scaled)
         convolution = node.operator == "aten.convolution.default"
         found.append(
             Product(
                 node.layer,
                 node.operator.split(".")[1],
-                tuple(sorted({name for names in weights if names for name in names})),
+                tuple(sorted(frozenset().union(*(scaled if is_scaled else filter(None, weights))))),
                 _macs(node.operator, arguments, value) // images.shape[0],
                 arguments[8] if convolution else 1,
                 bool(arguments[6]) if convolution else False,
-                all(names is None for names in weights),
+                activations and not is_scaled,
+                is_scaled,
             )
         )
 
     jax.eval_shape(partial(run, graph, OPERATORS, see=see), dict(params), images)
     return found
+
+
+def _operand(shape: tuple[int, ...], made_of: frozenset[str] | None) -> Operand:
+    return Operand(made_of is None, made_of or frozenset(), shape, math.prod(shape), Scaled())
+
+
+def _result(
+    node: Node, value: Any, made_of: frozenset[str] | None, known: Mapping[str, Operand]
+) -> Operand:
+    """What a node gives; of several arrays the first."""
+    operation = node.operator.removeprefix("aten.").split(".")[0]
+    shape = np.shape(value[0] if isinstance(value, tuple | list) else value)
+    taken = [known[name] for name in references(node.arguments)]
+    numbers = taken[0].numbers if operation == "expand" else math.prod(shape)
+    scaled = scaled_weights(operation, taken, numbers)
+    return _operand(shape, made_of)._replace(numbers=numbers, scaled=scaled)
 
 
 def _made_of(graph: Graph) -> dict[str, frozenset[str] | None]:

@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -29,6 +30,13 @@ AnalogScore = Literal["margin", "entropy", "least_confidence"]
 
 _LARGEST = {"margin": 0.0, "least_confidence": 1.0}
 """What no score of that name exceeds."""
+
+
+def _told(score: object) -> str:
+    """What was given as scores, in a few words."""
+    if isinstance(score, pd.Series):
+        return "a Series; give score.to_dict()"
+    return repr(score) if isinstance(score, str) else f"a {type(score).__name__}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Router:
         ):
             raise ValueError(
                 f"score is one of {', '.join(names)}, or a mapping from index to score, such as "
-                f"dict(zip(indices, scores)); got {self.score!r}"
+                f"dict(zip(indices, scores)); got {_told(self.score)}"
             )
         if isinstance(self.score, str) and math.isfinite(self.threshold):
             self._refuse_unreachable(self.score)

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
@@ -256,6 +257,11 @@ def test_router_refuses(model, chip):
         Router(model, chip, np.nan)
     with pytest.raises(ValueError, match="score is one of margin, entropy"):
         Router(model, chip, 0.5, "curvature")
+    stored = pd.Series(np.arange(40.0))
+    with pytest.raises(ValueError, match=r"got a Series; give score\.to_dict\(\)$"):
+        Router(model, chip, 0.5, stored)
+    with pytest.raises(ValueError, match=r"got a ndarray$"):
+        Router(model, chip, 0.5, stored.to_numpy())
     with pytest.raises(ValueError, match="40 images need as many indices"):
         Router(model, chip, -0.5)(IMAGES, INDICES[:3])
     with pytest.raises(ValueError, match=r"no score is stored for 39 of 40.*first at index 4"):

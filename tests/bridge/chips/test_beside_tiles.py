@@ -254,3 +254,225 @@ def test_what_is_no_distance_is_not_told(name: str) -> None:
         Parts(NO_DISTANCES[name]), PROFILES["wnoise"], seed=0, digital_layers=["table"], strict=True
     )
     chip.examine(TENSOR)
+
+
+def gate(n: Any, x: torch.Tensor) -> torch.Tensor:
+    return n.fc(features(n, x)).sigmoid().repeat(1, 32)
+
+
+def applied(weight: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """Each sample's own weight `[batch, out, in]` times its features."""
+    return torch.bmm(weight, h[..., None])[..., 0]
+
+
+def modulated(n: Any, x: torch.Tensor, upsampled: bool = False) -> torch.Tensor:
+    """StyleGAN2's convolution: scaled by the input, demodulated, a group for each sample."""
+    h, batch = n.conv(x).relu(), len(x)
+    weight = 0.1 * n.w[:, :72].reshape(1, 128, 8, 3, 3) * h.mean((2, 3)).view(batch, 1, 8, 1, 1)
+    weight = weight * (weight.pow(2).sum([2, 3, 4]) + 1e-8).rsqrt().view(batch, -1, 1, 1, 1)
+    rows = h.reshape(1, -1, *h.shape[2:])
+    if upsampled:
+        turned = weight.transpose(1, 2).reshape(batch * 8, 128, 3, 3)
+        out = F.conv_transpose2d(rows, turned, groups=batch)
+    else:
+        out = F.conv2d(rows, weight.view(-1, 8, 3, 3), groups=batch)
+    return n.fc(out.view(batch, 128, -1).mean(2))
+
+
+def omni_dimensional(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """ODConv of one kernel: attention over its places, its inputs and its outputs."""
+    batch = len(x)
+    places = x.mean((1, 2))[:, :1].sigmoid().view(batch, 1, 1, 1, 1, 1).expand(-1, 1, 1, 1, 3, 3)
+    weight = (places * n.kernel[None, None]).sum(1).view(-1, 3, 3, 3)
+    rows = (x * x.mean((2, 3), keepdim=True).sigmoid()).reshape(1, -1, 6, 6)
+    return n.fc(features(n, x) + F.conv2d(rows, weight, groups=batch).view(batch, 128))
+
+
+def one_by_one(n: Any, x: torch.Tensor) -> torch.Tensor:
+    h = features(n, x)
+    weights = n.w * gate(n, x)[:, None]
+    return n.fc(torch.cat([F.linear(h[i : i + 1], weights[i]) for i in range(len(x))]))
+
+
+def in_place(n: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = n.w.expand(len(x), -1, -1).clone()
+    weight *= gate(n, x)[:, None]
+    return n.fc(applied(weight, features(n, x)))
+
+
+def scaled_keys(n: Any, x: torch.Tensor) -> torch.Tensor:
+    h = features(n, x)
+    keys = n.w[:6] * n.fc(h).mean(1)[:, None, None]
+    return n.fc(F.scaled_dot_product_attention(h[:, None], keys, keys)[:, 0])
+
+
+SCALED: dict[str, tuple[Forward, str]] = {
+    "gated": (
+        lambda n, x: n.fc(applied(n.w * gate(n, x)[:, None], features(n, x))),
+        "w",
+    ),
+    "gated from both sides": (
+        lambda n, x: n.fc(
+            applied(n.w * gate(n, x)[:, None] * gate(n, x)[:, :, None], features(n, x))
+        ),
+        "w",
+    ),
+    "einsum": (
+        lambda n, x: n.fc(
+            torch.einsum("noi,ni->no", torch.einsum("oi,ni->noi", n.w, gate(n, x)), features(n, x))
+        ),
+        "w",
+    ),
+    "normalised": (
+        lambda n, x: n.fc(
+            applied(F.normalize(n.w * gate(n, x)[:, None] + n.listed[0], dim=2), features(n, x))
+        ),
+        "w",
+    ),
+    "a sum written out, divided": (
+        lambda n, x: n.fc((n.w / (1 + gate(n, x)[:, None]) * features(n, x)[:, None] / 2).sum(2)),
+        "w",
+    ),
+    "a row of numbers": (
+        lambda n, x: n.fc(
+            applied(
+                (n.w.flatten() * n.fc(features(n, x))[:, :1].exp()).view(-1, 128, 128),
+                features(n, x),
+            )
+        ),
+        "w",
+    ),
+    "a sum written out": (
+        lambda n, x: n.fc((n.w * gate(n, x)[:, None] * features(n, x)[:, None]).sum(2)),
+        "w",
+    ),
+    "a sum written out, by each output": (
+        lambda n, x: n.fc((n.w * gate(n, x)[..., None] * features(n, x)[:, None]).sum(2)),
+        "w",
+    ),
+    "modulated": (modulated, "w"),
+    "modulated, upsampled": (lambda n, x: modulated(n, x, upsampled=True), "w"),
+    "omni-dimensional": (omni_dimensional, "kernel"),
+    "one by one": (one_by_one, "w"),
+    "in place": (in_place, "w"),
+    "scaled keys": (scaled_keys, "w"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", SCALED)
+def test_weights_that_the_input_scales_are_weights(name: str, kind: type[Parts]) -> None:
+    how, weight = SCALED[name]
+    settings: dict[str, Any] = {"seed": 0, "strict": True}
+    chip = program(kind(how), PROFILES["wnoise"], digital_layers=["table"], **settings)
+    with pytest.raises(ValueError, match=rf"multiplies with .*{weight}.* outside of a layer"):
+        chip.examine(TENSOR)
+    left = ["table", weight, "listed"]
+    program(kind(how), PROFILES["wnoise"], digital_layers=left, **settings).examine(TENSOR)
+
+
+def tokens(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """`[batch, 4 tokens, 128]`."""
+    return features(n, x).view(-1, 4, 32).repeat(1, 1, 4)
+
+
+def heads(t: torch.Tensor) -> torch.Tensor:
+    return t.view(-1, 4, 2, 64).transpose(1, 2)
+
+
+def root_mean_square(t: torch.Tensor) -> torch.Tensor:
+    return torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def attended(n: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return n.fc(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 128).mean(1))
+
+
+def normed(n: Any, x: torch.Tensor, first: bool) -> torch.Tensor:
+    """Queries and keys with RMSNorm's weights, in either order, and a learned temperature."""
+    t = heads(tokens(n, x))
+    q, k = (
+        t * (root_mean_square(t) * one) if first else one * (t * root_mean_square(t))
+        for one in (n.scale[:64], n.scale[64:])
+    )
+    return attended(n, q * n.w[:2, :1, None], k, t)
+
+
+def relative_bias(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """WavLM's: a learned bias of attention, which the input scales."""
+    t = heads(tokens(n, x))
+    bias = n.w[:2, :16].view(2, 4, 4) * n.fc(features(n, x))[:, :2, None, None]
+    by_hand = ((t @ t.mT) * 0.1 + bias).softmax(-1) @ t
+    whole = F.scaled_dot_product_attention(t, t, t, attn_mask=bias)
+    return n.fc((by_hand + whole).transpose(1, 2).reshape(-1, 4, 128).mean(1))
+
+
+def positions(n: Any, x: torch.Tensor) -> torch.Tensor:
+    t = tokens(n, x) + n.w[:4] * n.fc(features(n, x)).mean(1)[:, None, None]
+    return n.fc(((t @ t.mT / 100).softmax(-1) @ t).mean(1))
+
+
+def gated_units(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """FLASH's: queries and keys are one projection, scaled and shifted twice."""
+    q, k = (tokens(n, x)[:, :, None] * n.w[:2] + n.w[2:4]).unbind(2)
+    return n.fc((F.relu(q @ k.mT / 100) ** 2 @ tokens(n, x)).mean(1))
+
+
+def graph_attention(n: Any, x: torch.Tensor) -> torch.Tensor:
+    t = heads(tokens(n, x))
+    there, back = ((t * n.w[:2, i * 64 : (i + 1) * 64][:, None]).sum(-1) for i in (0, 1))
+    weights = F.leaky_relu(there[..., None] + back[..., None, :]).softmax(-1)
+    return n.fc((weights @ t).transpose(1, 2).reshape(-1, 4, 128).mean(1))
+
+
+def slopes(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """A graph's edges, which are of the input, with a learned factor for each head."""
+    t = tokens(n, x)
+    edges = (t @ t.mT).sigmoid()[:, None] * n.scale[:2, None, None]
+    return n.fc((edges @ heads(t)).transpose(1, 2).reshape(-1, 4, 128).mean(1))
+
+
+def descriptors(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """NetVLAD's residuals to centres, summed by assignment, and their similarities."""
+    t = tokens(n, x)
+    shares = n.fc(t).softmax(-1)
+    sums = shares.mT @ t - shares.sum(1)[..., None] * n.w[:4]
+    return n.fc((sums @ sums.mT / 100).softmax(-1) @ sums).mean(1)
+
+
+NO_WEIGHTS: dict[str, Forward] = {
+    "normed queries and keys": lambda n, x: normed(n, x, first=False),
+    "normed, the scales first": lambda n, x: normed(n, x, first=True),
+    "layer scale with a gate": lambda n, x: n.fc(
+        attention_of(features(n, x) * (n.scale * n.fc(features(n, x))[:, :1]))
+    ),
+    "squeeze and excite": lambda n, x: n.fc(
+        attention_of(features(n, x) * (gate(n, x) * n.scale).sigmoid())
+    ),
+    "feature-wise modulation": lambda n, x: n.fc(
+        attention_of(features(n, x) * (1 + gate(n, x)) + gate(n, x) * n.scale)
+    ),
+    "a bias that the input scales": relative_bias,
+    "positions that the input scales": positions,
+    "two of one projection": gated_units,
+    "graph attention": graph_attention,
+    "slopes": slopes,
+    "descriptors": descriptors,
+    "a weight that a layer makes": lambda n, x: applied(
+        n.fc(tokens(n, x)).mT * n.scale[:4, None], tokens(n, x)[:, :, 0]
+    ),
+    "scaled tokens of a layer": lambda n, x: n.fc(n.w[:4] * gate(n, x)[:, None]).mean(1),
+}
+
+
+def attention_of(h: torch.Tensor) -> torch.Tensor:
+    t = h.view(-1, 4, 32)
+    return ((t @ t.mT / 100).softmax(-1) @ t).flatten(1)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+def test_activations_times_parameters_are_no_weights(name: str, kind: type[Parts]) -> None:
+    model = kind(NO_WEIGHTS[name])
+    settings: dict[str, Any] = {"seed": 0, "strict": True, "digital_layers": ["table"]}
+    program(model, PROFILES["wnoise"], **settings).examine(TENSOR)

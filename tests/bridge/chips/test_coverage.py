@@ -83,6 +83,33 @@ def test_products_outside_of_layers_are_there():
     assert rows["out.weight", "linear"].place == "analog"
 
 
+class Dynamic(nn.Module):
+    """A weight for each sample: gated, as a convolution in groups, and scaled once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.out = nn.Linear(4, 4), nn.Linear(8, 2)
+        self.w = nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.w * self.gate(x).sigmoid()[:, None]
+        size = torch.rsqrt(weight.pow(2).sum(2, keepdim=True) + 1e-6)
+        weight = weight * size.expand(-1, -1, 4)
+        return self.out(
+            F.conv1d(x.reshape(1, -1, 1), weight.view(-1, 4, 1), groups=len(x)).view(-1, 8)
+        )
+
+
+def test_weights_that_the_input_scales_are_named():
+    table = coverage(Dynamic().eval(), np.ones((2, 4), np.float32)).set_index("layer")
+    row = table.loc[""]
+    assert (row["weights"], row["macs"], row["tiles"]) == ("w", 8 * 4, 0)
+    assert row["reason"] == "weights that the input scales, which program refuses"
+    assert set(table.loc[["gate", "out"], "place"]) == {"analog"}
+    named = coverage(Dynamic().eval(), np.ones((2, 4), np.float32), digital_layers=["w"])
+    assert named.set_index("layer").loc["", "reason"] == "named in digital_layers"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_a_product_with_a_buffer_is_one_with_a_fixed_matrix(dtype):
     class Kept(nn.Module):

@@ -283,6 +283,15 @@ def test_training_mode_is_refused_by_name():
         bridge.to_jax(module, images())
 
 
+def test_a_forward_pass_in_16_bits_is_named():
+    def half(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.linear(x, torch.linspace(-1, 1, 25).view(5, 5)).float()
+
+    with pytest.raises(ValueError, match=r"16 bits.*torch\.autocast.*which is to be left out"):
+        bridge.to_jax(net(lambda x: x.flatten(1), half), images())
+
+
 @pytest.mark.parametrize(
     ("after", "message"),
     [
