@@ -11,7 +11,7 @@ _KEY = "index_checksum"
 
 
 def index_checksum(index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, str]:
-    """What the `attrs` of a table say of its columns `index` and `label`: which rows, in what order.
+    """What a table's `attrs` say of its columns `index` and `label`: which rows, in what order.
 
     pandas hands `attrs` on to columns and to what is computed of them, so that `require_same_rows`
     can tell columns of two tables apart whose rows are both numbered from 0.
