@@ -240,39 +240,38 @@ def score_dataset(
         _compute(run, mine, size, made.__setitem__)
         if not inspection.warned:
             warn_of_samples(run.looked_at)
-        return _told(_joined(identity, list(made.values())), estimators)
-    path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
-    finished = read_finished(path, identity)
-    if finished is not None:
-        Shards(path, identity).remove_left()
+        table = _joined(identity, list(made.values()))
     else:
-        # Not among the shards, which are removed while it is held.
-        with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
-            finished = read_finished(path, identity)  # by another process, meanwhile
-            if finished is None:
-                shards = Shards(path, identity)
-                try:
-                    _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
-                    if not inspection.warned:
-                        warn_of_samples(run.looked_at)
-                    if shard is not None:
-                        tables = [shards.read(start) for start in mine]
-                        tables = tables or [_no_rows(run, few, size)]
-                        return _told(_joined(identity, tables), estimators)
-                    finished = _joined_by_all(shards)
-                except FileNotFoundError:  # merged, meanwhile, by who found them all
-                    finished = read_finished(path, identity)
-                    if finished is None:
-                        raise
-    table = finished if shard is None else finished.take(run.table_rows(mine))
-    return _told(table, estimators)
-
-
-def _told(table: pa.Table, estimators: Mapping[str, Estimator]) -> "pd.DataFrame":
-    """A table of scores as a DataFrame, with a warning where all of an estimator's are 0."""
+        path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
+        part, finished = None, read_finished(path, identity)
+        if finished is not None:
+            Shards(path, identity).remove_left()
+        else:
+            # Not among the shards, which are removed while it is held.
+            with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
+                finished = read_finished(path, identity)  # by another process, meanwhile
+                if finished is None:
+                    shards = Shards(path, identity)
+                    try:
+                        _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
+                        if not inspection.warned:
+                            warn_of_samples(run.looked_at)
+                        if shard is None:
+                            finished = _joined_by_all(shards)
+                        else:
+                            tables = [shards.read(start) for start in mine]
+                            part = _joined(identity, tables or [_no_rows(run, few, size)])
+                    except FileNotFoundError:  # merged, meanwhile, by who found them all
+                        finished = read_finished(path, identity)
+                        if finished is None:
+                            raise
+        if part is None:
+            assert finished is not None
+            part = finished if shard is None else finished.take(run.table_rows(mine))
+        table = part
     frame = frame_of_scores(table)
-    found = {name: (frame[name], frame[f"{name}_standard_error"]) for name in estimators}
-    warn_of_zeros(estimators, found, frame["gradient_norm"], stacklevel=4)
+    found = {one: (frame[one], frame[f"{one}_standard_error"]) for one in estimators}
+    warn_of_zeros(estimators, found, frame["gradient_norm"])
     return frame
 
 

@@ -30,7 +30,9 @@ def index_checksum(index: np.ndarray, labels: np.ndarray | None = None) -> dict[
     if labels is not None and labels.dtype.kind in "iu":
         classes = labels.astype(np.int64)
         parts.append(classes[np.lexsort((classes, numbers))])
-    return {_KEY: " ".join([f"{len(numbers)}", *(f"{zlib.crc32(one):08x}" for one in parts)])}
+    return {
+        _KEY: " ".join([f"{len(numbers)}", *(f"{zlib.crc32(one.tobytes()):08x}" for one in parts)])
+    }
 
 
 def require_same_rows(**inputs: Any) -> None:

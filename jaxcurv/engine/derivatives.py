@@ -263,8 +263,6 @@ def warn_of_zeros(
     estimators: Mapping[str, Estimator],
     found: Mapping[str, tuple[Any, Any]],
     gradient_norm: Any,
-    *,
-    stacklevel: int = 3,
 ) -> None:
     """Warns of estimators without a step whose every score is 0 where gradients are not.
 
@@ -272,7 +270,6 @@ def warn_of_zeros(
       estimators: by name; a finite difference and one of the user's own are left out.
       found: by these names the scores and their standard errors, `[samples]` each.
       gradient_norm: norms of the loss's input gradient, `[samples]`.
-      stacklevel: whose call the warning names, as for `warnings.warn`.
     """
     if not np.any(gradient_norm):
         return
@@ -300,7 +297,7 @@ def warn_of_zeros(
         )
     warnings.warn(
         f"every score of {' and '.join(zero)} is exactly 0, though the loss has a gradient: {why}",
-        stacklevel=stacklevel,
+        stacklevel=3,
     )
 
 
