@@ -22,7 +22,12 @@ from jaxcurv.engine.batch import (
     probings,
 )
 from jaxcurv.engine.checks import check_batch, check_key, check_labels, check_steps
-from jaxcurv.engine.derivatives import check_continuous, warn_of_jumps, warn_of_samples
+from jaxcurv.engine.derivatives import (
+    check_continuous,
+    warn_of_jumps,
+    warn_of_samples,
+    warn_of_zeros,
+)
 from jaxcurv.engine.inspection import check_float32, check_model
 from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
@@ -108,7 +113,8 @@ def input_curvature(
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
     checks once for all batches. A model that rounds a part of its input, so that a step makes its
     logits jump, is warned of; else one warning counts the samples at which it jumps within a
-    step of a finite difference.
+    step of a finite difference. Scores without a step that are all 0, where gradients are not, are
+    warned of.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
@@ -140,7 +146,7 @@ def input_curvature(
         labels, non-finite images or logits, a step too small for the images' type, a model that
         mixes the samples of a batch, is random or changes its own state, an estimator of your own
         that mixes them or returns something else than it should, or, for Gauss-Newton, a loss that
-        is not convex in the logits.
+        is not convex in the logits or a model with a `jax.custom_vjp`.
     """
     if hasattr(images, "iloc"):  # a DataFrame; arrays beside Series go by position
         require_same_rows(images=images.T, labels=labels)
@@ -162,7 +168,9 @@ def input_curvature(
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
     if not inspection.warned:
         warn_of_samples([(batch.indices, on_jumps(raw, adapted))])
-    return reduce(raw, estimators, adapted, inspection.matrix)["score"]
+    found = reduce(raw, estimators, adapted, inspection.matrix)["score"]
+    warn_of_zeros(estimators, {"score": (found.score, found.standard_error)}, found.gradient_norm)
+    return found
 
 
 class Inspection(NamedTuple):

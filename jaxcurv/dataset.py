@@ -29,7 +29,7 @@ from jaxcurv.data.sources import Source, path_column, samples_at
 from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
-from jaxcurv.engine.derivatives import warn_of_samples
+from jaxcurv.engine.derivatives import warn_of_samples, warn_of_zeros
 from jaxcurv.engine.devices import device_count, over_devices, place
 from jaxcurv.engine.inspection import answers_to_eight
 from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
@@ -119,7 +119,8 @@ def score_dataset(
     `OUT.parts/` until they are asked for again, and a line says so.
 
     Samples at which the model jumps, so that a finite difference measures that and not curvature,
-    are counted in one warning, of those that this call computes.
+    are counted in one warning, of those that this call computes. Scores without a step that are all
+    0, where gradients are not, are warned of.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
@@ -239,32 +240,39 @@ def score_dataset(
         _compute(run, mine, size, made.__setitem__)
         if not inspection.warned:
             warn_of_samples(run.looked_at)
-        return frame_of_scores(_joined(identity, list(made.values())))
-    path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
-    finished = read_finished(path, identity)
-    if finished is not None:
-        Shards(path, identity).remove_left()
+        table = _joined(identity, list(made.values()))
     else:
-        # Not among the shards, which are removed while it is held.
-        with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
-            finished = read_finished(path, identity)  # by another process, meanwhile
-            if finished is None:
-                shards = Shards(path, identity)
-                try:
-                    _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
-                    if not inspection.warned:
-                        warn_of_samples(run.looked_at)
-                    if shard is not None:
-                        tables = [shards.read(start) for start in mine]
-                        return frame_of_scores(
-                            _joined(identity, tables or [_no_rows(run, few, size)])
-                        )
-                    finished = _joined_by_all(shards)
-                except FileNotFoundError:  # merged, meanwhile, by who found them all
-                    finished = read_finished(path, identity)
-                    if finished is None:
-                        raise
-    return frame_of_scores(finished if shard is None else finished.take(run.table_rows(mine)))
+        path, name = Path(out), f"{turn[0]}-of-{turn[1]}"
+        part, finished = None, read_finished(path, identity)
+        if finished is not None:
+            Shards(path, identity).remove_left()
+        else:
+            # Not among the shards, which are removed while it is held.
+            with lock(path.parent, name=f".{path.name}.shard-{name}.lock", of=path):
+                finished = read_finished(path, identity)  # by another process, meanwhile
+                if finished is None:
+                    shards = Shards(path, identity)
+                    try:
+                        _compute_on_disk(run, mine, size, shards, record=f"batch-{name}.json")
+                        if not inspection.warned:
+                            warn_of_samples(run.looked_at)
+                        if shard is None:
+                            finished = _joined_by_all(shards)
+                        else:
+                            tables = [shards.read(start) for start in mine]
+                            part = _joined(identity, tables or [_no_rows(run, few, size)])
+                    except FileNotFoundError:  # merged, meanwhile, by who found them all
+                        finished = read_finished(path, identity)
+                        if finished is None:
+                            raise
+        if part is None:
+            assert finished is not None
+            part = finished if shard is None else finished.take(run.table_rows(mine))
+        table = part
+    frame = frame_of_scores(table)
+    found = {one: (frame[one], frame[f"{one}_standard_error"]) for one in estimators}
+    warn_of_zeros(estimators, found, frame["gradient_norm"])
+    return frame
 
 
 def _check_arguments(

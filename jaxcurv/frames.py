@@ -48,13 +48,15 @@ def frame_of(table: pa.Table, attrs: Mapping[str, Any] | None = None) -> Frame:
       table: its columns of fixed-size lists, such as float32 `[class]`, become columns of NumPy
         arrays, which are read-only views of the table's own values.
       attrs: what `DataFrame.attrs` shall say of the table; pandas copies it at every operation, so
-        it should be small. Of a column `index` of whole numbers, `index_checksum` comes to it.
+        it should be small. Of a column `index` of whole numbers, `index_checksum` comes to it,
+        with the column `label` where there is one.
     """
     columns = zip(table.column_names, table.columns, strict=True)
     frame = Frame({name: _values(column) for name, column in columns})
     frame.attrs = dict(attrs or {})
     if "index" in frame and frame["index"].dtype.kind in "iu":
-        frame.attrs |= index_checksum(frame["index"].to_numpy())
+        labels = frame["label"].to_numpy() if "label" in frame else None
+        frame.attrs |= index_checksum(frame["index"].to_numpy(), labels)
     return frame
 
 

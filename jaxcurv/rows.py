@@ -10,21 +10,29 @@ import numpy as np
 _KEY = "index_checksum"
 
 
-def index_checksum(index: np.ndarray) -> dict[str, str]:
-    """What the `attrs` of a table say of its column `index`: which rows, in what order.
+def index_checksum(index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, str]:
+    """What a table's `attrs` say of its columns `index` and `label`: which rows, in what order.
 
     pandas hands `attrs` on to columns and to what is computed of them, so that `require_same_rows`
     can tell columns of two tables apart whose rows are both numbered from 0.
 
     Args:
         index: whole numbers `[rows]`.
+        labels: those of the same rows, `[rows]`; all but whole numbers, which are no classes, are
+            left out.
 
     Returns:
-        One entry, a text: the count and CRC-32 of the sorted and of the given numbers.
+        One entry, a text: the count, the CRC-32 of the sorted and of the given numbers, and, of
+        labels, that of them in the order of the numbers.
     """
     numbers = np.asarray(index, np.int64)
-    which, order = (zlib.crc32(one.tobytes()) for one in (np.sort(numbers), numbers))
-    return {_KEY: f"{len(numbers)} {which:08x} {order:08x}"}
+    parts = [np.sort(numbers), numbers]
+    if labels is not None and labels.dtype.kind in "iu":
+        classes = labels.astype(np.int64)
+        parts.append(classes[np.lexsort((classes, numbers))])
+    return {
+        _KEY: " ".join([f"{len(numbers)}", *(f"{zlib.crc32(one.tobytes()):08x}" for one in parts)])
+    }
 
 
 def require_same_rows(**inputs: Any) -> None:
@@ -35,8 +43,8 @@ def require_same_rows(**inputs: Any) -> None:
     indexes that repeat themselves, as of shards put together, do not tell the order of two tables:
     a warning says so, unless the objects are columns of one table. Whole columns of two tables of
     jaxcurv's or of the bridge's, with rows numbered as the tables were made, must be of tables with
-    the same samples by `index_checksum`; for another order there is a warning, since the tables may
-    have been sorted since.
+    the same samples by `index_checksum`, and the same labels where both have them; for another
+    order there is a warning, since the tables may have been sorted since.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -111,7 +119,7 @@ _MERGE = (
 def _whole_table(part: Any) -> list[str]:
     """What the table said of its rows that a Series has all of; empty where that is not known."""
     words = str(getattr(part, "attrs", {}).get(_KEY, "")).split()
-    if len(words) != 3 or part.ndim != 1 or words[0] != str(len(part)):
+    if len(words) not in (3, 4) or part.ndim != 1 or words[0] != str(len(part)):
         return []
     return words if _numbers_rows(part.index) else []
 
@@ -125,7 +133,15 @@ def _require_one_table(name: str, made: list[str], tables: dict[str, list[str]])
             f"'index', and row numbers would pair them at random: {_MERGE}, or pass .to_numpy() of "
             "both if row i of both is one sample"
         )
-    if made != its:
+    for other, others in tables.items():
+        if made[3:] and others[3:] and made[3:] != others[3:]:
+            raise ValueError(
+                f"{name} and {other} have the same row numbers and other labels, by their tables' "
+                "columns 'index' and 'label': two random subsets? draw the subset once, or give "
+                "its indices (rows with an index); pass .to_numpy() of both if row i of both is "
+                "one sample"
+            )
+    if made[2] != its[2]:
         warnings.warn(
             f"{name} is of a table that had the samples of {first}'s in another order, by their "
             f"columns 'index': unless they are in one order by now, {_MERGE}",

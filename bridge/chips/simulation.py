@@ -163,8 +163,9 @@ def simulate(
     alone = nullcontext() if folder is None else lock(folder)
     with alone, progress(rounds * len(source), "simulate"):
         joined = pd.concat(tables(), ignore_index=True)
+    of_one_chip = joined[: len(source)]
     joined.attrs = {
-        **index_checksum(joined["index"].to_numpy()[: len(source)]),  # of each chip's rows
+        **index_checksum(of_one_chip["index"].to_numpy(), of_one_chip["label"].to_numpy()),
         "simulation": {
             "images": len(source) + calibrated.held_out,
             "held_out": calibrated.held_out,

@@ -184,7 +184,8 @@ def collect(pending: Raw, indices: np.ndarray) -> Raw:
         loss is not convex in the logits.
     """
     raw = jax.device_get(pending)
-    _refuse(~raw.finite, indices, "the model's logits are not finite", "its weights for NaN")
+    cause = "its weights for NaN, and this image for what becomes 0 / 0, log(0) or overflows"
+    _refuse(~raw.finite, indices, "the model's logits are not finite", cause)
     known = np.isfinite(raw.loss) & np.isfinite(raw.gradient_norm)
     _refuse(~known, indices, "the loss or its gradient is not finite", "the model and the loss")
     for draws in raw.draws:

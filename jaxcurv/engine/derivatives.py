@@ -1,7 +1,7 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxcurv.engine.model import ROUNDING, AsTraced, CheckedModel
 from jaxcurv.engine.tracing import differentiable, may_jump, stops_gradients
+from jaxcurv.estimators import Adaptive, Estimator, Probed, Spectral
 
 
 def check_derivative(
@@ -254,6 +255,48 @@ def warn_of_samples(looked_at: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         "x != 0 for a mask, x == -1 for a missing value, or a number on the edge of its bin. Their "
         "scores measure that jump and not curvature: compute masks, bins and ranks outside the "
         "model, or take an estimator without a step (HessianVector, GaussNewton)",
+        stacklevel=3,
+    )
+
+
+def warn_of_zeros(
+    estimators: Mapping[str, Estimator],
+    found: Mapping[str, tuple[Any, Any]],
+    gradient_norm: Any,
+) -> None:
+    """Warns of estimators without a step whose every score is 0 where gradients are not.
+
+    Args:
+      estimators: by name; a finite difference and one of the user's own are left out.
+      found: by these names the scores and their standard errors, `[samples]` each.
+      gradient_norm: norms of the loss's input gradient, `[samples]`.
+    """
+    if not np.any(gradient_norm):
+        return
+    zero = {}
+    for name, estimator in estimators.items():
+        one = estimator.estimator if isinstance(estimator, Adaptive) else estimator
+        exact = isinstance(one, Spectral) or (isinstance(one, Probed) and one.probing.step is None)
+        score, error = found[name]
+        if exact and not np.any(score) and not np.any(np.asarray(error) > 0):
+            zero[type(one).__name__] = one
+    if not zero:
+        return
+    if any(isinstance(one, Spectral) for one in zero.values()):
+        why = (
+            "the loss has no second derivative in the logits, as one that is linear in them. Where "
+            "that is meant, FiniteDifference sees the kinks of the model and the loss"
+        )
+    else:
+        why = (
+            "the second derivative vanishes, as behind sign() or round() with a derivative rule of "
+            "its own (straight-through), or, rightly, where both model and loss are linear around "
+            "each sample. Of a model that rounds score the surrogate written with stop_gradient, "
+            "x + stop_gradient(sign(x) - x), or take GaussNewton, which takes first derivatives of "
+            "the model only, with that rule as a custom_jvp"
+        )
+    warnings.warn(
+        f"every score of {' and '.join(zero)} is exactly 0, though the loss has a gradient: {why}",
         stacklevel=3,
     )
 

@@ -68,8 +68,20 @@ def hessian_mismatch(
 
     Rounding where the model is piecewise linear; the share of the model's own second derivative
     where it is not. Not each sample's own ratio: a saturated one's products are rounding alone.
+
+    Raises:
+      ValueError: the model has a `jax.custom_vjp`, which has no derivative in forward mode.
     """
-    hv, gv = _products(problem, params, jnp.asarray(images), jnp.asarray(as_targets(labels)))
+    try:
+        hv, gv = _products(problem, params, jnp.asarray(images), jnp.asarray(as_targets(labels)))
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            "GaussNewton and LowRankGaussNewton push vectors forward through the model, which a "
+            "jax.custom_vjp in it does not allow: write its rule as a jax.custom_jvp, or take "
+            "HessianVector"
+        ) from error
     wide = [np.asarray(p, np.float64).reshape(len(p), -1) for p in (hv, gv)]
     largest = max(np.linalg.norm(p, axis=1).max() for p in wide)
     off = np.linalg.norm(wide[0] - wide[1], axis=1).max()

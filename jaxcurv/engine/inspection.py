@@ -87,7 +87,10 @@ def check_model(
             ) from error
         raise ValueError(f"{_CHANGES}; {_COUNTS}") from error
     if not np.isfinite(logits).all():
-        raise ValueError("the model's logits are not finite; check its weights for NaN or infinity")
+        raise ValueError(
+            "the model's logits are not finite; check its weights for NaN or infinity, and what it "
+            "makes of these images: 0 / 0, as x / norm(x) is at a black pixel, or log(0)"
+        )
     if np.isnan(gradient[1:]).any() or (of_input and not np.isfinite(gradient[0]).all()):
         raise ValueError(
             "the gradient of the model's logits is not finite at the first images, as that of a "

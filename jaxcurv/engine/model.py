@@ -173,6 +173,7 @@ def functional(
         if params is not None:
             raise ValueError("an NNX module carries its own weights: leave params out")
         graphdef, state = nnx.split(logits_fn)
+        _check_held(state, "the module")
         return NnxCall(graphdef), state
     if params is None:
         owner: Any = getattr(logits_fn, "__self__", None)
@@ -195,8 +196,9 @@ def check_params(params: Any, name: str = "params") -> None:
     """Refuses weights some of which are no arrays.
 
     Raises:
-      ValueError: there are such; the first one is named.
+      ValueError: there are such, or arrays that JAX has deleted; the first one is named.
     """
+    _check_held(params, name)
     for path, leaf in jax.tree.leaves_with_path(params):
         if _is_array(leaf):
             continue
@@ -217,6 +219,17 @@ def check_params(params: Any, name: str = "params") -> None:
         elif callable(leaf):
             what = f"{where} is the function or class {getattr(leaf, '__name__', kind)}"
         raise ValueError(f"{name} must hold arrays alone, but {what}: {_SPLIT}")
+
+
+def _check_held(params: Any, name: str) -> None:
+    """Refuses arrays whose memory a compiled function was given."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if concrete and leaf.is_deleted():
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} was deleted, or donated to a train step "
+                "(donate_argnums): give the new params, which that step returned"
+            )
 
 
 _SPLIT = (

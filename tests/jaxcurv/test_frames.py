@@ -16,7 +16,7 @@ import pytest
 from jaxcurv.frames import Frame, frame_of
 from jaxcurv.rows import index_checksum
 
-ROWS = index_checksum(np.arange(5))
+ROWS = index_checksum(np.arange(5), np.arange(5))
 ATTRS = {"samples": 5, "estimators": {"curvature": {"probes": 3}}, **ROWS}
 LOGITS = np.arange(15, dtype=np.float32).reshape(5, 3)
 

@@ -417,6 +417,50 @@ def test_tables_in_another_order_are_told() -> None:
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
 
 
+OF_ONE_INDEX = r"analog_correct and score have the same row numbers and other labels.*two random"
+
+
+def labelled(index: Any, labels: np.ndarray | pa.Array | None) -> pd.DataFrame:
+    columns = {"index": index, "score": SCORE.to_numpy(), "correct": DIGITAL.to_numpy()}
+    return frame_of(pa.table(columns if labels is None else {**columns, "label": labels}))
+
+
+def test_tables_of_one_index_and_other_labels_are_refused() -> None:
+    """As of two random subsets of arrays, whose index is the position."""
+    classes = LABELS.to_numpy()
+    scores, predictions = labelled(np.arange(N), classes), labelled(np.arange(N), classes[::-1])
+    for change in (lambda t: t, lambda t: t.assign(label=classes), lambda t: t[::-1]):
+        with pytest.raises(ValueError, match=OF_ONE_INDEX):
+            failures_of(scores, change(predictions))
+    with pytest.raises(ValueError, match=OF_ONE_INDEX.replace("score", r"scores\['a'\]")):
+        bridge.compare_predictors(
+            {"a": scores.score, "b": labelled(np.arange(N), None).score},
+            scores.correct, predictions.correct, resamples=9,
+        )  # fmt: skip
+    values = scores.score.to_numpy(), scores.correct.to_numpy(), predictions.correct.to_numpy()
+    bridge.failure_table(*values, resamples=9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_that_are_equal_or_not_there_raise_no_false_alarm() -> None:
+    classes, floats = LABELS.to_numpy(), RNG.random(N, np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(floats, 3)), 3)
+    scores = labelled(SAMPLES, classes.astype(np.int32))
+    for labels in (classes, None, floats, lists):
+        failures_of(scores, labelled(SAMPLES, labels))
+        failures_of(labelled(SAMPLES, labels), scores)
+    of_file = labelled(SAMPLES, classes[::-1])
+    of_file.attrs = index_checksum(SAMPLES)  # as of an earlier version
+    failures_of(scores, of_file)
+    failures_of(scores.assign(label=classes[::-1]), scores)
+    moved = labelled(np.roll(SAMPLES, 3), np.roll(classes, 3))
+    with pytest.warns(UserWarning, match="in another order"):
+        failures_of(scores, moved)
+    moved = labelled(np.roll(SAMPLES, 3), classes)
+    with pytest.raises(ValueError, match=OF_ONE_INDEX):
+        failures_of(scores, moved)
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_is_made_of_tables_of_other_samples_raises_no_false_alarm() -> None:
     scores, predictions = a_table(SAMPLES, other=1), a_table(np.roll(OTHERS, 3), other=2)

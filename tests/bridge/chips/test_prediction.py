@@ -100,6 +100,20 @@ def test_a_source_may_be_arrays_or_a_torch_data_set(network: nn.Module) -> None:
         predict(network, (sample for sample in samples))
 
 
+def test_two_random_subsets_are_not_taken_for_one(network: nn.Module) -> None:
+    samples = [Images(16)[n] for n in range(16)]
+    images = torch.from_numpy(np.stack([one["image"] for one in samples]).transpose(0, 3, 1, 2))
+    dataset = torch.utils.data.TensorDataset(images, torch.arange(16) % 10)
+    first, second = (
+        predict(network, torch.utils.data.Subset(dataset, which), keep=logit_scores)
+        for which in (list(range(8)), list(range(8, 16)))
+    )
+    assert first["index"].equals(second["index"])
+    with pytest.raises(ValueError, match="same row numbers and other labels"):
+        failure_table(-first.margin, first.correct, second.correct, bins=4)
+    assert len(failure_table(-first.margin, first.correct, first.correct, bins=4)) == 4
+
+
 @pytest.mark.parametrize(
     "profile",
     [PROFILES["pcm"], PROFILES["adc+wnoise+pcm"], noisy("pcm_read", pcm=True)],

@@ -440,6 +440,18 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         score(linear, with_entry(WEIGHTS, 1, np.nan))
 
 
+def test_a_division_of_0_by_0_is_named_where_logits_are_not_finite() -> None:
+    black = with_entry(IMAGES, 0, 0.0)
+
+    def normed(weights: jax.Array, x: jax.Array) -> jax.Array:
+        lengths = jnp.linalg.norm(x.reshape(len(x), -1), axis=1)
+        return linear(weights, x) / lengths[:, None]
+
+    for images in (black, black[::-1]):  # among the first ones, or found later
+        with pytest.raises(ValueError, match=r"logits are not finite.*0 / 0.*log\(0\)"):
+            score(normed, WEIGHTS, images=images, estimator=HessianVector(1))
+
+
 def test_the_sample_whose_logits_overflow_is_named() -> None:
     with pytest.raises(ValueError, match="not finite for 1 of 6 samples, the first at index 13"):
         score(linear, WEIGHTS, images=with_entry(IMAGES, 3, 3e38), estimator=HessianVector())

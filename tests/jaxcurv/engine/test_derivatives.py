@@ -5,14 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping._decorator
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 
 from jaxcurv import (
+    Adaptive,
     FiniteDifference,
+    GaussNewton,
+    HessianTrace,
     HessianVector,
+    LowRankGaussNewton,
     flip_probability,
     input_curvature,
     score_dataset,
@@ -430,3 +435,102 @@ def test_what_is_behind_stop_gradient_in_a_part_is_warned_of(model: Callable) ->
 def test_stop_gradient_that_hides_nothing_is_not(model: Callable) -> None:
     for estimator in (FiniteDifference(probes=1), HessianVector(1)):
         examined(model, PICTURES, LABELS[:4], estimator)
+
+
+# --- second derivatives that vanish
+
+
+@jax.custom_vjp
+def sign_by_vjp(x: jax.Array) -> jax.Array:
+    return jnp.sign(x)
+
+
+sign_by_vjp.defvjp(lambda x: (jnp.sign(x), x), lambda x, g: (g * (jnp.abs(x) <= 1),))
+
+
+@jax.custom_jvp
+def sign_by_jvp(x: jax.Array) -> jax.Array:
+    return jnp.sign(x)
+
+
+sign_by_jvp.defjvp(lambda x, t: (jnp.sign(x[0]), t[0] * (jnp.abs(x[0]) <= 1)))
+
+
+def binarised(sign: Callable) -> Callable:
+    return lambda x: sign(x @ WIDE[0]) @ SIX[:5]
+
+
+def surrogate(x: jax.Array) -> jax.Array:
+    return x + jax.lax.stop_gradient(jnp.sign(x) - x)
+
+
+def negative_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
+WITHOUT_STEP = [HessianVector(1), HessianTrace(2), Adaptive(HessianVector(2), max_probes=2)]
+
+
+@pytest.mark.parametrize("sign", [sign_by_vjp, sign_by_jvp])
+def test_scores_that_are_all_0_behind_a_rule_of_its_own_are_warned_of(sign: Callable) -> None:
+    for estimator in WITHOUT_STEP:
+        with pytest.warns(UserWarning, match=r"is exactly 0.*stop_gradient.*GaussNewton") as said:
+            found = input_curvature(binarised(sign), PICTURES, LABELS[:4], estimator=estimator)
+        assert len(said) == 1
+        assert said[0].filename in (__file__, jaxtyping._decorator.__file__)
+        assert not found.score.any()
+        assert found.gradient_norm.all()
+
+
+def test_a_data_set_of_scores_that_are_all_0_is_warned_of_once(tmp_path: Any) -> None:
+    estimators = {"trace": HessianTrace(1), "norm": HessianVector(1)}
+    estimators |= {"gn": GaussNewton()}
+    for out in (None, tmp_path / "scores.parquet"):
+        with pytest.warns(
+            UserWarning, match="of HessianTrace and HessianVector is exactly 0"
+        ) as said:
+            table = score_dataset(
+                binarised(sign_by_jvp), (PICTURES, LABELS[:4]), estimators=estimators, out=out,
+                batch_size=2,
+            )  # fmt: skip
+        assert len(said) == 1
+        assert said[0].filename in (__file__, jaxtyping._decorator.__file__)
+        assert np.all(table["gn"] > 0)
+
+
+def test_what_the_warning_recommends_has_a_curvature() -> None:
+    for sign, estimator in [
+        (surrogate, HessianVector(1)),
+        (sign_by_jvp, GaussNewton()),
+        (sign_by_jvp, LowRankGaussNewton(1, 1)),
+    ]:
+        found = input_curvature(binarised(sign), PICTURES, LABELS[:4], estimator=estimator)
+        assert np.all(found.score > 0)
+
+
+@pytest.mark.parametrize("estimator", [GaussNewton(), LowRankGaussNewton(1, 1)])
+def test_gauss_newton_says_what_to_do_about_a_custom_vjp(estimator: Any) -> None:
+    with pytest.raises(ValueError, match=r"custom_vjp .* as a jax\.custom_jvp, or take Hessian"):
+        input_curvature(binarised(sign_by_vjp), PICTURES, LABELS[:4], estimator=estimator)
+
+
+def test_a_loss_that_is_linear_in_the_logits_is_warned_of() -> None:
+    def model(x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x @ WIDE[0]) @ SIX[:5]
+
+    for estimator, why in [
+        (HessianVector(1), "or, rightly, where both model and loss are linear"),
+        (GaussNewton(), "the loss has no second derivative in the logits"),
+    ]:
+        with pytest.warns(UserWarning, match=why):
+            found = input_curvature(
+                model, PICTURES, LABELS[:4], estimator=estimator, loss=negative_logit
+            )
+        assert not found.score.any()
+        assert found.gradient_norm.any()
+
+
+def test_scores_of_0_without_a_gradient_are_not_warned_of() -> None:
+    for model in (ZERO["clipped"], ZERO["a head of zeros"]):
+        found = input_curvature(model, IMAGES, LABELS, estimator=HessianVector(1))
+        assert not found.score.any()

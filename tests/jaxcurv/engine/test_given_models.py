@@ -151,6 +151,20 @@ def test_weights_that_are_no_arrays_are_refused(model: Any, params: Any, message
         flip_probability(model, (IMAGES, LABELS), params=params, moments=Moments(None, params))
 
 
+def test_weights_that_were_donated_are_refused() -> None:
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree), donate_argnums=0)
+    params, module = {"w": jnp.array(WEIGHTS)}, nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    new = step(params)
+    step(nnx.state(module))
+    with pytest.raises(ValueError, match=r"^params\['w'\] .*donate_argnums\): give the new params"):
+        score(product, params)
+    with pytest.raises(ValueError, match=r"^checkpoints\[1\]\['w'\] .*donate_argnums"):
+        score_dataset(product, (IMAGES, LABELS), checkpoints=[new, params])
+    with pytest.raises(ValueError, match=r"^the module\['bias'\].*donate_argnums"):
+        score(module, None)
+    score(product, new)
+
+
 def test_the_way_that_the_message_names_works() -> None:
     """As `eqx.partition` and `eqx.combine` do it."""
     layer = Layer(WEIGHTS, jnp.tanh)
