@@ -487,7 +487,7 @@ class _Run:
     before: Finished
     """Rows that are not computed, for there are some of these samples."""
     looked_at: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    """Of each shard that was computed the indices, and whether the model jumps there."""
+    """Indices of each shard that was computed, and whether the model jumps there."""
 
     def samples(self, start: int) -> range:
         """Positions of a shard's samples."""

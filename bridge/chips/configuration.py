@@ -23,11 +23,8 @@ from aihwkit.simulator.parameters.enums import (
 )
 
 from bridge.chips.memories.protocol import Compensation
-from bridge.chips.profiles import Clipping, Profile
+from bridge.chips.profiles import TILE_SIZE, Clipping, Profile
 from bridge.chips.weight_noise import MvmNoiseTile
-
-TILE_SIZE = 512
-"""Rows and columns of a crossbar tile; larger layers are split evenly."""
 
 
 def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:

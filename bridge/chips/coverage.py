@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from bridge.chips.configuration import TILE_SIZE
 from bridge.chips.digital_products import digital_products
 from bridge.chips.equivalents import with_equivalents
 from bridge.chips.plain_layers import (
@@ -19,6 +18,7 @@ from bridge.chips.plain_layers import (
     staying_digital,
     without_compilation,
 )
+from bridge.chips.profiles import TILE_SIZE
 from bridge.chips.tiles import named_tiles
 from bridge.graphs.conversion import graph_of
 from bridge.graphs.products import Product, products

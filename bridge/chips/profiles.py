@@ -23,6 +23,9 @@ from bridge.chips.memories.protocol import Memory, require_memory
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from jaxcurv.settings import is_whole, make_plain, plain
 
+TILE_SIZE = 512
+"""Rows and columns of a crossbar tile; larger layers are split evenly."""
+
 
 @dataclass(frozen=True)
 class ADC:

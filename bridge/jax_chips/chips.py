@@ -201,14 +201,6 @@ class Chip:
             "bridge.analog, and keep what it programmed with bridge.jax_chips.save_programmed"
         )
 
-    def digital(self, params: Params) -> Float[Array, "samples classes"]:
-        """Logits of two samples that are always the same, without a chip's operations."""
-        shape, dtype = (2, *self._example.shape), self._example.dtype
-        samples = np.zeros(shape, dtype)
-        if jnp.issubdtype(dtype, jnp.floating):
-            samples = np.linspace(-1, 1, samples.size).reshape(shape).astype(dtype)
-        return self._logits_fn(params, jnp.asarray(samples))
-
     @cached_property
     def _said(self) -> str:
         return fingerprint(self._program)
@@ -303,11 +295,7 @@ def analog(
     examples = jnp.asarray(images)
     if examples.ndim < 2 or not len(examples):
         raise ValueError(f"images must be [batch, ...], got shape {examples.shape}")
-    leaves = [leaf for _, leaf in jax.tree.leaves_with_path(params)]
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, _ in jax.tree.leaves_with_path(params)
-    ]
+    leaves, names = jax.tree.leaves(params), paths(params)
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"several parameters have the path {', '.join(repeated)}: rename them")
     sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
@@ -341,6 +329,23 @@ def analog(
     return replace(chip, _ranges=bounds, largest_pixel=largest)
 
 
+def paths(tree: Any) -> list[str]:
+    """The paths of a tree's leaves, such as "params.Dense_0.kernel"."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def logits_of_two(chip: Chip, params: Params) -> Float[Array, "samples classes"]:
+    """Logits of two samples that are always the same, without a chip's operations."""
+    shape, dtype = (2, *chip._example.shape), chip._example.dtype
+    samples = np.zeros(shape, dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        samples = np.linspace(-1, 1, samples.size).reshape(shape).astype(dtype)
+    return chip._logits_fn(params, jnp.asarray(samples))
+
+
 def _numbers(indices: Any) -> Int[Array, " batch"]:
     """Indices as numbers of 32 bits.
 
@@ -358,7 +363,8 @@ def _numbers(indices: Any) -> Int[Array, " batch"]:
 def _require_logits(
     logits_fn: Callable[[Params, Array], Array], params: Params, examples: Array
 ) -> None:
-    """Refuses a function that gives no logits, or whose samples depend on their batch."""
+    """Refuses a function that gives no logits, or in which two samples together have other logits
+    than each alone, by more than 1 % of the largest: that of 16 bits rounds by as much."""
     few = examples[np.resize(np.arange(min(2, len(examples))), 2)]
     shape = jax.eval_shape(logits_fn, params, few[:1])
     if not isinstance(shape, jax.ShapeDtypeStruct) or shape.ndim != 2 or shape.shape[0] != 1:

@@ -12,11 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bridge.chips.profiles import to_json
-from bridge.jax_chips.chips import Chip, Programmed
-from jaxcurv.storage.checksums import CHECKSUM, check, hash_arrays, take_checksum
+from bridge.jax_chips.chips import Chip, Programmed, logits_of_two, paths
+from jaxcurv.storage.checksums import CHECKSUM, HEADER, check, hash_content, take_checksum
 from jaxcurv.storage.files import write_whole
-
-_HEADER = "header"
 
 
 def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programmed) -> None:
@@ -39,7 +37,7 @@ def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programme
     if wrong := sorted({str(one.dtype) for one in arrays.values() if one.dtype.isbuiltin != 1}):
         raise ValueError(f"a file does not hold {', '.join(wrong)}: program float32 parameters")
     header = json.dumps({**_header(chip), "logits": logits.tolist()})
-    metadata = {_HEADER: header, CHECKSUM: _checksum(arrays, header)}
+    metadata = {HEADER: header, CHECKSUM: hash_content(arrays, header)}
     content = save(arrays, metadata)
     write_whole(target, lambda temporary: temporary.write_bytes(content))
 
@@ -64,11 +62,11 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    header = metadata.get(_HEADER)
+    header = metadata.get(HEADER)
     if header is None:
         raise ValueError(f"{path} holds no programmed chip of save_programmed")
     found = take_checksum(metadata)
-    check(path, found, lambda: _checksum(arrays, header))
+    check(path, found, lambda: hash_content(arrays, header))
     there, here = json.loads(header), _header(chip)
     for name, value in here.items():
         if there.get(name) != value:
@@ -103,7 +101,7 @@ def _logits(chip: Chip, weights: Programmed) -> np.ndarray:
     params = jax.tree.map(
         lambda leaf, like: leaf.reshape(-1, *jnp.shape(like))[0], weights.params, chip.params
     )
-    return np.asarray(chip.digital(params), np.float32)
+    return np.asarray(logits_of_two(chip, params), np.float32)
 
 
 def _header(chip: Chip) -> dict[str, Any]:
@@ -113,10 +111,7 @@ def _header(chip: Chip) -> dict[str, Any]:
 
 
 def _named(weights: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree.leaves_with_path(weights)
-    }
+    return dict(zip(paths(weights), jax.tree.leaves(weights), strict=True))
 
 
 def _is_key(leaf: Any) -> bool:
@@ -133,7 +128,3 @@ def _as(like: Any, array: jax.Array) -> jax.Array:
     if not _is_key(like):
         return array
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-
-
-def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
-    return hash_arrays({**arrays, f" {_HEADER}": np.frombuffer(header.encode(), np.uint8)})

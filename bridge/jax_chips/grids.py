@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-TILE_SIZE = 512
-"""Rows and columns of a crossbar tile; larger layers are split evenly."""
+from bridge.chips.profiles import TILE_SIZE
+
+Tile = Float[Array, "rows columns"]
+"""The weights of one tile, or something for each of them."""
 
 
 def splits(size: int) -> tuple[tuple[int, int], ...]:
@@ -51,13 +53,11 @@ class Grid:
         """Rows and columns of each tile, column by column of tiles."""
         return tuple((b - a, d - c) for c, d in self.columns for a, b in self.rows)
 
-    def tiles(self, matrix: Float[Array, "outputs inputs"]) -> list[Float[Array, "rows columns"]]:
+    def tiles(self, matrix: Float[Array, "outputs inputs"]) -> list[Tile]:
         """The tiles, column by column of tiles."""
         return [matrix[a:b, c:d] for c, d in self.columns for a, b in self.rows]
 
-    def joined(
-        self, tiles: Sequence[Float[Array, "rows columns"]]
-    ) -> Float[Array, "outputs inputs"]:
+    def joined(self, tiles: Sequence[Tile]) -> Float[Array, "outputs inputs"]:
         """The weight matrix of its tiles."""
         height = len(self.rows)
         columns = [tiles[i : i + height] for i in range(0, len(tiles), height)]

@@ -280,7 +280,7 @@ def _slice(stacked: Traced, step: int) -> Traced:
     weight = stacked.origin.weight
     if weight is not None:
         weight = Weight(weight.leaf, (*weight.layout, take))
-    return Traced(take(stacked.value), Origin(stacked.origin.leaves, stacked.origin.images, weight))
+    return Traced(take(stacked.value), replace(stacked.origin, weight=weight))
 
 
 def _stacked(column: Sequence[Traced]) -> Traced:

@@ -12,10 +12,8 @@ from jaxtyping import Array, Float
 from bridge.chips.profiles import Clipping, Profile, WeightNoise
 from bridge.jax_chips import devices
 from bridge.jax_chips.converters import converted
-from bridge.jax_chips.grids import Grid
+from bridge.jax_chips.grids import Grid, Tile
 from bridge.jax_chips.normals import normal
-
-Tile = Float[Array, "rows columns"]
 
 
 class OnTiles(NamedTuple):

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from bridge.weights.archives import is_safetensors, unpickle
 from bridge.weights.entries import tensors_of
-from bridge.weights.files import HEADER, content_hash, parse_header
-from jaxcurv.storage.checksums import check, take_checksum
+from bridge.weights.files import content_hash, parse_header
+from jaxcurv.storage.checksums import HEADER, check, take_checksum
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(:[A-Za-z0-9_]+)?")
 _DTYPES = {  # from the file's to ours; anything else is quantised, a mask or the like

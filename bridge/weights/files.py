@@ -7,16 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bridge.weights.state import refuse_non_finite
-from jaxcurv.storage.checksums import CHECKSUM, check, hash_arrays, take_checksum
+from jaxcurv.storage.checksums import CHECKSUM, HEADER, check, hash_content, take_checksum
 from jaxcurv.storage.files import write_whole
-
-HEADER = "header"  # the metadata entry that holds the JSON header
 
 _STORABLE = (
     *(torch.float32, torch.bool, torch.uint8),
@@ -102,8 +99,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
 
 def content_hash(state_dict: Mapping[str, torch.Tensor], header: str) -> str:
     """SHA-256 of tensors on the CPU and the JSON header, in hexadecimal digits."""
-    arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
-    return hash_arrays({**arrays, f" {HEADER}": np.frombuffer(header.encode(), np.uint8)})
+    return hash_content({name: tensor.numpy() for name, tensor in state_dict.items()}, header)
 
 
 def parse_header(metadata: Mapping[str, str]) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ STAGES: dict[str, Stage] = {
             simulate.simulate,
             settings=(*_SAMPLES, "seed", "simulate"),
             after=("export",),
-            packages=_TORCH,
+            packages=(*_JAX, *_TORCH),
             images=_SCORED,
         ),
         Stage(

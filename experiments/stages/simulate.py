@@ -41,6 +41,8 @@ def simulate(job: Job) -> Outcome:
     Each finished chip is kept at once in chips/: an interrupted stage goes on with the next, and
     under other settings those chips whose own settings stay are not computed again.
     """
+    import jax
+
     import bridge
     from jaxcurv.engine.model import functional
 
@@ -62,7 +64,9 @@ def simulate(job: Job) -> Outcome:
     if settings.engine == "jax":
         function, weights = functional(*load_model(job, description, dataset))
         chip_of = _in_jax(function, weights, calibration, unseen)
+        device = jax.devices()[0].device_kind
     else:
+        device = settings.device
         chip_of = _in_torch(twin, settings.engine, calibration, unseen, settings.device)
 
     def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
@@ -103,7 +107,7 @@ def simulate(job: Job) -> Outcome:
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
-    return Outcome(outputs, "jax" if settings.engine == "jax" else settings.device)
+    return Outcome(outputs, device)
 
 
 ChipOf = Callable[["bridge.Profile", int], tuple[pd.DataFrame, Callable[..., pd.DataFrame]]]

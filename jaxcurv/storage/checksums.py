@@ -19,6 +19,9 @@ from jaxcurv.storage.files import write_whole
 CHECKSUM = "checksum"
 """Name of the entry that holds the checksum, in a JSON object or a file's metadata."""
 
+HEADER = "header"
+"""The metadata entry of a safetensors file that holds its JSON header."""
+
 _EARLIER = "seal"
 """Name of that entry in files of earlier versions."""
 
@@ -179,6 +182,11 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
         content.update(json.dumps([name, array.dtype.str, array.shape]).encode())
         content.update(np.ascontiguousarray(array).data)
     return content.hexdigest()
+
+
+def hash_content(arrays: Mapping[str, np.ndarray], header: str) -> str:
+    """`hash_arrays` of a file's arrays and its JSON header."""
+    return hash_arrays({**arrays, f" {HEADER}": np.frombuffer(header.encode(), np.uint8)})
 
 
 def hash_tree(tree: Any) -> str:

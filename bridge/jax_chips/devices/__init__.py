@@ -7,13 +7,11 @@ and its formulas. A memory of your own is its own device: it has the methods of 
 from typing import Any, Protocol, cast, runtime_checkable
 
 from jax import Array
-from jaxtyping import Float
 
 from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from bridge.jax_chips.devices import hermes, pcm, reram_cmo, reram_wan2022
-
-Tile = Float[Array, "rows columns"]
+from bridge.jax_chips.grids import Tile
 
 
 @runtime_checkable

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from bridge.chips.memories.conductances import WeightMapping
+from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.jax_chips.devices.pairs import join, split
+from bridge.jax_chips.grids import Tile
 from bridge.jax_chips.normals import normal
 
-Tile = Float[Array, "rows columns"]
 SMALLEST = 1e-7
 """Smallest relative conductance in the logarithms; AIHWKit's."""
 
@@ -44,17 +44,6 @@ class Constants(NamedTuple):
     """The factor q."""
 
 
-class Settings(NamedTuple):
-    """What a user sets; see `bridge.chips.memories.pcm`."""
-
-    g_max: float
-    mapping: WeightMapping
-    t_inference: float
-    programming_noise: float
-    drift: float
-    read_noise: float
-
-
 def programming_spread(constants: Constants, g_max: float, g: Tile) -> Tile:
     """Standard deviation of the programming noise, microsiemens."""
     polynomial = jnp.polyval(jnp.asarray(constants.programming[::-1]), g / g_max)
@@ -62,36 +51,37 @@ def programming_spread(constants: Constants, g_max: float, g: Tile) -> Tile:
 
 
 def program(
-    constants: Constants, settings: Settings, key: Array, targets: Tile
+    constants: Constants, memory: PCM | Hermes, g_max: float, key: Array, targets: Tile
 ) -> tuple[Tile, tuple[Tile, ...]]:
     """The weights right after programming, and each device's drift exponent."""
-    conductances, scale = split(settings.mapping, targets, settings.g_max)
+    conductances, scale = split(memory.mapping, targets, g_max)
     programmed, exponents = [], []
     for g, one in zip(conductances, jax.random.split(key, len(conductances)), strict=True):
         noise, spread = jax.random.split(one)
-        sigma = programming_spread(constants, settings.g_max, g) * settings.programming_noise
+        sigma = programming_spread(constants, g_max, g) * memory.programming_noise
         programmed.append(jnp.maximum(g + sigma * normal(noise, g.shape), 0.0))
-        mean, deviation = constants.exponent(jnp.maximum(g / settings.g_max, SMALLEST))
+        mean, deviation = constants.exponent(jnp.maximum(g / g_max, SMALLEST))
         exponent = jnp.abs(mean + deviation * normal(spread, g.shape))
-        exponents.append(exponent * settings.drift)
-    return join(settings.mapping, programmed, scale), tuple(exponents)
+        exponents.append(exponent * memory.drift)
+    return join(memory.mapping, programmed, scale), tuple(exponents)
 
 
 def read(
     constants: Constants,
-    settings: Settings,
+    memory: PCM | Hermes,
+    g_max: float,
     key: Array,
     programmed: Tile,
     exponents: tuple[Tile, ...],
 ) -> Tile:
     """The weights at `t_inference`, with the noise of one reading."""
-    conductances, scale = split(settings.mapping, programmed, settings.g_max)
-    t = settings.t_inference + constants.t_0
+    conductances, scale = split(memory.mapping, programmed, g_max)
+    t = memory.t_inference + constants.t_0
     growth = math.sqrt(math.log((t + constants.t_read) / (2 * constants.t_read)))
     found = []
     keys = jax.random.split(key, len(conductances))
     for g, exponent, one in zip(conductances, exponents, keys, strict=True):
         drifted = g * (t / constants.t_0) ** -exponent
-        sigma = constants.read_noise(g / settings.g_max) * growth * settings.read_noise
+        sigma = constants.read_noise(g / g_max) * growth * memory.read_noise
         found.append(jnp.maximum(drifted * (1 + sigma * normal(one, g.shape)), 0.0))
-    return join(settings.mapping, found, scale)
+    return join(memory.mapping, found, scale)

@@ -1,12 +1,11 @@
 """Phase-change memory of the HERMES chip (Le Gallo et al., 2023): AIHWKit's HermesNoiseModel."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bridge.chips.memories.pcm import Hermes
 from bridge.jax_chips.devices import drifting
-
-Tile = Float[Array, "rows columns"]
+from bridge.jax_chips.grids import Tile
 
 
 def _mean(r: Tile) -> Tile:
@@ -59,22 +58,16 @@ CONSTANTS = {
 """By the devices for each sign of a weight."""
 
 
-def _settings(memory: Hermes) -> drifting.Settings:
-    return drifting.Settings(
-        memory.g_max or memory.largest_conductance,
-        memory.mapping,
-        memory.t_inference,
-        memory.programming_noise,
-        memory.drift,
-        memory.read_noise,
-    )
+def _g_max(memory: Hermes) -> float:
+    return memory.g_max or memory.largest_conductance
 
 
 def program(memory: Hermes, key: Array, targets: Tile) -> tuple[Tile, tuple[Tile, ...]]:
     """See `Device.program`."""
-    return drifting.program(CONSTANTS[memory.devices], _settings(memory), key, targets)
+    return drifting.program(CONSTANTS[memory.devices], memory, _g_max(memory), key, targets)
 
 
 def read(memory: Hermes, key: Array, programmed: Tile, exponents: tuple[Tile, ...]) -> Tile:
     """See `Device.read`."""
-    return drifting.read(CONSTANTS[memory.devices], _settings(memory), key, programmed, exponents)
+    constants = CONSTANTS[memory.devices]
+    return drifting.read(constants, memory, _g_max(memory), key, programmed, exponents)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bridge.chips.memories.conductances import Pairs, SinglePair, WeightMapping
+from bridge.jax_chips.grids import Tile
 
-Tile = Float[Array, "rows columns"]
 Conductances = tuple[Tile, ...]
 """Microsiemens: for each pair those of the positive devices, then those of the negative ones."""
 

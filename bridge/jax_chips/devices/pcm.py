@@ -1,12 +1,11 @@
 """Phase-change memory after Nandakumar et al. (ICECS 2019): AIHWKit's PCMLikeNoiseModel."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bridge.chips.memories.pcm import PCM
 from bridge.jax_chips.devices import drifting
-
-Tile = Float[Array, "rows columns"]
+from bridge.jax_chips.grids import Tile
 
 
 def _exponent(relative: Tile) -> tuple[Tile, Tile]:
@@ -31,22 +30,11 @@ CONSTANTS = drifting.Constants(
 )
 
 
-def _settings(memory: PCM) -> drifting.Settings:
-    return drifting.Settings(
-        memory.g_max,
-        memory.mapping,
-        memory.t_inference,
-        memory.programming_noise,
-        memory.drift,
-        memory.read_noise,
-    )
-
-
 def program(memory: PCM, key: Array, targets: Tile) -> tuple[Tile, tuple[Tile, ...]]:
     """See `Device.program`."""
-    return drifting.program(CONSTANTS, _settings(memory), key, targets)
+    return drifting.program(CONSTANTS, memory, memory.g_max, key, targets)
 
 
 def read(memory: PCM, key: Array, programmed: Tile, exponents: tuple[Tile, ...]) -> Tile:
     """See `Device.read`."""
-    return drifting.read(CONSTANTS, _settings(memory), key, programmed, exponents)
+    return drifting.read(CONSTANTS, memory, memory.g_max, key, programmed, exponents)

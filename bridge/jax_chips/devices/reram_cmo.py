@@ -13,12 +13,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bridge.chips.memories.reram import ReRamCMO
+from bridge.jax_chips.grids import Tile
 from bridge.jax_chips.normals import normal
-
-Tile = Float[Array, "rows columns"]
 
 PROGRAMMING = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
 """a and b by the acceptance range in percent."""

@@ -6,13 +6,12 @@ anew around their targets: `max(0, g + s sigma(g) z)`, sigma a polynomial of fou
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bridge.chips.memories.reram import ReRamWan2022
 from bridge.jax_chips.devices.pairs import join, split
+from bridge.jax_chips.grids import Tile
 from bridge.jax_chips.normals import normal
-
-Tile = Float[Array, "rows columns"]
 
 REFERENCE = 40.0
 """The `g_max` at which the spread was fitted, microsiemens."""
