@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
-from bridge.jax_chips.execution import is_linear, logits
+from bridge.jax_chips.execution import is_linear, logits, margins
 from bridge.jax_chips.layers import Plan, plan, put
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
+from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.model import NnxCall
 from jaxcurv.engine.tracing import fingerprint, trace
 
@@ -210,19 +211,38 @@ class Chip:
         return jax.jit(self._logits)
 
     def _logits(self, weights: Programmed, images: Array, indices: Array) -> Array:
-        if is_linear(self.profile):
-            return self._logits_fn(weights.params, images)
-        limits = None
-        if self._ranges is not None:
-            limits = [
-                layer.grid.by_output(list(jnp.asarray(bounds)))
-                for layer, bounds in zip(self._plan.layers, self._ranges, strict=True)
-            ]
-        leaves = jax.tree.leaves(weights.params)
-        return logits(
-            *(self._program, self._plan, self.profile, limits, leaves),
-            *(weights.units, weights.key, images, indices),
-        )
+        with jax.default_matmul_precision(PRECISION):
+            if is_linear(self.profile):
+                return self._logits_fn(weights.params, images)
+            leaves = jax.tree.leaves(weights.params)
+            return logits(
+                *(self._program, self._plan, self.profile, self._limits, leaves),
+                *(weights.units, weights.key, images, indices),
+            )
+
+    @property
+    def _limits(self) -> list[Array] | None:
+        """Ranges of the converters by layer, for each column of tiles and output."""
+        if self._ranges is None:
+            return None
+        return [
+            layer.grid.by_output(list(jnp.asarray(bounds)))
+            for layer, bounds in zip(self._plan.layers, self._ranges, strict=True)
+        ]
+
+    @cached_property
+    def _margins(self) -> Callable[[Array], tuple[Array, Array]]:
+        """Each sample's margin and the variance of it that operations cause (`output_noise`)."""
+        units = self.program(self.params, jax.random.key(0)).units
+
+        def of_batch(leaves: list[Array], units: Sequence[Array], images: Array) -> Any:
+            with jax.default_matmul_precision(PRECISION):
+                return margins(
+                    *(self._program, self._plan, self.profile, self._limits),
+                    *(leaves, units, images),
+                )
+
+        return partial(jax.jit(of_batch), jax.tree.leaves(self.params), units)
 
     def _require_params(self, leaves: Sequence[Any], treedef: Any) -> None:
         targets, wanted = jax.tree.flatten(self.params)
@@ -399,9 +419,10 @@ def _program_of(
     leaves, treedef = jax.tree.flatten(params)
     shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
     image = jax.ShapeDtypeStruct((1, *sample.shape), sample.dtype)
-    program, _ = trace(
-        lambda given, x: logits_fn(jax.tree.unflatten(treedef, given), x), shapes, image
-    )
+    with jax.default_matmul_precision(PRECISION):
+        program, _ = trace(
+            lambda given, x: logits_fn(jax.tree.unflatten(treedef, given), x), shapes, image
+        )
     return program
 
 

@@ -72,6 +72,59 @@ def logits(
     return jax.vmap(one)(images, indices)
 
 
+def margins(
+    program: ClosedJaxpr,
+    plan: Plan,
+    profile: Profile,
+    limits: Units | None,
+    leaves: Sequence[Array],
+    units: Units,
+    images: Shaped[Array, "batch ..."],
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """Each sample's margin m without errors, and the variance that those of the tiles' outputs y
+    give it: to first order `sum_y (dm/dy)^2 var(y)`, m the largest minus the second largest logit.
+
+    Args: as for `logits`; the weights are exact.
+    """
+
+    def one(image: Array) -> tuple[Array, Array]:
+        shapes: list[tuple[int, ...]] = []
+
+        def shape_of(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            exact, _ = tiles(layer, operation).moments(x, weight, limit(layer))
+            shapes.append(exact.shape)
+            return operation.result(exact)
+
+        def tiles(layer: int, operation: Operation) -> _Tiles:
+            return _Tiles(operation, plan.layers[layer].grid.columns, units[layer], profile)
+
+        def limit(layer: int) -> Float[Array, "columns outputs"] | None:
+            return None if limits is None else limits[layer]
+
+        def margin(probes: list[Array]) -> tuple[Array, list[Array]]:
+            met, variances = iter(probes), list[Array]()
+
+            def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+                exact, variance = tiles(layer, operation).moments(x, weight, limit(layer))
+                variances.append(variance)
+                return operation.result(exact + next(met))
+
+            first, second = jax.lax.top_k(_run(program, plan, leaves, image, outputs), 2)[0]
+            return first - second, variances
+
+        jax.eval_shape(lambda x: _run(program, plan, leaves, x, shape_of), image)
+        probes = [jnp.zeros(shape) for shape in shapes]
+        (value, variances), gradients = jax.value_and_grad(margin, has_aux=True)(probes)
+        parts = [
+            (jnp.square(slope) * variance).sum()
+            for slope, variance in zip(gradients, variances, strict=True)
+        ]
+        return value, sum(parts, jnp.zeros(()))
+
+    found: tuple[Array, Array] = jax.vmap(one)(images)
+    return found
+
+
 def observed(
     program: ClosedJaxpr,
     plan: Plan,
@@ -177,6 +230,25 @@ class _Tiles(NamedTuple):
             total = found if total is None else total + found
         assert total is not None
         return self.operation.result(total)
+
+    def moments(
+        self, x: Array, weight: Array, limits: Float[Array, "columns outputs"] | None
+    ) -> tuple[Array, Array]:
+        """The exact sums of all columns, and the variance of their errors, which broadcasts to it.
+
+        A converter's rounding has step^2 / 12, its saturation is left out.
+        """
+        inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight.astype(jnp.float32))
+        exact = self.operation.product(inputs, matrix, (0, matrix.shape[1]))
+        variance, noise = jnp.zeros(()), _noise_of_operations(self.profile)
+        if noise is not None:
+            variance = noise.sigma**2 * self._variance(noise, inputs, matrix, exact)
+        if self.profile.adc is not None and limits is not None:
+            for number, part in enumerate(self.columns):
+                unit = self._along(self.units[number], exact) * _unit(self.operation, inputs, part)
+                step = self._along(limits[number], exact) / (2 ** (self.profile.adc.bits - 1) - 1)
+                variance = variance + jnp.square(step * unit) / 12
+        return exact, variance
 
     def _variance(self, noise: WeightNoise, inputs: Array, matrix: Array, like: Array) -> Array:
         """Variance of the noise of all columns, for a sigma of 1."""

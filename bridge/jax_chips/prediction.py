@@ -68,14 +68,20 @@ def _run(
 ) -> Iterator[tuple[Batch, jax.Array]]:
     """Each batch with its logits; the next one is under way when they are fetched."""
     waiting: tuple[Batch, jax.Array] | None = None
-    for batch in read_batches(source, batch_size, pixels=np.float32):
-        if chip.largest_pixel is not None:
-            refuse_other_scale(batch.images, batch.indices.tolist(), chip.largest_pixel)
-        rows = np.resize(np.arange(len(batch.labels)), batch_size)
-        images, indices = jnp.asarray(batch.images[rows]), jnp.asarray(batch.indices[rows])
+    for batch, images in batches_of(chip, source, batch_size):
+        indices = np.resize(batch.indices, batch_size)
         found = chip.apply(weights, images, indices=indices)
         if waiting is not None:
             yield waiting
         waiting = batch, found[: len(batch.labels)]
     if waiting is not None:
         yield waiting
+
+
+def batches_of(chip: Chip, source: Source, batch_size: int) -> Iterator[tuple[Batch, jax.Array]]:
+    """Each batch, and its images with the first ones again where it is not full."""
+    for batch in read_batches(source, batch_size, pixels=np.float32):
+        if chip.largest_pixel is not None:
+            refuse_other_scale(batch.images, batch.indices.tolist(), chip.largest_pixel)
+        rows = np.resize(np.arange(len(batch.labels)), batch_size)
+        yield batch, jnp.asarray(batch.images[rows])
