@@ -18,13 +18,12 @@ from bridge.chips.plain_layers import (
     staying_digital,
     without_compilation,
 )
+from bridge.chips.product_table import ProductRow, product_table
 from bridge.chips.profiles import TILE_SIZE
 from bridge.chips.tiles import named_tiles
 from bridge.graphs.conversion import graph_of
 from bridge.graphs.products import Product, products
 from jaxcurv.progress import progress
-
-_COLUMNS = ["layer", "operator", "weights", "calls", "macs", "tiles", "place", "reason"]
 
 
 def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = ()) -> pd.DataFrame:
@@ -68,7 +67,7 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
         found = products(graph, params, shape)
         shown.update()
     shapes = {name: tuple(array.shape) for name, array in params.items()}
-    rows = []
+    rows: list[ProductRow] = []
     for product in found:
         if not set(digital_layers).isdisjoint(product.weights):
             reason = "named in digital_layers"
@@ -79,16 +78,12 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
                 "layer": product.layer,
                 "operator": product.operator,
                 "weights": ", ".join(product.weights),
-                "calls": 1,
                 "macs": product.macs,
                 "tiles": 0 if reason else _tiles(shapes[product.weights[0]]),
-                "place": "digital" if reason else "analog",
                 "reason": reason,
             }
         )
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    by = ["layer", "operator", "weights", "tiles", "place", "reason"]
-    return table.groupby(by, sort=False, as_index=False).sum()[_COLUMNS]
+    return product_table(rows)
 
 
 def _dtype(example: torch.Tensor) -> Any:

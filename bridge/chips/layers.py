@@ -13,14 +13,13 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from numpy.typing import NDArray
 from torch import nn
 
-from bridge.analysis.failures import analog_only_failures
-from bridge.analysis.intervals import wilson_interval
 from bridge.checks import require_seed
 from bridge.chips.equivalents import with_equivalents
 from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
+from bridge.chips.layer_tables import ALL_LAYERS, decibels, failure_row, failures_by_layer
 from bridge.chips.plain_layers import (
     copy_of,
     staying_digital,
@@ -34,9 +33,6 @@ from bridge.chips.tiles import named_layers, named_tiles, placed_tiles
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.progress import progress
 from jaxcurv.settings import is_whole, plain
-
-ALL_LAYERS = "all layers"
-"""The row of the whole chip in the table of `layer_failures`."""
 
 _CHUNK = 16  # images at once: the digital outputs of every layer are held
 
@@ -129,9 +125,9 @@ def layer_report(chip: Chip, model: nn.Module, images: Images) -> pd.DataFrame:
             "snr_db": np.where(
                 [name in elsewhere for name in order],
                 math.nan,
-                _decibels(energies["signal"], energies["error"]),
+                decibels(energies["signal"], energies["error"]),
             ),
-            "own_snr_db": _decibels(energies["signal"], energies["own_error"]),
+            "own_snr_db": decibels(energies["signal"], energies["own_error"]),
             "clipped_share": [shares[name] for name in order],
         }
     )
@@ -205,22 +201,8 @@ def layer_failures(
             for name, others in left_digital.items():
                 chip = program(model, profile, seed=chip_seed, digital_layers=others, **settings)
                 analog_correct = correct(chip, f"chip {chip_seed}, {name}")
-                rows.append(
-                    {
-                        "layer": name,
-                        "chips": 1,
-                        "samples": len(analog_correct),
-                        "digitally_correct": digital_correct.sum(),
-                        "failures": analog_only_failures(digital_correct, analog_correct).sum(),
-                        "analog_correct": analog_correct.sum(),
-                    }
-                )
-    table = pd.DataFrame(rows).groupby("layer", sort=False, as_index=False).sum()
-    failures, trials = table["failures"], table["digitally_correct"]
-    table["failure_rate"] = failures / trials.where(trials > 0)
-    table["failure_rate_low"], table["failure_rate_high"] = wilson_interval(failures, trials)
-    table["analog_accuracy"] = table.pop("analog_correct") / table["samples"]
-    return table
+                rows.append(failure_row(name, digital_correct, analog_correct))
+    return failures_by_layer(rows)
 
 
 def _fit_layout(digital: Executable, chip: Executable, images: torch.Tensor) -> None:
@@ -286,9 +268,3 @@ def _difference(name: str, actual: torch.Tensor, expected: torch.Tensor) -> torc
 
 def _energy(values: torch.Tensor) -> float:
     return float(values.double().square().sum())
-
-
-def _decibels(signal: pd.Series, error: pd.Series) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore"):
-        ratio = np.divide(signal, error, out=np.full(len(signal), np.inf), where=error != 0)
-        return 10 * np.log10(np.where(np.isnan(signal), np.nan, ratio))

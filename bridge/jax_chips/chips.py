@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
-from bridge.jax_chips.execution import is_linear, logits, margins
+from bridge.jax_chips.execution import energies, is_linear, logits, margins
 from bridge.jax_chips.layers import Plan, plan, put
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
@@ -52,9 +52,9 @@ class Chip:
     Attributes:
       profile: the non-idealities.
       params: the target parameters.
-      coverage: every matrix product of a forward pass of one sample: layer (path of its parameter),
-        operator, weights, calls, macs, tiles (0 where digital), place ("analog" or "digital") and
-        reason (why it is digital). A product that is computed several times has a row each.
+      coverage: every matrix product of a forward pass of one sample, a row a layer and operator:
+        layer (path of its parameter), operator, weights, calls, macs (of all calls), tiles (0 where
+        digital), place ("analog" or "digital") and reason (why it is digital).
       largest_pixel: largest magnitude in the images that the ADC's ranges were calibrated on; None
         where nothing was calibrated on pixels.
     """
@@ -207,18 +207,44 @@ class Chip:
         return fingerprint(self._program)
 
     @cached_property
-    def _apply(self) -> Callable[[Programmed, Array, Array], Array]:
+    def _apply(self) -> Callable[..., Array]:
         return jax.jit(self._logits)
 
-    def _logits(self, weights: Programmed, images: Array, indices: Array) -> Array:
+    def _logits(
+        self, weights: Programmed, images: Array, indices: Array, chosen: Array | None = None
+    ) -> Array:
+        """Logits; of the `chosen` layers alone on tiles, where the others have target weights."""
         with jax.default_matmul_precision(PRECISION):
             if is_linear(self.profile):
                 return self._logits_fn(weights.params, images)
             leaves = jax.tree.leaves(weights.params)
             return logits(
                 *(self._program, self._plan, self.profile, self._limits, leaves),
-                *(weights.units, weights.key, images, indices),
+                *(weights.units, weights.key, images, indices, chosen),
             )
+
+    @cached_property
+    def _energies(self) -> Callable[[Programmed, Array, Array], tuple[Array, Array, Array]]:
+        """Energies of the layers' outputs and of their errors (`layer_report`)."""
+
+        def of_batch(weights: Programmed, images: Array, indices: Array) -> Any:
+            leaves = (jax.tree.leaves(self.params), jax.tree.leaves(weights.params))
+            with jax.default_matmul_precision(PRECISION):
+                return energies(
+                    *(self._program, self._plan, self.profile, self._limits, *leaves),
+                    *(weights.units, weights.key, images, indices),
+                )
+
+        return jax.jit(of_batch)
+
+    def _alone(self, layer: int, weights: Programmed) -> Programmed:
+        """The chip with one layer programmed, all else with its target."""
+        leaves, treedef = jax.tree.flatten(self.params)
+        one = self._plan.layers[layer]
+        place = one.weight.leaf
+        matrix = one.matrix(jax.tree.leaves(weights.params)[place])
+        leaves[place] = put([one], jnp.asarray(leaves[place]), [matrix])
+        return weights._replace(params=jax.tree.unflatten(treedef, leaves))
 
     @property
     def _limits(self) -> list[Array] | None:
@@ -350,7 +376,9 @@ def analog(
 
 
 def paths(tree: Any) -> list[str]:
-    """The paths of a tree's leaves, such as "params.Dense_0.kernel"."""
+    """The paths of a tree's leaves, such as "params.Dense_0.kernel"; an NNX variable is a leaf."""
+    if isinstance(tree, nnx.State):
+        tree = nnx.to_pure_dict(tree)
     return [
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, _ in jax.tree.leaves_with_path(tree)

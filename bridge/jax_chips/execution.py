@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from bridge.chips.profiles import Profile, WeightNoise
 from bridge.jax_chips import jaxprs
@@ -31,6 +31,10 @@ def _noise_of_operations(profile: Profile) -> WeightNoise | None:
     return noise if noise is not None and noise.drawn == "per_mvm" else None
 
 
+Outputs = Callable[[int, Operation, Array, Array], Array]
+"""What stands in for a product on tiles: layer, operation, activations and weight to its result."""
+
+
 def logits(
     program: ClosedJaxpr,
     plan: Plan,
@@ -41,6 +45,7 @@ def logits(
     key: Array,
     images: Shaped[Array, "batch ..."],
     indices: Int[Array, " batch"],
+    chosen: Bool[Array, " layers"] | None = None,
 ) -> Float[Array, "batch classes"]:
     """Logits of each sample, which depend on no other sample of the batch.
 
@@ -54,22 +59,91 @@ def logits(
       key: of the noise of operations.
       images: a batch.
       indices: which samples they are.
+      chosen: the layers that are on tiles, None for all; the others are exact products.
     """
 
     def one(image: Array, index: Array) -> Array:
-        calls: Counter[int] = Counter()
+        on_tiles = _on_tiles(plan, profile, limits, units, key, index)
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-            on_tiles = plan.layers[layer]
-            call = jax.random.fold_in(layer_key(key, on_tiles.name), calls[layer])
-            calls[layer] += 1
-            tiles = _Tiles(operation, on_tiles.grid.columns, units[layer], profile)
-            sample = jax.random.fold_in(call, index)
-            return tiles.outputs(x, weight, None if limits is None else limits[layer], sample)
+            found = on_tiles(layer, operation, x, weight)
+            if chosen is None:
+                return found
+            return jnp.where(chosen[layer], found, _exact(operation, x, weight))
 
         return _run(program, plan, leaves, image, outputs)
 
     return jax.vmap(one)(images, indices)
+
+
+def _on_tiles(
+    plan: Plan, profile: Profile, limits: Units | None, units: Units, key: Array, index: Array
+) -> Outputs:
+    """What the tiles compute for one sample, each call of a layer with noise of its own."""
+    calls: Counter[int] = Counter()
+
+    def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+        on_tiles = plan.layers[layer]
+        call = jax.random.fold_in(layer_key(key, on_tiles.name), calls[layer])
+        calls[layer] += 1
+        tiles = _Tiles(operation, on_tiles.grid.columns, units[layer], profile)
+        sample = jax.random.fold_in(call, index)
+        return tiles.outputs(x, weight, None if limits is None else limits[layer], sample)
+
+    return outputs
+
+
+def _exact(operation: Operation, x: Array, weight: Array) -> Array:
+    """The product itself."""
+    inputs, matrix = operation.inputs(x), operation.matrix(weight.astype(jnp.float32))
+    return operation.result(operation.product(inputs, matrix, (0, matrix.shape[1])))
+
+
+def energies(
+    program: ClosedJaxpr,
+    plan: Plan,
+    profile: Profile,
+    limits: Units | None,
+    targets: Sequence[Array],
+    leaves: Sequence[Array],
+    units: Units,
+    key: Array,
+    images: Shaped[Array, "batch ..."],
+    indices: Int[Array, " batch"],
+) -> tuple[Float[Array, " layers"], Float[Array, " layers"], Float[Array, " layers"]]:
+    """Of each layer's outputs the sum of squares, that of their errors on the running chip, and
+    that of their errors on digital activations, over all samples and calls.
+
+    Args: as for `logits`; targets are the digital parameters.
+    """
+
+    def one(image: Array, index: Array) -> tuple[Array, Array, Array]:
+        signal, error, own = ([jnp.zeros(()) for _ in plan.layers] for _ in range(3))
+        expected: list[Array] = []
+        apart = _on_tiles(plan, profile, limits, units, key, index)
+
+        def digital(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            place = plan.layers[layer].weight
+            y = _exact(operation, x, weight)
+            signal[layer] += jnp.square(y).sum()
+            alone = apart(layer, operation, x, place(leaves[place.leaf]))
+            own[layer] += jnp.square(alone - y).sum()
+            expected.append(y)
+            return y
+
+        _run(program, plan, targets, image, digital)
+        met, running = iter(expected), _on_tiles(plan, profile, limits, units, key, index)
+
+        def analog(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            y = running(layer, operation, x, weight)
+            error[layer] += jnp.square(y - next(met)).sum()
+            return y
+
+        _run(program, plan, leaves, image, analog)
+        return jnp.stack(signal), jnp.stack(error), jnp.stack(own)
+
+    signal, error, own = jax.vmap(one)(images, indices)
+    return signal.sum(0), error.sum(0), own.sum(0)
 
 
 def margins(
@@ -176,7 +250,7 @@ def _run(
     plan: Plan,
     leaves: Sequence[Array],
     image: Array,
-    outputs: Callable[[int, Operation, Array, Array], Array],
+    outputs: Outputs,
 ) -> Array:
     """The program's first result for one sample; `outputs(layer, operation, activations, weight)`
     computes what tiles do."""
@@ -210,11 +284,12 @@ class _Tiles(NamedTuple):
         inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight.astype(jnp.float32))
         noise = _noise_of_operations(self.profile)
         adc = self.profile.adc
-        if adc is None or limits is None:  # the sum of independent noises is one
-            assert noise is not None
+        if adc is None or limits is None:
             exact = self.operation.product(inputs, matrix, (0, matrix.shape[1]))
-            spread = noise.sigma * _root(self._variance(noise, inputs, matrix, exact))
-            return self.operation.result(exact + spread * normal(key, exact.shape))
+            if noise is not None:  # the sum of independent noises is one
+                spread = noise.sigma * _root(self._variance(noise, inputs, matrix, exact))
+                exact = exact + spread * normal(key, exact.shape)
+            return self.operation.result(exact)
         total: Array | None = None
         for number, part in enumerate(self.columns):
             found = self.operation.product(inputs, matrix, part)

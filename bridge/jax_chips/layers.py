@@ -11,11 +11,10 @@ import pandas as pd
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
+from bridge.chips.product_table import ProductRow, product_table
 from bridge.jax_chips import jaxprs
 from bridge.jax_chips.grids import Grid
 from bridge.jax_chips.operations import Operation, operation_of
-
-_COLUMNS = ["layer", "operator", "weights", "calls", "macs", "tiles", "place", "reason"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Plan:
     Attributes:
       layers: in the order in which they are first met.
       products: in the order in which they are met.
-      coverage: a row a product; see `Chip.coverage`.
+      coverage: see `Chip.coverage`.
     """
 
     layers: tuple[Layer, ...]
@@ -102,9 +101,7 @@ def plan(
     *leaves, image = (jaxprs.shape_of(one) for one in program.jaxpr.invars)
     found = _Finder(leaves, names, is_digital)
     jax.eval_shape(lambda given, x: jaxprs.run(program, given, x, found.meet), leaves, image)
-    return Plan(
-        tuple(found.layers), tuple(found.products), pd.DataFrame(found.rows, columns=_COLUMNS)
-    )
+    return Plan(tuple(found.layers), tuple(found.products), product_table(found.rows))
 
 
 class _Finder:
@@ -116,7 +113,7 @@ class _Finder:
         self.leaves, self.names, self.is_digital = leaves, names, is_digital
         self.layers: list[Layer] = []
         self.products: list[Met] = []
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[ProductRow] = []
         self._owners: dict[int, np.ndarray] = {}
         self._known: dict[int, list[int]] = {}
         self._places: dict[int, np.ndarray] = {}
@@ -131,10 +128,8 @@ class _Finder:
                 "layer": layer,
                 "operator": product.equation.primitive.name,
                 "weights": weights,
-                "calls": 1,
                 "macs": _macs(product),
                 "tiles": 0 if number is None else self.layers[number].grid.count,
-                "place": "digital" if number is None else "analog",
                 "reason": reason,
             }
         )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bridge.chips.profiles import Profile, to_json
+from experiments.chips.opening import identity_of_network, open_network
 from experiments.runs.coverage import COVERAGE
 from experiments.runs.descriptions import is_of_factory, read_normalisation
-from experiments.runs.files import join_parquet, sha256, write_csv
+from experiments.runs.files import join_parquet, write_csv
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import examples, load_model, load_twin, require_classes
+from experiments.runs.networks import examples, require_classes
 from experiments.runs.resume import key_of, tables_at
 from experiments.runs.samples import (
     calibration_images,
@@ -24,13 +23,8 @@ from experiments.runs.samples import (
     read_small,
     scored_samples,
 )
-from jaxcurv import data
+from jaxcurv import data, logit_scores
 from jaxcurv.progress import expect, progress
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    import bridge
 
 
 def simulate(job: Job) -> Outcome:
@@ -41,56 +35,43 @@ def simulate(job: Job) -> Outcome:
     Each finished chip is kept at once in chips/: an interrupted stage goes on with the next, and
     under other settings those chips whose own settings stay are not computed again.
     """
-    import jax
-
-    import bridge
-    from jaxcurv.engine.model import functional
-
     settings = job.experiment.simulate
-    twin, description = load_twin(job)
+    description, programming = open_network(job)
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
     held = calibration_samples(dataset, job.experiment)
-    calibration = calibration_images(held, normalisation, job.experiment)
+    network = programming(dataset, calibration_images(held, normalisation, job.experiment))
     folds = read_small(scored_samples(dataset, job.experiment))
     unseen = normalisation.apply(first_images(folds["test"], settings.adc_calibration))
     table = job.folder / COVERAGE
     table.unlink(missing_ok=True)  # of an earlier, own network
     outputs = []
     if is_of_factory(description):
-        outputs.append(write_csv(table, bridge.coverage(twin, examples(dataset, description))))
+        outputs.append(write_csv(table, network.coverage(examples(dataset, description))))
 
-    if settings.engine == "jax":
-        function, weights = functional(*load_model(job, description, dataset))
-        chip_of = _in_jax(function, weights, calibration, unseen)
-        device = jax.devices()[0].device_kind
-    else:
-        device = settings.device
-        chip_of = _in_torch(twin, settings.engine, calibration, unseen, settings.device)
-
-    def run_chip(profile: bridge.Profile, seed: int) -> list[pd.DataFrame]:
-        """The ranges of the chip's converters, and its predictions."""
-        ranges, predict = chip_of(profile, seed)
+    def run_chip(profile: Profile, seed: int) -> list[pd.DataFrame]:
+        """The table of the chip's converters, and its predictions."""
+        chip = network.program(profile, seed)
         outcomes = []
         for fold, samples in folds.items():
-            table = predict(
+            table = chip.predict(
                 data.Normalised(samples, normalisation),
+                f"chip {seed}: {profile.name}, {fold}",
                 batch_size=settings.batch_size,
-                description=f"chip {seed}: {profile.name}, {fold}",
-                keep=bridge.analysis.logit_scores,
+                keep=logit_scores,
             )
             predicted = table.drop(columns=["path", "label"], errors="ignore")
             predicted.insert(0, "fold", fold)
             outcomes.append(predicted)
-        tables = [ranges, pd.concat(outcomes, ignore_index=True)]
+        tables = [chip.converters(unseen), pd.concat(outcomes, ignore_index=True)]
         for table in tables:
             table.insert(0, "profile", profile.name)
             table.insert(1, "chip", seed)
         return tables
 
     profiles = settings.chosen_profiles
-    places = {name: _place(job, profile) for name, profile in profiles.items()}
+    places = {name: _place(job, description, profile) for name, profile in profiles.items()}
     predictions = []
     converters = []
     images = sum(map(len, folds.values()))
@@ -107,68 +88,14 @@ def simulate(job: Job) -> Outcome:
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
-    return Outcome(outputs, device)
+    return Outcome(outputs, network.device)
 
 
-ChipOf = Callable[["bridge.Profile", int], tuple[pd.DataFrame, Callable[..., pd.DataFrame]]]
-"""A profile's chip of a seed: the ranges of its converters, and what predicts with it."""
-
-
-def _in_torch(
-    twin: nn.Module,
-    engine: Literal["fast", "aihwkit"],
-    calibration: np.ndarray,
-    unseen: np.ndarray,
-    device: str,
-) -> ChipOf:
-    import bridge
-
-    def chip_of(
-        profile: bridge.Profile, seed: int
-    ) -> tuple[pd.DataFrame, Callable[..., pd.DataFrame]]:
-        chip = bridge.program(twin, profile, seed=seed, calibration=calibration, engine=engine)
-        ranges = pd.DataFrame({"tile": chip.out_bounds.keys(), "range": chip.out_bounds.values()})
-        share = bridge.chips.clipped_share(chip, unseen) if profile.adc else {}
-        ranges["clipped_share"] = ranges["tile"].map(share)
-        return ranges, partial(bridge.predict, chip, device=device)
-
-    return chip_of
-
-
-def _in_jax(
-    function: Callable[..., Any], weights: Any, calibration: np.ndarray, unseen: np.ndarray
-) -> ChipOf:
-    import jax
-
-    import bridge
-
-    @cache
-    def made_of(profile: bridge.Profile) -> tuple[bridge.jax_chips.Chip, Callable[..., Any]]:
-        made = bridge.analog(function, weights, profile, calibration)
-        return made, jax.jit(made.program)
-
-    def chip_of(
-        profile: bridge.Profile, seed: int
-    ) -> tuple[pd.DataFrame, Callable[..., pd.DataFrame]]:
-        made, program = made_of(profile)
-        programmed = program(weights, jax.random.key(seed))
-        shares = made.clipped_share(programmed, unseen) if profile.adc else {}
-        rows = [
-            {"tile": f"{layer}[{number}]", "range": bound, "clipped_share": shares[layer][number]}
-            for layer, bounds in made.adc_ranges.items()
-            for number, bound in enumerate(bounds.tolist())
-        ]
-        ranges = pd.DataFrame(rows, columns=["tile", "range", "clipped_share"])
-        return ranges, partial(bridge.jax_chips.predict, made, programmed)
-
-    return chip_of
-
-
-def _place(job: Job, profile: Profile) -> Path:
+def _place(job: Job, description: dict[str, Any], profile: Profile) -> Path:
     """The folder of a profile's finished chips: named by all that decides them but their seeds."""
     experiment = job.experiment
     decides = {
-        "weights": sha256(job.folder / "weights.safetensors"),
+        "weights": identity_of_network(job, description),
         "profile": to_json(profile),
         "data": experiment.data.deciding,
         "images": dict(job.images),

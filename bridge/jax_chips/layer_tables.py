@@ -1,0 +1,146 @@
+"""A chip layer by layer: how far a layer's outputs are off, and how many predictions it costs."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float, Shaped
+from numpy.typing import NDArray
+
+from bridge.checks import require_count, require_seed
+from bridge.chips.layer_tables import ALL_LAYERS, decibels, failure_row, failures_by_layer
+from bridge.jax_chips.chips import Chip, Programmed
+from bridge.jax_chips.prediction import batches_of
+from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.sources import Source
+from jaxcurv.progress import progress
+
+_CHUNK = 16  # images at once: the digital outputs of every layer are held
+
+
+def layer_report(
+    chip: Chip, weights: Programmed, images: Shaped[Array | np.ndarray, "batch ..."]
+) -> pd.DataFrame:
+    """How far the outputs of each layer on tiles are from the digital ones.
+
+    The table of `bridge.chips.layer_report`, for outputs ahead of the bias: layer, tiles, snr_db
+    (in the running chip), own_snr_db (on digital activations) and clipped_share (the largest share
+    of a tile's outputs beyond its ADC range; NaN without an ADC). Noise of each operation is drawn
+    as for samples of the indices 0, 1, ...
+
+    Args:
+      chip: made by `bridge.analog`.
+      weights: one chip of `chip.program`.
+      images: as the function takes them.
+
+    Raises:
+      ValueError: images of another shape, or outputs that are not finite.
+    """
+    images = np.asarray(images)
+    if images.shape[1:] != chip._example.shape or not len(images):
+        raise ValueError(f"images must be [batch, {chip._example.shape}], got {images.shape}")
+    sums = np.zeros((3, len(chip.layers)))
+    with progress(len(images), "layers") as shown:
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK]
+            indices = np.arange(start, start + len(chunk), dtype=np.uint32)
+            given = jnp.asarray(chunk, chip._example.dtype), jnp.asarray(indices)
+            sums += np.stack([np.asarray(one) for one in chip._energies(weights, *given)])
+            shown.update(len(chunk))
+    pairs = zip(chip.layers, sums.T, strict=True)
+    if broken := [name for name, found in pairs if not np.isfinite(found).all()]:
+        raise ValueError(
+            f"non-finite outputs in layers {', '.join(broken)}; check the weights and the images"
+        )
+    signal, error, own = sums
+    clipped = chip.clipped_share(weights, images) if chip.adc_ranges else {}
+    tiles = chip.coverage.drop_duplicates("layer").set_index("layer")["tiles"]
+    return pd.DataFrame(
+        {
+            "layer": chip.layers,
+            "tiles": [int(tiles[name]) for name in chip.layers],
+            "snr_db": decibels(signal, error),
+            "own_snr_db": decibels(signal, own),
+            "clipped_share": [max(clipped.get(name, [math.nan])) for name in chip.layers],
+        }
+    )
+
+
+def layer_failures(
+    chip: Chip,
+    source: SourceLike,
+    *,
+    keys: Keys | None = None,
+    seed: int = 0,
+    chips: int = 1,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """What each layer alone costs: chips with one layer on tiles and every other one digital.
+
+    The layer is programmed as it is on the whole chip of that seed. The digital function and
+    `chips` times (layers + 1) chips run over the source.
+
+    Args:
+      chip: made by `bridge.analog`.
+      source, keys: as for `bridge.predict`.
+      seed: the first chip has the key `jax.random.key(seed)`, chip k that of seed + k.
+      chips: how many.
+      batch_size: images at once.
+
+    Returns:
+      The table of `bridge.chips.layer_failures`.
+
+    Raises:
+      ValueError: chips below 1, and what `predict` refuses.
+    """
+    chips, seed = require_count("chips", chips), require_seed(seed)
+    batch_size = require_count("batch_size", batch_size)
+    given = as_source(source, keys=keys)
+    if not len(given):
+        raise ValueError("the source has no samples")
+    names = [*chip.layers, ALL_LAYERS]
+    rows = []
+    apply = jax.jit(chip._logits)
+    with progress((1 + chips * len(names)) * len(given), "layers") as shown:
+
+        def correct(weights: Programmed, chosen: np.ndarray, what: str) -> NDArray[np.bool_]:
+            found = []
+            for logits, labels in _logits(chip, given, batch_size, apply, weights, chosen):
+                if not np.isfinite(logits).all():
+                    raise ValueError(f"{what}: non-finite logits; check the weights and the images")
+                found.append(logits.argmax(1) == labels)
+                shown.update(len(labels))
+            return np.concatenate(found)
+
+        none = np.zeros(len(chip.layers), bool)
+        for number in range(seed, seed + chips):
+            weights = chip.program(chip.params, jax.random.key(number))
+            if number == seed:
+                exact = weights._replace(params=chip.params)
+                digital = correct(exact, none, "digital")
+            for layer, name in enumerate(names):
+                chosen, which = none | True, weights
+                if name is not ALL_LAYERS:
+                    chosen = np.arange(len(chip.layers)) == layer
+                    which = chip._alone(layer, weights)
+                analog = correct(which, chosen, f"chip {number}, {name}")
+                rows.append(failure_row(name, digital, analog))
+    return failures_by_layer(rows)
+
+
+def _logits(
+    chip: Chip,
+    source: Source,
+    batch_size: int,
+    apply: Callable[..., Array],
+    weights: Programmed,
+    chosen: np.ndarray,
+) -> Iterator[tuple[Float[np.ndarray, "batch classes"], np.ndarray]]:
+    """Logits and labels of each batch, of a chip that has the `chosen` layers on tiles."""
+    for batch, images in batches_of(chip, source, batch_size):
+        indices = jnp.asarray(np.resize(batch.indices, batch_size), jnp.uint32)
+        logits = apply(weights, images, indices, jnp.asarray(chosen))
+        yield np.asarray(logits)[: len(batch.labels)], batch.labels

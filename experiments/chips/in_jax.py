@@ -1,0 +1,100 @@
+"""Chips in JAX of a function: neither torch nor AIHWKit is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from bridge.chips.profiles import PROFILES, Profile
+from bridge.jax_chips import (
+    Chip,
+    Programmed,
+    analog,
+    layer_failures,
+    layer_report,
+    predict,
+)
+from jaxcurv.data import Source
+
+
+@dataclass(frozen=True, eq=False)
+class JaxChip:
+    """See `experiments.chips.protocol.Chip`."""
+
+    chip: Chip
+    key: jax.Array
+
+    def at(self, time: float) -> JaxChip:
+        return JaxChip(self.chip.at(time), self.key)
+
+    def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
+        return predict(self.chip, self.weights, source, description=description, **options)
+
+    def converters(self, unseen: np.ndarray) -> pd.DataFrame:
+        ranges = self.chip.adc_ranges
+        shares = self.chip.clipped_share(self.weights, unseen) if ranges else {}
+        rows = [
+            (f"{layer}[{number}]", bound, shares[layer][number])
+            for layer, bounds in ranges.items()
+            for number, bound in enumerate(bounds.tolist())
+        ]
+        return pd.DataFrame(rows, columns=["tile", "range", "clipped_share"])
+
+    def is_finite(self) -> bool:
+        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(self.weights.params))
+
+    @cached_property
+    def weights(self) -> Programmed:
+        """What the chip's devices hold."""
+        return self.chip.program(self.chip.params, self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class JaxNetwork:
+    """See `experiments.chips.protocol.Programmable`."""
+
+    function: Callable[..., Any]
+    params: Any = field(repr=False)
+    images: np.ndarray = field(repr=False)
+    """Those that set the ADC ranges; examples where none are calibrated."""
+    _made: dict[Profile, Chip] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> str:
+        return jax.devices()[0].device_kind
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self._chip(PROFILES["ideal"]).layers
+
+    def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
+        # An ideal chip is the function itself.
+        exact = Programmed(self.params, (), jax.random.key(0))
+        ideal = self._chip(PROFILES["ideal"])
+        return predict(ideal, exact, source, description=description, **options)
+
+    def program(self, profile: Profile, seed: int) -> JaxChip:
+        return JaxChip(self._chip(profile), jax.random.key(seed))
+
+    def coverage(self, images: np.ndarray) -> pd.DataFrame:
+        return self._chip(PROFILES["ideal"]).coverage
+
+    def layer_report(self, profile: Profile, seed: int, images: np.ndarray) -> pd.DataFrame:
+        chip = self.program(profile, seed)
+        return layer_report(chip.chip, chip.weights, images)
+
+    def layer_failures(self, profile: Profile, source: Source, **options: Any) -> pd.DataFrame:
+        return layer_failures(self._chip(profile), source, **options)
+
+    def _chip(self, profile: Profile) -> Chip:
+        """The chip of a profile, made once: what it compiles is kept."""
+        if profile not in self._made:
+            self._made[profile] = analog(self.function, self.params, profile, self.images)
+        return self._made[profile]

@@ -1,0 +1,57 @@
+"""The network of a run as what its chips are programmed with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments.chips.protocol import Programmable
+from experiments.runs.descriptions import read_description
+from experiments.runs.files import sha256
+from experiments.runs.job import Job
+from experiments.runs.networks import examples, identity_of_model, load_model, load_twin
+from jaxcurv.data import ImageDataset
+
+Programming = Callable[[ImageDataset, np.ndarray | None], Programmable]
+"""From a network's data set, and the images that set its ADC ranges where they are calibrated, to
+what its chips are programmed with."""
+
+
+def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
+    """What a run says of its network, and what makes it programmable, for the engine of its
+    settings.
+
+    Raises:
+      FileNotFoundError: its weights are not there.
+      ImportError, ValueError: they are damaged or of another network; of JAX also when called.
+    """
+    settings = job.experiment.simulate
+    if settings.engine != "jax":
+        engine, device = settings.engine, settings.device
+        twin, description = load_twin(job)
+
+        def in_torch(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
+            from experiments.chips.in_torch import TorchNetwork
+
+            return TorchNetwork(twin, engine, device, calibration)
+
+        return description, in_torch
+    description = read_description(job.folder)
+
+    def in_jax(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
+        from experiments.chips.in_jax import JaxNetwork
+        from jaxcurv.engine.model import functional
+
+        images = examples(dataset, description) if calibration is None else calibration
+        return JaxNetwork(*functional(*load_model(job, description, dataset)), images)
+
+    return description, in_jax
+
+
+def identity_of_network(job: Job, description: dict[str, Any]) -> Any:
+    """What tells the network of a run's chips from any other, as JSON holds it."""
+    if job.experiment.simulate.engine == "jax":
+        return identity_of_model(job, description)
+    return sha256(job.folder / "weights.safetensors")
