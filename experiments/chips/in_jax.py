@@ -19,8 +19,11 @@ from bridge.jax_chips import (
     analog,
     layer_failures,
     layer_report,
+    output_noise,
     predict,
+    weight_moments,
 )
+from bridge.jax_chips.chips import paths
 from jaxcurv.data import Source
 
 
@@ -82,6 +85,19 @@ class JaxNetwork:
 
     def program(self, profile: Profile, seed: int) -> JaxChip:
         return JaxChip(self._chip(profile), jax.random.key(seed))
+
+    def weight_moments(self, profile: Profile, chips: int, seed: int) -> dict[str, np.ndarray]:
+        moments = weight_moments(self._chip(profile))
+        return {
+            f"{which}/{name}": np.asarray(leaf)
+            for which in ("mean", "variance")
+            for name, leaf in zip(
+                paths(self.params), jax.tree.leaves(getattr(moments, which)), strict=True
+            )
+        }
+
+    def output_noise(self, profile: Profile, source: Source, **options: Any) -> pd.DataFrame:
+        return output_noise(self._chip(profile), source, **options)
 
     def coverage(self, images: np.ndarray) -> pd.DataFrame:
         return self._chip(PROFILES["ideal"]).coverage

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from flax import nnx
 from torch import nn
 
 import bridge
@@ -50,6 +51,9 @@ class TorchNetwork:
     device: str
     calibration: np.ndarray | None = field(repr=False)
     """Images that set the ADC ranges, where these are calibrated."""
+    flax: nnx.Module | None = field(repr=False)
+    """The same network in Flax, whose names its weights have in JAX; None where JAX has PyTorch's
+    names."""
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -66,6 +70,31 @@ class TorchNetwork:
             self.module, profile, seed=seed, calibration=self.calibration, engine=self.engine
         )
         return TorchChip(chip, self.device)
+
+    def weight_moments(
+        self, profile: bridge.Profile, chips: int, seed: int
+    ) -> dict[str, np.ndarray]:
+        sampled = partial(bridge.weight_moments, self.module, profile, chips=chips, seed=seed)
+        if self.flax is not None:
+            moments = sampled(like=self.flax)
+            return {
+                f"{which}/{'.'.join(map(str, path))}": np.asarray(variable[...])
+                for which in ("mean", "variance")
+                for path, variable in nnx.to_flat_state(nnx.state(getattr(moments, which)))
+            }
+        firsts: dict[int, str] = {}
+        for name, weight in self.module.named_parameters(remove_duplicate=False):
+            firsts.setdefault(id(weight), name)  # of tied weights JAX has the first name alone
+        return {
+            f"{which}/{firsts[id(self.module.get_parameter(name))]}": getattr(one, which).numpy()
+            for name, one in sampled().items()
+            for which in ("mean", "variance")
+        }
+
+    def output_noise(self, profile: bridge.Profile, source: Source, **options: Any) -> pd.DataFrame:
+        return bridge.output_noise(
+            self.module, profile, source, calibration=self.calibration, **options
+        )
 
     def coverage(self, images: np.ndarray) -> pd.DataFrame:
         return bridge.coverage(self.module, images)

@@ -8,15 +8,32 @@ from typing import Any
 import numpy as np
 
 from experiments.chips.protocol import Programmable
-from experiments.runs.descriptions import read_description
+from experiments.runs.descriptions import is_of_factory, read_description
 from experiments.runs.files import sha256
+from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job
-from experiments.runs.networks import examples, identity_of_model, load_model, load_twin
+from experiments.runs.networks import (
+    abstract_flax,
+    examples,
+    identity_of_model,
+    load_model,
+    load_twin,
+)
+from experiments.settings.flags import Experiment
 from jaxcurv.data import ImageDataset
 
 Programming = Callable[[ImageDataset, np.ndarray | None], Programmable]
 """From a network's data set, and the images that set its ADC ranges where they are calibrated, to
 what its chips are programmed with."""
+
+
+EXPORTED = "weights.safetensors"
+"""The file of a run's network in PyTorch."""
+
+
+def engine_packages(experiment: Experiment) -> tuple[str, ...]:
+    """What a run's chips need."""
+    return ("jax", "flax") if in_jax(experiment) else ("torch", "aihwkit", "safetensors")
 
 
 def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
@@ -35,7 +52,8 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
         def in_torch(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
             from experiments.chips.in_torch import TorchNetwork
 
-            return TorchNetwork(twin, engine, device, calibration)
+            flax = None if is_of_factory(description) else abstract_flax(description)
+            return TorchNetwork(twin, engine, device, calibration, flax)
 
         return description, in_torch
     description = read_description(job.folder)
@@ -52,6 +70,6 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
 
 def identity_of_network(job: Job, description: dict[str, Any]) -> Any:
     """What tells the network of a run's chips from any other, as JSON holds it."""
-    if job.experiment.simulate.engine == "jax":
+    if in_jax(job.experiment):
         return identity_of_model(job, description)
-    return sha256(job.folder / "weights.safetensors")
+    return sha256(job.folder / EXPORTED)

@@ -45,6 +45,13 @@ class Programmable(Protocol):
     def program(self, profile: Profile, seed: int) -> Chip:
         """The chip of a seed."""
 
+    def weight_moments(self, profile: Profile, chips: int, seed: int) -> dict[str, np.ndarray]:
+        """Moments of a profile's weights as JAX has them, as `mean/WEIGHT` and `variance/WEIGHT`;
+        `chips` of seeds from `seed` on are sampled where that is how they are found."""
+
+    def output_noise(self, profile: Profile, source: Source, **options: Any) -> pd.DataFrame:
+        """The table of `bridge.output_noise`; options: batch_size and description."""
+
     def coverage(self, images: np.ndarray) -> pd.DataFrame:
         """The table of `bridge.coverage`."""
 

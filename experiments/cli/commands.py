@@ -111,7 +111,7 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 def _run_stages(command: str, arguments: Sequence[str]) -> None:
     from experiments.cli.parsing import Options, parse_preset, with_own_preset
     from experiments.pipeline import runner
-    from experiments.runs.frameworks import framework_of
+    from experiments.runs.frameworks import has_chips
 
     arguments = with_own_preset(arguments)
     options = parse_preset(Options, command, arguments)
@@ -127,9 +127,9 @@ def _run_stages(command: str, arguments: Sequence[str]) -> None:
         say=say,
     )
     if names[-1] == "report" and not options.dry_run:
-        has_chips = framework_of(options.experiment, options.out) != "jax"
+        chips = has_chips(options.experiment, options.out)
         with at_work():
-            (_print_result if has_chips else _print_scores)(options.out)
+            (_print_result if chips else _print_scores)(options.out)
             print(f"\nReport: {options.out / 'report.html'}")
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from bridge.chips.profiles import FULL_PROFILE, Profile, from_json, to_json
 from bridge.report.folds import Fold
 from bridge.report.tables.outcomes import DENOMINATORS
 from bridge.report.tables.paper_values import TABLE_ONE
+from experiments.chips.protocol import Programmable
 from experiments.paper import search
 from experiments.paper.search import SHIPPED, Chips, Reading, Step
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
@@ -31,17 +31,15 @@ from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import Samples, calibration_images, choose_folds, limited, read_small
 from experiments.settings.flags import Experiment, require_device_name
 from experiments.settings.presets import PRESETS
-from experiments.studies.exported import open_network
+from experiments.studies.exported import read_network
 from experiments.system.devices import require_device
 from experiments.system.environment import package_versions
 from experiments.system.errors import at_work
+from jaxcurv import logit_scores
 from jaxcurv.data import Normalisation, Normalised, subset
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import lock
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _FOLDS: tuple[Fold, ...] = ("train", "test")
 _WEIGHTS = "weights.safetensors"
@@ -105,8 +103,7 @@ class Run:
     """What a finished run's chips are programmed from and tried on."""
 
     preset: str
-    network: nn.Module
-    calibration: NDArray[np.float32]
+    network: Programmable
     samples: Mapping[Fold, Samples]
     """The scored samples of train and test."""
     normalisation: Normalisation
@@ -143,7 +140,7 @@ def _search_and_try(options: FitPaper, runs: Mapping[str, Run]) -> None:
         decides = {k: v for k, v in one.origin.items() if k not in ("device", "versions")}
         key = key_of([decides, to_json(chip), chips, share], digits=16)
         path = options.out / "pieces" / f"{one.preset}-{key}.parquet"
-        return table_at(path, lambda: _simulate(one, chip, chips, share, options.device))
+        return table_at(path, lambda: _simulate(one, chip, chips, share))
 
     searched: dict[str, pd.DataFrame] = {}
     with progress(None, "fit", "setting") as shown:
@@ -197,7 +194,8 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
     folder = options.runs / preset
     experiment = PRESETS[preset].experiment
     require_finished(preset, folder)
-    network = open_network(experiment, folder, options.data_dir)
+    on_device = replace(experiment.simulate, device=options.device)
+    network = read_network(replace(experiment, simulate=on_device), folder, options.data_dir)
     images = network.images
     folds = choose_folds(images.dataset, experiment, _FOLDS)
     chosen = limited(folds, experiment)
@@ -210,8 +208,9 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
             raise ValueError(f"{missing} samples of {preset}'s {fold} fold have no score")
     return Run(
         preset,
-        network.digital,
-        calibration_images(folds["train"], images.normalisation, experiment),
+        network.programming(
+            images.dataset, calibration_images(folds["train"], images.normalisation, experiment)
+        ),
         read_small(chosen),
         images.normalisation,
         experiment,
@@ -275,29 +274,22 @@ def require_finished(preset: str, folder: Path) -> None:
         raise ValueError(f"{preset} has chips of its own; the search begins with the shipped ones")
 
 
-def _simulate(one: Run, chip: Profile, chips: int, share: float, device: str) -> pd.DataFrame:
+def _simulate(one: Run, chip: Profile, chips: int, share: float) -> pd.DataFrame:
     """fold, index, and for each chip, named by its number, whether it is right."""
-    import bridge
-
     seed = one.experiment.seed
-    made = [
-        bridge.program(one.network, chip, seed=seed + number, calibration=one.calibration)
-        for number in range(chips)
-    ]
+    made = [one.network.program(chip, seed + number) for number in range(chips)]
     tables = []
     for fold, samples in one.samples.items():
         count = round(share * len(samples))
         positions = subset(samples.indices, count, one.experiment.data.split_seed)
         outcomes = [
-            bridge.predict(
-                chip,
+            programmed.predict(
                 Normalised(samples.take(positions), one.normalisation),
+                f"{one.preset}, {fold}, chip {number}",
                 batch_size=one.experiment.simulate.batch_size,
-                device=device,
-                description=f"{one.preset}, {fold}, chip {number}",
-                keep=bridge.analysis.logit_scores,
+                keep=logit_scores,
             )
-            for number, chip in enumerate(made)
+            for number, programmed in enumerate(made)
         ]
         table = pd.DataFrame({"fold": fold, "index": outcomes[0]["index"]})
         for number, outcome in enumerate(outcomes):

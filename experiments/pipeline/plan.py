@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.pipeline.registry import OF_CHIPS, stages_of
 from experiments.pipeline.up_to_date import differences, identity_of, reasons
-from experiments.runs.frameworks import framework_of
+from experiments.runs.frameworks import framework_of, in_jax
 from experiments.runs.records import read_record
 from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
@@ -52,7 +52,7 @@ def plan(
     steps: list[Step] = []
     running: list[str] = []
     stages = stages_of(experiment, folder)
-    unsure = framework_of(experiment, folder) is None
+    unsure = framework_of(experiment, folder) is None and not in_jax(experiment)
     for name in filter(stages.__contains__, names):
         stage = stages[name]
         record = read_record(folder, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.runs import job
 from experiments.runs.descriptions import Framework
-from experiments.runs.frameworks import framework_of
+from experiments.runs.frameworks import framework_of, has_chips, in_jax
 from experiments.settings.flags import Experiment
 from experiments.stages import (
     analyse,
@@ -24,13 +24,14 @@ from experiments.stages import (
 )
 
 OF_CHIPS = ("export", "moments", "flips", "simulate")
-"""The stages that a network without a PyTorch counterpart does not have."""
+"""The stages that a network does not have which goes onto no chips."""
 
 _OF_SCORES = {"analyse": analyse.analyse_scores, "report": report.report_scores}
 """What stages do where there are no chips."""
 
 _JAX = ("jax", "flax", "optax", "orbax-checkpoint")
-_TORCH = ("torch", "aihwkit", "safetensors")
+_AIHWKIT = ("torch", "aihwkit")
+_TORCH = (*_AIHWKIT, "safetensors")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ STAGES: dict[str, Stage] = {
             simulate.simulate,
             settings=(*_SAMPLES, "seed", "simulate"),
             after=("export",),
-            packages=(*_JAX, *_TORCH),
+            packages=_TORCH,
             images=_SCORED,
         ),
         Stage(
@@ -150,12 +151,15 @@ STAGES: dict[str, Stage] = {
 def stages_of(experiment: Experiment, folder: Path) -> dict[str, Stage]:
     """The stages of a run by name, in order.
 
-    Those of chips are left out where the network has no PyTorch counterpart. Of a factory that
-    `train` has not called yet this is not known: then all are there, and none asks for torch.
+    Those of chips are left out where the network has no PyTorch counterpart and the chips are
+    AIHWKit's. Of a factory that `train` has not called yet this is not known: then all are there,
+    and none asks for torch. Chips in JAX need no export.
     """
     framework = framework_of(experiment, folder)
-    names = [name for name in STAGES if framework != "jax" or name not in OF_CHIPS]
-    return {name: stage_of(name, experiment, framework) for name in names}
+    left_out: tuple[str, ...] = () if has_chips(experiment, folder) else OF_CHIPS
+    if in_jax(experiment):
+        left_out = ("export",)
+    return {name: stage_of(name, experiment, framework) for name in STAGES if name not in left_out}
 
 
 def stage_of(name: str, experiment: Experiment, framework: Framework | None = "torch") -> Stage:
@@ -170,6 +174,8 @@ def stage_of(name: str, experiment: Experiment, framework: Framework | None = "t
       framework: what `framework_of` says of the run.
     """
     stage = STAGES[name]
+    if in_jax(experiment) and name in OF_CHIPS:
+        stage = _in_jax(stage)
     if (factory := experiment.model.factory) is not None:
         if name == "train":
             stage = dataclasses.replace(
@@ -179,15 +185,16 @@ def stage_of(name: str, experiment: Experiment, framework: Framework | None = "t
                 images=_SCORED,
                 always=f"calls {factory}, to see whether its network has changed",
             )
-        if name == "simulate":  # which reads the products in the graph that JAX takes
+        if name == "simulate" and not in_jax(experiment):
+            # The products are read in the graph that JAX takes.
             stage = dataclasses.replace(stage, packages=("jax", *stage.packages), cpu_only=True)
         if framework != "torch":
-            stage = _without_torch(stage)
+            stage = _without(stage, *(_AIHWKIT if in_jax(experiment) else _TORCH))
         elif "jax" in stage.packages:
             stage = dataclasses.replace(
                 stage, packages=tuple(dict.fromkeys([*stage.packages, *_TORCH]))
             )
-        return stage if framework != "jax" else _without_chips(stage)
+        return stage if framework != "jax" or in_jax(experiment) else _without_chips(stage)
     if name != "train" or experiment.model.weights is None:
         return stage
     file = pretrained.weights_file(experiment)
@@ -200,9 +207,22 @@ def stage_of(name: str, experiment: Experiment, framework: Framework | None = "t
     )
 
 
-def _without_torch(stage: Stage) -> Stage:
-    packages = tuple(name for name in stage.packages if name not in _TORCH)
-    return dataclasses.replace(stage, packages=packages)
+def _in_jax(stage: Stage) -> Stage:
+    """A stage of chips where these are in JAX: it begins with what `train` left."""
+    stage = _without(stage, *_AIHWKIT)
+    settings = stage.settings
+    return dataclasses.replace(
+        stage,
+        settings=settings if "simulate" in settings else (*settings, "simulate.engine"),
+        after=tuple(dict.fromkeys("train" if name == "export" else name for name in stage.after)),
+        packages=tuple(dict.fromkeys([*_JAX, *stage.packages])),
+        cpu_only=False,
+    )
+
+
+def _without(stage: Stage, *packages: str) -> Stage:
+    left = tuple(name for name in stage.packages if name not in packages)
+    return dataclasses.replace(stage, packages=left)
 
 
 def _without_chips(stage: Stage) -> Stage:

@@ -1,4 +1,4 @@
-"""Whether a run's network goes onto chips: torch modules do, what JAX alone computes does not."""
+"""Whether a run's network goes onto chips: in JAX all do, onto AIHWKit's only torch modules."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def framework_of(experiment: Experiment, folder: Path) -> Framework | None:
     return framework_in(description) if description.get("factory") == factory else None
 
 
+def in_jax(experiment: Experiment) -> bool:
+    """Whether a run's chips are those in JAX, which need no PyTorch."""
+    return experiment.simulate.engine == "jax"
+
+
+def has_chips(experiment: Experiment, folder: Path) -> bool:
+    """Whether a run's network goes onto chips, or may, where `train` has not called its factory."""
+    return in_jax(experiment) or framework_of(experiment, folder) != "jax"
+
+
 def require_chips(experiment: Experiment, folder: Path, what: str) -> None:
     """Refuses what needs chips on a run whose network has none.
 
@@ -38,9 +48,9 @@ def require_chips(experiment: Experiment, folder: Path, what: str) -> None:
       what: a stage's or a study's name.
 
     Raises:
-      ValueError: the network has no PyTorch counterpart.
+      ValueError: the network has no PyTorch counterpart, and the chips are AIHWKit's.
     """
-    if framework_of(experiment, folder) == "jax":
+    if not has_chips(experiment, folder):
         factory = experiment.model.factory
         raise ValueError(f"{what} needs chips: {why_no_chips(factory)}; {cure(factory)}")
 
@@ -48,15 +58,16 @@ def require_chips(experiment: Experiment, folder: Path, what: str) -> None:
 def why_no_chips(factory: str | None) -> str:
     """Why there are none, as the part of a sentence."""
     return (
-        f"what {factory} returns is computed in JAX and has no PyTorch counterpart that could be "
-        "programmed"
+        f"what {factory} returns is computed in JAX and has no PyTorch counterpart that AIHWKit "
+        "could program"
     )
 
 
 def cure(factory: str | None) -> str:
     """What gives such a network chips, as the part of a sentence."""
     return (
-        "for chips write the same layers as a torch module, load the weights into it (those of an "
-        "NNX module with bridge.to_torch(model, into=module, images=images)) and give --model a "
-        f"factory that returns it in place of {factory}"
+        "for chips in JAX, of the same kind, give --simulate.engine jax; for AIHWKit's write the "
+        "same layers as a torch module, load the weights into it (those of an NNX module with "
+        "bridge.to_torch(model, into=module, images=images)) and give --model a factory that "
+        f"returns it in place of {factory}"
     )

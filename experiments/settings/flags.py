@@ -215,8 +215,8 @@ class Simulate:
     """Device for PyTorch: cpu, cuda or cuda:N."""
     engine: Literal["fast", "aihwkit", "jax"] = "fast"
     """What computes the chips: `fast`, AIHWKit's chips without unfolding; `aihwkit`, its own tiles,
-    many times slower; `jax`, the chips of bridge.analog, on JAX's device, other chips of the same
-    kind. Studies and the flip probability take AIHWKit's chips."""
+    many times slower; `jax`, the chips of bridge.analog, on JAX's device: other chips of the same
+    kind, for which neither torch nor AIHWKit is needed."""
 
     def __post_init__(self) -> None:
         if min(self.chips, self.adc_calibration, self.batch_size) < 1:

@@ -5,7 +5,7 @@ Two stages, for the first needs torch and the second is JAX's work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.runs.descriptions import is_of_factory, read_description, read_normalisation
+from bridge.chips.profiles import Profile
+from experiments.chips.opening import open_network
+from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import abstract_flax, load_model, load_twin, require_classes
+from experiments.runs.networks import load_model, require_classes
 from experiments.runs.resume import table_at
 from experiments.runs.samples import (
     calibration_images,
@@ -30,11 +32,8 @@ from jaxcurv.progress import expect
 from jaxcurv.storage.files import write_whole
 
 if TYPE_CHECKING:
-    from flax import nnx
-    from torch import nn
-
-    import bridge
     from jaxcurv.margins import Moments
+
 
 _FIRST_PROGRAMMING = 1_000_000  # seeds of sampled programmings begin here, those of chips at 0
 
@@ -48,34 +47,34 @@ def moments(job: Job) -> Outcome:
     """
     from safetensors.numpy import save_file
 
-    import bridge
-
     settings = job.experiment.simulate
-    twin, description = load_twin(job)
+    description, programming = open_network(job)
     dataset = load_data(job)
     require_classes(dataset, description)
     normalisation = read_normalisation(description)
+    held = calibration_samples(dataset, job.experiment)
+    network = programming(dataset, calibration_images(held, normalisation, job.experiment))
     profiles = settings.chosen_profiles
     arrays: dict[str, np.ndarray] = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
     uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
     expect(len(uncertain) * job.experiment.flip.programmings, "chip")
     for name in uncertain:
-        found = _sampled(job, twin, description, settings.every_profile[name])
+        found = network.weight_moments(
+            settings.every_profile[name],
+            chips=job.experiment.flip.programmings,
+            seed=_FIRST_PROGRAMMING + job.experiment.seed,
+        )
         arrays |= {f"{name}/{weight}": array for weight, array in found.items()}
-    held = calibration_samples(dataset, job.experiment)
-    calibration = calibration_images(held, normalisation, job.experiment)
     folds = read_small(scored_samples(dataset, job.experiment))
     tables = []
     noisy = sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"})
     expect(len(noisy) * sum(map(len, folds.values())))
     for name in noisy:
         for fold, samples in folds.items():
-            table = bridge.output_noise(
-                twin,
+            table = network.output_noise(
                 settings.every_profile[name],
                 data.Normalised(samples, normalisation),
-                calibration=calibration,
                 batch_size=settings.batch_size,
                 description=f"output noise {name}, {fold}",
             )
@@ -85,7 +84,7 @@ def moments(job: Job) -> Outcome:
         write_whole(job.folder / "moments.safetensors", partial(save_file, arrays)),
         write_parquet(job.folder / "output_noise.parquet", noise),
     ]
-    return Outcome(outputs, "cpu")
+    return Outcome(outputs, network.device)
 
 
 def flips(job: Job) -> Outcome:
@@ -95,14 +94,15 @@ def flips(job: Job) -> Outcome:
     """
     import jax
 
+    from jaxcurv.engine.model import functional
     from jaxcurv.flips import flip_probability
 
     settings = job.experiment.simulate
     description = read_description(job.folder)
     dataset = load_data(job)
     require_classes(dataset, description)
-    model, params = load_model(job, description, dataset)
-    of_weights = _moments(model, params, job.folder / "moments.safetensors")
+    function, weights = functional(*load_model(job, description, dataset))
+    of_weights = _moments(weights, job.folder / "moments.safetensors")
     profiles = {name: one for name, one in settings.chosen_profiles.items() if name != "ideal"}
     moments = {name: of_weights.get(_weights_of(profile)) for name, profile in profiles.items()}
     outputs = read_parquet(job.folder / "output_noise.parquet")
@@ -118,9 +118,9 @@ def flips(job: Job) -> Outcome:
             return table_at(unfinished / f"{fold}-{name}.parquet", make)
 
         table = flip_probability(
-            model,
+            function,
             data.Normalised(samples, normalisation),
-            params=params,
+            params=weights,
             moments=moments,
             added_variance={
                 name: here[here["noise"] == _operations_of(profile)]
@@ -140,77 +140,36 @@ def flips(job: Job) -> Outcome:
     return Outcome([path], jax.devices()[0].device_kind, scratch=unfinished)
 
 
-def _sampled(
-    job: Job, twin: nn.Module, description: dict[str, Any], profile: bridge.Profile
-) -> dict[str, np.ndarray]:
-    """Sampled moments of a profile's weights, as `mean/WEIGHT` and `variance/WEIGHT`."""
-    from flax import nnx
-
-    import bridge
-
-    sampled = partial(
-        bridge.weight_moments,
-        twin,
-        profile,
-        chips=job.experiment.flip.programmings,
-        seed=_FIRST_PROGRAMMING + job.experiment.seed,
-    )
-    if not is_of_factory(description):
-        moments = sampled(like=abstract_flax(description))
-        return {
-            f"{which}/{_dotted(path)}": np.asarray(variable[...])
-            for which in ("mean", "variance")
-            for path, variable in nnx.to_flat_state(nnx.state(getattr(moments, which)))
-        }
-    firsts: dict[int, str] = {}
-    for name, weight in twin.named_parameters(remove_duplicate=False):
-        firsts.setdefault(id(weight), name)  # of tied weights JAX has the first name alone
-    return {
-        f"{which}/{firsts[id(twin.get_parameter(name))]}": getattr(one, which).numpy()
-        for name, one in sampled().items()
-        for which in ("mean", "variance")
-    }
-
-
-def _moments(model: nnx.Module, params: dict[str, Any] | None, path: Path) -> dict[str, Moments]:
-    """The moments of the model's weights, by the profile that has them."""
-    from flax import nnx
+def _moments(weights: Any, path: Path) -> dict[str, Moments]:
+    """The moments of the model's weights, by the profile that has them; 0 where none are told."""
+    import jax
     from safetensors.numpy import load_file
 
+    from bridge.jax_chips.chips import paths
     from jaxcurv.margins import Moments
 
     arrays = load_file(path)
-    names = sorted({name.split("/")[0] for name in arrays})
-    if params is not None:
-        own = {name: np.zeros(value.shape, np.float32) for name, value in params.items()}
+    leaves, treedef = jax.tree.flatten(weights)
+    names = paths(weights)
 
-        def by_name(prefix: str) -> dict[str, np.ndarray]:
-            return {name: arrays.get(f"{prefix}/{name}", zero) for name, zero in own.items()}
+    def tree(prefix: str) -> Any:
+        zeros = (np.zeros(np.shape(leaf), np.float32) for leaf in leaves)
+        found = [
+            arrays.get(f"{prefix}/{name}", zero) for name, zero in zip(names, zeros, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, found)
 
-        return {
-            name: Moments(by_name(f"{name}/mean"), by_name(f"{name}/variance")) for name in names
-        }
-    weights = nnx.to_flat_state(nnx.state(model))
-
-    def tree(name: str) -> nnx.State:
-        return nnx.from_flat_state(
-            [(path, one.replace(arrays[f"{name}/{_dotted(path)}"])) for path, one in weights]
-        )
-
-    return {name: Moments(tree(f"{name}/mean"), tree(f"{name}/variance")) for name in names}
+    profiles = sorted({name.split("/")[0] for name in arrays})
+    return {name: Moments(tree(f"{name}/mean"), tree(f"{name}/variance")) for name in profiles}
 
 
-def _weights_of(profile: bridge.Profile) -> str:
+def _weights_of(profile: Profile) -> str:
     """The profile of the same weights without converters; what the moments are named by."""
     return replace(profile, adc=None).name
 
 
-def _operations_of(profile: bridge.Profile) -> str:
+def _operations_of(profile: Profile) -> str:
     """The profile of the same noise at each operation, and exact weights."""
     wnoise = profile.wnoise
     drawn = wnoise if wnoise is not None and wnoise.drawn == "per_mvm" else None
     return replace(profile, wnoise=drawn, memory=None).name
-
-
-def _dotted(path: Sequence[Any]) -> str:
-    return ".".join(map(str, path))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.chips.opening import EXPORTED
 from experiments.runs.descriptions import describe_own
+from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import examples
 from experiments.runs.own_network import (
@@ -88,10 +90,13 @@ def _take_network(
             "same: keep what it draws or computes in parameters or buffers (register_buffer), or "
             "fix its seed"
         )
-    bridge.to_jax(network, images)
-    bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
-    bridge.coverage(network, images)
-    for name in _WITHOUT_CHIPS:  # left by a network in JAX alone, whose folder this was
+    in_flax = bridge.to_jax(network, images)
+    if in_jax(job.experiment):
+        _require_tiles(*in_flax, images, factory)
+    else:
+        bridge.program(network, bridge.PROFILES["ideal"], seed=0, calibration=images)
+        bridge.coverage(network, images)
+    for name in (FUNCTION, *_WITHOUT_CHIPS):  # left by a network in JAX, whose folder this was
         (job.folder / name).unlink(missing_ok=True)
     path = job.folder / WEIGHTS
     header = {"factory": factory}
@@ -104,7 +109,6 @@ def _take_network(
 
 
 _WITHOUT_CHIPS = (
-    FUNCTION,
     *(
         f"{table}.{kind}"
         for table in sorted(set(ANALYSED_SCORES) - set(ANALYSED))
@@ -130,10 +134,10 @@ def _take_function(
             f"returns a {type(made).__name__}: load the weights in the factory, and leave the flag "
             "out (--model.weights none)"
         )
-    if (job.folder / "weights.safetensors").exists():
+    if (job.folder / EXPORTED).exists():
         raise ValueError(
             f"{job.folder} holds the chips of a torch module, and {factory} returns a "
-            f"{type(made).__name__}, which has none: choose another folder with --out"
+            f"{type(made).__name__}: choose another folder with --out"
         )
     description = _describe(job, factory, dataset, {}) | {"framework": "jax"}
     images = examples(dataset, description)
@@ -149,9 +153,36 @@ def _take_function(
             f"{factory} made two networks whose {'parameters' if same else 'logits'} differ: fix "
             "its seed, or load its weights from a file"
         )
+    if in_jax(settings):
+        _require_tiles(logits_fn, params, images, factory)
+        for name in _WITHOUT_CHIPS:  # left by this network, when it had no chips
+            (job.folder / name).unlink(missing_ok=True)
     if not _describes(path, kept, logits):
         write_json(path, kept | {"logits": logits.tolist()})
     return description, path
+
+
+def _require_tiles(logits_fn: Any, params: Any, images: np.ndarray, factory: str) -> None:
+    """Refuses a network that does not go onto chips in JAX.
+
+    Raises:
+      ValueError: it has no product of parameters, or such as no tile takes.
+    """
+    from bridge.chips.profiles import PROFILES
+    from bridge.jax_chips import analog
+    from jaxcurv.engine.model import functional
+
+    function, weights = functional(logits_fn, params)
+    try:
+        analog(function, weights, PROFILES["ideal"], images)
+    except ValueError as error:
+        cure = (
+            f"; a function that closes over its weights hides them: let {factory} return "
+            "(function, params)"
+        )
+        raise ValueError(
+            f"the network of {factory} does not go onto chips: {error}{cure * (weights is None)}"
+        ) from error
 
 
 def _describe(

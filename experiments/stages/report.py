@@ -45,7 +45,7 @@ def report(job: Job) -> Outcome:
     joined = read_joined(job)
     analysed = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
     figures = _draw(job, joined, analysed, images, dataset.class_names)
-    if is_of_run(job.folder, settings):
+    if is_of_run(job, read_description(job.folder)):
         figures.append(job.folder / "drift" / "drift.png")
     tables = _tables(job, joined, analysed, dataset.class_names)
     assert tables.vulnerable is not None

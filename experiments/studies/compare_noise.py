@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,16 @@ from bridge.chips.memories.protocol import Memory as Device
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from bridge.chips.profiles import Profile, to_json
 from bridge.report.figures.overlap import draw
+from experiments.chips.protocol import Chip, Programmable
 from experiments.runs.files import write_csv, write_parquet
 from experiments.runs.resume import key_of, table_at
 from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
+from jaxcurv import logit_scores
 from jaxcurv.data import Normalised
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
-
-if TYPE_CHECKING:
-    import bridge
 
 Memory = Literal["pcm", "hermes", "reram_wan2022", "reram_cmo"]
 
@@ -265,15 +264,11 @@ class Bench:
         ReRamCMO's read noise is none where noise has made a conductance negative: it goes with the
         logarithm of the conductance.
         """
-        from bridge.chips.tiles import named_tiles
-
         if self.profile(name, factor).memory is None:
             return True
 
         def checked(seed: int) -> pd.DataFrame:
-            tiles = named_tiles(self._program(name, factor, seed).analog).values()
-            finite = all(bool(tile.tile.get_weights().isfinite().all()) for tile in tiles)
-            return pd.DataFrame({"finite": [finite]})
+            return pd.DataFrame({"finite": [self._program(name, factor, seed).is_finite()]})
 
         return all(
             table_at(path, partial(checked, seed))["finite"].all()
@@ -307,25 +302,14 @@ class Bench:
 
         return table_at(self._of("test", len(self.exported.test)) / "digital.parquet", tried)
 
-    def _predict(self, which: Any, samples: Normalised, label: str) -> pd.DataFrame:
-        import bridge
+    def _predict(self, which: Programmable | Chip, samples: Normalised, label: str) -> pd.DataFrame:
+        batch_size = self.experiment.simulate.batch_size
+        return which.predict(samples, label, batch_size=batch_size, keep=logit_scores)
 
-        simulate = self.experiment.simulate
-        return bridge.predict(
-            which,
-            samples,
-            batch_size=simulate.batch_size,
-            device=simulate.device,
-            description=label,
-            keep=bridge.analysis.logit_scores,
-        )
-
-    def _program(self, name: str, factor: float, seed: int) -> bridge.chips.Chip:
-        import bridge
-
-        # What is not finite, `finite` and `bridge.predict` say.
+    def _program(self, name: str, factor: float, seed: int) -> Chip:
+        # What is not finite, `finite` and `predict` say.
         with np.errstate(invalid="ignore"):
-            return bridge.program(self.exported.network, self.profile(name, factor), seed=seed)
+            return self.exported.network.program(self.profile(name, factor), seed)
 
     def _pieces(
         self, what: str, samples: int, name: str, factor: float, chips: int

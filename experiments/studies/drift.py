@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -30,18 +30,17 @@ from bridge.report.figures.style import (
     new_figure,
     write_figure,
 )
-from experiments.runs.files import sha256, write_parquet
+from experiments.chips.opening import identity_of_network
+from experiments.chips.protocol import Chip, Programmable
+from experiments.runs.files import write_parquet
+from experiments.runs.frameworks import in_jax
+from experiments.runs.job import Job
 from experiments.runs.resume import key_of, table_at
 from experiments.settings.flags import Experiment
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import read_json, write_json
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    import bridge
 
 Compensation = Literal["none", "global", "global_exact", "per_column"]
 
@@ -116,7 +115,6 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
         ],
         out / "pieces" / key_of(origin),
         batch_size=experiment.simulate.batch_size,
-        device=experiment.simulate.device,
     )
     table = over_chips(rows, confidence)
     write_parquet(out / "drift.parquet", rows)
@@ -136,20 +134,28 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
     print(f"{out / 'drift.png'}, drift.csv (over the chips) and drift.parquet (each chip)")
 
 
-def is_of_run(folder: Path, experiment: Experiment) -> bool:
-    """Whether a run's folder has the drift of its own chips: of its network and of its devices."""
-    path, weights = folder / "drift" / "settings.json", folder / "weights.safetensors"
-    if not path.exists() or not (folder / "drift" / "drift.png").exists():
+def is_of_run(job: Job, description: dict[str, Any]) -> bool:
+    """Whether a run's folder has the drift of its own chips: of its network and of its devices.
+
+    Args:
+      job: the run.
+      description: its network's.
+    """
+    path = job.folder / "drift" / "settings.json"
+    if not path.exists() or not (job.folder / "drift" / "drift.png").exists():
         return False
-    made, chips = read_json(path), experiment.simulate
-    of_network = weights.exists() and made["weights_sha256"] == sha256(weights)
+    made, chips = read_json(path), job.experiment.simulate
     profiles = chips.every_profile.values()
     fresh = (_operated(profile, "none", 0.0) for profile in profiles if profile.memory is not None)
-    return of_network and made["profile"] in map(to_json, fresh)
+    if ("engine" in made) is not in_jax(job.experiment) or made["profile"] not in map(
+        to_json, fresh
+    ):
+        return False
+    return made["weights_sha256"] == identity_of_network(job, description)
 
 
 def age(
-    exported: Exported, trials: Sequence[Trial], folder: Path, *, batch_size: int, device: str
+    exported: Exported, trials: Sequence[Trial], folder: Path, *, batch_size: int
 ) -> pd.DataFrame:
     """Programs chips and tries each at its times.
 
@@ -158,23 +164,18 @@ def age(
       trials: what to try; the trials of one chip and compensation follow each other.
       folder: where the result of each finished trial is kept, and looked for.
       batch_size: images at once.
-      device: where to run.
 
     Returns:
       One row a trial: compensation, chip (its seed), time_s, samples, digitally_correct, failures
       (digital right, chip wrong), failure_rate (of the digitally correct; NaN without any),
       accuracy and digital_accuracy, the last three in [0, 1].
     """
-    import bridge
-
     count = len(exported.test)
     paths = [folder / f"{which}-{seed}-{time!r}.parquet" for which, seed, time in trials]
     all_found = all(path.exists() for path in paths)
 
-    def correct(which: bridge.chips.Chip | nn.Module, description: str) -> NDArray[np.bool_]:
-        table = bridge.predict(
-            which, exported.test, batch_size=batch_size, device=device, description=description
-        )
+    def correct(which: Programmable | Chip, description: str) -> NDArray[np.bool_]:
+        table = which.predict(exported.test, description, batch_size=batch_size)
         return table["correct"].to_numpy()
 
     @cache
@@ -182,13 +183,8 @@ def age(
         return correct(exported.network, "digital")
 
     @lru_cache(maxsize=1)
-    def programmed(compensation: Compensation, seed: int) -> bridge.chips.Chip:
-        return bridge.program(
-            exported.network,
-            _operated(exported.profile, compensation, 0.0),
-            seed=seed,
-            calibration=exported.calibration,
-        )
+    def programmed(compensation: Compensation, seed: int) -> Chip:
+        return exported.network.program(_operated(exported.profile, compensation, 0.0), seed)
 
     def tried(trial: Trial) -> pd.DataFrame:
         right = int(digital().sum())

@@ -1,6 +1,6 @@
-"""The exported network of a run and the images to try its chips on, for the studies.
+"""The network of a run and the images to try its chips on, for the studies.
 
-The run's folder needs only `weights.safetensors`.
+The run's folder needs only `weights.safetensors`, or for chips in JAX what `train` left.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from experiments.runs.files import require_writable, sha256
+from bridge.chips.profiles import Profile
+from experiments.chips.opening import (
+    EXPORTED,
+    Programming,
+    engine_packages,
+    identity_of_network,
+    open_network,
+)
+from experiments.chips.protocol import Programmable
+from experiments.runs.files import require_writable
+from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job
-from experiments.runs.networks import load_twin
 from experiments.runs.samples import calibration_images, calibration_samples
 from experiments.settings.flags import Experiment
 from experiments.studies.opening import Images, open_images
@@ -24,26 +30,19 @@ from experiments.system.devices import require_device
 from experiments.system.environment import package_versions
 from jaxcurv.data import Normalised
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    import bridge
-
 
 @dataclass(frozen=True)
 class Exported:
-    """What chips are programmed from and tried on."""
+    """What chips are programmed with and tried on."""
 
-    network: nn.Module
-    """The digital model, in evaluation mode."""
-    profile: bridge.Profile
+    network: Programmable
+    """The digital model."""
+    profile: Profile
     """The chips' profile, as the settings of the simulation make it."""
     test: Normalised
     """Samples of the test fold."""
     validation: Callable[[int | None], Normalised]
     """Reads at most so many samples of the validation fold, None for all: to choose settings on."""
-    calibration: NDArray[np.float32] | None
-    """Training images that set the ADC ranges, where these are calibrated."""
     origin: dict[str, Any]
     """What decides the results besides the profile and the chips' seeds, as JSON holds it."""
     made_with: dict[str, Any]
@@ -52,30 +51,32 @@ class Exported:
 
 @dataclass(frozen=True)
 class Network:
-    """A run's exported network and what its images are."""
+    """A run's network and what its images are."""
 
-    digital: nn.Module
-    """The network, in evaluation mode."""
+    programming: Programming
     description: dict[str, Any]
-    """What the header of `weights.safetensors` says of the network."""
+    """What the run says of the network."""
     images: Images
+    identity: Any
+    """What tells it from any other, as JSON holds it."""
 
 
-def open_network(experiment: Experiment, folder: Path, data_dir: Path | None) -> Network:
-    """Reads a run's exported network and opens its data set.
+def read_network(experiment: Experiment, folder: Path, data_dir: Path | None) -> Network:
+    """Reads a run's network and opens its data set.
 
     Raises:
-      FileNotFoundError: nothing was exported, or there is no such data set.
+      FileNotFoundError: the network is not there, or there is no such data set.
       ValueError: the data set is not the one that the network was trained on.
     """
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
+    stage, file = ("train", "model.json") if in_jax(experiment) else ("export", EXPORTED)
+    if not (folder / file).exists():
         raise FileNotFoundError(
-            f"no {weights.name} in {folder}: run export first, or give the run's folder with --out"
+            f"no {file} in {folder}: run {stage} first, or give the run's folder with --out"
         )
     job = Job(experiment, folder, data_dir)
-    network, description = load_twin(job)
-    return Network(network, description, open_images(job, description))
+    description, programming = open_network(job)
+    images = open_images(job, description)
+    return Network(programming, description, images, identity_of_network(job, description))
 
 
 def open_exported(
@@ -87,7 +88,7 @@ def open_exported(
     profile: str,
     limit: int | None,
 ) -> Exported:
-    """Reads a run's exported network and the images for it.
+    """Reads a run's network and the images for it.
 
     Args:
       experiment: settings of the run: how the data are divided, what the devices are like.
@@ -101,9 +102,9 @@ def open_exported(
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     settings = experiment.simulate
-    versions = package_versions(("torch", "aihwkit", "safetensors", "scipy", "matplotlib"))
+    versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
     require_device(settings.device)
-    network = open_network(experiment, folder, data_dir)
+    network = read_network(experiment, folder, data_dir)
     require_writable(out)
     images = network.images
 
@@ -115,18 +116,21 @@ def open_exported(
         held = calibration_samples(images.dataset, experiment)
         calibration = calibration_images(held, images.normalisation, experiment)
     test = images.some("test", limit)
+    programmable = network.programming(images.dataset, calibration)
+    origin = {
+        "data": experiment.data.deciding,
+        "model": described,
+        "weights_sha256": network.identity,
+        "samples": len(test),
+        "calibration": settings.adc_calibration if calibrated else None,
+    }
+    if in_jax(experiment):  # other results keep their names
+        origin["engine"] = settings.engine
     return Exported(
-        network.digital,
+        programmable,
         chosen,
         test,
         partial(images.some, "validation"),
-        calibration,
-        {
-            "data": experiment.data.deciding,
-            "model": described,
-            "weights_sha256": sha256(folder / "weights.safetensors"),
-            "samples": len(test),
-            "calibration": settings.adc_calibration if calibrated else None,
-        },
-        {"device": settings.device, "versions": versions},
+        origin,
+        {"device": programmable.device, "versions": versions},
     )

@@ -62,31 +62,18 @@ def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path)
     Leaves layers.csv and layers.parquet (a row a layer), drawn as layers.png and layers.svg, and
     settings.json.
     """
-    import bridge
-    from bridge.chips.tiles import named_layers
-
     count = min(settings.images, len(exported.test))
     samples = exported.test.__getitems__(range(count))
-    chip = bridge.program(
-        exported.network,
-        exported.profile,
-        seed=experiment.seed,
-        calibration=exported.calibration,
-    )
-    passes = 1 + settings.chips * (len(named_layers(chip.analog)) + 1)
+    images = np.stack([sample["image"] for sample in samples])
+    passes = 1 + settings.chips * (len(exported.network.layers) + 1)
     with progress(count + passes * len(exported.test), "layers"):
-        report = bridge.chips.layer_report(
-            chip, exported.network, np.stack([sample["image"] for sample in samples])
-        )
-        failures = bridge.chips.layer_failures(
-            exported.network,
+        report = exported.network.layer_report(exported.profile, experiment.seed, images)
+        failures = exported.network.layer_failures(
             exported.profile,
             exported.test,
             seed=experiment.seed,
             chips=settings.chips,
-            calibration=exported.calibration,
             batch_size=experiment.simulate.batch_size,
-            device=experiment.simulate.device,
         )
     # In the order in which the layers run; the row of all of them, which only failures has, last.
     table = pd.concat([one.set_index("layer") for one in (report, failures)], axis=1).reset_index()

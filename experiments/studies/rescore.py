@@ -37,7 +37,7 @@ from bridge.report.folds import Fold
 from bridge.report.tables import outcomes
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
-from experiments.runs.frameworks import framework_of
+from experiments.runs.frameworks import has_chips
 from experiments.runs.job import Job
 from experiments.runs.networks import load_model
 from experiments.runs.records import read_record
@@ -171,7 +171,7 @@ def open_finished(
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     versions = package_versions(("jax", "flax", "matplotlib"))
-    chips = framework_of(experiment, folder) != "jax"
+    chips = has_chips(experiment, folder)
     needed = {"model.json": "train"} | ({"predictions.parquet": "simulate"} if chips else {})
     for name, stage in needed.items():
         if not (folder / name).exists():
