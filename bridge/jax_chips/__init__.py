@@ -8,7 +8,8 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
 - `ranges`: those of the converters.
 - `carried`: a chip of `bridge.program` as one of these.
-- `prediction`: a chip over a data set.
+- `prediction`: a chip over a data set; `groups`: many chips, several at once.
+- `output_noise`: what converters add to a margin; `layer_tables`: a chip layer by layer.
 - `chips`: the public face; `files`: programmed chips on disk.
 """
 

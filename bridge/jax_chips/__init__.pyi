@@ -5,6 +5,7 @@ from .chips import analog as analog
 from .devices import Device as Device
 from .files import load_programmed as load_programmed
 from .files import save_programmed as save_programmed
+from .groups import predict_chips as predict_chips
 from .layer_tables import layer_failures as layer_failures
 from .layer_tables import layer_report as layer_report
 from .output_noise import output_noise as output_noise

@@ -154,7 +154,7 @@ class Chip:
         self._require_params(*jax.tree.flatten(weights.params))
         numbers = jnp.arange(len(images), dtype=jnp.uint32)
         if indices is not None:
-            numbers = _numbers(indices)
+            numbers = sample_numbers(indices)
         if numbers.shape != (len(images),):
             raise ValueError(f"indices must be one for each of {len(images)} images")
         return self._apply(weights, images, numbers)
@@ -207,8 +207,22 @@ class Chip:
         return fingerprint(self._program)
 
     @cached_property
-    def _apply(self) -> Callable[..., Array]:
+    def _apply(self) -> jax.stages.Wrapped:
         return jax.jit(self._logits)
+
+    @cached_property
+    def _program_many(self) -> Callable[[Params, Array], Programmed]:
+        """`program` for keys `[chips]`."""
+        return jax.jit(jax.vmap(self.program, (None, 0)))
+
+    @cached_property
+    def _apply_many(self) -> Callable[[Programmed, Array, Array], Array]:
+        """`apply` of stacked chips, `[chips, batch, classes]`."""
+
+        def of_chip(weights: Programmed, images: Array, indices: Array) -> Array:
+            return self.apply(weights, images, indices=indices)
+
+        return jax.jit(jax.vmap(of_chip, (0, None, None)))
 
     def _logits(
         self, weights: Programmed, images: Array, indices: Array, chosen: Array | None = None
@@ -394,7 +408,7 @@ def logits_of_two(chip: Chip, params: Params) -> Float[Array, "samples classes"]
     return chip._logits_fn(params, jnp.asarray(samples))
 
 
-def _numbers(indices: Any) -> Int[Array, " batch"]:
+def sample_numbers(indices: Any) -> Int[Array, " batch"]:
     """Indices as numbers of 32 bits.
 
     Raises:

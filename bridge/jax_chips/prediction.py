@@ -1,12 +1,13 @@
 """A programmed chip over a data set: one row a sample."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import Array
 
 from bridge.checks import require_count
 from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, rows_of
@@ -15,7 +16,7 @@ from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batches
 from jaxcurv.data.sources import Source, check_unique, path_column
 from jaxcurv.frames import frame_of
-from jaxcurv.progress import progress
+from jaxcurv.progress import Progress, progress
 
 
 def predict(
@@ -45,40 +46,69 @@ def predict(
         an index that occurs twice, or logits that are not finite.
     """
     batch_size = require_count("batch_size", batch_size)
+    given = samples_of(source, keys)
+    with progress(len(given), description) as shown:
+        apply = partial(chip.apply, weights)
+        (table,) = tables_of(chip, apply, given, batch_size, [description], keep, shown)
+    return table
+
+
+def samples_of(source: SourceLike, keys: Keys | None) -> Source:
+    """The samples of a source.
+
+    Raises:
+      ValueError: there are none, or `jaxcurv.data.as_source` refuses it.
+    """
     given = as_source(source, keys=keys)
     if not len(given):
         raise ValueError("nothing to predict: the source has no samples")
-    with progress(len(given), description) as shown:
+    return given
 
-        def rows() -> Iterator[pa.RecordBatch]:
-            start, seen = 0, list[np.ndarray]()
-            for batch, logits in _run(chip, weights, given, batch_size):
-                labels, indices = (list(map(int, one)) for one in (batch.labels, batch.indices))
-                named = path_column(given, slice(start, start := start + len(labels)))
-                yield rows_of(np.asarray(logits), labels, indices, named, description, keep)
-                seen.append(np.array(indices))
-                shown.update(len(labels))
-            check_unique(np.concatenate(seen))
 
-        return frame_of(pa.concat_tables(gathered(rows())))
+def tables_of(
+    chip: Chip,
+    apply: Callable[..., Array],
+    source: Source,
+    batch_size: int,
+    descriptions: Sequence[str],
+    keep: Keep | None,
+    shown: Progress,
+) -> list[pd.DataFrame]:
+    """The table of each chip of a group.
+
+    Args:
+      apply: gives logits `[batch, class]`, or of several chips `[chip, batch, class]`.
+      descriptions: a few words for each chip.
+    """
+    start, seen = 0, list[np.ndarray]()
+    rows: list[list[pa.RecordBatch]] = [[] for _ in descriptions]
+    for batch, found in _run(chip, apply, source, batch_size):
+        labels, indices = (list(map(int, one)) for one in (batch.labels, batch.indices))
+        named = path_column(source, slice(start, start := start + len(labels)))
+        logits = np.asarray(found).reshape(-1, *found.shape[-2:])[:, : len(labels)]
+        for own, of_chip, what in zip(rows, logits, descriptions, strict=False):
+            own.append(rows_of(of_chip, labels, indices, named, what, keep))
+        seen.append(np.array(indices))
+        shown.update(len(labels) * len(descriptions))
+    check_unique(np.concatenate(seen))
+    return [frame_of(pa.concat_tables(gathered(own))) for own in rows]
 
 
 def _run(
-    chip: Chip, weights: Programmed, source: Source, batch_size: int
-) -> Iterator[tuple[Batch, jax.Array]]:
+    chip: Chip, apply: Callable[..., Array], source: Source, batch_size: int
+) -> Iterator[tuple[Batch, Array]]:
     """Each batch with its logits; the next one is under way when they are fetched."""
-    waiting: tuple[Batch, jax.Array] | None = None
+    waiting: tuple[Batch, Array] | None = None
     for batch, images in batches_of(chip, source, batch_size):
-        indices = np.resize(batch.indices, batch_size)
-        found = chip.apply(weights, images, indices=indices)
+        found = apply(images, indices=np.resize(batch.indices, batch_size))
         if waiting is not None:
             yield waiting
-        waiting = batch, found[: len(batch.labels)]
+        waiting = batch, found
     if waiting is not None:
         yield waiting
 
 
-def batches_of(chip: Chip, source: Source, batch_size: int) -> Iterator[tuple[Batch, jax.Array]]:
+def batches_of(chip: Chip, source: Source, batch_size: int) -> Iterator[tuple[Batch, Array]]:
     """Each batch, and its images with the first ones again where it is not full."""
     for batch in read_batches(source, batch_size, pixels=np.float32):
         if chip.largest_pixel is not None:

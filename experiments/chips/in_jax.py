@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from bridge.chips.profiles import PROFILES, Profile
+from bridge.chips.profiles import FULL_PROFILE, PROFILES, Profile
 from bridge.jax_chips import (
     Chip,
     Programmed,
@@ -21,9 +21,11 @@ from bridge.jax_chips import (
     layer_report,
     output_noise,
     predict,
+    predict_chips,
     weight_moments,
 )
 from bridge.jax_chips.chips import paths
+from bridge.jax_chips.groups import fitting
 from jaxcurv.data import Source
 
 
@@ -85,6 +87,30 @@ class JaxNetwork:
 
     def program(self, profile: Profile, seed: int) -> JaxChip:
         return JaxChip(self._chip(profile), jax.random.key(seed))
+
+    def at_once(self, batch_size: int) -> int:
+        return fitting(self._chip(PROFILES[FULL_PROFILE]), batch_size)
+
+    def predict_chips(
+        self,
+        profile: Profile,
+        seeds: Sequence[int],
+        source: Source,
+        description: str,
+        **options: Any,
+    ) -> list[pd.DataFrame]:
+        if not seeds:
+            return []
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        table = predict_chips(
+            self._chip(profile),
+            keys,
+            source,
+            at_once=len(seeds),
+            description=f"chips from {seeds[0]}: {description}",
+            **options,
+        )
+        return [one.drop(columns="chip").reset_index(drop=True) for _, one in table.groupby("chip")]
 
     def weight_moments(self, profile: Profile, chips: int, seed: int) -> dict[str, np.ndarray]:
         moments = weight_moments(self._chip(profile))

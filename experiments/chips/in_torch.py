@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -70,6 +71,22 @@ class TorchNetwork:
             self.module, profile, seed=seed, calibration=self.calibration, engine=self.engine
         )
         return TorchChip(chip, self.device)
+
+    def at_once(self, batch_size: int) -> int:
+        return 1
+
+    def predict_chips(
+        self,
+        profile: bridge.Profile,
+        seeds: Sequence[int],
+        source: Source,
+        description: str,
+        **options: Any,
+    ) -> list[pd.DataFrame]:
+        return [
+            self.program(profile, seed).predict(source, f"chip {seed}: {description}", **options)
+            for seed in seeds
+        ]
 
     def weight_moments(
         self, profile: bridge.Profile, chips: int, seed: int

@@ -45,6 +45,19 @@ class Programmable(Protocol):
     def program(self, profile: Profile, seed: int) -> Chip:
         """The chip of a seed."""
 
+    def at_once(self, batch_size: int) -> int:
+        """How many chips are best predicted together."""
+
+    def predict_chips(
+        self,
+        profile: Profile,
+        seeds: Sequence[int],
+        source: Source,
+        description: str,
+        **options: Any,
+    ) -> list[pd.DataFrame]:
+        """The table of each chip; options as for `Chip.predict`."""
+
     def weight_moments(self, profile: Profile, chips: int, seed: int) -> dict[str, np.ndarray]:
         """Moments of a profile's weights as JAX has them, as `mean/WEIGHT` and `variance/WEIGHT`;
         `chips` of seeds from `seed` on are sampled where that is how they are found."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,45 +51,67 @@ def simulate(job: Job) -> Outcome:
     if is_of_factory(description):
         outputs.append(write_csv(table, network.coverage(examples(dataset, description))))
 
-    def run_chip(profile: Profile, seed: int) -> list[pd.DataFrame]:
-        """The table of the chip's converters, and its predictions."""
-        chip = network.program(profile, seed)
-        outcomes = []
+    def run_chips(profile: Profile, seeds: Sequence[int]) -> dict[int, list[pd.DataFrame]]:
+        """For each chip the table of its converters, and its predictions."""
+        outcomes: list[list[pd.DataFrame]] = [[] for _ in seeds]
         for fold, samples in folds.items():
-            table = chip.predict(
+            tables = network.predict_chips(
+                profile,
+                seeds,
                 data.Normalised(samples, normalisation),
-                f"chip {seed}: {profile.name}, {fold}",
+                f"{profile.name}, {fold}",
                 batch_size=settings.batch_size,
                 keep=logit_scores,
             )
-            predicted = table.drop(columns=["path", "label"], errors="ignore")
-            predicted.insert(0, "fold", fold)
-            outcomes.append(predicted)
-        tables = [chip.converters(unseen), pd.concat(outcomes, ignore_index=True)]
-        for table in tables:
-            table.insert(0, "profile", profile.name)
-            table.insert(1, "chip", seed)
-        return tables
+            for of_chip, table in zip(outcomes, tables, strict=True):
+                predicted = table.drop(columns=["path", "label"], errors="ignore")
+                predicted.insert(0, "fold", fold)
+                of_chip.append(predicted)
+        found = {}
+        for seed, of_chip in zip(seeds, outcomes, strict=True):
+            converters = network.program(profile, seed).converters(unseen)
+            found[seed] = [converters, pd.concat(of_chip, ignore_index=True)]
+            for table in found[seed]:
+                table.insert(0, "profile", profile.name)
+                table.insert(1, "chip", seed)
+        return found
 
     profiles = settings.chosen_profiles
     places = {name: _place(job, description, profile) for name, profile in profiles.items()}
-    predictions = []
-    converters = []
     images = sum(map(len, folds.values()))
     expect(settings.chips * len(profiles) * images)
-    for seed in range(job.experiment.seed, job.experiment.seed + settings.chips):
+    every_seed = range(job.experiment.seed, job.experiment.seed + settings.chips)
+    ranges: dict[tuple[int, str], pd.DataFrame] = {}
+    for seeds in _grouped(every_seed, network.at_once(settings.batch_size)):
         for name, profile in profiles.items():
-            paths = [places[name] / f"{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
-            with progress(images, f"chip {seed}: {name}"):
-                ranges, _ = tables_at(paths, partial(run_chip, profile, seed))
-            predictions.append(paths[1])
-            if profile.adc:
-                converters.append(ranges)
+            place = places[name]
+            missing = [one for one in seeds if not all(map(Path.exists, _files(place, one)))]
+            made = cache(partial(run_chips, profile, tuple(missing)))
+            with progress(images * len(seeds), f"{_named(seeds)}: {name}"):
+                for seed in seeds:
+                    files = _files(place, seed)
+                    ranges[seed, name], _ = tables_at(files, lambda: made()[seed])  # noqa: B023
+    order = [(seed, name) for seed in every_seed for name in profiles]
+    predictions = [_files(places[name], seed)[1] for seed, name in order]
+    converters = [ranges[seed, name] for seed, name in order if profiles[name].adc]
     outputs += [
         join_parquet(job.folder / "predictions.parquet", predictions),
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
     return Outcome(outputs, network.device)
+
+
+def _grouped(seeds: range, size: int) -> list[range]:
+    return [seeds[first : first + size] for first in range(0, len(seeds), size)]
+
+
+def _named(seeds: range) -> str:
+    return f"chip {seeds[0]}" if len(seeds) == 1 else f"chips {seeds[0]} to {seeds[-1]}"
+
+
+def _files(place: Path, seed: int) -> list[Path]:
+    """The files of a finished chip in its profile's folder: its converters, its predictions."""
+    return [place / f"{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
 
 
 def _place(job: Job, description: dict[str, Any], profile: Profile) -> Path:
