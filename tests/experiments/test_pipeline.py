@@ -27,8 +27,9 @@ from experiments.paper import fit, reproduce
 from experiments.pipeline import runner
 from experiments.pipeline.registry import STAGES
 from experiments.runs import job
-from experiments.runs.descriptions import read_normalisation
+from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import sha256
+from experiments.runs.job import Job
 from experiments.runs.networks import build_flax, require_classes
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
@@ -304,11 +305,12 @@ def add_drift_figure(run: Path, **device: float) -> None:
 
 
 def test_a_drift_figure_of_other_chips_is_not_the_run_s(run_copy: Path) -> None:
-    assert not is_of_run(run_copy, Experiment())
+    run = Job(Experiment(), run_copy, None), read_description(run_copy)
+    assert not is_of_run(*run)
     add_drift_figure(run_copy)
-    assert is_of_run(run_copy, Experiment())
+    assert is_of_run(*run)
     add_drift_figure(run_copy, programming_noise=5.0)
-    assert not is_of_run(run_copy, Experiment())
+    assert not is_of_run(*run)
 
 
 def test_changed_setting_reruns_what_depends_on_it(finished_run: Path, run_copy: Path) -> None:

@@ -37,7 +37,7 @@ from experiments.runs.own_network import load_own
 from experiments.runs.records import read_record
 from experiments.settings.flags import Experiment, Model
 from experiments.studies import rescore
-from experiments.studies.exported import open_network
+from experiments.studies.exported import read_network
 from experiments.user.predictions import _table
 from jaxcurv.data import cifar, load
 from jaxcurv.data.datasets import open_folder
@@ -323,7 +323,7 @@ def test_a_width_of_a_header_takes_no_memory(tmp_path: Path) -> None:
     for width in (3, 10**9):
         bridge.weights.save_weights(path, state_dict, header | {"width": width})
         with little_memory(), pytest.raises(ValueError, match=message):
-            open_network(Experiment(), tmp_path, None)
+            read_network(Experiment(), tmp_path, None)
 
 
 def test_a_width_in_model_json_takes_no_memory(

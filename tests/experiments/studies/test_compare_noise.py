@@ -16,6 +16,7 @@ from bridge.analysis.overlap import COLUMNS, SystematicShare, failure_overlap, s
 from bridge.chips.profiles import from_json
 from bridge.report.figures.overlap import draw
 from bridge.report.tables.profile_overlap import profile_overlap
+from experiments.chips.in_torch import TorchNetwork
 from experiments.settings.presets import PRESETS
 from experiments.studies import compare_noise
 from experiments.studies.compare_noise import (
@@ -52,7 +53,7 @@ def exported(folder: Path) -> Exported:
     opened = open_exported(
         EXPERIMENT, folder, folder, None, profile=SETTINGS.profile, limit=SETTINGS.limit
     )
-    return replace(opened, network=digits_network())
+    return replace(opened, network=TorchNetwork(digits_network(), "fast", "cpu", None, None))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_validation_images_are_those_held_out(exported: Exported) -> None:
 
 def test_failures_are_those_of_the_chips(exported: Exported, out: Path) -> None:
     failures = pd.read_parquet(out / "failures.parquet")
-    table = bridge.predict(exported.network, exported.test)
+    table = bridge.predict(exported.network.module, exported.test)
     correct = table["correct"].to_numpy()
     assert correct.sum() > 10
     settings = json.loads((out / "settings.json").read_text())
@@ -178,7 +179,7 @@ def test_failures_are_those_of_the_chips(exported: Exported, out: Path) -> None:
     for name in NAMES:
         noise = settings["noises"][name]
         for seed in noise["seeds"]:
-            chip = bridge.program(exported.network, from_json(noise["profile"]), seed=seed)
+            chip = bridge.program(exported.network.module, from_json(noise["profile"]), seed=seed)
             analog = bridge.predict(chip, exported.test)["correct"].to_numpy()
             rows = failures[(failures["name"] == name) & (failures["chip"] == seed)]
             assert rows["index"].tolist() == table["index"][correct].tolist()
@@ -195,7 +196,9 @@ def test_factors_come_from_validation_images(exported: Exported, out: Path) -> N
     assert (settings["tune_samples"], settings["samples"]) == (100, 200)
     for name in NAMES:
         noise = settings["noises"][name]
-        chip = bridge.program(exported.network, from_json(noise["profile"]), seed=noise["seeds"][0])
+        chip = bridge.program(
+            exported.network.module, from_json(noise["profile"]), seed=noise["seeds"][0]
+        )
         accuracy = bridge.predict(chip, tuning)["correct"].to_numpy().mean()
         assert noise["accuracy"] == pytest.approx(accuracy)
     assert settings["noises"]["pcm"]["factor"] == 1.0
@@ -210,7 +213,7 @@ def test_tables_are_those_of_the_failures(exported: Exported, out: Path) -> None
         for name, rows in failures.groupby("name", sort=False)
     }
     assert list(of_name) == NAMES
-    table = bridge.predict(exported.network, exported.test)
+    table = bridge.predict(exported.network.module, exported.test)
     logits = np.sort(np.stack(table["logits"][table["correct"]]), axis=1)
     expected = failure_overlap(of_name, logits[:, -1] - logits[:, -2], bins=5, resamples=20)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "overlap.parquet"), expected)

@@ -15,6 +15,7 @@ import torch
 
 import bridge
 from bridge.chips.tiles import named_tiles
+from experiments.chips.in_torch import TorchNetwork
 from experiments.cli import commands
 from experiments.settings.presets import PRESETS
 from experiments.studies import drift
@@ -31,7 +32,8 @@ DIGITS = PRESETS["digits"].experiment
 @pytest.fixture(scope="module", autouse=True)
 def small_network() -> Iterator[None]:
     """The command reads an exported network, and works on a small one in its place."""
-    network, read = digits_network(), exported_run.open_exported
+    network = TorchNetwork(digits_network(), "fast", "cpu", None, None)
+    read = exported_run.open_exported
 
     def opened(*arguments: Any, **options: Any) -> Exported:
         return replace(read(*arguments, **options), network=network)
@@ -132,7 +134,7 @@ def test_compensations_have_the_same_chip(exported: Exported) -> None:
     tiles = []
     for compensation in (None, "global", "per_column"):
         memory = replace(profile.memory, compensation=compensation)
-        chip = bridge.program(exported.network, replace(profile, memory=memory), seed=3)
+        chip = bridge.program(exported.network.module, replace(profile, memory=memory), seed=3)
         tiles.append(named_tiles(chip.at(3600.0).analog))
     for name, tile in tiles[0].items():
         for other in tiles[1:]:
@@ -149,10 +151,10 @@ def test_rows_are_those_of_the_chips(folder: Path, exported: Exported) -> None:
         for compensation in ("none", "global")
         for time in (0.0, 3600.0)
     ]
-    digital = bridge.predict(exported.network, exported.test)["correct"].to_numpy()
+    digital = bridge.predict(exported.network.module, exported.test)["correct"].to_numpy()
     assert digital.sum() > 10
     memory = bridge.chips.PCM(t_inference=3600.0, compensation="global")
-    chip = bridge.program(exported.network, bridge.Profile(memory=memory), seed=1)
+    chip = bridge.program(exported.network.module, bridge.Profile(memory=memory), seed=1)
     analog = bridge.predict(chip, exported.test)["correct"].to_numpy()
     row = rows.set_index(keys).loc[("global", 1, 3600.0)]
     assert row["samples"] == 30
