@@ -118,9 +118,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 WITHOUT_TORCH = """
 import sys
 
+hidden = sys.argv.pop(1).split(",")
+
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "aihwkit", "safetensors"):
+        if name in hidden:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
@@ -132,10 +134,12 @@ with stages_in_this_process():
 """
 
 
-def without_torch(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def without_torch(
+    place: Path, *arguments: str, hidden: str = "torch,aihwkit,safetensors"
+) -> subprocess.CompletedProcess[str]:
     path = f"import sys; sys.path[:0] = [{str(ROOT)!r}]"
     return subprocess.run(
-        [sys.executable, "-c", f"{path}\n{WITHOUT_TORCH}", *arguments],
+        [sys.executable, "-c", f"{path}\n{WITHOUT_TORCH}", hidden, *arguments],
         cwd=place,
         capture_output=True,
         text=True,
@@ -162,6 +166,7 @@ def test_what_is_missing_is_said_before_the_scores(own: Run) -> None:
     assert "left out: export, moments, flips, simulate; in the report Table I, failure" in said
     assert "overlap, drift, what is on the chip, the most vulnerable samples; for what" in said
     assert "own_jax:pair returns is computed in JAX and has no" in said
+    assert "for chips in JAX, of the same kind, give --simulate.engine jax; for AIHWKit's" in said
     assert "bridge.to_torch(model, into=module" in said
     assert said.index("left out:") < said.index("score")
     assert said.count("left out:") == 1
