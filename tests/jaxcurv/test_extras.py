@@ -202,3 +202,10 @@ def write_tree(root: Path) -> None:
             (root / split / name).mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (6, 4)).save(root / split / name / f"{number}.png")
+
+
+def test_chips_in_jax_draw_in_all_that_a_run_needs_but_pytorch() -> None:
+    there = drawn_in("experiments-in-jax")
+    assert not {"torch", "aihwkit"} & there
+    assert {"safetensors", "sklearn", "matplotlib", "jinja2", "rich", "scipy", "optax"} <= there
+    assert {"torch", "aihwkit"} | there <= drawn_in("experiments")
