@@ -23,6 +23,9 @@ _CALLS = {
 }
 """Operations that call one program on their own operands, and which of their settings it is."""
 
+_PLAIN_CALLS = frozenset(("jit", "pjit", "closed_call"))
+"""Those that mean nothing but their program."""
+
 _LAYOUT = frozenset(("reshape", "transpose", "squeeze", "slice", "rev", "copy"))
 _PASSING = frozenset(("optimization_barrier", "sharding_constraint", "stop_gradient"))
 """Operations that give each operand as it is."""
@@ -50,13 +53,13 @@ class Origin:
       leaves: parameters that it depends on, by position.
       images: whether it depends on the images.
       weight: what it is of a parameter, where layout operations alone made it.
-      gathered: parameters of which the images choose a part, by position.
+      picked: parameters of which the images choose or scale the parts, by position.
     """
 
     leaves: frozenset[int] = frozenset()
     images: bool = False
     weight: Weight | None = None
-    gathered: frozenset[int] = frozenset()
+    picked: frozenset[int] = frozenset()
 
 
 class Traced(NamedTuple):
@@ -76,7 +79,7 @@ class Product(NamedTuple):
       leaves: parameters that it depends on.
       operands: shapes and dtypes of both.
       images: whether an operand depends on the images.
-      gathered: parameters of which the images have chosen a part for an operand.
+      picked: parameters of which the images have chosen or scaled the parts for an operand.
     """
 
     equation: JaxprEqn
@@ -85,7 +88,7 @@ class Product(NamedTuple):
     leaves: frozenset[int]
     operands: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
     images: bool
-    gathered: frozenset[int]
+    picked: frozenset[int]
 
 
 OnProduct = Callable[[Product, Any, Any], Any]
@@ -147,7 +150,10 @@ def _evaluate(
     name = equation.primitive.name
     if name in _PRODUCTS:
         return [_product(equation, operands, on_product)]
-    if any(one.origin.leaves or one.origin.images for one in operands) and has_products(equation):
+    known = any(one.origin.leaves or one.origin.images for one in operands)
+    if name in _PLAIN_CALLS and known:
+        return _closed(equation.params[_CALLS[name]], operands, on_product)
+    if known and has_products(equation):
         if name in _CALLS:
             return _closed(equation.params[_CALLS[name]], operands, on_product)
         if name in _INSIDE:
@@ -161,13 +167,7 @@ def _evaluate(
 
 def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
     values = _compute(equation, [one.value for one in operands])
-    origin = _of_all(operands)
-    if equation.primitive.name in ("gather", "dynamic_slice"):
-        source, *places = (one.origin for one in operands)
-        if source.leaves and not source.images and any(one.images for one in places):
-            origin = replace(origin, gathered=origin.gathered | source.leaves)
-    elif origin.gathered and equation.primitive.name not in _MOVING:
-        origin = replace(origin, gathered=frozenset())
+    origin = replace(_of_all(operands), picked=_picked(equation, operands))
     weights = _layouts(equation, operands)
     return [
         Traced(value, origin if weight is None else Origin(origin.leaves, weight=weight))
@@ -176,14 +176,34 @@ def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
 
 
 _MOVING = _LAYOUT | _PASSING | {"broadcast_in_dim", "convert_element_type", "select_n"}
-"""Operations behind which what images have chosen of a parameter is that still."""
+_SCALING = frozenset(("mul", "div"))
+
+
+def _picked(equation: JaxprEqn, operands: Sequence[Traced]) -> frozenset[int]:
+    """The parameters of which the images choose or scale the parts, in an operation's results."""
+    name, origins = equation.primitive.name, [one.origin for one in operands]
+    found = frozenset[int]()
+    if name in _MOVING | _SCALING:
+        found = found.union(*(one.picked for one in origins))
+    if name in ("gather", "dynamic_slice"):
+        source, *places = origins
+        if not source.images and any(one.images for one in places):
+            found |= source.leaves
+    if name in ("select_n", "cond") and origins[0].images:
+        found = found.union(*(one.leaves for one in origins[1:] if not one.images))
+    if name in _SCALING and any(one.images for one in origins):
+        for one, variable in zip(origins, equation.invars, strict=True):
+            # What has one axis is the scale of a normalisation or the like.
+            if one.weight is not None and sum(size > 1 for size in shape_of(variable).shape) > 1:
+                found |= {one.weight.leaf}
+    return found
 
 
 def _of_all(operands: Sequence[Traced]) -> Origin:
     """What a value is made of that is made of all of these."""
     leaves = frozenset[int]().union(*(one.origin.leaves for one in operands))
-    gathered = frozenset[int]().union(*(one.origin.gathered for one in operands))
-    return Origin(leaves, any(one.origin.images for one in operands), gathered=gathered)
+    picked = frozenset[int]().union(*(one.origin.picked for one in operands))
+    return Origin(leaves, any(one.origin.images for one in operands), picked=picked)
 
 
 def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | None]:
@@ -191,6 +211,9 @@ def _layouts(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Weight | No
     name, count = equation.primitive.name, len(equation.outvars)
     if name in _PASSING and len(operands) == count:
         return [one.origin.weight for one in operands]
+    if name == "select_n":  # vmapped branches choose between a weight and itself
+        first, *others = (one.origin.weight for one in operands[1:])
+        return [first if all(one == first for one in others) else None]
     if len(operands) != 1 or operands[0].origin.weight is None:
         return [None] * count
     weight, given = operands[0].origin.weight, shape_of(equation.invars[0])
@@ -249,13 +272,13 @@ def _product(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProdu
         leaves,
         (first, second),
         origin.images,
-        origin.gathered,
+        origin.picked,
     )
     here = 1 if position is None else position
     found = on_product(met, operands[1 - here].value, operands[here].value)
     if found is None:
         return _as_it_is(equation, operands)[0]
-    return Traced(found, replace(origin, gathered=frozenset()))
+    return Traced(found, replace(origin, picked=frozenset()))
 
 
 def _scan(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> list[Traced]:
@@ -295,6 +318,9 @@ def _branches(
     found = []
     for of_branches in zip(*results, strict=True):
         origin = _of_all([*of_branches, chosen])
+        if chosen.origin.images:
+            fixed = (one.origin.leaves for one in of_branches if not one.origin.images)
+            origin = replace(origin, picked=origin.picked.union(*fixed))
         values = [one.value for one in of_branches]
         found.append(Traced(_select(chosen.value, values), origin))
     return found

@@ -121,7 +121,8 @@ class _Finder:
     def meet(self, product: jaxprs.Product, x: Any, weight: Any) -> None:
         number, operation, reason = self._layer(product)
         self.products.append(Met(number, operation if number is not None else None))
-        weights = ", ".join(self.names[i] for i in sorted(product.leaves | product.gathered))
+        leaves = product.picked if product.position is None else product.leaves
+        weights = ", ".join(self.names[i] for i in sorted(leaves))
         layer = self.layers[number].name if number is not None else weights
         self.rows.append(
             {
@@ -135,10 +136,9 @@ class _Finder:
         )
 
     def _layer(self, product: jaxprs.Product) -> tuple[int | None, Operation | None, str]:
-        if product.gathered:
-            return None, None, "weights that the images choose"
         if product.position is None:
-            return None, None, "two activations"
+            picked = "weights that the images choose or scale"
+            return None, None, picked if product.picked else "two activations"
         if not product.images:
             return None, None, "parameters alone"
         if not product.leaves:

@@ -66,6 +66,8 @@ def packed(params: Any, x: Any) -> Any:
     return jnp.einsum("bts,bsi->bi", jax.nn.softmax(jnp.einsum("bti,bsi->bts", q, k)), v)
 
 
+PICKED = "weights that the images choose or scale"
+
 FUNCTIONS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     # A function, its parameters, and what is on tiles with the reason why all else is not.
     "matmul": (lambda p, x: x @ p["W"] @ p["V"], {"W": W, "V": V}, {"W": "", "V": ""}),
@@ -116,7 +118,49 @@ FUNCTIONS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "gathered": (
         lambda p, x: jnp.einsum("bi,bio->bo", x, p["E"][(x @ p["V"]).argmax(-1)]),
         {"E": weight(3, 6, 4), "V": V},
-        {"V": "", "E": "weights that the images choose"},
+        {"V": "", "E": PICKED},
+    ),
+    "chosen_by_where": (
+        lambda p, x: jax.vmap(lambda x: x @ jnp.where(x[0] > 0, p["E"][0], p["E"][1]))(x @ p["W"]),
+        {"E": weight(2, 6, 4), "W": W},
+        {"E": PICKED, "W": ""},
+    ),
+    "chosen_by_switch": (
+        lambda p, x: jax.vmap(
+            lambda x: jax.lax.switch((x > 0).sum() % 3, [lambda e=e: x @ e for e in p["E"]])
+        )(x @ p["W"]),
+        {"E": weight(3, 6, 4), "W": W},
+        {"E, W": "a weight of its own for each row", "W": ""},
+    ),
+    "chosen_by_cond": (
+        lambda p, x: jax.lax.map(
+            lambda x: x @ jax.lax.cond(x[0] > 0, lambda: p["E"][0], lambda: p["E"][1]),
+            x @ p["W"],
+        ),
+        {"E": weight(2, 6, 4), "W": W},
+        {"E": PICKED, "W": ""},
+    ),
+    "sliced_at_a_place": (
+        lambda p, x: jax.vmap(
+            lambda x: x @ jax.lax.dynamic_index_in_dim(p["E"], (x > 0).sum() % 3, keepdims=False)
+        )(x @ p["W"]),
+        {"E": weight(3, 6, 4), "W": W},
+        {"E": PICKED, "W": ""},
+    ),
+    "modulated": (
+        lambda p, x: jnp.einsum("bi,bio->bo", x @ p["W"], p["V"] * jax.nn.sigmoid(x)[:, :, None]),
+        {"V": V, "W": W},
+        {"V": PICKED, "W": ""},
+    ),
+    "embedded": (
+        lambda p, x: p["T"][(x[:, 0] > 0).astype(int)] @ p["V"] + x[:, :3],
+        {"T": weight(2, 6), "V": V},
+        {"V": ""},
+    ),
+    "scaled_activations": (
+        lambda p, x: jnp.einsum("bi,bj->bij", p["g"] * x, x).reshape(len(x), -1)[:, :6] @ p["V"],
+        {"g": weight(6), "V": V},
+        {"": "two activations", "V": ""},
     ),
     "constant_in_jit": (
         lambda p, x: jax.jit(lambda x: x @ jnp.asarray(W))(x) @ p["V"],
