@@ -1,7 +1,7 @@
 """How memory devices program, drift and are read, in JAX: the models that AIHWKit has in PyTorch.
 
-Their settings are those of `bridge.chips.memories`; a module here has the constants of one memory
-and its formulas. A memory of your own is its own device: it has the methods of `Device`.
+Their settings are those of `bridge.chips.memories`, which has the measured constants too; a module
+here has the formulas. A memory of your own is its own device: it has the methods of `Device`.
 """
 
 from typing import Any, Protocol, cast, runtime_checkable
@@ -10,7 +10,7 @@ from jax import Array
 
 from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
-from bridge.jax_chips.devices import hermes, pcm, reram_cmo, reram_wan2022
+from bridge.jax_chips.devices import drifting, reram_cmo, reram_wan2022
 from bridge.jax_chips.grids import Tile
 
 
@@ -29,7 +29,7 @@ class Device(Protocol):
         """The weights at the memory's `t_inference`, seconds after programming."""
 
 
-_SHIPPED = {PCM: pcm, Hermes: hermes, ReRamWan2022: reram_wan2022, ReRamCMO: reram_cmo}
+_SHIPPED = {PCM: drifting, Hermes: drifting, ReRamWan2022: reram_wan2022, ReRamCMO: reram_cmo}
 
 
 def require_device(memory: Any) -> None:
