@@ -8,6 +8,7 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
 - `ranges`: those of the converters.
 - `carried`: a chip of `bridge.program` as one of these.
+- `moments`: mean and variance of programmed weights, without programming.
 - `prediction`: a chip over a data set.
 - `chips`: the public face; `files`: programmed chips on disk.
 """

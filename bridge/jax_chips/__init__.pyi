@@ -5,4 +5,5 @@ from .chips import analog as analog
 from .devices import Device as Device
 from .files import load_programmed as load_programmed
 from .files import save_programmed as save_programmed
+from .moments import weight_moments as weight_moments
 from .prediction import predict as predict

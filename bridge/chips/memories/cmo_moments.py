@@ -3,7 +3,7 @@
 A weight's mean and variance are taken over its programmed value, over the lowest and the highest
 programmed weight of its tile, between which the conductances are spread anew, and over the decay.
 Given these, the noise of a reading is normal and held within the conductances' bounds
-(`expectations.bounded`).
+(`expectations.bounded`). For the mean magnitude alone the weight counts as normal.
 """
 
 import math
@@ -51,7 +51,7 @@ def moments(memory: Cmo, targets: NDArray[Any]) -> DeviceMoments:
     """
     targets = np.asarray(targets, np.float64)
     low, high = float(targets.min()), float(targets.max())
-    scale = (memory.g_max - memory.g_min) / float(_range(np.float64(low), np.float64(high)))
+    scale = (memory.g_max - memory.g_min) / float(_range(np.array(low), np.array(high)))
 
     def spread(values: Floats) -> Floats:
         """Standard deviation of programmed weights."""
@@ -64,7 +64,7 @@ def moments(memory: Cmo, targets: NDArray[Any]) -> DeviceMoments:
         return DeviceMoments(targets, spread(targets) ** 2, programmed, programmed)
     log = math.log(memory.t_inference)
     decay = memory.drift * (measured.CMO_DECAY_SPREAD[0] * log + measured.CMO_DECAY_SPREAD[1])
-    nodes = _nodes(low, high, float(spread(np.float64(high))), decay / scale)
+    nodes = _nodes(low, high, float(spread(np.array(high))), decay / scale)
     lowest, highest, chances = _extremes(nodes, spread(nodes), targets)
     steps, weights = _HERMITE
     shift = spread(nodes)[:, None, None] * steps[:, None]
@@ -135,13 +135,13 @@ def _read(
         math.log((memory.t_inference + measured.CMO_T_READ) / (2 * measured.CMO_T_READ))
     )
     g = (value - lowest) * scale + memory.g_min
+    noise = measured.CMO_READ * growth * memory.read_noise
     first, second = np.zeros(g.shape), np.zeros(g.shape)
     chances = np.exp(-(_NORMALS**2) / 2)
     for z, chance in zip(_NORMALS, chances / chances.sum(), strict=True):
         moved = memory.drift * measured.CMO_DECAY_MEAN * log + decay * z
         there = g + moved > 0
-        sigma = measured.CMO_READ * growth * memory.read_noise
-        sigma = sigma * np.abs(np.log10(np.where(there, g + moved, 1.0)))
+        sigma = noise * np.abs(np.log10(np.where(there, g + moved, 1.0)))
         moved = np.where(there, moved, memory.g_min - g)
         one, square = bounded(moved, sigma, memory.g_min - g, memory.g_max - g)
         first += chance * one

@@ -4,7 +4,8 @@ A weight's mean and variance are taken over its programmed value v and the large
 magnitude m of its tile, m >= |v|, on the nodes of `programmed`. Given both, the devices have the
 conductances g of v / m. Each is read as g T^-nu (1 + sigma z), not below 0, with T = (t + t_0) /
 t_0 and moments that are known: those of T^-nu (`expectations.decay`), whose nu the device has of
-its target, times those of the read noise (`expectations.rectified`).
+its target, times those of the read noise (`expectations.rectified`). For the mean magnitude alone
+a weight whose devices of both signs conduct counts as normal, given v and m.
 """
 
 import math

@@ -3,13 +3,13 @@
 With z a standard normal, Phi its distribution and phi its density.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 _TINY = 1e-300
 

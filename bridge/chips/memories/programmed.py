@@ -21,6 +21,7 @@ from bridge.chips.memories.pairs import factors_of, split
 _STEP = 1 / 8  # in units of a weight's spread
 _NODES = 128  # to 8 spreads on either side
 _UNIFORM = 513  # targets
+_NEAR = np.geomspace(1e-4, 0.1, 30)  # of more targets, from where a conductance begins to grow
 _LEGENDRE = np.polynomial.legendre.leggauss(3)
 
 
@@ -88,9 +89,10 @@ def programmed(
     """
     breaks = np.array([-1.0, 1.0, *_breaks(mapping)])
     _, deviations = _deviations(mapping, g_max, spread, breaks)
-    around = np.linspace(-6, 6, 49) * np.maximum(deviations, 1e-4)[:, None]
-    targets = np.concatenate([np.linspace(-1, 1, _UNIFORM), (breaks[:, None] + around).ravel()])
-    targets = np.unique(np.clip(targets, -1, 1))
+    around = np.linspace(-6, 6, 49) * deviations[:, None]
+    near = breaks[:, None] + np.concatenate([_NEAR, -_NEAR])
+    chosen = [np.linspace(-1, 1, _UNIFORM), (breaks[:, None] + around).ravel(), near.ravel()]
+    targets: Floats = np.unique(np.clip(np.concatenate(chosen), -1, 1))
     conductances, scale = split(mapping, targets, g_max, largest=1.0)
     currents = tuple(
         sign * factor / float(scale) for factor in factors_of(mapping) for sign in (1, -1)
@@ -122,7 +124,7 @@ def counts(nodes: Floats, values: Floats) -> Floats:
     right = np.clip(np.searchsorted(nodes, values), 1, len(nodes) - 1)
     share = np.clip((values - nodes[right - 1]) / (nodes[right] - nodes[right - 1]), 0.0, 1.0)
     found = np.bincount(right, share, len(nodes))
-    return found + np.bincount(right - 1, 1 - share, len(nodes))
+    return np.asarray(found + np.bincount(right - 1, 1 - share, len(nodes)), np.float64)
 
 
 def quantiles(values: Floats, logs: Floats, probabilities: Floats) -> Floats:
@@ -171,7 +173,7 @@ def _masses(g: Floats, sigma: Floats) -> Floats:
     G(x) = x Phi(x / sigma) + sigma phi(x / sigma).
     """
     sigma = np.maximum(sigma, 1e-9)
-    x = np.arange(-_NODES // 2 - 1, _NODES // 2 + 1) * _STEP
+    x: Floats = np.arange(-_NODES // 2 - 1, _NODES // 2 + 1) * _STEP
 
     def below(x: Floats) -> Floats:
         return x * ndtr(x / sigma) + sigma * density(x / sigma)

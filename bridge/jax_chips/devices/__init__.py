@@ -20,6 +20,10 @@ class Device(Protocol):
 
     Both are pure functions that `jax.jit` and `jax.vmap` take. Weights are those of one tile, the
     largest of the targets 1.
+
+    `weight_moments` takes a third, `moments(targets)`: for targets `[rows, columns]` of NumPy the
+    mean and the variance of each weight at `t_inference`, the mean of its magnitude there, and that
+    of its magnitude right after programming; four arrays like the targets.
     """
 
     def program(self, key: Array, targets: Tile) -> tuple[Tile, Any]:
@@ -39,6 +43,16 @@ def require_device(memory: Any) -> None:
             f"{type(memory).__name__} has no model in JAX: give it the methods program(key, "
             "targets) and read(key, programmed, state) of bridge.jax_chips.Device; or program the "
             "network with bridge.program, which takes its noise_model()"
+        )
+
+
+def require_moments(memory: Any) -> None:
+    """Raises ValueError unless a memory gives the moments of its weights."""
+    if not hasattr(memory, "moments"):
+        raise ValueError(
+            f"{type(memory).__name__} has no method moments: give it moments(targets), see "
+            "bridge.jax_chips.Device; or sample the moments with bridge.weight_moments, which "
+            "programs a torch network by its noise_model()"
         )
 
 
