@@ -17,6 +17,7 @@ from flax import nnx
 from torch import nn
 
 from bridge.checks import require_seed
+from bridge.chips.conversion import convert
 from bridge.chips.equivalents import by_own_names, join_tied, with_equivalents
 from bridge.chips.examination import examine
 from bridge.chips.execution.fast_tiles import propagated_variance
@@ -31,9 +32,10 @@ from bridge.chips.plain_layers import (
     without_fast_paths,
 )
 from bridge.chips.profiles import Profile
-from bridge.chips.programming import program
+from bridge.chips.programming import outside_inference_mode, program, sampled_moments
 from bridge.chips.streams import SharedRows
-from bridge.chips.tiles import named_layers, named_tiles
+from bridge.chips.tile_moments import as_moments, tile_moments
+from bridge.chips.tiles import AnalogLayer, named_layers, named_tiles, output_scale, placed_tiles
 from bridge.weights.state import carry, from_torch
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batches
@@ -92,32 +94,38 @@ def weight_moments(
     seed: int = 1_000_000,
     digital_layers: Sequence[str] = (),
 ) -> dict[str, WeightMoments] | Moments:
-    """Mean and variance of each weight's deviation on a profile's chips, from sampled programmings.
+    """Mean and variance of each weight's deviation on a profile's chips, without programming any.
 
-    Clipping, programming, drift, read noise, compensation and weight noise drawn once per chip are
-    in it; converters and noise drawn at each operation are not (`output_noise`). Each weight is
-    taken by itself: what the weights of a tile share, such as the factor of a compensation, is not
-    seen as shared. With few chips the mean of a weight is uncertain by sqrt(variance / chips), so
-    that the expected squared error of a margin's shift is its variance / chips.
+    Closed forms and quadrature over what programming, drift and reading draw
+    (`bridge.chips.memories`). Clipping, programming, drift, read noise, compensation and weight
+    noise drawn once per chip are in it; converters and noise drawn at each operation are not
+    (`output_noise`). Each weight is taken by itself: what the weights of a tile share is not seen
+    as shared. A compensation's factor is the ratio of expectations, mean magnitude before over mean
+    magnitude read.
+
+    A memory of your own gives its moments by a method `moments(targets)`, see
+    `bridge.jax_chips.Device`. Where it has none, its noise model is sampled, and the mean of a
+    weight is uncertain by sqrt(variance / chips).
 
     Args:
       model: digital, float32 and in eval mode; not changed.
       profile: the non-idealities, the time of inference included.
       like: the same network as a Flax NNX model; the moments then come as
         `jaxcurv.flip_probability` takes them. Its values do not matter.
-      chips: how many are programmed; a chip's variance is known to about sqrt(2 / (chips - 1)) of
-        itself. 16 is an assumption.
-      seed: seed of the first chip; chip k has seed + k. Far from the seeds of simulated chips, so
-        that a prediction learns nothing from the chips that it is compared with.
+      chips: how often each tile is programmed and read, for a memory without `moments` alone. A
+        variance is known to about sqrt(2 / (chips - 1)) of itself.
+      seed: of the first of these, for such a memory alone; the k-th has seed + k. Far from the
+        seeds of simulated chips, so that a prediction learns nothing from the chips that it is
+        compared with.
       digital_layers: as for `program`.
 
     Returns:
       With `like`, `jaxcurv.Moments` of two NNX models whose variables are the moments; else the
-      moments by the weight's name in the state dict. Variances are unbiased (divided by chips - 1).
+      moments by the weight's name in the state dict.
 
     Raises:
       ValueError: fewer than two chips, a model that is on tiles already, a `like` of other
-        shapes, or what `program` and `from_torch` refuse.
+        shapes, a memory's moments of other shapes, or what `program` and `from_torch` refuse.
     """
     chips, seed = plain(chips), require_seed(seed)
     if not is_whole(chips) or chips < 2:
@@ -133,29 +141,16 @@ def weight_moments(
     before = on_tiles.state_dict()
     join_tied(on_tiles, staying_digital(on_tiles, digital_layers))
     if like is not None:
-        from_torch(folded, like)  # which refuses another network, before chips are made
-    means: dict[str, torch.Tensor] = {}
-    squares: dict[str, torch.Tensor] = {}
-    with progress(chips, f"weight moments {profile.name}", "chip") as shown:
-        for count in range(1, chips + 1):
-            chip = program(model, quiet, seed=seed + count - 1, digital_layers=digital_layers)
-            network = chip.executable.network
-            for layer in named_layers(chip.analog):
-                name = f"{layer}.weight" if layer else "weight"
-                weight = network.get_submodule(layer).weight
-                deviation = weight.double() - before[name].cpu().double()
-                # Welford's update: equal deviations have a variance of exactly 0.
-                if count == 1:
-                    means[name], squares[name] = deviation, torch.zeros_like(deviation)
-                    continue
-                change = deviation - means[name]
-                means[name] += change / count
-                squares[name] += change * (deviation - means[name])
+        from_torch(folded, like)  # which refuses another network, before what takes long
+    with outside_inference_mode():
+        analog, _ = convert(model, quiet, digital_layers, seed=seed)
+    layers = named_layers(analog)
+    found: dict[str, WeightMoments] = {}
+    with progress(len(layers), f"weight moments {profile.name}", "layer") as shown:
+        for layer, tiles in layers.items():
+            name = f"{layer}.weight" if layer else "weight"
+            found[name] = _layer_moments(quiet, layer, tiles, before[name].cpu(), chips, seed)
             shown.update()
-    found = {
-        name: WeightMoments(means[name].float(), (squares[name] / (chips - 1)).float())
-        for name in means
-    }
     for other, name in _other_names(on_tiles).items():
         if f"{name}.weight" in found:
             found[f"{other}.weight"] = found[f"{name}.weight"]
@@ -165,6 +160,31 @@ def weight_moments(
     return Moments(
         carry(moment_state_dict(found, digital, "mean"), like),
         carry(moment_state_dict(found, digital, "variance"), like),
+    )
+
+
+def _layer_moments(
+    profile: Profile, name: str, layer: AnalogLayer, weight: torch.Tensor, chips: int, seed: int
+) -> WeightMoments:
+    """Moments of one layer's weights, in the shape of its digital weight."""
+    matrix = weight.double().reshape(len(weight), -1).numpy()
+    mean, variance = np.zeros(matrix.shape), np.zeros(matrix.shape)
+    for tile_name, tile, rows, columns in placed_tiles(layer):
+        targets = tile.tile.get_weights().double().numpy()
+        scale = output_scale(tile).double().numpy()[:, None]
+        devices = None
+        if profile.memory is not None and hasattr(profile.memory, "moments"):
+            devices = as_moments(profile.memory, targets)
+        elif profile.memory is not None:
+            path = f"{name}.{tile_name}".lstrip(".")
+            devices = sampled_moments(profile.memory, targets, chips, seed, path)
+        found = tile_moments(profile, targets, devices)
+        mean[rows, columns] = scale * found.mean
+        if profile.clipping.type != "none":
+            mean[rows, columns] += scale * targets - matrix[rows, columns]
+        variance[rows, columns] = scale**2 * found.variance
+    return WeightMoments(
+        *(torch.from_numpy(one).float().reshape(weight.shape) for one in (mean, variance))
     )
 
 

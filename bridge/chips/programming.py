@@ -13,8 +13,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from aihwkit.simulator.configs import InferenceRPUConfig
+from numpy.typing import NDArray
 from torch import nn
 
 from bridge.checks import require_finite, require_seed
@@ -25,6 +27,8 @@ from bridge.chips.execution.changes import remember_tiles, tiles_set
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.mappable import some
+from bridge.chips.memories.expectations import DeviceMoments
+from bridge.chips.memories.protocol import Memory
 from bridge.chips.memory_layout import Layout
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, stream
@@ -336,6 +340,37 @@ def operate(chip: Chip) -> Chip:
             freeze_weight_noise(tile, wnoise, seed=chip.seed, name=name)
     remember_tiles(chip.analog)
     return chip.on(chip.engine)
+
+
+def sampled_moments(
+    memory: Memory, targets: NDArray[np.float64], chips: int, seed: int, name: str
+) -> DeviceMoments:
+    """Moments of one tile's weights from as many chips, for a memory that does not give them.
+
+    Args:
+      memory: its noise model is sampled, in the streams of `program`.
+      targets: `[rows, columns]`, the largest 1.
+      chips: at least 2.
+      seed: of the first.
+      name: of the tile.
+    """
+    model, t = memory.noise_model(), memory.t_inference
+    weights = torch.from_numpy(targets).float()
+    programmed, read = [], []
+    for number in range(seed, seed + chips):
+        with stream(number, "programming", name), _without_deprecations():
+            found, state = model.apply_programming_noise(weights.clone())
+        with stream(number, "reading", name, t), _without_deprecations():
+            later = model.apply_drift_noise(found, state, t)
+        programmed.append(found.abs().double().numpy())
+        read.append(later.double().numpy())
+    weights_read = np.stack(read)
+    return DeviceMoments(
+        weights_read.mean(0),
+        weights_read.var(0, ddof=1),
+        np.abs(weights_read).mean(0),
+        np.mean(programmed, 0),
+    )
 
 
 def clipped_share(chip: Chip, images: Images) -> dict[str, float]:

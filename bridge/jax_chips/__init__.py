@@ -8,8 +8,9 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
 - `ranges`: those of the converters.
 - `carried`: a chip of `bridge.program` as one of these.
+- `moments` of programmed weights, and `output_noise`: what converters add to a margin.
 - `prediction`: a chip over a data set; `groups`: many chips, several at once.
-- `output_noise`: what converters add to a margin; `layer_tables`: a chip layer by layer.
+- `layer_tables`: a chip layer by layer.
 - `chips`: the public face; `files`: programmed chips on disk.
 """
 

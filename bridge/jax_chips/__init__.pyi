@@ -8,5 +8,6 @@ from .files import save_programmed as save_programmed
 from .groups import predict_chips as predict_chips
 from .layer_tables import layer_failures as layer_failures
 from .layer_tables import layer_report as layer_report
+from .moments import weight_moments as weight_moments
 from .output_noise import output_noise as output_noise
 from .prediction import predict as predict

@@ -1,5 +1,6 @@
 """What of a function runs on tiles: its layers, and the products that read them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,13 @@ class Layer:
     def matrix(self, parameter: Array) -> Float[Array, "outputs inputs"]:
         """The weight matrix, float32."""
         return self.operation.matrix(self.weight(parameter)).astype(jnp.float32)
+
+    def places(self, shape: Sequence[int]) -> np.ndarray:
+        """Where each weight of the matrix stands in its parameter of a shape, int32 `[outputs,
+        inputs]`."""
+        with jax.ensure_compile_time_eval():
+            numbers = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+            return np.asarray(self.operation.matrix(self.weight(numbers)))
 
 
 def put(
@@ -160,9 +168,7 @@ class _Finder:
     def _shared(self, weight: jaxprs.Weight, operation: Operation) -> int:
         """The layer of a weight; the one that is there, where it was met before."""
         leaf = self.leaves[weight.leaf]
-        with jax.ensure_compile_time_eval():
-            numbers = jnp.arange(_size(leaf), dtype=jnp.int32).reshape(leaf.shape)
-            here = np.asarray(operation.matrix(weight(numbers)))
+        here = Layer(self.names[weight.leaf], weight, operation).places(leaf.shape)
         owner = self._owners.setdefault(weight.leaf, np.full(_size(leaf), -1, np.int32))
         owners = np.unique(owner[here])
         known = self._known.setdefault(weight.leaf, [])

@@ -52,10 +52,12 @@ def program_layer(
     limits = limits.astype(jnp.float32)
 
     def one(tile: Tile, limit: Array, tile_key: Array) -> tuple[Tile, Array]:
-        scale, target = _scaled(profile.clipping, tile)
+        scale, target = scaled(profile.clipping, tile)
         weights, factors = _aged(profile, target, limit, tile_key)
         if profile.wnoise is not None and profile.wnoise.drawn == "per_chip":
-            weights = _noisy(profile.wnoise, weights, jax.random.fold_in(tile_key, 2))
+            noisy = _noisy(profile.wnoise, weights, jax.random.fold_in(tile_key, 2))
+            # A fraction of the largest target, which may be 0.
+            weights = jnp.where(jnp.any(target != 0), noisy, weights)
         factors = jnp.broadcast_to(factors, (len(tile),)) * scale
         return (weights * factors[:, None]).astype(jnp.float32), factors.astype(jnp.float32)
 
@@ -71,7 +73,7 @@ def program_layer(
     return OnTiles(grid.joined([weights for weights, _ in ordered]), units)
 
 
-def _scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:
+def scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:
     """The largest weight, 1 for a tile of zeros, and the weights in its unit, clipped before."""
     if clipping.type == "fixed_value":
         bound = clipping.fixed_value * jnp.abs(tile).max()

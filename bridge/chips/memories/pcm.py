@@ -1,14 +1,18 @@
 """Phase-change memory: programming noise, drift and read noise (AIHWKit's models)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from bridge.chips.memories import measured
 from bridge.chips.memories.conductances import SinglePair, WeightMapping
 from bridge.chips.memories.protocol import Compensation, check_settings
 from jaxcurv.settings import is_whole, make_plain
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
+    from numpy.typing import NDArray
+
+    from bridge.chips.memories.expectations import DeviceMoments
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,22 @@ class PCM:
     def __post_init__(self) -> None:
         make_plain(self)
         check_settings(self, "t_inference", "programming_noise", "drift", "read_noise")
+
+    @property
+    def full_scale(self) -> float:
+        """Conductance of the largest weight, microsiemens."""
+        return self.g_max
+
+    @property
+    def constants(self) -> measured.PhaseChange:
+        """What was measured of its devices."""
+        return measured.PCM
+
+    def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
+        """What can be expected of the weights of one tile; see `Device.moments`."""
+        from bridge.chips.memories import drifting
+
+        return drifting.moments(self, targets)
 
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's `PCMLikeNoiseModel` with these settings."""
@@ -108,11 +128,27 @@ class Hermes:
         """The largest that was characterised, microsiemens."""
         return {1: 10.35, 2: 20.7}[self.devices]
 
+    @property
+    def full_scale(self) -> float:
+        """Conductance of the largest weight, microsiemens."""
+        return self.g_max or self.largest_conductance
+
+    @property
+    def constants(self) -> measured.PhaseChange:
+        """What was measured of its devices."""
+        return measured.HERMES[self.devices]
+
+    def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
+        """What can be expected of the weights of one tile; see `Device.moments`."""
+        from bridge.chips.memories import drifting
+
+        return drifting.moments(self, targets)
+
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's `HermesNoiseModel` with these settings."""
         from aihwkit.inference.noise.hermes import HermesNoiseModel
 
-        g_max = self.g_max or self.largest_conductance
+        g_max = self.full_scale
         return HermesNoiseModel(
             num_devices=self.devices,
             g_max=g_max,

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bridge.checks import require_finite
 from bridge.chips.memories.conductances import SinglePair, WeightMapping
@@ -11,6 +11,9 @@ from jaxcurv.settings import is_number, make_plain
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
+    from numpy.typing import NDArray
+
+    from bridge.chips.memories.expectations import DeviceMoments
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class ReRamWan2022:
                 "ReRamWan2022 was measured 1, 86400 and 172800 s after programming: t_inference "
                 f"must be one of these, got {self.t_inference}"
             )
+
+    def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
+        """What can be expected of the weights of one tile; see `Device.moments`."""
+        from bridge.chips.memories import wan2022_moments
+
+        return wan2022_moments.moments(
+            self.mapping, self.g_max, self.noise, self.t_inference, targets
+        )
 
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's `ReRamWan2022NoiseModel` with these settings, corrected: see `wan2022`."""
@@ -100,6 +111,12 @@ class ReRamCMO:
                 "ReRamCMO's decay is logarithmic from 1 s on: t_inference must be 0 or at least 1, "
                 f"got {self.t_inference}"
             )
+
+    def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
+        """What can be expected of the weights of one tile; see `Device.moments`."""
+        from bridge.chips.memories import cmo_moments
+
+        return cmo_moments.moments(self, targets)
 
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's `ReRamCMONoiseModel` with these settings, without its NaN: see `cmo`."""

@@ -1,7 +1,7 @@
 """How memory devices program, drift and are read, in JAX: the models that AIHWKit has in PyTorch.
 
-Their settings are those of `bridge.chips.memories`; a module here has the constants of one memory
-and its formulas. A memory of your own is its own device: it has the methods of `Device`.
+Their settings are those of `bridge.chips.memories`, which has the measured constants too; a module
+here has the formulas. A memory of your own is its own device: it has the methods of `Device`.
 """
 
 from typing import Any, Protocol, cast, runtime_checkable
@@ -10,7 +10,7 @@ from jax import Array
 
 from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
-from bridge.jax_chips.devices import hermes, pcm, reram_cmo, reram_wan2022
+from bridge.jax_chips.devices import drifting, reram_cmo, reram_wan2022
 from bridge.jax_chips.grids import Tile
 
 
@@ -20,6 +20,10 @@ class Device(Protocol):
 
     Both are pure functions that `jax.jit` and `jax.vmap` take. Weights are those of one tile, the
     largest of the targets 1.
+
+    `weight_moments` takes a third, `moments(targets)`: for targets `[rows, columns]` of NumPy the
+    mean and the variance of each weight at `t_inference`, the mean of its magnitude there, and that
+    of its magnitude right after programming; four arrays like the targets.
     """
 
     def program(self, key: Array, targets: Tile) -> tuple[Tile, Any]:
@@ -29,7 +33,7 @@ class Device(Protocol):
         """The weights at the memory's `t_inference`, seconds after programming."""
 
 
-_SHIPPED = {PCM: pcm, Hermes: hermes, ReRamWan2022: reram_wan2022, ReRamCMO: reram_cmo}
+_SHIPPED = {PCM: drifting, Hermes: drifting, ReRamWan2022: reram_wan2022, ReRamCMO: reram_cmo}
 
 
 def require_device(memory: Any) -> None:
@@ -39,6 +43,16 @@ def require_device(memory: Any) -> None:
             f"{type(memory).__name__} has no model in JAX: give it the methods program(key, "
             "targets) and read(key, programmed, state) of bridge.jax_chips.Device; or program the "
             "network with bridge.program, which takes its noise_model()"
+        )
+
+
+def require_moments(memory: Any) -> None:
+    """Raises ValueError unless a memory gives the moments of its weights."""
+    if not hasattr(memory, "moments"):
+        raise ValueError(
+            f"{type(memory).__name__} has no method moments: give it moments(targets), see "
+            "bridge.jax_chips.Device; or sample the moments with bridge.weight_moments, which "
+            "programs a torch network by its noise_model()"
         )
 
 

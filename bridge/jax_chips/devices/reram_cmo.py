@@ -15,20 +15,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bridge.chips.memories.measured import (
+    CMO_DECAY_MEAN,
+    CMO_DECAY_SPREAD,
+    CMO_PROGRAMMING,
+    CMO_READ,
+    CMO_T_READ,
+)
 from bridge.chips.memories.reram import ReRamCMO
 from bridge.jax_chips.grids import Tile
 from bridge.jax_chips.normals import normal
-
-PROGRAMMING = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
-"""a and b by the acceptance range in percent."""
-DECAY_MEAN = -0.08900206
-"""m."""
-DECAY_SPREAD = (0.04201137, 0.41183342)
-"""r and r_0."""
-READ = 0.0277316483
-"""K."""
-T_READ = 1e-6
-"""Seconds."""
 
 
 def _split(memory: ReRamCMO, weights: Tile) -> tuple[Tile, Array, Array]:
@@ -47,7 +43,7 @@ def _join(memory: ReRamCMO, g: Tile, scale: Array, lowest: Array) -> Tile:
 def program(memory: ReRamCMO, key: Array, targets: Tile) -> tuple[Tile, None]:
     """See `Device.program`."""
     g, scale, lowest = _split(memory, targets)
-    constant, slope = PROGRAMMING[memory.acceptance]
+    constant, slope = CMO_PROGRAMMING[memory.acceptance]
     spread = memory.programming_noise * (constant + slope * g)
     return _join(memory, g + spread * normal(key, g.shape), scale, lowest), None
 
@@ -59,11 +55,11 @@ def read(memory: ReRamCMO, key: Array, programmed: Tile, state: None) -> Tile:
     g, scale, lowest = _split(memory, programmed)
     decay, noise = jax.random.split(key)
     log = math.log(memory.t_inference)
-    mean = g + memory.drift * DECAY_MEAN * log
-    spread = memory.drift * (DECAY_SPREAD[0] * log + DECAY_SPREAD[1])
+    mean = g + memory.drift * CMO_DECAY_MEAN * log
+    spread = memory.drift * (CMO_DECAY_SPREAD[0] * log + CMO_DECAY_SPREAD[1])
     drifted = mean + spread * normal(decay, g.shape)
     there = drifted > 0
-    growth = math.sqrt(math.log((memory.t_inference + T_READ) / (2 * T_READ)))
-    sigma = READ * growth * jnp.log10(jnp.where(there, drifted, 1.0)) * memory.read_noise
+    growth = math.sqrt(math.log((memory.t_inference + CMO_T_READ) / (2 * CMO_T_READ)))
+    sigma = CMO_READ * growth * jnp.log10(jnp.where(there, drifted, 1.0)) * memory.read_noise
     found = jnp.clip(drifted + sigma * normal(noise, g.shape), memory.g_min, memory.g_max)
     return _join(memory, jnp.where(there, found, memory.g_min), scale, lowest)

@@ -107,7 +107,7 @@ def test_both_engines_agree_and_no_sample_depends_on_its_batch(encoder, pairs, n
 
 
 def test_moments_have_pytorch_s_names(encoder):
-    found = weight_moments(encoder, PROFILES["pcm"], chips=2)
+    found = weight_moments(encoder, PROFILES["pcm"])
     packed = found["encoder.layers.0.self_attn.in_proj_weight"]
     assert packed.mean.shape == (48, 16)
     assert not any("q_proj" in name for name in found)
@@ -138,7 +138,7 @@ def test_a_projection_may_stay_digital(encoder, pairs):
     chip = program(encoder, PROFILES["pcm"], seed=0, digital_layers=[path])
     assert path not in named_layers(chip.analog)
     assert path.replace("k_proj", "q_proj") in named_layers(chip.analog)
-    found = weight_moments(encoder, PROFILES["pcm"], chips=2, digital_layers=[path])
+    found = weight_moments(encoder, PROFILES["pcm"], digital_layers=[path])
     mean = found["encoder.layers.0.self_attn.in_proj_weight"].mean
     assert (mean[16:32] == 0).all()
     assert (mean[:16] != 0).any()
@@ -146,7 +146,7 @@ def test_a_projection_may_stay_digital(encoder, pairs):
 
 def test_moments_of_projections_of_their_own():
     model = nn.ModuleDict({"attn": attention(kdim=6, vdim=4), "fc": nn.Linear(8, 2)}).eval()
-    found = weight_moments(model, PROFILES["pcm"], chips=2)
+    found = weight_moments(model, PROFILES["pcm"])
     shapes = {name: tuple(one.mean.shape) for name, one in found.items()}
     assert shapes == {
         "attn.q_proj_weight": (8, 8),

@@ -421,8 +421,8 @@ def test_moments_of_parametrized_weights_are_of_what_they_compute() -> None:
     model.fc.register_forward_hook(doubled)
     model.eval()
     profile = Profile(wnoise=WeightNoise(0.05), memory=None)
-    expected = weight_moments(plain, profile, chips=2)
-    for name, found in weight_moments(model, profile, chips=2).items():
+    expected = weight_moments(plain, profile)
+    for name, found in weight_moments(model, profile).items():
         torch.testing.assert_close(found.mean, expected[name].mean, rtol=1e-4, atol=1e-6)
 
 

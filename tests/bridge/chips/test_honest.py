@@ -116,7 +116,7 @@ def test_reports_of_layers_of_several_names() -> None:
     assert (table["snr_db"] < 60).all()
     failures = layer_failures(model, PROFILES["pcm"], SAMPLES, digital_layers=["scale"])
     assert len(failures) == 5
-    moments = weight_moments(model, PROFILES["pcm"], chips=2, digital_layers=["scale"])
+    moments = weight_moments(model, PROFILES["pcm"], digital_layers=["scale"])
     assert moments["mix.weight"].mean.abs().max() > 0
     assert moments["blocks.2.0.weight"] is moments["mix.weight"]
     assert moments["blocks.1.0.weight"] is moments["blocks.0.0.weight"]

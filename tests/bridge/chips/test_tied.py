@@ -57,7 +57,7 @@ def test_both_layers_have_the_errors_of_the_one_array():
 
 def test_moments_are_of_both_names_and_files_go_on(tmp_path):
     model = network()
-    found = weight_moments(model, PROFILES["pcm"], chips=2)
+    found = weight_moments(model, PROFILES["pcm"])
     assert torch.equal(found["a.weight"].mean, found["b.weight"].mean)
     chip = program(model, PROFILES["pcm"], seed=0)
     save_chip(tmp_path / "chip", chip)

@@ -1,0 +1,70 @@
+"""How far the weights of a chip in JAX are off, as mean and variance."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridge.chips.tile_moments import TileMoments, as_moments, tile_moments
+from bridge.jax_chips.chips import Chip
+from bridge.jax_chips.devices import require_moments
+from bridge.jax_chips.layers import Layer
+from bridge.jax_chips.programming import scaled
+from jaxcurv.margins import Moments
+
+
+def weight_moments(chip: Chip) -> Moments:
+    """Mean and variance of each weight's deviation on a chip, in closed form or by quadrature.
+
+        moments = bridge.jax_chips.weight_moments(chip)
+        table = jaxcurv.flip_probability(logits_fn, source, params=params, moments=moments)
+
+    Clipping, programming, drift, read noise, compensation and weight noise drawn once per chip are
+    in it; converters and noise drawn at each operation are not. No chip is programmed. Each weight
+    is taken by itself: what the weights of a tile share is not seen as shared. A compensation's
+    factor is the ratio of expectations, mean magnitude before over mean magnitude read.
+
+    Args:
+      chip: made by `bridge.analog`; its `params` are the digital weights.
+
+    Returns:
+      Two trees like `chip.params`, float32: the mean deviation in the units of the parameters, and
+      the variance in their square, 0 where a parameter is exact.
+
+    Raises:
+      ValueError: a memory of your own without the method `moments`, or one that gives other shapes.
+    """
+    memory = chip.profile.memory
+    if memory is not None:
+        require_moments(memory)
+    leaves, treedef = jax.tree.flatten(chip.params)
+    found = {
+        which: [np.zeros(jnp.shape(leaf), np.float32) for leaf in leaves]
+        for which in TileMoments._fields
+    }
+    for layer in chip._plan.layers:
+        leaf = layer.weight.leaf
+        places = layer.places(jnp.shape(leaves[leaf]))
+        for which, matrix in zip(found, _layer_moments(chip, layer, leaves[leaf]), strict=True):
+            found[which][leaf].reshape(-1)[places] = matrix
+    return Moments(*(jax.tree.unflatten(treedef, one) for one in found.values()))
+
+
+def _layer_moments(chip: Chip, layer: Layer, parameter: Any) -> list[np.ndarray]:
+    """Mean and variance of a layer's weights, `[outputs, inputs]`."""
+    profile = chip.profile
+    means, variances = [], []
+    for tile in layer.grid.tiles(layer.matrix(parameter)):
+        scale, targets = (np.asarray(one, np.float64) for one in scaled(profile.clipping, tile))
+        devices = None if profile.memory is None else as_moments(profile.memory, targets)
+        moments = tile_moments(profile, targets, devices)
+        mean = scale * moments.mean
+        if profile.clipping.type != "none":
+            mean = mean + scale * targets - np.asarray(tile, np.float64)
+        means.append(mean)
+        variances.append(scale**2 * moments.variance)
+    return [
+        np.asarray(layer.grid.joined([jnp.asarray(tile) for tile in one]))
+        for one in (means, variances)
+    ]
