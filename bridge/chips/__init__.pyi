@@ -1,3 +1,4 @@
+from .counterparts import profile_of as profile_of
 from .coverage import coverage as coverage
 from .files import load_chip as load_chip
 from .files import save_chip as save_chip
