@@ -109,7 +109,7 @@ def profile_of(rpu_config: InferenceRPUConfig, *, t_inference: float | None = No
         )
     if memory is not None and t_inference is not None:
         seconds: Any = {"t_inference": require_finite("t_inference", t_inference)}
-        memory = replace(memory, **seconds)  # type: ignore[type-var]
+        memory = replace(memory, **seconds)
     return Profile(memory=memory, clipping=clipping, **parts)
 
 
@@ -237,13 +237,15 @@ def _memory(config: InferenceRPUConfig, left: list[str]) -> Memory | None:
     differing = _differing(model, memory.noise_model())
     left += [f"noise_model.{name}={getattr(model, name)}" for name in differing]
     its: Any = {"compensation": compensation}
-    return replace(memory, **its)  # type: ignore[type-var]
+    return replace(memory, **its)
 
 
 def _differing(model: Any, made: Any) -> list[str]:
     """Attributes in which a noise model differs from the one that a memory makes."""
     found = [
-        name for name in vars(model) if name != "g_converter" and vars(model)[name] != vars(made).get(name)
+        name
+        for name in vars(model)
+        if name != "g_converter" and vars(model)[name] != vars(made).get(name)
     ]
     # What a conversion leaves behind in a converter is no setting.
     mine, its = (
@@ -265,7 +267,7 @@ def _mapping(model: Any) -> WeightMapping:
     raise ValueError(f"with {type(converter).__name__}")
 
 
-def _factors(model: Any) -> dict[str, float]:
+def _factors(model: Any) -> dict[str, Any]:
     return {
         "programming_noise": model.prog_noise_scale,
         "drift": model.drift_scale,
@@ -275,7 +277,9 @@ def _factors(model: Any) -> dict[str, float]:
 
 def _hermes(model: Any) -> Hermes:
     memory = Hermes(model.num_devices, mapping=_mapping(model), **_factors(model))
-    return memory if model.g_max == memory.largest_conductance else replace(memory, g_max=model.g_max)
+    return (
+        memory if model.g_max == memory.largest_conductance else replace(memory, g_max=model.g_max)
+    )
 
 
 def _cmo(model: Any) -> ReRamCMO:
@@ -288,9 +292,7 @@ def _wan2022(model: Any) -> ReRamWan2022:
 
 
 _MEMORIES: dict[type, Callable[[Any], Any]] = {
-    PCMLikeNoiseModel: lambda model: PCM(
-        model.g_max, mapping=_mapping(model), **_factors(model)
-    ),
+    PCMLikeNoiseModel: lambda model: PCM(model.g_max, mapping=_mapping(model), **_factors(model)),
     HermesNoiseModel: _hermes,
     ReRamWan2022Model: _wan2022,
     ReRamWan2022NoiseModel: _wan2022,

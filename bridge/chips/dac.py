@@ -54,9 +54,7 @@ def calibrate_input_ranges(
     return calibrated(observe, dict.fromkeys(layers, 1.0), images, percentile, words, unused)
 
 
-def input_ranges(
-    analog: nn.Module, dac: DAC, calibration: torch.Tensor | None
-) -> dict[str, float]:
+def input_ranges(analog: nn.Module, dac: DAC, calibration: torch.Tensor | None) -> dict[str, float]:
     """The DAC's fixed range of each layer on tiles; {} where each input vector has its own unit."""
     if dac.range == "max":
         return {}

@@ -339,10 +339,7 @@ def _header(chip: Chip) -> dict[str, Any]:
         "largest_pixel": chip.largest_pixel,
         "layers": _geometry(chip.analog),
         "tiles": {
-            name: {
-                setting: plain(getattr(tile.rpu_config.forward, setting))
-                for setting in scaled
-            }
+            name: {setting: plain(getattr(tile.rpu_config.forward, setting)) for setting in scaled}
             for name, tile in tiles.items()
         },
     }

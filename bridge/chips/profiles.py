@@ -79,8 +79,8 @@ class DAC:
         _check_converter(self, "DAC", "max", "calibrated")
 
 
-def _check_converter(converter: ADC | DAC, what: str, *ranges: str) -> None:
-    """Raises ValueError for bad settings; `ranges` are those with a name."""
+def _check_converter(converter: Any, what: str, *ranges: str) -> None:
+    """Raises ValueError for bad settings of an ADC or DAC; `ranges` are those with a name."""
     make_plain(converter)
     if not is_whole(converter.bits) or not 2 <= converter.bits < 24:
         raise ValueError(f"{what} bits must be an integer from 2 to 23, got {converter.bits!r}")
@@ -230,9 +230,7 @@ class Profile:
     @property
     def needs_calibration(self) -> bool:
         """Whether a range of its converters is found on calibration images."""
-        return any(
-            one is not None and one.range == "calibrated" for one in (self.adc, self.dac)
-        )
+        return any(one is not None and one.range == "calibrated" for one in (self.adc, self.dac))
 
     @property
     def fixed_inputs(self) -> bool:

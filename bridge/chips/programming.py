@@ -219,8 +219,9 @@ def program(
     linear layers `q_proj`, `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A
     profile's inputs are scaled by their largest magnitude, unless its DAC has a fixed range; there
     is no IR drop, a DAC or output noise only where the profile has one, and drift is compensated
-    only where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning mask or a parametrization computes are programmed. Torch's
-    global random state is left as it was.
+    only where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning
+    mask or a parametrization computes are programmed. Torch's global random state is left as it
+    was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of

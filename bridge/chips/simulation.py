@@ -41,7 +41,7 @@ _MOST_CALIBRATED = 1000
 _FIRST = ("profile", "time", "chip")
 
 _SAME_IMAGES = (
-    "calibration images must be others than those that are predicted, or the ranges of the converters "
+    "calibration images must be others than those that are predicted, or the converters' ranges "
     "would be set on the test: give images of another source, or a share of these to hold out, "
     "such as calibration=0.1"
 )
@@ -49,7 +49,7 @@ _SAME_IMAGES = (
 
 @dataclass(frozen=True, eq=False)
 class _Calibration:
-    """What sets the ranges of the chips' ADCs."""
+    """What sets the ranges of the chips' converters."""
 
     images: Images | None
     """None where no profile needs any."""
@@ -250,7 +250,7 @@ def _calibrated(
         )
     held = subset(_indices(source), count, seed)
     print(
-        f"simulate: {count:,} of the {len(source):,} images set the ranges of the converters and are not "
+        f"simulate: {count:,} of the {len(source):,} images set the converters' ranges and are not "
         "predicted (calibration= takes images of another source)",
         file=sys.stderr,
     )

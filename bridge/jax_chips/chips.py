@@ -259,10 +259,10 @@ def analog(
     Each `dot_general` and `conv_general_dilated` of a parameter and something that depends on the
     images is on tiles of at most 512 x 512, split evenly, each with its largest weight mapped to 1.
     The parameter may have been reshaped, transposed, sliced or cast before. Inputs are in units of
-    the largest magnitude of each input vector or patch, or of the DAC's fixed range; partial sums, biases and all else are
-    digital. Products of two activations are too, and products that no tile computes (grouped and
-    transposed convolutions, weights that are computed of parameters, constants of the function):
-    a warning names these with their share of the work.
+    the largest magnitude of each input vector or patch, or of the DAC's fixed range; partial sums,
+    biases and all else are digital. Products of two activations are too, and products that no tile
+    computes (grouped and transposed convolutions, weights that are computed of parameters,
+    constants of the function): a warning names these with their share of the work.
 
     A parameter that is used several times is one weight on the chip; where the function uses it
     otherwise, as an embedding does, it is read as programmed. Loops with products are unrolled,

@@ -2,9 +2,9 @@
 
 AIHWKit unfolds a convolution's input into patches and multiplies them with each tile. Here a layer
 becomes an ordinary one where its tiles are linear, and otherwise a convolution for each tile over
-the input channels that it sees, so that patches are not copied; but for a DAC that rounds each patch
-in a unit of its own. The tiles' weights, scales and
-settings are AIHWKit's; what this execution cannot honour is refused by name.
+the input channels that it sees, so that patches are not copied, but where a DAC rounds each patch
+in a unit of its own. The tiles' weights, scales and settings are AIHWKit's; what this execution
+cannot honour is refused by name.
 """
 
 import math
@@ -343,7 +343,7 @@ class _Tile(nn.Module):
         Returns:
           As the inputs that `inputs` gives.
         """
-        found, unit = self.inputs(x)
+        _, unit = self.inputs(x)
         exact = x if self.unfolded is None else self.unfolded.patches(x, self.columns)
         inexact = (exact != 0) & (exact.abs() < unit * self.input_bound)
         return (unit * self.input_step) ** 2 / 12 * inexact
@@ -358,7 +358,7 @@ class _Tile(nn.Module):
 
 
 def _step(resolution: float, bound: float) -> float:
-    """The step of a converter of AIHWKit's resolution, or number of steps, and bound; 0 for none."""
+    """The step of a converter of AIHWKit's resolution or number of steps, and bound; 0 for none."""
     if resolution <= 0:
         return 0.0
     return 2 * (1 / resolution if resolution > 1 else resolution) * bound

@@ -209,7 +209,7 @@ def test_settings_of_training_are_left_aside() -> None:
 
 
 def test_other_configurations() -> None:
-    with pytest.raises(ValueError, match="QuantizedTorchInferenceTile.*QuantizedTileModuleArray"):
+    with pytest.raises(ValueError, match=r"QuantizedTorchInferenceTile.*QuantizedTileModuleArray"):
         profile_of(QuantizedTorchInferenceRPUConfig())
     with pytest.raises(ValueError, match=r"TorchSimulatorTileIRDropT.*IOParametersIRDropT.*ir_dro"):
         profile_of(TorchInferenceRPUConfigIRDropT())
