@@ -85,3 +85,4 @@ def _set(tile: Tile, value: float) -> None:
     settings.enable, settings.learn_input_range = True, False
     settings.init_value, settings.init_from_data = value, 0
     tile.init_input_processing()
+    tile.input_range_update_idx.requires_grad_(False)
