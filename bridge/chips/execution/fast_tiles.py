@@ -271,11 +271,12 @@ class _Tile(nn.Module):
             outputs.addcmul_(normals, _spread(self.noise_variance(x, unit)))
         if not self.quantised and math.isinf(self.output_limit):
             return outputs, self.scale
-        outputs.div_(_or_1(unit))
+        unit = _or_1(unit)
+        outputs.div_(unit)
         if self.quantised:
             outputs.round_()
         outputs.clamp_(-self.output_limit, self.output_limit)
-        return outputs, _or_1(unit) * self.scale
+        return outputs, unit * self.scale
 
     def inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the tile's DAC makes of a layer's input, and the unit of inputs.

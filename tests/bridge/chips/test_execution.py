@@ -68,10 +68,10 @@ def convolutions(draw: Callable) -> tuple[nn.Conv2d, torch.Tensor]:
 
 
 def assert_convolution_equals_the_tiles(
-    case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool
+    case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool, **forward: float
 ) -> None:
     layer, x = case
-    config = configuration(columnwise=columnwise, out_res=1 / 62, out_bound=1.5)
+    config = configuration(columnwise=columnwise, out_res=1 / 62, out_bound=1.5, **forward)
     chip = program(single(layer), config, seed=0)
     fast, tiles = both(chip, x)
     assert fast.shape == tiles.shape
@@ -88,6 +88,14 @@ def test_any_convolution_equals_the_tiles(
     case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool
 ) -> None:
     assert_convolution_equals_the_tiles(case, columnwise)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=convolutions(), columnwise=st.booleans())
+def test_any_convolution_s_patches_are_rounded_as_the_tiles_do(
+    case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool
+) -> None:
+    assert_convolution_equals_the_tiles(case, columnwise, inp_res=1 / 30)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -116,6 +116,42 @@ def test_gradients_are_those_of_aihwkits_tile(kind: str, unit: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layouts", "x", "kernel", "settings"),
+    [
+        (("NCH", "OIH", "NCH"), (2, 7, 20), (5, 7, 3), {"window_strides": (2,)}),
+        (("NHWC", "HWIO", "NHWC"), (2, 6, 7, 4), (3, 2, 4, 5), {"rhs_dilation": (2, 1)}),
+        (("NHWC", "OIHW", "NCHW"), (2, 6, 7, 60), (5, 60, 3, 3), {"padding": [(2, 0), (1, 3)]}),
+        (("CHWN", "IOHW", "HWNC"), (3, 6, 7, 2), (3, 5, 2, 2), {}),
+        (("NDHWC", "DHWIO", "NDHWC"), (2, 4, 5, 6, 70), (2, 2, 2, 70, 4), {}),
+    ],
+    ids=["1d", "nhwc", "mixed", "batch last", "3d"],
+)  # fmt: skip
+def test_patches_of_any_layout(layouts: Any, x: Any, kernel: Any, settings: Any) -> None:
+    """With codes so fine that what is left is the convolution; two have several columns of tiles."""
+    rng = np.random.default_rng(0)
+    images, weight = (rng.normal(size=size).astype(np.float32) for size in (x, kernel))
+    batch = layouts[0].index("N")
+    images = np.moveaxis(images, batch, 0)
+
+    def function(params: Any, images: Any) -> Any:
+        y = jax.lax.conv_general_dilated(
+            jnp.moveaxis(images, 0, batch),
+            params,
+            **{"window_strides": (1,) * (len(x) - 2), "padding": "VALID"} | settings,
+            dimension_numbers=layouts,
+        )
+        return jnp.moveaxis(y, layouts[2].index("N"), 0).reshape(len(images), -1)
+
+    chip = analog(function, weight, Profile(dac=DAC(20)), images)
+    found = np.asarray(chip.apply(chip.program(weight, jax.random.key(0)), images))
+    expected = np.asarray(function(weight, images))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    coarse = analog(function, weight, Profile(dac=DAC(3)), images)
+    found = np.asarray(coarse.apply(coarse.program(weight, jax.random.key(0)), images))
+    assert np.abs(found - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
     "profile",
     [
         Profile(out_noise=OutputNoise(0.1)),
