@@ -127,7 +127,7 @@ def test_gradients_are_those_of_aihwkits_tile(kind: str, unit: Any) -> None:
     ids=["1d", "nhwc", "mixed", "batch last", "3d"],
 )  # fmt: skip
 def test_patches_of_any_layout(layouts: Any, x: Any, kernel: Any, settings: Any) -> None:
-    """With codes so fine that what is left is the convolution; two have several columns of tiles."""
+    """With codes so fine that what is left is the convolution; two have two columns of tiles."""
     rng = np.random.default_rng(0)
     images, weight = (rng.normal(size=size).astype(np.float32) for size in (x, kernel))
     batch = layouts[0].index("N")
