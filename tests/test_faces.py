@@ -28,9 +28,9 @@ SHOWN = {
     "failure_overlap failure_table gaussian_flip_probability logit_scores systematic_share "
     "trend_test wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping DAC Hermes MappedPairs Memory OutputNoise PCM PROFILES "
-    "Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share coverage eight_profiles "
-    "layer_failures layer_report load_chip moment_state_dict output_noise predict profile_of "
-    "program save_chip weight_moments",
+    "Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share coverage "
+    "eight_profiles layer_failures layer_report load_chip moment_state_dict output_noise predict "
+    "profile_of program save_chip weight_moments",
     "bridge.graphs": "score to_jax",
     "bridge.jax_chips": "Chip Device Programmed analog carried load_programmed predict "
     "save_programmed",

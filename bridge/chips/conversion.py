@@ -176,9 +176,8 @@ def _reconfigure(
         tile.reference_combined_weights = None
         if isinstance(profile, Profile) and profile.fixed_inputs and tile.input_range is not None:
             raise ValueError(
-                f"tile {name} has an input range of its own, {float(tile.input_range):g}, that a "
-                'DAC takes as it is: give DAC(range="max") in place of DAC(range='
-                f"{profile.dac.range!r})"  # type: ignore[union-attr]
+                f"tile {name} has an input range of its own, {float(tile.input_range):g}, which a "
+                'DAC takes in place of another: give DAC(range="max")'
             )
         if profile is not None and type(tile) is not TorchInferenceTile:
             raise ValueError(

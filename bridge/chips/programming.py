@@ -233,8 +233,7 @@ def program(
         that AIHWKit has converted already, such as one trained hardware-aware: its tiles, weight
         scales and input ranges are kept, the latter also in place of the DAC's range "max", and the
         profile replaces its noise model, drift compensation and the rest of its forward settings.
-        What was programmed before is programmed
-        anew from its target weights.
+        What was programmed before is programmed anew from its target weights.
       profile: the non-idealities. An `RPUConfig` of AIHWKit is taken as it is, on its own tile
         class, and the chip programmed by its noise model. None takes a converted network's own
         configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
