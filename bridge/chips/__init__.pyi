@@ -1,3 +1,4 @@
+from .counterparts import profile_of as profile_of
 from .coverage import coverage as coverage
 from .files import load_chip as load_chip
 from .files import save_chip as save_chip
@@ -16,8 +17,10 @@ from .moments import output_noise as output_noise
 from .moments import weight_moments as weight_moments
 from .prediction import predict as predict
 from .profiles import ADC as ADC
+from .profiles import DAC as DAC
 from .profiles import PROFILES as PROFILES
 from .profiles import Clipping as Clipping
+from .profiles import OutputNoise as OutputNoise
 from .profiles import Profile as Profile
 from .profiles import WeightNoise as WeightNoise
 from .profiles import eight_profiles as eight_profiles

@@ -11,6 +11,7 @@ from aihwkit.inference.compensation.drift import (
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.simulator.configs import TorchInferenceRPUConfig
 from aihwkit.simulator.parameters import (
+    InputRangeParameter,
     IOParameters,
     MappingParameter,
     WeightClipParameter,
@@ -21,6 +22,7 @@ from aihwkit.simulator.parameters.enums import (
     WeightClipType,
     WeightNoiseType,
 )
+from torch import Tensor
 
 from bridge.chips.memories.protocol import Compensation
 from bridge.chips.profiles import TILE_SIZE, Clipping, Profile
@@ -30,11 +32,14 @@ from bridge.chips.weight_noise import MvmNoiseTile
 def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
     """AIHWKit's configuration of a profile, for its pure PyTorch tile.
 
-    Biases are digital, each tile's largest weight is mapped to 1, inputs are not quantised and are
-    scaled per input vector by their largest magnitude, and nothing that couples samples of a batch
-    is on. Noise that is frozen into the weights is not part of it (`bridge.chips.weight_noise`).
+    Biases are digital, each tile's largest weight is mapped to 1, inputs are scaled per input
+    vector by their largest magnitude, or by a fixed input range where the DAC has one, and nothing
+    that couples samples of a batch is on. `profile_of` (`bridge.chips.counterparts`) is the
+    inverse. Noise that is frozen into the weights is not part of it (`bridge.chips.weight_noise`),
+    nor are a calibrated range's percentile and the time of inference.
 
-    A calibrated ADC range is NaN here, so that a tile run without calibration gives NaN.
+    A calibrated range is NaN here, so that a tile run without calibration gives NaN. Without a
+    memory the weights are programmed exactly.
     """
     config = TorchInferenceRPUConfig(simulator_tile_class=MvmNoiseTile)
     config.mapping = MappingParameter(
@@ -45,18 +50,25 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
         max_output_size=TILE_SIZE,
     )
     noisy = profile.wnoise is not None and profile.wnoise.drawn == "per_mvm"
+    dac, out_noise = profile.dac, profile.out_noise
     config.forward = IOParameters(
-        is_perfect=profile.adc is None and not noisy,
-        inp_res=-1.0,
+        is_perfect=profile.adc is None and dac is None and out_noise is None and not noisy,
+        inp_res=-1.0 if dac is None else resolution(dac.bits),
         inp_noise=0.0,
-        out_noise=0.0,
+        out_noise=0.0 if out_noise is None else out_noise.sigma,
         out_res=-1.0,
         out_bound=-1.0,
         noise_management=NoiseManagementType.ABS_MAX,
         bound_management=BoundManagementType.NONE,
     )
+    if dac is not None and dac.range != "max":
+        config.forward.noise_management = NoiseManagementType.NONE
+        value = math.nan if dac.range == "calibrated" else dac.range
+        config.pre_post.input_range = InputRangeParameter(
+            enable=True, learn_input_range=False, init_value=value, init_from_data=0
+        )
     if profile.adc is not None:
-        config.forward.out_res = 1 / (2**profile.adc.bits - 2)
+        config.forward.out_res = resolution(profile.adc.bits)
         adc_range = profile.adc.range
         config.forward.out_bound = math.nan if adc_range == "calibrated" else adc_range
     if profile.wnoise is not None and noisy:
@@ -66,6 +78,7 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
             "pcm_read": WeightNoiseType.PCM_READ,
         }[profile.wnoise.kind]
     config.drift_compensation = None
+    config.noise_model = ExactModel()
     if profile.memory is not None:
         config.noise_model = profile.memory.noise_model()
         if not isinstance(config.noise_model, BaseNoiseModel):
@@ -76,6 +89,25 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
         config.drift_compensation = drift_compensation(profile.memory.compensation)
     config.clip = clip_parameter(profile.clipping)
     return config
+
+
+def resolution(bits: int) -> float:
+    """AIHWKit's resolution of a converter of `2**bits - 1` symmetric codes."""
+    return 1 / (2**bits - 2)
+
+
+class ExactModel(BaseNoiseModel):
+    """No devices: weights stay what they were meant to be."""
+
+    def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The weights, and nothing of any device."""
+        return weights.clone(), []
+
+    def apply_drift_noise(
+        self, weights: Tensor, drift_noise_parameters: list[Tensor], t_inference: float
+    ) -> Tensor:
+        """The weights."""
+        return weights.clone()
 
 
 def clip_parameter(clipping: Clipping) -> WeightClipParameter:

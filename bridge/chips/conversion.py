@@ -12,6 +12,7 @@ from torch import nn
 
 from bridge.chips.beside_tiles import fixed_tensors
 from bridge.chips.configuration import clip_parameter, rpu_config
+from bridge.chips.dac import leave_out_calibrated
 from bridge.chips.digital_products import (
     digital_products,
     refuse_digital_products,
@@ -120,6 +121,7 @@ def convert(
     without_fast_paths(analog, named_layers(analog).values())
     if isinstance(profile, Profile):
         for tile in named_tiles(analog).values():
+            leave_out_calibrated(tile)
             _set_to_profile(tile, profile)
     return analog, tuple(digital_layers)
 
@@ -172,6 +174,11 @@ def _reconfigure(
             tile.programmed_weights = tile.drift_noise_parameters = tile.drift_baseline = None
             tile.alpha = torch.ones(1)
         tile.reference_combined_weights = None
+        if isinstance(profile, Profile) and profile.fixed_inputs and tile.input_range is not None:
+            raise ValueError(
+                f"tile {name} has an input range of its own, {float(tile.input_range):g}, which a "
+                'DAC takes in place of another: give DAC(range="max")'
+            )
         if profile is not None and type(tile) is not TorchInferenceTile:
             raise ValueError(
                 f"tile {name} is a {type(tile).__name__}: a profile needs a network converted with "
@@ -198,7 +205,8 @@ def _set_to_profile(tile: Tile, profile: Profile) -> None:
         clip.fixed_value *= float(largest_target(tile))
         tile.tile.clip_weights(clip)
         tile.remap_weights(weight_scaling_omega=1.0)
+    # AIHWKit's unit of weights is 1, ours the largest weight.
+    config.forward.out_noise *= float(largest_target(tile))
     if config.forward.w_noise > 0 and profile.wnoise is not None:
-        # AIHWKit's unit of weight noise is a weight of 1, ours the largest weight.
         largest = float(largest_target(tile))
         config.forward.w_noise *= largest if profile.wnoise.kind == "constant" else largest**0.5

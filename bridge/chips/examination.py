@@ -28,7 +28,7 @@ from bridge.chips.tiles import (
     named_tiles,
     replace_layer,
 )
-from bridge.chips.weight_noise import weight_noise
+from bridge.chips.weight_noise import draws_per_operation
 
 WATCHED = 64
 """Images among which each layer on tiles is looked for."""
@@ -244,7 +244,9 @@ def _is_plain(layer: AnalogLayer) -> bool:
     """Whether fast execution makes it one of PyTorch's layers."""
     for tile in layer.analog_tiles():
         forward = tile.rpu_config.forward
-        bounded = forward.out_res > 0 or 0 < forward.out_bound < math.inf
-        if weight_noise(forward) > 0 or (bounded and not forward.is_perfect):
+        bounded = forward.out_res > 0 or 0 < forward.out_bound < math.inf or forward.inp_res > 0
+        if draws_per_operation(forward) or tile.input_range is not None:
+            return False
+        if bounded and not forward.is_perfect:
             return False
     return True

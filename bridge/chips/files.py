@@ -30,6 +30,7 @@ from bridge.chips.behaviour import (
 )
 from bridge.chips.contents import add_content, from_parts, plain_parts
 from bridge.chips.conversion import convert
+from bridge.chips.dac import set_input_ranges
 from bridge.chips.execution.changes import remember_tiles
 from bridge.chips.execution.executable import Executable
 from bridge.chips.mappable import is_mask, with_values
@@ -156,6 +157,8 @@ def _load(
         tile.tile.set_weights(tensors.pop(f"{name}/weight"))
     if profile is None:
         _require_same(header["configurations"], _configurations(analog), path)
+    ranges = header.get("input_ranges", {})
+    set_input_ranges(analog, ranges)
     _restore(analog, tensors, path)
     remember_tiles(analog)
     if "code" in header:  # files of earlier versions have none
@@ -170,6 +173,7 @@ def _load(
         header["engine"],
         layers,
         header["largest_pixel"],
+        ranges,
     )
     return chip.on(chip.engine)
 
@@ -319,7 +323,11 @@ def _extra_states(network: nn.Module) -> dict[str, Any]:
 
 def _header(chip: Chip) -> dict[str, Any]:
     tiles = named_tiles(chip.analog)
-    return {
+    # Of a chip without them the hash is as before there were any.
+    later = {"input_ranges": dict(chip.input_ranges)} if chip.input_ranges else {}
+    noisy = chip.profile is not None and chip.profile.out_noise is not None
+    scaled = ("out_bound", "w_noise", *(["out_noise"] if noisy else []))
+    return later | {
         "kind": _KIND,
         "profile": None if chip.profile is None else to_json(chip.profile),
         "configurations": _configurations(chip.analog) if chip.profile is None else None,
@@ -331,10 +339,7 @@ def _header(chip: Chip) -> dict[str, Any]:
         "largest_pixel": chip.largest_pixel,
         "layers": _geometry(chip.analog),
         "tiles": {
-            name: {
-                setting: plain(getattr(tile.rpu_config.forward, setting))
-                for setting in ("out_bound", "w_noise")
-            }
+            name: {setting: plain(getattr(tile.rpu_config.forward, setting)) for setting in scaled}
             for name, tile in tiles.items()
         },
     }

@@ -131,7 +131,13 @@ def weight_moments(
     if not is_whole(chips) or chips < 2:
         raise ValueError(f"a variance needs chips to be an integer >= 2, got {chips!r}")
     _refuse_tiles(model)
-    quiet = replace(profile, adc=None, wnoise=None if _per_operation(profile) else profile.wnoise)
+    quiet = replace(
+        profile,
+        adc=None,
+        dac=None,
+        out_noise=None,
+        wnoise=None if _per_operation(profile) else profile.wnoise,
+    )
 
     # Flax's layers have plain weights, also beside the tiles.
     left = staying_digital(model, digital_layers if like is None else [])
@@ -243,11 +249,15 @@ def output_noise(
     """The variance of each sample's margin from converters and from noise at each operation.
 
     To first order around the digital model, sum over tiles and outputs y of (dm/dy)^2 var(y), m the
-    largest minus the second largest logit. For a converter var(y) = step^2 / 12, in units of the
-    layer's outputs: its step times the tile's scale and the largest magnitude of the input vector.
-    For weight noise drawn at each operation it is the profile's (`WeightNoise`). Rounding errors
-    count as uniform and independent. Not in it: saturation beyond the converter's range, and that a
-    memory's weights differ from the digital ones. Costs about one training step a batch.
+    largest minus the second largest logit. For an ADC var(y) = step^2 / 12, in units of the
+    layer's outputs: its step times the tile's scale and the unit of inputs (the largest magnitude
+    of the input vector, or the DAC's fixed range). For noise drawn at each operation it is the
+    profile's (`WeightNoise`, `OutputNoise`). A DAC adds the sum over the inputs x of each column of
+    tiles of (dm/dx)^2 step^2 / 12, dm/dx that column's part, for inputs that are not 0 and not the
+    largest: these are exact. Rounding errors count as uniform and independent, of an input in the
+    patches that a convolution rounds one by one too. Not in it: saturation beyond a converter's
+    range, and that a memory's weights differ from the digital ones. Costs about one training step a
+    batch.
 
     Args:
       model: digital, float32 and in eval mode; not changed.

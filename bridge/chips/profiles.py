@@ -6,6 +6,9 @@ Three non-idealities, each present or absent, make eight profiles, "ideal" inclu
 - wnoise: Gaussian noise on the effective weights, frozen per chip or redrawn for each operation;
 - the memory: programming noise, drift and read noise of its devices; phase-change memory ("pcm")
   unless another is chosen (`bridge.chips.memories`).
+
+Two more are in none of the eight and may be added to a profile of your own: dac, tile inputs
+quantised, and onoise, Gaussian noise of the tile outputs.
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ TILE_SIZE = 512
 
 @dataclass(frozen=True)
 class ADC:
-    """Uniform quantisation of each tile's outputs, with saturation. Inputs are not quantised.
+    """Uniform quantisation of each tile's outputs, with saturation. Inputs have a `DAC`.
 
     An ADC of b bits has `2**b - 1` symmetric codes, `range / (2**(b - 1) - 1)` apart.
 
@@ -37,7 +40,8 @@ class ADC:
       bits: resolution in bits, 2 to 23.
       range: largest output that is represented; beyond it the ADC saturates. `calibrated`: found
         for each tile from the outputs of the ideal weights on calibration images. A number is in
-        units of a tile whose largest weight is 1 and whose largest input is 1.
+        units of a tile whose largest weight is 1 and whose largest input is 1; under a DAC of a
+        fixed range its inputs are in units of that.
       percentile: percentile of the output magnitudes on the calibration images that a calibrated
         range covers, above 0 and at most 100; 100 covers the largest.
     """
@@ -47,14 +51,66 @@ class ADC:
     percentile: float = 100.0
 
     def __post_init__(self) -> None:
+        _check_converter(self, "ADC", "calibrated")
+
+
+@dataclass(frozen=True)
+class DAC:
+    """Uniform quantisation of each tile's inputs: AIHWKit's `forward.inp_res`.
+
+    A DAC of b bits has `2**b - 1` symmetric codes, `unit / (2**(b - 1) - 1)` apart, ties to even.
+    The unit of inputs is that of the ADC's range and of output noise too.
+
+    Attributes:
+      bits: resolution in bits, 2 to 23.
+      range: the unit of inputs. `max`: the largest magnitude of each input vector (of a
+        convolution, each patch) of a tile, as without a DAC; nothing saturates. A number: one for
+        all layers, in units of the activations; larger inputs saturate. `calibrated`: a number for
+        each layer, found from its inputs on the calibration images.
+      percentile: percentile of the magnitudes of a layer's inputs that a calibrated range covers,
+        above 0 and at most 100, by nearest rank; 100 covers the largest.
+    """
+
+    bits: int = 7
+    range: Literal["max", "calibrated"] | float = "max"
+    percentile: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_converter(self, "DAC", "max", "calibrated")
+
+
+def _check_converter(converter: Any, what: str, *ranges: str) -> None:
+    """Raises ValueError for bad settings of an ADC or DAC; `ranges` are those with a name."""
+    make_plain(converter)
+    if not is_whole(converter.bits) or not 2 <= converter.bits < 24:
+        raise ValueError(f"{what} bits must be an integer from 2 to 23, got {converter.bits!r}")
+    if converter.range not in ranges:
+        named = " or ".join(f'"{name}"' for name in ranges)
+        require_finite(f"{what} range, unless {named},", converter.range, positive=True)
+    require_finite(f"{what} percentile", converter.percentile, positive=True)
+    if converter.percentile > 100:
+        raise ValueError(f"{what} percentile must be at most 100, got {converter.percentile}")
+
+
+@dataclass(frozen=True)
+class OutputNoise:
+    """Gaussian noise of each tile's outputs, ahead of the ADC: AIHWKit's `forward.out_noise`.
+
+    Drawn anew for each matrix-vector product and output, of the chip, the layer and the sample, as
+    weight noise is that is drawn `per_mvm`. The noises of a layer's columns of tiles add up. Where
+    each input vector has a unit of its own, one of zeros has no noise; AIHWKit's own tile gives it
+    noise in the unit 1, unless all that it is given at once is zeros.
+
+    Attributes:
+      sigma: standard deviation, in units of the outputs of a tile whose largest weight is 1 and
+        whose unit of inputs is 1, as a number for `ADC.range` is; above 0.
+    """
+
+    sigma: float = 0.04
+
+    def __post_init__(self) -> None:
         make_plain(self)
-        if not is_whole(self.bits) or not 2 <= self.bits < 24:
-            raise ValueError(f"ADC bits must be an integer from 2 to 23, got {self.bits!r}")
-        if self.range != "calibrated":
-            require_finite('ADC range, unless "calibrated",', self.range, positive=True)
-        require_finite("ADC percentile", self.percentile, positive=True)
-        if self.percentile > 100:
-            raise ValueError(f"ADC percentile must be at most 100, got {self.percentile}")
+        require_finite("output noise sigma", self.sigma, positive=True)
 
 
 @dataclass(frozen=True)
@@ -114,7 +170,7 @@ class Clipping:
 
 @dataclass(frozen=True)
 class Profile:
-    """A combination of non-idealities: ADC, weight noise, a memory, and clipping.
+    """A combination of non-idealities: converters, noise, a memory, and clipping.
 
     Each is a field, and None leaves it out: `Profile(adc=ADC(bits=8), memory=PCM())`.
     `bridge.PROFILES` has eight: ideal, adc, wnoise, pcm, adc+wnoise, adc+pcm, wnoise+pcm,
@@ -125,18 +181,24 @@ class Profile:
       wnoise: Gaussian noise of the weights.
       memory: devices that the weights are programmed into.
       clipping: clipping of each tile's weights before programming.
+      dac: DAC at each tile's inputs.
+      out_noise: Gaussian noise of each tile's outputs, ahead of the ADC.
     """
 
     adc: ADC | None = None
     wnoise: WeightNoise | None = None
     memory: Memory | None = None
     clipping: Clipping = field(default_factory=Clipping)
+    dac: DAC | None = None
+    out_noise: OutputNoise | None = None
 
     def __post_init__(self) -> None:
         kinds: dict[str, tuple[type, ...]] = {
             "adc": (ADC, type(None)),
             "wnoise": (WeightNoise, type(None)),
             "clipping": (Clipping,),
+            "dac": (DAC, type(None)),
+            "out_noise": (OutputNoise, type(None)),
         }
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
@@ -150,11 +212,30 @@ class Profile:
 
     @property
     def name(self) -> str:
-        """Such as "adc+pcm"; "ideal" if there is no non-ideality. Clipping is not one."""
-        names = ["adc"] * bool(self.adc) + ["wnoise"] * bool(self.wnoise)
+        """Such as "adc+pcm"; "ideal" if there is no non-ideality. Clipping is not one.
+
+        In this order: dac, adc, wnoise, onoise, the memory's.
+        """
+        parts = {
+            "dac": self.dac,
+            "adc": self.adc,
+            "wnoise": self.wnoise,
+            "onoise": self.out_noise,
+        }
+        names = [name for name, part in parts.items() if part is not None]
         if self.memory is not None:
             names.append(self.memory.name)
         return "+".join(names) or "ideal"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a range of its converters is found on calibration images."""
+        return any(one is not None and one.range == "calibrated" for one in (self.adc, self.dac))
+
+    @property
+    def fixed_inputs(self) -> bool:
+        """Whether a layer's inputs have one unit, and not each input vector its own."""
+        return self.dac is not None and self.dac.range != "max"
 
 
 class UnknownProfile(KeyError, ValueError):
@@ -225,7 +306,7 @@ SHIPPED: tuple[type, ...] = (PCM, Hermes, ReRamWan2022, ReRamCMO)
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Profile, ADC, WeightNoise, Clipping),
+        *(Profile, ADC, WeightNoise, Clipping, DAC, OutputNoise),
         *SHIPPED,
         *(SinglePair, Pairs, MappedPairs),
     )
@@ -235,6 +316,10 @@ _KINDS: dict[str, type] = {
 _NAMES_IN_FILES = {kind: {"mapping": "converter"} for kind in ("PCM", "Hermes", "ReRamWan2022")}
 """Fields of a kind that files name as they were first named: finished chips and searches are kept
 under a hash of this JSON."""
+
+
+_LATER = {"Profile": ("dac", "out_noise")}
+"""Fields of a kind that files leave out where they are None: the hashes of those without stay."""
 
 
 def to_json(setting: Any) -> Any:
@@ -252,6 +337,7 @@ def to_json(setting: Any) -> Any:
         fields = {
             in_file.get(f.name, f.name): to_json(getattr(setting, f.name))
             for f in dataclasses.fields(setting)
+            if f.name not in _LATER.get(kind.__name__, ()) or getattr(setting, f.name) is not None
         }
         return {"kind": kind.__name__, "settings": fields}
     setting = plain(setting)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import nn
 from bridge.checks import require_finite, require_seed
 from bridge.chips.adc import calibrate_ranges, tile_output_shares
 from bridge.chips.conversion import convert
+from bridge.chips.dac import input_ranges, set_input_ranges
 from bridge.chips.examination import WATCHED, examine, refused_access
 from bridge.chips.execution.changes import remember_tiles, tiles_set
 from bridge.chips.execution.executable import Engine, Executable, executable_of, require_engine
@@ -60,6 +61,8 @@ class Chip:
       digital_layers: paths of what was left digital.
       largest_pixel: the largest magnitude in the images that it was calibrated on; None if it was
         not, or on token ids. `predict` refuses images far beyond it.
+      input_ranges: the DAC's range by layer on tiles, in units of its activations; empty where
+        each input vector has its own.
     """
 
     analog: nn.Module
@@ -71,6 +74,7 @@ class Chip:
     engine: Engine
     digital_layers: tuple[str, ...] = ()
     largest_pixel: float | None = None
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, images: Images, indices: Sequence[int]) -> torch.Tensor:
         """Logits `[batch, class]` on the CPU.
@@ -217,10 +221,11 @@ def program(
     parameters, are named by a warning when the chip first meets images. A convolution of one or
     three dimensions goes to tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the
     linear layers `q_proj`, `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A
-    profile's inputs are scaled by their largest magnitude; there is no DAC, IR drop or output
-    noise, and drift is compensated only where the memory's `compensation` says so. Forward hooks
-    stay, and weights that a pruning mask or a parametrization computes are programmed. Torch's
-    global random state is left as it was.
+    profile's inputs are scaled by their largest magnitude, unless its DAC has a fixed range; there
+    is no IR drop, a DAC or output noise only where the profile has one, and drift is compensated
+    only where the memory's `compensation` says so. Forward hooks stay, and weights that a pruning
+    mask or a parametrization computes are programmed. Torch's global random state is left as it
+    was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of
@@ -230,9 +235,9 @@ def program(
     Args:
       model: float32 and in eval mode; not changed. With a `Conv2d` or `Linear` layer; or a network
         that AIHWKit has converted already, such as one trained hardware-aware: its tiles, weight
-        scales and input ranges are kept, and the profile replaces its noise model, drift
-        compensation and the rest of its forward settings. What was programmed before is programmed
-        anew from its target weights.
+        scales and input ranges are kept, the latter also in place of the DAC's range "max", and the
+        profile replaces its noise model, drift compensation and the rest of its forward settings.
+        What was programmed before is programmed anew from its target weights.
       profile: the non-idealities. An `RPUConfig` of AIHWKit is taken as it is, on its own tile
         class, and the chip programmed by its noise model. None takes a converted network's own
         configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
@@ -241,9 +246,11 @@ def program(
         compare in pairs.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`; or vectors, signals, videos or token
-        ids, see `bridge.chips.images`. Needed only for a calibrated ADC range. They set the range,
-        and let `predict` tell images of another scale. A tile that gives nothing but 0 on them is
-        named by a warning and gets the median of the others' ranges.
+        ids, see `bridge.chips.images`. Needed only for a calibrated range of the ADC or DAC. They
+        set the range, and let `predict` tell images of another scale. A tile that gives nothing but
+        0 on them is named by a warning and gets the median of the others' ranges. The ADC's are of
+        inputs that the DAC does not round; where its range is fixed they saturate there and are in
+        units of it.
       engine: "fast", or "aihwkit" for AIHWKit's own tiles, many times slower.
       digital_layers: paths of layers, or of blocks of them, that stay digital; or of a parameter
         or buffer that the network multiplies with itself.
@@ -283,18 +290,22 @@ def _program(
     tiles = named_tiles(analog)
     require_engine(analog, engine)  # before what takes long
     bounds: dict[str, float] = {}
-    largest_pixel = None
+    ranges: dict[str, float] = {}
+    images = largest_pixel = None
+    if chosen is not None and chosen.needs_calibration:
+        if calibration is None:
+            raise ValueError(
+                f"a calibrated {_calibrated_converter(chosen)} range needs calibration images; "
+                "pass calibration="
+            )
+        images = as_tensor(calibration, "calibration")
+        examine(analog, digital_layers, images, engine)
+        _fit_layout(analog, images, seed)
+        largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
+    if chosen is not None and chosen.dac is not None:
+        ranges = input_ranges(analog, chosen.dac, images)
+        set_input_ranges(analog, ranges)
     if chosen is not None and chosen.adc is not None:
-        images = None
-        if chosen.adc.range == "calibrated":
-            if calibration is None:
-                raise ValueError(
-                    "a calibrated ADC range needs calibration images; pass calibration="
-                )
-            images = as_tensor(calibration, "calibration")
-            examine(analog, digital_layers, images, engine)
-            _fit_layout(analog, images, seed)
-            largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
         bounds = _set_ranges(analog, chosen.adc, images)
     _refuse_bad_ranges(tiles)
     age: float | None = float(t_inference) if chosen is None else None
@@ -318,6 +329,7 @@ def _program(
             engine,
             digital_layers,
             largest_pixel,
+            ranges,
         )
     )
 
@@ -391,18 +403,24 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
 def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -> dict[str, float]:
     """Sets every converter's range; returns them by tile in the unit of `ADC.range`.
 
-    That unit is the largest weight, the tiles' own a weight of 1. With calibration images the
-    range is calibrated on them.
+    That unit is the largest weight, the tiles' own a weight of 1. A calibrated range is found on
+    the calibration images.
     """
     tiles = named_tiles(analog)
     largest = {name: float(largest_target(tile)) or 1.0 for name, tile in tiles.items()}
-    if calibration is not None:
+    if adc.range == "calibrated":
+        assert calibration is not None
         bounds = calibrate_ranges(analog, calibration, adc.percentile)
     else:
         bounds = {name: float(adc.range) * largest[name] for name in tiles}
     for name, tile in tiles.items():
         tile.rpu_config.forward.out_bound = bounds[name]
     return {name: bounds[name] / largest[name] for name in tiles}
+
+
+def _calibrated_converter(profile: Profile) -> str:
+    adc = profile.adc is not None and profile.adc.range == "calibrated"
+    return "ADC" if adc else "DAC"
 
 
 def _fit_layout(analog: nn.Module, images: torch.Tensor, seed: int) -> None:
@@ -486,6 +504,12 @@ def _refuse_bad_ranges(tiles: Mapping[str, Tile]) -> None:
     """Refuses converters that AIHWKit would silently turn into NaN or leave without saturation."""
     for name, tile in tiles.items():
         forward = tile.rpu_config.forward
+        rounds = not forward.is_perfect and forward.inp_res > 0
+        if rounds and not 0 < forward.inp_bound < math.inf:
+            raise ValueError(
+                f"tile {name} quantises its inputs (forward.inp_res={forward.inp_res:g}) over the "
+                f"range forward.inp_bound={forward.inp_bound:g}: give a positive and finite one"
+            )
         quantises = not forward.is_perfect and forward.out_res > 0
         if quantises and not 0 < forward.out_bound < math.inf:
             raise ValueError(

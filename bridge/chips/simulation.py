@@ -41,7 +41,7 @@ _MOST_CALIBRATED = 1000
 _FIRST = ("profile", "time", "chip")
 
 _SAME_IMAGES = (
-    "calibration images must be others than those that are predicted, or the ranges of the ADCs "
+    "calibration images must be others than those that are predicted, or the converters' ranges "
     "would be set on the test: give images of another source, or a share of these to hold out, "
     "such as calibration=0.1"
 )
@@ -49,7 +49,7 @@ _SAME_IMAGES = (
 
 @dataclass(frozen=True, eq=False)
 class _Calibration:
-    """What sets the ranges of the chips' ADCs."""
+    """What sets the ranges of the chips' converters."""
 
     images: Images | None
     """None where no profile needs any."""
@@ -144,7 +144,7 @@ def simulate(
 
     def tables() -> Iterator[pd.DataFrame]:
         for (name, profile), one in product(chosen.items(), seeds):
-            given = None if profile.adc is None else calibrated.images
+            given = calibrated.images if profile.needs_calibration else None
             chip = program(model, profile, seed=one, calibration=given, **options)
             for time in readings[name]:
                 with progress(len(source), what := f"chip {one}: {name}"):
@@ -224,13 +224,13 @@ def _calibrated(
     calibration: SourceLike | float,
     seed: int,
 ) -> tuple[_Calibration, Source]:
-    """What sets the ranges of ADCs, and the samples to predict."""
+    """What sets the ranges of converters, and the samples to predict."""
     share = float(calibration) if isinstance(calibration, int | float | np.number) else None
     if share is not None and not 0 < share < 1:
         raise ValueError(f"the share held out for calibration must be in (0, 1); got {share:g}")
     if calibration is given or calibration is source:
         raise ValueError(_SAME_IMAGES)
-    if not any(one.adc is not None and one.adc.range == "calibrated" for one in profiles.values()):
+    if not any(one.needs_calibration for one in profiles.values()):
         return _Calibration(None), source
     if share is None:
         assert not isinstance(calibration, float)
@@ -250,7 +250,7 @@ def _calibrated(
         )
     held = subset(_indices(source), count, seed)
     print(
-        f"simulate: {count:,} of the {len(source):,} images set the ranges of the ADCs and are not "
+        f"simulate: {count:,} of the {len(source):,} images set the converters' ranges and are not "
         "predicted (calibration= takes images of another source)",
         file=sys.stderr,
     )

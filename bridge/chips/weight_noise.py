@@ -1,9 +1,9 @@
-"""Weight noise: frozen into a chip, or drawn at each operation."""
+"""Noise of a tile: frozen into its weights, or drawn at each operation."""
 
 from typing import Any
 
 import torch
-from aihwkit.simulator.parameters.enums import WeightNoiseType
+from aihwkit.simulator.parameters.enums import NoiseManagementType, WeightNoiseType
 from aihwkit.simulator.parameters.io import IOParameters
 from aihwkit.simulator.tiles.analog_mvm import AnalogMVM
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
@@ -52,10 +52,16 @@ def weight_noise(io_pars: IOParameters) -> float:
     return 0.0 if off else io_pars.w_noise
 
 
+def draws_per_operation(io_pars: IOParameters) -> bool:
+    """Whether a tile draws noise of its weights or of its outputs for each operation."""
+    return weight_noise(io_pars) > 0 or (not io_pars.is_perfect and io_pars.out_noise > 0)
+
+
 class MvmNoise(AnalogMVM):
     """AIHWKit's PyTorch matrix-vector product with the weight noise that only its compiled one has.
 
-    The noise is drawn from torch's global random state.
+    The noise is drawn from torch's global random state. Input vectors of zeros that have no unit
+    have no noise of outputs (`OutputNoise`).
     """
 
     @classmethod
@@ -88,7 +94,10 @@ class MvmNoise(AnalogMVM):
             else:
                 variance = x.square().sum(-1, keepdim=True)
             y = y + io_pars.w_noise * variance.sqrt() * torch.randn_like(y)
-        return cls._finalize_output(y, io_pars, **fwd_pars)
+        passed, y = cls._finalize_output(y, io_pars, **fwd_pars)
+        if io_pars.out_noise > 0 and io_pars.noise_management == NoiseManagementType.ABS_MAX:
+            y = y * (x != 0).any(-1, keepdim=True)
+        return passed, y
 
 
 class MvmNoiseTile(TorchSimulatorTile):

@@ -20,8 +20,8 @@ def carried(chip: "bridge.chips.Chip", images: Any) -> tuple[Chip, Programmed]:
         made, weights = bridge.jax_chips.carried(chip, images)
         logits = made.apply(weights, images)
 
-    Without an ADC the logits agree to 1e-5; with one a few outputs round to the next code. Noise
-    at each operation has the same distribution, and other numbers.
+    Without converters the logits agree to 1e-5; with them a few values round to the next code.
+    Noise at each operation has the same distribution, and other numbers.
 
     Args:
       chip: of `bridge.program`, at the time that it has.
@@ -31,24 +31,37 @@ def carried(chip: "bridge.chips.Chip", images: Any) -> tuple[Chip, Programmed]:
       ValueError: a chip of an `RPUConfig`, which has settings of its own, or what `bridge.to_jax`
         refuses.
     """
-    from bridge.chips.tiles import digital_network, named_layers, output_scale, placed_tiles
+    from bridge.chips.tiles import (
+        digital_network,
+        named_layers,
+        named_tiles,
+        output_scale,
+        placed_tiles,
+    )
     from bridge.chips.weight_noise import largest_target
 
     if chip.profile is None:
         raise ValueError(
             "a chip of an RPUConfig cannot be carried to JAX: program a bridge.Profile"
         )
+    own = [name for name, tile in named_tiles(chip.analog).items() if tile.input_range is not None]
+    if own and not chip.input_ranges:
+        raise ValueError(
+            f"tile {own[0]} has an input range that it was trained with, which a chip in JAX does "
+            "not have"
+        )
     chip.refuse_changed()
     logits_fn, params = to_jax(digital_network(chip.analog), images)
     layers = {_weight(name): layer for name, layer in named_layers(chip.analog).items()}
     digital = [name for name in params if name not in layers]
-    profile = replace(chip.profile, adc=None)
+    profile = replace(chip.profile, adc=None, dac=None)
     made = analog(logits_fn, params, profile, _batch(images), digital_layers=digital)
-    units, ranges = [], []
+    units, ranges, inputs = [], [], []
     for name in made.layers:
         columns: dict[int, list[np.ndarray]] = {}
         bounds = []
         path = name.removesuffix("weight").rstrip(".")
+        inputs.append(chip.input_ranges.get(path, np.nan))
         for placed in placed_tiles(layers[name]):
             unit = (output_scale(placed.tile) * largest_target(placed.tile)).numpy()
             rows = np.broadcast_to(unit, (placed.rows.stop - placed.rows.start,))
@@ -58,7 +71,9 @@ def carried(chip: "bridge.chips.Chip", images: Any) -> tuple[Chip, Programmed]:
         ranges.append(np.array(bounds, np.float32))
     weights = Programmed(params, tuple(units), jax.random.key(chip.seed))
     adc_ranges = None if chip.profile.adc is None else tuple(ranges)
-    return replace(made, profile=chip.profile, _ranges=adc_ranges), weights
+    dac_ranges = tuple(inputs) if chip.input_ranges else None
+    made = replace(made, profile=chip.profile, _ranges=adc_ranges, _input_ranges=dac_ranges)
+    return made, weights
 
 
 def _weight(layer: str) -> str:

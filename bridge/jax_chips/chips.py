@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
-from bridge.jax_chips.execution import energies, is_linear, logits, margins
+from bridge.jax_chips.execution import Ranges, energies, is_linear, logits, margins
 from bridge.jax_chips.layers import Plan, plan, put
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
@@ -55,8 +55,8 @@ class Chip:
       coverage: every matrix product of a forward pass of one sample, a row a layer and operator:
         layer (path of its parameter), operator, weights, calls, macs (of all calls), tiles (0 where
         digital), place ("analog" or "digital") and reason (why it is digital).
-      largest_pixel: largest magnitude in the images that the ADC's ranges were calibrated on; None
-        where nothing was calibrated on pixels.
+      largest_pixel: largest magnitude in the images that ranges were calibrated on; None where
+        nothing was calibrated on pixels.
     """
 
     profile: Profile
@@ -68,6 +68,7 @@ class Chip:
     _plan: Plan = field(repr=False)
     _ranges: tuple[np.ndarray, ...] | None = field(repr=False)
     _example: jax.ShapeDtypeStruct = field(repr=False)
+    _input_ranges: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -77,10 +78,16 @@ class Chip:
     @property
     def adc_ranges(self) -> dict[str, np.ndarray]:
         """Ranges of the converters by layer, float32 `[tiles]`, column by column of tiles, in units
-        of outputs of a largest weight of 1 and inputs of largest magnitude 1; {} without an ADC."""
+        of outputs of a largest weight of 1 and the unit of inputs; {} without an ADC."""
         if self._ranges is None:
             return {}
         return dict(zip(self.layers, self._ranges, strict=True))
+
+    @property
+    def dac_ranges(self) -> dict[str, float]:
+        """Input ranges by layer, in units of its activations; {} where each input vector has its
+        own unit."""
+        return dict(zip(self.layers, self._input_ranges or (), strict=False))
 
     def program(self, params: Params, key: Array) -> Programmed:
         """Programs parameters onto the chip and lets it age to the memory's `t_inference`.
@@ -173,7 +180,7 @@ class Chip:
             raise ValueError(f"profile {self.profile.name} has no ADC, so it does not clip outputs")
         shares = ranges.beyond(
             *(self._program, self._plan, jax.tree.leaves(weights.params), weights.units),
-            *(np.asarray(images), self.profile.adc.bits, self._ranges),
+            *(np.asarray(images), self.profile, self._ranges, self._input_ranges),
         )
         return dict(zip(self.layers, shares, strict=True))
 
@@ -233,7 +240,7 @@ class Chip:
                 return self._logits_fn(weights.params, images)
             leaves = jax.tree.leaves(weights.params)
             return logits(
-                *(self._program, self._plan, self.profile, self._limits, leaves),
+                *(self._program, self._plan, self.profile, self._both_ranges, leaves),
                 *(weights.units, weights.key, images, indices, chosen),
             )
 
@@ -245,7 +252,7 @@ class Chip:
             leaves = (jax.tree.leaves(self.params), jax.tree.leaves(weights.params))
             with jax.default_matmul_precision(PRECISION):
                 return energies(
-                    *(self._program, self._plan, self.profile, self._limits, *leaves),
+                    *(self._program, self._plan, self.profile, self._both_ranges, *leaves),
                     *(weights.units, weights.key, images, indices),
                 )
 
@@ -261,14 +268,10 @@ class Chip:
         return weights._replace(params=jax.tree.unflatten(treedef, leaves))
 
     @property
-    def _limits(self) -> list[Array] | None:
-        """Ranges of the converters by layer, for each column of tiles and output."""
-        if self._ranges is None:
-            return None
-        return [
-            layer.grid.by_output(list(jnp.asarray(bounds)))
-            for layer, bounds in zip(self._plan.layers, self._ranges, strict=True)
-        ]
+    def _both_ranges(self) -> Ranges:
+        """Those of the converters, as tiles need them."""
+        outputs = None if self._ranges is None else ranges.by_output(self._plan, self._ranges)
+        return Ranges(self._input_ranges, outputs)
 
     @cached_property
     def _margins(self) -> Callable[[Array], tuple[Array, Array]]:
@@ -278,7 +281,7 @@ class Chip:
         def of_batch(leaves: list[Array], units: Sequence[Array], images: Array) -> Any:
             with jax.default_matmul_precision(PRECISION):
                 return margins(
-                    *(self._program, self._plan, self.profile, self._limits),
+                    *(self._program, self._plan, self.profile, self._both_ranges),
                     *(leaves, units, images),
                 )
 
@@ -317,10 +320,10 @@ def analog(
     Each `dot_general` and `conv_general_dilated` of a parameter and something that depends on the
     images is on tiles of at most 512 x 512, split evenly, each with its largest weight mapped to 1.
     The parameter may have been reshaped, transposed, sliced or cast before. Inputs are in units of
-    the largest magnitude of each input vector or patch; partial sums, biases and all else are
-    digital. Products of two activations are too, and products that no tile computes (grouped and
-    transposed convolutions, weights that are computed of parameters, constants of the function):
-    a warning names these with their share of the work.
+    the largest magnitude of each input vector or patch, or of the DAC's fixed range; partial sums,
+    biases and all else are digital. Products of two activations are too, and products that no tile
+    computes (grouped and transposed convolutions, weights that are computed of parameters,
+    constants of the function): a warning names these with their share of the work.
 
     A parameter that is used several times is one weight on the chip; where the function uses it
     otherwise, as an embedding does, it is read as programmed. Loops with products are unrolled,
@@ -334,7 +337,7 @@ def analog(
       params: target parameters, a pytree.
       profile: the non-idealities; see `bridge.PROFILES`.
       images: examples `[batch, ...]` as the function takes them: their shape, and what the ADC's
-        ranges are calibrated on where the profile says so.
+        and the DAC's ranges are calibrated on where the profile says so.
       digital_layers: paths of parameters, or of what they are in, whose products stay digital.
       strict: refuse products that no tile computes.
 
@@ -370,23 +373,44 @@ def analog(
                 f"parameter {names[layer.weight.leaf]} has weights that are not finite"
             )
     chip = Chip(profile, params, found.coverage, None, logits_fn, program, found, None, sample)
-    if profile.adc is None:
-        return chip
-    if profile.adc.range == "calibrated":
-        ideal = replace(chip, profile=Profile(clipping=profile.clipping))
-        targets = jax.jit(ideal.program)(params, jax.random.key(0))
-        bounds = ranges.calibrated(
-            *(program, found, jax.tree.leaves(targets.params), targets.units),
-            *(np.asarray(examples), profile.adc.percentile),
-        )
-    else:
-        bounds = tuple(
-            np.full(layer.grid.count, profile.adc.range, np.float32) for layer in found.layers
-        )
-    floating = jnp.issubdtype(examples.dtype, jnp.floating)
-    on_pixels = profile.adc.range == "calibrated" and floating
+    ideal = replace(chip, profile=Profile(clipping=profile.clipping))
+    given = np.asarray(examples) if profile.needs_calibration else None
+    chip = replace(chip, _input_ranges=_input_ranges(ideal, profile, given))
+    chip = replace(chip, _ranges=_output_ranges(ideal, profile, given, chip._input_ranges))
+    on_pixels = given is not None and jnp.issubdtype(examples.dtype, jnp.floating)
     largest = float(jnp.abs(examples).max()) if on_pixels else None
-    return replace(chip, _ranges=bounds, largest_pixel=largest)
+    return replace(chip, largest_pixel=largest)
+
+
+def _input_ranges(
+    ideal: Chip, profile: Profile, images: np.ndarray | None
+) -> tuple[float, ...] | None:
+    """The DAC's fixed range of each layer; None where each input vector has its own unit."""
+    dac, layers = profile.dac, ideal._plan.layers
+    if dac is None or dac.range == "max":
+        return None
+    if dac.range != "calibrated":
+        return (float(dac.range),) * len(layers)
+    assert images is not None
+    leaves = jax.tree.leaves(jax.jit(ideal.program)(ideal.params, jax.random.key(0)).params)
+    return ranges.calibrated_inputs(ideal._program, ideal._plan, leaves, images, dac.percentile)
+
+
+def _output_ranges(
+    ideal: Chip, profile: Profile, images: np.ndarray | None, inputs: tuple[float, ...] | None
+) -> tuple[np.ndarray, ...] | None:
+    """The ADC's range of each tile, for each layer `[tiles]`; None without an ADC."""
+    adc, layers = profile.adc, ideal._plan.layers
+    if adc is None:
+        return None
+    if adc.range != "calibrated":
+        return tuple(np.full(layer.grid.count, adc.range, np.float32) for layer in layers)
+    assert images is not None
+    targets = jax.jit(ideal.program)(ideal.params, jax.random.key(0))
+    return ranges.calibrated(
+        *(ideal._program, ideal._plan, jax.tree.leaves(targets.params), targets.units),
+        *(images, adc.percentile, inputs),
+    )
 
 
 def paths(tree: Any) -> list[str]:

@@ -21,9 +21,32 @@ Units = Sequence[Float[Array, "columns outputs"]]
 """For each layer what a tile's unit of outputs amounts to."""
 
 
+class Ranges(NamedTuple):
+    """Ranges of the converters."""
+
+    inputs: Sequence[float] | None
+    """The DAC's, for each layer in units of its activations; None where each input vector has its
+    own."""
+    outputs: Units | None
+    """The ADC's, for each layer by column and output, in the tiles' unit; None without one."""
+
+    def of(self, layer: int) -> tuple[float | None, Float[Array, "columns outputs"] | None]:
+        """Those of one layer."""
+        return (
+            None if self.inputs is None else self.inputs[layer],
+            None if self.outputs is None else self.outputs[layer],
+        )
+
+
 def is_linear(profile: Profile) -> bool:
     """Whether a programmed chip computes what the function does with the programmed weights."""
-    return profile.adc is None and not _noise_of_operations(profile)
+    converters = profile.adc is not None or profile.dac is not None
+    return not converters and not _draws(profile)
+
+
+def _draws(profile: Profile) -> bool:
+    """Whether noise is drawn at each operation."""
+    return _noise_of_operations(profile) is not None or profile.out_noise is not None
 
 
 def _noise_of_operations(profile: Profile) -> WeightNoise | None:
@@ -39,7 +62,7 @@ def logits(
     program: ClosedJaxpr,
     plan: Plan,
     profile: Profile,
-    limits: Units | None,
+    ranges: Ranges,
     leaves: Sequence[Array],
     units: Units,
     key: Array,
@@ -52,8 +75,8 @@ def logits(
     Args:
       program: of one sample.
       plan: its products.
-      profile: converter and noise.
-      limits: for each layer the ranges of the converters, by column and output, in the tiles' unit.
+      profile: converters and noise.
+      ranges: of the converters.
       leaves: programmed parameters.
       units: see `Units`.
       key: of the noise of operations.
@@ -63,13 +86,14 @@ def logits(
     """
 
     def one(image: Array, index: Array) -> Array:
-        on_tiles = _on_tiles(plan, profile, limits, units, key, index)
+        on_tiles = _on_tiles(plan, profile, ranges, units, key, index)
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             found = on_tiles(layer, operation, x, weight)
             if chosen is None:
                 return found
-            return jnp.where(chosen[layer], found, _exact(operation, x, weight))
+            exact = operation.result(_exact(operation, x, weight))
+            return jnp.where(chosen[layer], found, exact)
 
         return _run(program, plan, leaves, image, outputs)
 
@@ -77,7 +101,7 @@ def logits(
 
 
 def _on_tiles(
-    plan: Plan, profile: Profile, limits: Units | None, units: Units, key: Array, index: Array
+    plan: Plan, profile: Profile, ranges: Ranges, units: Units, key: Array, index: Array
 ) -> Outputs:
     """What the tiles compute for one sample, each call of a layer with noise of its own."""
     calls: Counter[int] = Counter()
@@ -86,24 +110,23 @@ def _on_tiles(
         on_tiles = plan.layers[layer]
         call = jax.random.fold_in(layer_key(key, on_tiles.name), calls[layer])
         calls[layer] += 1
-        tiles = _Tiles(operation, on_tiles.grid.columns, units[layer], profile)
-        sample = jax.random.fold_in(call, index)
-        return tiles.outputs(x, weight, None if limits is None else limits[layer], sample)
+        tiles = _Tiles(operation, on_tiles.grid.columns, units[layer], profile, *ranges.of(layer))
+        return tiles.outputs(x, weight, jax.random.fold_in(call, index))
 
     return outputs
 
 
 def _exact(operation: Operation, x: Array, weight: Array) -> Array:
-    """The product itself."""
+    """The product without errors, its outputs as `_Tiles` has them."""
     inputs, matrix = operation.inputs(x), operation.matrix(weight.astype(jnp.float32))
-    return operation.result(operation.product(inputs, matrix, (0, matrix.shape[1])))
+    return operation.product(inputs, matrix, (0, matrix.shape[1]))
 
 
 def energies(
     program: ClosedJaxpr,
     plan: Plan,
     profile: Profile,
-    limits: Units | None,
+    ranges: Ranges,
     targets: Sequence[Array],
     leaves: Sequence[Array],
     units: Units,
@@ -120,11 +143,11 @@ def energies(
     def one(image: Array, index: Array) -> tuple[Array, Array, Array]:
         signal, error, own = ([jnp.zeros(()) for _ in plan.layers] for _ in range(3))
         expected: list[Array] = []
-        apart = _on_tiles(plan, profile, limits, units, key, index)
+        apart = _on_tiles(plan, profile, ranges, units, key, index)
 
         def digital(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             place = plan.layers[layer].weight
-            y = _exact(operation, x, weight)
+            y = operation.result(_exact(operation, x, weight))
             signal[layer] += jnp.square(y).sum()
             alone = apart(layer, operation, x, place(leaves[place.leaf]))
             own[layer] += jnp.square(alone - y).sum()
@@ -132,7 +155,7 @@ def energies(
             return y
 
         _run(program, plan, targets, image, digital)
-        met, running = iter(expected), _on_tiles(plan, profile, limits, units, key, index)
+        met, running = iter(expected), _on_tiles(plan, profile, ranges, units, key, index)
 
         def analog(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             y = running(layer, operation, x, weight)
@@ -150,12 +173,12 @@ def margins(
     program: ClosedJaxpr,
     plan: Plan,
     profile: Profile,
-    limits: Units | None,
+    ranges: Ranges,
     leaves: Sequence[Array],
     units: Units,
     images: Shaped[Array, "batch ..."],
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Each sample's margin m without errors, and the variance that those of the tiles' outputs y
+    """Each sample's margin m without errors, and the variance that those of converters and noise
     give it: to first order `sum_y (dm/dy)^2 var(y)`, m the largest minus the second largest logit.
 
     Args: as for `logits`; the weights are exact.
@@ -163,37 +186,36 @@ def margins(
 
     def one(image: Array) -> tuple[Array, Array]:
         shapes: list[tuple[int, ...]] = []
-
-        def shape_of(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-            exact, _ = tiles(layer, operation).moments(x, weight, limit(layer))
-            shapes.append(exact.shape)
-            return operation.result(exact)
+        at: list[tuple[int, Operation]] = []
 
         def tiles(layer: int, operation: Operation) -> _Tiles:
-            return _Tiles(operation, plan.layers[layer].grid.columns, units[layer], profile)
+            columns = plan.layers[layer].grid.columns
+            return _Tiles(operation, columns, units[layer], profile, *ranges.of(layer))
 
-        def limit(layer: int) -> Float[Array, "columns outputs"] | None:
-            return None if limits is None else limits[layer]
+        def look(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            exact = _exact(operation, x, weight)
+            shapes.append(exact.shape)
+            at.append((layer, operation))
+            return operation.result(exact)
 
-        def margin(probes: list[Array]) -> tuple[Array, list[Array]]:
-            met, variances = iter(probes), list[Array]()
+        def margin(probes: list[Array]) -> tuple[Array, list[tuple[Array, Array]]]:
+            met, given = iter(probes), list[tuple[Array, Array]]()
 
             def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-                exact, variance = tiles(layer, operation).moments(x, weight, limit(layer))
-                variances.append(variance)
-                return operation.result(exact + next(met))
+                given.append((x, weight))
+                return operation.result(_exact(operation, x, weight) + next(met))
 
             first, second = jax.lax.top_k(_run(program, plan, leaves, image, outputs), 2)[0]
-            return first - second, variances
+            return first - second, given
 
-        jax.eval_shape(lambda x: _run(program, plan, leaves, x, shape_of), image)
+        jax.eval_shape(lambda x: _run(program, plan, leaves, x, look), image)
         probes = [jnp.zeros(shape) for shape in shapes]
-        (value, variances), gradients = jax.value_and_grad(margin, has_aux=True)(probes)
-        parts = [
-            (jnp.square(slope) * variance).sum()
-            for slope, variance in zip(gradients, variances, strict=True)
+        (value, given), slopes = jax.value_and_grad(margin, has_aux=True)(probes)
+        variances = [
+            tiles(layer, operation).variance(x, weight, slope)
+            for (layer, operation), (x, weight), slope in zip(at, given, slopes, strict=True)
         ]
-        return value, sum(parts, jnp.zeros(()))
+        return value, sum(variances, jnp.zeros(()))
 
     found: tuple[Array, Array] = jax.vmap(one)(images)
     return found
@@ -206,14 +228,15 @@ def observed(
     units: Units,
     images: Shaped[Array, "batch ..."],
     reduce: Callable[[Array], Array],
-    adc: tuple[int, Units] | None = None,
+    profile: Profile,
+    ranges: Ranges,
 ) -> list[list[list[Array]]]:
-    """What the tiles' outputs are ahead of converters, in the tiles' unit, by magnitude.
+    """What the tiles' outputs are ahead of ADCs, in the tiles' unit, by magnitude.
 
     Args:
       reduce: what is kept of `[outputs, positions]`.
-      adc: bits and ranges of the converters behind them; None for none. Noise of operations there
-        is none.
+      profile: converters; noise of operations there is none.
+      ranges: of the converters. Inputs saturate beyond theirs without a DAC too.
 
     Returns:
       For each layer and column of its tiles what `reduce` gives for each call, `[batch, ...]`.
@@ -223,25 +246,51 @@ def observed(
         seen: list[list[list[Array]]] = [[[] for _ in layer.grid.columns] for layer in plan.layers]
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            columns = plan.layers[layer].grid.columns
+            tiles = _Tiles(operation, columns, units[layer], profile, *ranges.of(layer))
             inputs, matrix = operation.inputs(x), operation.matrix(weight.astype(jnp.float32))
             found = []
-            for number, part in enumerate(plan.layers[layer].grid.columns):
-                exact = operation.product(inputs, matrix, part)
-                unit = operation.along_outputs(units[layer][number], exact)
-                unit = unit * _unit(operation, inputs, part)
-                values, axis = exact / unit, operation.output_axis(exact)
-                rows = jnp.moveaxis(jnp.abs(values), axis, 0).reshape(exact.shape[axis], -1)
-                seen[layer][number].append(reduce(rows))
-                if adc is not None:
-                    limit = operation.along_outputs(adc[1][layer][number], exact)
-                    exact = converted(values, limit, adc[0]) * unit
-                found.append(exact)
+            for number in range(len(columns)):
+                column = tiles.column(number, inputs, matrix)
+                rows = jnp.moveaxis(jnp.abs(column.exact / column.unit), column.axis, 0)
+                seen[layer][number].append(reduce(rows.reshape(len(rows), -1)))
+                found.append(tiles.converted(number, column, column.exact))
             return operation.result(sum(found[1:], found[0]))
 
         _run(program, plan, leaves, image, outputs)
         return seen
 
     found: list[list[list[Array]]] = jax.vmap(one)(images)
+    return found
+
+
+def observed_inputs(
+    program: ClosedJaxpr,
+    plan: Plan,
+    leaves: Sequence[Array],
+    images: Shaped[Array, "batch ..."],
+    reduce: Callable[[Array], Array],
+) -> list[list[Array]]:
+    """What the layers' inputs are without converters, by magnitude.
+
+    Args:
+      reduce: what is kept of `[activations]`.
+
+    Returns:
+      For each layer what `reduce` gives for each call, `[batch, ...]`.
+    """
+
+    def one(image: Array) -> Any:
+        seen: list[list[Array]] = [[] for _ in plan.layers]
+
+        def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
+            seen[layer].append(reduce(jnp.abs(x).ravel()))
+            return operation.result(_exact(operation, x, weight))
+
+        _run(program, plan, leaves, image, outputs)
+        return seen
+
+    found: list[list[Array]] = jax.vmap(one)(images)
     return found
 
 
@@ -268,6 +317,28 @@ def _run(
     return found
 
 
+class _Column(NamedTuple):
+    """One column of tiles, its inputs as the DAC gives them."""
+
+    operation: Operation
+    """The product's, or one of its patches."""
+    inputs: Array
+    matrix: Array
+    part: tuple[int, int]
+    """Which of the inputs are the column's."""
+    exact: Array
+    """Its outputs ahead of noise and ADC."""
+    input_unit: Array
+    """The unit of inputs, as it stands beside outputs; 0 for zeros without a fixed one."""
+    unit: Array
+    """The unit of outputs, to divide by."""
+
+    @property
+    def axis(self) -> int:
+        """Where outputs stand."""
+        return self.operation.output_axis(self.exact)
+
+
 class _Tiles(NamedTuple):
     """The tiles of one product."""
 
@@ -276,83 +347,179 @@ class _Tiles(NamedTuple):
     """Inputs of each column of tiles."""
     units: Float[Array, "columns outputs"]
     profile: Profile
+    input_range: float | None
+    limits: Float[Array, "columns outputs"] | None
 
-    def outputs(
-        self, x: Array, weight: Array, limits: Float[Array, "columns outputs"] | None, key: Array
-    ) -> Array:
+    def outputs(self, x: Array, weight: Array, key: Array) -> Array:
         """The product's result: partial sums of the columns, each through its converters."""
         inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight.astype(jnp.float32))
-        noise = _noise_of_operations(self.profile)
-        adc = self.profile.adc
-        if adc is None or limits is None:
-            exact = self.operation.product(inputs, matrix, (0, matrix.shape[1]))
-            if noise is not None:  # the sum of independent noises is one
-                spread = noise.sigma * _root(self._variance(noise, inputs, matrix, exact))
-                exact = exact + spread * normal(key, exact.shape)
+        if self.profile.adc is None and self.profile.dac is None:
+            exact = _exact(self.operation, x, weight)
+            if _draws(self.profile):  # the sum of independent noises is one
+                exact = exact + self._spread(inputs, matrix, exact) * normal(key, exact.shape)
             return self.operation.result(exact)
         total: Array | None = None
-        for number, part in enumerate(self.columns):
-            found = self.operation.product(inputs, matrix, part)
-            if noise is not None:
-                variance = self._variance_of(number, noise, inputs, matrix, found)
+        for number in range(len(self.columns)):
+            column = self.column(number, inputs, matrix)
+            found = column.exact
+            if _draws(self.profile):
                 # That of one column of tiles is the same with converters and without.
                 own = key if number == 0 else jax.random.fold_in(key, number)
-                normals = normal(own, found.shape)
-                found = found + noise.sigma * _root(variance) * normals
-            unit = self._along(self.units[number], found) * _unit(self.operation, inputs, part)
-            limit = self._along(limits[number], found)
-            found = converted(found / unit, limit, adc.bits) * unit
+                found = found + self._spread_of(number, column) * normal(own, found.shape)
+            found = self.converted(number, column, found)
             total = found if total is None else total + found
         assert total is not None
         return self.operation.result(total)
 
-    def moments(
-        self, x: Array, weight: Array, limits: Float[Array, "columns outputs"] | None
-    ) -> tuple[Array, Array]:
-        """The exact sums of all columns, and the variance of their errors, which broadcasts to it.
+    def variance(self, x: Array, weight: Array, slope: Array) -> Array:
+        """The variance that the errors give a quantity q, to first order.
 
-        A converter's rounding has step^2 / 12, its saturation is left out.
+        Rounding counts as uniform and independent, of variance step^2 / 12, saturation as none.
+        Noise and ADC err by output, `sum_y (dq/dy)^2 var(y)`; a DAC by input, each through all
+        outputs of its column. Inputs of 0 are exact, and the largest where it is the unit.
+
+        Args:
+          slope: dq/dy, as `_exact` gives y.
         """
+        if is_linear(self.profile):
+            return jnp.zeros(())
         inputs, matrix = self.operation.inputs(x), self.operation.matrix(weight.astype(jnp.float32))
-        exact = self.operation.product(inputs, matrix, (0, matrix.shape[1]))
-        variance, noise = jnp.zeros(()), _noise_of_operations(self.profile)
+        if self.profile.adc is None and self.profile.dac is None:
+            return jnp.square(slope * self._spread(inputs, matrix, slope)).sum()
+        total = jnp.zeros(())
+        for number in range(len(self.columns)):
+            column = self.column(number, inputs, matrix)
+            spread = jnp.zeros(column.exact.shape)
+            if _draws(self.profile):
+                spread = spread + self._spread_of(number, column)
+            variance = jnp.square(spread)
+            if self.profile.adc is not None and self.limits is not None:
+                limit = column.operation.along_outputs(self.limits[number], column.exact)
+                step = limit / (2 ** (self.profile.adc.bits - 1) - 1) * column.unit
+                there = column.operation.largest(column.inputs, column.part) > 0
+                variance = variance + there * jnp.square(step) / 12
+            if column.operation is not self.operation:
+                variance = self.operation.from_vectors(variance)
+            total = total + (jnp.square(slope) * variance).sum()
+            if self.profile.dac is not None:
+                total = total + self._input_part(number, inputs, matrix, slope)
+        return total
+
+    def _input_part(self, number: int, inputs: Array, matrix: Array, slope: Array) -> Array:
+        """The DAC's part of `variance` in one column."""
+        dac, operation, part = self.profile.dac, self.operation, self.columns[number]
+        assert dac is not None
+        unit: Any = self.input_range
+        if unit is None:
+            operation, inputs, matrix, part = operation.by_vector(inputs, matrix, part)
+            unit = operation.largest(inputs, part)
+
+        def outputs(inputs: Array) -> Array:
+            found = operation.product(inputs, matrix, part)
+            return found if operation is self.operation else self.operation.from_vectors(found)
+
+        (own,) = jax.vjp(outputs, inputs)[1](slope)
+        inexact = (inputs != 0) & (jnp.abs(inputs) < unit)
+        step = unit / (2 ** (dac.bits - 1) - 1)
+        return (inexact * jnp.square(own * step)).sum() / 12
+
+    def column(self, number: int, inputs: Array, matrix: Array) -> _Column:
+        """One column of tiles, and what it computes exactly of the inputs that its DAC gives."""
+        operation, part, dac = self.operation, self.columns[number], self.profile.dac
+        fixed = self.input_range
+        if fixed is None and dac is not None:
+            operation, inputs, matrix, part = operation.by_vector(inputs, matrix, part)
+        largest = operation.largest(inputs, part)
+        if fixed is None and dac is not None:
+            # As AIHWKit divides, for equal values lie on the edge between two codes.
+            unit = _or_1(largest)
+            inputs = converted(inputs * (1 / unit), jnp.ones(()), dac.bits) * unit
+        elif fixed is not None and dac is not None:
+            inputs = converted(inputs / fixed, jnp.ones(()), dac.bits) * fixed
+        elif fixed is not None:
+            inputs = jnp.clip(inputs, -fixed, fixed)
+        exact = operation.product(inputs, matrix, part)
+        input_unit = largest if fixed is None else jnp.full((1,) * exact.ndim, fixed)
+        unit = operation.along_outputs(self.units[number], exact) * _or_1(input_unit)
+        return _Column(operation, inputs, matrix, part, exact, input_unit, unit)
+
+    def converted(self, number: int, column: _Column, outputs: Array) -> Array:
+        """A column's outputs through its ADCs, where the product has its outputs."""
+        adc = self.profile.adc
+        if adc is not None:
+            assert self.limits is not None
+            limit = column.operation.along_outputs(self.limits[number], outputs)
+            outputs = converted(outputs / column.unit, limit, adc.bits) * column.unit
+        if column.operation is self.operation:
+            return outputs
+        return self.operation.from_vectors(outputs)
+
+    def _spread(self, inputs: Array, matrix: Array, like: Array) -> Array:
+        """Standard deviation of the noise of all columns without converters."""
+        noise, out_noise = _noise_of_operations(self.profile), self.profile.out_noise
+        numbers = range(len(self.columns))
+        if out_noise is None:
+            assert noise is not None
+            return noise.sigma * _root(self._variance(noise, inputs, matrix, like))
+        units = [
+            self._along(self.units[n], like) * self.operation.largest(inputs, self.columns[n])
+            for n in numbers
+        ]
+        variance = sum(((out_noise.sigma * unit) ** 2 for unit in units), jnp.zeros(()))
         if noise is not None:
-            variance = noise.sigma**2 * self._variance(noise, inputs, matrix, exact)
-        if self.profile.adc is not None and limits is not None:
-            for number, part in enumerate(self.columns):
-                unit = self._along(self.units[number], exact) * _unit(self.operation, inputs, part)
-                step = self._along(limits[number], exact) / (2 ** (self.profile.adc.bits - 1) - 1)
-                variance = variance + jnp.square(step * unit) / 12
-        return exact, variance
+            variance += noise.sigma**2 * self._variance(noise, inputs, matrix, like)
+        return _root(variance)
+
+    def _spread_of(self, number: int, column: _Column) -> Array:
+        """Standard deviation of the noise of one column."""
+        noise, out_noise = _noise_of_operations(self.profile), self.profile.out_noise
+        operation, inputs, matrix, part, exact, input_unit, _ = column
+        weights = jnp.zeros(())
+        if noise is not None:
+            weights = self._variance_of(number, noise, operation, inputs, matrix, part, exact)
+        if out_noise is None:
+            assert noise is not None
+            return noise.sigma * _root(weights)
+        unit = operation.along_outputs(self.units[number], exact) * input_unit
+        variance = (out_noise.sigma * unit) ** 2
+        return _root(variance if noise is None else variance + noise.sigma**2 * weights)
 
     def _variance(self, noise: WeightNoise, inputs: Array, matrix: Array, like: Array) -> Array:
-        """Variance of the noise of all columns, for a sigma of 1."""
+        """Variance of the weight noise of all columns, for a sigma of 1."""
         if noise.kind == "pcm_read":
             sizes = [last - first for first, last in self.columns]
             units = jnp.repeat(self.units.T, jnp.asarray(sizes), 1, total_repeat_length=sum(sizes))
             whole = (0, matrix.shape[1])
             return self.operation.product(jnp.square(inputs), units * jnp.abs(matrix), whole)
-        numbers = range(len(self.columns))
-        found = [self._variance_of(n, noise, inputs, matrix, like) for n in numbers]
+        found = [
+            self._variance_of(n, noise, self.operation, inputs, matrix, part, like)
+            for n, part in enumerate(self.columns)
+        ]
         return sum(found[1:], found[0])
 
     def _variance_of(
-        self, number: int, noise: WeightNoise, inputs: Array, matrix: Array, like: Array
+        self,
+        number: int,
+        noise: WeightNoise,
+        operation: Operation,
+        inputs: Array,
+        matrix: Array,
+        part: tuple[int, int],
+        like: Array,
     ) -> Array:
-        """Variance of one column's noise, for a sigma of 1; broadcasts to its outputs."""
-        unit, part = self._along(self.units[number], like), self.columns[number]
+        """Variance of one column's weight noise, for a sigma of 1; broadcasts to its outputs."""
+        unit = operation.along_outputs(self.units[number], like)
         if noise.kind == "pcm_read":
-            return unit * self.operation.product(jnp.square(inputs), jnp.abs(matrix), part)
-        return unit**2 * self.operation.sum_of_squares(inputs, part)
+            return unit * operation.product(jnp.square(inputs), jnp.abs(matrix), part)
+        return unit**2 * operation.sum_of_squares(inputs, part)
 
     def _along(self, values: Float[Array, " outputs"], like: Array) -> Array:
         return self.operation.along_outputs(values, like)
 
 
-def _unit(operation: Operation, inputs: Array, part: tuple[int, int]) -> Array:
-    """The unit of inputs: the largest magnitude of each vector or patch, 1 for zeros."""
-    largest = operation.largest(inputs, part)
-    return jnp.where(largest > 0, largest, 1.0)
+def _or_1(unit: Array) -> Array:
+    """Units to divide by."""
+    return jnp.where(unit > 0, unit, 1.0)
 
 
 def _root(variance: Array) -> Array:

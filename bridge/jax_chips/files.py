@@ -107,7 +107,8 @@ def _logits(chip: Chip, weights: Programmed) -> np.ndarray:
 def _header(chip: Chip) -> dict[str, Any]:
     ranges = {name: one.tolist() for name, one in chip.adc_ranges.items()}
     profile = json.loads(json.dumps(to_json(chip.profile)))
-    return {"profile": profile, "layers": list(chip.layers), "ranges": ranges}
+    header = {"profile": profile, "layers": list(chip.layers), "ranges": ranges}
+    return header | ({"input ranges": chip.dac_ranges} if chip.dac_ranges else {})
 
 
 def _named(weights: Any) -> dict[str, Any]:

@@ -85,6 +85,16 @@ class Linear:
         """Where outputs stand."""
         return like.ndim - 1
 
+    def by_vector(
+        self, x: Array, matrix: Array, columns: tuple[int, int]
+    ) -> tuple["Linear", Array, Array, tuple[int, int]]:
+        """The same product with each input vector by itself, which it is."""
+        return self, x, matrix, columns
+
+    def from_vectors(self, y: Array) -> Array:
+        """What `by_vector`'s product gives, as this one's."""
+        return y
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -174,6 +184,35 @@ class Convolution:
         """Where outputs stand."""
         axis: int = self.layouts.out_spec[1]
         return axis
+
+    def by_vector(
+        self, x: Array, matrix: Array, columns: tuple[int, int]
+    ) -> tuple[Linear, Array, Array, tuple[int, int]]:
+        """A product of some columns of each patch, `[*rows, columns]`, with those of the matrix.
+
+        Returns:
+          The operation, the patches, their part of the matrix, and all of its columns.
+        """
+        first, last = columns
+        channels, taps = self._channels(columns), math.prod(self.kernel)
+        x = self._of(x, channels)
+        found = jnp.stack([self._at_tap(x, tap) for tap in range(taps)], axis=-1)
+        # Batch, channel, space and, last, tap become batch, space, channel and tap.
+        batch, channel, *space = self.layouts.lhs_spec
+        found = found.transpose(batch, *space, channel, found.ndim - 1)
+        found = found.reshape(*found.shape[:-2], -1)
+        start = first - channels[0] * taps
+        found = found[..., start : start + last - first]
+        part = matrix[:, first:last]
+        shapes = (found.shape, part.shape)
+        product = Linear(1, ((found.ndim - 1,), (1,)), shapes, self.settings)
+        return product, found, part, (0, last - first)
+
+    def from_vectors(self, y: Float[Array, "*rows outputs"]) -> Array:
+        """What `by_vector`'s product gives, in the layout of the convolution's outputs."""
+        batch, channel, *space = self.layouts.out_spec
+        moves = np.argsort([batch, *space, channel])
+        return y.transpose(*moves)
 
     def _channels(self, columns: tuple[int, int]) -> tuple[int, int]:
         taps = math.prod(self.kernel)

@@ -114,9 +114,15 @@ def _aged(profile: Profile, target: Tile, limit: Array, key: Array) -> tuple[Til
 
 
 def _read(profile: Profile, weights: Tile, limit: Array, key: Array) -> Tile:
-    """A tile's outputs for unit vectors, through what its operations have."""
+    """A tile's outputs for unit vectors, through what its operations have.
+
+    They are read at the unit of inputs, which a DAC gives exactly.
+    """
     if profile.wnoise is not None and profile.wnoise.drawn == "per_mvm":
         weights = _noisy(profile.wnoise, weights, key)
+    if profile.out_noise is not None:
+        noise = normal(jax.random.fold_in(key, 0), weights.shape)
+        weights = weights + profile.out_noise.sigma * noise
     return weights if profile.adc is None else converted(weights, limit, profile.adc.bits)
 
 

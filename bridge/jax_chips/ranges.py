@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from bridge.jax_chips.execution import Units, observed
+from bridge.chips.profiles import Profile
+from bridge.jax_chips.execution import Ranges, Units, observed, observed_inputs
 from bridge.jax_chips.layers import Plan
 
 _CHUNK = 32  # images at once
@@ -25,48 +26,54 @@ def calibrated(
     units: Units,
     images: np.ndarray,
     percentile: float,
+    inputs: Sequence[float] | None,
 ) -> tuple[np.ndarray, ...]:
     """Each tile's range, for each layer float32 `[tiles]`: a percentile of its outputs' magnitudes.
 
-    By nearest rank, over all outputs of all images, in units of a largest weight of 1 and inputs of
-    largest magnitude 1. A tile whose outputs are all 0 gets the median of the other tiles' ranges,
-    1 if there is none; where only the percentile is 0, the largest output; a UserWarning names
-    both.
+    By nearest rank, over all outputs of all images, in units of a largest weight of 1 and the unit
+    of inputs: the largest magnitude of each input vector, or the DAC's fixed range, where inputs
+    saturate. They are not rounded. A tile whose outputs are all 0 gets the median of the other
+    tiles' ranges, 1 if there is none; where only the percentile is 0, the largest output; a
+    UserWarning names both.
+
+    Args:
+      inputs: the DAC's fixed range of each layer; None where each input vector has its own.
 
     Raises:
       ValueError: images that are all 0, or make outputs that are not finite.
     """
-    whole = percentile == 100
-    reduce: Callable[[Any], Any] = (lambda values: values.max(-1)) if whole else (lambda v: v)
-    kept = [[np.zeros(0, np.float32) for _ in range(one.grid.count)] for one in plan.layers]
-    counts = [[0 for _ in of_layer] for of_layer in kept]
-    look = partial(observed, program, plan, reduce=reduce)
-    for size, layer, number, new in _outputs(look, plan, leaves, units, images):
-        counts[layer][number] += len(new)
-        most = len(new) * math.ceil(len(images) / size)
-        largest = np.concatenate([kept[layer][number], new])
-        kept[layer][number] = _largest(largest, 1 if whole else _above(most, percentile))
-    found: list[list[float]] = []
-    dead: list[str] = []
-    sparse: list[str] = []
-    for one, of_kept, of_counts in zip(plan.layers, kept, counts, strict=True):
-        found.append([])
-        for number, (largest, count) in enumerate(zip(of_kept, of_counts, strict=True)):
-            name = f"{one.name}, tile {number}"
-            bound = float(largest[0 if whole else len(largest) - _above(count, percentile)])
-            if not np.isfinite(largest).all() or (bound == 0 and not images.any()):
-                raise ValueError(
-                    f"calibration gives {name} the ADC range {bound}; use images on which every "
-                    "layer is finite and active"
-                )
-            if bound == 0:
-                bound = float(largest[-1])
-                (sparse if bound else dead).append(name)
-            found[-1].append(bound)
-    live = [bound for of_layer in found for bound in of_layer if bound]
-    share = median(live) if live else 1.0
-    _tell(dead, sparse, share, percentile)
-    return tuple(np.array([one or share for one in of_layer], np.float32) for of_layer in found)
+    look = partial(observed, program, plan, profile=Profile(), ranges=Ranges(inputs, None))
+    seen = _outputs(partial(look, reduce=_reduce(percentile)), plan, leaves, units, images)
+    tiles = [f"{one.name}, tile {n}" for one in plan.layers for n in range(one.grid.count)]
+    words = ("output", "ADC", " (for a largest weight of 1)")
+    bounds = np.array(_percentiles(seen, tiles, images, percentile, words), np.float32)
+    return tuple(np.split(bounds, np.cumsum([one.grid.count for one in plan.layers])[:-1]))
+
+
+def calibrated_inputs(
+    program: ClosedJaxpr,
+    plan: Plan,
+    leaves: Sequence[Any],
+    images: np.ndarray,
+    percentile: float,
+) -> tuple[float, ...]:
+    """Each layer's input range: a percentile of the magnitudes of its activations.
+
+    By nearest rank, over all images, positions and calls; a convolution's padding does not count.
+    Layers whose inputs are all 0 are treated as `calibrated` treats tiles.
+
+    Raises:
+      ValueError: images that are all 0, or make activations that are not finite.
+    """
+    look = jax.jit(partial(observed_inputs, program, plan, reduce=_reduce(percentile)))
+
+    def seen() -> Iterator[tuple[int, int, np.ndarray]]:
+        for chunk in _chunks(images):
+            for layer, calls in enumerate(look(leaves, jnp.asarray(chunk))):
+                yield len(chunk), layer, np.concatenate([np.asarray(one).ravel() for one in calls])
+
+    names = [one.name for one in plan.layers]
+    return tuple(_percentiles(seen(), names, images, percentile, ("input", "DAC", "")))
 
 
 def beyond(
@@ -75,24 +82,93 @@ def beyond(
     leaves: Sequence[Any],
     units: Units,
     images: np.ndarray,
-    bits: int,
+    profile: Profile,
     bounds: Sequence[np.ndarray],
+    inputs: Sequence[float] | None,
 ) -> list[np.ndarray]:
     """The share of each tile's outputs beyond its range, for each layer `[tiles]`.
 
     Args:
-      bits: the converters' resolution.
-      bounds: their ranges, for each layer `[tiles]`.
+      profile: the converters.
+      bounds: the ADC's ranges, for each layer `[tiles]`.
+      inputs: the DAC's, as for `calibrated`.
     """
+    ranges = Ranges(inputs, by_output(plan, bounds))
+    over = np.zeros(sum(one.grid.count for one in plan.layers), np.int64)
+    counts = np.zeros_like(over)
+    limits = np.concatenate(bounds)
+    whole = partial(
+        observed, program, plan, reduce=lambda values: values, profile=profile, ranges=ranges
+    )
+    for _, tile, new in _outputs(whole, plan, leaves, units, images):
+        over[tile] += (new > limits[tile]).sum()
+        counts[tile] += len(new)
+    return np.split(over / counts, np.cumsum([one.grid.count for one in plan.layers])[:-1])
+
+
+def by_output(plan: Plan, bounds: Sequence[np.ndarray]) -> Units:
+    """The ADC's ranges, for each layer `[tiles]`, as the outputs of each column have them."""
     layers = zip(plan.layers, bounds, strict=True)
-    adc = (bits, [one.grid.by_output(list(jnp.asarray(of_layer))) for one, of_layer in layers])
-    over = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
-    counts = [np.zeros(one.grid.count, np.int64) for one in plan.layers]
-    whole = partial(observed, program, plan, reduce=lambda values: values, adc=adc)
-    for _, layer, number, new in _outputs(whole, plan, leaves, units, images):
-        over[layer][number] += (new > bounds[layer][number]).sum()
-        counts[layer][number] += len(new)
-    return [one / of for one, of in zip(over, counts, strict=True)]
+    return [one.grid.by_output(list(jnp.asarray(of_layer))) for one, of_layer in layers]
+
+
+def _reduce(percentile: float) -> Callable[[Any], Any]:
+    """What is kept of magnitudes `[..., positions]`."""
+    return (lambda values: values.max(-1)) if percentile == 100 else (lambda values: values)
+
+
+def _percentiles(
+    seen: Iterator[tuple[int, int, np.ndarray]],
+    names: Sequence[str],
+    images: np.ndarray,
+    percentile: float,
+    words: tuple[str, str, str],
+) -> list[float]:
+    """Ranges of converters from what they are given.
+
+    Args:
+      seen: for each chunk of images and converter the chunk's size, which converter, and the
+        magnitudes, reduced by `_reduce`.
+      names: the converters'.
+      words: what is given, the converter, and what is said behind a range.
+    """
+    whole, (given, what, unit) = percentile == 100, words
+    kept = [np.zeros(0, np.float32) for _ in names]
+    counts = [0 for _ in names]
+    for size, number, new in seen:
+        counts[number] += len(new)
+        most = len(new) * math.ceil(len(images) / size)
+        largest = np.concatenate([kept[number], new])
+        kept[number] = _largest(largest, 1 if whole else _above(most, percentile))
+    found: list[float] = []
+    dead: list[str] = []
+    sparse: list[str] = []
+    for name, largest, count in zip(names, kept, counts, strict=True):
+        bound = float(largest[0 if whole else len(largest) - _above(count, percentile)])
+        if not np.isfinite(largest).all() or (bound == 0 and not images.any()):
+            raise ValueError(
+                f"calibration gives {name} the {what} range {bound}; use images on which every "
+                "layer is finite and active"
+            )
+        if bound == 0:
+            bound = float(largest[-1])
+            (sparse if bound else dead).append(name)
+        found.append(bound)
+    live = [bound for bound in found if bound]
+    share = median(live) if live else 1.0
+    if dead:
+        warnings.warn(
+            f"no {given} other than 0 on the calibration images: {'; '.join(dead)}; each gets the "
+            f"{what} range {share:g}{unit}",
+            stacklevel=4,
+        )
+    if sparse:
+        warnings.warn(
+            f"percentile {percentile:g} of the {given}s on the calibration images is 0: "
+            f"{'; '.join(sparse)}; each gets its largest {given} as its {what} range",
+            stacklevel=4,
+        )
+    return [bound or share for bound in found]
 
 
 def _outputs(
@@ -101,17 +177,23 @@ def _outputs(
     leaves: Sequence[Any],
     units: Units,
     images: np.ndarray,
-) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """For each chunk of images its size, and for each layer and tile its outputs' magnitudes."""
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """For each chunk of images its size, and for each tile its outputs' magnitudes."""
     look = jax.jit(observe)
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
+    for chunk in _chunks(images):
         found = look(leaves, units, jnp.asarray(chunk))
+        tile = 0
         for layer, one in enumerate(plan.layers):
-            tiles = ((column, rows) for column in found[layer] for rows in one.grid.rows)
-            for number, (column, (first, last)) in enumerate(tiles):
-                new = [np.asarray(call)[:, first:last].ravel() for call in column]
-                yield len(chunk), layer, number, np.concatenate(new)
+            for column in found[layer]:
+                for first, last in one.grid.rows:
+                    new = [np.asarray(call)[:, first:last].ravel() for call in column]
+                    yield len(chunk), tile, np.concatenate(new)
+                    tile += 1
+
+
+def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), _CHUNK):
+        yield images[start : start + _CHUNK]
 
 
 def _above(count: int, percentile: float) -> int:
@@ -124,18 +206,3 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     """The `count` largest, rising; NaN are the last."""
     count = min(count, len(values))
     return np.sort(np.partition(values, len(values) - count)[len(values) - count :])
-
-
-def _tell(dead: list[str], sparse: list[str], share: float, percentile: float) -> None:
-    if dead:
-        warnings.warn(
-            f"no output other than 0 on the calibration images: {'; '.join(dead)}; each gets the "
-            f"ADC range {share:g} (for a largest weight of 1)",
-            stacklevel=4,
-        )
-    if sparse:
-        warnings.warn(
-            f"percentile {percentile:g} of the outputs on the calibration images is 0: "
-            f"{'; '.join(sparse)}; each gets its largest output as its ADC range",
-            stacklevel=4,
-        )

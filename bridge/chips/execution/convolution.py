@@ -54,6 +54,20 @@ class Convolution:
                 start = stop
         return parts
 
+    def patches(self, x: torch.Tensor, columns: slice) -> torch.Tensor:
+        """Some columns of every window, `[batch, column, height, width]`; a copy."""
+        channels = slice(columns.start // self.taps, -(-columns.stop // self.taps))
+        x = x[:, channels]
+        sizes = [
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1)
+            // self.stride[i]
+            + 1
+            for i in (0, 1)
+        ]
+        unfolded = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+        first = columns.start - channels.start * self.taps
+        return unfolded[:, first : first + columns.stop - columns.start].unflatten(-1, sizes)
+
     def largest_magnitude(self, x: torch.Tensor, parts: list[Part]) -> torch.Tensor:
         """The largest |x| that the parts see of each window; `[batch, 1, height, width]`."""
         return _maximum(

@@ -19,7 +19,7 @@ from bridge.chips.execution.fast_tiles import (
 from bridge.chips.memory_layout import Layout
 from bridge.chips.streams import SampleNoise, SharedRows, stream
 from bridge.chips.tiles import named_tiles
-from bridge.chips.weight_noise import weight_noise
+from bridge.chips.weight_noise import draws_per_operation
 
 _COMPARED = 4  # samples that show whether a batch's noise is theirs
 _ROUNDING = 1e-4  # of the largest logit
@@ -137,5 +137,5 @@ def executable_of(analog: nn.Module, engine: Engine, seed: int) -> Executable:
         made.made_of = Pair(analog, network)
         return made
     tiles = named_tiles(analog).values()
-    draws = any(weight_noise(tile.rpu_config.forward) > 0 for tile in tiles)
+    draws = any(draws_per_operation(tile.rpu_config.forward) for tile in tiles)
     return Executable(analog, noise, one_by_one=draws or bool(unsupported)).eval()

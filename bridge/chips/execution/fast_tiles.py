@@ -2,8 +2,9 @@
 
 AIHWKit unfolds a convolution's input into patches and multiplies them with each tile. Here a layer
 becomes an ordinary one where its tiles are linear, and otherwise a convolution for each tile over
-the input channels that it sees, so that patches are never copied. The tiles' weights, scales and
-settings are AIHWKit's; what this execution cannot honour is refused by name.
+the input channels that it sees, so that patches are not copied, but where a DAC rounds each patch
+in a unit of its own. The tiles' weights, scales and settings are AIHWKit's; what this execution
+cannot honour is refused by name.
 """
 
 import math
@@ -41,7 +42,7 @@ from bridge.chips.tiles import (
     readable_weight,
     replace_layer,
 )
-from bridge.chips.weight_noise import MvmNoiseTile, weight_noise
+from bridge.chips.weight_noise import MvmNoiseTile, draws_per_operation, weight_noise
 
 _NEUTRAL = IOParameters(
     inp_res=-1.0, inp_noise=0.0, out_noise=0.0, bound_management=BoundManagementType.NONE
@@ -49,7 +50,9 @@ _NEUTRAL = IOParameters(
 _HONOURED = {
     "is_perfect",
     "inp_bound",
+    "inp_res",
     "out_bound",
+    "out_noise",
     "out_res",
     "noise_management",
     "w_noise",
@@ -93,7 +96,23 @@ def _unsupported(tile: Tile) -> list[str]:
         found.append("forward.out_noise_std")
     if weight_noise(forward) > 0 and type(tile.tile) is not MvmNoiseTile:
         found.append("forward.w_noise on a tile class that ignores it")
-    for name in [field.name for field in fields(forward)]:
+    if forward.out_noise > 0 and type(tile.tile) is not MvmNoiseTile:
+        found.append(f"forward.out_noise={forward.out_noise} on a tile class with draws of its own")
+    found += not_neutral(forward)
+    if forward.noise_management == NoiseManagementType.ABS_MAX:
+        if tile.input_range is not None:
+            found.append("pre_post.input_range with forward.noise_management=ABS_MAX")
+        if 0 < forward.inp_bound < 1:
+            found.append(f"forward.inp_bound={forward.inp_bound}")
+    elif forward.noise_management != NoiseManagementType.NONE:
+        found.append(f"forward.noise_management={forward.noise_management.name}")
+    return found
+
+
+def not_neutral(forward: IOParameters) -> list[str]:
+    """Settings of a forward pass that fast execution does not know and that are not off."""
+    found = []
+    for name in [field.name for field in fields(IOParameters)]:
         value, neutral = getattr(forward, name), getattr(_NEUTRAL, name)
         if name in _HONOURED | _OF_BOUND_MANAGEMENT or value == neutral:
             continue
@@ -102,13 +121,6 @@ def _unsupported(tile: Tile) -> list[str]:
         if isinstance(value, float) and max(value, neutral) <= 0:
             continue  # off is 0 or any negative number
         found.append(f"forward.{name}={value}")
-    if forward.noise_management == NoiseManagementType.ABS_MAX:
-        if tile.input_range is not None:
-            found.append("pre_post.input_range with forward.noise_management=ABS_MAX")
-        if 0 < forward.inp_bound < 1:
-            found.append(f"forward.inp_bound={forward.inp_bound}")
-    elif forward.noise_management != NoiseManagementType.NONE:
-        found.append(f"forward.noise_management={forward.noise_management.name}")
     return found
 
 
@@ -126,21 +138,21 @@ def fast_network(network: nn.Module, noise: SampleNoise) -> nn.Module:
 
 def draws_noise(network: nn.Module) -> bool:
     """Whether a network has fast tiles that draw noise for each operation."""
-    return any(isinstance(one, _Tile) and one.noise_level > 0 for one in network.modules())
+    return any(isinstance(one, _Tile) and one.draws for one in network.modules())
 
 
 @contextmanager
 def without_converters(network: nn.Module) -> Iterator[None]:
-    """Within it a network's fast tiles give outputs that are neither rounded nor bounded."""
+    """Within it a network's fast tiles round neither inputs nor outputs, and bound no outputs."""
     tiles = [tile for tile in network.modules() if isinstance(tile, _Tile)]
-    settings = [(tile.quantised, tile.output_limit) for tile in tiles]
+    settings = [(tile.quantised, tile.output_limit, tile.input_step) for tile in tiles]
     for tile in tiles:
-        tile.quantised, tile.output_limit = False, math.inf
+        tile.quantised, tile.output_limit, tile.input_step = False, math.inf, 0.0
     try:
         yield
     finally:
         for tile, setting in zip(tiles, settings, strict=True):
-            tile.quantised, tile.output_limit = setting
+            tile.quantised, tile.output_limit, tile.input_step = setting
 
 
 def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
@@ -156,7 +168,7 @@ def _fast_layer(layer: AnalogLayer, name: str, noise: SampleNoise) -> nn.Module:
     made: nn.Module
     if not all(tile.linear for tile in tiles):
         made = _TiledLayer(tiles, layer_bias(layer))
-    elif any(tile.noise_level for tile in tiles):
+    elif any(tile.draws for tile in tiles):
         made = _NoisyLayer(tiles, layer, name)
     else:
         return digital_layer(layer)
@@ -173,8 +185,11 @@ class _Tile(nn.Module):
       rows: the outputs that it contributes to.
       first: it is the first of the tiles that contribute to these outputs.
       linear: it has no converter and its inputs no bound.
-      noise_level: standard deviation of what is drawn for each operation, in units of the outputs;
-        0 for none.
+      draws: noise is drawn for each operation.
+      noise_level: level of the weight noise that is drawn for each operation, in units of the
+        outputs; 0 for none.
+      output_noise: standard deviation of the noise of outputs, in their units; 0 for none.
+      input_step: step of the DAC, in the unit of inputs; 0 for none.
       scale: scale of its outputs, float32 `[1, 1, 1]` or `[rows, 1, 1]`.
     """
 
@@ -185,9 +200,7 @@ class _Tile(nn.Module):
     def __init__(self, placed: Placed, convolution: Convolution, name: str, noise: SampleNoise):
         super().__init__()
         tile, self.rows, self.first = placed.tile, placed.rows, placed.columns.start == 0
-        self.convolution, self.name, self.noise = convolution, name, noise
-        self.parts = convolution.parts(placed.columns)
-        self.channels = slice(self.parts[0].channels.start, self.parts[-1].channels.stop)
+        self.columns, self.name, self.noise = placed.columns, name, noise
         forward = tile.rpu_config.forward
         perfect = forward.is_perfect
 
@@ -199,29 +212,46 @@ class _Tile(nn.Module):
         if not perfect and fixed and forward.inp_bound > 0:
             limits.append((input_range or 1.0) * forward.inp_bound)
         self.input_limit = min(limits, default=math.inf)
+        self.input_range = input_range
+        self.input_bound = forward.inp_bound
+        self.input_step = 0.0 if perfect else _step(forward.inp_res, forward.inp_bound)
+
+        # A DAC that rounds each patch in its own unit sees patches in place of an image.
+        self.unfolded: Convolution | None = None
+        if self.input_step and self.input_unit is None:
+            self.unfolded, convolution = convolution, Convolution()
+        self.convolution = convolution
+        columns = placed.columns
+        if self.unfolded is not None:
+            columns = slice(0, columns.stop - columns.start)
+        self.parts = convolution.parts(columns)
+        self.channels = slice(self.parts[0].channels.start, self.parts[-1].channels.stop)
 
         # Weights and so outputs are in units of the converter's step.
         self.quantised = not perfect and forward.out_res > 0
         limit = math.inf if perfect or forward.out_bound <= 0 else forward.out_bound
-        resolution = 1 / forward.out_res if forward.out_res > 1 else forward.out_res
-        self.step = 2 * resolution * limit if self.quantised else 1.0
+        self.step = _step(forward.out_res, limit) if self.quantised else 1.0
         self.output_limit = limit / self.step
-        self.linear = math.isinf(self.input_limit) and math.isinf(limit) and not self.quantised
-        self.register_buffer("weight", self._kernels(placed) / self.step)
+        open_inputs = math.isinf(self.input_limit) and not self.input_step
+        self.linear = open_inputs and math.isinf(limit) and not self.quantised
+        kernels = self._kernels(placed.tile.tile.get_weights(), columns)
+        self.register_buffer("weight", kernels / self.step)
         self.register_buffer("scale", self.step * output_scale(tile)[:, None, None])
 
+        self.draws = draws_per_operation(forward)
         self.noise_level = weight_noise(forward) / self.step
+        self.output_noise = 0.0 if perfect else max(forward.out_noise, 0.0) / self.step
         variance_weight = None
         if self.noise_level and forward.w_noise_type == WeightNoiseType.PCM_READ:
             variance_weight = self.noise_level**2 * self.step * self.weight.abs()
         self.register_buffer("variance_weight", variance_weight)
 
-    def _kernels(self, placed: Placed) -> torch.Tensor:
+    def _kernels(self, weights: torch.Tensor, columns: slice) -> torch.Tensor:
         """The tile's weights as `[rows, channel, *kernel]`; zero where a tap is another tile's."""
-        weights, taps = placed.tile.tile.get_weights(), self.convolution.taps
+        taps = self.convolution.taps
         channels = self.channels.stop - self.channels.start
         kernels = torch.zeros(len(weights), channels * taps)
-        first = placed.columns.start - self.channels.start * taps
+        first = columns.start - self.channels.start * taps
         kernels[:, first : first + weights.shape[1]] = weights
         return kernels.view(len(weights), channels, *self.convolution.kernel)
 
@@ -234,49 +264,110 @@ class _Tile(nn.Module):
         Returns:
           float32 `[batch, rows, height, width]`, and a factor that broadcasts to it.
         """
-        if not math.isinf(self.input_limit):
-            x = x.clamp(-self.input_limit, self.input_limit)
+        x, unit = self.inputs(x)
         outputs = self.convolution(x[:, self.channels], self.weight)
-        if self.noise_level:
+        if self.draws:
             normals = sample_normals(self.noise, self.name, outputs)
-            outputs.addcmul_(normals, _spread(self.noise_variance(x)))
+            outputs.addcmul_(normals, _spread(self.noise_variance(x, unit)))
         if not self.quantised and math.isinf(self.output_limit):
             return outputs, self.scale
-        unit = self._unit(x)
+        unit = _or_1(unit)
         outputs.div_(unit)
         if self.quantised:
             outputs.round_()
         outputs.clamp_(-self.output_limit, self.output_limit)
         return outputs, unit * self.scale
 
-    def noise_variance(self, x: torch.Tensor) -> torch.Tensor:
-        """Variance of the noise in the outputs, ahead of the converter; broadcasts to them."""
+    def inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the tile's DAC makes of a layer's input, and the unit of inputs.
+
+        Returns:
+          The inputs in the layer's units, `[batch, channel, height, width]`, or its columns of each
+          patch, `[batch, column, height, width]`, for a DAC with a unit for each patch. The unit
+          broadcasts to outputs; 0 for inputs of 0 alone that have no fixed one, and where nothing
+          needs it.
+        """
+        if self.unfolded is not None:
+            x = self.unfolded.patches(x, self.columns)
+        unit = self._unit(x)
+        if not self.input_step:
+            bounded = not math.isinf(self.input_limit)
+            return (x.clamp(-self.input_limit, self.input_limit) if bounded else x), unit
+        # Operation by operation as AIHWKit's, for equal values lie on the edge between two codes.
+        if self.input_range is not None:
+            x = x.clamp(-self.input_range, self.input_range) / unit
+        elif self.input_unit is None:
+            x = x * (1 / _or_1(unit))
+        x = (x / self.input_step).round_().mul_(self.input_step)
+        return x.clamp_(-self.input_bound, self.input_bound).mul_(unit), unit
+
+    def noise_variance(self, x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+        """Variance of the noise in the outputs, ahead of the converter; broadcasts to them.
+
+        Args:
+          x, unit: as `inputs` gives them.
+        """
+        variance = x.new_zeros(())
         if self.variance_weight is not None:
-            return self.convolution(x[:, self.channels].square(), self.variance_weight)
-        return self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
+            variance = self.convolution(x[:, self.channels].square(), self.variance_weight)
+        elif self.noise_level:
+            variance = self.convolution.sum_of_squares(x, self.parts).mul_(self.noise_level**2)
+        return variance + (self.output_noise * unit) ** 2 if self.output_noise else variance
 
     def output_variance(self, x: torch.Tensor) -> torch.Tensor:
-        """Variance that noise and converter add to the layer's outputs; broadcasts to them.
+        """Variance that noise and ADC add to the layer's outputs; broadcasts to them.
 
-        The converter's error counts as uniform over its step, of variance step^2 / 12, and
-        saturation as none. Inputs of 0 alone have no error.
+        The ADC's error counts as uniform over its step, of variance step^2 / 12, and saturation as
+        none. Inputs of 0 alone have no error.
+
+        Args:
+          x: the layer's input.
         """
-        if not math.isinf(self.input_limit):
-            x = x.clamp(-self.input_limit, self.input_limit)
+        x, unit = self.inputs(x)
         variance = x.new_zeros(())
-        if self.noise_level:
-            variance = variance + self.scale**2 * self.noise_variance(x)
+        if self.draws:
+            variance = variance + self.scale**2 * self.noise_variance(x, unit)
         if self.quantised:
-            unit = self._unit(x)
-            largest = self.convolution.largest_magnitude(x, self.parts)
-            variance = variance + torch.where(largest > 0, unit * self.scale, 0.0) ** 2 / 12
+            if self.input_unit is not None:
+                unit = unit * (self.convolution.largest_magnitude(x, self.parts) > 0)
+            variance = variance + (unit * self.scale) ** 2 / 12
         return variance
+
+    def input_variance(self, x: torch.Tensor) -> torch.Tensor:
+        """Variance of the DAC's error of each input, as uniform over its step: step^2 / 12.
+
+        Saturation counts as none. Inputs of 0 and the largest, which gives the unit, are exact.
+
+        Args:
+          x: the layer's input.
+
+        Returns:
+          As the inputs that `inputs` gives.
+        """
+        _, unit = self.inputs(x)
+        exact = x if self.unfolded is None else self.unfolded.patches(x, self.columns)
+        inexact = (exact != 0) & (exact.abs() < unit * self.input_bound)
+        return (unit * self.input_step) ** 2 / 12 * inexact
 
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
         if self.input_unit is not None:
             return x.new_full((), self.input_unit)
-        largest = self.convolution.largest_magnitude(x, self.parts)
-        return torch.where(largest > 0, largest, 1.0)
+        bounded = self.quantised or not math.isinf(self.output_limit)
+        if bounded or self.input_step or self.output_noise:
+            return self.convolution.largest_magnitude(x, self.parts)
+        return x.new_zeros(())
+
+
+def _step(resolution: float, bound: float) -> float:
+    """The step of a converter of AIHWKit's resolution or number of steps, and bound; 0 for none."""
+    if resolution <= 0:
+        return 0.0
+    return 2 * (1 / resolution if resolution > 1 else resolution) * bound
+
+
+def _or_1(unit: torch.Tensor) -> torch.Tensor:
+    """Units to divide by."""
+    return torch.where(unit > 0, unit, 1.0)
 
 
 # These layers take the attributes of those in whose place they are, so that their own have names
@@ -315,6 +406,29 @@ class _TiledLayer(nn.Module):
         tiles = cast(Iterable[_Tile], self._chip_tiles)
         return [(tile.rows, tile.output_variance(x)) for tile in tiles]
 
+    def _chip_input_part(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Variance of a quantity of this gradient that the tiles' DACs give it; `[batch]`.
+
+        An input's error is in all outputs of its column of tiles: `sum_x (dq/dx)^2 var(x)`. For
+        DACs with a unit for each patch, an input's errors in its patches count as independent.
+        """
+        tiles = [tile for tile in cast(Iterable[_Tile], self._chip_tiles) if tile.input_step]
+        columns: dict[tuple[int, float | None], list[_Tile]] = {}
+        for tile in tiles:
+            columns.setdefault((tile.columns.start, tile.input_unit), []).append(tile)
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for column in columns.values():
+            with torch.enable_grad():
+                inputs = column[0].inputs(x)[0].detach().requires_grad_()
+                moved = inputs.new_zeros(())
+                for tile in column:
+                    outputs = tile.convolution(inputs[:, tile.channels], tile.weight) * tile.scale
+                    moved = moved + (outputs * gradient[:, tile.rows]).sum()
+            (slope,) = torch.autograd.grad(moved, inputs)
+            terms = slope.square() * column[0].input_variance(x)
+            total += terms.sum((1, 2, 3), dtype=torch.float64)
+        return total
+
 
 class _NoisyLayer(nn.Module):
     """Linear tiles with noise in each operation: one convolution, and the sum of their noises.
@@ -335,7 +449,7 @@ class _NoisyLayer(nn.Module):
         self.register_buffer("_chip_kernels", weight.view(shape))
         self.register_buffer("bias", layer_bias(layer))
         variance_weight = None
-        if all(tile.variance_weight is not None for tile in tiles):
+        if all(tile.variance_weight is not None and not tile.output_noise for tile in tiles):
             # Each weight's share of the variance, so that all tiles are one convolution too.
             variance_weight = torch.empty_like(weight)
             for tile, placed in zip(tiles, placed_tiles(layer), strict=True):
@@ -362,7 +476,7 @@ class _NoisyLayer(nn.Module):
         found: dict[tuple[int, int], torch.Tensor] = {}
         for tile in cast(Iterable[_Tile], self._chip_tiles):
             rows = (tile.rows.start, tile.rows.stop)
-            variance = tile.scale**2 * tile.noise_variance(x)
+            variance = tile.scale**2 * tile.noise_variance(*tile.inputs(x))
             found[rows] = found[rows] + variance if rows in found else variance
         return [(slice(*rows), variance) for rows, variance in found.items()]
 
@@ -394,7 +508,7 @@ def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tenso
     """The variance that a layer's errors give a quantity q, to first order: sum_y (dq/dy)^2 var(y).
 
     The layer is one of `fast_network`; the errors are its converters' and its noise of each
-    operation, each output's independent of the others'.
+    operation, each output's independent of the others', and each input's of its DACs.
 
     Args:
       x: the layer's input, float32 `[batch, ...]`, or one image `[channel, height, width]`.
@@ -413,6 +527,8 @@ def propagated_variance(layer: nn.Module, x: torch.Tensor, gradient: torch.Tenso
             # A fast convolution may give less than 0 for a 0.
             terms = gradient[:, rows].square() * variance.clamp(min=0.0)
             total += terms.sum((1, 2, 3), dtype=torch.float64)
+    if isinstance(layer, _TiledLayer):
+        total += layer._chip_input_part(x, gradient)
     return total
 
 

@@ -44,6 +44,11 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         ("wnoise", f"{wnoise}."),
         ("pcm", f"{pcm}."),
         (
+            "dac, onoise",
+            "in profiles of your own: each tile's inputs are quantised; its outputs have Gaussian "
+            "noise.",
+        ),
+        (
             "curvature",
             "how much the gradient of the loss by the input changes when the input moves a small "
             "step in random directions: the mean length of the change (Eq. 1 of the paper).",

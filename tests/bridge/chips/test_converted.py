@@ -16,7 +16,7 @@ from aihwkit.simulator.parameters.enums import NoiseManagementType, WeightModifi
 from torch import nn
 
 from bridge import PROFILES, Profile, load_chip, program, save_chip
-from bridge.chips import ADC, PCM, Clipping, WeightNoise
+from bridge.chips import ADC, PCM, Clipping, OutputNoise, WeightNoise
 from bridge.chips.tiles import named_layers, named_tiles
 from tests.chips import IMAGES, NEUTRAL, configuration, single, small_resnet
 
@@ -104,14 +104,13 @@ def test_profiles_of_a_trained_network(trained: nn.Module, name: str) -> None:
 
 
 def test_its_own_configuration(trained: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"cannot honour forward\.inp_res"):
-        program(trained, None, seed=0)
     few = images(6)
     chip = program(trained, None, seed=0, engine="aihwkit")
     assert (chip.profile, chip.name, chip.t_inference) == (None, "own configuration", 0.0)
     assert off(chip(few, range(6)), outputs(trained)[:6]) > 1e-3  # programmed, with PCM's noise
     again = program(trained, None, seed=0, engine="aihwkit")
     assert torch.equal(chip(few, range(6)), again(few, range(6)))
+    assert off(program(trained, None, seed=0)(few, range(6)), chip(few, range(6))) < 1e-5
     assert torch.equal(chip.at(60.0)(few, range(6)), again.at(60.0)(few, range(6)))
     with pytest.raises(ValueError, match="give a Profile, or None"):
         program(trained, configuration(), seed=0)
@@ -131,6 +130,9 @@ def test_noise_and_clipping_are_relative_to_the_largest_weight(trained: nn.Modul
     for name, tile in named_tiles(program(trained, Profile(wnoise=per_mvm), seed=0).analog).items():
         expected = 0.02 * largest[name] ** 0.5
         assert tile.rpu_config.forward.w_noise == pytest.approx(expected)
+    noisy = program(trained, Profile(out_noise=OutputNoise(0.1)), seed=0)
+    for name, tile in named_tiles(noisy.analog).items():
+        assert tile.rpu_config.forward.out_noise == pytest.approx(0.1 * largest[name])
     clipped = program(trained, Profile(clipping=Clipping("fixed_value", fixed_value=0.5)), seed=0)
     for name, tile in named_tiles(clipped.analog).items():
         weight = tile.get_weights()[0]

@@ -68,10 +68,10 @@ def convolutions(draw: Callable) -> tuple[nn.Conv2d, torch.Tensor]:
 
 
 def assert_convolution_equals_the_tiles(
-    case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool
+    case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool, **forward: float
 ) -> None:
     layer, x = case
-    config = configuration(columnwise=columnwise, out_res=1 / 62, out_bound=1.5)
+    config = configuration(columnwise=columnwise, out_res=1 / 62, out_bound=1.5, **forward)
     chip = program(single(layer), config, seed=0)
     fast, tiles = both(chip, x)
     assert fast.shape == tiles.shape
@@ -88,6 +88,14 @@ def test_any_convolution_equals_the_tiles(
     case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool
 ) -> None:
     assert_convolution_equals_the_tiles(case, columnwise)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=convolutions(), columnwise=st.booleans())
+def test_any_convolution_s_patches_are_rounded_as_the_tiles_do(
+    case: tuple[nn.Conv2d, torch.Tensor], columnwise: bool
+) -> None:
+    assert_convolution_equals_the_tiles(case, columnwise, inp_res=1 / 30)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -129,8 +137,14 @@ def test_linear_layers_of_any_rank(shape: tuple[int, ...]) -> None:
         {"noise_management": NoiseManagementType.NONE, "inp_bound": -1.0, "out_bound": -1.0,
          "out_res": -1.0},
         {"noise_management": NoiseManagementType.NONE, "out_res": 1 / 254, "out_bound": 3.0},
+        {"inp_res": 1 / 30, "out_res": -1.0, "out_bound": -1.0, "inp_bound": 1.0},
+        {"inp_res": 62.0, "inp_bound": 1.5, "out_res": -1.0, "out_bound": -1.0},
+        {"noise_management": NoiseManagementType.NONE, "inp_res": 1 / 14, "inp_bound": 0.8,
+         "out_res": -1.0, "out_bound": -1.0},
+        {"inp_res": 1 / 126, "out_res": 1 / 254, "out_bound": 2.0},
     ],
-    ids=["perfect", "open", "saturates", "steps", "input bound", "unbounded", "unscaled adc"],
+    ids=["perfect", "open", "saturates", "steps", "input bound", "unbounded", "unscaled adc", "dac",
+         "dac of another bound", "unscaled dac", "dac and adc"],
 )  # fmt: skip
 def test_settings_that_fast_execution_honours(forward: dict[str, object]) -> None:
     chip = program(single(nn.Conv2d(7, 5, 3)), configuration(**forward), seed=0)
@@ -140,15 +154,14 @@ def test_settings_that_fast_execution_honours(forward: dict[str, object]) -> Non
     assert (off > 1e-4).double().mean() <= 5e-3
     perfect = program(single(nn.Conv2d(7, 5, 3)), configuration(is_perfect=True), seed=0)
     free = forward.get("out_bound") == -1.0 and forward.get("inp_bound", -1.0) == -1.0
+    free = free and "inp_res" not in forward
     assert torch.allclose(fast, both(perfect, x)[1], atol=1e-3) == (free or "is_perfect" in forward)
 
 
 @pytest.mark.parametrize(
     ("forward", "named"),
     [
-        ({"inp_res": 1 / 126}, r"forward\.inp_res=0\.0079"),
         ({"inp_noise": 0.01}, r"forward\.inp_noise=0\.01"),
-        ({"out_noise": 0.06}, r"forward\.out_noise=0\.06"),
         ({"out_noise": 0.06, "out_noise_std": 0.3}, r"forward\.out_noise_std=0\.3"),
         ({"out_sto_round": True}, r"forward\.out_sto_round=True"),
         ({"out_scale": 2.0}, r"forward\.out_scale=2\.0"),
@@ -188,6 +201,25 @@ def test_other_configurations_run_on_their_own_tiles() -> None:
     assert type(tile) is config.tile_class
     assert chip.t_inference == 0.0
     assert chip.at(60.0).t_inference == 60.0
+
+
+def test_output_noise_of_aihwkits_own_tile_class_is_its_own() -> None:
+    model, config = single(nn.Conv2d(3, 4, 3)), configuration(out_noise=0.06)
+    config.simulator_tile_class = TorchSimulatorTile
+    with pytest.raises(ValueError, match=r"cannot honour forward\.out_noise=0\.06 on a tile class"):
+        program(model, config, seed=0)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    chip = program(model, config, seed=0, engine="aihwkit")
+    whole = chip(x, [3, 1, 4, 2])
+    for row, index in enumerate([3, 1, 4, 2]):
+        assert torch.equal(chip(x[row : row + 1], [index])[0], whole[row])
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
+def test_input_converters_without_a_range_are_refused(bound: float) -> None:
+    config = configuration(inp_res=1 / 126, inp_bound=bound)
+    with pytest.raises(ValueError, match=r"forward\.inp_bound=.*give a positive and finite one"):
+        program(single(nn.Linear(6, 4)), config, seed=0, engine="aihwkit")
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])

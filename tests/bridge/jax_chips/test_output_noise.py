@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import bridge
-from bridge.chips import ADC, PCM, Profile, WeightNoise
+from bridge.chips import ADC, DAC, PCM, OutputNoise, Profile, WeightNoise
 from bridge.jax_chips import analog, output_noise
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(7, 9, 9, 3)).astype(np.float32)
+IMAGES[:, :4, :4] = 0.0  # patches that no converter errs in
 LABELS = RNG.integers(0, 4, 7)
 CONSTANT = WeightNoise(0.05, drawn="per_mvm")
 READ = WeightNoise(0.05, kind="pcm_read", drawn="per_mvm")
@@ -39,6 +40,11 @@ def network() -> nn.Module:
         Profile(wnoise=READ),
         Profile(ADC(5), CONSTANT),
         Profile(ADC(5), READ, PCM()),
+        Profile(dac=DAC(5)),
+        Profile(dac=DAC(5, range="calibrated", percentile=99.0), adc=ADC(6)),
+        Profile(dac=DAC(6, range=2.0), wnoise=CONSTANT, out_noise=OutputNoise(0.05)),
+        Profile(out_noise=OutputNoise(0.05)),
+        Profile(dac=DAC(6), adc=ADC(5), wnoise=READ, out_noise=OutputNoise(0.02)),
     ],
     ids=lambda profile: profile.name,
 )
