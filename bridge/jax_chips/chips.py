@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from flax import nnx
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Int, Shaped
 
 from bridge.chips.profiles import Profile
@@ -23,10 +23,12 @@ from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
 from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.model import NnxCall
-from jaxcurv.engine.tracing import fingerprint, trace
+from jaxcurv.engine.tracing import dtypes, fingerprint, trace
 
 Params = Any
 """A pytree of arrays."""
+
+_KEPT = 4  # examples
 
 
 class Programmed(NamedTuple):
@@ -38,11 +40,13 @@ class Programmed(NamedTuple):
       units: for each layer what one unit of a tile's outputs amounts to, float32 `[columns of
         tiles, outputs]`: converters and noise of each operation work in it.
       key: of the noise that is drawn at each operation.
+      time: seconds since programming, float32; None without a memory.
     """
 
     params: Params
     units: tuple[Float[Array, "columns outputs"], ...]
     key: Array
+    time: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,8 @@ class Chip:
     _ranges: tuple[np.ndarray, ...] | None = field(repr=False)
     _example: jax.ShapeDtypeStruct = field(repr=False)
     _input_ranges: tuple[float, ...] | None = field(default=None, repr=False)
+    _samples: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    """A few of the examples, by whose logits a file knows the function."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -102,7 +108,7 @@ class Chip:
           ValueError: other params, or a function that computes otherwise than when the chip was
             made, for it closes over arrays that have changed since.
         """
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = jax.tree.flatten(_own(params))
         self._require_params(leaves, treedef)
         if fingerprint(_program_of(self._logits_fn, self.params, self._example)) != self._said:
             raise ValueError(
@@ -126,8 +132,9 @@ class Chip:
             layers = [self._plan.layers[i] for i in here]
             leaves[leaf] = put(layers, leaves[leaf], [found[i].matrix for i in here])
         params = jax.tree.unflatten(treedef, leaves)
-        noise = jax.random.fold_in(key, 0)
-        return Programmed(params, tuple(one.units for one in found), noise)
+        noise, memory = jax.random.fold_in(key, 0), self.profile.memory
+        time = None if memory is None else jnp.float32(memory.t_inference)
+        return Programmed(params, tuple(one.units for one in found), noise, time)
 
     def apply(
         self,
@@ -235,14 +242,20 @@ class Chip:
         self, weights: Programmed, images: Array, indices: Array, chosen: Array | None = None
     ) -> Array:
         """Logits; of the `chosen` layers alone on tiles, where the others have target weights."""
+        leaves = jax.tree.leaves(weights.params)
+        if is_linear(self.profile):
+            return self._exact(leaves, images)
         with jax.default_matmul_precision(PRECISION):
-            if is_linear(self.profile):
-                return self._logits_fn(weights.params, images)
-            leaves = jax.tree.leaves(weights.params)
             return logits(
                 *(self._program, self._plan, self.profile, self._both_ranges, leaves),
                 *(weights.units, weights.key, images, indices, chosen),
             )
+
+    def _exact(self, leaves: Sequence[Any], images: Array) -> Array:
+        """The function's logits, as its code was when the chip was made."""
+        program = jaxpr_as_fun(self._program)
+        found: Array = jax.vmap(lambda image: program(*leaves, image[None])[0][0])(images)
+        return found
 
     @cached_property
     def _energies(self) -> Callable[[Programmed, Array, Array], tuple[Array, Array, Array]]:
@@ -351,6 +364,7 @@ def analog(
             raise ValueError("an NNX module has its parameters: give None as params")
         graphdef, params = nnx.split(logits_fn)
         logits_fn = NnxCall(graphdef)
+    params = _own(params)
     if not isinstance(profile, Profile):
         raise ValueError(f"profile must be a bridge.Profile, got {profile!r}")
     if profile.memory is not None:
@@ -363,7 +377,7 @@ def analog(
         raise ValueError(f"several parameters have the path {', '.join(repeated)}: rename them")
     sample = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
     program = _program_of(logits_fn, params, sample)
-    _require_logits(logits_fn, params, examples)
+    _require_logits(logits_fn, params, examples, program)
     found = plan(program, names, _in_digital(digital_layers, names))
     _require_layers(found, strict)
     for layer in found.layers:
@@ -373,6 +387,8 @@ def analog(
                 f"parameter {names[layer.weight.leaf]} has weights that are not finite"
             )
     chip = Chip(profile, params, found.coverage, None, logits_fn, program, found, None, sample)
+    if not isinstance(examples, jax.core.Tracer):
+        chip = replace(chip, _samples=np.asarray(examples[:_KEPT]))
     ideal = replace(chip, profile=Profile(clipping=profile.clipping))
     given = np.asarray(examples) if profile.needs_calibration else None
     chip = replace(chip, _input_ranges=_input_ranges(ideal, profile, given))
@@ -423,13 +439,19 @@ def paths(tree: Any) -> list[str]:
     ]
 
 
-def logits_of_two(chip: Chip, params: Params) -> Float[Array, "samples classes"]:
-    """Logits of two samples that are always the same, without a chip's operations."""
-    shape, dtype = (2, *chip._example.shape), chip._example.dtype
-    samples = np.zeros(shape, dtype)
-    if jnp.issubdtype(dtype, jnp.floating):
-        samples = np.linspace(-1, 1, samples.size).reshape(shape).astype(dtype)
-    return chip._logits_fn(params, jnp.asarray(samples))
+def exact_logits(
+    chip: Chip, params: Params, images: Shaped[Array | np.ndarray, "batch ..."]
+) -> Float[Array, "batch classes"]:
+    """Logits of some images without a chip's operations."""
+    given = jnp.asarray(images, chip._example.dtype)
+    return jax.jit(chip._exact)(jax.tree.leaves(params), given)
+
+
+def _own(params: Params) -> Params:
+    """The same arrays, of which those of NumPy's are copies: they may be written to later."""
+    return jax.tree.map(
+        lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf, params
+    )
 
 
 def sample_numbers(indices: Any) -> Int[Array, " batch"]:
@@ -447,10 +469,14 @@ def sample_numbers(indices: Any) -> Int[Array, " batch"]:
 
 
 def _require_logits(
-    logits_fn: Callable[[Params, Array], Array], params: Params, examples: Array
+    logits_fn: Callable[[Params, Array], Array],
+    params: Params,
+    examples: Array,
+    program: ClosedJaxpr,
 ) -> None:
-    """Refuses a function that gives no logits, or in which two samples together have other logits
-    than each alone, by more than 1 % of the largest: that of 16 bits rounds by as much."""
+    """Refuses a function that gives no logits, or in which a sample beside another one, or beside
+    that one scaled, has other logits than alone: by 0.1 % of the largest, and by 1 % where 16 bits
+    round."""
     few = examples[np.resize(np.arange(min(2, len(examples))), 2)]
     shape = jax.eval_shape(logits_fn, params, few[:1])
     if not isinstance(shape, jax.ShapeDtypeStruct) or shape.ndim != 2 or shape.shape[0] != 1:
@@ -462,14 +488,25 @@ def _require_logits(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, few))):
         return
 
+    factors = np.array([(1, 1), (1, 8), (8, 1), (1, 0), (0, 1)])
+    scaled = factors.reshape(*factors.shape, *(1,) * (few.ndim - 1)).astype(few.dtype)
+    if not jnp.issubdtype(few.dtype, jnp.floating):
+        scaled = np.minimum(scaled, 1)  # ids, of which 0 is one too
+
     @jax.jit
     def both(params: Params, few: Array) -> tuple[Array, Array]:
-        return logits_fn(params, few), jax.vmap(lambda one: logits_fn(params, one[None])[0])(few)
+        beside = jax.lax.map(lambda two: logits_fn(params, two), few * scaled)
+        return beside, jax.vmap(lambda one: logits_fn(params, one[None])[0])(few)
 
-    together, alone = (np.asarray(one, np.float32) for one in both(params, few))
-    tolerance = 1e-2 * np.abs(alone[np.isfinite(alone)]).max(initial=0.0)
-    same = together.shape == alone.shape and np.allclose(
-        together, alone, 0, tolerance, equal_nan=True
+    with jax.default_matmul_precision(PRECISION):
+        beside, alone = (np.asarray(one, np.float32) for one in both(params, few))
+    rounds = any(jnp.issubdtype(one, jnp.floating) and one.itemsize < 4 for one in dtypes(program))
+    tolerance = (1e-2 if rounds else 1e-3) * np.abs(alone[np.isfinite(alone)]).max(initial=0.0)
+    same = beside.shape[1:] == alone.shape and np.allclose(
+        beside[factors == 1],
+        np.broadcast_to(alone, beside.shape)[factors == 1],
+        *(0, tolerance),
+        equal_nan=True,
     )
     if not same:
         raise ValueError(
@@ -489,7 +526,8 @@ def _program_of(
         program, _ = trace(
             lambda given, x: logits_fn(jax.tree.unflatten(treedef, given), x), shapes, image
         )
-    return program
+    consts = [np.array(one) if isinstance(one, np.ndarray) else one for one in program.consts]
+    return ClosedJaxpr(program.jaxpr, consts)
 
 
 def _in_digital(digital_layers: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bridge.chips.profiles import to_json
-from bridge.jax_chips.chips import Chip, Programmed, logits_of_two, paths
+from bridge.jax_chips.chips import Chip, Programmed, exact_logits, paths
 from jaxcurv.storage.checksums import CHECKSUM, HEADER, check, hash_content, take_checksum
 from jaxcurv.storage.files import write_whole
 
@@ -27,13 +27,16 @@ def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programme
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: parameters of a type that the format lacks, such as bfloat16.
+      ValueError: parameters of a type that the format lacks, such as bfloat16, or weights that
+        were programmed at another time than the chip's.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    logits = _logits(chip, weights)
+    _require_time(chip, weights)
+    logits = _logits(chip, weights, chip._samples)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(_plain(weights)).items()}
+    arrays[_SAMPLES] = chip._samples
     if wrong := sorted({str(one.dtype) for one in arrays.values() if one.dtype.isbuiltin != 1}):
         raise ValueError(f"a file does not hold {', '.join(wrong)}: program float32 parameters")
     header = json.dumps({**_header(chip), "logits": logits.tolist()})
@@ -48,7 +51,9 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
     Args:
       path: the file.
       chip: one made as that was which programmed them: of the same profile, parameters' shapes,
-        ranges of the ADC, and logits of two samples without a chip's operations.
+        ranges of the converters, and logits without a chip's operations: of a few of the examples
+        that the first chip was made with, as they are and, where they are no ids, four times as
+        large.
 
     Raises:
       FileNotFoundError: no such file.
@@ -74,8 +79,8 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
                 f"{path} is of a chip with other {name}: {there.get(name)} there and {value} here"
             )
     shapes = jax.eval_shape(lambda: _plain(chip.program(chip.params, jax.random.key(0))))
-    like = _named(shapes)
-    if arrays.keys() != like.keys():
+    like, samples = _named(shapes), arrays.pop(_SAMPLES, None)
+    if samples is None or arrays.keys() != like.keys():
         raise ValueError(f"{path} has other arrays than the chip: {', '.join(arrays)}")
     stacked = {arrays[name].shape[: arrays[name].ndim - one.ndim] for name, one in like.items()}
     for name, one in like.items():
@@ -85,8 +90,8 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
     found_there: Programmed = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     params = jax.tree.map(_as, chip.params, found_there.params)
     key = jax.random.wrap_key_data(found_there.key, impl="threefry2x32")
-    weights = Programmed(params, found_there.units, key)
-    then, now = np.array(there["logits"], np.float32), _logits(chip, weights)
+    weights = found_there._replace(params=params, key=key)
+    then, now = np.array(there["logits"], np.float32), _logits(chip, weights, samples)
     largest = np.abs(then[np.isfinite(then)]).max(initial=0.0)
     if then.shape != now.shape or not np.allclose(now, then, 0, 1e-4 * largest, equal_nan=True):
         raise ValueError(
@@ -96,12 +101,29 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
     return weights
 
 
-def _logits(chip: Chip, weights: Programmed) -> np.ndarray:
-    """What the function makes of two samples with the weights of the first chip, `[2, classes]`."""
+_SAMPLES = "samples"
+
+
+def _logits(chip: Chip, weights: Programmed, samples: np.ndarray) -> np.ndarray:
+    """What the function makes of samples with the weights of the first chip, `[n, classes]`."""
     params = jax.tree.map(
         lambda leaf, like: leaf.reshape(-1, *jnp.shape(like))[0], weights.params, chip.params
     )
-    return np.asarray(logits_of_two(chip, params), np.float32)
+    if np.issubdtype(samples.dtype, np.floating):
+        samples = np.concatenate([samples, 4 * samples])
+    return np.asarray(exact_logits(chip, params, samples), np.float32)
+
+
+def _require_time(chip: Chip, weights: Programmed) -> None:
+    memory = chip.profile.memory
+    if memory is None or weights.time is None:
+        return
+    if not (np.asarray(weights.time) == np.float32(memory.t_inference)).all():
+        raise ValueError(
+            f"the weights are of {np.ravel(weights.time)[0]:g} s after programming, the chip of "
+            f"{memory.t_inference:g} s: save them with the chip that programmed them, such as "
+            f"chip.at({np.ravel(weights.time)[0]:g})"
+        )
 
 
 def _header(chip: Chip) -> dict[str, Any]:
