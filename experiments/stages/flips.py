@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     import bridge
     from jaxcurv.margins import Moments
 
-_FIRST_PROGRAMMING = 1_000_000  # seeds of sampled programmings begin here, those of chips at 0
-
 
 def moments(job: Job) -> Outcome:
     """How far programmed weights are off, and what converters add to each sample's margin.
@@ -59,9 +57,8 @@ def moments(job: Job) -> Outcome:
     arrays: dict[str, np.ndarray] = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
     uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
-    expect(len(uncertain) * job.experiment.flip.programmings, "chip")
     for name in uncertain:
-        found = _sampled(job, twin, description, settings.every_profile[name])
+        found = _weight_moments(twin, description, settings.every_profile[name])
         arrays |= {f"{name}/{weight}": array for weight, array in found.items()}
     held = calibration_samples(dataset, job.experiment)
     calibration = calibration_images(held, normalisation, job.experiment)
@@ -140,23 +137,16 @@ def flips(job: Job) -> Outcome:
     return Outcome([path], jax.devices()[0].device_kind, scratch=unfinished)
 
 
-def _sampled(
-    job: Job, twin: nn.Module, description: dict[str, Any], profile: bridge.Profile
+def _weight_moments(
+    twin: nn.Module, description: dict[str, Any], profile: bridge.Profile
 ) -> dict[str, np.ndarray]:
-    """Sampled moments of a profile's weights, as `mean/WEIGHT` and `variance/WEIGHT`."""
+    """Moments of a profile's weights, as `mean/WEIGHT` and `variance/WEIGHT`."""
     from flax import nnx
 
     import bridge
 
-    sampled = partial(
-        bridge.weight_moments,
-        twin,
-        profile,
-        chips=job.experiment.flip.programmings,
-        seed=_FIRST_PROGRAMMING + job.experiment.seed,
-    )
     if not is_of_factory(description):
-        moments = sampled(like=abstract_flax(description))
+        moments = bridge.weight_moments(twin, profile, like=abstract_flax(description))
         return {
             f"{which}/{_dotted(path)}": np.asarray(variable[...])
             for which in ("mean", "variance")
@@ -167,7 +157,7 @@ def _sampled(
         firsts.setdefault(id(weight), name)  # of tied weights JAX has the first name alone
     return {
         f"{which}/{firsts[id(twin.get_parameter(name))]}": getattr(one, which).numpy()
-        for name, one in sampled().items()
+        for name, one in bridge.weight_moments(twin, profile).items()
         for which in ("mean", "variance")
     }
 

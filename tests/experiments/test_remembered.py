@@ -96,7 +96,6 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (("--simulate.chips", "2"), "simulate analyse report"),
         (("--simulate.pcm.t-inference", "60"), "moments flips simulate analyse report"),
         (("--simulate.adc-calibration", "16"), "moments flips simulate analyse report"),
-        (("--flip.programmings", "3"), "moments flips analyse report"),
         (("--analyse.bins", "5"), "analyse report"),
         (("--score.estimator.probes", "4"), "score analyse report"),
         (("--model.width", "8"), " ".join(STAGES)),
