@@ -201,7 +201,7 @@ def test_other_versions_are_named_and_repeat_nothing(
 
 
 def test_a_record_of_whole_groups_counts(run_copy: Path, ran: list[str], succeed: Said) -> None:
-    """As stages recorded them before they named single settings, one that is gone since with them."""
+    """As stages recorded them before they named single settings; one of them is gone since."""
     whole = json.loads(json.dumps(asdict(_experiment("--out", run_copy))))
     whole["flip"] = {"programmings": 16}
     groups = {"export": ("data",), "moments": ("data", "simulate", "flip")}
