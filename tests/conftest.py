@@ -60,7 +60,7 @@ SMALL = (
     *("--model.width", "4", "--train.epochs", "3", "--train.warmup-epochs", "1"),
     *("--train.batch-size", "16", "--limit", "60", "--score.estimator.probes", "3"),
     *("--score.compare", "--analyse.resamples", "100"),
-    *("--simulate.chips", "1", "--simulate.adc-calibration", "32", "--flip.programmings", "2"),
+    *("--simulate.chips", "1", "--simulate.adc-calibration", "32"),
 )
 """Flags of the finished run: seconds a stage, yet training learns and chips fail."""
 

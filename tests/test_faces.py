@@ -33,7 +33,7 @@ SHOWN = {
     "profile_of program save_chip weight_moments",
     "bridge.graphs": "score to_jax",
     "bridge.jax_chips": "Chip Device Programmed analog carried load_programmed predict "
-    "save_programmed",
+    "save_programmed weight_moments",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "

@@ -112,7 +112,7 @@ class JaxNetwork:
         )
         return [one.drop(columns="chip").reset_index(drop=True) for _, one in table.groupby("chip")]
 
-    def weight_moments(self, profile: Profile, chips: int, seed: int) -> dict[str, np.ndarray]:
+    def weight_moments(self, profile: Profile) -> dict[str, np.ndarray]:
         moments = weight_moments(self._chip(profile))
         return {
             f"{which}/{name}": np.asarray(leaf)

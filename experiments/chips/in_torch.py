@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -88,12 +88,9 @@ class TorchNetwork:
             for seed in seeds
         ]
 
-    def weight_moments(
-        self, profile: bridge.Profile, chips: int, seed: int
-    ) -> dict[str, np.ndarray]:
-        sampled = partial(bridge.weight_moments, self.module, profile, chips=chips, seed=seed)
+    def weight_moments(self, profile: bridge.Profile) -> dict[str, np.ndarray]:
         if self.flax is not None:
-            moments = sampled(like=self.flax)
+            moments = bridge.weight_moments(self.module, profile, like=self.flax)
             return {
                 f"{which}/{'.'.join(map(str, path))}": np.asarray(variable[...])
                 for which in ("mean", "variance")
@@ -104,7 +101,7 @@ class TorchNetwork:
             firsts.setdefault(id(weight), name)  # of tied weights JAX has the first name alone
         return {
             f"{which}/{firsts[id(self.module.get_parameter(name))]}": getattr(one, which).numpy()
-            for name, one in sampled().items()
+            for name, one in bridge.weight_moments(self.module, profile).items()
             for which in ("mean", "variance")
         }
 

@@ -58,9 +58,8 @@ class Programmable(Protocol):
     ) -> list[pd.DataFrame]:
         """The table of each chip; options as for `Chip.predict`."""
 
-    def weight_moments(self, profile: Profile, chips: int, seed: int) -> dict[str, np.ndarray]:
-        """Moments of a profile's weights as JAX has them, as `mean/WEIGHT` and `variance/WEIGHT`;
-        `chips` of seeds from `seed` on are sampled where that is how they are found."""
+    def weight_moments(self, profile: Profile) -> dict[str, np.ndarray]:
+        """Moments of a profile's weights as JAX names them: `mean/WEIGHT`, `variance/WEIGHT`."""
 
     def output_noise(self, profile: Profile, source: Source, **options: Any) -> pd.DataFrame:
         """The table of `bridge.output_noise`; options: batch_size and description."""

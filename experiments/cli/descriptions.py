@@ -6,8 +6,8 @@ DOES = {
     "train": "trains the network, or takes given weights over.",
     "score": "computes the curvature and the other scores of every sample.",
     "export": "takes the trained weights over to PyTorch.",
-    "moments": "computes mean and variance of each programmed weight, from sampled chips, and what "
-    "converters add to each sample's margin.",
+    "moments": "computes mean and variance of each programmed weight, and what converters add to "
+    "each sample's margin.",
     "flips": "computes the probability that a chip flips each sample's prediction; no image runs "
     "on a chip.",
     "simulate": "programs the chips of all eight profiles and predicts every sample on each.",

@@ -106,7 +106,7 @@ STAGES: dict[str, Stage] = {
             flips.moments,
             settings=(
                 *(*_SAMPLES, "seed", *_CHIPS),
-                *("simulate.adc_calibration", "simulate.batch_size", "flip"),
+                *("simulate.adc_calibration", "simulate.batch_size"),
             ),
             after=("export",),
             packages=(*_JAX, *_TORCH),

@@ -244,22 +244,6 @@ class Simulate:
 
 
 @dataclass(frozen=True)
-class Flip:
-    """The flip probability: how likely a chip changes a prediction, computed from the spread of the
-    programmed weights; no image runs on a chip."""
-
-    programmings: int = 16
-    """Chips sampled to estimate mean and variance of the programmed weights. Their seeds differ
-    from those of the simulated chips."""
-
-    def __post_init__(self) -> None:
-        if self.programmings < 2:
-            raise ValueError(
-                f"programmings must be at least 2, for a variance; got {self.programmings}"
-            )
-
-
-@dataclass(frozen=True)
 class Analyse:
     """The tables of failures, predictors and routing."""
 
@@ -298,7 +282,6 @@ class Experiment:
     train: Recipe = field(default_factory=Recipe)
     score: Score = field(default_factory=Score)
     simulate: Simulate = field(default_factory=Simulate)
-    flip: Flip = field(default_factory=Flip)
     analyse: Analyse = field(default_factory=Analyse)
     folds: tuple[Fold, ...] = ("train", "validation", "test")
     """Folds whose samples are scored and simulated; test must be among them. A fold is one of the

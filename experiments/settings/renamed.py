@@ -1,7 +1,7 @@
-"""Settings, commands and flags that were called otherwise once: the one table of old names.
+"""Settings, commands and flags that were called otherwise once, or are gone: one table of each.
 
-Settings files and records of earlier versions are read under the new names; on the command line an
-old name is understood, and the new one said.
+Settings files and records of earlier versions are read under the new names, and without what is
+gone; on the command line an old name is understood, and the new one said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ RENAMED_SETTINGS = {
     "agreement": "rank_correlation",
 }
 """New name by old name, in the same group; the name of a group stands for everything in it."""
+
+RETIRED_SETTINGS = {
+    "flip.programmings": "mean and variance of programmed weights are computed, no chip is sampled"
+}
+"""Why a setting is gone, by its name."""
 
 RENAMED_COMMANDS = {"agreement": "rank-correlation"}
 """New name by old name; results in a folder of the old name belong to the new one."""
@@ -34,8 +39,14 @@ def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
-    names = {name: current_name(group + name).rpartition(".")[2] for name in settings}
-    return {
-        names[name]: _renamed(value, f"{group}{name}.") if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-    }
+    found = {}
+    for name, value in settings.items():
+        if group + name in RETIRED_SETTINGS:
+            continue
+        if isinstance(value, Mapping):
+            inner = _renamed(value, f"{group}{name}.")
+            if value and not inner:
+                continue  # a group of which nothing is left
+            value = inner
+        found[current_name(group + name).rpartition(".")[2]] = value
+    return found

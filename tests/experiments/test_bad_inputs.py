@@ -152,7 +152,6 @@ SETTINGS = [
     setting("--simulate.wnoise.sigma -1", "sigma must be finite and >= 0, got -1.0"),
     setting("--simulate.pcm.t-inference inf", "t_inference must be finite and >= 0, got inf"),
     setting("--simulate.clipping.sigma 0", "clipping sigma must be finite and > 0, got 0.0"),
-    setting("--flip.programmings 1", "programmings must be at least 2", "got 1"),
     setting("--analyse.bins 1", "bins must be at least 2; got 1"),
     setting("--analyse.resamples 0", "resamples be at least 1; got 0.95, 0"),
     setting("--analyse.energy.digital 0", "digital inference must be finite and > 0, got 0.0"),

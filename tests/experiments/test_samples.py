@@ -30,7 +30,7 @@ from experiments.runs.samples import (
     read_small,
     scored_samples,
 )
-from experiments.settings.flags import Analyse, Data, Experiment, Flip, Model, Score, Simulate
+from experiments.settings.flags import Analyse, Data, Experiment, Model, Score, Simulate
 from experiments.stages import analyse, export, flips, report, score, simulate
 from jaxcurv import data, models
 from jaxcurv.data import Arrays, Chosen, ImageDataset, Labelled, Normalisation, Sample, with_labels
@@ -49,7 +49,6 @@ EXPERIMENT = Experiment(
     simulate=Simulate(
         profiles=("ideal", "adc", FULL_PROFILE), adc_calibration=CALIBRATION, batch_size=BATCH
     ),
-    flip=Flip(programmings=2),
     analyse=Analyse(resamples=100),
     folds=("test",),
     limit=LIMIT,

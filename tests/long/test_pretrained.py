@@ -14,7 +14,7 @@ pytestmark = pytest.mark.long
 
 FLAGS = (
     *("--score.estimator.probes", "2", "--score.compare"),  # with nothing
-    *("--flip.programmings", "2", "--analyse.resamples", "50"),
+    *("--analyse.resamples", "50"),
 )
 
 

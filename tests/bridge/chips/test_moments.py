@@ -188,8 +188,7 @@ def test_moments_like_another_network_are_refused_before_they_are_computed(
 
 @pytest.mark.parametrize("name", ["wnoise", "adc+wnoise+pcm"])
 def test_probabilities_are_the_flips_of_chips_that_are_run(name: str) -> None:
-    """In three calls; the moments know no chip. Of a hundred, for what a chip shifts it shifts for all
-    images alike."""
+    """In three calls. A hundred chips, for each shifts the margins of all images alike."""
     model = shallow_resnet(depths=(1, 0, 0, 0), in_channels=2, num_classes=2)
     images = RNG.normal(size=(60, 8, 8, 2)).astype(np.float32)
     model.fc.bias[...] -= model(images).mean(0)  # margins on both sides of 0, of chips' size

@@ -32,6 +32,17 @@ from experiments.cli.words import with_current_words
                 "--agreement.out is now called --rank-correlation.out",
             ],
         ),
+        *(
+            (
+                f"run digits {old} --limit 5",
+                "run digits --limit 5",
+                [
+                    "--flip.programmings is gone, and left out: mean and variance of programmed "
+                    "weights are computed, no chip is sampled"
+                ],
+            )
+            for old in ("--flip.programmings 4", "--flip.programmings=4")
+        ),
         ("run digits --data.image_size 8 --limit 5", None, []),
     ],
 )

@@ -11,7 +11,12 @@ from experiments.runs.remembered import as_leaves
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import flag_name
-from experiments.settings.renamed import RENAMED_SETTINGS, current_name, with_current_names
+from experiments.settings.renamed import (
+    RENAMED_SETTINGS,
+    RETIRED_SETTINGS,
+    current_name,
+    with_current_names,
+)
 from jaxcurv.nested import flatten
 
 
@@ -33,6 +38,13 @@ def test_settings_of_an_earlier_version() -> None:
         "empty": {},
     }
     assert current_name("simulate.calibrations") == "simulate.calibrations"
+
+
+def test_settings_that_are_gone_are_left_out() -> None:
+    """With their group, where nothing else is in it; a stage that had them is as it was."""
+    old = {"seed": 3, "flip": {"programmings": 16}, "train": {"flip": True}}
+    assert with_current_names(old) == {"seed": 3, "train": {"flip": True}}
+    assert not set(RETIRED_SETTINGS) & set(as_leaves(Experiment()))
 
 
 def test_new_names_are_settings_and_old_ones_are_not() -> None:

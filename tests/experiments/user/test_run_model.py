@@ -81,7 +81,7 @@ def block(inputs, outputs):
 SMALL = (
     *("--data.mean", *map(str, MEAN), "--data.std", *map(str, STD), "--limit", "20"),
     *("--score.estimator.probes", "2", "--score.batch-size", "10", "--analyse.resamples", "20"),
-    *("--simulate.chips", "1", "--simulate.adc-calibration", "4", "--flip.programmings", "2"),
+    *("--simulate.chips", "1", "--simulate.adc-calibration", "4"),
 )
 
 
