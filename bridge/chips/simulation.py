@@ -41,7 +41,7 @@ _MOST_CALIBRATED = 1000
 _FIRST = ("profile", "time", "chip")
 
 _SAME_IMAGES = (
-    "calibration images must be others than those that are predicted, or the converters' ranges "
+    "calibration images must be others than those that are predicted, or the converter ranges "
     "would be set on the test: give images of another source, or a share of these to hold out, "
     "such as calibration=0.1"
 )
@@ -250,7 +250,7 @@ def _calibrated(
         )
     held = subset(_indices(source), count, seed)
     print(
-        f"simulate: {count:,} of the {len(source):,} images set the converters' ranges and are not "
+        f"simulate: {count:,} of the {len(source):,} images set the converter ranges and are not "
         "predicted (calibration= takes images of another source)",
         file=sys.stderr,
     )

@@ -73,8 +73,8 @@ class SampleNoise:
         samples = len(self.indices)
         if samples == 0 or shape[0] % samples:
             raise SharedRows(
-                f"layer {name} works on {shape[0]} rows for {samples} samples: weight noise of "
-                "each operation needs as many rows for each sample"
+                f"layer {name} works on {shape[0]} rows for {samples} samples: noise of each "
+                "operation needs as many rows for each sample"
             )
         self.drawn.append((name, shape[0]))
         draws = torch.empty((samples, shape[0] // samples, *shape[1:]), device=device)

@@ -160,13 +160,13 @@ def _percentiles(
         warnings.warn(
             f"no {given} other than 0 on the calibration images: {'; '.join(dead)}; each gets the "
             f"{what} range {share:g}{unit}",
-            stacklevel=4,
+            stacklevel=5,
         )
     if sparse:
         warnings.warn(
             f"percentile {percentile:g} of the {given}s on the calibration images is 0: "
             f"{'; '.join(sparse)}; each gets its largest {given} as its {what} range",
-            stacklevel=4,
+            stacklevel=5,
         )
     return [bound or share for bound in found]
 

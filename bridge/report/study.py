@@ -341,7 +341,7 @@ class Study:
             notes[0] += f" Read {formats.time(self.read_at)} after programming."
         said = self.simulation
         if count := said.get("calibration_images"):
-            note = f"{formats.number(count)} other images set the converters' ranges"
+            note = f"{formats.number(count)} other images set the converter ranges"
             if said["held_out"]:
                 given_images = formats.number(said["images"])
                 note += f": held out of the {given_images} images that were given, and in none of "

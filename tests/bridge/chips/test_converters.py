@@ -22,7 +22,7 @@ from bridge.chips import ADC, DAC, PCM, OutputNoise, WeightNoise, clipped_share
 from bridge.chips.files import _header, fingerprint
 from bridge.chips.profiles import eight_profiles, from_json, to_json
 from bridge.chips.tiles import named_layers, named_tiles
-from tests.bridge.chips.test_moments import margin_errors, of_one_layer, source
+from tests.bridge.chips.test_moments import margin_errors, of_one_layer
 from tests.chips import IMAGES, single, small_resnet
 
 FINE = ADC(16, range=4.0)
@@ -398,6 +398,11 @@ def test_simulate_calibrates_inputs() -> None:
 
 
 # The margin's variance
+
+
+def source(shape: tuple[int, ...], count: int, distinct: int) -> list[dict[str, Any]]:
+    images = np.random.default_rng(3).normal(size=(distinct, *shape)).astype(np.float32)
+    return [{"image": images[n % distinct], "label": 0, "index": n} for n in range(count)]
 
 
 @pytest.mark.parametrize("layer", ["linear", "convolution"])

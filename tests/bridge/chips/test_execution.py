@@ -114,9 +114,11 @@ def test_tiles_that_cut_through_channels(channels_last: bool) -> None:
     assert (off > 0.01 * step).double().mean() <= 3e-3
 
 
+@pytest.mark.parametrize("inp_res", [-1.0, 1 / 30], ids=["", "dac"])
 @pytest.mark.parametrize("shape", [(5, 30), (5, 7, 30), (5, 2, 3, 30)])
-def test_linear_layers_of_any_rank(shape: tuple[int, ...]) -> None:
-    chip = program(single(nn.Linear(30, 45)), configuration(out_res=1 / 510, out_bound=2.0), seed=0)
+def test_linear_layers_of_any_rank(shape: tuple[int, ...], inp_res: float) -> None:
+    config = configuration(out_res=1 / 510, out_bound=2.0, inp_res=inp_res)
+    chip = program(single(nn.Linear(30, 45)), config, seed=0)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     fast, tiles = both(chip, x)
     assert fast.shape == (*shape[:-1], 45)

@@ -73,7 +73,7 @@ def test_a_share_that_is_held_out_calibrates_and_is_not_predicted(
     net: nn.Module, images: data.Normalised, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = bridge.simulate(net, images, profiles="adc", chips=1, calibration=0.25)
-    assert "4 of the 18 images set the converters' ranges" in capsys.readouterr().err
+    assert "4 of the 18 images set the converter ranges" in capsys.readouterr().err
     assert found.attrs["simulation"]["held_out"] == 4
     held = np.flatnonzero(~np.isin(images.indices, found["index"]))
     assert found.attrs["simulation"]["times"] == []

@@ -119,7 +119,7 @@ def test_the_page_shows_it_all(ten: Ten, tmp_path: Path) -> None:
         *("<h1>Three colours", "Table I", "Failure rate by curvature decile", "Gallery"),
         *("Which score predicts failure", "Most vulnerable samples", "Classes"),
         *(LATE, ten.study.failures()["path"].iloc[0], "54 in the test fold"),
-        "6 other images set the converters' ranges: held out of the 60 images that were given",
+        "6 other images set the converter ranges: held out of the 60 images that were given",
         "The ideal chip predicts what the digital model does for 100.00 %",
         "curvature (6 forward passes)",
     ):
