@@ -13,6 +13,7 @@ from bridge.chips.profiles import Clipping, Profile, WeightNoise
 from bridge.jax_chips import devices
 from bridge.jax_chips.converters import converted
 from bridge.jax_chips.grids import Grid, Tile
+from bridge.jax_chips.levels import Levels, levels_of, with_levels
 from bridge.jax_chips.normals import normal
 
 
@@ -30,7 +31,6 @@ def layer_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # equal layers share a program
 def program_layer(
     profile: Profile,
     grid: Grid,
@@ -47,13 +47,30 @@ def program_layer(
       ranges: each tile's ADC range, in units of outputs of a largest weight of 1.
       key: of the chip and the layer.
     """
+    memory = profile.memory
+    time = 0 if memory is None else zlib.crc32(repr(float(memory.t_inference)).encode())
+    return _program_layer(*levels_of(profile), grid, targets, ranges, key, np.uint32(time))
+
+
+@partial(jax.jit, static_argnums=(0, 2))  # equal layers share a program
+def _program_layer(
+    profile: Profile,
+    levels: Levels,
+    grid: Grid,
+    targets: Float[Array, "outputs inputs"],
+    ranges: Float[Array, " tiles"] | None,
+    key: Array,
+    time: Array,
+) -> OnTiles:
+    """`program_layer`; `time` is a number that tells the time of inference from others."""
+    profile = with_levels(profile, levels)
     keys = jax.vmap(lambda tile: jax.random.fold_in(key, tile))(jnp.arange(grid.count))
     limits = jnp.full(grid.count, jnp.inf) if ranges is None else ranges
     limits = limits.astype(jnp.float32)
 
     def one(tile: Tile, limit: Array, tile_key: Array) -> tuple[Tile, Array]:
         scale, target = scaled(profile.clipping, tile)
-        weights, factors = _aged(profile, target, limit, tile_key)
+        weights, factors = _aged(profile, target, limit, tile_key, time)
         if profile.wnoise is not None and profile.wnoise.drawn == "per_chip":
             noisy = _noisy(profile.wnoise, weights, jax.random.fold_in(tile_key, 2))
             # A fraction of the largest target, which may be 0.
@@ -87,14 +104,16 @@ def scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:
     return scale, tile / scale
 
 
-def _aged(profile: Profile, target: Tile, limit: Array, key: Array) -> tuple[Tile, Array]:
+def _aged(
+    profile: Profile, target: Tile, limit: Array, key: Array, time: Array
+) -> tuple[Tile, Array]:
     """The weights at the time of inference, and the factor on the outputs, for the tile or each."""
     memory = profile.memory
     if memory is None:
         return target, jnp.ones(())
     programming, reading = jax.random.split(jax.random.fold_in(key, 1))
     # The same devices at each time, and a reading of its own.
-    reading = jax.random.fold_in(reading, zlib.crc32(repr(float(memory.t_inference)).encode()))
+    reading = jax.random.fold_in(reading, time)
     programmed, state = devices.program(memory, programming, target)
     weights = devices.read(memory, reading, programmed, state)
     if memory.compensation is None:

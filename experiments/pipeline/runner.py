@@ -32,7 +32,13 @@ from experiments.pipeline.up_to_date import (
     other_versions,
 )
 from experiments.runs.files import sha256, writable
-from experiments.runs.frameworks import MISSING, cure, require_chips, why_no_chips
+from experiments.runs.frameworks import (
+    MISSING,
+    cure,
+    has_chips,
+    require_chips,
+    why_no_chips,
+)
 from experiments.runs.job import Job, list_images, skip_silently
 from experiments.runs.records import read_record, write_record
 from experiments.runs.remembered import recall_run, remember, settings_file
@@ -98,6 +104,9 @@ def run(
     there = [name for name in names if name in stages]
     if not there:
         require_chips(experiment, folder, names[0])
+        raise ValueError(
+            f"{names[0]} is for AIHWKit's chips: with --simulate.engine jax there is nothing to do"
+        )
     for name in there:
         package_versions(stages[name].packages)
     if "simulate" in there:
@@ -173,7 +182,7 @@ def _left_out(names: tuple[str, ...], experiment: Experiment, folder: Path) -> s
     """Which stages a run does not have, why and what to do about it; "" where it has all."""
     stages = stages_of(experiment, folder)
     missing = [name for name in names if name not in stages]
-    if not missing:
+    if not missing or has_chips(experiment, folder):
         return ""
     factory = experiment.model.factory
     sections = f"; in the report {MISSING}" if "report" in names else ""

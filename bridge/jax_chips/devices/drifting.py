@@ -10,8 +10,6 @@ With g the target and z standard normals:
 their devices anew: of a pair only one device drifts, and the largest programmed weight has g_max.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -44,7 +42,7 @@ def read(memory: PCM | Hermes, key: Array, programmed: Tile, exponents: tuple[Ti
     constants, g_max = memory.constants, memory.full_scale
     conductances, scale = split(memory.mapping, programmed, g_max)
     t = memory.t_inference + constants.t_0
-    growth = math.sqrt(math.log((t + constants.t_read) / (2 * constants.t_read)))
+    growth = jnp.sqrt(jnp.log((t + constants.t_read) / (2 * constants.t_read)))
     found = []
     keys = jax.random.split(key, len(conductances))
     for g, exponent, one in zip(conductances, exponents, keys, strict=True):

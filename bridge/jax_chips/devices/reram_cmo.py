@@ -9,8 +9,6 @@ One device for each weight. With g the target and z standard normals, in microsi
 and a device that has decayed to no conductance or less (d <= 0) is read as g_min.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -50,16 +48,17 @@ def program(memory: ReRamCMO, key: Array, targets: Tile) -> tuple[Tile, None]:
 
 def read(memory: ReRamCMO, key: Array, programmed: Tile, state: None) -> Tile:
     """See `Device.read`."""
-    if memory.t_inference == 0:
-        return programmed
     g, scale, lowest = _split(memory, programmed)
     decay, noise = jax.random.split(key)
-    log = math.log(memory.t_inference)
+    late = jnp.asarray(memory.t_inference) > 0
+    time = jnp.where(late, memory.t_inference, 1.0)
+    log = jnp.log(time)
     mean = g + memory.drift * CMO_DECAY_MEAN * log
     spread = memory.drift * (CMO_DECAY_SPREAD[0] * log + CMO_DECAY_SPREAD[1])
     drifted = mean + spread * normal(decay, g.shape)
     there = drifted > 0
-    growth = math.sqrt(math.log((memory.t_inference + CMO_T_READ) / (2 * CMO_T_READ)))
+    growth = jnp.sqrt(jnp.log((time + CMO_T_READ) / (2 * CMO_T_READ)))
     sigma = CMO_READ * growth * jnp.log10(jnp.where(there, drifted, 1.0)) * memory.read_noise
     found = jnp.clip(drifted + sigma * normal(noise, g.shape), memory.g_min, memory.g_max)
-    return _join(memory, jnp.where(there, found, memory.g_min), scale, lowest)
+    aged = _join(memory, jnp.where(there, found, memory.g_min), scale, lowest)
+    return jnp.where(late, aged, programmed)

@@ -145,3 +145,7 @@ def test_what_has_no_tiles_is_refused_at_once(place: Path, tmp_path: Path) -> No
     assert "the network of own_jax:function does not go onto chips" in said
     assert "let own_jax:function return (function, params)" in said
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_there_is_nothing_to_export(run: Path) -> None:
+    assert "export is for AIHWKit's chips" in refuse("export", "--out", run)
