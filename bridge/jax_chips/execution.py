@@ -440,7 +440,7 @@ class _Tiles(NamedTuple):
             inputs = jnp.clip(inputs, -fixed, fixed)
         exact = operation.product(inputs, matrix, part)
         input_unit = largest if fixed is None else jnp.full((1,) * exact.ndim, fixed)
-        unit = operation.along_outputs(self.units[number], exact) * _or_1(input_unit)
+        unit = _or_1(operation.along_outputs(self.units[number], exact)) * _or_1(input_unit)
         return _Column(operation, inputs, matrix, part, exact, input_unit, unit)
 
     def converted(self, number: int, column: _Column, outputs: Array) -> Array:

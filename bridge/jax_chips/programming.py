@@ -23,7 +23,8 @@ class OnTiles(NamedTuple):
     matrix: Float[Array, "outputs inputs"]
     """As the layer's outputs come out, compensation of drift included."""
     units: Float[Array, "columns outputs"]
-    """What a tile's own unit of outputs amounts to, for each column of tiles."""
+    """What a tile's own unit of outputs amounts to, for each column of tiles; 0 where all targets
+    are."""
 
 
 def layer_key(key: Array, name: str) -> Array:
@@ -76,18 +77,19 @@ def _program_layer(
             # A fraction of the largest target, which may be 0.
             weights = jnp.where(jnp.any(target != 0), noisy, weights)
         factors = jnp.broadcast_to(factors, (len(tile),)) * scale
-        return (weights * factors[:, None]).astype(jnp.float32), factors.astype(jnp.float32)
+        units = jnp.where(jnp.any(target != 0), factors, 0.0)
+        return (weights * factors[:, None]).astype(jnp.float32), units.astype(jnp.float32)
 
     tiles = grid.tiles(targets)
     found: dict[int, tuple[Tile, Array]] = {}
     for shape in dict.fromkeys(grid.shapes):  # at most four: one program each
         here = [number for number, other in enumerate(grid.shapes) if other == shape]
         stacked = jnp.stack([tiles[number] for number in here])
-        weights, factors = jax.vmap(one)(stacked, limits[np.array(here)], keys[np.array(here)])
-        found |= {number: (weights[i], factors[i]) for i, number in enumerate(here)}
+        weights, units = jax.vmap(one)(stacked, limits[np.array(here)], keys[np.array(here)])
+        found |= {number: (weights[i], units[i]) for i, number in enumerate(here)}
     ordered = [found[number] for number in range(grid.count)]
-    units = grid.by_output([factors for _, factors in ordered])
-    return OnTiles(grid.joined([weights for weights, _ in ordered]), units)
+    by_output = grid.by_output([units for _, units in ordered])
+    return OnTiles(grid.joined([weights for weights, _ in ordered]), by_output)
 
 
 def scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:

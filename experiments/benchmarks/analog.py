@@ -51,6 +51,8 @@ TOLERANCE = 0.25
 
 _CALIBRATION_IMAGES = 32
 
+_PROGRAMMED = "wnoise+pcm"
+
 
 @dataclass(frozen=True)
 class AnalogBenchmark:
@@ -73,6 +75,8 @@ class AnalogBenchmark:
     """Engines that compute the chips: `fast` is this project's in PyTorch, `aihwkit` are AIHWKit's
     own tiles, which take most of the time; with both, their predictions are compared. `jax` are the
     chips of bridge.analog."""
+    programmings: int = 5
+    """Chips of wnoise+pcm that are programmed with AIHWKit and in JAX, after a first one."""
     device: str = "cpu"
     """Device for the chips in PyTorch: cpu, cuda or cuda:N. Those in JAX are on its first."""
     json: Path | None = None
@@ -86,11 +90,12 @@ class AnalogBenchmark:
     def __post_init__(self) -> None:
         counts = {**self.workload(), "repeats": self.repeats}
         counts["aihwkit_repeats"] = self.aihwkit_repeats
+        counts["programmings"] = self.programmings
         wrong = {name: value for name, value in counts.items() if value < 1 + (name == "classes")}
         if wrong:
             raise ValueError(
-                "width, batch_size, image_size, repeats and aihwkit_repeats must be at least 1 "
-                f"and classes at least 2; got {wrong}"
+                "width, batch_size, image_size, repeats, aihwkit_repeats and programmings must be "
+                f"at least 1 and classes at least 2; got {wrong}"
             )
         if not self.engines:
             raise ValueError("--engines needs at least one of fast, aihwkit and jax")
@@ -285,6 +290,42 @@ def make_in_jax(
     return digital, found
 
 
+def measure_programming(workload: Workload, settings: AnalogBenchmark) -> dict[str, Any]:
+    """Seconds to program a chip of noisy weights, without converters and so without calibration.
+
+    AIHWKit's chips are those of both engines in PyTorch.
+
+    Returns:
+      By "aihwkit" and "jax": first, with which programs are compiled in JAX, and each (`summary` of
+      the others, which take turns).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import bridge
+
+    profile = PROFILES[_PROGRAMMED]
+
+    def in_torch(seed: int) -> None:
+        bridge.program(workload.network, profile, seed=seed)
+
+    makers: dict[str, Callable[[int], Any]] = {}
+    if set(settings.engines) - {"jax"}:
+        makers["aihwkit"] = in_torch
+    if "jax" in settings.engines:
+        images = jnp.asarray(workload.calibration.permute(0, 2, 3, 1).contiguous().numpy())
+        logits_fn, params = bridge.to_jax(workload.network, workload.images)
+        chip = bridge.analog(logits_fn, params, profile, images)
+        makers["jax"] = lambda seed: jax.block_until_ready(
+            chip.program(params, jax.random.key(seed)).units
+        )
+    found = {name: [seconds(partial(make, 0))] for name, make in makers.items()}
+    for seed in range(1, settings.programmings + 1):
+        for name, make in makers.items():
+            found[name].append(seconds(partial(make, seed)))
+    return {name: {"first": one[0], "each": summary(one[1:])} for name, one in found.items()}
+
+
 def _on(module: torch.nn.Module, device: str) -> torch.nn.Module:
     """The module itself on the CPU, a copy elsewhere."""
     return module if device == "cpu" else deepcopy(module).to(device)
@@ -359,11 +400,13 @@ def measure_all(settings: AnalogBenchmark) -> dict[str, Any]:
             for name, taken in runs.items()
         },
         "agreement": agreement(logits),
+        "programming_seconds": measure_programming(workload, settings),
         "settings": {
             **settings.workload(),
             "repeats": settings.repeats,
             "aihwkit_repeats": settings.aihwkit_repeats,
             "engines": settings.engines,
+            "programmings": settings.programmings,
         },
         "device": device(settings.device),
         **in_jax,
@@ -436,6 +479,11 @@ def show(report: Mapping[str, Any], console: Console) -> None:
             table.add_row(chip, *cells)
         console.print(table)
     console.print("cost: time over that of the digital forward pass")
+    for name, one in report["programming_seconds"].items():
+        console.print(
+            f"programming a chip of {_PROGRAMMED}, {name}: {one['each']['median']:,.2f} s "
+            f"({span(one['each'], 2)}), the first {one['first']:,.1f} s"
+        )
     if report["agreement"]:
         table = new_table(("fast and aihwkit", "equal predictions", "error of the logits"))
         for chip, one in report["agreement"].items():

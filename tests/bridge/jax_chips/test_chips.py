@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import bridge
-from bridge.chips import ADC, PCM, Clipping, Profile, WeightNoise
+from bridge.chips import ADC, PCM, Clipping, OutputNoise, Profile, WeightNoise
 from bridge.chips.tiles import named_layers
 from bridge.jax_chips import Chip, analog, carried
 from bridge.jax_chips.devices import drifting
@@ -388,3 +388,22 @@ def test_pruned_layers_and_black_images_are_told(in_jax: tuple[Any, Any]) -> Non
     assert np.isfinite(np.asarray(logits)).all()
     with pytest.raises(ValueError, match="finite and active"):
         analog(logits_fn, params, bridge.PROFILES["adc"], np.zeros_like(IMAGES))
+
+
+@pytest.mark.parametrize("adc", [None, ADC(8, range=4.0)])
+def test_a_layer_of_zeros_has_no_noise_of_operations(adc: ADC | None) -> None:
+    """Noise is a fraction of the largest weight; AIHWKit's too."""
+    images = IMAGES[:, 0, 0]
+    noise = WeightNoise(0.3, drawn="per_mvm")
+    profile = Profile(adc, noise, out_noise=OutputNoise(0.1))
+    params = {"zero": jnp.zeros((3, 4)), "bias": jnp.arange(4.0)}
+    chip = analog(lambda p, x: x @ p["zero"] + p["bias"], params, profile, images)
+    found = chip.apply(chip.program(params, jax.random.key(0)), images)
+    np.testing.assert_array_equal(found, np.tile(np.arange(4.0), (len(images), 1)))
+    layer = nn.Linear(3, 4)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.arange(4.0))
+    expected = bridge.program(layer.eval(), profile, seed=0)
+    logits = expected(torch.tensor(images), range(len(images)))
+    np.testing.assert_array_equal(found, logits.numpy())

@@ -20,7 +20,9 @@ from experiments.cli import commands
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.shallow_resnet import replace_resnet18, resnet18
 
-SETTINGS = AnalogBenchmark(width=4, image_size=8, batch_size=4, repeats=2, aihwkit_repeats=1)
+SETTINGS = AnalogBenchmark(
+    width=4, image_size=8, batch_size=4, repeats=2, aihwkit_repeats=1, programmings=1
+)
 NOISY = ["wnoise", "adc+wnoise", "wnoise+pcm", "adc+wnoise+pcm"]
 CHIPS = [
     *PROFILES,
@@ -82,6 +84,13 @@ def test_costs_of_every_chip_on_both_engines(report: Any) -> None:
             assert (ratio["lowest"] == ratio["highest"]) or not once
 
 
+def test_programming_takes_time(report: Any) -> None:
+    assert report["programming_seconds"].keys() == {"aihwkit"}
+    one = report["programming_seconds"]["aihwkit"]
+    assert one["first"] > 0
+    assert 0 < one["each"]["lowest"] <= one["each"]["median"] <= one["each"]["highest"]
+
+
 def test_circumstances(report: Any) -> None:
     assert report["settings"] == {
         "width": 4,
@@ -91,6 +100,7 @@ def test_circumstances(report: Any) -> None:
         "repeats": 2,
         "aihwkit_repeats": 1,
         "engines": ["fast", "aihwkit"],
+        "programmings": 1,
     }
     assert report["versions"]["torch"] == torch.__version__
     assert {"python", "aihwkit", "jaxcurv"} <= report["versions"].keys()
@@ -110,6 +120,7 @@ def test_chips_in_jax_are_compared_with_the_network_in_jax(
     assert report["contestants"].keys() == {"jax:digital", "jax:adc", "jax:wnoise+pcm"}
     assert report["agreement"] == {}
     assert report["jax_device"] == report["device"]
+    assert report["programming_seconds"].keys() == {"jax"}
     text = printed(report | {"versions": {"python": "3", "torch": "2", "aihwkit": "1"}})
     assert re.search(r"digital forward pass in JAX: [\d.]+ ms", text)
     assert "in PyTorch" not in text
