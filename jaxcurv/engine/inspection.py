@@ -25,7 +25,7 @@ from jaxcurv.engine.model import (
     modules_passed,
     own_rules,
 )
-from jaxcurv.engine.tracing import dtypes, held, trace, trace_anew
+from jaxcurv.engine.tracing import dtypes, held, least_mantissa, trace, trace_anew
 
 _SAID = 300
 """Characters of another library's message that are shown."""
@@ -180,18 +180,27 @@ def _mixes(model: AsTraced, params: Any, pair: np.ndarray, logits: np.ndarray) -
 
 
 def check_float32(program: ClosedJaxpr) -> None:
-    """Refuses a model that computes in 16 bits, for a finite difference.
+    """Refuses a model that computes with fewer bits than float32 has, for a finite difference.
 
-    Not seen: a `precision` that a layer sets for itself.
+    That is in a floating type of fewer than 32 bits, or through `jax.lax.reduce_precision` to fewer
+    bits of the mantissa than 23. Not seen: a `precision` that a layer sets for itself.
 
     Raises:
       ValueError: it does.
     """
-    if dtypes(program) & {np.dtype(np.float16), np.dtype(jnp.bfloat16)}:
-        raise ValueError(
-            "the model computes in 16 bits, too coarse for a finite difference: build it with "
-            "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
-        )
+    found = dtypes(program)
+    floating = [one for one in found if one is not None and jnp.issubdtype(one, jnp.floating)]
+    narrow = sorted({one.name for one in floating if jnp.finfo(one).bits < 32})
+    how = f"computes in {', '.join(narrow)}"
+    if not narrow:
+        bits = least_mantissa(program)
+        if bits >= jnp.finfo(np.float32).nmant:
+            return
+        how = f"reduces numbers to {bits} bits of the mantissa"
+    raise ValueError(
+        f"the model {how}, too coarse for a finite difference: build it with dtype=float32, or "
+        "take an estimator without a step (HessianVector, GaussNewton)"
+    )
 
 
 def _alike_in_two(

@@ -207,5 +207,13 @@ def write_tree(root: Path) -> None:
 def test_chips_in_jax_draw_in_all_that_a_run_needs_but_pytorch() -> None:
     there = drawn_in("experiments-in-jax")
     assert not {"torch", "aihwkit"} & there
-    assert {"safetensors", "scikit-learn", "matplotlib", "jinja2", "rich", "scipy", "optax"} <= there
+    assert {
+        "safetensors",
+        "scikit-learn",
+        "matplotlib",
+        "jinja2",
+        "rich",
+        "scipy",
+        "optax",
+    } <= there
     assert {"torch", "aihwkit"} | there <= drawn_in("experiments")

@@ -565,15 +565,43 @@ def test_labels_without_a_logit_are_refused(label: int, message: str) -> None:
         score(linear, WEIGHTS, labels=with_entry(LABELS, 0, label))
 
 
-def test_a_model_that_computes_in_bfloat16_is_refused_for_a_difference() -> None:
-    @jax.jit
-    def mixed(weights: jax.Array, images: jax.Array) -> jax.Array:
-        wide = images.astype(jnp.bfloat16) @ weights.astype(jnp.bfloat16)
-        return wide.astype(jnp.float32)
+def through(dtype: Any) -> Callable:
+    return lambda hidden: hidden.astype(dtype).astype(jnp.float32)
 
-    with pytest.raises(ValueError, match=r"computes in 16 bits.*dtype=float32"):
-        score(mixed, WEIGHTS)
-    assert np.all(score(mixed, WEIGHTS, estimator=GaussNewton()) > 0)
+
+@pytest.mark.parametrize(
+    ("narrowed", "how"),
+    [
+        (through(jnp.bfloat16), "computes in bfloat16"),
+        (through(jnp.float16), "computes in float16"),
+        (through(jnp.float8_e4m3fn), "computes in float8_e4m3fn"),
+        (through(jnp.float8_e5m2), "computes in float8_e5m2"),
+        (through(jnp.float8_e4m3b11fnuz), "computes in float8_e4m3b11fnuz"),
+        (lambda h: jax.lax.reduce_precision(h, 5, 10), "10 bits of the mantissa"),
+        (jax.checkpoint(lambda h: jax.lax.reduce_precision(h, 8, 7)), "7 bits of the mantissa"),
+        (lambda h: jax.lax.reduce_precision(h, 8, 22), "22 bits of the mantissa"),
+    ],
+)
+def test_a_model_that_computes_in_fewer_bits_is_refused_for_a_difference(
+    narrowed: Callable, how: str
+) -> None:
+    @jax.jit
+    def model(weights: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.tanh(narrowed(images @ weights))
+
+    with pytest.raises(ValueError, match=rf"{how}.*dtype=float32.*HessianVector"):
+        score(model, WEIGHTS)
+    with pytest.raises(ValueError, match=how):
+        score(model, WEIGHTS, estimator=Adaptive(FiniteDifference(probes=2), tolerance=0.1))
+    assert np.all(score(model, WEIGHTS, estimator=GaussNewton()) > 0)
+
+
+def test_a_model_whose_precision_is_that_of_float32_is_scored() -> None:
+    def model(weights: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.tanh(jax.lax.reduce_precision(images @ weights, 8, 23))
+
+    expected = score(lambda weights, images: jnp.tanh(images @ weights), WEIGHTS)
+    np.testing.assert_allclose(score(model, WEIGHTS), expected, rtol=1e-3)
 
 
 @jax.jit
