@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from jaxcurv.flips import flip_probability
+from jaxcurv.frames import frame_of
 from jaxcurv.gaussian_flips import gaussian_flip_probability
 from jaxcurv.margins import Moments, margin_table
 from tests.jaxcurv.test_margins import (
@@ -137,8 +139,6 @@ def test_the_added_variance_is_joined_by_index() -> None:
     shuffled = rows.sample(frac=1, random_state=0)
     by_index = flip_probability(linear, source(), added_variance=shuffled, **settings)
     pd.testing.assert_frame_equal(by_index, by_place)
-    column = flip_probability(linear, source(), added_variance=pd.Series(variance), **settings)
-    pd.testing.assert_frame_equal(column, by_place)
     none = flip_probability(linear, source(), **settings)
     np.testing.assert_allclose(by_place["variance"] - none["variance"], variance, rtol=1e-12)
 
@@ -152,6 +152,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 MOMENTS = noise(LINEAR, 2)
 TABLE = pd.DataFrame({"index": INDICES, "variance": np.ones(11)})
+OF_OTHERS = frame_of(pa.table({"index": INDICES + 100, "variance": np.ones(11)}))
 UNNAMED = TABLE.rename(columns={"variance": "v"})
 
 
@@ -176,6 +177,16 @@ UNNAMED = TABLE.rename(columns={"variance": "v"})
         (
             {"added_variance": TABLE.set_index("index")["variance"]},
             "give its table, which is joined",
+        ),
+        # By position it would be taken for the samples of another table, or another order.
+        ({"added_variance": TABLE["variance"]}, r"is a column.*give its table.*or \.to_numpy"),
+        ({"added_variance": OF_OTHERS["variance"]}, "is a column, whose rows do not say"),
+        (
+            {
+                "moments": {"a": MOMENTS},
+                "added_variance": {"a": TABLE[::-1].reset_index().variance},
+            },
+            r"^added_variance\['a'\] is a column",
         ),
         ({"added_variance": UNNAMED}, "without the column variance"),
         ({"added_variance": pd.concat([TABLE, TABLE])}, "has an index twice"),
