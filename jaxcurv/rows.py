@@ -70,7 +70,7 @@ def require_rows_in_order(values: Any, what: str = "labels") -> None:
     Raises:
         ValueError: its index is such a permutation.
     """
-    index = getattr(values, "index", None)
+    index: Any = getattr(values, "index", None)
     if not hasattr(values, "sort_index") or index.nlevels > 1 or index.dtype.kind not in "iu":
         return
     if index.is_monotonic_increasing or not np.array_equal(np.sort(index), np.arange(len(index))):

@@ -189,7 +189,7 @@ def _scale_transparent_level(image: "Image.Image", channels: int) -> None:
     transparent = image.info.get("transparency")
     if image.format != "PNG" or transparent is None or channels != 4:
         return
-    stored = str(image.tile[0][3]) if image.tile else ""
+    stored = next((str(tile[3]) for tile in getattr(image, "tile", [])), "")
     if stored == "RGB;16B":
         raise _Unsuited(
             "has a transparent colour of 16 bits, of which Pillow reads 8: save it with an alpha "
