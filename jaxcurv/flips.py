@@ -58,7 +58,8 @@ def flip_probability(
 
     Cost: one forward pass of the digital weights, and for each of the moments a forward pass and
     backward passes to the weights of each sample, which take the time of about 12 forward passes on
-    a CPU (ResNet-18 of width 16). A sample's numbers do not depend on its batch.
+    a CPU (ResNet-18 of width 16). A sample's numbers do not depend on its batch. A model that
+    rounds what it computes, so that noise moves its logits by jumps, is warned of.
 
     Args:
       logits_fn, params: as for `input_curvature`; the weights must be there to differentiate.

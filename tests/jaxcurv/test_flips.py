@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pytest
 from jaxcurv.flips import flip_probability
 from jaxcurv.frames import frame_of
 from jaxcurv.gaussian_flips import gaussian_flip_probability
-from jaxcurv.margins import Moments, margin_table
+from jaxcurv.margins import Moments, margin_moments, margin_table
 from tests.jaxcurv.test_margins import (
     CONVNET,
     IMAGES,
@@ -213,3 +215,78 @@ def test_moments_of_other_weights_are_refused() -> None:
     odd = Moments(MOMENTS.mean | {"b": np.zeros(3)}, MOMENTS.variance)
     with pytest.raises(ValueError, match=r"the mean of weights has shape \(3,\) at \['b'\]"):
         flip_probability(linear, source(), params=LINEAR, moments=odd)
+
+
+def straight_through(step: float) -> Callable:
+    def rounded(x: jax.Array) -> jax.Array:
+        return x + jax.lax.stop_gradient(jnp.round(x / step) * step - x)
+
+    return rounded
+
+
+@jax.custom_vjp
+def signs(x: jax.Array) -> jax.Array:
+    return jnp.sign(x)
+
+
+signs.defvjp(lambda x: (jnp.sign(x), x), lambda x, g: (g,))
+
+
+JUMPING: dict[str, Callable] = {
+    "logits in steps": lambda p, x: straight_through(2.0)(linear(p, x)),
+    "units in steps": lambda p, x: jnp.tanh(straight_through(4.0)(linear(p, x))),
+    "signs with a rule of their own": lambda p, x: linear(p, x) * 0.1 + 3 * signs(linear(p, x)),
+    "a threshold": lambda p, x: linear(p, x) + 9.0 * (linear(p, x) > 1),
+}
+SMOOTH: dict[str, Callable] = {
+    "steps far below the noise": lambda p, x: straight_through(1e-3)(linear(p, x)),
+    "a rounded input": lambda p, x: linear(p, jnp.round(x * 4) / 4),
+    "a bend": lambda p, x: jnp.maximum(linear(p, x), 0.1 * linear(p, x)),
+}
+
+
+def drawn_share(model: Callable, moments: Moments) -> np.ndarray:
+    """Share of drawn weights that flip each sample's prediction."""
+    rng, share = np.random.default_rng(0), []
+    digital = np.asarray(model(BINARY, IMAGES)).argmax(1)
+    run = jax.jit(model)
+    for _ in range(2000):
+        drawn = {
+            name: (w + moments.mean[name] + np.sqrt(moments.variance[name])
+            * rng.normal(size=w.shape)).astype(np.float32)
+            for name, w in BINARY.items()
+        }  # fmt: skip
+        share.append(np.asarray(run(drawn, IMAGES)).argmax(1) != digital)
+    return np.mean(share, axis=0)
+
+
+@pytest.mark.parametrize("model", JUMPING.values(), ids=JUMPING)
+def test_a_model_that_jumps_under_noise_is_warned_of(model: Callable) -> None:
+    moments = binary_noise()
+    with pytest.warns(UserWarning, match="noise of the weights moves .* otherwise than .*rounds"):
+        table = flip_probability(model, source(), params=BINARY, moments=moments)
+    # Four standard errors of 2,000 draws are at most 0.045.
+    assert np.max(np.abs(table["probability"] - drawn_share(model, moments))) > 0.045
+    with pytest.warns(UserWarning, match="otherwise than their gradients say"):
+        margin_moments(model, IMAGES, params=BINARY, noises={"n": moments})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("model", SMOOTH.values(), ids=SMOOTH)
+def test_rounding_that_noise_does_not_meet_is_not_warned_of(model: Callable) -> None:
+    moments = binary_noise()
+    table = flip_probability(model, source(), params=BINARY, moments=moments)
+    exact = model is not SMOOTH["a bend"]
+    if exact:  # linear in the weights, or nearly
+        share = drawn_share(model, moments)
+        np.testing.assert_allclose(table["probability"], share, atol=0.05)
+    margin_moments(model, IMAGES, params=BINARY, noises={"n": moments})
+
+
+def test_a_part_behind_stop_gradient_is_warned_of() -> None:
+    def model(params: Any, images: jax.Array) -> jax.Array:
+        logits = linear(params, images)
+        return logits + jax.lax.stop_gradient(logits)
+
+    with pytest.warns(UserWarning, match="behind stop_gradient, which no derivative sees"):
+        flip_probability(model, source(), params=BINARY, moments=binary_noise())
