@@ -46,7 +46,7 @@ from jaxcurv.estimators import (
     Spectral,
     check_estimator,
 )
-from jaxcurv.rows import require_same_rows
+from jaxcurv.rows import require_rows_in_order, require_same_rows
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,16 @@ def input_curvature(
 
     Raises:
       ValueError: wrong shapes, types, labels or indices, a DataFrame in another order than its
-        labels, non-finite images or logits, a step too small for the images' type, a model that
-        mixes the samples of a batch, is random or changes its own state, an estimator of your own
-        that mixes them or returns something else than it should, or, for Gauss-Newton, a loss that
-        is not convex in the logits or a model with a `jax.custom_vjp`.
+        labels, a shuffled Series of labels beside an array, non-finite images or logits, a step too
+        small for the images' type, a model that mixes the samples of a batch, is random or changes
+        its own state, an estimator of your own that mixes them or returns something else than it
+        should, or, for Gauss-Newton, a loss that is not convex in the logits or a model with a
+        `jax.custom_vjp`.
     """
-    if hasattr(images, "iloc"):  # a DataFrame; arrays beside Series go by position
+    if hasattr(images, "iloc"):  # a DataFrame
         require_same_rows(images=images.T, labels=labels)
+    else:
+        require_rows_in_order(labels)
     pixels = as_images(images)
     if indices is None:
         indices = np.arange(len(pixels) if pixels.ndim else 0)

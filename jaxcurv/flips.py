@@ -23,8 +23,8 @@ from jaxcurv.progress import progress
 
 AddedVariance: TypeAlias = Any
 """Variance of the margin from elsewhere than the weights, in squared units of the logits: a table
-with the columns index and variance, one value a sample `[samples]` in the source's order, or one
-for all."""
+with the columns index and variance, an array of one value a sample `[samples]` in the source's
+order, or one number for all."""
 
 NoisyWeights: TypeAlias = Any
 """`Moments`, None for exact weights, or a mapping from names to these."""
@@ -58,7 +58,8 @@ def flip_probability(
 
     Cost: one forward pass of the digital weights, and for each of the moments a forward pass and
     backward passes to the weights of each sample, which take the time of about 12 forward passes on
-    a CPU (ResNet-18 of width 16). A sample's numbers do not depend on its batch.
+    a CPU (ResNet-18 of width 16). A sample's numbers do not depend on its batch. A model that
+    rounds what it computes, so that noise moves its logits by jumps, is warned of.
 
     Args:
       logits_fn, params: as for `input_curvature`; the weights must be there to differentiate.
@@ -83,7 +84,8 @@ def flip_probability(
 
     Raises:
       ValueError: no noise at all, moments that do not fit the weights, an added variance that is
-        negative, not finite or absent for a sample, or what `margin_table` refuses.
+        negative, not finite or absent for a sample, or a column without its table, or what
+        `margin_table` refuses.
     """
     source = as_source(source, keys=keys)
     by_name, added = _by_name(moments, added_variance)
@@ -173,10 +175,10 @@ def _checked_variance(given: Any, source: Source, what: str) -> NDArray[np.float
     table = isinstance(given, pd.DataFrame)
     if table and (missing := {"index", "variance"} - set(given)):
         raise ValueError(f"{what} is a table without the column {' and '.join(sorted(missing))}")
-    if isinstance(given, pd.Series) and not given.index.equals(pd.RangeIndex(len(given))):
+    if isinstance(given, pd.Series):
         raise ValueError(
-            f"{what} is a column whose rows have names: give its table, which is joined by index, "
-            "or .to_numpy() of one in the source's order"
+            f"{what} is a column, whose rows do not say of which samples they are: give its table, "
+            "which is joined by index, or .to_numpy() of one in the source's order"
         )
     variance = np.asarray(given["variance"] if table else given)
     shapes = [(len(given),)] if table else [(), (len(source),)]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxcurv.rows import index_checksum
+from jaxcurv.rows import column_checksums, index_checksum
 
 
 class Frame(pd.DataFrame):
@@ -49,7 +49,7 @@ def frame_of(table: pa.Table, attrs: Mapping[str, Any] | None = None) -> Frame:
         arrays, which are read-only views of the table's own values.
       attrs: what `DataFrame.attrs` shall say of the table; pandas copies it at every operation, so
         it should be small. Of a column `index` of whole numbers, `index_checksum` comes to it,
-        with the column `label` where there is one.
+        with the column `label` where there is one, and `column_checksums` of all.
     """
     columns = zip(table.column_names, table.columns, strict=True)
     frame = Frame({name: _values(column) for name, column in columns})
@@ -57,6 +57,7 @@ def frame_of(table: pa.Table, attrs: Mapping[str, Any] | None = None) -> Frame:
     if "index" in frame and frame["index"].dtype.kind in "iu":
         labels = frame["label"].to_numpy() if "label" in frame else None
         frame.attrs |= index_checksum(frame["index"].to_numpy(), labels)
+        frame.attrs |= column_checksums({name: frame[name].to_numpy() for name in frame})
     return frame
 
 

@@ -11,6 +11,7 @@ business, and so is the point around which to expand: where the mean deviation i
 the weights first, take the margin of the exact weights' prediction there, and leave the mean out.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +32,11 @@ from jaxcurv.data.reading import read_batches
 from jaxcurv.data.sources import Source
 from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.checks import check_batch, check_indices, check_labels
+from jaxcurv.engine.derivatives import direction
 from jaxcurv.engine.inspection import check_model
 from jaxcurv.engine.losses import cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional, own_rules
-from jaxcurv.engine.tracing import depends, differentiable
+from jaxcurv.engine.tracing import depends, differentiable, may_jump, stops_gradients
 from jaxcurv.frames import frame_of
 from jaxcurv.progress import progress
 from jaxcurv.settings import is_whole, plain
@@ -102,7 +104,8 @@ def margin_moments(
 
     The gradients of a few samples are held at once, 256 MiB or those of one sample, and contracted
     with all noises; the activations of as many samples lie beside them. A sample's numbers do not
-    depend on its batch. Cost: about 12 forward passes for a ResNet-18 of width 16 on a CPU.
+    depend on its batch. Cost: about 12 forward passes for a ResNet-18 of width 16 on a CPU. A model
+    that rounds what it computes, so that noise moves its logits by jumps, is warned of.
 
     Args:
       logits_fn, params: as for `input_curvature`; weights must be there to differentiate, so a
@@ -246,7 +249,11 @@ def _inspected(
     with jax.default_matmul_precision(PRECISION):
         model, program, logits, _ = check_model(problem, weights, images, of_input=False)
         _check_derivatives(model, weights, noisy, images, program)
-    return _Contraction(model, weights, tuple(noises), means, variances, noisy, logits.shape[1])
+        found = _Contraction(
+            model, weights, tuple(noises), means, variances, noisy, logits.shape[1]
+        )
+        _warn_of_jumps(found, images, program)
+    return found
 
 
 def _check_derivatives(
@@ -361,6 +368,96 @@ class _Contraction:
             shift={name: shift[:, n].copy() for n, name in enumerate(self.names)},
             variance={name: variance[:, n].copy() for n, name in enumerate(self.names)},
         )
+
+
+_DRAWS, _LOOKED_AT, _PIECES = 4, 4, 8
+"""Draws of the weights at least, images at most, and pieces of the way to each draw, that tell
+whether the logits jump."""
+
+
+def _warn_of_jumps(moments: _Contraction, images: np.ndarray, program: ClosedJaxpr) -> None:
+    """Warns of logits that noise of the weights moves otherwise than their gradients say: of jumps,
+    as of straight-through rounding, and of what goes through `stop_gradient`.
+
+    Drawn weights, each of a normal deviation of the noise's mean and variance, must move the logits
+    of the first images as the integral of the gradient along the way says, by the trapezoidal rule;
+    a hundredth of these deviations where the model does not round, but stops gradients. Computed
+    only where it does either. Not seen: steps small beside what noise moves, which make little
+    difference to it.
+
+    Args:
+      images: the first ones, `[batch, ...]`.
+      program: the model's.
+    """
+    jumps = may_jump(program)
+    if not any(moments.noisy) or not (jumps or stops_gradients(program)):
+        return
+    rng, scale = np.random.default_rng(0), 1.0 if jumps else 0.01
+    varied = [w for w, n in zip(jax.tree.leaves(moments.weights), moments.noisy, strict=True) if n]
+    some = jnp.asarray(images[:_LOOKED_AT])
+    moved, told, largest = [], [], 0.0
+    for number in range(max(_DRAWS, len(moments.names))):
+        which = number % len(moments.names)
+        way = [
+            scale * (m[which] + jnp.sqrt(v[which]) * rng.normal(size=m.shape[1:]).astype(m.dtype))
+            for m, v in zip(moments.means, moments.variances, strict=True)
+        ]
+        found = []
+        for part in np.linspace(0, 1, _PIECES + 1):
+            at = [
+                w + jnp.asarray(part, w.dtype) * step for w, step in zip(varied, way, strict=True)
+            ]
+            with own_rules(moments.model):
+                one = _values_and_slopes(
+                    moments.model, moments.noisy, moments.weights, at, way, some
+                )
+            found.append(jax.device_get(one))
+        values, slopes = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        moved.append(values[-1] - values[0])
+        told.append(np.trapezoid(slopes, dx=1 / _PIECES, axis=0))
+        largest = max(largest, float(np.max(np.abs(values))))
+    off = np.linalg.norm(np.subtract(moved, told))
+    rounding = 64 * np.finfo(values.dtype).eps * largest
+    if off <= max((0.25 if jumps else 0.1) * np.linalg.norm(moved), rounding):
+        return
+    what = (
+        "it rounds, compares or makes whole numbers of what it computes, which no derivative knows "
+        "of"
+        if jumps
+        else "a part of it is behind stop_gradient, which no derivative sees"
+    )
+    warnings.warn(
+        "noise of the weights moves the model's logits otherwise than their gradients say, as "
+        f"where {what}: margins, their variances and flip probabilities, which are of first order, "
+        "are not those of such a model. Give the model without that, or draw chips of it",
+        stacklevel=4,
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "noisy"))
+def _values_and_slopes(
+    model: Callable[[Any, Array], Array],
+    noisy: tuple[bool, ...],
+    weights: Any,
+    varied: list[Array],
+    way: list[Array],
+    images: Array,
+) -> tuple[Array, Array]:
+    """Each image's logits along `direction`, and their slope along a way of the noisy weights."""
+    leaves, structure = jax.tree.flatten(weights)
+
+    def values(varied: list[Array]) -> Array:
+        logits = model(jax.tree.unflatten(structure, _merged(leaves, noisy, varied)), images)
+        return logits @ direction(logits.shape[1]).astype(logits.dtype)
+
+    found, pullback = jax.vjp(values, varied)
+
+    def slope(one: Array) -> Array:
+        (gradients,) = pullback(one)
+        parts = [jnp.vdot(g, w) for g, w in zip(gradients, way, strict=True)]
+        return jnp.sum(jnp.stack(parts))
+
+    return found, jax.lax.map(slope, jnp.eye(len(images), dtype=found.dtype))  # one a time: memory
 
 
 @partial(jax.jit, static_argnames=("model", "noisy", "count"))

@@ -3,11 +3,12 @@
 import sys
 import warnings
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-_KEY = "index_checksum"
+_KEY, _COLUMNS = "index_checksum", "column_checksums"
 
 
 def index_checksum(index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, str]:
@@ -35,6 +36,52 @@ def index_checksum(index: np.ndarray, labels: np.ndarray | None = None) -> dict[
     }
 
 
+def column_checksums(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, str]]:
+    """What a table's `attrs` say of its columns' values, and of their order.
+
+    After a sort and `reset_index(drop=True)` rows are numbered anew: by these, `require_same_rows`
+    can tell that a column is not in the order in which its table was made.
+
+    Args:
+        columns: by name, `[rows]` each; those that hold other things than numbers are left out.
+
+    Returns:
+        One entry: by column a text, the CRC-32 of the sorted and of the given values.
+    """
+    numbers = {name: one for name, one in columns.items() if one.dtype.kind in "biuf"}
+    return {_COLUMNS: {name: _in_any_and_in_this_order(one) for name, one in numbers.items()}}
+
+
+def _in_any_and_in_this_order(values: np.ndarray) -> str:
+    return " ".join(f"{zlib.crc32(one.tobytes()):08x}" for one in (np.sort(values), values))
+
+
+def require_rows_in_order(values: Any, what: str = "labels") -> None:
+    """Refuses a pandas Series beside an array, where its index numbers the array's rows and is in
+    another order: nothing tells which of its rows the array's first one is.
+
+    An index that is no permutation of 0 to n - 1, as of `train_test_split`, numbers no rows of the
+    array: such a Series goes by position.
+
+    Args:
+        values: a Series; all else is let through.
+        what: its name in the message.
+
+    Raises:
+        ValueError: its index is such a permutation.
+    """
+    index: Any = getattr(values, "index", None)
+    if not hasattr(values, "sort_index") or index.nlevels > 1 or index.dtype.kind not in "iu":
+        return
+    if index.is_monotonic_increasing or not np.array_equal(np.sort(index), np.arange(len(index))):
+        return
+    raise ValueError(
+        f"{what} are a Series whose rows are in an order of their own by its index, and an array "
+        f"has none: give {what}.to_numpy() if they are in the images' order, or "
+        f"{what}.sort_index() if the index counts the images"
+    )
+
+
 def require_same_rows(**inputs: Any) -> None:
     """Refuses what pandas would align by its index, and arrays are taken by position.
 
@@ -44,7 +91,10 @@ def require_same_rows(**inputs: Any) -> None:
     a warning says so, unless the objects are columns of one table. Whole columns of two tables of
     jaxcurv's or of the bridge's, with rows numbered as the tables were made, must be of tables with
     the same samples by `index_checksum`, and the same labels where both have them; for another
-    order there is a warning, since the tables may have been sorted since.
+    order there is a warning, since the tables may have been sorted since. By `column_checksums` a
+    column whose rows were sorted and then numbered anew is refused beside one of another table in
+    the order in which that was made. Not seen: values that were computed of such columns, and two
+    tables both sorted.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -53,7 +103,8 @@ def require_same_rows(**inputs: Any) -> None:
 
     Raises:
         ValueError: the indexes, or the samples of whole tables, differ; indexes are not ascending
-            beside arrays; or a DataFrame of one column has a row for each sample.
+            beside arrays; rows were numbered anew after a sort; or a DataFrame of one column has a
+            row for each sample.
     """
     if "pandas" not in sys.modules:  # nothing of its can be among them
         return
@@ -68,6 +119,8 @@ def require_same_rows(**inputs: Any) -> None:
             )
     rows: dict[str, pd.Index] = {}
     tables: dict[str, list[str]] = {}
+    moved: dict[str, pd.Index] = {}
+    as_made: dict[str, pd.Index] = {}
     arrays, unsure = [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -78,11 +131,22 @@ def require_same_rows(**inputs: Any) -> None:
             first, its = next(iter(rows.items()))
             if made := _whole_table(part):
                 _require_one_table(name, made, tables)
+                if (was_moved := _was_moved(part)) is not None:
+                    (moved if was_moved else as_made).setdefault(name, index)
             _require_equal(name, index, first, its)
             if not index.is_(its) and index.has_duplicates:
                 unsure.append(name)
         if not found and (isinstance(value, list | tuple) or np.ndim(value) > 0):
             arrays.append(name)
+    for name, index in moved.items():
+        for other, its in as_made.items():
+            if not index.is_(its):  # which columns of one table share
+                raise ValueError(
+                    f"{name} is of a table that was sorted and its rows then numbered anew, as by "
+                    f"reset_index(drop=True), and {other} of one in its first order, so that equal "
+                    f"row numbers are other samples: leave out reset_index, or {_MERGE}; pass "
+                    ".to_numpy() of both if row i of both is one sample"
+                )
     for name, index in rows.items():
         ordered = isinstance(inputs[name], pd.Index) or index.is_monotonic_increasing
         if arrays and not ordered:
@@ -122,6 +186,19 @@ def _whole_table(part: Any) -> list[str]:
     if len(words) not in (3, 4) or part.ndim != 1 or words[0] != str(len(part)):
         return []
     return words if _numbers_rows(part.index) else []
+
+
+def _was_moved(part: Any) -> bool | None:
+    """Whether a column of a whole table has the values that it was made with, under other row
+    numbers; None where this is not known, as of computed values, or makes no difference."""
+    made = part.attrs.get(_COLUMNS, {}).get(part.name, "").split()
+    if len(made) != 2 or not np.array_equal(np.sort(part.index), np.arange(len(part))):
+        return None
+    values = part.to_numpy()[np.argsort(part.index)]
+    if values.dtype.kind not in "biuf" or not np.any(values != values[:1]):
+        return None
+    found = _in_any_and_in_this_order(values).split()
+    return found[1] != made[1] if found[0] == made[0] else None
 
 
 def _require_one_table(name: str, made: list[str], tables: dict[str, list[str]]) -> None:

@@ -165,7 +165,13 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
     if dataset.calibration is not None:
         tested = len(scored["test"])
         some = "" if tested == len(dataset.test) else f", of which {tested:,} are scored (--limit)"
+        validated = len(scored.get("validation", ()))
         thresholds = ", on which routing thresholds are chosen," if chips else ","
+        validation = (
+            f"{validated:,} the validation fold{thresholds}"
+            if validated
+            else "the validation fold is left out (--folds),"
+        )
         kept = (
             f", of which {calibration:,} set the ranges of the converters and none is scored"
             if chips
@@ -173,7 +179,7 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
         )
         notes.append(
             f"The folder has no train and test. Of its images {len(dataset.test):,} are the test "
-            f"fold{some}, {len(scored['validation']):,} the validation fold{thresholds} and "
+            f"fold{some}, {validation} and "
             f"{calibrated:,} are kept apart{kept} (--data.validation-fraction, "
             "--data.split-seed). If the network was trained on some of these images, it is more "
             "accurate on them than on others, and curvature is lower."

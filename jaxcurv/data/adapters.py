@@ -19,6 +19,7 @@ from jaxcurv.data.layouts import (
 )
 from jaxcurv.data.loaders import dataset_of
 from jaxcurv.data.sources import Sample, Source, samples_at
+from jaxcurv.rows import require_rows_in_order
 
 SourceLike: TypeAlias = Any
 """What `as_source` takes."""
@@ -66,8 +67,9 @@ def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = Tr
 
     Raises:
         ValueError: what has no length or no access by position (a generator, a stream), a table,
-            a dictionary (of splits, say), arrays of unequal lengths, labels that are not whole
-            numbers, items that are neither pairs nor rows, a name that no row has, or a
+            a dictionary (of splits, say), arrays of unequal lengths, a shuffled Series of labels
+            (whose index counts from 0, in another order), labels that are not whole numbers,
+            items that are neither pairs nor rows, a name that no row has, or a
             `DataLoader` with a sampler or a collate function of its own.
     """
     names = _checked_keys(keys)
@@ -286,6 +288,7 @@ def _is_pair_of_arrays(given: Any) -> bool:
 
 
 def _from_arrays(images: Any, labels: Any, classes: bool) -> ArrayPair:
+    require_rows_in_order(labels)
     images = as_images(images)
     labels = as_images(labels) if is_tensor(labels) else plain_array(labels, "labels")
     if images.ndim < 2 or labels.ndim == 0 or len(images) != len(labels):

@@ -25,7 +25,7 @@ _WIDTH, _HEIGHT, _DESCRIPTION, _ORIENTATION, _COLOUR_MAP = 256, 257, 270, 274, 3
 _SAMPLES_PER_PIXEL, _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION = 277, 281, 284
 _UNSIGNED, _SIGNED = 1, 2
 _UNCOMPRESSED, _CHUNKY, _PLANAR = 1, 1, 2
-_WHITE_OF_12_BITS, _WHITE_OF_16_BITS = 2**12 - 1, 2**16 - 1
+_WHITE_OF_16_BITS = 2**16 - 1
 _FEW_LEVELS = 4096  # of the 65,536 of 16 bits: 16 remain of 8 bits' 256
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _TURNED_BACK = {
@@ -77,18 +77,20 @@ def decode_doubting(
     dropped. An orientation that the file states is not applied, whatever the format: pixels come in
     the order in which they are stored, as `PIL.Image.open` gives those of JPEG and PNG.
 
-    Doubtful are 16-bit levels that are of fewer bits or near one another, and bands beyond colours
-    and transparency, which are dropped.
+    Doubtful are 16-bit levels that are all in the lower half, as where they are of fewer bits, or
+    near one another, and bands beyond colours and transparency, which are dropped.
 
     Raises:
         ValueError: it is not a readable image, or has more pixels than Pillow allows, several
             frames or pages, pixels without a fixed range (floats, or integers of 32 bits),
-            uncompressed planes of 16 bits, colours of 8 bits in a TIFF's colour map, or a fourth
-            band that is no transparency where four channels are asked for.
+            uncompressed planes of 16 bits, colours of 8 bits in a TIFF's colour map, or, where four
+            channels are asked for, a fourth band that is no transparency or a transparent colour
+            of 16 bits.
     """
     mode = _MODES[channels]
     with _opened(encoded) as opened:
         orientation = opened.getexif().get(_ORIENTATION) if opened.format == "TIFF" else None
+        _scale_transparent_level(opened, channels)
         found = [_dropped_bands(opened, channels), _few_levels(opened)]
         doubts = [doubt for doubt in found if doubt is not None]
         image = _turned_back(_as_8_bits(opened), orientation).convert(mode)
@@ -171,7 +173,31 @@ def _as_8_bits(image: "Image.Image") -> "Image.Image":
     levels = (np.arange(white + 1) * 255 + white // 2) // white
     if _tiff_tag(image, _PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO:
         levels = levels[::-1]  # Pillow does so with 8 bits only
-    return Image.fromarray(levels.astype(np.uint8)[np.asarray(image)])
+    raw = np.asarray(image)
+    found = Image.fromarray(levels.astype(np.uint8)[raw])
+    if (transparent := image.info.get("transparency")) is not None:
+        found.putalpha(Image.fromarray(np.where(raw == transparent, 0, 255).astype(np.uint8)))
+    return found
+
+
+def _scale_transparent_level(image: "Image.Image", channels: int) -> None:
+    """Brings the transparent level of a PNG's 2 or 4 bits to the 8 of Pillow's levels, which it
+    compares it with; refuses a transparent colour of 16 bits, of which Pillow has the upper 8.
+
+    The level is that of PNG's chunk tRNS, in the file's own bits (PNG specification, 11.3.2.1).
+    """
+    transparent = image.info.get("transparency")
+    if image.format != "PNG" or transparent is None or channels != 4:
+        return
+    stored = next((str(tile[3]) for tile in getattr(image, "tile", [])), "")
+    if stored == "RGB;16B":
+        raise _Unsuited(
+            "has a transparent colour of 16 bits, of which Pillow reads 8: save it with an alpha "
+            "channel, or read three channels"
+        )
+    if stored in ("L;2", "L;4"):
+        white = 2 ** int(stored[2:]) - 1
+        image.info["transparency"] = (transparent & white) * 255 // white
 
 
 def _dropped_bands(image: "Image.Image", channels: int) -> Doubt | None:
@@ -210,8 +236,12 @@ def _few_levels(image: "Image.Image") -> Doubt | None:
     cure = "write such images with levels up to 65535"
     if 0 < stated <= _WHITE_OF_16_BITS // 2:
         problem = f"states {stated} as its largest level, and is darker"
-    elif 0 < brightest <= _WHITE_OF_12_BITS:
-        problem = "has no level above 4095, as of a 12-bit camera or scanner, and is darker"
+    elif 0 < brightest <= _WHITE_OF_16_BITS // 2:
+        bits = max(9, brightest.bit_length())
+        problem = (
+            f"has no level above {2**bits - 1}, as of a camera or scanner of {bits} bits, and is "
+            "darker"
+        )
     elif 0 < brightest - darkest < _FEW_LEVELS:
         problem = f"has levels from {darkest} to {brightest} alone, and is flatter"
         cure = "stretch all images alike, so that their levels go from about 0 to 65535"

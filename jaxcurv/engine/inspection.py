@@ -25,7 +25,7 @@ from jaxcurv.engine.model import (
     modules_passed,
     own_rules,
 )
-from jaxcurv.engine.tracing import dtypes, held, trace, trace_anew
+from jaxcurv.engine.tracing import dtypes, held, least_mantissa, trace, trace_anew
 
 _SAID = 300
 """Characters of another library's message that are shown."""
@@ -45,10 +45,12 @@ def check_model(
 
     Detected by behaviour, on two images in eight rows: the gradient of one row's logits with
     respect to the other rows must be exactly zero; one image in several rows must give one result,
-    and a second call the first one's. One small program is compiled for it. Not seen: coupling that
-    vanishes at these very images; randomness that every sample and every call share, or that the
-    model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and coupling that
-    needs more than eight samples.
+    and a second call the first one's. An image, and an eighth of it, must have the same logits
+    beside other neighbours: itself alone, darker ones, and brighter ones, which move a batch's
+    maximum, ranks and thresholds. One small program is compiled for it and runs four times. Not
+    seen: coupling that vanishes at these very images; randomness that every sample and every call
+    share, or that the model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and
+    coupling that needs more than eight samples.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
     may have changed since the last call. Arrays and code that JAX remembers from an
@@ -111,6 +113,12 @@ def check_model(
             "the model gives one image different logits in two rows or two calls (active dropout "
             "or other randomness?): switch it to evaluation mode, model.eval()"
         )
+    if _mixes(model, params, pair, logits[:2]):
+        raise ValueError(
+            "the model mixes the samples of a batch: it gives an image other logits beside other "
+            "images, as where a maximum, a rank, top_k or a threshold is of the whole batch, or "
+            "its statistics are behind stop_gradient: let it treat each sample by itself"
+        )
     if not _alike_in_two(model, program, params, pair, logits[:2]):
         raise ValueError(
             "the model mixes the samples of a batch: it gives an image other logits among two than "
@@ -147,19 +155,52 @@ def _changes_itself(function: Callable, params: Any, pair: np.ndarray) -> bool:
     return bool(np.max(np.abs(first - second)) > ROUNDING * np.max(np.abs(first)))
 
 
-def check_float32(program: ClosedJaxpr) -> None:
-    """Refuses a model that computes in 16 bits, for a finite difference.
+def _mixes(model: AsTraced, params: Any, pair: np.ndarray, logits: np.ndarray) -> bool:
+    """Whether rows have other logits beside other neighbours, gradients or not.
 
-    Not seen: a `precision` that a layer sets for itself.
+    Args:
+      pair: two images.
+      logits: theirs, among the rows of `_ROWS`.
+    """
+    one, other = pair
+    small, dark = one / 8, other / 8
+    batches = np.stack(
+        [
+            [one] * 8,
+            [small, 0 * one, -small, small, dark, 0 * one, -dark, dark],
+            [small, one, other, 32 * one, 32 * other, -32 * one, 0 * one, one + 4],
+        ]
+    ).astype(pair.dtype)
+    with own_rules(model):
+        alone, darker, brighter = (jax.device_get(examine(model, params, b)[0]) for b in batches)
+    found = np.stack([alone[0], brighter[1], brighter[2], brighter[0]])
+    wanted = np.stack([logits[0], logits[0], logits[1], darker[0]])
+    largest = np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))
+    return not np.allclose(found, wanted, rtol=0, atol=ROUNDING * largest, equal_nan=True)
+
+
+def check_float32(program: ClosedJaxpr) -> None:
+    """Refuses a model that computes with fewer bits than float32 has, for a finite difference.
+
+    That is in a floating type of fewer than 32 bits, or through `jax.lax.reduce_precision` to fewer
+    bits of the mantissa than 23. Not seen: a `precision` that a layer sets for itself.
 
     Raises:
       ValueError: it does.
     """
-    if dtypes(program) & {np.dtype(np.float16), np.dtype(jnp.bfloat16)}:
-        raise ValueError(
-            "the model computes in 16 bits, too coarse for a finite difference: build it with "
-            "dtype=float32, or take an estimator without a step (HessianVector, GaussNewton)"
-        )
+    found = dtypes(program)
+    floating = [one for one in found if one is not None and jnp.issubdtype(one, jnp.floating)]
+    narrow = sorted({one.name for one in floating if jnp.finfo(one).bits < 32})
+    how = f"computes in {', '.join(narrow)}"
+    if not narrow:
+        bits = least_mantissa(program)
+        if bits >= jnp.finfo(np.float32).nmant:
+            return
+        how = f"reduces numbers to {bits} bits of the mantissa"
+    raise ValueError(
+        f"the model {how}, too coarse for a finite difference: build it with dtype=float32, or "
+        "take an estimator without a step (HessianVector, GaussNewton)"
+    )
 
 
 def _alike_in_two(

@@ -54,6 +54,19 @@ def dtypes(program: ClosedJaxpr | Jaxpr) -> set[Any]:
     )
 
 
+def least_mantissa(program: ClosedJaxpr | Jaxpr) -> int:
+    """The fewest bits of the mantissa that `jax.lax.reduce_precision` leaves to any number of a
+    program; those of float64 where it is not called."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    found = [
+        equation.params["mantissa_bits"]
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "reduce_precision"
+    ]
+    inner = (one for equation in jaxpr.eqns for one in _inside(equation.params))
+    return min([jnp.finfo(np.float64).nmant, *found, *map(least_mantissa, inner)])
+
+
 def _dtype(variable: Any) -> Any:
     return getattr(variable.aval, "dtype", None)
 

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from jaxcurv.flips import flip_probability
+from jaxcurv.frames import frame_of
 from jaxcurv.gaussian_flips import gaussian_flip_probability
-from jaxcurv.margins import Moments, margin_table
+from jaxcurv.margins import Moments, margin_moments, margin_table
 from tests.jaxcurv.test_margins import (
     CONVNET,
     IMAGES,
@@ -137,8 +141,6 @@ def test_the_added_variance_is_joined_by_index() -> None:
     shuffled = rows.sample(frac=1, random_state=0)
     by_index = flip_probability(linear, source(), added_variance=shuffled, **settings)
     pd.testing.assert_frame_equal(by_index, by_place)
-    column = flip_probability(linear, source(), added_variance=pd.Series(variance), **settings)
-    pd.testing.assert_frame_equal(column, by_place)
     none = flip_probability(linear, source(), **settings)
     np.testing.assert_allclose(by_place["variance"] - none["variance"], variance, rtol=1e-12)
 
@@ -152,6 +154,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 MOMENTS = noise(LINEAR, 2)
 TABLE = pd.DataFrame({"index": INDICES, "variance": np.ones(11)})
+OF_OTHERS = frame_of(pa.table({"index": INDICES + 100, "variance": np.ones(11)}))
 UNNAMED = TABLE.rename(columns={"variance": "v"})
 
 
@@ -176,6 +179,16 @@ UNNAMED = TABLE.rename(columns={"variance": "v"})
         (
             {"added_variance": TABLE.set_index("index")["variance"]},
             "give its table, which is joined",
+        ),
+        # By position it would be taken for the samples of another table, or another order.
+        ({"added_variance": TABLE["variance"]}, r"is a column.*give its table.*or \.to_numpy"),
+        ({"added_variance": OF_OTHERS["variance"]}, "is a column, whose rows do not say"),
+        (
+            {
+                "moments": {"a": MOMENTS},
+                "added_variance": {"a": TABLE[::-1].reset_index().variance},
+            },
+            r"^added_variance\['a'\] is a column",
         ),
         ({"added_variance": UNNAMED}, "without the column variance"),
         ({"added_variance": pd.concat([TABLE, TABLE])}, "has an index twice"),
@@ -202,3 +215,78 @@ def test_moments_of_other_weights_are_refused() -> None:
     odd = Moments(MOMENTS.mean | {"b": np.zeros(3)}, MOMENTS.variance)
     with pytest.raises(ValueError, match=r"the mean of weights has shape \(3,\) at \['b'\]"):
         flip_probability(linear, source(), params=LINEAR, moments=odd)
+
+
+def straight_through(step: float) -> Callable:
+    def rounded(x: jax.Array) -> jax.Array:
+        return x + jax.lax.stop_gradient(jnp.round(x / step) * step - x)
+
+    return rounded
+
+
+@jax.custom_vjp
+def signs(x: jax.Array) -> jax.Array:
+    return jnp.sign(x)
+
+
+signs.defvjp(lambda x: (jnp.sign(x), x), lambda x, g: (g,))
+
+
+JUMPING: dict[str, Callable] = {
+    "logits in steps": lambda p, x: straight_through(2.0)(linear(p, x)),
+    "units in steps": lambda p, x: jnp.tanh(straight_through(4.0)(linear(p, x))),
+    "signs with a rule of their own": lambda p, x: linear(p, x) * 0.1 + 3 * signs(linear(p, x)),
+    "a threshold": lambda p, x: linear(p, x) + 9.0 * (linear(p, x) > 1),
+}
+SMOOTH: dict[str, Callable] = {
+    "steps far below the noise": lambda p, x: straight_through(1e-3)(linear(p, x)),
+    "a rounded input": lambda p, x: linear(p, jnp.round(x * 4) / 4),
+    "a bend": lambda p, x: jnp.maximum(linear(p, x), 0.1 * linear(p, x)),
+}
+
+
+def drawn_share(model: Callable, moments: Moments) -> np.ndarray:
+    """Share of drawn weights that flip each sample's prediction."""
+    rng, share = np.random.default_rng(0), []
+    digital = np.asarray(model(BINARY, IMAGES)).argmax(1)
+    run = jax.jit(model)
+    for _ in range(2000):
+        drawn = {
+            name: (w + moments.mean[name] + np.sqrt(moments.variance[name])
+            * rng.normal(size=w.shape)).astype(np.float32)
+            for name, w in BINARY.items()
+        }  # fmt: skip
+        share.append(np.asarray(run(drawn, IMAGES)).argmax(1) != digital)
+    return np.mean(share, axis=0)
+
+
+@pytest.mark.parametrize("model", JUMPING.values(), ids=JUMPING)
+def test_a_model_that_jumps_under_noise_is_warned_of(model: Callable) -> None:
+    moments = binary_noise()
+    with pytest.warns(UserWarning, match="noise of the weights moves .* otherwise than .*rounds"):
+        table = flip_probability(model, source(), params=BINARY, moments=moments)
+    # Four standard errors of 2,000 draws are at most 0.045.
+    assert np.max(np.abs(table["probability"] - drawn_share(model, moments))) > 0.045
+    with pytest.warns(UserWarning, match="otherwise than their gradients say"):
+        margin_moments(model, IMAGES, params=BINARY, noises={"n": moments})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("model", SMOOTH.values(), ids=SMOOTH)
+def test_rounding_that_noise_does_not_meet_is_not_warned_of(model: Callable) -> None:
+    moments = binary_noise()
+    table = flip_probability(model, source(), params=BINARY, moments=moments)
+    exact = model is not SMOOTH["a bend"]
+    if exact:  # linear in the weights, or nearly
+        share = drawn_share(model, moments)
+        np.testing.assert_allclose(table["probability"], share, atol=0.05)
+    margin_moments(model, IMAGES, params=BINARY, noises={"n": moments})
+
+
+def test_a_part_behind_stop_gradient_is_warned_of() -> None:
+    def model(params: Any, images: jax.Array) -> jax.Array:
+        logits = linear(params, images)
+        return logits + jax.lax.stop_gradient(logits)
+
+    with pytest.warns(UserWarning, match="behind stop_gradient, which no derivative sees"):
+        flip_probability(model, source(), params=BINARY, moments=binary_noise())

@@ -14,9 +14,15 @@ import pyarrow as pa
 import pytest
 
 from jaxcurv.frames import Frame, frame_of
-from jaxcurv.rows import index_checksum
+from jaxcurv.rows import column_checksums, index_checksum
 
-ROWS = index_checksum(np.arange(5), np.arange(5))
+COLUMNS = {
+    "index": np.arange(5),
+    "label": np.arange(5, dtype=np.int32),
+    "correct": np.arange(5) % 2 == 0,
+    "loss": np.full(5, np.nan, np.float32),
+}
+ROWS = {**index_checksum(np.arange(5), np.arange(5)), **column_checksums(COLUMNS)}
 ATTRS = {"samples": 5, "estimators": {"curvature": {"probes": 3}}, **ROWS}
 LOGITS = np.arange(15, dtype=np.float32).reshape(5, 3)
 

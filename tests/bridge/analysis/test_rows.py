@@ -1,5 +1,6 @@
 """pandas objects that are taken together are of the same samples in the same order, or refused."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -415,6 +416,67 @@ def test_tables_in_another_order_are_told() -> None:
         failures_of(scores, predictions)
     assert said[0].filename == __file__
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
+
+
+def sorted_anew(table: pd.DataFrame, by: str = "score") -> pd.DataFrame:
+    return table.sort_values(by).reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    "renumbered",
+    [
+        sorted_anew,
+        lambda t: t.sort_values("score", ignore_index=True),
+        lambda t: t.sample(frac=1, random_state=0, ignore_index=True),
+        lambda t: t.sort_values("score").set_axis(range(N)),
+        lambda t: through_parquet(sorted_anew(t)),
+    ],
+)
+@pytest.mark.parametrize("samples", [SAMPLES, np.arange(N)])
+def test_a_table_whose_rows_were_sorted_and_numbered_anew_is_refused(
+    samples: Any, renumbered: Callable[[Any], Any]
+) -> None:
+    scores, predictions = renumbered(a_table(samples)), a_table(samples)
+    message = (
+        r"score is of a table that was sorted.*analog_correct of one in its first order.*merge"
+    )
+    for of_one in (scores["correct"], scores["score"] > 0.5):
+        with pytest.raises(ValueError, match=message):
+            bridge.failure_table(scores["score"], of_one, predictions["correct"], resamples=9)
+    with pytest.raises(ValueError, match="analog_correct is of a table that was sorted"):
+        failures_of(predictions, scores)
+    assert merged_failures(scores, predictions) == by_hand(scores, predictions)
+
+
+def through_parquet(table: pd.DataFrame) -> pd.DataFrame:
+    file = io.BytesIO()
+    table.to_parquet(file)
+    return pd.read_parquet(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_tables_that_were_sorted_alike_or_not_at_all_raise_no_false_alarm() -> None:
+    scores, predictions = a_table(SAMPLES), a_table(SAMPLES)
+    expected = by_hand(scores, predictions)
+    for change in (
+        lambda t: t,
+        lambda t: t.copy(),
+        lambda t: t.reset_index(drop=True),
+        lambda t: sorted_anew(t, "index"),
+        lambda t: sorted_anew(t).sort_values("index").reset_index(drop=True),
+        through_parquet,
+    ):
+        assert failures_of(change(scores), change(predictions)) == expected
+    # Sorted and not numbered anew, a table says itself which rows they are.
+    assert failures_of(scores.sort_values("score").sort_index(), predictions) == expected
+    alone = sorted_anew(scores)
+    for same_table in (alone, alone.assign(more=1), alone.drop(columns="index")):
+        assert failures_of(alone, same_table) == expected
+    changed = sorted_anew(scores)
+    changed["score"] = -changed["score"]
+    failures_of(changed, changed)
+    one_class = predictions.assign(correct=True)
+    bridge.failure_table(alone["score"], alone["correct"], one_class["correct"] > 2, resamples=9)
 
 
 OF_ONE_INDEX = r"analog_correct and score have the same row numbers and other labels.*two random"

@@ -252,6 +252,14 @@ def test_later_commands(copied: Path) -> None:
     assert "left out" not in said
 
 
+def test_the_test_fold_alone(copied: Path) -> None:
+    succeed("run", "--out", copied, "--folds", "test")
+    scores = pd.read_parquet(copied / "scores.parquet")
+    assert set(scores["fold"]) == {"test"}
+    text = (copied / "report.html").read_text()
+    assert f"of which {len(scores)} are scored (--limit), the validation fold is left out" in text
+
+
 def test_rescore_without_chips(copied: Path) -> None:
     printed, _ = succeed("rescore", "--out", copied, "--rescore.probes", "--rescore.steps")
     assert "No failure rates" in printed

@@ -3,6 +3,7 @@
 import doctest
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils import data as torch_data
 
+from jaxcurv import input_curvature
 from jaxcurv.data import (
     Arrays,
     Chosen,
@@ -181,6 +183,34 @@ def test_arrays_tell_their_labels_and_are_not_copied() -> None:
         np.testing.assert_array_equal(source.labels, LABELS)  # type: ignore[attr-defined]
         np.testing.assert_array_equal(source.indices, np.arange(COUNT))  # type: ignore[attr-defined]
         assert np.shares_memory(source[3]["image"], np.asarray(images))
+
+
+@pytest.mark.parametrize("name", [None, "index"])
+def test_a_shuffled_series_of_labels_is_refused_with_the_cure(name: str | None) -> None:
+    images = np.arange(40, dtype=np.float32).reshape(10, 4)
+    labels = pd.Series(np.arange(10) % 3)
+    shuffled = labels.rename_axis(name).sample(frac=1, random_state=0)
+    for given in (images, list(images)):
+        score = partial(input_curvature, lambda x: x[:, :3], np.stack(given))
+        with pytest.raises(
+            ValueError, match=r"labels\.to_numpy\(\) if .*labels\.sort_index\(\) if"
+        ):
+            score(shuffled)
+        assert score(shuffled.sort_index()).loss.tolist() == score(labels.to_numpy()).loss.tolist()
+    with pytest.raises(ValueError, match=r"labels\.to_numpy\(\) if .*labels\.sort_index\(\) if"):
+        as_source((images, shuffled))
+    assert as_source((images, shuffled.sort_index())).labels.tolist() == labels.tolist()
+    assert as_source((images, shuffled.to_numpy())).labels.tolist() == shuffled.tolist()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[0, 1, 2, 3], [7, 3, 9, 1], [1, 0, 2, 4], [3, 2, 1, 1], [4, 3, 2, 1], list("bcad")],
+)
+def test_a_series_whose_index_numbers_no_rows_of_the_array_goes_by_position(index: Any) -> None:
+    """As a part that `train_test_split` gives."""
+    images, labels = np.zeros((4, 3), np.float32), pd.Series([2, 0, 1, 2], index)
+    assert as_source((images, labels)).labels.tolist() == [2, 0, 1, 2]
 
 
 def test_features_and_gray_images_keep_their_axes() -> None:

@@ -87,9 +87,20 @@ def test_a_tiff_of_signed_8_bits_is_refused() -> None:
         decode(signed)
 
 
-def test_levels_of_12_bits_in_16_are_told() -> None:
-    with pytest.warns(UserWarning, match="no level above 4095"):
-        decode(tiff(LEVELS // 17, 16, 1))
+@pytest.mark.parametrize("bits", range(9, 16))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_levels_of_fewer_bits_in_16_are_told(suffix: str, bits: int, tmp_path: Path) -> None:
+    path = saved(Image.fromarray(LEVELS >> (16 - bits)), tmp_path / f"scan.{suffix}")
+    with pytest.warns(UserWarning, match=rf"scan.* no level above {2**bits - 1}, .*{bits} bits"):
+        decode(path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_levels_above_half_of_16_bits_are_not_told_of(suffix: str, tmp_path: Path) -> None:
+    levels = np.array([[0, 20000, 32768]], np.uint16)
+    pixels = decode(saved(Image.fromarray(levels), tmp_path / f"scan.{suffix}"))
+    np.testing.assert_array_equal(pixels[0, :, 0], np.round(levels[0] / 257))
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -168,19 +179,52 @@ def test_colours_of_16_bits_keep_the_upper_8() -> None:
     np.testing.assert_array_equal(pixels, [[[0x12, 0xFF, 0x80]]])
 
 
-def png16(colours: np.ndarray) -> bytes:
+def png16(colours: np.ndarray, transparent: tuple[int, ...] = ()) -> bytes:
     """A PNG of 16 bits a colour, which Pillow does not write."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[colours.shape[2]]
+    rows = [row.astype(">u2").tobytes() for row in colours]
+    return png(colours.shape[:2], 16, kind, rows, transparent)
+
+
+def png(
+    shape: tuple[int, ...], bits: int, kind: int, rows: list[bytes], transparent: tuple[int, ...]
+) -> bytes:
+    """A PNG of given rows; `transparent` is the level, or colour, of its chunk tRNS."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         check = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
-    height, width, samples = colours.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], bits, kind, 0, 0, 0))
+    if transparent:
+        chunks += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    filtered = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IDAT", filtered) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_level_of_a_gray_png_is_in_its_own_bits(bits: int) -> None:
+    white = 2**bits - 1
+    levels = np.linspace(0, white, 16).round().astype(int).reshape(2, 8)
+    if bits == 16:
+        levels[0, 4] = levels[0, 5] + 1  # the same level of 8 bits
+    packed = [int("".join(f"{level:0{bits}b}" for level in row), 2) for row in levels.tolist()]
+    rows = [row.to_bytes(bits, "big") for row in packed]
+    for level in (0, int(levels[0, 5]), white):
+        pixels = decode(png((2, 8), bits, 0, rows, (level,)), 4)
+        np.testing.assert_array_equal(pixels[..., 3], np.where(levels == level, 0, 255))
+        np.testing.assert_array_equal(pixels[..., 0], np.round(levels * 255 / white))
+        for channels in (1, 3):
+            plain = decode(png((2, 8), bits, 0, rows, (level,)), channels)
+            np.testing.assert_array_equal(plain[..., 0], pixels[..., 0])
+
+
+def test_a_transparent_colour_of_16_bits_is_refused_as_a_fourth_channel() -> None:
+    colours = np.array([[[0x1234, 0xFFFF, 0x80FF], [0x1235, 0xFFFF, 0x80FF]]], ">u2")
+    given = png16(colours, (0x1234, 0xFFFF, 0x80FF))
+    with pytest.raises(ValueError, match=r"transparent colour of 16 bits.*alpha channel"):
+        decode(given, 4)
+    np.testing.assert_array_equal(decode(given), colours >> 8)
 
 
 def colour_tiff(

@@ -355,6 +355,55 @@ def test_a_function_that_mixes_samples_is_refused(model: Callable, count: int) -
         score(model, **some)
 
 
+def strongest(hidden: jax.Array, axis: int | None) -> jax.Array:
+    """The strongest third of an image's units, or, for None, of the batch's."""
+    flat = hidden if axis is not None else hidden.reshape(1, -1)
+    least = jax.lax.top_k(flat, flat.shape[1] // 3)[0][:, -1:]
+    return jnp.where(hidden >= least, hidden, 0)
+
+
+def dimmed(hidden: jax.Array, axis: int | None) -> jax.Array:
+    return hidden * jnp.where(hidden.max(axis, keepdims=True) > 2, 0.5, 1)
+
+
+def dimmed_by_darkness(hidden: jax.Array, axis: int | None) -> jax.Array:
+    return hidden * jnp.where(hidden.sum(1, keepdims=True).min(axis, keepdims=True) < 0.1, 0.5, 1)
+
+
+def standardised(hidden: jax.Array, axis: int | None) -> jax.Array:
+    along = 0 if axis is None else axis
+    mean, spread = hidden.mean(along, keepdims=True), hidden.std(along, keepdims=True) + 0.1
+    return (hidden - jax.lax.stop_gradient(mean)) / jax.lax.stop_gradient(spread)
+
+
+def in_steps(hidden: jax.Array, axis: int | None) -> jax.Array:
+    """In seven steps of the largest, straight through."""
+    step = jax.lax.stop_gradient(jnp.abs(hidden).max(axis, keepdims=True) / 7 + 1e-6)
+    return hidden + jax.lax.stop_gradient(jnp.round(hidden / step) * step - hidden)
+
+
+@pytest.mark.filterwarnings("ignore:a step of .* moves the logits")  # of what stops gradients
+@pytest.mark.filterwarnings("ignore:the model jumps at")
+@pytest.mark.parametrize("estimator", [FiniteDifference(probes=2), GaussNewton()], ids=repr)
+@pytest.mark.parametrize("hidden", [strongest, dimmed, dimmed_by_darkness, standardised, in_steps])
+def test_samples_that_mix_without_a_gradient_are_refused(
+    hidden: Callable, estimator: Estimator
+) -> None:
+    first = RNG(14).normal(size=(4, 12)).astype(np.float32)
+    second = RNG(15).normal(size=(12, 3)).astype(np.float32)
+
+    def model(axis: int | None) -> Callable:
+        return lambda x: hidden(jax.nn.relu(x @ first), axis) @ second
+
+    with pytest.raises(ValueError, match=r"mixes the samples of a batch.*beside other images"):
+        score(model(None), estimator=estimator)
+    # Within each image it is a model of single samples.
+    found = score(model(1), estimator=estimator)
+    some = {"images": IMAGES[2:4], "labels": LABELS[2:4], "indices": INDICES[2:4]}
+    expected = score(model(1), estimator=estimator, **some)
+    np.testing.assert_allclose(found[2:4], expected, rtol=1e-4, atol=1e-6)
+
+
 def linen_dropout(variables: Any, images: jax.Array) -> jax.Array:
     """A mask from a fixed key: the same at every call, another for every row."""
     dropout = flax.linen.Dropout(0.5, deterministic=False)
@@ -516,15 +565,43 @@ def test_labels_without_a_logit_are_refused(label: int, message: str) -> None:
         score(linear, WEIGHTS, labels=with_entry(LABELS, 0, label))
 
 
-def test_a_model_that_computes_in_bfloat16_is_refused_for_a_difference() -> None:
-    @jax.jit
-    def mixed(weights: jax.Array, images: jax.Array) -> jax.Array:
-        wide = images.astype(jnp.bfloat16) @ weights.astype(jnp.bfloat16)
-        return wide.astype(jnp.float32)
+def through(dtype: Any) -> Callable:
+    return lambda hidden: hidden.astype(dtype).astype(jnp.float32)
 
-    with pytest.raises(ValueError, match=r"computes in 16 bits.*dtype=float32"):
-        score(mixed, WEIGHTS)
-    assert np.all(score(mixed, WEIGHTS, estimator=GaussNewton()) > 0)
+
+@pytest.mark.parametrize(
+    ("narrowed", "how"),
+    [
+        (through(jnp.bfloat16), "computes in bfloat16"),
+        (through(jnp.float16), "computes in float16"),
+        (through(jnp.float8_e4m3fn), "computes in float8_e4m3fn"),
+        (through(jnp.float8_e5m2), "computes in float8_e5m2"),
+        (through(jnp.float8_e4m3b11fnuz), "computes in float8_e4m3b11fnuz"),
+        (lambda h: jax.lax.reduce_precision(h, 5, 10), "10 bits of the mantissa"),
+        (jax.checkpoint(lambda h: jax.lax.reduce_precision(h, 8, 7)), "7 bits of the mantissa"),
+        (lambda h: jax.lax.reduce_precision(h, 8, 22), "22 bits of the mantissa"),
+    ],
+)
+def test_a_model_that_computes_in_fewer_bits_is_refused_for_a_difference(
+    narrowed: Callable, how: str
+) -> None:
+    @jax.jit
+    def model(weights: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.tanh(narrowed(images @ weights))
+
+    with pytest.raises(ValueError, match=rf"{how}.*dtype=float32.*HessianVector"):
+        score(model, WEIGHTS)
+    with pytest.raises(ValueError, match=how):
+        score(model, WEIGHTS, estimator=Adaptive(FiniteDifference(probes=2), tolerance=0.1))
+    assert np.all(score(model, WEIGHTS, estimator=GaussNewton()) > 0)
+
+
+def test_a_model_whose_precision_is_that_of_float32_is_scored() -> None:
+    def model(weights: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.tanh(jax.lax.reduce_precision(images @ weights, 8, 23))
+
+    expected = score(lambda weights, images: jnp.tanh(images @ weights), WEIGHTS)
+    np.testing.assert_allclose(score(model, WEIGHTS), expected, rtol=1e-3)
 
 
 @jax.jit
