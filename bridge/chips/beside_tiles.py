@@ -90,6 +90,9 @@ class _Origin(NamedTuple):
 
     Or a part of them, which the input picks.
     """
+    factors: frozenset[tuple[Any, int]] = frozenset()
+    """Parameters that a product written out is times, each with an axis, from the last, along which
+    they differ."""
     ids: bool = False
     """Whether it is whole numbers that the input itself has, such as token ids."""
 
@@ -140,9 +143,9 @@ def refuse_weights_beside_tiles(
     with `*` and summed by `sum`, `mean`, `cumsum`, averaging pools, `index_add` and `scatter_add`.
 
     Not seen: constants of the code; products that are written out for a single output
-    (`(x * w).sum(-1)`, and a stack of such) or whose operands are copies in place of expanded views
-    (`repeat`, `x[:, index] * w` with `index_add`); filters as a product of Fourier transforms;
-    other such sums; and weights to which the input adds or gives each number its scale.
+    (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] * w[:, i]`, added
+    up), or of copies in place of expanded views (`repeat`); filters as a product of Fourier
+    transforms; other such sums; and weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -449,6 +452,8 @@ class _Watch(TorchDispatchMode):
         if (found := _summed(name.removesuffix("_"), args)) is not None:
             x, summed = found
             origin = self._origin(x)
+            if name.removesuffix("_") in _SCATTERS:  # of copies of features, as sparse weights do
+                self._see_sum(frozenset(one for one, axis in origin.factors if axis in summed), x)
             if not summed <= origin.same:  # else parameters alone are summed
                 self._see_sum(origin.terms, x)
                 self.distances |= origin.squares
@@ -520,6 +525,7 @@ class _Watch(TorchDispatchMode):
             origin.differences,
             origin.squares,
             origin.scaled,
+            origin.factors,
             origin.ids,
         )
 
@@ -575,7 +581,8 @@ def _written_out(
     divided = name == "div" and (_weights_alone(origins[0]) or any(one.terms for one in inputs))
     if name == "mul" or divided:
         terms, same = _outer(given, _picked_apart(origins), made)
-        origin = origin._replace(terms=terms, same=same)
+        factors = _differing(given, _picked_apart(origins))
+        origin = origin._replace(terms=terms, same=same, factors=factors)
     elif name in _KEEPS_TERMS:
         kept = [one.terms for one in origins]
         origin = origin._replace(terms=frozenset().union(*kept))
@@ -614,6 +621,18 @@ def _outer(
     )
     alone = [one.parameters for one in origins if _weights_alone(one)]
     return frozenset[Any]().union(*alone, *(one.terms for _, one in inputs)), same
+
+
+def _differing(given: list[torch.Tensor], origins: list[_Origin]) -> frozenset[tuple[Any, int]]:
+    """Parameters beside what depends on the input, with the axes along which they differ."""
+    return frozenset(
+        (name, axis)
+        for x, one in zip(given, origins, strict=True)
+        if _weights_alone(one) and any(other.input for other in origins)
+        for name in one.parameters
+        for axis in range(-x.ndim, 0)
+        if not _is_same_along(axis, x)
+    )
 
 
 def _picked_apart(origins: list[_Origin]) -> list[_Origin]:

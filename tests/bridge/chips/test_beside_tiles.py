@@ -138,6 +138,11 @@ def test_honest_networks_in_inference_mode_are_taken(name: str, kind: type[Parts
 
 
 GATES: dict[str, Forward] = {
+    "scaled rows at an index": lambda n, x: n.fc(
+        torch.zeros(len(x), 1, 128).index_add(
+            1, torch.zeros(4).long(), features(n, x)[:, None].repeat(1, 4, 1) * n.scale
+        )[:, 0]
+    ),
     "mean": lambda n, x: n.fc((features(n, x)[:, None] * n.w[:4]).mean(1)),
     "sum of an expanded view": lambda n, x: n.fc(
         (features(n, x)[:, None].expand(-1, 4, -1) * n.w[:4]).sum(-2)
@@ -170,6 +175,18 @@ SUMS: dict[str, Forward] = {
         torch.zeros(len(x), 128, 2).index_add(
             2, torch.arange(128) // 64, n.w * features(n, x)[:, None]
         )[..., 0]
+    ),
+    "sparse weights": lambda n, x: n.fc(
+        torch.zeros(len(x), 128).index_add(
+            1, torch.arange(64) * 2, features(n, x)[:, torch.arange(64)] * n.w[0, :64]
+        )
+    ),
+    "sparse weights, scattered": lambda n, x: n.fc(
+        torch.zeros(len(x), 128).scatter_add(
+            1,
+            (torch.arange(64) * 2).expand(len(x), -1),
+            features(n, x)[:, torch.arange(64)] * n.w[0, :64],
+        )
     ),
     "scattered": lambda n, x: n.fc(
         torch.zeros(len(x), 128, 2).scatter_add(
