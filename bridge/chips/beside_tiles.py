@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bridge.chips.mappable import some
-from bridge.graphs.scaled_weights import Operand, Scaled, scaled_weights
+from bridge.graphs.scaled_weights import Operand, Scaled, are_ids, scaled_weights
 
 _BOTH = (0, 1)
 _PRODUCTS = {
@@ -48,19 +48,35 @@ _KEEPS_TERMS = {
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
 """Operations through which a product written with `*` is followed to its sum."""
-_SUMS = {"sum", "mean"}
+_SUMS = {"sum", "mean", "nansum", "cumsum"}
+_POOLS = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
+_POOLS |= {"_adaptive_avg_pool2d": 2, "_adaptive_avg_pool3d": 3}
+"""By how many of the last axes they sum."""
+_SCATTERS = {"index_add": 3, "scatter_add": 3, "scatter_reduce": 3, "index_reduce": 3}
+"""Sums along the axis of their second argument, and where they have what is summed."""
 _NORMS = {"linalg_vector_norm", "norm"}
 _SCALES = {"mul", "div", "neg"}
 _EVEN = {"pow", "square", "abs"}
+_LEAVES_TORCH = {"numpy", "__array__", "__dlpack__", "tolist"}
+"""Methods of a tensor by which its numbers leave PyTorch."""
 _UNLISTED = "a parameter that the network does not list"
 
 
+class _Picked(NamedTuple):
+    """A parameter of which the input picks a part, by name."""
+
+    name: str
+
+
 class _Origin(NamedTuple):
-    """What a tensor comes from: the input, parameters by name, terms of a product written out."""
+    """What a tensor comes from: the input, parameters by name, terms of a product written out.
+
+    Names are words, in terms also those of `_Picked`.
+    """
 
     input: bool = False
-    parameters: frozenset[str] = frozenset()
-    terms: frozenset[str] = frozenset()
+    parameters: frozenset[Any] = frozenset()
+    terms: frozenset[Any] = frozenset()
     same: frozenset[int] = frozenset()
     """Axes of those terms, from the last, along which what depends on the input is the same."""
     fixed: frozenset[str] = frozenset()
@@ -70,7 +86,27 @@ class _Origin(NamedTuple):
     squares: frozenset[str] = frozenset()
     """Those of such differences squared, or without their sign."""
     scaled: Scaled = Scaled()
-    """Parameters that it is, times fewer numbers of the input's, such as one for each column."""
+    """Parameters that it is, times fewer numbers of the input's, such as one for each column.
+
+    Or a part of them, which the input picks.
+    """
+    factors: frozenset[tuple[Any, int]] = frozenset()
+    """Parameters that a product written out is times, each with an axis, from the last, along which
+    they differ."""
+    ids: bool = False
+    """Whether it is whole numbers that the input itself has, such as token ids."""
+
+
+class Picks(NamedTuple):
+    """Floating-point operations for one sample of products with parts that the input picks.
+
+    Attributes:
+      products: those of matrix products and convolutions.
+      sums: those of products that are written out and summed, which PyTorch does not count.
+    """
+
+    products: float = 0.0
+    sums: float = 0.0
 
 
 class Seen(NamedTuple):
@@ -82,6 +118,8 @@ class Seen(NamedTuple):
     """Floating-point operations for one sample of the products with buffers, by their names."""
     distances: list[str]
     """Parameters that distances are taken to by differences that are squared and summed."""
+    picked: dict[tuple[str, ...], Picks]
+    """Products with parts of parameters that the input picks, by the parameters' names."""
 
 
 def refuse_weights_beside_tiles(
@@ -98,10 +136,16 @@ def refuse_weights_beside_tiles(
     by parameters are no such products. Weights that the input scales before a product (modulated
     convolutions, gated layers) are seen where each scale has fewer numbers than the scaled weights.
     Parameters that the network does not list, such as those of layers in a plain list, are seen
-    too. Products with buffers alone, or with tensors that are attributes, are found, and so are
-    distances to parameters that are written out as the sum of squared differences. Not seen:
-    constants of the code, other such sums, copies in place of expanded views (`repeat`), and
-    weights to which the input adds or gives each number its scale.
+    too, and matrices of parameters whose numbers leave PyTorch (`numpy()`). Products with buffers
+    alone, or with tensors that are attributes, are found; so are products with weights that the
+    input picks from parameters (experts; not rows that its token ids name), and distances to
+    parameters that are written out as the sum of squared differences. A product may be written out
+    with `*` and summed by `sum`, `mean`, `cumsum`, averaging pools, `index_add` and `scatter_add`.
+
+    Not seen: constants of the code; products that are written out for a single output
+    (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] * w[:, i]`, added
+    up), or of copies in place of expanded views (`repeat`); filters as a product of Fourier
+    transforms; other such sums; and weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -175,6 +219,7 @@ def refuse_weights_beside_tiles(
             f"digital_layers=[{next(iter(written))!r}]"
         )
     _refuse_found(network, mapped, watch.found, left)
+    _refuse_outside(network, watch.outside, left)
     unused = [name for name in mapped if name not in called]
     read = [name for name in unused if not watch.read.isdisjoint(_tensors(network, name))]
     if not called:
@@ -198,7 +243,7 @@ def refuse_weights_beside_tiles(
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
     distances = [name for name in sorted(watch.distances) if not _stays(network, name, left)]
-    return Seen(unused, watch.fixed_products(left), distances)
+    return Seen(unused, watch.fixed_products(left), distances, watch.picked_products(left))
 
 
 def _tensors(network: nn.Module, name: str) -> set[str]:
@@ -234,6 +279,22 @@ def _refuse_found(
             "or name what is to stay digital, "
             f"digital_layers=[{(layer if layer in mapped else first)!r}]"
         )
+
+
+def _refuse_outside(network: nn.Module, outside: set[str], left: set[str]) -> None:
+    names = [name for name in sorted(outside) if not _is_under(name, left)]
+    if names:
+        raise ValueError(
+            f"the network takes the numbers of {some(names)} out of PyTorch, by numpy(), tolist() "
+            "or the like: what is computed with them is on no tile, and no noise would reach these "
+            "weights; compute in PyTorch, by a call of a Conv2d or Linear layer, or name what is "
+            f"to stay digital, digital_layers=[{names[0]!r}]"
+        )
+
+
+def _is_under(name: str, left: Iterable[str]) -> bool:
+    """Whether a tensor, or a module that it is in, is among the paths."""
+    return any(f"{name}.".startswith(f"{one}.") for one in left)
 
 
 def _stays(network: nn.Module, name: str, left: set[str]) -> bool:
@@ -282,6 +343,7 @@ class _Watch(TorchDispatchMode):
       read: parameters, by name, that are read outside of a layer.
       samples: how many images run.
       distances: parameters, by name, that distances are taken to.
+      outside: parameters, by name, whose numbers leave PyTorch outside of a layer.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
@@ -290,7 +352,10 @@ class _Watch(TorchDispatchMode):
         self.read: set[str] = set()
         self.samples = 0
         self.distances: set[str] = set()
+        self.outside: set[str] = set()
         self._fixed: dict[frozenset[str], int] = {}
+        self._picked: dict[frozenset[str], Picks] = {}
+        self._unknown = _Origin()  # the origin of what is made outside of PyTorch
         self._inside = inside
         self._origins: dict[int, _Origin] = {}
         self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
@@ -301,15 +366,34 @@ class _Watch(TorchDispatchMode):
 
     def add_input(self, x: torch.Tensor) -> None:
         """Takes a tensor for one that depends on the input."""
-        self._add(x, _Origin(input=True))
+        self._add(x, _Origin(input=True, ids=not x.is_floating_point()))
 
     def fixed_products(self, left: set[str]) -> dict[tuple[str, ...], float]:
         """Operations for one sample of products with tensors that are no parameters, by names."""
         return {
             tuple(sorted(names)): operations / self.samples
             for names, operations in self._fixed.items()
-            if not any(f"{name}.".startswith(f"{one}.") for name in names for one in left)
+            if not any(_is_under(name, left) for name in names)
         }
+
+    def picked_products(self, left: set[str]) -> dict[tuple[str, ...], Picks]:
+        """Products with weights that the input picks and that are not to stay digital."""
+        return {
+            tuple(sorted(names)): Picks(*(one / self.samples for one in picks))
+            for names, picks in self._picked.items()
+            if not any(_is_under(name, left) for name in names)
+        }
+
+    def see_leaving(self, x: torch.Tensor) -> None:
+        """Notes a tensor whose numbers leave PyTorch: a parameter, or what depends on the input.
+
+        From then on what comes from elsewhere may depend on the input.
+        """
+        origin = self._origin(x)
+        if origin.input:
+            self._unknown = _Origin(input=True)
+        elif not self._inside() and sum(n > 1 for n in x.shape) > 1:
+            self.outside |= origin.parameters
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -333,15 +417,20 @@ class _Watch(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
             self._fixed.setdefault(fixed, 0)
             self._fixed[fixed] += count(*args, **kwargs, out_val=outputs)
+        if picked := self._picked_factors(namespace, name, args):
+            count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
+            self._count(picked, Picks(products=count(*args, **kwargs, out_val=outputs)))
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
             fixed=frozenset().union(*(one.fixed for one in origins)),
+            ids=bool(made)
+            and are_ids(made[0].is_floating_point(), [(one.input, one.ids) for one in origins]),
         )
         if made and (name in _KEEPS_TERMS or not self._inside()):
             origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
-        if made and not self._inside():
+        if made and (name == "embedding" or not self._inside()):
             operands = [_operand(x, one) for x, one in zip(given, origins, strict=True)]
             scaled = scaled_weights(name.removesuffix("_"), operands, _elements(made[0]))
             origin = origin._replace(scaled=scaled)
@@ -360,15 +449,42 @@ class _Watch(TorchDispatchMode):
             self.see_product([x for x in given if x.ndim > 1])
         else:
             self.see_product(_factors(name, args))
-        if name in _SUMS:
-            origin, summed = self._origin(given[0]), _summed_axes(args)
+        if (found := _summed(name.removesuffix("_"), args)) is not None:
+            x, summed = found
+            origin = self._origin(x)
+            if name.removesuffix("_") in _SCATTERS:  # of copies of features, as sparse weights do
+                self._see_sum(frozenset(one for one, axis in origin.factors if axis in summed), x)
             if not summed <= origin.same:  # else parameters alone are summed
-                self.found += [origin.terms] if origin.terms else []
+                self._see_sum(origin.terms, x)
                 self.distances |= origin.squares
         elif name in _NORMS:
             origin = self._origin(given[0])
             if not _summed_axes([args[0], *args[2:]]) <= origin.same:
                 self.distances |= origin.differences
+
+    def _see_sum(self, terms: frozenset[Any], x: torch.Tensor) -> None:
+        """Notes the parameters of products that are written out and summed."""
+        picked = frozenset(one.name for one in terms if isinstance(one, _Picked))
+        if bare := frozenset(one for one in terms if isinstance(one, str)):
+            self.found.append(bare)
+        if picked:
+            self._count(picked, Picks(sums=2 * x.numel()))
+
+    def _count(self, names: frozenset[str], picks: Picks) -> None:
+        before = self._picked.get(names, Picks())
+        self._picked[names] = Picks(*(a + b for a, b in zip(before, picks, strict=True)))
+
+    def _picked_factors(self, namespace: str, name: str, args: Any) -> frozenset[str]:
+        """The parameters of a product of what depends on the input with parts that it picks."""
+        factors = _factors(name, args) if namespace == "aten" else []
+        return frozenset() if self._inside() else self._picked_of(factors)
+
+    def _picked_of(self, factors: Iterable[Any]) -> frozenset[str]:
+        origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
+        if not any(one.input and not one.scaled.parameters for one in origins):
+            return frozenset()
+        picked = [one.scaled.parameters for one in origins if one.scaled.picked]
+        return frozenset().union(*picked)
 
     def _fixed_factors(self, namespace: str, name: str, args: Any) -> frozenset[str]:
         """The tensors that are no parameters of a product with what depends on the input."""
@@ -384,14 +500,14 @@ class _Watch(TorchDispatchMode):
         origins = [self._origin(x) for x in factors if isinstance(x, torch.Tensor)]
         if any(one.input for one in origins) and not self._inside():
             self.found += [one.parameters for one in origins if _weights_alone(one)]
-        scaled = [one.scaled.parameters for one in origins]
+        scaled = [one.scaled for one in origins]
         if not self._inside() and any(
-            one.input and not names for one, names in zip(origins, scaled, strict=True)
+            one.input and not own.parameters for one, own in zip(origins, scaled, strict=True)
         ):
-            self.found += filter(None, scaled)
+            self.found += [own.parameters for own in scaled if own.parameters and not own.picked]
 
     def _origin(self, x: torch.Tensor) -> _Origin:
-        return self._origins.get(_address(x), _Origin())
+        return self._origins.get(_address(x), self._unknown)
 
     def _add(self, x: torch.Tensor, origin: _Origin) -> None:
         address = _address(x)
@@ -409,11 +525,13 @@ class _Watch(TorchDispatchMode):
             origin.differences,
             origin.squares,
             origin.scaled,
+            origin.factors,
+            origin.ids,
         )
 
 
 class _WatchFunctions(TorchFunctionMode):
-    """Sees the functions of `_FUNCTIONS`, by their first two arguments."""
+    """Sees the functions of `_FUNCTIONS`, by their first two arguments, and what leaves PyTorch."""
 
     def __init__(self, watch: _Watch):
         super().__init__()
@@ -422,8 +540,11 @@ class _WatchFunctions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _FUNCTIONS:
+        name = getattr(func, "__name__", "")
+        if name in _FUNCTIONS:
             self._watch.see_product([*args, *(kwargs or {}).values()][:2])
+        elif name in _LEAVES_TORCH and isinstance(args[0], torch.Tensor):
+            self._watch.see_leaving(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -459,8 +580,9 @@ def _written_out(
     inputs = [one for one in origins if one.input]
     divided = name == "div" and (_weights_alone(origins[0]) or any(one.terms for one in inputs))
     if name == "mul" or divided:
-        terms, same = _outer(given, origins, made)
-        origin = origin._replace(terms=terms, same=same)
+        terms, same = _outer(given, _picked_apart(origins), made)
+        factors = _differing(given, _picked_apart(origins))
+        origin = origin._replace(terms=terms, same=same, factors=factors)
     elif name in _KEEPS_TERMS:
         kept = [one.terms for one in origins]
         origin = origin._replace(terms=frozenset().union(*kept))
@@ -482,7 +604,7 @@ def _written_out(
 
 def _outer(
     given: list[torch.Tensor], origins: list[_Origin], made: torch.Tensor
-) -> tuple[frozenset[str], frozenset[int]]:
+) -> tuple[frozenset[Any], frozenset[int]]:
     """Parameters of a product that has more elements than what depends on the input.
 
     And the axes, from the last, along which that is the same. A factor may be such a product.
@@ -498,17 +620,54 @@ def _outer(
         if all(axis in one.same if one.terms else _is_same_along(axis, x) for x, one in inputs)
     )
     alone = [one.parameters for one in origins if _weights_alone(one)]
-    return frozenset().union(*alone, *(one.terms for _, one in inputs)), same
+    return frozenset[Any]().union(*alone, *(one.terms for _, one in inputs)), same
+
+
+def _differing(given: list[torch.Tensor], origins: list[_Origin]) -> frozenset[tuple[Any, int]]:
+    """Parameters beside what depends on the input, with the axes along which they differ."""
+    return frozenset(
+        (name, axis)
+        for x, one in zip(given, origins, strict=True)
+        if _weights_alone(one) and any(other.input for other in origins)
+        for name in one.parameters
+        for axis in range(-x.ndim, 0)
+        if not _is_same_along(axis, x)
+    )
+
+
+def _picked_apart(origins: list[_Origin]) -> list[_Origin]:
+    """The origins, with weights that the input picks as parameters beside it."""
+    return [
+        one._replace(input=False, parameters=frozenset(map(_Picked, one.scaled.parameters)))
+        if one.scaled.picked
+        else one
+        for one in origins
+    ]
 
 
 def _operand(x: torch.Tensor, origin: _Origin) -> Operand:
-    return Operand(origin.input, origin.parameters, tuple(x.shape), _elements(x), origin.scaled)
+    numbers = _elements(x)
+    return Operand(
+        origin.input, origin.parameters, tuple(x.shape), numbers, origin.scaled, origin.ids
+    )
 
 
 def _is_same_along(axis: int, x: torch.Tensor) -> bool:
     if -axis > x.ndim or x.shape[axis] == 1:
         return True
     return x.layout == torch.strided and x.stride(axis) == 0
+
+
+def _summed(name: str, args: Any) -> tuple[torch.Tensor, frozenset[int]] | None:
+    """What an operation sums, and along which axes, from the last; None for other operations."""
+    if name in _SUMS:
+        return args[0], _summed_axes(args)
+    if name in _POOLS:
+        return args[0], frozenset(range(-_POOLS[name], 0))
+    if name in _SCATTERS:
+        x = args[_SCATTERS[name]]
+        return x, _summed_axes([x, args[1]])
+    return None
 
 
 def _summed_axes(args: Any) -> frozenset[int]:

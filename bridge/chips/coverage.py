@@ -45,10 +45,10 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
       One row a layer, operator and weight, in the order in which they run: layer (its path as on a
       chip: PyTorch's attention is four linear layers, and a convolution of one or three dimensions
       has its product in `conv`), operator (PyTorch's name), weights (names of the parameters and
-      floating buffers that are a factor of it, as they are or scaled by the input, "" for a product
-      of two activations), calls in a forward pass, macs (multiply-accumulates for one sample, all
-      calls), tiles (of at most 512 x 512 that hold the weights; 0 where digital), place ("analog"
-      or "digital") and reason (why it is digital).
+      floating buffers that are a factor of it, as they are, scaled by the input or a part that it
+      picks, "" for a product of two activations), calls in a forward pass, macs
+      (multiply-accumulates for one sample, all calls), tiles (of at most 512 x 512 that hold the
+      weights; 0 where digital), place ("analog" or "digital") and reason (why it is digital).
 
     Raises:
       ValueError: the model is on tiles already, or what `bridge.to_jax` refuses.
@@ -111,6 +111,8 @@ def _reason(
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     if parameters.isdisjoint(product.weights):
         return "a fixed matrix: buffers or constants, no parameters"
+    if product.picked:
+        return "weights that the input picks"
     if product.scaled:
         return "weights that the input scales, which program refuses"
     return "weights outside of their layer, which program refuses"

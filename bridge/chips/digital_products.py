@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from bridge.chips.beside_tiles import Picks
 from bridge.chips.mappable import some
 from bridge.chips.plain_layers import is_mapped
 from bridge.chips.telling import warn_once
@@ -96,6 +97,39 @@ def tell_fixed_products(
     if vars(network).get(_STRICT, False):
         raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
     share = _percent(sum(fixed.values()), _operations(network, images[:1])[""])
+    warn_once(
+        f"{told}: digital, without a chip's noise, with {share}; {cures}; program(..., "
+        "strict=True) refuses them"
+    )
+
+
+def tell_picked_products(
+    network: nn.Module, picked: Mapping[tuple[str, ...], Picks], images: torch.Tensor
+) -> None:
+    """Warns once of products with weights that the input picks, with their share.
+
+    Args:
+      network: as for `tell_digital_products`.
+      picked: see `bridge.chips.beside_tiles.Seen`.
+      images: what it takes; the first is run.
+
+    Raises:
+      ValueError: there are some, and the chip is to have every product on tiles.
+    """
+    if not picked:
+        return
+    names = sorted({name for one in picked for name in one})
+    told = f"the network multiplies with parts of {some(names)} that the input picks"
+    cures = (
+        "for tiles make each part a Linear or Conv2d layer that is called on the samples which "
+        "pick it, or name what is to stay digital, "
+        f"digital_layers=[{', '.join(map(repr, names))}]"
+    )
+    if vars(network).get(_STRICT, False):
+        raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
+    sums = sum(one.sums for one in picked.values())
+    part = sum(one.products for one in picked.values()) + sums
+    share = _percent(part, _operations(network, images[:1])[""] + sums)
     warn_once(
         f"{told}: digital, without a chip's noise, with {share}; {cures}; program(..., "
         "strict=True) refuses them"

@@ -15,6 +15,7 @@ from bridge.chips.digital_products import (
     tell_digital_products,
     tell_distances,
     tell_fixed_products,
+    tell_picked_products,
 )
 from bridge.chips.evaluation import first_that_differs, require_independent
 from bridge.chips.execution.fast_tiles import unsupported_settings
@@ -126,6 +127,7 @@ def _examine(
     layout(watched, some)
     tell_digital_products(twin, some)
     tell_fixed_products(twin, seen[-1].fixed, some)
+    tell_picked_products(twin, seen[-1].picked, some)
     tell_distances(twin, seen[-1].distances)
     asking = _asking(twin, analog, layout, some, found)
     if engine not in asking and original is not None:

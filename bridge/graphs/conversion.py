@@ -18,7 +18,7 @@ from torch import nn
 from bridge.graphs.export import export
 from bridge.graphs.graph import Graph, run
 from bridge.graphs.operators import OPERATORS
-from bridge.graphs.restoring import restored
+from bridge.weights.restoring import restored
 from bridge.weights.wrappers import require_unfrozen, unwrapped
 from jaxcurv.data.layouts import plain_array, warn_of_channels_first
 from jaxcurv.progress import progress
@@ -144,7 +144,8 @@ def graph_of(
 
 def _params(module: nn.Module, graph: Graph) -> dict[str, Array]:
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {path: jnp.asarray(held[path].detach().numpy()) for _, path in graph.tensors}
+    # Copies: JAX would take over memory that torch still writes to.
+    return {path: jnp.array(held[path].detach().numpy(), copy=True) for _, path in graph.tensors}
 
 
 def _prepared(module: nn.Module) -> nn.Module:

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from bridge.graphs.graph import Graph, Node, Ref, references, run
 from bridge.graphs.operators import OPERATORS
-from bridge.graphs.scaled_weights import Operand, Scaled, scaled_weights
+from bridge.graphs.scaled_weights import Operand, Scaled, are_ids, scaled_weights
 
 _FACTORS = {
     "aten.addmm.default": (1, 2),
@@ -36,12 +37,13 @@ class Product:
       layer: path of the innermost module that computes it, "" for the root.
       operator: PyTorch's name of it.
       weights: names of the parameters and floating buffers that one of its factors is made of, or
-        is but for scales that depend on the input.
+        is but for scales that depend on the input, or of which the input picks a part.
       macs: multiply-accumulates for one sample.
       groups: groups of a convolution, 1 otherwise.
       transposed: whether it is a transposed convolution.
       activations: whether all its factors depend on the input, and none is such scaled weights.
-      scaled: whether its weights are scaled by what depends on the input.
+      scaled: whether its weights are scaled by what depends on the input, or picked.
+      picked: whether what depends on the input picks a part of its weights.
     """
 
     layer: str
@@ -52,6 +54,7 @@ class Product:
     transposed: bool = False
     activations: bool = False
     scaled: bool = False
+    picked: bool = False
 
 
 def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Product]:
@@ -70,6 +73,8 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
     shapes |= {name: params[path].shape for name, path in graph.tensors}
     shapes |= {name: one.shape for name, one in graph.constants}
     known = {name: _operand(shape, made_of[name]) for name, shape in shapes.items()}
+    tokens = jnp.issubdtype(images.dtype, jnp.integer)
+    known[graph.image] = known[graph.image]._replace(ids=tokens)
 
     def see(node: Node, arguments: Sequence[Any], value: Any) -> None:
         known[node.name] = _result(node, value, made_of[node.name], known)
@@ -79,7 +84,8 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
         names = [one.name for one in factors if isinstance(one, Ref)]
         weights = [made_of[name] for name in names]
         activations = all(one is None for one in weights)
-        scaled = [known[name].scaled.parameters for name in names]
+        of_input = [known[name].scaled for name in names]
+        scaled = [one.parameters for one in of_input]
         is_scaled = activations and any(scaled) and not all(scaled)
         convolution = node.operator == "aten.convolution.default"
         found.append(
@@ -92,6 +98,7 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
                 bool(arguments[6]) if convolution else False,
                 activations and not is_scaled,
                 is_scaled,
+                is_scaled and any(one.picked for one in of_input),
             )
         )
 
@@ -108,11 +115,14 @@ def _result(
 ) -> Operand:
     """What a node gives; of several arrays the first."""
     operation = node.operator.removeprefix("aten.").split(".")[0]
-    shape = np.shape(value[0] if isinstance(value, tuple | list) else value)
+    value = value[0] if isinstance(value, tuple | list) else value
+    shape = np.shape(value)
     taken = [known[name] for name in references(node.arguments)]
     numbers = taken[0].numbers if operation == "expand" else math.prod(shape)
     scaled = scaled_weights(operation, taken, numbers)
-    return _operand(shape, made_of)._replace(numbers=numbers, scaled=scaled)
+    floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    ids = are_ids(floating, [(one.input, one.ids) for one in taken])
+    return _operand(shape, made_of)._replace(numbers=numbers, scaled=scaled, ids=ids)
 
 
 def _made_of(graph: Graph) -> dict[str, frozenset[str] | None]:

@@ -14,6 +14,7 @@ from flax import nnx
 from numpy.typing import ArrayLike
 
 from bridge.weights.recording import Call, record_flax, record_torch
+from bridge.weights.restoring import restored
 from bridge.weights.wrappers import unwrapped
 from jaxcurv.data.layouts import plain_array
 
@@ -154,14 +155,14 @@ def flax_logits(model: nnx.Module, images: np.ndarray, *, masked: bool = False) 
 def torch_logits(
     module: torch.nn.Module, images: torch.Tensor, *, masked: bool = False
 ) -> np.ndarray:
-    """Logits of a module in evaluation mode, float32 `[batch, class]`; its mode stays.
+    """Logits of a module in evaluation mode, float32 `[batch, class]`; it is left as it was.
 
     They must be finite; if `masked`, some may be minus infinity.
     """
     modes = {layer: layer.training for layer in module.modules()}
-    module.eval()
     try:
-        with torch.inference_mode():
+        with restored(module), torch.inference_mode():
+            module.eval()
             logits = module(_placed(images.clone(), module))  # which may work in place
     except torch.OutOfMemoryError:
         raise

@@ -409,7 +409,8 @@ def carry(given: Mapping[str, torch.Tensor], model: Model) -> Model:
         _, names, axes = entries[path]
         name = next(name for name in names if name in state_dict)
         array = state_dict[name].detach().cpu().numpy().transpose(np.argsort(axes))
-        variables[path] = variable.replace(jnp.asarray(array, variable.dtype))
+        # A copy: JAX would take over memory that torch still writes to.
+        variables[path] = variable.replace(jnp.array(array, variable.dtype, copy=True))
     return nnx.merge(graph, nnx.from_flat_state(variables))
 
 

@@ -19,6 +19,7 @@ from experiments.runs.networks import (
     load_model,
     load_twin,
 )
+from experiments.runs.own_network import require_same_logits
 from experiments.settings.flags import Experiment
 from jaxcurv.data import ImageDataset
 
@@ -42,7 +43,8 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
 
     Raises:
       FileNotFoundError: its weights are not there.
-      ImportError, ValueError: they are damaged or of another network; of JAX also when called.
+      ImportError, ValueError: they are damaged or of another network; of JAX, and of a network
+        that does not compute what `train` saw, when called.
     """
     settings = job.experiment.simulate
     if settings.engine != "jax":
@@ -52,7 +54,10 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
         def in_torch(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
             from experiments.chips.in_torch import TorchNetwork
 
-            flax = None if is_of_factory(description) else abstract_flax(description)
+            own = is_of_factory(description)
+            if own:
+                require_same_logits(job, description, twin, examples(dataset, description))
+            flax = None if own else abstract_flax(description)
             return TorchNetwork(twin, engine, device, calibration, flax)
 
         return description, in_torch

@@ -16,7 +16,7 @@ from experiments.runs.descriptions import (
 )
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
-from experiments.runs.own_network import load_function, load_own, weights_of
+from experiments.runs.own_network import load_function, load_own, require_same_logits, weights_of
 from experiments.runs.samples import first_images
 from jaxcurv import data
 
@@ -67,7 +67,9 @@ def load_model(
         return load_function(job, description, images)
     import bridge
 
-    return bridge.to_jax(load_own(job, description), images)
+    network = load_own(job, description)
+    require_same_logits(job, description, network, images)
+    return bridge.to_jax(network, images)
 
 
 def examples(dataset: data.ImageDataset, description: dict[str, Any]) -> np.ndarray:
@@ -102,7 +104,9 @@ def identity_of_model(job: Job, description: dict[str, Any]) -> Any:
     weights = sha256(job.folder / description["checkpoint"])
     if not is_of_factory(description):
         return weights
-    return {"weights": weights, "factory": description["factory"], **description["sources"]}
+    logits = {"logits": description["logits"]} if "logits" in description else {}
+    factory = {"factory": description["factory"], **description["sources"]}
+    return {"weights": weights, **factory, **logits}
 
 
 def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:

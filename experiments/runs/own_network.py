@@ -25,6 +25,11 @@ FUNCTION = "network.json"
 """The file in which a run keeps what tells a network in JAX from another: `factory`, `weights`
 (hash of its parameters), and `logits` of a few test images `[image, class]`."""
 
+LOGITS = "network_logits.json"
+"""The file in which a run keeps the `logits` of a torch module on a few test images, `[image,
+class]`: weights and code do not tell what its factory reads besides. The description has the file's
+hash as `logits`; that of an earlier version's run has none until the logits change."""
+
 _ROUNDING = 1e-4
 """Difference of logits that are equal, of the largest one: the device may be another."""
 
@@ -67,6 +72,56 @@ def masks_of(network: nn.Module) -> list[str]:
     """Names of the buffers that may be infinite: all but the statistics of normalisations."""
     statistics = ("running_mean", "running_var")
     return [name for name, _ in network.named_buffers() if not name.endswith(statistics)]
+
+
+def require_same_logits(
+    job: Job, description: dict[str, Any], network: nn.Module, images: np.ndarray
+) -> None:
+    """Refuses a torch module that does not compute what `train` saw.
+
+    Args:
+      job: the run.
+      description: the network's.
+      network: with the weights that the run keeps.
+      images: those whose logits `train` kept, float32 `[n, height, width, channel]`.
+
+    Raises:
+      ValueError: its logits are others.
+    """
+    if (kept := kept_logits(job)) is None or logits_agree(kept, logits_in_torch(network, images)):
+        return
+    raise ValueError(
+        f"the network of {description['factory']} has other logits than when train called it, "
+        "with the same weights and code: if a file that it reads or its images have changed, run "
+        "train again, and what follows; if not, let it compute the same at each call"
+    )
+
+
+def kept_logits(job: Job) -> np.ndarray | None:
+    """What `train` kept of a torch module, `[image, class]`; None in a run of an earlier version.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        return np.asarray(read_json(job.folder / LOGITS)["logits"], np.float32)
+    except FileNotFoundError:
+        return None
+
+
+def logits_in_torch(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Logits of a torch module on the CPU, float32 `[image, class]`; it is left as it was.
+
+    Raises:
+      ValueError: it fails, or its logits are not finite.
+    """
+    import torch
+
+    from bridge.weights.comparison import torch_logits
+
+    return torch_logits(
+        network, torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    )
 
 
 def load_own(

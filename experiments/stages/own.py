@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +11,16 @@ import numpy as np
 
 from experiments.chips.opening import EXPORTED
 from experiments.runs.descriptions import describe_own
+from experiments.runs.files import sha256
 from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import examples
 from experiments.runs.own_network import (
     FUNCTION,
+    LOGITS,
     WEIGHTS,
     as_network,
+    kept_logits,
     load_weights_into,
     logits_agree,
     logits_of,
@@ -39,9 +44,9 @@ if TYPE_CHECKING:
 def take_own(job: Job) -> Outcome:
     """Does what `train` does, without training: keeps a factory's network and its description.
 
-    Of a torch module the weights are kept; of a network in JAX, which has no chips, what tells it
-    from another, and torch is not imported. Everything that would stop a later stage for the
-    network's sake is tried on a few images.
+    Of a torch module the weights are kept, and the logits of a few images; of a network in JAX,
+    which has no chips, what tells it from another, and torch is not imported. Everything that would
+    stop a later stage for the network's sake is tried on a few images.
 
     Raises:
       ImportError, ValueError: the factory fails, gives another network at each call, or one that is
@@ -56,9 +61,11 @@ def take_own(job: Job) -> Outcome:
     made = call_factory(factory)
     take = _take_network if is_torch(made) else _take_function
     description, path = take(job, made, factory, dataset)
-    description["checkpoint"] = path.name
     (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
-    return Outcome([write_json(job.folder / "model.json", description), path], "cpu")
+    outputs = [write_json(job.folder / "model.json", description), path]
+    if "logits" in description:
+        outputs.append(job.folder / LOGITS)
+    return Outcome(outputs, "cpu")
 
 
 def _take_network(
@@ -100,12 +107,42 @@ def _take_network(
         (job.folder / name).unlink(missing_ok=True)
     path = job.folder / WEIGHTS
     header = {"factory": factory}
-    if not _holds(path, state_dict, header):
+    same_weights = _holds(path, state_dict, header)
+    if not same_weights:
         bridge.weights.save_weights(path, state_dict, header, masks=masks_of(network))
     if origin:
         kept = {key: one for key, one in origin.items() if key not in ("class_names", "header")}
         description["origin"] = kept
-    return description, path
+    description["checkpoint"] = path.name
+    return _with_logits(job, description, logits, same_weights), path
+
+
+def _with_logits(
+    job: Job, description: dict[str, Any], logits: np.ndarray, same_weights: bool
+) -> dict[str, Any]:
+    """Keeps a torch module's logits; the description, with what tells other logits.
+
+    That of a run of an earlier version, whose network is the same as far as it kept of it, stays
+    as it is, so that what follows is not computed once more: its logits count from now on.
+    """
+    path, before = job.folder / LOGITS, None
+    with suppress(ValueError):  # damaged
+        before = kept_logits(job)
+    other = before is not None and not logits_agree(before, logits)
+    if before is None or other:
+        write_json(path, {"logits": logits.tolist()})
+    as_in_json = json.loads(json.dumps(description))
+    if same_weights and not other and _described(job) == as_in_json:
+        return description
+    return description | {"logits": sha256(path)}
+
+
+def _described(job: Job) -> dict[str, Any] | None:
+    """What the folder says of its network; None where it says nothing that can be read."""
+    try:
+        return read_json(job.folder / "model.json")
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 _WITHOUT_CHIPS = (
@@ -159,7 +196,8 @@ def _take_function(
             (job.folder / name).unlink(missing_ok=True)
     if not _describes(path, kept, logits):
         write_json(path, kept | {"logits": logits.tolist()})
-    return description, path
+    (job.folder / LOGITS).unlink(missing_ok=True)  # of a torch module, whose folder this was
+    return description | {"checkpoint": path.name}, path
 
 
 def _require_tiles(logits_fn: Any, params: Any, images: np.ndarray, factory: str) -> None:

@@ -1,8 +1,11 @@
 """Products with parameters that no tile holds: in inference mode, sparse, and of other kinds."""
 
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +138,11 @@ def test_honest_networks_in_inference_mode_are_taken(name: str, kind: type[Parts
 
 
 GATES: dict[str, Forward] = {
+    "scaled rows at an index": lambda n, x: n.fc(
+        torch.zeros(len(x), 1, 128).index_add(
+            1, torch.zeros(4).long(), features(n, x)[:, None].repeat(1, 4, 1) * n.scale
+        )[:, 0]
+    ),
     "mean": lambda n, x: n.fc((features(n, x)[:, None] * n.w[:4]).mean(1)),
     "sum of an expanded view": lambda n, x: n.fc(
         (features(n, x)[:, None].expand(-1, 4, -1) * n.w[:4]).sum(-2)
@@ -156,6 +164,35 @@ SUMS: dict[str, Forward] = {
     "all": lambda n, x: n.fc(features(n, x)) + (features(n, x)[:, None] * n.w).sum((1, 2))[:, None],
     "turned": lambda n, x: n.fc((features(n, x)[:, None] * n.w).mT.sum(1)),
     "from the left": lambda n, x: n.fc((n.w * features(n, x)[:, None]).mean(-1)),
+    "the last of running sums": lambda n, x: n.fc(
+        (n.w * features(n, x)[:, None]).cumsum(-1)[..., -1]
+    ),
+    "a pool of all": lambda n, x: n.fc(F.avg_pool1d(n.w * features(n, x)[:, None], 128)[..., 0]),
+    "an adaptive pool": lambda n, x: n.fc(
+        F.adaptive_avg_pool2d((n.w * features(n, x)[:, None])[:, None], (128, 1)).flatten(1)
+    ),
+    "added up at an index": lambda n, x: n.fc(
+        torch.zeros(len(x), 128, 2).index_add(
+            2, torch.arange(128) // 64, n.w * features(n, x)[:, None]
+        )[..., 0]
+    ),
+    "sparse weights": lambda n, x: n.fc(
+        torch.zeros(len(x), 128).index_add(
+            1, torch.arange(64) * 2, features(n, x)[:, torch.arange(64)] * n.w[0, :64]
+        )
+    ),
+    "sparse weights, scattered": lambda n, x: n.fc(
+        torch.zeros(len(x), 128).scatter_add(
+            1,
+            (torch.arange(64) * 2).expand(len(x), -1),
+            features(n, x)[:, torch.arange(64)] * n.w[0, :64],
+        )
+    ),
+    "scattered": lambda n, x: n.fc(
+        torch.zeros(len(x), 128, 2).scatter_add(
+            2, (torch.arange(128) // 64).expand(len(x), 128, -1), n.w * features(n, x)[:, None]
+        )[..., 0]
+    ),
 }
 
 
@@ -369,6 +406,188 @@ def test_weights_that_the_input_scales_are_weights(name: str, kind: type[Parts])
         chip.examine(TENSOR)
     left = ["table", weight, "listed"]
     program(kind(how), PROFILES["wnoise"], digital_layers=left, **settings).examine(TENSOR)
+
+
+def chosen(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """Which of the experts an image picks, `[batch]`."""
+    return n.fc(features(n, x)).argmax(1)
+
+
+def experts(n: Any) -> torch.Tensor:
+    """`[expert, out, in]`, of one parameter."""
+    return n.w.view(4, 32, 128)
+
+
+def widened(n: Any, y: torch.Tensor) -> torch.Tensor:
+    return n.fc(y.repeat(1, 4))
+
+
+PICKED: dict[str, Forward] = {
+    "by index": lambda n, x: widened(n, applied(experts(n)[chosen(n, x)], features(n, x))),
+    "einsum": lambda n, x: widened(
+        n, torch.einsum("noi,ni->no", experts(n)[chosen(n, x)], features(n, x))
+    ),
+    "index_select": lambda n, x: widened(
+        n, applied(experts(n).index_select(0, chosen(n, x)), features(n, x))
+    ),
+    "a row of a table": lambda n, x: widened(
+        n,
+        applied(F.embedding(chosen(n, x), n.w[:4]).view(-1, 1, 128), features(n, x)).expand(-1, 32),
+    ),
+    "gather": lambda n, x: widened(
+        n,
+        applied(
+            experts(n).gather(0, chosen(n, x).view(-1, 1, 1).expand(-1, 32, 128)), features(n, x)
+        ),
+    ),
+    "take": lambda n, x: widened(
+        n,
+        applied(
+            torch.take(n.w, chosen(n, x).view(-1, 1, 1) * 4096 + torch.arange(4096).view(32, 128)),
+            features(n, x),
+        ),
+    ),
+    "take_along_dim": lambda n, x: widened(
+        n, applied(torch.take_along_dim(experts(n), chosen(n, x).view(-1, 1, 1), 0), features(n, x))
+    ),
+    "of either": lambda n, x: widened(
+        n,
+        applied(
+            torch.where((chosen(n, x) > 1).view(-1, 1, 1), n.w[:32], n.w[32:64]), features(n, x)
+        ),
+    ),
+    "of weights that are made of a parameter": lambda n, x: widened(
+        n, applied(F.normalize(experts(n), dim=2)[chosen(n, x)], features(n, x))
+    ),
+    "and scaled by a gate": lambda n, x: widened(
+        n, applied(experts(n)[chosen(n, x)] * gate(n, x)[:, None], features(n, x))
+    ),
+    "a sum written out": lambda n, x: widened(
+        n, (experts(n)[chosen(n, x)] * features(n, x)[:, None]).sum(2)
+    ),
+    "the two best of them": lambda n, x: widened(
+        n,
+        torch.einsum(
+            "nkoi,ni->no", experts(n)[n.fc(features(n, x)).topk(2).indices], features(n, x)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", PICKED)
+def test_weights_that_the_input_picks_are_told(name: str, kind: type[Parts]) -> None:
+    telling.warn_once.cache_clear()
+    model, settings = kind(PICKED[name]), {"seed": 0, "digital_layers": ["table"]}
+    told = r"multiplies with parts of w that the input picks.*digital_layers=\['w'\]"
+    with pytest.warns(UserWarning, match=told) as warned:
+        program(model, PROFILES["wnoise"], **settings).examine(TENSOR)
+    share = re.search(r"with (\d+)% of", str(warned[0].message))
+    assert share is not None
+    assert 1 <= int(share[1]) < 100
+    with pytest.raises(ValueError, match=told):
+        program(model, PROFILES["wnoise"], strict=True, **settings).examine(TENSOR)
+    settings["digital_layers"] = ["table", "w"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program(model, PROFILES["wnoise"], strict=True, **settings).examine(TENSOR)
+
+
+def test_the_share_of_picked_weights_is_that_of_their_products() -> None:
+    telling.warn_once.cache_clear()
+    for name in ("by index", "a sum written out"):
+        model = Parts(PICKED[name])
+        conv = model.conv(TENSOR[:1])[0].numel() * model.conv.weight[0].numel()
+        own = 32 * 128
+        share = own / (own + 2 * conv + 2 * 128 * 4)  # features and fc run for the choice too
+        with pytest.warns(UserWarning, match=rf"with {share:.0%} of"):
+            program(model, PROFILES["wnoise"], seed=0, digital_layers=["table"]).examine(TENSOR)
+        telling.warn_once.cache_clear()
+
+
+PICKS_WITHOUT_PRODUCTS: dict[str, Forward] = {
+    "a code of a book": lambda n, x: n.fc(features(n, x) + n.w[chosen(n, x)]),
+    "a scale for each class": lambda n, x: n.fc(features(n, x) * n.w[chosen(n, x)]),
+    "numbers of a vector": lambda n, x: n.fc(
+        attention_of(features(n, x) * n.scale[chosen(n, x)][:, None])
+    ),
+    "learned edges": lambda n, x: n.fc(
+        (n.scale[(tokens(n, x) @ tokens(n, x).mT > 0).long()] @ tokens(n, x)).mean(1)
+    ),
+    "features at an index": lambda n, x: n.fc(
+        attention_of(features(n, x)[:, torch.arange(127, -1, -1)])
+    ),
+    "rows that are given to a layer": lambda n, x: n.fc(features(n, x)) + n.fc(n.w[chosen(n, x)]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", PICKS_WITHOUT_PRODUCTS)
+def test_what_is_picked_without_a_product_is_no_weight(name: str, kind: type[Parts]) -> None:
+    model = kind(PICKS_WITHOUT_PRODUCTS[name])
+    settings: dict[str, Any] = {"seed": 0, "strict": True, "digital_layers": ["table"]}
+    program(model, PROFILES["wnoise"], **settings).examine(TENSOR)
+
+
+class Bag(nn.Module):
+    """A masked mean of the rows that token ids name, and attention over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(9, 16), nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows, there = self.table(ids), (ids != 0)[..., None].float()
+        mean = (rows * there).sum(1) / there.sum(1).clamp(min=1)
+        return self.fc(mean + ((rows @ rows.mT).softmax(-1) @ rows).mean(1))
+
+
+def test_rows_that_token_ids_name_are_activations() -> None:
+    ids = torch.arange(30).view(5, 6) % 9
+    program(Bag().eval(), PROFILES["wnoise"], seed=0, strict=True).examine(ids)
+
+
+OUTSIDE: dict[str, Forward] = {
+    "numpy": lambda n, x: n.fc(
+        torch.from_numpy(features(n, x).detach().numpy() @ n.w.detach().numpy().T)
+    ),
+    "an array of it": lambda n, x: n.fc(
+        torch.from_numpy(features(n, x).detach().numpy() @ np.asarray(n.w.detach()).T)
+    ),
+    "a list of it": lambda n, x: n.fc(
+        torch.from_numpy(features(n, x).detach().numpy() @ np.float32(n.w.data.tolist()).T)
+    ),
+    "what is made of it": lambda n, x: n.fc(
+        torch.from_numpy(features(n, x).detach().numpy() @ (n.w.detach() / 2).T.numpy())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_parameters_that_leave_torch_are_refused(name: str) -> None:
+    model = Parts(OUTSIDE[name])
+    chip = program(model, PROFILES["wnoise"], seed=0, digital_layers=["table"])
+    with pytest.raises(ValueError, match=r"takes the numbers of w out of PyTorch.*\['w'\]"):
+        chip.examine(TENSOR)
+    left = ["table", "w"]
+    program(model, PROFILES["wnoise"], seed=0, digital_layers=left, strict=True).examine(TENSOR)
+
+
+def test_features_that_leave_torch_are_features_still() -> None:
+    def beside(n: Any, x: torch.Tensor) -> torch.Tensor:
+        return n.fc(F.linear(torch.from_numpy(np.tanh(features(n, x).detach().numpy())), n.w))
+
+    chip = program(Parts(beside), PROFILES["wnoise"], seed=0, digital_layers=["table"])
+    with pytest.raises(ValueError, match="multiplies with w outside of a layer"):
+        chip.examine(TENSOR)
+
+
+def test_a_vector_of_parameters_may_leave_torch() -> None:
+    def scaled(n: Any, x: torch.Tensor) -> torch.Tensor:
+        return n.fc(features(n, x) * torch.from_numpy(n.scale.detach().numpy()))
+
+    settings: dict[str, Any] = {"seed": 0, "strict": True, "digital_layers": ["table"]}
+    program(Parts(scaled), PROFILES["wnoise"], **settings).examine(TENSOR)
 
 
 def tokens(n: Any, x: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,42 @@ def test_weights_that_the_input_scales_are_named():
     assert named.set_index("layer").loc["", "reason"] == "named in digital_layers"
 
 
+class Experts(nn.Module):
+    """Each image picks two of four weights, whose mean it is multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.out = nn.Linear(4, 4), nn.Linear(8, 2)
+        self.w = nn.Parameter(torch.randn(4, 8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        picked = self.w[self.router(x).topk(2).indices].mean(1)
+        return self.out(torch.einsum("noi,ni->no", picked, x))
+
+
+def test_weights_that_the_input_picks_are_named():
+    model, images = Experts().eval(), np.ones((2, 4), np.float32)
+    row = coverage(model, images).set_index("layer").loc[""]
+    assert (row["weights"], row["macs"], row["tiles"]) == ("w", 8 * 4, 0)
+    assert (row["place"], row["reason"]) == ("digital", "weights that the input picks")
+    row = coverage(model, images, digital_layers=["w"]).set_index("layer").loc[""]
+    assert row["reason"] == "named in digital_layers"
+
+
+def test_rows_that_token_ids_name_are_activations():
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc = nn.Embedding(9, 16), nn.Linear(16, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            rows = self.table(ids)
+            return self.fc(((rows @ rows.mT).softmax(-1) @ rows).mean(1))
+
+    table = coverage(Bag().eval(), torch.arange(30).view(5, 6) % 9).set_index("layer")
+    assert set(table.loc[[""], "reason"]) == {"two activations"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_a_product_with_a_buffer_is_one_with_a_fixed_matrix(dtype):
     class Kept(nn.Module):

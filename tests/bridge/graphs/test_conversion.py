@@ -49,6 +49,19 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+def test_what_torch_writes_later_stays_torch_s():
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(64, 5))
+    logits_fn, params = bridge.to_jax(module.eval(), batch := images())
+    before = {name: np.array(one) for name, one in params.items()}
+    expected = in_torch(module, batch)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor += 1
+    for name, one in params.items():
+        np.testing.assert_array_equal(one, before[name], err_msg=name)
+    close(logits_fn(params, batch), expected)
+
+
 @pytest.mark.parametrize(
     "before",
     [

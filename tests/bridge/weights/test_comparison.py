@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 import bridge
 from bridge import from_torch, same_logits, to_torch
 from bridge.weights import resnet
+from bridge.weights.state import carry
 from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.bridge.weights.test_state import shallow_resnet, with_random_values
 
@@ -356,6 +358,58 @@ def test_a_module_s_own_buffers_keep_their_values() -> None:
     module.mean += 1
     with pytest.raises(ValueError, match="between the images and conv"):
         to_torch(flax(), into=module, images=IMAGES)
+
+
+@pytest.mark.parametrize("of_a_module", [True, False])
+def test_what_torch_writes_later_stays_torch_s(of_a_module: bool) -> None:
+    module = Torch(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.BatchNorm2d(16))
+    module.fc = torch.nn.Linear(16, 5)
+    wide: Any = {
+        "conv": lambda rngs: nnx.Conv(3, 16, (3, 3), rngs=rngs),
+        "norm": lambda rngs: nnx.BatchNorm(16, rngs=rngs),
+        "fc": lambda rngs: nnx.Linear(16, 5, rngs=rngs),
+    }
+    carried = from_torch(module if of_a_module else module.state_dict(), flax(**wide))
+    state = nnx.to_flat_state(nnx.state(carried, (nnx.Param, nnx.BatchStat)))
+    before = {path: np.array(one[...]) for path, one in state}
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor += 1
+    for path, one in state:
+        np.testing.assert_array_equal(one[...], before[path], err_msg=str(path))
+
+
+class Remembering(Torch):
+    """Counts its calls in a buffer, in a number and in a list, and keeps what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.number, self.sizes = 0, [7]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.number += 1
+        self.sizes.append(len(x))
+        self.seen = x
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("call", ["to_torch", "from_torch", "same_logits"])
+def test_a_comparison_leaves_the_module_s_own_state(call: str, accepted: bool) -> None:
+    module = Remembering()
+    model = flax() if accepted else flax(act=jax.nn.tanh)
+    with nullcontext() if accepted else pytest.raises(ValueError, match="not the same network"):
+        if call == "to_torch":
+            to_torch(model, into=module, images=IMAGES)
+        elif call == "from_torch":
+            from_torch(module, model, images=IMAGES)
+        elif not (found := same_logits(carry(module.state_dict(), model), module, IMAGES)):
+            raise ValueError(str(found))
+    assert (module.calls.item(), module.number, module.sizes) == (0, 0, [7])
+    assert not hasattr(module, "seen")
+    assert module.training
 
 
 def test_outputs_that_are_no_logits_are_refused() -> None:

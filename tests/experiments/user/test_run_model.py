@@ -16,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 import bridge
+from experiments.runs.files import sha256
 from jaxcurv import FiniteDifference, data
 from jaxcurv.data.datasets import open_dataset
 from jaxcurv.storage.checksums import read_json, write_json
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:layer depthwise \(grouped\)")
 CLASSES = ("blue", "green", "red")
 MEAN, STD = (0.4, 0.45, 0.5), (0.25, 0.2, 0.3)
 MODULE = """
+from pathlib import Path
+
 import torch
 from torch import nn
 from own_layers import block
@@ -38,12 +41,14 @@ class Net(nn.Module):
         self.mixed, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
         self.again.weight, self.again.bias = self.mixed.weight, self.mixed.bias
         self.head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, classes))
+        beside = Path(__file__).with_name("gain.txt")
+        self.gain = float(beside.read_text()) if beside.exists() else 1.0
         self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0, 0.0]))
 
     def forward(self, images):
         features = self.depthwise(self.features(images)).mean((2, 3))
         features = self.again(torch.relu(self.mixed(features)))
-        return self.head(features + 0.01 * torch.softmax(self.mask, 0))
+        return self.head(self.gain * features + 0.01 * torch.softmax(self.mask, 0))
 
 def make():
     return Net().eval()
@@ -309,7 +314,8 @@ def test_other_weights_and_other_code_run_it_again(copied: Path, place: Path, ow
     torch.save(state_dict, place / "others.pth")
     succeed("train", "--out", copied, "--model.weights", "others.pth")
     after = read_json(copied / "stages/train.json")["outputs"]
-    assert before.keys() == after.keys() == {"model.json", "network.safetensors"}
+    assert before.keys() == after.keys()
+    assert set(after) == {"model.json", "network.safetensors", "network_logits.json"}
     assert before != after
     _, said = succeed("run", "--out", copied, "--dry-run")
     assert "if train comes out different" in said
@@ -330,6 +336,60 @@ def test_code_that_has_changed_is_not_run_for_earlier_results(copied: Path, plac
         assert before["network.safetensors"] == after["network.safetensors"]
     finally:
         file.write_text(LAYERS)
+
+
+@pytest.fixture
+def gain(place: Path) -> Iterator[Path]:
+    """A file that the factory reads, which is neither weights nor code; there is none yet."""
+    file = place / "gain.txt"
+    yield file
+    file.unlink(missing_ok=True)
+
+
+def test_other_logits_of_the_same_weights_and_code_run_it_again(copied: Path, gain: Path) -> None:
+    before = read_json(copied / "stages/train.json")["outputs"]
+    succeed("train", "--out", copied)
+    assert read_json(copied / "stages/train.json")["outputs"] == before
+    gain.write_text("3.0")
+    for command in ("layers", "rank-correlation"):
+        said = refuse(command, "--out", copied)
+        assert "own_pets:make has other logits than when train called it, with the same w" in said
+    succeed("train", "--out", copied)
+    after = read_json(copied / "stages/train.json")["outputs"]
+    assert before["network.safetensors"] == after["network.safetensors"]
+    assert all(before[name] != after[name] for name in ("model.json", "network_logits.json"))
+    for stage in ("score", "export"):
+        _, said = succeed(stage, "own", "--out", copied, "--dry-run")
+        assert "network_logits.json has changed" in said
+    succeed("export", "--out", copied)
+    _, said = succeed("simulate", "own", "--out", copied, "--dry-run")
+    assert "weights.safetensors has changed" in said
+
+
+def test_a_run_from_before_logits_were_kept_stays_up_to_date(copied: Path, gain: Path) -> None:
+    (copied / "network_logits.json").unlink()
+    model = read_json(copied / "model.json")
+    del model["logits"]
+    digest = sha256(write_json(copied / "model.json", model))
+    for path in (copied / "stages").glob("*.json"):
+        record = read_json(path)
+        for which in ("inputs", "outputs"):
+            record[which].pop("network_logits.json", None)
+            if "model.json" in record[which]:
+                record[which]["model.json"] = digest
+        write_json(path, record)
+    _, said = succeed("run", "--out", copied)
+    for stage in ("score", "export", "moments", "flips", "simulate", "analyse", "report"):
+        assert f"{stage}: up to date" in said
+    assert read_json(copied / "model.json") == model
+    succeed("train", "--out", copied)
+    assert read_json(copied / "model.json") == model
+    gain.write_text("3.0")  # which counts from the logits on that were kept since
+    assert "has other logits" in refuse("layers", "--out", copied)
+    succeed("train", "--out", copied)
+    for stage in ("score", "export"):
+        _, said = succeed(stage, "own", "--out", copied, "--dry-run")
+        assert "model.json has changed" in said
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 
 @contextmanager
@@ -14,11 +15,13 @@ def restored(module: nn.Module) -> Iterator[None]:
     """Within it a module runs; afterwards it is as it was, also where it failed.
 
     What its parts have as attributes is put back, with what tensors, lists, dicts and sets among
-    these hold. Not put back: what other objects hold that the module refers to.
+    these hold. Not put back: what other objects hold that the module refers to, and what a lazy
+    layer becomes.
     """
     containers: dict[int, tuple[Any, Any]] = {}
     tensors: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    waiting: list[Any] = [vars(part) for part in module.modules()]
+    parts = [part for part in module.modules() if not isinstance(part, LazyModuleMixin)]
+    waiting: list[Any] = [*map(vars, parts), *module.buffers()]  # TorchScript's are no attributes
     while waiting:
         value = waiting.pop()
         if isinstance(value, torch.Tensor):
@@ -38,7 +41,8 @@ def restored(module: nn.Module) -> Iterator[None]:
             if tensor.data_ptr() != was.data_ptr() or tensor.shape != was.shape:
                 tensor.data = was
             if not torch.equal(was, values):
-                was.copy_(values)
+                with torch.inference_mode(was.is_inference()):
+                    was.copy_(values)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
