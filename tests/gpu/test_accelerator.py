@@ -217,3 +217,25 @@ def test_noise_of_every_operation_is_alike_on_the_device(torch_device: str) -> N
     assert spread_there > 0.05
     again = np.stack(bridge.predict(chip, source, device=torch_device)["logits"].to_numpy())
     np.testing.assert_allclose(again, there, rtol=1e-4, atol=1e-5)
+
+
+def test_many_chips_in_jax_are_those_of_the_cpu(jax_accelerator: str) -> None:
+    """In groups that the memory holds; predictions agree but where rounding moves a code."""
+    samples = data.load("digits").test
+    images = NORMALISATION.apply(data.read(samples, range(SAMPLES), description="read").images)
+    labels = np.zeros(SAMPLES, int)
+    model = build(jnp.float32)
+    model.eval()
+    keys = jax.random.split(jax.random.key(0), 8)
+    profiles = {name: bridge.PROFILES[name] for name in ("wnoise+pcm", "adc+wnoise+pcm")}
+    for name, profile in profiles.items():
+        found = bridge.jax_chips.predict_chips(
+            bridge.analog(model, None, profile, images), keys, (images, labels)
+        )
+        with jax.default_device(jax.devices("cpu")[0]):
+            chip = bridge.analog(model, None, profile, images)
+            weights = [chip.program(chip.params, key) for key in keys]
+            tables = [bridge.jax_chips.predict(chip, one, (images, labels)) for one in weights]
+        expected = pd.concat(tables, ignore_index=True)
+        agreement = (found["prediction"] == expected["prediction"]).mean()
+        assert agreement > (0.99 if profile.adc is None else 0.95), name
