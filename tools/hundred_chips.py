@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 import bridge
-from bridge.chips.profiles import FULL_PROFILE
+from bridge.chips.profiles import FULL_PROFILE, to_json
 from bridge.report.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from experiments.chips.opening import identity_of_network
 from experiments.runs.descriptions import read_normalisation
 from experiments.runs.files import read_parquet
 from experiments.runs.job import Job
 from experiments.runs.networks import load_twin
-from experiments.runs.resume import table_at
+from experiments.runs.resume import key_of, table_at
 from experiments.runs.samples import calibration_images, calibration_samples, choose_folds
 from experiments.settings.presets import PRESETS
 from jaxcurv import data, flip_probability
@@ -62,10 +63,11 @@ def outcomes(
         table = bridge.jax_chips.predict(made, weights, source, description=f"chip {seed}")
         return table[["index", "correct"]]
 
+    decides = [identity_of_network(job, description), to_json(profile), samples]
+    place = pieces / key_of(decides)
     with progress(chips * samples, "chips"):
         tables = [
-            table_at(pieces / f"{samples}-{seed}.parquet", partial(of_chip, seed))
-            for seed in range(chips)
+            table_at(place / f"{seed}.parquet", partial(of_chip, seed)) for seed in range(chips)
         ]
     failing = pd.concat(tables).groupby("index")["correct"].mean().rsub(1).rename("failing")
     moments = bridge.jax_chips.weight_moments(made)
@@ -94,7 +96,7 @@ def draw(table: pd.DataFrame, chips: int, path: Path) -> Path:
     right = table[table["digital"]].sort_values("curvature")
     with matplotlib.rc_context(STYLE):
         figure = new_figure(width=7.0, height=2.8)
-        left, middle = figure.subplots(1, 2)
+        left, beside = figure.subplots(1, 2)
         left.scatter(right["curvature"], 100 * right["failing"], s=5, color=BLUE, lw=0, alpha=0.6)
         smooth = right["failing"].rolling(max(len(right) // 12, 2), center=True).mean()
         left.plot(right["curvature"], 100 * smooth, color=VERMILLION, label="running mean")
@@ -102,12 +104,12 @@ def draw(table: pd.DataFrame, chips: int, path: Path) -> Path:
         left.set_xlabel("Input loss curvature (Eq. 1)")
         left.set_ylabel(f"Chips that fail (% of {chips})")
         left.legend()
-        middle.plot([0, 100], [0, 100], color=GREY, lw=0.8)
-        middle.scatter(
+        beside.plot([0, 100], [0, 100], color=GREY, lw=0.8)
+        beside.scatter(
             100 * right["predicted"], 100 * right["failing"], s=5, color=BLUE, lw=0, alpha=0.6
         )
-        middle.set_xlabel("Flip probability, no chip simulated (%)")
-        middle.set_ylabel(f"Chips that fail (% of {chips})")
+        beside.set_xlabel("Flip probability, no chip simulated (%)")
+        beside.set_ylabel(f"Chips that fail (% of {chips})")
         figure.suptitle(
             f"{len(right):,} digitally correct test images of CIFAR-100, {FULL_PROFILE}",
             fontsize=9,

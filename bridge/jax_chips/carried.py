@@ -69,7 +69,8 @@ def carried(chip: "bridge.chips.Chip", images: Any) -> tuple[Chip, Programmed]:
             bounds.append(chip.out_bounds.get(f"{path}.{placed.name}".lstrip("."), np.nan))
         units.append(jnp.asarray(np.stack([np.concatenate(one) for one in columns.values()])))
         ranges.append(np.array(bounds, np.float32))
-    weights = Programmed(params, tuple(units), jax.random.key(chip.seed))
+    time = None if chip.t_inference is None else jnp.float32(chip.t_inference)
+    weights = Programmed(params, tuple(units), jax.random.key(chip.seed), time)
     adc_ranges = None if chip.profile.adc is None else tuple(ranges)
     dac_ranges = tuple(inputs) if chip.input_ranges else None
     made = replace(made, profile=chip.profile, _ranges=adc_ranges, _input_ranges=dac_ranges)

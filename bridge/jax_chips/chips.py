@@ -108,14 +108,27 @@ class Chip:
           ValueError: other params, or a function that computes otherwise than when the chip was
             made, for it closes over arrays that have changed since.
         """
-        leaves, treedef = jax.tree.flatten(_own(params))
-        self._require_params(leaves, treedef)
-        if fingerprint(_program_of(self._logits_fn, self.params, self._example)) != self._said:
+        self.require_same_function()
+        return self._programmed(params, key)
+
+    def require_same_function(self) -> None:
+        """Refuses to go on where the function computes otherwise than when the chip was made.
+
+        Raises:
+          ValueError: it does.
+        """
+        now = fingerprint(_program_of(self._logits_fn, self.params, self._example))
+        if now != self._fingerprint:
             raise ValueError(
                 "the function computes otherwise than when the chip was made, such as with arrays "
                 "that it closes over and that have changed since: put them into params, or make "
                 "the chip anew with bridge.analog"
             )
+
+    def _programmed(self, params: Params, key: Array) -> Programmed:
+        """`program`, the function unlooked at."""
+        leaves, treedef = jax.tree.flatten(_own(params))
+        self._require_params(leaves, treedef)
         key = threefry_key(key)
         found = [
             program_layer(
@@ -217,7 +230,7 @@ class Chip:
         )
 
     @cached_property
-    def _said(self) -> str:
+    def _fingerprint(self) -> str:
         return fingerprint(self._program)
 
     @cached_property
@@ -226,8 +239,8 @@ class Chip:
 
     @cached_property
     def _program_many(self) -> Callable[[Params, Array], Programmed]:
-        """`program` for keys `[chips]`."""
-        return jax.jit(jax.vmap(self.program, (None, 0)))
+        """`_programmed` for keys `[chips]`."""
+        return jax.jit(jax.vmap(self._programmed, (None, 0)))
 
     @cached_property
     def _apply_many(self) -> Callable[[Programmed, Array, Array], Array]:

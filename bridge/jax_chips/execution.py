@@ -134,19 +134,21 @@ def energies(
     images: Shaped[Array, "batch ..."],
     indices: Int[Array, " batch"],
 ) -> tuple[Float[Array, " layers"], Float[Array, " layers"], Float[Array, " layers"]]:
-    """Of each layer's outputs the sum of squares, that of their errors on the running chip, and
-    that of their errors on digital activations, over all samples and calls.
+    """Sums of squares for each layer, over all samples and calls: its outputs, their errors on the
+    running chip, and their errors on digital activations.
 
-    Args: as for `logits`; targets are the digital parameters.
+    Args:
+      targets: the digital parameters. The others are as for `logits`.
     """
 
     def one(image: Array, index: Array) -> tuple[Array, Array, Array]:
         signal, error, own = ([jnp.zeros(()) for _ in plan.layers] for _ in range(3))
         expected: list[Array] = []
+        places = (one.weight for one in plan.products if one.weight is not None)
         apart = _on_tiles(plan, profile, ranges, units, key, index)
 
         def digital(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-            place = plan.layers[layer].weight
+            place = next(places)
             y = operation.result(_exact(operation, x, weight))
             signal[layer] += jnp.square(y).sum()
             alone = apart(layer, operation, x, place(leaves[place.leaf]))
@@ -181,7 +183,8 @@ def margins(
     """Each sample's margin m without errors, and the variance that those of converters and noise
     give it: to first order `sum_y (dm/dy)^2 var(y)`, m the largest minus the second largest logit.
 
-    Args: as for `logits`; the weights are exact.
+    Args:
+      leaves: exact parameters. The others are as for `logits`.
     """
 
     def one(image: Array) -> tuple[Array, Array]:

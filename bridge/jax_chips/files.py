@@ -80,7 +80,12 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
             )
     shapes = jax.eval_shape(lambda: _plain(chip.program(chip.params, jax.random.key(0))))
     like, samples = _named(shapes), arrays.pop(_SAMPLES, None)
-    if samples is None or arrays.keys() != like.keys():
+    if samples is None:
+        raise ValueError(
+            f"{path} was written by an earlier version, which kept no samples: program the chip "
+            "again, with the same key, and save it"
+        )
+    if arrays.keys() != like.keys():
         raise ValueError(f"{path} has other arrays than the chip: {', '.join(arrays)}")
     stacked = {arrays[name].shape[: arrays[name].ndim - one.ndim] for name, one in like.items()}
     for name, one in like.items():

@@ -59,7 +59,8 @@ def predict_chips(
     devices = jax.local_devices()
     if at_once is None:
         at_once = fitting(chip, batch_size)
-    group = min(require_count("at_once", at_once), count)
+    group = _even(min(require_count("at_once", at_once), count), len(devices))
+    chip.require_same_function()
     tables = []
     with progress(count * len(given), description, "image") as shown:
         for first in range(0, count, group):
@@ -88,14 +89,19 @@ def fitting(chip: Chip, batch_size: int) -> int:
     return len(devices) * max(1, int(limit / 2 // held))
 
 
+def _even(group: int, devices: int) -> int:
+    """A group's size, raised so that each device has as many of its chips as another."""
+    used = min(group, devices)
+    return -(-group // used) * used
+
+
 def _together(chip: Chip, chip_keys: Array, devices: Sequence[jax.Device]) -> Callable[..., Array]:
     """From images and their indices to logits of a group of chips, `[chip, batch, class]`."""
     if len(chip_keys) == 1:
-        weights = chip.program(chip.params, chip_keys[0])
+        weights = chip._programmed(chip.params, chip_keys[0])
         return lambda images, indices: chip.apply(weights, images, indices=indices)[None]
-    # The more devices the better, as long as each has as many chips as another.
-    count = max(n for n in range(1, len(devices) + 1) if len(chip_keys) % n == 0)
-    mesh = Mesh(np.array(devices[:count]), ("chips",))
+    used = min(len(chip_keys), len(devices))
+    mesh = Mesh(np.array(devices[:used]), ("chips",))
     spread = NamedSharding(mesh, PartitionSpec("chips"))
     everywhere = NamedSharding(mesh, PartitionSpec())
     chip_keys = jax.device_put(chip_keys, spread)

@@ -1,21 +1,20 @@
 """A chip layer by layer: how far a layer's outputs are off, and how many predictions it costs."""
 
 import math
-from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Shaped
 from numpy.typing import NDArray
 
 from bridge.checks import require_count, require_seed
 from bridge.chips.layer_tables import ALL_LAYERS, decibels, failure_row, failures_by_layer
-from bridge.jax_chips.chips import Chip, Programmed
-from bridge.jax_chips.prediction import batches_of
-from jaxcurv.data.adapters import Keys, SourceLike, as_source
-from jaxcurv.data.sources import Source
+from bridge.jax_chips.chips import Chip, Programmed, sample_numbers
+from bridge.jax_chips.prediction import samples_of, tables_of
+from jaxcurv.data.adapters import Keys, SourceLike
 from jaxcurv.progress import progress
 
 _CHUNK = 16  # images at once: the digital outputs of every layer are held
@@ -57,11 +56,10 @@ def layer_report(
         )
     signal, error, own = sums
     clipped = chip.clipped_share(weights, images) if chip.adc_ranges else {}
-    tiles = chip.coverage.drop_duplicates("layer").set_index("layer")["tiles"]
     return pd.DataFrame(
         {
             "layer": chip.layers,
-            "tiles": [int(tiles[name]) for name in chip.layers],
+            "tiles": [layer.grid.count for layer in chip._plan.layers],
             "snr_db": decibels(signal, error),
             "own_snr_db": decibels(signal, own),
             "clipped_share": [max(clipped.get(name, [math.nan])) for name in chip.layers],
@@ -98,49 +96,33 @@ def layer_failures(
     """
     chips, seed = require_count("chips", chips), require_seed(seed)
     batch_size = require_count("batch_size", batch_size)
-    given = as_source(source, keys=keys)
-    if not len(given):
-        raise ValueError("the source has no samples")
-    names = [*chip.layers, ALL_LAYERS]
+    given = samples_of(source, keys)
+    count, names = len(chip.layers), [*chip.layers, ALL_LAYERS]
     rows = []
-    apply = jax.jit(chip._logits)
+    logits = jax.jit(chip._logits)
     with progress((1 + chips * len(names)) * len(given), "layers") as shown:
 
         def correct(weights: Programmed, chosen: np.ndarray, what: str) -> NDArray[np.bool_]:
-            found = []
-            for logits, labels in _logits(chip, given, batch_size, apply, weights, chosen):
-                if not np.isfinite(logits).all():
-                    raise ValueError(f"{what}: non-finite logits; check the weights and the images")
-                found.append(logits.argmax(1) == labels)
-                shown.update(len(labels))
-            return np.concatenate(found)
+            def apply(images: Array, indices: Any) -> Array:
+                return logits(weights, images, sample_numbers(indices), jnp.asarray(chosen))
 
-        none = np.zeros(len(chip.layers), bool)
+            (table,) = tables_of(chip, apply, given, batch_size, [what], _nothing, shown)
+            return table["correct"].to_numpy()
+
         for number in range(seed, seed + chips):
             weights = chip.program(chip.params, jax.random.key(number))
             if number == seed:
                 exact = weights._replace(params=chip.params)
-                digital = correct(exact, none, "digital")
-            for layer, name in enumerate(names):
-                chosen, which = none | True, weights
-                if name is not ALL_LAYERS:
-                    chosen = np.arange(len(chip.layers)) == layer
-                    which = chip._alone(layer, weights)
-                analog = correct(which, chosen, f"chip {number}, {name}")
+                digital = correct(exact, np.zeros(count, bool), "digital")
+            for layer, name in enumerate(chip.layers):
+                alone = chip._alone(layer, weights)
+                analog = correct(alone, np.arange(count) == layer, f"chip {number}, {name}")
                 rows.append(failure_row(name, digital, analog))
+            analog = correct(weights, np.ones(count, bool), f"chip {number}")
+            rows.append(failure_row(ALL_LAYERS, digital, analog))
     return failures_by_layer(rows)
 
 
-def _logits(
-    chip: Chip,
-    source: Source,
-    batch_size: int,
-    apply: Callable[..., Array],
-    weights: Programmed,
-    chosen: np.ndarray,
-) -> Iterator[tuple[Float[np.ndarray, "batch classes"], np.ndarray]]:
-    """Logits and labels of each batch, of a chip that has the `chosen` layers on tiles."""
-    for batch, images in batches_of(chip, source, batch_size):
-        indices = jnp.asarray(np.resize(batch.indices, batch_size), jnp.uint32)
-        logits = apply(weights, images, indices, jnp.asarray(chosen))
-        yield np.asarray(logits)[: len(batch.labels)], batch.labels
+def _nothing(logits: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """What is kept of logits whose outcome alone counts."""
+    return {}

@@ -70,10 +70,12 @@ class Met:
     Attributes:
       layer: position of its layer; None where it stays digital.
       operation: how it runs on tiles.
+      weight: the parameter, in the layout in which this product takes it.
     """
 
     layer: int | None
     operation: Operation | None
+    weight: jaxprs.Weight | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ class _Finder:
 
     def meet(self, product: jaxprs.Product, x: Any, weight: Any) -> None:
         number, operation, reason = self._layer(product)
-        self.products.append(Met(number, operation if number is not None else None))
+        on_tiles = number is not None
+        self.products.append(
+            Met(number, operation if on_tiles else None, product.weight if on_tiles else None)
+        )
         leaves = product.picked if product.position is None else product.leaves
         weights = ", ".join(self.names[i] for i in sorted(leaves))
         layer = self.layers[number].name if number is not None else weights

@@ -1,27 +1,35 @@
 """Times and levels of noise apart from a profile's other settings.
 
-A compiled program takes them as arguments: a chip at another time or of other noise compiles
-nothing anew.
+Compiled programming takes them as arguments: weights at another time, or of other noise, compile
+nothing anew. What still does: another time of `ReRamWan2022`, which was measured at three; settings
+of a memory of your own; and the logits where noise is drawn at each operation.
 """
 
 import copy
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from bridge.chips.profiles import Profile
 
-Levels = dict[str, Any]
-"""A number, or an array of one, by the field of a memory, and that of the weight noise by
-"sigma"."""
+
+class Levels(NamedTuple):
+    """Numbers, or arrays of one."""
+
+    memory: dict[str, Any]
+    """By the memory's field."""
+    wnoise: Any
+    """Sigma of the weight noise; None without."""
+    out_noise: Any
+    """Sigma of the output noise; None without."""
+
 
 _PHASE_CHANGE = ("t_inference", "programming_noise", "drift", "read_noise")
 _OF_MEMORIES = {
     PCM: _PHASE_CHANGE,
     Hermes: _PHASE_CHANGE,
     ReRamCMO: _PHASE_CHANGE,
-    ReRamWan2022: ("noise",),  # which was measured at three times
+    ReRamWan2022: ("noise",),
 }
 """Fields that a memory's formulas in JAX take as they come."""
 
@@ -29,23 +37,21 @@ _OF_MEMORIES = {
 def levels_of(profile: Profile) -> tuple[Profile, Levels]:
     """A profile whose levels are all 1, and the levels."""
     memory: Any = profile.memory
-    found = {name: getattr(memory, name) for name in _OF_MEMORIES.get(type(memory), ())}
-    if found:
-        profile = replace(profile, memory=replace(memory, **dict.fromkeys(found, 1.0)))
-    if profile.wnoise is not None:
-        found["sigma"] = profile.wnoise.sigma
-        profile = replace(profile, wnoise=replace(profile.wnoise, sigma=1.0))
-    return profile, found
+    of_memory = {name: getattr(memory, name) for name in _OF_MEMORIES.get(type(memory), ())}
+    sigmas = [one and one.sigma for one in (profile.wnoise, profile.out_noise)]
+    ones = Levels(dict.fromkeys(of_memory, 1.0), *(None if s is None else 1.0 for s in sigmas))
+    return with_levels(profile, ones), Levels(of_memory, *sigmas)
 
 
 def with_levels(profile: Profile, levels: Levels) -> Profile:
-    """The profile again; its levels may be traced, which its own checks would not take."""
-    of_memory = {name: level for name, level in levels.items() if name != "sigma"}
-    if of_memory:
-        profile = _with(profile, memory=_with(profile.memory, **of_memory))
-    if profile.wnoise is not None:
-        profile = _with(profile, wnoise=_with(profile.wnoise, sigma=levels["sigma"]))
-    return profile
+    """The profile with these levels, which may be traced: its own checks would not take them."""
+    found = {}
+    if levels.memory:
+        found["memory"] = _with(profile.memory, **levels.memory)
+    for name in ("wnoise", "out_noise"):
+        if (sigma := getattr(levels, name)) is not None:
+            found[name] = _with(getattr(profile, name), sigma=sigma)
+    return _with(profile, **found)
 
 
 def _with(settings: Any, **values: Any) -> Any:

@@ -86,7 +86,8 @@ def tables_of(
         labels, indices = (list(map(int, one)) for one in (batch.labels, batch.indices))
         named = path_column(source, slice(start, start := start + len(labels)))
         logits = np.asarray(found).reshape(-1, *found.shape[-2:])[:, : len(labels)]
-        for own, of_chip, what in zip(rows, logits, descriptions, strict=False):
+        logits = logits[: len(descriptions)]  # a group may have been filled up
+        for own, of_chip, what in zip(rows, logits, descriptions, strict=True):
             own.append(rows_of(of_chip, labels, indices, named, what, keep))
         seen.append(np.array(indices))
         shown.update(len(labels) * len(descriptions))

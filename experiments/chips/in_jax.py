@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from bridge.chips.profiles import FULL_PROFILE, PROFILES, Profile
+from bridge.chips.profiles import PROFILES, Profile
 from bridge.jax_chips import (
     Chip,
     Programmed,
@@ -34,10 +34,10 @@ class JaxChip:
     """See `experiments.chips.protocol.Chip`."""
 
     chip: Chip
-    key: jax.Array
+    seed: int
 
     def at(self, time: float) -> JaxChip:
-        return JaxChip(self.chip.at(time), self.key)
+        return JaxChip(self.chip.at(time), self.seed)
 
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
         return predict(self.chip, self.weights, source, description=description, **options)
@@ -58,7 +58,7 @@ class JaxChip:
     @cached_property
     def weights(self) -> Programmed:
         """What the chip's devices hold."""
-        return self.chip.program(self.chip.params, self.key)
+        return self.chip.program(self.chip.params, jax.random.key(self.seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,28 +86,26 @@ class JaxNetwork:
         return predict(ideal, exact, source, description=description, **options)
 
     def program(self, profile: Profile, seed: int) -> JaxChip:
-        return JaxChip(self._chip(profile), jax.random.key(seed))
+        return JaxChip(self._chip(profile), seed)
 
-    def at_once(self, batch_size: int) -> int:
-        return fitting(self._chip(PROFILES[FULL_PROFILE]), batch_size)
+    def at_once(self, profile: Profile, batch_size: int) -> int:
+        if jax.devices()[0].platform == "cpu":
+            return 1
+        return fitting(self._chip(profile), batch_size)
 
     def predict_chips(
-        self,
-        profile: Profile,
-        seeds: Sequence[int],
-        source: Source,
-        description: str,
-        **options: Any,
+        self, chips: Sequence[JaxChip], source: Source, description: str, **options: Any
     ) -> list[pd.DataFrame]:
-        if not seeds:
-            return []
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        if len(chips) < 2:
+            return [
+                one.predict(source, f"chip {one.seed}: {description}", **options) for one in chips
+            ]
         table = predict_chips(
-            self._chip(profile),
-            keys,
+            chips[0].chip,
+            jnp.stack([jax.random.key(one.seed) for one in chips]),
             source,
-            at_once=len(seeds),
-            description=f"chips from {seeds[0]}: {description}",
+            at_once=len(chips),
+            description=f"chips from {chips[0].seed}: {description}",
             **options,
         )
         return [one.drop(columns="chip").reset_index(drop=True) for _, one in table.groupby("chip")]

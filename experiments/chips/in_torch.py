@@ -72,20 +72,14 @@ class TorchNetwork:
         )
         return TorchChip(chip, self.device)
 
-    def at_once(self, batch_size: int) -> int:
+    def at_once(self, profile: bridge.Profile, batch_size: int) -> int:
         return 1
 
     def predict_chips(
-        self,
-        profile: bridge.Profile,
-        seeds: Sequence[int],
-        source: Source,
-        description: str,
-        **options: Any,
+        self, chips: Sequence[TorchChip], source: Source, description: str, **options: Any
     ) -> list[pd.DataFrame]:
         return [
-            self.program(profile, seed).predict(source, f"chip {seed}: {description}", **options)
-            for seed in seeds
+            one.predict(source, f"chip {one.chip.seed}: {description}", **options) for one in chips
         ]
 
     def weight_moments(self, profile: bridge.Profile) -> dict[str, np.ndarray]:

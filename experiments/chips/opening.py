@@ -47,11 +47,11 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
         that does not compute what `train` saw, when called.
     """
     settings = job.experiment.simulate
-    if settings.engine != "jax":
+    if settings.engine != "jax":  # as `in_jax` has it, told to the type checker
         engine, device = settings.engine, settings.device
         twin, description = load_twin(job)
 
-        def in_torch(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
+        def make_in_torch(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
             from experiments.chips.in_torch import TorchNetwork
 
             own = is_of_factory(description)
@@ -60,17 +60,17 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
             flax = None if own else abstract_flax(description)
             return TorchNetwork(twin, engine, device, calibration, flax)
 
-        return description, in_torch
+        return description, make_in_torch
     description = read_description(job.folder)
 
-    def in_jax(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
+    def make_in_jax(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
         from experiments.chips.in_jax import JaxNetwork
         from jaxcurv.engine.model import functional
 
         images = examples(dataset, description) if calibration is None else calibration
         return JaxNetwork(*functional(*load_model(job, description, dataset)), images)
 
-    return description, in_jax
+    return description, make_in_jax
 
 
 def identity_of_network(job: Job, description: dict[str, Any]) -> Any:

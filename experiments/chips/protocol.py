@@ -45,18 +45,14 @@ class Programmable(Protocol):
     def program(self, profile: Profile, seed: int) -> Chip:
         """The chip of a seed."""
 
-    def at_once(self, batch_size: int) -> int:
-        """How many chips are best predicted together."""
+    def at_once(self, profile: Profile, batch_size: int) -> int:
+        """How many chips of a profile are best predicted together."""
 
     def predict_chips(
-        self,
-        profile: Profile,
-        seeds: Sequence[int],
-        source: Source,
-        description: str,
-        **options: Any,
+        self, chips: Sequence[Any], source: Source, description: str, **options: Any
     ) -> list[pd.DataFrame]:
-        """The table of each chip; options as for `Chip.predict`."""
+        """The table of each of some chips of one profile, which `program` gave; options as for
+        `Chip.predict`."""
 
     def weight_moments(self, profile: Profile) -> dict[str, np.ndarray]:
         """Moments of a profile's weights as JAX names them: `mean/WEIGHT`, `variance/WEIGHT`."""

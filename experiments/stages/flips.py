@@ -18,6 +18,7 @@ from bridge.chips.profiles import Profile
 from experiments.chips.opening import open_network
 from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
+from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import load_model, require_classes
 from experiments.runs.resume import table_at
@@ -76,7 +77,7 @@ def moments(job: Job) -> Outcome:
         write_whole(job.folder / "moments.safetensors", partial(save_file, arrays)),
         write_parquet(job.folder / "output_noise.parquet", noise),
     ]
-    return Outcome(outputs, network.device)
+    return Outcome(outputs, network.device if in_jax(job.experiment) else "cpu")
 
 
 def flips(job: Job) -> Outcome:
@@ -143,6 +144,12 @@ def _moments(weights: Any, path: Path) -> dict[str, Moments]:
     arrays = load_file(path)
     leaves, treedef = jax.tree.flatten(weights)
     names = paths(weights)
+    told = {name.split("/", 2)[2] for name in arrays}
+    if unknown := sorted(told - set(names)):
+        raise ValueError(
+            f"{path} has moments of weights that the network does not have, such as {unknown[0]}: "
+            "run moments again"
+        )
 
     def tree(prefix: str) -> Any:
         zeros = (np.zeros(np.shape(leaf), np.float32) for leaf in leaves)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bridge.chips.profiles import Profile, to_json
+from bridge.chips.profiles import FULL_PROFILE, Profile, to_json
 from experiments.chips.opening import identity_of_network, open_network
 from experiments.runs.coverage import COVERAGE
 from experiments.runs.descriptions import is_of_factory, read_normalisation
@@ -53,11 +53,11 @@ def simulate(job: Job) -> Outcome:
 
     def run_chips(profile: Profile, seeds: Sequence[int]) -> dict[int, list[pd.DataFrame]]:
         """For each chip the table of its converters, and its predictions."""
+        chips = [network.program(profile, seed) for seed in seeds]
         outcomes: list[list[pd.DataFrame]] = [[] for _ in seeds]
         for fold, samples in folds.items():
             tables = network.predict_chips(
-                profile,
-                seeds,
+                chips,
                 data.Normalised(samples, normalisation),
                 f"{profile.name}, {fold}",
                 batch_size=settings.batch_size,
@@ -68,9 +68,8 @@ def simulate(job: Job) -> Outcome:
                 predicted.insert(0, "fold", fold)
                 of_chip.append(predicted)
         found = {}
-        for seed, of_chip in zip(seeds, outcomes, strict=True):
-            converters = network.program(profile, seed).converters(unseen)
-            found[seed] = [converters, pd.concat(of_chip, ignore_index=True)]
+        for seed, chip, of_chip in zip(seeds, chips, outcomes, strict=True):
+            found[seed] = [chip.converters(unseen), pd.concat(of_chip, ignore_index=True)]
             for table in found[seed]:
                 table.insert(0, "profile", profile.name)
                 table.insert(1, "chip", seed)
@@ -82,7 +81,8 @@ def simulate(job: Job) -> Outcome:
     expect(settings.chips * len(profiles) * images)
     every_seed = range(job.experiment.seed, job.experiment.seed + settings.chips)
     ranges: dict[tuple[int, str], pd.DataFrame] = {}
-    for seeds in _grouped(every_seed, network.at_once(settings.batch_size)):
+    at_once = network.at_once(profiles[FULL_PROFILE], settings.batch_size)
+    for seeds in _grouped(every_seed, at_once):
         for name, profile in profiles.items():
             place = places[name]
             missing = [one for one in seeds if not all(map(Path.exists, _files(place, one)))]

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
+import bridge
 from bridge.chips import ADC, PCM, Profile, WeightNoise
-from bridge.jax_chips import Chip, analog, load_programmed, save_programmed
+from bridge.jax_chips import Chip, analog, carried, load_programmed, save_programmed
 
 X = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
 PROFILE = Profile(ADC(), WeightNoise(drawn="per_mvm"), PCM(compensation="global"))
@@ -93,3 +95,14 @@ def test_types_that_no_file_holds_are_told(tmp_path: Path) -> None:
     weights = made.program(w, jax.random.key(0))
     with pytest.raises(ValueError, match="bfloat16"):
         save_programmed(tmp_path / "chip", made, weights)
+
+
+def test_a_chip_that_was_carried_over_comes_back(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    made = bridge.program(network.eval(), Profile(ADC(), memory=PCM()), seed=0, calibration=X)
+    for chip_then in (made, made.at(3600.0)):
+        chip, weights = carried(chip_then, X)
+        save_programmed(tmp_path / "chip", chip, weights)
+        found = load_programmed(tmp_path / "chip", chip)
+        assert float(np.asarray(found.time)) == chip_then.t_inference
+        np.testing.assert_array_equal(chip.apply(found, X), chip.apply(weights, X))

@@ -85,8 +85,7 @@ import jax
 import numpy as np
 from tests.bridge.jax_chips.test_groups import KEYS, ROWS, made
 from bridge.chips import PCM, Profile
-from bridge.jax_chips import predict, predict_chips
-from bridge.jax_chips.groups import _together
+from bridge.jax_chips import groups, predict, predict_chips
 
 assert len(jax.local_devices()) == 4
 chip = made(Profile(memory=PCM()))
@@ -97,10 +96,17 @@ for number, table in enumerate(expected):
     np.testing.assert_allclose(
         np.stack([*mine["logits"]]), np.stack([*table["logits"]]), rtol=1e-4, atol=1e-5
     )
-assert predict_chips(chip, KEYS, ROWS, at_once=3)["chip"].nunique() == 5  # no multiple of four
 images = np.stack([row["image"] for row in ROWS])
-logits = _together(chip, KEYS[:4], jax.local_devices())(images, np.arange(11))
+logits = groups._together(chip, KEYS[:4], jax.local_devices())(images, np.arange(11))
 assert len(logits.sharding.device_set) == 4
+seen = []
+together = groups._together
+groups._together = lambda chip, keys, them: seen.append(len(keys)) or together(chip, keys, them)
+for at_once, sizes in ((3, [3, 3]), (8, [8]), (5, [8]), (1, [1] * 5)):  # of five chips
+    seen.clear()
+    found = predict_chips(chip, KEYS, ROWS, at_once=at_once)
+    assert found["chip"].tolist() == np.repeat(np.arange(5), 11).tolist()
+    assert seen == sizes, (at_once, seen)
 print("spread")
 """
 

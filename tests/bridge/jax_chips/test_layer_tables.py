@@ -127,3 +127,33 @@ def test_what_cannot_be_is_refused(network: nn.Module) -> None:
     broken = jax.tree.map(lambda leaf: leaf * np.inf, weights.params)
     with pytest.raises(ValueError, match="non-finite outputs in layers"):
         layer_report(chip, weights._replace(params=broken), IMAGES)
+
+
+def test_a_layer_in_two_layouts_is_compared_in_each() -> None:
+    weight = jnp.asarray(RNG.normal(size=(4, 4)), jnp.float32)
+    images = RNG.normal(size=(6, 4)).astype(np.float32)
+
+    def two(params: Any, x: jax.Array) -> jax.Array:
+        return (params["w"].T @ jnp.tanh(x @ params["w"]).T).T
+
+    def one(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ params["w"]) @ params["w"]
+
+    tables = []
+    for function in (two, one):
+        chip = analog(function, {"w": weight}, Profile(memory=PCM()), images)
+        weights = chip.program(chip.params, jax.random.key(0))
+        tables.append(layer_report(chip, weights, images))
+    assert len(tables[0]) == 1
+    np.testing.assert_allclose(tables[0]["own_snr_db"], tables[1]["own_snr_db"], rtol=1e-4)
+    np.testing.assert_allclose(tables[0]["snr_db"], tables[1]["snr_db"], rtol=1e-4)
+
+
+def test_samples_are_those_that_predict_takes(network: nn.Module) -> None:
+    logits_fn, params = bridge.to_jax(network, IMAGES)
+    chip = analog(logits_fn, params, Profile(memory=PCM()), IMAGES)
+    rows = [{"image": IMAGES[i], "label": int(LABELS[i]), "index": i} for i in range(4)]
+    with pytest.raises(ValueError, match="3 occurs 2 times"):
+        layer_failures(chip, [*rows, rows[3]])
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\)"):
+        layer_failures(chip, [rows[0] | {"label": 9}])
