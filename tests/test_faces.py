@@ -32,8 +32,8 @@ SHOWN = {
     "eight_profiles layer_failures layer_report load_chip moment_state_dict output_noise predict "
     "profile_of program save_chip weight_moments",
     "bridge.graphs": "score to_jax",
-    "bridge.jax_chips": "Chip Device Programmed analog carried load_programmed predict "
-    "save_programmed weight_moments",
+    "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
+    "load_programmed output_noise predict predict_chips save_programmed weight_moments",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "

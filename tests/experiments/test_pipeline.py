@@ -213,7 +213,7 @@ def test_a_run_into_a_file_tells_a_line_a_stage(finished_run: Path) -> None:
     wrong = int((~pd.read_parquet(finished_run / "scores.parquet")["correct"]).sum())
     for name, counted in {
         "score": f"{180 + wrong} images, ",
-        "moments": "6 chips and 180 images, ",
+        "moments": "63 layers and 180 images, ",
         "flips": "720 images, ",
         "simulate": "1,440 images, ",
     }.items():

@@ -279,7 +279,7 @@ def test_finished_work_of_other_images_is_not_used(run_copy: Path) -> None:
     profile = PROFILES["pcm"]
     places = {
         (
-            simulate_stage._place(job, profile),
+            simulate_stage._place(job, description, profile),
             score_stage._place(job, identity_of_model(job, description)),
         )
         for images in ({}, {"test": "before"}, {"test": "after"})

@@ -358,7 +358,7 @@ def test_streamed_results_are_those_in_memory(
 ) -> None:
     shutil.copytree(model, tmp_path / "run")
     logits = LiveLogits()
-    monkeypatch.setattr(bridge.analysis, "logit_scores", logits)
+    monkeypatch.setattr(simulate, "logit_scores", logits)
     todo = (score.score, export.export, flips.moments, simulate.simulate)
     streamed = Run(tmp_path / "run", 0, todo, monkeypatch)
     for name in ("scores", "predictions", "output_noise"):

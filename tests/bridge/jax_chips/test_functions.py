@@ -365,7 +365,12 @@ def test_what_no_tile_computes_is_told() -> None:
 
 
 def in_a_while(params: Any, x: Any) -> Any:
-    return jax.lax.while_loop(lambda h: jnp.abs(h).max() < 100, lambda h: h @ params["W"] + 1, x)
+    def of_one(x: Any) -> Any:
+        return jax.lax.while_loop(
+            lambda h: jnp.abs(h).max() < 100, lambda h: h @ params["W"] + 1, x
+        )
+
+    return jax.vmap(of_one)(x)
 
 
 REFUSED: dict[str, tuple[Any, Any, Any, Any, str]] = {

@@ -82,7 +82,8 @@ def test_published_algorithm_gives_the_scores_of_the_estimator(workload: Workloa
     handle.remove()
     assert len(forwards) == 6  # both branches each probe
     expected = curvature_contestants._score(workload, batch, estimator)
-    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-3)
+    # A sample of which the network is certain has a score that float32 rounds by the batch's scale.
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-3, atol=1e-5 * expected.max())
     assert np.all(expected > 0)
 
 
