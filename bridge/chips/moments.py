@@ -22,6 +22,7 @@ from bridge.chips.equivalents import by_own_names, join_tied, with_equivalents
 from bridge.chips.examination import examine
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
+from bridge.chips.memories.protocol import GivesMoments
 from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.outcomes import refuse_other_scale
 from bridge.chips.plain_layers import (
@@ -104,7 +105,7 @@ def weight_moments(
     magnitude read.
 
     A memory of your own gives its moments by a method `moments(targets)`, see
-    `bridge.jax_chips.Device`. Where it has none, its noise model is sampled, and the mean of a
+    `bridge.chips.GivesMoments`. Where it has none, its noise model is sampled, and the mean of a
     weight is uncertain by sqrt(variance / chips).
 
     Args:
@@ -179,7 +180,7 @@ def _layer_moments(
         targets = tile.tile.get_weights().double().numpy()
         scale = output_scale(tile).double().numpy()[:, None]
         devices = None
-        if profile.memory is not None and hasattr(profile.memory, "moments"):
+        if isinstance(profile.memory, GivesMoments):
             devices = as_moments(profile.memory, targets)
         elif profile.memory is not None:
             path = f"{name}.{tile_name}".lstrip(".")
