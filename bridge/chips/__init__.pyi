@@ -9,6 +9,7 @@ from .memories.conductances import Pairs as Pairs
 from .memories.conductances import SinglePair as SinglePair
 from .memories.pcm import PCM as PCM
 from .memories.pcm import Hermes as Hermes
+from .memories.protocol import GivesMoments as GivesMoments
 from .memories.protocol import Memory as Memory
 from .memories.reram import ReRamCMO as ReRamCMO
 from .memories.reram import ReRamWan2022 as ReRamWan2022

@@ -9,8 +9,9 @@ from aihwkit.simulator.parameters.enums import NoiseManagementType
 from aihwkit.simulator.tiles.utils import UniformQuantize
 from torch import nn
 
-from bridge.chips.calibration import Words, calibrated, refused_unused
+from bridge.chips.calibration import calibrated, refused_unused
 from bridge.chips.observation import run_over
+from bridge.chips.range_rules import OUTPUTS
 from bridge.chips.tiles import Tile, named_tiles
 from bridge.chips.weight_noise import largest_target
 
@@ -48,8 +49,7 @@ def calibrate_ranges(
     scales = {
         name: float(largest_target(tile)) or 1.0 for name, tile in named_tiles(analog).items()
     }
-    words = Words("ADC", "tile", "output", " (for a largest weight of 1)")
-    return calibrated(observe, scales, images, percentile, words, unused)
+    return calibrated(observe, scales, images, percentile, OUTPUTS, unused)
 
 
 def tile_output_shares(analog: nn.Module, images: torch.Tensor) -> dict[str, float]:

@@ -49,10 +49,9 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
         max_input_size=TILE_SIZE,
         max_output_size=TILE_SIZE,
     )
-    noisy = profile.wnoise is not None and profile.wnoise.drawn == "per_mvm"
-    dac, out_noise = profile.dac, profile.out_noise
+    noise, dac, out_noise = profile.noise_of_operations, profile.dac, profile.out_noise
     config.forward = IOParameters(
-        is_perfect=profile.adc is None and dac is None and out_noise is None and not noisy,
+        is_perfect=all(one is None for one in (profile.adc, dac, out_noise, noise)),
         inp_res=-1.0 if dac is None else resolution(dac.bits),
         inp_noise=0.0,
         out_noise=0.0 if out_noise is None else out_noise.sigma,
@@ -71,12 +70,12 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
         config.forward.out_res = resolution(profile.adc.bits)
         adc_range = profile.adc.range
         config.forward.out_bound = math.nan if adc_range == "calibrated" else adc_range
-    if profile.wnoise is not None and noisy:
-        config.forward.w_noise = profile.wnoise.sigma
+    if noise is not None:
+        config.forward.w_noise = noise.sigma
         config.forward.w_noise_type = {
             "constant": WeightNoiseType.ADDITIVE_CONSTANT,
             "pcm_read": WeightNoiseType.PCM_READ,
-        }[profile.wnoise.kind]
+        }[noise.kind]
     config.drift_compensation = None
     config.noise_model = ExactModel()
     if profile.memory is not None:

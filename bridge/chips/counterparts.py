@@ -311,6 +311,7 @@ def _clipping(clip: WeightClipParameter, left: list[str]) -> Clipping:
     if kind == "fixed_value" and clip.fixed_value <= 0:
         left.append(f"clip.fixed_value={clip.fixed_value} with clip.type=FIXED_VALUE")
         return Clipping()
+    # A number that its kind does not read is left out: equal chips have equal profiles.
     if kind == "fixed_value":
-        return Clipping(kind, clip.sigma, clip.fixed_value)
-    return Clipping(kind, clip.sigma)
+        return Clipping(kind, fixed_value=clip.fixed_value)
+    return Clipping(kind, sigma=clip.sigma) if kind == "layer_gaussian" else Clipping()

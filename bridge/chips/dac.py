@@ -7,9 +7,10 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from bridge.chips.calibration import Words, calibrated, refused_unused
+from bridge.chips.calibration import calibrated, refused_unused
 from bridge.chips.observation import run_over
 from bridge.chips.profiles import DAC
+from bridge.chips.range_rules import INPUTS
 from bridge.chips.tiles import AnalogLayer, Tile, named_layers
 
 
@@ -50,8 +51,7 @@ def calibrate_input_ranges(
     def unused(lacking: list[str]) -> ValueError:
         return refused_unused(lacking, len(images), "a DAC", "DAC(range=5.0)")
 
-    words = Words("DAC", "layer", "input", "")
-    return calibrated(observe, dict.fromkeys(layers, 1.0), images, percentile, words, unused)
+    return calibrated(observe, dict.fromkeys(layers, 1.0), images, percentile, INPUTS, unused)
 
 
 def input_ranges(analog: nn.Module, dac: DAC, calibration: torch.Tensor | None) -> dict[str, float]:

@@ -22,6 +22,7 @@ from bridge.chips.equivalents import by_own_names, join_tied, with_equivalents
 from bridge.chips.examination import examine
 from bridge.chips.execution.fast_tiles import propagated_variance
 from bridge.chips.images import Images, as_batch, refused_layout
+from bridge.chips.memories.protocol import GivesMoments
 from bridge.chips.memory_layout import Layout, contiguous
 from bridge.chips.outcomes import refuse_other_scale
 from bridge.chips.plain_layers import (
@@ -47,14 +48,25 @@ _COMPARED = 4  # samples that show whether a batch's rows are theirs
 
 
 class WeightMoments(NamedTuple):
-    """Mean and variance of a parameter's deviations from the digital weights, float32."""
+    """Mean and variance of a parameter's deviations from the digital weights, float32.
+
+    Attributes:
+      mean: in the parameter's shape and unit.
+      variance: in its shape, in the square of its unit.
+    """
 
     mean: torch.Tensor
     variance: torch.Tensor
 
 
 class _Call(NamedTuple):
-    """One call of a layer: its input, and a summand of its output, with the output's gradient."""
+    """One call of a layer of the digital network.
+
+    Attributes:
+      layer: its name.
+      inputs: what it is given, `[rows, ...]`, in units of its activations.
+      probe: zeros in the shape of its output, added to it; their `grad` is the margin's.
+    """
 
     layer: str
     inputs: torch.Tensor
@@ -104,7 +116,7 @@ def weight_moments(
     magnitude read.
 
     A memory of your own gives its moments by a method `moments(targets)`, see
-    `bridge.jax_chips.Device`. Where it has none, its noise model is sampled, and the mean of a
+    `bridge.chips.GivesMoments`. Where it has none, its noise model is sampled, and the mean of a
     weight is uncertain by sqrt(variance / chips).
 
     Args:
@@ -121,7 +133,8 @@ def weight_moments(
 
     Returns:
       With `like`, `jaxcurv.Moments` of two NNX models whose variables are the moments; else the
-      moments by the weight's name in the state dict.
+      moments by the weight's name in the state dict. Each has its weight's shape; a mean is in the
+      weight's unit, a variance in its square.
 
     Raises:
       ValueError: fewer than two chips, a model that is on tiles already, a `like` of other
@@ -136,7 +149,7 @@ def weight_moments(
         adc=None,
         dac=None,
         out_noise=None,
-        wnoise=None if _per_operation(profile) else profile.wnoise,
+        wnoise=None if profile.noise_of_operations else profile.wnoise,
     )
 
     # Flax's layers have plain weights, also beside the tiles.
@@ -172,14 +185,14 @@ def weight_moments(
 def _layer_moments(
     profile: Profile, name: str, layer: AnalogLayer, weight: torch.Tensor, chips: int, seed: int
 ) -> WeightMoments:
-    """Moments of one layer's weights, in the shape of its digital weight."""
+    """Moments of one layer's weights, in the shape and the unit of its digital weight."""
     matrix = weight.double().reshape(len(weight), -1).numpy()
     mean, variance = np.zeros(matrix.shape), np.zeros(matrix.shape)
     for tile_name, tile, rows, columns in placed_tiles(layer):
         targets = tile.tile.get_weights().double().numpy()
         scale = output_scale(tile).double().numpy()[:, None]
         devices = None
-        if profile.memory is not None and hasattr(profile.memory, "moments"):
+        if isinstance(profile.memory, GivesMoments):
             devices = as_moments(profile.memory, targets)
         elif profile.memory is not None:
             path = f"{name}.{tile_name}".lstrip(".")
@@ -209,7 +222,7 @@ def moment_state_dict(
     state_dict: Mapping[str, torch.Tensor],
     which: Literal["mean", "variance"],
 ) -> dict[str, torch.Tensor]:
-    """One of the moments as a whole state dict, zero for whatever is exact.
+    """One of the moments as a whole state dict on the CPU, zero for whatever is exact.
 
     `bridge.from_torch(moment_state_dict(...), model)` then gives a Flax model whose variables are
     the moments of its weights.
@@ -217,7 +230,10 @@ def moment_state_dict(
     Args:
       moments: as `weight_moments` gives them.
       state_dict: the digital model's.
-      which: "mean" or "variance".
+      which: "mean", in the weights' units, or "variance", in their squares.
+
+    Returns:
+      The state dict's names and shapes; moments float32, zeros of its own dtypes.
 
     Raises:
       ValueError: moments of a weight that the model does not have, or of another shape.
@@ -286,9 +302,7 @@ def output_noise(
             "batch_size and the number of samples must be at least 1, got "
             f"{batch_size!r} and {len(source)}"
         )
-    operated = replace(
-        profile, memory=None, wnoise=profile.wnoise if _per_operation(profile) else None
-    )
+    operated = replace(profile, memory=None, wnoise=profile.noise_of_operations)
     chip = program(model, operated, seed=0, calibration=calibration, digital_layers=digital_layers)
     layers = list(named_layers(chip.analog))
     left = staying_digital(model, chip.digital_layers)
@@ -327,7 +341,8 @@ def output_noise(
 
 
 class _Propagation:
-    """Margins and their variances, float64 `[batch]` each, of a batch or of one sample at a time.
+    """Margins and their variances, float64 `[batch]` each, of a batch or of one sample at a time,
+    in units of the logits and in their square.
 
     The latter where a layer works on something else than the samples' rows, as
     `Executable.one_by_one`; the first samples of a batch show it.
@@ -428,7 +443,7 @@ def _probed(
 
 
 def _from_call(call: _Call, network: nn.Module, samples: int) -> torch.Tensor:
-    """A call's part of the margins' variances, float64 `[batch, row]`."""
+    """A call's part of the margins' variances, float64 `[batch, row]`, in the logits' square."""
     if call.probe.grad is None:
         return torch.zeros(samples, 0, dtype=torch.float64)  # the logits do not depend on it
     layer = network.get_submodule(call.layer)
@@ -439,10 +454,6 @@ def _from_call(call: _Call, network: nn.Module, samples: int) -> torch.Tensor:
             "needs as many"
         )
     return rows.view(samples, len(rows) // samples)
-
-
-def _per_operation(profile: Profile) -> bool:
-    return profile.wnoise is not None and profile.wnoise.drawn == "per_mvm"
 
 
 def _refuse_tiles(model: nn.Module) -> None:

@@ -228,6 +228,16 @@ class Profile:
         return "+".join(names) or "ideal"
 
     @property
+    def noise_of_operations(self) -> WeightNoise | None:
+        """The noise of the weights that is drawn anew for each matrix-vector product.
+
+        None where there is none, or where it is drawn once for each chip and then fixed.
+        `OutputNoise` is drawn for each product too, and is not in it.
+        """
+        noise = self.wnoise
+        return noise if noise is not None and noise.drawn == "per_mvm" else None
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether a range of its converters is found on calibration images."""
         return any(one is not None and one.range == "calibrated" for one in (self.adc, self.dac))

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.chips.memories.expectations import DeviceMoments, Floats
-from bridge.chips.memories.protocol import Compensation
+from bridge.chips.memories.protocol import Compensation, GivesMoments
 from bridge.chips.profiles import Profile
 
-_SMALLEST = 1e-4  # of a reading's mean magnitude; AIHWKit's
+_SMALLEST = 1e-4  # of a reading's mean magnitude, the largest target being 1; AIHWKit's
 
 
 class TileMoments(NamedTuple):
@@ -36,7 +36,7 @@ def tile_moments(
     Args:
       profile: its compensation and weight noise.
       targets: `[rows, columns]`, the largest magnitude 1, or all 0.
-      devices: what the memory gives for them; None without a memory.
+      devices: what the memory gives for them, in their unit; None without a memory.
     """
     targets = np.asarray(targets, np.float64)
     mean: Floats = np.zeros(targets.shape)
@@ -55,7 +55,7 @@ def tile_moments(
 
 
 def _factor(compensation: Compensation | None, targets: Floats, devices: DeviceMoments) -> Floats:
-    """A compensation's factor, for the tile or `[rows, 1]`."""
+    """A compensation's factor, without a unit: `[]` for the tile, or `[rows, 1]`."""
     if compensation is None:
         return np.ones(())
     exact, columns = compensation == "global_exact", compensation == "per_column"
@@ -66,8 +66,12 @@ def _factor(compensation: Compensation | None, targets: Floats, devices: DeviceM
     return np.asarray(before / after)
 
 
-def as_moments(memory: Any, targets: NDArray[Any]) -> DeviceMoments:
-    """A memory's moments of one tile.
+def as_moments(memory: GivesMoments, targets: NDArray[Any]) -> DeviceMoments:
+    """A memory's moments of one tile, float64.
+
+    Args:
+      memory: may be the user's own.
+      targets: `[rows, columns]`, the largest magnitude 1, or all 0.
 
     Raises:
       ValueError: a memory of the user's own gives something else than four arrays like the targets.

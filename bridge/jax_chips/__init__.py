@@ -4,9 +4,11 @@
 and computes logits with them, both as pure functions. AIHWKit is the reference for what a chip is.
 
 - `jaxprs`: walks the function's program, finds the products that tiles compute and replaces them.
+- `layers`: the products that tiles compute, and the parameters they take.
 - `operations`: how a product runs on tiles; `grids`: how its weights are split among them.
 - `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
-- `ranges`: those of the converters.
+- `levels`: times and levels of noise as arguments of a compiled program; `normals`: their draws.
+- `ranges`: those of the converters; `converters`: an ADC; `execution`: the logits.
 - `carried`: a chip of `bridge.program` as one of these.
 - `moments` of programmed weights, and `output_noise`: what converters add to a margin.
 - `prediction`: a chip over a data set; `groups`: many chips, several at once.

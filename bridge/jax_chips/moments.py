@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bridge.chips.memories.protocol import GivesMoments
+from bridge.chips.profiles import Profile
 from bridge.chips.tile_moments import TileMoments, as_moments, tile_moments
 from bridge.jax_chips.chips import Chip
 from bridge.jax_chips.devices import require_moments
@@ -35,9 +37,7 @@ def weight_moments(chip: Chip) -> Moments:
     Raises:
       ValueError: a memory of your own without the method `moments`, or one that gives other shapes.
     """
-    memory = chip.profile.memory
-    if memory is not None:
-        require_moments(memory)
+    memory = None if chip.profile.memory is None else require_moments(chip.profile.memory)
     leaves, treedef = jax.tree.flatten(chip.params)
     found = {
         which: [np.zeros(jnp.shape(leaf), np.float32) for leaf in leaves]
@@ -46,18 +46,21 @@ def weight_moments(chip: Chip) -> Moments:
     for layer in chip._plan.layers:
         leaf = layer.weight.leaf
         places = layer.places(jnp.shape(leaves[leaf]))
-        for which, matrix in zip(found, _layer_moments(chip, layer, leaves[leaf]), strict=True):
+        moments = _layer_moments(chip.profile, memory, layer, leaves[leaf])
+        for which, matrix in zip(found, moments, strict=True):
             found[which][leaf].reshape(-1)[places] = matrix
     return Moments(*(jax.tree.unflatten(treedef, one) for one in found.values()))
 
 
-def _layer_moments(chip: Chip, layer: Layer, parameter: Any) -> list[np.ndarray]:
-    """Mean and variance of a layer's weights, `[outputs, inputs]`."""
-    profile = chip.profile
+def _layer_moments(
+    profile: Profile, memory: GivesMoments | None, layer: Layer, parameter: Any
+) -> list[np.ndarray]:
+    """Mean deviation and variance of a layer's weights, `[outputs, inputs]` each, in the unit of
+    the weights and its square."""
     means, variances = [], []
     for tile in layer.grid.tiles(layer.matrix(parameter)):
         scale, targets = (np.asarray(one, np.float64) for one in scaled(profile.clipping, tile))
-        devices = None if profile.memory is None else as_moments(profile.memory, targets)
+        devices = None if memory is None else as_moments(memory, targets)
         moments = tile_moments(profile, targets, devices)
         mean = scale * moments.mean
         if profile.clipping.type != "none":

@@ -1,10 +1,8 @@
 """Ranges of the converters, calibrated on images."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from statistics import median
 from typing import Any
 
 import jax
@@ -13,6 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from bridge.chips.profiles import Profile
+from bridge.chips.range_rules import INPUTS, OUTPUTS, Given, Words, chosen_ranges, not_below
 from bridge.jax_chips.execution import Ranges, Units, observed, observed_inputs
 from bridge.jax_chips.layers import Plan
 
@@ -32,9 +31,7 @@ def calibrated(
 
     By nearest rank, over all outputs of all images, in units of a largest weight of 1 and the unit
     of inputs: the largest magnitude of each input vector, or the DAC's fixed range, where inputs
-    saturate. They are not rounded. A tile whose outputs are all 0 gets the median of the other
-    tiles' ranges, 1 if there is none; where only the percentile is 0, the largest output; a
-    UserWarning names both.
+    saturate. They are not rounded. `chosen_ranges` says what becomes of tiles whose outputs are 0.
 
     Args:
       inputs: the DAC's fixed range of each layer; None where each input vector has its own.
@@ -44,9 +41,8 @@ def calibrated(
     """
     look = partial(observed, program, plan, profile=Profile(), ranges=Ranges(inputs, None))
     seen = _outputs(partial(look, reduce=_reduce(percentile)), plan, leaves, units, images)
-    tiles = [f"{one.name}, tile {n}" for one in plan.layers for n in range(one.grid.count)]
-    words = ("output", "ADC", " (for a largest weight of 1)")
-    bounds = np.array(_percentiles(seen, tiles, images, percentile, words), np.float32)
+    tiles = [f"{n} of {one.name}" for one in plan.layers for n in range(one.grid.count)]
+    bounds = np.array(_percentiles(seen, tiles, images, percentile, OUTPUTS), np.float32)
     return tuple(np.split(bounds, np.cumsum([one.grid.count for one in plan.layers])[:-1]))
 
 
@@ -60,7 +56,7 @@ def calibrated_inputs(
     """Each layer's input range: a percentile of the magnitudes of its activations.
 
     By nearest rank, over all images, positions and calls; a convolution's padding does not count.
-    Layers whose inputs are all 0 are treated as `calibrated` treats tiles.
+    `chosen_ranges` says what becomes of layers whose inputs are 0.
 
     Raises:
       ValueError: images that are all 0, or make activations that are not finite.
@@ -73,7 +69,7 @@ def calibrated_inputs(
                 yield len(chunk), layer, np.concatenate([np.asarray(one).ravel() for one in calls])
 
     names = [one.name for one in plan.layers]
-    return tuple(_percentiles(seen(), names, images, percentile, ("input", "DAC", "")))
+    return tuple(_percentiles(seen(), names, images, percentile, INPUTS))
 
 
 def beyond(
@@ -122,7 +118,7 @@ def _percentiles(
     names: Sequence[str],
     images: np.ndarray,
     percentile: float,
-    words: tuple[str, str, str],
+    words: Words,
 ) -> list[float]:
     """Ranges of converters from what they are given.
 
@@ -130,45 +126,23 @@ def _percentiles(
       seen: for each chunk of images and converter the chunk's size, which converter, and the
         magnitudes, reduced by `_reduce`.
       names: the converters'.
-      words: what is given, the converter, and what is said behind a range.
+      words: for messages.
     """
-    whole, (given, what, unit) = percentile == 100, words
     kept = [np.zeros(0, np.float32) for _ in names]
     counts = [0 for _ in names]
     for size, number, new in seen:
         counts[number] += len(new)
         most = len(new) * math.ceil(len(images) / size)
         largest = np.concatenate([kept[number], new])
-        kept[number] = _largest(largest, 1 if whole else _above(most, percentile))
-    found: list[float] = []
-    dead: list[str] = []
-    sparse: list[str] = []
-    for name, largest, count in zip(names, kept, counts, strict=True):
-        bound = float(largest[0 if whole else len(largest) - _above(count, percentile)])
-        if not np.isfinite(largest).all() or (bound == 0 and not images.any()):
-            raise ValueError(
-                f"calibration gives {name} the {what} range {bound}; use images on which every "
-                "layer is finite and active"
-            )
-        if bound == 0:
-            bound = float(largest[-1])
-            (sparse if bound else dead).append(name)
-        found.append(bound)
-    live = [bound for bound in found if bound]
-    share = median(live) if live else 1.0
-    if dead:
-        warnings.warn(
-            f"no {given} other than 0 on the calibration images: {'; '.join(dead)}; each gets the "
-            f"{what} range {share:g}{unit}",
-            stacklevel=5,
-        )
-    if sparse:
-        warnings.warn(
-            f"percentile {percentile:g} of the {given}s on the calibration images is 0: "
-            f"{'; '.join(sparse)}; each gets its largest {given} as its {what} range",
-            stacklevel=5,
-        )
-    return [bound or share for bound in found]
+        kept[number] = _largest(largest, not_below(most, percentile))
+    given = {
+        name: Given(float(largest[-not_below(count, percentile)]), float(largest[-1]))
+        for name, largest, count in zip(names, kept, counts, strict=True)
+    }
+    black = jnp.issubdtype(images.dtype, jnp.floating) and not images.any()
+    scales = dict.fromkeys(names, 1.0)
+    found = chosen_ranges(given, scales, percentile, words, black=black, stacklevel=6)
+    return list(found.values())
 
 
 def _outputs(
@@ -194,12 +168,6 @@ def _outputs(
 def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(images), _CHUNK):
         yield images[start : start + _CHUNK]
-
-
-def _above(count: int, percentile: float) -> int:
-    """How many of `count` numbers are not below their percentile, by nearest rank."""
-    # Rounding must not lift 99.9 % of 3,000 above 2,997.
-    return count - (math.ceil(count * percentile / 100 * (1 - 1e-12)) - 1)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

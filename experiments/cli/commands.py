@@ -43,9 +43,9 @@ One experiment, from images to report:
   presets               List the presets, which are experiments with names.
   run --model PACKAGE.MODULE:FACTORY --data FOLDER
                         The whole path for a network and images of your own, in
-                        PyTorch, or without chips in JAX; later commands on it
-                        take its --out and no PRESET (score and analyse the
-                        PRESET own).
+                        PyTorch or JAX (whose chips take --simulate.engine
+                        jax); later commands on it take its --out and no PRESET
+                        (score and analyse the PRESET own).
 
 More about a finished run:
   rank-correlation PRESET

@@ -24,7 +24,7 @@ from experiments.stages import (
 )
 
 OF_CHIPS = ("export", "moments", "flips", "simulate")
-"""The stages that a network does not have which goes onto no chips."""
+"""Stages left out for a network that cannot go onto chips."""
 
 _OF_SCORES = {"analyse": analyse.analyse_scores, "report": report.report_scores}
 """What stages do where there are no chips."""

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 def take_own(job: Job) -> Outcome:
     """Does what `train` does, without training: keeps a factory's network and its description.
 
-    Of a torch module the weights are kept, and the logits of a few images; of a network in JAX,
-    which has no chips, what tells it from another, and torch is not imported. Everything that would
-    stop a later stage for the network's sake is tried on a few images.
+    A torch module's weights are kept, and the logits of a few images. A network in JAX, which has
+    chips under `--simulate.engine jax` alone, leaves what tells it from another, and torch is not
+    imported. Everything that would stop a later stage for the network's sake is tried on a few
+    images.
 
     Raises:
       ImportError, ValueError: the factory fails, gives another network at each call, or one that is

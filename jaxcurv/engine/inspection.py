@@ -158,6 +158,11 @@ def _changes_itself(function: Callable, params: Any, pair: np.ndarray) -> bool:
 def _mixes(model: AsTraced, params: Any, pair: np.ndarray, logits: np.ndarray) -> bool:
     """Whether rows have other logits beside other neighbours, gradients or not.
 
+    Neighbours are an eighth and 32 times as bright: powers of two, which round nothing, and 256
+    apart, so that a maximum, a rank or a step of the batch moves far beyond rounding. `one + 4` is
+    no multiple of an image, for models that divide each by its own brightness; four is as many
+    deviations of normalised pixels.
+
     Args:
       pair: two images.
       logits: theirs, among the rows of `_ROWS`.

@@ -5,7 +5,10 @@ seconds after programming has ended. Importable without torch: a method that nee
 it. A device of your own satisfies `protocol.Memory`; one that ships has a module here, and a place
 in `_KINDS` of `bridge.chips.profiles`, by which files name it.
 
-`moments` of a memory gives mean and variance of the weights of a tile: `programmed` has the
-distributions of programmed weights, `drifting`, `wan2022_moments` and `cmo_moments` what becomes of
-them, `expectations` the closed forms, `measured` the constants.
+- `pcm`, `reram`: the memories that ship; `cmo`, `wan2022`: AIHWKit's models of two, corrected
+- `protocol`: what a memory is (`Memory`), and one that gives moments (`GivesMoments`)
+- `conductances`: weight-to-conductance mappings; `pairs`: weights as theirs, and back
+- `measured`: the constants
+- `pcm_moments`, `wan2022_moments`, `cmo_moments`: mean and variance of the weights of a tile, from
+  `weight_distributions` of pairs of devices and the closed forms in `expectations`
 """

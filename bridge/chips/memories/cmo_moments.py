@@ -15,7 +15,7 @@ from scipy.special import log_ndtr
 
 from bridge.chips.memories import measured
 from bridge.chips.memories.expectations import DeviceMoments, Floats, bounded, folded
-from bridge.chips.memories.programmed import counts, quantiles
+from bridge.chips.memories.weight_distributions import counts, quantiles
 
 _UNIFORM = 257
 _HERMITE = np.polynomial.hermite_e.hermegauss(12)
@@ -101,7 +101,7 @@ def _nodes(low: float, high: float, programming: float, later: float) -> Floats:
 def _extremes(nodes: Floats, spreads: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
     """The lowest and the highest programmed weight of a tile's others, and their weights.
 
-    Three nodes by target, `[nodes, 1, 3]`, as in `Programmed.largest`; low and high go together,
+    Three nodes by target, `[nodes, 1, 3]`, as in `Distributions.largest`; low and high go together,
     for what both decide is all but linear in them.
     """
     number = counts(nodes, targets)

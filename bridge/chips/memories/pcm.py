@@ -64,10 +64,10 @@ class PCM:
         return measured.PCM
 
     def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
-        """What can be expected of the weights of one tile; see `Device.moments`."""
-        from bridge.chips.memories import drifting
+        """What can be expected of the weights of one tile; see `GivesMoments.moments`."""
+        from bridge.chips.memories import pcm_moments
 
-        return drifting.moments(self, targets)
+        return pcm_moments.moments(self, targets)
 
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's `PCMLikeNoiseModel` with these settings."""
@@ -139,10 +139,10 @@ class Hermes:
         return measured.HERMES[self.devices]
 
     def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
-        """What can be expected of the weights of one tile; see `Device.moments`."""
-        from bridge.chips.memories import drifting
+        """What can be expected of the weights of one tile; see `GivesMoments.moments`."""
+        from bridge.chips.memories import pcm_moments
 
-        return drifting.moments(self, targets)
+        return pcm_moments.moments(self, targets)
 
     def noise_model(self) -> "BaseNoiseModel":
         """AIHWKit's `HermesNoiseModel` with these settings."""

@@ -8,6 +8,9 @@ from bridge.chips.memories.conductances import WeightMapping
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
+    from numpy.typing import NDArray
+
+    from bridge.chips.memories.expectations import DeviceMoments
 
 Compensation = Literal["global", "global_exact", "per_column"]
 """Digital factors that undo the mean drift, found by reading the tile out with unit vectors.
@@ -23,6 +26,8 @@ class Memory(Protocol):
     Its fields hold numbers, texts, None, tuples of these or further dataclasses, so that a chip's
     file can keep them; its `__post_init__` refuses bad ones with a ValueError. `load_chip` and
     `from_json` are given the class of your own memory, for a file only names it.
+
+    One that is a `GivesMoments` too has the moments of its weights computed, and not sampled.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -43,6 +48,24 @@ class Memory(Protocol):
         """AIHWKit's noise model with these settings.
 
         It must draw from torch's global generator alone, which is seeded by chip, tile and time.
+        """
+
+
+@runtime_checkable
+class GivesMoments(Protocol):
+    """A memory that knows the moments of its weights: each that ships, and one of your own may."""
+
+    def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
+        """What can be expected of the weights of one tile.
+
+        Args:
+          targets: float64 `[rows, columns]` of NumPy, the largest magnitude 1, or all 0.
+
+        Returns:
+          The mean and the variance of each weight as it is read at `t_inference`, seconds after
+          programming; the mean of its magnitude there; and that of its magnitude right after
+          programming. Four arrays like the targets, in their unit, the variance in its square, as
+          `DeviceMoments` or a plain tuple; compensation of drift is not in them.
         """
 
 

@@ -51,7 +51,7 @@ class ReRamWan2022:
             )
 
     def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
-        """What can be expected of the weights of one tile; see `Device.moments`."""
+        """What can be expected of the weights of one tile; see `GivesMoments.moments`."""
         from bridge.chips.memories import wan2022_moments
 
         return wan2022_moments.moments(
@@ -113,7 +113,7 @@ class ReRamCMO:
             )
 
     def moments(self, targets: "NDArray[Any]") -> "DeviceMoments":
-        """What can be expected of the weights of one tile; see `Device.moments`."""
+        """What can be expected of the weights of one tile; see `GivesMoments.moments`."""
         from bridge.chips.memories import cmo_moments
 
         return cmo_moments.moments(self, targets)

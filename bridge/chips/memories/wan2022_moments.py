@@ -2,7 +2,7 @@
 
 The devices of a weight are read as max(0, g + s sigma(g) z) around their targets g: rectified
 normals, whose moments are known (`expectations.rectified`), and the distribution of the weight from
-`programmed`.
+`weight_distributions`.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from bridge.chips.memories import measured
 from bridge.chips.memories.conductances import WeightMapping
 from bridge.chips.memories.expectations import DeviceMoments, Floats
 from bridge.chips.memories.pairs import ZERO
-from bridge.chips.memories.programmed import Programmed, programmed
+from bridge.chips.memories.weight_distributions import Distributions, distributions
 
 
 def moments(
@@ -29,13 +29,13 @@ def moments(
     targets = np.asarray(targets, np.float64)
     unit = 1.0 if targets.any() else ZERO
 
-    def at(time: float) -> Programmed:
+    def at(time: float) -> Distributions:
         def spread(g: Floats) -> Floats:
             coefficients = measured.WAN2022_SPREAD[time]
             found: Floats = measured.spread(coefficients, measured.WAN2022_REFERENCE, g_max, g)
             return noise * found
 
-        return programmed(mapping, g_max, spread)
+        return distributions(mapping, g_max, spread)
 
     before, later = at(min(measured.WAN2022_SPREAD)), at(t_inference)
     mean = (later.mass * later.weights).sum(1)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from jax import Array
 
 from bridge.chips.memories.pcm import PCM, Hermes
+from bridge.chips.memories.protocol import GivesMoments, Memory
 from bridge.chips.memories.reram import ReRamCMO, ReRamWan2022
 from bridge.jax_chips.devices import drifting, reram_cmo, reram_wan2022
 from bridge.jax_chips.grids import Tile
@@ -21,9 +22,7 @@ class Device(Protocol):
     Both are pure functions that `jax.jit` and `jax.vmap` take. Weights are those of one tile, the
     largest of the targets 1.
 
-    `weight_moments` takes a third, `moments(targets)`: for targets `[rows, columns]` of NumPy the
-    mean and the variance of each weight at `t_inference`, the mean of its magnitude there, and that
-    of its magnitude right after programming; four arrays like the targets.
+    `weight_moments` takes a third, `moments(targets)` of `bridge.chips.GivesMoments`.
     """
 
     def program(self, key: Array, targets: Tile) -> tuple[Tile, Any]:
@@ -46,14 +45,19 @@ def require_device(memory: Any) -> None:
         )
 
 
-def require_moments(memory: Any) -> None:
-    """Raises ValueError unless a memory gives the moments of its weights."""
-    if not hasattr(memory, "moments"):
+def require_moments(memory: Memory) -> GivesMoments:
+    """The memory itself.
+
+    Raises:
+      ValueError: it does not give the moments of its weights.
+    """
+    if not isinstance(memory, GivesMoments):
         raise ValueError(
             f"{type(memory).__name__} has no method moments: give it moments(targets), see "
-            "bridge.jax_chips.Device; or sample the moments with bridge.weight_moments, which "
+            "bridge.chips.GivesMoments; or sample the moments with bridge.weight_moments, which "
             "programs a torch network by its noise_model()"
         )
+    return memory
 
 
 def program(memory: Any, key: Array, targets: Tile) -> tuple[Tile, Any]:

@@ -25,8 +25,8 @@ KINDS = {
         "predictors",
         "AUROC of each predictor with its interval; at the right its cost in forward passes. That "
         "of the flip probability is nominal, each pass counted once: on a CPU it takes the time of "
-        "about 13, and about 3 more with an ADC or noise at each operation; the sampled chips that "
-        "it takes once are not counted.",
+        "about 13, and about 3 more with an ADC or noise at each operation; the moments of the "
+        "weights, once for all samples, are not counted.",
     ),
     "calibration": (
         "calibration",

@@ -196,8 +196,8 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     label. A combination costs the sum of its parts; what comes from the logits of a part is free.
     The physical predictor's costs are nominal: each forward and each backward pass counts as one.
     The gradients to the weights of each sample take longer (`jaxcurv.flip_probability`); about
-    three passes more come with converters or noise at each operation; the programming of the
-    sampled chips, once for all samples, is not counted.
+    three passes more come with converters or noise at each operation; the moments of the weights,
+    once for all samples, are not counted.
 
     Args:
         measured: predictor, forward_passes and, where it was measured, seconds_per_image of the

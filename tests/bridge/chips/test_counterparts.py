@@ -43,6 +43,7 @@ from bridge.chips import (
     profile_of,
 )
 from bridge.chips.configuration import rpu_config
+from bridge.chips.weight_noise import weight_noise
 from tests.chips import single
 
 LISTS = ((0.0, 5.0, 25.0), (25.0, 5.0, 0.0))
@@ -70,6 +71,42 @@ def test_round_trips(memory: Any) -> None:
     ):
         profile = Profile(adc, weights, memory, clipping, dac, noise)
         assert profile_of(rpu_config(profile)) == profile
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "expected"),
+    [
+        (WeightClipType.NONE, {"sigma": 9.0, "fixed_value": 0.3}, Clipping()),
+        (WeightClipType.FIXED_VALUE, {"sigma": 9.0, "fixed_value": 0.3},
+         Clipping("fixed_value", fixed_value=0.3)),
+        (WeightClipType.LAYER_GAUSSIAN, {"sigma": 9.0}, Clipping("layer_gaussian", sigma=9.0)),
+    ],
+    ids=lambda value: value.name if isinstance(value, WeightClipType) else "",
+)  # fmt: skip
+def test_numbers_that_a_clipping_does_not_read_are_left_out(
+    kind: WeightClipType, numbers: dict[str, float], expected: Clipping
+) -> None:
+    config = rpu_config(Profile())
+    config.clip.type = kind
+    for name, value in numbers.items():
+        setattr(config.clip, name, value)
+    assert profile_of(config) == Profile(clipping=expected)
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [
+        (None, None),
+        (WeightNoise(0.03), None),
+        (WeightNoise(0.03, drawn="per_mvm"), WeightNoise(0.03, drawn="per_mvm")),
+    ],
+)
+def test_noise_of_operations_is_what_the_configuration_draws(
+    noise: WeightNoise | None, expected: WeightNoise | None
+) -> None:
+    profile = Profile(wnoise=noise)
+    assert profile.noise_of_operations == expected
+    assert weight_noise(rpu_config(profile).forward) == (expected.sigma if expected else 0.0)
 
 
 @pytest.mark.parametrize("name", list(PROFILES))

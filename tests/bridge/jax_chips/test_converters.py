@@ -290,7 +290,9 @@ def test_dead_layers_and_black_images_are_told(in_jax: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match=r"the DAC range 0\.0; use images on which"):
         analog(logits_fn, params, profile, np.zeros_like(IMAGES))
     dead = params | {"0.weight": jnp.zeros_like(params["0.weight"]), "0.bias": -jnp.ones(64)}
-    with pytest.warns(UserWarning, match=r"no input other than 0 .*: 2.weight; 4.weight; each"):
+    with pytest.warns(
+        UserWarning, match=r"no input other than 0 .*: layer 2.weight, 4.weight; each"
+    ):
         chip = analog(logits_fn, dead, profile, IMAGES)
     logits = chip.apply(chip.program(dead, jax.random.key(0)), IMAGES[:2])
     assert np.isfinite(np.asarray(logits)).all()

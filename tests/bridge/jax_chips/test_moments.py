@@ -100,10 +100,11 @@ def test_the_largest_weight_of_a_small_tile_may_be_the_weight_itself(
 
 @pytest.mark.parametrize("memory", [PCM(), Hermes(), ReRamWan2022(), ReRamCMO()])
 def test_tiles_of_zeros_have_moments(memory: Any) -> None:
+    """A spread of 4,000 draws of a normal is known to 1.1 %, five times which is 0.06."""
     moments = memory.moments(np.zeros((3, 4)))
     read, _ = programmed(memory, np.zeros((3, 4)), 4000)
     np.testing.assert_allclose(moments.mean, read.mean(0), atol=0.1 * float(read.std()))
-    np.testing.assert_allclose(moments.variance**0.5, read.std(0), rtol=0.1)
+    np.testing.assert_allclose(moments.variance**0.5, read.std(0), rtol=0.06)
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS, ids=repr)

@@ -1,11 +1,11 @@
 """Moments of weights in phase-change memories; the formulas are in `jax_chips.devices.drifting`.
 
 A weight's mean and variance are taken over its programmed value v and the largest programmed
-magnitude m of its tile, m >= |v|, on the nodes of `programmed`. Given both, the devices have the
-conductances g of v / m. Each is read as g T^-nu (1 + sigma z), not below 0, with T = (t + t_0) /
-t_0 and moments that are known: those of T^-nu (`expectations.decay`), whose nu the device has of
-its target, times those of the read noise (`expectations.rectified`). For the mean magnitude alone
-a weight whose devices of both signs conduct counts as normal, given v and m.
+magnitude m of its tile, m >= |v|, on the nodes of `weight_distributions`. Given both, the devices
+have the conductances g of v / m. Each is read as g T^-nu (1 + sigma z), not below 0, with T = (t +
+t_0) / t_0 and moments that are known: those of T^-nu (`expectations.decay`), whose nu the device
+has of its target, times those of the read noise (`expectations.rectified`). For the mean magnitude
+alone a weight whose devices of both signs conduct counts as normal, given v and m.
 """
 
 import math
@@ -19,7 +19,7 @@ from bridge.chips.memories import measured
 from bridge.chips.memories.conductances import WeightMapping
 from bridge.chips.memories.expectations import DeviceMoments, Floats, decay, folded, rectified
 from bridge.chips.memories.pairs import ZERO, split
-from bridge.chips.memories.programmed import Programmed, programmed
+from bridge.chips.memories.weight_distributions import Distributions, distributions
 
 
 class Drifting(Protocol):
@@ -75,15 +75,17 @@ def moments(memory: Drifting, targets: NDArray[Any]) -> DeviceMoments:
 @lru_cache(maxsize=8)
 def _table(
     mapping: WeightMapping, g_max: float, constants: measured.PhaseChange, factor: float
-) -> Programmed:
+) -> Distributions:
     def spread(g: Floats) -> Floats:
         found: Floats = measured.spread(constants.programming, constants.reference, g_max, g)
         return factor * found
 
-    return programmed(mapping, g_max, spread)
+    return distributions(mapping, g_max, spread)
 
 
-def _read(memory: Drifting, table: Programmed, relative: Floats) -> tuple[Floats, Floats, Floats]:
+def _read(
+    memory: Drifting, table: Distributions, relative: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Mean, variance and mean magnitude of weights that were programmed to `relative` of the
     tile's largest, in its unit, `[targets, nodes, largest]`."""
     constants, g_max = memory.constants, memory.full_scale

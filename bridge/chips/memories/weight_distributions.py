@@ -26,15 +26,15 @@ _LEGENDRE = np.polynomial.legendre.leggauss(3)
 
 
 @dataclass(frozen=True)
-class Programmed:
-    """Programmed weights by their target, the largest target being 1.
+class Distributions:
+    """Distributions of a tile's programmed weights by target, the largest target being 1.
 
     Attributes:
       targets: `[targets]`, from -1 to 1.
       conductances: each device's target, microsiemens; positive and negative of each pair in turn.
       currents: what a microsiemens of each device adds to a weight.
-      weights: values that a weight takes, `[targets, nodes]`.
-      mass: their probabilities.
+      weights: values that a weight takes, `[targets, nodes]`, in units of the largest target.
+      mass: their probabilities, `[targets, nodes]`.
     """
 
     targets: Floats
@@ -77,9 +77,9 @@ class Programmed:
         return np.interp(targets, self.targets, values)
 
 
-def programmed(
+def distributions(
     mapping: WeightMapping, g_max: float, spread: Callable[[Floats], Floats]
-) -> Programmed:
+) -> Distributions:
     """Distributions of weights by target.
 
     Args:
@@ -115,7 +115,7 @@ def programmed(
     centre = (mass * offsets).sum(1, keepdims=True)
     width = np.sqrt((mass * (offsets - centre) ** 2).sum(1, keepdims=True))
     weights = mean[:, None] + (offsets - centre) / width * np.sqrt(variance)[:, None]
-    return Programmed(targets, conductances, currents, weights, mass)
+    return Distributions(targets, conductances, currents, weights, mass)
 
 
 def counts(nodes: Floats, values: Floats) -> Floats:
