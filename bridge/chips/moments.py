@@ -113,7 +113,8 @@ def weight_moments(
     noise drawn once per chip are in it; converters and noise drawn at each operation are not
     (`output_noise`). Each weight is taken by itself: what the weights of a tile share is not seen
     as shared. A compensation's factor is the ratio of expectations, mean magnitude before over mean
-    magnitude read.
+    magnitude read, by readings without converters: coarse ones, of 6 bits or so, or very few
+    weights make the true factor another.
 
     A memory of your own gives its moments by a method `moments(targets)`, see
     `bridge.chips.GivesMoments`. Where it has none, its noise model is sampled, and the mean of a
@@ -168,7 +169,7 @@ def weight_moments(
     with progress(len(layers), f"weight moments {profile.name}", "layer") as shown:
         for layer, tiles in layers.items():
             name = f"{layer}.weight" if layer else "weight"
-            found[name] = _layer_moments(quiet, layer, tiles, before[name].cpu(), chips, seed)
+            found[name] = _layer_moments(profile, layer, tiles, before[name].cpu(), chips, seed)
             shown.update()
     for other, name in _other_names(on_tiles).items():
         if f"{name}.weight" in found:

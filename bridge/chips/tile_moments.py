@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.chips.memories.expectations import DeviceMoments, Floats
-from bridge.chips.memories.protocol import Compensation, GivesMoments
+from bridge.chips.memories.expectations import DeviceMoments, Floats, folded
+from bridge.chips.memories.protocol import GivesMoments
 from bridge.chips.profiles import Profile
 
 _SMALLEST = 1e-4  # of a reading's mean magnitude, the largest target being 1; AIHWKit's
@@ -26,15 +26,16 @@ def tile_moments(
     """Moments of a tile's weights, compensation and frozen weight noise included.
 
     A compensation's factor is taken as the ratio of expectations, mean magnitude before over mean
-    magnitude read; what it varies by is left out, and so are converters in its readings. With f the
-    factor, mu and V the read weight's mean and variance and sigma the weight noise:
+    magnitude read; what it varies by is left out, and so are converters in its readings. Noise of
+    operations is in them, for which a weight counts as its mean magnitude. With f the factor, mu
+    and V the read weight's mean and variance, and sigma the weight noise:
 
         mean = f mu - target,    variance = f^2 (V + sigma^2 h)
 
     h is 1 ("constant") or the mean magnitude of the read weight ("pcm_read").
 
     Args:
-      profile: its compensation and weight noise.
+      profile: its compensation and noise.
       targets: `[rows, columns]`, the largest magnitude 1, or all 0.
       devices: what the memory gives for them, in their unit; None without a memory.
     """
@@ -44,7 +45,7 @@ def tile_moments(
     magnitude: Floats = np.abs(targets)
     factor: Floats = np.ones(())
     if devices is not None and profile.memory is not None:
-        factor = _factor(profile.memory.compensation, targets, devices)
+        factor = _factor(profile, targets, devices)
         mean = factor * devices.mean - targets
         variance, magnitude = devices.variance, devices.magnitude
     noise = profile.wnoise
@@ -54,16 +55,29 @@ def tile_moments(
     return TileMoments(mean, factor**2 * variance)
 
 
-def _factor(compensation: Compensation | None, targets: Floats, devices: DeviceMoments) -> Floats:
+def _factor(profile: Profile, targets: Floats, devices: DeviceMoments) -> Floats:
     """A compensation's factor, without a unit: `[]` for the tile, or `[rows, 1]`."""
+    compensation = None if profile.memory is None else profile.memory.compensation
     if compensation is None:
         return np.ones(())
     exact, columns = compensation == "global_exact", compensation == "per_column"
-    before, after = (
+    before = np.abs(targets) if exact else _read(profile, devices.programmed)
+    after = _read(profile, devices.magnitude)
+    means = (
         np.maximum(one.mean(1 if columns else None, keepdims=columns), _SMALLEST)
-        for one in (np.abs(targets) if exact else devices.programmed, devices.magnitude)
+        for one in (before, after)
     )
-    return np.asarray(before / after)
+    return np.asarray(np.divide(*means))
+
+
+def _read(profile: Profile, magnitudes: Floats) -> Floats:
+    """Mean magnitudes of weights as one operation reads them, with its noise."""
+    noise, variance = profile.noise_of_operations, np.zeros(magnitudes.shape)
+    if noise is not None:
+        variance += noise.sigma**2 * (magnitudes if noise.kind == "pcm_read" else 1.0)
+    if profile.out_noise is not None:
+        variance += profile.out_noise.sigma**2
+    return folded(magnitudes, np.sqrt(variance)) if variance.any() else magnitudes
 
 
 def as_moments(memory: GivesMoments, targets: NDArray[Any]) -> DeviceMoments:

@@ -176,9 +176,7 @@ class Chip:
                 f"images of shape {images.shape[1:]}; the chip was made for {self._example.shape}: "
                 "make one for these with bridge.analog"
             )
-        if not isinstance(weights, Programmed):
-            raise ValueError("weights must be what chip.program returns")
-        self._require_params(*jax.tree.flatten(weights.params))
+        self.require_one(weights)
         numbers = jnp.arange(len(images), dtype=jnp.uint32)
         if indices is not None:
             numbers = sample_numbers(indices)
@@ -312,6 +310,12 @@ class Chip:
                 )
 
         return partial(jax.jit(of_batch), jax.tree.leaves(self.params), units)
+
+    def require_one(self, weights: Any) -> None:
+        """Raises ValueError unless these are the weights of one chip like this."""
+        if not isinstance(weights, Programmed):
+            raise ValueError("weights must be what chip.program returns")
+        self._require_params(*jax.tree.flatten(weights.params))
 
     def _require_params(self, leaves: Sequence[Any], treedef: Any) -> None:
         targets, wanted = jax.tree.flatten(self.params)

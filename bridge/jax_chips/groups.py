@@ -53,9 +53,13 @@ def predict_chips(
       ValueError: no chip, at_once below 1, or what `predict` refuses.
     """
     batch_size = require_count("batch_size", batch_size)
-    given, count = samples_of(source, keys), len(chip_keys)
-    if not count:
-        raise ValueError("chip_keys holds no key: give jax.random.split(key, chips)")
+    given = samples_of(source, keys)
+    if not _are_keys(chip_keys):
+        raise ValueError(
+            "chip_keys must be an array of random keys [chips], such as jax.random.split(key, "
+            f"chips); got {chip_keys!r}"
+        )
+    count = len(chip_keys)
     devices = jax.local_devices()
     if at_once is None:
         at_once = fitting(chip, batch_size)
@@ -71,6 +75,14 @@ def predict_chips(
     for number, table in enumerate(tables):
         table.insert(0, "chip", np.int64(number))
     return pd.concat(tables, ignore_index=True)
+
+
+def _are_keys(chip_keys: Any) -> bool:
+    """Whether these are keys `[chips]`, typed or of the words that JAX had before."""
+    if not isinstance(chip_keys, jax.Array | np.ndarray):
+        return False
+    typed = jnp.issubdtype(chip_keys.dtype, jax.dtypes.prng_key)
+    return chip_keys.ndim == (1 if typed else 2) and len(chip_keys) > 0
 
 
 def fitting(chip: Chip, batch_size: int) -> int:

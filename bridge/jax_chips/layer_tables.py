@@ -36,11 +36,13 @@ def layer_report(
       images: as the function takes them.
 
     Raises:
-      ValueError: images of another shape, or outputs that are not finite.
+      ValueError: images of another shape, weights of several chips or of another, or outputs that
+        are not finite.
     """
     images = np.asarray(images)
     if images.shape[1:] != chip._example.shape or not len(images):
         raise ValueError(f"images must be [batch, {chip._example.shape}], got {images.shape}")
+    chip.require_one(weights)
     sums = np.zeros((3, len(chip.layers)))
     with progress(len(images), "layers") as shown:
         for start in range(0, len(images), _CHUNK):

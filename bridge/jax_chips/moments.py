@@ -25,7 +25,9 @@ def weight_moments(chip: Chip) -> Moments:
     Clipping, programming, drift, read noise, compensation and weight noise drawn once per chip are
     in it; converters and noise drawn at each operation are not. No chip is programmed. Each weight
     is taken by itself: what the weights of a tile share is not seen as shared. A compensation's
-    factor is the ratio of expectations, mean magnitude before over mean magnitude read.
+    factor is the ratio of expectations, mean magnitude before over mean magnitude read, by readings
+    without converters: coarse ones, of 6 bits or so, or very few weights make the true factor
+    another.
 
     Args:
       chip: made by `bridge.analog`; its `params` are the digital weights.

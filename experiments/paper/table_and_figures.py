@@ -22,8 +22,9 @@ from bridge.report.figures import style
 from bridge.report.folds import POOLED, Fold
 from bridge.report.tables import outcomes
 from bridge.report.tables.formats import with_interval
+from experiments.runs.descriptions import read_framework
 from experiments.runs.files import read_parquet, require_writable
-from experiments.runs.records import recorded_settings
+from experiments.runs.records import read_record, recorded_settings
 from experiments.settings.flags import Data
 from experiments.settings.values import positional
 from experiments.system.errors import at_work
@@ -95,7 +96,7 @@ class _Run:
     @property
     def model(self) -> str:
         model = self.settings["model"]
-        return f"{model['architecture']}, width {model['width']}"
+        return model.get("factory") or f"{model['architecture']}, width {model['width']}"
 
     @property
     def data(self) -> str:
@@ -292,6 +293,12 @@ def _open(folder: Path, *files: str) -> _Run:
         raise FileNotFoundError(
             f"no {missing[0] if missing else 'records in stages/'} in {folder}: give the folder of "
             "a finished run, such as runs/digits"
+        )
+    page = read_record(folder, "report")
+    if page and read_framework(folder) == "jax" and page["settings"]["simulate"]["engine"] != "jax":
+        raise FileNotFoundError(
+            f"the chips in {folder} are of earlier settings, and its network has none without "
+            "--simulate.engine jax: run it again with that flag"
         )
     return _Run(folder, settings)
 

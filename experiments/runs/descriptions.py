@@ -91,6 +91,14 @@ def framework_in(description: dict[str, Any]) -> Framework:
     return framework
 
 
+def read_framework(folder: Path) -> Framework:
+    """`framework_in` of a run's model.json; "torch" where there is none that can be read."""
+    try:
+        return framework_in(read_description(folder))
+    except (OSError, ValueError):
+        return "torch"
+
+
 def _no_resnet(found: dict[str, Any]) -> str | None:
     kinds = get_type_hints(Model)
     for name in ("architecture", "stem"):

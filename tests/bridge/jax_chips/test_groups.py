@@ -70,8 +70,11 @@ def test_linear_chips_to_the_last_digits() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     chip = made()
-    with pytest.raises(ValueError, match="holds no key"):
-        predict_chips(chip, KEYS[:0], ROWS)
+    for keys in (KEYS[:0], KEYS[0], jax.random.PRNGKey(0), [KEYS[0], KEYS[1]]):
+        with pytest.raises(ValueError, match=r"must be an array of random keys \[chips\]"):
+            predict_chips(chip, keys, ROWS)
+    legacy = jax.random.split(jax.random.PRNGKey(0), 2)
+    assert predict_chips(chip, legacy, ROWS)["chip"].nunique() == 2
     with pytest.raises(ValueError, match="at_once must be"):
         predict_chips(chip, KEYS, ROWS, at_once=0)
     with pytest.raises(ValueError, match="no samples"):

@@ -100,7 +100,7 @@ def test_circumstances(report: Any) -> None:
         "repeats": 2,
         "aihwkit_repeats": 1,
         "engines": ["fast", "aihwkit"],
-        "programmings": 1,
+        "programmings": 5,
     }
     assert report["versions"]["torch"] == torch.__version__
     assert {"python", "aihwkit", "jaxcurv"} <= report["versions"].keys()

@@ -149,3 +149,14 @@ def test_what_has_no_tiles_is_refused_at_once(place: Path, tmp_path: Path) -> No
 
 def test_there_is_nothing_to_export(run: Path) -> None:
     assert "export is for AIHWKit's chips" in refuse("export", "--out", run)
+
+
+def test_tables_of_chips_that_a_run_no_longer_has_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    printed, _ = succeed("table-one", copy, "--out", tmp_path / "table")
+    assert "own_jax:pair" in printed
+    assert "resnet18" not in printed
+    _, said = succeed("run", "--out", copy, "--simulate.engine", "fast")
+    assert "left out: export, moments, flips, simulate" in said
+    for command in (("table-one", copy), ("figure-one", copy)):
+        assert "has none without --simulate.engine jax" in refuse(*command, "--out", tmp_path)
