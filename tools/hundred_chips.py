@@ -1,7 +1,7 @@
 """A hundred chips in JAX of an archived network: the share of them on which each image fails.
 
 `python -m tools.hundred_chips --data-dir DIR`, with CIFAR-100 in DIR, after `make setup`; leaves
-hundred_chips.png, .svg and .csv in experiments/results/hundred_chips. Finished chips are kept in
+hundred_chips.png, .svg and .csv in hundred-chips/ beside the archived results. Finished chips are kept in
 runs/hundred_chips and not computed again.
 """
 
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = outcomes(
         given.data_dir, given.results / _PRESET, given.pieces, given.chips, given.samples
     )
-    out = given.results / "hundred_chips"
+    out = given.results / _PRESET / "hundred-chips"
     out.mkdir(parents=True, exist_ok=True)
     path = draw(table, given.chips, out / "hundred_chips.png")
     right = table[table["digital"]]
