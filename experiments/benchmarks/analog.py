@@ -271,7 +271,7 @@ def make_in_jax(
         jnp.asarray(tensor.permute(0, 2, 3, 1).contiguous().numpy())
         for tensor in (workload.calibration, workload.images)
     )
-    logits_fn, params = bridge.to_jax(workload.network, workload.images)
+    logits_fn, params = _in_flax(workload, settings)
     forward = jax.jit(logits_fn)
 
     def digital() -> Any:
@@ -288,6 +288,24 @@ def make_in_jax(
             found[_name(name, "jax")] = Contestant(settings.repeats, partial(run, chip, weights))
             shown.update()
     return digital, found
+
+
+def _in_flax(workload: Workload, settings: AnalogBenchmark) -> tuple[Callable[..., Any], Any]:
+    """The network in Flax as a function, and its parameters."""
+    from flax import nnx
+
+    import bridge
+    from jaxcurv.engine.model import functional
+    from jaxcurv.models import ResNet18
+
+    like = nnx.eval_shape(
+        lambda: ResNet18(
+            num_classes=settings.classes, stem="cifar", width=settings.width, rngs=nnx.Rngs(0)
+        )
+    )
+    model = bridge.from_torch(workload.network, like)
+    model.eval()
+    return functional(model, None)
 
 
 def measure_programming(workload: Workload, settings: AnalogBenchmark) -> dict[str, Any]:
@@ -314,7 +332,7 @@ def measure_programming(workload: Workload, settings: AnalogBenchmark) -> dict[s
         makers["aihwkit"] = in_torch
     if "jax" in settings.engines:
         images = jnp.asarray(workload.calibration.permute(0, 2, 3, 1).contiguous().numpy())
-        logits_fn, params = bridge.to_jax(workload.network, workload.images)
+        logits_fn, params = _in_flax(workload, settings)
         chip = bridge.analog(logits_fn, params, profile, images)
         makers["jax"] = lambda seed: jax.block_until_ready(
             chip.program(params, jax.random.key(seed)).units
