@@ -173,8 +173,8 @@ def test_the_attributes_say_how_it_was_scored(table: pd.DataFrame) -> None:
     assert found["batch_sizes"] == [4]
     assert found["devices"] == [jax.devices()[0].device_kind]
     assert found["jax"] == [jax.__version__]
-    # pandas copies it at every operation: neither the logits of random images nor checksums.
-    assert len(json.dumps(found)) < 2000
+    # pandas copies it at every operation: two checksums a column, but nothing for each sample.
+    assert len(json.dumps(found)) < 3000
 
 
 def test_rows_are_those_of_input_curvature(model: ConvNet, table: pd.DataFrame) -> None:
