@@ -8,7 +8,8 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `operations`: how a product runs on tiles; `grids`: how its weights are split among them.
 - `devices`: how memories program and drift; `programming`: all that happens to a tile's weights.
 - `levels`: times and levels of noise as arguments of a compiled program; `normals`: their draws.
-- `ranges`: those of the converters; `converters`: an ADC; `execution`: the logits.
+- `tiles`: what those of a product compute, and what they may err; `execution`: walks with them.
+- `ranges`: those of the converters; `converters`: an ADC.
 - `carried`: a chip of `bridge.program` as one of these.
 - `moments` of programmed weights, and `output_noise`: what converters add to a margin.
 - `prediction`: a chip over a data set; `groups`: many chips, several at once.

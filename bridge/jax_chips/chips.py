@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
-from bridge.jax_chips.execution import Ranges, energies, is_linear, logits, margins
+from bridge.jax_chips.execution import Ranges, energies, logits, margins
 from bridge.jax_chips.layers import Plan, plan, put
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
+from bridge.jax_chips.tiles import is_linear
 from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.model import NnxCall
 from jaxcurv.engine.tracing import dtypes, fingerprint, trace

@@ -47,9 +47,8 @@ def output_noise(
     given = as_source(source, keys=keys)
     if not len(given):
         raise ValueError("the source has no samples")
-    noise = chip.profile.wnoise
-    drawn = noise if noise is not None and noise.drawn == "per_mvm" else None
-    exact = replace(chip, profile=replace(chip.profile, memory=None, wnoise=drawn))
+    profile = replace(chip.profile, memory=None, wnoise=chip.profile.noise_of_operations)
+    exact = replace(chip, profile=profile)
     tables = []
     with progress(len(given), description) as shown:
         for batch, images in batches_of(exact, given, batch_size):

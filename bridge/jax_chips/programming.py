@@ -139,8 +139,8 @@ def _read(profile: Profile, weights: Tile, limit: Array, key: Array) -> Tile:
 
     They are read at the unit of inputs, which a DAC gives exactly.
     """
-    if profile.wnoise is not None and profile.wnoise.drawn == "per_mvm":
-        weights = _noisy(profile.wnoise, weights, key)
+    if profile.noise_of_operations is not None:
+        weights = _noisy(profile.noise_of_operations, weights, key)
     if profile.out_noise is not None:
         noise = normal(jax.random.fold_in(key, 0), weights.shape)
         weights = weights + profile.out_noise.sigma * noise

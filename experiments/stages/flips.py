@@ -169,6 +169,4 @@ def _weights_of(profile: Profile) -> str:
 
 def _operations_of(profile: Profile) -> str:
     """The profile of the same noise at each operation, and exact weights."""
-    wnoise = profile.wnoise
-    drawn = wnoise if wnoise is not None and wnoise.drawn == "per_mvm" else None
-    return replace(profile, wnoise=drawn, memory=None).name
+    return replace(profile, wnoise=profile.noise_of_operations, memory=None).name

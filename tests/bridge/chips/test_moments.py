@@ -70,7 +70,7 @@ def test_frozen_noise_has_a_closed_form(kind: Any) -> None:
 
 
 def test_moments_are_those_of_the_programmed_chips() -> None:
-    """Of sixty chips: the squared means in their standard errors are 1 in the mean, and so are the
+    """On sixty chips: the squared means in their standard errors are 1 in the mean, and so are the
     ratios of the variances; 5,000 weights."""
     network, profile = small_resnet(), PROFILES["adc+wnoise+pcm"]
     quiet, count = replace(profile, adc=None), 60

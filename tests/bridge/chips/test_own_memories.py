@@ -99,7 +99,7 @@ def test_programmed_weights_deviate_as_the_formula_says() -> None:
 
 
 def test_moments_are_sampled_where_it_has_none() -> None:
-    """Of 30 chips; a mean of 120,000 sample variances is known to 0.1 %."""
+    """On 30 chips; a mean of 120,000 sample variances is known to 0.1 %."""
     memory = Gaussian(t_inference=DAY)
     (moments,) = weight_moments(network(), Profile(memory=memory), chips=30).values()
     decay = (1 + DAY) ** -0.1

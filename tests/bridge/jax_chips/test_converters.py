@@ -16,7 +16,7 @@ from bridge.chips import ADC, DAC, PCM, OutputNoise, Profile, WeightNoise, clipp
 from bridge.chips.configuration import rpu_config
 from bridge.chips.tiles import named_tiles
 from bridge.jax_chips import analog, carried, load_programmed, save_programmed
-from bridge.jax_chips.execution import is_linear
+from bridge.jax_chips.tiles import is_linear
 from tests.bridge.jax_chips.test_chips import IMAGES, torch_logits, torch_network
 from tests.chips import single
 
