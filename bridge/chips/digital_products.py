@@ -94,13 +94,7 @@ def tell_fixed_products(
         "weights that are to be on tiles are a Linear or Conv2d layer's, what is to stay digital "
         f"is named, digital_layers=[{', '.join(map(repr, owners))}]"
     )
-    if vars(network).get(_STRICT, False):
-        raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
-    share = _percent(sum(fixed.values()), _operations(network, images[:1])[""])
-    warn_once(
-        f"{told}: digital, without a chip's noise, with {share}; {cures}; program(..., "
-        "strict=True) refuses them"
-    )
+    _tell(network, told, cures, sum(fixed.values()), 0.0, images)
 
 
 def tell_picked_products(
@@ -125,11 +119,31 @@ def tell_picked_products(
         "pick it, or name what is to stay digital, "
         f"digital_layers=[{', '.join(map(repr, names))}]"
     )
+    sums = sum(one.sums for one in picked.values())
+    products = sum(one.products for one in picked.values())
+    _tell(network, told, cures, products, sums, images)
+
+
+def _tell(
+    network: nn.Module,
+    told: str,
+    cures: str,
+    products: float,
+    sums: float,
+    images: torch.Tensor,
+) -> None:
+    """Warns once of products that stay digital, or refuses them where none may.
+
+    Args:
+      told: what they are, as the beginning of a sentence.
+      cures: what to do about them.
+      products: their operations that PyTorch counts, for one sample.
+      sums: those that it does not count.
+      images: what the network takes; the first is run.
+    """
     if vars(network).get(_STRICT, False):
         raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
-    sums = sum(one.sums for one in picked.values())
-    part = sum(one.products for one in picked.values()) + sums
-    share = _percent(part, _operations(network, images[:1])[""] + sums)
+    share = _percent(products + sums, _operations(network, images[:1])[""] + sums)
     warn_once(
         f"{told}: digital, without a chip's noise, with {share}; {cures}; program(..., "
         "strict=True) refuses them"

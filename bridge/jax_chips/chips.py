@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from bridge.chips.profiles import Profile
 from bridge.jax_chips import ranges
 from bridge.jax_chips.devices import require_device
-from bridge.jax_chips.execution import Ranges, energies, logits, margins
+from bridge.jax_chips.execution import Network, Ranges, energies, logits, margins
 from bridge.jax_chips.layers import Plan, plan, put
 from bridge.jax_chips.normals import threefry_key
 from bridge.jax_chips.programming import layer_key, program_layer
@@ -172,11 +172,7 @@ class Chip:
           ValueError: weights of another chip, images of another shape, or bad indices.
         """
         images = jnp.asarray(images, self._example.dtype)
-        if images.shape[1:] != self._example.shape:
-            raise ValueError(
-                f"images of shape {images.shape[1:]}; the chip was made for {self._example.shape}: "
-                "make one for these with bridge.analog"
-            )
+        self.require_images(images)
         self.require_one(weights)
         numbers = jnp.arange(len(images), dtype=jnp.uint32)
         if indices is not None:
@@ -197,9 +193,9 @@ class Chip:
         """
         if self._ranges is None or self.profile.adc is None:
             raise ValueError(f"profile {self.profile.name} has no ADC, so it does not clip outputs")
+        leaves = jax.tree.leaves(weights.params)
         shares = ranges.beyond(
-            *(self._program, self._plan, jax.tree.leaves(weights.params), weights.units),
-            *(np.asarray(images), self.profile, self._ranges, self._input_ranges),
+            self._network, leaves, weights.units, np.asarray(images), self._ranges
         )
         return dict(zip(self.layers, shares, strict=True))
 
@@ -259,8 +255,7 @@ class Chip:
             return self._exact(leaves, images)
         with jax.default_matmul_precision(PRECISION):
             return logits(
-                *(self._program, self._plan, self.profile, self._both_ranges, leaves),
-                *(weights.units, weights.key, images, indices, chosen),
+                self._network, leaves, weights.units, weights.key, images, indices, chosen
             )
 
     def _exact(self, leaves: Sequence[Any], images: Array) -> Array:
@@ -274,12 +269,10 @@ class Chip:
         """Energies of the layers' outputs and of their errors (`layer_report`)."""
 
         def of_batch(weights: Programmed, images: Array, indices: Array) -> Any:
-            leaves = (jax.tree.leaves(self.params), jax.tree.leaves(weights.params))
+            targets, leaves = map(jax.tree.leaves, (self.params, weights.params))
+            units, key = weights.units, weights.key
             with jax.default_matmul_precision(PRECISION):
-                return energies(
-                    *(self._program, self._plan, self.profile, self._both_ranges, *leaves),
-                    *(weights.units, weights.key, images, indices),
-                )
+                return energies(self._network, targets, leaves, units, key, images, indices)
 
         return jax.jit(of_batch)
 
@@ -293,10 +286,11 @@ class Chip:
         return weights._replace(params=jax.tree.unflatten(treedef, leaves))
 
     @property
-    def _both_ranges(self) -> Ranges:
-        """Those of the converters, as tiles need them."""
+    def _network(self) -> Network:
+        """The function with its tiles."""
         outputs = None if self._ranges is None else ranges.by_output(self._plan, self._ranges)
-        return Ranges(self._input_ranges, outputs)
+        both = Ranges(self._input_ranges, outputs)
+        return Network(self._program, self._plan, self.profile, both)
 
     @cached_property
     def _margins(self) -> Callable[[Array], tuple[Array, Array]]:
@@ -305,12 +299,17 @@ class Chip:
 
         def of_batch(leaves: list[Array], units: Sequence[Array], images: Array) -> Any:
             with jax.default_matmul_precision(PRECISION):
-                return margins(
-                    *(self._program, self._plan, self.profile, self._both_ranges),
-                    *(leaves, units, images),
-                )
+                return margins(self._network, leaves, units, images)
 
         return partial(jax.jit(of_batch), jax.tree.leaves(self.params), units)
+
+    def require_images(self, images: Array | np.ndarray) -> None:
+        """Raises ValueError unless images `[batch, ...]` have the shape that the chip is for."""
+        if images.shape[1:] != self._example.shape:
+            raise ValueError(
+                f"images of shape {images.shape[1:]}; the chip was made for {self._example.shape}: "
+                "make one for these with bridge.analog"
+            )
 
     def require_one(self, weights: Any) -> None:
         """Raises ValueError unless these are the weights of one chip like this."""
@@ -407,44 +406,43 @@ def analog(
     chip = Chip(profile, params, found.coverage, None, logits_fn, program, found, None, sample)
     if not isinstance(examples, jax.core.Tracer):
         chip = replace(chip, _samples=np.asarray(examples[:_KEPT]))
+    if not profile.needs_calibration:
+        return _with_ranges(chip, None, None)
     ideal = replace(chip, profile=Profile(clipping=profile.clipping))
-    given = np.asarray(examples) if profile.needs_calibration else None
-    chip = replace(chip, _input_ranges=_input_ranges(ideal, profile, given))
-    chip = replace(chip, _ranges=_output_ranges(ideal, profile, given, chip._input_ranges))
-    on_pixels = given is not None and jnp.issubdtype(examples.dtype, jnp.floating)
-    largest = float(jnp.abs(examples).max()) if on_pixels else None
-    return replace(chip, largest_pixel=largest)
+    targets = ideal._programmed(params, jax.random.key(0))
+    if jnp.issubdtype(examples.dtype, jnp.floating):
+        chip = replace(chip, largest_pixel=float(jnp.abs(examples).max()))
+    return _with_ranges(chip, targets, np.asarray(examples))
 
 
-def _input_ranges(
-    ideal: Chip, profile: Profile, images: np.ndarray | None
-) -> tuple[float, ...] | None:
-    """The DAC's fixed range of each layer; None where each input vector has its own unit."""
-    dac, layers = profile.dac, ideal._plan.layers
-    if dac is None or dac.range == "max":
-        return None
-    if dac.range != "calibrated":
-        return (float(dac.range),) * len(layers)
-    assert images is not None
-    leaves = jax.tree.leaves(jax.jit(ideal.program)(ideal.params, jax.random.key(0)).params)
-    return ranges.calibrated_inputs(ideal._program, ideal._plan, leaves, images, dac.percentile)
+def _with_ranges(chip: Chip, targets: Programmed | None, images: np.ndarray | None) -> Chip:
+    """The chip with the ranges of its converters.
 
-
-def _output_ranges(
-    ideal: Chip, profile: Profile, images: np.ndarray | None, inputs: tuple[float, ...] | None
-) -> tuple[np.ndarray, ...] | None:
-    """The ADC's range of each tile, for each layer `[tiles]`; None without an ADC."""
-    adc, layers = profile.adc, ideal._plan.layers
+    Args:
+      targets: weights without errors, and
+      images: what to calibrate on; None where no range is calibrated.
+    """
+    dac, adc, layers = chip.profile.dac, chip.profile.adc, chip._plan.layers
+    leaves = [] if targets is None else jax.tree.leaves(targets.params)
+    # Inputs are neither rounded there, nor outputs.
+    exact = chip._network._replace(profile=Profile())
+    if dac is not None and dac.range != "max":
+        if dac.range != "calibrated":
+            inputs = (float(dac.range),) * len(layers)
+        else:
+            assert images is not None
+            inputs = ranges.calibrated_inputs(exact, leaves, images, dac.percentile)
+        chip = replace(chip, _input_ranges=inputs)
+        exact = exact._replace(ranges=Ranges(inputs, None))
     if adc is None:
-        return None
+        return chip
     if adc.range != "calibrated":
-        return tuple(np.full(layer.grid.count, adc.range, np.float32) for layer in layers)
-    assert images is not None
-    targets = jax.jit(ideal.program)(ideal.params, jax.random.key(0))
-    return ranges.calibrated(
-        *(ideal._program, ideal._plan, jax.tree.leaves(targets.params), targets.units),
-        *(images, adc.percentile, inputs),
-    )
+        outputs = tuple(np.full(one.grid.count, adc.range, np.float32) for one in layers)
+    else:
+        assert targets is not None
+        assert images is not None
+        outputs = ranges.calibrated(exact, leaves, targets.units, images, adc.percentile)
+    return replace(chip, _ranges=outputs)
 
 
 def paths(tree: Any) -> list[str]:

@@ -38,15 +38,31 @@ class Ranges(NamedTuple):
         )
 
 
+class Network(NamedTuple):
+    """A function's program with tiles in place of its products."""
+
+    program: ClosedJaxpr
+    """Of one sample."""
+    plan: Plan
+    """Its products."""
+    profile: Profile
+    """Converters and noise of operations."""
+    ranges: Ranges
+
+    def tiles(
+        self, layer: int, operation: Operation, units: Float[Array, "columns outputs"]
+    ) -> Tiles:
+        """Those of a product with a layer."""
+        columns = self.plan.layers[layer].grid.columns
+        return Tiles(operation, columns, units, self.profile, *self.ranges.of(layer))
+
+
 Outputs = Callable[[int, Operation, Array, Array], Array]
 """What stands in for a product on tiles: layer, operation, activations and weight to its result."""
 
 
 def logits(
-    program: ClosedJaxpr,
-    plan: Plan,
-    profile: Profile,
-    ranges: Ranges,
+    network: Network,
     leaves: Sequence[Array],
     units: Units,
     key: Array,
@@ -57,10 +73,7 @@ def logits(
     """Logits of each sample, which depend on no other sample of the batch.
 
     Args:
-      program: of one sample.
-      plan: its products.
-      profile: converters and noise.
-      ranges: of the converters.
+      network: the function.
       leaves: programmed parameters.
       units: see `Units`.
       key: of the noise of operations.
@@ -70,7 +83,7 @@ def logits(
     """
 
     def one(image: Array, index: Array) -> Array:
-        on_tiles = _on_tiles(plan, profile, ranges, units, key, index)
+        on_tiles = _on_tiles(network, units, key, index)
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             found = on_tiles(layer, operation, x, weight)
@@ -79,32 +92,27 @@ def logits(
             exact = operation.result(exact_sums(operation, x, weight))
             return jnp.where(chosen[layer], found, exact)
 
-        return _run(program, plan, leaves, image, outputs)
+        return _run(network, leaves, image, outputs)
 
     return jax.vmap(one)(images, indices)
 
 
-def _on_tiles(
-    plan: Plan, profile: Profile, ranges: Ranges, units: Units, key: Array, index: Array
-) -> Outputs:
+def _on_tiles(network: Network, units: Units, key: Array, index: Array) -> Outputs:
     """What the tiles compute for one sample, each call of a layer with noise of its own."""
     calls: Counter[int] = Counter()
 
     def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-        on_tiles = plan.layers[layer]
-        call = jax.random.fold_in(layer_key(key, on_tiles.name), calls[layer])
+        call = layer_key(key, network.plan.layers[layer].name)
+        call = jax.random.fold_in(call, calls[layer])
         calls[layer] += 1
-        tiles = Tiles(operation, on_tiles.grid.columns, units[layer], profile, *ranges.of(layer))
+        tiles = network.tiles(layer, operation, units[layer])
         return tiles.outputs(x, weight, jax.random.fold_in(call, index))
 
     return outputs
 
 
 def energies(
-    program: ClosedJaxpr,
-    plan: Plan,
-    profile: Profile,
-    ranges: Ranges,
+    network: Network,
     targets: Sequence[Array],
     leaves: Sequence[Array],
     units: Units,
@@ -120,10 +128,10 @@ def energies(
     """
 
     def one(image: Array, index: Array) -> tuple[Array, Array, Array]:
-        signal, error, own = ([jnp.zeros(()) for _ in plan.layers] for _ in range(3))
+        signal, error, own = ([jnp.zeros(()) for _ in network.plan.layers] for _ in range(3))
         expected: list[Array] = []
-        places = (one.weight for one in plan.products if one.weight is not None)
-        apart = _on_tiles(plan, profile, ranges, units, key, index)
+        places = (one.weight for one in network.plan.products if one.weight is not None)
+        apart = _on_tiles(network, units, key, index)
 
         def digital(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             place = next(places)
@@ -134,15 +142,15 @@ def energies(
             expected.append(y)
             return y
 
-        _run(program, plan, targets, image, digital)
-        met, running = iter(expected), _on_tiles(plan, profile, ranges, units, key, index)
+        _run(network, targets, image, digital)
+        met, running = iter(expected), _on_tiles(network, units, key, index)
 
         def analog(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             y = running(layer, operation, x, weight)
             error[layer] += jnp.square(y - next(met)).sum()
             return y
 
-        _run(program, plan, leaves, image, analog)
+        _run(network, leaves, image, analog)
         return jnp.stack(signal), jnp.stack(error), jnp.stack(own)
 
     signal, error, own = jax.vmap(one)(images, indices)
@@ -150,10 +158,7 @@ def energies(
 
 
 def margins(
-    program: ClosedJaxpr,
-    plan: Plan,
-    profile: Profile,
-    ranges: Ranges,
+    network: Network,
     leaves: Sequence[Array],
     units: Units,
     images: Shaped[Array, "batch ..."],
@@ -169,10 +174,6 @@ def margins(
         shapes: list[tuple[int, ...]] = []
         at: list[tuple[int, Operation]] = []
 
-        def tiles(layer: int, operation: Operation) -> Tiles:
-            columns = plan.layers[layer].grid.columns
-            return Tiles(operation, columns, units[layer], profile, *ranges.of(layer))
-
         def look(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             exact = exact_sums(operation, x, weight)
             shapes.append(exact.shape)
@@ -186,14 +187,14 @@ def margins(
                 given.append((x, weight))
                 return operation.result(exact_sums(operation, x, weight) + next(met))
 
-            first, second = jax.lax.top_k(_run(program, plan, leaves, image, outputs), 2)[0]
+            first, second = jax.lax.top_k(_run(network, leaves, image, outputs), 2)[0]
             return first - second, given
 
-        jax.eval_shape(lambda x: _run(program, plan, leaves, x, look), image)
+        jax.eval_shape(lambda x: _run(network, leaves, x, look), image)
         probes = [jnp.zeros(shape) for shape in shapes]
         (value, given), slopes = jax.value_and_grad(margin, has_aux=True)(probes)
         variances = [
-            tiles(layer, operation).variance(x, weight, slope)
+            network.tiles(layer, operation, units[layer]).variance(x, weight, slope)
             for (layer, operation), (x, weight), slope in zip(at, given, slopes, strict=True)
         ]
         return value, sum(variances, jnp.zeros(()))
@@ -203,42 +204,39 @@ def margins(
 
 
 def observed(
-    program: ClosedJaxpr,
-    plan: Plan,
+    network: Network,
     leaves: Sequence[Array],
     units: Units,
     images: Shaped[Array, "batch ..."],
     reduce: Callable[[Array], Array],
-    profile: Profile,
-    ranges: Ranges,
 ) -> list[list[list[Array]]]:
     """What the tiles' outputs are ahead of ADCs, in the tiles' unit, by magnitude.
 
     Args:
+      network: the function; its noise of operations is left out. Inputs saturate beyond the DAC's
+        ranges without a DAC too.
       reduce: what is kept of `[outputs, positions]`.
-      profile: converters; noise of operations there is none.
-      ranges: of the converters. Inputs saturate beyond theirs without a DAC too.
 
     Returns:
       For each layer and column of its tiles what `reduce` gives for each call, `[batch, ...]`.
     """
 
     def one(image: Array) -> Any:
-        seen: list[list[list[Array]]] = [[[] for _ in layer.grid.columns] for layer in plan.layers]
+        layers = network.plan.layers
+        seen: list[list[list[Array]]] = [[[] for _ in layer.grid.columns] for layer in layers]
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
-            columns = plan.layers[layer].grid.columns
-            tiles = Tiles(operation, columns, units[layer], profile, *ranges.of(layer))
+            tiles = network.tiles(layer, operation, units[layer])
             inputs, matrix = operation.inputs(x), operation.matrix(weight.astype(jnp.float32))
             found = []
-            for number in range(len(columns)):
+            for number in range(len(tiles.columns)):
                 column = tiles.column(number, inputs, matrix)
                 rows = jnp.moveaxis(jnp.abs(column.exact / column.unit), column.axis, 0)
                 seen[layer][number].append(reduce(rows.reshape(len(rows), -1)))
                 found.append(tiles.converted(number, column, column.exact))
             return operation.result(sum(found[1:], found[0]))
 
-        _run(program, plan, leaves, image, outputs)
+        _run(network, leaves, image, outputs)
         return seen
 
     found: list[list[list[Array]]] = jax.vmap(one)(images)
@@ -246,8 +244,7 @@ def observed(
 
 
 def observed_inputs(
-    program: ClosedJaxpr,
-    plan: Plan,
+    network: Network,
     leaves: Sequence[Array],
     images: Shaped[Array, "batch ..."],
     reduce: Callable[[Array], Array],
@@ -262,13 +259,13 @@ def observed_inputs(
     """
 
     def one(image: Array) -> Any:
-        seen: list[list[Array]] = [[] for _ in plan.layers]
+        seen: list[list[Array]] = [[] for _ in network.plan.layers]
 
         def outputs(layer: int, operation: Operation, x: Array, weight: Array) -> Array:
             seen[layer].append(reduce(jnp.abs(x).ravel()))
             return operation.result(exact_sums(operation, x, weight))
 
-        _run(program, plan, leaves, image, outputs)
+        _run(network, leaves, image, outputs)
         return seen
 
     found: list[list[Array]] = jax.vmap(one)(images)
@@ -276,15 +273,14 @@ def observed_inputs(
 
 
 def _run(
-    program: ClosedJaxpr,
-    plan: Plan,
+    network: Network,
     leaves: Sequence[Array],
     image: Array,
     outputs: Outputs,
 ) -> Array:
     """The program's first result for one sample; `outputs(layer, operation, activations, weight)`
     computes what tiles do."""
-    met = iter(plan.products)
+    met = iter(network.plan.products)
 
     def on_product(product: jaxprs.Product, x: Array, weight: Array) -> Array | None:
         one = next(met)
@@ -294,5 +290,5 @@ def _run(
         found = outputs(one.layer, one.operation, x.astype(jnp.float32), weight)
         return found.astype(jaxprs.shape_of(product.equation.outvars[0]).dtype)
 
-    found: Array = jaxprs.run(program, leaves, image[None], on_product)[0][0]
+    found: Array = jaxprs.run(network.program, leaves, image[None], on_product)[0][0]
     return found

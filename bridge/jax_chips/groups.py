@@ -98,7 +98,17 @@ def fitting(chip: Chip, batch_size: int) -> int:
     if needed is None:
         return len(devices)
     held = needed.argument_size_in_bytes + needed.temp_size_in_bytes
-    return len(devices) * max(1, int(limit / 2 // held))
+    return _that_fit(limit, held, len(devices))
+
+
+def _that_fit(limit: int, held: int, devices: int) -> int:
+    """How many chips half of the devices' memory holds, one a device at least.
+
+    Args:
+      limit: bytes of a device.
+      held: bytes that one chip takes with a batch's activations.
+    """
+    return devices * max(1, limit // 2 // held)
 
 
 def _even(group: int, devices: int) -> int:

@@ -40,8 +40,9 @@ def layer_report(
         are not finite.
     """
     images = np.asarray(images)
-    if images.shape[1:] != chip._example.shape or not len(images):
-        raise ValueError(f"images must be [batch, {chip._example.shape}], got {images.shape}")
+    if not len(images):
+        raise ValueError("there are no images")
+    chip.require_images(images)
     chip.require_one(weights)
     sums = np.zeros((3, len(chip.layers)))
     with progress(len(images), "layers") as shown:

@@ -7,8 +7,8 @@ import pandas as pd
 
 from bridge.checks import require_count
 from bridge.jax_chips.chips import Chip
-from bridge.jax_chips.prediction import batches_of
-from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from bridge.jax_chips.prediction import batches_of, samples_of
+from jaxcurv.data.adapters import Keys, SourceLike
 from jaxcurv.progress import progress
 
 
@@ -44,9 +44,7 @@ def output_noise(
       ValueError: what `predict` refuses, or a margin or variance that is not finite.
     """
     batch_size = require_count("batch_size", batch_size)
-    given = as_source(source, keys=keys)
-    if not len(given):
-        raise ValueError("the source has no samples")
+    given = samples_of(source, keys)
     profile = replace(chip.profile, memory=None, wnoise=chip.profile.noise_of_operations)
     exact = replace(chip, profile=profile)
     tables = []

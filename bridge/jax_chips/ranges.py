@@ -8,24 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
-from bridge.chips.profiles import Profile
 from bridge.chips.range_rules import INPUTS, OUTPUTS, Given, Words, chosen_ranges, not_below
-from bridge.jax_chips.execution import Ranges, Units, observed, observed_inputs
+from bridge.jax_chips.execution import Network, Units, observed, observed_inputs
 from bridge.jax_chips.layers import Plan
 
 _CHUNK = 32  # images at once
 
 
 def calibrated(
-    program: ClosedJaxpr,
-    plan: Plan,
+    network: Network,
     leaves: Sequence[Any],
     units: Units,
     images: np.ndarray,
     percentile: float,
-    inputs: Sequence[float] | None,
 ) -> tuple[np.ndarray, ...]:
     """Each tile's range, for each layer float32 `[tiles]`: a percentile of its outputs' magnitudes.
 
@@ -34,21 +30,21 @@ def calibrated(
     saturate. They are not rounded. `chosen_ranges` says what becomes of tiles whose outputs are 0.
 
     Args:
-      inputs: the DAC's fixed range of each layer; None where each input vector has its own.
+      network: the function, with no converter and the DAC's ranges, where these are fixed.
 
     Raises:
       ValueError: images that are all 0, or make outputs that are not finite.
     """
-    look = partial(observed, program, plan, profile=Profile(), ranges=Ranges(inputs, None))
-    seen = _outputs(partial(look, reduce=_reduce(percentile)), plan, leaves, units, images)
+    plan = network.plan
+    look = partial(observed, network, reduce=_reduce(percentile))
+    seen = _outputs(look, plan, leaves, units, images)
     tiles = [f"{n} of {one.name}" for one in plan.layers for n in range(one.grid.count)]
     bounds = np.array(_percentiles(seen, tiles, images, percentile, OUTPUTS), np.float32)
     return tuple(np.split(bounds, np.cumsum([one.grid.count for one in plan.layers])[:-1]))
 
 
 def calibrated_inputs(
-    program: ClosedJaxpr,
-    plan: Plan,
+    network: Network,
     leaves: Sequence[Any],
     images: np.ndarray,
     percentile: float,
@@ -61,41 +57,35 @@ def calibrated_inputs(
     Raises:
       ValueError: images that are all 0, or make activations that are not finite.
     """
-    look = jax.jit(partial(observed_inputs, program, plan, reduce=_reduce(percentile)))
+    look = jax.jit(partial(observed_inputs, network, reduce=_reduce(percentile)))
 
     def seen() -> Iterator[tuple[int, int, np.ndarray]]:
         for chunk in _chunks(images):
             for layer, calls in enumerate(look(leaves, jnp.asarray(chunk))):
                 yield len(chunk), layer, np.concatenate([np.asarray(one).ravel() for one in calls])
 
-    names = [one.name for one in plan.layers]
+    names = [one.name for one in network.plan.layers]
     return tuple(_percentiles(seen(), names, images, percentile, INPUTS))
 
 
 def beyond(
-    program: ClosedJaxpr,
-    plan: Plan,
+    network: Network,
     leaves: Sequence[Any],
     units: Units,
     images: np.ndarray,
-    profile: Profile,
     bounds: Sequence[np.ndarray],
-    inputs: Sequence[float] | None,
 ) -> list[np.ndarray]:
     """The share of each tile's outputs beyond its range, for each layer `[tiles]`.
 
     Args:
-      profile: the converters.
+      network: the function, with its converters.
       bounds: the ADC's ranges, for each layer `[tiles]`.
-      inputs: the DAC's, as for `calibrated`.
     """
-    ranges = Ranges(inputs, by_output(plan, bounds))
+    plan = network.plan
     over = np.zeros(sum(one.grid.count for one in plan.layers), np.int64)
     counts = np.zeros_like(over)
     limits = np.concatenate(bounds)
-    whole = partial(
-        observed, program, plan, reduce=lambda values: values, profile=profile, ranges=ranges
-    )
+    whole = partial(observed, network, reduce=lambda values: values)
     for _, tile, new in _outputs(whole, plan, leaves, units, images):
         over[tile] += (new > limits[tile]).sum()
         counts[tile] += len(new)

@@ -1,4 +1,5 @@
-"""Whether a run's network goes onto chips: in JAX all do, onto AIHWKit's only torch modules."""
+"""Whether a run's network goes onto chips: onto AIHWKit's torch modules do, onto those in JAX also
+functions with parameters."""
 
 from __future__ import annotations
 

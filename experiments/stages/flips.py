@@ -1,6 +1,7 @@
 """The physical predictor: the probability that a chip flips a prediction, without running a chip.
 
-Two stages, for the first needs torch and the second is JAX's work.
+Two stages, for the first is AIHWKit's work in torch, or that of the chips in JAX, and the second
+JAX's alone.
 """
 
 from __future__ import annotations

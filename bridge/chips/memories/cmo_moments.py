@@ -15,6 +15,7 @@ from scipy.special import log_ndtr
 
 from bridge.chips.memories import measured
 from bridge.chips.memories.expectations import DeviceMoments, Floats, bounded, folded
+from bridge.chips.memories.protocol import Ageing
 from bridge.chips.memories.weight_distributions import counts, quantiles
 
 _UNIFORM = 257
@@ -23,7 +24,7 @@ _NORMALS = np.linspace(-6, 6, 49)
 _LEGENDRE = np.polynomial.legendre.leggauss(3)
 
 
-class Cmo(Protocol):
+class Cmo(Ageing, Protocol):
     """A memory of one device for each weight."""
 
     @property
@@ -32,14 +33,6 @@ class Cmo(Protocol):
     def g_min(self) -> float: ...
     @property
     def acceptance(self) -> float: ...
-    @property
-    def t_inference(self) -> float: ...
-    @property
-    def programming_noise(self) -> float: ...
-    @property
-    def drift(self) -> float: ...
-    @property
-    def read_noise(self) -> float: ...
 
 
 def moments(memory: Cmo, targets: NDArray[Any]) -> DeviceMoments:

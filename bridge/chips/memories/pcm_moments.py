@@ -19,20 +19,13 @@ from bridge.chips.memories import measured
 from bridge.chips.memories.conductances import WeightMapping
 from bridge.chips.memories.expectations import DeviceMoments, Floats, decay, folded, rectified
 from bridge.chips.memories.pairs import ZERO, split
+from bridge.chips.memories.protocol import Ageing
 from bridge.chips.memories.weight_distributions import Distributions, distributions
 
 
-class Drifting(Protocol):
+class Drifting(Ageing, Protocol):
     """A phase-change memory."""
 
-    @property
-    def t_inference(self) -> float: ...
-    @property
-    def programming_noise(self) -> float: ...
-    @property
-    def drift(self) -> float: ...
-    @property
-    def read_noise(self) -> float: ...
     @property
     def mapping(self) -> WeightMapping: ...
     @property

@@ -51,6 +51,19 @@ class Memory(Protocol):
         """
 
 
+class Ageing(Protocol):
+    """The settings that memories with drift and read noise have in common."""
+
+    @property
+    def t_inference(self) -> float: ...
+    @property
+    def programming_noise(self) -> float: ...
+    @property
+    def drift(self) -> float: ...
+    @property
+    def read_noise(self) -> float: ...
+
+
 @runtime_checkable
 class GivesMoments(Protocol):
     """A memory that knows the moments of its weights: each that ships, and one of your own may."""

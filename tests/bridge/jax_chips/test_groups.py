@@ -13,6 +13,7 @@ import pytest
 
 from bridge.chips import ADC, PCM, Profile, WeightNoise
 from bridge.jax_chips import Chip, analog, predict, predict_chips
+from bridge.jax_chips.groups import _that_fit
 from jaxcurv import logit_scores
 from tests.conftest import ROOT
 
@@ -81,6 +82,14 @@ def test_what_cannot_be_is_refused() -> None:
         predict_chips(chip, KEYS, [])
     with pytest.raises(ValueError, match="50 occurs 2 times"):
         predict_chips(chip, KEYS, [*ROWS, ROWS[0]], at_once=2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "held", "devices", "chips"),
+    [(1000, 100, 1, 5), (1000, 100, 4, 20), (1999, 333, 2, 6), (100, 99, 3, 3), (0, 7, 2, 2)],
+)
+def test_a_group_takes_half_of_the_memory(limit: int, held: int, devices: int, chips: int) -> None:
+    assert _that_fit(limit, held, devices) == chips
 
 
 SPREAD = """
