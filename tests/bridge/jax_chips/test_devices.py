@@ -13,9 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.chips import PCM, Hermes, MappedPairs, Pairs, ReRamCMO, ReRamWan2022, SinglePair
-from bridge.jax_chips import devices
+from bridge.chips import (
+    PCM,
+    Hermes,
+    MappedPairs,
+    Pairs,
+    Profile,
+    ReRamCMO,
+    ReRamWan2022,
+    SinglePair,
+    WeightNoise,
+)
+from bridge.jax_chips import analog, devices
 from bridge.jax_chips.devices import drifting, reram_cmo, reram_wan2022
+from bridge.jax_chips.programming import _program_layer
 
 HOUR, YEAR = 3600.0, 365 * 86400.0
 SHAPE = (64, 80)
@@ -137,3 +148,26 @@ def test_a_memory_of_ones_own_is_its_own_device() -> None:
 
     with pytest.raises(ValueError, match="Silent has no model in JAX: give it the methods"):
         devices.require_device(Silent())
+
+
+@pytest.mark.parametrize("memory", [PCM(), Hermes(), ReRamCMO(), ReRamWan2022()])
+def test_other_times_and_levels_compile_nothing(memory: Any) -> None:
+    names = ("noise", "programming_noise", "drift", "read_noise")
+    levels = [name for name in names if hasattr(memory, name)]
+    times = [] if isinstance(memory, ReRamWan2022) else [2.0, 3600.0, 1e7]
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(7, 5)), jnp.float32)
+    images = np.ones((2, 7), np.float32)
+
+    def weights(memory: Any, sigma: float = 0.02) -> np.ndarray:
+        profile = Profile(wnoise=WeightNoise(sigma), memory=memory)
+        chip = analog(lambda p, x: x @ p, params, profile, images)
+        return np.asarray(chip.program(params, jax.random.key(0)).params)
+
+    first = weights(memory)
+    compiled = _program_layer._cache_size()
+    others = [replace(memory, t_inference=time) for time in times]
+    others += [replace(memory, **{name: 0.5}) for name in levels]
+    for other in others:
+        assert not np.array_equal(weights(other), first), other
+    assert not np.array_equal(weights(memory, 0.1), first)
+    assert _program_layer._cache_size() == compiled

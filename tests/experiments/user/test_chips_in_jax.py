@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from bridge.chips.profiles import PROFILES
 from bridge.jax_chips import analog, predict, weight_moments
+from experiments.stages.flips import _moments
 from jaxcurv import data
 from jaxcurv.data.datasets import open_dataset
 from jaxcurv.storage.checksums import read_json
@@ -160,3 +161,16 @@ def test_tables_of_chips_that_a_run_no_longer_has_are_refused(run: Path, tmp_pat
     assert "left out: export, moments, flips, simulate" in said
     for command in (("table-one", copy), ("figure-one", copy)):
         assert "has none without --simulate.engine jax" in refuse(*command, "--out", tmp_path)
+
+
+def test_moments_of_another_network_are_refused(tmp_path: Path) -> None:
+    weights = {"layer": {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)}}
+    found = {"pcm/mean/layer.kernel": np.full((2, 3), 0.1, np.float32)}
+    found["pcm/variance/layer.kernel"] = np.full((2, 3), 0.2, np.float32)
+    save_file(found, tmp_path / "moments.safetensors")
+    (moments,) = _moments(weights, tmp_path / "moments.safetensors").values()
+    np.testing.assert_array_equal(moments.variance["layer"]["kernel"], np.float32(0.2))
+    assert not moments.mean["layer"]["bias"].any()
+    save_file(found | {"pcm/mean/other": np.ones(2, np.float32)}, tmp_path / "moments.safetensors")
+    with pytest.raises(ValueError, match="the network does not have, such as other"):
+        _moments(weights, tmp_path / "moments.safetensors")
