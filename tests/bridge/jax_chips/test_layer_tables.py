@@ -118,7 +118,7 @@ def test_what_cannot_be_is_refused(network: nn.Module) -> None:
     logits_fn, params = bridge.to_jax(network, IMAGES)
     chip = analog(logits_fn, params, Profile(), IMAGES)
     weights = chip.program(params, jax.random.key(0))
-    with pytest.raises(ValueError, match="images must be"):
+    with pytest.raises(ValueError, match="the chip was made for"):
         layer_report(chip, weights, IMAGES[:, :4])
     with pytest.raises(ValueError, match="chips must be"):
         layer_failures(chip, (IMAGES, LABELS), chips=0)
