@@ -1,6 +1,6 @@
 """From trained weights to analog chips, their predictions and their failures.
 
-- `program` a chip under one of the eight `PROFILES` or a `Profile` of your own, `save_chip`,
+- `program` a chip under one of the `PROFILES` or a `Profile` of your own, `save_chip`,
   `load_chip`; `predict` on it or on the digital network; `simulate` many chips in one call.
 - `study` scores and predictions, a real chip's too: which samples fail, what tells them, a page.
 - `failure_table` and `compare_predictors` on the outcomes, which need neither torch nor JAX;

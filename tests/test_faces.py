@@ -30,7 +30,7 @@ SHOWN = {
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes MappedPairs Memory OutputNoise PCM "
     "PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share "
     "coverage eight_profiles layer_failures layer_report load_chip moment_state_dict "
-    "output_noise predict profile_of program save_chip weight_moments",
+    "named_profiles output_noise predict profile_of program save_chip weight_moments",
     "bridge.graphs": "score to_jax",
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
     "load_programmed output_noise predict predict_chips save_programmed weight_moments",

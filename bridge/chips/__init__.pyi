@@ -25,6 +25,7 @@ from .profiles import OutputNoise as OutputNoise
 from .profiles import Profile as Profile
 from .profiles import WeightNoise as WeightNoise
 from .profiles import eight_profiles as eight_profiles
+from .profiles import named_profiles as named_profiles
 from .programming import Chip as Chip
 from .programming import clipped_share as clipped_share
 from .programming import program as program

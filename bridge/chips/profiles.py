@@ -1,14 +1,16 @@
 """Hardware profiles: which non-idealities a chip has, with their physical settings.
 
-Three non-idealities, each present or absent, make eight profiles, "ideal" included:
+Three non-idealities, each present or absent, make the paper's eight profiles, "ideal" included:
 
 - adc: tile outputs quantised uniformly between `-range` and `range`;
 - wnoise: Gaussian noise on the effective weights, frozen per chip or redrawn for each operation;
 - the memory: programming noise, drift and read noise of its devices; phase-change memory ("pcm")
   unless another is chosen (`bridge.chips.memories`).
 
-Two more are in none of the eight and may be added to a profile of your own: dac, tile inputs
-quantised, and onoise, Gaussian noise of the tile outputs.
+Four more profiles have names: a coarse ADC, weight noise of each operation, and drift compensated,
+alone and with the other two (`named_profiles`). Two non-idealities are in none of these and may be
+added to a profile of your own: dac, tile inputs quantised, and onoise, Gaussian noise of the tile
+outputs.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from bridge.checks import require_finite
 from bridge.chips.memories.conductances import MappedPairs, Pairs, SinglePair
@@ -28,6 +30,17 @@ from jaxcurv.settings import is_whole, make_plain, plain
 
 TILE_SIZE = 512
 """Rows and columns of a crossbar tile; larger layers are split evenly."""
+
+FULL_PROFILE: Final = "adc+wnoise+pcm"
+"""The paper's profile with all three non-idealities."""
+
+FULL_COMPENSATED = "adc+wnoise+pcm_gdc"
+"""The same with global drift compensation of the PCM."""
+
+COARSE_ADC, NOISE_OF_OPERATIONS, COMPENSATED = "adc_coarse", "wnoise_mvm", "pcm_gdc"
+
+COARSE_BITS = 5
+"""Bits of the coarse ADC."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +186,8 @@ class Profile:
     """A combination of non-idealities: converters, noise, a memory, and clipping.
 
     Each is a field, and None leaves it out: `Profile(adc=ADC(bits=8), memory=PCM())`.
-    `bridge.PROFILES` has eight: ideal, adc, wnoise, pcm, adc+wnoise, adc+pcm, wnoise+pcm,
-    adc+wnoise+pcm. Their PCM is read 20 s after programming, without drift compensation.
+    `bridge.PROFILES` has those that have a name; see `named_profiles`. Their PCM is read 20 s after
+    programming.
 
     Attributes:
       adc: ADC at each tile's outputs.
@@ -310,6 +323,49 @@ def eight_profiles(
     return NamedProfiles({profile.name: profile for profile in combined})
 
 
+def named_profiles(
+    adc: ADC | None = None,
+    wnoise: WeightNoise | None = None,
+    pcm: PCM | None = None,
+    clipping: Clipping | None = None,
+    coarse_bits: int = COARSE_BITS,
+) -> dict[str, Profile]:
+    """The paper's eight profiles and four more, by name.
+
+    Each of the four changes what the paper leaves open or does without:
+
+    - adc_coarse: an ADC of fewer bits, where 9 bits of a calibrated range change next to nothing;
+    - wnoise_mvm: weight noise drawn anew for each matrix-vector product ("mvm"), not once a chip;
+    - pcm_gdc: PCM with global drift compensation ("gdc"), without which drift at frozen BatchNorm
+      statistics shifts the logits of all samples alike;
+    - adc+wnoise+pcm_gdc: all three, with the same compensation.
+
+    Args:
+      adc, wnoise, pcm: settings where the non-ideality is present; None takes its defaults.
+      clipping: None for none; applies to every profile, "ideal" included.
+      coarse_bits: bits of adc_coarse.
+    """
+    adc, wnoise, pcm = adc or ADC(), wnoise or WeightNoise(), pcm or PCM()
+    clipping = clipping or Clipping()
+    compensated = dataclasses.replace(pcm, compensation="global")
+    return NamedProfiles(
+        eight_profiles(adc, wnoise, pcm, clipping)
+        | {
+            COARSE_ADC: Profile(adc=dataclasses.replace(adc, bits=coarse_bits), clipping=clipping),
+            NOISE_OF_OPERATIONS: Profile(
+                wnoise=dataclasses.replace(wnoise, drawn="per_mvm"), clipping=clipping
+            ),
+            COMPENSATED: Profile(memory=compensated, clipping=clipping),
+            FULL_COMPENSATED: Profile(adc, wnoise, compensated, clipping),
+        }
+    )
+
+
+def without_converters(name: str) -> str:
+    """The name of a profile's weights: its parts but the converters; "ideal" for none."""
+    return "+".join(part for part in name.split("+") if not part.startswith("adc")) or "ideal"
+
+
 SHIPPED: tuple[type, ...] = (PCM, Hermes, ReRamWan2022, ReRamCMO)
 """The memories that are not the user's own."""
 
@@ -395,10 +451,7 @@ def from_json(value: Any, memories: Sequence[type] = ()) -> Any:
         raise ValueError(f"not the settings of {value['kind']}: {error}") from error
 
 
-PROFILES = eight_profiles()
-"""The eight profiles by name, with default settings and no clipping: ideal, adc, wnoise, pcm,
-adc+wnoise, adc+pcm, wnoise+pcm and adc+wnoise+pcm; adc is the converter, wnoise the weight noise,
-pcm phase-change memory."""
-
-FULL_PROFILE = "adc+wnoise+pcm"
-"""The one of them with everything that a chip can have; figures and sentences are of it."""
+PROFILES = named_profiles()
+"""Profiles by name, with default settings and no clipping: the paper's eight, ideal, adc, wnoise,
+pcm, adc+wnoise, adc+pcm, wnoise+pcm and adc+wnoise+pcm (adc is the converter, wnoise the weight
+noise, pcm phase-change memory), and the four that `named_profiles` adds."""

@@ -93,7 +93,7 @@ def simulate(
       images: the samples, as anything that `jaxcurv.data.as_source` takes, such as
         `jaxcurv.image_folder(...)`; float32 and normalised, as `bridge.predict` takes them.
       profiles: names of `bridge.PROFILES`, profiles of your own, or a mapping of names of your own
-        to them, such as `{"6 bits": Profile(adc=ADC(bits=6))}`; None for all eight.
+        to them, such as `{"6 bits": Profile(adc=ADC(bits=6))}`; None for all that have a name.
       chips: how many chips a profile; their seeds are `seed`, `seed + 1` and so on.
       times: seconds since programming, one or several, at which chips with a memory are read; None
         for the time of each profile's memory. What has no memory does not change and is read once.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.console import Console
 
 from bridge.chips.memories.pcm import PCM
-from bridge.chips.profiles import PROFILES, Profile, WeightNoise
+from bridge.chips.profiles import PROFILES, Profile, WeightNoise, eight_profiles
 from experiments.benchmarks.common import (
     conclude,
     fit_batch_norm,
@@ -191,14 +191,15 @@ def device(name: str) -> str:
 
 def chips() -> dict[str, Profile]:
     """What is measured, by name: the eight profiles, drift compensated, noise in each product."""
-    found = dict(PROFILES)
+    eight = eight_profiles()
+    found = dict(eight)
     found["pcm:compensated"] = Profile(memory=PCM(t_inference=3600.0, compensation="global"))
     noises = {
         "per_mvm": WeightNoise(drawn="per_mvm"),
         "per_mvm_pcm_read": WeightNoise(kind="pcm_read", drawn="per_mvm"),
     }
     for suffix, noise in noises.items():
-        for name, profile in PROFILES.items():
+        for name, profile in eight.items():
             if profile.wnoise is not None:
                 found[f"{name}:{suffix}"] = replace(profile, wnoise=noise)
     return found

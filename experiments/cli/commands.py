@@ -263,7 +263,7 @@ def _presets(arguments: Sequence[str]) -> None:
 
 def _print_result(folder: Path) -> None:
     from bridge.report.tables import predictors, routers
-    from bridge.report.tables.sentences import accuracy, answers, render_deciles
+    from bridge.report.tables.sentences import accuracy, answers, beside, render_deciles
     from experiments.runs.files import read_parquet
     from experiments.runs.records import recorded_settings
 
@@ -271,12 +271,18 @@ def _print_result(folder: Path) -> None:
         name: read_parquet(folder / f"{name}.parquet")
         for name in ("table_one", "deciles", "predictors", "routing_choices")
     }
-    drift_seconds = recorded_settings(folder)["simulate"]["pcm"]["t_inference"]
+    settings = recorded_settings(folder)
+    drift_seconds = settings["simulate"]["pcm"]["t_inference"]
+    profile = settings["analyse"]["profile"]
+    one, compared = tables["table_one"], tables["predictors"]
     render_deciles(tables["deciles"], drift_seconds=drift_seconds)
-    sentences = [accuracy(tables["table_one"])]
-    sentences += answers(tables["deciles"], tables["predictors"], drift_seconds=drift_seconds)
-    sentences.append(predictors.verdict(tables["predictors"]))
-    sentences.append(routers.summary(tables["routing_choices"]))
+    sentences = [
+        accuracy(one, profile=profile),
+        *answers(tables["deciles"], compared, profile=profile, drift_seconds=drift_seconds),
+        beside(one, compared, profile=profile),
+        predictors.verdict(compared, profile=profile),
+        routers.summary(tables["routing_choices"], profile),
+    ]
     for sentence in filter(None, sentences):
         print(sentence)
 

@@ -10,7 +10,7 @@ DOES = {
     "each sample's margin.",
     "flips": "computes the probability that a chip flips each sample's prediction; no image runs "
     "on a chip.",
-    "simulate": "programs the chips of all eight profiles and predicts every sample on each.",
+    "simulate": "programs the chips of all profiles and predicts every sample on each.",
     "analyse": "makes the tables of failures, predictors and routing.",
     "report": "draws the figures and writes report.html.",
     "rank-correlation": "compares how the curvature estimators rank the same images.",

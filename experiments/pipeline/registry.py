@@ -72,6 +72,7 @@ _CHIPS = (
     "simulate.wnoise",
     "simulate.pcm",
     "simulate.clipping",
+    "simulate.coarse_bits",
 )
 
 STAGES: dict[str, Stage] = {

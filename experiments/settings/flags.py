@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import (
     ADC,
+    COARSE_BITS,
     FULL_PROFILE,
     Clipping,
     Profile,
     WeightNoise,
-    eight_profiles,
+    named_profiles,
 )
 from bridge.report.folds import Fold
 from bridge.routing.costs import Costs
@@ -29,7 +30,18 @@ from jaxcurv.estimators import Estimator, EstimatorName, FiniteDifference, named
 from jaxcurv.training.recipe import Recipe
 
 ProfileName = Literal[
-    "ideal", "adc", "wnoise", "pcm", "adc+wnoise", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"
+    "ideal",
+    "adc",
+    "wnoise",
+    "pcm",
+    "adc+wnoise",
+    "adc+pcm",
+    "wnoise+pcm",
+    "adc+wnoise+pcm",
+    "adc_coarse",
+    "wnoise_mvm",
+    "pcm_gdc",
+    "adc+wnoise+pcm_gdc",
 ]
 
 
@@ -192,18 +204,24 @@ class Simulate:
     ideal chip among them."""
 
     profiles: tuple[ProfileName, ...] = get_args(ProfileName)
-    """Hardware profiles to simulate. The ideal chip, which checks the conversion, and the one with
-    all three, which the report is about, must be among them."""
+    """Hardware profiles to simulate: the paper's eight, an ADC of fewer bits, weight noise drawn
+    anew at each operation, and PCM with global drift compensation, alone and with adc and wnoise.
+    The ideal chip, which checks the conversion, and the profile that the report is about
+    (--analyse.profile) must be among them."""
 
     adc: ADC = field(default_factory=ADC)
     """Analog-to-digital converter (ADC) at the outputs of each crossbar tile, in profiles with
     adc."""
     wnoise: WeightNoise = field(default_factory=WeightNoise)
-    """Gaussian weight noise, in profiles with wnoise."""
+    """Gaussian weight noise, in profiles with wnoise; wnoise_mvm draws it anew at each
+    operation."""
     pcm: PCM = field(default_factory=PCM)
-    """Phase-change memory that holds the weights, in profiles with pcm."""
+    """Phase-change memory that holds the weights, in profiles with pcm; pcm_gdc compensates its
+    drift globally."""
     clipping: Clipping = field(default_factory=Clipping)
     """Clipping of each tile's weights before programming, in every profile."""
+    coarse_bits: int = COARSE_BITS
+    """Bits of the ADC in the profile adc_coarse, 2 to 23."""
     chips: int = 1
     """Chips to program for each profile. Their seeds are --seed, --seed + 1 and so on."""
     adc_calibration: int = 256
@@ -224,18 +242,18 @@ class Simulate:
                 "chips, adc_calibration and batch_size must be at least 1; got "
                 f"{self.chips}, {self.adc_calibration}, {self.batch_size}"
             )
-        missing = [name for name in ("ideal", FULL_PROFILE) if name not in self.profiles]
-        if missing or len(set(self.profiles)) < len(self.profiles):
+        if "ideal" not in self.profiles or len(set(self.profiles)) < len(self.profiles):
             raise ValueError(
-                f"profiles must include ideal and {FULL_PROFILE}, each once; got "
+                "profiles must include ideal, and each once; got "
                 f"{', '.join(self.profiles) or 'none'}"
             )
         require_device_name(self.device)
+        _ = self.every_profile  # which checks coarse_bits
 
     @property
     def every_profile(self) -> dict[str, Profile]:
-        """All eight profiles with these devices, by name."""
-        return eight_profiles(self.adc, self.wnoise, self.pcm, self.clipping)
+        """All profiles that have a name, with these devices."""
+        return named_profiles(self.adc, self.wnoise, self.pcm, self.clipping, self.coarse_bits)
 
     @property
     def chosen_profiles(self) -> dict[str, Profile]:
@@ -247,6 +265,8 @@ class Simulate:
 class Analyse:
     """The tables of failures, predictors and routing."""
 
+    profile: ProfileName = FULL_PROFILE
+    """Profile that the report's answer and its figures and tables of one profile are about."""
     bins: int = 10
     """Bins of equal size into which samples are sorted by curvature; 10 makes deciles, as
     Sharma et al. use."""
@@ -300,6 +320,11 @@ class Experiment:
         if "test" not in self.folds or len(set(self.folds)) < len(self.folds):
             raise ValueError(
                 f"folds must include test, each fold once; got {', '.join(self.folds) or 'none'}"
+            )
+        if self.analyse.profile not in self.simulate.profiles:
+            raise ValueError(
+                f"profiles must include {self.analyse.profile}, which the report is about "
+                f"(--analyse.profile); got {', '.join(self.simulate.profiles)}"
             )
         for flag, limit in (("--limit", self.limit), ("--limit-train", self.limit_train)):
             if limit is not None and limit < self.analyse.bins:

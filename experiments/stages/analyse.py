@@ -50,7 +50,7 @@ def analyse(job: Job) -> Outcome:
         "routing": routed.curves,
         "routing_choices": routed.choices,
         "routing_baselines": routed.baselines,
-        "per_class": failure_rates.per_class(joined),
+        "per_class": failure_rates.per_class(joined, profile=settings.profile),
     }
     tables["overlap"], tables["systematic"] = profile_overlap(joined, "test", **interval)
     return _written(job, {name: tables[name] for name in ANALYSED})

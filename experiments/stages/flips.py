@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bridge.chips.profiles import Profile
+from bridge.chips.profiles import Profile, without_converters
 from experiments.chips.opening import open_network
 from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
@@ -56,18 +56,21 @@ def moments(job: Job) -> Outcome:
     profiles = settings.chosen_profiles
     arrays: dict[str, np.ndarray] = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
-    uncertain = sorted({_weights_of(profile) for profile in profiles.values()} - exact)
-    for name in uncertain:
-        found = network.weight_moments(settings.every_profile[name])
+    weights = {
+        without_converters(name): replace(profile, adc=None) for name, profile in profiles.items()
+    }
+    for name in sorted(weights.keys() - exact):
+        found = network.weight_moments(weights[name])
         arrays |= {f"{name}/{weight}": array for weight, array in found.items()}
     folds = read_small(scored_samples(dataset, job.experiment))
     tables = []
-    noisy = sorted({_operations_of(profile) for profile in profiles.values()} - {"ideal"})
+    operations = dict(_operations_of(name, profile) for name, profile in profiles.items())
+    noisy = sorted(operations.keys() - {"ideal"})
     expect(len(noisy) * sum(map(len, folds.values())))
     for name in noisy:
         for fold, samples in folds.items():
             table = network.output_noise(
-                settings.every_profile[name],
+                operations[name],
                 data.Normalised(samples, normalisation),
                 batch_size=settings.batch_size,
                 description=f"output noise {name}, {fold}",
@@ -98,7 +101,8 @@ def flips(job: Job) -> Outcome:
     function, weights = functional(*load_model(job, description, dataset))
     of_weights = _moments(weights, job.folder / "moments.safetensors")
     profiles = {name: one for name, one in settings.chosen_profiles.items() if name != "ideal"}
-    moments = {name: of_weights.get(_weights_of(profile)) for name, profile in profiles.items()}
+    moments = {name: of_weights.get(without_converters(name)) for name in profiles}
+    operations = {name: _operations_of(name, profile)[0] for name, profile in profiles.items()}
     outputs = read_parquet(job.folder / "output_noise.parquet")
     unfinished = job.own_folder("flips")
     normalisation = read_normalisation(description)
@@ -117,9 +121,9 @@ def flips(job: Job) -> Outcome:
             params=weights,
             moments=moments,
             added_variance={
-                name: here[here["noise"] == _operations_of(profile)]
-                for name, profile in profiles.items()
-                if _operations_of(profile) != "ideal"
+                name: here[here["noise"] == noise]
+                for name, noise in operations.items()
+                if noise != "ideal"
             },
             unshifted=True,
             description=fold,
@@ -163,11 +167,9 @@ def _moments(weights: Any, path: Path) -> dict[str, Moments]:
     return {name: Moments(tree(f"{name}/mean"), tree(f"{name}/variance")) for name in profiles}
 
 
-def _weights_of(profile: Profile) -> str:
-    """The profile of the same weights without converters; what the moments are named by."""
-    return replace(profile, adc=None).name
-
-
-def _operations_of(profile: Profile) -> str:
-    """The profile of the same noise at each operation, and exact weights."""
-    return replace(profile, wnoise=profile.noise_of_operations, memory=None).name
+def _operations_of(name: str, profile: Profile) -> tuple[str, Profile]:
+    """The profile of the same noise at each operation, and exact weights; by its name."""
+    kept = ("adc", "wnoise") if profile.noise_of_operations else ("adc",)
+    parts = [part for part in name.split("+") if part.startswith(kept)]
+    exact = replace(profile, wnoise=profile.noise_of_operations, memory=None)
+    return "+".join(parts) or "ideal", exact

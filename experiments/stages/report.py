@@ -56,10 +56,11 @@ def report(job: Job) -> Outcome:
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=tables,
+        profile=settings.analyse.profile,
         drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=outcomes.ideal_agreement(joined),
-        verdict=predictors.verdict(analysed["predictors"]),
-        routing_summary=routers.summary(analysed["routing_choices"]),
+        verdict=predictors.verdict(analysed["predictors"], profile=settings.analyse.profile),
+        routing_summary=routers.summary(analysed["routing_choices"], settings.analyse.profile),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
         drift_command=f"python -m experiments drift {'' if own else 'PRESET '}--out DIR",
@@ -219,7 +220,11 @@ def _tables(
     from bridge.report.tables import failure_rates
 
     names = dict(enumerate(class_names))
-    vulnerable = failure_rates.vulnerable(joined, read_parquet(job.folder / "flips.parquet"))
+    vulnerable = failure_rates.vulnerable(
+        joined,
+        read_parquet(job.folder / "flips.parquet"),
+        profile=job.experiment.analyse.profile,
+    )
     vulnerable.insert(2, "class_name", vulnerable.pop("label").map(names))
     for column in ("digital_prediction", "analog_prediction"):
         vulnerable[column] = vulnerable[column].map(names)
@@ -247,19 +252,22 @@ def _draw(
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()
-    rows = paper.gallery_rows(joined, count=min(8, scored // 2))
+    profile = job.experiment.analyse.profile
+    rows = paper.gallery_rows(joined, count=min(8, scored // 2), profile=profile)
     deciles = analysed["deciles"]
     routed = analysed["routing"], analysed["routing_baselines"], analysed["routing_choices"]
     drawn = [
         paper.figure_one(deciles, folder / "figure_one.png"),
         paper.figure_one(deciles, folder / "figure_one_correct.png", denominator="correct"),
-        predictors.predictor_figure(analysed["predictors"], folder / "predictors.png"),
+        predictors.predictor_figure(
+            analysed["predictors"], folder / "predictors.png", profile=profile
+        ),
         predictors.calibration_figure(
             analysed["calibration"], analysed["calibration_errors"], folder / "calibration.png"
         ),
-        predictors.routing_figure(*routed, folder / "routing.png"),
+        predictors.routing_figure(*routed, folder / "routing.png", profile=profile),
         paper.gallery(rows, images(rows), class_names, folder / "gallery.png"),
-        scores.score_histogram(joined, folder / "score_histogram.png"),
+        scores.score_histogram(joined, folder / "score_histogram.png", profile=profile),
     ]
     if job.experiment.model.trained:
         history = pd.read_csv(job.folder / "history.csv")

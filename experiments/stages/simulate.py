@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bridge.chips.profiles import FULL_PROFILE, Profile, to_json
+from bridge.chips.profiles import Profile, to_json
 from experiments.chips.opening import identity_of_network, open_network
 from experiments.runs.coverage import COVERAGE
 from experiments.runs.descriptions import is_of_factory, read_normalisation
@@ -51,7 +51,9 @@ def simulate(job: Job) -> Outcome:
     if is_of_factory(description):
         outputs.append(write_csv(table, network.coverage(examples(dataset, description))))
 
-    def run_chips(profile: Profile, seeds: Sequence[int]) -> dict[int, list[pd.DataFrame]]:
+    def run_chips(
+        name: str, profile: Profile, seeds: Sequence[int]
+    ) -> dict[int, list[pd.DataFrame]]:
         """For each chip the table of its converters, and its predictions."""
         chips = [network.program(profile, seed) for seed in seeds]
         outcomes: list[list[pd.DataFrame]] = [[] for _ in seeds]
@@ -59,7 +61,7 @@ def simulate(job: Job) -> Outcome:
             tables = network.predict_chips(
                 chips,
                 data.Normalised(samples, normalisation),
-                f"{profile.name}, {fold}",
+                f"{name}, {fold}",
                 batch_size=settings.batch_size,
                 keep=logit_scores,
             )
@@ -71,22 +73,23 @@ def simulate(job: Job) -> Outcome:
         for seed, chip, of_chip in zip(seeds, chips, outcomes, strict=True):
             found[seed] = [chip.converters(unseen), pd.concat(of_chip, ignore_index=True)]
             for table in found[seed]:
-                table.insert(0, "profile", profile.name)
+                table.insert(0, "profile", name)
                 table.insert(1, "chip", seed)
         return found
 
     profiles = settings.chosen_profiles
-    places = {name: _place(job, description, profile) for name, profile in profiles.items()}
+    places = {name: _place(job, description, name, profile) for name, profile in profiles.items()}
     images = sum(map(len, folds.values()))
     expect(settings.chips * len(profiles) * images)
     every_seed = range(job.experiment.seed, job.experiment.seed + settings.chips)
     ranges: dict[tuple[int, str], pd.DataFrame] = {}
-    at_once = network.at_once(profiles[FULL_PROFILE], settings.batch_size)
+    heaviest = max(profiles.values(), key=_parts)
+    at_once = network.at_once(heaviest, settings.batch_size)
     for seeds in _grouped(every_seed, at_once):
         for name, profile in profiles.items():
             place = places[name]
             missing = [one for one in seeds if not all(map(Path.exists, _files(place, one)))]
-            made = cache(partial(run_chips, profile, tuple(missing)))
+            made = cache(partial(run_chips, name, profile, tuple(missing)))
             with progress(images * len(seeds), f"{_named(seeds)}: {name}"):
                 for seed in seeds:
                     files = _files(place, seed)
@@ -99,6 +102,15 @@ def simulate(job: Job) -> Outcome:
         write_csv(job.folder / "adc_ranges.csv", pd.concat(converters)),
     ]
     return Outcome(outputs, network.device)
+
+
+def _parts(profile: Profile) -> tuple[bool, bool, bool]:
+    """Sorts profiles by the memory that their chips take."""
+    return (
+        profile.noise_of_operations is not None,
+        profile.adc is not None,
+        profile.memory is not None,
+    )
 
 
 def _grouped(seeds: range, size: int) -> list[range]:
@@ -114,7 +126,7 @@ def _files(place: Path, seed: int) -> list[Path]:
     return [place / f"{seed}{suffix}" for suffix in (".adc.parquet", ".parquet")]
 
 
-def _place(job: Job, description: dict[str, Any], profile: Profile) -> Path:
+def _place(job: Job, description: dict[str, Any], name: str, profile: Profile) -> Path:
     """The folder of a profile's finished chips: named by all that decides them but their seeds."""
     experiment = job.experiment
     decides = {
@@ -130,4 +142,4 @@ def _place(job: Job, description: dict[str, Any], profile: Profile) -> Path:
         decides["engine"] = experiment.simulate.engine
     if experiment.limit_train is not None:  # chips of before keep their key
         decides["limit_train"] = experiment.limit_train
-    return job.folder / "chips" / f"{profile.name}-{key_of(decides)}"
+    return job.folder / "chips" / f"{name}-{key_of(decides)}"

@@ -95,7 +95,7 @@ def open_exported(
       folder: folder of the run.
       out: folder of the results, proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
-      profile: one of the eight, by name.
+      profile: its name.
       limit: at most this many samples of the test fold; None for all.
 
     Raises:

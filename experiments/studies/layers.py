@@ -36,6 +36,10 @@ class Layers:
         "adc+pcm",
         "wnoise+pcm",
         "adc+wnoise+pcm",
+        "adc_coarse",
+        "wnoise_mvm",
+        "pcm_gdc",
+        "adc+wnoise+pcm_gdc",
     ] = "adc+wnoise+pcm"
     """Hardware profile of the layers that are on crossbar tiles."""
     limit: int | None = 1000

@@ -127,7 +127,12 @@ SETTINGS = [
     setting("--limit-train 9", "limit of 9 samples cannot fill 10 bins", "--limit-train 10"),
     setting(
         "--simulate.profiles ideal adc",
-        "--simulate.profiles must include ideal and adc+wnoise+pcm, each once; got ideal, adc",
+        "profiles must include adc+wnoise+pcm_gdc, which the report is about",
+        "(--analyse.profile); got ideal, adc",
+    ),
+    setting(
+        "--simulate.profiles adc adc",
+        "--simulate.profiles must include ideal, and each once; got adc, adc",
     ),
     setting("--seed 4294967296", "seed must not be negative and be below 2**32; got 4294967296"),
     setting("--data.split-seed -1", "--data.split-seed must not be negative", "got -1"),

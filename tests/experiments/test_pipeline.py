@@ -61,11 +61,22 @@ def here(capfd: pytest.CaptureFixture[str]) -> Command:
 def test_run_leaves_every_result(finished_run: Path) -> None:
     said = (finished_run.parent / "said.txt").read_text()
     assert "Analog-only failures by curvature decile" in said
-    assert re.search(r"Under adc\+wnoise\+pcm at t = 20 s, .* of D1 and .* of D10", said)
-    table = pd.read_csv(finished_run / "table_one.csv")
-    full = table[(table["fold"] == "test") & (table["profile"] == "adc+wnoise+pcm")].iloc[0]
+    headline = "adc+wnoise+pcm_gdc"
+    assert re.search(rf"Under {re.escape(headline)} at t = 20 s, .* of D1 and .* of D10", said)
+    table = pd.read_csv(finished_run / "table_one.csv").query("fold == 'test'")
+    table = table.set_index("profile")
+    full = table.loc[headline]
+    said_at_once = " ".join(said.split())
     assert f"The digital model is right on {full['digital_accuracy']:.1f} % of the test" in said
-    assert f"chips under adc+wnoise+pcm on {full['analog_accuracy']:.1f} %." in said
+    assert f"chips under {headline} on {full['analog_accuracy']:.1f} %." in said_at_once
+    paper = table.loc["adc+wnoise+pcm"]
+    assert (
+        "Under adc+wnoise+pcm (the paper's, drift not compensated) the chips are right on "
+        f"{paper['analog_accuracy']:.1f} %; D1, D10: {paper['d1_of_all']:.1f}, "
+        f"{paper['d10_of_all']:.1f} % of all"
+    ) in said_at_once
+    page = (finished_run / "report.html").read_text()
+    assert "(the paper&#39;s, drift not compensated)" in page
     scores = pd.read_parquet(finished_run / "scores.parquet")
     assert scores["fold"].value_counts().to_dict() == {"train": 60, "validation": 60, "test": 60}
     assert not scores.duplicated(["fold", "index"]).any()
@@ -73,8 +84,9 @@ def test_run_leaves_every_result(finished_run: Path) -> None:
     assert scores["correct"].mean() > 0.3  # a guess would be right in a tenth
 
     predictions = pd.read_parquet(finished_run / "predictions.parquet")
-    assert list(predictions["profile"].unique()) == list(bridge.PROFILES)
-    assert len(predictions) == len(scores) * len(bridge.PROFILES)
+    profiles = PRESETS["digits"].experiment.simulate.profiles
+    assert list(predictions["profile"].unique()) == [*profiles]
+    assert len(predictions) == len(scores) * len(profiles)
 
     deciles = pd.read_csv(finished_run / "deciles.csv")
     assert set(deciles["fold"]) == {"train", "validation", "test", "pooled"}
@@ -83,7 +95,7 @@ def test_run_leaves_every_result(finished_run: Path) -> None:
     assert list(first["samples"]) == [6] * 10
 
     flips = pd.read_parquet(finished_run / "flips.parquet")
-    assert len(flips) == len(scores) * (len(bridge.PROFILES) - 1)
+    assert len(flips) == len(scores) * (len(profiles) - 1)
     assert flips["probability"].between(0, 1).all()
     both = flips.merge(scores, on=["fold", "index"], suffixes=("", "_scored"))
     np.testing.assert_allclose(both["margin"], both["margin_scored"], rtol=1e-3, atol=1e-4)
@@ -213,8 +225,8 @@ def test_a_run_into_a_file_tells_a_line_a_stage(finished_run: Path) -> None:
     wrong = int((~pd.read_parquet(finished_run / "scores.parquet")["correct"]).sum())
     for name, counted in {
         "score": f"{180 + wrong} images, ",
-        "moments": "63 layers and 180 images, ",
-        "flips": "720 images, ",
+        "moments": "105 layers and 180 images, ",
+        "flips": "1,080 images, ",
         "simulate": "1,440 images, ",
     }.items():
         assert told_of[name].startswith(counted)

@@ -243,7 +243,7 @@ def test_finished_chips_are_kept(run_copy: Path) -> None:
     )
     simulated("--simulate.pcm.t-inference", "60")
     new = {path.parent.name.rpartition("-")[0] for path in chips().keys() - more.keys()}
-    assert new == {"pcm", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"}
+    assert new == {"pcm", "adc+wnoise+pcm", "pcm_gdc", "adc+wnoise+pcm_gdc"}
     before = chips()
     pd.testing.assert_frame_equal(simulated(), predictions, check_exact=True)
     assert chips() == before

@@ -11,7 +11,13 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bridge.chips.profiles import FULL_PROFILE
+from bridge.chips.profiles import (
+    COARSE_ADC,
+    COMPENSATED,
+    FULL_COMPENSATED,
+    FULL_PROFILE,
+    NOISE_OF_OPERATIONS,
+)
 from bridge.report.figures.scores import COLOURS, one_chip, outcome_of
 from bridge.report.figures.style import (
     BLACK,
@@ -39,7 +45,11 @@ _LINES = {
     "adc+wnoise": (BLUE, "D", "-"),
     "adc+pcm": (PURPLE, "P", "-"),
     "wnoise+pcm": (VERMILLION, "X", "-"),
-    "adc+wnoise+pcm": (WINE, "*", "-"),
+    FULL_PROFILE: (WINE, "*", "-"),
+    COARSE_ADC: (ORANGE, "s", "-."),
+    NOISE_OF_OPERATIONS: (SKY, "^", "-."),
+    COMPENSATED: (GREEN, "v", "-."),
+    FULL_COMPENSATED: (WINE, "*", "-."),
 }
 _LONG = max(map(len, _LINES))
 _OF_OTHER_NAMES = [line for name, line in _LINES.items() if name != "ideal"]
@@ -77,7 +87,7 @@ def figure_one(
     height = 3.3
     if max(map(len, names)) > _LONG:  # a name of the user's own, or with its time
         columns = len(shown)
-        height += 0.16 * (-(-len(names) // columns) - 1)
+    height += 0.16 * max(0, -(-len(names) // columns) - 2)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(width=max(3.6, 2.5 * len(shown)), height=height)
         axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]

@@ -61,7 +61,8 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         (
             "gradient norm, loss, el2n",
             "length of the gradient of the loss by the input; the loss; length of the difference "
-            "between the predicted probabilities and the label's (one-hot).",
+            "between the predicted probabilities and the label's (one-hot). Among the digitally "
+            "correct samples the loss ranks as least confidence does, and is left out.",
         ),
         (
             "entropy, least confidence, margin",
@@ -81,8 +82,9 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
             "average. Unshifted: with the digital margin in its place.",
         ),
         (
-            "margin + curvature, all scores",
-            "cross-validated logistic models of these two scores, and of all.",
+            "margin + curvature, logits + gradient norm, all scores",
+            "cross-validated logistic models of several scores; logits stands for margin, entropy "
+            "and least confidence.",
         ),
         (
             "AUROC",

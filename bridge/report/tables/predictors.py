@@ -31,10 +31,14 @@ UNSHIFTED = "flip_probability, unshifted"
 AT_MEAN = "margin at mean weights"
 """Margin of the digital prediction in the network of the mean weights: their mean over chips."""
 
-ADDED, OF_LOGITS, LOGITS_ADDED = "margin + curvature", "logits", "logits + curvature"
-COMBINED = "all scores"
-"""Logistic models of several scores: two scores; the scores of one forward pass, without and with
-curvature; all scores but the physical ones."""
+ADDED, COMBINED = "margin + curvature", "all scores"
+OF_LOGITS, LOGITS_ADDED = "logits", "logits + curvature"
+WITH_GRADIENT, GRADIENT_ADDED = "logits + gradient norm", "logits + gradient norm + curvature"
+"""Logistic models of several scores: two scores; all scores but the physical ones; the scores of
+one forward pass, and these with the gradient norm, each without and with curvature."""
+
+NESTED = {LOGITS_ADDED: OF_LOGITS, GRADIENT_ADDED: WITH_GRADIENT}
+"""What curvature is added to, by the model with it: whether it tells anything beyond that."""
 
 _CROSS_VALIDATION = 5  # folds
 
@@ -61,8 +65,8 @@ def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArr
     """The scores of a table by name, all growing with fragility: margins with their sign changed.
 
     Among the digitally correct samples the model's prediction is the label. The scores that take
-    the prediction as the label would repeat others there, as would the label's margin: they are
-    left out.
+    the prediction as the label would repeat others there, as would the label's margin and the loss,
+    which ranks these samples as least confidence does: they are left out.
 
     Args:
         samples: one row a sample, with scores as `jaxcurv.score_dataset` returns them.
@@ -70,7 +74,8 @@ def fragility_scores(samples: pd.DataFrame, among: Among) -> dict[str, npt.NDArr
     """
     names = [name for name in _PREDICTORS if name in samples]
     if among == "correct":
-        names = [name for name in names if name != "label_margin"]
+        again = {"label_margin", *(["loss"] if "least_confidence" in names else [])}
+        names = [name for name in names if name not in again]
     else:
         names += [f"{name}{LABEL_FREE}" for name in NEED_LABEL]
         names = [name for name in names if name in samples]
@@ -92,8 +97,8 @@ def compare(
     """`bridge.compare_predictors` of each fold, profile and denominator; pooled folds are left out.
 
     Beside the scores themselves: the physical predictor where `flips` has it, and cross-validated
-    logistic models, among them those that tell whether curvature adds to one forward pass
-    (`LOGITS_ADDED` against `OF_LOGITS`, in added_difference with _low and _high).
+    logistic models, among them those that tell whether curvature adds to the scores of one forward
+    pass, and to these with the gradient norm: `NESTED`, in added_difference with _low and _high.
 
     Args:
         joined: as `outcomes.join` returns it.
@@ -134,10 +139,12 @@ def compare(
                         resamples=resamples,
                     )
                     table = with_reference(scores, reference=REFERENCE)
-                    if LOGITS_ADDED in scores:
-                        pair = {name: scores[name] for name in (OF_LOGITS, LOGITS_ADDED)}
-                        added = with_reference(pair, reference=OF_LOGITS).iloc[1]
-                        row = table["predictor"] == LOGITS_ADDED
+                    for more, less in NESTED.items():
+                        if more not in scores:
+                            continue
+                        pair = {name: scores[name] for name in (less, more)}
+                        added = with_reference(pair, reference=less).iloc[1]
+                        row = table["predictor"] == more
                         for end in ("", "_low", "_high"):
                             table.loc[row, f"added_difference{end}"] = added[
                                 f"auroc_difference{end}"
@@ -175,8 +182,11 @@ def _combined(
         ADDED: ["margin", "curvature"],
         OF_LOGITS: of_logits,
         LOGITS_ADDED: [*of_logits, "curvature"],
+        WITH_GRADIENT: [*of_logits, "gradient_norm"],
+        GRADIENT_ADDED: [*of_logits, "gradient_norm", "curvature"],
         COMBINED: [name for name in scores if name in _PREDICTORS],
     }
+    parts = {name: members for name, members in parts.items() if set(members) <= scores.keys()}
     return {
         name: cross_validated_logistic(
             {one: scores[one] for one in members},
@@ -216,6 +226,8 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
         ADDED: ["curvature"],
         OF_LOGITS: ["margin"],
         LOGITS_ADDED: ["curvature"],
+        WITH_GRADIENT: ["gradient_norm"],
+        GRADIENT_ADDED: ["curvature"],
         COMBINED: estimators,
     }
     for name, parts in sums.items():
@@ -290,7 +302,7 @@ def calibrate(
 
 def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PROFILE) -> str:
     """One sentence: what predicts failure, and whether curvature adds to the scores of one forward
-    pass. "" where neither is measured."""
+    pass and to these with the gradient norm. "" where neither is measured."""
     table = select(predictors, fold=fold, profile=profile, denominator="correct")
     table = table.set_index("predictor")
     if not {"curvature", REFERENCE} <= set(table.index) or table["reason"].ne("").all():
@@ -309,13 +321,19 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
             f", {physical['auroc']:.3f} for the flip probability "
             f"({physical['auroc_within_class']:.3f} within classes)"
         )
-    if LOGITS_ADDED not in table.index:
+    added = [_added(table.loc[more]) for more in NESTED if more in table.index]
+    if not added:
         return text + "; too few samples fail, or survive, to fit models of several scores."
-    added = table.loc[LOGITS_ADDED]
-    low, high = added["added_difference_low"], added["added_difference_high"]
+    of = ("a logistic model of the logits' own scores", "one of these and the gradient norm")
+    said = [f"{says} {what} ({by})" for (says, by), what in zip(added, of, strict=False)]
+    return f"{text}; curvature {' and '.join(said)}."
+
+
+def _added(row: pd.Series) -> tuple[str, str]:
+    """What curvature does to a model that it is added to, and by how much."""
+    low, high = row["added_difference_low"], row["added_difference_high"]
     says = "adds to" if low > 0 else "takes from" if high < 0 else "is not shown to add anything to"
-    difference = with_interval(added["added_difference"], low, high, "+.4f")
-    return f"{text}; curvature {says} a logistic model of the logits' own scores ({difference})."
+    return says, with_interval(row["added_difference"], low, high, "+.4f")
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.chips.profiles import FULL_PROFILE
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import time, with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
@@ -111,6 +111,45 @@ def answers(
         )
         for denominator in get_args(Denominator)
     ]
+
+
+def beside(
+    table_one: pd.DataFrame,
+    predictors: pd.DataFrame,
+    *,
+    profile: str = FULL_PROFILE,
+    fold: str = "test",
+) -> str:
+    """One line on the paper's profile, or, where that is `profile`, on the same with drift
+    compensated: accuracy, first and last decile, rho. "" where the tables lack it.
+
+    Args:
+        table_one: as `failure_rates.table_one` returns it.
+        predictors: as `bridge.report.tables.predictors.compare` returns it.
+        profile: the profile that `answers` speak of.
+        fold: the fold to speak of.
+    """
+    other = FULL_COMPENSATED if profile == FULL_PROFILE else FULL_PROFILE
+    rows = table_one[(table_one["fold"] == fold) & (table_one["profile"] == other)]
+    if rows.empty:
+        return ""
+    row = rows.iloc[0]
+    which = "the paper's, drift not compensated"
+    if other == FULL_COMPENSATED:
+        which = "the same, drift compensated"
+    rates = " and ".join(
+        f"{row[f'd1_of_{name}']:.1f}, {row[f'd10_of_{name}']:.1f} % of {DENOMINATORS[name]}"
+        for name in get_args(Denominator)
+    )
+    rank = select(
+        predictors, fold=fold, profile=other, predictor="curvature", denominator="correct"
+    ).iloc[0]
+    rho = with_interval(rank["spearman"], rank["spearman_low"], rank["spearman_high"])
+    among = "" if rank["reason"] else f"; rho {rho} among the latter"
+    return (
+        f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %; D1, D10: "
+        f"{rates}{among}."
+    )
 
 
 def drift_note(seconds: float) -> str:

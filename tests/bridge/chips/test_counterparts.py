@@ -110,8 +110,9 @@ def test_noise_of_operations_is_what_the_configuration_draws(
 
 
 @pytest.mark.parametrize("name", list(PROFILES))
-def test_the_eight_round_trip_but_for_frozen_noise(name: str) -> None:
-    assert profile_of(rpu_config(PROFILES[name])) == replace(PROFILES[name], wnoise=None)
+def test_profiles_with_a_name_round_trip_but_for_frozen_noise(name: str) -> None:
+    profile = PROFILES[name]
+    assert profile_of(rpu_config(profile)) == replace(profile, wnoise=profile.noise_of_operations)
 
 
 def test_what_a_configuration_does_not_hold() -> None:

@@ -22,8 +22,10 @@ from bridge.chips import (
     WeightNoise,
     clipped_share,
     eight_profiles,
+    named_profiles,
 )
 from bridge.chips.configuration import rpu_config
+from bridge.chips.profiles import without_converters
 from bridge.chips.tiles import named_tiles
 from bridge.weights import resnet18, resnet50
 from bridge.weights.resnet import BasicBlock, ResNet
@@ -95,14 +97,45 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def test_there_are_eight_profiles() -> None:
     names = "ideal adc wnoise pcm adc+wnoise adc+pcm wnoise+pcm adc+wnoise+pcm"
-    assert list(PROFILES) == names.split()
-    assert all(profile.name == name for name, profile in PROFILES.items())
+    assert list(eight_profiles()) == names.split()
+    assert all(profile.name == name for name, profile in eight_profiles().items())
     assert PROFILES["adc+pcm"] == Profile(adc=ADC(), memory=PCM())
+
+
+def test_four_more_change_what_the_paper_leaves_open() -> None:
+    more = {name: one for name, one in PROFILES.items() if name not in eight_profiles()}
+    compensated = PCM(compensation="global")
+    assert more == {
+        "adc_coarse": Profile(adc=ADC(bits=5)),
+        "wnoise_mvm": Profile(wnoise=WeightNoise(drawn="per_mvm")),
+        "pcm_gdc": Profile(memory=compensated),
+        "adc+wnoise+pcm_gdc": Profile(ADC(), WeightNoise(), compensated),
+    }
+    own = named_profiles(
+        ADC(bits=8, range=2.0), WeightNoise(0.1), PCM(t_inference=9.0), CLIP, coarse_bits=3
+    )
+    assert list(own) == list(PROFILES)
+    assert own["adc_coarse"] == Profile(adc=ADC(bits=3, range=2.0), clipping=CLIP)
+    assert own["wnoise_mvm"].wnoise == WeightNoise(0.1, drawn="per_mvm")
+    later = PCM(t_inference=9.0, compensation="global")
+    assert own["pcm_gdc"] == Profile(memory=later, clipping=CLIP)
+    assert own["adc+wnoise+pcm_gdc"] == replace(own["adc+wnoise+pcm"], memory=later)
+    with pytest.raises(ValueError, match="ADC bits must be an integer from 2 to 23, got 1"):
+        named_profiles(coarse_bits=1)
+
+
+def test_the_weights_of_a_profile_have_a_name() -> None:
+    found = {name: without_converters(name) for name in PROFILES}
+    assert found["adc"] == found["adc_coarse"] == found["ideal"] == "ideal"
+    assert found["adc+wnoise+pcm_gdc"] == "wnoise+pcm_gdc"
+    assert found["adc+pcm"] == found["pcm"] == "pcm"
 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
+        ("pcm gdc", "pcm_gdc"),
+        ("ADC, wnoise, pcm_gdc", "adc+wnoise+pcm_gdc"),
         ("pcm+adc", "adc+pcm"),
         ("PCM + wnoise,ADC", "adc+wnoise+pcm"),
         ("adc_pcm", "adc+pcm"),
@@ -348,7 +381,7 @@ def test_profiles_of_a_seed_share_the_programmed_chip(network: nn.Module) -> Non
         for name, chip in chips.items()
         if chip.profile.memory is not None
     }
-    assert len(programmed) == 4
+    assert len(programmed) == 6
     assert all(same(one, programmed["pcm"]) for one in programmed.values())
     assert same(weights(chips["adc+pcm"]), weights(chips["pcm"]))
     assert same(weights(chips["adc+wnoise"]), weights(chips["wnoise"]))
@@ -357,7 +390,7 @@ def test_profiles_of_a_seed_share_the_programmed_chip(network: nn.Module) -> Non
         on_top = weights(chips["wnoise+pcm"])[name] - weights(chips["pcm"])[name]
         torch.testing.assert_close(on_top, noise, atol=1e-6, rtol=0)
     bounds = [dict(chip.out_bounds) for chip in chips.values() if chip.profile.adc is not None]
-    assert len(bounds) == 4
+    assert len(bounds) == 6
     assert all(one == bounds[0] for one in bounds)
     assert bounds[0].keys() == tiles(chips["adc"]).keys()
     all_logits = [logits(chip) for chip in chips.values()]

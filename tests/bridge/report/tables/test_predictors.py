@@ -36,6 +36,8 @@ def tables(folds: tuple[str, ...] = ("validation", "test"), chips: tuple[int, ..
         score["curvature"] = 1 / (margin + rng.exponential(0.3, size=SAMPLES))
         score["curvature_label_free"] = score["curvature"]
         score["loss"] = score["loss_label_free"] = 1 / margin
+        score["least_confidence"] = 1 / (1 + np.exp(margin))
+        score["gradient_norm"] = 1 / (margin + rng.exponential(0.5, size=SAMPLES))
         score["margin"], score["label_margin"] = margin, np.where(right, margin, -margin)
         scores.append(score)
         flips.append(
@@ -103,12 +105,14 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
         among: set(rows["predictor"])
         for among, rows in table[table["profile"] == FULL].groupby("denominator")
     }
-    scores = {"curvature", "loss", "margin", "margin at mean weights"}
-    scores |= {"flip_probability", "flip_probability, unshifted"}
-    models = {predictors.ADDED, predictors.OF_LOGITS, predictors.LOGITS_ADDED, predictors.COMBINED}
+    scores = {"curvature", "gradient_norm", "least_confidence", "margin"}
+    scores |= {"margin at mean weights", "flip_probability", "flip_probability, unshifted"}
+    models = {predictors.ADDED, predictors.COMBINED, *predictors.NESTED}
+    models |= set(predictors.NESTED.values())
+    # Among the correct ones the loss would rank as least confidence does.
     assert names["correct"] == scores | models
     label_free = {"curvature_label_free", "loss_label_free"}
-    assert names["all"] == scores | label_free | {"label_margin"}
+    assert names["all"] == scores | label_free | {"label_margin", "loss"}
     ideal = table[table["profile"] == "ideal"]
     assert not ideal["predictor"].str.startswith("flip").any()
     assert set(table["reference"]) == {"margin"}
@@ -116,6 +120,26 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     # The probabilities rank as the margins do, so they differ by nothing.
     assert row["auroc_difference"].tolist() == [0, 0]
     assert (row["auroc"] > 0.7).all()
+
+
+def test_curvature_is_added_to_the_logits_and_to_these_with_the_gradient_norm(run):
+    joined, flips = run
+    table = predictors.compare(joined, COSTS, flips, resamples=20)
+    rows = outcomes.select(table, fold="test", profile=FULL, denominator="correct")
+    rows = rows.set_index("predictor")
+    for more, less in predictors.NESTED.items():
+        difference = rows.loc[more, "auroc"] - rows.loc[less, "auroc"]
+        assert rows.loc[more, "added_difference"] == pytest.approx(difference)
+    others = rows.index.difference(predictors.NESTED)
+    assert rows.loc[others, "added_difference"].isna().all()
+    said = {}
+    for low, high, word in ((0.01, 0.03, "adds to"), (-0.03, -0.01, "takes from")):
+        changed = table.copy()
+        here = changed["predictor"] == predictors.GRADIENT_ADDED
+        changed.loc[here, ["added_difference_low", "added_difference_high"]] = low, high
+        said[word] = predictors.verdict(changed)
+        assert f"and {word} one of these and the gradient norm (" in said[word]
+    assert all("a logistic model of the logits' own scores (" in one for one in said.values())
 
 
 def test_missing_flips_are_said(run):
