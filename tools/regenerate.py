@@ -77,14 +77,14 @@ def regenerate_run(place: Path) -> None:
     analyse, model = settings["analyse"], settings["model"]
     scores, predictions, flips = read_samples(place)
     joined = outcomes.join(scores, predictions)
-    interval = {"confidence": analyse["confidence"], "resamples": analyse["resamples"]}
-    deciles = failure_rates.failure_tables(joined, bins=analyse["bins"], **interval)
+    common = {"bins": analyse["bins"], "confidence": analyse["confidence"]}
+    deciles = failure_rates.failure_tables(joined, **common)
     predictors = compare(
         joined[joined["fold"] == "test"],
         costs_table(pd.read_csv(place / "costs.csv")),
         flips,
-        bins=analyse["bins"],
-        **interval,
+        resamples=analyse["resamples"],
+        **common,
     )
     named = model.get("factory") or model["architecture"], settings["data"]["name"]
     table_one = failure_rates.table_one(joined, deciles, model=named)
@@ -103,9 +103,7 @@ def regenerate_run(place: Path) -> None:
         predictor_figure(predictors, place / "figures" / "predictors.png"),
     ]
     if (rescored := place / "rescore" / "scores.parquet").exists():
-        variants = rescore.tabulate(
-            read_parquet(rescored), predictions, bins=analyse["bins"], **interval
-        )
+        variants = rescore.tabulate(read_parquet(rescored), predictions, **common)
         write_csv(place / "rescore" / "variants.csv", variants)
         drawn.append(rescore.draw(variants, place / "rescore" / "rescore.png"))
     for path in drawn:  # their tables are there already

@@ -97,7 +97,7 @@ def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
         "# Results",
         "Made by `python -m tools regenerate` from the per-sample tables in these folders; "
         "do not edit. Rates are analog-only failures in percent, D1 and D10 the tenths of lowest "
-        "and highest curvature; brackets are intervals over chips and samples "
+        "and highest curvature; brackets are intervals for other chips and samples "
         f"({' or '.join(f'{100 * level:g} %' for level in sorted(confidence))}).",
         "## Table I",
         *_table_one(runs, fitted, _interval),

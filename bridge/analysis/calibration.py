@@ -6,19 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bridge.analysis.intervals import (
-    chip_counts,
-    percentile_interval,
-    resampled_failures,
-    wilson_interval,
-)
+from bridge.analysis.intervals import rate_interval
 from bridge.checks import (
     chips_of,
     real_scores,
     require_confidence,
     require_count,
-    require_resamples,
-    require_seed,
     same_length,
 )
 from jaxcurv.rows import require_same_rows
@@ -29,16 +22,12 @@ def calibration_table(
     failed: npt.ArrayLike,
     bins: int = 10,
     confidence: float = 0.95,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Predicted probabilities beside the observed shares, in bins of equal width.
 
     A sample of probability p is in the bin with low < p <= high, the first of which takes 0 too.
-    Intervals are Wilson's for one chip; for several, percentile bootstrap that draws chips and,
-    within each bin, samples. In a bin of which no sample fails on any chip, or each on every chip,
-    resamples cannot differ; its interval is Wilson's of the samples, as if of one chip.
+    Intervals are for other samples of the bin on other chips (`rate_interval`); Wilson's for one
+    chip.
 
     >>> table = calibration_table([0.1, 0.2, 0.9], [False, True, True], bins=2)
     >>> table[["low", "high", "samples", "predicted", "observed"]]
@@ -52,8 +41,6 @@ def calibration_table(
             digitally correct sample: give these samples alone, or flips of all.
         bins: how many.
         confidence: confidence level of the intervals, between 0 and 1.
-        resamples: number of bootstrap resamples, where there are several chips.
-        seed: seed of the bootstrap.
 
     Returns:
         One row a bin: bin (1 .. bins), low, high (its edges), samples, predicted (mean
@@ -73,11 +60,8 @@ def calibration_table(
         raise ValueError(f"probability must lie in [0, 1]; got {p.min():g}..{p.max():g}")
     bins = require_count("bins", bins)
     confidence = require_confidence(confidence)
-    resamples, seed = require_resamples(resamples), require_seed(seed)
     edges = np.linspace(0.0, 1.0, bins + 1)
     place = np.searchsorted(edges[1:-1], p, side="left")
-    rng = np.random.default_rng(seed)
-    chips = chip_counts(rng, len(outcomes), resamples)
     rows = []
     for number in range(bins):
         members = place == number
@@ -86,8 +70,8 @@ def calibration_table(
         if members.any():
             row["predicted"] = p[members].mean()
             row["observed"] = outcomes[:, members].mean()
-            row["observed_low"], row["observed_high"] = _interval(
-                rng, chips, outcomes[:, members], confidence
+            row["observed_low"], row["observed_high"] = rate_interval(
+                outcomes[:, members], confidence
             )
         rows.append(row)
     columns = ["bin", "low", "high", "samples", "predicted"]
@@ -119,18 +103,3 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
         raise ValueError("the table has no samples; give that of calibration_table")
     distance = (filled["observed"] - filled["predicted"]).abs()
     return float((filled["samples"] * distance).sum() / filled["samples"].sum())
-
-
-def _interval(
-    rng: np.random.Generator,
-    chips: npt.NDArray[np.float32],
-    failed: npt.NDArray[np.bool_],
-    confidence: float,
-) -> tuple[float, float]:
-    """Interval of the mean of `failed` [chips, samples]."""
-    if len(failed) == 1 or failed.all() or not failed.any():
-        failures = int(failed.sum()) // len(failed)
-        low, high = wilson_interval(failures, failed.shape[1], confidence)
-        return float(low), float(high)
-    fails, samples = resampled_failures(rng, chips, failed, np.full(failed.shape[1], True))
-    return percentile_interval(fails / samples, confidence)

@@ -9,19 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bridge.analysis.intervals import (
-    chip_counts,
-    percentile_interval,
-    resampled_failures,
-    wilson_interval,
-)
+from bridge.analysis.intervals import rate_interval
 from bridge.checks import (
     chips_of,
     real_scores,
     require_confidence,
     require_count,
-    require_resamples,
-    require_seed,
     same_length,
     sample_indices,
     vector,
@@ -184,17 +177,12 @@ def failure_table(
     *,
     indices: npt.ArrayLike | None = None,
     confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """The analog-only failure rate in bins of the score, deciles by default.
 
     Rates are fractions of all samples of a bin, and of those that the digital model gets right.
-    Intervals are Wilson's for one chip. For several, percentile bootstrap: each resample draws
-    chips and, within each bin, samples, with replacement. With few chips the part of the width that
-    the choice of chip gives is too small, by a factor of about sqrt((chips - 1) / chips). In a bin
-    of which no sample fails on any chip, or each on every chip, resamples cannot differ; its
-    interval is Wilson's of the samples, as if of one chip.
+    Intervals are for other samples of the bin on other chips (`rate_interval`); Wilson's for one
+    chip.
 
     >>> curvature = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     >>> digital = [True, True, True, True, True, False]
@@ -212,8 +200,6 @@ def failure_table(
         bins: number of bins, of equal size.
         indices: int [samples], unique and stable; breaks ties. Positions if None.
         confidence: confidence level of the intervals, between 0 and 1.
-        resamples: number of bootstrap resamples, where there are several chips.
-        seed: seed of the bootstrap.
 
     Returns:
         One row a bin: decile (the bin's number, 1 .. bins), chips, the counts samples,
@@ -235,7 +221,6 @@ def failure_table(
     failed = analog_only_failures(digital, analog)
     same_length(score=score, correct=failed)
     confidence = require_confidence(confidence)
-    resamples, seed = require_resamples(resamples), require_seed(seed)
     decile = deciles(score, sample_indices(indices, len(score)), bins)
     rows = pd.DataFrame(
         {
@@ -257,29 +242,16 @@ def failure_table(
         score_high=("score", "max"),
     )
     table.insert(1, "chips", len(analog))
-    rng = np.random.default_rng(seed)
-    chips = chip_counts(rng, len(analog), resamples)
-    members = [np.flatnonzero(decile == number) for number in table["decile"]]
-    drawn = [
-        resampled_failures(rng, chips, failed[:, rows], digital[rows]) if len(analog) > 1 else None
-        for rows in members
-    ]
+    members = [decile == number for number in table["decile"]]
     for name, trials in (("all", table["samples"]), ("correct", table["digitally_correct"])):
+        outcomes = [failed[:, rows if name == "all" else rows & digital] for rows in members]
         by_chip = (
-            np.array([failed[:, rows].sum(axis=1) for rows in members])
+            np.array([one.sum(axis=1) for one in outcomes])
             / trials.where(trials > 0).to_numpy()[:, None]
         )
-        low, high = wilson_interval(
-            table["failures"] // len(analog), trials, confidence
-        )  # exact where no sample or every one fails, and for one chip
-        for number, one in enumerate(drawn):
-            if one is not None and 0 < by_chip[number].mean() < 1:
-                fails, correct = one
-                of = np.full_like(correct, trials[number]) if name == "all" else correct
-                rates = fails / np.where(of > 0, of, np.nan)
-                low[number], high[number] = percentile_interval(rates, confidence)
+        intervals = np.array([rate_interval(one, confidence) for one in outcomes])
         table[f"rate_of_{name}"] = by_chip.mean(axis=1)
-        table[f"rate_of_{name}_low"], table[f"rate_of_{name}_high"] = low, high
+        table[f"rate_of_{name}_low"], table[f"rate_of_{name}_high"] = intervals.T
         table[f"rate_of_{name}_min"] = by_chip.min(axis=1)
         table[f"rate_of_{name}_max"] = by_chip.max(axis=1)
     return table

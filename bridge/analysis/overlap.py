@@ -207,7 +207,8 @@ def systematic_share(
     """The failures that are the samples' and those that are the single chip's.
 
     Three chips at least make "most" differ from "all". That all chips share the samples' fragility
-    is what raises `systematic` above `systematic_expected`.
+    is what raises `systematic` above `systematic_expected`. The interval is over samples: it does
+    not cover the choice of the chips.
 
     >>> share = systematic_share([[True, True, False], [True, False, False], [True, False, False]])
     >>> share.on_all, share.on_some, share.on_none, share.systematic

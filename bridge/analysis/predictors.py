@@ -10,7 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from bridge.analysis.failures import analog_only_failures, deciles, within_class_rank
-from bridge.analysis.intervals import chip_counts, percentile_interval, sample_counts
+from bridge.analysis.intervals import (
+    mean_defined,
+    mean_interval,
+    percentile_interval,
+    sample_counts,
+)
 from bridge.checks import (
     real_scores,
     require_confidence,
@@ -52,11 +57,15 @@ def compare_predictors(
     - spearman: Spearman's rho of the score with the share of the chips on which a sample fails.
 
     With several chips auroc and average_precision are means over the chips that define them.
-    Intervals are percentile bootstrap, over samples and chips together; that of spearman over
-    samples alone, for fewer different chips would lower rho itself. All scores share the resamples,
-    so that auroc_difference (to the reference's) is paired. With few chips intervals are somewhat
-    narrow, as those of `failure_table`; and a score that was fitted, such as that of
-    `cross_validated_logistic`, is not fitted anew in each resample.
+    Their intervals are for other samples on other chips: the variance over samples is a
+    bootstrap's, that over chips of the chips' own values, with Student's t of as many degrees of
+    freedom as the chips and the samples of the rarer outcome leave. They are symmetric on the logit
+    scale; of a measure of exactly 1 Wilson's, of as many trials as there are samples of the rarer
+    outcome; [0, 1] where there is one such sample only. All scores share the resamples, so that
+    auroc_difference (to the reference's) is paired; two scores that rank alike differ by exactly 0.
+    The interval of spearman is a percentile bootstrap over samples alone, for fewer different chips
+    would lower rho itself. A score that was fitted, such as that of `cross_validated_logistic`, is
+    not fitted anew in each resample.
 
     >>> digital = [True, True, True, True, True]
     >>> analog = [True, True, False, True, False]
@@ -125,33 +134,33 @@ def compare_predictors(
         classes = classes[kept]
 
     rng = np.random.default_rng(seed)
-    chips = chip_counts(rng, len(failed), resamples)
     sorted_scores = {name: _Sorted(value, failed) for name, value in values.items()}
     outcomes = _Outcomes(failed)
-    drawn: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in values}
-    start = 0
+    drawn: dict[str, list[list[npt.NDArray[np.float64]]]] = {name: [] for name in values}
     if not outcomes.reason:
         for counts in sample_counts(rng, len(kept), resamples):
-            some = chips[start : start + len(counts)]
             for name, one in sorted_scores.items():
-                drawn[name].append(one.measures(counts, some, outcomes))
-            start += len(counts)
-    ones, every = np.ones((1, len(kept)), np.float32), np.ones((1, len(failed)), np.float32)
+                drawn[name].append(one.measures(counts, outcomes))
+    ones = np.ones((1, len(kept)), np.float32)
+    undefined = [np.full((1, len(failed)), np.nan)] * len(_MEASURES)
     rows, found = [], {}
     for name, one in sorted_scores.items():
         reason = outcomes.reason or one.reason
-        value = np.full(3, np.nan)
-        resampled = np.full((1, 3), np.nan)
+        measured, resampled = undefined, undefined
         if not reason:
-            value = one.measures(ones, every, outcomes)[0]
-            resampled = np.concatenate(drawn[name])
-        found[name] = value[0], resampled[:, 0]
+            measured = one.measures(ones, outcomes)
+            resampled = [np.concatenate(blocks) for blocks in zip(*drawn[name], strict=True)]
+        found[name] = measured[0], resampled[0]
         row = {"predictor": name, "among": among, "chips": len(failed), "samples": len(kept)}
         row["failures"] = int(failed.sum())
-        for number, measure in enumerate(_MEASURES):
-            row[measure] = value[number]
-            row[f"{measure}_low"], row[f"{measure}_high"] = percentile_interval(
-                resampled[:, number], confidence
+        for measure, (value,), of_draws in zip(_MEASURES, measured, resampled, strict=True):
+            row[measure] = mean_defined(value)
+            row[f"{measure}_low"], row[f"{measure}_high"] = (
+                percentile_interval(of_draws, confidence)
+                if measure == "spearman"
+                else mean_interval(
+                    value, of_draws, confidence, informative=outcomes.rarer, fraction=True
+                )
             )
         bin_of = deciles(values[name], np.arange(len(kept)), bins)
         share = failed.mean(axis=0)
@@ -159,13 +168,17 @@ def compare_predictors(
         row["auroc_within_class"] = np.nan
         if classes is not None and not reason:
             ranks = _Sorted(within_class_rank(values[name], classes), failed)
-            row["auroc_within_class"] = ranks.measures(ones, every, outcomes)[0, 0]
+            row["auroc_within_class"] = mean_defined(ranks.measures(ones, outcomes)[0][0])
         rows.append(row | {"reference": reference, "reason": reason})
     table = pd.DataFrame(rows)
     differences = []
-    for value, resampled in found.values():
-        low, high = percentile_interval(resampled - found[reference][1], confidence)
-        differences.append((value - found[reference][0], low, high))
+    for of_chips, of_draws in found.values():
+        (value,) = of_chips - found[reference][0]
+        paired = of_draws - found[reference][1]
+        low, high = mean_interval(
+            value, paired, confidence, informative=outcomes.rarer, fraction=False
+        )
+        differences.append((mean_defined(value), low, high))
     columns = ("auroc_difference", "auroc_difference_low", "auroc_difference_high")
     at = table.columns.get_loc("reason")
     for number, column in enumerate(columns):
@@ -269,11 +282,12 @@ def _require_named(scores: object, purpose: str) -> None:
 
 
 class _Outcomes:
-    """On how many chips each sample fails."""
+    """On how many chips each sample fails; `rarer`, how many do on any, or survive on any."""
 
     def __init__(self, failed: npt.NDArray[np.bool_]):
         levels, place = np.unique(failed.sum(axis=0), return_inverse=True)
         self.one_hot = np.eye(len(levels), dtype=np.float32)[place]
+        self.rarer = int(min(failed.any(axis=0).sum(), (~failed).any(axis=0).sum()))
         self.reason = ""
         if not failed.any():
             self.reason = "no sample fails"
@@ -301,10 +315,12 @@ class _Sorted:
     def measures(
         self,
         counts: npt.NDArray[np.float32],
-        chips: npt.NDArray[np.float32],
         outcomes: _Outcomes,
-    ) -> npt.NDArray[np.float64]:
-        """`_MEASURES` [resamples, 3] where sample i occurs counts[:, i] times."""
+    ) -> list[npt.NDArray[np.float64]]:
+        """`_MEASURES` where sample i occurs counts[:, i] times.
+
+        auroc and average_precision [resamples, chips], spearman [resamples, 1], over all chips.
+        """
         weights = counts[:, self.order]
         n = counts.shape[1]
         tied = len(self.starts) < n
@@ -325,8 +341,7 @@ class _Sorted:
             frequency = (counts @ outcomes.one_hot).astype(np.float64)
             covariance = (by_level * levels).sum(axis=1)
             rho = covariance / np.sqrt(spread * (frequency * levels**2).sum(axis=1))
-            measures = _over_chips(auroc, chips), _over_chips(precision, chips), np.clip(rho, -1, 1)
-        return np.stack(measures, axis=1)
+        return [auroc, precision, np.clip(rho, -1, 1)[:, None]]
 
     def _average_precision(
         self,
@@ -352,12 +367,3 @@ class _Sorted:
             sums = (drawn * fails_at_or_above / among).sum(1, dtype=np.float64)
             precision[:, chip] = sums / positives[:, chip]
         return precision
-
-
-def _over_chips(
-    values: npt.NDArray[np.float64], chips: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
-    """The mean over the drawn chips in which a value is defined; [resamples, chips] to [.]."""
-    defined = np.isfinite(values)
-    weight = np.where(defined, chips, 0)
-    return (np.where(defined, values, 0) * weight).sum(axis=1) / weight.sum(axis=1)

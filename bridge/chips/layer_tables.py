@@ -1,42 +1,47 @@
 """Tables of a chip's layers, which both kinds of chips give."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from bridge.analysis.failures import analog_only_failures
-from bridge.analysis.intervals import wilson_interval
+from bridge.analysis.intervals import rate_interval
 
 ALL_LAYERS = "all layers"
 """The row of the whole chip in the table of `layer_failures`."""
 
 
-def failure_row(
-    layer: str, digital: NDArray[np.bool_], analog: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """What one chip with a layer on tiles does: counts over the samples, of which each is right
-    or wrong on either."""
-    return {
-        "layer": layer,
-        "chips": 1,
-        "samples": len(analog),
-        "digitally_correct": digital.sum(),
-        "failures": analog_only_failures(digital, analog).sum(),
-        "analog_correct": analog.sum(),
-    }
+def failures_by_layer(
+    digital: NDArray[np.bool_], outcomes: Mapping[str, Sequence[NDArray[np.bool_]]]
+) -> pd.DataFrame:
+    """The table of `bridge.chips.layer_failures`.
 
-
-def failures_by_layer(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The table of `bridge.chips.layer_failures` from the rows of `failure_row`."""
-    table = pd.DataFrame(rows).groupby("layer", sort=False, as_index=False).sum()
-    failures, trials = table["failures"], table["digitally_correct"]
-    table["failure_rate"] = failures / trials.where(trials > 0)
-    table["failure_rate_low"], table["failure_rate_high"] = wilson_interval(failures, trials)
-    table["analog_accuracy"] = table.pop("analog_correct") / table["samples"]
-    return table
+    Args:
+        digital: bool [samples], which the digital model gets right.
+        outcomes: for each layer, bool [samples] of every chip with it on tiles, alike.
+    """
+    rows = []
+    for layer, of_chips in outcomes.items():
+        analog = np.array(of_chips)
+        failed = analog_only_failures(digital, analog)
+        trials = len(analog) * int(digital.sum())
+        low, high = rate_interval(failed[:, digital])
+        rows.append(
+            {
+                "layer": layer,
+                "chips": len(analog),
+                "samples": analog.size,
+                "digitally_correct": trials,
+                "failures": int(failed.sum()),
+                "failure_rate": failed.sum() / trials if trials else np.nan,
+                "failure_rate_low": low,
+                "failure_rate_high": high,
+                "analog_accuracy": analog.mean(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def decibels(signal: ArrayLike, error: ArrayLike) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from bridge.chips.evaluation import require_eval
 from bridge.chips.examination import examine, refused_access
 from bridge.chips.execution.executable import Engine, Executable
 from bridge.chips.images import Images, as_tensor, refused_layout
-from bridge.chips.layer_tables import ALL_LAYERS, decibels, failure_row, failures_by_layer
+from bridge.chips.layer_tables import ALL_LAYERS, decibels, failures_by_layer
 from bridge.chips.plain_layers import (
     copy_of,
     staying_digital,
@@ -166,9 +166,9 @@ def layer_failures(
     Returns:
       One row a layer and a last one, "all layers", the whole chip: layer; chips; samples,
       digitally_correct and failures (digital right, chip wrong), counted over all chips;
-      failure_rate = failures / digitally_correct in [0, 1] with its 95 % Wilson interval
-      failure_rate_low and _high, which takes the samples of all chips as independent; and
-      analog_accuracy in [0, 1]. A rate is NaN where no sample is digitally correct.
+      failure_rate = failures / digitally_correct in [0, 1] with its 95 % interval
+      failure_rate_low and _high (`bridge.analysis.rate_interval`); and analog_accuracy in [0, 1].
+      A rate is NaN where no sample is digitally correct.
 
     Raises:
       ValueError: chips below 1, a model that is in training mode or on tiles already, and whatever
@@ -194,15 +194,14 @@ def layer_failures(
         )
         return table["correct"].to_numpy()
 
-    rows: list[dict[str, Any]] = []
+    outcomes: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in left_digital}
     with progress((1 + chips * len(left_digital)) * len(source), "layers"):
         digital_correct = correct(model, "digital")
         for chip_seed in range(seed, seed + chips):
             for name, others in left_digital.items():
                 chip = program(model, profile, seed=chip_seed, digital_layers=others, **settings)
-                analog_correct = correct(chip, f"chip {chip_seed}, {name}")
-                rows.append(failure_row(name, digital_correct, analog_correct))
-    return failures_by_layer(rows)
+                outcomes[name].append(correct(chip, f"chip {chip_seed}, {name}"))
+    return failures_by_layer(digital_correct, outcomes)
 
 
 def _fit_layout(digital: Executable, chip: Executable, images: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Shaped
 from numpy.typing import NDArray
 
 from bridge.checks import require_count, require_seed
-from bridge.chips.layer_tables import ALL_LAYERS, decibels, failure_row, failures_by_layer
+from bridge.chips.layer_tables import ALL_LAYERS, decibels, failures_by_layer
 from bridge.jax_chips.chips import Chip, Programmed, sample_numbers
 from bridge.jax_chips.prediction import samples_of, tables_of
 from jaxcurv.data.adapters import Keys, SourceLike
@@ -101,7 +101,7 @@ def layer_failures(
     batch_size = require_count("batch_size", batch_size)
     given = samples_of(source, keys)
     count, names = len(chip.layers), [*chip.layers, ALL_LAYERS]
-    rows = []
+    outcomes: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in names}
     logits = jax.jit(chip._logits)
     with progress((1 + chips * len(names)) * len(given), "layers") as shown:
 
@@ -119,11 +119,10 @@ def layer_failures(
                 digital = correct(exact, np.zeros(count, bool), "digital")
             for layer, name in enumerate(chip.layers):
                 alone = chip._alone(layer, weights)
-                analog = correct(alone, np.arange(count) == layer, f"chip {number}, {name}")
-                rows.append(failure_row(name, digital, analog))
-            analog = correct(weights, np.ones(count, bool), f"chip {number}")
-            rows.append(failure_row(ALL_LAYERS, digital, analog))
-    return failures_by_layer(rows)
+                chosen = np.arange(count) == layer
+                outcomes[name].append(correct(alone, chosen, f"chip {number}, {name}"))
+            outcomes[ALL_LAYERS].append(correct(weights, np.ones(count, bool), f"chip {number}"))
+    return failures_by_layer(digital, outcomes)
 
 
 def _nothing(logits: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

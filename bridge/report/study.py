@@ -76,7 +76,7 @@ def study(
         profile: the profile that is shown where one is; None for the last one in `predictions`.
         bins: bins of equal size into which samples are sorted by curvature.
         confidence: confidence level of all intervals, between 0 and 1.
-        resamples: bootstrap resamples for the intervals, where there are several chips.
+        resamples: bootstrap resamples for the intervals of predictors and overlap.
 
     Raises:
         ValueError: a column is missing, rows do not match, labels contradict each other, there are
@@ -242,7 +242,7 @@ class Study:
 
     @cached_property
     def _rates(self) -> pd.DataFrame:
-        return failure_rates.failure_tables(self.joined, bins=self.bins, **self._interval)
+        return failure_rates.failure_tables(self.joined, bins=self.bins, confidence=self.confidence)
 
     @cached_property
     def _predictors(self) -> pd.DataFrame:

@@ -396,7 +396,7 @@ def tabulate(out: Path, runs: Path) -> pd.DataFrame:
             ("shipped_same", shipped, reading),
             ("fitted", fitted, reading),
         ):
-            for end, rates in search.ends(chips, how, resamples=1000).iterrows():
+            for end, rates in search.ends(chips, how).iterrows():
                 for suffix, value in zip(("", "_low", "_high"), rates, strict=True):
                     row[f"{what}_{end}{suffix}"] = value
         for what, prefix in (

@@ -98,13 +98,12 @@ class Chips:
     correct: NDArray[np.bool_]
 
 
-def ends(chips: Chips, reading: Reading, *, resamples: int = 1) -> pd.DataFrame:
+def ends(chips: Chips, reading: Reading) -> pd.DataFrame:
     """The analog-only failure rates of the first and the last decile, in percent.
 
     Args:
       chips: the chips of one run.
       reading: deciles are cut among the samples of its folds together.
-      resamples: resamples of the bootstrap that gives the interval.
 
     Returns:
       Two rows, "d1" and "d10" (the index), with rate, low and high; NaN where the run lacks a fold
@@ -120,7 +119,6 @@ def ends(chips: Chips, reading: Reading, *, resamples: int = 1) -> pd.DataFrame:
         samples["correct"],
         chips.correct[:, kept],
         indices=samples["index"] + fold_first,
-        resamples=resamples,
     )
     name = f"rate_of_{reading.denominator}"
     chosen = 100 * table.iloc[[0, -1]][[name, f"{name}_low", f"{name}_high"]]

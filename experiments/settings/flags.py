@@ -273,7 +273,7 @@ class Analyse:
     confidence: float = 0.95
     """Confidence level of all intervals, between 0 and 1."""
     resamples: int = 1000
-    """Bootstrap resamples for the intervals."""
+    """Bootstrap resamples for the intervals of predictors and overlap."""
     energy: Costs = field(default_factory=Costs)
     """Energy of one inference, for routing samples between chip and digital model. The defaults are
     an assumption: give your own."""

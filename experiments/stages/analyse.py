@@ -31,10 +31,12 @@ def analyse(job: Job) -> Outcome:
     costs = predictors.costs_table(pd.read_csv(job.folder / "costs.csv"))
     flips = read_parquet(job.folder / "flips.parquet")
     interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
-    deciles = failure_rates.failure_tables(joined, bins=settings.bins, **interval)
+    deciles = failure_rates.failure_tables(
+        joined, bins=settings.bins, confidence=settings.confidence
+    )
     network = job.experiment.model
     model = network.factory or network.architecture, job.experiment.data.title
-    calibration, errors = predictors.calibrate(joined, flips, **interval)
+    calibration, errors = predictors.calibrate(joined, flips, settings.confidence)
     routed = routers.route(
         predictors.with_flips(joined, flips),
         costs,

@@ -264,7 +264,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
     scores.attrs["devices"] = devices
     write_parquet(out / "scores.parquet", scores, attrs=scores.attrs)
     interval: dict[str, Any] = {
-        name: getattr(experiment.analyse, name) for name in ("bins", "confidence", "resamples")
+        name: getattr(experiment.analyse, name) for name in ("bins", "confidence")
     }
     table = tabulate(scores, finished.predictions, **interval)
     write_csv(out / "variants.csv", table)
@@ -418,7 +418,6 @@ def tabulate(
     *,
     bins: int = 10,
     confidence: float = 0.95,
-    resamples: int = 1000,
 ) -> pd.DataFrame:
     """What each variant does to the ranks and, with chips, to Table I under adc+wnoise+pcm.
 
@@ -429,7 +428,6 @@ def tabulate(
         left out. None where there are no chips.
       bins: cut among all samples.
       confidence: confidence level of the intervals.
-      resamples: resamples of the bootstrap over several chips.
 
     Returns:
       One row a variant, `shipped` first: variant, samples, digitally_correct, chips, device, rho
@@ -477,7 +475,6 @@ def tabulate(
             bins,
             indices=samples["sample"],
             confidence=confidence,
-            resamples=resamples,
         )
         for denominator in outcomes.DENOMINATORS:
             for end, number in ends:
@@ -562,8 +559,7 @@ def _draw_rates(axis: Axes, table: pd.DataFrame, rows: np.ndarray, denominator: 
         axis.errorbar(
             rate,
             rows + offset,
-            # The mean over chips may lie just outside an interval of few resamples.
-            xerr=np.clip([rate - low, high - rate], 0, None),
+            xerr=[rate - low, high - rate],
             fmt=marker,
             color=colour,
             markeredgewidth=0,

@@ -64,7 +64,7 @@ class OwnPredictions:
     confidence: float = 0.95
     """Confidence level of all intervals, between 0 and 1."""
     resamples: int = 1000
-    """Bootstrap resamples for the intervals."""
+    """Bootstrap resamples for the intervals of predictors."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -106,14 +106,13 @@ def _tabulate(settings: OwnPredictions, joined: Joined) -> None:
             raise ValueError(
                 f"{settings.scores} has no score {name!r}; there is {', '.join(known)}"
             )
-    common = {"confidence": settings.confidence, "resamples": settings.resamples}
     table = failure_table(
         joined.scores[score],
         joined.digital,
         joined.analog,
         settings.bins,
         indices=joined.scores["index"],
-        **common,  # type: ignore[arg-type]
+        confidence=settings.confidence,
     )
     names = [name for name in joined.scores if name not in ("index", "label")]
     predictors = compare_predictors(
@@ -124,7 +123,8 @@ def _tabulate(settings: OwnPredictions, joined: Joined) -> None:
         labels=joined.scores.get("label"),
         reference=reference,
         bins=settings.bins,
-        **common,  # type: ignore[arg-type]
+        confidence=settings.confidence,
+        resamples=settings.resamples,
     )
     cut = deciles(joined.scores[score], joined.scores["index"], settings.bins)
     trend = trend_test(cut, joined.digital & ~joined.analog)

@@ -658,7 +658,7 @@ def test_failure_tables_are_fractions(
     score: np.ndarray, digital: np.ndarray, analog: np.ndarray, bins: int
 ) -> None:
     """NaN only where a bin has no digitally correct sample, as documented."""
-    rates = outcome(lambda: table(score, digital, analog, bins=bins, resamples=5))
+    rates = outcome(lambda: table(score, digital, analog, bins=bins))
     if rates is None:
         return
     assert rates["samples"].sum() == len(score)

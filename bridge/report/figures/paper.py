@@ -66,7 +66,7 @@ def figure_one(
 ) -> Path:
     """Failure rate against curvature decile: a line a profile, a panel a fold.
 
-    The band is the interval: Wilson's for one chip, over chips and samples for several.
+    The band is the interval: Wilson's for one chip, for other chips and samples for several.
 
     Args:
         deciles: as `failure_rates.failure_tables` returns it.

@@ -27,7 +27,6 @@ def failure_tables(
     score: str = "curvature",
     bins: int = 10,
     confidence: float = 0.95,
-    resamples: int = 1000,
 ) -> pd.DataFrame:
     """`bridge.failure_table` of each fold and profile, over its chips.
 
@@ -39,7 +38,6 @@ def failure_tables(
         score: the column to cut by.
         bins: how many bins.
         confidence: confidence level of the intervals, between 0 and 1.
-        resamples: number of bootstrap resamples, where there are several chips.
 
     Returns:
         fold, profile and the columns of `failure_table`.
@@ -62,7 +60,6 @@ def failure_tables(
                 bins,
                 indices=samples["sample"],
                 confidence=confidence,
-                resamples=resamples,
             )
             table.insert(0, "fold", fold)
             table.insert(1, "profile", profile)

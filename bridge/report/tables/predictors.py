@@ -242,7 +242,7 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibrate(
-    joined: pd.DataFrame, flips: pd.DataFrame, confidence: float = 0.95, resamples: int = 1000
+    joined: pd.DataFrame, flips: pd.DataFrame, confidence: float = 0.95
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How well flip probabilities predict the simulated failures, among the digitally correct.
 
@@ -250,7 +250,6 @@ def calibrate(
         joined: as `outcomes.join` returns it.
         flips: fold, index, profile, probability and unshifted, a row a sample and profile.
         confidence: confidence level of the intervals, between 0 and 1.
-        resamples: number of bootstrap resamples, where there are several chips.
 
     Returns:
         fold, profile, predictor and the columns of `bridge.analysis.calibration_table`; and fold,
@@ -272,9 +271,7 @@ def calibrate(
             if predictor not in physical:
                 continue
             probability = physical[predictor]
-            table = calibration_table(
-                probability[digital], failed, confidence=confidence, resamples=resamples
-            )
+            table = calibration_table(probability[digital], failed, confidence=confidence)
             which = {"fold": fold, "profile": profile, "predictor": predictor}
             tables.append(table.assign(**which))
             errors.append(

@@ -30,7 +30,7 @@ def profile_overlap(
 
     Profiles without any failure are left out. All profiles of one seed are one chip with some of
     its non-idealities switched off: with a single chip, their overlap holds what they share of its
-    random numbers, too.
+    random numbers, too. Intervals are over samples: they do not cover the choice of the chips.
 
     Args:
       joined: as `bridge.report.tables.outcomes.join` returns it, with the column margin.

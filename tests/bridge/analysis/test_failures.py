@@ -1,7 +1,6 @@
 """Deciles, intervals and trend against hand-computed numbers, brute force and SciPy."""
 
 import doctest
-import itertools
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bridge.analysis import failures, intervals
+from bridge.analysis import failures
 from bridge.analysis.failures import (
     analog_only_failures,
     deciles,
@@ -20,7 +19,7 @@ from bridge.analysis.failures import (
     trend_test,
     within_class_rank,
 )
-from bridge.analysis.intervals import wilson_interval
+from bridge.analysis.intervals import rate_interval, wilson_interval
 
 
 def test_failure_is_digital_right_and_analog_wrong():
@@ -87,38 +86,6 @@ def test_deciles_refuse(score, indices, bins, message):
         deciles(score, indices, bins)
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (5, 10), (10, 10), (3, 977), (1, 1)])
-@pytest.mark.parametrize("confidence", [0.95, 0.5])
-def test_wilson_interval_is_scipys(k, n, confidence):
-    expected = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
-    low, high = wilson_interval(k, n, confidence)
-    assert float(low) == pytest.approx(expected.low, abs=1e-12)
-    assert float(high) == pytest.approx(expected.high, abs=1e-12)
-
-
-def test_wilson_interval_by_hand_and_elementwise():
-    z2 = 1.959963984540054**2  # 0 of 10: [0, z^2 / (10 + z^2)]
-    low, high = wilson_interval(np.array([0, 10, 0]), np.array([10, 10, 0]))
-    np.testing.assert_allclose(low, [0, 10 / (10 + z2), np.nan], rtol=1e-12)
-    np.testing.assert_allclose(high, [z2 / (10 + z2), 1, np.nan], rtol=1e-12)
-    assert low[0] == 0
-    assert high[1] == 1
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "confidence", "message"),
-    [
-        (3, 2, 0.95, "between 0 and trials"),
-        (-1, 2, 0.95, "between 0 and trials"),
-        (0.5, 2, 0.95, "must be integers; got float64"),
-        (1, 2, 95, "confidence must lie between 0 and 1; got 95"),
-    ],
-)
-def test_wilson_interval_refuses(k, n, confidence, message):
-    with pytest.raises(ValueError, match=message):
-        wilson_interval(k, n, confidence)
-
-
 def test_failure_table_by_hand():
     # By score: indices 2 0 | 4 1 | 3 5. The middle bin has one digitally correct sample, which
     # fails; the last has none.
@@ -178,21 +145,18 @@ def test_rates_of_several_chips_are_means_over_chips(three_chips):
         np.testing.assert_allclose(table[f"{name}_max"], rates.max(0))
 
 
-def test_interval_of_several_chips_has_the_variance_of_both_draws(three_chips):
-    """The bootstrap's variance, worked out over all 27 draws of the chips."""
+def test_intervals_are_for_the_samples_of_a_bin_and_the_digitally_correct(three_chips):
     score, digital, analog = three_chips
-    table = failure_table(score, digital, analog, bins=1, resamples=20_000, confidence=0.6827)
-    failed = analog_only_failures(digital, analog)
-    means, variances = [], []
-    for draw in itertools.product(range(3), repeat=3):
-        share = failed[list(draw)].mean(axis=0)
-        means.append(share.mean())
-        variances.append(share.var() / 80)
-    expected = np.sqrt(np.var(means) + np.mean(variances))
-    half = (table["rate_of_all_high"] - table["rate_of_all_low"])[0] / 2
-    assert half == pytest.approx(expected, rel=0.03)
-    # Samples alone, as if the three chips were all there are, would be narrower.
-    assert half > 1.15 * np.sqrt(failed.mean(axis=0).var() / 80)
+    table = failure_table(score, digital, analog, bins=4, confidence=0.8)
+    failed, bin_of = analog_only_failures(digital, analog), deciles(score, np.arange(80), 4)
+    for number, row in enumerate(table.itertuples(), 1):
+        low, high = rate_interval(failed[:, bin_of == number], 0.8)
+        assert (row.rate_of_all_low, row.rate_of_all_high) == (low, high)
+        low, high = rate_interval(failed[:, (bin_of == number) & digital], 0.8)
+        assert (row.rate_of_correct_low, row.rate_of_correct_high) == (low, high)
+        # Samples alone, as if the three chips were all there are, would be narrower.
+        alone = wilson_interval(row.failures, 3 * row.digitally_correct, 0.8)
+        assert low < alone[0] < alone[1] < high
 
 
 def test_a_bin_that_never_fails_has_wilsons_interval():
@@ -209,8 +173,6 @@ def test_failure_table_refuses():
         failure_table(np.arange(20.0), digital, np.ones((2, 20)))
     with pytest.raises(ValueError, match="lengths differ: digital_correct 20, analog_correct 19"):
         failure_table(np.arange(20.0), digital, digital[:19])
-    with pytest.raises(ValueError, match="resamples must be at least 1; got 0"):
-        failure_table(np.arange(20.0), digital, digital, resamples=0)
 
 
 def test_ranks_within_a_class():
@@ -273,9 +235,7 @@ def test_the_analysis_needs_neither_torch_nor_jax():
 
 
 def test_examples_run():
-    ran = [doctest.testmod(module) for module in (failures, intervals)]
-    assert [found.failed for found in ran] == [0, 0]
-    assert sum(found.attempted for found in ran) == 5
+    assert doctest.testmod(failures) == doctest.TestResults(failed=0, attempted=5)
 
 
 def test_chips_of_unequal_numbers_of_samples_are_refused() -> None:

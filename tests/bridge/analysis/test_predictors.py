@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bridge.analysis import predictors
 from bridge.analysis.failures import deciles, within_class_rank
-from bridge.analysis.intervals import chip_counts, sample_counts
+from bridge.analysis.intervals import mean_interval, sample_counts
 from bridge.analysis.predictors import compare_predictors, cross_validated_logistic
 
 SAMPLES = 240
@@ -43,28 +43,39 @@ def test_measures_are_scikit_learns_and_scipys(data, among):
         assert (row["samples"], row["failures"]) == (kept.sum(), failed.sum())
 
 
-def test_each_resample_is_scikit_learns_with_the_drawn_samples_and_chips(data):
-    """The intervals are the percentiles of AUROC, AP and rho computed anew from each draw."""
+def test_each_resample_is_scikit_learns_with_the_drawn_samples(data):
+    """The intervals are those of AUROC, AP and rho computed anew from each draw."""
     scores, digital, analog, failed = data
     table = compare_predictors(scores, digital, analog, resamples=60, seed=3, confidence=0.8)
-    rng = np.random.default_rng(3)
-    chips = chip_counts(rng, len(analog), 60)
-    (counts,) = sample_counts(rng, int(digital.sum()), 60)
-    score, failed = scores["tied"][digital], failed[:, digital]
-    drawn = []
-    for samples, weights in zip(counts.astype(int), chips, strict=True):
-        rows = np.repeat(np.arange(len(score)), samples)
-        auroc = [roc_auc_score(one[rows], score[rows]) for one in failed]
-        precision = [average_precision_score(one[rows], score[rows]) for one in failed]
-        rho = stats.spearmanr(score[rows], failed[:, rows].mean(0)).statistic
-        drawn.append(
-            [np.average(auroc, weights=weights), np.average(precision, weights=weights), rho]
-        )
-    low, high = np.percentile(drawn, [10, 90], axis=0)
-    row = table.iloc[0]
-    names = ["auroc", "average_precision", "spearman"]
-    np.testing.assert_allclose([row[f"{name}_low"] for name in names], low, atol=2e-6)
-    np.testing.assert_allclose([row[f"{name}_high"] for name in names], high, atol=2e-6)
+    (counts,) = sample_counts(np.random.default_rng(3), int(digital.sum()), 60)
+    failed = failed[:, digital]
+    kinds = {"auroc": roc_auc_score, "average_precision": average_precision_score}
+
+    def measured(name, rows):
+        score = scores[name][digital][rows]
+        by_chip = [[kind(one[rows], score) for one in failed] for kind in kinds.values()]
+        return by_chip, stats.spearmanr(score, failed[:, rows].mean(0)).statistic
+
+    drawn = {
+        name: [measured(name, np.repeat(np.arange(len(draw)), draw)) for draw in counts.astype(int)]
+        for name in scores
+    }
+    observed = {name: np.array(measured(name, slice(None))[0]) for name in scores}
+    by_chip = {name: np.array([one for one, _ in draws]) for name, draws in drawn.items()}
+    rarer = min(failed.any(axis=0).sum(), (~failed).any(axis=0).sum())
+    row, other = (table.iloc[number] for number in (0, 1))
+    for number, kind in enumerate(kinds):
+        values, draws = observed["tied"][number], by_chip["tied"][:, number]
+        expected = mean_interval(values, draws, 0.8, informative=rarer, fraction=True)
+        found = row[f"{kind}_low"], row[f"{kind}_high"]
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    rho = np.percentile([one for _, one in drawn["tied"]], [10, 90])
+    np.testing.assert_allclose((row["spearman_low"], row["spearman_high"]), rho, atol=2e-6)
+    values = (observed["noisy"] - observed["tied"])[0]
+    draws = (by_chip["noisy"] - by_chip["tied"])[:, 0]
+    expected = mean_interval(values, draws, 0.8, informative=rarer, fraction=False)
+    found = other["auroc_difference_low"], other["auroc_difference_high"]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_difference_is_paired(data):
@@ -76,7 +87,8 @@ def test_difference_is_paired(data):
     assert same["auroc_difference_low"] == same["auroc_difference_high"] == 0
     assert same["auroc_low"] < same["auroc_high"]
     noisy = table.iloc[2]
-    assert noisy["auroc_difference"] == noisy["auroc"] - table.iloc[0]["auroc"]
+    difference = noisy["auroc"] - table.iloc[0]["auroc"]
+    assert noisy["auroc_difference"] == pytest.approx(difference, abs=1e-12)
     unpaired = table.iloc[0]["auroc_high"] - table.iloc[0]["auroc_low"]
     unpaired = np.hypot(unpaired, noisy["auroc_high"] - noisy["auroc_low"])
     assert noisy["auroc_difference_high"] - noisy["auroc_difference_low"] < unpaired

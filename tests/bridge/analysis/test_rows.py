@@ -32,7 +32,7 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     ),
     "failure_table of chips": (
         {"score": SCORE, "digital": DIGITAL, "analog": CHIPS},
-        lambda score, digital, analog: bridge.failure_table(score, digital, analog, resamples=9),
+        lambda score, digital, analog: bridge.failure_table(score, digital, analog),
     ),
     "compare_predictors": (
         {"curvature": SCORE, "digital": DIGITAL, "analog": ANALOG, "labels": LABELS},
@@ -232,8 +232,8 @@ def test_columns_of_one_table_may_have_an_index_with_repeats(shard: slice) -> No
     table = pd.DataFrame({"score": SCORE, "digital": DIGITAL, "analog": ANALOG, "label": LABELS})
     table = repeated(table)[shard]
     table["failed"] = table.digital & ~table.analog
-    bridge.failure_table(table.score, table.digital, table.analog, resamples=9)
-    bridge.failure_table(table["score"] * 2, table.digital.copy(), ~table.analog, resamples=9)
+    bridge.failure_table(table.score, table.digital, table.analog)
+    bridge.failure_table(table["score"] * 2, table.digital.copy(), ~table.analog)
     analysis.calibration_table(table.score.clip(0, 1), table.failed)
     analysis.within_class_rank(table.score, table.label.astype(int))
 
@@ -289,13 +289,13 @@ def test_the_cure_for_missing_outcomes_works(name: str, of: Callable[[Any], Any]
     given = holed.dropna()
     assert given.dtype == object
     rows = {key: value.reindex(given.index) for key, value in known.items()}
-    expected = bridge.failure_table(**rows, resamples=9)
+    expected = bridge.failure_table(**rows)
     inputs = {key: of(value) for key, value in rows.items()} | {which: of(given)}
-    same(expected, bridge.failure_table(**inputs, resamples=9))
+    same(expected, bridge.failure_table(**inputs))
     if name == "chips":
         for chips in ([inputs[which]] * 2, pd.DataFrame([given, given])):
             frame = {} if isinstance(chips, list) else rows  # which has an index of its own
-            found = bridge.failure_table(**inputs | frame | {which: chips}, resamples=9)
+            found = bridge.failure_table(**inputs | frame | {which: chips})
             assert found["failures"].tolist() == (2 * expected["failures"]).tolist()
     others = given.astype(object)
     others.iloc[0] = "yes"
@@ -319,13 +319,13 @@ FEWER = np.setdiff1d(np.arange(N), [3, 5, 8, 77])
 def failures_of(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[int]:
     """By the columns of two tables, as they are."""
     inputs = scores["score"], scores["correct"], predictions["correct"]
-    return bridge.failure_table(*inputs, resamples=9)["failures"].tolist()
+    return bridge.failure_table(*inputs)["failures"].tolist()
 
 
 def merged_failures(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[int]:
     """As the message says."""
     both = scores.merge(predictions[["index", "correct"]], on="index")
-    table = bridge.failure_table(both.score, both.correct_x, both.correct_y, resamples=9)
+    table = bridge.failure_table(both.score, both.correct_x, both.correct_y)
     return table["failures"].tolist()
 
 
@@ -334,7 +334,7 @@ def by_hand(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[int]:
     rows = scores[[sample in outcome for sample in scores["index"]]]
     analog = np.array([outcome[sample] for sample in rows["index"]])
     values = rows["score"].to_numpy(), rows["correct"].to_numpy(), analog
-    return bridge.failure_table(*values, resamples=9)["failures"].tolist()
+    return bridge.failure_table(*values)["failures"].tolist()
 
 
 def plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -375,7 +375,7 @@ def test_rows_that_were_left_out_are_told_of_both_cures() -> None:
     table = a_table(SAMPLES)
     few = table[table.score > 0.2]
     with pytest.raises(ValueError, match=r'on="index".*; of one table\'s rows .*intersection'):
-        bridge.failure_table(few.score, few.correct, ANALOG, resamples=9)
+        bridge.failure_table(few.score, few.correct, ANALOG)
 
 
 @pytest.mark.parametrize("samples", [SAMPLES, np.arange(N)[::-1]])
@@ -385,13 +385,13 @@ def test_row_numbers_beside_samples_are_told_to_become_samples(samples: Any) -> 
     chips = pd.DataFrame({"index": samples, "a": ANALOG, "b": ~ANALOG}).set_index("index")
     message = r"row numbers, which name no samples: take it of table\.set_index\('index'\)"
     with pytest.raises(ValueError, match=f"score is by {message}"):
-        bridge.failure_table(scores.score, scores.correct, chips.T, resamples=9)
+        bridge.failure_table(scores.score, scores.correct, chips.T)
     named = scores.set_index("index")
     with pytest.raises(ValueError, match=f"analog_correct is by {message}"):
-        bridge.failure_table(named.score, named.correct, scores.correct, resamples=9)
-    found = bridge.failure_table(named.score, named.correct, chips.T, resamples=9)
+        bridge.failure_table(named.score, named.correct, scores.correct)
+    found = bridge.failure_table(named.score, named.correct, chips.T)
     values = SCORE.to_numpy(), DIGITAL.to_numpy(), CHIPS.to_numpy()
-    same(found, bridge.failure_table(*values, indices=samples, resamples=9))
+    same(found, bridge.failure_table(*values, indices=samples))
 
 
 OTHERS = np.concatenate([SAMPLES[:-1], [20_000]])
@@ -406,7 +406,7 @@ def test_tables_of_other_samples_are_refused(change: Callable[[Any], Any]) -> No
     with pytest.raises(ValueError, match=r"analog_correct is of a table of other samples .*merge"):
         bridge.failure_table(score, digital, analog)
     with pytest.raises(ValueError, match=r"analog_correct is of a table of other samples .*merge"):
-        bridge.failure_table(score, digital, [digital, analog], resamples=9)
+        bridge.failure_table(score, digital, [digital, analog])
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
 
 
@@ -442,7 +442,7 @@ def test_a_table_whose_rows_were_sorted_and_numbered_anew_is_refused(
     )
     for of_one in (scores["correct"], scores["score"] > 0.5):
         with pytest.raises(ValueError, match=message):
-            bridge.failure_table(scores["score"], of_one, predictions["correct"], resamples=9)
+            bridge.failure_table(scores["score"], of_one, predictions["correct"])
     with pytest.raises(ValueError, match="analog_correct is of a table that was sorted"):
         failures_of(predictions, scores)
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
@@ -476,7 +476,7 @@ def test_tables_that_were_sorted_alike_or_not_at_all_raise_no_false_alarm() -> N
     changed["score"] = -changed["score"]
     failures_of(changed, changed)
     one_class = predictions.assign(correct=True)
-    bridge.failure_table(alone["score"], alone["correct"], one_class["correct"] > 2, resamples=9)
+    bridge.failure_table(alone["score"], alone["correct"], one_class["correct"] > 2)
 
 
 OF_ONE_INDEX = r"analog_correct and score have the same row numbers and other labels.*two random"
@@ -500,7 +500,7 @@ def test_tables_of_one_index_and_other_labels_are_refused() -> None:
             scores.correct, predictions.correct, resamples=9,
         )  # fmt: skip
     values = scores.score.to_numpy(), scores.correct.to_numpy(), predictions.correct.to_numpy()
-    bridge.failure_table(*values, resamples=9)
+    bridge.failure_table(*values)
 
 
 @pytest.mark.filterwarnings("error")
@@ -533,7 +533,7 @@ def test_what_is_made_of_tables_of_other_samples_raises_no_false_alarm() -> None
     mapped = known["index"].map(outcome)
     aligned = outcome.reindex(known["index"]).reset_index(drop=True)
     for analog in (mapped, aligned.set_axis(known.index)):
-        bridge.failure_table(known.score, known.correct, analog, resamples=9)
+        bridge.failure_table(known.score, known.correct, analog)
     same_samples = a_table(SAMPLES, -SCORE)
     failures_of(scores, same_samples)
     for change in (lambda t: t[t.index % 3 > 0], lambda t: t.sample(frac=1, random_state=0)):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bridge import Profile, load_chip, predict, program, save_chip, weight_moments
-from bridge.analysis import failure_table
+from bridge.analysis import failure_table, systematic_share
 from bridge.chips import (
     ADC,
     PCM,
@@ -79,8 +79,8 @@ def test_bools_and_others_are_no_integers(wrong: Any) -> None:
         lambda: predict(model, SOURCE, batch_size=wrong),
         lambda: output_noise(model, Profile(), SOURCE, batch_size=wrong),
         lambda: failure_table([0.1, 0.2], [True, True], [True, False], bins=wrong),
-        lambda: failure_table([0.1, 0.2], [True, True], [True, False], bins=2, seed=wrong),
-        lambda: failure_table([0.1, 0.2], [True, True], [True, False], bins=2, resamples=wrong),
+        lambda: systematic_share([[True, True], [True, False]], seed=wrong),
+        lambda: systematic_share([[True, True], [True, False]], resamples=wrong),
         lambda: routing_curve([0.1, 0.2], [True, True], [True, False], points=wrong),
     ):
         with pytest.raises(ValueError, match=r"integer|whole number|at least 1"):

@@ -86,7 +86,7 @@ def test_rates_are_those_of_the_tables_of_a_run(ten: Ten) -> None:
     for profile, label in (("ideal", "ideal"), (FULL_PROFILE, LATE)):
         rows = named[kept[profile] & (named["profile"] == profile)]
         joined = outcomes.join(scores, rows)
-        expected = failure_rates.failure_tables(joined, resamples=RESAMPLES)
+        expected = failure_rates.failure_tables(joined)
         found = rates[rates["profile"] == label].reset_index(drop=True)
         assert found.drop(columns="profile").equals(expected.drop(columns="profile"))
     assert rates["profile"].unique().tolist() == ["ideal", f"{FULL_PROFILE} at 20 s", LATE]

@@ -75,7 +75,7 @@ def test_tables_from_anywhere_are_joined_by_index(
     label = digital.set_index("index")["label"]
     wide = analog.pivot(index="chip", columns="index", values="prediction") == label
     right = (digital["prediction"] == digital["label"]).to_numpy()
-    expected = failure_table(scores["curvature"].to_numpy(), right, wide.to_numpy(), resamples=50)
+    expected = failure_table(scores["curvature"].to_numpy(), right, wide.to_numpy())
     found = pd.read_csv(tmp_path / "out" / "deciles.csv")
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     predictors = pd.read_csv(tmp_path / "out" / "predictors.csv").set_index("predictor")

@@ -150,7 +150,7 @@ def test_missing_flips_are_said(run):
     ):
         predictors.compare(joined, COSTS, lost, resamples=5)
     with pytest.raises(ValueError, match="1 samples have no flip probability"):
-        predictors.calibrate(joined, lost, resamples=5)
+        predictors.calibrate(joined, lost)
 
 
 def test_without_a_shift_the_plain_flip_probability_is_all_there_is(run):
@@ -163,7 +163,7 @@ def test_without_a_shift_the_plain_flip_probability_is_all_there_is(run):
 def test_a_model_that_is_never_right_has_an_empty_calibration(run):
     joined, flips = run
     wrong = joined.assign(digital_correct=False, failure=False)
-    calibration, errors = predictors.calibrate(wrong, flips, resamples=5)
+    calibration, errors = predictors.calibrate(wrong, flips)
     assert (len(calibration), len(errors)) == (0, 0)
     assert {"fold", "profile", "predictor", "observed"} <= set(calibration)
 
@@ -184,7 +184,7 @@ def test_too_few_correct_samples_are_said(run):
 
 def test_calibration_is_of_the_digitally_correct(run):
     joined, flips = run
-    calibration, errors = predictors.calibrate(joined, flips, resamples=50)
+    calibration, errors = predictors.calibrate(joined, flips)
     row = errors.set_index(["fold", "predictor"]).loc[("test", "flip_probability")]
     rows = joined[(joined["fold"] == "test") & (joined["profile"] == FULL)]
     correct = rows[rows["digital_correct"]]
