@@ -106,8 +106,8 @@ def margin_moments(
 
     The gradients of a few samples are held at once, 256 MiB or those of one sample, and contracted
     with all noises; the activations of as many samples lie beside them. A sample's numbers do not
-    depend on its batch. Cost: about 12 forward passes for a ResNet-18 of width 16 on a CPU. A model
-    that rounds what it computes, so that noise moves its logits by jumps, is warned of.
+    depend on its batch. Cost: `jaxcurv.costs.MARGIN_MOMENTS` forward passes. A model that rounds
+    what it computes, so that noise moves its logits by jumps, is warned of.
 
     Args:
       logits_fn, params: as for `input_curvature`; weights must be there to differentiate, so a

@@ -122,9 +122,7 @@ def test_the_variance_is_that_of_a_further_chip_around_the_sampled_mean() -> Non
     (moments,) = weight_moments(model, profile, chips=3).values()
     predicted = images @ (weight + moments.mean.double()).T
     variance = images.square() @ moments.variance.double().T
-    off = [
-        images @ weights(program(model, profile, seed=seed)).T - predicted for seed in range(20)
-    ]
+    off = [images @ weights(program(model, profile, seed=seed)).T - predicted for seed in range(20)]
     # A standard error of 0.025: the error of a mean is the same for all 20 chips.
     ratio = torch.stack(off).square().mean() / variance.mean()
     assert ratio.item() == pytest.approx(1, abs=0.13)
