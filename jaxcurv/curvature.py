@@ -289,7 +289,7 @@ def refine(
     for name, adaptive in estimators.items():
         if not isinstance(adaptive, Adaptive):
             continue
-        first = adaptive.estimator.probes
+        first = adaptive.first_probes
         drawn = _draws(raw, estimators, adaptive.estimator)
         norm, quadratic = (np.asarray(values[:, :first]) for values in drawn)
         counts, jumped = np.full(len(norm), first), raw.jumped.copy()

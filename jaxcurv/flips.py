@@ -56,10 +56,13 @@ def flip_probability(
     margin counts as Gaussian, the deviations of the weights as independent
     (`gaussian_flip_probability`).
 
+    Mean and variance of the margin are computed, not sampled. Where the mean of the weights is an
+    estimate, its squared standard error belongs in their variance (`Moments`).
+
     Cost: one forward pass of the digital weights, and for each of the moments a forward pass and
-    backward passes to the weights of each sample, which take the time of about 12 forward passes on
-    a CPU (ResNet-18 of width 16). A sample's numbers do not depend on its batch. A model that
-    rounds what it computes, so that noise moves its logits by jumps, is warned of.
+    backward passes to the weights of each sample (`jaxcurv.costs.FLIP_PROBABILITY` for one). A
+    sample's numbers do not depend on its batch. A model that rounds what it computes, so that noise
+    moves its logits by jumps, is warned of.
 
     Args:
       logits_fn, params: as for `input_curvature`; the weights must be there to differentiate.

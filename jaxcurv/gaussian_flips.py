@@ -28,7 +28,7 @@ def gaussian_flip_probability(
         margin: real [samples], >= 0; largest minus second largest digital logit.
         shift: real [samples]; zeros for the probability that the spread alone gives.
         variance: real [samples], >= 0, in squared units of the margin; of independent sources, the
-            sum of theirs.
+            sum of theirs. Where the mean is estimated, its squared standard error is one of them.
 
     Returns:
         float64 [samples] in [0, 1].

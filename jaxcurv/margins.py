@@ -54,7 +54,7 @@ _BATCH = 64
 Of = Literal["prediction", "label"]
 """Whose margin: the model's own prediction's, or that of the source's label."""
 
-_OWN = -1
+OWN = -1
 """In place of a class: the model's own prediction."""
 
 
@@ -65,7 +65,9 @@ class Moments(NamedTuple):
 
     Attributes:
       mean: mean deviation of each weight; None where all means are zero.
-      variance: variance of each weight's deviation, in squared units of the weights, >= 0.
+      variance: variance of each weight's deviation, in squared units of the weights, >= 0. Where a
+        mean is estimated, from n chips say, its squared standard error belongs in here too: then
+        the sample variance times 1 + 1 / n, of a further chip around the estimate.
     """
 
     mean: Any
@@ -104,8 +106,8 @@ def margin_moments(
 
     The gradients of a few samples are held at once, 256 MiB or those of one sample, and contracted
     with all noises; the activations of as many samples lie beside them. A sample's numbers do not
-    depend on its batch. Cost: about 12 forward passes for a ResNet-18 of width 16 on a CPU. A model
-    that rounds what it computes, so that noise moves its logits by jumps, is warned of.
+    depend on its batch. Cost: `jaxcurv.costs.MARGIN_MOMENTS` forward passes. A model that rounds
+    what it computes, so that noise moves its logits by jumps, is warned of.
 
     Args:
       logits_fn, params: as for `input_curvature`; weights must be there to differentiate, so a
@@ -124,9 +126,9 @@ def margin_moments(
     _require_noises(noises)
     images, own = plain_array(images), classes is None
     positions = np.arange(len(images)) if indices is None else np.asarray(indices)
-    given = _OWN * np.ones(len(images), np.int32) if own else plain_array(classes, "classes")
+    given = OWN * np.ones(len(images), np.int32) if own else plain_array(classes, "classes")
     check_batch(images, given, positions)
-    moments = _inspected(logits_fn, params, noises, images)
+    moments = inspected_margins(logits_fn, params, noises, images)
     if classes is not None:
         check_labels(given, moments.classes)
     return moments(images, given, positions)
@@ -200,11 +202,11 @@ def margins_of_all(
         for images, labels, indices in read_batches(source, size):
             check_batch(images, labels, indices)
             if moments is None:
-                moments = _inspected(logits_fn, params, noises, images)
+                moments = inspected_margins(logits_fn, params, noises, images)
             if of == "label":
                 check_labels(labels, moments.classes)
             else:
-                labels = np.full(len(labels), _OWN, np.int32)
+                labels = np.full(len(labels), OWN, np.int32)
             parts.append(moments(images, labels, indices))
             seen.append(indices.astype(np.int64))
             shown.update(len(indices))
@@ -233,7 +235,7 @@ def _concatenated(parts: Sequence[MarginMoments]) -> MarginMoments:
     )
 
 
-def _inspected(
+def inspected_margins(
     logits_fn: LogitsFn | nnx.Module, params: Any, noises: Mapping[str, Moments], images: np.ndarray
 ) -> "_Contraction":
     """The computation for a model and noises that were found to fit, on some images."""
@@ -478,7 +480,7 @@ def _chunk_moments(
     """Prediction, runner-up, margin `[chunk]`, shift and variance `[chunk, noise]`.
 
     Args:
-      classes: int `[chunk]`, the class of each margin; `_OWN` for the predicted one.
+      classes: int `[chunk]`, the class of each margin; `OWN` for the predicted one.
       count: number of noises.
     """
     leaves, structure = jax.tree.flatten(weights)
@@ -486,7 +488,7 @@ def _chunk_moments(
     def margin(varied: list[Array], image: Array, of: Array) -> tuple[Array, tuple[Array, Array]]:
         merged = _merged(leaves, noisy, varied)
         logits = model(jax.tree.unflatten(structure, merged), image[None])[0]
-        top = jnp.where(of == _OWN, jnp.argmax(logits), of)
+        top = jnp.where(of == OWN, jnp.argmax(logits), of)
         second = jnp.argmax(jnp.where(jnp.arange(len(logits)) == top, -jnp.inf, logits))
         return logits[top] - logits[second], (top.astype(jnp.int32), second.astype(jnp.int32))
 

@@ -29,7 +29,7 @@ SMALL = 4 * 2**20
 
 _FILES = (
     *("settings.json", "model.json", "history.csv"),
-    *("costs.csv", "adc_ranges.csv", "coverage.csv"),
+    *("adc_ranges.csv", "coverage.csv"),
 )
 _TABLES = (
     *("calibration", "calibration_errors", "routing_choices", "routing_baselines"),

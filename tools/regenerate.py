@@ -6,17 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from bridge.report.figures import paper
 from bridge.report.figures.predictors import predictor_figure
 from bridge.report.tables import failure_rates, outcomes
+from bridge.report.tables.costs import of_estimators
 from bridge.report.tables.predictors import compare, costs_table
 from experiments.paper.fit import tabulate
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.records import recorded_settings
+from experiments.settings.flags import Score
 from experiments.studies import rescore
 from experiments.system.errors import at_work
+from jaxcurv.estimators import FiniteDifference
+from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
 from jaxcurv.storage.lock import lock
 from tools import results_page
@@ -62,32 +64,37 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
 
 
 def regenerate_run(place: Path) -> None:
-    """Makes deciles.csv, table_one.csv, predictors.csv (test) and their figures once more.
+    """Makes costs.csv, deciles.csv, table_one.csv, predictors.csv (test) and their figures once
+    more.
 
     From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
-    stages/ and costs.csv beside them. And variants.csv of rescore/, where that is.
+    stages/ and model.json beside them. And variants.csv of rescore/, where that is.
 
     Raises:
       FileNotFoundError: one of these is missing.
     """
-    for name in ("stages", "costs.csv"):
+    for name in ("stages", "model.json"):
         if not (place / name).exists():
             raise FileNotFoundError(f"{place} lacks {name}: archive the run again, or remove it")
     settings = recorded_settings(place)
-    analyse, model = settings["analyse"], settings["model"]
+    analyse, model, scored = (settings[name] for name in ("analyse", "model", "score"))
+    estimators = Score(FiniteDifference(**scored["estimator"]), tuple(scored["compare"])).estimators
+    classes = read_json(place / "model.json")["num_classes"]
+    costs = costs_table(of_estimators(estimators, classes))[["predictor", "forward_passes"]]
     scores, predictions, flips = read_samples(place)
     joined = outcomes.join(scores, predictions)
     common = {"bins": analyse["bins"], "confidence": analyse["confidence"]}
     deciles = failure_rates.failure_tables(joined, **common)
     predictors = compare(
         joined[joined["fold"] == "test"],
-        costs_table(pd.read_csv(place / "costs.csv")),
+        costs,
         flips,
         resamples=analyse["resamples"],
         **common,
     )
     named = model.get("factory") or model["architecture"], settings["data"]["name"]
     table_one = failure_rates.table_one(joined, deciles, model=named)
+    write_csv(place / "costs.csv", costs)
     for name, table in (
         ("deciles", deciles),
         ("table_one", table_one),

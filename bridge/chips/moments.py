@@ -117,8 +117,9 @@ def weight_moments(
     weights make the true factor another.
 
     A memory of your own gives its moments by a method `moments(targets)`, see
-    `bridge.chips.GivesMoments`. Where it has none, its noise model is sampled, and the mean of a
-    weight is uncertain by sqrt(variance / chips).
+    `bridge.chips.GivesMoments`. Where it has none, its noise model is sampled, and the squared
+    standard error of a weight's mean, the sample variance over `chips`, is added to its variance: a
+    flip probability then knows that its mean margin is an estimate. No other mean is one.
 
     Args:
       model: digital, float32 and in eval mode; not changed.

@@ -362,6 +362,9 @@ def sampled_moments(
 ) -> DeviceMoments:
     """Moments of one tile's weights from as many chips, for a memory that does not give them.
 
+    The variance is that of a further chip's weight around the estimated mean: the sample variance
+    times 1 + 1 / chips, whose second part is the squared standard error of that mean.
+
     Args:
       memory: its noise model is sampled, in the streams of `program`.
       targets: `[rows, columns]`, the largest 1.
@@ -382,7 +385,7 @@ def sampled_moments(
     weights_read = np.stack(read)
     return DeviceMoments(
         weights_read.mean(0),
-        weights_read.var(0, ddof=1),
+        (1 + 1 / chips) * weights_read.var(0, ddof=1),
         np.abs(weights_read).mean(0),
         np.mean(programmed, 0),
     )

@@ -215,7 +215,7 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     )
     peaks = any(one["fraction_of_peak"] is not None for one in report["contestants"].values())
     ranks = report["rank_agreement"]
-    headers = ["", "passes", "ms a batch", "range", "images/s"]
+    headers = ["", "nominal passes", "ms a batch", "range", "images/s"]
     headers += ["of peak"] * peaks + ["rho to fp32"] * bool(ranks)
     table = new_table(headers)
     for name, one in report["contestants"].items():

@@ -21,8 +21,8 @@ from jaxcurv.estimators import (
     GaussNewton,
     HessianVector,
     Precision,
-    forward_passes,
     named_estimators,
+    nominal_passes,
 )
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def make_coarse_contestants(workload: Workload, batch: Batch, probes: int) -> di
 
 def _contestant(workload: Workload, batch: Batch, estimator: Estimator) -> Contestant:
     return Contestant(
-        int(forward_passes(estimator, workload.classes)),
+        int(nominal_passes(estimator, workload.classes)),
         partial(_score, workload, batch, estimator),
     )
 

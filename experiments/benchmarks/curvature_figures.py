@@ -35,7 +35,7 @@ from experiments.benchmarks.curvature_contestants import (
     measure,
 )
 from jaxcurv.data import Arrays, Normalisation, Normalised
-from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, forward_passes
+from jaxcurv.estimators import Estimator, FiniteDifference, GaussNewton, nominal_passes
 from jaxcurv.progress import progress
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _score_datasets(
     return measure(
         {
             type(estimator).__name__: Contestant(
-                int(forward_passes(estimator, workload.classes)), partial(score, estimator)
+                int(nominal_passes(estimator, workload.classes)), partial(score, estimator)
             )
             for estimator in _scored(settings)
         },

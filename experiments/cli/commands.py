@@ -75,6 +75,7 @@ Speed and memory:
   benchmark curvature   Speed of the curvature estimators.
   benchmark analog      Cost of the simulated chips.
   benchmark load        Time and memory of up to a million samples.
+  benchmark costs       What each score costs in forward passes.
 
 Flags of every command:
   --help                Every flag of that command (run PRESET --help).
@@ -227,7 +228,7 @@ def _benchmark(arguments: Sequence[str]) -> int | None:
 
     subject, *flags = arguments or [""]
     if subject in ("-h", "--help"):
-        print("Usage: python -m experiments benchmark curvature|analog|load [flags]")
+        print("Usage: python -m experiments benchmark curvature|analog|load|costs [flags]")
         return None
     if subject == "curvature":
         from experiments.benchmarks import curvature, curvature_contestants
@@ -244,7 +245,12 @@ def _benchmark(arguments: Sequence[str]) -> int | None:
 
         load.run(parse(load.LoadBenchmark, "benchmark load", flags))
         return None
-    raise ValueError("benchmark needs what to measure: curvature, analog or load")
+    if subject == "costs":
+        from experiments.benchmarks import costs
+
+        costs.run(parse(costs.CostsBenchmark, "benchmark costs", flags))
+        return None
+    raise ValueError("benchmark needs what to measure: curvature, analog, load or costs")
 
 
 def _presets(arguments: Sequence[str]) -> None:

@@ -133,8 +133,11 @@ STAGES: dict[str, Stage] = {
         Stage(
             "analyse",
             analyse.analyse,
-            settings=("data.name", "model.architecture", "model.factory", "analyse"),
-            after=("score", "flips", "simulate"),
+            settings=(
+                *("data.name", "model.architecture", "model.factory"),
+                *("score.estimator", "score.compare", "analyse"),
+            ),
+            after=("train", "score", "flips", "simulate"),
             packages=("scikit-learn",),
         ),
         Stage(

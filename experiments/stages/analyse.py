@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.runs.coverage import read_coverage
+from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.job import Job, Outcome
 
@@ -28,7 +29,7 @@ def analyse(job: Job) -> Outcome:
 
     settings = job.experiment.analyse
     joined = read_joined(job)
-    costs = predictors.costs_table(pd.read_csv(job.folder / "costs.csv"))
+    costs = predictors.costs_table(read_costs(job))
     flips = read_parquet(job.folder / "flips.parquet")
     interval: dict[str, Any] = {"confidence": settings.confidence, "resamples": settings.resamples}
     deciles = failure_rates.failure_tables(
@@ -66,7 +67,7 @@ def analyse_scores(job: Job) -> Outcome:
     tables = {
         "accuracy": digital.accuracy(samples),
         "score_deciles": digital.score_deciles(samples, job.experiment.analyse.bins),
-        "score_costs": digital.score_costs(samples, pd.read_csv(job.folder / "costs.csv")),
+        "score_costs": digital.score_costs(samples, read_costs(job)),
         "per_class": digital.per_class(samples),
         "highest": digital.highest(samples),
     }
@@ -79,6 +80,19 @@ def _written(job: Job, tables: Mapping[str, pd.DataFrame]) -> Outcome:
         outputs.append(write_parquet(job.folder / f"{name}.parquet", table))
         outputs.append(write_csv(job.folder / f"{name}.csv", table))
     return Outcome(outputs, "cpu")
+
+
+def read_costs(job: Job) -> pd.DataFrame:
+    """What the run's scores cost, as `costs.of_estimators` returns it.
+
+    Raises:
+      FileNotFoundError: train has not run.
+      ValueError: its description of the network is damaged.
+    """
+    from bridge.report.tables import costs
+
+    classes = read_description(job.folder)["num_classes"]
+    return costs.of_estimators(job.experiment.score.estimators, classes)
 
 
 def read_joined(job: Job) -> pd.DataFrame:

@@ -24,7 +24,13 @@ from experiments.runs.samples import (
     positions_of,
     scored_samples,
 )
-from experiments.stages.analyse import ANALYSED, ANALYSED_SCORES, read_digital, read_joined
+from experiments.stages.analyse import (
+    ANALYSED,
+    ANALYSED_SCORES,
+    read_costs,
+    read_digital,
+    read_joined,
+)
 from jaxcurv import data
 
 _Images = Callable[[pd.DataFrame], np.ndarray]
@@ -131,7 +137,7 @@ def _seconds(job: Job) -> pd.DataFrame:
 
     scored = read_record(job.folder, "score")
     measured = {} if scored is None else scored["measured"]
-    costs = pd.read_csv(job.folder / "costs.csv")
+    costs = read_costs(job)
     costs["seconds_per_image"] = costs["predictor"].map(measured)
     return predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
 

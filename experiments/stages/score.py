@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.runs.descriptions import read_description, read_normalisation
-from experiments.runs.files import write_csv, write_parquet
+from experiments.runs.files import write_parquet
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import identity_of_model, load_model, require_classes
 from experiments.runs.resume import key_of
@@ -21,7 +21,7 @@ from jaxcurv.progress import expect, progress
 
 
 def score(job: Job) -> Outcome:
-    """Scores every sample with the trained digital model; writes scores.parquet and costs.csv.
+    """Scores every sample with the trained digital model; writes scores.parquet.
 
     The samples that the model gets wrong are scored once more with its own prediction as the label,
     as a deployed router would have to: the columns that end in "_label_free". The others' are those
@@ -35,7 +35,6 @@ def score(job: Job) -> Outcome:
     from experiments.stages.costs import seconds_per_image
     from jaxcurv import score_dataset
     from jaxcurv.data.reading import Batch
-    from jaxcurv.estimators import forward_passes
 
     use_every_core()
     description = read_description(job.folder)
@@ -90,15 +89,7 @@ def score(job: Job) -> Outcome:
     batch = Batch(
         normalisation.apply(images[rows]), folds["test"].labels[rows], np.arange(len(rows))
     )
-    passes = {"loss": 1.0, "gradient_norm": 2.0} | {
-        name: forward_passes(estimator, len(dataset.class_names))
-        for name, estimator in settings.estimators.items()
-    }
-    costs = pd.DataFrame({"predictor": passes.keys(), "forward_passes": passes.values()})
-    outputs = [
-        write_parquet(job.folder / "scores.parquet", scores),
-        write_csv(job.folder / "costs.csv", costs),
-    ]
+    outputs = [write_parquet(job.folder / "scores.parquet", scores)]
     measured = seconds_per_image(model, params, batch, settings.estimators)
     return Outcome(outputs, jax.devices()[0].device_kind, measured)
 

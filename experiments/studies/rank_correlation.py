@@ -28,6 +28,7 @@ from experiments.settings.flags import Experiment
 from experiments.studies.opening import Study, open_images
 from experiments.system.devices import device, warn_of_idle_accelerator
 from experiments.system.environment import package_versions
+from jaxcurv.costs import GRADIENT_NORM, forward_passes
 from jaxcurv.data import Normalised
 from jaxcurv.estimators import (
     Adaptive,
@@ -37,7 +38,6 @@ from jaxcurv.estimators import (
     HessianTrace,
     HessianVector,
     describe,
-    forward_passes,
     named_estimators,
 )
 from jaxcurv.progress import progress
@@ -83,7 +83,7 @@ COARSE: dict[str, Estimator] = {
 }
 """On an accelerator only: a CPU computes them in float32."""
 
-BY_PRODUCTS = {"gradient_norm": 2.0, "loss": 1.0}
+BY_PRODUCTS = {"gradient_norm": GRADIENT_NORM, "loss": 1.0}
 """Columns that every scoring has, with their cost in F."""
 
 _NOTES = (
@@ -233,7 +233,8 @@ def run(trained: Trained, experiment: Experiment, settings: RankCorrelation, out
 def costs_of(
     estimators: Mapping[str, Estimator], scores: pd.DataFrame, classes: int
 ) -> dict[str, float]:
-    """Cost a sample in forward passes by column, of each alone; an adaptive one's is its mean."""
+    """Cost a sample in times of a forward pass (`jaxcurv.costs`) by column, of each alone; an
+    adaptive one's is its mean."""
     costs = {}
     for name, estimator in estimators.items():
         taken = float(scores[f"{name}_probes"].mean()) if isinstance(estimator, Adaptive) else None

@@ -94,11 +94,11 @@ class OwnModel:
     (gaussian), or uniform on the sphere of radius sqrt(d), d the values of an image (sphere);
     `none` is rademacher."""
     tolerance: float | None = None
-    """Relative standard error to reach: each sample gets more random vectors, --probes at a time,
-    until its standard error is at most this fraction of its score; `none` gives all samples the
-    same number."""
+    """Relative standard error to reach: each sample gets 20 random vectors, then more, --probes (5
+    or more) at a time, until its standard error is at most this fraction of its score; `none` gives
+    all samples the same number."""
     max_probes: int | None = None
-    """Largest number of random vectors per sample with --tolerance; `none` is 100."""
+    """Largest number of random vectors per sample with --tolerance, at least 20; `none` is 100."""
     rank: int | None = None
     """Dimensions of the subspace of low-rank-gauss-newton; `none` is 8."""
     seed: int = 0

@@ -6,6 +6,7 @@ and a linearised model crosses from one program to the next as arrays.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,9 +72,9 @@ class Raw(NamedTuple):
 
 
 def probed(estimator: Estimator) -> Probed | None:
-    """The estimator whose probes are drawn, if any are."""
+    """The estimator whose probes are drawn at once, if any are."""
     if isinstance(estimator, Adaptive):
-        return estimator.estimator
+        return replace(estimator.estimator, probes=estimator.first_probes)
     return estimator if isinstance(estimator, Probed) else None
 
 

@@ -440,7 +440,7 @@ CURVATURES = [
     Bad("NaN loss", lambda: curvature(loss=lambda z, y: z[:, 0] * jnp.nan), "loss.*not finite"),
     Bad("rank 0", lambda: LowRankGaussNewton(rank=0), "rank must be at least 1; got 0"),
     Bad("published 0", lambda: Published(0), "batch_size must be at least 1; got 0"),
-    Bad("one a round", lambda: Adaptive(FiniteDifference(probes=1)), "rounds of at least 2 probes"),
+    Bad("one a round", lambda: Adaptive(FiniteDifference(probes=1)), "rounds of at least 5 probes"),
 ]
 
 DATA_SETS = [

@@ -51,7 +51,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "product": HessianVector(2),
     "spectrum": GaussNewton(),
     "low_rank": LowRankGaussNewton(1, 2),
-    "adaptive": Adaptive(FiniteDifference(probes=3), tolerance=0.15, max_probes=8),
+    "adaptive": Adaptive(FiniteDifference(probes=5), tolerance=0.17, max_probes=28),
 }
 COUNT, CLASSES = 13, 4
 
@@ -160,11 +160,11 @@ def test_the_attributes_say_how_it_was_scored(table: pd.DataFrame) -> None:
         "estimator": {
             "name": "FiniteDifference",
             "step": 1e-3,
-            "probes": 3,
+            "probes": 5,
             "distribution": "rademacher",
         },
-        "tolerance": 0.15,
-        "max_probes": 8,
+        "tolerance": 0.17,
+        "max_probes": 28,
     }
     assert list(found["estimators"]) == list(ESTIMATORS)
     assert found["precision"] == "highest"

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxcurv import FiniteDifference, HessianVector, input_curvature, score_dataset
 from jaxcurv.engine.norms import norm
-from jaxcurv.estimators import BatchProblem, OwnEstimator, describe, forward_passes
+from jaxcurv.estimators import BatchProblem, OwnEstimator, describe, nominal_passes
 from tests.conftest import ROOT
 from tests.refusals import refused
 
@@ -221,7 +221,7 @@ def test_it_is_known_by_its_qualified_name_and_its_fields() -> None:
     name = f"{__name__}.GradientPower"
     assert describe(GradientPower(3.0)) == {"name": name, "fields": {"power": 3.0}}
     assert describe(HessianVector(3))["name"] == "HessianVector"
-    assert forward_passes(GradientPower(), 10) == 2
+    assert nominal_passes(GradientPower(), 10) == 2
 
 
 def test_on_two_devices_the_scores_are_the_same(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_data_set_of_them_is_scored_and_its_labels_are_in_the_table(
     estimators: dict[str, Estimator] = {
         "curvature": FiniteDifference(probes=3),
         "gn": GaussNewton(),
-        "adaptive": Adaptive(FiniteDifference(probes=2), 0.3, 4),
+        "adaptive": Adaptive(FiniteDifference(probes=5), 0.3, 25),
     }
     labels, few = LABELS[name], FiniteDifference(probes=3)
     rows = [

@@ -34,7 +34,7 @@ WEIGHTS = RNG.normal(size=(5, 3)).astype(np.float32)
 IMAGES = RNG.normal(size=(40, 5)).astype(np.float32)
 ESTIMATORS = {
     "curvature": FiniteDifference(probes=2),
-    "adaptive": Adaptive(FiniteDifference(probes=2), tolerance=0.2, max_probes=6),
+    "adaptive": Adaptive(FiniteDifference(probes=5), tolerance=0.17, max_probes=28),
 }
 
 

@@ -45,7 +45,7 @@ SETTINGS: list[Callable[[Any, Any], Any]] = [
     lambda n, x: HessianVector(n),
     lambda n, x: HessianTrace(n, step=x),
     lambda n, x: LowRankGaussNewton(rank=n, probes=n),
-    lambda n, x: Adaptive(FiniteDifference(probes=2), tolerance=x, max_probes=n),
+    lambda n, x: Adaptive(FiniteDifference(probes=5), tolerance=x, max_probes=20 + n),
     lambda n, x: Recipe(epochs=n, batch_size=n, warmup_epochs=x, learning_rate=x, crop_padding=n),
     lambda n, x: Preprocessing(n, n),
     lambda n, x: Normalisation((x,), (x,)),

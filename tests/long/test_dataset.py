@@ -31,7 +31,7 @@ def model(params, x):
 source = [{"image": image, "label": n % 4, "index": 5 * n} for n, image in
           enumerate(rng.normal(size=(30, 6, 6, 2)).astype(np.float32))]
 estimators = {"curvature": FiniteDifference(probes=3), "spectrum": GaussNewton(),
-              "adaptive": Adaptive(FiniteDifference(probes=3), 0.2, 9),
+              "adaptive": Adaptive(FiniteDifference(probes=5), 0.17, 28),
               "product": HessianVector(2), "low_rank": LowRankGaussNewton(2, 2)}
 
 def squared(logits, labels):

@@ -14,13 +14,8 @@ from pandas.api.types import is_bool_dtype, is_integer_dtype
 
 from bridge.report.tables.formats import time
 from bridge.report.tables.outcomes import require_columns
-from jaxcurv.estimators import (
-    SCORE_COLUMNS,
-    FiniteDifference,
-    HessianTrace,
-    HessianVector,
-    forward_passes,
-)
+from jaxcurv.costs import GRADIENT_NORM, forward_passes
+from jaxcurv.estimators import SCORE_COLUMNS, FiniteDifference, HessianTrace, HessianVector
 
 _SAMPLE = ["fold", "index"]
 _NOT_OF_A_CHIP = ("label", "path", "time", "logits")
@@ -267,13 +262,13 @@ def require_bins(scores: pd.DataFrame, bins: int) -> None:
 
 
 def costs(scores: pd.DataFrame) -> pd.DataFrame:
-    """What the scores of a table cost a sample, as far as its `attrs` say it.
+    """What the scores of a table cost a sample (`jaxcurv.costs`), as far as its `attrs` say it.
 
     Returns:
         predictor and forward_passes, for `predictors.costs_table`: NaN for an estimator of which
         nothing is said or whose cost is not that of its number of probes.
     """
-    passes = {"loss": 1.0, "gradient_norm": 2.0}
+    passes = {"loss": 1.0, "gradient_norm": GRADIENT_NORM}
     said = scores.attrs.get("estimators", {})
     for column in SCORE_COLUMNS.values():
         if column in scores:

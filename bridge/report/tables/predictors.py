@@ -16,6 +16,8 @@ from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.folds import POOLED
 from bridge.report.tables.formats import with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, folds, over_chips, select
+from jaxcurv.costs import FLIP_PROBABILITY as FLIP_PROBABILITY_PASSES
+from jaxcurv.costs import FLIP_PROBABILITY_UNSHIFTED, MARGIN_AT_MEAN
 from jaxcurv.estimators import SCORE_COLUMNS
 
 REFERENCE = "margin"
@@ -204,10 +206,9 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
 
     A score that takes the prediction as the label costs as much as the one that takes the true
     label. A combination costs the sum of its parts; what comes from the logits of a part is free.
-    The physical predictor's costs are nominal: each forward and each backward pass counts as one.
-    The gradients to the weights of each sample take longer (`jaxcurv.flip_probability`); about
-    three passes more come with converters or noise at each operation; the moments of the weights,
-    once for all samples, are not counted.
+    All are the constants of `jaxcurv.costs`, times over that of one forward pass. For the physical
+    predictor about three passes more come with converters or noise at each operation; the moments
+    of the weights, once for all samples, are not counted.
 
     Args:
         measured: predictor, forward_passes and, where it was measured, seconds_per_image of the
@@ -233,8 +234,12 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     for name, parts in sums.items():
         rows[name] = tuple(sum(rows[part][which] for part in parts) for which in (0, 1))
     rows |= {f"{name}{LABEL_FREE}": rows[name] for name in NEED_LABEL}
-    # One pass for the prediction; one at the mean weights; the backward pass to inputs and weights.
-    rows |= {AT_MEAN: (2.0, np.nan), FLIP_PROBABILITY: (4.0, np.nan), UNSHIFTED: (3.0, np.nan)}
+    physical = {
+        AT_MEAN: MARGIN_AT_MEAN,
+        FLIP_PROBABILITY: FLIP_PROBABILITY_PASSES,
+        UNSHIFTED: FLIP_PROBABILITY_UNSHIFTED,
+    }
+    rows |= {name: (cost, np.nan) for name, cost in physical.items()}
     return pd.DataFrame(
         [(name, *cost) for name, cost in rows.items()],
         columns=["predictor", "forward_passes", "seconds_per_image"],

@@ -104,13 +104,28 @@ def test_moments_are_sampled_where_it_has_none() -> None:
     (moments,) = weight_moments(network(), Profile(memory=memory), chips=30).values()
     decay = (1 + DAY) ** -0.1
     variance = 2 * (0.5 / 25 * decay) ** 2
-    assert moments.variance.mean().item() == pytest.approx(variance, rel=0.01)
+    assert moments.variance.mean().item() == pytest.approx(variance * (1 + 1 / 30), rel=0.01)
     off = moments.mean.double() - (decay - 1) * network()[1].weight.double()
     assert off.square().mean().item() == pytest.approx(variance / 30, rel=0.02)
     (other,) = weight_moments(network(), Profile(memory=memory), chips=30, seed=5).values()
     assert not torch.equal(moments.mean, other.mean)
     (exact,) = weight_moments(network(), Profile(memory=Exact(t_inference=DAY))).values()
     assert exact.variance.mean().item() == pytest.approx(variance)
+
+
+def test_the_variance_is_that_of_a_further_chip_around_the_sampled_mean() -> None:
+    """The mean of three chips is off by a third of the variance, a further chip by all of it; of
+    300 margins with 400 weights each, seen over 20 chips."""
+    model, profile = network(), Profile(memory=Gaussian())
+    weight = model[1].weight.double()
+    images = torch.randn(1, 400, generator=torch.Generator().manual_seed(0)).double()
+    (moments,) = weight_moments(model, profile, chips=3).values()
+    predicted = images @ (weight + moments.mean.double()).T
+    variance = images.square() @ moments.variance.double().T
+    off = [images @ weights(program(model, profile, seed=seed)).T - predicted for seed in range(20)]
+    # A standard error of 0.025: the error of a mean is the same for all 20 chips.
+    ratio = torch.stack(off).square().mean() / variance.mean()
+    assert ratio.item() == pytest.approx(1, abs=0.13)
 
 
 def test_it_ages_and_comes_back_from_a_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.study import Study
 from bridge.report.tables import failure_rates, outcomes
 from jaxcurv import FiniteDifference, data, image_folder
+from jaxcurv.costs import forward_passes
 from tests.bridge.report.conftest import tables
 from tests.coloured_pngs import CLASSES, NORMALISED, network, write_images
 from tools import check_report
@@ -98,7 +99,7 @@ def test_predictors_have_intervals_and_costs(ten: Ten) -> None:
         found, profile=LATE, denominator="correct", predictor="curvature", fold="test"
     ).iloc[0]
     assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
-    assert row["forward_passes"] == 6  # 2 (n + 1) for two probes
+    assert row["forward_passes"] == forward_passes(FiniteDifference(probes=2), classes=2)
     scored = ten.scores[ten.scores["index"].isin(ten.predictions["index"]) & ten.scores["correct"]]
     late = ten.predictions.query(f"profile == '{FULL_PROFILE}' and time == 3600")
     wide = late.pivot(index="chip", columns="index", values="correct")

@@ -143,7 +143,7 @@ def test_params_and_a_module_are_refused(perceptron: Perceptron) -> None:
         HessianVector(),
         HessianTrace(step=1e-3),
         GaussNewton(),
-        Adaptive(FiniteDifference(probes=5), 0.2, 15),
+        Adaptive(FiniteDifference(probes=5), 0.2, 25),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
@@ -592,7 +592,7 @@ def test_a_model_that_computes_in_fewer_bits_is_refused_for_a_difference(
     with pytest.raises(ValueError, match=rf"{how}.*dtype=float32.*HessianVector"):
         score(model, WEIGHTS)
     with pytest.raises(ValueError, match=how):
-        score(model, WEIGHTS, estimator=Adaptive(FiniteDifference(probes=2), tolerance=0.1))
+        score(model, WEIGHTS, estimator=Adaptive(FiniteDifference(probes=5), tolerance=0.1))
     assert np.all(score(model, WEIGHTS, estimator=GaussNewton()) > 0)
 
 

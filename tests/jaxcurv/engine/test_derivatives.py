@@ -468,7 +468,7 @@ def negative_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
-WITHOUT_STEP = [HessianVector(1), HessianTrace(2), Adaptive(HessianVector(2), max_probes=2)]
+WITHOUT_STEP = [HessianVector(1), HessianTrace(2), Adaptive(HessianVector(5), max_probes=20)]
 
 
 @pytest.mark.parametrize("sign", [sign_by_vjp, sign_by_jvp])

@@ -103,7 +103,7 @@ INVARIANT: dict[str, Estimator] = {
     "FiniteDifference": FiniteDifference(probes=2),
     "HessianVector": HessianVector(2),
     "GaussNewton": GaussNewton(),
-    "Adaptive": Adaptive(HessianTrace(2), tolerance=0.3, max_probes=5),
+    "Adaptive": Adaptive(HessianTrace(5), tolerance=0.3, max_probes=25),
 }
 few_examples = settings(
     max_examples=6,
@@ -162,10 +162,10 @@ def test_other_samples_of_a_batch_are_of_no_consequence(
 # --- probing until the error is small enough
 
 ADAPTIVE: dict[str, Probed] = {
-    "FiniteDifference": FiniteDifference(probes=3),
-    "HessianVector": HessianVector(3),
-    "HessianTrace, step": HessianTrace(3, step=1e-3),
-    "Published": Published(128, probes=3),
+    "FiniteDifference": FiniteDifference(probes=5),
+    "HessianVector": HessianVector(5),
+    "HessianTrace, step": HessianTrace(5, step=1e-3),
+    "Published": Published(128, probes=5),
 }
 
 
@@ -173,14 +173,14 @@ def with_probes(estimator: Probed, probes: int) -> Probed:
     return type(estimator)(**{**vars(estimator), "probes": probes})
 
 
-@pytest.mark.parametrize("largest", [11, 12], ids=lambda n: f"at most {n}")
+@pytest.mark.parametrize("largest", [33, 35], ids=lambda n: f"at most {n}")
 @pytest.mark.parametrize("estimator", ADAPTIVE.values(), ids=ADAPTIVE)
 def test_each_sample_stops_by_its_own_error(estimator: Probed, largest: int) -> None:
-    """As plain runs with 3, 6, 9 and at most 11 or 12 probes say."""
-    rounds = (3, 6, 9, largest)
+    """As plain runs with 20, 25, 30 and at most 33 or 35 probes say."""
+    rounds = (20, 25, 30, largest)
     plain = {n: plain_scores(with_probes(estimator, n)) for n in rounds}
     # A tolerance that samples reach at different times.
-    tolerance = float(np.median(plain[6].standard_error / np.abs(plain[6].score)))
+    tolerance = float(np.median(plain[25].standard_error / np.abs(plain[25].score)))
     needed = np.full(16, largest)
     for n in reversed(rounds):
         enough = plain[n].standard_error <= tolerance * np.abs(plain[n].score)
@@ -191,7 +191,7 @@ def test_each_sample_stops_by_its_own_error(estimator: Probed, largest: int) -> 
     for row, n in enumerate(needed):
         for field in ("score", "standard_error", "hessian_trace", "hessian_trace_standard_error"):
             assert getattr(result, field)[row] == getattr(plain[n], field)[row]
-    assert result.measures == plain[3].measures
+    assert result.measures == plain[20].measures
     if isinstance(estimator, HessianVector):
         assert result.frobenius_norm is not None
         rms = [plain[n].frobenius_norm[row] for row, n in enumerate(needed)]
@@ -199,18 +199,18 @@ def test_each_sample_stops_by_its_own_error(estimator: Probed, largest: int) -> 
 
 
 def test_no_second_round_is_begun_where_the_first_suffices() -> None:
-    loose = score_convnet(Adaptive(FiniteDifference(probes=3), tolerance=50.0, max_probes=1000))
-    assert np.all(loose.probes == 3)
-    only = score_convnet(Adaptive(FiniteDifference(probes=3), tolerance=1e-9, max_probes=3))
-    assert np.all(only.probes == 3)
+    loose = score_convnet(Adaptive(FiniteDifference(probes=5), tolerance=50.0, max_probes=1000))
+    assert np.all(loose.probes == 20)
+    only = score_convnet(Adaptive(FiniteDifference(probes=5), tolerance=1e-9, max_probes=20))
+    assert np.all(only.probes == 20)
     np.testing.assert_array_equal(loose.score, only.score)
 
 
 def test_a_score_of_zero_stops() -> None:
     """A loss without curvature gives 0 and an error of 0."""
-    result = score_convnet(Adaptive(HessianVector(2), 0.1, 50), images=0 * CONV_IMAGES)
+    result = score_convnet(Adaptive(HessianVector(5), 0.1, 50), images=0 * CONV_IMAGES)
     assert np.all(result.score == 0)
-    assert np.all(result.probes == 2)
+    assert np.all(result.probes == 20)
 
 
 # --- impossible settings
@@ -237,21 +237,30 @@ def test_impossible_steps_are_refused(kind: Any, step: float, shown: str) -> Non
         (Published, {"batch_size": 0}, "batch_size must be at least 1; got 0"),
         (LowRankGaussNewton, {"rank": 0}, "rank must be at least 1; got 0"),
         (LowRankGaussNewton, {"probes": 0}, "probes must be at least 1; got 0"),
-        (Adaptive, {"estimator": HessianVector(1)}, "rounds of at least 2 probes"),
         (
             Adaptive,
-            {"estimator": HessianVector(2), "tolerance": 0.0},
+            {"estimator": HessianVector(4)},
+            r"rounds of at least 5 probes, HessianVector\(probes=5\); got 4",
+        ),
+        (
+            Adaptive,
+            {"estimator": HessianVector(5), "tolerance": 0.0},
             "tolerance must be a positive number; got 0",
         ),
         (
             Adaptive,
-            {"estimator": HessianVector(2), "tolerance": float("nan")},
+            {"estimator": HessianVector(5), "tolerance": float("nan")},
             "tolerance must be a positive number; got nan",
         ),
         (
             Adaptive,
-            {"estimator": HessianVector(10), "max_probes": 9},
-            "max_probes must be at least the 10 of one round; got 9",
+            {"estimator": HessianVector(10), "max_probes": 19},
+            r"at least the 20 before the first look at the error; got 19: .*probes=19\) without",
+        ),
+        (
+            Adaptive,
+            {"estimator": HessianVector(30), "max_probes": 29},
+            "max_probes must be at least the 30 before the first look at the error; got 29",
         ),
     ],
 )

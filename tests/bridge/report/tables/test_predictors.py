@@ -16,6 +16,7 @@ from bridge.routing import Costs, choose_threshold, routed_at
 from experiments.cli.parsing import Options, parse_preset
 from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS, command_line
+from jaxcurv.costs import MARGIN, MARGIN_MOMENTS
 
 FULL = FULL_PROFILE
 SAMPLES = 80
@@ -95,7 +96,10 @@ def test_costs_of_scores_and_of_their_combinations():
     assert costs.loc[predictors.OF_LOGITS].tolist() == [1, 0.5]
     assert costs.loc[predictors.LOGITS_ADDED].tolist() == [22, 10]
     assert costs.loc[predictors.COMBINED].tolist() == [22 + 2, 11]
-    assert costs.loc[predictors.FLIP_PROBABILITY, "forward_passes"] == 4
+    passes = costs["forward_passes"]
+    assert passes[predictors.FLIP_PROBABILITY] == MARGIN + MARGIN_MOMENTS
+    assert passes[predictors.AT_MEAN] == 2 * MARGIN
+    assert passes[predictors.UNSHIFTED] == MARGIN_MOMENTS
 
 
 def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
