@@ -54,6 +54,22 @@ def real_scores(values: npt.ArrayLike, name: str = "score") -> npt.NDArray[np.fl
     return array
 
 
+def scores_of_chips(
+    values: npt.ArrayLike, chips: int, name: str = "score"
+) -> npt.NDArray[np.float64]:
+    """A score of the samples as float64 [1, samples], or one of each chip's own [chips, samples].
+
+    Raises:
+        ValueError: as `real_scores`; and for another number of chips.
+    """
+    rows = rows_of_chips(name, values)
+    if rows.ndim != 2:
+        return real_scores(rows, name)[None]
+    if len(rows) != chips:
+        raise ValueError(f"{len(rows)} chips have scores and {chips} outcomes; give both")
+    return np.stack([real_scores(row, name) for row in rows])
+
+
 def chips_of(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """One chip's outcomes [samples], or several chips', as bool [chips, samples].
 

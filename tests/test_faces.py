@@ -25,8 +25,8 @@ SHOWN = {
     "to_torch weight_moments analog analysis chips graphs jax_chips routing weights",
     "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
     "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
-    "failure_overlap failure_table gaussian_flip_probability logit_scores rate_interval "
-    "systematic_share trend_test wilson_interval within_class_rank",
+    "failure_overlap failure_table failures_on_others gaussian_flip_probability logit_scores "
+    "rate_interval systematic_share trend_test wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes MappedPairs Memory OutputNoise PCM "
     "PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share "
     "coverage eight_profiles layer_failures layer_report load_chip moment_state_dict "

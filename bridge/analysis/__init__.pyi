@@ -16,3 +16,4 @@ from .overlap import failure_overlap as failure_overlap
 from .overlap import systematic_share as systematic_share
 from .predictors import compare_predictors as compare_predictors
 from .predictors import cross_validated_logistic as cross_validated_logistic
+from .predictors import failures_on_others as failures_on_others

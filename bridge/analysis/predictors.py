@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from bridge.checks import (
     require_seed,
     same_length,
     sample_indices,
+    scores_of_chips,
     vector,
 )
 from jaxcurv.extras import require
@@ -77,7 +79,9 @@ def compare_predictors(
     1       loss  1.000              1.000     0.866
 
     Args:
-        scores: by name, real [samples] each, no NaN; higher is more fragile.
+        scores: by name, real [samples] each, no NaN; higher is more fragile. A score that each chip
+            has of its own is [chips, samples]: its measures are means over the chips, spearman that
+            of the score with the failures of its chip.
         digital_correct: bool [samples].
         analog_correct: bool [samples], or [chips, samples].
         indices: int [samples], unique and stable; breaks ties at the edges of the bins. Positions
@@ -112,7 +116,7 @@ def compare_predictors(
     require_same_rows(**named, **correct, labels=labels, indices=indices)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     failed = np.atleast_2d(analog_only_failures(digital_correct, analog_correct))
-    values = {name: real_scores(score, name) for name, score in scores.items()}
+    values = {name: scores_of_chips(one, len(failed), name) for name, one in scores.items()}
     same_length(**dict(zip(named, values.values(), strict=True)), correct=digital)
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
     confidence, bins = require_confidence(confidence), require_count("bins", bins)
@@ -127,20 +131,20 @@ def compare_predictors(
             "bins; score more or ask fewer"
         )
     failed = failed[:, kept]
-    values = {name: value[kept] for name, value in values.items()}
+    values = {name: value[:, kept] for name, value in values.items()}
     classes = None if labels is None else vector("labels", labels, "iu", "integers")
     if classes is not None:
         same_length(labels=classes, correct=digital)
         classes = classes[kept]
 
     rng = np.random.default_rng(seed)
-    sorted_scores = {name: _Sorted(value, failed) for name, value in values.items()}
     outcomes = _Outcomes(failed)
+    sorted_scores = {name: _sorted(value, failed, outcomes) for name, value in values.items()}
     drawn: dict[str, list[list[npt.NDArray[np.float64]]]] = {name: [] for name in values}
     if not outcomes.reason:
         for counts in sample_counts(rng, len(kept), resamples):
             for name, one in sorted_scores.items():
-                drawn[name].append(one.measures(counts, outcomes))
+                drawn[name].append(one.measures(counts))
     ones = np.ones((1, len(kept)), np.float32)
     undefined = [np.full((1, len(failed)), np.nan)] * len(_MEASURES)
     rows, found = [], {}
@@ -148,7 +152,7 @@ def compare_predictors(
         reason = outcomes.reason or one.reason
         measured, resampled = undefined, undefined
         if not reason:
-            measured = one.measures(ones, outcomes)
+            measured = one.measures(ones)
             resampled = [np.concatenate(blocks) for blocks in zip(*drawn[name], strict=True)]
         found[name] = measured[0], resampled[0]
         row = {"predictor": name, "among": among, "chips": len(failed), "samples": len(kept)}
@@ -162,13 +166,14 @@ def compare_predictors(
                     value, of_draws, confidence, informative=outcomes.rarer, fraction=True
                 )
             )
-        bin_of = deciles(values[name], np.arange(len(kept)), bins)
-        share = failed.mean(axis=0)
-        row["d1"], row["d10"] = share[bin_of == 1].mean(), share[bin_of == bins].mean()
+        bin_of = np.stack([deciles(own, np.arange(len(kept)), bins) for own in values[name]])
+        for column, number in (("d1", 1), ("d10", bins)):
+            row[column] = failed[np.broadcast_to(bin_of == number, failed.shape)].mean()
         row["auroc_within_class"] = np.nan
         if classes is not None and not reason:
-            ranks = _Sorted(within_class_rank(values[name], classes), failed)
-            row["auroc_within_class"] = mean_defined(ranks.measures(ones, outcomes)[0][0])
+            ranks = np.stack([within_class_rank(own, classes) for own in values[name]])
+            within = _sorted(ranks, failed, outcomes).measures(ones)[0]
+            row["auroc_within_class"] = mean_defined(within[0])
         rows.append(row | {"reference": reference, "reason": reason})
     table = pd.DataFrame(rows)
     differences = []
@@ -184,6 +189,42 @@ def compare_predictors(
     for number, column in enumerate(columns):
         table.insert(at + number, column, [one[number] for one in differences])
     return table
+
+
+def failures_on_others(
+    digital_correct: npt.ArrayLike, analog_correct: npt.ArrayLike, others: int = 1
+) -> npt.NDArray[np.float64]:
+    """For each chip the share of `others` other chips on which a sample fails: Monte Carlo.
+
+    The baseline of every predictor: simulate a few chips of the same kind, and see. Of K chips the
+    others of chip k are k + 1, k + 2, ... modulo K, so that no chip predicts itself. Chips that
+    predict each other are not independent: with few, the interval of its AUROC is a rough one.
+
+    >>> failures_on_others([True, True], [[True, False], [False, False], [True, True]], others=2)
+    array([[0.5, 0.5],
+           [0. , 0.5],
+           [0.5, 1. ]])
+
+    Args:
+        digital_correct: bool [samples].
+        analog_correct: bool [chips, samples].
+        others: how many others, fewer than there are chips.
+
+    Returns:
+        float64 [chips, samples] in [0, 1]; a score for `compare_predictors`.
+
+    Raises:
+        ValueError: too few chips, other dtypes or shapes.
+    """
+    failed = np.atleast_2d(analog_only_failures(digital_correct, analog_correct))
+    others = require_count("others", others)
+    if others >= len(failed):
+        raise ValueError(
+            f"{len(failed)} chips have {len(failed) - 1} others each, not {others}; simulate more "
+            "chips or ask for fewer"
+        )
+    shifts = [np.roll(failed, -shift, axis=0) for shift in range(1, others + 1)]
+    return np.mean(shifts, axis=0)
 
 
 def cross_validated_logistic(
@@ -300,10 +341,49 @@ class _Outcomes:
         return np.cumsum(frequency, axis=1) - frequency / 2 - counts.shape[1] / 2
 
 
+def _sorted(
+    scores: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_], outcomes: _Outcomes
+) -> _Sorted | _SortedByChip:
+    """A score [1, samples], or one of each chip's own [chips, samples]."""
+    if len(scores) == 1:
+        return _Sorted(scores[0], failed, outcomes)
+    return _SortedByChip(
+        [
+            _Sorted(score, of_chip[None], _Outcomes(of_chip[None]))
+            for score, of_chip in zip(scores, failed, strict=True)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class _SortedByChip:
+    """What `_Sorted` is, of a score that each chip has of its own."""
+
+    chips: list[_Sorted]
+
+    @property
+    def reason(self) -> str:
+        reasons = [one.reason for one in self.chips]
+        return reasons[0] if all(reasons) else ""
+
+    def measures(self, counts: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
+        auroc, precision, rho = (
+            np.concatenate(columns, axis=1)
+            for columns in zip(*(one.measures(counts) for one in self.chips), strict=True)
+        )
+        return [auroc, precision, mean_defined(rho)[:, None]]
+
+
 class _Sorted:
     """Samples in the order of their score; equal scores form a group."""
 
-    def __init__(self, score: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]):
+    def __init__(
+        self,
+        score: npt.NDArray[np.float64],
+        failed: npt.NDArray[np.bool_],
+        outcomes: _Outcomes,
+    ):
+        self.outcomes = outcomes
         self.order = np.argsort(score, kind="stable")
         score = score[self.order]
         is_new = np.concatenate(([True], score[1:] != score[:-1]))
@@ -312,15 +392,12 @@ class _Sorted:
         self.failed = failed[:, self.order].astype(np.float32)
         self.reason = "every score is the same" if len(self.starts) == 1 else ""
 
-    def measures(
-        self,
-        counts: npt.NDArray[np.float32],
-        outcomes: _Outcomes,
-    ) -> list[npt.NDArray[np.float64]]:
+    def measures(self, counts: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
         """`_MEASURES` where sample i occurs counts[:, i] times.
 
         auroc and average_precision [resamples, chips], spearman [resamples, 1], over all chips.
         """
+        outcomes = self.outcomes
         weights = counts[:, self.order]
         n = counts.shape[1]
         tied = len(self.starts) < n

@@ -15,12 +15,11 @@ import pandas as pd
 
 from bridge.checks import (
     chips_of,
-    real_scores,
     require_count,
     require_finite,
-    rows_of_chips,
     same_length,
     sample_indices,
+    scores_of_chips,
     vector,
 )
 from bridge.routing.costs import Costs
@@ -273,11 +272,7 @@ def _checked(
     require_same_rows(score=score, digital_correct=digital_correct, analog_correct=analog_correct)
     digital = vector("digital_correct", digital_correct, "b", "bools")
     analog = chips_of("analog_correct", analog_correct)
-    rows = np.zeros(len(digital)) if score is None else rows_of_chips("score", score)
-    own = rows.ndim == 2
-    if own and len(rows) != len(analog):
-        raise ValueError(f"{len(rows)} chips have scores and {len(analog)} outcomes; give both")
-    scores = np.stack([real_scores(row) for row in rows]) if own else real_scores(rows)[None]
+    scores = scores_of_chips(np.zeros(len(digital)) if score is None else score, len(analog))
     same_length(score=scores, digital_correct=digital, analog_correct=analog)
     if not len(digital):
         raise ValueError("no samples to route; give at least one")

@@ -87,6 +87,11 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
             "and least confidence.",
         ),
         (
+            "failures on others",
+            "Monte Carlo: for each chip, the share of 1, 2 or 16 other simulated chips on which a "
+            "sample fails, as far as the run has so many.",
+        ),
+        (
             "AUROC",
             "probability that a failure has a higher score than a survivor; 0.5 is chance. Within "
             "classes: of the score's rank among the samples of its class, so that differences "

@@ -11,7 +11,12 @@ import pandas as pd
 
 from bridge.analysis.calibration import calibration_table, expected_calibration_error
 from bridge.analysis.failures import analog_only_failures
-from bridge.analysis.predictors import Among, compare_predictors, cross_validated_logistic
+from bridge.analysis.predictors import (
+    Among,
+    compare_predictors,
+    cross_validated_logistic,
+    failures_on_others,
+)
 from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.folds import POOLED
 from bridge.report.tables.formats import with_interval, words
@@ -19,6 +24,9 @@ from bridge.report.tables.outcomes import DENOMINATORS, folds, over_chips, selec
 from jaxcurv.costs import FLIP_PROBABILITY as FLIP_PROBABILITY_PASSES
 from jaxcurv.costs import FLIP_PROBABILITY_UNSHIFTED, MARGIN_AT_MEAN
 from jaxcurv.estimators import SCORE_COLUMNS
+
+OTHERS = {1: "failure on another chip", 2: "failures on 2 others", 16: "failures on 16 others"}
+"""Monte Carlo: the share of so many other chips on which a sample fails."""
 
 REFERENCE = "margin"
 """What the others are compared with: the cheapest score that might do."""
@@ -98,7 +106,8 @@ def compare(
 ) -> pd.DataFrame:
     """`bridge.compare_predictors` of each fold, profile and denominator; pooled folds are left out.
 
-    Beside the scores themselves: the physical predictor where `flips` has it, and cross-validated
+    Beside the scores themselves: the physical predictor where `flips` has it, the failures on other
+    chips where there are several (`OTHERS`), and cross-validated
     logistic models, among them those that tell whether curvature adds to the scores of one forward
     pass, and to these with the gradient norm: `NESTED`, in added_difference with _low and _high.
 
@@ -123,6 +132,7 @@ def compare(
             physical = _physical(flips, samples, str(profile))
             for among in DENOMINATORS:
                 scores = fragility_scores(samples, among) | physical  # type: ignore[arg-type]
+                scores |= _monte_carlo(digital, analog_correct)
                 size = int(digital.sum()) if among == "correct" else len(samples)
                 if size < bins:
                     table = _undefined(scores, among, size, len(analog_correct), bins)
@@ -157,6 +167,15 @@ def compare(
                 tables.append(table)
     passes = costs[["predictor", "forward_passes"]]
     return pd.concat(tables, ignore_index=True).merge(passes, on="predictor", how="left")
+
+
+def _monte_carlo(digital: npt.NDArray, analog_correct: npt.NDArray) -> dict[str, npt.NDArray]:
+    """For each chip the share of some other chips on which a sample fails, by `OTHERS`."""
+    return {
+        name: failures_on_others(digital, analog_correct, others)
+        for others, name in OTHERS.items()
+        if others < len(analog_correct)
+    }
 
 
 def _undefined(
@@ -208,7 +227,8 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
     label. A combination costs the sum of its parts; what comes from the logits of a part is free.
     All are the constants of `jaxcurv.costs`, times over that of one forward pass. For the physical
     predictor about three passes more come with converters or noise at each operation; the moments
-    of the weights, once for all samples, are not counted.
+    of the weights, once for all samples, are not counted. A failure on another chip takes that
+    chip's inference, counted as one pass.
 
     Args:
         measured: predictor, forward_passes and, where it was measured, seconds_per_image of the
@@ -240,6 +260,7 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
         UNSHIFTED: FLIP_PROBABILITY_UNSHIFTED,
     }
     rows |= {name: (cost, np.nan) for name, cost in physical.items()}
+    rows |= {name: (float(others), np.nan) for others, name in OTHERS.items()}
     return pd.DataFrame(
         [(name, *cost) for name, cost in rows.items()],
         columns=["predictor", "forward_passes", "seconds_per_image"],

@@ -11,7 +11,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from bridge.analysis import predictors
 from bridge.analysis.failures import deciles, within_class_rank
 from bridge.analysis.intervals import mean_interval, sample_counts
-from bridge.analysis.predictors import compare_predictors, cross_validated_logistic
+from bridge.analysis.predictors import (
+    compare_predictors,
+    cross_validated_logistic,
+    failures_on_others,
+)
 
 SAMPLES = 240
 
@@ -76,6 +80,54 @@ def test_each_resample_is_scikit_learns_with_the_drawn_samples(data):
     expected = mean_interval(values, draws, 0.8, informative=rarer, fraction=False)
     found = other["auroc_difference_low"], other["auroc_difference_high"]
     np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("among", ["correct", "all"])
+def test_a_score_of_each_chips_own_is_measured_on_its_chip(data, among):
+    _, digital, analog, failed = data
+    rng = np.random.default_rng(5)
+    own = np.round(failed + rng.normal(size=failed.shape), 1)
+    labels = np.arange(SAMPLES) % 4
+    kept = digital if among == "correct" else np.full(SAMPLES, True)
+    arguments = {"among": among, "labels": labels, "resamples": 30, "seed": 2}
+    row = compare_predictors({"own": own}, digital, analog, **arguments).iloc[0]
+    alone = pd.concat(
+        compare_predictors({"own": score}, digital, one, **arguments)
+        for score, one in zip(own, analog, strict=True)
+    )
+    for name in ("auroc", "average_precision", "spearman", "d1", "d10", "auroc_within_class"):
+        assert row[name] == pytest.approx(alone[name].mean(), abs=1e-9)
+    auroc = [roc_auc_score(one[kept], score[kept]) for one, score in zip(failed, own, strict=True)]
+    assert row["auroc"] == pytest.approx(np.mean(auroc), abs=1e-6)
+    assert row["auroc_low"] < row["auroc"] < row["auroc_high"]
+    assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
+    # The same score on every chip is one of all.
+    shared = np.repeat(own[:1], len(analog), axis=0)
+    several = compare_predictors({"own": shared}, digital, analog, **arguments)
+    one = compare_predictors({"own": own[0]}, digital, analog, **arguments)
+    columns = ["auroc", "auroc_low", "auroc_high", "average_precision", "d1", "d10"]
+    pd.testing.assert_frame_equal(several[columns], one[columns], atol=1e-6)
+
+
+def test_scores_of_another_number_of_chips_are_refused():
+    digital, analog = np.full(20, True), np.arange(60).reshape(3, 20) % 3 > 0
+    with pytest.raises(ValueError, match="2 chips have scores and 3 outcomes"):
+        compare_predictors({"own": np.zeros((2, 20))}, digital, analog)
+
+
+def test_failures_on_others_leave_out_the_chip_itself():
+    rng = np.random.default_rng(0)
+    digital, analog = rng.random(50) < 0.8, rng.random((5, 50)) < 0.6
+    failed = digital & ~analog
+    for others in (1, 2, 4):
+        found = failures_on_others(digital, analog, others)
+        expected = [
+            [failed[(chip + 1 + np.arange(others)) % 5, sample].mean() for sample in range(50)]
+            for chip in range(5)
+        ]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+    with pytest.raises(ValueError, match="5 chips have 4 others each, not 5"):
+        failures_on_others(digital, analog, 5)
 
 
 def test_difference_is_paired(data):
@@ -237,4 +289,4 @@ def test_logistic_model_refuses_too_few(failing, message):
 
 
 def test_examples_run():
-    assert doctest.testmod(predictors) == doctest.TestResults(failed=0, attempted=5)
+    assert doctest.testmod(predictors) == doctest.TestResults(failed=0, attempted=6)
