@@ -65,8 +65,8 @@ def rate_interval(failed: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
     upper bound of none. Where all or none of the outcomes are failures, it is his.
 
     With three to ten chips whose rates are normal on the logit scale, intervals of 95 % cover 0.94
-    to 0.99 up to a standard deviation of 0.5, more where chips are alike; 0.91 to 0.96 at 1.0 and
-    rates from 5 to 50 %, for few chips seldom show the worst.
+    or more up to a standard deviation of 0.5, up to 1.00 where chips are alike or failures rare;
+    0.91 to 0.96 at 1.0 and rates from 5 to 50 %, for few chips seldom show the worst.
 
     Sources: A. B. Owen, Ann. Appl. Stat. 1 (2007) 386-411, and A. C. Cameron, J. B. Gelbach, D. L.
     Miller, J. Bus. Econ. Stat. 29 (2011) 238-249, for the variance; E. L. Korn, B. I. Graubard,

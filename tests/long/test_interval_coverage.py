@@ -76,7 +76,7 @@ def test_failure_table_covers_as_the_interval_does() -> None:
 def test_predictors_of_chips_are_covered(chips: int, samples: int, population: Population) -> None:
     """AUROC, average precision and a paired difference of AUROCs."""
     found = measure_coverage(
-        population, chips=chips, samples=samples, replications=1000, resamples=200, seed=0
+        population, chips=chips, samples=samples, replications=REPLICATIONS, resamples=200, seed=0
     )
     fields = np.array([population.rate, population.spread, population.difficulty])
     for name, covered in found.items():
