@@ -363,7 +363,7 @@ class OwnEstimator(Protocol):
         """
 
     def forward_passes(self, classes: int) -> float:
-        """Cost per sample in forward passes of the model; a backward pass counts as one."""
+        """Cost per sample in times of a forward pass of the model (`jaxcurv.costs`)."""
 
 
 Estimator = Probed | Adaptive | Spectral | OwnEstimator

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from bridge.report.figures import paper
 from bridge.report.figures.predictors import predictor_figure
 from bridge.report.tables import failure_rates, outcomes
 from bridge.report.tables.costs import of_estimators
 from bridge.report.tables.predictors import compare, costs_table
+from bridge.report.tables.routers import recharged
 from experiments.paper.fit import tabulate
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.records import recorded_settings
@@ -68,7 +71,8 @@ def regenerate_run(place: Path) -> None:
     more.
 
     From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
-    stages/ and model.json beside them. And variants.csv of rescore/, where that is.
+    stages/ and model.json beside them. In routing_choices.csv the computed scores are charged as
+    costs.csv has it. And variants.csv of rescore/, where that is.
 
     Raises:
       FileNotFoundError: one of these is missing.
@@ -95,6 +99,10 @@ def regenerate_run(place: Path) -> None:
     named = model.get("factory") or model["architecture"], settings["data"]["name"]
     table_one = failure_rates.table_one(joined, deciles, model=named)
     write_csv(place / "costs.csv", costs)
+    choices, baselines = (
+        pd.read_csv(place / f"routing_{name}.csv") for name in ("choices", "baselines")
+    )
+    write_csv(place / "routing_choices.csv", recharged(choices, baselines, costs))
     for name, table in (
         ("deciles", deciles),
         ("table_one", table_one),

@@ -93,3 +93,20 @@ def test_an_estimator_of_your_own_says_its_own() -> None:
 def test_the_flip_probability_is_made_of_its_passes() -> None:
     assert costs.MARGIN_AT_MEAN == 2 * costs.MARGIN
     assert costs.FLIP_PROBABILITY == costs.MARGIN + costs.MARGIN_MOMENTS
+
+
+def test_readme_has_the_same_costs() -> None:
+    low = f"{costs.LOW_RANK_BASE:.1f} + {costs.LOW_RANK_DIMENSION:.1f} rank"
+    newton = costs.GAUSS_NEWTON
+    cells = {
+        "FiniteDifference": f"{FD.base:.1f} + {FD.each:.1f} n",
+        "HessianVector": f"{HV.base:.1f} + {HV.each:.1f} n",
+        "HessianTrace": f"{HV.base:.1f} + {HV.each:.1f} n",
+        "GaussNewton": f"{newton.base:.1f} + {newton.each:.1f} (C - 1)",
+        "LowRankGaussNewton": f"{low} + {costs.LOW_RANK_PROBE:.1f} n",
+        "estimators.Published(...)": f"{FD.base:.1f} + {FD.each:.1f} n",
+    }
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for name, cell in cells.items():
+        (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
+        assert line.endswith(f"| {cell} |"), (line, cell)

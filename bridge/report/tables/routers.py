@@ -17,6 +17,7 @@ from bridge.routing.curves import (
     Costs,
     Kind,
     choose_threshold,
+    mean_energy,
     routed_at,
     routing_baselines,
     routing_curve,
@@ -146,6 +147,37 @@ def route(
         pd.DataFrame(choices, columns=None if choices else [*first, *_CHOSEN]),
         bases[["fold", "profile", *bases.columns.difference(first, sort=False)]],
     )
+
+
+def recharged(choices: pd.DataFrame, baselines: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Choices whose computed scores are charged otherwise; thresholds do not depend on it.
+
+    Args:
+        choices, baselines: as `route` returns them.
+        costs: as `predictors.costs_table` returns it.
+
+    Returns:
+        `choices` with other energy, validation_energy and saved where the kind is "digital".
+    """
+    passes = costs.set_index("predictor")["forward_passes"]
+    energies = baselines.pivot(index=["fold", "profile"], columns="name", values="energy")
+    charged = choices.copy()
+    for row in choices.index[choices["kind"] == "digital"]:
+        was = choices.loc[row]
+        at = energies.loc[(was["fold"], was["profile"])]
+        energy = float(
+            mean_energy(
+                was["fraction"],
+                "digital",
+                Costs(analog=at["always analog"], digital=at["always digital"]),
+                float(passes[ROUTERS[was["router"]].costed_as]),
+            )
+        )
+        charged.loc[row, "energy"] = energy
+        charged.loc[row, "saved"] = 1 - energy / at["always digital"]
+        # The passes alone change, which each sample of validation takes too.
+        charged.loc[row, "validation_energy"] += energy - was["energy"]
+    return charged
 
 
 def summary(choices: pd.DataFrame, profile: str = FULL_PROFILE) -> str:

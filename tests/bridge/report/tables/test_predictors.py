@@ -260,6 +260,20 @@ def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
     assert len(found.curves) > 100
 
 
+def test_choices_are_charged_otherwise_as_if_they_had_been_made_so(run):
+    joined, flips = run
+    with_flips = predictors.with_flips(joined, flips)
+    others = COSTS.assign(forward_passes=3 * COSTS["forward_passes"])
+    energies = Costs(analog=0.2, digital=2.0)
+    found, expected = (
+        routers.route(with_flips, costs, energies=energies, tolerance=0.02)
+        for costs in (COSTS, others)
+    )
+    assert not np.allclose(found.choices["energy"], expected.choices["energy"])
+    charged = routers.recharged(found.choices, found.baselines, others)
+    pd.testing.assert_frame_equal(charged, expected.choices)
+
+
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_preset_s_command_line_is_its_name(preset):
     assert command_line(asdict(PRESETS[preset].experiment)) == [preset]
