@@ -38,7 +38,7 @@ PREDICTED = {
     "spearman": Column("Spearman's rho", formats.decimals),
     "d1": Column("D1 (%)", formats.percent),
     "d10": Column("D{last} (%)", formats.percent),
-    "forward_passes": Column("cost, in times of a forward pass"),
+    "forward_passes": Column("cost in forward passes"),
     "seconds_per_image": Column("ms an image", formats.milliseconds, optional=True),
     "reason": _REASON,
 }
@@ -127,7 +127,7 @@ _SCORE_DECILES = {
 }
 _SCORE_COSTS = {
     "predictor": Column("score", formats.words),
-    "forward_passes": Column("cost, in times of a forward pass"),
+    "forward_passes": Column("cost in forward passes"),
     "seconds_per_image": Column("ms an image", formats.milliseconds, optional=True),
     "spearman": Column("Spearman's rho with curvature", formats.decimals),
     "spearman_of_correct": Column("among the digitally correct", formats.decimals),

@@ -8,7 +8,10 @@ from typing import Any
 from bridge.report.tables.formats import small_percent, words
 from bridge.routing.costs import Costs
 
-_OF_SCORES = ("decile", "curvature", "hessian", "gradient norm", "entropy", "label free")
+_OF_SCORES = (
+    *("decile", "curvature", "hessian", "gradient norm", "entropy", "label free"),
+    "cost in forward passes",
+)
 """How the terms begin that need no chips."""
 
 
@@ -85,6 +88,11 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
             "margin + curvature, logits + gradient norm, all scores",
             "cross-validated logistic models of several scores; logits stands for margin, entropy "
             "and least confidence.",
+        ),
+        (
+            "cost in forward passes",
+            "what a score takes a sample: its time over that of one forward pass of the network, "
+            "measured once for all runs (jaxcurv.costs). Scores of the logits cost 1.",
         ),
         (
             "failures on others",

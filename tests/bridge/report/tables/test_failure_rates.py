@@ -217,8 +217,8 @@ def test_ideal_agreement(joined):
 
 
 def test_predictors_of_every_fold_profile_and_denominator(predictors):
-    # folds x profiles x (3 of the correct and 4 combinations where samples fail, 3 of all)
-    assert len(predictors) == 2 * (3 + 3 + 7 + 3)
+    # folds x profiles x (4 of the correct and 4 combinations where samples fail, 4 of all)
+    assert len(predictors) == 2 * (4 + 4 + 8 + 4)
     where = {"fold": "test", "profile": FULL, "predictor": "curvature"}
     row = outcomes.select(predictors, denominator="all", **where).iloc[0]
     # Without ties the ranks are the index, of the failures 0, 1/2 and 1 shares of two chips.
