@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from bridge.checks import require_stream
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import (
     ADC,
@@ -206,6 +207,10 @@ class Simulate:
     """Clipping of each tile's weights before programming, in every profile."""
     chips: int = 1
     """Chips to program for each profile. Their seeds are --seed, --seed + 1 and so on."""
+    stream: str | None = None
+    """Label of the chips' random numbers. `none`: the same seeds have the same noise under every
+    network whose layers have the same names, to compare networks in pairs; chips of two labels
+    share no random number, to compare networks as independent."""
     adc_calibration: int = 256
     """Training images on which calibrated ADC ranges are found. The fraction of clipped outputs is
     measured on as many test images."""
@@ -231,6 +236,7 @@ class Simulate:
                 f"{', '.join(self.profiles) or 'none'}"
             )
         require_device_name(self.device)
+        require_stream(self.stream)
 
     @property
     def every_profile(self) -> dict[str, Profile]:
