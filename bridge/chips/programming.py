@@ -430,7 +430,8 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
     largest = {name: float(largest_target(tile)) or 1.0 for name, tile in tiles.items()}
     if adc.range == "calibrated":
         assert calibration is not None
-        bounds = calibrate_ranges(analog, calibration, adc.percentile)
+        found = calibrate_ranges(analog, calibration, adc.percentile)
+        bounds = {name: adc.headroom * bound for name, bound in found.items()}
     else:
         bounds = {name: float(adc.range) * largest[name] for name in tiles}
     for name, tile in tiles.items():

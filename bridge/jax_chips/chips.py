@@ -445,7 +445,8 @@ def _with_ranges(chip: Chip, targets: Programmed | None, images: np.ndarray | No
     else:
         assert targets is not None
         assert images is not None
-        outputs = ranges.calibrated(exact, leaves, targets.units, images, adc.percentile)
+        found = ranges.calibrated(exact, leaves, targets.units, images, adc.percentile)
+        outputs = tuple(np.float32(adc.headroom) * bounds for bounds in found)
     return replace(chip, _ranges=outputs)
 
 

@@ -17,7 +17,8 @@ RENAMED_SETTINGS = {
 """New name by old name, in the same group; the name of a group stands for everything in it."""
 
 RETIRED_SETTINGS = {
-    "flip.programmings": "mean and variance of programmed weights are computed, no chip is sampled"
+    "flip.programmings": "mean and variance of programmed weights are computed, no chip is sampled",
+    "compare.target": "it was an accuracy; noises are now matched by --compare.failure-rate",
 }
 """Why a setting is gone, by its name."""
 
