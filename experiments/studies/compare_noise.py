@@ -77,8 +77,8 @@ class CompareNoise:
     of noise once it is scaled by one factor; `none` takes that of the first memory, unscaled. For
     the ADC the factor is on the quantisation step."""
     tune_limit: int = 3000
-    """Largest number of images of the validation fold on which the factors are found. Of 3000 that
-    are right in six cases of ten, a rate of 10 % has a standard error of 0.7 points on one chip."""
+    """Largest number of images of the validation fold on which the factors are found. A rate of
+    10 % among 2000 digitally correct ones has a standard error of 0.7 points on one chip."""
     tune_chips: int = 5
     """Chips of each kind of noise on which the factors are found: the first of those that are
     compared, for chips of one kind may differ by points."""
@@ -532,7 +532,7 @@ def show(
         "chips failed independently, each at its own rate; margin: each at its rate among samples "
         "of like margin. Explained: how much of the overlap beyond chance the margin alone gives, "
         "1 for all of it; noise may put it outside 0 to 1. rho: Spearman's, of the shares of chips "
-        "on which a sample fails.",
+        "on which a sample fails; lower with the one chip of an adc, whose shares are 0 or 1.",
         ("noises", "Jaccard", "chance", "margin", "explained", "rho"),
     )
     for row in overlap.itertuples():
