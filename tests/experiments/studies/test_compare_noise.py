@@ -17,6 +17,8 @@ from bridge.chips.profiles import ADC, from_json
 from bridge.report.figures.overlap import draw
 from bridge.report.tables.profile_overlap import profile_overlap
 from experiments.chips.in_torch import TorchNetwork
+from experiments.cli.words import with_current_words
+from experiments.runs.remembered import recall, remember
 from experiments.settings.presets import PRESETS
 from experiments.studies import compare_noise
 from experiments.studies.compare_noise import (
@@ -420,6 +422,26 @@ def test_bad_joined() -> None:
         profile_overlap(joined.drop(columns="margin"), "test")
     with pytest.raises(ValueError, match="no fold 'train' here; there is test"):
         profile_overlap(joined, "train")
+
+
+# --- settings of before
+
+
+def test_the_accuracy_of_before_is_left_out_with_a_word(tmp_path: Path) -> None:
+    """On the command line, and in the folder of a study, which is gone on with."""
+    said: list[str] = []
+    line = ["compare-noise", "digits", "--compare.target", "0.5", "--compare.chips", "3"]
+    assert with_current_words(line, said.append) == [*line[:2], *line[4:]]
+    assert said == [
+        "note: --compare.target is gone, and left out: it was an accuracy; noises are now matched "
+        "by --compare.failure-rate"
+    ]
+    given = {"memories": ["pcm"], "chips": 3, "target": 0.5}
+    remember(tmp_path / "flags.json", "digits", {"study": given, "run": {}})
+    remembered = recall(tmp_path / "flags.json")
+    assert remembered is not None
+    found = remembered.part("study").applied_to(CompareNoise())
+    assert found == CompareNoise(memories=("pcm",), chips=3)
 
 
 # --- refusals and the figure
