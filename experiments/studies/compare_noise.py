@@ -149,12 +149,12 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
 
     Leaves matched.csv (a row a noise: its factor, failure rates and accuracies), overlap.csv and
     overlap.parquet (a row a pair of noises), drawn as overlap.png and overlap.svg, systematic.csv
-    (a row a noise of several chips),
-    failures.parquet (a row a digitally correct test image and chip) and settings.json. Finished
-    chips are kept in pieces/ and not computed again.
+    (a row a noise of several chips), failures.parquet (a row a digitally correct test image and
+    chip) and settings.json. Finished chips are kept in pieces/ and not computed again.
 
     Raises:
-      ValueError: the digital model is right on fewer test images than there are bins.
+      ValueError: the digital model is right on fewer test images than there are bins, or on no
+        validation image.
     """
     analyse = experiment.analyse
     interval: dict[str, Any] = {"confidence": analyse.confidence, "resamples": analyse.resamples}
