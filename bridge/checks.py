@@ -162,3 +162,10 @@ def require_finite(name: str, value: float, *, positive: bool = False) -> float:
     if not is_number(number) or number < 0 or (positive and number == 0):
         raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {number}")
     return number
+
+
+def require_stream(stream: str | None) -> str | None:
+    """Returns a stream's label; raises ValueError for an empty one, or what is no text or None."""
+    if stream is not None and (not isinstance(stream, str) or not stream):
+        raise ValueError(f"stream must be a text that is not empty, or None; got {stream!r}")
+    return stream

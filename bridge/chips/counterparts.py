@@ -81,8 +81,8 @@ def profile_of(rpu_config: InferenceRPUConfig, *, t_inference: float | None = No
     ranges are learned. `clip` is taken over, though AIHWKit clips at training steps alone and
     `Profile.clipping` ahead of programming. AIHWKit's ReRAM models get the corrections of
     `ReRamWan2022` and `ReRamCMO`. Not in a configuration: weight noise that is frozen into a chip,
-    a calibrated range's percentile, the time of inference, and settings without effect; these have
-    their defaults.
+    a calibrated range's percentile and headroom, the time of inference, and settings without
+    effect; these have their defaults.
 
     Args:
       rpu_config: an `InferenceRPUConfig` or `TorchInferenceRPUConfig`, or one of AIHWKit's presets.

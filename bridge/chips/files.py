@@ -37,7 +37,7 @@ from bridge.chips.mappable import is_mask, with_values
 from bridge.chips.original import forget_original
 from bridge.chips.profiles import SHIPPED, Profile, from_json, to_json
 from bridge.chips.programming import Chip, outside_inference_mode
-from bridge.chips.streams import SampleNoise, stream
+from bridge.chips.streams import SampleNoise, root_seed, stream
 from bridge.chips.tiles import Tile, digital_network, named_layers, named_tiles
 from bridge.weights.files import load_weights, save_weights
 from bridge.weights.wrappers import wrapped_as
@@ -136,7 +136,9 @@ def _load(
         )
     configuration = rpu_config if profile is None else profile
     model = wrapped_as(model, header["layers"], counted="n_averaged" in tensors)
-    analog, _ = convert(with_values(model), configuration, layers, seed=header["seed"])
+    label = header.get("stream")
+    root = root_seed(header["seed"], label)
+    analog, _ = convert(with_values(model), configuration, layers, seed=root)
     forget_original(analog)  # whose weights need not be those of the file
     tiles = named_tiles(analog)
     geometry = _geometry(analog)
@@ -165,7 +167,7 @@ def _load(
         _require_code(header["code"], analog, path)
     chip = Chip(
         analog,
-        Executable(analog, SampleNoise(header["seed"]), one_by_one=False),
+        Executable(analog, SampleNoise(root), one_by_one=False),
         profile,
         header["seed"],
         header["t_inference"],
@@ -174,6 +176,7 @@ def _load(
         layers,
         header["largest_pixel"],
         ranges,
+        label,
     )
     return chip.on(chip.engine)
 
@@ -324,7 +327,11 @@ def _extra_states(network: nn.Module) -> dict[str, Any]:
 def _header(chip: Chip) -> dict[str, Any]:
     tiles = named_tiles(chip.analog)
     # Of a chip without them the hash is as before there were any.
-    later = {"input_ranges": dict(chip.input_ranges)} if chip.input_ranges else {}
+    later: dict[str, Any] = {}
+    if chip.input_ranges:
+        later["input_ranges"] = dict(chip.input_ranges)
+    if chip.stream is not None:
+        later["stream"] = chip.stream
     noisy = chip.profile is not None and chip.profile.out_noise is not None
     scaled = ("out_bound", "w_noise", *(["out_noise"] if noisy else []))
     return later | {

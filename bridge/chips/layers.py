@@ -146,6 +146,7 @@ def layer_failures(
     digital_layers: Sequence[str] = (),
     batch_size: int = 64,
     device: str | torch.device = "cpu",
+    stream: str | None = None,
 ) -> pd.DataFrame:
     """What each layer alone costs: chips with one layer on tiles and every other one digital.
 
@@ -162,6 +163,7 @@ def layer_failures(
       digital_layers: paths of what stays digital on every chip.
       batch_size: images at once.
       device: where to run.
+      stream: as for `program`.
 
     Returns:
       One row a layer and a last one, "all layers", the whole chip: layer; chips; samples,
@@ -180,7 +182,7 @@ def layer_failures(
     _refuse_unsuitable(model)
     source = as_source(source, keys=keys)
     # First, for it refuses what cannot be programmed.
-    settings: dict[str, Any] = {"calibration": calibration, "engine": engine}
+    settings: dict[str, Any] = {"calibration": calibration, "engine": engine, "stream": stream}
     whole = program(model, profile, seed=seed, digital_layers=digital_layers, **settings)
     names = list(named_layers(whole.analog))
     left_digital = {

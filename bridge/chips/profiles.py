@@ -57,14 +57,18 @@ class ADC:
         fixed range its inputs are in units of that.
       percentile: percentile of the output magnitudes on the calibration images that a calibrated
         range covers, above 0 and at most 100; 100 covers the largest.
+      headroom: factor on a calibrated range, and so on the step; above 1 it leaves room for larger
+        outputs, below 1 more of them saturate. A range that is a number has none.
     """
 
     bits: int = 9
     range: Literal["calibrated"] | float = "calibrated"
     percentile: float = 100.0
+    headroom: float = 1.0
 
     def __post_init__(self) -> None:
         _check_converter(self, "ADC", "calibrated")
+        require_finite("ADC headroom", self.headroom, positive=True)
 
 
 @dataclass(frozen=True)
@@ -384,8 +388,9 @@ _NAMES_IN_FILES = {kind: {"mapping": "converter"} for kind in ("PCM", "Hermes", 
 under a hash of this JSON."""
 
 
-_LATER = {"Profile": ("dac", "out_noise")}
-"""Fields of a kind that files leave out where they are None: the hashes of those without stay."""
+_LATER = {"Profile": ("dac", "out_noise"), "ADC": ("headroom",)}
+"""Fields of a kind that files leave out where they have their default: the hashes of those without
+stay."""
 
 
 def to_json(setting: Any) -> Any:
@@ -403,7 +408,7 @@ def to_json(setting: Any) -> Any:
         fields = {
             in_file.get(f.name, f.name): to_json(getattr(setting, f.name))
             for f in dataclasses.fields(setting)
-            if f.name not in _LATER.get(kind.__name__, ()) or getattr(setting, f.name) is not None
+            if f.name not in _LATER.get(kind.__name__, ()) or getattr(setting, f.name) != f.default
         }
         return {"kind": kind.__name__, "settings": fields}
     setting = plain(setting)

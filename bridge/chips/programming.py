@@ -1,8 +1,9 @@
 """Analog chips: a trained network programmed onto simulated crossbar tiles (AIHWKit).
 
-A chip is determined by the network, the profile and the seed. Programming noise, read noise and
-weight noise come from separate streams per seed and tile, so all profiles of one seed are the same
-chip with some of its non-idealities switched off.
+A chip is determined by the network, the profile, the seed and the stream's label. Programming
+noise, read noise and weight noise come from separate streams per seed, label and tile, so all
+profiles of one seed are the same chip with some of its non-idealities switched off, and networks
+whose tiles have the same names are on the same devices unless their labels differ.
 """
 
 import math
@@ -32,7 +33,7 @@ from bridge.chips.memories.expectations import DeviceMoments
 from bridge.chips.memories.protocol import Memory
 from bridge.chips.memory_layout import Layout
 from bridge.chips.profiles import ADC, Profile
-from bridge.chips.streams import SampleNoise, stream
+from bridge.chips.streams import SampleNoise, root_seed, stream
 from bridge.chips.tiles import Tile, named_tiles
 from bridge.chips.weight_noise import freeze_weight_noise, largest_target
 from jaxcurv.progress import progress
@@ -64,6 +65,7 @@ class Chip:
         not, or on token ids. `predict` refuses images far beyond it.
       input_ranges: the DAC's range by layer on tiles, in units of its activations; empty where
         each input vector has its own.
+      stream: the label that, with the seed, names its random numbers; None for the seed alone.
     """
 
     analog: nn.Module
@@ -76,6 +78,7 @@ class Chip:
     digital_layers: tuple[str, ...] = ()
     largest_pixel: float | None = None
     input_ranges: Mapping[str, float] = field(default_factory=dict)
+    stream: str | None = None
 
     def __call__(self, images: Images, indices: Sequence[int]) -> torch.Tensor:
         """Logits `[batch, class]` on the CPU.
@@ -120,6 +123,11 @@ class Chip:
             )
 
     @property
+    def root(self) -> int:
+        """Seed of all its random streams, of `seed` and `stream`."""
+        return root_seed(self.seed, self.stream)
+
+    @property
     def name(self) -> str:
         """The profile's name."""
         return "own configuration" if self.profile is None else self.profile.name
@@ -156,7 +164,7 @@ class Chip:
           ValueError: the engine cannot honour a setting of the tiles; all are named.
         """
         with outside_inference_mode():
-            made = executable_of(self.analog, engine, self.seed)
+            made = executable_of(self.analog, engine, self.root)
         return replace(self, engine=engine, executable=made)
 
     def refuse_changed(self) -> None:
@@ -212,6 +220,7 @@ def program(
     digital_layers: Sequence[str] = (),
     strict: bool = False,
     t_inference: float = 0.0,
+    stream: str | None = None,
 ) -> Chip:
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
@@ -246,7 +255,8 @@ def program(
         configuration in the same way. Noise that AIHWKit's compiled tile draws in its forward pass
         (`InferenceRPUConfig`) cannot be seeded: only there a chip's outputs are not reproducible.
       seed: which chip, >= 0; the same seed is the same devices under every profile, so profiles
-        compare in pairs.
+        compare in pairs. So do networks: those whose tiles have the same names and sizes draw the
+        same noise from one seed, as one chip that is programmed again. See `stream`.
       calibration: float32 images as the model takes them, a tensor `[batch, channel, height,
         width]` or an array `[batch, height, width, channel]`; or vectors, signals, videos or token
         ids, see `bridge.chips.images`. Needed only for a calibrated range of the ADC or DAC. They
@@ -261,16 +271,20 @@ def program(
         where it takes images to see them, when the chip first meets some.
       t_inference: seconds since programming under a configuration of AIHWKit; a profile's memory
         has its own.
+      stream: a label for devices of its own, such as the network's name or its data set's: chips of
+        two labels share no random number, whatever their seeds. Give each network one to compare
+        networks as independent samples; None, the seed alone, compares them in pairs.
 
     Raises:
       ValueError: a model that does not map onto tiles, all its layers that do not named, hooks
-        that refer to the network, non-finite weights, a bad seed or range, a calibration that is
-        absent, malformed, all 0 or leaves a tile unused, settings that the engine cannot honour,
-        named, or a noise model of your own whose draws the seed does not decide.
+        that refer to the network, non-finite weights, a bad seed, stream or range, a calibration
+        that is absent, malformed, all 0 or leaves a tile unused, settings that the engine cannot
+        honour, named, or a noise model of your own whose draws the seed does not decide.
     """
     with outside_inference_mode():
         return _program(
-            *(model, profile, seed, calibration, engine, digital_layers, strict, t_inference)
+            *(model, profile, seed, calibration, engine, digital_layers, strict, t_inference),
+            stream,
         )
 
 
@@ -283,13 +297,15 @@ def _program(
     digital_layers: Sequence[str],
     strict: bool,
     t_inference: float,
+    label: str | None,
 ) -> Chip:
     seed = require_seed(seed)
+    root = root_seed(seed, label)
     t_inference = require_finite("t_inference", t_inference)
     chosen = profile if isinstance(profile, Profile) else None
     if chosen is not None and t_inference != 0:
         raise ValueError("a profile has its time of inference in its memory, not in t_inference")
-    analog, digital_layers = convert(model, profile, digital_layers, seed=seed, strict=strict)
+    analog, digital_layers = convert(model, profile, digital_layers, seed=root, strict=strict)
     tiles = named_tiles(analog)
     require_engine(analog, engine)  # before what takes long
     bounds: dict[str, float] = {}
@@ -303,7 +319,7 @@ def _program(
             )
         images = as_tensor(calibration, "calibration")
         examine(analog, digital_layers, images, engine)
-        _fit_layout(analog, images, seed)
+        _fit_layout(analog, images, root)
         largest_pixel = float(images.abs().max()) if images.is_floating_point() else None
     if chosen is not None and chosen.dac is not None:
         ranges = input_ranges(analog, chosen.dac, images)
@@ -315,16 +331,16 @@ def _program(
     if chosen is not None and chosen.memory is not None:
         age = float(chosen.memory.t_inference)
     if age is not None:
-        _refuse_own_draws(tiles, seed, "programming", None)
+        _refuse_own_draws(tiles, root, "programming", None)
         with progress(len(tiles), "program", "tile", side=True) as shown:
             for name, tile in tiles.items():
-                with stream(seed, "programming", name), _without_deprecations():
+                with stream(root, "programming", name), _without_deprecations():
                     tile.program_weights()
                 shown.update()
     return operate(
         Chip(
             analog,
-            Executable(analog, SampleNoise(seed), one_by_one=False),
+            Executable(analog, SampleNoise(root), one_by_one=False),
             chosen,
             seed,
             age,
@@ -333,6 +349,7 @@ def _program(
             digital_layers,
             largest_pixel,
             ranges,
+            label,
         )
     )
 
@@ -346,13 +363,13 @@ def operate(chip: Chip) -> Chip:
     wnoise = None if chip.profile is None else chip.profile.wnoise
     tiles = named_tiles(chip.analog)
     if chip.t_inference is not None:
-        _refuse_own_draws(tiles, chip.seed, "reading", chip.t_inference)
+        _refuse_own_draws(tiles, chip.root, "reading", chip.t_inference)
     for name, tile in tiles.items():
         if chip.t_inference is not None:
-            with stream(chip.seed, "reading", name, chip.t_inference), _without_deprecations():
+            with stream(chip.root, "reading", name, chip.t_inference), _without_deprecations():
                 tile.drift_weights(chip.t_inference)
         if wnoise is not None and wnoise.drawn == "per_chip":
-            freeze_weight_noise(tile, wnoise, seed=chip.seed, name=name)
+            freeze_weight_noise(tile, wnoise, seed=chip.root, name=name)
     remember_tiles(chip.analog)
     return chip.on(chip.engine)
 
@@ -401,8 +418,8 @@ def clipped_share(chip: Chip, images: Images) -> dict[str, float]:
     if not chip.out_bounds:
         raise ValueError(f"profile {chip.name} has no ADC, so it does not clip outputs")
     images = as_tensor(images, "images")
-    _fit_layout(chip.analog, images, chip.seed)
-    with stream(chip.seed, "clipped share"):  # AIHWKit's tiles may draw noise
+    _fit_layout(chip.analog, images, chip.root)
+    with stream(chip.root, "clipped share"):  # AIHWKit's tiles may draw noise
         return tile_output_shares(chip.analog, images)
 
 
@@ -416,7 +433,8 @@ def _set_ranges(analog: nn.Module, adc: ADC, calibration: torch.Tensor | None) -
     largest = {name: float(largest_target(tile)) or 1.0 for name, tile in tiles.items()}
     if adc.range == "calibrated":
         assert calibration is not None
-        bounds = calibrate_ranges(analog, calibration, adc.percentile)
+        found = calibrate_ranges(analog, calibration, adc.percentile)
+        bounds = {name: adc.headroom * bound for name, bound in found.items()}
     else:
         bounds = {name: float(adc.range) * largest[name] for name in tiles}
     for name, tile in tiles.items():

@@ -67,6 +67,7 @@ def simulate(
     times: float | Sequence[float] | None = None,
     calibration: SourceLike | float = 0.1,
     seed: int = 0,
+    stream: str | None = None,
     keys: Keys | None = None,
     keep: Keep | None = logit_scores,
     batch_size: int = 64,
@@ -103,6 +104,8 @@ def simulate(
         held out for it, likewise at most 1,000: these are not predicted. Not used, and nothing
         held out, where no profile has an ADC with a calibrated range.
       seed: seed of the first chip, and of the choice of images for calibration.
+      stream: as for `bridge.program`: a label, such as the network's name, for chips that share no
+        random number with those of another network.
       keys: what the rows of `images` call image, label and index.
       keep: what to keep of each batch's logits, as for `bridge.predict`; None keeps the logits.
       batch_size: images at once.
@@ -145,7 +148,7 @@ def simulate(
     def tables() -> Iterator[pd.DataFrame]:
         for (name, profile), one in product(chosen.items(), seeds):
             given = calibrated.images if profile.needs_calibration else None
-            chip = program(model, profile, seed=one, calibration=given, **options)
+            chip = program(model, profile, seed=one, calibration=given, stream=stream, **options)
             for time in readings[name]:
                 with progress(len(source), what := f"chip {one}: {name}"):
                     found = predict(
@@ -171,6 +174,7 @@ def simulate(
             "held_out": calibrated.held_out,
             "calibration_images": calibrated.count,
             "chips": list(seeds),
+            "stream": stream,
             "times": sorted({one for several in readings.values() for one in several if one >= 0}),
             "profiles": {name: repr(profile) for name, profile in chosen.items()},
         },

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from bridge.checks import require_stream
+
 _WORD = 2**64 - 1
 
 
@@ -18,6 +20,15 @@ def stream_seed(seed: int, *key: object) -> int:
     """
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def root_seed(seed: int, label: str | None) -> int:
+    """Seed of everything that a chip draws: its own, or a hash of it and of a label.
+
+    Raises:
+      ValueError: the label is no text, or empty.
+    """
+    return seed if require_stream(label) is None else stream_seed(seed, "labelled", label)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bridge.graphs.conversion import to_jax
 from bridge.jax_chips.chips import Chip, Programmed, analog
+from bridge.jax_chips.keys import chip_key
 
 if TYPE_CHECKING:
     import bridge
@@ -70,7 +70,7 @@ def carried(chip: "bridge.chips.Chip", images: Any) -> tuple[Chip, Programmed]:
         units.append(jnp.asarray(np.stack([np.concatenate(one) for one in columns.values()])))
         ranges.append(np.array(bounds, np.float32))
     time = None if chip.t_inference is None else jnp.float32(chip.t_inference)
-    weights = Programmed(params, tuple(units), jax.random.key(chip.seed), time)
+    weights = Programmed(params, tuple(units), chip_key(chip.seed, chip.stream), time)
     adc_ranges = None if chip.profile.adc is None else tuple(ranges)
     dac_ranges = tuple(inputs) if chip.input_ranges else None
     made = replace(made, profile=chip.profile, _ranges=adc_ranges, _input_ranges=dac_ranges)

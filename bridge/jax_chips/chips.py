@@ -103,7 +103,9 @@ class Chip:
 
         Args:
           params: of the structure and shapes of those that `analog` was given.
-          key: which chip: the devices of each layer depend on it and on the layer's name alone.
+          key: which chip: the devices of each layer depend on it and on the layer's name alone, so
+            that networks with equal names share their noise. Fold a label into the key for
+            independence: `jax.random.fold_in(key, zlib.crc32(b"cifar100"))`.
 
         Raises:
           ValueError: other params, or a function that computes otherwise than when the chip was
@@ -359,7 +361,9 @@ def analog(
     otherwise, as an embedding does, it is read as programmed. Loops with products are unrolled,
     branches all computed; within them a derivative rule of the function's own gives way to that of
     its program. The noise of a memory is AIHWKit's, in distribution; the numbers of a key are not
-    those of a seed of `bridge.program`.
+    those of a seed of `bridge.program`. A key is the stream: networks whose parameters have the
+    same names get the same noise from one key, to be compared in pairs. Fold a label into the key
+    for independence: `jax.random.fold_in(key, zlib.crc32(b"cifar100"))`.
 
     Args:
       logits_fn: `logits_fn(params, images) -> [batch, classes]`, of which each sample's row depends
@@ -441,7 +445,8 @@ def _with_ranges(chip: Chip, targets: Programmed | None, images: np.ndarray | No
     else:
         assert targets is not None
         assert images is not None
-        outputs = ranges.calibrated(exact, leaves, targets.units, images, adc.percentile)
+        found = ranges.calibrated(exact, leaves, targets.units, images, adc.percentile)
+        outputs = tuple(np.float32(adc.headroom) * bounds for bounds in found)
     return replace(chip, _ranges=outputs)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bridge.checks import require_count, require_seed
 from bridge.chips.layer_tables import ALL_LAYERS, decibels, failures_by_layer
 from bridge.jax_chips.chips import Chip, Programmed, sample_numbers
+from bridge.jax_chips.keys import chip_key
 from bridge.jax_chips.prediction import samples_of, tables_of
 from jaxcurv.data.adapters import Keys, SourceLike
 from jaxcurv.progress import progress
@@ -78,6 +79,7 @@ def layer_failures(
     seed: int = 0,
     chips: int = 1,
     batch_size: int = 64,
+    stream: str | None = None,
 ) -> pd.DataFrame:
     """What each layer alone costs: chips with one layer on tiles and every other one digital.
 
@@ -90,6 +92,8 @@ def layer_failures(
       seed: the first chip has the key `jax.random.key(seed)`, chip k that of seed + k.
       chips: how many.
       batch_size: images at once.
+      stream: a label that is folded into each key, as `jax.random.fold_in(key,
+        zlib.crc32(label))`; None for none.
 
     Returns:
       The table of `bridge.chips.layer_failures`.
@@ -113,7 +117,7 @@ def layer_failures(
             return table["correct"].to_numpy()
 
         for number in range(seed, seed + chips):
-            weights = chip.program(chip.params, jax.random.key(number))
+            weights = chip.program(chip.params, chip_key(number, stream))
             if number == seed:
                 exact = weights._replace(params=chip.params)
                 digital = correct(exact, np.zeros(count, bool), "digital")

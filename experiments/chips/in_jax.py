@@ -26,6 +26,7 @@ from bridge.jax_chips import (
 )
 from bridge.jax_chips.chips import paths
 from bridge.jax_chips.groups import fitting
+from bridge.jax_chips.keys import chip_key
 from jaxcurv.data import Source
 
 
@@ -35,9 +36,10 @@ class JaxChip:
 
     chip: Chip
     seed: int
+    stream: str | None
 
     def at(self, time: float) -> JaxChip:
-        return JaxChip(self.chip.at(time), self.seed)
+        return JaxChip(self.chip.at(time), self.seed, self.stream)
 
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
         return predict(self.chip, self.weights, source, description=description, **options)
@@ -58,7 +60,12 @@ class JaxChip:
     @cached_property
     def weights(self) -> Programmed:
         """What the chip's devices hold."""
-        return self.chip.program(self.chip.params, jax.random.key(self.seed))
+        return self.chip.program(self.chip.params, self.key)
+
+    @property
+    def key(self) -> jax.Array:
+        """Which chip, as JAX names it."""
+        return chip_key(self.seed, self.stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,8 @@ class JaxNetwork:
     params: Any = field(repr=False)
     images: np.ndarray = field(repr=False)
     """Those that set the ADC ranges; examples where none are calibrated."""
+    stream: str | None = None
+    """Label of its chips' random numbers."""
     _made: dict[Profile, Chip] = field(default_factory=dict, repr=False)
 
     @property
@@ -86,7 +95,7 @@ class JaxNetwork:
         return predict(ideal, exact, source, description=description, **options)
 
     def program(self, profile: Profile, seed: int) -> JaxChip:
-        return JaxChip(self._chip(profile), seed)
+        return JaxChip(self._chip(profile), seed, self.stream)
 
     def at_once(self, profile: Profile, batch_size: int) -> int:
         if jax.devices()[0].platform == "cpu":
@@ -102,7 +111,7 @@ class JaxNetwork:
             ]
         table = predict_chips(
             chips[0].chip,
-            jnp.stack([jax.random.key(one.seed) for one in chips]),
+            jnp.stack([one.key for one in chips]),
             source,
             at_once=len(chips),
             description=f"chips from {chips[0].seed}: {description}",
@@ -131,7 +140,7 @@ class JaxNetwork:
         return layer_report(chip.chip, chip.weights, images)
 
     def layer_failures(self, profile: Profile, source: Source, **options: Any) -> pd.DataFrame:
-        return layer_failures(self._chip(profile), source, **options)
+        return layer_failures(self._chip(profile), source, stream=self.stream, **options)
 
     def _chip(self, profile: Profile) -> Chip:
         """The chip of a profile, made once: what it compiles is kept."""

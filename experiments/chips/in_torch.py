@@ -55,6 +55,8 @@ class TorchNetwork:
     flax: nnx.Module | None = field(repr=False)
     """The same network in Flax, whose names its weights have in JAX; None where JAX has PyTorch's
     names."""
+    stream: str | None = None
+    """Label of its chips' random numbers."""
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -68,7 +70,12 @@ class TorchNetwork:
 
     def program(self, profile: bridge.Profile, seed: int) -> TorchChip:
         chip = bridge.program(
-            self.module, profile, seed=seed, calibration=self.calibration, engine=self.engine
+            self.module,
+            profile,
+            seed=seed,
+            calibration=self.calibration,
+            engine=self.engine,
+            stream=self.stream,
         )
         return TorchChip(chip, self.device)
 
@@ -115,4 +122,5 @@ class TorchNetwork:
         self, profile: bridge.Profile, source: Source, **options: Any
     ) -> pd.DataFrame:
         options |= {"calibration": self.calibration, "engine": self.engine, "device": self.device}
+        options["stream"] = self.stream
         return bridge.chips.layer_failures(self.module, profile, source, **options)

@@ -58,7 +58,7 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
             if own:
                 require_same_logits(job, description, twin, examples(dataset, description))
             flax = None if own else abstract_flax(description)
-            return TorchNetwork(twin, engine, device, calibration, flax)
+            return TorchNetwork(twin, engine, device, calibration, flax, settings.stream)
 
         return description, make_in_torch
     description = read_description(job.folder)
@@ -68,7 +68,9 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
         from jaxcurv.engine.model import functional
 
         images = examples(dataset, description) if calibration is None else calibration
-        return JaxNetwork(*functional(*load_model(job, description, dataset)), images)
+        return JaxNetwork(
+            *functional(*load_model(job, description, dataset)), images, settings.stream
+        )
 
     return description, make_in_jax
 

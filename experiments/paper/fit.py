@@ -64,7 +64,8 @@ class FitPaper:
     search_chips: int = 2
     """Chips to program for each setting in the search."""
     chips: int = 3
-    """Chips to program with the fitted settings, with seeds from that of the run upwards."""
+    """Chips to program with the fitted settings, with seeds from that of the run upwards and the
+    preset's name as --simulate.stream, so that no two runs' chips share random numbers."""
     device: str = "cpu"
     """Device for PyTorch: cpu, cuda or cuda:N."""
     out: Path = Path("runs/fit_paper")
@@ -194,8 +195,9 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
     folder = options.runs / preset
     experiment = PRESETS[preset].experiment
     require_finished(preset, folder)
-    on_device = replace(experiment.simulate, device=options.device)
-    network = read_network(replace(experiment, simulate=on_device), folder, options.data_dir)
+    # The rows of Table I are compared as independent.
+    own = replace(experiment.simulate, device=options.device, stream=preset)
+    network = read_network(replace(experiment, simulate=own), folder, options.data_dir)
     images = network.images
     folds = choose_folds(images.dataset, experiment, _FOLDS)
     chosen = limited(folds, experiment)
@@ -221,6 +223,7 @@ def open_run(preset: str, options: FitPaper, versions: dict[str, str]) -> Run:
             "indices": indices,
             "calibration": experiment.simulate.adc_calibration,
             "seed": experiment.seed,
+            "stream": preset,
             "device": options.device,
             "versions": versions,
         },
@@ -262,7 +265,7 @@ def require_finished(preset: str, folder: Path) -> None:
             else {key}
             if wanted[key] != recorded.get(key)
             else set()
-        ) - {"device", "batch_size"}
+        ) - {"device", "batch_size", "stream"}
         if apart:
             raise ValueError(
                 f"the run in {folder} was made with another {', '.join(sorted(apart))} than the "

@@ -74,7 +74,9 @@ def reproduce(options: Reproduce, say: Callable[[str], None] = print) -> None:
     done = []
     for name in present:
         out = ["--out", str(options.runs / name)]
-        if succeeds("run", name, *out, "--simulate.device", options.device) and (
+        # Rows are compared as independent; their networks' layers have the same names.
+        chips = ["--simulate.device", options.device, "--simulate.stream", name]
+        if succeeds("run", name, *out, *chips) and (
             not is_fitted_on(name) or succeeds("rescore", name, *out)
         ):
             done.append(name)

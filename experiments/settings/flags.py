@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from bridge.checks import require_stream
 from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import (
     ADC,
@@ -224,6 +225,10 @@ class Simulate:
     """Bits of the ADC in the profile adc_coarse, 2 to 23."""
     chips: int = 1
     """Chips to program for each profile. Their seeds are --seed, --seed + 1 and so on."""
+    stream: str | None = None
+    """Label of the chips' random numbers. `none`: the same seeds have the same noise under every
+    network whose layers have the same names, to compare networks in pairs; chips of two labels
+    share no random number, to compare networks as independent."""
     adc_calibration: int = 256
     """Training images on which calibrated ADC ranges are found. The fraction of clipped outputs is
     measured on as many test images."""
@@ -248,6 +253,7 @@ class Simulate:
                 f"{', '.join(self.profiles) or 'none'}"
             )
         require_device_name(self.device)
+        require_stream(self.stream)
         _ = self.every_profile  # which checks coarse_bits
 
     @property

@@ -16,8 +16,12 @@ RENAMED_SETTINGS = {
 }
 """New name by old name, in the same group; the name of a group stands for everything in it."""
 
+_NO_ACCURACY = "it was an accuracy; noises are now matched by --compare.failure-rate"
+
 RETIRED_SETTINGS = {
-    "flip.programmings": "mean and variance of programmed weights are computed, no chip is sampled"
+    "flip.programmings": "mean and variance of programmed weights are computed, no chip is sampled",
+    "compare.target": _NO_ACCURACY,
+    "study.target": _NO_ACCURACY,  # the same, as the folder of a study remembers it
 }
 """Why a setting is gone, by its name."""
 

@@ -142,4 +142,6 @@ def _place(job: Job, description: dict[str, Any], name: str, profile: Profile) -
         decides["engine"] = experiment.simulate.engine
     if experiment.limit_train is not None:  # chips of before keep their key
         decides["limit_train"] = experiment.limit_train
+    if experiment.simulate.stream is not None:  # chips of before keep their key
+        decides["stream"] = experiment.simulate.stream
     return job.folder / "chips" / f"{name}-{key_of(decides)}"

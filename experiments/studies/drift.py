@@ -151,6 +151,8 @@ def is_of_run(job: Job, description: dict[str, Any]) -> bool:
         to_json, fresh
     ):
         return False
+    if made.get("stream") != chips.stream:
+        return False
     return made["weights_sha256"] == identity_of_network(job, description)
 
 

@@ -126,6 +126,8 @@ def open_exported(
     }
     if in_jax(experiment):  # other results keep their names
         origin["engine"] = settings.engine
+    if settings.stream is not None:
+        origin["stream"] = settings.stream
     return Exported(
         programmable,
         chosen,

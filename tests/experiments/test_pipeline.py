@@ -541,6 +541,24 @@ def test_a_fit_refuses_what_is_not_one_finished_run_of_the_preset(
         fit.require_finished("digits", finished_run)
 
 
+@pytest.mark.usefixtures("as_preset")
+def test_a_fit_s_chips_are_those_of_the_preset_s_label(finished_run: Path) -> None:
+    options = fit.FitPaper(fit=("cifar10_resnet18_small",), predict=(), runs=finished_run.parent)
+    one = fit.open_run("digits", options, {})
+    assert one.origin["stream"] == "digits"
+    profile = bridge.PROFILES["wnoise"]
+    seed = one.experiment.seed
+    found = fit._simulate(one, profile, 1, 1.0)
+    for label, same in (("digits", True), (None, False)):
+        module = one.network.module
+        chip = bridge.program(module, profile, seed=seed, stream=label)
+        right = [
+            bridge.predict(chip, data.Normalised(samples, one.normalisation))["correct"]
+            for samples in one.samples.values()
+        ]
+        assert (np.concatenate(right) == found["0"]).all() is np.bool_(same)
+
+
 def test_rows_with_data_are_run_and_the_others_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,6 +584,8 @@ def test_rows_with_data_are_run_and_the_others_named(
     assert [line[:2] for line in ran[:-1]] == [["run", small], ["rescore", small], ["run", deep]]
     assert ran[-1][:6] == ["fit-paper", "--fit", small, "--predict", deep, "--device"]
     assert all(line[-2:] == ["--data-dir", str(tmp_path)] for line in ran)
+    for line in (ran[0], ran[2]):  # each row has chips of its own
+        assert line[line.index("--simulate.stream") + 1] == line[1]
     assert tabled == [[small, deep]]
     left_out = [line for line in said if line.startswith("left out")]
     assert left_out == ["left out: cifar100_resnet18_small, cifar100_resnet50_small: no cifar100"]

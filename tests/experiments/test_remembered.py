@@ -249,6 +249,29 @@ def test_finished_chips_are_kept(run_copy: Path) -> None:
     assert chips() == before
 
 
+def test_a_label_makes_other_chips_and_none_those_of_before(run_copy: Path) -> None:
+    """A run of before there were labels is up to date, and keeps its chips."""
+    record = read_record(run_copy, "simulate")
+    assert record is not None
+    assert record["settings"]["simulate"].pop("stream") is None
+    write_record(run_copy, record)
+    (step,) = plan(_experiment("--out", run_copy), run_copy, ("simulate",), {})
+    assert step.why == ""
+    places = {path.parent for path in (run_copy / "chips").rglob("*.parquet")}
+    before = pd.read_parquet(run_copy / "predictions.parquet").set_index("profile")
+    labelled = _experiment("--simulate.stream", "another", "--out", run_copy)
+    (step,) = plan(labelled, run_copy, ("simulate",), {})
+    assert step.why == "--simulate.stream was None, is another"
+    simulate(Job(labelled, run_copy, None))
+    found = pd.read_parquet(run_copy / "predictions.parquet").set_index("profile")
+    now = {path.parent for path in (run_copy / "chips").rglob("*.parquet")}
+    assert (len(now), places < now) == (2 * len(places), True)
+    for name in PROFILES:
+        drawn = "wnoise" in name or "pcm" in name
+        same = np.allclose(found.loc[name, "margin"], before.loc[name, "margin"], atol=1e-4)
+        assert same is not drawn, name
+
+
 def test_images_that_were_added_are_seen(tmp_path: Path) -> None:
     """A run's stages know the images of a folder by their listing."""
     for split in ("train", "test"):

@@ -112,7 +112,8 @@ def _adc(adc: Mapping[str, Any], images: int) -> str:
     if adc["range"] != "calibrated":
         return f"; {adc['bits']} bits, range {adc['range']:g}"
     covered = "" if adc["percentile"] == 100 else f" to percentile {adc['percentile']:g}"
-    return f"; {adc['bits']} bits, range calibrated{covered} on {images:,} training images"
+    room = "" if adc.get("headroom", 1) == 1 else f", times {adc['headroom']:g}"
+    return f"; {adc['bits']} bits, range calibrated{covered} on {images:,} training images{room}"
 
 
 def _weight_noise(noise: Mapping[str, Any]) -> str:

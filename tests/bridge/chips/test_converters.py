@@ -88,12 +88,13 @@ def test_what_a_chip_s_hash_is_of_is_as_before() -> None:
         (lambda: DAC(range=0.0), 'DAC range, unless "max" or "calibrated", must be'),
         (lambda: DAC(percentile=101.0), "DAC percentile must be at most 100"),
         (lambda: ADC(range="max"), 'ADC range, unless "calibrated", must be'),
+        (lambda: ADC(headroom=0.0), "ADC headroom must be finite and > 0, got 0.0"),
         (lambda: OutputNoise(0.0), "output noise sigma must be"),
         (lambda: OutputNoise(float("nan")), "output noise sigma must be"),
         (lambda: Profile(dac=ADC()), "a profile's dac must be a DAC, got ADC"),
         (lambda: Profile(out_noise=0.1), "a profile's out_noise must be a OutputNoise, got 0.1"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_bad_settings_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -224,6 +225,33 @@ def test_an_adc_is_calibrated_in_the_unit_of_inputs() -> None:
     (share,) = clipped_share(halved, x).values()
     assert share == pytest.approx(float((rounded.abs() > bound / 2).double().mean()), abs=1e-3)
     assert share > 0
+
+
+@pytest.mark.parametrize("engine", ["fast", "aihwkit"])
+def test_headroom_is_a_factor_on_the_step(engine: Any) -> None:
+    """Outputs are whole steps of the calibrated range's, times the factor."""
+    model = single(nn.Linear(40, 30, bias=False))
+    x = torch.randn(100, 40, generator=torch.Generator().manual_seed(1))
+    weight = model.layer.weight.abs().max()
+    settings: dict[str, Any] = {"seed": 0, "calibration": x, "engine": engine}
+    (bound,) = program(model, Profile(ADC(6)), **settings).out_bounds.values()
+    for headroom in (1.0, 1.7, 0.6):
+        chip = program(model, Profile(ADC(6, headroom=headroom)), **settings)
+        (found,) = chip.out_bounds.values()
+        assert found == pytest.approx(headroom * bound, rel=1e-6)
+        outputs = chip(x, range(len(x))) / x.abs().amax(1, keepdim=True) / weight
+        codes = outputs / (headroom * bound / 31)
+        assert float((codes - codes.round()).abs().max()) < 1e-2
+        assert (float(codes.abs().max()) > 30.9) is (headroom <= 1)
+        (share,) = clipped_share(chip, x).values()
+        assert (share > 0) is (headroom < 1)
+
+
+def test_headroom_is_part_of_what_is_written_only_where_there_is_some() -> None:
+    some = Profile(ADC(headroom=1.5))
+    assert from_json(json.loads(json.dumps(to_json(some)))) == some
+    assert "headroom" in json.dumps(to_json(some))
+    assert "headroom" not in json.dumps(to_json(Profile(ADC())))
 
 
 def test_calibration_of_inputs_tells_what_it_lacks(network: nn.Module) -> None:

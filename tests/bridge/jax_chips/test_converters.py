@@ -31,7 +31,7 @@ def in_jax(network: nn.Module) -> tuple[Any, Any]:
     return bridge.to_jax(network, IMAGES)
 
 
-@pytest.mark.parametrize("adc", [None, ADC(percentile=99.9)], ids=["", "adc"])
+@pytest.mark.parametrize("adc", [None, ADC(percentile=99.9, headroom=1.3)], ids=["", "adc"])
 @pytest.mark.parametrize(
     "dac",
     [DAC(5), DAC(6, "calibrated"), DAC(6, "calibrated", 99.0), DAC(5, 2.0)],

@@ -270,6 +270,7 @@ def test_words_hold_the_settings_of_the_run(tmp_path):
 
     text = words()
     assert "7 bits, range calibrated to percentile 99.5 on 64 training images" in text
+    assert "on 64 training images, times 1.5." in words(adc=SIMULATE["adc"] | {"headroom": 1.5})
     assert "sigma = 0.03 of a tile&#39;s largest weight, drawn once for each chip" in text
     assert "with read noise x 2; read t_inference = 3,600 s after programming" in text
     assert "drift is not compensated" in text

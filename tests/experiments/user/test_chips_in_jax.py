@@ -101,7 +101,9 @@ def test_studies(run: Path, place: Path) -> None:
     layers = pd.read_csv(run / "layers/layers.csv")
     assert layers["layer"].tolist() == ["colours", "bent", "all layers"]
     matched = pd.read_csv(run / "compare-noise/matched.csv")
-    assert matched["name"].tolist() == ["pcm", "reram_cmo", "wnoise"]
+    assert matched["name"].tolist() == ["pcm", "reram_cmo", "wnoise", "wnoise_mvm", "adc"]
+    assert matched["test_failure_rate"].between(0, 1).all()
+    assert matched["chips"].tolist() == [2, 2, 2, 2, 1]
     for study in ("drift", "layers", "compare-noise"):
         settings = read_json(run / study / "settings.json")
         assert settings["engine"] == "jax"
