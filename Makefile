@@ -29,8 +29,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	fi
 	touch $@
 
-demo: setup ## The whole path on scikit-learn's digits, into runs/digits
+demo: setup ## The whole path on scikit-learn's digits, into runs/digits, with the drift of its chips
 	$(RUN) experiments run digits
+	$(RUN) experiments drift digits --drift.chips 3
+	$(RUN) experiments report digits
 
 # Those of jaxcurv apart: with every shape in its signatures checked.
 test: setup ## The tests, a process a core
