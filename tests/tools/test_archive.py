@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bridge.chips.profiles import FULL_PROFILE
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
 from bridge.report.tables.outcomes import select
+from bridge.report.tables.predictors import NESTED
 from experiments.paper import fit
 from experiments.paper.reproduce import ROWS
 from experiments.paper.search import SHIPPED, changes, descend
@@ -136,8 +137,21 @@ def test_a_network_of_others_has_a_table_of_its_own(archived: Path, tmp_path: Pa
     of_margin = {"predictor": "margin", "denominator": "correct"}
     predictors = select(pd.read_csv(place / "predictors.csv"), **shown, **of_margin)
     assert f"| {predictors['auroc'].iloc[0]:.2f} [" in network
+    assert f"| {FULL_PROFILE} | {row['analog_accuracy'].iloc[0]:.2f} % |" in network
+    compensated = after.splitlines()[3]
+    assert f"| {FULL_COMPENSATED} |" in compensated
     assert "ResNet-18" not in page.partition("Not run")[0]
     assert "--model.factory tools.published_networks:akamaster_resnet20" in page
+    _, _, after = page.partition("## Which score predicts failure\n\n")
+    table = pd.read_csv(place / "predictors.csv").query("denominator == 'correct'")
+    lines = after.partition("\n\n")[0].splitlines()[2:]
+    measured = table[table["reason"].isna()]
+    assert [line.split(" | ")[1] for line in lines] == measured["profile"].unique().tolist()
+    full = next(line for line in lines if f"| {FULL_PROFILE} |" in line)
+    assert f"| {predictors['auroc'].iloc[0]:.2f} [" in full
+    added = table[table["profile"] == FULL_PROFILE].set_index("predictor")["added_difference"]
+    for name in NESTED:
+        assert (f"| {added[name]:+.3f} [" if name in added else "| - |") in full
 
 
 def test_a_row_that_cannot_be_kept_stops_no_other(
