@@ -89,7 +89,7 @@ def predictor_figure(
         costs.set_yticks(places, [_passes(cost) for cost in drawn["forward_passes"]])
         costs.tick_params(length=0)
         costs.spines["right"].set_visible(False)
-        costs.set_ylabel("Cost in times of a forward pass")
+        costs.set_ylabel("Cost (times a forward pass)")
         return write_figure(figure, path, rows)
 
 
