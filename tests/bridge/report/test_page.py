@@ -180,7 +180,8 @@ def test_answers_and_notes(page):
 def test_predictors_by_auroc_with_costs(read):
     header, *rows = next(one for one in read.tables if one[0][0] == "predictor")
     assert header[:3] == ["predictor", "AUROC", "difference to margin"]
-    assert header[-3:] == ["forward passes", "ms an image", "undefined because"]
+    cost = "cost, in times of a forward pass"
+    assert header[-3:] == [cost, "ms an image", "undefined because"]
     assert rows[0][:3] == ["margin", "0.900|[0.850, 0.950]", "+0.000|[-0.050, +0.050]"]
     assert rows[1][:3] == ["curvature", "0.700|[0.650, 0.750]", "-0.200|[-0.250, -0.150]"]
     assert rows[2][:3] == ["a constant", "-", "-"]
