@@ -292,6 +292,8 @@ class Adaptive:
                 f"{type(self.estimator).__name__}"
             )
         require_whole("max_probes", self.max_probes, 1)
+        if not is_number(self.tolerance) or self.tolerance <= 0:
+            raise ValueError(f"tolerance must be a positive number; got {self.tolerance!r}")
         if self.estimator.probes < _SMALLEST_ROUND:
             raise ValueError(
                 f"adaptive probing looks at the error after each round, and many looks after few "
@@ -299,8 +301,6 @@ class Adaptive:
                 f"{_SMALLEST_ROUND} probes, {type(self.estimator).__name__}("
                 f"probes={_SMALLEST_ROUND}); got {self.estimator.probes}"
             )
-        if not is_number(self.tolerance) or self.tolerance <= 0:
-            raise ValueError(f"tolerance must be a positive number; got {self.tolerance!r}")
         if self.max_probes < self.first_probes:
             raise ValueError(
                 f"max_probes must be at least the {self.first_probes} before the first look at the "

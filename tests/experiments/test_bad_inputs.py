@@ -84,7 +84,7 @@ COMMANDS = [
     Refused("run cifar1000", ("unknown preset 'cifar1000'", "cifar100_resnet18")),
     Refused("analyse", ("analyse needs a preset", "--scores FILE")),
     Refused("presets digits", ("presets takes no argument; got digits",)),
-    Refused("benchmark speed", ("curvature, analog or load",)),
+    Refused("benchmark speed", ("curvature, analog, load or costs",)),
     Refused("merge", ("OUT must be given", "merge --help")),
     Refused("merge none.parquet", ("neither none.parquet nor none.parquet.parts", "score first")),
     Refused("merge a b", ("unexpected 'b'", "merge --help")),

@@ -97,8 +97,8 @@ def test_the_bar_covers_the_true_score(draws: Draws, tolerance: float) -> None:
     assert np.all(found.standard_error[stopped] <= tolerance * found.score[stopped])
 
 
-def test_probes_are_those_of_another_spelling_of_the_same_rounds() -> None:
-    """Score and error are those of a plain run with as many probes, whatever the rounds."""
+def test_score_and_error_are_those_of_a_plain_run_of_as_many_probes() -> None:
+    """Whatever the rounds, of which the last is cut short."""
     found = input_curvature(
         convnet,
         CONV_IMAGES,
