@@ -60,6 +60,8 @@ _EVEN = {"pow", "square", "abs"}
 _LEAVES_TORCH = {"numpy", "__array__", "__dlpack__", "tolist"}
 """Methods of a tensor by which its numbers leave PyTorch."""
 _UNLISTED = "a parameter that the network does not list"
+UNNAMED = "a tensor or array that it does not list"
+"""In place of a name: NumPy's arrays, tensors in lists, globals, those a hook holds on to."""
 
 
 class _Picked(NamedTuple):
@@ -80,7 +82,7 @@ class _Origin(NamedTuple):
     same: frozenset[int] = frozenset()
     """Axes of those terms, from the last, along which what depends on the input is the same."""
     fixed: frozenset[str] = frozenset()
-    """Buffers and other tensors of the network, by name."""
+    """Buffers and other tensors of the network, by name, and what was made before the pass."""
     differences: frozenset[str] = frozenset()
     """Parameters that each row of what depends on the input is subtracted from, or they from it."""
     squares: frozenset[str] = frozenset()
@@ -137,15 +139,17 @@ def refuse_weights_beside_tiles(
     convolutions, gated layers) are seen where each scale has fewer numbers than the scaled weights.
     Parameters that the network does not list, such as those of layers in a plain list, are seen
     too, and matrices of parameters whose numbers leave PyTorch (`numpy()`). Products with buffers
-    alone, or with tensors that are attributes, are found; so are products with weights that the
-    input picks from parameters (experts; not rows that its token ids name), and distances to
-    parameters that are written out as the sum of squared differences. A product may be written out
-    with `*` and summed by `sum`, `mean`, `cumsum`, averaging pools, `index_add` and `scatter_add`.
+    alone, or with tensors and NumPy's arrays that were made before the pass, are found; so are
+    products with weights that the input picks from parameters (experts; not rows that its token ids
+    name), and distances to parameters that are written out as the sum of squared differences. A
+    product may be written out with `*` and summed by `sum`, `mean`, `cumsum`, averaging pools,
+    `index_add` and `scatter_add`.
 
-    Not seen: constants of the code; products that are written out for a single output
-    (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] * w[:, i]`, added
-    up), or of copies in place of expanded views (`repeat`); filters as a product of Fourier
-    transforms; other such sums; and weights to which the input adds or gives each number its scale.
+    Not seen: matrices that the code makes anew (`torch.eye`); products that are written out for a
+    single output (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] *
+    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); filters as a product of
+    Fourier transforms; other such sums; and weights to which the input adds or gives each number
+    its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -355,7 +359,7 @@ class _Watch(TorchDispatchMode):
         self.outside: set[str] = set()
         self._fixed: dict[frozenset[str], int] = {}
         self._picked: dict[frozenset[str], Picks] = {}
-        self._unknown = _Origin()  # the origin of what is made outside of PyTorch
+        self._unknown = _Origin(fixed=frozenset([UNNAMED]))  # what no operation of the pass made
         self._inside = inside
         self._origins: dict[int, _Origin] = {}
         self._held: dict[int, StorageWeakRef] = {}  # so that no address is used twice
@@ -507,7 +511,10 @@ class _Watch(TorchDispatchMode):
             self.found += [own.parameters for own in scaled if own.parameters and not own.picked]
 
     def _origin(self, x: torch.Tensor) -> _Origin:
-        return self._origins.get(_address(x), self._unknown)
+        address = _address(x)
+        if not address and not self._unknown.input:
+            return _Origin()
+        return self._origins.get(address, self._unknown)
 
     def _add(self, x: torch.Tensor, origin: _Origin) -> None:
         address = _address(x)

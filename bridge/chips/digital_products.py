@@ -1,7 +1,7 @@
 """Layers whose products no tile computes: they stay digital, and the user is told."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -9,10 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridge.chips.beside_tiles import Picks
+from bridge.chips.beside_tiles import UNNAMED, Picks
 from bridge.chips.mappable import some
 from bridge.chips.plain_layers import is_mapped
 from bridge.chips.telling import warn_once
+from bridge.graphs.products import trilinear_products
 
 _KEPT = "digital_for_their_kind"
 _STRICT = "every_product_on_tiles"
@@ -75,7 +76,7 @@ def tell_digital_products(network: nn.Module, images: torch.Tensor) -> None:
 def tell_fixed_products(
     network: nn.Module, fixed: Mapping[tuple[str, ...], float], images: torch.Tensor
 ) -> None:
-    """Warns once of products with buffers, with their share.
+    """Warns once of products with buffers or other tensors that are fixed, with their share.
 
     Args:
       network: as for `tell_digital_products`.
@@ -87,12 +88,17 @@ def tell_fixed_products(
     """
     if not fixed:
         return
-    names = sorted({name for one in fixed for name in one})
+    found = {name for one in fixed for name in one}
+    names = sorted(found - {UNNAMED})
     owners = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
-    told = f"the network multiplies with {some(names)}, no parameters but fixed matrices"
+    unnamed = [UNNAMED] if UNNAMED in found else []
+    listed = " and ".join([some(names)] * bool(names) + unnamed)
+    told = f"the network multiplies with {listed}, no parameters but fixed matrices"
+    buffer = "made a buffer (register_buffer) and " if unnamed else ""
+    paths = ", ".join(map(repr, owners or ["its name"]))
     cures = (
         "weights that are to be on tiles are a Linear or Conv2d layer's, what is to stay digital "
-        f"is named, digital_layers=[{', '.join(map(repr, owners))}]"
+        f"is {buffer}named, digital_layers=[{paths}]"
     )
     _tell(network, told, cures, sum(fixed.values()), 0.0, images)
 
@@ -216,9 +222,28 @@ def _listed(reasons: dict[str, str]) -> str:
     )
 
 
+def _trilinear_operations(
+    a: torch.Size,
+    b: torch.Size,
+    c: torch.Size,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    *_: object,
+    **__: object,
+) -> int:
+    """Two for each product of three numbers: of `Bilinear` 2 batch outputs inputs1 inputs2.
+
+    PyTorch counts none of its own.
+    """
+    return 2 * trilinear_products((a, b, c), (expand_a, expand_b, expand_c))
+
+
 def _operations(network: nn.Module, images: torch.Tensor) -> dict[str, int]:
     """Floating-point operations of one forward pass by layer, those within it too; "" for all."""
-    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+    bilinear = {torch.ops.aten._trilinear: _trilinear_operations}
+    counted = FlopCounterMode(display=False, custom_mapping=bilinear)
+    with warnings.catch_warnings(), counted as counter:
         warnings.filterwarnings("ignore", "TF32 acceleration")  # of which the flags are said too
         # As the products that they are made of: recurrent layers, and attention.
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):

@@ -56,8 +56,9 @@ def require_independent(
     """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
 
     Seen by behaviour, on two samples in batches of four and of two: other neighbours, one of them
-    beyond the samples' range and one without padding, must not change a sample's logits by more
-    than 1e-6 of the largest, or 3e-5 where their padding is of other lengths;
+    beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest,
+    nor by more than 3e-5 where padding is of other lengths, or neighbours are without it, dark, or
+    32 times as bright and of either sign, which move a maximum and thresholds of a whole batch;
     another place, batch size or random state no more than rounding does, which a change of the
     input by some units in the last place measures. A network that fails on batches of four or two
     runs on all the images, twice, the second time in the opposite order. So state is seen that
@@ -98,6 +99,9 @@ def require_independent(
         beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
         beside = max(beside, _beside(logits, one, other, _far(one, other), alone))
         longer = _beside(logits, one, other, _unpadded(other), alone)
+        longer = max(
+            longer, _beside_bright(logits, one, other, alone), _darkened(logits, one, other)
+        )
     except Exception:
         pass  # it fails on all images, or on batches of four
     if beside is None:
@@ -236,6 +240,36 @@ def _far(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (low - beyond) + stretched * (high - low + 2 * beyond)
 
 
+def _beside_bright(
+    logits: _Logits, one: torch.Tensor, other: torch.Tensor, alone: list[torch.Tensor]
+) -> float:
+    """As `_beside`, of neighbours that move a batch's maximum far; 0 of token ids.
+
+    32 is a power of two, which rounds nothing; `one + 4` is no multiple of the image, for networks
+    that divide each by its own brightness, and as many deviations of normalised pixels.
+    """
+    if not one.is_floating_point():
+        return 0.0
+    return _change(logits, [one, other, 32 * one, one + 4], alone)
+
+
+def _darkened(logits: _Logits, one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far logits of an eighth of an image change from dark neighbours to bright ones.
+
+    So a threshold shows that every whole image passes, and a least value that none does.
+    """
+    if not one.is_floating_point():
+        return 0.0
+    small = one / 8
+    try:
+        dark = logits([small, 0 * one, -small, other / 8])[0]
+        bright = logits([small, one, 32 * one, -32 * one])[0]
+    except Exception:
+        return 0.0  # it takes no such images
+    off = float((dark - bright).abs().max())
+    return off if math.isfinite(off) else 0.0
+
+
 def _beside(
     logits: _Logits,
     one: torch.Tensor,
@@ -246,12 +280,17 @@ def _beside(
     """How far logits of two images change with a neighbour, as their largest value."""
     if torch.equal(neighbour, other):
         return 0.0
+    return _change(logits, [one, other, neighbour, other], alone)
+
+
+def _change(logits: _Logits, rows: list[torch.Tensor], alone: list[torch.Tensor]) -> float:
+    """How far logits of the first two rows are from those that these have alone."""
     try:
-        mixed = logits([one, other, neighbour, other])
+        mixed = logits(rows)
     except Exception:
         return 0.0  # it takes no such image
-    beside = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
-    return beside if math.isfinite(beside) else 0.0
+    change = max(float((mixed[n] - alone[n][n]).abs().max()) for n in (0, 1))
+    return change if math.isfinite(change) else 0.0
 
 
 def as_logits(output: Any, samples: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ _FACTORS = {
     "aten.addmm.default": (1, 2),
     "aten.baddbmm.default": (1, 2),
     "aten.scaled_dot_product_attention.default": (0, 1, 2),
+    "aten._trilinear.default": (0, 1, 2),
 } | dict.fromkeys(
     [
         *("aten.convolution.default", "aten.linear.default", "aten.matmul.default"),
@@ -149,5 +150,24 @@ def _macs(operator: str, arguments: Sequence[Any], value: Any) -> int:
         query, key, values = arguments[:3]
         pairs = math.prod(query.shape[:-1]) * key.shape[-2]
         return pairs * (query.shape[-1] + values.shape[-1])
+    if operator == "aten._trilinear.default":
+        return trilinear_products([one.shape for one in arguments[:3]], arguments[3:6])
     first = arguments[_FACTORS[operator][0]]
     return math.prod(value.shape) * first.shape[-1]
+
+
+def trilinear_products(shapes: Sequence[Sequence[int]], lacking: Sequence[Sequence[int]]) -> int:
+    """Products of three numbers in `aten._trilinear`, as many as its factors have broadcast.
+
+    Of `torch.nn.Bilinear` batch x outputs x inputs1 x inputs2.
+
+    Args:
+      shapes: of the three factors.
+      lacking: the axes of the product that each lacks.
+    """
+    sizes = [1] * (len(shapes[0]) + len(lacking[0]))
+    for shape, axes in zip(shapes, lacking, strict=True):
+        present = [axis for axis in range(len(sizes)) if axis not in axes]
+        for axis, size in zip(present, shape, strict=True):
+            sizes[axis] = max(sizes[axis], size)
+    return math.prod(sizes)

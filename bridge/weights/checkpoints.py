@@ -56,6 +56,8 @@ def load_checkpoint(source: str | os.PathLike[str], *, prefix: str | None = None
     """Reads the weights of a file, or torchvision's published weights by name.
 
     Half and double precision become float32. Numbers and words beside the tensors are left out.
+    Other weights of the same network in the file, such as averaged ones ("model_ema"), are refused:
+    which of them were evaluated cannot be known.
 
     Args:
       source: one of

@@ -1,6 +1,6 @@
 """Where in a checkpoint the weights are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def tensors_of(content: Any, path: Path, prefix: str | None) -> dict[str, torch.
     Raises:
       ValueError: no state dict, more than one, or more than tensors in it; says what there is.
     """
-    entries, place = _find(content, path)
+    entries, place, beside = _find(content, path)
     if not isinstance(entries, Mapping) or not entries:
         found = "nothing" if isinstance(entries, Mapping) else _kind(entries, article=True)
         raise ValueError(f"{path} holds {found} in place of a state dict; {_expected()}")
@@ -58,6 +58,7 @@ def tensors_of(content: Any, path: Path, prefix: str | None) -> dict[str, torch.
             f"{cure}{_expected()}. Write the weights alone: "
             "torch.save(torch.load(FILE, weights_only=True)[NAME], 'weights.pth')"
         )
+    _refuse_others(tensors, place, beside, path)
     if prefix is None:
         names = without_wrappers(tensors, lightning=place == "state_dict")
         return {new: tensors[name] for name, new in names.items()}
@@ -75,9 +76,10 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, _SCALARS) and not isinstance(value, NumPyArray)
 
 
-def _find(content: Any, path: Path) -> tuple[Any, str | None]:
-    """The innermost entry of a usual name that holds tensors, and that name."""
+def _find(content: Any, path: Path) -> tuple[Any, str | None, dict[str, Any]]:
+    """The innermost entry of a usual name that holds tensors, that name, and what is beside it."""
     place = None
+    beside: dict[str, Any] = {}
     for _ in range(_DEEPEST):
         content = _from_list(content, path, place)
         if not isinstance(content, Mapping):
@@ -90,13 +92,72 @@ def _find(content: Any, path: Path) -> tuple[Any, str | None]:
         place, *more = found
         for key in more:
             if not _equal(found[key], found[place]):
-                raise ValueError(
-                    f"{path} holds weights under {' and '.join(map(repr, sorted(found)))}: write "
-                    "those that you want alone, torch.save(torch.load(FILE, weights_only=True)"
-                    "[NAME], 'weights.pth')"
-                )
+                raise _several(path, sorted(found))
+        beside |= {str(key): value for key, value in content.items() if key not in found}
         content = found[place]
-    return content, place
+    return content, place, beside
+
+
+def _several(path: Path, names: list[str]) -> ValueError:
+    return ValueError(
+        f"{path} holds weights under {' and '.join(map(repr, names))}: write those that you want "
+        "alone, torch.save(torch.load(FILE, weights_only=True)[NAME], 'weights.pth')"
+    )
+
+
+def _refuse_others(
+    tensors: Mapping[str, torch.Tensor], place: str | None, beside: Mapping[str, Any], path: Path
+) -> None:
+    """Refuses other weights of the same network beside those that would be taken.
+
+    Such as averaged ones, or the best of a training, under any name but an optimiser's.
+
+    Raises:
+      ValueError: there are some.
+    """
+    others = [
+        name
+        for name, value in beside.items()
+        if "optim" not in name.lower() and any(_rivals(tensors, one) for one in _within(value))
+    ]
+    if place is not None and others:
+        raise _several(path, [place, *others])
+
+
+def _within(value: Any, depth: int = _DEEPEST) -> Iterator[dict[str, torch.Tensor]]:
+    """The named tensors of a mapping, and of those within it or in a list."""
+    if depth == 0:
+        return
+    parts: Iterable[Any] = value if isinstance(value, list | tuple) else ()
+    if isinstance(value, Mapping):
+        parts = value.values()
+        yield {str(name): one for name, one in value.items() if isinstance(one, torch.Tensor)}
+    elif parts and all(isinstance(one, list | tuple) and _is_entry(*one) for one in parts):
+        yield dict(value)
+    for part in parts:
+        yield from _within(part, depth - 1)
+
+
+def _rivals(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:
+    """Whether others are of the same network: its matrices by name and shape, not all equal.
+
+    Averages of parameters lack the running statistics, which are vectors. Where there are no
+    matrices, all arrays count.
+    """
+    least = 2 if any(one.ndim > 1 for one in tensors.values()) else 1
+    ours, theirs = _arrays(tensors, least), _arrays(others, least)
+    return (
+        bool(ours)
+        and {name: one.shape for name, one in ours.items()}
+        == {name: one.shape for name, one in theirs.items()}
+        and not all(torch.equal(one, theirs[name]) for name, one in ours.items())
+    )
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor], least: int) -> dict[str, torch.Tensor]:
+    """Tensors of at least so many axes, by their names without wrappers."""
+    names = without_wrappers(tensors, lightning=True)
+    return {new: tensors[name] for name, new in names.items() if tensors[name].ndim >= least}
 
 
 def _without_weights(content: Mapping, place: str | None) -> tuple[Mapping, str | None]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bridge.chips import telling
+from bridge.chips.coverage import coverage
 from bridge.chips.files import load_chip, save_chip
 from bridge.chips.prediction import predict
 from bridge.chips.profiles import PROFILES
@@ -231,6 +232,87 @@ def test_a_buffer_of_the_network_itself_has_its_share_and_can_be_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         program(model, PROFILES["ideal"], seed=0, digital_layers=["turn"])(x, range(4))
+
+
+GLOBAL = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+HELD: dict[str, Callable[[], nn.Module]] = {
+    "NumPy's array": lambda: Holding(GLOBAL.numpy(), lambda m: torch.from_numpy(m)),
+    "numbers": lambda: Holding(GLOBAL.tolist(), lambda m: torch.tensor(m)),
+    "a list of tensors": lambda: Holding([GLOBAL], lambda m: m[0].T),
+    "a global": lambda: Holding(None, lambda _: 2 * GLOBAL),
+}
+
+
+class Holding(nn.Module):
+    """Multiplies its input with a matrix that is neither a parameter, a buffer nor an attribute."""
+
+    def __init__(self, held: object, matrix: Callable) -> None:
+        super().__init__()
+        self.fc, self.held, self.matrix = nn.Linear(8, 5), held, matrix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x @ self.matrix(self.held))
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_fixed_matrices_that_the_network_does_not_list_are_told_as_coverage_has_them(name):
+    model, x = HELD[name]().eval(), torch.randn(4, 8)
+    table = coverage(model, x).set_index("place")
+    assert table.loc["digital", "macs"] == 64
+    told = f"with a tensor or array that it does not list, .* with {64 / 104:.0%} of.*register_buf"
+    with pytest.warns(UserWarning, match=told):
+        program(model, PROFILES["ideal"], seed=0)(x, range(4))
+    strict = program(model, PROFILES["ideal"], seed=0, strict=True)
+    with pytest.raises(ValueError, match="with a tensor or array that it does not list"):
+        strict(x, range(4))
+
+
+def test_a_hook_with_a_copy_of_a_weight_is_told():
+    model, x = nn.Sequential(nn.Linear(8, 5)).eval(), torch.randn(4, 8)
+    copy = model[0].weight.detach().clone()
+    model[0].register_forward_hook(lambda layer, args, output: args[0] @ copy.T)
+    with pytest.warns(UserWarning, match="with a tensor or array that it does not list"):
+        program(model, PROFILES["ideal"], seed=0)(x, range(4))
+
+
+@pytest.mark.parametrize("scale", [2.0, np.float32(2), torch.tensor(2.0), torch.rand(8)])
+def test_numbers_and_scales_that_the_network_does_not_list_are_not_told(scale):
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.held = nn.Linear(8, 5), [scale]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.held[0] * x @ torch.eye(8))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program(Scaling().eval(), PROFILES["ideal"], seed=0, strict=True)(
+            torch.randn(4, 8), range(4)
+        )
+
+
+def test_a_bilinear_layer_has_its_share_and_a_row_of_coverage():
+    """8 x 4 multiply-accumulates of the linear layer, 3 x 50 x 4 x 4 of the other."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.pair = nn.Linear(8, 4), nn.Bilinear(4, 4, 50)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.fc(x).tanh()
+            pair = self.pair(h[:, None].expand(-1, 3, -1), h[:, None].expand(-1, 3, -1) ** 2)
+            return pair.mean(1)
+
+    model, x = Two().eval(), torch.randn(4, 8)
+    table = coverage(model, x).set_index("layer")
+    assert table.loc["pair", ["weights", "macs", "place", "reason"]].tolist() == [
+        *("pair.weight", 2400, "digital", "of two inputs")
+    ]
+    assert table.loc["fc", "macs"] == 32
+    with pytest.warns(UserWarning, match=rf"pair \(of two inputs\).* {2400 / 2432:.0%} of"):
+        program(model, PROFILES["ideal"], seed=0)(x, range(4))
 
 
 def test_a_chip_s_file_has_what_stayed_digital(tmp_path):

@@ -115,6 +115,58 @@ def test_what_training_scripts_save(tmp_path: Path, wrap: Callable) -> None:
     assert_equal(load_checkpoint(path).state_dict, state_dict)
 
 
+def averaged() -> dict[str, torch.Tensor]:
+    return {name: tensor + 1 for name, tensor in weights().items()}
+
+
+BESIDE: dict[str, tuple[str, Callable[[], Any]]] = {
+    "torchvision's and DeiT's": ("model_ema", averaged),
+    "timm's": ("state_dict_ema", averaged),
+    "the best of a training": ("best_state", lambda: {"epoch": 3, "state": averaged()}),
+    "an average of parameters alone": (
+        "ema",
+        lambda: {"decay": 0.9, "shadow": {n: t for n, t in averaged().items() if t.ndim > 1}},
+    ),
+    "PyTorch's average": (
+        "swa",
+        lambda: (
+            {"n_averaged": torch.tensor(3)}
+            | {f"module.{name}": tensor for name, tensor in averaged().items()}
+        ),
+    ),
+    "a list of several": ("last", lambda: [weights(), averaged()]),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_other_weights_of_the_same_network_are_refused(tmp_path: Path, case: str) -> None:
+    name, make = BESIDE[case]
+    path = tmp_path / "a.pth"
+    for content in (
+        {"model": weights(), name: make()},
+        {"checkpoint": {"state_dict": weights()}, "epoch": 3, name: make()},
+        {"state_dict": {f"model.{n}": t for n, t in weights().items()}, name: make()},
+    ):
+        torch.save(content, path)
+        with pytest.raises(
+            ValueError, match=rf"holds weights under '\w+' and '{name}': .*\[NAME\]"
+        ):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("case", ["the same", "optimiser's", "another network's", "arrays"])
+def test_what_may_be_beside_the_weights(tmp_path: Path, case: str) -> None:
+    state_dict = weights()
+    beside = {
+        "the same": {"model_ema": state_dict},
+        "optimiser's": {"optimizer": {"momentum": averaged()}},
+        "another network's": {"discriminator": {"conv1.weight": torch.ones(7, 3)}},
+        "arrays": {"class_weights": torch.ones(3), "history": [{"loss": torch.ones(3)}]},
+    }[case]
+    torch.save({"model": state_dict, **beside}, tmp_path / "a.pth")
+    assert_equal(load_checkpoint(tmp_path / "a.pth").state_dict, state_dict)
+
+
 def test_a_prefix_that_not_all_names_have_stays(tmp_path: Path) -> None:
     state_dict = {"module.weight": torch.ones(1), "fc.weight": torch.ones(1)}
     torch.save(state_dict, tmp_path / "a.pth")
