@@ -102,7 +102,7 @@ def report_scores(job: Job) -> Outcome:
     contents = ReportContents(
         title=f"{settings.model.title} on {settings.data.title}",
         notes=_notes(job, dataset, chips=False),
-        settings=_shown_settings(job),
+        settings=_shown_settings(job, chips=False),
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=RunTables(**tables),
@@ -142,9 +142,12 @@ def _seconds(job: Job) -> pd.DataFrame:
     return predictors.costs_table(costs)[["predictor", "seconds_per_image"]]
 
 
-def _shown_settings(job: Job) -> dict[str, Any]:
-    """The settings that made the run; of a user's own network not those of training a ResNet."""
+def _shown_settings(job: Job, *, chips: bool = True) -> dict[str, Any]:
+    """The settings that made the run; of a user's own network not those of training a ResNet, and
+    without chips no profile."""
     settings = recorded_settings(job.folder)
+    if not chips:
+        settings["analyse"].pop("profile", None)
     if job.experiment.model.factory is not None:
         settings.pop("train", None)
         for name in ("architecture", "stem", "width"):

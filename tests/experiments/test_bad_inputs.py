@@ -180,7 +180,7 @@ OWN_MODELS = [
     own_model("--data sizes", "images differ in size", "--image-size", code=1),
     own_model("--mean nan 0 0", "on the scale 0..1", "by 255"),
     own_model("--step 1e-30", "step 1e-30 is too small", "take at least", code=1),
-    own_model("--tolerance nan", "tolerance must be a positive number; got nan"),
+    own_model("--probes 5 --tolerance nan", "tolerance must be a positive number; got nan"),
     own_model("--seed 99999999999999999999", "seed must not be negative and be below 2**32"),
     own_model("--out file/new.parquet", "cannot write to the output folder file", "--out"),
     own_model(

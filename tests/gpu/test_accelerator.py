@@ -192,7 +192,7 @@ def test_chips_on_the_device_fail_as_those_on_the_cpu(
     both = there.merge(here, on=["profile", "chip", "fold", "index"], validate="one_to_one")
     assert len(both) == len(here) == len(there)
     same = (both["prediction_x"] == both["prediction_y"]).groupby(both["profile"]).mean()
-    assert set(same.index) == set(bridge.PROFILES)
+    assert set(same.index) == set(bridge.chips.eight_profiles())
     assert same["ideal"] >= 0.99  # two logits may tie
     # The chip is programmed on the CPU, so it is the same one; converters amplify rounding.
     assert same.min() > 0.95, same

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import bridge
-from bridge import PROFILES
+from bridge.chips import eight_profiles
 from experiments.benchmarks import analog as benchmark
 from experiments.benchmarks.analog import AnalogBenchmark, Contestant, Turn
 from experiments.cli import commands
@@ -25,7 +25,7 @@ SETTINGS = AnalogBenchmark(
 )
 NOISY = ["wnoise", "adc+wnoise", "wnoise+pcm", "adc+wnoise+pcm"]
 CHIPS = [
-    *PROFILES,
+    *eight_profiles(),
     "pcm:compensated",
     *(f"{name}:per_mvm" for name in NOISY),
     *(f"{name}:per_mvm_pcm_read" for name in NOISY),
@@ -113,7 +113,7 @@ def test_circumstances(report: Any) -> None:
 def test_chips_in_jax_are_compared_with_the_network_in_jax(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {"adc": PROFILES["adc"], "wnoise+pcm": PROFILES["wnoise+pcm"]}
+    few = {name: eight_profiles()[name] for name in ("adc", "wnoise+pcm")}
     monkeypatch.setattr(benchmark, "chips", lambda: few)
     report = benchmark.measure_all(replace(SETTINGS, engines=("jax",)))
     assert report["cost_over_digital"].keys() == {"jax:adc", "jax:wnoise+pcm"}
@@ -132,7 +132,7 @@ def test_chips_in_jax_are_compared_with_the_network_in_jax(
 def test_agreement_of_the_engines(report: Any) -> None:
     """Chips whose noise is frozen predict alike; an ADC's rounding may fall either way."""
     agreement = report["agreement"]
-    assert list(agreement) == [*PROFILES, "pcm:compensated"]
+    assert list(agreement) == [*eight_profiles(), "pcm:compensated"]
     for name, one in agreement.items():
         assert 0 <= one["equal_predictions"] <= 1
         assert one["relative_logit_error"] < (0.2 if "adc" in name else 1e-5)
