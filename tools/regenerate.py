@@ -115,7 +115,9 @@ def regenerate_run(place: Path) -> None:
         paper.figure_one(
             deciles, place / "figures" / "figure_one_correct.png", denominator="correct"
         ),
-        predictor_figure(predictors, place / "figures" / "predictors.png"),
+        predictor_figure(
+            predictors, place / "figures" / "predictors.png", profile=analyse["profile"]
+        ),
     ]
     if (rescored := place / "rescore" / "scores.parquet").exists():
         variants = rescore.tabulate(read_parquet(rescored), predictions, **common)

@@ -183,8 +183,11 @@ def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Rende
     for run in runs:
         if run.model not in TABLE_ONE:
             continue
+        found = _only(run.table_one).to_dict("records")
+        if not found:
+            continue
         there.add(run.model)
-        row = _only(run.table_one).iloc[0].to_dict()
+        (row,) = found
         off = (abs(row[f"{end}_of_all"] - row[f"paper_{end}"]) for end in ("d1", "d10"))
         compensated = _only(run.table_one, FULL_COMPENSATED).to_dict("records")
         cells = ["-"] * (1 + same)
@@ -270,7 +273,8 @@ def _predictors(runs: Sequence[_Run]) -> Iterator[str]:
     rows = []
     for run in runs:
         table = read_parquet(run.folder / "predictors.parquet")
-        table = table[(table["denominator"] == "correct") & (table["reason"] == "")]
+        here = (table["denominator"] == "correct") & (table["fold"] == "test")
+        table = table[here & (table["reason"] == "")]
         for profile, of_profile in table.groupby("profile", sort=False):
             found = of_profile.set_index("predictor").to_dict("index")
             aurocs = (_interval(found[one], "auroc") if one in found else "-" for one in named)
@@ -286,8 +290,8 @@ def _predictors(runs: Sequence[_Run]) -> Iterator[str]:
         "the AUROC of a cross-validated logistic model of the scores of one forward pass (logits), "
         "and of these with the gradient norm. Failure on another chip: whether one other simulated "
         "chip of the run fails on the sample. The models are not fitted anew in each resample: "
-        "their intervals are somewhat narrow. Nothing is corrected for the number of rows: of "
-        "twenty intervals of 95 % one misses by chance."
+        "their intervals are somewhat narrow. Nothing is corrected for the number of rows: "
+        "of many intervals some miss by chance."
     )
 
 

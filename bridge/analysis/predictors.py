@@ -14,7 +14,6 @@ from bridge.analysis.failures import analog_only_failures, deciles, within_class
 from bridge.analysis.intervals import (
     mean_defined,
     mean_interval,
-    percentile_interval,
     sample_counts,
 )
 from bridge.checks import (
@@ -56,18 +55,17 @@ def compare_predictors(
     - auroc: the probability that a failing sample scores higher than another, ties half.
     - average_precision: the mean, over the failing samples, of the share of failures among the
       samples that score as high or higher. Its chance level is the failure rate.
-    - spearman: Spearman's rho of the score with the share of the chips on which a sample fails.
+    - spearman: Spearman's rho of the score with whether a sample fails.
 
-    With several chips auroc and average_precision are means over the chips that define them.
-    Their intervals are for other samples on other chips: the variance over samples is a
-    bootstrap's, that over chips of the chips' own values, with Student's t of as many degrees of
-    freedom as the chips and the samples of the rarer outcome leave. They are symmetric on the logit
+    With several chips these are means over the chips that define them. Their intervals are for
+    other samples on other chips: the variance over samples is a bootstrap's, that over chips of the
+    chips' own values, with Student's t of as many degrees of freedom as the chips and the samples
+    of the rarer outcome leave. Those of auroc and average_precision are symmetric on the logit
     scale; of a measure of exactly 1 Wilson's, of as many trials as there are samples of the rarer
     outcome; [0, 1] where there is one such sample only. All scores share the resamples, so that
     auroc_difference (to the reference's) is paired; two scores that rank alike differ by exactly 0.
-    The interval of spearman is a percentile bootstrap over samples alone, for fewer different chips
-    would lower rho itself. A score that was fitted, such as that of `cross_validated_logistic`, is
-    not fitted anew in each resample.
+    A score that was fitted, such as that of `cross_validated_logistic`, is not fitted anew in each
+    resample. Where equal scores lie on the edge of a bin, d1 and d10 go by the index.
 
     >>> digital = [True, True, True, True, True]
     >>> analog = [True, True, False, True, False]
@@ -80,8 +78,7 @@ def compare_predictors(
 
     Args:
         scores: by name, real [samples] each, no NaN; higher is more fragile. A score that each chip
-            has of its own is [chips, samples]: its measures are means over the chips, spearman that
-            of the score with the failures of its chip.
+            has of its own is [chips, samples].
         digital_correct: bool [samples].
         analog_correct: bool [samples], or [chips, samples].
         indices: int [samples], unique and stable; breaks ties at the edges of the bins. Positions
@@ -139,7 +136,7 @@ def compare_predictors(
 
     rng = np.random.default_rng(seed)
     outcomes = _Outcomes(failed)
-    sorted_scores = {name: _sorted(value, failed, outcomes) for name, value in values.items()}
+    sorted_scores = {name: _sorted(value, failed) for name, value in values.items()}
     drawn: dict[str, list[list[npt.NDArray[np.float64]]]] = {name: [] for name in values}
     if not outcomes.reason:
         for counts in sample_counts(rng, len(kept), resamples):
@@ -159,12 +156,12 @@ def compare_predictors(
         row["failures"] = int(failed.sum())
         for measure, (value,), of_draws in zip(_MEASURES, measured, resampled, strict=True):
             row[measure] = mean_defined(value)
-            row[f"{measure}_low"], row[f"{measure}_high"] = (
-                percentile_interval(of_draws, confidence)
-                if measure == "spearman"
-                else mean_interval(
-                    value, of_draws, confidence, informative=outcomes.rarer, fraction=True
-                )
+            row[f"{measure}_low"], row[f"{measure}_high"] = mean_interval(
+                value,
+                of_draws,
+                confidence,
+                informative=outcomes.rarer,
+                fraction=measure != "spearman",
             )
         bin_of = np.stack([deciles(own, np.arange(len(kept)), bins) for own in values[name]])
         for column, number in (("d1", 1), ("d10", bins)):
@@ -172,7 +169,7 @@ def compare_predictors(
         row["auroc_within_class"] = np.nan
         if classes is not None and not reason:
             ranks = np.stack([within_class_rank(own, classes) for own in values[name]])
-            within = _sorted(ranks, failed, outcomes).measures(ones)[0]
+            within = _sorted(ranks, failed).measures(ones)[0]
             row["auroc_within_class"] = mean_defined(within[0])
         rows.append(row | {"reference": reference, "reason": reason})
     table = pd.DataFrame(rows)
@@ -323,11 +320,10 @@ def _require_named(scores: object, purpose: str) -> None:
 
 
 class _Outcomes:
-    """On how many chips each sample fails; `rarer`, how many do on any, or survive on any."""
+    """What fails: `rarer`, how many samples do on any chip, or survive on any; and why nothing is
+    to be told, or ""."""
 
     def __init__(self, failed: npt.NDArray[np.bool_]):
-        levels, place = np.unique(failed.sum(axis=0), return_inverse=True)
-        self.one_hot = np.eye(len(levels), dtype=np.float32)[place]
         self.rarer = int(min(failed.any(axis=0).sum(), (~failed).any(axis=0).sum()))
         self.reason = ""
         if not failed.any():
@@ -335,29 +331,20 @@ class _Outcomes:
         elif failed.all():
             self.reason = "every sample fails"
 
-    def ranks(self, counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Mean ranks of the levels, centred, [resamples, levels]."""
-        frequency = (counts @ self.one_hot).astype(np.float64)
-        return np.cumsum(frequency, axis=1) - frequency / 2 - counts.shape[1] / 2
-
 
 def _sorted(
-    scores: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_], outcomes: _Outcomes
+    scores: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]
 ) -> _Sorted | _SortedByChip:
     """A score [1, samples], or one of each chip's own [chips, samples]."""
     if len(scores) == 1:
-        return _Sorted(scores[0], failed, outcomes)
-    return _SortedByChip(
-        [
-            _Sorted(score, of_chip[None], _Outcomes(of_chip[None]))
-            for score, of_chip in zip(scores, failed, strict=True)
-        ]
-    )
+        return _Sorted(scores[0], failed)
+    pairs = zip(scores, failed, strict=True)
+    return _SortedByChip([_Sorted(score, of_chip[None]) for score, of_chip in pairs])
 
 
 @dataclass(frozen=True)
 class _SortedByChip:
-    """What `_Sorted` is, of a score that each chip has of its own."""
+    """A score that each chip has of its own; asked as `_Sorted` is."""
 
     chips: list[_Sorted]
 
@@ -367,23 +354,14 @@ class _SortedByChip:
         return reasons[0] if all(reasons) else ""
 
     def measures(self, counts: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
-        auroc, precision, rho = (
-            np.concatenate(columns, axis=1)
-            for columns in zip(*(one.measures(counts) for one in self.chips), strict=True)
-        )
-        return [auroc, precision, mean_defined(rho)[:, None]]
+        found = [one.measures(counts) for one in self.chips]
+        return [np.concatenate(columns, axis=1) for columns in zip(*found, strict=True)]
 
 
 class _Sorted:
     """Samples in the order of their score; equal scores form a group."""
 
-    def __init__(
-        self,
-        score: npt.NDArray[np.float64],
-        failed: npt.NDArray[np.bool_],
-        outcomes: _Outcomes,
-    ):
-        self.outcomes = outcomes
+    def __init__(self, score: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]):
         self.order = np.argsort(score, kind="stable")
         score = score[self.order]
         is_new = np.concatenate(([True], score[1:] != score[:-1]))
@@ -393,11 +371,7 @@ class _Sorted:
         self.reason = "every score is the same" if len(self.starts) == 1 else ""
 
     def measures(self, counts: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
-        """`_MEASURES` where sample i occurs counts[:, i] times.
-
-        auroc and average_precision [resamples, chips], spearman [resamples, 1], over all chips.
-        """
-        outcomes = self.outcomes
+        """`_MEASURES`, each [resamples, chips], where sample i occurs counts[:, i] times."""
         weights = counts[:, self.order]
         n = counts.shape[1]
         tied = len(self.starts) < n
@@ -407,18 +381,16 @@ class _Sorted:
         at_or_above = n - below + sizes
         weighted = weights * (rank[:, self.group] if tied else rank)
         positives = (weights @ self.failed.T).astype(np.float64)
-        # Mann and Whitney: from the sum of the ranks of the failing samples.
+        pairs = positives * (n - positives)
         with np.errstate(invalid="ignore", divide="ignore"):
-            above = (weighted @ self.failed.T).astype(np.float64) + positives * (n - positives) / 2
-            auroc = above / (positives * (n - positives))
+            # The sum of the failing samples' ranks, from their mean (n + 1) / 2.
+            sums = (weighted @ self.failed.T).astype(np.float64)
+            auroc = (sums + pairs / 2) / pairs  # Mann and Whitney
             precision = self._average_precision(weights, at_or_above, positives)
             spread = (sizes.astype(np.float64) * rank.astype(np.float64) ** 2).sum(axis=1)
-            by_level = (weighted @ outcomes.one_hot[self.order]).astype(np.float64)
-            levels = outcomes.ranks(counts)
-            frequency = (counts @ outcomes.one_hot).astype(np.float64)
-            covariance = (by_level * levels).sum(axis=1)
-            rho = covariance / np.sqrt(spread * (frequency * levels**2).sum(axis=1))
-        return [auroc, precision, np.clip(rho, -1, 1)[:, None]]
+            # The ranks of an outcome that fails or not are linear in it.
+            rho = sums / np.sqrt(spread[:, None] * pairs / n)
+        return [auroc, precision, np.clip(rho, -1, 1)]
 
     def _average_precision(
         self,

@@ -69,6 +69,10 @@ class ADC:
     def __post_init__(self) -> None:
         _check_converter(self, "ADC", "calibrated")
         require_finite("ADC headroom", self.headroom, positive=True)
+        if self.headroom != 1 and self.range != "calibrated":
+            raise ValueError(
+                "ADC headroom is a factor on a calibrated range; multiply a range of your own"
+            )
 
 
 @dataclass(frozen=True)

@@ -278,14 +278,15 @@ def _print_result(folder: Path) -> None:
         for name in ("table_one", "deciles", "predictors", "routing_choices")
     }
     settings = recorded_settings(folder)
-    drift_seconds = settings["simulate"]["pcm"]["t_inference"]
+    pcm = settings["simulate"]["pcm"]
+    drift_seconds = pcm["t_inference"]
     profile = settings["analyse"]["profile"]
     one, compared = tables["table_one"], tables["predictors"]
     render_deciles(tables["deciles"], drift_seconds=drift_seconds)
     sentences = [
         accuracy(one, profile=profile),
         *answers(tables["deciles"], compared, profile=profile, drift_seconds=drift_seconds),
-        beside(one, compared, profile=profile),
+        beside(one, compared, compensation=pcm["compensation"], profile=profile),
         predictors.verdict(compared, profile=profile),
         routers.summary(tables["routing_choices"], profile),
     ]

@@ -238,7 +238,7 @@ def require_finished(preset: str, folder: Path) -> None:
       FileNotFoundError: a stage has not finished, or what it left is gone.
       ValueError: the rest.
     """
-    again = f"python -m experiments run {preset} --out {folder}"
+    again = f"python -m experiments run {preset} --simulate.stream {preset} --out {folder}"
     left = {"score": "scores.parquet", "export": _WEIGHTS, "simulate": "predictions.parquet"}
     records = {}
     for stage, name in left.items():

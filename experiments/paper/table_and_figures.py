@@ -119,6 +119,11 @@ def table_one(options: TableOne) -> None:
     for run in runs:
         table = read_parquet(run.folder / "table_one.parquet")
         table = table[table["profile"] == FULL_PROFILE]
+        if table.empty:
+            raise ValueError(
+                f"{run.folder} has no chips under {FULL_PROFILE}, which Table I is about: run it "
+                "with --simulate.profiles that have it, or name other runs"
+            )
         table.insert(0, "model", run.model)
         table.insert(1, "data", run.data)
         table.insert(2, "run", run.folder.name)

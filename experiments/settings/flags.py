@@ -290,6 +290,8 @@ class Analyse:
     def __post_init__(self) -> None:
         if self.bins < 2:
             raise ValueError(f"bins must be at least 2; got {self.bins}")
+        if self.profile == "ideal":
+            raise ValueError("profile must have a non-ideality, for no sample fails under ideal")
         if not 0 < self.confidence < 1 or self.resamples < 1:
             raise ValueError(
                 "confidence must lie between 0 and 1 and resamples be at least 1; got "

@@ -40,7 +40,7 @@ _Images = Callable[[pd.DataFrame], np.ndarray]
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from bridge.report.page.page import write_report
-    from bridge.report.tables import outcomes, predictors, routers
+    from bridge.report.tables import outcomes, predictors, routers, sentences
     from experiments.studies.drift import is_of_run
     from jaxcurv.data.images import encode_png
 
@@ -63,6 +63,12 @@ def report(job: Job) -> Outcome:
         confidence=settings.analyse.confidence,
         tables=tables,
         profile=settings.analyse.profile,
+        beside=sentences.beside(
+            analysed["table_one"],
+            analysed["predictors"],
+            compensation=settings.simulate.pcm.compensation,
+            profile=settings.analyse.profile,
+        ),
         drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=outcomes.ideal_agreement(joined),
         verdict=predictors.verdict(analysed["predictors"], profile=settings.analyse.profile),

@@ -41,9 +41,9 @@ FACTORS = (0.01, 100.0)
 """The smallest and the largest factor on a noise that is tried."""
 
 TOLERANCE = 0.01
-"""A failure rate this near its target matches it."""
+"""A failure rate this near its target matches it, or, of a target below 0.1, a tenth of that."""
 
-_NEAR = 0.0025  # the search goes on until it is this near: the test images add their own chance
+_NEAR = 0.25  # of the tolerance, until where the search goes on: test images add their own chance
 
 _STEPS = 8  # within a decade of factors
 
@@ -403,12 +403,18 @@ def match_factor(rate: Callable[[float], float], target: float) -> Match:
     Args:
       rate: gives the failure rate at a factor, in [0, 1]; it grows with the factor, apart from
         chance. NaN, where the noise model gives none, counts as too much noise.
-      target: rate to meet, in [0, 1].
+      target: rate to meet, above 0 and at most 1.
 
     Raises:
-      ValueError: every rate is NaN.
+      ValueError: every rate is NaN, or the target is 0.
     """
+    if not target > 0:
+        raise ValueError(
+            "no validation image fails that the others could be matched to: give a rate with "
+            "--compare.failure-rate"
+        )
     tried: dict[float, float] = {}
+    tolerance = min(TOLERANCE, target / 10)
 
     def too_low(factor: float) -> bool:
         tried[factor] = rate(factor)
@@ -420,12 +426,12 @@ def match_factor(rate: Callable[[float], float], target: float) -> Match:
     start = too_low(1.0)
     near, bracketed = 1.0, False
     for far in (10.0, FACTORS[1]) if start else (0.1, FACTORS[0]):
-        if nearest() <= _NEAR or (bracketed := too_low(far) != start):
+        if nearest() <= _NEAR * tolerance or (bracketed := too_low(far) != start):
             break
         near = far
     for _ in range(_STEPS if bracketed else 0):
         middle = _between(near, far, tried, target)
-        if nearest() <= _NEAR or middle in tried:
+        if nearest() <= _NEAR * tolerance or middle in tried:
             break
         if too_low(middle) == start:
             near = middle
@@ -436,7 +442,7 @@ def match_factor(rate: Callable[[float], float], target: float) -> Match:
     if not sound:
         raise ValueError(f"the noise model gives no finite weights at factors {sorted(tried)}")
     best = min(sound, key=lambda factor: (abs(tried[factor] - target), abs(math.log(factor))))
-    return Match(best, tried[best], target, nearest() <= TOLERANCE, min(broken, default=None))
+    return Match(best, tried[best], target, nearest() <= tolerance, min(broken, default=None))
 
 
 def _between(near: float, far: float, rates: Mapping[float, float], target: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -13,10 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.chips.profiles import to_json
+from bridge.chips.profiles import FULL_PROFILE, to_json
 from bridge.report.figures.style import BLUE, GREEN, STYLE, VERMILLION, new_figure, write_figure
 from experiments.runs.files import write_parquet
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import Experiment, ProfileName
 from experiments.studies.exported import Exported, open_exported
 from experiments.studies.opening import Study
 from jaxcurv.progress import progress
@@ -27,20 +26,7 @@ from jaxcurv.storage.checksums import write_json
 class Layers:
     """Which layers of a chip cause failures: each layer alone is put on crossbar tiles."""
 
-    profile: Literal[
-        "ideal",
-        "adc",
-        "wnoise",
-        "pcm",
-        "adc+wnoise",
-        "adc+pcm",
-        "wnoise+pcm",
-        "adc+wnoise+pcm",
-        "adc_coarse",
-        "wnoise_mvm",
-        "pcm_gdc",
-        "adc+wnoise+pcm_gdc",
-    ] = "adc+wnoise+pcm"
+    profile: ProfileName = FULL_PROFILE
     """Hardware profile of the layers that are on crossbar tiles."""
     limit: int | None = 1000
     """Largest number of images of the test fold on which failures are counted; `none` takes all."""

@@ -209,6 +209,12 @@ def open_finished(
             f"mismatched labels: the scores in {folder} are of other images than "
             f"{images.dataset.name}'s"
         )
+    predictions = read_parquet(folder / "predictions.parquet") if chips else None
+    if predictions is not None and not (predictions["profile"] == FULL_PROFILE).any():
+        raise ValueError(
+            f"the run in {folder} has no chips under {FULL_PROFILE}, under which variants are rated: "
+            "simulate them with --simulate.profiles"
+        )
     warn_of_idle_accelerator()
     model, params = load_model(job, description, images.dataset)
     return Finished(
@@ -216,7 +222,7 @@ def open_finished(
         normalisation=images.normalisation,
         samples=samples,
         own=own,
-        predictions=read_parquet(folder / "predictions.parquet") if chips else None,
+        predictions=predictions,
         estimator=FiniteDifference(**recorded["score"]["estimator"]),
         seed=recorded["seed"],
         origin={

@@ -90,6 +90,8 @@ class ReportContents:
     """As `outcomes.ideal_agreement` returns it."""
     summary: str = ""
     """The answer where there are no chips, as `digital.summary` returns it."""
+    beside: str = ""
+    """Another profile in a line, as `sentences.beside` returns it."""
     verdict: str = ""
     """What the predictors say in one sentence, as `predictors.verdict` returns it."""
     routing_summary: str = ""

@@ -28,10 +28,12 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
     adc = "each tile's outputs are quantised by a converter"
     wnoise = "Gaussian noise of the weights"
     pcm = "phase-change memory: programming noise, drift and read noise"
+    coarse = "fewer"
     if simulate := settings.get("simulate"):
         adc += _adc(simulate["adc"], simulate["adc_calibration"])
         wnoise += _weight_noise(simulate["wnoise"])
         pcm += _phase_change(simulate["pcm"])
+        coarse = simulate.get("coarse_bits", coarse)
     return [
         (
             "analog-only failure",
@@ -46,6 +48,11 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         ("adc", f"{adc}."),
         ("wnoise", f"{wnoise}."),
         ("pcm", f"{pcm}."),
+        (
+            "adc_coarse, wnoise_mvm, pcm_gdc",
+            f"the same with an ADC of {coarse} bits; with weight noise drawn anew at each "
+            "operation; with global drift compensation of the PCM.",
+        ),
         (
             "dac, onoise",
             "in profiles of your own: each tile's inputs are quantised; its outputs have Gaussian "
@@ -95,9 +102,9 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
             "measured once for all runs (jaxcurv.costs). Scores of the logits cost 1.",
         ),
         (
-            "failures on others",
-            "Monte Carlo: for each chip, the share of 1, 2 or 16 other simulated chips on which a "
-            "sample fails, as far as the run has so many.",
+            "failure on another chip, failures on 2 or 16 others",
+            "Monte Carlo: for each chip, the share of as many other simulated chips on which a "
+            "sample fails, where the run has so many and enough samples fail on several.",
         ),
         (
             "AUROC",

@@ -18,7 +18,7 @@ from bridge.report.page.glossary import energy, glossary
 from bridge.report.page.pictures import Picture, base64_text, read_picture
 from bridge.report.tables import formats
 from bridge.report.tables.on_chip import analog_share
-from bridge.report.tables.sentences import accuracy, answers, beside
+from bridge.report.tables.sentences import accuracy, answers
 from jaxcurv.nested import flatten
 from jaxcurv.storage.files import write_bytes
 
@@ -118,7 +118,6 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
         "last_decile": last,
         "words": glossary(contents.settings, last, chips=given.deciles is not None),
         "answers": [contents.summary] if contents.summary else [],
-        "beside": "",
         "predictor_tables": [],
         "auroc_grid": None,
         "decile_grids": [],
@@ -137,7 +136,6 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
                     given.deciles, predictors, profile=profile, fold=fold, drift_seconds=seconds
                 ),
             ],
-            "beside": "" if one is None else beside(one, predictors, profile=profile, fold=fold),
             "predictor_tables": [
                 tables.predictor_table(predictors, fold, profile, "correct", last),
                 tables.predictor_table(predictors, fold, profile, "all", last),

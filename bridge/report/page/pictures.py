@@ -23,10 +23,9 @@ KINDS = {
     ),
     "predictors": (
         "predictors",
-        "AUROC of each predictor with its interval; at the right its cost in forward passes. That "
-        "of the flip probability is nominal, each pass counted once: on a CPU it takes the time of "
-        "about 13, and about 3 more with an ADC or noise at each operation; the moments of the "
-        "weights, once for all samples, are not counted.",
+        "AUROC of each predictor with its interval; at the right its cost in forward passes, as "
+        "measured once for all runs. That of the flip probability leaves out what an ADC or noise "
+        "at each operation adds, and the moments of the weights, once for all samples.",
     ),
     "calibration": (
         "calibration",
@@ -38,7 +37,7 @@ KINDS = {
         "routing",
         "Accuracy against the share routed to the digital model, and against energy. Dots, where "
         "there are any: the thresholds chosen on validation. The energy of a computed score is "
-        "that of its nominal passes.",
+        "that of its cost in forward passes.",
     ),
     "overlap": ("overlap", "How far the samples that fail are the same ones."),
     "drift": (

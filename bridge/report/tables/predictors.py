@@ -28,6 +28,8 @@ from jaxcurv.estimators import SCORE_COLUMNS
 OTHERS = {1: "failure on another chip", 2: "failures on 2 others", 16: "failures on 16 others"}
 """Monte Carlo: the share of so many other chips on which a sample fails."""
 
+_RECURRING = 20  # samples that fail on several chips
+
 REFERENCE = "margin"
 """What the others are compared with: the cheapest score that might do."""
 
@@ -49,6 +51,11 @@ one forward pass, and these with the gradient norm, each without and with curvat
 
 NESTED = {LOGITS_ADDED: OF_LOGITS, GRADIENT_ADDED: WITH_GRADIENT}
 """What curvature is added to, by the model with it: whether it tells anything beyond that."""
+
+_SAID = {
+    LOGITS_ADDED: "a logistic model of the logits' own scores",
+    GRADIENT_ADDED: "one of these and the gradient norm",
+}
 
 _CROSS_VALIDATION = 5  # folds
 
@@ -170,7 +177,15 @@ def compare(
 
 
 def _monte_carlo(digital: npt.NDArray, analog_correct: npt.NDArray) -> dict[str, npt.NDArray]:
-    """For each chip the share of some other chips on which a sample fails, by `OTHERS`."""
+    """For each chip the share of some other chips on which a sample fails, by `OTHERS`.
+
+    None where all chips are alike, as those of an ADC alone, for each then foretells every other;
+    and where so few samples fail on several chips that an AUROC's interval would not cover.
+    """
+    failed = analog_only_failures(digital, analog_correct)
+    alike = (failed == failed[0]).all()
+    if alike or (failed.sum(axis=0) > 1).sum() < _RECURRING:
+        return {}
     return {
         name: failures_on_others(digital, analog_correct, others)
         for others, name in OTHERS.items()
@@ -208,6 +223,8 @@ def _combined(
         COMBINED: [name for name in scores if name in _PREDICTORS],
     }
     parts = {name: members for name, members in parts.items() if set(members) <= scores.keys()}
+    if of_logits == ["margin"]:  # then it is the model of margin and curvature
+        parts = {name: parts[name] for name in (ADDED, COMBINED) if name in parts}
     return {
         name: cross_validated_logistic(
             {one: scores[one] for one in members},
@@ -332,31 +349,34 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
         return ""
     cheap = table.loc[[name for name in _ONE_PASS if name in table.index], "auroc"]
     passes = table.loc["curvature", "forward_passes"]
-    cost = "" if np.isnan(passes) else f" ({passes:.0f} forward passes)"
+    cost = "" if np.isnan(passes) else f" ({passes:.0f} times a forward pass)"
     text = (
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
-        f"{table.loc['curvature', 'auroc']:.3f} for curvature{cost} and {cheap.max():.3f} for "
-        f"{words(cheap.idxmax())} (1)"
+        f"{_auroc(table.loc['curvature'])} for curvature{cost} and "
+        f"{_auroc(table.loc[cheap.idxmax()])} for {words(cheap.idxmax())}, the best here of the "
+        "scores of one pass"
     )
     if FLIP_PROBABILITY in table.index:
         physical = table.loc[FLIP_PROBABILITY]
         text += (
-            f", {physical['auroc']:.3f} for the flip probability "
+            f", {_auroc(physical)} for the flip probability "
             f"({physical['auroc_within_class']:.3f} within classes)"
         )
-    added = [_added(table.loc[more]) for more in NESTED if more in table.index]
-    if not added:
+    said = [_added(table.loc[more], what) for more, what in _SAID.items() if more in table.index]
+    if not said:
         return text + "; too few samples fail, or survive, to fit models of several scores."
-    of = ("a logistic model of the logits' own scores", "one of these and the gradient norm")
-    said = [f"{says} {what} ({by})" for (says, by), what in zip(added, of, strict=False)]
     return f"{text}; curvature {' and '.join(said)}."
 
 
-def _added(row: pd.Series) -> tuple[str, str]:
+def _auroc(row: pd.Series) -> str:
+    return with_interval(row["auroc"], row["auroc_low"], row["auroc_high"], ".3f")
+
+
+def _added(row: pd.Series, what: str) -> str:
     """What curvature does to a model that it is added to, and by how much."""
     low, high = row["added_difference_low"], row["added_difference_high"]
     says = "adds to" if low > 0 else "takes from" if high < 0 else "is not shown to add anything to"
-    return says, with_interval(row["added_difference"], low, high, "+.4f")
+    return f"{says} {what} ({with_interval(row['added_difference'], low, high, '+.4f')})"
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,9 @@ from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import time, with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
 
+_ACROSS = 8
+"""Profiles that fit a terminal of 80 columns, broken at each plus and underscore."""
+
 
 def answer(
     deciles: pd.DataFrame,
@@ -117,21 +120,24 @@ def beside(
     table_one: pd.DataFrame,
     predictors: pd.DataFrame,
     *,
+    compensation: str | None,
     profile: str = FULL_PROFILE,
     fold: str = "test",
 ) -> str:
     """One line on the paper's profile, or, where that is `profile`, on the same with drift
-    compensated: accuracy, first and last decile, rho. "" where the tables lack it.
+    compensated: accuracy, first and last decile, rho. "" where the tables lack it, or where the
+    chips of both are compensated.
 
     Args:
         table_one: as `failure_rates.table_one` returns it.
         predictors: as `bridge.report.tables.predictors.compare` returns it.
+        compensation: drift compensation of the PCM in the paper's profile.
         profile: the profile that `answers` speak of.
         fold: the fold to speak of.
     """
     other = FULL_COMPENSATED if profile == FULL_PROFILE else FULL_PROFILE
     rows = table_one[(table_one["fold"] == fold) & (table_one["profile"] == other)]
-    if rows.empty:
+    if rows.empty or compensation is not None:
         return ""
     row = rows.iloc[0]
     which = "the paper's, drift not compensated"
@@ -203,22 +209,23 @@ def render_deciles(
     names = list(shown["profile"].unique())
     grid = shown.pivot(index="decile", columns="profile", values="rate")[names]
     failures = shown.groupby("profile")["failures"].sum()
-    table = Table(
-        title="Analog-only failures by curvature decile",
-        caption=caption(shown, fold, denominator, drift_seconds),
-        show_footer=True,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("", "failures", no_wrap=True)
-    for profile in names:
-        # Broken at each plus, so that eight profiles fit a terminal of 80 columns.
-        table.add_column(
-            profile.replace("+", "\n+"), f"{failures[profile]:,}", justify="right", no_wrap=True
+    for first in range(0, len(names), _ACROSS):
+        some = names[first : first + _ACROSS]
+        last = first + _ACROSS >= len(names)
+        table = Table(
+            title=None if first else "Analog-only failures by curvature decile",
+            caption=caption(shown, fold, denominator, drift_seconds) if last else None,
+            show_footer=True,
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
-    for decile, row in grid.iterrows():
-        table.add_row(f"D{decile}", *(f"{rate:.2f}" if rate == rate else "-" for rate in row))
-    (console or Console()).print(table)
+        table.add_column("", "failures", no_wrap=True)
+        for profile in some:
+            broken = profile.replace("+", "\n+").replace("_", "\n_")
+            table.add_column(broken, f"{failures[profile]:,}", justify="right", no_wrap=True)
+        for decile, row in grid[some].iterrows():
+            table.add_row(f"D{decile}", *(f"{rate:.2f}" if rate == rate else "-" for rate in row))
+        (console or Console()).print(table)
 
 
 def _percent(rate: float) -> str:
