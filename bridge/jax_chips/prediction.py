@@ -43,10 +43,12 @@ def predict(
     Raises:
       ValueError: a source that `jaxcurv.data.as_source` refuses, samples of another shape than the
         chip was made for or of another scale than it was calibrated on, labels that have no logit,
-        an index that occurs twice, or logits that are not finite.
+        an index that occurs twice, logits that are not finite, or a function that computes
+        otherwise than when the chip was made, as for `chip.program`.
     """
     batch_size = require_count("batch_size", batch_size)
     given = samples_of(source, keys)
+    chip.require_same_function()
     with progress(len(given), description) as shown:
         apply = partial(chip.apply, weights)
         (table,) = tables_of(chip, apply, given, batch_size, [description], keep, shown)
