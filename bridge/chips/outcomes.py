@@ -113,7 +113,7 @@ def require_by_row(keep: Keep | None, logits: NDArray[np.float32], rows: pa.Reco
         return  # which a last batch of that size is told of
     for name in set(rows.schema.names) & parts[0].keys():
         values = rows.column(name).to_numpy(zero_copy_only=False)
-        halves = [part[name] for part in parts if np.ndim(part.get(name)) == 1]
+        halves = [part[name] for part in parts if name in part and part[name].ndim == 1]
         if sum(map(len, halves)) == len(values) and not _close(np.concatenate(halves), values):
             raise ValueError(
                 f"keep makes {name} of the batch as a whole, such as by its mean or its ranks: it "

@@ -227,8 +227,8 @@ def program(
     where the profile has one, and drift is compensated only where the memory's `compensation` says
     so. Forward hooks stay, and weights that a pruning mask or a parametrization computes are
     programmed. What a hook closes over is shared with the model's and must not change afterwards:
-    keep it in attributes or buffers of the layer, which are copied. Torch's global random state is
-    left as it was.
+    keep it in attributes of the layer, which are copied (not in buffers of a `Conv2d` or `Linear`
+    layer, which is then none that tiles compute). Torch's global random state is left as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of

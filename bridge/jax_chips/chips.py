@@ -467,9 +467,13 @@ def exact_logits(
 
 
 def _own(params: Params) -> Params:
-    """The same arrays, of which those of NumPy's are copies: they may be written to later."""
+    """The same arrays, of which those of NumPy's are copies: they may be written to later.
+
+    Numbers become arrays without axes.
+    """
+    made_new = (np.ndarray, np.generic, bool, int, float, complex)
     return jax.tree.map(
-        lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf, params
+        lambda leaf: jnp.array(leaf) if isinstance(leaf, made_new) else leaf, params
     )
 
 
