@@ -4,6 +4,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,11 @@ def require_same_rows(**inputs: Any) -> None:
     the same samples by `index_checksum`, and the same labels where both have them; for another
     order there is a warning, since the tables may have been sorted since. By `column_checksums` a
     column whose rows were sorted and then numbered anew is refused beside one of another table in
-    the order in which that was made. Not seen: values that were computed of such columns, and two
-    tables both sorted.
+    the order in which that was made. Beside a column of a table that was made with its samples in
+    no ascending order, a Series that no such table gave, whose name is a number and whose rows are
+    numbered from 0, is told of in a warning: so are the chips of `pivot` or `unstack` and
+    `reset_index`, which sort by sample. Not seen: values that were computed of such columns, what
+    `groupby` sorts or a pivot names by words, and two tables both sorted.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -121,6 +125,8 @@ def require_same_rows(**inputs: Any) -> None:
     tables: dict[str, list[str]] = {}
     moved: dict[str, pd.Index] = {}
     as_made: dict[str, pd.Index] = {}
+    unsorted: dict[str, pd.Index] = {}
+    unknown: dict[str, pd.Index] = {}
     arrays, unsure = [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -133,6 +139,10 @@ def require_same_rows(**inputs: Any) -> None:
                 _require_one_table(name, made, tables)
                 if (was_moved := _was_moved(part)) is not None:
                     (moved if was_moved else as_made).setdefault(name, index)
+            if isinstance(part, pd.Series) and _in_no_order(part):
+                unsorted.setdefault(name, index)
+            if isinstance(part, pd.Series) and _is_one_of_a_pivot(part):
+                unknown.setdefault(name, index)
             _require_equal(name, index, first, its)
             if not index.is_(its) and index.has_duplicates:
                 unsure.append(name)
@@ -155,6 +165,18 @@ def require_same_rows(**inputs: Any) -> None:
                 f"index: make both Series of one index, or pass {name}.to_numpy() if row i of both "
                 "is one sample"
             )
+    for other, its in unsorted.items():
+        strange = [name for name, index in unknown.items() if not index.is_(its)]
+        if strange:
+            warnings.warn(
+                f"{other} is of a table whose samples are in no ascending order by its column "
+                f"'index', and {strange[0]} has row numbers of its own: a pivot or unstack sorts "
+                "by sample, so that equal row numbers may be other samples; leave out reset_index "
+                f"and take {other} of table.set_index('index'), both .reindex one index, or pass "
+                ".to_numpy() of both if row i of both is one sample",
+                stacklevel=3,
+            )
+            break
     if unsure:
         warnings.warn(
             f"{unsure[0]} and {first} have one pandas index that repeats itself, which does not "
@@ -201,6 +223,16 @@ def _was_moved(part: Any) -> bool | None:
     return found[1] != made[1] if found[0] == made[0] else None
 
 
+def _in_no_order(part: Any) -> bool:
+    """Whether a Series is of a table, or of rows of it, that was made with its samples in no
+    ascending order, as far as its values do not tell that it was sorted since."""
+    words = str(part.attrs.get(_KEY, "")).split()
+    known = len(words) in (3, 4) and words[0].isdecimal() and len(part) <= int(words[0])
+    if not known or words[1] == words[2] or not _numbers_rows(part.index):
+        return False
+    return _was_moved(part) is not True
+
+
 def _require_one_table(name: str, made: list[str], tables: dict[str, list[str]]) -> None:
     tables.setdefault(name, made)
     first, its = next(iter(tables.items()))
@@ -229,6 +261,14 @@ def _require_one_table(name: str, made: list[str], tables: dict[str, list[str]])
 def _numbers_rows(index: Any) -> bool:
     """Whether an index has no name and whole numbers, as one that tells a table's rows."""
     return index.nlevels == 1 and index.name is None and index.dtype.kind in "iu"
+
+
+def _is_one_of_a_pivot(part: Any) -> bool:
+    """Whether a Series may be a column of a pivoted table whose rows were numbered anew: a chip's,
+    by its number."""
+    of = getattr(part.index, "start", None), getattr(part.index, "step", None)
+    numbered = of == (0, 1) and part.index.name is None
+    return numbered and isinstance(part.name, Real) and _KEY not in part.attrs
 
 
 def _is_run(index: Any) -> bool:

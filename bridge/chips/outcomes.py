@@ -89,6 +89,47 @@ def rows_of(
     return pa.RecordBatch.from_pydict(columns)
 
 
+def require_by_row(keep: Keep | None, logits: NDArray[np.float32], rows: pa.RecordBatch) -> None:
+    """Refuses a `keep` by which a row's columns depend on the other rows of the batch.
+
+    It is given the batch's halves too, which must have what the batch has, numbers up to 1e-4, or
+    four units in the last place, of themselves and 1e-5 of a column's largest. Not seen: what
+    depends on the batch by less; a `keep` that takes no halves; batches of one.
+
+    Args:
+      keep: as `bridge.predict` takes it; None has no columns.
+      logits: a batch, `[batch, class]`.
+      rows: what `rows_of` made of it.
+
+    Raises:
+      ValueError: some do; the column is named.
+    """
+    if keep is None or len(logits) < 2:
+        return
+    middle = len(logits) // 2
+    try:
+        parts = [kept_columns(keep(half)) for half in (logits[:middle], logits[middle:])]
+    except Exception:
+        return  # which a last batch of that size is told of
+    for name in set(rows.schema.names) & parts[0].keys():
+        values = rows.column(name).to_numpy(zero_copy_only=False)
+        halves = [part[name] for part in parts if name in part and part[name].ndim == 1]
+        if sum(map(len, halves)) == len(values) and not _close(np.concatenate(halves), values):
+            raise ValueError(
+                f"keep makes {name} of the batch as a whole, such as by its mean or its ranks: it "
+                "has other values for the same rows in half of the batch; keep what each row of "
+                "logits has by itself, and standardise or rank in the finished table"
+            )
+
+
+def _close(found: NDArray[Any], wanted: NDArray[Any]) -> bool:
+    if wanted.dtype.kind != "f":
+        return bool(np.array_equal(found, wanted))
+    finite = np.abs(wanted[np.isfinite(wanted)], dtype=np.float64)
+    relative = max(1e-4, 4 * float(np.finfo(wanted.dtype).eps))
+    return np.allclose(found, wanted, relative, 1e-5 * finite.max(initial=0.0), equal_nan=True)
+
+
 def kept_columns(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """What `keep` made, arrays of NumPy's, whoever's they were.
 

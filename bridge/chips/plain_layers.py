@@ -1,5 +1,6 @@
 """Layers as they compute in evaluation: weights without parametrization, and hooks that stay."""
 
+import dis
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -393,6 +394,9 @@ def _held(hook: Any) -> Iterable[nn.Module]:
     return [one for one in _referred(hook) if isinstance(one, nn.Module)]
 
 
+_READS_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")  # names of attributes are read otherwise
+
+
 def _referred(hook: Any) -> list[Any]:
     """What a plain function reads of its closure, defaults and module."""
     while isinstance(hook, partial):
@@ -408,7 +412,10 @@ def _referred(hook: Any) -> list[Any]:
             continue
     found += hook.__defaults__ or ()
     found += (hook.__kwdefaults__ or {}).values()
-    found += [hook.__globals__[name] for name in code.co_names if name in hook.__globals__]
+    names = dict.fromkeys(
+        one.argval for one in dis.get_instructions(code) if one.opname in _READS_GLOBALS
+    )
+    found += [hook.__globals__[name] for name in names if name in hook.__globals__]
     return found
 
 

@@ -18,7 +18,7 @@ from bridge.chips.examination import refused_access
 from bridge.chips.images import as_batch, refused_layout, require_rows
 from bridge.chips.made_from import Remembering, identity_of, metadata_of, refuse_other
 from bridge.chips.memory_layout import Layout
-from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, rows_of
+from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, require_by_row, rows_of
 from bridge.chips.plain_layers import copy_of
 from bridge.chips.programming import Chip
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
@@ -64,7 +64,8 @@ def predict(
         logits, within 3e-5 of the largest and what rounding does: what happens between the weights
         is seen by them alone. Where these are the same and layers are others, a warning names them.
       keep: what to make of each batch's logits and keep in their place, such as
-        `jaxcurv.logit_scores`: arrays of NumPy's, JAX's or torch's by name, one value a sample.
+        `jaxcurv.logit_scores`: arrays of NumPy's, JAX's or torch's by name, one value a sample,
+        which must not depend on the others of the batch: it is given the first one's halves too.
         With many classes most of the table is logits: 5 GB for 1.28 million samples and 1000
         classes.
 
@@ -80,8 +81,8 @@ def predict(
         than a chip was calibrated on, labels that the model has no logit for, an index that occurs
         twice, a module that computes as in training, mixes the samples of a batch or gives no
         logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
-        to keep that the table has or that are not one value a sample, or a file at `out` that is
-        something else, or was made by the same weights and other code.
+        to keep that the table has, that are not one value a sample or depend on the batch, or a
+        file at `out` that is something else, or was made by the same weights and other code.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if not isinstance(module, nn.Module):
@@ -175,7 +176,10 @@ def _run(
             logits = as_logits(found, len(batch)).numpy()
             if not seen and not isinstance(chip, Chip):
                 require_independent(lambda x: layout(module, x), batch, "the module")
-            yield rows_of(logits, labels, indices, named, description, keep)
+            rows = rows_of(logits, labels, indices, named, description, keep)
+            if not seen:
+                require_by_row(keep, logits, rows)
+            yield rows
             seen.append(np.array(indices))
             update(len(labels))
         check_unique(np.concatenate(seen))

@@ -225,19 +225,20 @@ def program(
     """Programs a network onto a chip and lets it age to the profile's time of inference.
 
     Every convolution and linear layer is on tiles of at most 512x512, each with its largest weight
-    mapped to 1; normalisation, activations, biases, embeddings and bare parameters stay digital.
-    So do products that no tile computes: grouped and transposed convolutions and recurrent cells; a
-    warning names them with their share of the work. Products with buffers, or with weights that the
-    input picks (experts by index), and distances to parameters, are named by a warning when the
-    chip first meets images. A convolution of one or three dimensions goes to tiles as its layer
-    `conv` of two, PyTorch's `MultiheadAttention` as the linear layers `q_proj`, `k_proj`, `v_proj`
-    and `out_proj` (`bridge.chips.equivalents`). A profile's inputs are scaled by their largest
-    magnitude, unless its DAC has a fixed range; there is no IR drop, a DAC or output noise only
-    where the profile has one, and drift is compensated only where the memory's `compensation` says
-    so. Forward hooks stay, and weights that a pruning mask or a parametrization computes are
-    programmed. What a hook closes over is shared with the model's and must not change afterwards:
-    keep it in attributes or buffers of the layer, which are copied. Torch's global random state is
-    left as it was.
+    mapped to 1; normalisation, activations, biases, embeddings and bare parameters stay digital. So
+    do products that no tile computes: grouped and transposed convolutions and recurrent cells; a
+    warning names them with their share of the work. Products with buffers and other fixed matrices,
+    or with weights that the input picks (experts by index), and distances to parameters, are named
+    by a warning when the chip first meets images. A convolution of one or three dimensions goes to
+    tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the linear layers `q_proj`,
+    `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A profile's inputs are scaled by
+    their largest magnitude, unless its DAC has a fixed range; there is no IR drop, a DAC or output
+    noise only where the profile has one, and drift is compensated only where the memory's
+    `compensation` says so. Forward hooks stay, and weights that a pruning mask or a parametrization
+    computes are programmed. What a hook closes over is shared with the model's and must not change
+    afterwards: keep it in attributes of the layer, which are copied (not in buffers of a `Conv2d`
+    or `Linear` layer, which is then none that tiles compute). Torch's global random state is left
+    as it was.
 
     A network with weights on no tile (a product with a parameter outside of a layer), with layers
     on tiles that it does not call, whose weights its code writes, whose code asks what kind of

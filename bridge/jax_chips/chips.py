@@ -162,7 +162,9 @@ class Chip:
         """Logits of a programmed chip.
 
         A pure function, for `jax.jit`, `jax.vmap` over chips and `jax.grad`; the derivative of a
-        converter's rounding is 1, that of its saturation 0.
+        converter's rounding is 1, that of its saturation 0. The function is as it was when the chip
+        was made, with the arrays that it closed over then: whether they have changed since is not
+        looked at here, as `program` and `predict` do.
 
         Args:
           weights: of `program`.
@@ -191,8 +193,9 @@ class Chip:
         Noise that is drawn at each operation is left out.
 
         Raises:
-          ValueError: the profile has no ADC.
+          ValueError: the profile has no ADC, or a function that has changed, as for `program`.
         """
+        self.require_same_function()
         if self._ranges is None or self.profile.adc is None:
             raise ValueError(f"profile {self.profile.name} has no ADC, so it does not clip outputs")
         leaves = jax.tree.leaves(weights.params)
@@ -469,9 +472,13 @@ def exact_logits(
 
 
 def _own(params: Params) -> Params:
-    """The same arrays, of which those of NumPy's are copies: they may be written to later."""
+    """The same arrays, of which those of NumPy's are copies: they may be written to later.
+
+    Numbers become arrays without axes.
+    """
+    made_new = (np.ndarray, np.generic, bool, int, float, complex)
     return jax.tree.map(
-        lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf, params
+        lambda leaf: jnp.array(leaf) if isinstance(leaf, made_new) else leaf, params
     )
 
 

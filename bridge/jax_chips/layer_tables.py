@@ -37,14 +37,15 @@ def layer_report(
       images: as the function takes them.
 
     Raises:
-      ValueError: images of another shape, weights of several chips or of another, or outputs that
-        are not finite.
+      ValueError: images of another shape, weights of several chips or of another, outputs that are
+        not finite, or a function that has changed, as for `chip.program`.
     """
     images = np.asarray(images)
     if not len(images):
         raise ValueError("there are no images")
     chip.require_images(images)
     chip.require_one(weights)
+    chip.require_same_function()
     sums = np.zeros((3, len(chip.layers)))
     with progress(len(images), "layers") as shown:
         for start in range(0, len(images), _CHUNK):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Array
 
 from bridge.checks import require_count
-from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, rows_of
+from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, require_by_row, rows_of
 from bridge.jax_chips.chips import Chip, Programmed
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import Batch, read_batches
@@ -43,10 +43,13 @@ def predict(
     Raises:
       ValueError: a source that `jaxcurv.data.as_source` refuses, samples of another shape than the
         chip was made for or of another scale than it was calibrated on, labels that have no logit,
-        an index that occurs twice, or logits that are not finite.
+        an index that occurs twice, logits that are not finite, columns to keep that
+        `bridge.predict` refuses, or a function that computes
+        otherwise than when the chip was made, as for `chip.program`.
     """
     batch_size = require_count("batch_size", batch_size)
     given = samples_of(source, keys)
+    chip.require_same_function()
     with progress(len(given), description) as shown:
         apply = partial(chip.apply, weights)
         (table,) = tables_of(chip, apply, given, batch_size, [description], keep, shown)
@@ -89,6 +92,8 @@ def tables_of(
         logits = logits[: len(descriptions)]  # a group may have been filled up
         for own, of_chip, what in zip(rows, logits, descriptions, strict=True):
             own.append(rows_of(of_chip, labels, indices, named, what, keep))
+        if not seen:
+            require_by_row(keep, logits[0], rows[0][0])
         seen.append(np.array(indices))
         shown.update(len(labels) * len(descriptions))
     check_unique(np.concatenate(seen))

@@ -410,6 +410,69 @@ def test_tables_of_other_samples_are_refused(change: Callable[[Any], Any]) -> No
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
 
 
+SORTED_BY_SAMPLE: dict[str, Callable[[pd.DataFrame], list[pd.Series]]] = {
+    "pivot": lambda t: [t.pivot(index="index", columns="chip", values="correct").reset_index()[0]],
+    "pivots": lambda t: [
+        one
+        for name, one in t.pivot(index="index", columns="chip", values="correct")
+        .reset_index()
+        .items()
+        if name != "index"
+    ],
+    "unstack": lambda t: [
+        t.set_index(["chip", "index"])["correct"].unstack("chip").reset_index()[1]
+    ],
+}
+
+
+def of_chips(samples: Any) -> pd.DataFrame:
+    tables = [a_table(samples).assign(chip=chip) for chip in range(2)]
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.mark.parametrize("how", SORTED_BY_SAMPLE)
+def test_a_pivot_beside_a_table_in_no_order_is_told(how: str) -> None:
+    scores, chips = a_table(SAMPLES), of_chips(SAMPLES)
+    made = SORTED_BY_SAMPLE[how](chips)
+    with pytest.warns(UserWarning, match=r"score is of a table .* no ascending order") as said:
+        bridge.failure_table(
+            scores["score"], scores["correct"], made if how == "pivots" else made[0], resamples=9
+        )
+    assert said[0].filename == __file__
+    few, those = (t[t["index"] < 5000].reset_index(drop=True) for t in (scores, chips))
+    with pytest.warns(UserWarning, match=r"score is of a table .* no ascending order"):
+        bridge.failure_table(
+            few["score"], few["correct"], SORTED_BY_SAMPLE[how](those)[0], resamples=9
+        )
+    named = scores.set_index("index")  # as the message says
+    wide = chips.pivot(index="index", columns="chip", values="correct").reindex(named.index)
+    found = bridge.failure_table(named.score, named.correct, wide[0], resamples=9)
+    assert found["failures"].tolist() == by_hand(scores, chips[chips.chip == 0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_in_a_table_s_order_raises_no_false_alarm() -> None:
+    ascending = np.sort(SAMPLES)
+    scores, chips = a_table(ascending), of_chips(ascending)
+    for how in SORTED_BY_SAMPLE.values():
+        bridge.failure_table(scores["score"], scores["correct"], how(chips)[0], resamples=9)
+    failures_of(scores, plain(scores))
+    ordered = a_table(SAMPLES).sort_values("index", ignore_index=True)
+    for how in SORTED_BY_SAMPLE.values():
+        analysis.calibration_table(ordered["score"], how(of_chips(SAMPLES))[0])
+    failures_of(plain(a_table(SAMPLES)), plain(a_table(SAMPLES)))
+    scores = a_table(SAMPLES)
+    analysis.within_class_rank(scores["score"], pd.qcut(scores["score"], 3, labels=False))
+    analog = scores["correct"] & (scores["score"].rank() < 99)
+    bridge.failure_table(scores["score"], scores["correct"], [analog, ~analog], resamples=9)
+    values = scores["correct"].to_numpy()
+    bridge.failure_table(scores["score"], values, values, resamples=9)
+    one = of_chips(SAMPLES).query("chip == 1").reset_index(drop=True)
+    failures_of(scores, one)
+    failures_of(scores, plain(scores))  # as of a CSV file, or of pd.concat of several chips
+    bridge.failure_table(scores["score"], scores["correct"], pd.Series(values), resamples=9)
+
+
 def test_tables_in_another_order_are_told() -> None:
     scores, predictions = a_table(SAMPLES), a_table(np.roll(SAMPLES, 3))
     with pytest.warns(UserWarning, match=r"had the samples of score's in another order") as said:

@@ -171,6 +171,20 @@ def test_hooks_that_refer_to_the_original_network_are_refused(where: str) -> Non
         program(model.eval(), PROFILES["ideal"], seed=0)
 
 
+def test_a_hook_that_reads_an_attribute_of_the_name_of_a_network_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = network()
+    monkeypatch.setitem(globals(), "gain", model)
+    model.conv.gain = torch.tensor(2.0)
+    model.conv.register_forward_hook(lambda layer, args, output: output * layer.gain)
+    expected = digital(model.eval())
+    assert off(program(model, PROFILES["ideal"], seed=0)(IMAGES, range(6)), expected) < 1e-4
+    model.act.register_forward_hook(lambda layer, args, output: gain.conv(output))  # noqa: F821
+    with pytest.raises(ValueError, match=r"hook of layer act .* refers to the network"):
+        program(model, PROFILES["ideal"], seed=0)
+
+
 # Parametrizations
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +367,7 @@ def test_what_is_kept_in_place_of_the_logits(
     )
     for name, expected in logit_scores(logits(whole)).items():
         np.testing.assert_array_equal(table[name].to_numpy(), expected)
-    assert (keep.most, keep.seen) == (4, 50)
+    assert (keep.most, keep.seen) == (8, 54)  # of the first batch the halves too
     if out is not None:
         with pytest.raises(ValueError, match=r"made by another chip.* or with another keep"):
             predict(network, Images(50), out=out)
@@ -468,6 +469,15 @@ def test_columns_of_half_precision_places_and_words(network: nn.Module) -> None:
     ]
 
 
+OF_THE_BATCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "standardised": lambda x: (x.max(1) - x.max(1).mean()) / (x.max(1).std() + 1),
+    "ranks": lambda x: x.max(1).argsort().argsort(),
+    "a share of the largest": lambda x: x.max(1) / x.max(),
+    "words": lambda x: np.where(x.max(1) >= x.max(), "most", "less"),
+    "position": lambda x: np.arange(len(x)),
+}
+
+
 def test_what_cannot_be_kept_is_refused(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"numbers or text; got score of dtype complex64"):
         predict(network, Images(3), keep=lambda x: {"score": x[:, 0].astype(np.complex64)})
@@ -476,6 +486,17 @@ def test_what_cannot_be_kept_is_refused(network: nn.Module) -> None:
     for name, values in (("correct", np.zeros(3)), ("score", np.zeros(2)), ("score", 0.0)):
         with pytest.raises(ValueError, match=rf"one value a sample, .*; got {name} of shape"):
             predict(network, Images(3), keep=lambda _, one={name: values}: one)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", OF_THE_BATCH)
+def test_what_depends_on_the_batch_is_not_kept(network: nn.Module, name: str) -> None:
+    def keep(logits: np.ndarray) -> dict[str, np.ndarray]:
+        return {"fine": logits.max(1), "score": OF_THE_BATCH[name](logits)}
+
+    for run in (network, program(network, PROFILES["wnoise"], seed=0)):
+        with pytest.raises(ValueError, match="keep makes score of the batch as a whole"):
+            predict(run, Images(6), keep=keep)
+        predict(run, Images(6), batch_size=1, keep=keep)
 
 
 def test_bad_inputs_are_refused(network: nn.Module) -> None:

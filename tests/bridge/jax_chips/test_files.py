@@ -54,6 +54,16 @@ def test_one_chip_and_several_come_back(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("number", [2, 2.0, True, np.float32(2), np.array(2.0)])
+def test_a_number_among_the_parameters_comes_back(tmp_path: Path, number: Any) -> None:
+    params = {"w": jnp.ones((8, 3)), "t": number}
+    made = analog(lambda p, x: x @ p["w"] / p["t"], params, PROFILE, X)
+    weights = made.program(params, jax.random.key(0))
+    save_programmed(tmp_path / "chip.safetensors", made, weights)
+    back = load_programmed(tmp_path / "chip.safetensors", made)
+    np.testing.assert_array_equal(made.apply(back, X), made.apply(weights, X))
+
+
 def test_another_chip_and_damage_are_refused(tmp_path: Path) -> None:
     made, path = chip(), tmp_path / "chip.safetensors"
     save_programmed(path, made, made.program(made.params, jax.random.key(0)))

@@ -10,7 +10,15 @@ import pytest
 
 import bridge
 from bridge.chips import ADC, PCM, Profile
-from bridge.jax_chips import analog, load_programmed, predict, save_programmed
+from bridge.jax_chips import (
+    analog,
+    layer_failures,
+    layer_report,
+    load_programmed,
+    output_noise,
+    predict,
+    save_programmed,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 6)).astype(np.float32)
@@ -39,10 +47,20 @@ def test_what_a_function_closes_over_stays_as_it_was(profile: Profile) -> None:
     np.testing.assert_array_equal(made.apply(weights, X), before)
     # Also where the batch is of another size, which compiles anew.
     np.testing.assert_allclose(made.apply(weights, X[:7]), before[:7], rtol=1e-5, atol=1e-6)
+    calls: list[Any] = [
+        lambda: made.program(given, KEY),
+        lambda: predict(made, weights, (X, LABELS), batch_size=5),
+        lambda: layer_report(made, weights, X),
+        lambda: made.clipped_share(weights, X),
+        lambda: layer_failures(made, (X, LABELS)),
+        lambda: output_noise(made, (X, LABELS)),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="computes otherwise than when the chip was made"):
+            call()
+    factor[0], table[:] = jnp.float32(1), 1
     found = predict(made, weights, (X, LABELS), batch_size=5)
     np.testing.assert_allclose(np.stack([*found["logits"]]), before, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="computes otherwise than when the chip was made"):
-        made.program(given, KEY)
 
 
 def test_arrays_that_are_written_to_later_are_copied() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 import bridge
 from bridge.chips import ADC, Profile, WeightNoise
-from bridge.jax_chips import Chip, Programmed, analog, carried, predict
+from bridge.jax_chips import Chip, Programmed, analog, carried, predict, predict_chips
 from jaxcurv import logit_scores
 
 RNG = np.random.default_rng(0)
@@ -28,6 +28,18 @@ def in_jax(network: nn.Module, profile: Profile) -> tuple[Chip, Programmed]:
     logits_fn, params = bridge.to_jax(network, IMAGES)
     chip = analog(logits_fn, params, profile, IMAGES)
     return chip, chip.program(params, jax.random.key(0))
+
+
+def test_what_depends_on_the_batch_is_not_kept(network: nn.Module) -> None:
+    chip, weights = in_jax(network, bridge.PROFILES["wnoise"])
+
+    def keep(logits: np.ndarray) -> dict[str, np.ndarray]:
+        return {"score": logits.max(1) - logits.max(1).mean()}
+
+    with pytest.raises(ValueError, match="keep makes score of the batch as a whole"):
+        predict(chip, weights, (IMAGES, LABELS), batch_size=8, keep=keep)
+    with pytest.raises(ValueError, match="keep makes score of the batch as a whole"):
+        predict_chips(chip, jax.random.split(jax.random.key(0), 2), (IMAGES, LABELS), keep=keep)
 
 
 def test_the_table_is_that_of_a_carried_chip(network: nn.Module) -> None:
