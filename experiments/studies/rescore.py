@@ -212,7 +212,7 @@ def open_finished(
     predictions = read_parquet(folder / "predictions.parquet") if chips else None
     if predictions is not None and not (predictions["profile"] == FULL_PROFILE).any():
         raise ValueError(
-            f"the run in {folder} has no chips under {FULL_PROFILE}, under which variants are rated: "
+            f"the run in {folder} has no chips under {FULL_PROFILE}, which rate variants: "
             "simulate them with --simulate.profiles"
         )
     warn_of_idle_accelerator()
