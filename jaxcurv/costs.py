@@ -46,7 +46,7 @@ HESSIAN_VECTOR = Line(2.63, 2.15)
 """Linearised gradient, and each product. For `HessianTrace` without a step too."""
 
 GAUSS_NEWTON = Line(4.1, 0.92)
-"""Base gradient, and each of the C - 1 columns of V."""
+"""What is done once, and each of the C - 1 columns of V."""
 
 LOW_RANK_BASE, LOW_RANK_DIMENSION, LOW_RANK_PROBE = 2.81, 2.13, 1.12
 """`LowRankGaussNewton`: linearised model, each dimension of the subspace, each probe outside."""

@@ -223,8 +223,6 @@ def _combined(
         COMBINED: [name for name in scores if name in _PREDICTORS],
     }
     parts = {name: members for name, members in parts.items() if set(members) <= scores.keys()}
-    if of_logits == ["margin"]:  # then it is the model of margin and curvature
-        parts = {name: parts[name] for name in (ADDED, COMBINED) if name in parts}
     return {
         name: cross_validated_logistic(
             {one: scores[one] for one in members},

@@ -37,13 +37,13 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "compare_predictors": (
         {"curvature": SCORE, "digital": DIGITAL, "analog": ANALOG, "labels": LABELS},
         lambda curvature, digital, analog, labels: bridge.compare_predictors(
-            {"curvature": curvature}, digital, analog, labels=labels, resamples=9
+            {"curvature": curvature}, digital, analog, labels=labels
         ),
     ),
     "compare_predictors' scores": (
         {"curvature": SCORE, "other": -SCORE, "digital": DIGITAL, "analog": ANALOG},
         lambda curvature, other, digital, analog: bridge.compare_predictors(
-            {"curvature": curvature, "other": other}, digital, analog, resamples=9
+            {"curvature": curvature, "other": other}, digital, analog
         ),
     ),
     "cross_validated_logistic": (
@@ -78,9 +78,7 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     ),
     "failure_overlap": (
         {"pcm": FAILED, "reram": LABELS == 1, "margin": SCORE},
-        lambda pcm, reram, margin: analysis.failure_overlap(
-            {"pcm": pcm, "reram": reram}, margin, resamples=9
-        ),
+        lambda pcm, reram, margin: analysis.failure_overlap({"pcm": pcm, "reram": reram}, margin),
     ),
     "gaussian_flip_probability": (
         {"margin": SCORE, "shift": -SCORE, "variance": SCORE},
@@ -191,8 +189,8 @@ def test_counts_that_are_sorted_by_count_are_refused() -> None:
 @pytest.mark.parametrize("name", ["labels", "indices", "digital_correct", 0.01])
 def test_a_score_may_have_any_name(name: Any) -> None:
     with pytest.raises(ValueError, match="the same samples in another order"):
-        bridge.compare_predictors({name: shuffled(SCORE)}, DIGITAL, ANALOG, resamples=9)
-    table = bridge.compare_predictors({name: SCORE}, DIGITAL, ANALOG, resamples=9)
+        bridge.compare_predictors({name: shuffled(SCORE)}, DIGITAL, ANALOG)
+    table = bridge.compare_predictors({name: SCORE}, DIGITAL, ANALOG)
     assert table["predictor"].tolist() == [name]
 
 
@@ -436,17 +434,15 @@ def test_a_pivot_beside_a_table_in_no_order_is_told(how: str) -> None:
     made = SORTED_BY_SAMPLE[how](chips)
     with pytest.warns(UserWarning, match=r"score is of a table .* no ascending order") as said:
         bridge.failure_table(
-            scores["score"], scores["correct"], made if how == "pivots" else made[0], resamples=9
+            scores["score"], scores["correct"], made if how == "pivots" else made[0]
         )
     assert said[0].filename == __file__
     few, those = (t[t["index"] < 5000].reset_index(drop=True) for t in (scores, chips))
     with pytest.warns(UserWarning, match=r"score is of a table .* no ascending order"):
-        bridge.failure_table(
-            few["score"], few["correct"], SORTED_BY_SAMPLE[how](those)[0], resamples=9
-        )
+        bridge.failure_table(few["score"], few["correct"], SORTED_BY_SAMPLE[how](those)[0])
     named = scores.set_index("index")  # as the message says
     wide = chips.pivot(index="index", columns="chip", values="correct").reindex(named.index)
-    found = bridge.failure_table(named.score, named.correct, wide[0], resamples=9)
+    found = bridge.failure_table(named.score, named.correct, wide[0])
     assert found["failures"].tolist() == by_hand(scores, chips[chips.chip == 0])
 
 
@@ -455,7 +451,7 @@ def test_what_is_in_a_table_s_order_raises_no_false_alarm() -> None:
     ascending = np.sort(SAMPLES)
     scores, chips = a_table(ascending), of_chips(ascending)
     for how in SORTED_BY_SAMPLE.values():
-        bridge.failure_table(scores["score"], scores["correct"], how(chips)[0], resamples=9)
+        bridge.failure_table(scores["score"], scores["correct"], how(chips)[0])
     failures_of(scores, plain(scores))
     ordered = a_table(SAMPLES).sort_values("index", ignore_index=True)
     for how in SORTED_BY_SAMPLE.values():
@@ -464,13 +460,13 @@ def test_what_is_in_a_table_s_order_raises_no_false_alarm() -> None:
     scores = a_table(SAMPLES)
     analysis.within_class_rank(scores["score"], pd.qcut(scores["score"], 3, labels=False))
     analog = scores["correct"] & (scores["score"].rank() < 99)
-    bridge.failure_table(scores["score"], scores["correct"], [analog, ~analog], resamples=9)
+    bridge.failure_table(scores["score"], scores["correct"], [analog, ~analog])
     values = scores["correct"].to_numpy()
-    bridge.failure_table(scores["score"], values, values, resamples=9)
+    bridge.failure_table(scores["score"], values, values)
     one = of_chips(SAMPLES).query("chip == 1").reset_index(drop=True)
     failures_of(scores, one)
     failures_of(scores, plain(scores))  # as of a CSV file, or of pd.concat of several chips
-    bridge.failure_table(scores["score"], scores["correct"], pd.Series(values), resamples=9)
+    bridge.failure_table(scores["score"], scores["correct"], pd.Series(values))
 
 
 def test_tables_in_another_order_are_told() -> None:
@@ -560,7 +556,7 @@ def test_tables_of_one_index_and_other_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=OF_ONE_INDEX.replace("score", r"scores\['a'\]")):
         bridge.compare_predictors(
             {"a": scores.score, "b": labelled(np.arange(N), None).score},
-            scores.correct, predictions.correct, resamples=9,
+            scores.correct, predictions.correct,
         )  # fmt: skip
     values = scores.score.to_numpy(), scores.correct.to_numpy(), predictions.correct.to_numpy()
     bridge.failure_table(*values)

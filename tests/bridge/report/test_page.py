@@ -171,7 +171,7 @@ def test_answers_and_notes(page):
     assert "adc+wnoise+pcm on 80.0 %." in text
     assert "at t = 20 s, 0.0 % of D1 and 25.0 % of D2 fail" in text
     assert "of digitally correct samples); Spearman&#39;s rho = 0.70 [0.65, 0.75]" in text
-    assert "Intervals hold 95 %; they are Wilson's" in text
+    assert "Intervals hold 95 % for other samples on this one chip" in text
     assert "99.84 %" in text
     assert "The margin is enough." in text
     assert "0.10 (score), 0.11 (chips)" in text

@@ -217,8 +217,8 @@ def test_ideal_agreement(joined):
 
 
 def test_predictors_of_every_fold_profile_and_denominator(predictors):
-    # folds x profiles x (4 of the correct and 4 combinations where samples fail, 4 of all)
-    assert len(predictors) == 2 * (4 + 4 + 8 + 4)
+    # folds x profiles x (3 of the correct and 4 combinations where samples fail, 3 of all)
+    assert len(predictors) == 2 * (3 + 3 + 7 + 3)
     where = {"fold": "test", "profile": FULL, "predictor": "curvature"}
     row = outcomes.select(predictors, denominator="all", **where).iloc[0]
     # Without ties the ranks are the index, of the failures 0, 1/2 and 1 shares of two chips.
@@ -240,7 +240,7 @@ def test_predictors_of_every_fold_profile_and_denominator(predictors):
 
 
 def test_verdict_follows_the_intervals(predictors):
-    assert "for margin (1)" in verdict(predictors)
+    assert "for margin, the best here of the scores of one pass" in verdict(predictors)
     added = predictors["predictor"] == LOGITS_ADDED
     for low, high, says in (
         (0.1, 0.2, "adds to"),

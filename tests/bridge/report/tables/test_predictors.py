@@ -111,7 +111,6 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     }
     scores = {"curvature", "gradient_norm", "least_confidence", "margin"}
     scores |= {"margin at mean weights", "flip_probability", "flip_probability, unshifted"}
-    scores.add("failure on another chip")  # there are two
     models = {predictors.ADDED, predictors.COMBINED, *predictors.NESTED}
     models |= set(predictors.NESTED.values())
     # Among the correct ones the loss would rank as least confidence does.
@@ -125,6 +124,21 @@ def test_scores_without_labels_stand_beside_the_others_among_all_samples(run):
     # The probabilities rank as the margins do, so they differ by nothing.
     assert row["auroc_difference"].tolist() == [0, 0]
     assert (row["auroc"] > 0.7).all()
+
+
+def test_failures_on_other_chips_stand_beside_where_they_tell():
+    rng = np.random.default_rng(1)
+    digital = np.full(300, True)
+    often = rng.random((3, 300)) > np.where(np.arange(300) < 60, 0.8, 0.1)
+    found = predictors._monte_carlo(digital, often)
+    assert list(found) == ["failure on another chip", "failures on 2 others"]
+    np.testing.assert_array_equal(
+        found["failure on another chip"], np.roll(~often, -1, axis=0).astype(float)
+    )
+    alike = np.repeat(often[:1], 3, axis=0)  # as of an ADC alone
+    seldom = rng.random((3, 300)) > 0.02
+    for chips in (alike, seldom, often[:1]):
+        assert predictors._monte_carlo(digital, chips) == {}
 
 
 def test_curvature_is_added_to_the_logits_and_to_these_with_the_gradient_norm(run):
