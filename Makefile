@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 demo: setup ## The whole path on scikit-learn's digits, into runs/digits, with the drift of its chips
 	$(RUN) experiments run digits
-	$(RUN) experiments drift digits --drift.chips 3
+	$(RUN) experiments drift digits
 	$(RUN) experiments report digits
 
 # Those of jaxcurv apart: with every shape in its signatures checked.

@@ -30,7 +30,7 @@ _DIGITS = Experiment(
             *("ideal", "adc", "wnoise", "pcm", "adc+wnoise", "adc+wnoise+pcm"),
             *("pcm_gdc", "adc+wnoise+pcm_gdc"),
         ),
-        chips=3,
+        chips=5,
     ),
     analyse=Analyse(profile="adc+wnoise+pcm_gdc"),
     train=Recipe(

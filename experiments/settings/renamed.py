@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.chips.profiles import FULL_PROFILE
+
 RENAMED_SETTINGS = {
     "simulate.calibration": "simulate.adc_calibration",
     "simulate.pcm.converter": "simulate.pcm.mapping",
@@ -25,6 +27,9 @@ RETIRED_SETTINGS = {
 }
 """Why a setting is gone, by its name."""
 
+NEWER_SETTINGS = {("analyse", "profile"): FULL_PROFILE}
+"""Group and name of a setting that a preset sets by now, and what was done before it was there."""
+
 RENAMED_COMMANDS = {"agreement": "rank-correlation"}
 """New name by old name; results in a folder of the old name belong to the new one."""
 
@@ -39,7 +44,11 @@ def current_name(name: str) -> str:
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings of any version, under the names that they have now."""
-    return _renamed(settings, "")
+    found = _renamed(settings, "")
+    for (group, name), before in NEWER_SETTINGS.items():
+        if isinstance(found.get(group), Mapping):
+            found[group].setdefault(name, before)
+    return found
 
 
 def _renamed(settings: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Names of earlier versions in files: settings and chips' profiles."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 
 from bridge.chips.memories.conductances import Pairs
@@ -7,10 +10,10 @@ from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.reram import ReRamWan2022
 from bridge.chips.profiles import PROFILES, Profile, from_json, to_json
 from experiments.runs.records import default_of
-from experiments.runs.remembered import as_leaves
+from experiments.runs.remembered import Remembered, as_leaves
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
-from experiments.settings.presets import flag_name
+from experiments.settings.presets import PRESETS, flag_name
 from experiments.settings.renamed import (
     RENAMED_SETTINGS,
     RETIRED_SETTINGS,
@@ -45,6 +48,23 @@ def test_settings_that_are_gone_are_left_out() -> None:
     old = {"seed": 3, "flip": {"programmings": 16}, "train": {"flip": True}}
     assert with_current_names(old) == {"seed": 3, "train": {"flip": True}}
     assert not set(RETIRED_SETTINGS) & set(as_leaves(Experiment()))
+
+
+def test_a_report_of_before_is_about_the_paper_s_profile() -> None:
+    """Also of a preset whose report is about another by now."""
+    old = {"seed": 3, "analyse": {"bins": 5}}
+    found = with_current_names(old)
+    assert found == {"seed": 3, "analyse": {"bins": 5, "profile": "adc+wnoise+pcm"}}
+    assert with_current_names(found) == found
+    assert with_current_names({"seed": 3}) == {"seed": 3}
+    other = {"analyse": {"profile": "pcm_gdc"}}
+    assert with_current_names(other) == other
+    stored = asdict(PRESETS["digits"].experiment)
+    del stored["analyse"]["profile"]
+    stored["simulate"]["profiles"] = ["ideal", "adc+wnoise+pcm"]
+    remembered = Remembered(Path("settings.json"), "digits", with_current_names(stored))
+    again = remembered.applied_to(PRESETS["digits"].experiment)
+    assert again.analyse.profile == "adc+wnoise+pcm"
 
 
 def test_new_names_are_settings_and_old_ones_are_not() -> None:
