@@ -32,7 +32,7 @@ _FILES = (
     *("adc_ranges.csv", "coverage.csv"),
 )
 _TABLES = (
-    *("calibration", "calibration_errors", "routing_choices", "routing_baselines"),
+    *("routing_choices", "routing_baselines"),
     *("per_class", "overlap", "systematic"),
 )
 _KEPT_OF = dict.fromkeys(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from bridge.report.figures import paper
-from bridge.report.figures.predictors import predictor_figure
+from bridge.report.figures.predictors import calibration_figure, predictor_figure
 from bridge.report.tables import failure_rates, outcomes
 from bridge.report.tables.costs import of_estimators
-from bridge.report.tables.predictors import compare, costs_table
+from bridge.report.tables.predictors import calibrate, compare, costs_table
 from bridge.report.tables.routers import recharged
 from experiments.paper.fit import tabulate
 from experiments.runs.files import read_parquet, write_csv, write_parquet
@@ -67,8 +67,8 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
 
 
 def regenerate_run(place: Path) -> None:
-    """Makes costs.csv, deciles.csv, table_one.csv, predictors.csv (test) and their figures once
-    more.
+    """Makes costs.csv, deciles.csv, table_one.csv, predictors.csv, calibration.csv (the last two of
+    the test fold) and their figures once more.
 
     From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
     stages/ and model.json beside them. In routing_choices.csv the computed scores are charged as
@@ -96,6 +96,9 @@ def regenerate_run(place: Path) -> None:
         resamples=analyse["resamples"],
         **common,
     )
+    calibration, errors = calibrate(
+        joined[joined["fold"] == "test"], flips, confidence=analyse["confidence"]
+    )
     named = model.get("factory") or model["architecture"], settings["data"]["name"]
     table_one = failure_rates.table_one(joined, deciles, model=named)
     write_csv(place / "costs.csv", costs)
@@ -110,7 +113,10 @@ def regenerate_run(place: Path) -> None:
     ):
         write_csv(place / f"{name}.csv", table)
         write_parquet(place / f"{name}.parquet", table)
+    write_csv(place / "calibration.csv", calibration)
+    write_csv(place / "calibration_errors.csv", errors)
     drawn = [
+        calibration_figure(calibration, errors, place / "figures" / "calibration.png"),
         paper.figure_one(deciles, place / "figures" / "figure_one.png"),
         paper.figure_one(
             deciles, place / "figures" / "figure_one_correct.png", denominator="correct"
