@@ -369,11 +369,6 @@ def named_profiles(
     )
 
 
-def without_converters(name: str) -> str:
-    """The name of a profile's weights: its parts but the converters; "ideal" for none."""
-    return "+".join(part for part in name.split("+") if not part.startswith("adc")) or "ideal"
-
-
 SHIPPED: tuple[type, ...] = (PCM, Hermes, ReRamWan2022, ReRamCMO)
 """The memories that are not the user's own."""
 

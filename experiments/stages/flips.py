@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bridge.chips.profiles import Profile, without_converters
+from bridge.chips.profiles import Profile
 from experiments.chips.opening import open_network
 from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import read_parquet, write_parquet
@@ -56,9 +56,7 @@ def moments(job: Job) -> Outcome:
     profiles = settings.chosen_profiles
     arrays: dict[str, np.ndarray] = {}
     exact = {"ideal"} if settings.clipping.type == "none" else set()
-    weights = {
-        without_converters(name): replace(profile, adc=None) for name, profile in profiles.items()
-    }
+    weights = dict(_weights_of(name, profile) for name, profile in profiles.items())
     for name in sorted(weights.keys() - exact):
         found = network.weight_moments(weights[name])
         arrays |= {f"{name}/{weight}": array for weight, array in found.items()}
@@ -101,7 +99,9 @@ def flips(job: Job) -> Outcome:
     function, weights = functional(*load_model(job, description, dataset))
     of_weights = _moments(weights, job.folder / "moments.safetensors")
     profiles = {name: one for name, one in settings.chosen_profiles.items() if name != "ideal"}
-    moments = {name: of_weights.get(without_converters(name)) for name in profiles}
+    moments = {
+        name: of_weights.get(_weights_of(name, profile)[0]) for name, profile in profiles.items()
+    }
     operations = {name: _operations_of(name, profile)[0] for name, profile in profiles.items()}
     outputs = read_parquet(job.folder / "output_noise.parquet")
     unfinished = job.own_folder("flips")
@@ -165,6 +165,16 @@ def _moments(weights: Any, path: Path) -> dict[str, Moments]:
 
     profiles = sorted({name.split("/")[0] for name in arrays})
     return {name: Moments(tree(f"{name}/mean"), tree(f"{name}/variance")) for name in profiles}
+
+
+def _weights_of(name: str, profile: Profile) -> tuple[str, Profile]:
+    """The profile of the same weights, without what is drawn or quantised at each operation; by its
+    name."""
+    operations = profile.noise_of_operations is not None
+    left_out = ("adc", "wnoise") if operations else ("adc",)
+    parts = [part for part in name.split("+") if not part.startswith(left_out)]
+    wnoise = None if operations else profile.wnoise
+    return "+".join(parts) or "ideal", replace(profile, adc=None, wnoise=wnoise)
 
 
 def _operations_of(name: str, profile: Profile) -> tuple[str, Profile]:

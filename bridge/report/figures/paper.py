@@ -51,6 +51,9 @@ _LINES = {
     COMPENSATED: (GREEN, "v", "-."),
     FULL_COMPENSATED: (WINE, "*", "-."),
 }
+_HOLLOW = (COARSE_ADC, NOISE_OF_OPERATIONS, COMPENSATED, FULL_COMPENSATED)
+_BANDED = {FULL_PROFILE, FULL_COMPENSATED}
+_FEW = 4  # lines whose bands can all be told apart
 _LONG = max(map(len, _LINES))
 _OF_OTHER_NAMES = [line for name, line in _LINES.items() if name != "ideal"]
 
@@ -65,6 +68,8 @@ def figure_one(
     panels: Sequence[str] = ("train", "test", POOLED),
 ) -> Path:
     """Failure rate against curvature decile: a line a profile, a panel a fold.
+
+    Of more than four profiles only the full ones have bands, their intervals.
 
     The band is the interval: Wilson's for one chip, for other chips and samples for several.
 
@@ -84,6 +89,9 @@ def figure_one(
     table = table[table["fold"].isin(shown)]
     columns = 4 if len(shown) > 1 else 2
     names = table["profile"].unique()
+    banded = set(names)
+    if len(names) > _FEW and banded & _BANDED:
+        banded = _BANDED
     height = 3.3
     if max(map(len, names)) > _LONG:  # a name of the user's own, or with its time
         columns = len(shown)
@@ -103,14 +111,16 @@ def figure_one(
                     color=colour,
                     marker=marker,
                     markersize=6 if marker == "*" else 4,
-                    markeredgewidth=0,
+                    markeredgewidth=0.8 if profile in _HOLLOW else 0,
+                    markerfacecolor="white" if profile in _HOLLOW else colour,
                     label=str(profile),
                     clip_on=False,
                     zorder=3,
                 )
-                axis.fill_between(
-                    line["decile"], line["low"], line["high"], color=colour, alpha=0.12, lw=0
-                )
+                if profile in banded:
+                    axis.fill_between(
+                        line["decile"], line["low"], line["high"], color=colour, alpha=0.12, lw=0
+                    )
             bins = in_fold["decile"].max()
             axis.set_xticks(range(1, bins + 1), [f"D{d}" for d in range(1, bins + 1)], fontsize=7)
             axis.set_xlim(0.7, bins + 0.3)

@@ -258,7 +258,7 @@ def _say(axis: Axes, text: str) -> None:
 
 
 def _passes(cost: float) -> str:
-    return "-" if np.isnan(cost) else f"{cost:,.4g}"
+    return "-" if np.isnan(cost) else f"{cost:,.3g}"
 
 
 def _count(number: int, of: str) -> str:

@@ -14,7 +14,8 @@ from bridge.report.tables.formats import words
 KINDS = {
     "figure_one": (
         "deciles",
-        "Analog-only failure rate by curvature decile; the bands are intervals.",
+        "Analog-only failure rate by curvature decile; the bands are intervals, of many profiles "
+        "only those of the full ones.",
     ),
     "figure_one_correct": (
         "deciles",

@@ -25,7 +25,6 @@ from bridge.chips import (
     named_profiles,
 )
 from bridge.chips.configuration import rpu_config
-from bridge.chips.profiles import without_converters
 from bridge.chips.tiles import named_tiles
 from bridge.weights import resnet18, resnet50
 from bridge.weights.resnet import BasicBlock, ResNet
@@ -122,13 +121,6 @@ def test_four_more_change_what_the_paper_leaves_open() -> None:
     assert own["adc+wnoise+pcm_gdc"] == replace(own["adc+wnoise+pcm"], memory=later)
     with pytest.raises(ValueError, match="ADC bits must be an integer from 2 to 23, got 1"):
         named_profiles(coarse_bits=1)
-
-
-def test_the_weights_of_a_profile_have_a_name() -> None:
-    found = {name: without_converters(name) for name in PROFILES}
-    assert found["adc"] == found["adc_coarse"] == found["ideal"] == "ideal"
-    assert found["adc+wnoise+pcm_gdc"] == "wnoise+pcm_gdc"
-    assert found["adc+pcm"] == found["pcm"] == "pcm"
 
 
 @pytest.mark.parametrize(
