@@ -98,7 +98,8 @@ def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
         "# Results",
         "Made by `python -m tools regenerate` from the per-sample tables in these folders; "
         "do not edit. Rates are analog-only failures in percent, D1 and D10 the tenths of lowest "
-        "and highest curvature; brackets are intervals for other chips and samples "
+        "and highest curvature; brackets are intervals for other chips and samples, "
+        "of that one trained network; of an ADC alone, which draws nothing, for other samples "
         f"({' or '.join(f'{100 * level:g} %' for level in sorted(confidence))}).",
         "## Table I",
         *_table_one(runs, fitted, _interval),
@@ -441,5 +442,9 @@ def _took(folder: Path, record: dict[str, Any]) -> str:
     rate = ""
     if name in tables and seconds:
         rows = pq.read_metadata(folder / tables[name]).num_rows
+        if name == "simulate":  # other runs may have added profiles
+            own = record["settings"]["simulate"]["profiles"]
+            profiles = pd.read_parquet(folder / tables[name], columns=["profile"])["profile"]
+            rows = int(profiles.isin(own).sum())
         rate = f" ({rows / seconds:,.0f} images/s)"
     return f"{name} {seconds:,.0f} s{rate}"

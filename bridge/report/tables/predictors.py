@@ -345,19 +345,20 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
     table = table.set_index("predictor")
     if not {"curvature", REFERENCE} <= set(table.index) or table["reason"].ne("").all():
         return ""
-    cheap = table.loc[[name for name in _ONE_PASS if name in table.index], "auroc"]
-    passes = table.loc["curvature", "forward_passes"]
-    cost = "" if np.isnan(passes) else f" ({passes:.0f} times a forward pass)"
+    curvature, passes = table.loc["curvature"], table.loc["curvature", "forward_passes"]
+    cost = "" if np.isnan(passes) else f"{passes:.0f} times a forward pass; "
+    cheap = table.loc[[name for name in _ONE_PASS if name in table.index], "auroc"].idxmax()
     text = (
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
-        f"{_auroc(table.loc['curvature'])} for curvature{cost} and "
-        f"{_auroc(table.loc[cheap.idxmax()])} for {words(cheap.idxmax())}, the best here of the "
-        "scores of one pass"
+        f"{_interval(curvature, 'auroc')} for curvature ({cost}less the {REFERENCE}: "
+        f"{_interval(curvature, 'auroc_difference', '+.3f')}) and "
+        f"{_interval(table.loc[cheap], 'auroc')} for {words(cheap)}, the highest here of the scores "
+        "of one pass"
     )
     if FLIP_PROBABILITY in table.index:
         physical = table.loc[FLIP_PROBABILITY]
         text += (
-            f", {_auroc(physical)} for the flip probability "
+            f", {_interval(physical, 'auroc')} for the flip probability "
             f"({physical['auroc_within_class']:.3f} within classes)"
         )
     said = [_added(table.loc[more], what) for more, what in _SAID.items() if more in table.index]
@@ -366,15 +367,15 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
     return f"{text}; curvature {' and '.join(said)}."
 
 
-def _auroc(row: pd.Series) -> str:
-    return with_interval(row["auroc"], row["auroc_low"], row["auroc_high"], ".3f")
+def _interval(row: pd.Series, name: str, form: str = ".3f") -> str:
+    return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], form)
 
 
 def _added(row: pd.Series, what: str) -> str:
     """What curvature does to a model that it is added to, and by how much."""
     low, high = row["added_difference_low"], row["added_difference_high"]
     says = "adds to" if low > 0 else "takes from" if high < 0 else "is not shown to add anything to"
-    return f"{says} {what} ({with_interval(row['added_difference'], low, high, '+.4f')})"
+    return f"{says} {what} ({_interval(row, 'added_difference', '+.4f')})"
 
 
 def with_flips(joined: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:

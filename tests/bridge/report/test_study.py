@@ -122,7 +122,7 @@ def test_the_page_shows_it_all(ten: Ten, tmp_path: Path) -> None:
         *(LATE, ten.study.failures()["path"].iloc[0], "54 in the test fold"),
         "6 other images set the converter ranges: held out of the 60 images that were given",
         "The ideal chip predicts what the digital model does for 100.00 %",
-        f"curvature ({forward_passes(FiniteDifference(probes=2), 3):.0f} times a forward pass)",
+        f"curvature ({forward_passes(FiniteDifference(probes=2), 3):.0f} times a forward pass; ",
     ):
         assert one in text, one
     for one in ("PRESET", "Environment", "As the chips age", ">nan<"):

@@ -240,7 +240,7 @@ def test_predictors_of_every_fold_profile_and_denominator(predictors):
 
 
 def test_verdict_follows_the_intervals(predictors):
-    assert "for margin, the best here of the scores of one pass" in verdict(predictors)
+    assert "for margin, the highest here of the scores of one pass" in verdict(predictors)
     added = predictors["predictor"] == LOGITS_ADDED
     for low, high, says in (
         (0.1, 0.2, "adds to"),
