@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pandas as pd
 import pyarrow.parquet as pq
 
-from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, from_json
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, eight_profiles, from_json
 from bridge.report.tables.formats import with_interval
 from bridge.report.tables.outcomes import DENOMINATORS
 from bridge.report.tables.paper_values import TABLE_ONE
@@ -442,8 +442,8 @@ def _took(folder: Path, record: dict[str, Any]) -> str:
     rate = ""
     if name in tables and seconds:
         rows = pq.read_metadata(folder / tables[name]).num_rows
-        if name == "simulate":  # other runs may have added profiles
-            own = record["settings"]["simulate"]["profiles"]
+        if name == "simulate":  # profiles may have been added since
+            own = record["settings"]["simulate"].get("profiles", [*eight_profiles()])
             profiles = pd.read_parquet(folder / tables[name], columns=["profile"])["profile"]
             rows = int(profiles.isin(own).sum())
         rate = f" ({rows / seconds:,.0f} images/s)"

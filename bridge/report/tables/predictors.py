@@ -352,8 +352,8 @@ def verdict(predictors: pd.DataFrame, fold: str = "test", profile: str = FULL_PR
         f"Among the digitally correct samples of the {fold} fold under {profile}, AUROC is "
         f"{_interval(curvature, 'auroc')} for curvature ({cost}less the {REFERENCE}: "
         f"{_interval(curvature, 'auroc_difference', '+.3f')}) and "
-        f"{_interval(table.loc[cheap], 'auroc')} for {words(cheap)}, the highest here of the scores "
-        "of one pass"
+        f"{_interval(table.loc[cheap], 'auroc')} for {words(cheap)}, the highest here of the "
+        "scores of one pass"
     )
     if FLIP_PROBABILITY in table.index:
         physical = table.loc[FLIP_PROBABILITY]

@@ -161,7 +161,7 @@ def test_a_real_chip_s_index_and_prediction_suffice(tmp_path: Path) -> None:
     assert "Under measured chip, 0.0 % of D1 and 100.0 % of D4 fail" in text
     assert "Chips of each profile: 1. Read 60 s after programming." in text
     assert "PCM at" not in text
-    assert "for curvature and" in text  # nothing is known of its cost
+    assert "for curvature (less the margin: " in text  # nothing is known of its cost
     for one in ("Settings", "Gallery", 'thumbnail" src'):
         assert one not in text, one
 
