@@ -74,7 +74,7 @@ def test_cost_with_a_hundred_classes(estimator: Any, cost: float) -> None:
 def test_each_later_round_of_adaptive_probing_has_a_base_gradient_of_its_own() -> None:
     adaptive = Adaptive(FiniteDifference(probes=5))
     first, later = FD.base + 20 * FD.each, FD.base + 5 * FD.each
-    assert forward_passes(adaptive, 10, probes=35) == pytest.approx(first + 3 * later)
+    assert forward_passes(adaptive, 10, probes=35.0) == pytest.approx(first + 3 * later)
     assert forward_passes(adaptive, 10, probes=22.5) == pytest.approx(first + later / 2)
 
 
