@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bridge.chips.profiles import FULL_PROFILE
-
 RENAMED_SETTINGS = {
     "simulate.calibration": "simulate.adc_calibration",
     "simulate.pcm.converter": "simulate.pcm.mapping",
@@ -27,7 +25,7 @@ RETIRED_SETTINGS = {
 }
 """Why a setting is gone, by its name."""
 
-NEWER_SETTINGS = {("analyse", "profile"): FULL_PROFILE}
+NEWER_SETTINGS = {("analyse", "profile"): "adc+wnoise+pcm"}
 """Group and name of a setting that a preset sets by now, and what was done before it was there."""
 
 RENAMED_COMMANDS = {"agreement": "rank-correlation"}

@@ -94,7 +94,10 @@ def test_a_trained_network_keeps_its_scales_and_ranges(trained: nn.Module) -> No
     assert torch.equal(outputs(trained), expected)
 
 
-@pytest.mark.parametrize("name", list(PROFILES))
+# Noise of each operation is another on each engine.
+@pytest.mark.parametrize(
+    "name", [name for name, one in PROFILES.items() if one.noise_of_operations is None]
+)
 def test_profiles_of_a_trained_network(trained: nn.Module, name: str) -> None:
     chip = program(trained, PROFILES[name], seed=0, calibration=images())
     fast, tiles = chip(images(), range(64)), chip.on("aihwkit")(images(), range(64))

@@ -287,7 +287,10 @@ def test_unknown_engine() -> None:
 # A whole network
 
 
-@pytest.mark.parametrize("name", list(PROFILES))
+# Noise of each operation is another on each engine.
+@pytest.mark.parametrize(
+    "name", [name for name, one in PROFILES.items() if one.noise_of_operations is None]
+)
 def test_networks_agree_layer_by_layer(network: nn.Module, name: str) -> None:
     """Each layer is fed what AIHWKit's has seen, so that one flipped code does not spread."""
     chip = program(network, PROFILES[name], seed=0, calibration=IMAGES)
