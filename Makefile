@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 demo: setup ## The whole path on scikit-learn's digits, into runs/digits, with the drift of its chips
 	$(RUN) experiments run digits
-	$(RUN) experiments drift digits
+	$(RUN) experiments drift digits --drift.chips 3 --drift.times 0 20 60 3600 86400 31536000
 	$(RUN) experiments report digits
 
 # Those of jaxcurv apart: with every shape in its signatures checked.
