@@ -159,7 +159,7 @@ def _macs(operator: str, arguments: Sequence[Any], value: Any) -> int:
 def trilinear_products(shapes: Sequence[Sequence[int]], lacking: Sequence[Sequence[int]]) -> int:
     """Products of three numbers in `aten._trilinear`, as many as its factors have broadcast.
 
-    Of `torch.nn.Bilinear` batch x outputs x inputs1 x inputs2.
+    For `torch.nn.Bilinear` these are batch x outputs x inputs1 x inputs2.
 
     Args:
       shapes: of the three factors.

@@ -42,7 +42,7 @@ class Network(NamedTuple):
     """A function's program with tiles in place of its products."""
 
     program: ClosedJaxpr
-    """Of one sample."""
+    """The program of one sample."""
     plan: Plan
     """Its products."""
     profile: Profile

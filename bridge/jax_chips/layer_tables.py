@@ -94,7 +94,7 @@ def layer_failures(
       chips: how many.
       batch_size: images at once.
       stream: a label that is folded into each key, as `jax.random.fold_in(key,
-        zlib.crc32(label))`; None for none.
+        zlib.crc32(label.encode()))`; None for none.
 
     Returns:
       The table of `bridge.chips.layer_failures`.

@@ -160,6 +160,8 @@ SETTINGS = [
     setting("--analyse.bins 1", "bins must be at least 2; got 1"),
     setting("--analyse.resamples 0", "resamples be at least 1; got 0.95, 0"),
     setting("--analyse.energy.digital 0", "digital inference must be finite and > 0, got 0.0"),
+    setting("--analyse.profile ideal", "profile must have a non-ideality"),
+    setting("--simulate.coarse-bits 1", "ADC bits must be an integer from 2 to 23, got 1"),
     setting("--analyse.tolerance nan", "tolerance must be in [0, 1); got nan"),
 ]
 

@@ -114,9 +114,10 @@ def compare(
     """`bridge.compare_predictors` of each fold, profile and denominator; pooled folds are left out.
 
     Beside the scores themselves: the physical predictor where `flips` has it, the failures on other
-    chips where there are several (`OTHERS`), and cross-validated
-    logistic models, among them those that tell whether curvature adds to the scores of one forward
-    pass, and to these with the gradient norm: `NESTED`, in added_difference with _low and _high.
+    chips (`OTHERS`), where there are several and enough samples fail on more than one, and
+    cross-validated logistic models. Among these are those that tell whether curvature adds to the
+    scores of one forward pass, and to these with the gradient norm: `NESTED`, in added_difference
+    with _low and _high.
 
     Args:
         joined: as `outcomes.join` returns it.

@@ -89,12 +89,13 @@ def test_what_a_chip_s_hash_is_of_is_as_before() -> None:
         (lambda: DAC(percentile=101.0), "DAC percentile must be at most 100"),
         (lambda: ADC(range="max"), 'ADC range, unless "calibrated", must be'),
         (lambda: ADC(headroom=0.0), "ADC headroom must be finite and > 0, got 0.0"),
+        (lambda: ADC(range=12.0, headroom=2.0), "headroom is a factor on a calibrated range"),
         (lambda: OutputNoise(0.0), "output noise sigma must be"),
         (lambda: OutputNoise(float("nan")), "output noise sigma must be"),
         (lambda: Profile(dac=ADC()), "a profile's dac must be a DAC, got ADC"),
         (lambda: Profile(out_noise=0.1), "a profile's out_noise must be a OutputNoise, got 0.1"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_bad_settings_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -129,6 +129,13 @@ def test_a_rate_within_a_point_is_reached() -> None:
         assert (match.reached, match.factor) == (reached, 1.0)
 
 
+def test_of_a_small_rate_a_tenth_is_near() -> None:
+    for off, reached in ((0.0004, True), (0.0006, False)):
+        assert match_factor(lambda factor, off=off: 0.005 + off, 0.005).reached is reached
+    with pytest.raises(ValueError, match=r"no validation image fails .* --compare\.failure-rate"):
+        match_factor(lambda factor: 0.0, 0.0)
+
+
 def test_model_that_breaks_counts_as_too_noisy() -> None:
     match = match_factor(lambda factor: rising(factor) if factor < 4 else np.nan, rising(9.0))
     assert not match.reached

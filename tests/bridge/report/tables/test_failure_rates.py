@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from bridge.analysis import rate_interval
+from bridge.chips.profiles import FULL_COMPENSATED, PROFILES
 from bridge.report.tables import failure_rates, outcomes, sentences
 from bridge.report.tables.predictors import LOGITS_ADDED, compare, verdict
 from tests.bridge.report.conftest import FULL, tables
@@ -299,3 +301,36 @@ def test_render_deciles_fits_a_terminal(deciles):
     assert "D10" in text
     assert "75.00" in text
     assert "failures" in text
+
+
+def test_render_deciles_of_twelve_profiles_fits_a_terminal_too(deciles):
+    one = deciles[deciles["profile"] == "ideal"]
+    many = pd.concat([one.assign(profile=name) for name in PROFILES], ignore_index=True)
+    console = Console(width=80, file=io.StringIO())
+    sentences.render_deciles(many, fold="test", console=console)
+    text = console.file.getvalue()
+    assert "\u2026" not in text  # nothing is cut
+    assert text.count(" D10 ") == 2
+    assert text.count("% of all samples") == 1
+    assert {part for name in PROFILES for part in re.split(r"[+_]", name)} <= set(
+        re.findall(r"\w+", text.replace("_", " "))
+    )
+
+
+def test_the_other_profile_stands_beside(joined):
+    both = pd.concat([joined, joined[joined["profile"] == FULL].assign(profile=FULL_COMPENSATED)])
+    deciles = failure_rates.failure_tables(both)
+    rates, compared = failure_rates.table_one(both, deciles), compare(both, COSTS, resamples=50)
+    paper = sentences.beside(rates, compared, compensation=None, profile=FULL_COMPENSATED)
+    assert paper.startswith(
+        f"Under {FULL} (the paper's, drift not compensated) the chips are right"
+    )
+    other = sentences.beside(rates, compared, compensation=None)
+    assert other.startswith(f"Under {FULL_COMPENSATED} (the same, drift compensated) the chips are")
+    row = outcomes.select(rates, fold="test", profile=FULL).iloc[0]
+    assert f"D1, D10: {row['d1_of_all']:.1f}, {row['d10_of_all']:.1f} % of all samples" in paper
+    assert f"{row['analog_accuracy']:.1f} %" in paper
+    # Where the chips of both are compensated, they are the same chips.
+    assert sentences.beside(rates, compared, compensation="global") == ""
+    alone = rates[rates["profile"] != FULL_COMPENSATED]
+    assert sentences.beside(alone, compared, compensation=None) == ""
