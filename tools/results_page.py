@@ -285,11 +285,12 @@ def _predictors(runs: Sequence[_Run]) -> Iterator[str]:
             )
             rows.append([run.folder.name, profile, *aurocs, *added])
     header = ["run", "profile", *(one.replace("_", " ") for one in named)]
-    yield markdown([*header, *(f"added to {less}" for less in NESTED.values())], rows)
+    added = (f"{more.removeprefix(less)} to {less}" for more, less in NESTED.items())
+    yield markdown([*header, *(one.removeprefix(" + ") for one in added)], rows)
     yield (
-        "AUROC among the digitally correct samples of the test fold. Added: what curvature adds to "
-        "the AUROC of a cross-validated logistic model of the scores of one forward pass (logits), "
-        "and of these with the gradient norm. Failure on another chip: whether one other simulated "
+        "AUROC among the digitally correct samples of the test fold. A score to others: what it "
+        "adds to the AUROC of a cross-validated logistic model of the scores of one forward pass "
+        "(logits), with the gradient norm and with curvature. Failure on another chip: whether one other simulated "
         "chip of the run fails on the sample. The models are not fitted anew in each resample: "
         "their intervals are somewhat narrow. Nothing is corrected for the number of rows: "
         "of many intervals some miss by chance."
