@@ -138,7 +138,7 @@ def _order(
     hooks |= {norm: partial(count, name) for name, norm in norms.items()}
     with _hooked(hooks):
         for chunk, indices in batches:
-            with refused_layout(chunk):
+            with refused_layout(chunk, len(batches[0][0])):
                 executable(chunk, indices)
             shown.update(len(chunk))
     if again:
