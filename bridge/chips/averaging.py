@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float
 from numpy.typing import NDArray
 
 from bridge.chips.outcomes import rows_of
@@ -39,8 +38,10 @@ def average_logits(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return with_logits(tables[0], mean_logits(logits))
 
 
-def mean_logits(logits: Sequence[Float[np.ndarray, "batch classes"]]) -> NDArray[np.float32]:
-    """The mean of float32 logits; of equal ones it is them, to the bit."""
+def mean_logits(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of logits `[batch, class]`; of equal ones it is them, to the bit."""
+    if len(logits) == 1:
+        return logits[0]
     # Sums in float64 are exact there, and so is the quotient.
     found: NDArray[np.float64] = np.stack(logits).mean(axis=0, dtype=np.float64)
     return found.astype(np.float32)
