@@ -1,4 +1,4 @@
-"""Checkpoints of training: the newest epoch, to go on from, the best, to use, and epochs between."""
+"""Checkpoints of training: the newest epoch, to go on from, the best, to use, and others kept."""
 
 from collections.abc import Callable
 from functools import partial

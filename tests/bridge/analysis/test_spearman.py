@@ -1,4 +1,4 @@
-"""Spearman's rho by scipy, its influence function by moving a weight, its intervals by simulation."""
+"""Rho by scipy, its influence function by moving weights, its intervals by simulation."""
 
 import numpy as np
 import pytest
