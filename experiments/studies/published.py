@@ -157,16 +157,14 @@ def _load(path: Path, names: tuple[str, ...], wanted: str) -> list[npt.NDArray]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: {wanted}")
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            there = ["one array"]
-            if not names:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            array = isinstance(found, np.ndarray)
+            there = ["one array"] if array else list(found.files)
+            if array and not names:
                 return [found]
-        else:
-            with found:
-                there = list(found.files)
-                if names and set(names) <= set(there):
-                    return [found[name] for name in names]
+            if not array and names and set(names) <= set(there):
+                return [found[name] for name in names]
     except MemoryError:
         raise  # nothing is wrong with the file
     except Exception as error:  # zipfile, zlib and NumPy raise each their own for a damaged file

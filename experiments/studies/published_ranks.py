@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.analysis.spearman import Spearman, spearman, spearman_difference, spearman_interval
-from bridge.report.figures.style import BLUE, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
 from bridge.report.tables.formats import with_interval, words
 from bridge.report.tables.outcomes import folds
 from experiments.studies.published import Reference
@@ -105,7 +105,7 @@ def draw(table: pd.DataFrame, references: Sequence[Reference], path: Path, data:
     order = sizes.sort_values(ascending=False, kind="stable").index
     with matplotlib.rc_context(STYLE):
         figure = new_figure(width=2.2 + 2.6 * len(references), height=1.25 + 0.22 * len(order))
-        panels = figure.subplots(1, len(references), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(references), sharex=True, sharey=True, squeeze=False)[0]
         for axis, reference in zip(panels, references, strict=True):
             of_one = rows[rows["reference"] == reference.name].set_index("score")
             _draw_panel(axis, of_one.reindex(order), reference)
@@ -119,20 +119,25 @@ def draw(table: pd.DataFrame, references: Sequence[Reference], path: Path, data:
 
 def _draw_panel(axis: Axes, rows: pd.DataFrame, reference: Reference) -> None:
     places = np.arange(len(rows))
-    ends = rows[["rho_low", "rho_high"]].abs()
-    for average, colour, marker in ((False, BLUE, "o"), (True, VERMILLION, "D")):
-        shown = rows.index.isin(AVERAGED.values()) == average
-        axis.hlines(
-            places[shown], ends.min(axis=1)[shown], ends.max(axis=1)[shown], color=colour, zorder=2
-        )
-        for filled, sign in ((True, rows["rho"] >= 0), (False, rows["rho"] < 0)):
-            which = shown & sign.to_numpy()
+    ends = rows[["rho_low", "rho_high"]]
+    nearest = ends.abs().min(axis=1).where(np.sign(ends).prod(axis=1) > 0, 0)
+    farthest = ends.abs().max(axis=1)
+    averaged = rows.index.isin(AVERAGED.values())
+    published = (rows["epochs"] == 0).to_numpy()
+    for which, colour, marker in (
+        (~averaged & ~published, BLUE, "o"),
+        (averaged, VERMILLION, "D"),
+        (published, GREY, "s"),
+    ):
+        axis.hlines(places[which], nearest[which], farthest[which], color=colour, zorder=2)
+        for fill, signed in ((colour, rows["rho"] >= 0), ("white", rows["rho"] < 0)):
+            shown = which & signed.to_numpy()
             axis.plot(
-                rows["rho"].abs()[which],
-                places[which],
+                rows["rho"].abs()[shown],
+                places[shown],
                 marker,
                 color=colour,
-                markerfacecolor=colour if filled else "white",
+                markerfacecolor=fill,
                 markersize=5,
                 zorder=3,
             )
