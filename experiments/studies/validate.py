@@ -153,16 +153,16 @@ def open_run(
                 for fold, one in chosen.items()
             )
     seed = experiment.data.split_seed
-    used = pd.concat(
-        rows.iloc[subset(rows["index"].to_numpy(), limit, seed)]
-        for fold, rows in folds(used)
-        if fold != POOLED
-    ).reset_index(drop=True)
-    if len(used) < _SMALLEST:
-        raise ValueError(
-            f"{len(used)} training images are too few to rank: score at least {_SMALLEST}, or give "
-            "--validate.samples all"
-        )
+    parts = []
+    for fold, rows in folds(used):
+        if len(rows) < _SMALLEST:
+            raise ValueError(
+                f"{len(rows)} images of the {fold} fold are too few to rank: score at least "
+                f"{_SMALLEST}, or give --validate.samples all"
+            )
+        if fold != POOLED:
+            parts.append(rows.iloc[subset(rows["index"].to_numpy(), limit, seed)])
+    used = pd.concat(parts, ignore_index=True)
     for reference in references:
         reference.at(used["index"].to_numpy(), used["label"].to_numpy())
     own = used[["fold", "index"]].merge(own, on=["fold", "index"], validate="one_to_one")
@@ -216,7 +216,8 @@ def _epochs(job: Job, description: Mapping[str, Any]) -> tuple[tuple[int, ...], 
             f"No average over epochs: of those that --train.keep-every {recipe.keep_every} names "
             f"{len(found)} is kept, and it takes two; train with a smaller N into another folder."
         )
-    return found, f"The average lacks the epochs {lacking}: they were not kept." * bool(lacking)
+    remark = f"Missing from the average, for they were not kept: epochs {lacking}."
+    return found, remark if lacking else ""
 
 
 def _source(

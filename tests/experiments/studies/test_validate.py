@@ -202,7 +202,7 @@ def test_epochs_that_are_gone_are_named(
     file = write_cscores(tmp_path / "c.npz")
     code, said, errors = call("--validate.cscores", file, "--validate.limit", "10", *PROBES)
     assert code == 0, errors
-    assert "The average lacks the epochs 2: they were not kept." in said
+    assert "Missing from the average, for they were not kept: epochs 2." in said
     assert read_json(tmp_path / "out" / "settings.json")["epochs"] == [1, 3]
 
 
@@ -311,16 +311,20 @@ def test_damaged_and_wrong_files_are_refused(tmp_path: Path, call: Any) -> None:
     _refuses(call(*both), "c.npz has 1,797 images and .*order.npy 1,798: give files of one")
 
 
-def test_a_run_that_scored_no_training_image_is_refused(
+def test_a_run_that_scored_too_few_training_images_is_refused(
     run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run_copy / "scores.parquet"
     scores = pd.read_parquet(path)
-    scores[scores["fold"] == "test"].to_parquet(path)
     file = write_cscores(tmp_path / "c.npz")
     line = ["validate", "digits", "--out", str(run_copy), "--validate.cscores", str(file)]
-    assert commands.run(line) == 2
-    assert "has scored no training image: give --validate.samples all" in capsys.readouterr().err
+    for kept, message in (
+        (scores["fold"] == "test", "has scored no training image: give --validate.samples all"),
+        (scores.index < 9, "9 images of the train fold are too few to rank: score at least 10"),
+    ):
+        scores[kept].to_parquet(path)
+        assert commands.run(line) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
