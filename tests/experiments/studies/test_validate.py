@@ -14,7 +14,9 @@ from sklearn.datasets import load_digits
 
 from experiments.cli import commands
 from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.job import Job
 from experiments.runs.networks import build_flax
+from experiments.settings.flags import Experiment
 from experiments.studies import validate
 from experiments.studies.published import Reference, read_references
 from experiments.studies.published_ranks import AVERAGED, draw, show, tabulate, verdicts
@@ -22,6 +24,7 @@ from jaxcurv import data, dataset, score_dataset
 from jaxcurv.estimators import FiniteDifference
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.training import checkpoints
+from jaxcurv.training.recipe import Recipe
 
 LABELS = load_digits().target.astype(np.int64)
 IMAGES = len(LABELS)
@@ -68,6 +71,21 @@ def write_cscores(path: Path, **others: Any) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def compared(
+    finished_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """What the study left with both files and the average over all epochs, and its command line."""
+    folder = tmp_path_factory.mktemp("compared")
+    cscores = write_cscores(folder / "c.npz")
+    ranking = ranking_by(scores_of(finished_run), "loss", folder / "order.npy")
+    files = ("--validate.cscores", cscores, "--validate.ranking", ranking)
+    line = ("validate", "digits", "--out", finished_run, "--validate.out", folder / "out")
+    words = [str(word) for word in (*line, *files, *PROBES)]
+    assert commands.run(words) == 0
+    return folder, words
+
+
 # --- the table
 
 
@@ -95,14 +113,10 @@ def test_a_ranking_by_the_run_s_own_curvature_is_perfect(
 
 
 def test_every_score_has_scipy_s_rho_with_every_reference(
-    finished_run: Path, tmp_path: Path, call: Any
+    finished_run: Path, compared: tuple[Path, list[str]]
 ) -> None:
-    cscores = write_cscores(tmp_path / "c.npz")
-    ranking = ranking_by(scores_of(finished_run), "loss", tmp_path / "order.npy")
-    files = ("--validate.cscores", cscores, "--validate.ranking", ranking)
-    code, said, errors = call(*files, *PROBES)
-    assert code == 0, errors
-    out = tmp_path / "out"
+    folder, _ = compared
+    out = folder / "out"
     table, scores = pd.read_csv(out / "validate.csv"), pd.read_parquet(out / "scores.parquet")
     pd.testing.assert_frame_equal(
         scores[["fold", "index", "label", "curvature", "margin"]],
@@ -110,8 +124,9 @@ def test_every_score_has_scipy_s_rho_with_every_reference(
     )
     assert "scores" not in scores  # what others published stays in its file
     assert set(AVERAGED.values()) <= set(scores)
-    rank = np.argsort(np.load(ranking))
-    published = {"cscore": np.load(cscores)["scores"], "curvature_rank": rank}
+    with np.load(folder / "c.npz") as file:
+        published = {"cscore": file["scores"]}
+    published["curvature_rank"] = np.argsort(np.load(folder / "order.npy"))
     assert len(table) == 3 * (2 * (len(scores.columns) - 3) + 1)
     for row in table.itertuples():
         images = scores if row.fold == "pooled" else scores[scores["fold"] == row.fold]
@@ -127,22 +142,16 @@ def test_every_score_has_scipy_s_rho_with_every_reference(
             one = spearmanr(images[name], reference).statistic
             assert row.difference == pytest.approx(row.rho - one, abs=1e-9)
             assert row.difference_low < row.difference < row.difference_high
-    assert said.count(" averaged over 3 epochs, and the ") == 6
+    assert read_json(out / "settings.json")["epochs"] == [1, 2, 3]
 
 
 # --- averages over epochs
 
 
 def test_averages_are_the_means_over_the_kept_epochs_by_hand(
-    finished_run: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, compared: tuple[Path, list[str]]
 ) -> None:
-    file = write_cscores(tmp_path / "c.npz")
-    flags = ("--validate.cscores", file, "--validate.limit", "20", *PROBES)
-    code, _, errors = call(*flags)
-    assert code == 0, errors
-    path = tmp_path / "out" / "scores.parquet"
-    found = pd.read_parquet(path).set_index("index")
-    assert found["fold"].value_counts().to_dict() == {"train": 20, "validation": 20}
+    found = pd.read_parquet(compared[0] / "out" / "scores.parquet").set_index("index")
     description = read_description(finished_run)
     digits = data.load("digits").train
     images = data.read(digits, np.flatnonzero(np.isin(digits.indices, found.index)))
@@ -165,17 +174,26 @@ def test_averages_are_the_means_over_the_kept_epochs_by_hand(
         by_hand = sum(table[name].astype(float) for table in tables) / 3
         np.testing.assert_allclose(found[column].loc[by_hand.index], by_hand, rtol=1e-3)
 
-    # What is finished stays: of a lost epoch the images are scored again, in one batch.
-    before, calls = path.read_bytes(), []
-    (lost,) = (tmp_path / "out").glob("pieces/*/epoch_2.parquet")
+
+def test_finished_epochs_stay(
+    compared: tuple[Path, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, line = compared
+    path, calls = folder / "out" / "scores.parquet", []
+    before = path.read_bytes()
+    (lost,) = (folder / "out").glob("pieces/*/epoch_2.parquet")
     lost.unlink()
     dispatch = dataset.dispatch
     monkeypatch.setattr(
         dataset, "dispatch", lambda *args, **named: calls.append(1) or dispatch(*args, **named)
     )
-    assert call(*flags)[0] == 0
-    assert len(calls) == 1
+    capsys.readouterr()
+    assert commands.run(line) == 0
+    assert len(calls) == -(-120 // (64 * len(jax.local_devices())))  # the batches of one epoch
     assert path.read_bytes() == before
+    assert capsys.readouterr().out.count(" averaged over 3 epochs, and the ") == 6
 
 
 @pytest.mark.parametrize(
@@ -196,14 +214,14 @@ def test_without_kept_epochs_there_are_the_scores_of_one_checkpoint(
 
 
 def test_epochs_that_are_gone_are_named(
-    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "kept_epochs", lambda directory: [1, 3])
-    file = write_cscores(tmp_path / "c.npz")
-    code, said, errors = call("--validate.cscores", file, "--validate.limit", "10", *PROBES)
-    assert code == 0, errors
-    assert "Missing from the average, for they were not kept: epochs 2." in said
-    assert read_json(tmp_path / "out" / "settings.json")["epochs"] == [1, 3]
+    experiment = Experiment(train=Recipe(epochs=3, keep_every=1))
+    job = Job(experiment, finished_run, None)
+    epochs, remark = validate._epochs(job, read_description(finished_run))
+    assert epochs == (1, 3)
+    assert remark == "Missing from the average, for they were not kept: epochs 2."
 
 
 # --- more images than the run has scored
