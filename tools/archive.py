@@ -24,6 +24,9 @@ _LEVEL = 19
 """Effort of zstd: an archive is written once."""
 _NARROW = {"prediction": "int16", "index": "int32"}
 
+_FLAGS = "flags.json"
+"""What a study's next command starts from, the paths of files among it: of no use elsewhere."""
+
 SMALL = 4 * 2**20
 """Bytes of the largest file that is copied as it is; larger weights are left out."""
 
@@ -36,7 +39,7 @@ _TABLES = (
     *("per_class", "overlap", "systematic"),
 )
 _KEPT_OF = dict.fromkeys(
-    ("stages", "compare-noise", "drift", "layers", "rank-correlation", "rescore"),
+    ("stages", "compare-noise", "drift", "layers", "rank-correlation", "rescore", "validate"),
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
 
@@ -73,7 +76,7 @@ def archive(run: Path, place: Path) -> None:
         files = [
             path
             for path in sorted((run / folder).glob("*"))
-            if path.suffix in kinds and path.stat().st_size <= SMALL
+            if path.suffix in kinds and path.name != _FLAGS and path.stat().st_size <= SMALL
         ]
         if folder == "rescore" and not _is_of_scores(run):
             files = []

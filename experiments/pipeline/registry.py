@@ -60,9 +60,14 @@ class Stage:
     What follows runs only if its outputs come out different."""
 
 
-SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device", "data.strict"})
-"""Settings that change how fast, where or whether, not what; they are recorded and decide
-nothing."""
+SPEED = frozenset(
+    {
+        *("score.batch_size", "simulate.batch_size", "simulate.device"),
+        *("data.strict", "train.keep_every"),
+    }
+)
+"""Settings that change how fast, where, whether, or what is kept beside, not what comes out; they
+are recorded and decide nothing."""
 
 _SCORED = ("train", "validation", "test")
 _SAMPLES = ("data", "folds", "limit", "limit_train")

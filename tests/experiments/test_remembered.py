@@ -18,7 +18,7 @@ from experiments.cli import commands, parsing
 from experiments.pipeline import registry, runner
 from experiments.pipeline.plan import plan
 from experiments.pipeline.registry import SPEED, STAGES
-from experiments.pipeline.up_to_date import identity_of
+from experiments.pipeline.up_to_date import deciding, identity_of
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import identity_of_model
@@ -31,6 +31,7 @@ from experiments.runs.remembered import (
     remember,
     settings_file,
 )
+from experiments.runs.resume import key_of
 from experiments.settings.flags import Data, Experiment
 from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
@@ -174,6 +175,37 @@ def test_a_device_repeats_nothing(
     said = succeed("run", "digits", "--simulate.device", "cuda", "--out", run_copy)
     assert ran == []
     assert "--simulate.device cpu -> cuda" in said
+
+
+def test_which_epochs_are_kept_repeats_nothing(
+    run_copy: Path, ran: list[str], succeed: Said
+) -> None:
+    """Nor does it move unfinished trainings; what is gone is said."""
+    every = ("1", "2", "none")
+    for given in every:
+        said = succeed("run", "digits", "--train.keep-every", given, "--out", run_copy)
+        assert "comes too late" not in said
+    record = read_record(run_copy, "train")
+    assert record is not None
+    assert record["settings"]["train"].pop("keep_every") == 1  # as a run of before has it
+    write_record(run_copy, record)
+    assert "comes too late" not in succeed("run", "digits", "--out", run_copy)
+    said = succeed("run", "digits", "--train.keep-every", "2", "--dry-run", "--out", run_copy)
+    assert ran == []
+    assert (
+        f"--train.keep-every 2 comes too late for {run_copy}: its training is finished and kept of "
+        "the epochs none but the best and the newest; to have them, train into another folder"
+    ) in said
+    said = succeed(
+        *("run", "digits", "--train.keep-every", "2", "--train.epochs", "4"),
+        *("--dry-run", "--out", run_copy),
+    )
+    assert "comes too late" not in said  # it will be trained
+    keys = {
+        key_of(deciding(identity_of(STAGES["train"], experiment, run_copy)))
+        for experiment in (_experiment("--train.keep-every", one, *SMALL[:2]) for one in every)
+    }
+    assert len(keys) == 1
 
 
 def test_every_stage_names_settings_that_there_are() -> None:

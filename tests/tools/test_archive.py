@@ -220,6 +220,18 @@ def test_variants_of_another_network_s_score_are_not_archived(
         assert (place / "rescore" / "variants.csv").exists() is kept
 
 
+def test_what_a_study_remembers_is_not_archived(finished_run: Path, tmp_path: Path) -> None:
+    """The paths of the published files would be another machine's."""
+    run, place = tmp_path / "run", tmp_path / "place"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    (run / "validate" / "pieces").mkdir(parents=True)
+    for name in ("validate.csv", "settings.json", "flags.json", "pieces/epoch_1.parquet"):
+        (run / "validate" / name).touch()
+    archive(run, place)
+    kept = [path.name for path in (place / "validate").rglob("*")]
+    assert sorted(kept) == ["settings.json", "validate.csv"]
+
+
 def test_results_in_use_are_not_regenerated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
