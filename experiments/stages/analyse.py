@@ -81,6 +81,22 @@ def _written(job: Job, tables: Mapping[str, pd.DataFrame]) -> Outcome:
     return Outcome(outputs, "cpu")
 
 
+def read_analysed(job: Job) -> dict[str, pd.DataFrame]:
+    """The run's tables of `ANALYSED`; routing_guarantees only where it is, for `analyse` of earlier
+    versions made none.
+
+    Raises:
+      FileNotFoundError: analyse has not run.
+      ValueError: a table is damaged.
+    """
+    guaranteed = (job.folder / "routing_guarantees.parquet").exists()
+    return {
+        name: read_parquet(job.folder / f"{name}.parquet")
+        for name in ANALYSED
+        if guaranteed or name != "routing_guarantees"
+    }
+
+
 def read_costs(job: Job) -> pd.DataFrame:
     """What the run's scores cost, as `costs.of_estimators` returns it.
 

@@ -25,8 +25,8 @@ from experiments.runs.samples import (
     scored_samples,
 )
 from experiments.stages.analyse import (
-    ANALYSED,
     ANALYSED_SCORES,
+    read_analysed,
     read_costs,
     read_digital,
     read_joined,
@@ -49,7 +49,7 @@ def report(job: Job) -> Outcome:
     dataset = load_data(job)
     images = _images_of_test(dataset, job)
     joined = read_joined(job)
-    analysed = _analysed(job)
+    analysed = read_analysed(job)
     figures = _draw(job, joined, analysed, images, dataset.class_names)
     if is_of_run(job, read_description(job.folder)):
         figures.append(job.folder / "drift" / "drift.png")
@@ -119,16 +119,6 @@ def report_scores(job: Job) -> Outcome:
     )
     page = write_report(job.folder / "report.html", contents)
     return Outcome([page, folder], "cpu")
-
-
-def _analysed(job: Job) -> dict[str, pd.DataFrame]:
-    """The run's tables; without the guarantees where an earlier version's `analyse` made none."""
-    guaranteed = (job.folder / "routing_guarantees.parquet").exists()
-    return {
-        name: read_parquet(job.folder / f"{name}.parquet")
-        for name in ANALYSED
-        if guaranteed or name != "routing_guarantees"
-    }
 
 
 def _images_of_test(dataset: data.ImageDataset, job: Job) -> _Images:

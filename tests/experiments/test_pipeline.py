@@ -288,33 +288,6 @@ def test_a_run_recorded_before_some_data_settings_counts(here: Command, run_copy
     assert result.stderr.count(": up to date") == len(STAGES)
 
 
-def test_a_run_without_guarantees_has_them_made_and_nothing_else(
-    here: Command, run_copy: Path
-) -> None:
-    """As an earlier version left it, whose report is made all the same."""
-    guarantees = {}
-    for kind in ("csv", "parquet"):
-        path = run_copy / f"routing_guarantees.{kind}"
-        guarantees[path] = path.read_bytes()
-        path.unlink()
-    for name in ("analyse", "report"):
-        record = read_json(run_copy / "stages" / f"{name}.json")
-        for files in (record["inputs"], record["outputs"]):
-            for path in guarantees:
-                files.pop(path.name, None)
-        write_json(run_copy / "stages" / f"{name}.json", record)
-    (run_copy / "report.html").unlink()
-    result = here("report", "digits", *SMALL, "--out", run_copy)
-    assert result.returncode == 0, result.stderr
-    assert "would take 99 chips" not in (run_copy / "report.html").read_text()
-    result = here("run", "digits", *SMALL, "--out", run_copy)
-    assert result.returncode == 0, result.stderr
-    assert "routing_guarantees.parquet was not made yet" in result.stderr
-    assert result.stderr.count(": up to date") == len(STAGES) - 2
-    assert {path: path.read_bytes() for path in guarantees} == guarantees
-    assert "would take 99 chips" in (run_copy / "report.html").read_text()
-
-
 def test_training_takes_the_given_normalisation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
