@@ -51,8 +51,8 @@ def guaranteed_threshold(
 
           n / (n + 1) R(t) + 1 / (n + 1) <= level
 
-      Then a new sample stays and fails with a probability of at most `level`, in the mean over
-      calibration sets too: with one set it may be more, with another less.
+      Then a new sample stays and fails with a probability of at most `level`. That is a mean over
+      calibration sets too: with the threshold of one it may be more, with another's less.
     - with a confidence: Learn-then-Test. Thresholds are tested in ascending order, and the last one
       before the first that fails is taken. A test passes where P(Bin(n, level) <= n R(t)) is at
       most 1 - confidence; for losses other than 0 and 1 the Hoeffding-Bentkus bound is in its
@@ -61,8 +61,8 @@ def guaranteed_threshold(
     - `of="stays"`, with a confidence: the share of failures *among those that stay*, which may rise
       and fall with t. Up to 20 thresholds are tested, at equal parts of the calibration samples,
       each by the samples below it and at (1 - confidence) over their number; the largest that
-      passes is taken. The conditional distribution of the samples below an order statistic is that
-      of any samples below it, so that the thresholds may come from the same samples.
+      passes is taken. Given an order statistic, the samples below it are independent draws from
+      below it, so that the thresholds may come from the calibration samples themselves.
 
     What is assumed: new samples are drawn as the calibration samples were (exchangeable; with a
     confidence independent too), run on the same chip under the same conditions, and the score was

@@ -46,6 +46,13 @@ def test_conformal_thresholds_by_hand(level: float, threshold: float) -> None:
     assert guaranteed_threshold(SCORES[order], FAILS[order], level) == threshold
 
 
+def test_a_level_that_is_met_exactly_does_not_fail_for_its_rounding() -> None:
+    assert 0.29 * 100 < 29
+    fails = np.arange(99) < 28
+    assert guaranteed_threshold(np.arange(99), fails, 0.29) == INF
+    assert guaranteed_threshold(np.arange(99), np.arange(99) < 29, 0.29) == 27
+
+
 def test_a_sample_of_infinite_score_stays_only_where_all_do() -> None:
     scores = np.append(SCORES[:8], INF)
     assert guaranteed_threshold(scores, FAILS, 0.3) == 0.8
