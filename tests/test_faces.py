@@ -37,8 +37,8 @@ SHOWN = {
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
     "load_programmed output_noise predict predict_chips recalibrate save_programmed "
     "weight_moments with_digital_of",
-    "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
-    "routing_baselines routing_curve",
+    "bridge.routing": "Costs Routed Router RoutingResult calibration_size choose_threshold "
+    "guaranteed_threshold risk_at routed_at routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "
     "resnet50 same_logits save_weights to_torch twin",
 }
@@ -173,7 +173,8 @@ def test_faces_are_imported_silently_and_without_frameworks() -> None:
 
 
 def test_the_analysis_and_the_curves_of_routing_need_no_framework() -> None:
-    curves = "Costs RoutingResult choose_threshold routed_at routing_baselines routing_curve"
+    curves = "Costs RoutingResult choose_threshold routed_at routing_baselines routing_curve "
+    curves += "calibration_size guaranteed_threshold risk_at"
     run(
         "import sys, bridge\n"
         "for name in dir(bridge.analysis): getattr(bridge.analysis, name)\n"

@@ -35,7 +35,7 @@ _FILES = (
     *("adc_ranges.csv", "coverage.csv"),
 )
 _TABLES = (
-    *("routing_choices", "routing_baselines"),
+    *("routing_choices", "routing_guarantees", "routing_baselines"),
     *("per_class", "overlap", "systematic"),
 )
 _KEPT_OF = dict.fromkeys(

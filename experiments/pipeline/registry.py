@@ -51,6 +51,8 @@ class Stage:
     """Keep JAX off the accelerator: this stage also uses torch."""
     shows: tuple[str, ...] = ()
     """Files of commands beside the stages that it reads where they are there."""
+    makes: tuple[str, ...] = ()
+    """Files that earlier versions did not write: a record without one is not up to date."""
     images: tuple[str, ...] = ()
     """The splits of the data set whose images it reads, but for a few to look at."""
     reads: tuple[Path, ...] = ()
@@ -144,6 +146,7 @@ STAGES: dict[str, Stage] = {
             ),
             after=("train", "score", "flips", "simulate"),
             packages=("scikit-learn",),
+            makes=("routing_guarantees.parquet",),
         ),
         Stage(
             "report",
@@ -240,4 +243,5 @@ def _without_chips(stage: Stage) -> Stage:
         run=_OF_SCORES.get(stage.name, stage.run),
         after=tuple(name for name in stage.after if name not in OF_CHIPS),
         shows=(),
+        makes=(),
     )

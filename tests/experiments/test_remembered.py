@@ -37,6 +37,7 @@ from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
 from experiments.stages import score as score_stage
 from experiments.stages import simulate as simulate_stage
+from experiments.stages.analyse import ANALYSED, read_analysed
 from experiments.stages.simulate import simulate
 from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
@@ -111,6 +112,29 @@ def test_a_stage_runs_again_for_what_it_reads(
         if step.why and not step.why.startswith("if "):
             assert f"{flags[0]} was " in step.why
     assert all(step.seconds and step.seconds > 0 for step in steps)
+
+
+def test_a_run_of_before_guarantees_has_them_made_and_keeps_the_rest(run_copy: Path) -> None:
+    """`report` alone does without them."""
+    for name in ("analyse", "report"):
+        record = read_json(run_copy / "stages" / f"{name}.json")
+        for file in ("routing_guarantees.csv", "routing_guarantees.parquet"):
+            (run_copy / file).unlink(missing_ok=True)
+            record["inputs"].pop(file, None)
+            record["outputs"].pop(file, None)
+        write_json(run_copy / "stages" / f"{name}.json", record)
+    steps = plan(_experiment("--out", run_copy), run_copy, tuple(STAGES))
+    assert {step.stage: step.why for step in steps if step.why} == {
+        "analyse": "routing_guarantees.parquet was not made yet",
+        "report": "if analyse comes out different",
+    }
+    (step,) = plan(_experiment("--out", run_copy), run_copy, ("report",))
+    assert step.why == ""
+    tables = read_analysed(Job(_experiment("--out", run_copy), run_copy, None))
+    assert set(ANALYSED) - set(tables) == {"routing_guarantees"}
+    (run_copy / "routing.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"routing\.parquet"):
+        read_analysed(Job(_experiment("--out", run_copy), run_copy, None))
 
 
 def test_another_mapping_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
