@@ -23,10 +23,11 @@ SHOWN = {
     "bridge": "PROFILES Profile Router compare_predictors coverage failure_table from_torch "
     "load_chip output_noise predict program same_logits save_chip score simulate study to_jax "
     "to_torch weight_moments analog analysis chips graphs jax_chips routing weights",
-    "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
-    "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
-    "failure_overlap failure_table failures_on_others gaussian_flip_probability logit_scores "
-    "rate_interval systematic_share trend_test wilson_interval within_class_rank",
+    "bridge.analysis": "SystematicShare Trend VarianceShares analog_only_failures "
+    "calibration_table compare_predictors cross_validated_logistic deciles edge_ties "
+    "expected_calibration_error failure_overlap failure_table failures_on_others "
+    "gaussian_flip_probability logit_scores rate_interval systematic_share trend_test "
+    "variance_shares wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes MappedPairs Memory OutputNoise PCM "
     "PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share "
     "coverage eight_profiles layer_failures layer_report load_chip moment_state_dict "
