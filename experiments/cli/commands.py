@@ -56,6 +56,7 @@ More about a finished run:
   drift PRESET          Accuracy of the chips as they age.
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
+  atlas PRESET          On how many of a hundred chips each image fails.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
 
@@ -211,7 +212,14 @@ def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
     from experiments.cli.parsing import with_own_preset
     from experiments.cli.studies import run_study
-    from experiments.studies import compare_noise, drift, layers, rank_correlation, rescore
+    from experiments.studies import (
+        atlas,
+        compare_noise,
+        drift,
+        layers,
+        rank_correlation,
+        rescore,
+    )
 
     studies: dict[str, Study[Any, Any]] = {
         "rank-correlation": rank_correlation.STUDY,
@@ -219,6 +227,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "layers": layers.STUDY,
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
+        "atlas": atlas.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -309,7 +318,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "analyse": _analyse,
     **{
         name: partial(_study, name)
-        for name in ("rank-correlation", "rescore", "layers", "drift", "compare-noise")
+        for name in ("rank-correlation", "rescore", "layers", "drift", "compare-noise", "atlas")
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,

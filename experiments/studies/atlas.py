@@ -1,0 +1,416 @@
+"""On how many chips each image fails: the vulnerability atlas of a run's network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bridge.checks import require_finite
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, PROFILES, Profile, to_json
+from bridge.report.figures import atlas as figures
+from bridge.report.folds import FOLDS, Fold
+from experiments.chips.opening import engine_packages
+from experiments.chips.protocol import Programmable
+from experiments.runs.files import read_parquet, require_writable, write_csv, write_parquet
+from experiments.runs.records import read_record
+from experiments.runs.resume import key_of
+from experiments.runs.samples import (
+    Samples,
+    calibration_images,
+    calibration_samples,
+    positions_of,
+    read_small,
+)
+from experiments.settings.flags import Experiment, ProfileName, Simulate
+from experiments.settings.restore import restore
+from experiments.settings.values import shown
+from experiments.studies.atlas_tables import atlas_table, most_failing, summarise
+from experiments.studies.drift import duration
+from experiments.studies.exported import read_network
+from experiments.studies.opening import Study
+from experiments.system.devices import require_device
+from experiments.system.environment import package_versions
+from jaxcurv.data import Normalisation, Normalised, read
+from jaxcurv.progress import progress
+from jaxcurv.storage.checksums import write_json
+
+_LEVEL = 19
+"""Effort of zstd: the table is written once."""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """How likely each scored image is to fail: its failures over many simulated chips."""
+
+    profiles: tuple[str, ...] = (f"{FULL_PROFILE}@20", f"{FULL_COMPENSATED}@3600")
+    """Settings of the chips: a hardware profile, @ and the seconds after programming at which its
+    memory is read, as in pcm_gdc@3600. Without @ they are those of --simulate.pcm.t-inference. The
+    devices are those of --simulate.*."""
+    chips: int = 100
+    """Chips of each setting, with seeds --seed, --seed + 1 and so on, the same under every setting.
+    Finished chips are kept: ask for more later."""
+    gallery: int = 16
+    """Images to show of each setting: those of the test fold that fail on most chips."""
+    out: Path | None = None
+    """Folder of the results; `none` is atlas/ in the run's folder."""
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            raise ValueError("profiles must be at least one; got none")
+        for one in self.profiles:
+            _split(one)
+        if self.chips < 2 or self.gallery < 1:
+            raise ValueError(
+                "chips must be at least 2, to tell what is the image's from what is the chip's, "
+                f"and gallery at least 1; got {self.chips} and {self.gallery}"
+            )
+
+
+def named_settings(profiles: Sequence[str], simulate: Simulate) -> dict[str, Profile]:
+    """The profile of each setting, by the setting's name.
+
+    Args:
+      profiles: settings as the flag takes them.
+      simulate: the devices, and the time where a setting has none.
+
+    Returns:
+      Names such as pcm_gdc@3600, with the time where the profile has a memory.
+
+    Raises:
+      ValueError: two settings are the same.
+    """
+    found: dict[str, Profile] = {}
+    for given in profiles:
+        name, time = _split(given)
+        profile = simulate.every_profile[name]
+        if profile.memory is not None:
+            time = profile.memory.t_inference if time is None else time
+            profile = replace(profile, memory=replace(profile.memory, t_inference=time))
+            name = f"{name}@{shown(float(time))}"
+        if name in found:
+            raise ValueError(f"--atlas.profiles names {name} twice: give each setting once")
+        found[name] = profile
+    return found
+
+
+def _split(given: str) -> tuple[str, float | None]:
+    """A setting's profile, and its time in seconds, None where it has none.
+
+    Raises:
+      ValueError: there is no such profile, the time is none, or every chip would be the same.
+    """
+    name, at, seconds = given.partition("@")
+    known = get_args(ProfileName)
+    if name not in known:
+        raise ValueError(f"profiles has no {name!r}: give one of {', '.join(known)}")
+    profile = PROFILES[name]
+    if profile.memory is None and profile.wnoise is None:
+        raise ValueError(f"profiles has {given}, which draws no noise: all its chips are the same")
+    if not at:
+        return name, None
+    if profile.memory is None:
+        raise ValueError(f"profiles has {given}, but {name} has no memory that ages: leave out @")
+    if not re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", seconds):
+        raise ValueError(f"profiles has {given}: after @ give seconds, such as {name}@3600")
+    return name, float(require_finite(f"the time of {given}", float(seconds)))
+
+
+def title_of(name: str) -> str:
+    """What figures call a setting, such as "pcm_gdc, 1 h"."""
+    profile, at, seconds = name.partition("@")
+    return f"{profile}, {duration(float(seconds))}" if at else profile
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run's network, its scored images and the settings of its chips."""
+
+    network: Programmable
+    settings: Mapping[str, Profile]
+    """Profiles by the settings' names."""
+    scores: pd.DataFrame
+    """The run's scores, sorted by fold and index."""
+    flips: Mapping[str, pd.Series]
+    """Flip probabilities in the order of `scores`, of the settings that the run has them of."""
+    folds: Mapping[Fold, Samples]
+    """The images in the order of `scores`."""
+    normalisation: Normalisation
+    class_names: Sequence[str]
+    origin: dict[str, Any]
+    """What decides the outcomes besides a chip's profile and seed, as JSON holds it."""
+    made_with: dict[str, Any]
+    """Device and package versions, as JSON holds them."""
+
+
+def open_scored(
+    experiment: Experiment,
+    folder: Path,
+    out: Path,
+    data_dir: Path | None,
+    *,
+    profiles: tuple[str, ...],
+) -> Scored:
+    """Reads a run's network, its scores and the images that they are of.
+
+    Args:
+      experiment: settings of the run, those of its chips among them.
+      folder: folder of the run.
+      out: folder of the results, proven to be writable.
+      data_dir: where data sets are; None for TFDS's default.
+      profiles: the settings.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: the work cannot start.
+    """
+    simulate = experiment.simulate
+    settings = named_settings(profiles, simulate)
+    versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
+    require_device(simulate.device)
+    if not (folder / "scores.parquet").exists():
+        raise FileNotFoundError(
+            f"no scores.parquet in {folder}: run score first, or give the run's folder with --out"
+        )
+    network = read_network(experiment, folder, data_dir)
+    require_writable(out)
+    scores = read_parquet(folder / "scores.parquet")
+    scores = pd.concat(
+        [scores[scores["fold"] == fold].sort_values("index") for fold in FOLDS], ignore_index=True
+    )
+    dataset, normalisation = network.images.dataset, network.images.normalisation
+    chosen = {}
+    for fold, rows in scores.groupby("fold", sort=False):
+        samples = network.images.fold(fold)
+        chosen[fold] = samples.take(positions_of(samples.indices, rows["index"].to_numpy()))
+        if not np.array_equal(chosen[fold].labels, rows["label"]):
+            raise ValueError(
+                f"the labels of the {fold} images are not those in {folder / 'scores.parquet'}: "
+                "run score again, on the data set as it is now"
+            )
+    calibrated = any(profile.needs_calibration for profile in settings.values())
+    held = calibration_samples(dataset, experiment)
+    programmable = network.programming(dataset, calibration_images(held, normalisation, experiment))
+    described = {key: one for key, one in network.description.items() if key != "class_names"}
+    return Scored(
+        programmable,
+        settings,
+        scores,
+        _flips(folder, scores, settings),
+        read_small(chosen),
+        normalisation,
+        dataset.class_names,
+        {
+            "data": experiment.data.deciding,
+            "model": described,
+            "weights_sha256": network.identity,
+            "samples": {fold: len(samples) for fold, samples in chosen.items()},
+            "indices": key_of(scores["index"].tolist()),
+            "calibration": simulate.adc_calibration if calibrated else None,
+            "engine": simulate.engine,
+            "stream": simulate.stream,
+        },
+        {"device": programmable.device, "versions": versions},
+    )
+
+
+def _flips(
+    folder: Path, scores: pd.DataFrame, settings: Mapping[str, Profile]
+) -> dict[str, pd.Series]:
+    """The run's flip probabilities of the settings whose devices and time are its own."""
+    record, train = (read_record(folder, name) for name in ("flips", "train"))
+    if record is None or train is None or not (folder / "flips.parquet").exists():
+        return {}
+    if any(train["outputs"].get(file, made) != made for file, made in record["inputs"].items()):
+        return {}  # of a network that was there before
+    simulate = restore(Simulate(), record["settings"]["simulate"])
+    flips = read_parquet(folder / "flips.parquet")
+    found = {}
+    for name, profile in settings.items():
+        of_run = name.partition("@")[0]
+        rows = flips[flips["profile"] == of_run]
+        joined = scores[["fold", "index"]].merge(rows, on=["fold", "index"], how="left")
+        if simulate.every_profile[of_run] == profile and joined["probability"].notna().all():
+            found[name] = joined["probability"]
+    return found
+
+
+def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> None:
+    """Counts on how many chips each image fails, and says how much of that is the image's own.
+
+    Leaves atlas.parquet (a row an image; `attrs["columns"]` describes every column), columns.csv
+    (the same descriptions), summary.csv (a row a setting and fold), atlas.png and atlas.svg with
+    atlas.csv, always.png and always.svg with always.csv (the images that fail on most chips) and
+    settings.json. The outcomes of each finished chip are kept in pieces/ and not computed again.
+    """
+    seeds = range(experiment.seed, experiment.seed + settings.chips)
+    confidence = experiment.analyse.confidence
+    wrong = wrong_outcomes(scored, seeds, out / "pieces", experiment.simulate.batch_size)
+    titles = {name: title_of(name) for name in scored.settings}
+    table, described = atlas_table(scored.scores, wrong, scored.flips, titles)
+    summary = summarise(table, wrong, confidence)
+    made = {
+        **scored.origin,
+        **scored.made_with,
+        "settings": {name: to_json(profile) for name, profile in scored.settings.items()},
+        "seeds": list(seeds),
+        "confidence": confidence,
+        "bins": experiment.analyse.bins,
+    }
+    title = (
+        f"{experiment.data.title}, {experiment.model.title}: {len(seeds)} simulated chips of each "
+        "setting"
+    )
+    attrs = {"title": title, "columns": described, "made": made}
+    write_parquet(out / "atlas.parquet", table, level=_LEVEL, attrs=attrs)
+    write_csv(
+        out / "columns.csv",
+        pd.DataFrame({"column": described.keys(), "description": described.values()}),
+    )
+    write_csv(out / "summary.csv", summary)
+    bins = experiment.analyse.bins
+    figures.draw(table, summary, titles, out / "atlas.png", title=title, bins=bins)
+    drawn = _draw_gallery(scored, table, titles, settings.gallery, out / "always.png")
+    write_json(out / "settings.json", made)
+    show(summary, titles)
+    print(
+        f"{out / 'atlas.parquet'} ({len(table):,} images), columns.csv, summary.csv, atlas.png"
+        + (" and always.png" if drawn else "; no test image fails on any chip: no gallery")
+    )
+
+
+def wrong_outcomes(
+    scored: Scored, seeds: range, folder: Path, batch_size: int
+) -> dict[str, NDArray[np.bool_]]:
+    """For each setting whether each chip is wrong, bool [chips, images].
+
+    Args:
+      scored: the network, the settings and the images.
+      seeds: the chips.
+      folder: where the outcomes of each finished chip are kept, and looked for.
+      batch_size: images at once.
+    """
+    count = len(scored.scores)
+    network, profiles = scored.network, scored.settings
+    places = {
+        name: folder / f"{name}-{key_of({**scored.origin, 'profile': to_json(profile)})}"
+        for name, profile in profiles.items()
+    }
+    found: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in profiles}
+    with progress(len(seeds) * len(profiles) * count, "atlas"):
+        at_once = min(network.at_once(profile, batch_size) for profile in profiles.values())
+        for first in range(0, len(seeds), at_once):
+            group = seeds[first : first + at_once]
+            for name in profiles:
+                paths = {seed: places[name] / f"{seed}.parquet" for seed in group}
+                missing = [seed for seed, path in paths.items() if not path.exists()]
+                with progress(len(group) * count, f"{name}, chip {group[0]}"):
+                    made = _tried(scored, name, missing, batch_size) if missing else []
+                    for seed, table in zip(missing, made, strict=True):
+                        write_parquet(paths[seed], table)
+                found[name] += [
+                    ~read_parquet(path)["correct"].to_numpy(bool) for path in paths.values()
+                ]
+    return {name: np.stack(outcomes) for name, outcomes in found.items()}
+
+
+def _tried(scored: Scored, name: str, seeds: Sequence[int], batch_size: int) -> list[pd.DataFrame]:
+    """For each chip fold, index and correct of every image; each is programmed once."""
+    chips = [scored.network.program(scored.settings[name], seed) for seed in seeds]
+    outcomes: list[list[pd.DataFrame]] = [[] for _ in seeds]
+    for fold, samples in scored.folds.items():
+        tables = scored.network.predict_chips(
+            chips,
+            Normalised(samples, scored.normalisation),
+            f"{name}, {fold}",
+            batch_size=batch_size,
+            keep=_nothing,
+        )
+        for of_chip, table in zip(outcomes, tables, strict=True):
+            of_chip.append(table[["index", "correct"]].assign(fold=fold))
+    return [
+        pd.concat(of_chip, ignore_index=True)[["fold", "index", "correct"]] for of_chip in outcomes
+    ]
+
+
+def _nothing(logits: NDArray[np.float32]) -> dict[str, Any]:
+    """What is kept of the logits: the outcome says enough."""
+    return {}
+
+
+def _draw_gallery(
+    scored: Scored, table: pd.DataFrame, titles: Mapping[str, str], count: int, path: Path
+) -> bool:
+    """Draws the test images that fail on most chips; says whether there are any."""
+    rows = most_failing(table, list(titles), count)
+    if rows.empty:
+        for kind in (".png", ".svg", ".csv"):  # of an earlier atlas
+            with suppress(FileNotFoundError):
+                path.with_suffix(kind).unlink()
+        return False
+    test = scored.folds["test"]
+    indices = table.loc[table["fold"] == "test", "index"].to_numpy()
+    images = read(test, positions_of(indices, rows["index"]), description="read shown images")
+    right = table[(table["fold"] == "test") & table["correct"]]
+    headings = {}
+    for name, title in titles.items():
+        always = int((right[f"failures_{name}"] == right["chips"]).sum())
+        shown_here = int((rows["setting"] == name).sum())
+        which = "of largest margin" if always > shown_here else "that fail on most chips"
+        headings[name] = (
+            f"{title}: {always:,} of {len(right):,} digitally correct test images fail on all "
+            f"{rows['chips'].iloc[0]} chips; shown: {shown_here} {which}"
+        )
+    figures.gallery(rows, images.images, scored.class_names, headings, path)
+    return True
+
+
+def show(summary: pd.DataFrame, titles: Mapping[str, str]) -> None:
+    """Prints a row a setting and fold: how many fail, and whose the failures are."""
+    printed = Table(
+        title=f"Failures over {summary['chips'].iloc[0]} chips, % of the digitally correct images",
+        caption="Never, always: images that fail on no chip, on all. Image, chip, rest: shares of "
+        "the variance of failure, %. Intervals: other samples on other chips.",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("setting", "fold"):
+        printed.add_column(name)
+    for name in ("failures", "never", "always", "image", "chip", "rest"):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for row in summary.to_dict("records"):
+        printed.add_row(
+            titles[row["setting"]],
+            row["fold"],
+            _interval(row, "failure_rate"),
+            *(f"{100 * row[name]:.1f}" for name in ("never_fail", "always_fail")),
+            *(_interval(row, f"{part}_share", digits=0) for part in ("image", "chip", "rest")),
+        )
+    Console(highlight=False).print(printed)
+
+
+def _interval(row: Mapping[str, Any], name: str, digits: int = 1) -> str:
+    value, low, high = (100 * row[name + end] for end in ("", "_low", "_high"))
+    if np.isnan(value):
+        return "-"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+STUDY = Study(
+    "atlas",
+    Atlas,
+    open_scored,
+    run,
+    opened_with=("profiles",),
+    of=("train", "score", "export"),
+)
