@@ -146,6 +146,8 @@ class Scored:
     folds: Mapping[Fold, Samples]
     """The images in the order of `scores`."""
     normalisation: Normalisation
+    calibration: int
+    """How many images set calibrated ADC ranges."""
     class_names: Sequence[str]
     origin: dict[str, Any]
     """What decides the outcomes besides a chip's profile and seed, as JSON holds it."""
@@ -197,7 +199,6 @@ def open_scored(
                 f"the labels of the {fold} images are not those in {folder / 'scores.parquet'}: "
                 "run score again, on the data set as it is now"
             )
-    calibrated = any(profile.needs_calibration for profile in settings.values())
     held = calibration_samples(dataset, experiment)
     programmable = network.programming(dataset, calibration_images(held, normalisation, experiment))
     described = {key: one for key, one in network.description.items() if key != "class_names"}
@@ -208,6 +209,7 @@ def open_scored(
         _flips(folder, scores, settings),
         read_small(chosen),
         normalisation,
+        simulate.adc_calibration,
         dataset.class_names,
         {
             "data": experiment.data.deciding,
@@ -215,7 +217,6 @@ def open_scored(
             "weights_sha256": network.identity,
             "samples": {fold: len(samples) for fold, samples in chosen.items()},
             "indices": key_of(scores["index"].tolist()),
-            "calibration": simulate.adc_calibration if calibrated else None,
             "engine": simulate.engine,
             "stream": simulate.stream,
         },
@@ -261,6 +262,7 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
     made = {
         **scored.origin,
         **scored.made_with,
+        "calibration": scored.calibration,
         "settings": {name: to_json(profile) for name, profile in scored.settings.items()},
         "seeds": list(seeds),
         "confidence": confidence,
@@ -301,10 +303,12 @@ def wrong_outcomes(
     """
     count = len(scored.scores)
     network, profiles = scored.network, scored.settings
-    places = {
-        name: folder / f"{name}-{key_of({**scored.origin, 'profile': to_json(profile)})}"
-        for name, profile in profiles.items()
-    }
+    places = {}
+    for name, profile in profiles.items():
+        decides = {**scored.origin, "profile": to_json(profile)}
+        if profile.needs_calibration:
+            decides["calibration"] = scored.calibration
+        places[name] = folder / f"{name}-{key_of(decides)}"
     found: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in profiles}
     with progress(len(seeds) * len(profiles) * count, "atlas"):
         at_once = min(network.at_once(profile, batch_size) for profile in profiles.values())
