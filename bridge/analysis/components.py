@@ -53,16 +53,17 @@ def variance_shares(failed: npt.ArrayLike, confidence: float = 0.95) -> Variance
         MS_chip   = n sum_k (ybar_k. - ybar)^2 / (K - 1)  =  V_rest + n V_chip
         MS_rest   = sum_ki (y_ki - ybar_k. - ybar_.i + ybar)^2 / ((K - 1) (n - 1))  =  V_rest
 
-    A negative variance counts as 0. Shares are those of V_sample + V_chip + V_rest. The rest has no
-    part that another run of the same chip would change, unless noise is drawn at each operation.
-    For rare failures the shares are far from those of a normal latent score: where each sample has
-    its own probability p_i and nothing else matters, the sample's share is var(p_i) / (p (1 - p)).
+    A negative variance counts as 0, but for the intervals. Shares are those of V_sample + V_chip +
+    V_rest. The rest has no part that another run of the same chip would change, unless noise is
+    drawn at each operation. For rare failures the shares are far from those of a normal latent
+    score: where each sample has its own probability p_i and nothing else matters, the sample's
+    share is var(p_i) / (p (1 - p)).
 
     An interval takes the variances that leaving out one chip, and one sample, at a time give (the
     jackknife), added up and with the quantile of `intervals.crossed_error`, on the logit scale. It
-    needs three chips and three samples. Of 20 chips and 300 samples, and of 100 and 2,000, whose
-    failures are a normal latent score beyond a threshold, intervals of 95 % covered 0.92 to 0.98;
-    of 5 and 300 0.93 to 1.00, but 0.85 for a chip's share of 0.005, which often comes out as 0.
+    needs three chips and three samples. Where failures are a normal latent score beyond a
+    threshold, at rates of 5 to 30 %, intervals of 95 % covered 0.92 to 1.00 with 5 to 100 chips and
+    300 to 2,000 samples, and 0.82 at worst with 3 and 60.
 
     Sources: S. R. Searle, G. Casella, C. E. McCulloch, Variance Components (1992), chapter 4, for
     the moments; B. Efron, C. Stein, Ann. Stat. 9 (1981) 586-596, for the jackknife.
@@ -99,11 +100,11 @@ def variance_shares(failed: npt.ArrayLike, confidence: float = 0.95) -> Variance
         chips, samples - 1, total - on, squares_on - on**2, squares_of - 2 * (of @ real) + on
     )
     values: dict[str, float] = {}
+    kept = np.clip(found, 0.0, None)
     for number, name in enumerate(_PARTS):
-        share = float(found[number])
-        values[name] = share
+        values[name] = float(kept[number] / kept.sum())
         values[f"{name}_low"], values[f"{name}_high"] = _interval(
-            share, without_chip[number], without_sample[number], confidence
+            float(found[number]), without_chip[number], without_sample[number], confidence
         )
     return VarianceShares(**values)
 
@@ -115,7 +116,9 @@ def _shares(
     squares_on: npt.ArrayLike,
     squares_of: npt.ArrayLike,
 ) -> npt.NDArray[np.float64]:
-    """The shares of sample, chip and rest `[3, ...]`; NaN where they are not defined.
+    """The shares of sample, chip and rest `[3, ...]`, of which the first two may be negative.
+
+    NaN where they are not defined.
 
     Args:
         chips, samples: how many.
@@ -130,12 +133,11 @@ def _shares(
     correction = total**2 / (chips * samples)
     of_samples, of_chips = squares_on / chips - correction, squares_of / samples - correction
     rest = (total - correction - of_samples - of_chips) / ((chips - 1) * (samples - 1))
-    rest = np.clip(rest, 0.0, None)
-    sample = np.clip((of_samples / (samples - 1) - rest) / chips, 0.0, None)
-    chip = np.clip((of_chips / (chips - 1) - rest) / samples, 0.0, None)
+    sample = (of_samples / (samples - 1) - rest) / chips
+    chip = (of_chips / (chips - 1) - rest) / samples
     parts = np.stack([sample, chip, rest])
     whole = parts.sum(axis=0)
-    return parts / np.where(whole > 0, whole, np.nan)
+    return parts / np.where((total > 0) & (total < chips * samples), whole, np.nan)
 
 
 def _interval(
@@ -163,6 +165,7 @@ def _interval(
     )
     half = quantile * np.sqrt(variance)
     if not 0 < share < 1:  # which has no logit
-        return float(max(share - half, 0.0)), float(min(share + half, 1.0))
+        low, high = np.clip([share - half, share + half], 0.0, 1.0)
+        return float(low), float(high)
     half /= share * (1 - share)
     return float(expit(logit(share) - half)), float(expit(logit(share) + half))

@@ -363,7 +363,9 @@ def _draw_gallery(
         return False
     test = scored.folds["test"]
     indices = table.loc[table["fold"] == "test", "index"].to_numpy()
-    images = read(test, positions_of(indices, rows["index"]), description="read shown images")
+    # An image may fail under several settings.
+    places, shown_at = np.unique(positions_of(indices, rows["index"]), return_inverse=True)
+    images = read(test, places, description="read shown images").images[shown_at]
     right = table[(table["fold"] == "test") & table["correct"]]
     headings = {}
     for name, title in titles.items():
@@ -374,33 +376,36 @@ def _draw_gallery(
             f"{title}: {always:,} of {len(right):,} digitally correct test images fail on all "
             f"{rows['chips'].iloc[0]} chips; shown: {shown_here} {which}"
         )
-    figures.gallery(rows, images.images, scored.class_names, headings, path)
+    figures.gallery(rows, images, scored.class_names, headings, path)
     return True
 
 
 def show(summary: pd.DataFrame, titles: Mapping[str, str]) -> None:
-    """Prints a row a setting and fold: how many fail, and whose the failures are."""
-    printed = Table(
-        title=f"Failures over {summary['chips'].iloc[0]} chips, % of the digitally correct images",
-        caption="Never, always: images that fail on no chip, on all. Image, chip, rest: shares of "
-        "the variance of failure, %. Intervals: other samples on other chips.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("setting", "fold"):
-        printed.add_column(name)
-    for name in ("failures", "never", "always", "image", "chip", "rest"):
-        printed.add_column(name, justify="right", no_wrap=True)
-    for row in summary.to_dict("records"):
-        printed.add_row(
-            titles[row["setting"]],
-            row["fold"],
-            _interval(row, "failure_rate"),
-            *(f"{100 * row[name]:.1f}" for name in ("never_fail", "always_fail")),
-            *(_interval(row, f"{part}_share", digits=0) for part in ("image", "chip", "rest")),
+    """Prints for each setting a row a fold: how many fail, and whose the failures are."""
+    console = Console(highlight=False)
+    for name, rows in summary.groupby("setting", sort=False):
+        printed = Table(
+            title=f"{titles[str(name)]}: failures over {rows['chips'].iloc[0]} chips",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
-    Console(highlight=False).print(printed)
+        printed.add_column("fold", no_wrap=True)
+        for column in ("failures", "never", "always", "image", "chip", "rest"):
+            printed.add_column(column, justify="right", no_wrap=True)
+        for row in rows.to_dict("records"):
+            printed.add_row(
+                row["fold"],
+                _interval(row, "failure_rate"),
+                *(f"{100 * row[column]:.1f}" for column in ("never_fail", "always_fail")),
+                *(_interval(row, f"{part}_share", digits=0) for part in ("image", "chip")),
+                "-" if np.isnan(row["rest_share"]) else f"{100 * row['rest_share']:.0f}",
+            )
+        console.print(printed)
+    print(
+        "Failures, and images that never and always fail: % of the digitally correct images. "
+        "Image, chip,\nrest: % of the variance of failure that is the image's own, the chip's own, "
+        "and of the pair of both.\nIntervals are for other images on other chips of this network."
+    )
 
 
 def _interval(row: Mapping[str, Any], name: str, digits: int = 1) -> str:

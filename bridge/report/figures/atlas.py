@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import binom
 
 from bridge.analysis.failures import deciles
@@ -27,7 +28,11 @@ from bridge.report.figures.style import (
 
 _FOLDS = {"train": (ORANGE, "--"), "validation": (GREEN, ":"), "test": (BLUE, "-")}
 _SETTINGS = (WINE, VERMILLION, GREEN, ORANGE)
-_PARTS = {"image": BLUE, "chip": ORANGE, "rest": "#C8C8C8"}
+_PARTS = {
+    "image": ("the image's own", BLUE),
+    "chip": ("the chip's own", ORANGE),
+    "rest": ("of the pair", "#C8C8C8"),
+}
 _PALE = "#DDDDDD"
 
 
@@ -126,6 +131,7 @@ def _draw_distribution(axis: Axes, counted: pd.DataFrame) -> None:
     axis.set_yscale("log")
     axis.set_ylim(50 / max(counted["samples"].max(), 1), 130)
     axis.set_xlim(edges[0], edges[-1])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _by_curvature(table: pd.DataFrame, name: str, folds: Sequence[str], bins: int) -> pd.DataFrame:
@@ -135,7 +141,7 @@ def _by_curvature(table: pd.DataFrame, name: str, folds: Sequence[str], bins: in
         rows = table[table["fold"] == fold]
         bin_of = deciles(rows["curvature"], rows["index"], bins)
         right = rows["correct"].to_numpy()
-        failing = rows.loc[rows["correct"], f"failures_{name}"].astype("float64") / rows["chips"]
+        failing = rows.loc[right, f"failures_{name}"].astype("float64") / rows["chips"].iloc[0]
         share = failing.groupby(bin_of[right]).mean().reindex(range(1, bins + 1))
         found.append(pd.DataFrame({"fold": fold, "at": share.index, "share": share.to_numpy()}))
     return pd.concat(found, ignore_index=True)
@@ -149,18 +155,16 @@ def _draw_curvature(
 ) -> None:
     for number, (name, rows) in enumerate(by_curvature.items()):
         colour = _SETTINGS[number % len(_SETTINGS)]
-        for fold in folds:
+        for fold in folds:  # whose dashes the legend above tells
             line = rows[rows["fold"] == fold]
-            dashes = _FOLDS[fold][1]
-            label = f"{titles[name]}, {fold}"
-            axis.plot(
-                line["at"], 100 * line["share"], dashes, color=colour, marker="o", label=label
-            )
+            label = titles[name] if fold == folds[-1] else None
+            share, dashes = 100 * line["share"], _FOLDS[fold][1]
+            axis.plot(line["at"], share, dashes, color=colour, marker="o", ms=3, label=label)
     axis.set_xticks(range(1, int(rows["at"].max()) + 1))
     axis.set_xlabel("Curvature bin of the fold (1 lowest)")
     axis.set_ylabel("Failure probability (%)")
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=6)
+    axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=6)
 
 
 def _draw_shares(axis: Axes, summary: pd.DataFrame, titles: Mapping[str, str]) -> None:
@@ -168,11 +172,11 @@ def _draw_shares(axis: Axes, summary: pd.DataFrame, titles: Mapping[str, str]) -
     for place, row in enumerate(summary.itertuples()):
         names.append(f"{titles[row.setting]}\n{row.fold}")
         start = 0.0
-        for part, colour in _PARTS.items():
+        for part, (words, colour) in _PARTS.items():
             share = 100 * getattr(row, f"{part}_share")
             if np.isnan(share):
                 continue
-            label = part if not place else None
+            label = None if place else words
             axis.barh(place, share, left=start, color=colour, height=0.7, label=label)
             if share >= 5:
                 text = f"{share:.0f}"
@@ -182,8 +186,8 @@ def _draw_shares(axis: Axes, summary: pd.DataFrame, titles: Mapping[str, str]) -
     axis.invert_yaxis()
     axis.grid(False)
     axis.set_xlim(0, 100)
-    axis.set_xlabel("Variance of failure (%): of the image, the chip, the pair of both")
-    axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=7)
+    axis.set_xlabel("Share of the variance of failure (%)")
+    axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=6)
 
 
 def gallery(
@@ -213,7 +217,7 @@ def gallery(
         blocks = figure.subfigures(len(places), 1, squeeze=False, height_ratios=lines).flat
         for block, (name, found), height in zip(blocks, places.items(), lines, strict=True):
             block.suptitle(headings[name], x=0.005, ha="left", fontsize=8)
-            grid = block.subplots(height, columns, squeeze=False).flat
+            grid = block.subplots(height, columns, squeeze=False).ravel()
             for axis in grid:
                 axis.set_axis_off()
             for axis, place in zip(grid, found, strict=False):
