@@ -173,9 +173,7 @@ def _draw_shares(axis: Axes, summary: pd.DataFrame, titles: Mapping[str, str]) -
         names.append(f"{titles[row.setting]}\n{row.fold}")
         start = 0.0
         for part, (words, colour) in _PARTS.items():
-            share = 100 * getattr(row, f"{part}_share")
-            if np.isnan(share):
-                continue
+            share = 100 * float(np.nan_to_num(getattr(row, f"{part}_share")))
             label = None if place else words
             axis.barh(place, share, left=start, color=colour, height=0.7, label=label)
             if share >= 5:

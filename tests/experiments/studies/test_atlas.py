@@ -54,6 +54,13 @@ def programmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return seeds
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures, which take most of the time of what is computed already."""
+    for name in ("draw", "gallery"):
+        monkeypatch.setattr(atlas.figures, name, lambda *_, **__: None)
+
+
 def piece(out: Path, name: str, seed: int) -> pd.DataFrame:
     (path,) = out.glob(f"pieces/{name}-*/{seed}.parquet")
     return read_parquet(path)
@@ -183,6 +190,7 @@ def test_figures(made: Path) -> None:
 # --- resuming
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_chips_are_added(
     finished_run: Path, copied: Path, programmed: list[int], made: Path
 ) -> None:
@@ -198,10 +206,11 @@ def test_more_chips_are_added(
     assert (copied / "atlas.parquet").read_bytes() == (made / "atlas.parquet").read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_other_devices_have_pieces_of_their_own(
     finished_run: Path, copied: Path, programmed: list[int]
 ) -> None:
-    other = ("--simulate.wnoise.sigma", "0.1", "--atlas.chips", "2")
+    other = ("--simulate.wnoise.sigma", "0.1", "--atlas.chips", "2", "--atlas.gallery", "1")
     assert commands.run(line(finished_run, copied, *other)) == 0
     assert programmed == [0, 1]  # the other setting has no weight noise
     table = pd.read_parquet(copied / "atlas.parquet")
