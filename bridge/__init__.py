@@ -2,6 +2,7 @@
 
 - `program` a chip under one of the `PROFILES` or a `Profile` of your own, `save_chip`,
   `load_chip`; `predict` on it or on the digital network; `simulate` many chips in one call.
+- `recalibrate` and `fit_logits` undo some of what drift does; `average_logits` of several chips.
 - `study` scores and predictions, a real chip's too: which samples fail, what tells them, a page.
 - `failure_table` and `compare_predictors` on the outcomes, which need neither torch nor JAX;
   `Router` sends fragile samples to the digital model.

@@ -20,21 +20,24 @@ SHOWN = {
     "merge_scores score_dataset data engine estimators flip_probability margins models training",
     "jaxcurv.engine": "cross_entropy probe",
     "jaxcurv.training": "Recipe fit keep_trained restore_best",
-    "bridge": "PROFILES Profile Router compare_predictors coverage failure_table from_torch "
-    "load_chip output_noise predict program same_logits save_chip score simulate study to_jax "
-    "to_torch weight_moments analog analysis chips graphs jax_chips routing weights",
+    "bridge": "PROFILES Profile Router average_logits compare_predictors coverage failure_table "
+    "fit_logits from_torch load_chip output_noise predict program recalibrate same_logits "
+    "save_chip score simulate study to_jax to_torch weight_moments analog analysis chips graphs "
+    "jax_chips routing weights",
     "bridge.analysis": "SystematicShare Trend VarianceShares analog_only_failures "
     "calibration_table compare_predictors cross_validated_logistic deciles edge_ties "
     "expected_calibration_error failure_overlap failure_table failures_on_others "
     "gaussian_flip_probability logit_scores rate_interval systematic_share trend_test "
     "variance_shares wilson_interval within_class_rank",
-    "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes MappedPairs Memory OutputNoise PCM "
-    "PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise clipped_share "
-    "coverage eight_profiles layer_failures layer_report load_chip moment_state_dict "
-    "named_profiles output_noise predict profile_of program save_chip weight_moments",
+    "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes LogitFit MappedPairs Memory "
+    "OutputNoise PCM PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise "
+    "average_logits clipped_share coverage eight_profiles fit_logits layer_failures layer_report "
+    "load_chip moment_state_dict named_profiles output_noise predict profile_of program "
+    "recalibrate save_chip weight_moments",
     "bridge.graphs": "score to_jax",
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
-    "load_programmed output_noise predict predict_chips save_programmed weight_moments",
+    "load_programmed output_noise predict predict_chips recalibrate save_programmed "
+    "weight_moments with_digital_of",
     "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
     "routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "

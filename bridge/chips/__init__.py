@@ -3,6 +3,7 @@
 - what a chip is: `profiles`, `memories` (PCM and others), `weight_noise`, `adc`, `configuration`
 - how it is made: `conversion`, `programming`, `streams` (its random numbers), `files`
 - how it runs: `execution`, `tiles`, `images`, `prediction`
+- what makes up for its errors: `recalibration`, `logit_fit`, `averaging`
 - what is known of it: `layers`, `moments`
 """
 

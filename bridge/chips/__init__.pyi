@@ -1,9 +1,12 @@
+from .averaging import average_logits as average_logits
 from .counterparts import profile_of as profile_of
 from .coverage import coverage as coverage
 from .files import load_chip as load_chip
 from .files import save_chip as save_chip
 from .layers import layer_failures as layer_failures
 from .layers import layer_report as layer_report
+from .logit_fit import LogitFit as LogitFit
+from .logit_fit import fit_logits as fit_logits
 from .memories.conductances import MappedPairs as MappedPairs
 from .memories.conductances import Pairs as Pairs
 from .memories.conductances import SinglePair as SinglePair
@@ -29,3 +32,4 @@ from .profiles import named_profiles as named_profiles
 from .programming import Chip as Chip
 from .programming import clipped_share as clipped_share
 from .programming import program as program
+from .recalibration import recalibrate as recalibrate

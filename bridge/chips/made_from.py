@@ -31,14 +31,16 @@ _TOLD = {
     "samples": "the samples are more or fewer",
     "some": "the samples are others",
     "keep": "keep is another",
+    "reads": "reads are more or fewer",
 }
 
 
 def identity_of(
-    chip: Chip | nn.Module, source: Source, keep: Keep | None
+    chip: Chip | nn.Module, source: Source, keep: Keep | None, reads: int
 ) -> tuple[dict[str, Any], NDArray[Any]]:
     """What decides the table but the network's code: the chip, the samples as far as some of them
-    tell, and what is kept of the logits, by its name. Also the images of those samples."""
+    tell, what is kept of the logits, by its name, and how many reads there are, of several. Also
+    the images of those samples."""
     some = hashlib.sha256()
     positions = np.linspace(0, len(source) - 1, _IDENTIFYING, dtype=int).tolist()
     images, *numbers = read_batch(source, positions, pixels=np.float32)
@@ -50,6 +52,7 @@ def identity_of(
         "samples": len(source),
         "some": some.hexdigest(),
         "keep": None if keep is None else getattr(keep, "__qualname__", type(keep).__qualname__),
+        **({"reads": reads} if reads > 1 else {}),
     }
     return identity, images
 
@@ -97,7 +100,7 @@ def refuse_other(
     stored = json.loads(metadata[_MADE_BY])
     code = json.loads(metadata.get(_CODE, b"null"))  # tables of earlier versions have none
     if stored != identity:
-        told = [text for name, text in _TOLD.items() if stored.get(name) != identity[name]]
+        told = [text for name, text in _TOLD.items() if stored.get(name) != identity.get(name)]
         if code is not None and (layer := other_layers(code, network)):
             told.append(layer)
         raise ValueError(

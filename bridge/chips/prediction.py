@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bridge.checks import require_count
+from bridge.chips.averaging import mean_logits
 from bridge.chips.evaluation import as_logits, require_eval, require_independent
 from bridge.chips.examination import refused_access
 from bridge.chips.images import as_batch, refused_layout, require_rows
@@ -39,6 +40,7 @@ def predict(
     description: str = "predict",
     out: str | os.PathLike[str] | None = None,
     keep: Keep | None = None,
+    reads: int = 1,
 ) -> pd.DataFrame:
     """What a chip makes of every sample, in the source's order.
 
@@ -68,27 +70,35 @@ def predict(
         which must not depend on the others of the batch: it is given the first one's halves too.
         With many classes most of the table is logits: 5 GB for 1.28 million samples and 1000
         classes.
+      reads: how many times the chip computes each sample; the logits are the mean. Each read draws
+        the noise of operations anew, whose variance in the logits so is 1 / reads, to first order;
+        what was drawn once, as programming and reading of a memory are, stays. The energy is that
+        of as many inferences. `average_logits` has the mean over chips.
 
     Returns:
       A DataFrame with the columns index (int64), path (text, where the source has `paths`), label
       and prediction (int64), correct (bool) and logits, or what `keep` makes of them; one row a
       sample. Each sample's logits are a float32 array `[class]`, which is not to be written to.
       With `out`, its `attrs` say what it was made from: chip (a hash), samples (how many), some (a
-      hash of 16 of them) and keep (its name).
+      hash of 16 of them), keep (its name) and, of several, reads.
 
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale
         than a chip was calibrated on, labels that the model has no logit for, an index that occurs
         twice, a module that computes as in training, mixes the samples of a batch or gives no
         logits, a chip whose network has weights on no tile (`program`), non-finite logits, columns
-        to keep that the table has, that are not one value a sample or depend on the batch, or a
-        file at `out` that is something else, or was made by the same weights and other code.
+        to keep that the table has, that are not one value a sample or depend on the batch, reads
+        below 1, several reads of what is no chip, or a file at `out` that is something else, or
+        was made by the same weights and other code.
     """
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
     if not isinstance(module, nn.Module):
         raise ValueError(f"predict takes a chip or a torch module; got {type(chip).__name__}")
     require_eval(module, "the module")
     batch_size = require_count("batch_size", batch_size)
+    reads = require_count("reads", reads)
+    if reads > 1 and not isinstance(chip, Chip):
+        raise ValueError(f"a module draws nothing that {reads} reads would average: give reads=1")
     if keep is not None and not callable(keep):
         raise ValueError(
             f"keep makes columns of a batch's logits, such as jaxcurv.logit_scores; got {keep!r}"
@@ -106,7 +116,7 @@ def predict(
         raise ValueError(f"torch {torch.__version__} sees no CUDA device: use device='cpu'")
 
     def run(keep: Keep | None, update: Callable[[int], object]) -> Iterator[pa.Table]:
-        return gathered(_run(chip, source, batch_size, device, description, keep, update))
+        return gathered(_run(chip, source, batch_size, device, description, keep, reads, update))
 
     if out is None:
         with progress(len(source), description) as shown:
@@ -114,7 +124,7 @@ def predict(
     target = Path(out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
-    identity, some = identity_of(chip, source, keep)
+    identity, some = identity_of(chip, source, keep, reads)
     images = as_batch(some, torch.device("cpu"))
     network = chip.analog if isinstance(chip, Chip) else module
     if target.exists():
@@ -149,6 +159,7 @@ def _run(
     device: str | torch.device,
     description: str,
     keep: Keep | None,
+    reads: int,
     update: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
     module: nn.Module = chip.executable if isinstance(chip, Chip) else chip
@@ -169,11 +180,12 @@ def _run(
                 if isinstance(chip, Chip):
                     chip.examine(batch)
                     with refused_access():
-                        found = module(batch, indices)
+                        found = [module(batch, indices, read) for read in range(reads)]
                 else:
-                    found = layout(module, batch)
-            require_rows(found, batch)
-            logits = as_logits(found, len(batch)).numpy()
+                    found = [layout(module, batch)]
+            for one in found:
+                require_rows(one, batch)
+            logits = mean_logits([as_logits(one, len(batch)).numpy() for one in found])
             if not seen and not isinstance(chip, Chip):
                 require_independent(lambda x: layout(module, x), batch, "the module")
             rows = rows_of(logits, labels, indices, named, description, keep)

@@ -80,22 +80,24 @@ class Chip:
     input_ranges: Mapping[str, float] = field(default_factory=dict)
     stream: str | None = None
 
-    def __call__(self, images: Images, indices: Sequence[int]) -> torch.Tensor:
+    def __call__(self, images: Images, indices: Sequence[int], read: int = 0) -> torch.Tensor:
         """Logits `[batch, class]` on the CPU.
 
         Args:
           images: float32, a tensor `[batch, channel, height, width]` (or whatever the network
             takes) or an array `[batch, height, width, channel]`, normalised as the model expects.
           indices: the samples' stable indices, >= 0: they name the noise of each operation.
+          read: which read of the chip, >= 0: each draws that noise anew. A memory's read noise,
+            which is drawn once for each time, stays.
 
         Raises:
-          ValueError: `analog` was changed since the executable was made of it.
+          ValueError: `analog` was changed since the executable was made of it, or a bad read.
         """
         if not isinstance(images, torch.Tensor):
             images = as_tensor(images, "images")
         self.examine(images)
         with torch.inference_mode(), refused_access():
-            return self.executable(images, indices)
+            return self.executable(images, indices, read)
 
     def examine(self, images: torch.Tensor) -> None:
         """Refuses a network that would not compute on tiles what the model computes.

@@ -53,16 +53,17 @@ class SharedRows(ValueError):
 
 
 class SampleNoise:
-    """Standard normals that belong to a chip's seed, a layer and a sample.
+    """Standard normals that belong to a chip's seed, a layer, a sample and a read of the chip.
 
     Attributes:
       seed: the chip.
+      read: which read of the chip is being computed, from 0.
       indices: the samples of the batch that is being computed.
       drawn: layers that have drawn for it, in order, and their numbers of rows.
     """
 
     def __init__(self, seed: int):
-        self.seed = seed
+        self.seed, self.read = seed, 0
         self.indices: list[int] = []
         self.drawn: list[tuple[str, int]] = []
         self._calls: Counter[str] = Counter()
@@ -71,6 +72,11 @@ class SampleNoise:
         """A forward pass of these samples begins."""
         self.indices, self.drawn = indices, []
         self._calls.clear()
+
+    def key(self, *key: object) -> tuple[object, ...]:
+        """The stream's key of noise in this read; the first read's is as it was before there were
+        several."""
+        return ("operation", *key, *(["read", self.read] if self.read else []))
 
     def normals(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         """Draws of one call of a layer; float32 `shape`, `[rows, ...]`.
@@ -89,7 +95,7 @@ class SampleNoise:
             )
         self.drawn.append((name, shape[0]))
         draws = torch.empty((samples, shape[0] // samples, *shape[1:]), device=device)
-        layer = stream_seed(self.seed, "operation", name, self._calls[name])
+        layer = stream_seed(self.seed, *self.key(name, self._calls[name]))
         self._calls[name] += 1
         generator = torch.Generator(device)
         for row, index in zip(draws, self.indices, strict=True):

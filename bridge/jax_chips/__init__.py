@@ -13,6 +13,7 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `carried`: a chip of `bridge.program` as one of these.
 - `moments` of programmed weights, and `output_noise`: what converters add to a margin.
 - `prediction`: a chip over a data set; `groups`: many chips, several at once.
+- `recalibration`: BatchNorm statistics that a chip measures itself.
 - `layer_tables`: a chip layer by layer.
 - `chips`: the public face; `files`: programmed chips on disk.
 """

@@ -11,3 +11,5 @@ from .layer_tables import layer_report as layer_report
 from .moments import weight_moments as weight_moments
 from .output_noise import output_noise as output_noise
 from .prediction import predict as predict
+from .recalibration import recalibrate as recalibrate
+from .recalibration import with_digital_of as with_digital_of

@@ -25,6 +25,7 @@ from bridge.jax_chips.tiles import is_linear
 from jaxcurv.engine.batch import PRECISION
 from jaxcurv.engine.model import NnxCall
 from jaxcurv.engine.tracing import dtypes, fingerprint, trace
+from jaxcurv.settings import require_whole
 
 Params = Any
 """A pytree of arrays."""
@@ -48,6 +49,16 @@ class Programmed(NamedTuple):
     units: tuple[Float[Array, "columns outputs"], ...]
     key: Array
     time: Array | None = None
+
+    def read(self, number: int) -> "Programmed":
+        """The same devices with other noise of each operation, that of a read of the chip.
+
+        Args:
+          number: which read, from 0, which is this one.
+        """
+        if require_whole("number", number, 0) == 0:
+            return self
+        return self._replace(key=jax.random.fold_in(self.key, number))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@ them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -272,14 +273,48 @@ def observed_inputs(
     return found
 
 
+def met(
+    network: Network,
+    leaves: Sequence[Array],
+    units: Units,
+    key: Array,
+    images: Shaped[Array, "batch ..."],
+    indices: Int[Array, " batch"],
+    reduce: Callable[[int, jaxprs.Meeting], Any],
+) -> list[Any]:
+    """What is kept of the places where parameters meet what depends on the images.
+
+    Args:
+      reduce: from a meeting's number, in the order of the program, and the meeting of one sample
+        to what is kept of it; None for nothing. The others are as for `logits`.
+
+    Returns:
+      What `reduce` gave, each `[batch, ...]`.
+    """
+
+    def one(image: Array, index: Array) -> list[Any]:
+        numbers, kept = count(), list[Any]()
+
+        def look(meeting: jaxprs.Meeting) -> None:
+            if (found := reduce(next(numbers), meeting)) is not None:
+                kept.append(found)
+
+        _run(network, leaves, image, _on_tiles(network, units, key, index), look)
+        return kept
+
+    found: list[Any] = jax.vmap(one)(images, indices)
+    return found
+
+
 def _run(
     network: Network,
     leaves: Sequence[Array],
     image: Array,
     outputs: Outputs,
+    on_meeting: jaxprs.OnMeeting | None = None,
 ) -> Array:
     """The program's first result for one sample; `outputs(layer, operation, activations, weight)`
-    computes what tiles do."""
+    computes what tiles do, `on_meeting` is shown where parameters meet activations."""
     met = iter(network.plan.products)
 
     def on_product(product: jaxprs.Product, x: Array, weight: Array) -> Array | None:
@@ -290,5 +325,5 @@ def _run(
         found = outputs(one.layer, one.operation, x.astype(jnp.float32), weight)
         return found.astype(jaxprs.shape_of(product.equation.outvars[0]).dtype)
 
-    found: Array = jaxprs.run(network.program, leaves, image[None], on_product)[0][0]
+    found: Array = jaxprs.run(network.program, leaves, image[None], on_product, on_meeting)[0][0]
     return found

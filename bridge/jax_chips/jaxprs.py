@@ -96,8 +96,40 @@ OnProduct = Callable[[Product, Any, Any], Any]
 leaves the product as it is."""
 
 
+class Meeting(NamedTuple):
+    """An operation in which parameters alone and what depends on the images come together.
+
+    Products are none.
+
+    Attributes:
+      leaves: parameters that the former depends on.
+      value: the latter, where the operation is a sum, difference, product or quotient of both by
+        element; None for another.
+      shape: of the former, as the operation takes it.
+    """
+
+    leaves: frozenset[int]
+    value: Any
+    shape: tuple[int, ...]
+
+
+OnMeeting = Callable[[Meeting], None]
+"""Called with each meeting, in the order of the program."""
+
+
+class Visitor(NamedTuple):
+    """What a walk calls."""
+
+    on_product: OnProduct
+    on_meeting: OnMeeting | None
+
+
 def run(
-    program: ClosedJaxpr, leaves: Sequence[Any], images: Any, on_product: OnProduct
+    program: ClosedJaxpr,
+    leaves: Sequence[Any],
+    images: Any,
+    on_product: OnProduct,
+    on_meeting: OnMeeting | None = None,
 ) -> list[Any]:
     """A program's results, its products replaced.
 
@@ -106,28 +138,29 @@ def run(
       leaves: parameters.
       images: the last operand.
       on_product: see `OnProduct`.
+      on_meeting: see `OnMeeting`.
     """
     given = [
         Traced(leaf, Origin(frozenset([i]), weight=Weight(i, ()))) for i, leaf in enumerate(leaves)
     ]
     arguments = [*given, Traced(images, Origin(images=True))]
-    return [one.value for one in _closed(program, arguments, on_product)]
+    return [one.value for one in _closed(program, arguments, Visitor(on_product, on_meeting))]
 
 
 def _closed(
-    program: ClosedJaxpr | Jaxpr, arguments: Sequence[Traced], on_product: OnProduct
+    program: ClosedJaxpr | Jaxpr, arguments: Sequence[Traced], visitor: Visitor
 ) -> list[Traced]:
     if isinstance(program, ClosedJaxpr):
         constants = [Traced(one, Origin()) for one in program.consts]
-        return _walk(program.jaxpr, constants, arguments, on_product)
-    return _walk(program, [], arguments, on_product)
+        return _walk(program.jaxpr, constants, arguments, visitor)
+    return _walk(program, [], arguments, visitor)
 
 
 def _walk(
     jaxpr: Jaxpr,
     constants: Sequence[Traced],
     arguments: Sequence[Traced],
-    on_product: OnProduct,
+    visitor: Visitor,
 ) -> list[Traced]:
     known: dict[Any, Traced] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= zip(jaxpr.invars, arguments, strict=True)
@@ -139,30 +172,44 @@ def _walk(
 
     for equation in jaxpr.eqns:
         operands = [look_up(variable) for variable in equation.invars]
-        results = _evaluate(equation, operands, on_product)
+        results = _evaluate(equation, operands, visitor)
         known |= zip(equation.outvars, results, strict=True)
     return [look_up(variable) for variable in jaxpr.outvars]
 
 
-def _evaluate(
-    equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct
-) -> list[Traced]:
+def _evaluate(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) -> list[Traced]:
     name = equation.primitive.name
     if name in _PRODUCTS:
-        return [_product(equation, operands, on_product)]
+        return [_product(equation, operands, visitor)]
     known = any(one.origin.leaves or one.origin.images for one in operands)
     if name in _PLAIN_CALLS and known:
-        return _closed(equation.params[_CALLS[name]], operands, on_product)
+        return _closed(equation.params[_CALLS[name]], operands, visitor)
     if known and has_products(equation):
         if name in _CALLS:
-            return _closed(equation.params[_CALLS[name]], operands, on_product)
+            return _closed(equation.params[_CALLS[name]], operands, visitor)
         if name in _INSIDE:
-            return _INSIDE[name](equation, operands, on_product)
+            return _INSIDE[name](equation, operands, visitor)
         raise ValueError(
             f"a product with parameters is inside of {name}, whose program cannot be changed: "
             "write it outside, or as lax.scan or lax.cond"
         )
+    if visitor.on_meeting is not None:
+        _tell_meeting(equation, operands, visitor.on_meeting)
     return _as_it_is(equation, operands)
+
+
+_BY_ELEMENT = frozenset(("add", "sub", "mul", "div"))
+
+
+def _tell_meeting(equation: JaxprEqn, operands: Sequence[Traced], on_meeting: OnMeeting) -> None:
+    of_images = [one for one in operands if one.origin.images]
+    if not of_images:
+        return
+    plain = equation.primitive.name in _BY_ELEMENT
+    for one, variable in zip(operands, equation.invars, strict=True):
+        if one.origin.leaves and not one.origin.images:
+            value = of_images[0].value if plain else None
+            on_meeting(Meeting(one.origin.leaves, value, shape_of(variable).shape))
 
 
 def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
@@ -254,7 +301,7 @@ def _compute(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return found
 
 
-def _product(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> Traced:
+def _product(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) -> Traced:
     origin = _of_all(operands)
     if not origin.images and not origin.leaves:
         return _as_it_is(equation, operands)[0]
@@ -275,13 +322,13 @@ def _product(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProdu
         origin.picked,
     )
     here = 1 if position is None else position
-    found = on_product(met, operands[1 - here].value, operands[here].value)
+    found = visitor.on_product(met, operands[1 - here].value, operands[here].value)
     if found is None:
         return _as_it_is(equation, operands)[0]
     return Traced(found, replace(origin, picked=frozenset()))
 
 
-def _scan(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct) -> list[Traced]:
+def _scan(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) -> list[Traced]:
     settings = equation.params
     if settings["length"] == 0:
         return _as_it_is(equation, operands)
@@ -292,7 +339,7 @@ def _scan(equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct)
     outputs: dict[int, list[Traced]] = {}
     for step in reversed(steps) if settings["reverse"] else steps:
         slices = [_slice(one, step) for one in stacked]
-        found = _closed(settings["jaxpr"], [*fixed, *carry, *slices], on_product)
+        found = _closed(settings["jaxpr"], [*fixed, *carry, *slices], visitor)
         carry, outputs[step] = found[:carried], found[carried:]
     rows = [outputs[step] for step in steps]
     return [*carry, *(_stacked(column) for column in zip(*rows, strict=True))]
@@ -310,11 +357,9 @@ def _stacked(column: Sequence[Traced]) -> Traced:
     return Traced(jnp.stack([one.value for one in column]), _of_all(column))
 
 
-def _branches(
-    equation: JaxprEqn, operands: Sequence[Traced], on_product: OnProduct
-) -> list[Traced]:
+def _branches(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) -> list[Traced]:
     chosen, *given = operands
-    results = [_closed(one, given, on_product) for one in equation.params["branches"]]
+    results = [_closed(one, given, visitor) for one in equation.params["branches"]]
     found = []
     for of_branches in zip(*results, strict=True):
         origin = _of_all([*of_branches, chosen])

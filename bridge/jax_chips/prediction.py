@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from jaxtyping import Array
 
 from bridge.checks import require_count
+from bridge.chips.averaging import mean_logits
 from bridge.chips.outcomes import Keep, gathered, refuse_other_scale, require_by_row, rows_of
 from bridge.jax_chips.chips import Chip, Programmed
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
@@ -28,14 +30,15 @@ def predict(
     batch_size: int = 64,
     description: str = "predict",
     keep: Keep | None = None,
+    reads: int = 1,
 ) -> pd.DataFrame:
     """What a programmed chip makes of every sample, in the source's order.
 
     Args:
       chip: made by `bridge.analog`.
       weights: one chip of `chip.program`.
-      source, keys, batch_size, description, keep: as for `bridge.predict`. The last batch is filled
-        up, so that one program serves all.
+      source, keys, batch_size, description, keep, reads: as for `bridge.predict`. The last batch
+        is filled up, so that one program serves all.
 
     Returns:
       The table of `bridge.predict`.
@@ -43,17 +46,28 @@ def predict(
     Raises:
       ValueError: a source that `jaxcurv.data.as_source` refuses, samples of another shape than the
         chip was made for or of another scale than it was calibrated on, labels that have no logit,
-        an index that occurs twice, logits that are not finite, columns to keep that
+        an index that occurs twice, logits that are not finite, reads below 1, columns to keep that
         `bridge.predict` refuses, or a function that computes
         otherwise than when the chip was made, as for `chip.program`.
     """
-    batch_size = require_count("batch_size", batch_size)
+    batch_size, reads = require_count("batch_size", batch_size), require_count("reads", reads)
     given = samples_of(source, keys)
     chip.require_same_function()
     with progress(len(given), description) as shown:
-        apply = partial(chip.apply, weights)
+        apply = partial(chip.apply, weights) if reads == 1 else _of_reads(chip, weights, reads)
         (table,) = tables_of(chip, apply, given, batch_size, [description], keep, shown)
     return table
+
+
+def _of_reads(chip: Chip, weights: Programmed, reads: int) -> Callable[..., np.ndarray]:
+    """From images and their indices to the mean logits of several reads, `[batch, class]`."""
+    chips = [weights.read(number) for number in range(reads)]
+
+    def apply(images: Array, indices: Any) -> np.ndarray:
+        found = [chip.apply(one, images, indices=indices) for one in chips]
+        return mean_logits([np.asarray(one) for one in found])
+
+    return apply
 
 
 def samples_of(source: SourceLike, keys: Keys | None) -> Source:
@@ -70,7 +84,7 @@ def samples_of(source: SourceLike, keys: Keys | None) -> Source:
 
 def tables_of(
     chip: Chip,
-    apply: Callable[..., Array],
+    apply: Callable[..., Array | np.ndarray],
     source: Source,
     batch_size: int,
     descriptions: Sequence[str],
@@ -101,10 +115,10 @@ def tables_of(
 
 
 def _run(
-    chip: Chip, apply: Callable[..., Array], source: Source, batch_size: int
-) -> Iterator[tuple[Batch, Array]]:
+    chip: Chip, apply: Callable[..., Array | np.ndarray], source: Source, batch_size: int
+) -> Iterator[tuple[Batch, Array | np.ndarray]]:
     """Each batch with its logits; the next one is under way when they are fetched."""
-    waiting: tuple[Batch, Array] | None = None
+    waiting: tuple[Batch, Array | np.ndarray] | None = None
     for batch, images in batches_of(chip, source, batch_size):
         found = apply(images, indices=np.resize(batch.indices, batch_size))
         if waiting is not None:

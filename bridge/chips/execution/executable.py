@@ -20,6 +20,7 @@ from bridge.chips.memory_layout import Layout
 from bridge.chips.streams import SampleNoise, SharedRows, stream
 from bridge.chips.tiles import named_tiles
 from bridge.chips.weight_noise import draws_per_operation
+from jaxcurv.settings import require_whole
 
 _COMPARED = 4  # samples that show whether a batch's noise is theirs
 _ROUNDING = 1e-4  # of the largest logit
@@ -51,13 +52,17 @@ class Executable(nn.Module):
         self._layout, self.made_of = Layout(network), None
         self._compared = one_by_one or not draws_noise(network)
 
-    def forward(self, images: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Logits `[batch, class]` of images whose stable indices, each >= 0, are given."""
+    def forward(self, images: torch.Tensor, indices: Sequence[int], read: int = 0) -> torch.Tensor:
+        """Logits `[batch, class]` of images whose stable indices, each >= 0, are given.
+
+        Each `read` >= 0 draws other noise of operations.
+        """
         if len(indices) != len(images):
             raise ValueError(f"{len(images)} images need as many indices, not {len(indices)}")
         indices = [operator.index(index) for index in indices]
         if min(indices) < 0:
             raise ValueError(f"indices must not be negative, got {min(indices)}")
+        self.noise.read = require_whole("read", read, 0)
         return self._layout(partial(self._run, indices), images)
 
     def _run(self, indices: Sequence[int], images: torch.Tensor) -> torch.Tensor:
@@ -82,7 +87,7 @@ class Executable(nn.Module):
     def _apart(self, indices: Sequence[int], images: torch.Tensor) -> torch.Tensor:
         logits = []
         for image, index in zip(images.split(1), indices, strict=True):
-            with stream(self.noise.seed, "operation", index, device=images.device):
+            with stream(self.noise.seed, *self.noise.key(index), device=images.device):
                 found = self._together([index], image)
             if not isinstance(found, torch.Tensor):
                 return found  # no logits, which is told later

@@ -93,8 +93,8 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         ),
         (
             "margin + curvature, logits + gradient norm, all scores",
-            "cross-validated logistic models of several scores; logits stands for margin, entropy "
-            "and least confidence.",
+            "and others with a plus: cross-validated logistic models of several scores; logits "
+            "stands for margin, entropy and least confidence.",
         ),
         (
             "cost in forward passes",

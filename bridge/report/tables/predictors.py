@@ -46,11 +46,14 @@ AT_MEAN = "margin at mean weights"
 ADDED, COMBINED = "margin + curvature", "all scores"
 OF_LOGITS, LOGITS_ADDED = "logits", "logits + curvature"
 WITH_GRADIENT, GRADIENT_ADDED = "logits + gradient norm", "logits + gradient norm + curvature"
+FLIP_ADDED = "logits + gradient norm + curvature + flip probability"
 """Logistic models of several scores: two scores; all scores but the physical ones; the scores of
-one forward pass, and these with the gradient norm, each without and with curvature."""
+one forward pass, and these with the gradient norm, each without and with curvature; and these with
+the flip probability too."""
 
-NESTED = {LOGITS_ADDED: OF_LOGITS, GRADIENT_ADDED: WITH_GRADIENT}
-"""What curvature is added to, by the model with it: whether it tells anything beyond that."""
+NESTED = {LOGITS_ADDED: OF_LOGITS, GRADIENT_ADDED: WITH_GRADIENT, FLIP_ADDED: GRADIENT_ADDED}
+"""What a model's last score is added to: whether curvature, or the flip probability, tells anything
+beyond that."""
 
 _SAID = {
     LOGITS_ADDED: "a logistic model of the logits' own scores",
@@ -116,8 +119,8 @@ def compare(
     Beside the scores themselves: the physical predictor where `flips` has it, the failures on other
     chips (`OTHERS`), where there are several and enough samples fail on more than one, and
     cross-validated logistic models. Among these are those that tell whether curvature adds to the
-    scores of one forward pass, and to these with the gradient norm: `NESTED`, in added_difference
-    with _low and _high.
+    scores of one forward pass, and to these with the gradient norm, and the flip probability to
+    both: `NESTED`, in added_difference with _low and _high.
 
     Args:
         joined: as `outcomes.join` returns it.
@@ -221,6 +224,7 @@ def _combined(
         LOGITS_ADDED: [*of_logits, "curvature"],
         WITH_GRADIENT: [*of_logits, "gradient_norm"],
         GRADIENT_ADDED: [*of_logits, "gradient_norm", "curvature"],
+        FLIP_ADDED: [*of_logits, "gradient_norm", "curvature", FLIP_PROBABILITY],
         COMBINED: [name for name in scores if name in _PREDICTORS],
     }
     parts = {name: members for name, members in parts.items() if set(members) <= scores.keys()}
@@ -274,6 +278,7 @@ def costs_table(measured: pd.DataFrame) -> pd.DataFrame:
         AT_MEAN: MARGIN_AT_MEAN,
         FLIP_PROBABILITY: FLIP_PROBABILITY_PASSES,
         UNSHIFTED: FLIP_PROBABILITY_UNSHIFTED,
+        FLIP_ADDED: rows[GRADIENT_ADDED][0] + FLIP_PROBABILITY_PASSES,
     }
     rows |= {name: (cost, np.nan) for name, cost in physical.items()}
     rows |= {name: (float(others), np.nan) for others, name in OTHERS.items()}

@@ -1,0 +1,41 @@
+"""The page of results, where it says more than its tables hold."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.runs.files import write_parquet
+from tools import results_page
+
+
+def run_of(folder: Path, train: float, rates: list[float]) -> results_page._Run:
+    """An archived run with so many training images right, and these failure rates by tenths."""
+    deciles = pd.DataFrame(
+        {
+            "fold": "test",
+            "profile": "adc+wnoise+pcm",
+            "decile": range(1, len(rates) + 1),
+            "chips": 15,
+            "rate_of_all": rates,
+        }
+    )
+    deciles = pd.concat([deciles, deciles.assign(fold="validation")])
+    deciles = pd.concat([deciles, deciles.assign(profile="ideal", rate_of_all=0.0)])
+    write_parquet(folder / "deciles.parquet", deciles)
+    settings = {"model": {"architecture": "resnet18"}, "data": {"name": "cifar10"}}
+    table = pd.DataFrame({"fold": ["train", "test"], "digital_accuracy": [train, 75.0]})
+    return results_page._Run(folder, settings, table)
+
+
+@pytest.mark.parametrize(("train", "shown"), [(98.9, False), (99.0, True)])
+def test_the_paper_s_regime_is_that_of_networks_that_fit(
+    tmp_path: Path, train: float, shown: bool
+) -> None:
+    run = run_of(tmp_path, train, [0.0, 0.0, 0.01, 0.005])
+    text = "\n".join(results_page._regime([run]))
+    assert bool(text) == shown
+    row = f"| {tmp_path.name} | test | adc+wnoise+pcm | 15 | 0.00 | 0.00 | 1.00 | 0.50 | 2 of 3 |"
+    assert (row in text) == shown
+    assert "validation" not in text
+    assert "ideal" not in text
