@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,32 +15,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.checks import require_finite
-from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, PROFILES, Profile, to_json
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, to_json
 from bridge.report.figures import atlas as figures
-from bridge.report.folds import FOLDS, Fold
-from experiments.chips.opening import engine_packages
-from experiments.chips.protocol import Programmable
-from experiments.runs.files import read_parquet, require_writable, write_csv, write_parquet
-from experiments.runs.records import read_record
+from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.resume import key_of
-from experiments.runs.samples import (
-    Samples,
-    calibration_images,
-    calibration_samples,
-    positions_of,
-    read_small,
-)
-from experiments.settings.flags import Experiment, ProfileName, Simulate
-from experiments.settings.restore import restore
-from experiments.settings.values import shown
+from experiments.runs.samples import positions_of
+from experiments.settings.flags import Experiment
 from experiments.studies.atlas_tables import atlas_table, most_failing, summarise
-from experiments.studies.drift import duration
-from experiments.studies.exported import read_network
+from experiments.studies.chip_settings import split_setting, title_of, words_of
 from experiments.studies.opening import Study
-from experiments.system.devices import require_device
-from experiments.system.environment import package_versions
-from jaxcurv.data import Normalisation, Normalised, read
+from experiments.studies.scored import Scored, open_scored
+from jaxcurv.data import Normalised, read
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
 
@@ -69,180 +53,12 @@ class Atlas:
         if not self.profiles:
             raise ValueError("profiles must be at least one; got none")
         for one in self.profiles:
-            _split(one)
+            split_setting(one)
         if self.chips < 2 or self.gallery < 1:
             raise ValueError(
                 "chips must be at least 2, to tell what is the image's from what is the chip's, "
                 f"and gallery at least 1; got {self.chips} and {self.gallery}"
             )
-
-
-def named_settings(profiles: Sequence[str], simulate: Simulate) -> dict[str, Profile]:
-    """The profile of each setting, by the setting's name.
-
-    Args:
-      profiles: settings as the flag takes them.
-      simulate: the devices, and the time where a setting has none.
-
-    Returns:
-      Names such as pcm_gdc@3600, with the time where the profile has a memory.
-
-    Raises:
-      ValueError: two settings are the same.
-    """
-    found: dict[str, Profile] = {}
-    for given in profiles:
-        name, time = _split(given)
-        profile = simulate.every_profile[name]
-        if profile.memory is not None:
-            time = profile.memory.t_inference if time is None else time
-            profile = replace(profile, memory=replace(profile.memory, t_inference=time))
-            name = f"{name}@{shown(float(time))}"
-        if name in found:
-            raise ValueError(f"--atlas.profiles names {name} twice: give each setting once")
-        found[name] = profile
-    return found
-
-
-def _split(given: str) -> tuple[str, float | None]:
-    """A setting's profile, and its time in seconds, None where it has none.
-
-    Raises:
-      ValueError: there is no such profile, the time is none, or every chip would be the same.
-    """
-    name, at, seconds = given.partition("@")
-    known = get_args(ProfileName)
-    if name not in known:
-        raise ValueError(f"profiles has no {name!r}: give one of {', '.join(known)}")
-    profile = PROFILES[name]
-    if profile.memory is None and profile.wnoise is None:
-        raise ValueError(f"profiles has {given}, which draws no noise: all its chips are the same")
-    if not at:
-        return name, None
-    if profile.memory is None:
-        raise ValueError(f"profiles has {given}, but {name} has no memory that ages: leave out @")
-    if not re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", seconds):
-        raise ValueError(f"profiles has {given}: after @ give seconds, such as {name}@3600")
-    return name, float(require_finite(f"the time of {given}", float(seconds)))
-
-
-def title_of(name: str) -> str:
-    """What figures call a setting, such as "pcm_gdc, 1 h"."""
-    profile, at, seconds = name.partition("@")
-    return f"{profile}, {duration(float(seconds))}" if at else profile
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A run's network, its scored images and the settings of its chips."""
-
-    network: Programmable
-    settings: Mapping[str, Profile]
-    """Profiles by the settings' names."""
-    scores: pd.DataFrame
-    """The run's scores, sorted by fold and index."""
-    flips: Mapping[str, pd.Series]
-    """Flip probabilities in the order of `scores`, of the settings that the run has them of."""
-    folds: Mapping[Fold, Samples]
-    """The images in the order of `scores`."""
-    normalisation: Normalisation
-    calibration: int
-    """How many images set calibrated ADC ranges."""
-    class_names: Sequence[str]
-    origin: dict[str, Any]
-    """What decides the outcomes besides a chip's profile and seed, as JSON holds it."""
-    made_with: dict[str, Any]
-    """Device and package versions, as JSON holds them."""
-
-
-def open_scored(
-    experiment: Experiment,
-    folder: Path,
-    out: Path,
-    data_dir: Path | None,
-    *,
-    profiles: tuple[str, ...],
-) -> Scored:
-    """Reads a run's network, its scores and the images that they are of.
-
-    Args:
-      experiment: settings of the run, those of its chips among them.
-      folder: folder of the run.
-      out: folder of the results, proven to be writable.
-      data_dir: where data sets are; None for TFDS's default.
-      profiles: the settings.
-
-    Raises:
-      ValueError, OSError, ModuleNotFoundError: the work cannot start.
-    """
-    simulate = experiment.simulate
-    settings = named_settings(profiles, simulate)
-    versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
-    require_device(simulate.device)
-    if not (folder / "scores.parquet").exists():
-        raise FileNotFoundError(
-            f"no scores.parquet in {folder}: run score first, or give the run's folder with --out"
-        )
-    network = read_network(experiment, folder, data_dir)
-    require_writable(out)
-    scores = read_parquet(folder / "scores.parquet")
-    scores = pd.concat(
-        [scores[scores["fold"] == fold].sort_values("index") for fold in FOLDS], ignore_index=True
-    )
-    dataset, normalisation = network.images.dataset, network.images.normalisation
-    chosen = {}
-    for fold, rows in scores.groupby("fold", sort=False):
-        samples = network.images.fold(fold)
-        chosen[fold] = samples.take(positions_of(samples.indices, rows["index"].to_numpy()))
-        if not np.array_equal(chosen[fold].labels, rows["label"]):
-            raise ValueError(
-                f"the labels of the {fold} images are not those in {folder / 'scores.parquet'}: "
-                "run score again, on the data set as it is now"
-            )
-    held = calibration_samples(dataset, experiment)
-    programmable = network.programming(dataset, calibration_images(held, normalisation, experiment))
-    described = {key: one for key, one in network.description.items() if key != "class_names"}
-    return Scored(
-        programmable,
-        settings,
-        scores,
-        _flips(folder, scores, settings),
-        read_small(chosen),
-        normalisation,
-        simulate.adc_calibration,
-        dataset.class_names,
-        {
-            "data": experiment.data.deciding,
-            "model": described,
-            "weights_sha256": network.identity,
-            "samples": {fold: len(samples) for fold, samples in chosen.items()},
-            "indices": key_of(scores["index"].tolist()),
-            "engine": simulate.engine,
-            "stream": simulate.stream,
-        },
-        {"device": programmable.device, "versions": versions},
-    )
-
-
-def _flips(
-    folder: Path, scores: pd.DataFrame, settings: Mapping[str, Profile]
-) -> dict[str, pd.Series]:
-    """The run's flip probabilities of the settings whose devices and time are its own."""
-    record, train = (read_record(folder, name) for name in ("flips", "train"))
-    if record is None or train is None or not (folder / "flips.parquet").exists():
-        return {}
-    if any(train["outputs"].get(file, made) != made for file, made in record["inputs"].items()):
-        return {}  # of a network that was there before
-    simulate = restore(Simulate(), record["settings"]["simulate"])
-    flips = read_parquet(folder / "flips.parquet")
-    found = {}
-    for name, profile in settings.items():
-        of_run = name.partition("@")[0]
-        rows = flips[flips["profile"] == of_run]
-        joined = scores[["fold", "index"]].merge(rows, on=["fold", "index"], how="left")
-        if simulate.every_profile[of_run] == profile and joined["probability"].notna().all():
-            found[name] = joined["probability"]
-    return found
 
 
 def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> None:
@@ -257,7 +73,8 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
     confidence = experiment.analyse.confidence
     wrong = wrong_outcomes(scored, seeds, out / "pieces", experiment.simulate.batch_size)
     titles = {name: title_of(name) for name in scored.settings}
-    table, described = atlas_table(scored.scores, wrong, scored.flips, titles)
+    words = {name: words_of(name) for name in scored.settings}
+    table, described = atlas_table(scored.scores, wrong, scored.flips, words)
     summary = summarise(table, wrong, confidence)
     made = {
         **scored.origin,

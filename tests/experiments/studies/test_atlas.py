@@ -15,7 +15,8 @@ from experiments.cli import commands
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.settings.flags import Simulate
 from experiments.studies import atlas, atlas_tables
-from experiments.studies.atlas import Atlas, named_settings, title_of
+from experiments.studies.atlas import Atlas
+from experiments.studies.chip_settings import named_settings, title_of
 from jaxcurv.storage.checksums import read_json
 
 FULL, LATER = "adc+wnoise+pcm@20", "pcm_gdc@3600"
@@ -113,7 +114,10 @@ def test_every_column_is_described(made: Path) -> None:
     assert described["column"].tolist() == list(table.columns)
     assert described["description"].str.endswith(".").all()
     assert table.attrs["columns"] == dict(described.to_numpy().tolist())
-    assert "pcm_gdc, 1 h" in table.attrs["columns"][f"failures_{LATER}"]
+    assert (
+        "under pcm_gdc, read 1 h after programming: the"
+        in table.attrs["columns"][f"failures_{LATER}"]
+    )
     made_with = read_json(made / "settings.json")
     assert table.attrs["made"] == made_with
     assert made_with["seeds"] == [0, 1, 2]
@@ -242,6 +246,7 @@ def test_settings_by_name() -> None:
         ({"profiles": ("wnoise@20",)}, "no memory that ages: leave out @"),
         ({"profiles": ("pcm@",)}, "after @ give seconds, such as pcm@3600"),
         ({"profiles": ("pcm@-1",)}, "after @ give seconds"),
+        ({"profiles": ("pcm@1.2.3",)}, "after @ give seconds"),
         ({"profiles": ("pcm@1e999",)}, "must be finite"),
         ({"chips": 1}, "chips must be at least 2"),
         ({"gallery": 0}, "gallery at least 1"),
