@@ -26,10 +26,10 @@ _SAMPLE = {
     "chips": "Simulated chips under each setting.",
 }
 _SETTING = {
-    "failures": "Number of chips, of `chips`, on which the image fails under {about}: the digital "
-    "model is right and the chip is wrong. Missing where the digital model is wrong. Divided by "
-    "`chips` it estimates the failure probability.",
-    "wrong": "Number of chips, of `chips`, whose prediction is not the label under {about}.",
+    "failures": "Number of chips on which the image fails under {about}: the digital model is "
+    "right and the chip is wrong. Missing where the digital model is wrong. Divided by the column "
+    "chips it estimates the failure probability.",
+    "wrong": "Number of chips whose prediction is not the label under {about}.",
     "flip_probability": "Probability that a chip under {about} predicts another class than the "
     "digital model, computed from the digital model and the moments of the noise; no chip is "
     "simulated.",

@@ -70,5 +70,6 @@ def title_of(name: str) -> str:
 
 
 def words_of(name: str) -> str:
-    """A setting within a sentence, such as "pcm_gdc, read 1 h after programming"."""
-    return f"{title_of(name)} after programming".replace(", ", ", read ") if "@" in name else name
+    """A setting within a sentence, such as "pcm_gdc (read 1 h after programming)"."""
+    profile, at, seconds = name.partition("@")
+    return f"{profile} (read {duration(float(seconds))} after programming)" if at else profile

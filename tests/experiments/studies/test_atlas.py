@@ -115,7 +115,7 @@ def test_every_column_is_described(made: Path) -> None:
     assert described["description"].str.endswith(".").all()
     assert table.attrs["columns"] == dict(described.to_numpy().tolist())
     assert (
-        "under pcm_gdc, read 1 h after programming: the"
+        "under pcm_gdc (read 1 h after programming): the"
         in table.attrs["columns"][f"failures_{LATER}"]
     )
     made_with = read_json(made / "settings.json")
