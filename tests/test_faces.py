@@ -24,10 +24,11 @@ SHOWN = {
     "fit_logits from_torch load_chip output_noise predict program recalibrate same_logits "
     "save_chip score simulate study to_jax to_torch weight_moments analog analysis chips graphs "
     "jax_chips routing weights",
-    "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
-    "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
-    "failure_overlap failure_table failures_on_others gaussian_flip_probability logit_scores "
-    "rate_interval systematic_share trend_test wilson_interval within_class_rank",
+    "bridge.analysis": "SystematicShare Trend VarianceShares analog_only_failures "
+    "calibration_table compare_predictors cross_validated_logistic deciles edge_ties "
+    "expected_calibration_error failure_overlap failure_table failures_on_others "
+    "gaussian_flip_probability logit_scores rate_interval systematic_share trend_test "
+    "variance_shares wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes LogitFit MappedPairs Memory "
     "OutputNoise PCM PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise "
     "average_logits clipped_share coverage eight_profiles fit_logits layer_failures layer_report "

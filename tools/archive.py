@@ -19,6 +19,7 @@ from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.records import read_record
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
+from tools import atlas
 
 _LEVEL = 19
 """Effort of zstd: an archive is written once."""
@@ -50,10 +51,11 @@ def archive(run: Path, place: Path) -> None:
     Args:
       run: folder of the run.
       place: folder to keep it in. What an earlier copy left is replaced; of drift/, layers/ and the
-        like only what the run has.
+        like only what the run has. Its atlas goes into atlas/ beside it.
 
     Raises:
       FileNotFoundError: the run is not finished.
+      ValueError: its atlas, which is copied last, was made of other scores.
     """
     scores, predictions, flips = read_samples(run)
     # By this file `regenerate` knows a place: it is the last, so that none is half of one run. By
@@ -85,6 +87,26 @@ def archive(run: Path, place: Path) -> None:
         for path in files:
             copy(path, place / folder / path.name)
     write_parquet(place / "predictions.parquet", narrow_predictions(predictions), level=_LEVEL)
+    if (run / atlas.FOLDER / "atlas.parquet").exists():
+        archive_atlas(run, place.parent / atlas.FOLDER, place.name)
+
+
+def archive_atlas(run: Path, folder: Path, name: str) -> None:
+    """Copies a run's atlas, and writes the page of all atlases.
+
+    Args:
+      run: folder of the run.
+      folder: where atlases are kept.
+      name: what this one is called there.
+
+    Raises:
+      ValueError: it was made of other scores than the run has now.
+    """
+    for to, file in atlas.files_of(run, name).items():
+        (folder / to).unlink(missing_ok=True)
+        if file.exists():
+            copy(file, folder / to)
+    atlas.write_page(folder)
 
 
 def narrow_scores(scores: pd.DataFrame) -> pd.DataFrame:

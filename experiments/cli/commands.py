@@ -58,6 +58,7 @@ More about a finished run:
   drift PRESET          Accuracy of the chips as they age.
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
+  atlas PRESET          On how many of a hundred chips each image fails.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
 
@@ -214,6 +215,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
     from experiments.cli.parsing import with_own_preset
     from experiments.cli.studies import run_study
     from experiments.studies import (
+        atlas,
         compare_noise,
         drift,
         layers,
@@ -229,6 +231,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "layers": layers.STUDY,
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
+        "atlas": atlas.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -321,7 +324,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         name: partial(_study, name)
         for name in (
             *("rank-correlation", "rescore", "validate"),
-            *("layers", "drift", "compare-noise"),
+            *("layers", "drift", "compare-noise", "atlas"),
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},

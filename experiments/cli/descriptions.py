@@ -21,5 +21,7 @@ DOES = {
     "layers": "says which layers of a chip cause failures, each alone on crossbar tiles.",
     "drift": "measures the accuracy of the programmed chips as they age.",
     "compare-noise": "says whether other kinds of noise cause failures on the same samples.",
+    "atlas": "counts on how many chips each scored image fails, and says how much of the failures "
+    "is the image's own.",
 }
 """By command, a sentence that goes on from the command's name and a colon."""
