@@ -77,7 +77,12 @@ def _fit(name: str, epochs: int) -> Experiment:
     return replace(
         _small(_cifar(name, "resnet18"), 16),
         train=Recipe(
-            epochs=epochs, warmup_epochs=2.0, weight_decay=1e-4, crop_padding=0, flip=False
+            epochs=epochs,
+            warmup_epochs=2.0,
+            weight_decay=1e-4,
+            crop_padding=0,
+            flip=False,
+            keep_every=3,
         ),
         score=Score(compare=()),
         simulate=Simulate(
