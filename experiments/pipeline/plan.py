@@ -88,10 +88,10 @@ def epochs_gone(experiment: Experiment, folder: Path) -> str:
     before = dict(flatten(record["settings"])).get("train.keep_every")
     if before is not None and every % before == 0:
         return ""
-    kept = "none but the best and the newest" if before is None else f"every {before}"
+    kept = "the best and the newest epoch" if before is None else f"every {before} epochs"
     return (
-        f"--train.keep-every {every} comes too late for {folder}: its training is finished and "
-        f"kept of the epochs {kept}; to have them, train into another folder (--out)"
+        f"--train.keep-every {every} comes too late for {folder}: its finished training kept only "
+        f"{kept}; to have more, train into another folder (--out)"
     )
 
 

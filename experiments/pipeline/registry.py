@@ -68,8 +68,8 @@ SPEED = frozenset(
         *("data.strict", "train.keep_every"),
     }
 )
-"""Settings that change how fast, where, whether, or what is kept beside, not what comes out; they
-are recorded and decide nothing."""
+"""Settings that decide no result: how fast and where it is computed, what is refused, what is kept
+beside it. They are recorded."""
 
 _SCORED = ("train", "validation", "test")
 _SAMPLES = ("data", "folds", "limit", "limit_train")

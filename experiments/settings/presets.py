@@ -72,8 +72,9 @@ def _small_resnet50(name: str) -> Experiment:
 
 
 def _fit(name: str, epochs: int) -> Experiment:
-    """Trained without augmentation until it has its training images right, as the networks behind
-    the paper's deciles have: then what fails in D10 is what only the chip gets wrong."""
+    """Trained without augmentation until it has its training images right. So may the paper's
+    networks have: their D10 has the highest rates, where a network that is wrong there before any
+    chip has few left that could fail."""
     return replace(
         _small(_cifar(name, "resnet18"), 16),
         train=Recipe(

@@ -23,9 +23,9 @@ class Recipe:
         for no cropping.
       flip: mirror training images left to right at random.
       precision: number format of the computations while training; weights are always float32.
-      keep_every: every how many epochs a checkpoint stays, beside the best and the newest, so that
-        scores can be averaged over training; each takes the disk of the weights twice. `none` keeps
-        these two alone. Changes nothing else.
+      keep_every: keeps the checkpoint of every N-th epoch beside the best and the newest one, so
+        that scores can be averaged over training; each takes twice the size of the weights. `none`
+        keeps those two alone. Changes nothing else.
     """
 
     epochs: int = 200

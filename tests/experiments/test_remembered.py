@@ -217,8 +217,8 @@ def test_which_epochs_are_kept_repeats_nothing(
     said = succeed("run", "digits", "--train.keep-every", "2", "--dry-run", "--out", run_copy)
     assert ran == []
     assert (
-        f"--train.keep-every 2 comes too late for {run_copy}: its training is finished and kept of "
-        "the epochs none but the best and the newest; to have them, train into another folder"
+        f"--train.keep-every 2 comes too late for {run_copy}: its finished training kept only the "
+        "best and the newest epoch; to have more, train into another folder"
     ) in said
     said = succeed(
         *("run", "digits", "--train.keep-every", "2", "--train.epochs", "4"),

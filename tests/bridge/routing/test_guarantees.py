@@ -139,14 +139,10 @@ def test_with_a_confidence_the_binomial_tail_decides(
 
 def test_losses_between_0_and_1_take_the_hoeffding_bentkus_bound() -> None:
     scores, losses = np.arange(200.0), np.full(200, 0.03)
-    level, confidence, n = 0.1, 0.9, 200
-    risk = losses.cumsum() / n
+    confidence, n = 0.9, 200
+    assert guaranteed_threshold(scores, losses, 0.1, confidence) == INF
+    level, risk = 0.05, losses.cumsum() / n
     least = np.minimum(risk, level)
-    h = least * np.log(least / level) + (1 - least) * np.log((1 - least) / (1 - level))
-    bentkus = np.e * binom.cdf(np.ceil((n * risk).round(9)), n, level)
-    p = np.minimum(np.exp(-n * h), bentkus)
-    assert guaranteed_threshold(scores, losses, level, confidence) == INF
-    level = 0.05
     h = least * np.log(least / level) + (1 - least) * np.log((1 - least) / (1 - level))
     bentkus = np.e * binom.cdf(np.ceil((n * risk).round(9)), n, level)
     p = np.minimum(np.exp(-n * h), bentkus)
