@@ -1,6 +1,6 @@
 """Several tables of predictions as one: the mean of their logits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from bridge.chips.outcomes import rows_of
 from jaxcurv.frames import frame_of
 
+_SAMPLE = ("index", "label")
+"""The columns that say which sample a row is."""
 
-def average_logits(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+
+def average_logits(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """What several chips predict together: the class of the largest mean logit.
 
     Errors that chips make independently, as those of programming, have 1 / m of the variance in
@@ -23,15 +26,20 @@ def average_logits(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         same samples in the same order.
 
     Returns:
-      A table as theirs: logits are the mean, float32 `[class]`, and prediction and correct follow
-      from them.
+      A table as theirs, its rows labelled as the first's: logits are the mean, float32 `[class]`,
+      and prediction and correct follow from them. Columns that `predict` does not give are left
+      out.
 
     Raises:
       ValueError: no table, one without logits, or tables of other samples or classes.
     """
-    if isinstance(tables, pd.DataFrame) or not len(tables):
-        raise ValueError("average_logits takes a list of tables of bridge.predict, one a chip")
-    require_same_samples(tables)
+    wanted = "average_logits takes a list of tables of bridge.predict, one a chip"
+    if isinstance(tables, pd.DataFrame) or not isinstance(tables, Iterable):
+        raise ValueError(f"{wanted}; got a {type(tables).__name__}")
+    tables = list(tables)
+    if not tables or not all(isinstance(table, pd.DataFrame) for table in tables):
+        raise ValueError(f"{wanted}; got {', '.join(type(one).__name__ for one in tables) or '[]'}")
+    require_same_samples({f"table {number}": table for number, table in enumerate(tables)})
     logits = [logits_of(table, f"table {number}") for number, table in enumerate(tables)]
     if len(shapes := {one.shape[1] for one in logits}) > 1:
         raise ValueError(f"the tables have logits of {' and '.join(map(str, shapes))} classes")
@@ -53,7 +61,9 @@ def logits_of(table: pd.DataFrame, what: str) -> NDArray[np.float32]:
     Raises:
       ValueError: it has none.
     """
-    if "logits" not in table or not len(table):
+    if not len(table):
+        raise ValueError(f"{what} has no rows: give the images that the logits are of")
+    if "logits" not in table:
         raise ValueError(
             f"{what} has no logits: make it with bridge.predict, without keep; its columns are "
             f"{', '.join(map(str, table.columns))}"
@@ -61,28 +71,37 @@ def logits_of(table: pd.DataFrame, what: str) -> NDArray[np.float32]:
     return np.stack(table["logits"].to_list()).astype(np.float32)
 
 
-def require_same_samples(tables: Sequence[pd.DataFrame]) -> None:
+def require_same_samples(tables: Mapping[str, pd.DataFrame]) -> None:
     """Refuses tables of other samples, by index and label, or in another order.
 
+    Args:
+      tables: by what messages call them.
+
     Raises:
-      ValueError: a table differs from the first.
+      ValueError: a table differs from the first, or is none of `bridge.predict`.
     """
-    first = tables[0]
-    for number, table in enumerate(tables):
-        for column in ("index", "label"):
-            if column not in table or column not in first:
-                raise ValueError(
-                    f"table {number} is none of bridge.predict: it has no column {column}"
-                )
+    (first_name, first), *_ = tables.items()
+    for name, table in tables.items():
+        require_predictions(table, name)
+        for column in _SAMPLE:
             if not np.array_equal(table[column].to_numpy(), first[column].to_numpy()):
                 raise ValueError(
-                    f"table {number} has other samples than the first, or in another order, by "
+                    f"{name} has other samples than {first_name}, or in another order, by "
                     f"{column}: predict the same source"
                 )
 
 
+def require_predictions(table: pd.DataFrame, what: str) -> None:
+    """Refuses a table without the columns that say which samples its rows are."""
+    if missing := [column for column in _SAMPLE if column not in table]:
+        raise ValueError(
+            f"{what} is none of bridge.predict: it has no column {' and '.join(missing)}"
+        )
+
+
 def with_logits(table: pd.DataFrame, logits: NDArray[np.float32]) -> pd.DataFrame:
-    """A table of predictions with other logits, and the predictions that these are.
+    """A table of predictions with other logits, and the predictions that these are, its rows
+    labelled as the given one's.
 
     Args:
       table: of `bridge.predict`.
@@ -91,4 +110,4 @@ def with_logits(table: pd.DataFrame, logits: NDArray[np.float32]) -> pd.DataFram
     paths = {"path": table["path"].to_numpy()} if "path" in table else {}
     labels, indices = table["label"].tolist(), table["index"].tolist()
     rows = rows_of(logits, labels, indices, paths, "the table", None)
-    return frame_of(pa.Table.from_batches([rows]))
+    return frame_of(pa.Table.from_batches([rows])).set_index(table.index)

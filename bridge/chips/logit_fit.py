@@ -8,7 +8,15 @@ import pandas as pd
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from bridge.chips.averaging import logits_of, require_same_samples, with_logits
+from bridge.chips.averaging import (
+    logits_of,
+    require_predictions,
+    require_same_samples,
+    with_logits,
+)
+
+_CONSTANT = 8 * np.finfo(np.float64).eps
+"""Deviation of a logit that is the same on all images, of its magnitude: rounding of the mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +43,20 @@ class LogitFit:
     def corrected(self, table: pd.DataFrame) -> pd.DataFrame:
         """A table of `bridge.predict`, with its logits, as it is with corrected ones.
 
+        Rows keep their order and labels; columns that do not follow from the logits stay.
+
         Raises:
-          ValueError: a table without logits, or of another number of classes.
+          ValueError: no table of `bridge.predict`, one without logits, or of another number of
+            classes.
         """
-        return with_logits(table, self(logits_of(table, "the table")))
+        if not isinstance(table, pd.DataFrame):
+            raise ValueError(
+                f"corrected takes a table of bridge.predict; got a {type(table).__name__}: call "
+                "the fit itself for an array of logits"
+            )
+        require_predictions(table, "the table")
+        made = with_logits(table, self(logits_of(table, "the table")))
+        return table.assign(**{str(name): column for name, column in made.items()})
 
 
 def fit_logits(chip: Any, digital: Any) -> LogitFit:
@@ -65,7 +83,7 @@ def fit_logits(chip: Any, digital: Any) -> LogitFit:
         logits that are not finite.
     """
     if isinstance(chip, pd.DataFrame) and isinstance(digital, pd.DataFrame):
-        require_same_samples([chip, digital])
+        require_same_samples({"chip": chip, "digital": digital})
     z, y = _as_logits(chip, "chip"), _as_logits(digital, "digital")
     if z.shape != y.shape:
         raise ValueError(
@@ -78,13 +96,20 @@ def fit_logits(chip: Any, digital: Any) -> LogitFit:
     deviation = z - z_mean
     squares = np.square(deviation).sum(0)
     products = (deviation * (y - y_mean)).sum(0)
-    scale = np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0)
+    least = len(z) * np.square(_CONSTANT * np.abs(z).max(0))
+    scale = np.divide(products, squares, out=np.zeros_like(squares), where=squares > least)
     return LogitFit(scale, y_mean - scale * z_mean)
 
 
 def _as_logits(given: Any, what: str) -> NDArray[np.float64]:
     found = logits_of(given, what) if isinstance(given, pd.DataFrame) else given
-    logits = np.asarray(found, np.float64)
+    try:
+        logits = np.asarray(found, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{what} must be logits [images, class], or a table of bridge.predict that has them; "
+            f"got a {type(given).__name__}"
+        ) from None
     if logits.ndim != 2 or not logits.size:
         raise ValueError(f"{what} must be logits [images, class]; got shape {logits.shape}")
     if not np.isfinite(logits).all():

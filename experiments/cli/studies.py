@@ -10,6 +10,7 @@ from typing import Any
 from experiments.cli.parsing import Options, parse_preset
 from experiments.cli.words import say
 from experiments.pipeline.up_to_date import contradictions
+from experiments.runs.files import require_writable
 from experiments.runs.frameworks import require_chips
 from experiments.runs.remembered import recall, recall_run, remember
 from experiments.settings.presets import flag_name
@@ -35,6 +36,11 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     out = _folder(options, study, command)
     if "export" in study.of:
         require_chips(options.experiment, options.out, command)
+    if out.resolve() == options.out.resolve():
+        raise ValueError(
+            f"{flag_name(study.prefix)}.out {out} is the run's own folder, whose files {command} "
+            "would replace: choose another"
+        )
     stages = study.of if settings.out is not None else (*study.of, *study.beside)
     for name, why in contradictions(stages, options.experiment, options.out):
         another = f", or give {flag_name(study.prefix)}.out DIR" if name in study.beside else ""
@@ -44,6 +50,8 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     if options.dry_run:
         say(f"{command} would be computed into {out}")
         return
+    if settings.out is not None:
+        require_writable(out, f"{flag_name(study.prefix)}.out")
     given = {name: getattr(settings, name) for name in study.opened_with}
     opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
 

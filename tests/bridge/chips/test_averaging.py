@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -132,6 +133,9 @@ def test_the_mean_of_chips() -> None:
     assert found.columns.tolist() == tables[0].columns.tolist()
     assert found.dtypes.tolist() == tables[0].dtypes.tolist()
     assert found["index"].equals(tables[0]["index"])
+    # A generator is a list; pandas joins by the rows' labels.
+    shuffled = bridge.average_logits(one.sample(frac=1, random_state=0) for one in tables)
+    pd.testing.assert_frame_equal(shuffled.sort_index(), found)
     same = bridge.average_logits([tables[0]] * 3)
     assert np.array_equal(logits(same), logits(tables[0]))
 
@@ -161,14 +165,16 @@ def test_tables_that_do_not_belong_together_are_refused() -> None:
     wider = bridge.predict(linear(classes=5), (INPUTS, LABELS))
     kept = bridge.predict(NETWORK, (INPUTS, LABELS), keep=logit_scores)
     for tables, message in (
-        ([first, few], "table 1 has other samples than the first, or in another order, by index"),
+        ([first, few], "table 1 has other samples than table 0, or in another order, by index"),
         ([first, second[::-1]], "in another order, by index"),
         ([first, others], "by label"),
         ([first, wider], "logits of 4 and 5 classes|logits of 5 and 4 classes"),
         ([first, kept], "table 1 has no logits: make it with bridge.predict, without keep"),
         ([first, second.drop(columns="label")], "has no column label"),
-        (first, "takes a list of tables"),
+        (first, "takes a list of tables of .* got a DataFrame"),
+        (None, "takes a list of tables of .* got a NoneType"),
         ([], "takes a list of tables"),
+        ([first, logits(second)], "got DataFrame, ndarray"),
     ):
         with refused(message):
             bridge.average_logits(tables)

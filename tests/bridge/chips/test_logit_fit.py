@@ -43,6 +43,15 @@ def test_a_logit_that_never_changes_gets_the_mean() -> None:
     np.testing.assert_allclose(fit(chip)[:, 2], DIGITAL[:, 2].mean(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1e6])
+def test_a_constant_that_has_no_exact_mean_is_constant(value: float) -> None:
+    """Of float64 logits the mean is rounded, and deviations of 1e-17 are no scale."""
+    digital = np.random.default_rng(0).normal(size=(37, 2))
+    fit = bridge.fit_logits(np.full((37, 2), value), digital)
+    np.testing.assert_array_equal(fit.scale, 0)
+    np.testing.assert_allclose(fit.bias, digital.mean(0))
+
+
 def tables() -> tuple[LogitFit, Any]:
     """A fit, and predictions of other images by a chip that has drifted."""
     network = nn.Sequential(nn.Linear(8, 4)).eval()
@@ -68,6 +77,12 @@ def test_tables_of_a_chip_that_has_drifted_for_a_year() -> None:
     assert found.columns.tolist() == table.columns.tolist()
     assert (fit.scale > 1.2).all()
     assert found["correct"].mean() > table["correct"].mean() + 0.05
+    # Pandas joins by the rows' labels, and other columns are the user's.
+    some = table.assign(chip=3).sample(50, random_state=0)
+    corrected = fit.corrected(some)
+    assert corrected.index.equals(some.index)
+    np.testing.assert_array_equal(corrected["prediction"], found["prediction"].loc[some.index])
+    assert (corrected["chip"] == 3).all()
 
 
 def test_what_is_refused() -> None:
@@ -78,7 +93,10 @@ def test_what_is_refused() -> None:
         (DIGITAL[0], DIGITAL[0], r"chip must be logits \[images, class\]; got shape \(4,\)"),
         (DIGITAL, np.full_like(DIGITAL, np.nan), "digital has logits that are not finite"),
         (table, table.drop(columns="logits"), "digital has no logits"),
-        (table, table[::-1], "in another order"),
+        (table, table[::-1], "digital has other samples than chip, or in another order"),
+        ("a chip", DIGITAL, r"chip must be logits .* or a table of bridge\.predict.*got a str"),
+        (table["logits"], DIGITAL, "chip must be logits .* got a Series"),
+        (table[:0], DIGITAL, "chip has no rows"),
     ):
         with refused(message):
             bridge.fit_logits(chip, digital)
@@ -87,3 +105,7 @@ def test_what_is_refused() -> None:
     assert isinstance(fit, LogitFit)
     with refused(r"the table has no logits"):
         fit.corrected(table.drop(columns="logits"))
+    with refused("has no column index"):
+        fit.corrected(table.set_index("index"))
+    with refused("got a ndarray: call the fit itself"):
+        fit.corrected(DIGITAL)
