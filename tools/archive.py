@@ -44,6 +44,9 @@ _KEPT_OF = dict.fromkeys(
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
 
+_WEIGHTS_IN = {"rescore": "checkpoint_sha256", "validate": "weights"}
+"""The studies of a network's scores, and what their settings.json calls the checkpoint's hash."""
+
 
 def archive(run: Path, place: Path) -> None:
     """Copies what is to be kept of a finished run; `regenerate` then makes its tables there.
@@ -55,9 +58,10 @@ def archive(run: Path, place: Path) -> None:
 
     Raises:
       FileNotFoundError: the run is not finished.
-      ValueError: its atlas, which is copied last, was made of other scores.
+      ValueError: its atlas was made of other scores; nothing is copied.
     """
     scores, predictions, flips = read_samples(run)
+    atlas.require_own_scores(run)
     # By this file `regenerate` knows a place: it is the last, so that none is half of one run. By
     # the other, which it then makes, tables of several runs do.
     (place / "table_one.parquet").unlink(missing_ok=True)
@@ -80,33 +84,34 @@ def archive(run: Path, place: Path) -> None:
             for path in sorted((run / folder).glob("*"))
             if path.suffix in kinds and path.name != _FLAGS and path.stat().st_size <= SMALL
         ]
-        if folder == "rescore" and not _is_of_scores(run):
+        if folder in _WEIGHTS_IN and not _is_of_scores(run, folder):
             files = []
-        if files or folder == "rescore":  # never beside another run's predictions
+        if files or folder in _WEIGHTS_IN:  # never beside another run's predictions
             shutil.rmtree(place / folder, ignore_errors=True)
         for path in files:
             copy(path, place / folder / path.name)
     write_parquet(place / "predictions.parquet", narrow_predictions(predictions), level=_LEVEL)
-    if (run / atlas.FOLDER / "atlas.parquet").exists():
-        archive_atlas(run, place.parent / atlas.FOLDER, place.name)
+    archive_atlas(run, place.parent / atlas.FOLDER, place.name)
 
 
 def archive_atlas(run: Path, folder: Path, name: str) -> None:
-    """Copies a run's atlas, and writes the page of all atlases.
+    """Copies a run's atlas in place of an earlier one, and writes the page of all atlases.
+
+    Without an atlas in the run, an earlier one goes.
 
     Args:
       run: folder of the run.
       folder: where atlases are kept.
       name: what this one is called there.
-
-    Raises:
-      ValueError: it was made of other scores than the run has now.
     """
-    for to, file in atlas.files_of(run, name).items():
+    files = atlas.files_of(run, name)
+    there = atlas.has_atlas(run)
+    for to, file in files.items():
         (folder / to).unlink(missing_ok=True)
-        if file.exists():
+        if there and file.exists():
             copy(file, folder / to)
-    atlas.write_page(folder)
+    if there or folder.is_dir():
+        atlas.write_page(folder)
 
 
 def narrow_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -157,14 +162,15 @@ def reduce_colours(source: Path, target: Path) -> None:
     colours.save(target, format="PNG", optimize=True)
 
 
-def _is_of_scores(run: Path) -> bool:
-    """Whether rescore/ is there and of the network that the run's scores are of."""
-    path, record = run / "rescore" / "settings.json", read_record(run, "score")
-    return (
-        path.exists()
-        and record is not None
-        and read_json(path)["checkpoint_sha256"] in record["inputs"].values()
-    )
+def _is_of_scores(run: Path, study: str) -> bool:
+    """Whether rescore/ or validate/ is there and of the network that the run's scores are of."""
+    path, record = run / study / "settings.json", read_record(run, "score")
+    if record is None or not path.exists():
+        return False
+    weights = read_json(path).get(_WEIGHTS_IN[study])
+    if isinstance(weights, dict):  # of a factory's network, beside what tells its code
+        weights = weights.get("weights")
+    return weights in record["inputs"].values()
 
 
 def archive_fit(out: Path, place: Path) -> None:

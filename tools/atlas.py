@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from bridge.report.tables.formats import with_interval
 from experiments.runs.files import read_parquet
+from experiments.studies.atlas_tables import FEWEST_DECIDED
 from jaxcurv.storage.files import write_bytes
 from tools.results_page import Code, markdown
 
@@ -25,10 +27,20 @@ def files_of(run: Path, name: str) -> dict[str, Path]:
     Args:
       run: folder of the run.
       name: the name that the atlas is kept under.
-
-    Raises:
-      ValueError: the atlas was made of other scores than the run has now.
     """
+    kept = {**_KEPT, _SUMMARY: "summary.csv"}
+    return {to.format(name): run / FOLDER / file for to, file in kept.items()}
+
+
+def has_atlas(run: Path) -> bool:
+    """Whether there is an atlas in a run's folder."""
+    return (run / FOLDER / "atlas.parquet").exists()
+
+
+def require_own_scores(run: Path) -> None:
+    """A ValueError where a run has an atlas that was made of other scores than it has now."""
+    if not has_atlas(run):
+        return
     table = read_parquet(run / FOLDER / "atlas.parquet")
     scores = read_parquet(run / "scores.parquet")
     keys = ["fold", "index"]
@@ -38,20 +50,23 @@ def files_of(run: Path, name: str) -> dict[str, Path]:
             f"{run / FOLDER} was made of other scores than {run / 'scores.parquet'}: run atlas "
             "again, or delete the folder"
         )
-    kept = {**_KEPT, _SUMMARY: "summary.csv"}
-    return {to.format(name): run / FOLDER / file for to, file in kept.items()}
 
 
 def write_page(folder: Path) -> Path:
     """Writes README.md of the atlases: how to load one, what its columns hold, what it shows.
 
+    Without any there is no page.
+
     Args:
       folder: the kept files.
 
     Returns:
-      The page.
+      The page's path.
     """
-    files = sorted(folder.glob("*.parquet"))
+    page, files = folder / "README.md", sorted(folder.glob("*.parquet"))
+    if not files:
+        page.unlink(missing_ok=True)
+        return page
     first = files[0]
     columns = read_parquet(first).columns
     failures = next(name for name in columns if name.startswith("failures_"))
@@ -72,7 +87,7 @@ def write_page(folder: Path) -> Path:
     ]
     for path in files:
         parts += _section(path)
-    return write_bytes(folder / "README.md", ("\n\n".join(parts) + "\n").encode())
+    return write_bytes(page, ("\n\n".join(parts) + "\n").encode())
 
 
 def _section(path: Path) -> list[str]:
@@ -100,7 +115,8 @@ def _section(path: Path) -> list[str]:
             markdown([*header, "image's own", "chip's own", "of the pair"], shown),
             "Failures, images that never and always fail: % of the digitally correct images. The "
             "last three: shares of the variance of failure, %. Brackets are intervals for other "
-            "images on other chips of this one network.",
+            "images on other chips of this one network; those of the shares take three chips and "
+            f"{FEWEST_DECIDED} images that fail on some, and as many that do not fail on some.",
         ]
     for file in (f"{name}.png", f"{name}_always.png"):
         if path.with_name(file).exists():
@@ -109,7 +125,7 @@ def _section(path: Path) -> list[str]:
 
 
 def _percent(row: dict[str, float], name: str) -> str:
-    value = f"{100 * row[name]:.1f}"
     if f"{name}_low" not in row:
-        return value
-    return f"{value} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+        return f"{100 * row[name]:.1f}"
+    value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return with_interval(value, low, high, ".1f")

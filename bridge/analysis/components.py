@@ -63,7 +63,9 @@ def variance_shares(failed: npt.ArrayLike, confidence: float = 0.95) -> Variance
     jackknife), added up and with the quantile of `intervals.crossed_error`, on the logit scale. It
     needs three chips and three samples. Where failures are a normal latent score beyond a
     threshold, at rates of 5 to 30 %, intervals of 95 % covered 0.92 to 1.00 with 5 to 100 chips and
-    300 to 2,000 samples, and 0.82 at worst with 3 and 60.
+    300 to 2,000 samples, and 0.82 at worst with 3 and 60. They are too narrow where failures are
+    rare, for few samples then ever fail: of the sample's share, with 100 chips (250 draws), they
+    covered 0.86 at a rate of 1 % with 1,000 samples, 0.88 with 300, and 0.75 at 0.2 % with 1,000.
 
     Sources: S. R. Searle, G. Casella, C. E. McCulloch, Variance Components (1992), chapter 4, for
     the moments; B. Efron, C. Stein, Ann. Stat. 9 (1981) 586-596, for the jackknife.
@@ -78,7 +80,8 @@ def variance_shares(failed: npt.ArrayLike, confidence: float = 0.95) -> Variance
         confidence: confidence level of the intervals, between 0 and 1.
 
     Returns:
-        The shares; NaN with fewer than two chips or samples, or where all or none fail.
+        The shares; NaN with fewer than two chips or samples, where all or none fail, or where the
+        three variances add up to 0, as for two chips that fail on opposite samples of two.
 
     Raises:
         ValueError: for other dtypes or shapes, confidence outside (0, 1).
@@ -137,7 +140,8 @@ def _shares(
     chip = (of_chips / (chips - 1) - rest) / samples
     parts = np.stack([sample, chip, rest])
     whole = parts.sum(axis=0)
-    return parts / np.where((total > 0) & (total < chips * samples), whole, np.nan)
+    defined = (total > 0) & (total < chips * samples) & (whole > 0)
+    return parts / np.where(defined, whole, np.nan)
 
 
 def _interval(

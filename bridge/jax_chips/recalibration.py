@@ -1,7 +1,7 @@
 """BatchNorm statistics that a chip in JAX measures itself (AdaBS)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +40,12 @@ def recalibrate(
     alone, as (x - mean) / sqrt(var + eps) does. It costs as many passes as there are BatchNorms.
     Weights on tiles and all other parameters stay as they are.
 
+    What stands where a pair first meets activations is taken for what the BatchNorm is given. Only
+    parameters beside the pair may meet activations together with it, and are taken for its scale
+    and shift: those whose paths differ in the last part alone, or in the first too, as those of
+    Flax's collections do. Add a layer's bias before, not within the shift: it would be missing from
+    the measured mean.
+
     `chip.at(t)` programs statistics as `params` have them; `with_digital_of` takes over these.
     `save_programmed` keeps them.
 
@@ -51,10 +57,10 @@ def recalibrate(
       batch_size: images at once; changes speed and memory.
 
     Raises:
-      ValueError: no such pair, one that the function uses otherwise or more than once, fewer than
-        two images, images of another shape or of another scale than the chip was calibrated on,
-        values that are not finite, weights of another chip, or a function that computes otherwise
-        than when the chip was made.
+      ValueError: no such pair, one that the function uses otherwise, more than once or together
+        with parameters that are not beside it, fewer than two images, images of another shape or
+        of another scale than the chip was calibrated on, values that are not finite, weights of
+        another chip, or a function that computes otherwise than when the chip was made.
     """
     batch_size = require_count("batch_size", batch_size)
     chip.require_one(weights)
@@ -153,7 +159,10 @@ def _norms(chip: Chip) -> list[_Norm]:
     found = {}
     for number, one in enumerate(meetings):
         for mean, variance in pairs.items():
-            if mean in found or not one.leaves & {mean, variance}:
+            first = mean not in found and bool(one.leaves & {mean, variance})
+            if first or mean in one.leaves:
+                _require_beside(names, mean, one.leaves - {mean, variance})
+            if not first:
                 continue
             found[mean] = _norm(names[mean], mean, variance, number, one, leaves[mean].shape)
             if met_means[mean] != 1:
@@ -177,6 +186,18 @@ def _pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
             other = f"{within}.{variance}".lstrip(".")
             if last == mean and other in names:
                 yield position, names.index(other)
+
+
+def _require_beside(names: Sequence[str], mean: int, others: Iterable[int]) -> None:
+    """A ValueError where others than its own scale and shift meet activations with a BatchNorm."""
+    for other in sorted(others):
+        places = [names[one].split(".")[:-1] for one in (mean, other)]
+        if places[0] != places[1] and (min(map(len, places)) < 2 or places[0][1:] != places[1][1:]):
+            raise ValueError(
+                f"{names[other]} meets activations together with {names[mean]}, so that what is "
+                "normalised does not show: add a layer's bias to its result before the BatchNorm, "
+                f"and give the BatchNorm's own scale and shift paths beside {names[mean]}"
+            )
 
 
 def _norm(

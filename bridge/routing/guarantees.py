@@ -1,7 +1,8 @@
 """Thresholds with a guarantee: how often samples that stay on the chip fail, bounded beforehand.
 
 A sample stays on the chip where its score is at most the threshold; `Router` and `routed_at` route
-scores of at least theirs, so they take `numpy.nextafter(threshold, numpy.inf)`.
+scores of at least theirs, so they take `numpy.nextafter(threshold, numpy.inf)`. With a threshold of
+inf a score of inf stays too, but routers still send it away: what stays there is a part of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bridge.checks import (
 from jaxcurv.rows import require_same_rows
 from jaxcurv.settings import plain
 
-Of = Literal["all", "stays"]
+ShareOf = Literal["all", "stays"]
 """What the share of failures is taken of: all samples, or those that stay on the chip."""
 
 _SHARES = 20
@@ -40,7 +41,7 @@ def guaranteed_threshold(
     losses: npt.ArrayLike,
     level: float = 0.01,
     confidence: float | None = None,
-    of: Of = "all",
+    of: ShareOf = "all",
 ) -> float:
     """The largest threshold with which failures on the chip are at most a level.
 
@@ -175,7 +176,7 @@ def risk_at(
     scores: npt.ArrayLike,
     losses: npt.ArrayLike,
     *,
-    of: Of = "all",
+    of: ShareOf = "all",
     indices: npt.ArrayLike | None = None,
     calibrated_on: npt.ArrayLike | None = None,
 ) -> float:

@@ -11,6 +11,7 @@ from experiments.runs.coverage import read_coverage
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.job import Job, Outcome
+from experiments.settings.flags import Model
 
 ANALYSED = (
     *("deciles", "table_one", "predictors", "calibration", "calibration_errors"),
@@ -50,7 +51,9 @@ def analyse(job: Job) -> Outcome:
         "calibration_errors": errors,
         "routing": routed.curves,
         "routing_choices": routed.choices,
-        "routing_guarantees": guarantees.guarantee(flipped, costs, energies=energies),
+        "routing_guarantees": guarantees.guarantee(
+            _of_new_samples(flipped, network), costs, energies=energies
+        ),
         "routing_baselines": routed.baselines,
         "per_class": failure_rates.per_class(joined, profile=settings.profile),
     }
@@ -71,6 +74,16 @@ def analyse_scores(job: Job) -> Outcome:
         "highest": digital.highest(samples),
     }
     return _written(job, {name: tables[name] for name in ANALYSED_SCORES})
+
+
+def _of_new_samples(joined: pd.DataFrame, network: Model) -> pd.DataFrame:
+    """The rows without a validation fold that the network may have been trained on.
+
+    Weights from a file may be of the whole training split, of which validation is a part. Where a
+    factory's network has a validation fold, it is a split of its own (`scored_samples`).
+    """
+    seen = not network.trained and network.factory is None
+    return joined[joined["fold"] != "validation"] if seen else joined
 
 
 def _written(job: Job, tables: Mapping[str, pd.DataFrame]) -> Outcome:

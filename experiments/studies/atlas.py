@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,26 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, to_json
-from bridge.report.figures import atlas as figures
+from bridge.report.tables.formats import with_interval
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.resume import key_of
 from experiments.runs.samples import positions_of
 from experiments.settings.flags import Experiment
-from experiments.studies.atlas_tables import atlas_table, most_failing, summarise
+from experiments.studies import atlas_figures as figures
+from experiments.studies.atlas_tables import (
+    FEWEST_DECIDED,
+    atlas_table,
+    most_failing,
+    summarise,
+)
 from experiments.studies.chip_settings import split_setting, title_of, words_of
 from experiments.studies.opening import Study
 from experiments.studies.scored import Scored, open_scored
 from jaxcurv.data import Normalised, read
 from jaxcurv.progress import progress
 from jaxcurv.storage.checksums import write_json
+
+_PROFILES_FLAG = "--atlas.profiles"
 
 _LEVEL = 19
 """Effort of zstd: the table is written once."""
@@ -43,7 +52,8 @@ class Atlas:
     devices are those of --simulate.*."""
     chips: int = 100
     """Chips of each setting, with seeds --seed, --seed + 1 and so on, the same under every setting.
-    Finished chips are kept: ask for more later."""
+    Finished chips are kept: ask for more later. Shares of the variance of failure have intervals
+    from three chips on."""
     gallery: int = 16
     """Images to show of each setting: those of the test fold that fail on most chips."""
     out: Path | None = None
@@ -51,9 +61,9 @@ class Atlas:
 
     def __post_init__(self) -> None:
         if not self.profiles:
-            raise ValueError("profiles must be at least one; got none")
+            raise ValueError(f"{_PROFILES_FLAG} must be at least one; got none")
         for one in self.profiles:
-            split_setting(one)
+            split_setting(one, _PROFILES_FLAG)
         if self.chips < 2 or self.gallery < 1:
             raise ValueError(
                 "chips must be at least 2, to tell what is the image's from what is the chip's, "
@@ -221,21 +231,21 @@ def show(summary: pd.DataFrame, titles: Mapping[str, str]) -> None:
     print(
         "Failures, and images that never and always fail: % of the digitally correct images. "
         "Image, chip,\nrest: % of the variance of failure that is the image's own, the chip's own, "
-        "and of the pair of both.\nIntervals are for other images on other chips of this network."
+        "and of the pair of both.\nIntervals are for other images on other chips of this network; "
+        f"those of image and chip take three chips and\n{FEWEST_DECIDED} images that fail on some, "
+        "and as many that do not fail on some."
     )
 
 
 def _interval(row: Mapping[str, Any], name: str, digits: int = 1) -> str:
     value, low, high = (100 * row[name + end] for end in ("", "_low", "_high"))
-    if np.isnan(value):
-        return "-"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return with_interval(value, low, high, f".{digits}f")
 
 
 STUDY = Study(
     "atlas",
     Atlas,
-    open_scored,
+    partial(open_scored, flag=_PROFILES_FLAG),
     run,
     opened_with=("profiles",),
     of=("train", "score", "export"),

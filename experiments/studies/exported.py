@@ -5,7 +5,7 @@ The run's folder needs only `weights.safetensors`, or for chips in JAX what `tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,25 @@ class Network:
     identity: Any
     """What tells it from any other, as JSON holds it."""
 
+    def programmable(self, profiles: Iterable[Profile]) -> Programmable:
+        """The digital model, with images to calibrate ADC ranges on where a profile needs them."""
+        dataset, experiment = self.images.dataset, self.images.experiment
+        calibration = None
+        if any(profile.needs_calibration for profile in profiles):
+            held = calibration_samples(dataset, experiment)
+            calibration = calibration_images(held, self.images.normalisation, experiment)
+        return self.programming(dataset, calibration)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What decides what its chips give besides their settings, seeds and images, as JSON holds
+        it."""
+        return {
+            "data": self.images.experiment.data.deciding,
+            "model": {key: one for key, one in self.description.items() if key != "class_names"},
+            "weights_sha256": self.identity,
+        }
+
 
 def read_network(experiment: Experiment, folder: Path, data_dir: Path | None) -> Network:
     """Reads a run's network and opens its data set.
@@ -77,6 +96,24 @@ def read_network(experiment: Experiment, folder: Path, data_dir: Path | None) ->
     description, programming = open_network(job)
     images = open_images(job, description)
     return Network(programming, description, images, identity_of_network(job, description))
+
+
+def open_network_for(
+    experiment: Experiment, folder: Path, out: Path, data_dir: Path | None
+) -> tuple[Network, dict[str, str]]:
+    """Reads a run's network for results in `out`, once all else that they need is there.
+
+    Returns:
+      The network, and the versions of the packages that decide what its chips give.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: the work cannot start.
+    """
+    versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
+    require_device(experiment.simulate.device)
+    network = read_network(experiment, folder, data_dir)
+    require_writable(out)
+    return network, versions
 
 
 def open_exported(
@@ -102,27 +139,14 @@ def open_exported(
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     settings = experiment.simulate
-    versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
-    require_device(settings.device)
-    network = read_network(experiment, folder, data_dir)
-    require_writable(out)
-    images = network.images
-
+    network, versions = open_network_for(experiment, folder, out, data_dir)
     chosen = settings.every_profile[profile]
-    calibrated = chosen.adc is not None and chosen.adc.range == "calibrated"
-    described = {key: one for key, one in network.description.items() if key != "class_names"}
-    calibration = None
-    if calibrated:
-        held = calibration_samples(images.dataset, experiment)
-        calibration = calibration_images(held, images.normalisation, experiment)
-    test = images.some("test", limit)
-    programmable = network.programming(images.dataset, calibration)
+    test = network.images.some("test", limit)
+    programmable = network.programmable([chosen])
     origin = {
-        "data": experiment.data.deciding,
-        "model": described,
-        "weights_sha256": network.identity,
+        **network.origin,
         "samples": len(test),
-        "calibration": settings.adc_calibration if calibrated else None,
+        "calibration": settings.adc_calibration if chosen.needs_calibration else None,
     }
     if in_jax(experiment):  # other results keep their names
         origin["engine"] = settings.engine
@@ -132,7 +156,7 @@ def open_exported(
         programmable,
         chosen,
         test,
-        partial(images.some, "validation"),
+        partial(network.images.some, "validation"),
         origin,
         {"device": programmable.device, "versions": versions},
     )

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from bridge.analysis.spearman import Spearman, spearman, spearman_difference, spearman_interval
 from bridge.report.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.folds import POOLED
 from bridge.report.tables.formats import with_interval, words
 from bridge.report.tables.outcomes import folds
 from experiments.studies.published import Reference
@@ -36,6 +37,7 @@ def tabulate(
     epochs: int = 0,
     *,
     confidence: float = 0.95,
+    pooled: bool = True,
 ) -> pd.DataFrame:
     """Spearman's rho of every score with every reference, in each fold and in all together.
 
@@ -45,6 +47,7 @@ def tabulate(
       references: what they are compared with; each but the first is compared with the first too.
       epochs: how many epochs the averages are of.
       confidence: confidence level of the intervals, for other images of this one training.
+      pooled: whether all folds together have rows; not where they were sampled at different rates.
 
     Returns:
       fold, reference, score, samples, epochs (1 for one checkpoint, 0 for another reference), rho
@@ -57,6 +60,8 @@ def tabulate(
     names = [name for name in scores if name not in SAMPLE]
     rows = []
     for fold, images in folds(scores):
+        if fold == POOLED and not pooled:
+            continue
         published = {
             one.name: one.at(images["index"].to_numpy(), images["label"].to_numpy())
             for one in references
@@ -171,7 +176,10 @@ def show(table: pd.DataFrame, references: Sequence[Reference]) -> None:
 
 
 def verdicts(table: pd.DataFrame, references: Sequence[Reference]) -> Iterator[str]:
-    """For each average a sentence: whether it is nearer to a reference than one checkpoint."""
+    """For each average a sentence: whether it is nearer to a reference than one checkpoint.
+
+    Rhos of two signs are compared by no distance.
+    """
     fold = table["fold"].iloc[0]
     titles = {one.name: one.title for one in references}
     for row in table[(table["fold"] == fold) & table["difference"].notna()].to_dict("records"):
@@ -180,6 +188,8 @@ def verdicts(table: pd.DataFrame, references: Sequence[Reference]) -> Iterator[s
         word = "no difference shown"
         if nearer.min() > 0 or nearer.max() < 0:
             word = "nearer" if nearer.min() > 0 else "farther"
+            if single * row["rho"] <= 0:
+                word = "of the other sign"
         score = next(name for name, column in AVERAGED.items() if column == row["score"])
         difference = with_interval(
             row["difference"], row["difference_low"], row["difference_high"], "+.3f"

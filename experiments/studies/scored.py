@@ -12,24 +12,16 @@ import pandas as pd
 
 from bridge.chips.profiles import Profile
 from bridge.report.folds import FOLDS, Fold
-from experiments.chips.opening import engine_packages
 from experiments.chips.protocol import Programmable
-from experiments.runs.files import read_parquet, require_writable
+from experiments.runs.files import read_parquet
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
-from experiments.runs.samples import (
-    Samples,
-    calibration_images,
-    calibration_samples,
-    positions_of,
-    read_small,
-)
+from experiments.runs.samples import Samples, positions_of, read_small
 from experiments.settings.flags import Experiment, Simulate
 from experiments.settings.restore import restore
 from experiments.studies.chip_settings import named_settings
-from experiments.studies.exported import read_network
-from experiments.system.devices import require_device
-from experiments.system.environment import package_versions
+from experiments.studies.exported import open_network_for
+from experiments.studies.opening import read_scored
 from jaxcurv.data import Normalisation
 
 
@@ -63,6 +55,7 @@ def open_scored(
     data_dir: Path | None,
     *,
     profiles: tuple[str, ...],
+    flag: str,
 ) -> Scored:
     """Reads a run's network, its scores and the images that they are of.
 
@@ -72,25 +65,19 @@ def open_scored(
       out: folder of the results, proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       profiles: the settings.
+      flag: the flag that gave them, for messages.
 
     Raises:
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     simulate = experiment.simulate
-    settings = named_settings(profiles, simulate)
-    versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
-    require_device(simulate.device)
-    if not (folder / "scores.parquet").exists():
-        raise FileNotFoundError(
-            f"no scores.parquet in {folder}: run score first, or give the run's folder with --out"
-        )
-    network = read_network(experiment, folder, data_dir)
-    require_writable(out)
+    settings = named_settings(profiles, simulate, flag)
+    read_scored(folder)
+    network, versions = open_network_for(experiment, folder, out, data_dir)
     scores = read_parquet(folder / "scores.parquet")
     scores = pd.concat(
         [scores[scores["fold"] == fold].sort_values("index") for fold in FOLDS], ignore_index=True
     )
-    dataset, normalisation = network.images.dataset, network.images.normalisation
     chosen = {}
     for fold, rows in scores.groupby("fold", sort=False):
         samples = network.images.fold(fold)
@@ -100,22 +87,18 @@ def open_scored(
                 f"the labels of the {fold} images are not those in {folder / 'scores.parquet'}: "
                 "run score again, on the data set as it is now"
             )
-    held = calibration_samples(dataset, experiment)
-    programmable = network.programming(dataset, calibration_images(held, normalisation, experiment))
-    described = {key: one for key, one in network.description.items() if key != "class_names"}
+    programmable = network.programmable(settings.values())
     return Scored(
         programmable,
         settings,
         scores,
         _flips(folder, scores, settings),
         read_small(chosen),
-        normalisation,
+        network.images.normalisation,
         simulate.adc_calibration,
-        dataset.class_names,
+        network.images.dataset.class_names,
         {
-            "data": experiment.data.deciding,
-            "model": described,
-            "weights_sha256": network.identity,
+            **network.origin,
             "samples": {fold: len(samples) for fold, samples in chosen.items()},
             "indices": key_of(scores["index"].tolist()),
             "engine": simulate.engine,

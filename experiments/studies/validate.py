@@ -240,6 +240,9 @@ def _source(
 def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -> None:
     """Compares every score with every reference, draws and prints it.
 
+    Only with all images of both folds there are rows of the two together: of some, the folds would
+    be sampled at different rates.
+
     Leaves scores.parquet (a row an image: fold, index, label, the scores of the run's checkpoint
     and their averages over epochs; not the published figures), validate.csv (`tabulate`), drawn as
     validate.png and validate.svg, and settings.json. The pieces/ of a run that was interrupted, or
@@ -261,7 +264,13 @@ def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -
         scores = scores.merge(averages, on="index", validate="one_to_one")
     write_parquet(out / "scores.parquet", scores)
     confidence = experiment.analyse.confidence
-    table = tabulate(scores, opened.references, len(opened.epochs), confidence=confidence)
+    table = tabulate(
+        scores,
+        opened.references,
+        len(opened.epochs),
+        confidence=confidence,
+        pooled=settings.samples == "all" and settings.limit is None,
+    )
     draw(table, opened.references, out / "validate.png", experiment.data.title)
     write_json(
         out / "settings.json",

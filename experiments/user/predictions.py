@@ -360,4 +360,4 @@ def _with(name: str) -> list[str]:
 
 def _interval(values: Iterable[float], form: str = ".1f") -> str:
     value, low, high = values
-    return "-" if np.isnan(value) else with_interval(value, low, high, form)
+    return with_interval(value, low, high, form)

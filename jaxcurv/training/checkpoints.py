@@ -159,10 +159,15 @@ def _read_model(manager: ocp.CheckpointManager, build: BuildModel, epoch: int) -
         if epoch == manager.latest_step():
             raise
         # Without it, training would go on from the latest and never have this epoch again.
+        place = manager.directory / str(epoch)
+        cure = f"delete {manager.directory} and run again"
+        if epoch != _best(manager):
+            cure = (
+                f"delete {place}: averages over epochs do without it, and nothing is trained again"
+            )
         raise ValueError(
-            f"an earlier epoch's checkpoint {manager.directory / str(epoch)} is damaged or of "
-            "another version: put a whole one in its place, or delete "
-            f"{manager.directory} and run again"
+            f"an earlier epoch's checkpoint {place} is damaged or of another version: put a whole "
+            f"one in its place, or {cure}"
         ) from error
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)

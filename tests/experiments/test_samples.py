@@ -396,6 +396,19 @@ def test_folds_of_a_network_that_was_trained_elsewhere(own: bool, validation: bo
     assert len(calibration_samples(dataset, experiment)) == sizes["train"]
 
 
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [(Model(), 4), (Model(weights="elsewhere.pth"), 2), (Model(factory="a:b"), 4)],
+)
+def test_no_guarantee_by_images_that_weights_from_elsewhere_have_seen(
+    model: Model, kept: int
+) -> None:
+    """A factory's network has a validation fold only where that is a split of its own."""
+    joined = pd.DataFrame({"fold": ["train", "validation", "validation", "test"]})
+    found = analyse._of_new_samples(joined, model)["fold"].tolist()
+    assert found == (joined["fold"].tolist() if kept == 4 else ["train", "test"])
+
+
 def test_converters_are_calibrated_on_what_stands_for_train() -> None:
     held = Counted(7, 4)
     dataset = replace(

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from subprocess import run as run_python
@@ -253,22 +254,43 @@ def test_an_atlas_is_kept_under_its_run_s_name(finished_run: Path, tmp_path: Pat
     write_parquet(run / "scores.parquet", scores.assign(curvature=2 * scores["curvature"]))
     with pytest.raises(ValueError, match=r"was made of other scores than .* run atlas again"):
         archive(run, results / "digits")
+    kept = pd.read_parquet(results / "digits/scores.parquet")["curvature"]
+    assert kept.equals(scores["curvature"])  # nothing was copied
     assert (results / "digits/predictions.parquet").exists()
+    # A run without an atlas takes its earlier one away, and that of no other.
+    shutil.copy(results / "atlas/digits.parquet", results / "atlas/digits_small.parquet")
+    other.unlink()
+    shutil.rmtree(run / "atlas")
+    archive(run, results / "digits")
+    there = {path.name for path in (results / "atlas").iterdir()}
+    assert there == {"digits_small.parquet", "README.md"}
+    assert "## digits\n" not in (results / "atlas/README.md").read_text()
+    (results / "atlas/digits_small.parquet").unlink()
+    archive(run, results / "digits")
+    assert not list((results / "atlas").iterdir())
 
 
-def test_variants_of_another_network_s_score_are_not_archived(
-    finished_run: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("study", "settings"),
+    [
+        ("rescore", lambda digest: {"checkpoint_sha256": digest}),
+        ("validate", lambda digest: {"weights": digest}),
+        ("validate", lambda digest: {"weights": {"weights": digest, "factory": "a:b"}}),
+    ],
+)
+def test_studies_of_another_network_s_scores_are_not_archived(
+    finished_run: Path, tmp_path: Path, study: str, settings: Callable[[str], dict]
 ) -> None:
     run, place = tmp_path / "run", tmp_path / "place"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
     inputs = read_json(run / "stages" / "score.json")["inputs"]
     (own,) = (digest for name, digest in inputs.items() if name.startswith("checkpoints/"))
-    (run / "rescore").mkdir()
-    (run / "rescore" / "variants.csv").write_text("variant")
+    (run / study).mkdir()
+    (run / study / "table.csv").write_text("variant")
     for checkpoint, kept in ((own, True), ("0" * 64, False)):
-        write_json(run / "rescore" / "settings.json", {"checkpoint_sha256": checkpoint})
+        write_json(run / study / "settings.json", settings(checkpoint))
         archive(run, place)
-        assert (place / "rescore" / "variants.csv").exists() is kept
+        assert (place / study / "table.csv").exists() is kept
 
 
 def test_what_a_study_remembers_is_not_archived(finished_run: Path, tmp_path: Path) -> None:
@@ -276,7 +298,10 @@ def test_what_a_study_remembers_is_not_archived(finished_run: Path, tmp_path: Pa
     run, place = tmp_path / "run", tmp_path / "place"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
     (run / "validate" / "pieces").mkdir(parents=True)
-    for name in ("validate.csv", "settings.json", "flags.json", "pieces/epoch_1.parquet"):
+    inputs = read_json(run / "stages" / "score.json")["inputs"]
+    (own,) = (digest for name, digest in inputs.items() if name.startswith("checkpoints/"))
+    write_json(run / "validate" / "settings.json", {"weights": own})
+    for name in ("validate.csv", "flags.json", "pieces/epoch_1.parquet"):
         (run / "validate" / name).touch()
     archive(run, place)
     kept = [path.name for path in (place / "validate").rglob("*")]

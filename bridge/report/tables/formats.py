@@ -54,7 +54,15 @@ def time(seconds: float) -> str:
 
 
 def with_interval(value: float, low: float, high: float, form: str = ".2f") -> str:
-    """`0.70 [0.65, 0.75]`, each number in the same form."""
+    """`0.70 [0.65, 0.75]`, each number in the same form; "-" in place of NaN.
+
+    >>> with_interval(0.7, float("nan"), float("nan")), with_interval(*[float("nan")] * 3)
+    ('0.70 [-]', '-')
+    """
+    if np.isnan(value):
+        return "-"
+    if np.isnan(low):
+        return f"{value:{form}} [-]"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 

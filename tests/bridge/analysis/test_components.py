@@ -95,8 +95,12 @@ def test_extremes() -> None:
 
 @pytest.mark.parametrize(
     "failed",
-    [np.zeros((3, 4), bool), np.ones((3, 4), bool), [[True, False]], np.ones((3, 0), bool)],
+    [
+        *(np.zeros((3, 4), bool), np.ones((3, 4), bool), [[True, False]], np.ones((3, 0), bool)),
+        [[True, False], [False, True]],  # the variances add up to 0
+    ],
 )
+@pytest.mark.filterwarnings("error")
 def test_undefined_shares(failed: np.ndarray) -> None:
     assert np.isnan([*asdict(variance_shares(failed)).values()]).all()
 

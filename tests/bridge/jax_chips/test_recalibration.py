@@ -171,6 +171,13 @@ def scaled(params: Any, x: Any) -> Any:
     return x.reshape(len(x), -1) @ (weight / jnp.sqrt(var)) - mean / jnp.sqrt(var)
 
 
+def with_bias(params: Any, x: Any) -> Any:
+    """A layer's bias within the shift: what the product gives lacks it."""
+    scale = 1 / jnp.sqrt(params["bn"]["var"])
+    shift = (params["bias"] - params["bn"]["mean"]) * scale
+    return (x.reshape(len(x), -1) @ params["w"]) * scale + shift
+
+
 def twice(params: Any, x: Any) -> Any:
     mean, var = params["bn"].values()
     y = (x.reshape(len(x), -1) @ params["w"] - mean) / jnp.sqrt(var)
@@ -197,6 +204,11 @@ PARAMS = {
 }
 BAD: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "folded into weights": (scaled, PARAMS, "what is normalised by bn.mean does not show"),
+    "a layer's bias in its shift": (
+        with_bias,
+        {**PARAMS, "bias": np.ones(4, np.float32)},
+        "bias meets activations together with bn.mean",
+    ),
     "twice": (twice, PARAMS, "bn.mean meets activations 2 times in a pass"),
     "not used": (unused, PARAMS, "the function does not use bn.mean"),
     "as large as activations": (in_full, PARAMS, r"activations of shape \(1, 3, 4\) as \(1, 3, 4"),
@@ -231,6 +243,25 @@ def test_a_function_of_one_s_own_that_shows_it() -> None:
     mean, variance = by_hand(IMAGES.reshape(30, -1) @ PARAMS["w"])
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["var"], variance, rtol=1e-4)
+
+
+def test_a_scale_and_shift_beside_the_pair_may_be_folded() -> None:
+    """Also in another collection, as those of Flax's Linen are."""
+    own = {"scale": np.full(4, 3, np.float32), "shift": np.ones(4, np.float32)}
+    params = {"params": {"bn": own}, "stats": {"bn": PARAMS["bn"]}, "w": PARAMS["w"]}
+
+    def function(params: Any, x: Any) -> Any:
+        stats, own = params["stats"]["bn"], params["params"]["bn"]
+        scale = own["scale"] / jnp.sqrt(stats["var"])
+        return (x.reshape(len(x), -1) @ params["w"]) * scale + (
+            own["shift"] - stats["mean"] * scale
+        )
+
+    chip = bridge.analog(function, params, PROFILES["ideal"], IMAGES)
+    weights = chip.program(params, jax.random.key(0))
+    found = recalibrate(chip, weights, IMAGES).params["stats"]["bn"]
+    mean, _ = by_hand(IMAGES.reshape(30, -1) @ PARAMS["w"])
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-4)
 
 
 def test_bad_images_are_refused() -> None:

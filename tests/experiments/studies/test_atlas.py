@@ -12,13 +12,15 @@ import pytest
 import bridge
 from bridge.chips.profiles import PROFILES
 from experiments.cli import commands
+from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.settings.flags import Simulate
 from experiments.studies import atlas, atlas_tables
 from experiments.studies.atlas import Atlas
 from experiments.studies.chip_settings import named_settings, title_of
-from jaxcurv.storage.checksums import read_json
+from jaxcurv.storage.checksums import read_json, write_json
 
+FLAG = "--atlas.profiles"
 FULL, LATER = "adc+wnoise+pcm@20", "pcm_gdc@3600"
 FLAGS = ("--atlas.chips", "3", "--atlas.profiles", FULL, LATER, "--atlas.gallery", "5")
 KEYS = ["fold", "index"]
@@ -171,6 +173,49 @@ def test_shares_tell_images_from_chips() -> None:
     assert shown["index"].tolist() == [1, 0, 5, 4, 3]  # the largest margin first
 
 
+def test_few_failing_images_have_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the shares; 29 images fail on some of the chips, then 30."""
+    scores = pd.DataFrame(
+        {"fold": "test", "index": range(200), "label": 1, "prediction": 1, "correct": True}
+    )
+    wrong = np.zeros((3, 200), bool)
+    wrong[:, :20] = wrong[0, 20:29] = True
+    more = wrong.copy()
+    more[1, 29] = True
+    both = {"few": wrong, "enough": more, "survive": ~wrong, "two chips": more[:2]}
+    for name, outcomes in both.items():
+        table, _ = atlas_tables.atlas_table(scores, {name: outcomes}, {}, {name: name})
+        summary = atlas_tables.summarise(table, {name: outcomes}, 0.95)
+        (row,) = summary.to_dict("records")
+        shares = [f"{part}_share" for part in ("image", "chip", "rest")]
+        assert np.isfinite([row[share] for share in shares]).all()
+        ends = [row[share + end] for share in shares for end in ("_low", "_high")]
+        assert (np.isfinite(ends) == (name == "enough")).all()
+        assert np.isfinite(row["failure_rate_low"])
+        atlas.show(summary, {name: name})
+        said = capsys.readouterr().out
+        assert ("[-]" in said) == (name != "enough")
+        assert "nan" not in said
+
+
+@pytest.mark.parametrize("counts", [{"test": 12, "validation": 9}, {"test": 9}])
+def test_folds_with_fewer_images_than_bins_are_drawn(tmp_path: Path, counts: dict) -> None:
+    """Without a line by curvature."""
+    parts = [
+        pd.DataFrame({"fold": fold, "index": range(count), "curvature": np.arange(count) / 7})
+        for fold, count in counts.items()
+    ]
+    scores = pd.concat(parts, ignore_index=True).assign(label=1, prediction=1, correct=True)
+    wrong = {"one": np.random.default_rng(0).random((3, len(scores))) < 0.4}
+    table, _ = atlas_tables.atlas_table(scores, wrong, {}, {"one": "one"})
+    summary = atlas_tables.summarise(table, wrong, 0.95)
+    path = atlas.figures.draw(table, summary, {"one": "one"}, tmp_path / "atlas.png", title="t")
+    drawn = pd.read_csv(path.with_suffix(".csv"))
+    by_curvature = drawn[drawn["panel"] == "curvature"]
+    assert set(by_curvature["fold"]) == {fold for fold, count in counts.items() if count >= 10}
+    assert set(drawn.loc[drawn["panel"] == "chips", "fold"]) == set(counts)
+
+
 def test_figures(made: Path) -> None:
     for name in ("atlas", "always"):
         for kind in ("png", "svg"):
@@ -226,22 +271,22 @@ def test_other_devices_have_pieces_of_their_own(
 
 def test_settings_by_name() -> None:
     simulate = Simulate()
-    found = named_settings(("pcm", "pcm@0.5", "wnoise_mvm", "adc+pcm@1e6"), simulate)
+    found = named_settings(("pcm", "pcm@0.5", "wnoise_mvm", "adc+pcm@1e6"), simulate, FLAG)
     assert list(found) == ["pcm@20", "pcm@0.5", "wnoise_mvm", "adc+pcm@1000000"]
     assert found["pcm@20"] == PROFILES["pcm"]
     assert found["pcm@0.5"].memory.t_inference == 0.5
     assert title_of("pcm@3600") == "pcm, 1 h"
     assert title_of("wnoise") == "wnoise"
-    with pytest.raises(ValueError, match="names pcm@20 twice"):
-        named_settings(("pcm", "pcm@20.0"), simulate)
+    with pytest.raises(ValueError, match=r"--other\.flag names pcm@20 twice"):
+        named_settings(("pcm", "pcm@20.0"), simulate, "--other.flag")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"profiles": ()}, "profiles must be at least one"),
-        ({"profiles": ("pcn",)}, "no 'pcn': give one of ideal, adc"),
-        ({"profiles": ("ideal",)}, "draws no noise"),
+        ({"profiles": ("pcn",)}, "^--atlas.profiles has no 'pcn': give one of ideal, adc"),
+        ({"profiles": ("ideal",)}, "^--atlas.profiles has ideal, which draws no noise"),
         ({"profiles": ("adc_coarse",)}, "draws no noise"),
         ({"profiles": ("wnoise@20",)}, "no memory that ages: leave out @"),
         ({"profiles": ("pcm@",)}, "after @ give seconds, such as pcm@3600"),
@@ -261,7 +306,7 @@ def test_scores_of_other_images_are_refused(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("figures"))
     scores = read_parquet(run / "scores.parquet")
     for column, other, message in (
         ("label", 1 - scores["label"], "the labels of the train images are not those in"),
@@ -270,6 +315,10 @@ def test_scores_of_other_images_are_refused(
         write_parquet(run / "scores.parquet", scores.assign(**{column: other}))
         assert commands.run(line(run, tmp_path / "out")) == 2
         assert message in capsys.readouterr().err
+    write_parquet(run / "scores.parquet", scores)
+    write_json(run / read_description(run)["checkpoint"] / "other.json", {})
+    assert commands.run(line(run, tmp_path / "out")) == 2
+    assert ": run score and what follows again" in capsys.readouterr().err
 
 
 def test_without_failures_there_is_no_gallery(

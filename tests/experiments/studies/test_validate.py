@@ -99,8 +99,8 @@ def test_a_ranking_by_the_run_s_own_curvature_is_perfect(
     assert code == 0, errors
     table = pd.read_csv(tmp_path / "out" / "validate.csv")
     found = table[table["score"] == "curvature"].set_index("fold")
-    assert list(found.index) == ["train", "validation", "pooled"]
-    assert found["samples"].tolist() == [60, 60, 120]
+    assert list(found.index) == ["train", "validation"]  # other shares of each: none of both
+    assert found["samples"].tolist() == [60, 60]
     assert (found[["rho", "rho_low", "rho_high"]] == rho).all(axis=None)
     assert f"{rho:.3f} [{rho:.3f}, {rho:.3f}]" in said
     assert table["difference"].isna().all()
@@ -127,9 +127,9 @@ def test_every_score_has_scipy_s_rho_with_every_reference(
     with np.load(folder / "c.npz") as file:
         published = {"cscore": file["scores"]}
     published["curvature_rank"] = np.argsort(np.load(folder / "order.npy"))
-    assert len(table) == 3 * (2 * (len(scores.columns) - 3) + 1)
+    assert len(table) == 2 * (2 * (len(scores.columns) - 3) + 1)
     for row in table.itertuples():
-        images = scores if row.fold == "pooled" else scores[scores["fold"] == row.fold]
+        images = scores[scores["fold"] == row.fold]
         reference = published[row.reference][images["index"]]
         other = published.get(row.score)
         score = images[row.score] if other is None else other[images["index"]]
@@ -398,6 +398,30 @@ def test_the_verdict_is_about_the_size_of_rho(
     assert "curvature, averaged" in capsys.readouterr().out
     draw(table, [reference], tmp_path / "validate.png", "digits")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "validate.csv"), table)
+
+
+def test_rhos_of_two_signs_are_neither_nearer_nor_farther() -> None:
+    truth = np.random.default_rng(0).normal(size=300)
+    labels = np.zeros(300, np.int64)
+    reference = Reference("cscore", "consistency score", Path("x"), truth, labels, "")
+    scores = pd.DataFrame(
+        {"fold": "train", "index": np.arange(300), "label": labels, "curvature": -truth}
+    )
+    table = tabulate(scores.assign(curvature_averaged=truth), [reference], 5)
+    (sentence,) = verdicts(table, [reference])
+    assert sentence.endswith("+2.000 [+2.000, +2.000], of the other sign.")
+
+
+def test_both_folds_together_are_a_choice() -> None:
+    truth = np.arange(40.0)
+    reference = Reference("cscore", "c", Path("x"), truth, np.zeros(40, np.int64), "")
+    scores = pd.DataFrame(
+        {"fold": ["train", "validation"] * 20, "index": range(40), "label": 0, "loss": truth}
+    )
+    together = tabulate(scores, [reference])
+    apart = tabulate(scores, [reference], pooled=False)
+    assert together["fold"].tolist() == ["train", "validation", "pooled"]
+    pd.testing.assert_frame_equal(together[:2], apart)
 
 
 def test_a_ranking_s_figures_are_places(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from jaxcurv.nested import flatten
 def test_a_value_stands_before_its_interval():
     assert formats.with_interval(0.7, 0.654, 0.75) == "0.70 [0.65, 0.75]"
     assert formats.with_interval(0.5, -0.25, 1, "+.1f") == "+0.5 [-0.2, +1.0]"
+    nan = float("nan")
+    assert formats.with_interval(0.0, nan, nan, ".0f") == "0 [-]"
+    assert formats.with_interval(nan, nan, nan) == "-"
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ def draw(
     """On how many chips images fail, how that follows curvature, and whose the failures are.
 
     Above, for each setting, the share of the digitally correct images that fail on each number of
-    chips, and in grey what the test fold would show were all images alike: the binomial
-    distribution of its failure rate. Below, the failure probability by bins of curvature, and the
-    shares of the variance of failure.
+    chips, and in grey what the test fold would show were all images and chips alike: the binomial
+    distribution of its failure rate. Below, the failure probability by bins of curvature, where a
+    fold has an image for each bin, and the shares of the variance of failure.
 
     Args:
       table: the atlas: fold, index, correct, chips, curvature and `failures_SETTING`.
@@ -75,12 +75,14 @@ def draw(
         axes[0].set_ylabel("Digitally correct images (%)")
         axes[-1].legend()
         left, right = lower.subplots(1, 2)
-        _draw_curvature(left, by_curvature, titles, folds)
+        _draw_curvature(left, by_curvature, titles, bins)
         _draw_shares(right, summary[summary["fold"].isin(folds)], titles)
         figure.suptitle(title, fontsize=9)
         drawn = [rows.assign(panel="chips", setting=name) for name, rows in counted.items()]
         drawn += [
-            rows.assign(panel="curvature", setting=name) for name, rows in by_curvature.items()
+            rows.assign(panel="curvature", setting=name)
+            for name, rows in by_curvature.items()
+            if len(rows)
         ]
         columns = ["panel", "setting", "fold", "at", "share", "expected"]
         return write_figure(figure, path, pd.concat(drawn).reindex(columns=columns))
@@ -115,9 +117,8 @@ def _draw_distribution(axis: Axes, counted: pd.DataFrame) -> None:
     edges = np.arange(counted["at"].max() + 2) - 0.5
     test = counted[counted["fold"] == "test"]
     if len(test):
-        axis.stairs(
-            100 * test["expected"], edges, fill=True, color=_PALE, label="test, were all alike"
-        )
+        label = "test, were all images\nand chips alike"
+        axis.stairs(100 * test["expected"], edges, fill=True, color=_PALE, label=label)
     for fold, rows in counted.groupby("fold", sort=False):
         colour, dashes = _FOLDS[str(fold)]
         axis.stairs(
@@ -135,15 +136,22 @@ def _draw_distribution(axis: Axes, counted: pd.DataFrame) -> None:
 
 
 def _by_curvature(table: pd.DataFrame, name: str, folds: Sequence[str], bins: int) -> pd.DataFrame:
-    """For each fold the failure probability among the correct images of each bin of curvature."""
+    """For each fold the failure probability among the correct images of each bin of curvature.
+
+    Folds with fewer images than bins are left out.
+    """
     found = []
     for fold in folds:
         rows = table[table["fold"] == fold]
+        if len(rows) < bins:
+            continue
         bin_of = deciles(rows["curvature"], rows["index"], bins)
         right = rows["correct"].to_numpy()
         failing = rows.loc[right, f"failures_{name}"].astype("float64") / rows["chips"].iloc[0]
         share = failing.groupby(bin_of[right]).mean().reindex(range(1, bins + 1))
         found.append(pd.DataFrame({"fold": fold, "at": share.index, "share": share.to_numpy()}))
+    if not found:
+        return pd.DataFrame(columns=["fold", "at", "share"])
     return pd.concat(found, ignore_index=True)
 
 
@@ -151,20 +159,22 @@ def _draw_curvature(
     axis: Axes,
     by_curvature: Mapping[str, pd.DataFrame],
     titles: Mapping[str, str],
-    folds: Sequence[str],
+    bins: int,
 ) -> None:
     for number, (name, rows) in enumerate(by_curvature.items()):
         colour = _SETTINGS[number % len(_SETTINGS)]
+        folds = list(rows["fold"].unique())
         for fold in folds:  # whose dashes the legend above tells
             line = rows[rows["fold"] == fold]
             label = titles[name] if fold == folds[-1] else None
             share, dashes = 100 * line["share"], _FOLDS[fold][1]
             axis.plot(line["at"], share, dashes, color=colour, marker="o", ms=3, label=label)
-    axis.set_xticks(range(1, int(rows["at"].max()) + 1))
+    axis.set_xticks(range(1, bins + 1))
     axis.set_xlabel("Curvature bin of the fold (1 lowest)")
     axis.set_ylabel("Failure probability (%)")
     axis.set_ylim(bottom=0)
-    axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=6)
+    if axis.lines:
+        axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=6)
 
 
 def _draw_shares(axis: Axes, summary: pd.DataFrame, titles: Mapping[str, str]) -> None:
