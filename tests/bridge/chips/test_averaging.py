@@ -171,10 +171,10 @@ def test_tables_that_do_not_belong_together_are_refused() -> None:
         ([first, wider], "logits of 4 and 5 classes|logits of 5 and 4 classes"),
         ([first, kept], "table 1 has no logits: make it with bridge.predict, without keep"),
         ([first, second.drop(columns="label")], "has no column label"),
-        (first, "takes a list of tables of .* got a DataFrame"),
+        (first, "takes a list of tables of .* got a Frame"),
         (None, "takes a list of tables of .* got a NoneType"),
         ([], "takes a list of tables"),
-        ([first, logits(second)], "got DataFrame, ndarray"),
+        ([first, logits(second)], "got Frame, ndarray"),
     ):
         with refused(message):
             bridge.average_logits(tables)
