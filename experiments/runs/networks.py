@@ -132,10 +132,13 @@ def load_flax(job: Job, description: dict[str, Any], epoch: int | None = None) -
             return restore_epoch(build, checkpoint, epoch)
         return restore_best(build, checkpoint)
     except ValueError as error:
-        what = textwrap.shorten(str(error), 300, placeholder=" ...")
+        what = textwrap.shorten(str(error), 600, placeholder=" ...")
+        cure = "run train again"
+        if epoch is not None:  # the hash of all checkpoints is in the records of later stages
+            cure = "then run train, which trains no kept epoch again, and what follows it"
         raise ValueError(
             f"{checkpoint} holds another network than model.json describes, or is damaged: {what}; "
-            "run train again"
+            f"{cure}"
         ) from error
 
 

@@ -409,6 +409,15 @@ def test_no_guarantee_by_images_that_weights_from_elsewhere_have_seen(
     assert found == (joined["fold"].tolist() if kept == 4 else ["train", "test"])
 
 
+def test_a_run_of_weights_from_a_file_has_no_guarantees(run_copy: Path) -> None:
+    path = run_copy / "routing_guarantees.csv"
+    assert len(pd.read_csv(path))
+    elsewhere = Experiment(model=Model(weights="x.pth"), analyse=Analyse(resamples=5), limit=60)
+    analyse.analyse(Job(elsewhere, run_copy, None))
+    assert pd.read_csv(path).empty
+    assert len(pd.read_csv(run_copy / "routing_choices.csv"))
+
+
 def test_converters_are_calibrated_on_what_stands_for_train() -> None:
     held = Counted(7, 4)
     dataset = replace(
