@@ -253,7 +253,6 @@ def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -
         "weights": identity_of_model(opened.job, opened.description),
         "data": experiment.data.deciding,
         "seed": experiment.seed,
-        "batch_size": settings.batch_size,
     }
     one_probe = replace(experiment.score.estimator, probes=settings.probes)
     missing = len(opened.images) - len(opened.own)
@@ -276,6 +275,7 @@ def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -
         out / "settings.json",
         {
             **origin,
+            "batch_size": settings.batch_size,
             "model": {key: one for key, one in opened.description.items() if key != "class_names"},
             "references": {
                 one.name: {"file": one.path.name, "sha256": one.digest, "images": len(one.values)}
