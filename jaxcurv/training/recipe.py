@@ -23,6 +23,9 @@ class Recipe:
         for no cropping.
       flip: mirror training images left to right at random.
       precision: number format of the computations while training; weights are always float32.
+      clip_sigma: clipping of weights: after each step the weights of a layer (parameters of two or
+        more axes) lie within this many of their own standard deviations (divisor N - 1) of zero;
+        None (`none` on the command line) for no clipping.
     """
 
     epochs: int = 200
@@ -34,6 +37,7 @@ class Recipe:
     crop_padding: int = 4
     flip: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    clip_sigma: float | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -58,6 +62,13 @@ class Recipe:
         if not is_number(self.weight_decay) or self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay must be finite and not negative; got {self.weight_decay}"
+            )
+        if self.clip_sigma is not None and (
+            not is_number(self.clip_sigma) or self.clip_sigma <= 0
+        ):
+            raise ValueError(
+                "clip_sigma must be positive, or none for no clipping; got "
+                f"{self.clip_sigma}"
             )
 
     def warmup_steps(self, steps_per_epoch: int) -> int:
