@@ -45,10 +45,10 @@ def training_noise(
         )
     network = nnx.clone(model)
     network.eval()
-    graphdef, params, rest = nnx.split(network, nnx.Param, ...)
+    graphdef, params, *rest = nnx.split(network, nnx.Param, ...)
 
     def logits_fn(params: nnx.State, images: Array) -> Array:
-        logits: Array = nnx.merge(graphdef, params, rest, copy=True)(images)  # type: ignore[operator]
+        logits: Array = nnx.merge(graphdef, params, *rest, copy=True)(images)
         return logits
 
     chip = analog(logits_fn, params, part, images)

@@ -114,9 +114,7 @@ def fit(
 
     steps = len(train) // recipe.batch_size
     optimizer = make_optimizer(recipe, steps)
-    step = partial(
-        train_step, train_graph, optimizer, recipe, normalisation, perturb=perturb
-    )
+    step = partial(train_step, train_graph, optimizer, recipe, normalisation, perturb=perturb)
     run_epoch = dispatched_epoch(step) if jax.default_backend() == "cpu" else scanned_epoch(step)
 
     @jax.jit

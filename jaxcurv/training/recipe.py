@@ -63,12 +63,9 @@ class Recipe:
             raise ValueError(
                 f"weight_decay must be finite and not negative; got {self.weight_decay}"
             )
-        if self.clip_sigma is not None and (
-            not is_number(self.clip_sigma) or self.clip_sigma <= 0
-        ):
+        if self.clip_sigma is not None and (not is_number(self.clip_sigma) or self.clip_sigma <= 0):
             raise ValueError(
-                "clip_sigma must be positive, or none for no clipping; got "
-                f"{self.clip_sigma}"
+                f"clip_sigma must be positive, or none for no clipping; got {self.clip_sigma}"
             )
 
     def warmup_steps(self, steps_per_epoch: int) -> int:

@@ -16,7 +16,6 @@ from jaxcurv.progress import Progress
 from jaxcurv.training.checkpoints import State
 from jaxcurv.training.recipe import Recipe
 
-
 Perturb = Callable[[nnx.State, Key[Array, ""]], nnx.State]
 """Gives the parameters that a step computes with: `perturb(params, key)`, of the same structure,
 shapes and dtypes; a pure function of JAX."""

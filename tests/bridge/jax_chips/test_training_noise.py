@@ -1,5 +1,6 @@
 """Training on the weights of a chip that is programmed anew at each step."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def test_the_weights_are_those_of_the_chip_of_the_key(few: np.ndarray) -> None:
     model, key = Perceptron(jnp.float32), jax.random.key(7)
     model.train()
     other = jax.tree.map(lambda w: w + 0.01, params_of(model))
-    profile = Profile(ADC(bits=4), wnoise, pcm, Clipping("layer_gaussian", 2.0), DAC(), OutputNoise())
+    profile = Profile(
+        ADC(bits=4), wnoise, pcm, Clipping("layer_gaussian", 2.0), DAC(), OutputNoise()
+    )
     perturb = jax.jit(training_noise(model, profile, few))
     found = leaves(perturb(other, key))
     evaluated = nnx.clone(model)
@@ -125,19 +128,17 @@ def test_noise_of_no_size_trains_as_without(
 def test_training_with_noise_loses_less_on_chips(
     digits: Digits, few: np.ndarray, tmp_path: Path
 ) -> None:
-    profile = Profile(wnoise=WeightNoise(0.2))
-    train, validation, normalisation = digits
-    recipe = Recipe(
-        epochs=8, batch_size=32, learning_rate=0.1, warmup_epochs=1.0, crop_padding=0, flip=False
-    )
-    perturb = training_noise(Perceptron(jnp.float32), profile, few)
+    """Both with clipped weights, on 40 chips that neither was trained on."""
+    profile = Profile(wnoise=WeightNoise(0.4))
+    _, validation, normalisation = digits
+    recipe = replace(RECIPE, epochs=12, batch_size=32, warmup_epochs=1.0, clip_sigma=2.0)
+    build = partial(Perceptron, hidden=64)
+    perturb = training_noise(build(jnp.float32), profile, few)
     images, keys = normalisation.apply(validation.images), jax.random.split(jax.random.key(99), 40)
     digital, on_chips = {}, {}
     for name, noise in (("plain", None), ("noisy", perturb)):
-        fit(
-            Perceptron, *digits, recipe, seed=0, directory=tmp_path / name, perturb=noise
-        )
-        model = restore_best(Perceptron, tmp_path / name)
+        fit(build, *digits, recipe, seed=0, directory=tmp_path / name, perturb=noise)
+        model = restore_best(build, tmp_path / name)
         chip = bridge.analog(model, None, profile, few)
 
         def accuracy(key: jax.Array, chip: bridge.jax_chips.Chip = chip) -> jax.Array:
@@ -146,14 +147,13 @@ def test_training_with_noise_loses_less_on_chips(
 
         digital[name] = np.mean(np.asarray(model(images)).argmax(1) == validation.labels)
         on_chips[name] = np.asarray(jax.jit(jax.vmap(accuracy))(keys))
-    loss = {name: digital[name] - on_chips[name].mean() for name in digital}
-    print(digital, loss)
-    # The same chips: the standard error of the mean difference is below 0.01.
-    spread = np.std(on_chips["noisy"] - on_chips["plain"], ddof=1) / np.sqrt(len(keys))
-    assert spread < 0.01
-    assert loss["plain"] > 0.05
-    assert loss["noisy"] < loss["plain"] / 2
     assert digital["noisy"] > digital["plain"] - 0.03
+    lost = {name: digital[name] - on_chips[name].mean() for name in digital}
+    assert lost["plain"] > 0.1
+    assert lost["noisy"] < 0.75 * lost["plain"]
+    # The same chips, so that the differences have their own, smaller, error.
+    gained = on_chips["noisy"] - on_chips["plain"]
+    assert gained.mean() > 5 * gained.std(ddof=1) / np.sqrt(len(keys))
 
 
 @pytest.mark.parametrize(
