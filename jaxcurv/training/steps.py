@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jaxcurv.data import Normalisation
 from jaxcurv.progress import Progress
 from jaxcurv.training.checkpoints import State
 from jaxcurv.training.recipe import Recipe
+
+Tree = TypeVar("Tree")
 
 Perturb = Callable[[nnx.State, Key[Array, ""]], nnx.State]
 """Gives the parameters that a step computes with: `perturb(params, key)`, of the same structure,
@@ -127,7 +129,7 @@ def train_step(
     return State(params, rest, opt_state), metrics
 
 
-def clip_weights(params: nnx.State, sigma: float) -> nnx.State:
+def clip_weights(params: Tree, sigma: float) -> Tree:
     """Parameters whose weights lie within a number of their standard deviations of zero.
 
     w -> min(max(w, -b), b) with b = sigma std(w) for each parameter of two or more axes, the
@@ -135,7 +137,7 @@ def clip_weights(params: nnx.State, sigma: float) -> nnx.State:
     and scales, of one axis, and single weights stay.
 
     Args:
-      params: parameters of any shapes.
+      params: a pytree of parameters of any shapes.
       sigma: standard deviations, above 0.
     """
 
@@ -145,7 +147,7 @@ def clip_weights(params: nnx.State, sigma: float) -> nnx.State:
         bound = sigma * jnp.std(weights, ddof=1)
         return jnp.clip(weights, -bound, bound)
 
-    clipped: nnx.State = jax.tree.map(clip, params)
+    clipped: Tree = jax.tree.map(clip, params)
     return clipped
 
 
