@@ -126,9 +126,14 @@ def same_length(**arrays: npt.NDArray) -> None:
 
 def require_confidence(confidence: float) -> float:
     """A confidence in (0, 1) as a float; refuses others."""
-    number = plain(confidence)
+    return require_between_0_and_1("confidence", confidence)
+
+
+def require_between_0_and_1(name: str, value: float) -> float:
+    """A number in (0, 1) as a float; refuses others."""
+    number = plain(value)
     if not is_number(number) or not 0 < number < 1:
-        raise ValueError(f"confidence must lie between 0 and 1; got {confidence!r}")
+        raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
     return float(number)
 
 

@@ -29,6 +29,9 @@ order, or one number for all."""
 NoisyWeights: TypeAlias = Any
 """`Moments`, None for exact weights, or a mapping from names to these."""
 
+_SAME_MARGIN = 1e-2
+"""Difference of margins that two devices and precisions may have, of the largest one."""
+
 Once = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 """From a pass's name and what makes its table to that table, made now or earlier."""
 
@@ -71,7 +74,8 @@ def flip_probability(
         None where the weights are exact. Several by name share the digital pass, and the same
         object under several names shares its own.
       added_variance: what converters and noise at each operation add, as `bridge.output_noise`
-        gives it; a table is joined by its index. By name where the moments are.
+        gives it; a table is joined by its index, and its column margin, where there is one,
+        compared with the model's. By name where the moments are.
       unshifted: also the column unshifted, the probability around the digital weights with the
         mean left out. The digital pass then costs as much as the others.
       batch_size: samples read at once, 64 for "auto".
@@ -87,8 +91,8 @@ def flip_probability(
 
     Raises:
       ValueError: no noise at all, moments that do not fit the weights, an added variance that is
-        negative, not finite or absent for a sample, or a column without its table, or what
-        `margin_table` refuses.
+        negative, not finite or absent for a sample, of other samples or another model by its
+        margins, or a column without its table, or what `margin_table` refuses.
     """
     source = as_source(source, keys=keys)
     by_name, added = _by_name(moments, added_variance)
@@ -116,6 +120,8 @@ def flip_probability(
     with progress((1 + len(distinct)) * len(source), description):
         noises = spreads if unshifted else {}
         digital = margins("digital", source, weights, noises, of="prediction")
+        for name in by_name:
+            _require_same_margins(added.get(name), digital, words[name])
         indices = digital["index"].to_numpy()
         predicted = Labelled(source, digital["prediction"].to_numpy(), indices)
         at_means = {
@@ -201,6 +207,32 @@ def _checked_variance(given: Any, source: Source, what: str) -> NDArray[np.float
     if hasattr(source, "indices"):
         _of_samples(by_index, np.asarray(source.indices), what)
     return by_index
+
+
+def _require_same_margins(given: Any, digital: pd.DataFrame, what: str) -> None:
+    """Refuses a table of added variance whose own margins are not the model's.
+
+    Args:
+      given: where it is a table with the columns index and margin, as `bridge.output_noise` gives
+        it, the margins of the digital prediction.
+      digital: index and margin, by the model.
+
+    Raises:
+      ValueError: they are of other samples, or of a model with other weights.
+    """
+    if not isinstance(given, pd.DataFrame) or "margin" not in given:
+        return
+    theirs = given.set_index("index")["margin"].loc[digital["index"]].to_numpy(np.float64)
+    ours = digital["margin"].to_numpy(np.float64)
+    off = np.abs(theirs - ours)
+    if len(off) and off.max() > _SAME_MARGIN * np.abs(ours).max():
+        first = int(off.argmax())
+        raise ValueError(
+            f"{what} is of other samples, or of a model with other weights: at index "
+            f"{digital['index'].iloc[first]} its margin is {theirs[first]:.4g}, the model's "
+            f"{ours[first]:.4g}; compute it of this model and these samples, in this order where "
+            "they are arrays without an index"
+        )
 
 
 def _of_samples(

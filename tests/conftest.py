@@ -65,8 +65,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = (
     *("--model.width", "4", "--train.epochs", "3", "--train.warmup-epochs", "1"),
-    *("--train.batch-size", "16", "--limit", "60", "--score.estimator.probes", "3"),
-    *("--score.compare", "--analyse.resamples", "100"),
+    *("--train.batch-size", "16", "--train.keep-every", "1", "--limit", "60"),
+    *("--score.estimator.probes", "3", "--score.compare", "--analyse.resamples", "100"),
     *("--simulate.chips", "1", "--simulate.adc-calibration", "32"),
 )
 """Flags of the finished run: seconds a stage, yet training learns and chips fail."""

@@ -104,6 +104,13 @@ def sections():
     choice = here | {"router": "analog margin", "kind": "analog", "target": 0.89}
     choice |= {"threshold": float("inf"), "validation_accuracy": 0.89, "fraction": 0.2}
     choice |= {"accuracy": 0.885, "accuracy_min": 0.88, "accuracy_max": 0.89}
+    guarantee = here | {"router": "analog margin", "kind": "analog", "level": 0.01}
+    guarantee |= {"threshold": -0.25, "threshold_min": float("-inf"), "threshold_max": 0.5}
+    for name, low, middle, high in (
+        *(("failing", 0.0, 0.0075, 0.02), ("fraction", 0.125, 0.5, 1.0)),
+        ("accuracy", 0.875, 0.89, 0.9),
+    ):
+        guarantee |= {name: middle, f"{name}_min": low, f"{name}_max": high}
     shown = ["fold", "index", "class_name", "digital_prediction", "analog_prediction"]
     shown += ["curvature", "margin", "flip_probability", "failed_share"]
     return {
@@ -114,6 +121,7 @@ def sections():
         "calibration_errors": pd.DataFrame([error | {"expected_calibration_error": 0.013}]),
         "routing": pd.DataFrame(curve).assign(router="analog margin", kind="analog", **here),
         "routing_choices": pd.DataFrame([choice | {"energy": 0.3, "saved": 0.7, "given_up": 0.01}]),
+        "routing_guarantees": pd.DataFrame([guarantee | {"energy": 0.6, "saved": 0.4}]),
         "routing_baselines": pd.DataFrame(
             {"profile": FULL, "name": ["always analog"], "accuracy": [0.8], "energy": [0.1]}
         ),

@@ -24,10 +24,11 @@ SHOWN = {
     "fit_logits from_torch load_chip output_noise predict program recalibrate same_logits "
     "save_chip score simulate study to_jax to_torch weight_moments analog analysis chips graphs "
     "jax_chips routing weights",
-    "bridge.analysis": "SystematicShare Trend analog_only_failures calibration_table "
-    "compare_predictors cross_validated_logistic deciles edge_ties expected_calibration_error "
-    "failure_overlap failure_table failures_on_others gaussian_flip_probability logit_scores "
-    "rate_interval systematic_share trend_test wilson_interval within_class_rank",
+    "bridge.analysis": "SystematicShare Trend VarianceShares analog_only_failures "
+    "calibration_table compare_predictors cross_validated_logistic deciles edge_ties "
+    "expected_calibration_error failure_overlap failure_table failures_on_others "
+    "gaussian_flip_probability logit_scores rate_interval systematic_share trend_test "
+    "variance_shares wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes LogitFit MappedPairs Memory "
     "OutputNoise PCM PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise "
     "average_logits clipped_share coverage eight_profiles fit_logits layer_failures layer_report "
@@ -37,8 +38,8 @@ SHOWN = {
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
     "load_programmed output_noise predict predict_chips recalibrate save_programmed "
     "training_noise weight_moments with_digital_of",
-    "bridge.routing": "Costs Routed Router RoutingResult choose_threshold routed_at "
-    "routing_baselines routing_curve",
+    "bridge.routing": "Costs Routed Router RoutingResult calibration_size choose_threshold "
+    "guaranteed_threshold risk_at routed_at routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "
     "resnet50 same_logits save_weights to_torch twin",
 }
@@ -173,7 +174,8 @@ def test_faces_are_imported_silently_and_without_frameworks() -> None:
 
 
 def test_the_analysis_and_the_curves_of_routing_need_no_framework() -> None:
-    curves = "Costs RoutingResult choose_threshold routed_at routing_baselines routing_curve"
+    curves = "Costs RoutingResult choose_threshold routed_at routing_baselines routing_curve "
+    curves += "calibration_size guaranteed_threshold risk_at"
     run(
         "import sys, bridge\n"
         "for name in dir(bridge.analysis): getattr(bridge.analysis, name)\n"

@@ -19,10 +19,14 @@ from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.records import read_record
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_whole
+from tools import atlas
 
 _LEVEL = 19
 """Effort of zstd: an archive is written once."""
 _NARROW = {"prediction": "int16", "index": "int32"}
+
+_FLAGS = "flags.json"
+"""What a study's next command starts from, the paths of files among it: of no use elsewhere."""
 
 SMALL = 4 * 2**20
 """Bytes of the largest file that is copied as it is; larger weights are left out."""
@@ -32,11 +36,11 @@ _FILES = (
     *("adc_ranges.csv", "coverage.csv"),
 )
 _TABLES = (
-    *("routing_choices", "routing_baselines"),
+    *("routing_choices", "routing_guarantees", "routing_baselines"),
     *("per_class", "overlap", "systematic"),
 )
 _KEPT_OF = dict.fromkeys(
-    ("stages", "compare-noise", "drift", "layers", "rank-correlation", "rescore"),
+    ("stages", "compare-noise", "drift", "layers", "rank-correlation", "rescore", "validate"),
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
 
@@ -47,10 +51,11 @@ def archive(run: Path, place: Path) -> None:
     Args:
       run: folder of the run.
       place: folder to keep it in. What an earlier copy left is replaced; of drift/, layers/ and the
-        like only what the run has.
+        like only what the run has. Its atlas goes into atlas/ beside it.
 
     Raises:
       FileNotFoundError: the run is not finished.
+      ValueError: its atlas, which is copied last, was made of other scores.
     """
     scores, predictions, flips = read_samples(run)
     # By this file `regenerate` knows a place: it is the last, so that none is half of one run. By
@@ -73,7 +78,7 @@ def archive(run: Path, place: Path) -> None:
         files = [
             path
             for path in sorted((run / folder).glob("*"))
-            if path.suffix in kinds and path.stat().st_size <= SMALL
+            if path.suffix in kinds and path.name != _FLAGS and path.stat().st_size <= SMALL
         ]
         if folder == "rescore" and not _is_of_scores(run):
             files = []
@@ -82,6 +87,26 @@ def archive(run: Path, place: Path) -> None:
         for path in files:
             copy(path, place / folder / path.name)
     write_parquet(place / "predictions.parquet", narrow_predictions(predictions), level=_LEVEL)
+    if (run / atlas.FOLDER / "atlas.parquet").exists():
+        archive_atlas(run, place.parent / atlas.FOLDER, place.name)
+
+
+def archive_atlas(run: Path, folder: Path, name: str) -> None:
+    """Copies a run's atlas, and writes the page of all atlases.
+
+    Args:
+      run: folder of the run.
+      folder: where atlases are kept.
+      name: what this one is called there.
+
+    Raises:
+      ValueError: it was made of other scores than the run has now.
+    """
+    for to, file in atlas.files_of(run, name).items():
+        (folder / to).unlink(missing_ok=True)
+        if file.exists():
+            copy(file, folder / to)
+    atlas.write_page(folder)
 
 
 def narrow_scores(scores: pd.DataFrame) -> pd.DataFrame:

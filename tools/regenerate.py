@@ -71,8 +71,9 @@ def regenerate_run(place: Path) -> None:
     the test fold) and their figures once more.
 
     From scores.parquet, predictions.parquet and flips.parquet (its test fold) alone; how, say
-    stages/ and model.json beside them. In routing_choices.csv the computed scores are charged as
-    costs.csv has it. And variants.csv of rescore/, where that is.
+    stages/ and model.json beside them. In routing_choices.csv, and in routing_guarantees.csv where
+    that is, the computed scores are charged as costs.csv has it. And variants.csv of rescore/,
+    where that is.
 
     Raises:
       FileNotFoundError: one of these is missing.
@@ -102,10 +103,11 @@ def regenerate_run(place: Path) -> None:
     named = model.get("factory") or model["architecture"], settings["data"]["name"]
     table_one = failure_rates.table_one(joined, deciles, model=named)
     write_csv(place / "costs.csv", costs)
-    choices, baselines = (
-        pd.read_csv(place / f"routing_{name}.csv") for name in ("choices", "baselines")
-    )
-    write_csv(place / "routing_choices.csv", recharged(choices, baselines, costs))
+    baselines = pd.read_csv(place / "routing_baselines.csv")
+    for name in ("choices", "guarantees"):
+        path = place / f"routing_{name}.csv"
+        if name == "choices" or path.exists():  # earlier versions made no guarantees
+            write_csv(path, recharged(pd.read_csv(path), baselines, costs))
     for name, table in (
         ("deciles", deciles),
         ("table_one", table_one),

@@ -75,7 +75,7 @@ class _Run:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Of the digital network, by fold, in percent."""
+        """The digital network's, by fold, in percent."""
         return self.table_one.groupby("fold", sort=False)["digital_accuracy"].first().to_dict()
 
 
@@ -203,9 +203,10 @@ def _regime(runs: Sequence[_Run]) -> Iterator[str]:
     header = ["run", "fold", "profile", "chips", *(f"D{n}" for n in range(1, len(rows[0]) - 4))]
     yield markdown([*header, "steps that do not fall"], rows)
     yield (
-        f"Networks of the paper's kind with at least {_FITS:g} % of the training images right, as "
-        "the paper's deciles suppose: there a sample of high curvature can still fail on the chip "
-        "alone. Of all samples of the fold, by tenths of curvature; intervals are below."
+        f"Networks of the paper's kind with at least {_FITS:g} % of the training images right: "
+        "there a sample of high curvature can still fail on the chip alone. Failures of all "
+        "samples of the fold, %, by tenths of curvature. A step that falls, or does not, may be "
+        "chance; intervals of D1 and D10 are below."
     )
 
 
@@ -240,8 +241,10 @@ def _table_one(runs: Sequence[_Run], fitted: pd.DataFrame | None, render: _Rende
         rows.append(
             [
                 run.title,
-                f"{run.accuracy['train']:.1f}, " * ("train" in run.accuracy)
-                + f"{row['digital_accuracy']:.1f}",
+                ", ".join(
+                    f"{run.accuracy[fold]:.1f}" if fold in run.accuracy else "-"
+                    for fold in ("train", "test")
+                ),
                 f"{row['paper_d1']:g}, {row['paper_d10']:g}",
                 f"{_ends(row, '', render, '_of_all')} ({sum(off) / 2:.1f})",
                 _ends(row, "", render, "_of_correct"),
@@ -317,7 +320,7 @@ def _published(runs: Sequence[_Run]) -> Iterator[str]:
 
 
 def _predictors(runs: Sequence[_Run]) -> Iterator[str]:
-    """AUROC of the scores under every profile, and what curvature adds to models without it."""
+    """AUROC of the scores under every profile, and what curvature and the flip probability add."""
     named = ("margin", "gradient_norm", "curvature", "flip_probability", OTHERS[1])
     yield "## Which score predicts failure"
     rows = []

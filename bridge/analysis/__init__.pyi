@@ -1,5 +1,7 @@
 from .calibration import calibration_table as calibration_table
 from .calibration import expected_calibration_error as expected_calibration_error
+from .components import VarianceShares as VarianceShares
+from .components import variance_shares as variance_shares
 from .digital import gaussian_flip_probability as gaussian_flip_probability
 from .digital import logit_scores as logit_scores
 from .failures import Trend as Trend

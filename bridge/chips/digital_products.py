@@ -247,7 +247,8 @@ def _operations(network: nn.Module, images: torch.Tensor) -> dict[str, int]:
         warnings.filterwarnings("ignore", "TF32 acceleration")  # of which the flags are said too
         # As the products that they are made of: recurrent layers, and attention.
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-            network(images.clone())
+            # Contiguous, as the code's `view` may need them where other kernels run.
+            network(images.clone(memory_format=torch.contiguous_format))
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     root = type(network).__name__
     found = {name.removeprefix(f"{root}."): count for name, count in counts.items()}

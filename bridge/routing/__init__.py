@@ -1,4 +1,4 @@
-"""Which samples to run on the digital model: curves, thresholds, a live router."""
+"""Which samples to run on the digital model: curves, thresholds, guarantees, a live router."""
 
 from jaxcurv import faces
 

@@ -4,5 +4,8 @@ from .curves import choose_threshold as choose_threshold
 from .curves import routed_at as routed_at
 from .curves import routing_baselines as routing_baselines
 from .curves import routing_curve as routing_curve
+from .guarantees import calibration_size as calibration_size
+from .guarantees import guaranteed_threshold as guaranteed_threshold
+from .guarantees import risk_at as risk_at
 from .router import Routed as Routed
 from .router import Router as Router

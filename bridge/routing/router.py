@@ -67,8 +67,8 @@ class Router:
     on the chip first. The margin enters as -margin, for a small margin is fragile: threshold=-0.5
     routes the margins of at most 0.5. With stored scores, such as the curvature of known inputs,
     each sample runs in one place only. `bridge.routing.choose_threshold` finds a threshold on
-    validation samples. In the example an analog inference costs 0.1 and a digital one 1: a mean of
-    0.55.
+    validation samples, `guaranteed_threshold` one that bounds failures. In the example an analog
+    inference costs 0.1 and a digital one 1: a mean of 0.55.
 
     >>> import torch, bridge
     >>> digital = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()

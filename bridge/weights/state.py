@@ -95,6 +95,8 @@ def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
         raise ValueError(
             "only convolution, linear and BatchNorm variables can be transferred, not "
             + ", ".join(unknown)
+            + ": write these into the other network yourself and compare with "
+            "bridge.same_logits, or put the JAX network itself on chips with bridge.analog"
         )
     entries = {}
     for path, variable in state:

@@ -52,10 +52,13 @@ More about a finished run:
                         How the curvature estimators rank the same images.
   rescore PRESET        What each choice that the paper leaves open does to the
                         curvature score and to Table I.
+  validate PRESET       How the scores rank the training images beside figures
+                        that others published of them.
   layers PRESET         Which layers of a chip cause failures.
   drift PRESET          Accuracy of the chips as they age.
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
+  atlas PRESET          On how many of a hundred chips each image fails.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
 
@@ -211,14 +214,24 @@ def _study(command: str, arguments: Sequence[str]) -> None:
     """Opens what a run left, and works on it in a folder of the command's own."""
     from experiments.cli.parsing import with_own_preset
     from experiments.cli.studies import run_study
-    from experiments.studies import compare_noise, drift, layers, rank_correlation, rescore
+    from experiments.studies import (
+        atlas,
+        compare_noise,
+        drift,
+        layers,
+        rank_correlation,
+        rescore,
+        validate,
+    )
 
     studies: dict[str, Study[Any, Any]] = {
         "rank-correlation": rank_correlation.STUDY,
         "rescore": rescore.STUDY,
+        "validate": validate.STUDY,
         "layers": layers.STUDY,
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
+        "atlas": atlas.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -309,7 +322,10 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "analyse": _analyse,
     **{
         name: partial(_study, name)
-        for name in ("rank-correlation", "rescore", "layers", "drift", "compare-noise")
+        for name in (
+            *("rank-correlation", "rescore", "validate"),
+            *("layers", "drift", "compare-noise", "atlas"),
+        )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
     "fit-paper": _fit_paper,

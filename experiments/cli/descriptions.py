@@ -16,8 +16,12 @@ DOES = {
     "rank-correlation": "compares how the curvature estimators rank the same images.",
     "rescore": "says what each choice that the paper leaves open does to the curvature score and "
     "to Table I.",
+    "validate": "compares how the scores rank the training images with figures that others "
+    "published of them.",
     "layers": "says which layers of a chip cause failures, each alone on crossbar tiles.",
     "drift": "measures the accuracy of the programmed chips as they age.",
     "compare-noise": "says whether other kinds of noise cause failures on the same samples.",
+    "atlas": "counts on how many chips each scored image fails, and says how much of the failures "
+    "is the image's own.",
 }
 """By command, a sentence that goes on from the command's name and a colon."""

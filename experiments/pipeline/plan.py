@@ -12,6 +12,7 @@ from experiments.runs.frameworks import framework_of, in_jax
 from experiments.runs.records import read_record
 from experiments.runs.remembered import as_leaves
 from experiments.settings.flags import Experiment
+from jaxcurv.nested import flatten
 
 _SHOWN = 3
 """Reasons that are named for a stage."""
@@ -71,6 +72,27 @@ def plan(
             running.append(name)
         steps.append(Step(name, why, record["seconds"] if record else None))
     return steps
+
+
+def epochs_gone(experiment: Experiment, folder: Path) -> str:
+    """A line where a finished training did not keep the epochs that are to be kept by now, which is
+    no reason to train again; "" where it did.
+
+    Args:
+      experiment: every setting.
+      folder: the run's folder.
+    """
+    record, every = read_record(folder, "train"), experiment.train.keep_every
+    if record is None or every is None or not experiment.model.trained:
+        return ""
+    before = dict(flatten(record["settings"])).get("train.keep_every")
+    if before is not None and every % before == 0:
+        return ""
+    kept = "the best and the newest epoch" if before is None else f"every {before} epochs"
+    return (
+        f"--train.keep-every {every} comes too late for {folder}: its finished training kept only "
+        f"{kept}; to have more, train into another folder (--out)"
+    )
 
 
 def in_words(steps: Sequence[Step]) -> list[str]:

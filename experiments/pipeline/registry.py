@@ -51,6 +51,8 @@ class Stage:
     """Keep JAX off the accelerator: this stage also uses torch."""
     shows: tuple[str, ...] = ()
     """Files of commands beside the stages that it reads where they are there."""
+    makes: tuple[str, ...] = ()
+    """Files that earlier versions did not write: a record without one is not up to date."""
     images: tuple[str, ...] = ()
     """The splits of the data set whose images it reads, but for a few to look at."""
     reads: tuple[Path, ...] = ()
@@ -60,9 +62,14 @@ class Stage:
     What follows runs only if its outputs come out different."""
 
 
-SPEED = frozenset({"score.batch_size", "simulate.batch_size", "simulate.device", "data.strict"})
-"""Settings that change how fast, where or whether, not what; they are recorded and decide
-nothing."""
+SPEED = frozenset(
+    {
+        *("score.batch_size", "simulate.batch_size", "simulate.device"),
+        *("data.strict", "train.keep_every"),
+    }
+)
+"""Settings that decide no result: how fast and where it is computed, what is refused, what is kept
+beside it. They are recorded."""
 
 LATER = frozenset({"train.clip_sigma", "train.noise", "train.start"})
 """Settings newer than the keys of unfinished work, which leave them out where they are None: what
@@ -143,6 +150,7 @@ STAGES: dict[str, Stage] = {
             ),
             after=("train", "score", "flips", "simulate"),
             packages=("scikit-learn",),
+            makes=("routing_guarantees.parquet",),
         ),
         Stage(
             "report",
@@ -254,4 +262,5 @@ def _without_chips(stage: Stage) -> Stage:
         run=_OF_SCORES.get(stage.name, stage.run),
         after=tuple(name for name in stage.after if name not in OF_CHIPS),
         shows=(),
+        makes=(),
     )

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from experiments.pipeline.plan import in_words, plan
+from experiments.pipeline.plan import epochs_gone, in_words, plan
 from experiments.pipeline.registry import Stage, stages_of
 from experiments.pipeline.up_to_date import (
     Identity,
@@ -174,6 +174,10 @@ def _say_plan(
     if whole or (any(step.why for step in steps) and any(step.seconds for step in steps)):
         for line in in_words(steps):
             say(line)
+    if any(step.stage == "train" and not step.why for step in steps) and (
+        gone := epochs_gone(experiment, folder)
+    ):
+        say(gone)
     if missing := _left_out(names, experiment, folder):
         say(missing)
 

@@ -159,6 +159,9 @@ def reasons(stage: Stage, identity: Identity, folder: Path) -> Iterator[str]:
         if inputs[0].get(name) != inputs[1].get(name):
             how = "is new" if name not in inputs[0] else "has changed"
             yield f"{name} {how if name in inputs[1] else 'is not there'}"
+    for name in stage.makes:
+        if name not in record["outputs"]:
+            yield f"{name} was not made yet"
     for name, digest in record["outputs"].items():
         path = folder / name
         if not path.exists() or sha256(path) != digest:

@@ -109,20 +109,28 @@ def identity_of_model(job: Job, description: dict[str, Any]) -> Any:
     return {"weights": weights, **factory, **logits}
 
 
-def load_flax(job: Job, description: dict[str, Any]) -> nnx.Module:
+def load_flax(job: Job, description: dict[str, Any], epoch: int | None = None) -> nnx.Module:
     """The trained network, in evaluation mode.
+
+    Args:
+      job: the run.
+      description: the network's.
+      epoch: one of the epochs that training kept; None for the best.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: it is not of the network described.
     """
-    from jaxcurv.training.checkpoints import restore_best
+    from jaxcurv.training.checkpoints import restore_best, restore_epoch
+
+    def build(dtype: Any) -> nnx.Module:
+        return build_flax(description, job.experiment.seed, dtype)
 
     checkpoint = job.folder / description["checkpoint"]
     try:
-        return restore_best(
-            lambda dtype: build_flax(description, job.experiment.seed, dtype), checkpoint
-        )
+        if epoch is not None:
+            return restore_epoch(build, checkpoint, epoch)
+        return restore_best(build, checkpoint)
     except ValueError as error:
         what = textwrap.shorten(str(error), 300, placeholder=" ...")
         raise ValueError(

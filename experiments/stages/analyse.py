@@ -14,7 +14,8 @@ from experiments.runs.job import Job, Outcome
 
 ANALYSED = (
     *("deciles", "table_one", "predictors", "calibration", "calibration_errors"),
-    *("routing", "routing_choices", "routing_baselines", "per_class", "overlap", "systematic"),
+    *("routing", "routing_choices", "routing_guarantees", "routing_baselines"),
+    *("per_class", "overlap", "systematic"),
 )
 """The tables of a run, each as Parquet and CSV."""
 
@@ -24,7 +25,7 @@ ANALYSED_SCORES = ("accuracy", "score_deciles", "score_costs", "per_class", "hig
 
 def analyse(job: Job) -> Outcome:
     """Joins scores and predictions; writes the tables of `ANALYSED`."""
-    from bridge.report.tables import failure_rates, on_chip, predictors, routers
+    from bridge.report.tables import failure_rates, guarantees, on_chip, predictors, routers
     from bridge.report.tables.profile_overlap import profile_overlap
 
     settings = job.experiment.analyse
@@ -38,12 +39,9 @@ def analyse(job: Job) -> Outcome:
     network = job.experiment.model
     model = network.factory or network.architecture, job.experiment.data.title
     calibration, errors = predictors.calibrate(joined, flips, settings.confidence)
-    routed = routers.route(
-        predictors.with_flips(joined, flips),
-        costs,
-        energies=settings.energy.partly_analog(on_chip.analog_share(read_coverage(job.folder))),
-        tolerance=settings.tolerance,
-    )
+    flipped = predictors.with_flips(joined, flips)
+    energies = settings.energy.partly_analog(on_chip.analog_share(read_coverage(job.folder)))
+    routed = routers.route(flipped, costs, energies=energies, tolerance=settings.tolerance)
     tables = {
         "deciles": deciles,
         "table_one": failure_rates.table_one(joined, deciles, model=model),
@@ -52,6 +50,7 @@ def analyse(job: Job) -> Outcome:
         "calibration_errors": errors,
         "routing": routed.curves,
         "routing_choices": routed.choices,
+        "routing_guarantees": guarantees.guarantee(flipped, costs, energies=energies),
         "routing_baselines": routed.baselines,
         "per_class": failure_rates.per_class(joined, profile=settings.profile),
     }
@@ -80,6 +79,22 @@ def _written(job: Job, tables: Mapping[str, pd.DataFrame]) -> Outcome:
         outputs.append(write_parquet(job.folder / f"{name}.parquet", table))
         outputs.append(write_csv(job.folder / f"{name}.csv", table))
     return Outcome(outputs, "cpu")
+
+
+def read_analysed(job: Job) -> dict[str, pd.DataFrame]:
+    """The run's tables of `ANALYSED`; routing_guarantees only where it is, for `analyse` of earlier
+    versions made none.
+
+    Raises:
+      FileNotFoundError: analyse has not run.
+      ValueError: a table is damaged.
+    """
+    guaranteed = (job.folder / "routing_guarantees.parquet").exists()
+    return {
+        name: read_parquet(job.folder / f"{name}.parquet")
+        for name in ANALYSED
+        if guaranteed or name != "routing_guarantees"
+    }
 
 
 def read_costs(job: Job) -> pd.DataFrame:

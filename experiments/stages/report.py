@@ -25,8 +25,8 @@ from experiments.runs.samples import (
     scored_samples,
 )
 from experiments.stages.analyse import (
-    ANALYSED,
     ANALYSED_SCORES,
+    read_analysed,
     read_costs,
     read_digital,
     read_joined,
@@ -49,7 +49,7 @@ def report(job: Job) -> Outcome:
     dataset = load_data(job)
     images = _images_of_test(dataset, job)
     joined = read_joined(job)
-    analysed = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED}
+    analysed = read_analysed(job)
     figures = _draw(job, joined, analysed, images, dataset.class_names)
     if is_of_run(job, read_description(job.folder)):
         figures.append(job.folder / "drift" / "drift.png")

@@ -1,1 +1,1 @@
-"""Studies beside the stages: drift, layers, other noise, other scores."""
+"""Studies beside the stages: drift, layers, other noise, other scores, an atlas of failures."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from bridge.report.folds import Fold
-from experiments.runs.descriptions import read_normalisation
+from experiments.runs.descriptions import read_description, read_normalisation
+from experiments.runs.files import sha256
 from experiments.runs.job import Job, load_data
 from experiments.runs.networks import require_classes
+from experiments.runs.records import read_record
 from experiments.runs.samples import choose_folds, read_small
 from experiments.settings.flags import Experiment
 from jaxcurv.data import Chosen, ImageDataset, Normalisation, Normalised, subset
@@ -75,3 +77,29 @@ def open_images(job: Job, description: dict[str, Any]) -> Images:
     dataset = load_data(job)
     require_classes(dataset, description)
     return Images(job.experiment, dataset, read_normalisation(description))
+
+
+def read_scored(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run's finished scores were recorded with, and the network that they are of.
+
+    Returns:
+      The record of the stage `score`, and the network's description.
+
+    Raises:
+      FileNotFoundError: there is no trained network, or it has not been scored.
+      ValueError: the scores are of another network than the one that is there.
+    """
+    if not (folder / "model.json").exists():
+        raise FileNotFoundError(f"no model.json in {folder}: run train first")
+    record = read_record(folder, "score")
+    if record is None or not (folder / "scores.parquet").exists():
+        raise FileNotFoundError(f"no finished score in {folder}: run score first")
+    description = read_description(folder)
+    checkpoint = description["checkpoint"]
+    if not (folder / checkpoint).exists():
+        raise FileNotFoundError(f"no {checkpoint} in {folder}: run train first")
+    if record["inputs"].get(checkpoint) != sha256(folder / checkpoint):
+        raise ValueError(
+            f"the scores in {folder} are not of its {checkpoint}: run score and what follows again"
+        )
+    return record, description

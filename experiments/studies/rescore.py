@@ -35,16 +35,14 @@ from bridge.report.figures.style import (
 )
 from bridge.report.folds import Fold
 from bridge.report.tables import outcomes
-from experiments.runs.descriptions import read_description
-from experiments.runs.files import read_parquet, require_writable, sha256, write_csv, write_parquet
+from experiments.runs.files import read_parquet, require_writable, write_csv, write_parquet
 from experiments.runs.frameworks import has_chips
 from experiments.runs.job import Job
 from experiments.runs.networks import load_model
-from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.runs.samples import Samples, read_small
 from experiments.settings.flags import Data, Experiment
-from experiments.studies.opening import Study, open_images
+from experiments.studies.opening import Study, open_images, read_scored
 from experiments.system.devices import device, warn_of_idle_accelerator
 from experiments.system.environment import package_versions
 from jaxcurv.data import Normalisation, Normalised, subset
@@ -171,25 +169,12 @@ def open_finished(
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     versions = package_versions(("jax", "flax", "matplotlib"))
+    record, description = read_scored(folder)
     chips = has_chips(experiment, folder)
-    needed = {"model.json": "train"} | ({"predictions.parquet": "simulate"} if chips else {})
-    for name, stage in needed.items():
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"no {name} in {folder}: run {stage} first")
-    record = read_record(folder, "score")
-    if record is None:
-        raise FileNotFoundError(f"no finished score in {folder}: run score first")
+    if chips and not (folder / "predictions.parquet").exists():
+        raise FileNotFoundError(f"no predictions.parquet in {folder}: run simulate first")
     require_writable(out)
     recorded = record["settings"]
-    description = read_description(folder)
-    checkpoint = description["checkpoint"]
-    if not (folder / checkpoint).exists():
-        raise FileNotFoundError(f"no {checkpoint} in {folder}: run train first")
-    digest = sha256(folder / checkpoint)
-    if record["inputs"].get(checkpoint) != digest:
-        raise ValueError(
-            f"the scores in {folder} are not of its {checkpoint}: run score and simulate again"
-        )
     experiment = replace(experiment, data=Data(**recorded["data"]))
     job = Job(experiment, folder, data_dir)
     images = open_images(job, description)
@@ -228,7 +213,7 @@ def open_finished(
         origin={
             "data": recorded["data"],
             "model": {key: value for key, value in description.items() if key != "class_names"},
-            "checkpoint_sha256": digest,
+            "checkpoint_sha256": record["inputs"][description["checkpoint"]],
             "estimator": recorded["score"]["estimator"],
             "seed": recorded["seed"],
             "scored_on": record["device"],

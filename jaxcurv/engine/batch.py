@@ -104,9 +104,22 @@ def dispatch(
       estimators: one of the user's own as `own_estimators.as_traced` gives it.
       first: number of the first probe.
       sharding: how the batch lies on the devices; None for JAX's default device.
+
+    Raises:
+      ValueError: a `jax.custom_vjp` in the model calls itself in its forward rule.
     """
     with own_rules(problem.model, problem.loss):
-        return _dispatch(problem, params, batch, key, estimators, first, sharding)
+        try:
+            return _dispatch(problem, params, batch, key, estimators, first, sharding)
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            raise ValueError(
+                "HessianVector and HessianTrace push vectors forward through the model's "
+                "gradient, which a jax.custom_vjp that its own forward rule calls again does not "
+                "allow: have that rule compute the value itself, write it as a jax.custom_jvp, or "
+                "take FiniteDifference"
+            ) from error
 
 
 def _dispatch(

@@ -1,4 +1,4 @@
-"""Checkpoints of training: the newest epoch, to go on from, and the best, to use."""
+"""Checkpoints of training: the newest epoch, to go on from, the best, to use, and others kept."""
 
 from collections.abc import Callable
 from functools import partial
@@ -45,21 +45,25 @@ class State(NamedTuple):
     optimizer: optax.OptState
 
 
-def open_manager(directory: Path) -> ocp.CheckpointManager:
+def open_manager(directory: Path, keep_every: int | None = None) -> ocp.CheckpointManager:
     """Keeps the newest checkpoint, to resume from, and the best on the validation fold.
+
+    Args:
+      directory: where the orbax checkpoints are; what is not kept goes when another is saved.
+      keep_every: keeps the epochs that are a multiple of it too; None keeps no others.
 
     Raises:
       ValueError: Orbax cannot read the metrics of those there are.
     """
     accuracy = lambda metrics: metrics["validation_accuracy"]  # noqa: E731
+    policies: list[preservation_policy.PreservationPolicy] = [
+        preservation_policy.LatestN(1),
+        preservation_policy.BestN(get_metric_fn=accuracy, n=1),
+    ]
+    if keep_every is not None:
+        policies.append(preservation_policy.EveryNSteps(keep_every))
     options = ocp.CheckpointManagerOptions(
-        best_fn=accuracy,
-        preservation_policy=preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(1),
-                preservation_policy.BestN(get_metric_fn=accuracy, n=1),
-            ]
-        ),
+        best_fn=accuracy, preservation_policy=preservation_policy.AnyPreservationPolicy(policies)
     )
     try:
         return ocp.CheckpointManager(directory.absolute(), options=options)
@@ -105,6 +109,38 @@ def restore_best(build: BuildModel, directory: Path) -> nnx.Module:
         return read_best(manager, build)
 
 
+def kept_epochs(directory: Path) -> list[int]:
+    """The epochs of which there is a checkpoint, rising; none of a model trained elsewhere.
+
+    Args:
+      directory: as for `fit` or `keep_trained`.
+    """
+    with open_manager(directory) as manager:
+        return sorted(epoch for epoch in manager.all_steps() if epoch != _TRAINED_ELSEWHERE)
+
+
+def restore_epoch(build: BuildModel, directory: Path, epoch: int) -> nnx.Module:
+    """The model as it was after one of the `kept_epochs`, in float32 and evaluation mode.
+
+    Args:
+      build: as for `fit`; only its structure is used.
+      directory: as for `fit`.
+      epoch: the epoch, from 1.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint of that epoch.
+      ValueError: the checkpoint is damaged.
+    """
+    with open_manager(directory) as manager:
+        if epoch not in manager.all_steps():
+            kept = ", ".join(map(str, sorted(manager.all_steps()))) or "none"
+            raise FileNotFoundError(
+                f"no checkpoint of epoch {epoch} in {directory}; kept are {kept}: train with "
+                "keep_every to keep more"
+            )
+        return _read_model(manager, build, epoch)
+
+
 def read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
     """The model as `restore_best` returns it, from an open manager.
 
@@ -112,17 +148,21 @@ def read_best(manager: ocp.CheckpointManager, build: BuildModel) -> nnx.Module:
       FileNotFoundError: there is no checkpoint.
       ValueError: the checkpoint is damaged, or the best epoch's is gone.
     """
+    return _read_model(manager, build, _best(manager))
+
+
+def _read_model(manager: ocp.CheckpointManager, build: BuildModel, epoch: int) -> nnx.Module:
     graphdef, state = nnx.split(evaluation_model(build))
-    best = _best(manager)
     try:
-        saved = _read(manager, best, model=_target(nnx.to_pure_dict(state)))
+        saved = _read(manager, epoch, model=_target(nnx.to_pure_dict(state)))
     except ValueError as error:
-        if best == manager.latest_step():
+        if epoch == manager.latest_step():
             raise
         # Without it, training would go on from the latest and never have this epoch again.
         raise ValueError(
-            f"the best epoch's checkpoint {manager.directory / str(best)} is damaged or of another "
-            f"version: put a whole one in its place, or delete {manager.directory} and run again"
+            f"an earlier epoch's checkpoint {manager.directory / str(epoch)} is damaged or of "
+            "another version: put a whole one in its place, or delete "
+            f"{manager.directory} and run again"
         ) from error
     nnx.replace_by_pure_dict(state, saved["model"])
     return nnx.merge(graphdef, state)

@@ -66,7 +66,8 @@ def fit(
     directory: Path,
     perturb: Perturb | None = None,
 ) -> list[Epoch]:
-    """Trains a model and leaves its best and its newest checkpoint under `directory`.
+    """Trains a model and leaves its best and its newest checkpoint under `directory`, and those
+    that the recipe keeps.
 
     An interrupted call goes on after the last finished epoch; every random draw is keyed by the
     seed and the epoch, so that an undisturbed run would have got there too. A directory belongs
@@ -132,7 +133,7 @@ def fit(
     data, held_out = (jax.device_put((a.images, a.labels)) for a in (train, validation))
     key = jax.random.key(seed)
     history: list[Epoch] = []
-    with open_manager(directory) as manager:
+    with open_manager(directory, recipe.keep_every) as manager:
         if (latest := manager.latest_step()) is not None:
             read_best(manager, build)  # a damaged one is told by what can make it again
             optimizer_shapes = jax.eval_shape(optimizer.init, shapes)

@@ -26,6 +26,9 @@ class Recipe:
       clip_sigma: clipping of weights: after each step the weights of a layer (parameters of two or
         more axes) lie within this many of their own standard deviations (divisor N - 1) of zero;
         None (`none` on the command line) for no clipping.
+      keep_every: keeps the checkpoint of every N-th epoch beside the best and the newest one, so
+        that scores can be averaged over training; each takes twice the size of the weights. `none`
+        keeps those two alone. Changes nothing else.
     """
 
     epochs: int = 200
@@ -38,6 +41,7 @@ class Recipe:
     flip: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     clip_sigma: float | None = None
+    keep_every: int | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -48,6 +52,8 @@ class Recipe:
                 "training needs at least 1 epoch and a batch of at least 2 images; got "
                 f"epochs={self.epochs}, batch_size={self.batch_size}"
             )
+        if self.keep_every is not None:
+            require_whole("keep_every", self.keep_every, 1)
         if not is_number(self.learning_rate) or self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
         if not is_number(self.warmup_epochs) or self.warmup_epochs < 0:

@@ -112,6 +112,10 @@ COMMANDS = [
     Refused("layers digits --layers.chips 0", ("chips must be at least 1; got 1000, 256, 0",)),
     Refused("drift digits --drift.times -1", ("a time must be finite and >= 0, got -1.0",)),
     Refused("compare-noise digits --compare.chips 1", ("chips must be 2 to 1000", "got 1")),
+    Refused("atlas digits --out nothing", ("no scores.parquet in nothing", "run score first")),
+    Refused("atlas digits --atlas.chips 1", ("chips must be at least 2", "got 1")),
+    Refused("atlas digits --atlas.profiles adc", ("adc, which draws no noise",)),
+    Refused("atlas digits --atlas.profiles pcm@1h", ("after @ give seconds, such as pcm@3600",)),
     Refused("rank-correlation digits --rank-correlation.limit 2", ("limit must be at least 3",)),
 ]
 

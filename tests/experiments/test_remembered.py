@@ -18,7 +18,7 @@ from experiments.cli import commands, parsing
 from experiments.pipeline import registry, runner
 from experiments.pipeline.plan import plan
 from experiments.pipeline.registry import SPEED, STAGES
-from experiments.pipeline.up_to_date import identity_of
+from experiments.pipeline.up_to_date import deciding, identity_of
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import identity_of_model
@@ -31,11 +31,13 @@ from experiments.runs.remembered import (
     remember,
     settings_file,
 )
+from experiments.runs.resume import key_of
 from experiments.settings.flags import Data, Experiment
 from experiments.settings.presets import PRESETS
 from experiments.settings.restore import restore
 from experiments.stages import score as score_stage
 from experiments.stages import simulate as simulate_stage
+from experiments.stages.analyse import ANALYSED, read_analysed
 from experiments.stages.simulate import simulate
 from experiments.studies.drift import Drift
 from experiments.system.processes import Terminated
@@ -112,6 +114,29 @@ def test_a_stage_runs_again_for_what_it_reads(
     assert all(step.seconds and step.seconds > 0 for step in steps)
 
 
+def test_a_run_of_before_guarantees_has_them_made_and_keeps_the_rest(run_copy: Path) -> None:
+    """`report` alone does without them."""
+    for name in ("analyse", "report"):
+        record = read_json(run_copy / "stages" / f"{name}.json")
+        for file in ("routing_guarantees.csv", "routing_guarantees.parquet"):
+            (run_copy / file).unlink(missing_ok=True)
+            record["inputs"].pop(file, None)
+            record["outputs"].pop(file, None)
+        write_json(run_copy / "stages" / f"{name}.json", record)
+    steps = plan(_experiment("--out", run_copy), run_copy, tuple(STAGES))
+    assert {step.stage: step.why for step in steps if step.why} == {
+        "analyse": "routing_guarantees.parquet was not made yet",
+        "report": "if analyse comes out different",
+    }
+    (step,) = plan(_experiment("--out", run_copy), run_copy, ("report",))
+    assert step.why == ""
+    tables = read_analysed(Job(_experiment("--out", run_copy), run_copy, None))
+    assert set(ANALYSED) - set(tables) == {"routing_guarantees"}
+    (run_copy / "routing.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"routing\.parquet"):
+        read_analysed(Job(_experiment("--out", run_copy), run_copy, None))
+
+
 def test_another_mapping_is_seen(run_copy: Path, ran: list[str], succeed: Said) -> None:
     """Its settings are others, by name; there and back."""
     factors = "--simulate.pcm.mapping.factors"
@@ -174,6 +199,37 @@ def test_a_device_repeats_nothing(
     said = succeed("run", "digits", "--simulate.device", "cuda", "--out", run_copy)
     assert ran == []
     assert "--simulate.device cpu -> cuda" in said
+
+
+def test_which_epochs_are_kept_repeats_nothing(
+    run_copy: Path, ran: list[str], succeed: Said
+) -> None:
+    """Nor does it move unfinished trainings; what is gone is said."""
+    every = ("1", "2", "none")
+    for given in every:
+        said = succeed("run", "digits", "--train.keep-every", given, "--out", run_copy)
+        assert "comes too late" not in said
+    record = read_record(run_copy, "train")
+    assert record is not None
+    assert record["settings"]["train"].pop("keep_every") == 1  # as a run of before has it
+    write_record(run_copy, record)
+    assert "comes too late" not in succeed("run", "digits", "--out", run_copy)
+    said = succeed("run", "digits", "--train.keep-every", "2", "--dry-run", "--out", run_copy)
+    assert ran == []
+    assert (
+        f"--train.keep-every 2 comes too late for {run_copy}: its finished training kept only the "
+        "best and the newest epoch; to have more, train into another folder"
+    ) in said
+    said = succeed(
+        *("run", "digits", "--train.keep-every", "2", "--train.epochs", "4"),
+        *("--dry-run", "--out", run_copy),
+    )
+    assert "comes too late" not in said  # it will be trained
+    keys = {
+        key_of(deciding(identity_of(STAGES["train"], experiment, run_copy)))
+        for experiment in (_experiment("--train.keep-every", one, *SMALL[:2]) for one in every)
+    }
+    assert len(keys) == 1
 
 
 def test_every_stage_names_settings_that_there_are() -> None:

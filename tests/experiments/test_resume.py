@@ -12,7 +12,15 @@ import pytest
 
 from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.resume import key_of, table_at, tables_at
-from experiments.studies import compare_noise, drift, layers, rank_correlation, rescore
+from experiments.studies import (
+    atlas,
+    compare_noise,
+    drift,
+    layers,
+    rank_correlation,
+    rescore,
+    validate,
+)
 
 TABLE = pd.DataFrame({"index": [3, 1], "correct": [True, False], "name": ["a", None]})
 
@@ -72,7 +80,9 @@ def test_keys_stay_what_they_were() -> None:
     assert key_of(settings | {"samples": 31}) != key_of(settings)
 
 
-@pytest.mark.parametrize("module", [compare_noise, drift, layers, rank_correlation, rescore])
+@pytest.mark.parametrize(
+    "module", [atlas, compare_noise, drift, layers, rank_correlation, rescore, validate]
+)
 def test_a_study_is_opened_with_what_its_settings_have(module: Any) -> None:
     study = module.STUDY
     settings = study.settings()

@@ -678,6 +678,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("vulnerable", ["path", "class_name", "digital_prediction", "analog_prediction"]),
         ("routing_baselines", ["name"]),
         ("routing_choices", ["router"]),
+        ("routing_guarantees", ["router"]),
         ("overlap", ["reason"]),
     ):
         given[name] = given[name].assign(**dict.fromkeys(columns, attack))

@@ -137,12 +137,27 @@ def test_the_added_variance_is_joined_by_index() -> None:
     settings: dict[str, Any] = {"params": LINEAR, "moments": noise(LINEAR, 2)}
     variance = np.linspace(1, 50, 11)
     by_place = flip_probability(linear, source(), added_variance=variance, **settings)
-    rows = pd.DataFrame({"index": [*INDICES, 1000], "variance": [*variance, 7.0], "margin": 0.0})
+    rows = pd.DataFrame({"index": [*INDICES, 1000], "variance": [*variance, 7.0]})
     shuffled = rows.sample(frac=1, random_state=0)
     by_index = flip_probability(linear, source(), added_variance=shuffled, **settings)
     pd.testing.assert_frame_equal(by_index, by_place)
     none = flip_probability(linear, source(), **settings)
     np.testing.assert_allclose(by_place["variance"] - none["variance"], variance, rtol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", ["order", "weights"])
+def test_added_variance_of_other_samples_or_another_model_is_refused(wrong: str) -> None:
+    """By the margins beside it: arrays have no other index than their positions."""
+    params, settings = LINEAR, {"moments": noise(LINEAR, 2)}
+    margins = flip_probability(linear, source(), params=LINEAR, **settings)["margin"]
+    table = pd.DataFrame({"index": INDICES, "variance": 1.0, "margin": margins * (1 + 1e-4)})
+    flip_probability(linear, source(), params=LINEAR, added_variance=table, **settings)
+    if wrong == "order":
+        table["margin"] = np.roll(table["margin"], 1)
+    else:
+        params = {name: 2 * leaf for name, leaf in LINEAR.items()}
+    with pytest.raises(ValueError, match="of other samples, or of a model with other weights: at"):
+        flip_probability(linear, source(), params=params, added_variance=table, **settings)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,13 @@ from jaxcurv.data import Arrays, Normalisation, load, read
 from jaxcurv.models.resnet import BasicBlock, ResNet
 from jaxcurv.progress import Progress
 from jaxcurv.training import loop, steps
-from jaxcurv.training.checkpoints import Epoch, keep_trained, restore_best
+from jaxcurv.training.checkpoints import (
+    Epoch,
+    keep_trained,
+    kept_epochs,
+    restore_best,
+    restore_epoch,
+)
 from jaxcurv.training.loop import fit
 from jaxcurv.training.recipe import Recipe
 from jaxcurv.training.steps import augment
@@ -211,6 +218,38 @@ def test_restore_best_is_not_the_last(digits: Digits, tmp_path: Path) -> None:
             Linear, digits.train, validation, digits.normalisation, recipe,
             seed=0, directory=tmp_path,
         )  # fmt: skip
+
+
+def test_epochs_are_kept_beside_the_best_and_the_newest(digits: Digits, tmp_path: Path) -> None:
+    """Each as it was then, and the training is the same."""
+    recipe = Recipe(epochs=7, batch_size=64, learning_rate=0.05, warmup_epochs=0.0)
+    keeping = replace(recipe, keep_every=3)
+    plain = fit(Linear, *digits, recipe, seed=0, directory=tmp_path / "plain")
+    history = fit(Linear, *digits, keeping, seed=0, directory=tmp_path / "kept")
+    assert history == plain
+    kept, highest = kept_epochs(tmp_path / "kept"), max(row.validation_accuracy for row in history)
+    best = {row.epoch for row in history if row.validation_accuracy == highest}
+    assert kept == sorted(kept)
+    assert {3, 6, 7} <= set(kept) <= {3, 6, 7} | best
+    assert not {3, 6} <= set(kept_epochs(tmp_path / "plain"))
+    for epoch in (3, 6, 7):
+        model = restore_epoch(Linear, tmp_path / "kept", epoch)
+        accuracy, loss = accuracy_and_loss(model, digits.validation, digits.normalisation)
+        assert accuracy == pytest.approx(history[epoch - 1].validation_accuracy)
+        assert loss == pytest.approx(history[epoch - 1].validation_loss, rel=1e-5)
+    gone = min({1, 2, 4, 5} - best)
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint of epoch {gone} in .*3, "):
+        restore_epoch(Linear, tmp_path / "kept", gone)
+    # Of another epoch's weights.
+    third, last = (tmp_path / f"kept/{epoch}/checksums/metadata" for epoch in (3, 7))
+    shutil.copy(last, third)
+    with pytest.raises(ValueError, match=r"/3 is damaged .*put a whole one in"):
+        restore_epoch(Linear, tmp_path / "kept", 3)
+
+
+def test_a_model_trained_elsewhere_has_no_epochs(tmp_path: Path) -> None:
+    keep_trained(Linear(jnp.float32), tmp_path)
+    assert kept_epochs(tmp_path) == []
 
 
 def test_a_checkpoint_of_earlier_versions_is_read_and_compared(tmp_path: Path) -> None:
@@ -410,6 +449,8 @@ def test_too_few_images_are_refused(
         ({"clip_sigma": 0.0}, "clip_sigma must be positive, or none for no clipping; got 0.0"),
         ({"clip_sigma": -2.5}, "clip_sigma must be positive.*got -2.5"),
         ({"clip_sigma": float("nan")}, "clip_sigma must be positive.*got nan"),
+        ({"keep_every": 0}, "keep_every must be at least 1"),
+        ({"keep_every": 2.5}, "keep_every must be a whole number; got 2.5"),
     ],
 )
 def test_impossible_recipes_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -1,11 +1,15 @@
 """Finished runs and fits in the archive, and the page that is made from it."""
 
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
+from subprocess import run as run_python
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
 from bridge.report.tables.outcomes import select
@@ -13,7 +17,8 @@ from bridge.report.tables.predictors import NESTED
 from experiments.paper import fit
 from experiments.paper.reproduce import ROWS
 from experiments.paper.search import SHIPPED, changes, descend
-from experiments.runs.files import sha256
+from experiments.runs.files import read_parquet, sha256, write_csv, write_parquet
+from experiments.studies.atlas_tables import atlas_table, summarise
 from experiments.system.errors import WorkFailed
 from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import lock
@@ -205,6 +210,52 @@ def test_half_an_archive_counts_as_none(
         regenerate(results, readme)
 
 
+def atlas_of(run: Path) -> pd.DataFrame:
+    """An atlas of a run's scores, of failures that were made up, in the run's folder."""
+    scores = pd.read_parquet(run / "scores.parquet")
+    wrong = {"pcm@20": np.random.default_rng(0).random((3, len(scores))) < 0.2}
+    table, columns = atlas_table(scores, wrong, {}, {"pcm@20": "pcm, 20 s"})
+    (run / "atlas").mkdir(exist_ok=True)
+    attrs = {"columns": columns, "title": "digits: 3 chips", "made": {}}
+    write_parquet(run / "atlas/atlas.parquet", table, attrs=attrs)
+    write_csv(run / "atlas/summary.csv", summarise(table, wrong, 0.95))
+    Image.new("RGB", (4, 4)).save(run / "atlas/atlas.png")
+    return table
+
+
+def test_an_atlas_is_kept_under_its_run_s_name(finished_run: Path, tmp_path: Path) -> None:
+    run, results = tmp_path / "run", tmp_path / "results"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    table = atlas_of(run)
+    (results / "atlas").mkdir(parents=True)
+    (results / "atlas/digits_always.png").touch()  # of an earlier atlas
+    other = results / "atlas/digits_small_summary.csv"  # of another run
+    other.touch()
+    archive(run, results / "digits")
+    assert {path.name for path in (results / "atlas").iterdir()} == {
+        *("digits.parquet", "digits.png", "digits_summary.csv", "README.md"),
+        other.name,
+    }
+    page = (results / "atlas/README.md").read_text()
+    for column in table:
+        assert f"| `{column}` | " in page
+    assert "![digits.png](digits.png)" in page
+    assert "always.png" not in page
+    summary = pd.read_csv(run / "atlas/summary.csv").set_index("fold").loc["test"]
+    assert f"| `pcm@20` | test | {summary['digitally_correct']} | " in page
+    # The block loads the file and ranks its images.
+    code = page.split("```python\n")[1].split("```")[0].replace("experiments/results", str(results))
+    shown = run_python([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert f"{table['failures_pcm@20'].max()}" in shown.stdout.splitlines()[1]
+    assert pd.read_parquet(results / "atlas/digits.parquet").attrs["columns"].keys() == {*table}
+
+    scores = read_parquet(run / "scores.parquet")
+    write_parquet(run / "scores.parquet", scores.assign(curvature=2 * scores["curvature"]))
+    with pytest.raises(ValueError, match=r"was made of other scores than .* run atlas again"):
+        archive(run, results / "digits")
+    assert (results / "digits/predictions.parquet").exists()
+
+
 def test_variants_of_another_network_s_score_are_not_archived(
     finished_run: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +269,18 @@ def test_variants_of_another_network_s_score_are_not_archived(
         write_json(run / "rescore" / "settings.json", {"checkpoint_sha256": checkpoint})
         archive(run, place)
         assert (place / "rescore" / "variants.csv").exists() is kept
+
+
+def test_what_a_study_remembers_is_not_archived(finished_run: Path, tmp_path: Path) -> None:
+    """The paths of the published files would be another machine's."""
+    run, place = tmp_path / "run", tmp_path / "place"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    (run / "validate" / "pieces").mkdir(parents=True)
+    for name in ("validate.csv", "settings.json", "flags.json", "pieces/epoch_1.parquet"):
+        (run / "validate" / name).touch()
+    archive(run, place)
+    kept = [path.name for path in (place / "validate").rglob("*")]
+    assert sorted(kept) == ["settings.json", "validate.csv"]
 
 
 def test_results_in_use_are_not_regenerated(

@@ -39,3 +39,19 @@ def test_the_paper_s_regime_is_that_of_networks_that_fit(
     assert (row in text) == shown
     assert "validation" not in text
     assert "ideal" not in text
+
+
+def test_a_run_of_the_test_fold_alone_has_its_row(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 99.0, [0.0, 0.1])
+    ends = {
+        f"{end}_of_{of}{b}": 1.0
+        for end in ("d1", "d10")
+        for of in ("all", "correct")
+        for b in ("", "_low", "_high")
+    }
+    row = {"fold": "test", "profile": "adc+wnoise+pcm", "digital_accuracy": 75.0} | ends
+    table = pd.DataFrame([row | {"paper_d1": 0.14, "paper_d10": 3.4}])
+    settings = run.settings | {"model": {"architecture": "resnet18", "width": 16}}
+    alone = results_page._Run(tmp_path, settings, table)
+    text = "\n".join(results_page._table_one([alone], None, results_page._interval))
+    assert "| ResNet-18, CIFAR-10, width 16 | -, 75.0 | 0.14, 3.4 |" in text

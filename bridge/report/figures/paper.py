@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.axes import Axes
 
 from bridge.chips.profiles import (
     COARSE_ADC,
@@ -18,6 +17,7 @@ from bridge.chips.profiles import (
     FULL_PROFILE,
     NOISE_OF_OPERATIONS,
 )
+from bridge.report.figures.images import shorten, show_image
 from bridge.report.figures.scores import COLOURS, one_chip, outcome_of
 from bridge.report.figures.style import (
     BLACK,
@@ -216,8 +216,8 @@ def gallery(
             for axis, position in zip(grid.flat, end, strict=False):
                 row = rows.loc[position]
                 outcome = outcome_of(row["digital_correct"], row["failure"] if chips else None)
-                _show(axis, images[rows.index.get_loc(position)], COLOURS[outcome])
-                name_of_class = _shorten(class_names[row["label"]])
+                show_image(axis, images[rows.index.get_loc(position)], COLOURS[outcome])
+                name_of_class = shorten(class_names[row["label"]])
                 axis.set_title(name_of_class, fontsize=7, pad=3, parse_math=False)
                 digital = "ok" if row["digital_correct"] else "failed"
                 analog = f"\nanalog {'ok' if row['analog_correct'] else 'failed'}" if chips else ""
@@ -236,22 +236,3 @@ def gallery(
         keep += [f"{side}_{what}" for side in sides for what in _PREDICTED]
         names = [class_names[label] for label in rows["label"]]
         return write_figure(figure, path, rows[keep].assign(class_name=names))
-
-
-def _show(axis: Axes, image: npt.NDArray[np.uint8], colour: str) -> None:
-    one_channel = image.shape[-1] == 1
-    axis.imshow(
-        image[..., 0] if one_channel else image,
-        cmap="gray" if one_channel else None,
-        interpolation="nearest",
-        vmin=0,
-        vmax=255,
-    )
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set(visible=True, color=colour, linewidth=1.6)
-
-
-def _shorten(name: str, limit: int = 15) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -72,6 +72,16 @@ _CHOICES = {
     "energy": Column("energy", formats.decimals),
     "saved": Column("energy saved (%)", formats.percent),
 }
+_GUARANTEES = {
+    "router": Column("router"),
+    "level": Column("level (%)", formats.percent),
+    "threshold": Column("threshold"),
+    "failing": Column("stays and fails (%)", formats.percent),
+    "fraction": Column("routed (%)", formats.percent),
+    "accuracy": Column("accuracy (%)", formats.percent),
+    "energy": Column("energy", formats.decimals),
+    "saved": Column("energy saved (%)", formats.percent),
+}
 _BASELINES = {
     "name": Column("without routing"),
     "accuracy": Column("accuracy (%)", formats.percent),
@@ -178,6 +188,7 @@ LAYOUTS = {
     "calibration_errors": Layout(_CALIBRATED, ("fold",)),
     "calibration": Layout(_BINS, ("fold", "profile")),
     "routing_choices": Layout(_CHOICES, ("profile",)),
+    "routing_guarantees": Layout(_GUARANTEES, ("profile",)),
     "routing_baselines": Layout(_BASELINES, ("profile",)),
     "overlap": Layout(_OVERLAP),
     "systematic": Layout(_SYSTEMATIC),

@@ -30,6 +30,8 @@ class RunTables:
     """The curves that `routers.route` returns."""
     routing_choices: pd.DataFrame | None = None
     """The thresholds that `routers.route` returns; may have no rows."""
+    routing_guarantees: pd.DataFrame | None = None
+    """The thresholds that `guarantees.guarantee` returns; may have no rows."""
     routing_baselines: pd.DataFrame | None = None
     """The baselines that `routers.route` returns."""
     coverage: pd.DataFrame | None = None

@@ -54,6 +54,31 @@ ROUTERS: dict[str, RoutedBy] = {
 """No router sees a label: curvature is that of the model's own prediction."""
 
 
+def routers_of(rows: pd.DataFrame) -> dict[str, RoutedBy]:
+    """The routers whose score these rows of one profile have; the ideal one has no flips."""
+    return {
+        name: by
+        for name, by in ROUTERS.items()
+        if by.column in rows and not rows[by.column].isna().all()
+    }
+
+
+def charges(by: RoutedBy, costs: pd.DataFrame, energies: Costs) -> dict[str, Any]:
+    """The arguments of `bridge.routing.routed_at` that say what a router's score costs.
+
+    Args:
+        by: the router.
+        costs: as `predictors.costs_table` returns it.
+        energies: energy of one inference, analog and digital.
+    """
+    passes = costs.set_index("predictor")["forward_passes"]
+    return {
+        "kind": by.kind,
+        "costs": energies,
+        "passes": float(passes[by.costed_as]) if by.costed_as else 1.0,
+    }
+
+
 @dataclass(frozen=True)
 class Routing:
     """Tables of one fold under every profile."""
@@ -98,7 +123,6 @@ def route(
         chosen_on: where thresholds are chosen.
     """
     curves, choices, baselines = [], [], []
-    passes = costs.set_index("predictor")["forward_passes"]
     if not (joined["fold"] == chosen_on).any():
         log.warning("no %s fold is scored: no threshold is chosen", chosen_on)
     for profile, rows in joined.groupby("profile", sort=False):
@@ -107,15 +131,9 @@ def route(
         samples, analog = over_chips(tried)
         digital = samples["digital_correct"]
         baselines.append(routing_baselines(digital, analog, energies).assign(**here))
-        for name, by in ROUTERS.items():
-            if by.column not in rows or rows[by.column].isna().all():
-                continue  # the ideal profile has no flip probability
-            score = _score(tried, by)
-            cost: dict[str, Any] = {
-                "kind": by.kind,
-                "costs": energies,
-                "passes": float(passes[by.costed_as]) if by.costed_as else 1.0,
-            }
+        for name, by in routers_of(rows).items():
+            score = score_of(tried, by)
+            cost = charges(by, costs, energies)
             which = {**here, "router": name, "kind": by.kind}
             curve = routing_curve(score, digital, analog, indices=samples["sample"], **cost)
             curves.append(curve.assign(**which))
@@ -124,7 +142,7 @@ def route(
             known, known_analog = over_chips(chosen)
             right = known["digital_correct"]
             target = float(right.mean()) - tolerance
-            there = _score(chosen, by)
+            there = score_of(chosen, by)
             threshold = choose_threshold(there, right, known_analog, target)
             validated = routed_at(threshold, there, right, known_analog, **cost)
             result = routed_at(threshold, score, digital, analog, **cost)
@@ -153,11 +171,13 @@ def recharged(choices: pd.DataFrame, baselines: pd.DataFrame, costs: pd.DataFram
     """Choices whose computed scores are charged otherwise; thresholds do not depend on it.
 
     Args:
-        choices, baselines: as `route` returns them.
+        choices: as `route` returns them, or the table of `guarantees.guarantee`.
+        baselines: as `route` returns them.
         costs: as `predictors.costs_table` returns it.
 
     Returns:
-        `choices` with other energy, validation_energy and saved where the kind is "digital".
+        `choices` with other energy and saved, and validation_energy where it is there, where the
+        kind is "digital".
     """
     passes = costs.set_index("predictor")["forward_passes"]
     energies = baselines.pivot(index=["fold", "profile"], columns="name", values="energy")
@@ -175,8 +195,9 @@ def recharged(choices: pd.DataFrame, baselines: pd.DataFrame, costs: pd.DataFram
         )
         charged.loc[row, "energy"] = energy
         charged.loc[row, "saved"] = 1 - energy / at["always digital"]
-        # The passes alone change, which each sample of validation takes too.
-        charged.loc[row, "validation_energy"] += energy - was["energy"]
+        if "validation_energy" in charged:
+            # The passes alone change, which each sample of validation takes too.
+            charged.loc[row, "validation_energy"] += energy - was["energy"]
     return charged
 
 
@@ -220,7 +241,13 @@ def _energy(saved: float) -> str:
     return f"saves {share}" if saved >= 0 else f"costs {share} more"
 
 
-def _score(rows: pd.DataFrame, by: RoutedBy) -> npt.NDArray:
-    """[samples], or [chips, samples] of a score that each chip gives."""
+def score_of(rows: pd.DataFrame, by: RoutedBy) -> npt.NDArray:
+    """A router's score, higher for more fragile samples: [samples], or [chips, samples] of a score
+    that each chip gives.
+
+    Args:
+        rows: the rows of one profile and fold in `outcomes.join`'s table.
+        by: the router.
+    """
     samples, values = over_chips(rows, by.column)
     return by.sign * (values if by.kind == "analog" else samples[by.column].to_numpy())

@@ -104,6 +104,14 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
         {"score": SCORE, "digital": DIGITAL, "analog": ANALOG},
         lambda score, digital, analog: routing.choose_threshold(score, digital, analog, 0.5),
     ),
+    "guaranteed_threshold": (
+        {"scores": SCORE, "losses": FAILED},
+        lambda scores, losses: routing.guaranteed_threshold(scores, losses, 0.5),
+    ),
+    "risk_at": (
+        {"scores": SCORE, "losses": FAILED},
+        lambda scores, losses: routing.risk_at(0.5, scores, losses),
+    ),
 }
 EACH = [(call, name) for call, (inputs, _) in CALLS.items() for name in inputs]
 

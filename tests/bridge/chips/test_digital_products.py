@@ -106,6 +106,24 @@ def test_the_share_is_that_of_the_arithmetic():
         predict(program(model, PROFILES["ideal"], seed=0), PAIRS)
 
 
+def test_a_view_behind_a_digital_layer_needs_no_other_images():
+    """The share is counted with kernels that may keep the channels last."""
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    layers = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 8, 1), Flat()
+    model = nn.Sequential(*layers, nn.Linear(512, 4)).eval()
+    images = np.random.default_rng(0).normal(size=(3, 12, 12, 3)).astype(np.float32)
+    chip = program(model, PROFILES["ideal"], seed=0)
+    with pytest.warns(UserWarning, match="digital, with .* of the network's"):
+        found = np.stack(predict(chip, (images, np.arange(3)))["logits"])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "layer",
     [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm(8), nn.PReLU(4), Scaled()],

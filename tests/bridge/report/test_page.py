@@ -322,6 +322,25 @@ def test_tables_without_rows_say_why(tmp_path):
     assert "the digital model gets no sample right" in text
 
 
+def test_guaranteed_thresholds_stand_with_the_range_over_chips(tmp_path, page, read):
+    row = dict(zip(*read.headed("router", "level (%)"), strict=True))
+    assert row == {
+        "router": "analog margin",
+        "level (%)": "1.00",
+        "threshold": "-0.25|-inf to 0.5",
+        "stays and fails (%)": "0.75|0.00 to 2.00",
+        "routed (%)": "50.00|12.50 to 100.00",
+        "accuracy (%)": "89.00|87.50 to 90.00",
+        "energy": "0.600",
+        "energy saved (%)": "40.00",
+    }
+    assert "a level of 1 % would take 99 chips" in page.read_text()
+    given = sections()
+    for nothing in (None, given["routing_guarantees"].head(0)):  # no validation fold
+        text = write(tmp_path / "r.html", **(given | {"routing_guarantees": nothing})).read_text()
+        assert "would take 99 chips" not in text
+
+
 def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page):
     assert ">file<" not in page.read_text()
     given = sections()

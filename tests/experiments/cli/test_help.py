@@ -12,7 +12,10 @@ from experiments.runs.remembered import as_leaves
 from experiments.runs.stage_names import STAGE_NAMES
 from experiments.settings.presets import PRESETS, flag_name
 
-STUDIES = ("rank-correlation", "rescore", "layers", "drift", "compare-noise")
+STUDIES = (
+    *("rank-correlation", "rescore", "validate"),
+    *("layers", "drift", "compare-noise", "atlas"),
+)
 
 HELPED = [
     "",

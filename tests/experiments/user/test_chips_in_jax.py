@@ -93,6 +93,7 @@ def test_studies(run: Path, place: Path) -> None:
             *("compare-noise", *shared, "--compare.memories", "pcm", "reram_cmo"),
             *("--compare.chips", "2", "--compare.bins", "3", "--compare.tune-chips", "1"),
         ),
+        ("atlas", *shared, "--atlas.chips", "2", "--atlas.profiles", "wnoise", f"{FULL}@20"),
     ):
         found = without_torch(place, *arguments, hidden=HIDDEN)
         assert found.returncode == 0, found.stderr
@@ -104,7 +105,17 @@ def test_studies(run: Path, place: Path) -> None:
     assert matched["name"].tolist() == ["pcm", "reram_cmo", "wnoise", "wnoise_mvm", "adc"]
     assert matched["test_failure_rate"].between(0, 1).all()
     assert matched["chips"].tolist() == [2, 2, 2, 2, 1]
-    for study in ("drift", "layers", "compare-noise"):
+    atlas = pd.read_parquet(run / "atlas/atlas.parquet")
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    for name, profile in (("wnoise", "wnoise"), (f"{FULL}@20", FULL)):
+        of_run = predictions[(predictions["profile"] == profile) & (predictions["chip"] < 2)]
+        wrong = of_run.groupby(["fold", "index"])["correct"].agg(lambda correct: (~correct).sum())
+        found = atlas.set_index(["fold", "index"])[f"wrong_{name}"]
+        pd.testing.assert_series_equal(
+            found.sort_index(), wrong, check_names=False, check_dtype=False
+        )
+    assert atlas["path"].str.endswith(".png").all()
+    for study in ("drift", "layers", "compare-noise", "atlas"):
         settings = read_json(run / study / "settings.json")
         assert settings["engine"] == "jax"
         assert "torch" not in settings["versions"]

@@ -514,6 +514,19 @@ def test_gauss_newton_says_what_to_do_about_a_custom_vjp(estimator: Any) -> None
         input_curvature(binarised(sign_by_vjp), PICTURES, LABELS[:4], estimator=estimator)
 
 
+@pytest.mark.parametrize("estimator", [HessianVector(1), HessianTrace(1)])
+def test_a_custom_vjp_whose_forward_rule_calls_it_is_told(estimator: Any) -> None:
+    own = jax.custom_vjp(jnp.tanh)
+    own.defvjp(lambda x: (own(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),))
+    with pytest.raises(ValueError, match=r"its own forward rule calls again .* FiniteDifference"):
+        input_curvature(binarised(own), PICTURES, LABELS[:4], estimator=estimator)
+    itself = jax.custom_vjp(jnp.tanh)
+    itself.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),))
+    found = input_curvature(binarised(itself), PICTURES, LABELS[:4], estimator=estimator)
+    expected = input_curvature(binarised(jnp.tanh), PICTURES, LABELS[:4], estimator=estimator)
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-4)
+
+
 def test_a_loss_that_is_linear_in_the_logits_is_warned_of() -> None:
     def model(x: jax.Array) -> jax.Array:
         return jax.nn.relu(x @ WIDE[0]) @ SIX[:5]
