@@ -37,7 +37,7 @@ SHOWN = {
     "bridge.graphs": "score to_jax",
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
     "load_programmed output_noise predict predict_chips recalibrate save_programmed "
-    "weight_moments with_digital_of",
+    "training_noise weight_moments with_digital_of",
     "bridge.routing": "Costs Routed Router RoutingResult calibration_size choose_threshold "
     "guaranteed_threshold risk_at routed_at routing_baselines routing_curve",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "

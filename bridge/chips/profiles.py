@@ -259,6 +259,15 @@ class Profile:
         return noise if noise is not None and noise.drawn == "per_mvm" else None
 
     @property
+    def of_weights(self) -> "Profile | None":
+        """What of it a chip's weights get when they are programmed: memory, clipping, and noise
+        that is drawn once for each chip; None where they get no noise."""
+        wnoise = None if self.noise_of_operations is not None else self.wnoise
+        if wnoise is None and self.memory is None:
+            return None
+        return Profile(wnoise=wnoise, memory=self.memory, clipping=self.clipping)
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether a range of its converters is found on calibration images."""
         return any(one is not None and one.range == "calibrated" for one in (self.adc, self.dac))

@@ -14,6 +14,7 @@ and computes logits with them, both as pure functions. AIHWKit is the reference 
 - `moments` of programmed weights, and `output_noise`: what converters add to a margin.
 - `prediction`: a chip over a data set; `groups`: many chips, several at once.
 - `recalibration`: BatchNorm statistics that a chip measures itself.
+- `training_noise`: the weights of a chip that is programmed anew at each step of training.
 - `layer_tables`: a chip layer by layer.
 - `chips`: the public face; `files`: programmed chips on disk.
 """

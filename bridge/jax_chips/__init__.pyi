@@ -13,3 +13,4 @@ from .output_noise import output_noise as output_noise
 from .prediction import predict as predict
 from .recalibration import recalibrate as recalibrate
 from .recalibration import with_digital_of as with_digital_of
+from .training_noise import training_noise as training_noise

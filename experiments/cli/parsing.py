@@ -168,7 +168,7 @@ def _require_own(options: ParsedOptions) -> ParsedOptions:
 
 def _reads(start: Options, command: str) -> str:
     """Which of the flags a stage or a study takes; "" where it is all of them."""
-    from experiments.pipeline.registry import STAGES
+    from experiments.pipeline.registry import STAGES, stage_of
 
     common = {one.name for one in fields(Options)}
     if own := [one.name for one in fields(start) if one.name not in common]:
@@ -176,7 +176,7 @@ def _reads(start: Options, command: str) -> str:
     if command not in STAGES or command == "report":
         return ""
     named = []
-    for setting in STAGES[command].settings:
+    for setting in stage_of(command, start.experiment).settings:
         value = reduce(getattr, setting.split("."), start.experiment)
         named.append(f"--{dashed(setting)}{'.*' * is_dataclass(value)}")
     return f"It reads the flags {', '.join(named)}; the others are those of other stages. "

@@ -71,6 +71,10 @@ SPEED = frozenset(
 """Settings that decide no result: how fast and where it is computed, what is refused, what is kept
 beside it. They are recorded."""
 
+LATER = frozenset({"train.clip_sigma", "train.noise", "train.start"})
+"""Settings newer than the keys of unfinished work, which leave them out where they are None: what
+was begun without them goes on."""
+
 _SCORED = ("train", "validation", "test")
 _SAMPLES = ("data", "folds", "limit", "limit_train")
 _CHIPS = (
@@ -207,14 +211,29 @@ def stage_of(name: str, experiment: Experiment, framework: Framework | None = "t
                 stage, packages=tuple(dict.fromkeys([*stage.packages, *_TORCH]))
             )
         return stage if framework != "jax" or in_jax(experiment) else _without_chips(stage)
-    if name != "train" or experiment.model.weights is None:
+    if name != "train":
         return stage
-    file = pretrained.weights_file(experiment)
+    if (weights := experiment.model.weights) is None:
+        return _trained(stage, experiment)
+    return dataclasses.replace(_reading(stage, weights), run=pretrained.take_over, cpu_only=True)
+
+
+def _trained(stage: Stage, experiment: Experiment) -> Stage:
+    """Training, with what its noise is made of and the weights that it starts from."""
+    if (noise := experiment.training_noise) is not None:
+        parts = {"wnoise": noise.wnoise, "pcm": noise.memory, "clipping": noise.clipping}
+        read = [f"simulate.{name}" for name, part in parts.items() if part is not None]
+        stage = dataclasses.replace(stage, settings=(*stage.settings, *read))
+    start = experiment.train.start
+    return stage if start is None else _reading(stage, start)
+
+
+def _reading(stage: Stage, weights: str) -> Stage:
+    """A stage that reads given weights: a file, or published ones by name."""
+    file = pretrained.weights_file(weights)
     return dataclasses.replace(
         stage,
-        run=pretrained.take_over,
         packages=(*_JAX, "torch", "safetensors"),
-        cpu_only=True,
         reads=() if file is None else (file,),
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.registry import SPEED, STAGES, Stage, stages_of
+from experiments.pipeline.registry import LATER, SPEED, STAGES, Stage, stage_of, stages_of
 from experiments.runs.files import sha256
 from experiments.runs.records import default_of, read_record
 from experiments.runs.remembered import as_leaves
@@ -84,7 +84,8 @@ def contradictions(
         record = read_record(folder, name)
         if record is None:
             continue
-        if differing := list(differences(STAGES[name], record, as_leaves(experiment))):
+        stage = stage_of(name, experiment)
+        if differing := list(differences(stage, record, as_leaves(experiment))):
             yield name, f"was run with other flags ({', '.join(differing)}): give them as they were"
         now = _images_of(STAGES[name], experiment, images)
         for file, digest in record["inputs"].items():
@@ -102,7 +103,11 @@ def _images_of(stage: Stage, experiment: Experiment, images: Mapping[str, str]) 
 
 def deciding(identity: Identity) -> Identity:
     """An identity without the settings that change speed alone, for the key of unfinished work."""
-    settings = {k: v for k, v in flatten(identity["settings"]) if k not in SPEED}
+    settings = {
+        name: value
+        for name, value in flatten(identity["settings"])
+        if name not in SPEED and not (name in LATER and value is None)
+    }
     return {"settings": settings, "inputs": identity["inputs"]}
 
 

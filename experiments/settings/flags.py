@@ -302,12 +302,29 @@ class Analyse:
 
 
 @dataclass(frozen=True)
+class Training(Recipe):
+    """Training by SGD: Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips; as
+    an option on the weights of noisy chips, and from given weights."""
+
+    noise: ProfileName | None = None
+    """Noise-aware training: at each step the gradient is taken at the weights of a chip of this
+    hardware profile that is programmed anew, and changes the exact weights. Memory (at its
+    t-inference), weight noise drawn per chip and clipping are as --simulate.* says; the ADC and
+    noise of each operation are left out. Validation is of the exact weights. `none` trains on
+    these."""
+    start: str | None = None
+    """Weights to start from, for fine-tuning: a .pth or .safetensors file, the folder of an
+    exported run, or a torchvision name, of the network that --model.* says; `none` draws new
+    weights."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment, from images to report."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
-    train: Recipe = field(default_factory=Recipe)
+    train: Training = field(default_factory=Training)
     score: Score = field(default_factory=Score)
     simulate: Simulate = field(default_factory=Simulate)
     analyse: Analyse = field(default_factory=Analyse)
@@ -334,12 +351,35 @@ class Experiment:
                 f"profiles must include {self.analyse.profile}, which the report is about "
                 f"(--analyse.profile); got {', '.join(self.simulate.profiles)}"
             )
+        self._require_trained()
         for flag, limit in (("--limit", self.limit), ("--limit-train", self.limit_train)):
             if limit is not None and limit < self.analyse.bins:
                 raise ValueError(
                     f"a limit of {limit} samples cannot fill {self.analyse.bins} bins: give at "
                     f"least {flag} {self.analyse.bins}"
                 )
+
+    def _require_trained(self) -> None:
+        """Refuses settings of a training that there is none of, and noise that no weight gets."""
+        train, profiles = self.train, self.simulate.every_profile
+        if not self.model.trained and (train.noise, train.start) != (None, None):
+            raise ValueError(
+                "train.noise and --train.start are for a network that is trained here: leave out "
+                "--model.weights and --model.factory; weights to start from are --train.start"
+            )
+        if train.noise is not None and self.training_noise is None:
+            named = [name for name, one in profiles.items() if one.of_weights is not None]
+            raise ValueError(
+                f"train.noise {train.noise} has no noise of weights that is drawn once for each "
+                f"chip, which is what training takes of a profile: give {', '.join(named)}"
+            )
+
+    @property
+    def training_noise(self) -> Profile | None:
+        """What a chip's weights get under the profile that training is aware of; None for none."""
+        if self.train.noise is None:
+            return None
+        return self.simulate.every_profile[self.train.noise].of_weights
 
     def limit_of(self, fold: Fold) -> int | None:
         """Largest number of samples of a fold; None for all."""

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from typing import Any
 
-from experiments.settings.flags import Analyse, Data, Experiment, Model, Score, Simulate
+from experiments.settings.flags import Analyse, Data, Experiment, Model, Score, Simulate, Training
 from experiments.settings.restore import restore
 from experiments.settings.values import class_word, dashed, words
 from jaxcurv.nested import flatten
-from jaxcurv.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ _DIGITS = Experiment(
         chips=5,
     ),
     analyse=Analyse(profile="adc+wnoise+pcm_gdc"),
-    train=Recipe(
+    train=Training(
         epochs=12,
         batch_size=64,
         learning_rate=0.05,
@@ -49,7 +48,7 @@ def _cifar(name: str, architecture: str) -> Experiment:
     return Experiment(
         data=Data(name),
         model=Model(architecture),  # type: ignore[arg-type]
-        train=Recipe(epochs=200),
+        train=Training(epochs=200),
         score=Score(compare=("hessian_vector", "hessian_trace", spectral)),
         simulate=Simulate(chips=5),
     )
@@ -60,7 +59,7 @@ def _small(experiment: Experiment, width: int) -> Experiment:
     return replace(
         experiment,
         model=replace(experiment.model, width=width),
-        train=Recipe(epochs=15, warmup_epochs=2.0),
+        train=Training(epochs=15, warmup_epochs=2.0),
         simulate=Simulate(chips=3),
         limit=10_000,  # of the train fold; validation and test have no more
     )
@@ -77,7 +76,7 @@ def _fit(name: str, epochs: int) -> Experiment:
     chip has few left that could fail."""
     return replace(
         _small(_cifar(name, "resnet18"), 16),
-        train=Recipe(
+        train=Training(
             epochs=epochs,
             warmup_epochs=2.0,
             weight_decay=1e-4,

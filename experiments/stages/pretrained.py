@@ -1,10 +1,10 @@
-"""Weights that were trained elsewhere in the place of training."""
+"""Weights that were trained elsewhere, in the place of training or to start it from."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.runs.descriptions import describe
 from experiments.runs.job import Job, Outcome, load_data
@@ -27,10 +27,23 @@ _PREPROCESSING = {
 """What published weights say of their images, and the flag for it."""
 
 
-def weights_file(experiment: Experiment) -> Path | None:
-    """The file that an experiment takes its weights from; None for published or trained ones."""
-    weights = experiment.model.weights
-    return Path(weights) if weights is not None and Path(weights).is_file() else None
+class Given(NamedTuple):
+    """A network with weights that were trained elsewhere."""
+
+    network: nnx.Module
+    """In evaluation mode, float32."""
+    description: dict[str, Any]
+    """`describe` of it, with the normalisation that it was trained with."""
+    origin: dict[str, Any]
+    """Where the weights come from, as `bridge.weights.Checkpoint` has it."""
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file of given weights, of a folder that of an exported run; None for published ones."""
+    path = Path(weights)
+    if path.is_dir():
+        path /= "weights.safetensors"
+    return path if path.is_file() else None
 
 
 def take_over(job: Job) -> Outcome:
@@ -39,18 +52,52 @@ def take_over(job: Job) -> Outcome:
     There is no history of it.
 
     Raises:
-      ValueError: the weights are not those of the network, the data set or the preprocessing that
-        the settings say, or their normalisation is not known.
-      OSError, ModuleNotFoundError: they cannot be read; see `bridge.weights.load_checkpoint`.
+      ValueError, OSError, ModuleNotFoundError: as for `load_given`.
     """
-    import bridge
     from jaxcurv.training.checkpoints import keep_trained
 
     weights = job.experiment.model.weights
     assert weights is not None
-    dataset = load_data(job)  # before anything is downloaded
-    checkpoint = bridge.weights.load_checkpoint(weights)
-    settings = job.experiment.data
+    given = load_given(job.experiment, load_data(job), weights, "--model.weights")
+    checkpoints = job.own_folder("checkpoints")
+    keep_trained(given.network, checkpoints)
+    description = given.description
+    description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
+    description["origin"] = {
+        key: value
+        for key, value in given.origin.items()
+        if key not in ("class_names", "header")  # the data set's names are there, and long
+    }
+    (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
+    return Outcome([write_json(job.folder / "model.json", description), checkpoints], "cpu")
+
+
+def load_given(
+    experiment: Experiment, dataset: data.ImageDataset, weights: str, flag: str
+) -> Given:
+    """The network of the settings with weights that were trained elsewhere.
+
+    Args:
+      experiment: the settings.
+      dataset: its images.
+      weights: a file, the folder of an exported run, or a published name.
+      flag: the one that they were given by, for errors.
+
+    Raises:
+      ValueError: the weights are not those of the network, the data set or the preprocessing that
+        the settings say, or their normalisation is not known.
+      FileNotFoundError: a folder has none.
+      OSError, ModuleNotFoundError: they cannot be read; see `bridge.weights.load_checkpoint`.
+    """
+    import bridge
+
+    if (file := weights_file(weights)) is None and Path(weights).is_dir():
+        raise FileNotFoundError(
+            f"the folder {weights} has no weights.safetensors ({flag}): run export there first, or "
+            "give a file of weights"
+        )
+    checkpoint = bridge.weights.load_checkpoint(weights if file is None else file)
+    settings = experiment.data
     require_preprocessing(settings, checkpoint.origin, weights)
     normalisation = choose_normalisation(settings, checkpoint.origin, weights)
     classes, channels = _dimensions(checkpoint, weights)
@@ -58,7 +105,7 @@ def take_over(job: Job) -> Outcome:
         raise ValueError(
             f"{weights} tells {classes} classes apart, {dataset.name} has "
             f"{len(dataset.class_names)}: give the data set that it was trained on (--data.name), "
-            "or weights that were trained on this one (--model.weights)"
+            f"or weights that were trained on this one ({flag})"
         )
     of_images = dataset.test[0]["image"].shape[-1]
     if not channels == of_images == len(normalisation.mean):
@@ -67,18 +114,9 @@ def take_over(job: Job) -> Outcome:
             f"mean and std {len(normalisation.mean)}: all must be equal"
         )
     description = describe(
-        job.experiment.model, dataset, in_channels=channels, normalisation=normalisation
+        experiment.model, dataset, in_channels=channels, normalisation=normalisation
     )
-    checkpoints = job.own_folder("checkpoints")
-    keep_trained(_onto_flax(checkpoint, description, weights), checkpoints)
-    description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
-    description["origin"] = {
-        key: value
-        for key, value in checkpoint.origin.items()
-        if key not in ("class_names", "header")  # the data set's names are there, and long
-    }
-    (job.folder / "history.csv").unlink(missing_ok=True)  # of an earlier, trained model
-    return Outcome([write_json(job.folder / "model.json", description), checkpoints], "cpu")
+    return Given(_onto_flax(checkpoint, description, weights), description, checkpoint.origin)
 
 
 def require_preprocessing(settings: Data, origin: dict[str, Any], weights: str) -> None:

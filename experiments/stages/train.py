@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import pandas as pd
 
-from experiments.runs.descriptions import describe
+from experiments.runs.descriptions import describe, read_normalisation
 from experiments.runs.files import write_csv
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.networks import build_flax
 from experiments.runs.samples import choose_folds
+from experiments.stages.pretrained import load_given
 from experiments.system.devices import warn_of_idle_accelerator
 from jaxcurv import data
 from jaxcurv.storage.checksums import write_json
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from jaxcurv.training.checkpoints import BuildModel
+    from jaxcurv.training.steps import Perturb
+
+_EXAMPLES = 4
+"""Images by which the chip of noise-aware training knows the network."""
 
 
 def train(job: Job) -> Outcome:
@@ -23,25 +37,33 @@ def train(job: Job) -> Outcome:
 
     dataset = load_data(job)
     chosen = choose_folds(dataset, job.experiment, ("train", "validation"))
+    start = job.experiment.train.start
+    given = None if start is None else load_given(job.experiment, dataset, start, "--train.start")
     folds = {
         fold: data.read(samples, description=f"read {fold}") for fold, samples in chosen.items()
     }
     warn_of_idle_accelerator()
     images = folds["train"].images
-    normalisation = job.experiment.data.normalisation or data.Normalisation.of(images)
-    normalisation.require_channels(images.shape)
-    description = describe(
-        job.experiment.model, dataset, in_channels=images.shape[-1], normalisation=normalisation
-    )
+    if given is None:
+        normalisation = job.experiment.data.normalisation or data.Normalisation.of(images)
+        normalisation.require_channels(images.shape)
+        description = describe(
+            job.experiment.model, dataset, in_channels=images.shape[-1], normalisation=normalisation
+        )
+    else:
+        description = given.description
+        normalisation = read_normalisation(description)
+    build = _builder(description, job.experiment.seed, given and given.network)
     checkpoints = job.own_folder("checkpoints")
     history = fit(
-        lambda dtype: build_flax(description, job.experiment.seed, dtype),
+        build,
         folds["train"],
         folds["validation"],
         normalisation,
         job.experiment.train,
         seed=job.experiment.seed,
         directory=checkpoints,
+        perturb=_noise(job, build, normalisation.apply(images[:_EXAMPLES])),
     )
     description["checkpoint"] = checkpoints.relative_to(job.folder).as_posix()
     outputs = [
@@ -50,3 +72,31 @@ def train(job: Job) -> Outcome:
         checkpoints,
     ]
     return Outcome(outputs, jax.devices()[0].device_kind)
+
+
+def _builder(description: dict[str, Any], seed: int, given: nnx.Module | None) -> BuildModel:
+    """Makes the network that training begins with: of given weights, or freshly initialised."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    def build(dtype: Any) -> nnx.Module:
+        model = build_flax(description, seed, dtype)
+        if given is not None:
+            # Arrays of its own: those of a training are donated to its first step.
+            nnx.update(model, jax.tree.map(jnp.array, nnx.state(given)))
+        return model
+
+    return build
+
+
+def _noise(job: Job, build: Callable[[Any], nnx.Module], images: np.ndarray) -> Perturb | None:
+    """What weights get at each step of noise-aware training; None for training without noise."""
+    profile = job.experiment.training_noise
+    if profile is None:
+        return None
+    import jax.numpy as jnp
+
+    from bridge.jax_chips import training_noise
+
+    return training_noise(build(jnp.float32), profile, images)

@@ -31,6 +31,7 @@ from jaxcurv.training.checkpoints import (
 from jaxcurv.training.recipe import Recipe
 from jaxcurv.training.steps import (
     Metrics,
+    Perturb,
     convolve_in_pieces,
     dispatched_epoch,
     make_optimizer,
@@ -63,6 +64,7 @@ def fit(
     *,
     seed: int,
     directory: Path,
+    perturb: Perturb | None = None,
 ) -> list[Epoch]:
     """Trains a model and leaves its best and its newest checkpoint under `directory`, and those
     that the recipe keeps.
@@ -71,13 +73,23 @@ def fit(
     seed and the epoch, so that an undisturbed run would have got there too. A directory belongs
     to one set of arguments: the caller chooses it so.
 
+    With `perturb` the gradient of each step is that at perturbed parameters, such as those of a
+    chip programmed anew, and changes the exact ones. Validation, the choice of the best epoch and
+    the checkpoints are of the exact parameters; training loss and accuracy of the perturbed.
+
+        perturb = bridge.jax_chips.training_noise(model, bridge.PROFILES["pcm"], images)
+        fit(build, train, validation, normalisation, recipe, seed=0, directory=folder,
+            perturb=perturb)
+
     Args:
       build: makes the model, as `build(dtype)`; must return the same weights every time.
       train, validation: images uint8 `[N, H, W, C]` with labels.
       normalisation: channel mean and standard deviation applied before the model.
       recipe: the optimiser's settings.
-      seed: keys the order of the samples and the augmentation.
+      seed: keys the order of the samples, the augmentation and `perturb`.
       directory: where the orbax checkpoints go.
+      perturb: `perturb(params, key)`, the parameters that a step computes with; the key is made of
+        seed, epoch and step. None trains on the exact parameters.
 
     Returns:
       One row an epoch, those before an interruption included.
@@ -103,7 +115,7 @@ def fit(
 
     steps = len(train) // recipe.batch_size
     optimizer = make_optimizer(recipe, steps)
-    step = partial(train_step, train_graph, optimizer, recipe, normalisation)
+    step = partial(train_step, train_graph, optimizer, recipe, normalisation, perturb=perturb)
     run_epoch = dispatched_epoch(step) if jax.default_backend() == "cpu" else scanned_epoch(step)
 
     @jax.jit

@@ -23,6 +23,9 @@ class Recipe:
         for no cropping.
       flip: mirror training images left to right at random.
       precision: number format of the computations while training; weights are always float32.
+      clip_sigma: clipping of weights: after each step the weights of a layer (parameters of two or
+        more axes) lie within this many of their own standard deviations (divisor N - 1) of zero;
+        None (`none` on the command line) for no clipping.
       keep_every: keeps the checkpoint of every N-th epoch beside the best and the newest one, so
         that scores can be averaged over training; each takes twice the size of the weights. `none`
         keeps those two alone. Changes nothing else.
@@ -37,6 +40,7 @@ class Recipe:
     crop_padding: int = 4
     flip: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    clip_sigma: float | None = None
     keep_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +68,10 @@ class Recipe:
         if not is_number(self.weight_decay) or self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay must be finite and not negative; got {self.weight_decay}"
+            )
+        if self.clip_sigma is not None and (not is_number(self.clip_sigma) or self.clip_sigma <= 0):
+            raise ValueError(
+                f"clip_sigma must be positive, or none for no clipping; got {self.clip_sigma}"
             )
 
     def warmup_steps(self, steps_per_epoch: int) -> int:

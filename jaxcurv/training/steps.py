@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,15 @@ from jaxcurv.data import Normalisation
 from jaxcurv.progress import Progress
 from jaxcurv.training.checkpoints import State
 from jaxcurv.training.recipe import Recipe
+
+Tree = TypeVar("Tree")
+
+Perturb = Callable[[nnx.State, Key[Array, ""]], nnx.State]
+"""Gives the parameters that a step computes with: `perturb(params, key)`, of the same structure,
+shapes and dtypes; a pure function of JAX."""
+
+_OF_PERTURB = 2
+"""What is folded into a step's key for `perturb`; `augment` takes the key's first two parts."""
 
 
 class Metrics(NamedTuple):
@@ -73,8 +82,16 @@ def train_step(
     data: tuple[Array, Array],
     positions: Int[Array, " batch"],
     key: Key[Array, ""],
+    *,
+    perturb: Perturb | None = None,
 ) -> tuple[State, Metrics]:
     """One step of gradient descent on the mean cross-entropy of a batch.
+
+    With `perturb` the gradient is taken at the perturbed parameters, by them, and the optimiser
+    applies it to the exact ones (a straight-through estimator, Joshi et al., Nature Communications
+    2020; Rasch et al., Nature Communications 2023):
+
+        params <- update(params, gradient of L at perturb(params, key))
 
     Args:
       graphdef: graph of the model, in training mode.
@@ -84,10 +101,12 @@ def train_step(
       state: the state before the step.
       data: images uint8 `[N, h, w, c]` and labels `[N]`, on the device.
       positions: the batch's places in `data`.
-      key: random key of the augmentation.
+      key: random key of the augmentation and of `perturb`.
+      perturb: see above; None computes with the exact parameters.
 
     Returns:
-      The state after the step, and the batch's metrics before it.
+      The state after the step, and the batch's metrics before it, those of the perturbed
+      parameters.
     """
     images, labels = data[0][positions], data[1][positions]
     images = augment(key, images, padding=recipe.crop_padding, flip=recipe.flip)
@@ -99,9 +118,37 @@ def train_step(
         metrics = measure(model(inputs), labels)
         return metrics.loss / labels.shape[0], (nnx.state(model, nnx.Not(nnx.Param)), metrics)
 
-    gradient, (rest, metrics) = jax.grad(objective, has_aux=True)(state.params)
+    used = state.params
+    if perturb is not None:
+        used = perturb(state.params, jax.random.fold_in(key, _OF_PERTURB))
+    gradient, (rest, metrics) = jax.grad(objective, has_aux=True)(used)
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
-    return State(optax.apply_updates(state.params, updates), rest, opt_state), metrics
+    params = optax.apply_updates(state.params, updates)
+    if recipe.clip_sigma is not None:
+        params = clip_weights(params, recipe.clip_sigma)
+    return State(params, rest, opt_state), metrics
+
+
+def clip_weights(params: Tree, sigma: float) -> Tree:
+    """Parameters whose weights lie within a number of their standard deviations of zero.
+
+    w -> min(max(w, -b), b) with b = sigma std(w) for each parameter of two or more axes, the
+    standard deviation that before clipping, with divisor N - 1 (AIHWKit's LAYER_GAUSSIAN). Biases
+    and scales, of one axis, and single weights stay.
+
+    Args:
+      params: a pytree of parameters of any shapes.
+      sigma: standard deviations, above 0.
+    """
+
+    def clip(weights: Array) -> Array:
+        if weights.ndim < 2 or weights.size < 2:
+            return weights
+        bound = sigma * jnp.std(weights, ddof=1)
+        return jnp.clip(weights, -bound, bound)
+
+    clipped: Tree = jax.tree.map(clip, params)
+    return clipped
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -290,6 +290,140 @@ def test_the_scanned_epoch_of_accelerators_trains_alike(
     assert other[0].train_loss != pytest.approx(scanned[0].train_loss, rel=1e-4)
 
 
+# --- perturbed and clipped weights, on softmax regression
+
+PLAIN = Recipe(
+    epochs=2, batch_size=64, learning_rate=0.05, warmup_epochs=0.0, crop_padding=0, flip=False
+)
+
+
+def doubled_and_shifted(params: nnx.State, key: jax.Array) -> nnx.State:
+    """Something that depends on the parameters and on the key."""
+    return jax.tree.map(lambda w: 2 * w + jax.random.normal(key, w.shape), params)
+
+
+def test_perturbing_by_nothing_trains_as_without(digits: Digits, tmp_path: Path) -> None:
+    plain = fit(Linear, *digits, PLAIN, seed=3, directory=tmp_path / "plain")
+    same = fit(
+        Linear, *digits, PLAIN, seed=3, directory=tmp_path / "same",
+        perturb=lambda params, key: params,
+    )  # fmt: skip
+    assert same == plain
+    expected = weights(restore_best(Linear, tmp_path / "plain"))
+    for path, found in weights(restore_best(Linear, tmp_path / "same")).items():
+        np.testing.assert_array_equal(found, expected[path], err_msg=str(path))
+
+
+@pytest.mark.parametrize("clip_sigma", [None, 1.5])
+def test_a_step_applies_the_perturbed_gradient_to_the_exact_weights(
+    digits: Digits, clip_sigma: float | None
+) -> None:
+    """Softmax regression: the gradient at weights V is x^T (softmax(x V + c) - onehot) / n."""
+    recipe = Recipe(
+        epochs=1, batch_size=32, learning_rate=0.5, warmup_epochs=0.0, momentum=0.0,
+        weight_decay=0.01, crop_padding=0, flip=False, clip_sigma=clip_sigma,
+    )  # fmt: skip
+    model = Linear(jnp.float32)
+    model.fc.bias[...] = jnp.arange(10.0) / 10
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    optimizer = steps.make_optimizer(recipe, 1)
+    state = steps.State(params, rest, optimizer.init(params))
+    data = jnp.asarray(digits.train.images), jnp.asarray(digits.train.labels)
+    positions, key = jnp.arange(7, 39), jax.random.key(5)
+    after, metrics = jax.jit(
+        lambda *given: steps.train_step(
+            graphdef, optimizer, recipe, digits.normalisation, *given, perturb=doubled_and_shifted
+        )
+    )(state, data, positions, key)
+    own = jax.random.fold_in(key, 2)
+    assert not any(
+        (jax.random.key_data(own) == jax.random.key_data(one)).all()
+        for one in jax.random.split(key)  # of the augmentation
+    )
+    exact = {
+        "kernel": np.float64(model.fc.kernel[...]),
+        "bias": np.float64(model.fc.bias[...]),
+    }
+    noisy = {
+        name: 2 * value + np.float64(jax.random.normal(own, value.shape))
+        for name, value in exact.items()
+    }
+    batch = digits.train.take(np.arange(7, 39))
+    inputs = np.float64(digits.normalisation.apply(batch.images)).reshape(32, -1)
+    logits = inputs @ noisy["kernel"] + noisy["bias"]
+    softmax = np.exp(logits - logits.max(1, keepdims=True))
+    softmax /= softmax.sum(1, keepdims=True)
+    slope = (softmax - np.eye(10)[batch.labels]) / 32
+    wanted = {
+        "kernel": exact["kernel"] - 0.5 * (inputs.T @ slope + 0.01 * exact["kernel"]),
+        "bias": exact["bias"] - 0.5 * (slope.sum(0) + 0.01 * exact["bias"]),
+    }
+    if clip_sigma is not None:
+        bound = clip_sigma * wanted["kernel"].std(ddof=1)
+        assert (abs(wanted["kernel"]) > bound).sum() > 10
+        wanted["kernel"] = wanted["kernel"].clip(-bound, bound)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(after.params["fc"][name][...], value, rtol=1e-4, atol=1e-6)
+    assert metrics.correct == (logits.argmax(1) == batch.labels).sum()
+
+
+def test_perturbed_training_goes_on_and_repeats_bit_for_bit(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(directory: Path, seed: int = 3) -> list[Epoch]:
+        return fit(
+            Linear, *digits, PLAIN, seed=seed, directory=directory, perturb=doubled_and_shifted
+        )
+
+    once = trained(tmp_path / "once")
+    assert trained(tmp_path / "again") == once
+    assert trained(tmp_path / "other", seed=4) != once
+    done = 0
+
+    def interrupting(shown: Progress, count: int = 1, *, found: bool = False) -> None:
+        """Ctrl-C in the second epoch."""
+        nonlocal done
+        done += not found
+        if done == TRAIN // 64 + 3:
+            raise KeyboardInterrupt
+        update(shown, count, found=found)
+
+    update = Progress.update
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "interrupted")
+    assert trained(tmp_path / "interrupted") == once
+    expected = weights(restore_best(Linear, tmp_path / "once"))
+    for path, found in weights(restore_best(Linear, tmp_path / "interrupted")).items():
+        np.testing.assert_array_equal(found, expected[path], err_msg=str(path))
+
+
+def test_validation_is_of_the_exact_weights(digits: Digits, tmp_path: Path) -> None:
+    """Every step computes with weights of 0, which know nothing; the exact ones are validated."""
+    zero = lambda params, key: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    history = fit(Linear, *digits, PLAIN, seed=0, directory=tmp_path, perturb=zero)
+    assert history[0].train_loss == pytest.approx(np.log(10), rel=1e-5)
+    assert history[-1].train_loss == pytest.approx(np.log(10), rel=1e-5)
+    assert history[-1].validation_accuracy > 0.5
+    accuracy, _ = accuracy_and_loss(
+        restore_best(Linear, tmp_path), digits.validation, digits.normalisation
+    )
+    assert accuracy == max(row.validation_accuracy for row in history)
+
+
+def test_clipping_leaves_biases_and_single_weights() -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(1.0, 1.0, (3, 3, 2, 5)).astype(np.float32)
+    params = {"kernel": kernel, "one": np.full((1, 1), 7, np.float32), "bias": kernel[0, 0, 0]}
+    clipped = steps.clip_weights(jax.tree.map(jnp.asarray, params), 0.5)
+    bound = 0.5 * np.std(np.float64(kernel), ddof=1)
+    np.testing.assert_allclose(clipped["kernel"], kernel.clip(-bound, bound), rtol=1e-6)
+    assert (abs(kernel) < bound).any()
+    for name in ("one", "bias"):
+        np.testing.assert_array_equal(clipped[name], params[name])
+
+
 def test_a_diverging_run_says_so(digits: Digits, tmp_path: Path) -> None:
     recipe = Recipe(epochs=2, batch_size=64, learning_rate=1e30, warmup_epochs=0.0)
     with pytest.raises(FloatingPointError, match=r"diverged in epoch 1:.*lower the learning rate"):
@@ -318,6 +452,9 @@ def test_too_few_images_are_refused(
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\).*got 1"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
         ({"crop_padding": -1}, "crop_padding must not be negative"),
+        ({"clip_sigma": 0.0}, "clip_sigma must be positive, or none for no clipping; got 0.0"),
+        ({"clip_sigma": -2.5}, "clip_sigma must be positive.*got -2.5"),
+        ({"clip_sigma": float("nan")}, "clip_sigma must be positive.*got nan"),
         ({"keep_every": 0}, "keep_every must be at least 1"),
         ({"keep_every": 2.5}, "keep_every must be a whole number; got 2.5"),
     ],
