@@ -232,7 +232,7 @@ def show(summary: pd.DataFrame, titles: Mapping[str, str]) -> None:
         "Failures, and images that never and always fail: % of the digitally correct images. "
         "Image, chip,\nrest: % of the variance of failure that is the image's own, the chip's own, "
         "and of the pair of both.\nIntervals are for other images on other chips of this network; "
-        f"those of image and chip take three chips and\n{FEWEST_DECIDED} images that fail on some, "
+        f"those of image and\nchip take three chips, {FEWEST_DECIDED} images that fail on some, "
         "and as many that do not fail on some."
     )
 
