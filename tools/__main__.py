@@ -9,6 +9,7 @@ from typing import Literal
 from experiments.cli.arguments import parse
 from experiments.cli.exit_codes import exit_code_of
 from experiments.paper.reproduce import ROWS
+from experiments.settings.presets import PRESETS
 from experiments.system.errors import StageFailed, show_error
 from experiments.system.processes import raise_on_sigint, raise_on_sigterm
 from jaxcurv.storage.lock import lock
@@ -38,9 +39,10 @@ class Archive:
     """Copies what a repository keeps of finished runs: rows of Table I and their fit, or networks
     that others trained."""
 
-    rows: Literal["small", "full", "published"] = "small"
-    """Which runs: `small`, Table I with narrow networks; `full`, with the paper's; `published`, the
-    folders cifar10_NAME with NAME one of tools/published_networks.py."""
+    rows: Literal["small", "full", "fit", "published"] = "small"
+    """Which runs: `small`, Table I with narrow networks; `full`, with the paper's; `fit`, the
+    presets that fit their training set; `published`, the folders cifar10_NAME with NAME one of
+    tools/published_networks.py."""
     runs: Path = Path("runs")
     """Folder of the runs, as the command reproduce leaves it."""
     results: Path = Path("experiments/results")
@@ -56,12 +58,17 @@ class Archive:
           FolderInUse: another process archives or regenerates.
           StageFailed: a row could not be archived, as was said.
         """
-        rows = {**ROWS, "published": [f"cifar10_{name}" for name in PUBLISHED]}[self.rows]
+        rows = {
+            **ROWS,
+            "fit": [name for name in PRESETS if name.endswith("_fit")],
+            "published": [f"cifar10_{name}" for name in PUBLISHED],
+        }[self.rows]
         finished = [name for name in rows if (self.runs / name).is_dir()]
         if not finished:
+            made_by = {"fit": "these presets", "published": "tools/published_networks.py"}
             raise FileNotFoundError(
                 f"no row of --rows {self.rows} in {self.runs}: run "
-                f"{'tools/published_networks.py' if self.rows == 'published' else 'reproduce'}"
+                f"{made_by.get(self.rows, 'reproduce')}"
             )
         work: dict[str, Callable[[Path, Path], None]] = dict.fromkeys(finished, archive)
         fit = f"fit_paper_{self.rows}"
