@@ -112,7 +112,7 @@ COMMANDS = [
     Refused("layers digits --layers.chips 0", ("chips must be at least 1; got 1000, 256, 0",)),
     Refused("drift digits --drift.times -1", ("a time must be finite and >= 0, got -1.0",)),
     Refused("compare-noise digits --compare.chips 1", ("chips must be 2 to 1000", "got 1")),
-    Refused("atlas digits --out nothing", ("no scores.parquet in nothing", "run score first")),
+    Refused("atlas digits --out nothing", ("no model.json in nothing", "run train first")),
     Refused(
         "atlas digits --out some --atlas.out ./some", ("--atlas.out", "is the run's own folder")
     ),

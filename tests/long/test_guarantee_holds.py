@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from bridge.routing import calibration_size, guaranteed_threshold, risk_at
-from bridge.routing.guarantees import Of
+from bridge.routing.guarantees import ShareOf
 from tests.crossed_chips import Population
 
 pytestmark = pytest.mark.long
@@ -85,7 +85,7 @@ class Samples:
         self._lost = np.append(0, self.losses.cumsum())
 
     def found(
-        self, level: float, calibration: int, confidence: float | None = None, of: Of = "all"
+        self, level: float, calibration: int, confidence: float | None = None, of: ShareOf = "all"
     ) -> Found:
         """Thresholds of sets that are drawn from the population, with its risk at each."""
         rng = np.random.default_rng([calibration, round(1000 * level)])

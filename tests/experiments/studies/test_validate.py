@@ -16,7 +16,7 @@ from experiments.cli import commands
 from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.job import Job
 from experiments.runs.networks import build_flax
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import Experiment, Training
 from experiments.studies import validate
 from experiments.studies.published import Reference, read_references
 from experiments.studies.published_ranks import AVERAGED, draw, show, tabulate, verdicts
@@ -24,7 +24,6 @@ from jaxcurv import data, dataset, score_dataset
 from jaxcurv.estimators import FiniteDifference
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.training import checkpoints
-from jaxcurv.training.recipe import Recipe
 
 LABELS = load_digits().target.astype(np.int64)
 IMAGES = len(LABELS)
@@ -217,7 +216,7 @@ def test_epochs_that_are_gone_are_named(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "kept_epochs", lambda directory: [1, 3])
-    experiment = Experiment(train=Recipe(epochs=3, keep_every=1))
+    experiment = Experiment(train=Training(epochs=3, keep_every=1))
     job = Job(experiment, finished_run, None)
     epochs, remark = validate._epochs(job, read_description(finished_run))
     assert epochs == (1, 3)
@@ -289,7 +288,7 @@ def test_consistency_scores_that_do_not_fit_are_refused(
 ) -> None:
     file = write_cscores(tmp_path / "c.npz", **content)
     _refuses(call("--validate.cscores", file), message)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
