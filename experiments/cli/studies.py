@@ -50,10 +50,9 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
     if options.dry_run:
         say(f"{command} would be computed into {out}")
         return
-    if settings.out is not None:
-        require_writable(out, f"{flag_name(study.prefix)}.out")
     given = {name: getattr(settings, name) for name in study.opened_with}
-    opened = study.open(options.experiment, options.out, out, options.data_dir, **given)
+    opened = study.open(options.experiment, options.out, options.data_dir, **given)
+    require_writable(out, "--out" if settings.out is None else f"{flag_name(study.prefix)}.out")
 
     def remember_flags() -> None:
         own = {_STUDY: asdict(replace(settings, out=None)), _RUN: asdict(options.experiment)}

@@ -117,7 +117,7 @@ def summarise(
             right = failed.shape[1]
             on = failed.sum(axis=0)
             if min((on > 0).sum(), (on < len(failed)).sum()) < FEWEST_DECIDED:
-                shares |= {name: np.nan for name in shares if name.endswith(("_low", "_high"))}
+                shares |= {end: np.nan for end in shares if end.endswith(("_low", "_high"))}
             never, always = (
                 float((on == count).mean()) if right else np.nan for count in (0, len(failed))
             )

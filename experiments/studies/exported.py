@@ -20,7 +20,6 @@ from experiments.chips.opening import (
     open_network,
 )
 from experiments.chips.protocol import Programmable
-from experiments.runs.files import require_writable
 from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job
 from experiments.runs.samples import calibration_images, calibration_samples
@@ -99,9 +98,9 @@ def read_network(experiment: Experiment, folder: Path, data_dir: Path | None) ->
 
 
 def open_network_for(
-    experiment: Experiment, folder: Path, out: Path, data_dir: Path | None
+    experiment: Experiment, folder: Path, data_dir: Path | None
 ) -> tuple[Network, dict[str, str]]:
-    """Reads a run's network for results in `out`, once all else that they need is there.
+    """Reads a run's network, once all else that its chips need is there.
 
     Returns:
       The network, and the versions of the packages that decide what its chips give.
@@ -112,14 +111,12 @@ def open_network_for(
     versions = package_versions((*engine_packages(experiment), "scipy", "matplotlib"))
     require_device(experiment.simulate.device)
     network = read_network(experiment, folder, data_dir)
-    require_writable(out)
     return network, versions
 
 
 def open_exported(
     experiment: Experiment,
     folder: Path,
-    out: Path,
     data_dir: Path | None,
     *,
     profile: str,
@@ -130,7 +127,6 @@ def open_exported(
     Args:
       experiment: settings of the run: how the data are divided, what the devices are like.
       folder: folder of the run.
-      out: folder of the results, proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       profile: its name.
       limit: at most this many samples of the test fold; None for all.
@@ -139,7 +135,7 @@ def open_exported(
       ValueError, OSError, ModuleNotFoundError: the work cannot start.
     """
     settings = experiment.simulate
-    network, versions = open_network_for(experiment, folder, out, data_dir)
+    network, versions = open_network_for(experiment, folder, data_dir)
     chosen = settings.every_profile[profile]
     test = network.images.some("test", limit)
     programmable = network.programmable([chosen])

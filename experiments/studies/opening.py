@@ -31,8 +31,8 @@ class Study(Generic[Settings, Opened]):
     settings: type[Settings]
     """Frozen dataclass of its flags, each with a default; among them `out`."""
     open: Callable[..., Opened]
-    """Checks and reads what is needed, given experiment, run's folder, `out` and folder of the data
-    sets, and by keyword what `opened_with` names."""
+    """Checks and reads what is needed, given experiment, run's folder and folder of the data sets,
+    and by keyword what `opened_with` names; writes nothing."""
     run: Callable[[Opened, Experiment, Settings, Path], object]
     """Works on what `open` returned and leaves the results in `out`."""
     opened_with: tuple[str, ...]

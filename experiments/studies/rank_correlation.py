@@ -21,7 +21,6 @@ from rich.table import Table
 
 from bridge.report.figures.style import STYLE, new_figure, write_figure
 from experiments.runs.descriptions import read_description
-from experiments.runs.files import require_writable
 from experiments.runs.job import Job
 from experiments.runs.networks import load_model
 from experiments.settings.flags import Experiment
@@ -130,14 +129,13 @@ class Trained:
 
 
 def open_trained(
-    experiment: Experiment, folder: Path, out: Path, data_dir: Path | None, *, limit: int
+    experiment: Experiment, folder: Path, data_dir: Path | None, *, limit: int
 ) -> Trained:
     """Reads a run's trained model and at most `limit` images of the test fold.
 
     Args:
       experiment: the run's.
       folder: the run's.
-      out: where results will go: proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       limit: at most this many samples.
 
@@ -147,7 +145,6 @@ def open_trained(
     versions = package_versions(("jax", "flax", "matplotlib"))
     if not (folder / "model.json").exists():
         raise FileNotFoundError(f"no trained model in {folder}: run train first")
-    require_writable(out)
     job = Job(experiment, folder, data_dir)
     description = read_description(folder)
     images = open_images(job, description)

@@ -35,7 +35,7 @@ from bridge.report.figures.style import (
 )
 from bridge.report.folds import Fold
 from bridge.report.tables import outcomes
-from experiments.runs.files import read_parquet, require_writable, write_csv, write_parquet
+from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.frameworks import has_chips
 from experiments.runs.job import Job
 from experiments.runs.networks import load_model
@@ -147,7 +147,6 @@ class Finished:
 def open_finished(
     experiment: Experiment,
     folder: Path,
-    out: Path,
     data_dir: Path | None,
     *,
     limit: int | None,
@@ -160,7 +159,6 @@ def open_finished(
     Args:
       experiment: the run's; gives the number of bins.
       folder: the run's.
-      out: where results will go: proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       limit: at most this many of the scored test samples; None for all.
       batch_size: images a batch.
@@ -173,7 +171,6 @@ def open_finished(
     chips = has_chips(experiment, folder)
     if chips and not (folder / "predictions.parquet").exists():
         raise FileNotFoundError(f"no predictions.parquet in {folder}: run simulate first")
-    require_writable(out)
     recorded = record["settings"]
     experiment = replace(experiment, data=Data(**recorded["data"]))
     job = Job(experiment, folder, data_dir)

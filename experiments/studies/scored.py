@@ -51,7 +51,6 @@ class Scored:
 def open_scored(
     experiment: Experiment,
     folder: Path,
-    out: Path,
     data_dir: Path | None,
     *,
     profiles: tuple[str, ...],
@@ -62,7 +61,6 @@ def open_scored(
     Args:
       experiment: settings of the run, those of its chips among them.
       folder: folder of the run.
-      out: folder of the results, proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       profiles: the settings.
       flag: the flag that gave them, for messages.
@@ -73,7 +71,7 @@ def open_scored(
     simulate = experiment.simulate
     settings = named_settings(profiles, simulate, flag)
     read_scored(folder)
-    network, versions = open_network_for(experiment, folder, out, data_dir)
+    network, versions = open_network_for(experiment, folder, data_dir)
     scores = read_parquet(folder / "scores.parquet")
     scores = pd.concat(
         [scores[scores["fold"] == fold].sort_values("index") for fold in FOLDS], ignore_index=True

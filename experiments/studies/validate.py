@@ -21,7 +21,7 @@ from bridge.report.folds import POOLED, Fold
 from bridge.report.tables.outcomes import folds
 from bridge.report.tables.predictors import LABEL_FREE, score_columns
 from experiments.runs.descriptions import is_of_factory, read_normalisation
-from experiments.runs.files import read_parquet, require_writable, write_parquet
+from experiments.runs.files import read_parquet, write_parquet
 from experiments.runs.job import Job
 from experiments.runs.networks import identity_of_model, load_flax, load_model
 from experiments.runs.resume import key_of
@@ -62,7 +62,8 @@ class Validate:
     limit: int | None = None
     """Largest number of images of each fold to use; `none` takes all."""
     batch_size: int = 64
-    """Images per batch on each device. Changes speed and memory; scores change by rounding only."""
+    """Images per batch on each device. Changes speed and memory, and scores by rounding only; with
+    another size what was computed with this one is computed again."""
     out: Path | None = None
     """Folder of the results; `none` is validate/ in the run's folder."""
 
@@ -105,7 +106,6 @@ class Opened:
 def open_run(
     experiment: Experiment,
     folder: Path,
-    out: Path,
     data_dir: Path | None,
     *,
     cscores: str | None,
@@ -120,7 +120,6 @@ def open_run(
     Args:
       experiment: the run's.
       folder: the run's.
-      out: where results will go: proven to be writable.
       data_dir: where data sets are; None for TFDS's default.
       cscores, ranking, average, samples, limit, batch_size: as `Validate` has them.
 
@@ -166,7 +165,6 @@ def open_run(
     for reference in references:
         reference.at(used["index"].to_numpy(), used["label"].to_numpy())
     own = used[["fold", "index"]].merge(own, on=["fold", "index"], validate="one_to_one")
-    require_writable(out)
     source, network = None, None
     if opened is not None and chosen is not None:
         source = _source(opened, chosen, used, folder)
@@ -253,6 +251,7 @@ def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -
         "weights": identity_of_model(opened.job, opened.description),
         "data": experiment.data.deciding,
         "seed": experiment.seed,
+        "batch_size": settings.batch_size,  # a table that is under way is of one size
     }
     one_probe = replace(experiment.score.estimator, probes=settings.probes)
     missing = len(opened.images) - len(opened.own)
@@ -275,7 +274,6 @@ def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -
         out / "settings.json",
         {
             **origin,
-            "batch_size": settings.batch_size,
             "model": {key: one for key, one in opened.description.items() if key != "class_names"},
             "references": {
                 one.name: {"file": one.path.name, "sha256": one.digest, "images": len(one.values)}

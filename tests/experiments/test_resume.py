@@ -88,7 +88,7 @@ def test_a_study_is_opened_with_what_its_settings_have(module: Any) -> None:
     settings = study.settings()
     assert settings.out is None
     taken = {name: getattr(settings, name) for name in study.opened_with}
-    inspect.signature(study.open).bind(None, None, None, None, **taken)
+    inspect.signature(study.open).bind(None, None, None, **taken)
     inspect.signature(study.run).bind(None, None, settings, Path())
 
 

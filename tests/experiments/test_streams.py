@@ -25,7 +25,7 @@ NOISE = bridge.Profile(wnoise=bridge.chips.WeightNoise(0.3))
 def test_studies_are_of_the_label_s_chips(label: str | None, tmp_path: Path) -> None:
     write_exported_digits(tmp_path)
     experiment = replace(DIGITS, simulate=replace(DIGITS.simulate, stream=label))
-    opened = open_exported(experiment, tmp_path, tmp_path, None, profile="wnoise", limit=50)
+    opened = open_exported(experiment, tmp_path, None, profile="wnoise", limit=50)
     assert ("stream" in opened.origin, opened.origin.get("stream")) == (label == "a", label)
     network = opened.network
     assert isinstance(network, TorchNetwork)

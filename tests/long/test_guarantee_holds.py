@@ -124,7 +124,7 @@ def test_conformal_thresholds_hold_in_the_mean(kind: str, digits: int) -> None:
 
 
 def test_on_random_splits_the_others_fail_as_promised() -> None:
-    """Of samples that are split, without drawing any twice."""
+    """Splits some samples, without drawing any twice."""
     samples = Samples(_rising)
     rng = np.random.default_rng(2)
     indices = rng.choice(len(samples.scores), 3000, replace=False)

@@ -45,7 +45,7 @@ def test_a_logit_that_never_changes_gets_the_mean() -> None:
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 1e6])
 def test_a_constant_that_has_no_exact_mean_is_constant(value: float) -> None:
-    """Of float64 logits the mean is rounded, and deviations of 1e-17 are no scale."""
+    """The mean of float64 logits is rounded: deviations of 1e-17 are no scale."""
     digital = np.random.default_rng(0).normal(size=(37, 2))
     fit = bridge.fit_logits(np.full((37, 2), value), digital)
     np.testing.assert_array_equal(fit.scale, 0)

@@ -105,7 +105,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
 
 
 def test_noise_of_operations_enters_the_variance() -> None:
-    """Of y = w x + sigma |x| max|w| xi with |x| = 1, var y = w^2 var x + (sigma max|w|)^2."""
+    """For y = w x + sigma |x| max|w| xi with |x| = 1, var y = w^2 var x + (sigma max|w|)^2."""
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)).eval()
     network[0].weight.data.fill_(2.0)
     chip = bridge.program(network, Profile(wnoise=WeightNoise(0.5, drawn="per_mvm")), seed=0)

@@ -402,8 +402,6 @@ def test_rank_correlation_needs_a_trained_model(tmp_path: Path) -> None:
     from experiments.settings.presets import PRESETS
 
     with pytest.raises(FileNotFoundError, match=r"no trained model in .*: run train first"):
-        rank_correlation.open_trained(
-            PRESETS["digits"].experiment, tmp_path, tmp_path, None, limit=9
-        )
+        rank_correlation.open_trained(PRESETS["digits"].experiment, tmp_path, None, limit=9)
     with pytest.raises(ValueError, match="limit must be at least 3"):
         rank_correlation.RankCorrelation(limit=2)

@@ -174,7 +174,7 @@ def test_shares_tell_images_from_chips() -> None:
 
 
 def test_few_failing_images_have_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the shares; 29 images fail on some of the chips, then 30."""
+    """Shares of the variance have none where 29 images fail on some chip, and have where 30 do."""
     scores = pd.DataFrame(
         {"fold": "test", "index": range(200), "label": 1, "prediction": 1, "correct": True}
     )

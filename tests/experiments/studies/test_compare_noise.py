@@ -53,9 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Exported:
     """What the command opens, with a smaller network."""
-    opened = open_exported(
-        EXPERIMENT, folder, folder, None, profile=SETTINGS.profile, limit=SETTINGS.limit
-    )
+    opened = open_exported(EXPERIMENT, folder, None, profile=SETTINGS.profile, limit=SETTINGS.limit)
     calibration = opened.network.calibration
     network = TorchNetwork(digits_network(), "fast", "cpu", calibration, None)
     return replace(opened, network=network)

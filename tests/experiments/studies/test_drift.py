@@ -52,9 +52,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_folder_that_cannot_be_written_is_told_by_its_flag(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = ("--out", str(folder), "--drift.out", str(tmp_path / "file"))
+    assert commands.run(["drift", "digits", *out, *FLAGS]) == 2
+    assert "choose another with --drift.out" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Exported:
-    return exported_run.open_exported(DIGITS, folder, folder, None, profile="pcm", limit=30)
+    return exported_run.open_exported(DIGITS, folder, None, profile="pcm", limit=30)
 
 
 def rows_of(accuracies: list[float], **columns: Any) -> pd.DataFrame:

@@ -41,7 +41,7 @@ def test_command_on_a_folder_of_weights(folder: Path, capsys: pytest.CaptureFixt
 
 def test_a_chip_without_errors_is_drawn(folder: Path, tmp_path: Path) -> None:
     experiment, settings = PRESETS["digits"].experiment, Layers(profile="ideal", limit=5)
-    exported = open_exported(experiment, folder, tmp_path, None, profile="ideal", limit=5)
+    exported = open_exported(experiment, folder, None, profile="ideal", limit=5)
     network = TorchNetwork(digits_network(), "fast", "cpu", None, None)
     run(replace(exported, network=network), experiment, settings, tmp_path)
     assert set(pd.read_csv(tmp_path / "layers.csv")["failures"]) == {0}

@@ -161,6 +161,27 @@ def test_curvature_is_added_to_the_logits_and_to_these_with_the_gradient_norm(ru
     assert all("a logistic model of the logits' own scores (" in one for one in said.values())
 
 
+def test_the_flip_probability_is_in_the_model_that_is_named_after_it(run):
+    """One that foretells each failure leaves nothing for the others to tell."""
+    joined, flips = run
+    here = joined[(joined["profile"] == FULL) & (joined["fold"] == "test")]
+    fails = here[here["failure"]].groupby("index").size()
+    knowing = flips.assign(
+        probability=np.where(flips["index"].isin(fails.index), 0.9, 0.1) + 0.001 * flips["margin"]
+    )
+    found = {}
+    for name, table in (("usual", flips), ("knowing", knowing)):
+        rows = predictors.compare(joined, COSTS, table, resamples=20)
+        rows = outcomes.select(rows, fold="test", profile=FULL, denominator="correct")
+        found[name] = rows.set_index("predictor")["auroc"]
+    for name in predictors.NESTED:
+        changed = found["knowing"][name] > found["usual"][name] + 0.05
+        assert changed == (name == predictors.FLIP_ADDED)
+    costs = COSTS.set_index("predictor")["forward_passes"]
+    sum_of_parts = costs[predictors.GRADIENT_ADDED] + costs[predictors.FLIP_PROBABILITY]
+    assert costs[predictors.FLIP_ADDED] == sum_of_parts
+
+
 def test_missing_flips_are_said(run):
     joined, flips = run
     lost = flips.drop(index=flips.index[flips["fold"] == "test"][3])
