@@ -48,9 +48,10 @@ def misfit(column: Column, values: pd.Series) -> str:
         return ""
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if column.unit == FLAG:
-        return "" if set(values.unique()) <= {True, False} else "neither true nor false"
+        return "" if {*values.unique()} <= {True, False} else "neither true nor false"
     if column.unit == TEXT:
-        others = sorted(set(values.astype(str)) - set(column.values)) if column.values else []
+        words = set(map(str, values.unique()))
+        others = sorted(words - set(column.values)) if column.values else []
         fractions = numeric and (values % 1 != 0).any()  # a class may be called 8
         return f"has {others}" if others else "is a number" * bool(fractions)
     if not numeric:

@@ -440,7 +440,7 @@ _SAMPLES = (
             **SCORED,
             **{
                 f"{name}_label_free": replace(
-                    (ESTIMATES | SCORES)[name],
+                    {**ESTIMATES, **SCORES}[name],
                     definition=f"{name} with the model's own prediction as the label.",
                 )
                 for name in _NEED_LABEL

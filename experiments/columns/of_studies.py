@@ -335,7 +335,8 @@ _VALIDATE = (
             **SCORES,
             **{
                 f"{name}_averaged": replace(
-                    (ESTIMATES | SCORES)[name], definition=f"{name}, mean over epochs of training."
+                    {**ESTIMATES, **SCORES}[name],
+                    definition=f"{name}, mean over epochs of training.",
                 )
                 for name in _VALIDATED
             },

@@ -134,13 +134,13 @@ def show_results(table: pd.DataFrame, common: Pairing, confidence: float) -> Non
     before = None
     for one in table.to_dict("records"):
         scale, form = (1, ".3f") if one["result"].startswith("AUROC") else (100, ".1f")
-        ends = (scale * one[f"difference{end}"] for end in ("", "_low", "_high"))
+        value, low, high = (scale * one[f"difference{end}"] for end in ("", "_low", "_high"))
         printed.add_row(
             one["profile"] if one["profile"] != before else "",
             one["result"] + (" (%)" if scale == 100 else ""),
             _number(scale * one["reference_value"], form),
             _number(scale * one["value"], form),
-            one["reason"] or with_interval(*ends, f"+{form}"),
+            one["reason"] or with_interval(value, low, high, f"+{form}"),
         )
         before = one["profile"]
     Console(highlight=False).print(printed)

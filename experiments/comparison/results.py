@@ -34,6 +34,9 @@ _FALLS = {"curvature": 1, "margin": -1}
 """The scores, and their sign so that they grow with fragility."""
 
 
+_Row = dict[str, float | int | bool | str]
+
+
 @dataclass(frozen=True)
 class Pairing:
     """What two runs have in common.
@@ -149,14 +152,11 @@ def compare_results(
     rows = []
     digital = [one.drop_duplicates("index").sort_values("index") for one in (joined, other)]
     found = [differences.accuracy(one["digital_correct"].to_numpy(bool)) for one in digital]
-    head = {"run": run.name, "reference": reference.name, "fold": fold}
-    # A network without chips is one chip to the formula, the same in both.
-    counts = {"chips": 0, "reference_chips": 0, "same_chips": False}
-    rows.append(
-        {**head, "profile": "", "result": RESULTS[0]}
-        | _row(found, Pairing(common.samples, True, ()), confidence)
-        | counts
-    )
+    head: _Row = {"run": run.name, "reference": reference.name, "fold": fold}
+    # To the formula a network without chips is one chip, the same in both.
+    moved = _row(found, Pairing(common.samples, True, ()), confidence)
+    counts = _counts(digital, chips=False) | {"same_chips": False}
+    rows.append({**head, "profile": "", "result": RESULTS[0]} | moved | counts)
     profiles = []
     if run.has_chips and reference.has_chips:
         there = set(joined["profile"]) & set(other["profile"])
@@ -169,9 +169,8 @@ def compare_results(
         measured = [dict(_results(one)) for one in sides]
         for name in RESULTS[1:]:
             pair = [one[name] for one in measured]
-            rows.append(
-                {**head, "profile": profile, "result": name} | _row(pair, common, confidence)
-            )
+            moved = _row(pair, common, confidence) | _counts(sides, chips=True)
+            rows.append({**head, "profile": profile, "result": name} | moved)
     return pd.DataFrame(rows)[list(COLUMNS)]
 
 
@@ -203,15 +202,19 @@ def _auroc(
     return "no sample fails" if analog[:, digital].all() else "every sample fails"
 
 
-def _row(
-    pair: Sequence[Measured | str], common: Pairing, confidence: float
-) -> dict[str, float | int | bool | str]:
-    row: dict[str, float | int | bool | str] = {}
+def _counts(sides: Sequence[pd.DataFrame], *, chips: bool) -> _Row:
+    """How many samples and chips take part, of the run and of the reference."""
+    found: _Row = {}
+    for prefix, one in zip(("", "reference_"), sides, strict=True):
+        found[f"{prefix}samples"] = one["index"].nunique()
+        found[f"{prefix}chips"] = one["chip"].nunique() if chips else 0
+    return found
+
+
+def _row(pair: Sequence[Measured | str], common: Pairing, confidence: float) -> _Row:
+    row: _Row = {}
     for prefix, one in zip(("", "reference_"), pair, strict=True):
-        said = isinstance(one, str)
-        row[f"{prefix}value"] = np.nan if said else one.mean
-        row[f"{prefix}samples"] = 0 if said else one.influence.shape[1]
-        row[f"{prefix}chips"] = 0 if said else len(one.values)
+        row[f"{prefix}value"] = np.nan if isinstance(one, str) else one.mean
     row |= {"same_samples": common.samples, "same_chips": common.chips}
     first, second = pair
     if isinstance(first, str) or isinstance(second, str):

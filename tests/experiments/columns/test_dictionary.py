@@ -1,6 +1,6 @@
 """The dictionary of columns beside the tables that the project makes and keeps."""
 
-import importlib
+import ast
 import json
 import math
 from collections import defaultdict
@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 import bridge
-import jaxcurv
 from bridge.chips.product_table import product_table
 from bridge.report.figures import paper, scores
 from bridge.report.tables import digital, outcomes, predictors
@@ -27,38 +24,14 @@ from experiments.comparison.results import compare_results, pairing
 from experiments.comparison.runs import Run
 from experiments.studies import atlas_figures, atlas_tables, rank_correlation
 from experiments.studies.compare_noise import Match, matched_noise
-from jaxcurv.estimators import Adaptive, FiniteDifference, named_estimators
+from jaxcurv import dataset
+from jaxcurv.estimators import SCORE_COLUMNS, named_estimators
 from tests.described import described, misfit, tables_in
 from tools.__main__ import main as maintain
 
 RESULTS = Path(__file__).parents[3] / "experiments" / "results"
 
 Seen = dict[tuple[str, str], list[pd.Series]]
-
-
-def scored() -> pd.DataFrame:
-    """Scores of a tiny model under every estimator; with files, as of a folder of images."""
-    rng = np.random.default_rng(0)
-    images, labels = rng.normal(size=(4, 3)).astype(np.float32), np.array([0, 1, 2, 0])
-    matrix = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
-    table = jaxcurv.score_dataset(
-        lambda params, x: jnp.tanh(x) @ params,
-        (images, labels),
-        params=matrix,
-        key=jax.random.key(0),
-        estimators={
-            "curvature": FiniteDifference(probes=2),
-            **{k: v for k, v in named_estimators(2).items() if k != "finite_difference"},
-        },
-    )
-    adaptive = jaxcurv.score_dataset(
-        lambda params, x: jnp.tanh(x) @ params,
-        (images, labels),
-        params=matrix,
-        key=jax.random.key(0),
-        estimators={"curvature": Adaptive(FiniteDifference(probes=2), tolerance=0.5)},
-    )
-    return table.assign(curvature_probes=adaptive["curvature_probes"], path="0/a.png")
 
 
 def of_run_without_chips(run: Path, place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -106,24 +79,35 @@ def of_studies(place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "atlas/always.csv", pd.read_csv(drawn.with_suffix(".csv"))
 
 
-def named_only() -> Iterator[tuple[str, list[str]]]:
-    """Columns whose names are known without the work that fills them."""
+def scored_in(run: Path) -> pd.DataFrame:
+    """What `score_dataset` made of a fold."""
+    (path,) = (run / "scores").glob("*/test.parquet")
+    return pd.read_parquet(path)
+
+
+def named_only(run: Path) -> Iterator[tuple[str, list[str]]]:
+    """A table's columns whose names are known without the work that fills them."""
     estimators = {
         **rank_correlation.ESTIMATORS,
         **rank_correlation.ANOTHER_KEY,
         **rank_correlation.COARSE,
     }
-    yield "rank-correlation/rank_correlation.csv", [*estimators]
-    yield "rank-correlation/scores.parquet", [*estimators]
+    yield "rank_correlation", [*estimators]
+    by_products = [f"curvature_{end}" for end in dataset._SUFFIXES]
+    of_any = ["path", *SCORE_COLUMNS.values(), *by_products]
+    yield "scores", of_any
+    yield "own_scores", of_any
+    own = [name for name in scored_in(run) if name != "curvature"]
+    yield "rank_correlation_scores", [*own, "path", *estimators, *by_products]
     row = {"layer": "a", "operator": "b", "weights": "", "macs": 1, "tiles": 1, "reason": ""}
-    yield "coverage.csv", [*product_table([row])]  # type: ignore[list-item]
-    yield "benchmark.csv", [*curvature_figures._rows("probes", 1, {"a": [1.0]}, 1)[0]]
+    yield "coverage", [*product_table([row])]  # type: ignore[list-item]
+    yield "benchmark_curvature", [*curvature_figures._rows("probes", 1, {"a": [1.0]}, 1)[0]]
     load = json.loads((RESULTS / "benchmark" / "cpu_load.json").read_text())
     (point, *_) = load["works"]["score"]["points"]
-    yield "load.csv", ["work", *point]
-    yield "rescore/scores.parquet", ["path", "TensorFloat-32"]
+    yield "benchmark_load", ["work", *point]
+    yield "rescore_scores", ["path", "TensorFloat-32"]
     names = predictors.score_columns(pd.DataFrame(columns=[*named_estimators(), "curvature"]))
-    yield "validate/scores.parquet", names
+    yield "validate_scores", names
 
 
 def yours() -> Iterator[tuple[str, pd.DataFrame]]:
@@ -154,18 +138,17 @@ def seen(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     assert commands.run(arguments) == 0
     see("table_one.csv", pd.read_csv(place / "table_one.csv"))
     named = {table.name: table for table in dictionary.TABLES}
-    for name, frame in [*yours(), ("own_scores", scored())]:
+    for name, frame in [*yours(), ("own_scores", scored_in(finished_run))]:
         for column in frame:
             key = named[name].key(column)
             assert key is not None, (name, column)
             assert not misfit(named[name].columns[key], frame[column]), (name, column)
             found[name, key].append(frame[column])
-    for path, columns in named_only():
-        (table,) = dictionary.tables_of(path)
+    for name, columns in named_only(finished_run):
         for column in columns:
-            key = table.key(column)
-            assert key is not None, (path, column)
-            found[table.name, key] += []
+            key = named[name].key(column)
+            assert key is not None, (name, column)
+            found[name, key] += []
     run = Run("b", finished_run, {"data.name": "digits"}, {})
     first, rows = replace(run, name="a"), run.joined("test")
     common = pairing(run, first, rows, rows)
@@ -173,15 +156,6 @@ def seen(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     for column in moved:
         assert not misfit(named["comparison"].columns[str(column)], moved[column]), column
         found["comparison", str(column)].append(moved[column])
-    of_estimators = [
-        str(one.name) for key, all_ in found.items() for one in all_ if key[0] == "own_scores"
-    ]
-    for name in ("scores", "rank_correlation_scores"):  # which `score_dataset` makes too
-        found |= {
-            (name, key): []
-            for one in of_estimators
-            if (key := named[name].key(one)) and (name, key) not in found
-        }
     return found
 
 
@@ -208,15 +182,26 @@ def test_every_column_of_the_archive_is_described(seen: Seen) -> None:
                 assert largest > 1 or math.isnan(largest), (table.name, name)
 
 
+def defined_in(nodes: list[ast.stmt], name: str) -> list[ast.stmt] | None:
+    """What the function or class of a name holds; None where there is none."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node.body
+    return None
+
+
 def test_where_a_table_is_from_exists() -> None:
-    for table in dictionary.TABLES:
-        module, _, name = table.made_by.rpartition(".")
-        try:
-            assert hasattr(importlib.import_module(module), name), table.made_by
-        except ModuleNotFoundError:
-            owner, _, outer = module.rpartition(".")
-            kind = getattr(importlib.import_module(owner), outer)
-            assert hasattr(kind, name), table.made_by
+    root = RESULTS.parents[1]
+    for made_by in {table.made_by for table in dictionary.TABLES}:
+        parts = made_by.split(".")
+        files = [root.joinpath(*parts[:end]).with_suffix(".py") for end in range(1, len(parts))]
+        (depth, file), *others = [(n, one) for n, one in enumerate(files, 1) if one.exists()]
+        assert not others
+        body: list[ast.stmt] | None = ast.parse(file.read_text()).body
+        for name in parts[depth:]:
+            assert body is not None, made_by
+            body = defined_in(body, name)
+        assert body is not None, made_by
 
 
 def test_words() -> None:
@@ -226,9 +211,6 @@ def test_words() -> None:
         assert table.rows.endswith(".")
         for name, column in table.columns.items():
             assert column.definition.endswith("."), (table.name, name)
-            assert (
-                column.definition[0].isupper() or column.definition.split()[0].strip(",;").islower()
-            )
             assert not column.definition.startswith("Of ")
 
 
