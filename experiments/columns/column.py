@@ -19,7 +19,7 @@ PLACES = {
     "{step}": r"\d+(\.\d+)?e-?\d+",
     "{model}": r"resnet\d+ \w+",
     "{setting}": r"[\w+@.]+",
-    "{estimator}": r"\w+?",
+    "{estimator}": r"[\w-]+?",
 }
 """What a name between braces may stand for in the name of a column."""
 

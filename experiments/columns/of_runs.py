@@ -120,8 +120,10 @@ COMPARED: Mapping[str, Column] = {
     **with_interval(
         "spearman", correlation("Spearman's rho of score and failure, mean over chips.")
     ),
-    "d1": fraction("Failure rate of the samples in the lowest bin of this score."),
-    "d10": fraction("Failure rate of the samples in the highest bin of this score."),
+    "d1": fraction(
+        "Failure rate in the lowest bin of this score; margins with their sign changed."
+    ),
+    "d10": fraction("The same in the highest bin."),
     "auroc_within_class": fraction("AUROC of the score's rank among the samples of its class."),
     "reference": text("Score that auroc_difference compares with."),
     **with_interval("auroc_difference", correlation("auroc less that of the reference.")),

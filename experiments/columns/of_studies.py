@@ -56,7 +56,7 @@ _ACCURACY = fraction("Accuracy of the chip.")
 _DRIFT = (
     Table(
         "drift_over_chips",
-        ("drift/drift.csv",),
+        ("drift.csv",),
         "A compensation and a time, over the chips.",
         f"{_STUDIES}.drift.over_chips",
         {
@@ -83,7 +83,7 @@ _DRIFT = (
     ),
     Table(
         "drift",
-        ("drift/drift.parquet",),
+        ("drift.parquet",),
         "A chip at one time under one compensation.",
         f"{_STUDIES}.drift.age",
         {
@@ -102,7 +102,7 @@ _DRIFT = (
 
 _LAYERS = Table(
     "layers",
-    ("layers/layers.csv", "layers/layers.parquet"),
+    ("layers.csv", "layers.parquet"),
     "A layer alone on tiles, and last all of them.",
     f"{_STUDIES}.layers.run",
     {
@@ -137,7 +137,7 @@ _NOISE = text("Kind of noise: a memory, weight noise or the ADC alone.")
 _COMPARE_NOISE = (
     Table(
         "matched_noises",
-        ("compare-noise/matched.csv",),
+        ("matched.csv",),
         "A kind of noise.",
         f"{_STUDIES}.compare_noise.match_factor",
         {
@@ -177,7 +177,7 @@ _COMPARE_NOISE = (
     ),
     Table(
         "noise_failures",
-        ("compare-noise/failures.parquet",),
+        ("failures.parquet",),
         "A digitally correct test image on one chip.",
         f"{_STUDIES}.compare_noise.run",
         {
@@ -235,7 +235,7 @@ _RESCORE = (
     ),
     Table(
         "rescore_variants",
-        ("rescore/variants.csv", "rescore/rescore.csv"),
+        ("variants.csv", "rescore.csv"),
         "A variant of the curvature score.",
         f"{_STUDIES}.rescore.tabulate",
         {
@@ -344,7 +344,7 @@ _VALIDATE = (
     ),
     Table(
         "validate",
-        ("validate/validate.csv",),
+        ("validate.csv",),
         "A score beside one published figure of the same images, in one fold.",
         f"{_STUDIES}.published_ranks.tabulate",
         {
@@ -377,7 +377,7 @@ _SETTING = text("Setting of the chips: a profile, with @ and a time where it is 
 
 ATLAS = Table(
     "atlas",
-    ("atlas/*.parquet",),
+    ("atlas.parquet", "atlas/*.parquet"),
     "An image.",
     f"{_STUDIES}.atlas_tables.atlas_table",
     {
@@ -414,14 +414,14 @@ _ATLAS = (
     ATLAS,
     Table(
         "atlas_columns",
-        ("atlas/columns.csv",),
+        ("columns.csv",),
         "A column of the atlas.",
         f"{_STUDIES}.atlas_tables.atlas_table",
         {"column": text("Its name."), "description": text("What it holds.")},
     ),
     Table(
         "atlas_summary",
-        ("atlas/summary.csv", "atlas/*_summary.csv"),
+        ("summary.csv", "atlas/*_summary.csv"),
         "A setting in one fold.",
         f"{_STUDIES}.atlas_tables.summarise",
         {
@@ -451,7 +451,7 @@ _ATLAS = (
     ),
     Table(
         "atlas_figure",
-        ("atlas/atlas.csv",),
+        ("atlas.csv",),
         "A point of the figure.",
         f"{_STUDIES}.atlas_figures.draw",
         {
@@ -470,7 +470,7 @@ _ATLAS = (
     ),
     Table(
         "atlas_gallery",
-        ("atlas/always.csv",),
+        ("always.csv",),
         "An image that the gallery of those that fail on most chips shows.",
         f"{_STUDIES}.atlas_tables.most_failing",
         {

@@ -16,7 +16,7 @@ from rich.table import Table
 from bridge.report.folds import Fold
 from bridge.report.tables.formats import with_interval
 from experiments.comparison.results import Pairing, compare_results, pairing
-from experiments.comparison.runs import Run, differing_settings, open_runs
+from experiments.comparison.runs import NOT_SET, Run, differing_settings, open_runs
 from experiments.runs.files import require_writable, write_csv
 from experiments.settings.values import positional, shown
 from experiments.system.errors import at_work
@@ -91,7 +91,14 @@ def show_settings(runs: Sequence[Run], table: pd.DataFrame) -> None:
     if table.empty:
         print("No recorded setting differs.")
     else:
-        printed = Table(title="Settings that differ", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        lacking = (table == NOT_SET).to_numpy().any()
+        printed = Table(
+            title="Settings that differ",
+            caption=f"{NOT_SET}: not recorded." if lacking else None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         printed.add_column("setting")
         for run in runs:
             printed.add_column(run.name, overflow="fold")
@@ -133,7 +140,7 @@ def show_results(table: pd.DataFrame, common: Pairing, confidence: float) -> Non
         printed.add_column(name, justify=justify, no_wrap=name == "difference")  # type: ignore[arg-type]
     before = None
     for one in table.to_dict("records"):
-        scale, form = (1, ".3f") if one["result"].startswith("AUROC") else (100, ".1f")
+        scale, form = (1, ".3f") if one["result"].startswith("AUROC") else (100, ".2f")
         value, low, high = (scale * one[f"difference{end}"] for end in ("", "_low", "_high"))
         printed.add_row(
             one["profile"] if one["profile"] != before else "",
@@ -151,32 +158,28 @@ def _number(value: float, form: str) -> str:
 
 
 def _caption(table: pd.DataFrame, common: Pairing, confidence: float) -> str:
-    row = table.iloc[0]
-    chips = sorted(set(table.loc[table["profile"] != "", "chips"]))
-    samples = (
-        f"In pairs of the same {row['samples']:,} samples"
+    digital, of_chips = table.iloc[0], table[table["profile"] != ""]
+    said = [
+        f"Samples: the same {digital['samples']:,}, in pairs."
         if common.samples
-        else f"{row['samples']:,} samples against {row['reference_samples']:,} others, as "
-        "independent"
-    )
-    said = [f"{samples}{_chips(table, common)}; intervals of {100 * confidence:g} %."]
-    if chips and 1 in {*chips, *table.loc[table["profile"] != "", "reference_chips"]}:
-        said.append("One chip says nothing of other chips: intervals are for other samples alone.")
-    if not chips and not any("no chips" in one for one in common.remarks):
+        else f"Samples: {digital['samples']:,} against {digital['reference_samples']:,} others, as "
+        "independent."
+    ]
+    if len(of_chips):
+        this, first = (int(of_chips[name].max()) for name in ("chips", "reference_chips"))
+        said.append(
+            f"Chips: {this} of the same seeds, in pairs."
+            if common.chips
+            else f"Chips: {this} against {first} others, as independent."
+        )
+        if min(this, first) == 1:
+            said.append("One chip tells nothing of others: intervals are for other samples alone.")
+    elif common.chips:
         said.append("No profile is in both.")
-    else:
+    said.append(f"Intervals of {100 * confidence:g} %.")
+    if len(of_chips):
         said.append(
             "Failure rate and AUROC of failure: among the samples that each run's own digital "
             "model gets right."
         )
     return " ".join([*said, *common.remarks])
-
-
-def _chips(table: pd.DataFrame, common: Pairing) -> str:
-    rows = table[table["profile"] != ""]
-    if rows.empty:
-        return ""
-    counts = rows[["chips", "reference_chips"]].max()
-    if common.chips:
-        return f" and {counts['chips']} chips of the same seeds"
-    return f", {counts['chips']} chips against {counts['reference_chips']}, as independent"

@@ -72,8 +72,8 @@ def pairing(run: Run, reference: Run, joined: pd.DataFrame, other: pd.DataFrame)
     same_samples = run.data == reference.data
     if not same_samples:
         remarks.append(
-            f"{run.name} is on {run.data}, {reference.name} on {reference.data}: the samples are "
-            "others, compared as independent; a difference is that of the data too."
+            f"{run.name} is on {run.data}, {reference.name} on {reference.data}: a difference is "
+            "one of the data too."
         )
     else:
         same_samples, remark = _common(run, reference, joined, other)
@@ -86,7 +86,7 @@ def pairing(run: Run, reference: Run, joined: pd.DataFrame, other: pd.DataFrame)
     if not why and not set(joined["chip"]) & set(other["chip"]):
         why = "no seed of a chip is in both"
     if why:
-        remarks.append(f"Chips are compared as independent: {why}.")
+        remarks.append(f"The chips are independent: {why}.")
     return Pairing(same_samples, not why, tuple(remarks))
 
 
@@ -98,7 +98,7 @@ def _common(
     mine, theirs = (one[columns].drop_duplicates("index") for one in (joined, other))
     both = mine.merge(theirs, on="index", suffixes=("", "_other"))
     if both.empty:
-        return False, "No sample was scored in both: they are compared as independent."
+        return False, "No sample was scored in both."
     for name in columns[1:]:
         apart = both[both[name] != both[f"{name}_other"]]
         if len(apart):

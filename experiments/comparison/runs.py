@@ -127,7 +127,7 @@ def _weights(folder: Path) -> str | None:
 
 
 NOT_SET = "-"
-"""Stands for a setting that a run does not have."""
+"""Stands for a setting that a run's records do not tell."""
 
 
 def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:

@@ -98,7 +98,8 @@ def named_only(run: Path) -> Iterator[tuple[str, list[str]]]:
     yield "scores", of_any
     yield "own_scores", of_any
     own = [name for name in scored_in(run) if name != "curvature"]
-    yield "rank_correlation_scores", [*own, "path", *estimators, *by_products]
+    errors = [f"{name}_standard_error" for name in estimators]
+    yield "rank_correlation_scores", [*own, "path", *estimators, *errors, *by_products]
     row = {"layer": "a", "operator": "b", "weights": "", "macs": 1, "tiles": 1, "reason": ""}
     yield "coverage", [*product_table([row])]  # type: ignore[list-item]
     yield "benchmark_curvature", [*curvature_figures._rows("probes", 1, {"a": [1.0]}, 1)[0]]

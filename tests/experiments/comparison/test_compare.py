@@ -1,5 +1,6 @@
 """`compare` of a finished run with copies of it that were changed by hand."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_settings_and_results(
     assert "--score.estimator.probes 3 7" in said
     assert "--model.width" not in said
     assert "All networks have the same weights." in said
-    assert "In pairs of the same 60 samples and" in said
+    assert "Samples: the same 60, in pairs. Chips: " in said
     table = pd.read_csv(file)
     assert list(table) == list(COLUMNS)
     assert (table["run"].unique(), table["reference"].unique()) == (["other"], ["digits"])
@@ -141,7 +142,7 @@ def test_a_run_beside_itself(
     assert "No recorded setting differs." in said
     assert "a less digits, test fold" in said
     assert "b less digits, test fold" in said
-    assert "intervals of 50 %" in said
+    assert "Intervals of 50 %" in said
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,8 @@ def test_chips_of_other_random_numbers_are_independent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = compared(capsys, finished_run, changed(settings=settings), "--csv", tmp_path / "m.csv")
-    assert "Chips are compared as independent: " in said
+    assert re.search(r"Chips: (\d) against \1 others, as independent\.", said)
+    assert "The chips are independent: " in said
     assert words in said
     table = pd.read_csv(tmp_path / "m.csv")
     assert table["same_samples"].all()
@@ -196,8 +198,8 @@ def test_other_data_are_independent(
 ) -> None:
     other = changed(settings={"data.name": "letters"})
     said = compared(capsys, finished_run, other, "--csv", tmp_path / "m.csv")
-    assert "other is on letters, digits on digits: the samples are others" in said
-    assert "60 samples against 60 others, as independent" in said
+    assert "other is on letters, digits on digits: a difference is one of the data too." in said
+    assert "Samples: 60 against 60 others, as independent." in said
     table = pd.read_csv(tmp_path / "m.csv")
     assert not table["same_samples"].any()
     width = table["difference_high"] - table["difference_low"]
