@@ -160,7 +160,7 @@ def difference(
     >>> [round(one, 3) for one in difference(a, b, same_samples=True, same_chips=True)]
     [0.1, 0.037, 0.163]
     >>> [round(one, 3) for one in difference(a, b, same_samples=False, same_chips=False)]
-    [0.1, -0.04, 0.24]
+    [0.1, -0.042, 0.242]
 
     Args:
       first: the result that the other is taken from.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from experiments.columns import elsewhere, of_runs, of_studies
+from experiments.columns import elsewhere, of_analysis, of_runs, of_studies
 from experiments.columns.column import Table
 
-TABLES: tuple[Table, ...] = (*of_runs.TABLES, *of_studies.TABLES, *elsewhere.TABLES)
-
 _GROUPS = {
-    "Tables of a run": of_runs.TABLES,
-    "Tables of the studies of a run": of_studies.TABLES,
+    "Samples, chips and figures of a run": of_runs.TABLES,
+    "Analysis of a run": of_analysis.TABLES,
+    "Studies of a run": of_studies.TABLES,
     "Other tables": elsewhere.TABLES,
 }
+
+TABLES: tuple[Table, ...] = tuple(one for group in _GROUPS.values() for one in group)
 
 INTRODUCTION = (
     "Files are told by where they lie in the folder of a run, of a study or of archived results; "

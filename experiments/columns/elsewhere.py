@@ -24,7 +24,8 @@ from experiments.columns.common import (
     REASON,
     SAMPLES,
 )
-from experiments.columns.of_runs import COMPARED, DECILES, SCORED
+from experiments.columns.of_analysis import COMPARED, DECILES
+from experiments.columns.of_runs import SCORED
 
 _CURVATURE = ESTIMATES["curvature"]
 _READING = text("Samples among which deciles are cut.", "test", "train", "train and test")

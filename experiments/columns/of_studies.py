@@ -22,6 +22,7 @@ from experiments.columns.column import (
 from experiments.columns.common import (
     CHIP,
     CHIPS,
+    CLASS_NAME,
     CORRECT,
     CORRECT_SAMPLES,
     DIGITAL_ACCURACY,
@@ -482,7 +483,7 @@ _ATLAS = (
             "failures": count("Number of chips on which it fails.", 1),
             "chips": CHIPS,
             "margin": MARGIN,
-            "class_name": text("Name of the true class."),
+            "class_name": CLASS_NAME,
         },
     ),
 )
