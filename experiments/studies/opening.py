@@ -13,7 +13,7 @@ from experiments.runs.files import sha256
 from experiments.runs.job import Job, load_data
 from experiments.runs.networks import require_classes
 from experiments.runs.records import read_record
-from experiments.runs.samples import choose_folds, read_small
+from experiments.runs.samples import calibration_samples, choose_folds, read_small
 from experiments.settings.flags import Experiment
 from jaxcurv.data import Chosen, ImageDataset, Normalisation, Normalised, subset
 
@@ -53,12 +53,28 @@ class Images:
     normalisation: Normalisation
 
     def fold(self, fold: Fold) -> Chosen:
-        """All samples of a fold, not decoded."""
-        return choose_folds(self.dataset, self.experiment, (fold,))[fold]
+        """All samples of a fold, not decoded.
+
+        Raises:
+          ValueError: the data set has none.
+        """
+        found = choose_folds(self.dataset, self.experiment, (fold,))
+        if fold not in found:
+            raise ValueError(
+                f"{self.experiment.data.title} has no {fold} images, which this study needs"
+            )
+        return found[fold]
 
     def some(self, fold: Fold, most: int | None) -> Normalised:
         """At most `most` samples of a fold, None for all; in memory where they fit."""
-        samples = self.fold(fold)
+        return self._some(self.fold(fold), fold, most)
+
+    def calibrating(self, most: int) -> Normalised:
+        """At most `most` samples of those that chips are calibrated on; in memory where they
+        fit."""
+        return self._some(calibration_samples(self.dataset, self.experiment), "train", most)
+
+    def _some(self, samples: Chosen, fold: Fold, most: int | None) -> Normalised:
         chosen = samples.take(subset(samples.indices, most, self.experiment.data.split_seed))
         return Normalised(read_small({fold: chosen})[fold], self.normalisation)
 
