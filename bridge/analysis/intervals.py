@@ -170,7 +170,7 @@ def difference_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tupl
         confidence=confidence,
     )
     half = quantile * np.sqrt(variance)
-    return mean - half, mean + half
+    return float(mean - half), float(mean + half)
 
 
 def crossed_error(
