@@ -18,6 +18,7 @@ from rich.table import Table
 from bridge.checks import require_between_0_and_1, require_finite
 from bridge.chips.profiles import Profile, to_json
 from bridge.chips.sensitive_layers import most_sensitive
+from bridge.report.folds import Fold
 from bridge.report.tables.formats import with_interval
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
@@ -28,8 +29,8 @@ from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
 from experiments.studies import remedies_figures as figures
 from experiments.studies.drift import duration
-from experiments.studies.exported import Network, open_network_for
-from experiments.studies.opening import Study
+from experiments.studies.exported import open_network_for
+from experiments.studies.opening import Study, read_scored
 from experiments.studies.remedies_chips import (
     Bench,
     digital_predictions,
@@ -64,7 +65,8 @@ class Remedies:
     """Largest number of images of the test fold; `none` takes all."""
     validation_limit: int | None = 1000
     """Largest number of images of the validation fold, on which thresholds, sensitive layers and
-    the frontier are chosen; `none` takes all."""
+    the frontier are chosen; `none` takes all. Where the network was trained on all other images
+    they are taken from the test fold, and are not among the images of --remedies.limit."""
     measured: int = 128
     """Images of the train fold on which a chip measures its BatchNorm statistics, or the scale and
     shift of its logits."""
@@ -153,18 +155,21 @@ def open_remedies(
     """
     settings = experiment.simulate
     network, versions = open_network_for(experiment, folder, data_dir)
-    folds = {
-        "test": network.images.some("test", limit),
-        "validation": network.images.some("validation", validation_limit),
-        "measured": network.images.calibrating(measured),
-    }
+    images = network.images
+    held_out: Fold = "validation"
+    if images.has_validation:
+        test, validation = images.some("test", limit), images.some(held_out, validation_limit)
+    else:  # it was trained on all of the training split
+        held_out = "test"
+        test, validation = images.test_in_two(limit, validation_limit)
+    folds = {"test": test, "validation": validation, "measured": images.calibrating(measured)}
     chosen = settings.every_profile[profile]
     programmable = network.programmable([chosen])
     return Opened(
         programmable,
         chosen,
         folds,
-        _stored(folder, network, folds),
+        _stored(folder, {"test": ("test", test), "validation": (held_out, validation)}),
         {
             **network.origin,
             "images": {fold: key_of(images.indices.tolist()) for fold, images in folds.items()},
@@ -177,25 +182,29 @@ def open_remedies(
 
 
 def _stored(
-    folder: Path, network: Network, folds: Mapping[str, Normalised]
+    folder: Path, images: Mapping[str, tuple[Fold, Normalised]]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """The run's scores of its present network, those that all test and validation images have."""
-    record = read_record(folder, "score")
-    if record is None or not (folder / "scores.parquet").exists():
+    """The run's scores, those that all of these images have.
+
+    Args:
+      folder: of the run.
+      images: what the scores are of, with the fold of the run that they are from.
+
+    Raises:
+      ValueError, FileNotFoundError: the scores are of another network.
+    """
+    if read_record(folder, "score") is None or not (folder / "scores.parquet").exists():
         return {}
-    checkpoint = network.description.get("checkpoint")
-    made_from, train = record["inputs"].get(checkpoint), read_record(folder, "train")
-    if train is None or made_from != train["outputs"].get(checkpoint):
-        return {}
+    read_scored(folder)
     table = read_parquet(folder / "scores.parquet")
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name in _STORED:
         values = {
-            fold: table[table["fold"] == fold]
+            which: table[table["fold"] == fold]
             .set_index("index")[name]
-            .reindex(folds[fold].indices)
+            .reindex(some.indices)
             .to_numpy(np.float64)
-            for fold in ("test", "validation")
+            for which, (fold, some) in images.items()
         }
         if all(np.isfinite(some).all() for some in values.values()):
             found[name] = values
