@@ -22,8 +22,11 @@ from bridge.report.folds import Fold
 from bridge.report.tables.formats import with_interval
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
+from experiments.chips.opening import identity_of_network
 from experiments.chips.protocol import Programmable
 from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.runs.frameworks import in_jax
+from experiments.runs.job import Job
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
@@ -40,7 +43,7 @@ from experiments.studies.remedies_chips import (
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import cheapest_within, energies, frontiers, told
 from jaxcurv.data import Normalised
-from jaxcurv.storage.checksums import write_json
+from jaxcurv.storage.checksums import read_json, write_json
 
 _DAY, _YEAR = 86400.0, 365 * 86400.0
 _WITHIN = 0.01
@@ -88,7 +91,7 @@ class Remedies:
     """Share of an analog pass's energy that is the ADC's, which doubles with each bit."""
     analog_costs: tuple[float, ...] = (0.05, 0.1, 0.3)
     """Energies of an analog pass, those of a digital one being 1, for which the frontier is
-    drawn."""
+    drawn, beside that of --analyse.energy.*."""
     out: Path | None = None
     """Folder of the results; `none` is remedies/ in the run's folder."""
 
@@ -253,7 +256,8 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "time_s", table.pop("time_s"))
     table = table.assign(energy=energies(table, energy))
-    best = frontiers(table, ["time_s"], [Costs(analog=cost) for cost in settings.analog_costs])
+    ratios = sorted({*settings.analog_costs, energy.analog / energy.digital})
+    best = frontiers(table, ["time_s"], [Costs(analog=ratio) for ratio in ratios])
     accuracy = {fold: float(right.mean()) for fold, right in digital.right().items()}
     write_parquet(out / "remedies.parquet", table)
     write_csv(out / "layers.csv", failures)
@@ -272,6 +276,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
             **opened.origin,
             **opened.made_with,
             "profile": to_json(opened.profile),
+            "profile_name": settings.profile,
             "times": times,
             "seeds": list(bench.seeds),
             "choices": asdict(settings.choices),
@@ -283,6 +288,40 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     )
     show(table, best, accuracy, energy)
     print(f"{out / 'remedies.png'}, remedies.csv, frontier.csv and remedies.parquet")
+
+
+def is_of_run(job: Job, description: dict[str, Any]) -> bool:
+    """Whether a run's folder has remedies that were tried on its own network.
+
+    Args:
+      job: the run.
+      description: its network's.
+    """
+    path = job.folder / "remedies" / "settings.json"
+    if not path.exists() or not (job.folder / "remedies" / "remedies.png").exists():
+        return False
+    made = read_json(path)
+    if (made["engine"] == "jax") is not in_jax(job.experiment):
+        return False  # its identity is another kind of hash
+    return bool(made["weights_sha256"] == identity_of_network(job, description))
+
+
+def verdicts(folder: Path) -> list[str]:
+    """What finished remedies say, a sentence for each time at the energies that they were run with.
+
+    Args:
+      folder: where `run` left them.
+    """
+    made, best = read_json(folder / "settings.json"), pd.read_csv(folder / "frontier.csv")
+    cost = made["energy"]["analog"] / made["energy"]["digital"]
+    chips = len(made["seeds"])
+    return [
+        f"{made['profile_name']}, {duration(time)} after programming ({chips} chips). "
+        + verdict(rows, made["digital_accuracy"])
+        for time, rows in best[best["analog_cost"] == cost]
+        .fillna({"second": "", "score": ""})
+        .groupby("time_s")
+    ]
 
 
 def _promised(levels: Sequence[float], opened: Opened) -> tuple[float, ...]:

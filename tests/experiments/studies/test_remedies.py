@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
 from bridge.routing import Costs
 from experiments.cli import commands
-from experiments.studies.remedies import Remedies, verdict
+from experiments.studies.remedies import Remedies, verdict, verdicts
 from experiments.studies.remedies_chips import Kind, Predictions
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
@@ -298,6 +298,12 @@ def test_what_it_leaves(folder: Path) -> None:
     assert settings["seeds"] == [0, 1]
     (kept,) = settings["digital_layers"].values()
     assert kept  # some layer of this small network fails by itself
+
+
+def test_the_report_reads_a_sentence_for_each_time(folder: Path) -> None:
+    (said,) = verdicts(folder / "remedies")
+    assert said.startswith("adc+wnoise+pcm, 1 h after programming (2 chips). ")
+    assert "on validation images" in said or "No remedy" in said
 
 
 def test_it_goes_on_from_what_is_there(folder: Path) -> None:
