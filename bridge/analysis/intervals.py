@@ -115,6 +115,64 @@ def rate_interval(failed: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
     return float(min(low, lows[1])), float(max(high, highs[0]))
 
 
+def difference_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of paired differences that other samples on other chips would have.
+
+    With d_ki the difference on sample i of chip k, K chips and n samples, the mean squares of the
+    two-way analysis of variance estimate
+
+        V_chip = var_k(d_k.) / K,  V_sample = var_i(d_.i) / n,
+        V_interaction = var(d_ki - d_k. - d_.i + d) / (K n),
+
+    a dot the index that a mean is over, with divisors K - 1, n - 1 and (K - 1)(n - 1).
+    `crossed_error` combines them into V and a quantile q: the interval is d -+ q sqrt(V).
+
+    >>> low, high = difference_interval([[0, 1, 0, 1], [0, 1, 0, 1]])
+    >>> round(low, 3), round(high, 3)
+    (-0.419, 1.419)
+
+    Args:
+        values: real [chips, samples], such as the outcome with a remedy less that without.
+        confidence: confidence level of the interval, between 0 and 1.
+
+    Returns:
+        (low, high); (NaN, NaN) with fewer than two samples. One chip's interval is over samples
+        alone.
+
+    Raises:
+        ValueError: for other dtypes or shapes, NaN, confidence outside (0, 1).
+    """
+    given = np.asarray(values)
+    if given.ndim != 2 or given.dtype.kind not in "biuf" or not given.size:
+        raise ValueError(
+            f"differences must be numbers [chips, samples]; got {given.dtype} {given.shape}"
+        )
+    differences = given.astype(np.float64)
+    if not np.isfinite(differences).all():
+        raise ValueError("a difference is not a finite number")
+    confidence = require_confidence(confidence)
+    chips, samples = differences.shape
+    if samples < 2:
+        return np.nan, np.nan
+    mean = float(differences.mean())
+    of_chips, of_samples = differences.mean(axis=1), differences.mean(axis=0)
+    between_chips = interaction = 0.0
+    if chips > 1:
+        between_chips = float(of_chips.var(ddof=1)) / chips
+        rest = differences - of_chips[:, None] - of_samples + mean
+        interaction = float((rest**2).sum()) / ((chips - 1) * (samples - 1) * chips * samples)
+    variance, quantile = crossed_error(
+        chip=between_chips,
+        sample=float(of_samples.var(ddof=1)) / samples,
+        interaction=interaction,
+        chips=chips,
+        samples=samples,
+        confidence=confidence,
+    )
+    half = quantile * np.sqrt(variance)
+    return float(mean - half), float(mean + half)
+
+
 def crossed_error(
     *,
     chip: float,

@@ -220,6 +220,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         drift,
         layers,
         rank_correlation,
+        remedies,
         rescore,
         validate,
     )
@@ -232,6 +233,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
         "atlas": atlas.STUDY,
+        "remedies": remedies.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -324,7 +326,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         name: partial(_study, name)
         for name in (
             *("rank-correlation", "rescore", "validate"),
-            *("layers", "drift", "compare-noise", "atlas"),
+            *("layers", "drift", "compare-noise", "atlas", "remedies"),
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},

@@ -10,7 +10,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
 from bridge.analysis import intervals
-from bridge.analysis.intervals import mean_interval, rate_interval, wilson_interval
+from bridge.analysis.intervals import (
+    difference_interval,
+    mean_interval,
+    rate_interval,
+    wilson_interval,
+)
 from tests.crossed_chips import Population, measure_coverage, rate_coverage
 
 OUTCOMES = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6))
@@ -184,6 +189,51 @@ def test_auroc_of_three_chips_is_covered():
     # Three standard errors below 0.95.
     assert covered["auroc"].rate > 0.904
     assert covered["auroc_difference"].rate > 0.904
+
+
+def test_difference_interval_of_one_chip_is_students():
+    values = np.random.default_rng(0).integers(-1, 2, 40)
+    found = difference_interval(values[None])
+    expected = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(found, expected)
+
+
+def test_difference_interval_of_chips_that_agree_is_that_of_one():
+    values = np.random.default_rng(0).integers(-1, 2, 40)
+    np.testing.assert_allclose(
+        difference_interval(np.tile(values, (5, 1))), difference_interval(values[None])
+    )
+
+
+def test_difference_interval_over_chips_whose_samples_agree():
+    """All samples of a chip differ alike: only the choice of chips is uncertain."""
+    of_chips = np.array([0.0, 0.0, 1.0, 1.0])
+    found = difference_interval(np.tile(of_chips[:, None], (1, 30)))
+    np.testing.assert_allclose(
+        found, stats.t.interval(0.95, 3, of_chips.mean(), stats.sem(of_chips))
+    )
+
+
+def test_difference_interval_covers_with_few_chips():
+    """Gains on 5 chips that differ from chip to chip and from sample to sample."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        gains = 0.1 + 0.05 * rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(1, 100))
+        low, high = difference_interval(gains + rng.normal(size=(5, 100)))
+        covered += low <= 0.1 <= high
+    assert 0.93 * 400 <= covered < 400
+
+
+def test_difference_interval_refuses():
+    for values, message in (
+        (np.zeros(3), "chips, samples"),
+        (np.array([["a", "b"]]), "must be numbers"),
+        (np.array([[0.0, np.nan]]), "not a finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            difference_interval(values)
+    assert np.isnan(difference_interval(np.zeros((3, 1)))).all()
 
 
 def test_examples_run():
