@@ -10,7 +10,7 @@ PARALLEL := -n auto --dist worksteal
 REPORT ?= runs/digits/report.html
 
 .PHONY: setup demo test test-long test-gpu check check-report benchmark clean
-.PHONY: constraints audit licences
+.PHONY: docs constraints audit licences
 
 setup: $(VENV)/.installed
 
@@ -53,6 +53,14 @@ check: setup ## Lint, format, types, and who may import whom
 
 check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
 	$(RUN) tools.check_report $(REPORT)
+
+# PYTHONPATH: the pages describe this checkout, wherever jaxcurv was installed from.
+docs: $(VENV)/.docs ## The documentation site, into build/docs; warnings are errors
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN) pip install --quiet --editable ".[docs]"
+	touch $@
 
 benchmark: setup ## Fails where a ratio of times is clearly worse than the recorded one
 	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json
