@@ -45,6 +45,7 @@ COMMANDS = {
 
 _COLUMNS = "100"
 
+_DOCTEST = re.compile(r"^(?P<indent> *)>>> (?:.*\n?)(?:(?P=indent).*\S.*\n?)*", re.MULTILINE)
 _COMMAND_LINE = "<!-- the command line -->"
 _NAMES = re.compile(r"<!-- names of ([\w.]+) -->")
 _LINK = re.compile(
@@ -141,6 +142,16 @@ def with_made_parts(markdown: str) -> str:
         return "\n\n".join(f"::: {path}" for path in documented()[match[1]])
 
     return _NAMES.sub(reference, markdown)
+
+
+def fenced(docstring: str) -> str:
+    """A docstring with a fence around each doctest, which ends at an empty line."""
+
+    def fence(match: re.Match[str]) -> str:
+        indent = match["indent"]
+        return f"{indent}```pycon\n{match[0].rstrip()}\n{indent}```\n"
+
+    return _DOCTEST.sub(fence, docstring)
 
 
 def links(markdown: str) -> Iterator[str]:

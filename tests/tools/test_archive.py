@@ -316,6 +316,6 @@ def test_results_in_use_are_not_regenerated(
     (results / "row").mkdir(parents=True)
     (results / "row/predictions.parquet").touch()
     with lock(results):
-        line = ["regenerate", "--results", str(results), "--readme", str(readme)]
+        line = ["regenerate", "--results", str(results), "--into", str(readme)]
         assert maintain(line) == 2
     assert f"error: {results} is in use by process" in capsys.readouterr().err
