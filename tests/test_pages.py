@@ -235,9 +235,7 @@ def test_figures_of_the_results_are_those_of_the_archived_tables() -> None:
         for profile in profiles:
             query = f"predictor == '{name}' and profile == '{profile}' and denominator == 'correct'"
             (one,) = table.query(query).to_dict("records")
-            cells.append(
-                f"{one['auroc']:.3f} [{one['auroc_low']:.3f}, {one['auroc_high']:.3f}]"
-            )
+            cells.append(f"{one['auroc']:.3f} [{one['auroc_low']:.3f}, {one['auroc_high']:.3f}]")
         assert f"| {row} | {cells[0]} | {cells[1]} |" in text
         if name != "least_confidence":
             assert cells[0][:5] in readme
