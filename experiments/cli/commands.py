@@ -69,7 +69,7 @@ Your own model, images, scores and predictions:
   analyse --scores FILE --digital FILE --analog FILE
                         Which samples fail, and what predicts it.
 
-The paper's results (Sharma et al., see README.md):
+The paper's results (Sharma et al., see CITATION.cff):
   table-one [RUN ...]   Table I of finished runs beside the paper's.
   fit-paper             Chip settings that come nearest to Table I.
   reproduce             Run every row of Table I whose data set is there.
