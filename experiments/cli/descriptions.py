@@ -23,5 +23,7 @@ DOES = {
     "compare-noise": "says whether other kinds of noise cause failures on the same samples.",
     "atlas": "counts on how many chips each scored image fails, and says how much of the failures "
     "is the image's own.",
+    "finetune": "fine-tunes the network at one budget of gradient steps, on all images alike or "
+    "with weight on the vulnerable ones, and tries all on the same chips.",
 }
 """By command, a sentence that goes on from the command's name and a colon."""
