@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import NormalDist
 
@@ -196,10 +197,8 @@ def crossed_mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tu
         return np.nan, np.nan
     mean = float(x.mean())
     if 1 in x.shape:
-        line = x.ravel()
-        half = float(stdtrit(line.size - 1, (1 + confidence) / 2)) * np.sqrt(
-            line.var(ddof=1) / line.size
-        )
+        error = float(x.std(ddof=1)) / math.sqrt(x.size)
+        half = float(stdtrit(x.size - 1, (1 + confidence) / 2)) * error
         return mean - half, mean + half
     rows, columns = x.shape
     of_row, of_column = x.mean(axis=1), x.mean(axis=0)
@@ -212,7 +211,7 @@ def crossed_mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tu
         samples=rows,
         confidence=confidence,
     )
-    half = quantile * np.sqrt(variance)
+    half = quantile * math.sqrt(variance)
     return mean - half, mean + half
 
 

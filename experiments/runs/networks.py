@@ -43,10 +43,11 @@ def builder(description: dict[str, Any], seed: int, given: nnx.Module | None) ->
     from flax import nnx
 
     def build(dtype: Any) -> nnx.Module:
-        model = build_flax(description, seed, dtype)
-        if given is not None:
-            # Arrays of its own: those of a training are donated to its first step.
-            nnx.update(model, jax.tree.map(jnp.array, nnx.state(given)))
+        if given is None:
+            return build_flax(description, seed, dtype)
+        model = nnx.eval_shape(lambda: build_flax(description, seed, dtype))
+        # Arrays of its own: those of a training are donated to its first step.
+        nnx.update(model, jax.tree.map(jnp.array, nnx.state(given)))
         return model
 
     return build

@@ -175,8 +175,9 @@ def verdicts(table: pd.DataFrame, images: int) -> Iterator[str]:
         yield f"{WORDS[variant]} less noise-aware of all alike, failures: {', '.join(said)}."
     yield (
         f"All were trained on the {images:,} training images that the run has scored. Failures: "
-        "images\nthat the network was right on before and that a chip gets wrong. Intervals are for "
-        "other\ntraining seeds and chips, of these test images, and not adjusted for their number."
+        "images\nthat the network was right on before and that a chip gets wrong. Intervals are "
+        "for other training\nseeds and chips, of these test images, and not adjusted for their "
+        "number."
     )
 
 

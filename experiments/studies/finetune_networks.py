@@ -15,7 +15,7 @@ import pandas as pd
 from bridge.chips.profiles import to_json
 from experiments.chips.opening import with_weights
 from experiments.chips.protocol import Chip, Programmable
-from experiments.runs.networks import abstract_flax, builder, identity_of_model
+from experiments.runs.networks import builder, identity_of_model
 from experiments.runs.resume import key_of, table_at
 from experiments.studies.finetune_opened import Opened
 from experiments.studies.finetune_tables import row_of
@@ -27,7 +27,7 @@ from jaxcurv.training.recipe import Recipe
 if TYPE_CHECKING:
     from flax import nnx
 
-    from jaxcurv.training.fine_tuning import Tune
+    from jaxcurv.training.tuning import Tune
 
 _WARMUP = 10
 """The learning rate rises over one of this many steps."""
@@ -123,7 +123,7 @@ def train(opened: Opened, trainings: Sequence[Training], recipe: Recipe, *, step
     @cache
     def tuner(noisy: bool) -> Tune:
         from bridge.jax_chips import training_noise
-        from jaxcurv.training.fine_tuning import fine_tuning
+        from jaxcurv.training.tuning import fine_tuning
 
         perturb = None
         if noisy:
@@ -165,11 +165,8 @@ def _kept(opened: Opened, path: Path) -> Programmable:
     import bridge
 
     state_dict, _ = bridge.weights.load_weights(path)
-    structure = abstract_flax(opened.description)
-    structure.eval()
-    make = with_weights(
-        opened.job.experiment, opened.description, bridge.from_torch(state_dict, structure)
-    )
+    model = bridge.from_torch(state_dict, opened.structure)
+    make = with_weights(opened.job.experiment, opened.description, model)
     return make(opened.scored.source.images.dataset, opened.calibration)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from bridge.analysis.failures import deciles
 from bridge.chips.profiles import Profile
 from experiments.runs.job import Job
-from experiments.runs.networks import load_flax
+from experiments.runs.networks import abstract_flax, load_flax
 from experiments.runs.samples import Samples
 from experiments.settings.flags import Experiment
 from experiments.studies.chip_settings import named_settings, title_of
@@ -61,6 +61,13 @@ class Opened:
     def description(self) -> dict[str, Any]:
         """What the run says of its network."""
         return self.scored.source.description
+
+    @cached_property
+    def structure(self) -> nnx.Module:
+        """The network's shapes without values, in evaluation mode."""
+        model = abstract_flax(self.description)
+        model.eval()
+        return model
 
     @cached_property
     def calibration(self) -> np.ndarray | None:

@@ -1,5 +1,5 @@
 from .checkpoints import keep_trained as keep_trained
 from .checkpoints import restore_best as restore_best
-from .fine_tuning import fine_tuning as fine_tuning
 from .loop import fit as fit
 from .recipe import Recipe as Recipe
+from .tuning import fine_tuning as fine_tuning
