@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import NormalDist
 
@@ -115,64 +116,6 @@ def rate_interval(failed: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
     return float(min(low, lows[1])), float(max(high, highs[0]))
 
 
-def difference_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of paired differences that other samples on other chips would have.
-
-    With d_ki the difference on sample i of chip k, K chips and n samples, the mean squares of the
-    two-way analysis of variance estimate
-
-        V_chip = var_k(d_k.) / K,  V_sample = var_i(d_.i) / n,
-        V_interaction = var(d_ki - d_k. - d_.i + d) / (K n),
-
-    a dot the index that a mean is over, with divisors K - 1, n - 1 and (K - 1)(n - 1).
-    `crossed_error` combines them into V and a quantile q: the interval is d -+ q sqrt(V).
-
-    >>> low, high = difference_interval([[0, 1, 0, 1], [0, 1, 0, 1]])
-    >>> round(low, 3), round(high, 3)
-    (-0.419, 1.419)
-
-    Args:
-        values: real [chips, samples], such as the outcome with a remedy less that without.
-        confidence: confidence level of the interval, between 0 and 1.
-
-    Returns:
-        (low, high); (NaN, NaN) with fewer than two samples. One chip's interval is over samples
-        alone.
-
-    Raises:
-        ValueError: for other dtypes or shapes, NaN, confidence outside (0, 1).
-    """
-    given = np.asarray(values)
-    if given.ndim != 2 or given.dtype.kind not in "biuf" or not given.size:
-        raise ValueError(
-            f"differences must be numbers [chips, samples]; got {given.dtype} {given.shape}"
-        )
-    differences = given.astype(np.float64)
-    if not np.isfinite(differences).all():
-        raise ValueError("a difference is not a finite number")
-    confidence = require_confidence(confidence)
-    chips, samples = differences.shape
-    if samples < 2:
-        return np.nan, np.nan
-    mean = float(differences.mean())
-    of_chips, of_samples = differences.mean(axis=1), differences.mean(axis=0)
-    between_chips = interaction = 0.0
-    if chips > 1:
-        between_chips = float(of_chips.var(ddof=1)) / chips
-        rest = differences - of_chips[:, None] - of_samples + mean
-        interaction = float((rest**2).sum()) / ((chips - 1) * (samples - 1) * chips * samples)
-    variance, quantile = crossed_error(
-        chip=between_chips,
-        sample=float(of_samples.var(ddof=1)) / samples,
-        interaction=interaction,
-        chips=chips,
-        samples=samples,
-        confidence=confidence,
-    )
-    half = quantile * np.sqrt(variance)
-    return float(mean - half), float(mean + half)
-
-
 def crossed_error(
     *,
     chip: float,
@@ -214,6 +157,62 @@ def crossed_error(
         weight = chip / variance
         quantile = weight * float(stdtrit(chips - 1, upper)) + (1 - weight) * quantile
     return variance, quantile
+
+
+def crossed_mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean over two crossed factors, such as training seeds and chips.
+
+    With x_ij the value of level i of R and j of C, a_i and b_j the means of a row and of a column,
+    m the mean of all and r_ij = x_ij - a_i - b_j + m,
+
+        V_row = var(a_i) / R,  V_column = var(b_j) / C,
+        V_interaction = sum of r_ij^2 / ((R - 1) (C - 1) R C),
+
+    the first two with divisors R - 1 and C - 1. `crossed_error` combines them, with Student's t of
+    R - 1 and of C - 1 degrees of freedom, each by its part of the variance. The interval is for
+    other rows and other columns. Where a factor has one level it is for other levels of the other
+    factor alone: `m -+ t s / sqrt(n)` of their n values.
+
+    Source: as for `crossed_error`.
+
+    >>> low, high = crossed_mean_interval([[1.0, 2.0, 3.0]])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+
+    Args:
+        values: real [rows, columns], finite.
+        confidence: confidence level of the interval, between 0 and 1.
+
+    Returns:
+        (low, high), in the unit of the values; (NaN, NaN) of a single value.
+
+    Raises:
+        ValueError: for values of another shape or not finite, confidence outside (0, 1).
+    """
+    confidence = require_confidence(confidence)
+    x = np.asarray(values, np.float64)
+    if x.ndim != 2 or not x.size or not np.isfinite(x).all():
+        raise ValueError(f"values must be finite numbers [rows, columns]; got shape {x.shape}")
+    if x.size == 1:
+        return np.nan, np.nan
+    mean = float(x.mean())
+    if 1 in x.shape:
+        error = float(x.std(ddof=1)) / math.sqrt(x.size)
+        half = float(stdtrit(x.size - 1, (1 + confidence) / 2)) * error
+        return mean - half, mean + half
+    rows, columns = x.shape
+    of_row, of_column = x.mean(axis=1), x.mean(axis=0)
+    rest = x - of_row[:, None] - of_column + mean
+    variance, quantile = crossed_error(
+        chip=float(of_column.var(ddof=1)) / columns,
+        sample=float(of_row.var(ddof=1)) / rows,
+        interaction=float((rest**2).sum()) / ((rows - 1) * (columns - 1) * x.size),
+        chips=columns,
+        samples=rows,
+        confidence=confidence,
+    )
+    half = quantile * math.sqrt(variance)
+    return mean - half, mean + half
 
 
 def mean_interval(

@@ -59,6 +59,8 @@ More about a finished run:
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
   atlas PRESET          On how many of a hundred chips each image fails.
+  finetune PRESET       Whether noise-aware fine-tuning with weight on the
+                        vulnerable images beats that on all.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
 
@@ -218,6 +220,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         atlas,
         compare_noise,
         drift,
+        finetune,
         layers,
         rank_correlation,
         remedies,
@@ -234,6 +237,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "compare-noise": compare_noise.STUDY,
         "atlas": atlas.STUDY,
         "remedies": remedies.STUDY,
+        "finetune": finetune.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -326,7 +330,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         name: partial(_study, name)
         for name in (
             *("rank-correlation", "rescore", "validate"),
-            *("layers", "drift", "compare-noise", "atlas", "remedies"),
+            *("layers", "drift", "compare-noise", "atlas", "remedies", "finetune"),
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},

@@ -25,5 +25,7 @@ DOES = {
     "which energy",
     "atlas": "counts on how many chips each scored image fails, and says how much of the failures "
     "is the image's own.",
+    "finetune": "fine-tunes the network at one budget of gradient steps, on all images alike or "
+    "with weight on the vulnerable ones, and tries all on the same chips.",
 }
 """By command, a sentence that goes on from the command's name and a colon."""

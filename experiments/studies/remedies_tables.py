@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bridge.analysis.failures import analog_only_failures
-from bridge.analysis.intervals import difference_interval, rate_interval
+from bridge.analysis.intervals import crossed_mean_interval, rate_interval
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import guaranteed_threshold
 
@@ -135,7 +135,7 @@ def remedies_table(
         failed = analog_only_failures(digital["test"], right["test"])
         wrong_low, wrong_high = rate_interval(~right["test"], confidence)
         gained = right["test"].astype(float) - first[plain].right["test"]
-        gain_low, gain_high = difference_interval(gained, confidence)
+        gain_low, gain_high = crossed_mean_interval(gained, confidence)
         of_correct = failed[:, digital["test"]]
         rate_low, rate_high = rate_interval(of_correct, confidence)
         rows.append(
