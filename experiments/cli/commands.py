@@ -63,6 +63,9 @@ More about a finished run:
                         vulnerable images beats that on all.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
+  compare RUN RUN ...   Which settings differ, and by how much the results
+                        moved.
+  columns [NAME ...]    What the columns of a table hold.
 
 Your own model, images, scores and predictions:
   score --model PACKAGE.MODULE:FACTORY --data FOLDER
@@ -189,6 +192,20 @@ def _paper_output(command: str, arguments: Sequence[str]) -> None:
 
     kind, work = table_and_figures.COMMANDS[command]
     work(parse(kind, command, arguments))
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    from experiments.cli.parsing import parse
+    from experiments.comparison import command
+
+    command.compare(parse(command.Compare, "compare", arguments))
+
+
+def _columns(arguments: Sequence[str]) -> None:
+    from experiments.cli.columns import Columns, columns
+    from experiments.cli.parsing import parse
+
+    columns(parse(Columns, "columns", arguments))
 
 
 def _fit_paper(arguments: Sequence[str]) -> None:
@@ -334,6 +351,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},
+    "compare": _compare,
+    "columns": _columns,
     "fit-paper": _fit_paper,
     "reproduce": _reproduce,
     "merge": _merge,

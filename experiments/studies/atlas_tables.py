@@ -14,32 +14,11 @@ from bridge.analysis.components import variance_shares
 from bridge.analysis.failures import analog_only_failures
 from bridge.analysis.intervals import rate_interval
 from bridge.report.folds import FOLDS, POOLED
+from experiments.columns.of_studies import ATLAS
 
-_SAMPLE = {
-    "fold": "Part of the data set. train and validation divide the official training split.",
-    "index": "Index of the image within its official split: test, or for train and validation "
-    "the training split. For a folder of images, a number made from the file's path.",
-    "path": "The image's file within its split.",
-    "label": "Class of the image, counted from 0.",
-    "prediction": "Class that the digital model predicts.",
-    "correct": "Whether the digital model's prediction is the label.",
-    "chips": "Simulated chips under each setting.",
-}
-_SETTING = {
-    "failures": "Number of chips on which the image fails under {about}: the digital model is "
-    "right and the chip is wrong. Missing where the digital model is wrong. Divided by the column "
-    "chips it estimates the failure probability.",
-    "wrong": "Number of chips whose prediction is not the label under {about}.",
-    "flip_probability": "Probability that a chip under {about} predicts another class than the "
-    "digital model, computed from the digital model and the moments of the noise; no chip is "
-    "simulated.",
-}
-_SCORES = {
-    "curvature": "Input loss curvature of the digital model at the image (Eq. 1 of Sharma et al.).",
-    "gradient_norm": "Euclidean norm of the loss's gradient with respect to the image.",
-    "loss": "Cross-entropy of the digital model.",
-    "margin": "Largest logit of the digital model less its second largest.",
-}
+_SAMPLE = ("fold", "index", "path", "label", "prediction", "correct", "chips")
+_SCORES = ("curvature", "gradient_norm", "loss", "margin")
+_SETTING = ("failures", "wrong", "flip_probability")
 _SMALL = {"label": "int32", "prediction": "int32", "chips": "int32"}
 
 
@@ -62,7 +41,6 @@ def atlas_table(
       lack are left out.
     """
     table = scores[[name for name in (*_SAMPLE, *_SCORES) if name in scores]].copy()
-    described = {name: text for name, text in _SAMPLE.items() if name in table}
     correct = scores["correct"].to_numpy(bool)
     for name, outcomes in wrong.items():
         table["chips"] = len(outcomes)
@@ -71,13 +49,14 @@ def atlas_table(
         table[f"wrong_{name}"] = outcomes.sum(axis=0).astype("int32")
         if name in flips:
             table[f"flip_probability_{name}"] = flips[name].to_numpy("float32")
-    described["chips"] = _SAMPLE["chips"]
+    described = {name: ATLAS.columns[name].definition for name in _SAMPLE if name in table}
     for name in wrong:
-        for column, text in _SETTING.items():
+        for column in _SETTING:
             if f"{column}_{name}" in table:
-                described[f"{column}_{name}"] = text.format(about=abouts[name])
-    described |= {name: text for name, text in _SCORES.items() if name in table}
-    narrow = dict.fromkeys(_SCORES.keys() & set(table), "float32")
+                text = ATLAS.columns[f"{column}_{{setting}}"].definition
+                described[f"{column}_{name}"] = text.format(setting=abouts[name])
+    described |= {name: ATLAS.columns[name].definition for name in _SCORES if name in table}
+    narrow = dict.fromkeys(set(_SCORES) & set(table), "float32")
     return table[[*described]].astype(_SMALL | narrow), described
 
 

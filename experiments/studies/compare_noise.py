@@ -191,20 +191,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
             match = match_factor(partial(tuned_rate, name), target)
             analog = bench.correct(name, match.factor, settings.chips, "test", exported.test)
             matches[name], failures[name] = match, ~analog[:, correct]
-            rates, accuracy = failures[name].mean(axis=1), analog.mean(axis=1)
-            matched.append(
-                {
-                    "name": name,
-                    **asdict(match),
-                    "chips": len(analog),
-                    "test_failure_rate": rates.mean(),
-                    "test_failure_rate_min": rates.min(),
-                    "test_failure_rate_max": rates.max(),
-                    "test_accuracy": accuracy.mean(),
-                    "test_accuracy_min": accuracy.min(),
-                    "test_accuracy_max": accuracy.max(),
-                }
-            )
+            matched.append(matched_noise(name, match, failures[name], analog))
             if len(analog) > 1:  # what is the chip's shows between chips
                 share = systematic_share(failures[name], seed=experiment.seed, **interval)
                 systematic.append({"name": name, **asdict(share)})
@@ -252,6 +239,35 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
     )
     show(noises, shares, overlap, profiles)
     print(f"{out / 'overlap.png'}, overlap.csv, matched.csv, systematic.csv and failures.parquet")
+
+
+def matched_noise(
+    name: str, match: Match, failed: npt.NDArray[np.bool_], correct: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """The row of a noise in matched.csv.
+
+    Args:
+      name: the noise.
+      match: the factor that was found.
+      failed: whether each chip fails, bool [chips, digitally correct test images].
+      correct: whether each chip is right, bool [chips, test images].
+
+    Returns:
+      name, the fields of `Match`, chips, test_failure_rate and test_accuracy (means over chips,
+      with _min and _max), all fractions.
+    """
+    rates, accuracy = failed.mean(axis=1), correct.mean(axis=1)
+    return {
+        "name": name,
+        **asdict(match),
+        "chips": len(correct),
+        "test_failure_rate": rates.mean(),
+        "test_failure_rate_min": rates.min(),
+        "test_failure_rate_max": rates.max(),
+        "test_accuracy": accuracy.mean(),
+        "test_accuracy_min": accuracy.min(),
+        "test_accuracy_max": accuracy.max(),
+    }
 
 
 @dataclass(frozen=True)

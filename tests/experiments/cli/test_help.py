@@ -21,7 +21,7 @@ HELPED = [
     "",
     *(f"{command} digits" for command in ("run", *STAGE_NAMES, *STUDIES)),
     *("run", "score --data x", "merge", "analyse --out x", "table-one", "figure-one", "gallery"),
-    *("fit-paper", "reproduce", "presets", "benchmark"),
+    *("fit-paper", "reproduce", "presets", "benchmark", "compare", "columns"),
     *("benchmark curvature", "benchmark analog", "benchmark load"),
     "run imagenet_resnet50",
 ]

@@ -19,6 +19,7 @@ from experiments.studies import atlas, atlas_tables
 from experiments.studies.atlas import Atlas
 from experiments.studies.chip_settings import named_settings, title_of
 from jaxcurv.storage.checksums import read_json, write_json
+from tests.described import require_described
 
 FLAG = "--atlas.profiles"
 FULL, LATER = "adc+wnoise+pcm@20", "pcm_gdc@3600"
@@ -111,6 +112,7 @@ def test_flip_probabilities_are_of_the_run_s_own_devices(made: Path, finished_ru
 
 
 def test_every_column_is_described(made: Path) -> None:
+    require_described(made)
     table = pd.read_parquet(made / "atlas.parquet")
     described = pd.read_csv(made / "columns.csv")
     assert described["column"].tolist() == list(table.columns)

@@ -35,6 +35,7 @@ from experiments.studies.compare_noise import (
 from experiments.studies.exported import Exported, open_exported
 from jaxcurv import data
 from tests.chips import digits_network
+from tests.described import require_described
 from tests.exported_run import write_exported_digits
 
 DIGITS = PRESETS["digits"].experiment
@@ -268,6 +269,7 @@ def test_factors_come_from_validation_images(exported: Exported, out: Path) -> N
 
 
 def test_tables_are_those_of_the_failures(exported: Exported, out: Path) -> None:
+    require_described(out)
     failures = pd.read_parquet(out / "failures.parquet")
     of_name = {
         str(name): rows.pivot(index="chip", columns="index", values="failed").to_numpy(bool)
