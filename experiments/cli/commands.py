@@ -59,6 +59,8 @@ More about a finished run:
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
   atlas PRESET          On how many of a hundred chips each image fails.
+  remedies PRESET       What can be done about failures: which remedy buys how
+                        much accuracy at which energy.
   finetune PRESET       Whether noise-aware fine-tuning with weight on the
                         vulnerable images beats that on all.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
