@@ -135,7 +135,7 @@ def remedies_table(
         failed = analog_only_failures(digital["test"], right["test"])
         wrong_low, wrong_high = rate_interval(~right["test"], confidence)
         gained = right["test"].astype(float) - first[plain].right["test"]
-        gain_low, gain_high = crossed_mean_interval(gained.T, confidence)
+        gain_low, gain_high = np.clip(crossed_mean_interval(gained.T, confidence), -1.0, 1.0)
         of_correct = failed[:, digital["test"]]
         rate_low, rate_high = rate_interval(of_correct, confidence)
         rows.append(
