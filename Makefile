@@ -7,10 +7,13 @@ CONSTRAINTS := .ci/constraints/python3.11.txt .ci/constraints/python3.12.txt
 TOOLS := .venv-tools
 # Files stay together, and with them what their tests share, until a worker has nothing left.
 PARALLEL := -n auto --dist worksteal
+# The constraints for the Python of $(VENV), once that is there.
+KNOWN = .ci/constraints/python$(shell $(VENV)/bin/python -c \
+	'import sys; print("%d.%d" % sys.version_info[:2])').txt
 REPORT ?= runs/digits/report.html
 
 .PHONY: setup demo test test-long test-gpu check check-report benchmark clean
-.PHONY: constraints audit licences
+.PHONY: docs constraints audit licences
 
 setup: $(VENV)/.installed
 
@@ -54,6 +57,14 @@ check: setup ## Lint, format, types, and who may import whom
 check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
 	$(RUN) tools.check_report $(REPORT)
 
+# PYTHONPATH: the pages describe this checkout, wherever jaxcurv was installed from.
+docs: $(VENV)/.docs ## The documentation site, into build/docs; warnings are errors
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN) pip install --quiet $(addprefix --constraint ,$(wildcard $(KNOWN))) --editable ".[docs]"
+	touch $@
+
 benchmark: setup ## Fails where a ratio of times is clearly worse than the recorded one
 	$(RUN) experiments benchmark curvature --baseline experiments/results/benchmark/cpu_width16.json
 	$(RUN) experiments benchmark analog --engines fast --baseline experiments/results/benchmark/cpu_analog.json
@@ -69,7 +80,7 @@ $(TOOLS)/.installed: .ci/tools.txt
 constraints: $(TOOLS)/.installed ## Writes the constraints again, for Linux; pip, which installs them, is one
 	set -e; for file in $(CONSTRAINTS); do \
 		version=$${file#*python}; \
-		echo pip | $(TOOLS)/bin/uv pip compile --quiet pyproject.toml - --extra dev $(UPGRADE) \
+		echo pip | $(TOOLS)/bin/uv pip compile --quiet pyproject.toml - --extra dev --extra docs $(UPGRADE) \
 			--python-platform linux --python-version $${version%.txt} --no-annotate \
 			--custom-compile-command "make constraints" --output-file $$file; \
 	done
@@ -80,7 +91,7 @@ audit: $(TOOLS)/.installed ## Fails where a release in the constraints has a kno
 	done; exit $$failed
 
 # Of an environment with torch's CUDA build: the table lists NVIDIA's packages too.
-licences: setup $(TOOLS)/.installed ## Writes the table of licences; fails at one that is not allowed
+licences: $(VENV)/.docs $(TOOLS)/.installed ## Writes the table of licences; fails at one that is not allowed
 	$(TOOLS)/bin/pip-licenses --python $(VENV)/bin/python --output-file .ci/licences.csv
 
 clean:

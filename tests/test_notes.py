@@ -1,4 +1,4 @@
-"""Files that README and BUILD_NOTES name are there."""
+"""Files that README, BUILD_NOTES, CONTRIBUTING and the documentation name are there."""
 
 import re
 
@@ -11,8 +11,14 @@ NAMED = re.compile(
 )
 
 
-@pytest.mark.parametrize("page", ["README.md", "BUILD_NOTES.md"])
+PAGES = [
+    *("README.md", "BUILD_NOTES.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_named_files_are_there(page: str) -> None:
     named = set(NAMED.findall((ROOT / page).read_text()))
-    assert named
+    assert named or page not in ("BUILD_NOTES.md", "CONTRIBUTING.md")
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -27,14 +27,14 @@ class Regenerate:
 
     results: Path = Path("experiments/results")
     """Folder of the archived results."""
-    readme: Path = Path("README.md")
-    """File whose marked part is replaced."""
+    into: Path = Path("docs/results/table-one.md")
+    """Page whose marked part is replaced."""
     debug: bool = False
     """Show the traceback of an error."""
 
     def run(self) -> None:
         """Makes them."""
-        regenerate(self.results, self.readme)
+        regenerate(self.results, self.into)
 
 
 @dataclass(frozen=True)

@@ -28,23 +28,23 @@ from tools import results_page
 from tools.archive import read_samples, reduce_colours
 
 
-def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) -> None:
+def regenerate(results: Path, into: Path, say: Callable[[str], None] = print) -> None:
     """Makes every table, figure and the page from what is archived.
 
     A fit to the paper whose runs are archived no more, as they were, is left out of the page.
 
     Args:
       results: folder of the archived results.
-      readme: the file of which the marked part is replaced.
+      into: the page of which the marked part is replaced.
       say: prints one line of progress.
 
     Raises:
       FileNotFoundError: nothing is archived.
-      ValueError: README has no place for the results.
+      ValueError: that page has no place for the results.
       FolderInUse: another process writes there.
       WorkFailed: a file is missing, a fit was left out, or what failed else.
     """
-    results_page.require_place(readme)
+    results_page.require_place(into)
     runs = [path.parent for path in sorted(results.glob("*/predictions.parquet"))]
     if not runs:
         raise FileNotFoundError(f"no archived run in {results}: `python -m tools archive` first")
@@ -60,8 +60,8 @@ def regenerate(results: Path, readme: Path, say: Callable[[str], None] = print) 
                 errors.append(error)
             else:
                 fits.append(path.parent)
-        written = results_page.write(results, readme, fits)
-        say(f"{written} and the marked part of {readme}")
+        written = results_page.write(results, into, fits)
+        say(f"{written} and the marked part of {into}")
         if errors:
             raise errors[0]
 

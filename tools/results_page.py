@@ -1,4 +1,4 @@
-"""The page of results: Markdown made from the files of archived runs, and a part of it in README.
+"""The page of results: Markdown made from the files of archived runs, and a part of it elsewhere.
 
 Nothing on it is typed by hand but the sentences that say what a table shows.
 """
@@ -30,7 +30,7 @@ from jaxcurv.storage.files import write_bytes
 from tools import published
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-"""Between these lines of README.md stands what `write` puts there."""
+"""Between these lines of a page stands what `write` puts there."""
 
 _NAMES = {
     "resnet18": "ResNet-18",
@@ -79,12 +79,12 @@ class _Run:
         return self.table_one.groupby("fold", sort=False)["digital_accuracy"].first().to_dict()
 
 
-def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
-    """Writes README.md of the folder of results, and the marked part of the project's.
+def write(results: Path, into: Path, fits: Sequence[Path]) -> Path:
+    """Writes README.md of the folder of results, and the marked part of another page.
 
     Args:
       results: folder of the archived runs' folders, all regenerated.
-      readme: the project's; must have the lines `BEGIN` and `END`.
+      into: the other page; must have the lines `BEGIN` and `END`.
       fits: folders of fits to the paper, in `results`, tabulated.
 
     Returns:
@@ -94,7 +94,7 @@ def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
       ValueError: the lines are missing.
       FileNotFoundError: an archived run lacks a file.
     """
-    text = require_place(readme)
+    text = require_place(into)
     found = [
         _Run(path.parent, recorded_settings(path.parent), read_parquet(path))
         for path in sorted(results.glob("*/table_one.parquet"))
@@ -123,27 +123,27 @@ def write(results: Path, readme: Path, fits: Sequence[Path]) -> Path:
     page = write_bytes(results / "README.md", ("\n\n".join(parts) + "\n").encode())
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    place = Path(os.path.relpath(results, readme.parent)).as_posix()
+    place = Path(os.path.relpath(results, into.parent)).as_posix()
     part = "\n\n".join([*_table_one(runs, fitted, _rate), *_figure_one(runs, place)])
-    write_bytes(readme, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
+    write_bytes(into, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
     return page
 
 
-def require_place(readme: Path) -> str:
-    """The text of a README that has a place for the results.
+def require_place(page: Path) -> str:
+    """The text of a page that has a place for the results.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it has not one place, or several.
     """
-    if not readme.exists():
+    if not page.exists():
         raise FileNotFoundError(
-            f"no {readme} here: work in the checkout, or give --readme and --results"
+            f"no {page} here: work in the checkout, or give --into and --results"
         )
-    text = readme.read_text()
+    text = page.read_text()
     if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
         raise ValueError(
-            f"{readme} lacks the lines {BEGIN} and {END}, once and in this order: put them where "
+            f"{page} lacks the lines {BEGIN} and {END}, once and in this order: put them where "
             "results go"
         )
     return text

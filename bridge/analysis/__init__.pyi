@@ -11,6 +11,7 @@ from .failures import edge_ties as edge_ties
 from .failures import failure_table as failure_table
 from .failures import trend_test as trend_test
 from .failures import within_class_rank as within_class_rank
+from .intervals import crossed_mean_interval as crossed_mean_interval
 from .intervals import rate_interval as rate_interval
 from .intervals import wilson_interval as wilson_interval
 from .overlap import SystematicShare as SystematicShare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import NormalDist
 
@@ -156,6 +157,62 @@ def crossed_error(
         weight = chip / variance
         quantile = weight * float(stdtrit(chips - 1, upper)) + (1 - weight) * quantile
     return variance, quantile
+
+
+def crossed_mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean over two crossed factors, such as training seeds and chips.
+
+    With x_ij the value of level i of R and j of C, a_i and b_j the means of a row and of a column,
+    m the mean of all and r_ij = x_ij - a_i - b_j + m,
+
+        V_row = var(a_i) / R,  V_column = var(b_j) / C,
+        V_interaction = sum of r_ij^2 / ((R - 1) (C - 1) R C),
+
+    the first two with divisors R - 1 and C - 1. `crossed_error` combines them, with Student's t of
+    R - 1 and of C - 1 degrees of freedom, each by its part of the variance. The interval is for
+    other rows and other columns. Where a factor has one level it is for other levels of the other
+    factor alone: `m -+ t s / sqrt(n)` of their n values.
+
+    Source: as for `crossed_error`.
+
+    >>> low, high = crossed_mean_interval([[1.0, 2.0, 3.0]])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+
+    Args:
+        values: real [rows, columns], finite.
+        confidence: confidence level of the interval, between 0 and 1.
+
+    Returns:
+        (low, high), in the unit of the values; (NaN, NaN) of a single value.
+
+    Raises:
+        ValueError: for values of another shape or not finite, confidence outside (0, 1).
+    """
+    confidence = require_confidence(confidence)
+    x = np.asarray(values, np.float64)
+    if x.ndim != 2 or not x.size or not np.isfinite(x).all():
+        raise ValueError(f"values must be finite numbers [rows, columns]; got shape {x.shape}")
+    if x.size == 1:
+        return np.nan, np.nan
+    mean = float(x.mean())
+    if 1 in x.shape:
+        error = float(x.std(ddof=1)) / math.sqrt(x.size)
+        half = float(stdtrit(x.size - 1, (1 + confidence) / 2)) * error
+        return mean - half, mean + half
+    rows, columns = x.shape
+    of_row, of_column = x.mean(axis=1), x.mean(axis=0)
+    rest = x - of_row[:, None] - of_column + mean
+    variance, quantile = crossed_error(
+        chip=float(of_column.var(ddof=1)) / columns,
+        sample=float(of_row.var(ddof=1)) / rows,
+        interaction=float((rest**2).sum()) / ((rows - 1) * (columns - 1) * x.size),
+        chips=columns,
+        samples=rows,
+        confidence=confidence,
+    )
+    half = quantile * math.sqrt(variance)
+    return mean - half, mean + half
 
 
 def mean_interval(

@@ -33,3 +33,4 @@ from .programming import Chip as Chip
 from .programming import clipped_share as clipped_share
 from .programming import program as program
 from .recalibration import recalibrate as recalibrate
+from .sensitive_layers import most_sensitive as most_sensitive

@@ -16,6 +16,7 @@ _COMPARED = 64  # images, among which another length of padding is looked for
 _MOST = 2**18  # values, among which the most frequent one is looked for
 _LONGER = 3e-5  # of the largest logit: a sum over a longer padding, masked, is rounded otherwise
 _ROUNDING = 1e-4  # of the largest logit
+_FEW = 16  # samples of a batch that are run two at a time
 _STATE = 1e-5  # of the largest logit, by which one batch may differ from itself
 _Logits = Callable[[list[torch.Tensor]], torch.Tensor]
 _ELSEWHERE = (
@@ -51,24 +52,31 @@ class _NoOutputs(Exception):
 
 
 def require_independent(
-    run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, what: str
+    run: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    what: str,
+    whole: torch.Tensor | None = None,
 ) -> None:
-    """Refuses a network in which a sample's logits depend on its batch; `what` is its name.
+    """Refuses a network in which a sample's logits depend on its batch.
 
     Seen by behaviour, on two samples in batches of four and of two: other neighbours, one of them
     beyond the samples' range, must not change a sample's logits by more than 1e-6 of the largest,
     nor by more than 3e-5 where padding is of other lengths, or neighbours are without it, dark, or
-    32 times as bright and of either sign, which move a maximum and thresholds of a whole batch;
+    32 times as bright and of either sign, which move extremes and thresholds of a whole batch (so
+    must bright samples beside dark ones);
     another place, batch size or random state no more than rounding does, which a change of the
     input by some units in the last place measures. A network that fails on batches of four or two
     runs on all the images, twice, the second time in the opposite order. So state is seen that
-    stays from one pass to the next. Not seen: coupling that needs more samples than these or
-    vanishes at them.
+    stays from one pass to the next. Not seen: coupling that needs more samples than these, or than
+    the batch whose logits are given, or vanishes at them.
 
     Args:
       run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
       images: `[batch, ...]`, a batch that the network takes; the first one and one that differs
         from it, in its padding where some do, are looked at.
+      what: its name in the message.
+      whole: what `run` gave for all the images at once, where that is known: the first ones must
+        have the same logits two at a time.
 
     Raises:
       ValueError: it does.
@@ -100,7 +108,10 @@ def require_independent(
         beside = max(beside, _beside(logits, one, other, _far(one, other), alone))
         longer = _beside(logits, one, other, _unpadded(other), alone)
         longer = max(
-            longer, _beside_bright(logits, one, other, alone), _darkened(logits, one, other)
+            longer,
+            _beside_bright(logits, one, other, alone),
+            _darkened(logits, one, other),
+            _brightened(logits, one) * largest,
         )
     except Exception:
         pass  # it fails on all images, or on batches of four
@@ -126,6 +137,21 @@ def require_independent(
         _refuse_state(logits, 2 * [one], what)
         if elsewhere > _rounding(partial(logits, seed=1), 2 * [one], pair):
             raise ValueError(_ELSEWHERE.format(what, elsewhere))
+    if whole is not None:
+        _require_whole(logits, rows, whole.float(), what)
+
+
+def _require_whole(
+    logits: _Logits, rows: list[torch.Tensor], whole: torch.Tensor, what: str
+) -> None:
+    """Refuses a network that gives the first samples of a batch other logits two at a time."""
+    largest = float(whole.abs().max())
+    for start in range(0, min(_FEW, len(rows) - 1), 2):
+        pair = rows[start : start + 2]
+        found = logits(pair)
+        off = float((found - whole[start : start + 2]).abs().max())
+        if off > _ROUNDING * largest and off > _rounding(logits, pair, found):
+            raise ValueError(_ELSEWHERE.format(what, off))
 
 
 def _require_order(logits: _Logits, rows: list[torch.Tensor], what: str) -> None:
@@ -268,6 +294,22 @@ def _darkened(logits: _Logits, one: torch.Tensor, other: torch.Tensor) -> float:
         return 0.0  # it takes no such images
     off = float((dark - bright).abs().max())
     return off if math.isfinite(off) else 0.0
+
+
+def _brightened(logits: _Logits, one: torch.Tensor) -> float:
+    """How far logits of an image 32 times as bright change from bright neighbours to dark ones, in
+    units of their largest; so a threshold shows that no whole image passes alone.
+    """
+    if not one.is_floating_point():
+        return 0.0
+    large = 32 * one
+    try:
+        bright = logits(4 * [large])[0]
+        dark = logits([large, one / 8, 0 * one, -one / 8])[0]
+    except Exception:
+        return 0.0  # it takes no such images
+    off = float((bright - dark).abs().max())
+    return off / float(bright.abs().max()) if math.isfinite(off) and off else 0.0
 
 
 def _beside(

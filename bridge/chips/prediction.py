@@ -187,7 +187,7 @@ def _run(
                 require_rows(one, batch)
             logits = mean_logits([as_logits(one, len(batch)).numpy() for one in found])
             if not seen and not isinstance(chip, Chip):
-                require_independent(lambda x: layout(module, x), batch, "the module")
+                require_independent(lambda x: layout(module, x), batch, "the module", found[0])
             rows = rows_of(logits, labels, indices, named, description, keep)
             if not seen:
                 require_by_row(keep, logits, rows)

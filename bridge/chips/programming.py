@@ -32,6 +32,7 @@ from bridge.chips.mappable import some
 from bridge.chips.memories.expectations import DeviceMoments
 from bridge.chips.memories.protocol import Memory
 from bridge.chips.memory_layout import Layout
+from bridge.chips.original import forget_original
 from bridge.chips.profiles import ADC, Profile
 from bridge.chips.streams import SampleNoise, root_seed, stream
 from bridge.chips.tiles import Tile, named_tiles
@@ -160,11 +161,15 @@ class Chip:
     def on(self, engine: Engine) -> "Chip":
         """The same chip computed by another engine.
 
-        The executable is made of `analog` as it is now.
+        The executable is made of `analog` as it is now. Where parameters, statistics or hooks of it
+        were changed, its first images no longer compare it with the model.
 
         Raises:
           ValueError: the engine cannot honour a setting of the tiles; all are named.
         """
+        pair = self.executable.made_of
+        if pair is not None and pair.differing():
+            forget_original(self.analog)
         with outside_inference_mode():
             made = executable_of(self.analog, engine, self.root)
         return replace(self, engine=engine, executable=made)

@@ -63,7 +63,7 @@ def recalibrate(chip: Chip, images: Images, *, batch_size: int = 64) -> Chip:
         )
     batch_size = require_count("batch_size", batch_size)
     require_eval(chip.analog, "chip.analog")
-    if not _batch_norms(chip.analog):
+    if not batch_norms(chip.analog):
         raise ValueError("the chip's network has no BatchNorm, so that nothing is to recalibrate")
     tensor = as_tensor(images, "images")
     require_enough(len(tensor))
@@ -78,7 +78,8 @@ def recalibrate(chip: Chip, images: Images, *, batch_size: int = 64) -> Chip:
     return made.on(made.engine)
 
 
-def _batch_norms(network: nn.Module) -> dict[str, Any]:
+def batch_norms(network: nn.Module) -> dict[str, Any]:
+    """The BatchNorms of a network by their paths."""
     return {name: one for name, one in network.named_modules() if isinstance(one, _BatchNorm)}
 
 
@@ -86,7 +87,7 @@ def _measured(
     executable: Executable, images: torch.Tensor, batch_size: int
 ) -> dict[str, ChannelMoments]:
     """Statistics of each BatchNorm that runs, in their order; the executable has them then."""
-    norms = _batch_norms(executable.network)
+    norms = batch_norms(executable.network)
     batches = list(_batches(images, batch_size))
     with progress(len(images), "recalibrate", side=True) as shown:
         order = _order(executable, norms, batches, shown)

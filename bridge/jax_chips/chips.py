@@ -513,9 +513,9 @@ def _require_logits(
     examples: Array,
     program: ClosedJaxpr,
 ) -> None:
-    """Refuses a function that gives no logits, or in which a sample beside another one, or beside
-    that one scaled, has other logits than alone: by 0.1 % of the largest, and by 1 % where 16 bits
-    round."""
+    """Refuses a function that gives no logits, or in which a sample beside another one, either of
+    them as it is, black or 8 times as bright, has other logits than alone: by 0.1 % of the largest
+    of that brightness, and by 1 % where 16 bits round."""
     few = examples[np.resize(np.arange(min(2, len(examples))), 2)]
     shape = jax.eval_shape(logits_fn, params, few[:1])
     if not isinstance(shape, jax.ShapeDtypeStruct) or shape.ndim != 2 or shape.shape[0] != 1:
@@ -527,26 +527,34 @@ def _require_logits(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, few))):
         return
 
-    factors = np.array([(1, 1), (1, 8), (8, 1), (1, 0), (0, 1)])
-    scaled = factors.reshape(*factors.shape, *(1,) * (few.ndim - 1)).astype(few.dtype)
+    levels = np.array([0, 1, 8])
     if not jnp.issubdtype(few.dtype, jnp.floating):
-        scaled = np.minimum(scaled, 1)  # ids, of which 0 is one too
+        levels = levels[:2]  # ids, of which 0 is one too
+    factors = np.stack(np.meshgrid(levels, levels, indexing="ij"), axis=-1).reshape(-1, 2)
+
+    def by(scales: np.ndarray) -> Array:
+        return few * scales.reshape(-1, scales.shape[-1], *(1,) * (few.ndim - 1)).astype(few.dtype)
 
     @jax.jit
-    def both(params: Params, few: Array) -> tuple[Array, Array]:
-        beside = jax.lax.map(lambda two: logits_fn(params, two), few * scaled)
-        return beside, jax.vmap(lambda one: logits_fn(params, one[None])[0])(few)
+    def both(params: Params, pairs: Array, alike: Array) -> tuple[Array, Array]:
+        beside = jax.lax.map(lambda two: logits_fn(params, two), pairs)
+        one_by_one = jax.vmap(lambda one: logits_fn(params, one[None])[0])
+        return beside, jax.lax.map(one_by_one, alike)
 
     with jax.default_matmul_precision(PRECISION):
-        beside, alone = (np.asarray(one, np.float32) for one in both(params, few))
+        given = both(params, by(factors), by(np.stack([levels, levels], axis=-1)))
+        beside, alone = (np.asarray(one, np.float32) for one in given)
     rounds = any(jnp.issubdtype(one, jnp.floating) and one.itemsize < 4 for one in dtypes(program))
-    tolerance = (1e-2 if rounds else 1e-3) * np.abs(alone[np.isfinite(alone)]).max(initial=0.0)
-    same = beside.shape[1:] == alone.shape and np.allclose(
-        beside[factors == 1],
-        np.broadcast_to(alone, beside.shape)[factors == 1],
-        *(0, tolerance),
-        equal_nan=True,
-    )
+    same = beside.shape[1:] == alone.shape[1:]
+    for level, wanted in zip(levels, alone, strict=True):
+        largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
+        here = factors == level
+        same = same and np.allclose(
+            beside[here],
+            np.broadcast_to(wanted, beside.shape)[here],
+            *(0, (1e-2 if rounds else 1e-3) * largest),
+            equal_nan=True,
+        )
     if not same:
         raise ValueError(
             "an image's logits depend on the other images of its batch, as in training mode: "

@@ -178,6 +178,11 @@ def _norms(chip: Chip) -> list[_Norm]:
     return list(found.values())
 
 
+def count_batch_norms(params: Any) -> int:
+    """How many BatchNorms have their statistics among parameters, by their paths."""
+    return len(list(_pairs(paths(params))))
+
+
 def _pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Positions of a mean and its variance, by their paths."""
     for position, name in enumerate(names):

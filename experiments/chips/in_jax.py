@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +22,14 @@ from bridge.jax_chips import (
     output_noise,
     predict,
     predict_chips,
+    recalibrate,
     weight_moments,
+    with_digital_of,
 )
 from bridge.jax_chips.chips import paths
 from bridge.jax_chips.groups import fitting
 from bridge.jax_chips.keys import chip_key
+from bridge.jax_chips.recalibration import count_batch_norms
 from jaxcurv.data import Source
 
 
@@ -37,9 +40,15 @@ class JaxChip:
     chip: Chip
     seed: int
     stream: str | None
+    measured: Programmed | None = None
+    """What holds the BatchNorm statistics that the chip measured itself; None before it did."""
 
     def at(self, time: float) -> JaxChip:
-        return JaxChip(self.chip.at(time), self.seed, self.stream)
+        return replace(self, chip=self.chip.at(time))
+
+    def recalibrated(self, images: np.ndarray, batch_size: int) -> JaxChip:
+        made = recalibrate(self.chip, self.weights, images, batch_size=batch_size)
+        return replace(self, measured=made)
 
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
         return predict(self.chip, self.weights, source, description=description, **options)
@@ -59,8 +68,11 @@ class JaxChip:
 
     @cached_property
     def weights(self) -> Programmed:
-        """What the chip's devices hold."""
-        return self.chip.program(self.chip.params, self.key)
+        """What the chip's devices hold, and its digital parameters."""
+        programmed = self.chip.program(self.chip.params, self.key)
+        if self.measured is None:
+            return programmed
+        return with_digital_of(self.chip, programmed, self.measured)
 
     @property
     def key(self) -> jax.Array:
@@ -78,7 +90,7 @@ class JaxNetwork:
     """Those that set the ADC ranges; examples where none are calibrated."""
     stream: str | None = None
     """Label of its chips' random numbers."""
-    _made: dict[Profile, Chip] = field(default_factory=dict, repr=False)
+    _made: dict[tuple[Profile, tuple[str, ...]], Chip] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> str:
@@ -88,14 +100,20 @@ class JaxNetwork:
     def layers(self) -> tuple[str, ...]:
         return self._chip(PROFILES["ideal"]).layers
 
+    @property
+    def batch_norms(self) -> int:
+        return count_batch_norms(self.params)
+
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
         # An ideal chip is the function itself.
         exact = Programmed(self.params, (), jax.random.key(0))
         ideal = self._chip(PROFILES["ideal"])
         return predict(ideal, exact, source, description=description, **options)
 
-    def program(self, profile: Profile, seed: int) -> JaxChip:
-        return JaxChip(self._chip(profile), seed, self.stream)
+    def program(
+        self, profile: Profile, seed: int, *, digital_layers: Sequence[str] = ()
+    ) -> JaxChip:
+        return JaxChip(self._chip(profile, digital_layers), seed, self.stream)
 
     def at_once(self, profile: Profile, batch_size: int) -> int:
         if jax.devices()[0].platform == "cpu":
@@ -142,8 +160,11 @@ class JaxNetwork:
     def layer_failures(self, profile: Profile, source: Source, **options: Any) -> pd.DataFrame:
         return layer_failures(self._chip(profile), source, stream=self.stream, **options)
 
-    def _chip(self, profile: Profile) -> Chip:
+    def _chip(self, profile: Profile, digital_layers: Sequence[str] = ()) -> Chip:
         """The chip of a profile, made once: what it compiles is kept."""
-        if profile not in self._made:
-            self._made[profile] = analog(self.function, self.params, profile, self.images)
-        return self._made[profile]
+        key = profile, tuple(digital_layers)
+        if key not in self._made:
+            self._made[key] = analog(
+                *(self.function, self.params, profile, self.images), digital_layers=digital_layers
+            )
+        return self._made[key]

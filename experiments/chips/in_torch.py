@@ -13,6 +13,7 @@ from flax import nnx
 from torch import nn
 
 import bridge
+from bridge.chips.recalibration import batch_norms
 from bridge.chips.tiles import named_layers, named_tiles
 from jaxcurv.data import Source
 
@@ -31,6 +32,9 @@ class TorchChip:
         return bridge.predict(
             self.chip, source, device=self.device, description=description, **options
         )
+
+    def recalibrated(self, images: np.ndarray, batch_size: int) -> TorchChip:
+        return TorchChip(bridge.recalibrate(self.chip, images, batch_size=batch_size), self.device)
 
     def converters(self, unseen: np.ndarray) -> pd.DataFrame:
         bounds = self.chip.out_bounds
@@ -63,18 +67,25 @@ class TorchNetwork:
         ideal = bridge.program(self.module, bridge.PROFILES["ideal"], seed=0)
         return tuple(named_layers(ideal.analog))
 
+    @property
+    def batch_norms(self) -> int:
+        return len(batch_norms(self.module))
+
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
         return bridge.predict(
             self.module, source, device=self.device, description=description, **options
         )
 
-    def program(self, profile: bridge.Profile, seed: int) -> TorchChip:
+    def program(
+        self, profile: bridge.Profile, seed: int, *, digital_layers: Sequence[str] = ()
+    ) -> TorchChip:
         chip = bridge.program(
             self.module,
             profile,
             seed=seed,
             calibration=self.calibration,
             engine=self.engine,
+            digital_layers=digital_layers,
             stream=self.stream,
         )
         return TorchChip(chip, self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job
 from experiments.runs.networks import (
     abstract_flax,
+    build_torch,
     examples,
     identity_of_model,
     load_model,
@@ -22,6 +23,10 @@ from experiments.runs.networks import (
 from experiments.runs.own_network import require_same_logits
 from experiments.settings.flags import Experiment
 from jaxcurv.data import ImageDataset
+
+if TYPE_CHECKING:
+    from flax import nnx
+    from torch import nn
 
 Programming = Callable[[ImageDataset, np.ndarray | None], Programmable]
 """From a network's data set, and the images that set its ADC ranges where they are calibrated, to
@@ -46,33 +51,68 @@ def open_network(job: Job) -> tuple[dict[str, Any], Programming]:
       ImportError, ValueError: they are damaged or of another network; of JAX, and of a network
         that does not compute what `train` saw, when called.
     """
-    settings = job.experiment.simulate
-    if settings.engine != "jax":  # as `in_jax` has it, told to the type checker
-        engine, device = settings.engine, settings.device
+    if not in_jax(job.experiment):
         twin, description = load_twin(job)
 
         def make_in_torch(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
-            from experiments.chips.in_torch import TorchNetwork
-
-            own = is_of_factory(description)
-            if own:
+            if is_of_factory(description):
                 require_same_logits(job, description, twin, examples(dataset, description))
-            flax = None if own else abstract_flax(description)
-            return TorchNetwork(twin, engine, device, calibration, flax, settings.stream)
+            return _in_torch(job.experiment, description, twin, calibration)
 
         return description, make_in_torch
     description = read_description(job.folder)
 
     def make_in_jax(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
-        from experiments.chips.in_jax import JaxNetwork
-        from jaxcurv.engine.model import functional
-
+        model = load_model(job, description, dataset)
         images = examples(dataset, description) if calibration is None else calibration
-        return JaxNetwork(
-            *functional(*load_model(job, description, dataset)), images, settings.stream
-        )
+        return _in_jax(job.experiment, model, images)
 
     return description, make_in_jax
+
+
+def with_weights(
+    experiment: Experiment, description: dict[str, Any], model: nnx.Module
+) -> Programming:
+    """What makes a Flax network programmable that has a run's structure and weights of its own.
+
+    Args:
+      experiment: the run's settings, whose engine computes the chips.
+      description: that of the run's network, which is none of a factory.
+      model: the network, in evaluation mode.
+    """
+
+    def make(dataset: ImageDataset, calibration: np.ndarray | None) -> Programmable:
+        if in_jax(experiment):
+            images = examples(dataset, description) if calibration is None else calibration
+            return _in_jax(experiment, (model, None), images)
+        import bridge
+
+        twin = build_torch(description)
+        twin.load_state_dict(bridge.to_torch(model))
+        return _in_torch(experiment, description, twin.eval(), calibration)
+
+    return make
+
+
+def _in_torch(
+    experiment: Experiment,
+    description: dict[str, Any],
+    twin: nn.Module,
+    calibration: np.ndarray | None,
+) -> Programmable:
+    from experiments.chips.in_torch import TorchNetwork
+
+    settings = experiment.simulate
+    assert settings.engine != "jax"
+    flax = None if is_of_factory(description) else abstract_flax(description)
+    return TorchNetwork(twin, settings.engine, settings.device, calibration, flax, settings.stream)
+
+
+def _in_jax(experiment: Experiment, model: tuple[Any, Any], images: np.ndarray) -> Programmable:
+    from experiments.chips.in_jax import JaxNetwork
+    from jaxcurv.engine.model import functional
+
+    return JaxNetwork(*functional(*model), images, experiment.simulate.stream)
 
 
 def identity_of_network(job: Job, description: dict[str, Any]) -> Any:

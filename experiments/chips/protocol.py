@@ -19,7 +19,13 @@ class Chip(Protocol):
         """The same chip, `time` seconds after programming."""
 
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
-        """The table of `bridge.predict`; options: batch_size and keep, as there."""
+        """The table of `bridge.predict`; options: batch_size, keep and reads, as there."""
+
+    def recalibrated(self, images: np.ndarray, batch_size: int) -> Chip:
+        """The same chip with BatchNorm statistics of its own; see `bridge.recalibrate`.
+
+        At another time it keeps them.
+        """
 
     def converters(self, unseen: np.ndarray) -> pd.DataFrame:
         """A row a converter: tile, range, and clipped_share of its outputs on some images."""
@@ -39,11 +45,15 @@ class Programmable(Protocol):
     def layers(self) -> Sequence[str]:
         """The layers that are on tiles."""
 
+    @property
+    def batch_norms(self) -> int:
+        """How many BatchNorms it has: without one, its chips cannot be recalibrated."""
+
     def predict(self, source: Source, description: str, **options: Any) -> pd.DataFrame:
         """The digital network's table; see `Chip.predict`."""
 
-    def program(self, profile: Profile, seed: int) -> Chip:
-        """The chip of a seed."""
+    def program(self, profile: Profile, seed: int, *, digital_layers: Sequence[str] = ()) -> Chip:
+        """The chip of a seed; `digital_layers`, of `layers`, are on no tile."""
 
     def at_once(self, profile: Profile, batch_size: int) -> int:
         """How many chips of a profile are best predicted together."""

@@ -59,6 +59,10 @@ More about a finished run:
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
   atlas PRESET          On how many of a hundred chips each image fails.
+  remedies PRESET       What can be done about failures: which remedy buys how
+                        much accuracy at which energy.
+  finetune PRESET       Whether noise-aware fine-tuning with weight on the
+                        vulnerable images beats that on all.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
   compare RUN RUN ...   Which settings differ, and by how much the results
@@ -72,7 +76,7 @@ Your own model, images, scores and predictions:
   analyse --scores FILE --digital FILE --analog FILE
                         Which samples fail, and what predicts it.
 
-The paper's results (Sharma et al., see README.md):
+The paper's results (Sharma et al., see CITATION.cff):
   table-one [RUN ...]   Table I of finished runs beside the paper's.
   fit-paper             Chip settings that come nearest to Table I.
   reproduce             Run every row of Table I whose data set is there.
@@ -235,8 +239,10 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         atlas,
         compare_noise,
         drift,
+        finetune,
         layers,
         rank_correlation,
+        remedies,
         rescore,
         validate,
     )
@@ -249,6 +255,8 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
         "atlas": atlas.STUDY,
+        "remedies": remedies.STUDY,
+        "finetune": finetune.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -341,7 +349,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         name: partial(_study, name)
         for name in (
             *("rank-correlation", "rescore", "validate"),
-            *("layers", "drift", "compare-noise", "atlas"),
+            *("layers", "drift", "compare-noise", "atlas", "remedies", "finetune"),
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from experiments.columns import elsewhere, of_analysis, of_runs, of_studies
+from experiments.columns import elsewhere, of_analysis, of_remedies, of_runs, of_studies
 from experiments.columns.column import Table
 
 _GROUPS = {
     "Samples, chips and figures of a run": of_runs.TABLES,
     "Analysis of a run": of_analysis.TABLES,
     "Studies of a run": of_studies.TABLES,
+    "Remedies": of_remedies.TABLES,
     "Other tables": elsewhere.TABLES,
 }
 

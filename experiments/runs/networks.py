@@ -23,6 +23,8 @@ from jaxcurv import data
 if TYPE_CHECKING:
     from flax import nnx
 
+    from jaxcurv.training.checkpoints import BuildModel
+
 
 def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module:
     """The Flax network of a description, freshly initialised."""
@@ -32,6 +34,23 @@ def build_flax(description: dict[str, Any], seed: int, dtype: Any) -> nnx.Module
 
     make = {"resnet18": models.ResNet18, "resnet50": models.ResNet50}[description["architecture"]]
     return make(**_dimensions(description), dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def builder(description: dict[str, Any], seed: int, given: nnx.Module | None) -> BuildModel:
+    """Makes the network that training begins with: of given weights, or freshly initialised."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    def build(dtype: Any) -> nnx.Module:
+        if given is None:
+            return build_flax(description, seed, dtype)
+        model = nnx.eval_shape(lambda: build_flax(description, seed, dtype))
+        # Arrays of its own: those of a training are donated to its first step.
+        nnx.update(model, jax.tree.map(jnp.array, nnx.state(given)))
+        return model
+
+    return build
 
 
 def abstract_flax(description: dict[str, Any]) -> nnx.Module:

@@ -41,7 +41,7 @@ def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from bridge.report.page.page import write_report
     from bridge.report.tables import outcomes, predictors, routers, sentences
-    from experiments.studies.drift import is_of_run
+    from experiments.studies import drift, remedies
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
@@ -51,8 +51,11 @@ def report(job: Job) -> Outcome:
     joined = read_joined(job)
     analysed = read_analysed(job)
     figures = _draw(job, joined, analysed, images, dataset.class_names)
-    if is_of_run(job, read_description(job.folder)):
+    description = read_description(job.folder)
+    if drift.is_of_run(job, description):
         figures.append(job.folder / "drift" / "drift.png")
+    if tried := remedies.is_of_run(job, description):
+        figures.append(job.folder / "remedies" / "remedies.png")
     tables = _tables(job, joined, analysed, dataset.class_names)
     assert tables.vulnerable is not None
     contents = ReportContents(
@@ -73,6 +76,7 @@ def report(job: Job) -> Outcome:
         ideal_agreement=outcomes.ideal_agreement(joined),
         verdict=predictors.verdict(analysed["predictors"], profile=settings.analyse.profile),
         routing_summary=routers.summary(analysed["routing_choices"], settings.analyse.profile),
+        remedies=remedies.verdicts(job.folder / "remedies") if tried else (),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
         drift_command=f"python -m experiments drift {'' if own else 'PRESET '}--out DIR",

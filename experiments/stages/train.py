@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.runs.descriptions import describe, read_normalisation
 from experiments.runs.files import write_csv
 from experiments.runs.job import Job, Outcome, load_data
-from experiments.runs.networks import build_flax
+from experiments.runs.networks import builder
 from experiments.runs.samples import choose_folds
 from experiments.stages.pretrained import load_given
 from experiments.system.devices import warn_of_idle_accelerator
@@ -21,7 +21,6 @@ from jaxcurv.storage.checksums import write_json
 if TYPE_CHECKING:
     from flax import nnx
 
-    from jaxcurv.training.checkpoints import BuildModel
     from jaxcurv.training.steps import Perturb
 
 _EXAMPLES = 4
@@ -53,7 +52,7 @@ def train(job: Job) -> Outcome:
     else:
         description = given.description
         normalisation = read_normalisation(description)
-    build = _builder(description, job.experiment.seed, given and given.network)
+    build = builder(description, job.experiment.seed, given and given.network)
     checkpoints = job.own_folder("checkpoints")
     history = fit(
         build,
@@ -72,22 +71,6 @@ def train(job: Job) -> Outcome:
         checkpoints,
     ]
     return Outcome(outputs, jax.devices()[0].device_kind)
-
-
-def _builder(description: dict[str, Any], seed: int, given: nnx.Module | None) -> BuildModel:
-    """Makes the network that training begins with: of given weights, or freshly initialised."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    def build(dtype: Any) -> nnx.Module:
-        model = build_flax(description, seed, dtype)
-        if given is not None:
-            # Arrays of its own: those of a training are donated to its first step.
-            nnx.update(model, jax.tree.map(jnp.array, nnx.state(given)))
-        return model
-
-    return build
 
 
 def _noise(job: Job, build: Callable[[Any], nnx.Module], images: np.ndarray) -> Perturb | None:

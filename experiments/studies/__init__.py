@@ -1,1 +1,1 @@
-"""Studies beside the stages: drift, layers, other noise, other scores, an atlas of failures."""
+"""Studies beside the stages: drift, layers, other noise, other scores, an atlas, fine-tuning."""

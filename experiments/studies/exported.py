@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bridge.chips.profiles import Profile
 from experiments.chips.opening import (
     EXPORTED,
@@ -61,12 +63,15 @@ class Network:
 
     def programmable(self, profiles: Iterable[Profile]) -> Programmable:
         """The digital model, with images to calibrate ADC ranges on where a profile needs them."""
-        dataset, experiment = self.images.dataset, self.images.experiment
-        calibration = None
-        if any(profile.needs_calibration for profile in profiles):
-            held = calibration_samples(dataset, experiment)
-            calibration = calibration_images(held, self.images.normalisation, experiment)
-        return self.programming(dataset, calibration)
+        return self.programming(self.images.dataset, self.calibration(profiles))
+
+    def calibration(self, profiles: Iterable[Profile]) -> np.ndarray | None:
+        """Normalised images to calibrate ADC ranges on; None where no profile needs them."""
+        if not any(profile.needs_calibration for profile in profiles):
+            return None
+        experiment = self.images.experiment
+        held = calibration_samples(self.images.dataset, experiment)
+        return calibration_images(held, self.images.normalisation, experiment)
 
     @property
     def origin(self) -> dict[str, Any]:

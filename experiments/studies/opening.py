@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from bridge.report.folds import Fold
 from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import sha256
 from experiments.runs.job import Job, load_data
 from experiments.runs.networks import require_classes
 from experiments.runs.records import read_record
-from experiments.runs.samples import choose_folds, read_small
+from experiments.runs.samples import (
+    calibration_samples,
+    choose_folds,
+    has_own_validation,
+    read_small,
+)
 from experiments.settings.flags import Experiment
 from jaxcurv.data import Chosen, ImageDataset, Normalisation, Normalised, subset
 
@@ -53,12 +60,49 @@ class Images:
     normalisation: Normalisation
 
     def fold(self, fold: Fold) -> Chosen:
-        """All samples of a fold, not decoded."""
-        return choose_folds(self.dataset, self.experiment, (fold,))[fold]
+        """All samples of a fold, not decoded.
+
+        Raises:
+          ValueError: the data set has none.
+        """
+        found = choose_folds(self.dataset, self.experiment, (fold,))
+        if fold not in found:
+            raise ValueError(
+                f"{self.experiment.data.title} has no {fold} images, which this study needs"
+            )
+        return found[fold]
 
     def some(self, fold: Fold, most: int | None) -> Normalised:
         """At most `most` samples of a fold, None for all; in memory where they fit."""
-        samples = self.fold(fold)
+        return self._some(self.fold(fold), fold, most)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are images beside the test fold that the network was not trained on."""
+        own = has_own_validation(self.dataset, self.experiment)
+        return own or self.experiment.model.factory is None
+
+    def test_in_two(self, most: int | None, rest: int | None) -> tuple[Normalised, Normalised]:
+        """Two parts of the test fold without a common sample, of at most so many each.
+
+        Where there are too few for both, both have about half of them.
+        """
+        samples, seed = self.fold("test"), self.experiment.data.split_seed
+        half = len(samples) // 2
+        second = subset(samples.indices, half if rest is None else min(rest, half), seed)
+        others = np.setdiff1d(np.arange(len(samples)), second)
+        first = others[subset(samples.indices[others], most, seed)]
+        return tuple(  # type: ignore[return-value]
+            Normalised(read_small({"test": samples.take(chosen)})["test"], self.normalisation)
+            for chosen in (first, second)
+        )
+
+    def calibrating(self, most: int) -> Normalised:
+        """At most `most` samples of those that chips are calibrated on; in memory where they
+        fit."""
+        return self._some(calibration_samples(self.dataset, self.experiment), "train", most)
+
+    def _some(self, samples: Chosen, fold: Fold, most: int | None) -> Normalised:
         chosen = samples.take(subset(samples.indices, most, self.experiment.data.split_seed))
         return Normalised(read_small({fold: chosen})[fold], self.normalisation)
 

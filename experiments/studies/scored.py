@@ -20,7 +20,7 @@ from experiments.runs.samples import Samples, positions_of, read_small
 from experiments.settings.flags import Experiment, Simulate
 from experiments.settings.restore import restore
 from experiments.studies.chip_settings import named_settings
-from experiments.studies.exported import open_network_for
+from experiments.studies.exported import Network, open_network_for
 from experiments.studies.opening import read_scored
 from jaxcurv.data import Normalisation
 
@@ -29,7 +29,10 @@ from jaxcurv.data import Normalisation
 class Scored:
     """A run's network, its scored images and the settings of its chips."""
 
+    source: Network
+    """The run's network and its data set."""
     network: Programmable
+    """What the chips are programmed with: that network, for the engine of the settings."""
     settings: Mapping[str, Profile]
     """Profiles by the settings' names."""
     scores: pd.DataFrame
@@ -87,6 +90,7 @@ def open_scored(
             )
     programmable = network.programmable(settings.values())
     return Scored(
+        network,
         programmable,
         settings,
         scores,

@@ -161,7 +161,8 @@ def _mixes(model: AsTraced, params: Any, pair: np.ndarray, logits: np.ndarray) -
     Neighbours are an eighth and 32 times as bright: powers of two, which round nothing, and 256
     apart, so that a maximum, a rank or a step of the batch moves far beyond rounding. `one + 4` is
     no multiple of an image, for models that divide each by its own brightness; four is as many
-    deviations of normalised pixels.
+    deviations of normalised pixels. A bright image beside dark ones shows a threshold that no
+    ordinary image passes.
 
     Args:
       pair: two images.
@@ -174,12 +175,20 @@ def _mixes(model: AsTraced, params: Any, pair: np.ndarray, logits: np.ndarray) -
             [one] * 8,
             [small, 0 * one, -small, small, dark, 0 * one, -dark, dark],
             [small, one, other, 32 * one, 32 * other, -32 * one, 0 * one, one + 4],
+            [32 * one] * 8,
         ]
     ).astype(pair.dtype)
     with own_rules(model):
-        alone, darker, brighter = (jax.device_get(examine(model, params, b)[0]) for b in batches)
+        alone, darker, brighter, bright = (
+            jax.device_get(examine(model, params, b)[0]) for b in batches
+        )
     found = np.stack([alone[0], brighter[1], brighter[2], brighter[0]])
     wanted = np.stack([logits[0], logits[0], logits[1], darker[0]])
+    return _apart(found, wanted) or _apart(brighter[3], bright[0])
+
+
+def _apart(found: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether logits differ by more than rounding, of the largest finite one."""
     largest = np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))
     return not np.allclose(found, wanted, rtol=0, atol=ROUNDING * largest, equal_nan=True)
 

@@ -32,14 +32,16 @@ from jaxcurv.training.recipe import Recipe
 from jaxcurv.training.steps import (
     Metrics,
     Perturb,
-    convolve_in_pieces,
     dispatched_epoch,
+    epoch_draws,
     make_optimizer,
     mean_metrics,
     measure,
     normalise,
     scanned_epoch,
+    split_model,
     train_step,
+    training_mode,
 )
 
 
@@ -48,11 +50,6 @@ def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarr
     for start in range(0, count, batch_size):
         positions = np.arange(start, start + batch_size)
         yield np.minimum(positions, count - 1), positions < count
-
-
-def _split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
-    return graphdef, params, rest[0]
 
 
 def fit(
@@ -104,17 +101,13 @@ def fit(
             f"batches of {recipe.batch_size}; lower the batch size or take more data"
         )
     make = partial(build, jnp.dtype(recipe.precision))
-    model = nnx.eval_shape(make)
-    model.train()
-    if jax.default_backend() == "cpu":
-        for _, module in nnx.iter_modules(model):
-            if isinstance(module, nnx.Conv):
-                module.conv_general_dilated = convolve_in_pieces
-    train_graph, shapes, rest_shapes = _split(model)
-    eval_graph, _, _ = _split(evaluation_model(build))
+    train_graph, shapes, rest_shapes = split_model(training_mode(nnx.eval_shape(make)))
+    eval_graph, _, _ = split_model(evaluation_model(build))
 
     steps = len(train) // recipe.batch_size
-    optimizer = make_optimizer(recipe, steps)
+    optimizer = make_optimizer(
+        recipe, steps=recipe.epochs * steps, warmup=recipe.warmup_steps(steps)
+    )
     step = partial(train_step, train_graph, optimizer, recipe, normalisation, perturb=perturb)
     run_epoch = dispatched_epoch(step) if jax.default_backend() == "cpu" else scanned_epoch(step)
 
@@ -131,7 +124,6 @@ def fit(
         return mean_metrics(metrics, len(validation))
 
     data, held_out = (jax.device_put((a.images, a.labels)) for a in (train, validation))
-    key = jax.random.key(seed)
     history: list[Epoch] = []
     with open_manager(directory, recipe.keep_every) as manager:
         if (latest := manager.latest_step()) is not None:
@@ -139,20 +131,14 @@ def fit(
             optimizer_shapes = jax.eval_shape(optimizer.init, shapes)
             state, history = restore(manager, latest, State(shapes, rest_shapes, optimizer_shapes))
         else:
-            _, params, rest = _split(make())
+            _, params, rest = split_model(make())
             state = State(params, rest, optimizer.init(params))
         samples = steps * recipe.batch_size
         done = len(history) * samples
         with progress(recipe.epochs * samples, "train", initial=done) as shown:
             for epoch in range(len(history) + 1, recipe.epochs + 1):
-                order = np.random.default_rng([seed, epoch]).permutation(len(train))[:samples]
-                state, metrics = run_epoch(
-                    state,
-                    data,
-                    order.reshape(steps, recipe.batch_size),
-                    jax.random.split(jax.random.fold_in(key, epoch), steps),
-                    shown,
-                )
+                order, keys = epoch_draws(seed, epoch, len(train), recipe.batch_size)
+                state, metrics = run_epoch(state, data, order, keys, shown)
                 row = Epoch(epoch, *mean_metrics(metrics, samples), *validate(state))
                 if not math.isfinite(row.train_loss):
                     raise FloatingPointError(

@@ -58,6 +58,16 @@ def normalise(images: Array, normalisation: Normalisation) -> Array:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
+def cross_entropies(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Cross-entropy of each sample in nats, in float32."""
+    losses: Array = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), labels
+    )
+    return losses
+
+
 def measure(logits: Array, labels: Array, mask: Array | None = None) -> Metrics:
     """Loss and correct predictions of a batch, in float32.
 
@@ -66,7 +76,7 @@ def measure(logits: Array, labels: Array, mask: Array | None = None) -> Metrics:
       labels: integer `[batch]`.
       mask: bool `[batch]`, the samples that count; all if None.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    losses = cross_entropies(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
     if mask is not None:
         losses, correct = jnp.where(mask, losses, 0), correct & mask
@@ -79,13 +89,20 @@ def train_step(
     recipe: Recipe,
     normalisation: Normalisation,
     state: State,
-    data: tuple[Array, Array],
+    data: tuple[Array, ...],
     positions: Int[Array, " batch"],
     key: Key[Array, ""],
     *,
     perturb: Perturb | None = None,
 ) -> tuple[State, Metrics]:
-    """One step of gradient descent on the mean cross-entropy of a batch.
+    """One step of gradient descent on the mean cross-entropy of a batch, or its weighted mean.
+
+    With sample weights w of B samples the gradient is that of
+
+        L = (w_1 l_1 + ... + w_B l_B) / B
+
+    The divisor is B, not the sum of the batch's weights: with weights of mean 1 over the data set
+    the expected gradient is then that of the weighted mean over the data set.
 
     With `perturb` the gradient is taken at the perturbed parameters, by them, and the optimiser
     applies it to the exact ones (a straight-through estimator, Joshi et al., Nature Communications
@@ -99,24 +116,29 @@ def train_step(
       recipe: says how images are augmented.
       normalisation: applied after the augmentation.
       state: the state before the step.
-      data: images uint8 `[N, h, w, c]` and labels `[N]`, on the device.
+      data: images uint8 `[N, h, w, c]`, labels `[N]` and, if samples have weights, these `[N]`; on
+        the device.
       positions: the batch's places in `data`.
       key: random key of the augmentation and of `perturb`.
       perturb: see above; None computes with the exact parameters.
 
     Returns:
       The state after the step, and the batch's metrics before it, those of the perturbed
-      parameters.
+      parameters and without sample weights.
     """
-    images, labels = data[0][positions], data[1][positions]
+    images, labels, *weights = (array[positions] for array in data)
     images = augment(key, images, padding=recipe.crop_padding, flip=recipe.flip)
     inputs = normalise(images, normalisation)
 
     def objective(params: nnx.State) -> tuple[Array, tuple[nnx.State, Metrics]]:
         # copy=True: the batch statistics must be Variables of this trace, not of the caller's.
         model = nnx.merge(graphdef, params, state.rest, copy=True)
-        metrics = measure(model(inputs), labels)
-        return metrics.loss / labels.shape[0], (nnx.state(model, nnx.Not(nnx.Param)), metrics)
+        logits = model(inputs)
+        metrics = measure(logits, labels)
+        total = metrics.loss
+        if weights:
+            total = jnp.sum(weights[0] * cross_entropies(logits, labels))
+        return total / labels.shape[0], (nnx.state(model, nnx.Not(nnx.Param)), metrics)
 
     used = state.params
     if perturb is not None:
@@ -151,18 +173,40 @@ def clip_weights(params: Tree, sigma: float) -> Tree:
     return clipped
 
 
-def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum and weight decay; linear warm-up, then cosine decay to zero."""
+def make_optimizer(recipe: Recipe, *, steps: int, warmup: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum and weight decay; linear warm-up, then cosine decay to zero.
+
+    Args:
+      recipe: learning rate, momentum and weight decay; its epochs do not count.
+      steps: all steps, those of the warm-up among them; at least 1.
+      warmup: steps over which the learning rate rises.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
+        init_value=0.0 if warmup else recipe.learning_rate,
         peak_value=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps(steps_per_epoch),
-        decay_steps=recipe.epochs * steps_per_epoch,
+        warmup_steps=warmup,
+        decay_steps=steps,
     )
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),
         optax.sgd(schedule, momentum=recipe.momentum, nesterov=True),
     )
+
+
+def training_mode(model: nnx.Module) -> nnx.Module:
+    """The model, set to training mode; on a CPU with convolutions as `convolve_in_pieces`."""
+    model.train()
+    if jax.default_backend() == "cpu":
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, nnx.Conv):
+                module.conv_general_dilated = convolve_in_pieces
+    return model
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Its graph, its parameters, and the rest of its state."""
+    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graphdef, params, rest[0]
 
 
 def convolve_in_pieces(images: Array, kernel: Array, *args: Any, **settings: Any) -> Array:
@@ -194,6 +238,23 @@ def convolve_in_pieces(images: Array, kernel: Array, *args: Any, **settings: Any
 
     convolve.defvjp(forward, backward)
     return convolve(images, kernel)
+
+
+def epoch_draws(
+    seed: int, epoch: int, count: int, batch_size: int
+) -> tuple[Int[np.ndarray, "steps batch"], Key[Array, " steps"]]:
+    """The order of the samples in an epoch, by batches, and a key for each step.
+
+    Args:
+      seed: the training's.
+      epoch: from 1.
+      count: samples; those that fill no batch are left out.
+      batch_size: samples of a step.
+    """
+    steps = count // batch_size
+    order = np.random.default_rng([seed, epoch]).permutation(count)[: steps * batch_size]
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch), steps)
+    return order.reshape(steps, batch_size), keys
 
 
 def mean_metrics(metrics: list[Metrics], count: int) -> tuple[float, float]:

@@ -119,6 +119,12 @@ COMMANDS = [
     Refused("atlas digits --atlas.chips 1", ("chips must be at least 2", "got 1")),
     Refused("atlas digits --atlas.profiles adc", ("adc, which draws no noise",)),
     Refused("atlas digits --atlas.profiles pcm@1h", ("after @ give seconds, such as pcm@3600",)),
+    Refused("finetune digits --out nothing", ("no model.json in nothing", "run train first")),
+    Refused("finetune digits --finetune.emphasis 0", ("emphasis must be above 0", "got 0.0")),
+    Refused("finetune digits --finetune.variants plain", ("must include plain and noise_aware",)),
+    Refused("finetune digits --finetune.variants plain loss", ("cannot be 'loss'", "curvature")),
+    Refused("finetune digits --finetune.profile adc", ("adc, which draws no noise",)),
+    Refused("finetune digits --finetune.profile ideal", ("ideal, which draws no noise",)),
     Refused("rank-correlation digits --rank-correlation.limit 2", ("limit must be at least 3",)),
 ]
 

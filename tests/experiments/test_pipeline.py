@@ -35,6 +35,7 @@ from experiments.settings.flags import Experiment
 from experiments.settings.presets import PRESETS
 from experiments.stages import train
 from experiments.stages.analyse import ANALYSED
+from experiments.studies import remedies
 from experiments.studies.drift import is_of_run
 from experiments.system.errors import StageFailed
 from jaxcurv import data
@@ -323,6 +324,17 @@ def test_a_drift_figure_of_other_chips_is_not_the_run_s(run_copy: Path) -> None:
     assert is_of_run(*run)
     add_drift_figure(run_copy, programming_noise=5.0)
     assert not is_of_run(*run)
+
+
+def test_remedies_are_shown_beside_their_own_network(run_copy: Path) -> None:
+    run = Job(Experiment(), run_copy, None), read_description(run_copy)
+    assert not remedies.is_of_run(*run)
+    made = {"weights_sha256": sha256(run_copy / "weights.safetensors"), "engine": "fast"}
+    write_json(run_copy / "remedies" / "settings.json", made)
+    shutil.copy(run_copy / "figures" / "figure_one.png", run_copy / "remedies" / "remedies.png")
+    assert remedies.is_of_run(*run)
+    write_json(run_copy / "remedies" / "settings.json", made | {"weights_sha256": "other"})
+    assert not remedies.is_of_run(*run)
 
 
 def test_changed_setting_reruns_what_depends_on_it(finished_run: Path, run_copy: Path) -> None:

@@ -327,7 +327,7 @@ def test_a_step_applies_the_perturbed_gradient_to_the_exact_weights(
     model = Linear(jnp.float32)
     model.fc.bias[...] = jnp.arange(10.0) / 10
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    optimizer = steps.make_optimizer(recipe, 1)
+    optimizer = steps.make_optimizer(recipe, steps=1, warmup=0)
     state = steps.State(params, rest, optimizer.init(params))
     data = jnp.asarray(digits.train.images), jnp.asarray(digits.train.labels)
     positions, key = jnp.arange(7, 39), jax.random.key(5)

@@ -84,7 +84,7 @@ def test_a_chip_is_fitted_and_all_is_archived_and_paged(
     readme.write_text("no place")
     with pytest.raises(ValueError, match="lacks the lines"):
         regenerate(results, readme)
-    with pytest.raises(FileNotFoundError, match="give --readme and --results"):
+    with pytest.raises(FileNotFoundError, match="give --into and --results"):
         regenerate(results, tmp_path / "none.md")
     readme.write_text(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n")
     regenerate(results, readme)
@@ -316,6 +316,6 @@ def test_results_in_use_are_not_regenerated(
     (results / "row").mkdir(parents=True)
     (results / "row/predictions.parquet").touch()
     with lock(results):
-        line = ["regenerate", "--results", str(results), "--readme", str(readme)]
+        line = ["regenerate", "--results", str(results), "--into", str(readme)]
         assert maintain(line) == 2
     assert f"error: {results} is in use by process" in capsys.readouterr().err

@@ -98,6 +98,8 @@ class ReportContents:
     """What the predictors say in one sentence, as `predictors.verdict` returns it."""
     routing_summary: str = ""
     """What routing is worth in a sentence or two, as `routers.summary` returns it."""
+    remedies: Sequence[str] = ()
+    """What to do about failures, a sentence for each time after programming."""
     figures: Sequence[Path] = ()
     """PNG files to embed. The start of a name says which section a figure belongs to, see
     `pictures.KINDS`; others follow under their own names."""

@@ -84,6 +84,10 @@ def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str
             "Whether the same samples fail",
             given.overlap is not None or given.systematic is not None,
         ),
+        "remedies": (
+            "What to do about failures",
+            any(picture.section == "remedies" for picture in pictures),
+        ),
         "drift": ("As the chips age", contents.of_run and given.deciles is not None),
         "gallery": ("Gallery", any(picture.section == "gallery" for picture in pictures)),
         "vulnerable": ("Most vulnerable samples", given.vulnerable is not None),

@@ -46,6 +46,12 @@ KINDS = {
         "Accuracy of the same chips against time after programming; the bands are intervals over "
         "chips.",
     ),
+    "remedies": (
+        "remedies",
+        "Accuracy against energy of every remedy on the same chips, and below the frontiers for "
+        "other energies of an analog pass. Thresholds and frontiers are chosen on validation "
+        "images, the accuracies are of test images.",
+    ),
     "gallery": (
         "gallery",
         "The images of lowest and of highest curvature. Blue: the prediction survives on "

@@ -10,7 +10,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
 from bridge.analysis import intervals
-from bridge.analysis.intervals import mean_interval, rate_interval, wilson_interval
+from bridge.analysis.intervals import (
+    crossed_mean_interval,
+    mean_interval,
+    rate_interval,
+    wilson_interval,
+)
 from tests.crossed_chips import Population, measure_coverage, rate_coverage
 
 OUTCOMES = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6))
@@ -188,3 +193,49 @@ def test_auroc_of_three_chips_is_covered():
 
 def test_examples_run():
     assert doctest.testmod(intervals) == doctest.TestResults(failed=0, attempted=3)
+
+
+# --- the mean over seeds and chips
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1)])
+def test_of_one_factor_it_is_students(shape):
+    values = np.random.default_rng(0).normal(size=7)
+    expected = stats.t.interval(0.9, 6, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(crossed_mean_interval(values.reshape(shape), 0.9), expected)
+
+
+def test_of_two_factors_by_hand():
+    """Rows 1 and 3 on average, columns 2, 2 and 2: all of the spread is the rows'."""
+    values = np.array([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
+    half = stats.t.ppf(0.975, 1) * np.sqrt(2 / 2)
+    np.testing.assert_allclose(crossed_mean_interval(values), (2 - half, 2 + half))
+    # Residuals of 1 and -1 alone: rows and columns have no spread.
+    np.testing.assert_allclose(crossed_mean_interval([[1.0, -1.0], [-1.0, 1.0]]), (0, 0))
+    values = np.array([[0.0, 1.0], [2.0, 5.0]])  # rows 0.5, 3.5; columns 1, 3; residuals +-0.5
+    row, column, rest = 4.5 / 2, 2.0 / 2, 1.0 / 4
+    variance = row + column - rest
+    quantile = stats.t.ppf(0.975, 1)
+    half = quantile * np.sqrt(variance)
+    np.testing.assert_allclose(crossed_mean_interval(values), (2 - half, 2 + half))
+
+
+def test_it_covers_other_rows_and_columns():
+    """Three seeds and five chips, each with an effect of its own: at least what it says."""
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(400):
+        rows, columns = rng.normal(size=(3, 1)), rng.normal(size=(1, 5))
+        low, high = crossed_mean_interval(rows + columns + rng.normal(size=(3, 5)))
+        inside += low < 0 < high
+    assert inside / 400 > 0.92
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [[]], [[1.0, np.nan]]])
+def test_other_values_have_no_mean_interval(values):
+    with pytest.raises(ValueError, match="values must be finite numbers"):
+        crossed_mean_interval(values)
+
+
+def test_a_single_value_has_no_interval():
+    assert np.isnan(crossed_mean_interval([[3.0]])).all()

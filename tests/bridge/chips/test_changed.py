@@ -297,3 +297,10 @@ def test_chips_made_in_inference_mode(engine: Any, tmp_path: Path) -> None:
     for one in (chip, back, later.at(3600.0), copied, chip.on("aihwkit").on(engine)):
         assert torch.equal(run(one), run(expected))
         assert torch.equal(run(one.at(60.0)), run(expected.at(60.0)))
+
+
+def test_a_chip_may_be_changed_before_its_first_images() -> None:
+    chip = program(Net(), PROFILES["pcm"], seed=0)
+    before = run(program(Net(), PROFILES["pcm"], seed=0))
+    chip.analog.fc.bias.data += 2
+    torch.testing.assert_close(run(chip.on(chip.engine)), before + 2)

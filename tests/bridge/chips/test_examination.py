@@ -12,6 +12,7 @@ from torch import nn
 
 from bridge import PROFILES, Profile, Router, predict, program, to_jax
 from bridge.chips import ADC, Clipping
+from bridge.chips.evaluation import require_independent
 from tests.chips import TorchCopies, noisy, small_resnet
 
 IMAGES = np.random.default_rng(4).normal(size=(5, 6, 6, 3)).astype(np.float32)
@@ -117,6 +118,7 @@ TO_RANGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "if beyond 2": lambda x: x / 255 if x.max() > 2 else x,
     "if below -5": lambda x: x / 255 if x.min() < -5 else x,
     "if all are dark": lambda x: 4 * x if x.max() < 0.5 else x,
+    "if each is beyond 5": lambda x: x / 255 if x.amax((1, 2, 3)).min() > 5 else x,
 }
 
 
@@ -130,6 +132,44 @@ def test_scaling_over_the_batch_is_seen_of_images_of_one_range(name: str) -> Non
         predict(model, rows)
     with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
         predict(program(model, PROFILES["pcm"], seed=0), rows)
+
+
+class Leaves(Net):
+    """Stops at an earlier exit where all images of the batch are sure there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exit, self.sure = nn.Linear(3, 4), 0.0
+        self.exit.weight.data = 3 * torch.eye(4, 3)
+
+    def chances(self, x: torch.Tensor) -> torch.Tensor:
+        return self.exit(x.amax((2, 3))).softmax(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        exit = self.chances(x)
+        return exit if exit.amax(1).min() > self.sure else super().forward(x)
+
+
+def test_an_exit_that_a_whole_batch_takes_is_seen_whatever_the_images() -> None:
+    with torch.no_grad():
+        model = Leaves().eval()
+        model.sure = float(model.chances(TENSOR).amax(1).max())  # of more than all of them
+        with pytest.raises(ValueError, match=r"the network mixes the samples of a batch"):
+            require_independent(model, TENSOR, "the network")
+
+
+class Crowded(Net):
+    """Computes otherwise with many images at once, as experts of limited capacity do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x / x.abs().max() if len(x) > 8 else x)
+
+
+def test_a_batch_larger_than_those_tried_is_compared_with_a_few_of_its_samples() -> None:
+    rows = [{**row, "index": n} for n, row in enumerate(4 * ROWS)]
+    predict(Crowded().eval(), rows, batch_size=8)
+    with pytest.raises(ValueError, match=r"the module gives one image different logits"):
+        predict(Crowded().eval(), rows)
 
 
 def within(x: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ LATE = f"{FULL_PROFILE} at 3,600 s"
 
 
 class Ten(NamedTuple):
-    """What the ten lines of README make."""
+    """What the ten lines of a guide make."""
 
     images: data.Normalised
     scores: pd.DataFrame

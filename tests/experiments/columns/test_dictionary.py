@@ -22,7 +22,13 @@ from experiments.columns import dictionary
 from experiments.columns.column import PERCENT, Column, Table, count, fraction, percent, text
 from experiments.comparison.results import compare_results, pairing
 from experiments.comparison.runs import Run
-from experiments.studies import atlas_figures, atlas_tables, rank_correlation
+from experiments.studies import (
+    atlas_figures,
+    atlas_tables,
+    finetune_tables,
+    rank_correlation,
+    remedies_tables,
+)
 from experiments.studies.compare_noise import Match, matched_noise
 from jaxcurv import dataset
 from jaxcurv.estimators import SCORE_COLUMNS, named_estimators
@@ -79,6 +85,53 @@ def of_studies(place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "atlas/always.csv", pd.read_csv(drawn.with_suffix(".csv"))
 
 
+def of_remedies() -> Iterator[tuple[str, pd.DataFrame]]:
+    """What can be done about failures: a remedy of each kind, and fine-tuning."""
+    rng = np.random.default_rng(0)
+    outcomes = [{fold: rng.random((2, 40)) < 0.5 for fold in ("test", "validation")} for _ in "ab"]
+    digital = {fold: some[0] for fold, some in outcomes[1].items()}
+    margins = remedies_tables.Score({fold: rng.random((2, 40)) for fold in digital})
+    table = remedies_tables.remedies_table(
+        [
+            remedies_tables.Remedy("chip"),
+            remedies_tables.Remedy("chip", "2 chips", rule="all"),
+            remedies_tables.Remedy("chip", "2 chips", "margin", "share", 0.1),
+            remedies_tables.Remedy("chip", "2 chips", "margin", "risk", 0.2),
+        ],
+        {"chip": remedies_tables.Outcomes(outcomes[0], remedies_tables.Passes(1.0, 0.0))},
+        {
+            ("chip", "2 chips"): remedies_tables.Outcomes(
+                outcomes[1], remedies_tables.Passes(1.0, 0.0)
+            )
+        },
+        {("chip", "margin"): margins},
+        digital,
+        plain="chip",
+        confidence=0.95,
+    )
+    table.insert(0, "time_s", 20.0)
+    table = table.assign(energy=remedies_tables.energies(table, bridge.routing.Costs()))
+    yield "remedies/remedies.parquet", table
+    best = remedies_tables.frontiers(table, ["time_s"], [bridge.routing.Costs()])
+    yield "remedies/frontier.csv", best
+    right = rng.random((3, 40)) < 0.8
+    vulnerable = np.arange(40) < 4
+    rows = pd.DataFrame(
+        [
+            finetune_tables.row_of(
+                {"variant": variant, "seed": seed, "chip": chip},
+                *(right[chip], right[chip + 1]),
+                original=right[2],
+                vulnerable=vulnerable,
+            )
+            for variant, seed in (("original", None), ("plain", 0), ("noise_aware", 0))
+            for chip in (0, 1)
+        ]
+    ).astype({"seed": "Int64"})
+    yield "finetune/finetune.parquet", rows
+    yield "finetune/finetune.csv", finetune_tables.summarise(rows, 0.95)
+
+
 def scored_in(run: Path) -> pd.DataFrame:
     """What `score_dataset` made of a fold."""
     (path,) = (run / "scores").glob("*/test.parquet")
@@ -131,9 +184,14 @@ def seen(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         for key, name in zip(keys, frame, strict=True):
             found[table.name, key].append(frame[name])
 
+    path: str | Path
     for path, frame in tables_in(finished_run):
         see(path, frame)
-    for path, frame in [*of_run_without_chips(finished_run, place), *of_studies(place)]:
+    for path, frame in [
+        *of_run_without_chips(finished_run, place),
+        *of_studies(place),
+        *of_remedies(),
+    ]:
         see(path, frame)
     arguments = ["table-one", str(finished_run), "--out", str(place)]
     assert commands.run(arguments) == 0

@@ -94,6 +94,7 @@ def test_studies(run: Path, place: Path) -> None:
             *("--compare.chips", "2", "--compare.bins", "3", "--compare.tune-chips", "1"),
         ),
         ("atlas", *shared, "--atlas.chips", "2", "--atlas.profiles", "wnoise", f"{FULL}@20"),
+        ("remedies", *shared, "--remedies.chips", "2", "--remedies.times", "20"),
     ):
         found = without_torch(place, *arguments, hidden=HIDDEN)
         assert found.returncode == 0, found.stderr
@@ -115,7 +116,10 @@ def test_studies(run: Path, place: Path) -> None:
             found.sort_index(), wrong, check_names=False, check_dtype=False
         )
     assert atlas["path"].str.endswith(".png").all()
-    for study in ("drift", "layers", "compare-noise", "atlas"):
+    remedies = pd.read_parquet(run / "remedies/remedies.parquet")
+    assert "compensated, fitted logits" in set(remedies["first"])
+    assert not remedies["first"].str.contains("recalibrated").any()  # no BatchNorm
+    for study in ("drift", "layers", "compare-noise", "atlas", "remedies"):
         settings = read_json(run / study / "settings.json")
         assert settings["engine"] == "jax"
         assert "torch" not in settings["versions"]

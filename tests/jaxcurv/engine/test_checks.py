@@ -371,6 +371,11 @@ def dimmed_by_darkness(hidden: jax.Array, axis: int | None) -> jax.Array:
     return hidden * jnp.where(hidden.sum(1, keepdims=True).min(axis, keepdims=True) < 0.1, 0.5, 1)
 
 
+def dimmed_by_the_weakest(hidden: jax.Array, axis: int | None) -> jax.Array:
+    least = jnp.abs(hidden).max(1, keepdims=True).min(axis, keepdims=True)
+    return hidden * jnp.where(least > 40, 0.5, 1)
+
+
 def standardised(hidden: jax.Array, axis: int | None) -> jax.Array:
     along = 0 if axis is None else axis
     mean, spread = hidden.mean(along, keepdims=True), hidden.std(along, keepdims=True) + 0.1
@@ -386,7 +391,10 @@ def in_steps(hidden: jax.Array, axis: int | None) -> jax.Array:
 @pytest.mark.filterwarnings("ignore:a step of .* moves the logits")  # of what stops gradients
 @pytest.mark.filterwarnings("ignore:the model jumps at")
 @pytest.mark.parametrize("estimator", [FiniteDifference(probes=2), GaussNewton()], ids=repr)
-@pytest.mark.parametrize("hidden", [strongest, dimmed, dimmed_by_darkness, standardised, in_steps])
+@pytest.mark.parametrize(
+    "hidden",
+    [strongest, dimmed, dimmed_by_darkness, dimmed_by_the_weakest, standardised, in_steps],
+)
 def test_samples_that_mix_without_a_gradient_are_refused(
     hidden: Callable, estimator: Estimator
 ) -> None:

@@ -1,0 +1,414 @@
+"""What to do about failures: accuracy against energy of every remedy, as chips age."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bridge.checks import require_between_0_and_1, require_finite
+from bridge.chips.profiles import Profile, to_json
+from bridge.chips.sensitive_layers import most_sensitive
+from bridge.report.folds import Fold
+from bridge.report.tables.formats import with_interval
+from bridge.routing.costs import Costs
+from bridge.routing.guarantees import calibration_size
+from experiments.chips.opening import identity_of_network
+from experiments.chips.protocol import Programmable
+from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.runs.frameworks import in_jax
+from experiments.runs.job import Job
+from experiments.runs.records import read_record
+from experiments.runs.resume import key_of
+from experiments.settings.flags import Experiment
+from experiments.studies import remedies_figures as figures
+from experiments.studies.drift import duration
+from experiments.studies.exported import open_network_for
+from experiments.studies.opening import Study, read_scored
+from experiments.studies.remedies_chips import (
+    Bench,
+    digital_predictions,
+    layers_alone,
+    predictions,
+)
+from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
+from experiments.studies.remedies_tables import cheapest_within, energies, frontiers, told
+from jaxcurv.data import Normalised
+from jaxcurv.storage.checksums import read_json, write_json
+
+_DAY, _YEAR = 86400.0, 365 * 86400.0
+_WITHIN = 0.01
+"""How far below the digital accuracy is near enough for the verdict."""
+_STORED = ("curvature",)
+"""Scores of the run that may be known before an image comes to a chip."""
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What each remedy buys, and at which energy: compensation, recalibration, repeated reads,
+    several chips, precision, and routing of fragile images."""
+
+    profile: Literal["pcm", "adc+pcm", "wnoise+pcm", "adc+wnoise+pcm"] = "adc+wnoise+pcm"
+    """Hardware profile of the chips; compensation of drift is one of the remedies. With
+    --simulate.wnoise.drawn per_mvm repeated reads are one too."""
+    times: tuple[float, ...] = (20.0, _DAY, _YEAR)
+    """Times after programming at which the chips are tried, in seconds."""
+    chips: int = 5
+    """Chips, with seeds --seed, --seed + 1 and so on, the same under every remedy."""
+    limit: int | None = 2000
+    """Largest number of images of the test fold; `none` takes all."""
+    validation_limit: int | None = 1000
+    """Largest number of images of the validation fold, on which thresholds, sensitive layers and
+    the frontier are chosen; `none` takes all. Where the network was trained on all other images
+    they are taken from the test fold, and are not among the images of --remedies.limit."""
+    measured: int = 128
+    """Images of the train fold on which a chip measures its BatchNorm statistics, or the scale and
+    shift of its logits."""
+    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+    """Shares of the images that get a second answer, those that score highest."""
+    levels: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05)
+    """Guaranteed routing: the largest expected shares of all images that stay on the chip and
+    fail."""
+    digital_macs: tuple[float, ...] = (0.05, 0.2)
+    """Shares of the multiply-accumulates that the most sensitive layers may take to the digital
+    side."""
+    reads: int = 4
+    """Reads of one chip whose logits are averaged, where noise is drawn at each operation."""
+    together: int = 2
+    """Chips whose logits are averaged."""
+    extra_bits: int = 2
+    """Bits that the ADC has more for a second answer."""
+    adc_share: float = 0.5
+    """Share of an analog pass's energy that is the ADC's, which doubles with each bit."""
+    analog_costs: tuple[float, ...] = (0.05, 0.1, 0.3)
+    """Energies of an analog pass, those of a digital one being 1, for which the frontier is
+    drawn, beside that of --analyse.energy.*."""
+    out: Path | None = None
+    """Folder of the results; `none` is remedies/ in the run's folder."""
+
+    def __post_init__(self) -> None:
+        for time in self.times:
+            require_finite("a time", time)
+        for cost in self.analog_costs:
+            require_finite("an analog cost", cost, positive=True)
+        for name in ("shares", "levels", "digital_macs"):
+            for value in getattr(self, name):
+                require_between_0_and_1(f"each of {name}", value)
+        for name in ("times", "analog_costs"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ and be at least one; got {values}")
+        for name, least in (
+            *(("chips", 1), ("measured", 2), ("reads", 2), ("together", 2), ("extra_bits", 1)),
+            *(("limit", 2), ("validation_limit", 2)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}; got {value}")
+        if not 0 <= self.adc_share <= 1:
+            raise ValueError(f"adc_share must lie in [0, 1]; got {self.adc_share}")
+
+    @property
+    def choices(self) -> Choices:
+        """What the plan takes of the settings."""
+        return Choices(
+            *(self.shares, self.levels, self.reads, self.together),
+            *(self.extra_bits, self.adc_share),
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's network and the images to try remedies on."""
+
+    network: Programmable
+    profile: Profile
+    folds: Mapping[str, Normalised] = field(repr=False)
+    """Images: test, validation and measured."""
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(repr=False)
+    """Stored scores of the test and validation images, where the run has them, by name and fold."""
+    origin: dict[str, Any]
+    """What decides the predictions besides profile and seed, as JSON holds it."""
+    made_with: dict[str, Any]
+
+
+def open_remedies(
+    experiment: Experiment,
+    folder: Path,
+    data_dir: Path | None,
+    *,
+    profile: str,
+    limit: int | None,
+    validation_limit: int | None,
+    measured: int,
+) -> Opened:
+    """Reads a run's network, the images and what the run knows of them.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: the work cannot start.
+    """
+    settings = experiment.simulate
+    network, versions = open_network_for(experiment, folder, data_dir)
+    images = network.images
+    held_out: Fold = "validation"
+    if images.has_validation:
+        test, validation = images.some("test", limit), images.some(held_out, validation_limit)
+    else:  # it was trained on all of the training split
+        held_out = "test"
+        test, validation = images.test_in_two(limit, validation_limit)
+    folds = {"test": test, "validation": validation, "measured": images.calibrating(measured)}
+    chosen = settings.every_profile[profile]
+    programmable = network.programmable([chosen])
+    return Opened(
+        programmable,
+        chosen,
+        folds,
+        _stored(folder, {"test": ("test", test), "validation": (held_out, validation)}),
+        {
+            **network.origin,
+            "images": {fold: key_of(images.indices.tolist()) for fold, images in folds.items()},
+            "calibration": settings.adc_calibration if chosen.needs_calibration else None,
+            "engine": settings.engine,
+            "stream": settings.stream,
+        },
+        {"device": programmable.device, "versions": versions},
+    )
+
+
+def _stored(
+    folder: Path, images: Mapping[str, tuple[Fold, Normalised]]
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """The run's scores, those that all of these images have.
+
+    Args:
+      folder: of the run.
+      images: what the scores are of, with the fold of the run that they are from.
+
+    Raises:
+      ValueError, FileNotFoundError: the scores are of another network.
+    """
+    if read_record(folder, "score") is None or not (folder / "scores.parquet").exists():
+        return {}
+    read_scored(folder)
+    table = read_parquet(folder / "scores.parquet")
+    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name in _STORED:
+        values = {
+            which: table[table["fold"] == fold]
+            .set_index("index")[name]
+            .reindex(some.indices)
+            .to_numpy(np.float64)
+            for which, (fold, some) in images.items()
+        }
+        if all(np.isfinite(some).all() for some in values.values()):
+            found[name] = values
+    return found
+
+
+def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -> None:
+    """Tries every remedy on the same chips and images, and says what lies on the frontier.
+
+    Leaves remedies.parquet and remedies.csv (a row a remedy and time), frontier.csv (those that
+    none beats, at each cost of an analog pass), drawn as remedies.png and remedies.svg,
+    layers.csv (what each layer alone costs) and settings.json. The logits of every kind of
+    chip are kept in pieces/ and not computed again.
+    """
+    bench = Bench(
+        opened.network,
+        opened.profile,
+        opened.folds,
+        range(experiment.seed, experiment.seed + settings.chips),
+        experiment.simulate.batch_size,
+        out / "pieces" / key_of(opened.origin),
+    )
+    times = sorted(settings.times)
+    coverage = opened.network.coverage(bench.images("measured", 2))
+    failures = layers_alone(bench, times[0])
+    plan = plan_of(
+        opened.profile,
+        coverage,
+        {share: most_sensitive(failures, coverage, share) for share in settings.digital_macs},
+        recalibrates=opened.network.batch_norms > 0,
+        choices=replace(settings.choices, levels=_promised(settings.levels, opened)),
+    )
+    digital = digital_predictions(bench)
+    made = predictions(bench, plan.kinds, times)
+    confidence, energy = experiment.analyse.confidence, experiment.analyse.energy
+    tables = [
+        outcomes_table(
+            plan,
+            {kind: made[kind, time] for kind in plan.kinds},
+            digital,
+            opened.scores,
+            confidence=confidence,
+        ).assign(time_s=time)
+        for time in times
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "time_s", table.pop("time_s"))
+    table = table.assign(energy=energies(table, energy))
+    ratios = sorted({*settings.analog_costs, energy.analog / energy.digital})
+    best = frontiers(table, ["time_s"], [Costs(analog=ratio) for ratio in ratios])
+    accuracy = {fold: float(right.mean()) for fold, right in digital.right().items()}
+    write_parquet(out / "remedies.parquet", table)
+    write_csv(out / "layers.csv", failures)
+    write_csv(out / "frontier.csv", best)
+    figures.draw(
+        table,
+        best,
+        accuracy["test"],
+        energy,
+        out / "remedies.png",
+        title=f"{experiment.data.title}, {experiment.model.title}, {settings.profile}",
+    )
+    write_json(
+        out / "settings.json",
+        {
+            **opened.origin,
+            **opened.made_with,
+            "profile": to_json(opened.profile),
+            "profile_name": settings.profile,
+            "times": times,
+            "seeds": list(bench.seeds),
+            "choices": asdict(settings.choices),
+            "digital_layers": {f"{share:g}": kept for share, kept in plan.kept_digital.items()},
+            "digital_accuracy": accuracy,
+            "energy": asdict(energy),
+            "confidence": confidence,
+        },
+    )
+    show(table, best, accuracy, energy)
+    print(f"{out / 'remedies.png'}, remedies.csv, frontier.csv and remedies.parquet")
+
+
+def is_of_run(job: Job, description: dict[str, Any]) -> bool:
+    """Whether a run's folder has remedies that were tried on its own network.
+
+    Args:
+      job: the run.
+      description: its network's.
+    """
+    path = job.folder / "remedies" / "settings.json"
+    if not path.exists() or not (job.folder / "remedies" / "remedies.png").exists():
+        return False
+    made = read_json(path)
+    if (made["engine"] == "jax") is not in_jax(job.experiment):
+        return False  # its identity is another kind of hash
+    return bool(made["weights_sha256"] == identity_of_network(job, description))
+
+
+def verdicts(folder: Path) -> list[str]:
+    """What finished remedies say, a sentence for each time at the energies that they were run with.
+
+    Args:
+      folder: where `run` left them.
+    """
+    made, best = read_json(folder / "settings.json"), pd.read_csv(folder / "frontier.csv")
+    cost = made["energy"]["analog"] / made["energy"]["digital"]
+    chips = len(made["seeds"])
+    return [
+        f"{made['profile_name']}, {duration(time)} after programming ({chips} chips). "
+        + verdict(rows, made["digital_accuracy"])
+        for time, rows in best[best["analog_cost"] == cost]
+        .fillna({"second": "", "score": ""})
+        .groupby("time_s")
+    ]
+
+
+def _promised(levels: Sequence[float], opened: Opened) -> tuple[float, ...]:
+    """The levels that the validation images suffice for; says which ones they do not."""
+    count = len(opened.folds["validation"])
+    kept = tuple(level for level in levels if calibration_size(level) <= count)
+    if missing := [level for level in levels if level not in kept]:
+        print(
+            f"{count} validation images promise no failures below "
+            f"{', '.join(f'{100 * level:g} %' for level in missing)}: left out; "
+            f"{calibration_size(min(missing))} would do",
+            file=sys.stderr,
+        )
+    return kept
+
+
+def show(
+    table: pd.DataFrame, best: pd.DataFrame, accuracy: Mapping[str, float], energy: Costs
+) -> None:
+    """Prints for each time every first answer alone, and the frontier at the run's energies."""
+    console = Console(highlight=False)
+    cost = energy.analog / energy.digital
+    for time, rows in table.groupby("time_s"):
+        console.print(
+            _printed(
+                rows[rows["rule"].isin(["none", "all"])],
+                f"{duration(float(str(time)))} after programming: chips alone",
+                energy.digital,
+            )
+        )
+        of_time = best[(best["time_s"] == time) & (best["analog_cost"] == cost)]
+        if not of_time.empty:
+            console.print(_printed(of_time, "the frontier", 1.0))
+            console.print(verdict(of_time, accuracy))
+    first = table.iloc[0]
+    console.print(
+        f"Accuracy in %, gain over the plain chip in points, with {len(table['time_s'].unique())} "
+        f"times, {first['chips']} chips and {first['samples']:,} test images; digital "
+        f"{100 * accuracy['test']:.1f} %. Energy: a digital pass is 1, an analog one {cost:g}.\n"
+        "Thresholds and the frontier are chosen on validation images."
+    )
+
+
+def _printed(rows: pd.DataFrame, title: str, unit: float) -> Table:
+    printed = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    printed.add_column("remedy")
+    for name in ("energy", "accuracy", "gain"):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for row in rows.to_dict("records"):
+        printed.add_row(
+            told(row),
+            f"{row['energy'] / unit:.3f}",
+            _interval(row, "accuracy"),
+            _interval(row, "gain"),
+        )
+    return printed
+
+
+def _interval(row: Mapping[Any, Any], name: str) -> str:
+    value, low, high = (100 * row[name + end] for end in ("", "_low", "_high"))
+    return with_interval(value, low, high, ".1f")
+
+
+def verdict(of_time: pd.DataFrame, accuracy: Mapping[str, float]) -> str:
+    """Which remedy comes within a point of the digital model at the least energy, in a sentence.
+
+    Args:
+      of_time: the frontier at one time and cost.
+      accuracy: the digital model's by fold.
+    """
+    row = cheapest_within(of_time, accuracy["validation"], _WITHIN)
+    if row is None:
+        return f"No remedy comes within {100 * _WITHIN:g} point of the digital accuracy."
+    short = 100 * (accuracy["test"] - row["accuracy"])
+    return (
+        f"Cheapest within {100 * _WITHIN:g} point of the digital accuracy on validation images: "
+        f"{told(row)}, at {row['energy']:.3f} of its energy; on test images "
+        + (f"{short:.1f} points below." if short >= 0.05 else "not below.")
+    )
+
+
+STUDY = Study(
+    "remedies",
+    Remedies,
+    open_remedies,
+    run,
+    opened_with=("profile", "limit", "validation_limit", "measured"),
+    of=("train", "export"),
+    beside=("simulate",),
+)

@@ -1,0 +1,349 @@
+"""Remedies: who gets the second answer and what that costs, by hand; the command; resuming."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
+from bridge.routing import Costs
+from experiments.cli import commands
+from experiments.studies.remedies import Remedies, verdict, verdicts
+from experiments.studies.remedies_chips import Kind, Predictions
+from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
+from experiments.studies.remedies_tables import (
+    Outcomes,
+    Passes,
+    Remedy,
+    Score,
+    cheapest_within,
+    energies,
+    frontier,
+    frontiers,
+    remedies_table,
+    told,
+)
+from tests.exported_run import write_exported_digits
+
+ONCE, NEVER = Passes(1.0, 0.0), Passes(0.0, 0.0)
+
+
+def folds(array: Any) -> dict[str, NDArray[Any]]:
+    """The same for test and validation."""
+    return {"test": np.asarray(array), "validation": np.asarray(array)}
+
+
+# Ten samples, two chips, a score that rises; the digital model is right on all but the last.
+DIGITAL = folds([True] * 9 + [False])
+FIRST = Outcomes(
+    folds([[True] * 6 + [False, True, False, True], [True] * 8 + [False, False]]), ONCE
+)
+RISING = np.arange(10.0)[None]
+
+
+def row_of(remedy: Remedy, score: Score | None = None, **second: Outcomes) -> dict[str, Any]:
+    scores = {} if score is None else {("chip", "score"): score}
+    (row,) = remedies_table(
+        [remedy],
+        {"chip": FIRST},
+        {("chip", name): one for name, one in second.items()},
+        scores,
+        DIGITAL,
+        plain="chip",
+        confidence=0.95,
+    ).to_dict("records")
+    return row
+
+
+def of_every_chip() -> Outcomes:
+    right = {fold: np.broadcast_to(some, (2, 10)) for fold, some in DIGITAL.items()}
+    return Outcomes(right, Passes(0.0, 1.0))
+
+
+def test_the_plain_chip() -> None:
+    row = row_of(Remedy("chip"))
+    assert row["accuracy"] == pytest.approx(0.8)
+    assert (row["gain"], row["gain_low"], row["gain_high"], row["routed"]) == (0, 0, 0, 0)
+    assert (row["analog_passes"], row["digital_passes"]) == (1, 0)
+    # Of 18 digitally correct outcomes 2 and 1 are wrong; of all 20 the same three.
+    assert row["failure_rate"] == pytest.approx(3 / 18)
+    assert row["failed"] == pytest.approx(3 / 20)
+
+
+def test_the_highest_scores_get_the_digital_answer() -> None:
+    """Samples 7, 8 and 9: sample 8 is saved on both chips, sample 9 spoilt on the first."""
+    row = row_of(
+        Remedy("chip", "digital", "score", "share", 0.3),
+        Score(folds(RISING)),
+        digital=of_every_chip(),
+    )
+    assert row["routed"] == pytest.approx(0.3)
+    assert row["accuracy"] == pytest.approx((8 + 9) / 20)
+    assert row["gain"] == pytest.approx((0 + 1) / 20)
+    assert (row["analog_passes"], row["digital_passes"]) == pytest.approx((1.0, 0.3))
+
+
+def test_a_score_that_is_known_before_spares_the_chip() -> None:
+    score = Score(folds(RISING), before=True, passes=Passes(0.0, 0.02))
+    row = row_of(Remedy("chip", "digital", "score", "share", 0.3), score, digital=of_every_chip())
+    assert (row["analog_passes"], row["digital_passes"]) == pytest.approx((0.7, 0.32))
+
+
+def test_every_chip_has_a_threshold_of_its_own_validation_scores() -> None:
+    """The second chip's scores are shifted on test: what was a share of 0.3 is all and none."""
+    validation = np.concatenate([RISING, RISING])
+    score = Score({"validation": validation, "test": validation + np.array([[10.0], [-10.0]])})
+    row = row_of(Remedy("chip", "digital", "score", "share", 0.3), score, digital=of_every_chip())
+    assert row["routed"] == pytest.approx(0.5)
+    assert row["accuracy"] == pytest.approx((9 + 8) / 20)
+
+
+def test_a_guaranteed_threshold_lets_stay_what_it_may() -> None:
+    """Level 0.2 of ten: (1 + 1) / 11 is below, (2 + 1) / 11 is not. The first chip fails on
+    samples 6 and 8: 0 to 7 stay; the second on 8 alone: all may stay."""
+    row = row_of(
+        Remedy("chip", "digital", "score", "risk", 0.2),
+        Score(folds(RISING)),
+        digital=of_every_chip(),
+    )
+    assert row["routed"] == pytest.approx((2 + 0) / 20)
+    assert row["failed"] == pytest.approx((1 + 1) / 20)
+
+
+def test_all_get_the_second_answer() -> None:
+    second = Outcomes(folds(np.ones((2, 10), bool)), Passes(3.0, 0.0))
+    row = row_of(Remedy("chip", "reads", rule="all"), reads=second)
+    assert (row["accuracy"], row["routed"], row["analog_passes"]) == (1.0, 1.0, 4.0)
+
+
+def test_validation_chooses_and_test_is_reported() -> None:
+    right = {"validation": np.ones((1, 4), bool), "test": np.zeros((1, 4), bool)}
+    digital = {fold: some[0] for fold, some in right.items()}
+    (row,) = remedies_table(
+        [Remedy("chip")], {"chip": Outcomes(right, ONCE)}, {}, {}, digital, plain="chip",
+        confidence=0.95,
+    ).to_dict("records")  # fmt: skip
+    assert (row["accuracy"], row["validation_accuracy"]) == (0.0, 1.0)
+    assert np.isnan(row["failure_rate"])  # the digital model is right on none
+
+
+# --- the frontier
+
+
+def table_of(*rows: tuple[float, float, float]) -> pd.DataFrame:
+    columns = ["analog_passes", "digital_passes", "validation_accuracy"]
+    return pd.DataFrame(rows, columns=columns).assign(time_s=20.0)
+
+
+def test_energy_is_linear_in_both_passes() -> None:
+    assert energies(table_of((2.0, 0.5, 1.0)), Costs(0.3, 2.0)).tolist() == [2 * 0.3 + 0.5 * 2]
+    assert Passes(2.0, 0.5).energy(Costs(0.3, 2.0)) == pytest.approx(1.6)
+
+
+def test_frontier_leaves_what_another_beats() -> None:
+    energy = pd.Series([0.1, 0.1, 0.2, 0.3, 0.3, 0.05])
+    accuracy = pd.Series([0.7, 0.8, 0.8, 0.9, 0.9, 0.5])
+    assert frontier(energy, accuracy).tolist() == [False, True, False, True, False, True]
+
+
+def test_the_frontier_moves_with_the_cost_of_an_analog_pass() -> None:
+    """Four reads take 0.4 of a digital pass at 0.1 and 1.2 at 0.3, where the digital one is
+    better."""
+    table = table_of((1.0, 0.0, 0.8), (4.0, 0.0, 0.85), (0.0, 1.0, 0.9))
+    found = frontiers(table, ["time_s"], [Costs(0.1), Costs(0.3)])
+    kept = found.groupby("analog_cost")["validation_accuracy"].agg(list).to_dict()
+    assert kept == {0.1: [0.8, 0.85, 0.9], 0.3: [0.8, 0.9]}
+    assert found["energy"].round(3).tolist() == [0.1, 0.4, 1.0, 0.3, 1.0]
+
+
+def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
+    rows = pd.DataFrame(
+        {
+            "first": ["chip", "compensated", "digital"],
+            "second": ["", "digital", ""],
+            "score": ["", "margin", ""],
+            "rule": ["none", "share", "none"],
+            "at": [np.nan, 0.1, np.nan],
+            "energy": [0.1, 0.2, 1.0],
+            "accuracy": [0.5, 0.87, 0.9],
+            "validation_accuracy": [0.5, 0.89, 0.9],
+        }
+    )
+    found = cheapest_within(rows, 0.9, 0.0101)
+    assert found is not None
+    assert told(found) == "compensated; 10 % digital by margin"
+    said = verdict(rows, {"validation": 0.8999, "test": 0.9})
+    assert "compensated; 10 % digital by margin, at 0.200 of its energy" in said
+    assert "3.0 points below" in said
+    assert "No remedy" in verdict(rows[:1], {"validation": 0.9, "test": 0.9})
+
+
+# --- the plan
+
+CHOICES = Choices((0.1,), (0.05,), reads=4, together=2, extra_bits=2, adc_share=0.5)
+COVERAGE = pd.DataFrame(
+    {"layer": ["a", "b", "c"], "macs": [60, 30, 10], "place": ["analog", "analog", "digital"]}
+)
+
+
+def plan(profile: Profile, **options: Any) -> Any:
+    options = {"recalibrates": True, "choices": CHOICES, **options}
+    return plan_of(profile, COVERAGE, {0.3: ["b"], 0.01: []}, **options)
+
+
+def test_passes_follow_what_is_on_tiles() -> None:
+    made = plan(Profile(memory=PCM(), adc=ADC(bits=6)))
+    assert made.firsts["chip"].passes == Passes(0.9, 1 - 0.9)
+    partly = made.firsts["compensated, recalibrated, 30 % digital"]
+    assert (partly.passes.analog, partly.passes.digital) == pytest.approx((0.6, 0.4))
+    assert partly.kinds[0].digital_layers == ("b",)
+    assert not any("1 %" in name for name in made.firsts)  # no layer fits into it
+    # Half of an analog pass is the ADC's, which two more bits make four times as large.
+    bits = made.seconds["8 ADC bits"].passes
+    assert (bits.analog, bits.digital) == pytest.approx((0.9 * 2.5, 0.1))
+
+
+def test_repeated_reads_are_tried_where_reads_differ() -> None:
+    frozen, fresh = WeightNoise(drawn="per_chip"), WeightNoise(drawn="per_mvm")
+    assert list(plan(Profile(memory=PCM(), wnoise=frozen)).seconds) == ["2 chips"]
+    made = plan(Profile(memory=PCM(), wnoise=fresh))
+    assert list(made.seconds) == ["2 chips", "4 reads"]
+    assert made.seconds["4 reads"].passes.analog == pytest.approx(3 * 0.9)
+
+
+def test_nothing_is_recalibrated_without_batch_norm() -> None:
+    made = plan(Profile(memory=PCM()), recalibrates=False)
+    assert made.best == "compensated"
+    assert not any("recalibrated" in name for name in made.firsts)
+    assert not any(kind.recalibrated for kind in made.kinds)
+
+
+def test_answers_average_and_fit_logits() -> None:
+    """Two classes. The chip's logits are the digital ones shifted, which the fit undoes; the other
+    chip errs to the other side, so that the mean of both is right."""
+    every_fold = ("test", "validation", "measured")
+    labels = np.array([0, 1, 0, 1])
+    exact = np.array([[1.0, 0], [0, 1], [2, 0], [0, 2]], np.float32)
+    shift = np.array([3.0, 0], np.float32)
+
+    def made_of(logits: Mapping[int, NDArray[np.float32]]) -> dict[Kind, Predictions]:
+        every = plan(Profile(memory=PCM()), recalibrates=False).kinds
+        return {
+            kind: Predictions(dict.fromkeys(every_fold, logits[kind.other][None]), {})
+            for kind in every
+        }
+
+    digital = Predictions(dict.fromkeys(every_fold, exact[None]), dict.fromkeys(every_fold, labels))
+    choices = replace(CHOICES, levels=())
+    tried = plan_of(Profile(memory=PCM()), COVERAGE, {}, recalibrates=False, choices=choices)
+    table = outcomes_table(
+        tried,
+        made_of({0: exact + shift, 1: exact - shift}),
+        digital,
+        {"curvature": folds(np.array([0.0, 9, 1, 8]))},
+        confidence=0.95,
+    )
+    alone = table[table["rule"].isin(["none", "all"])].apply(told, axis=1)
+    accuracy = dict(zip(alone, table.loc[alone.index, "accuracy"], strict=True))
+    assert accuracy == {
+        "digital": 1.0,
+        "chip": 0.5,
+        "fitted logits": 1.0,
+        "compensated": 0.5,
+        "compensated, fitted logits": 1.0,
+        "compensated; 2 chips": 1.0,
+    }
+    known = table[(table["score"] == "curvature") & (table["first"] == "chip")]
+    assert known["routed"].tolist() == [0.25]
+    assert known["accuracy"].tolist() == [0.75]
+
+
+# --- the command
+
+FLAGS = (
+    *("--remedies.chips", "2", "--remedies.limit", "30", "--remedies.validation-limit", "30"),
+    *("--remedies.times", "3600", "--remedies.measured", "20", "--simulate.adc-calibration", "20"),
+    *("--remedies.digital-macs", "0.3", "--simulate.wnoise.drawn", "per_mvm"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder of which only the exported weights are left, and what the command made."""
+    folder = write_exported_digits(tmp_path_factory.mktemp("run"))
+    assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS]) == 0
+    return folder
+
+
+def test_what_it_leaves(folder: Path) -> None:
+    out = folder / "remedies"
+    table = pd.read_parquet(out / "remedies.parquet")
+    assert set(table["time_s"]) == {3600.0}
+    assert {"chip", "digital", "recalibrated", "compensated, fitted logits"} <= set(table["first"])
+    assert {"digital", "2 chips", "4 reads", "11 ADC bits"} <= set(table["second"])
+    best = pd.read_csv(out / "frontier.csv")
+    assert set(best["analog_cost"]) == {0.05, 0.1, 0.3}
+    assert best.groupby("analog_cost")["validation_accuracy"].apply(
+        lambda one: one.is_monotonic_increasing
+    ).all()  # fmt: skip
+    for name in ("remedies.png", "remedies.svg", "remedies.csv", "layers.csv"):
+        assert (out / name).stat().st_size > 100
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["seeds"] == [0, 1]
+    (kept,) = settings["digital_layers"].values()
+    assert kept  # some layer of this small network fails by itself
+
+
+def test_the_report_reads_a_sentence_for_each_time(folder: Path) -> None:
+    (said,) = verdicts(folder / "remedies")
+    assert said.startswith("adc+wnoise+pcm, 1 h after programming (2 chips). ")
+    assert "on validation images" in said or "No remedy" in said
+
+
+def test_it_goes_on_from_what_is_there(folder: Path) -> None:
+    pieces = {path: path.stat().st_mtime_ns for path in folder.glob("remedies/pieces/*/*")}
+    assert pieces
+    before = pd.read_parquet(folder / "remedies" / "remedies.parquet")
+    next(path for path in pieces if "layers" not in path.name).unlink()
+    assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS]) == 0
+    made = [
+        path
+        for path in folder.glob("remedies/pieces/*/*")
+        if path.stat().st_mtime_ns != pieces.get(path)
+    ]
+    assert len(made) == 1
+    pd.testing.assert_frame_equal(before, pd.read_parquet(folder / "remedies" / "remedies.parquet"))
+
+
+def test_levels_that_the_validation_images_cannot_promise_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS]) == 0
+    said = capsys.readouterr().err
+    assert "30 validation images promise no failures below 0.5 %, 1 %, 2 %: left out; 199" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"shares": (0.0,)}, "shares"),
+        ({"levels": (1.0,)}, "levels"),
+        ({"digital_macs": (1.5,)}, "digital_macs"),
+        ({"times": ()}, "times"),
+        ({"times": (20.0, 20.0)}, "times"),
+        ({"analog_costs": (0.0,)}, "analog cost"),
+        ({"reads": 1}, "reads must be at least 2"),
+        ({"chips": 0}, "chips must be at least 1"),
+        ({"measured": 1}, "measured must be at least 2"),
+        ({"adc_share": 1.5}, "adc_share"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Remedies(**settings)

@@ -1,0 +1,51 @@
+"""README and the pages of docs/: their Python, run as a user would paste it."""
+
+import re
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+_MODULE = "page"
+
+
+def name_of(page: Path) -> str:
+    """A page's place in the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks_of(page: Path) -> list[str]:
+    """The page's blocks of Python."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Runs a page's blocks one after the other, in the folder; returns the names they leave."""
+    patch.chdir(folder)
+    module = ModuleType(_MODULE)
+    patch.setitem(sys.modules, _MODULE, module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.filterwarnings("error", "(?s).*the earlier name works until")
+        for block in blocks_of(page):
+            exec(compile(block, name_of(page), "exec"), vars(module))
+    return vars(module)
+
+
+def write_digits(folder: Path, count: int = 40) -> None:
+    """Gray noise of 28x28 in ten folders of classes: what README calls images/test."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        place = folder / f"class {number % 10}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (28, 28), np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")

@@ -1,0 +1,112 @@
+"""What the documentation site is given beside the pages in docs/."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tools import site_pages
+
+PAGES = sorted(site_pages.DOCS.rglob("*.md"))
+NAV = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+
+
+def test_every_page_is_in_the_navigation_and_is_there() -> None:
+    named = set(re.findall(r"([\w./-]+\.md)$", NAV, re.MULTILINE))
+    pages = {page.relative_to(site_pages.DOCS).as_posix() for page in PAGES}
+    linked = {place for place in site_pages.linked_files() if place.endswith(".md")}
+    assert named == pages | linked
+
+
+def test_every_public_name_is_documented_once() -> None:
+    found = site_pages.documented()
+    names = [path for paths in found.values() for path in paths]
+    assert len(names) == len(set(names))
+    assert "jaxcurv.input_curvature" in found["jaxcurv"]
+    assert "bridge.program" in found["bridge"]
+    assert "bridge.chips.program" not in found["bridge.chips"]
+    assert "bridge.chips.ADC" in found["bridge.chips"]
+    assert "jaxcurv.estimators.BatchProblem" in found["jaxcurv.estimators"]
+    assert "jaxcurv.estimators.FiniteDifference" not in found["jaxcurv.estimators"]
+    last = {path.rpartition(".")[2] for path in names}
+    for package in site_pages.NAMESPACES:
+        assert {one.rpartition(".")[2] for one in site_pages.public_names(package)} <= last
+        assert (
+            f"<!-- names of {package} -->"
+            in (site_pages.DOCS / "reference" / f"{package}.md").read_text()
+        )
+
+
+def test_marks_become_what_the_program_says() -> None:
+    page = site_pages.with_made_parts("before\n\n<!-- names of jaxcurv.models -->\n\nafter\n")
+    assert page == (
+        "before\n\n::: jaxcurv.models.ResNet\n\n::: jaxcurv.models.ResNet18\n\n"
+        "::: jaxcurv.models.ResNet50\n\nafter\n"
+    )
+
+
+def test_links_lead_to_the_files_of_the_site() -> None:
+    page = site_pages.DOCS / "guides" / "chips.md"
+    text = (
+        "[a](data.md#x) [b](../../BUILD_NOTES.md) ![c](../../experiments/results/x.png) "
+        "[`d`](../../CONTRIBUTING.md#test) [e](https://example.org) [f](#g) `[h](../../i.md)` "
+        "[folder](../../experiments/results/)"
+    )
+    assert site_pages.with_links_of_the_site(text, page, "guides/chips.md") == (
+        "[a](data.md#x) [b](../repository/BUILD_NOTES.md) "
+        "![c](../repository/experiments/results/x.png) "
+        "[`d`](../repository/CONTRIBUTING.md#test) [e](https://example.org) [f](#g) "
+        "`[h](../../i.md)` folder"
+    )
+    notes = ROOT / "CONTRIBUTING.md"
+    link = site_pages.with_links_of_the_site(
+        "[s](docs/guides/studies.md)", notes, "repository/CONTRIBUTING.md"
+    )
+    assert link == "[s](../guides/studies.md)"
+
+
+def test_pictures_of_pages_outside_of_docs_come_along() -> None:
+    found = site_pages.linked_files()
+    assert found["repository/CONTRIBUTING.md"] == ROOT / "CONTRIBUTING.md"
+    results = "experiments/results/cifar10_akamaster_resnet20/figures/figure_one.png"
+    assert found[f"repository/{results}"] == ROOT / results
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_doctests_become_code(indent: str) -> None:
+    lines = ["Words.", "", ">>> one = 1", ">>> one", "1", "", "More words."]
+    docstring = "\n".join(indent + line if line else "" for line in lines)
+    found = site_pages.fenced(docstring)
+    code = "\n".join(indent + line for line in ["```pycon", *lines[2:5], "```"])
+    assert found == f"{indent}Words.\n\n{code}\n\n{indent}More words."
+    assert len(doctest.DocTestParser().get_examples(found)) == 2
+
+
+def anchors(page: Path) -> set[str]:
+    """The places in a page that links can name."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in titles}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        *(ROOT / name for name in ("README.md", "BUILD_NOTES.md", "CONTRIBUTING.md")),
+        *(ROOT / name for name in ("CHANGELOG.md", "experiments/results/README.md")),
+        *PAGES,
+    ],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in site_pages.links(page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        assert path.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(path), target

@@ -1,0 +1,228 @@
+"""What the documentation site is given beside the pages in docs/, as hooks of MkDocs.
+
+The command line and the lists of public names are made from the program itself, so that they are
+never out of date. A file of the repository that a page links to, outside of docs/, is copied into
+the site under `repository/`, Markdown as a page of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+from experiments.cli import commands
+from experiments.runs.stage_names import STAGE_NAMES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+COMMANDS = {
+    "A run and its stages": [f"{name} digits" for name in ("run", *STAGE_NAMES)],
+    "More about a finished run": [
+        *("rank-correlation digits", "rescore digits", "validate digits", "layers digits"),
+        *("drift digits", "compare-noise digits", "atlas digits", "figure-one", "gallery"),
+    ],
+    "Your own model, images, scores and predictions": [
+        *("score --model x", "merge", "analyse --scores x"),
+    ],
+    "The paper's results": ["table-one", "fit-paper", "reproduce"],
+    "Speed and memory": [
+        f"benchmark {subject}" for subject in ("curvature", "analog", "load", "costs")
+    ],
+    "Presets": ["presets"],
+}
+"""Every command, under the headings of its page, with what `--help` needs in front of it."""
+
+_COLUMNS = "100"
+
+_DOCTEST = re.compile(r"^(?P<indent> *)>>> (?:.*\n?)(?:(?P=indent).*\S.*\n?)*", re.MULTILINE)
+_COMMAND_LINE = "<!-- the command line -->"
+_NAMES = re.compile(r"<!-- names of ([\w.]+) -->")
+_LINK = re.compile(
+    r"(?P<code>```.*?```|`[^`\n]*`)"
+    r"|(?P<mark>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)\)",
+    re.DOTALL,
+)
+"""A link or a picture, or code, in which nothing is a link."""
+
+
+def command_line() -> str:
+    """The help of every command, as Markdown."""
+    parts = [f"```text\n{_said(['--help'])}\n```"]
+    for heading, lines in COMMANDS.items():
+        parts.append(f"## {heading}")
+        for line in lines:
+            name = line.removesuffix(" digits").partition(" --")[0]
+            asked = line.split() if name == "presets" else [*line.split(), "--help"]
+            parts.append(f"### {name}\n\n```text\n{_said(asked)}\n```")
+    return "\n\n".join(parts)
+
+
+def _said(arguments: list[str]) -> str:
+    """What a command prints."""
+    printed = io.StringIO()
+    with patch.dict(os.environ, COLUMNS=_COLUMNS), redirect_stdout(printed):
+        code = commands.run(arguments)
+    if code:
+        raise ValueError(f"python -m experiments {' '.join(arguments)} ended with {code}")
+    return printed.getvalue().strip()
+
+
+def public_names(package: str) -> list[str]:
+    """Names that a package shows, without its namespaces, with the package in front."""
+    module = importlib.import_module(package)
+    shown = getattr(module, "__all__", None) or _defined(module)
+    return [f"{package}.{name}" for name in shown if f"{package}.{name}" not in NAMESPACES]
+
+
+def _defined(module: ModuleType) -> list[str]:
+    """The public functions and classes that a module without `__all__` defines, in its order."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == module.__name__
+    ]
+
+
+NAMESPACES = [
+    "jaxcurv",
+    *(
+        f"jaxcurv.{name}"
+        for name in ("estimators", "margins", "data", "models", "training", "engine")
+    ),
+    "bridge",
+    *(
+        f"bridge.{name}"
+        for name in ("analysis", "chips", "graphs", "jax_chips", "routing", "weights")
+    ),
+]
+"""Packages and modules whose names are public. A name that several show is documented once."""
+
+
+def documented() -> dict[str, list[str]]:
+    """The names that each namespace's page documents: those that no earlier one has shown.
+
+    A class or function is known again by its place in the code, other values by identity.
+    """
+    seen: set[Any] = set()
+    found: dict[str, list[str]] = {}
+    for package in ("jaxcurv", "bridge", *NAMESPACES):
+        if package in found:
+            continue
+        found[package] = []
+        for path in public_names(package):
+            name = path.rpartition(".")[2]
+            value = getattr(importlib.import_module(package), name)
+            named = hasattr(value, "__qualname__")
+            place = (value.__module__, value.__qualname__) if named else id(value)
+            if place not in seen:
+                seen.add(place)
+                found[package].append(path)
+    return found
+
+
+def with_made_parts(markdown: str) -> str:
+    """A page with its marks replaced by what the program says."""
+    if _COMMAND_LINE in markdown:
+        markdown = markdown.replace(_COMMAND_LINE, command_line())
+
+    def reference(match: re.Match[str]) -> str:
+        return "\n\n".join(f"::: {path}" for path in documented()[match[1]])
+
+    return _NAMES.sub(reference, markdown)
+
+
+def fenced(docstring: str) -> str:
+    """A docstring with a fence around each doctest, which ends at an empty line."""
+
+    def fence(match: re.Match[str]) -> str:
+        indent = match["indent"]
+        return f"{indent}```pycon\n{match[0].rstrip()}\n{indent}```\n"
+
+    return _DOCTEST.sub(fence, docstring)
+
+
+def links(markdown: str) -> Iterator[str]:
+    """The targets of a page's links and pictures, code left aside."""
+    return (match["target"] for match in _LINK.finditer(markdown) if not match["code"])
+
+
+def linked_files() -> dict[str, Path]:
+    """Files outside of docs/ that the pages lead to, by their place in the site."""
+    waiting, found = sorted(DOCS.rglob("*.md")), dict[str, Path]()
+    while waiting:
+        page = waiting.pop()
+        for target in links(page.read_text()):
+            path = _target(page, target)
+            if path is None or path.is_relative_to(DOCS) or not path.is_file():
+                continue
+            place = f"repository/{path.relative_to(ROOT).as_posix()}"
+            if place not in found:
+                found[place] = path
+                waiting += [path] * (path.suffix == ".md")
+    return found
+
+
+def _target(page: Path, target: str) -> Path | None:
+    """The file that a link names; None for an address or a place in the page."""
+    name = target.partition("#")[0]
+    if not name or "://" in name or name.startswith("mailto:"):
+        return None
+    return (page.parent / name).resolve()
+
+
+def with_links_of_the_site(markdown: str, page: Path, place: str) -> str:
+    """A page whose links lead to where the site has the files.
+
+    Args:
+      markdown: its text.
+      page: its file.
+      place: its place in the site.
+    """
+
+    def moved(match: re.Match[str]) -> str:
+        if match["code"]:
+            return match[0]
+        mark, text, target = match["mark"], match["text"], match["target"]
+        path = _target(page, target)
+        if path is None:
+            return match[0]
+        if path.is_dir() and not path.is_relative_to(DOCS):
+            return text
+        there = (
+            path.relative_to(DOCS).as_posix()
+            if path.is_relative_to(DOCS)
+            else f"repository/{path.relative_to(ROOT).as_posix()}"
+        )
+        _, hash_, anchor = target.partition("#")
+        relative = posixpath.relpath(there, posixpath.dirname(place) or ".")
+        return f"{mark}[{text}]({relative}{hash_}{anchor})"
+
+    return _LINK.sub(moved, markdown)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs' event: adds the files outside of docs/ that the pages lead to."""
+    from mkdocs.structure.files import File
+
+    for place, path in linked_files().items():
+        files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """MkDocs' event: makes what the program says, and leads links to their files in the site."""
+    path = Path(page.file.abs_src_path)
+    return with_made_parts(with_links_of_the_site(markdown, path, page.file.src_uri))
