@@ -5,17 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import ParquetFile
 
 from experiments.columns.column import FLAG, TEXT, Column, Table
 from experiments.columns.dictionary import tables_of
+
+ROWS = 20_000
+"""As many rows of a table are looked at, its first ones."""
 
 
 def tables_in(folder: Path) -> Iterator[tuple[Path, pd.DataFrame]]:
     """Every CSV and Parquet file but unfinished work, by its path within the folder's parent."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".csv", ".parquet") and "pieces" not in path.parts:
-            read = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
-            yield path.relative_to(folder.parent), read(path)
+        if "pieces" in path.parts:
+            continue
+        if path.suffix == ".csv":
+            yield path.relative_to(folder.parent), pd.read_csv(path, nrows=ROWS)
+        elif path.suffix == ".parquet":
+            with ParquetFile(path) as file:
+                first = next(file.iter_batches(ROWS), None)
+                rows = file.schema_arrow.empty_table() if first is None else first
+                yield path.relative_to(folder.parent), rows.to_pandas()
 
 
 def described(path: str | Path, frame: pd.DataFrame) -> tuple[Table, list[str]]:
