@@ -59,6 +59,8 @@ More about a finished run:
   compare-noise PRESET  Whether other kinds of noise cause failures on the same
                         samples.
   atlas PRESET          On how many of a hundred chips each image fails.
+  student PRESET        A tiny network that predicts from the image alone which
+                        images fail.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
 
@@ -221,6 +223,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         layers,
         rank_correlation,
         rescore,
+        student,
         validate,
     )
 
@@ -232,6 +235,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "drift": drift.STUDY,
         "compare-noise": compare_noise.STUDY,
         "atlas": atlas.STUDY,
+        "student": student.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -324,7 +328,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         name: partial(_study, name)
         for name in (
             *("rank-correlation", "rescore", "validate"),
-            *("layers", "drift", "compare-noise", "atlas"),
+            *("layers", "drift", "compare-noise", "atlas", "student"),
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},

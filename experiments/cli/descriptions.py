@@ -23,5 +23,7 @@ DOES = {
     "compare-noise": "says whether other kinds of noise cause failures on the same samples.",
     "atlas": "counts on how many chips each scored image fails, and says how much of the failures "
     "is the image's own.",
+    "student": "fits a tiny network that predicts from the image alone which images fail, and "
+    "compares it with the run's other scores.",
 }
 """By command, a sentence that goes on from the command's name and a colon."""

@@ -19,6 +19,7 @@ from experiments.studies import (
     layers,
     rank_correlation,
     rescore,
+    student,
     validate,
 )
 
@@ -81,7 +82,7 @@ def test_keys_stay_what_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [atlas, compare_noise, drift, layers, rank_correlation, rescore, validate]
+    "module", [atlas, compare_noise, drift, layers, rank_correlation, rescore, student, validate]
 )
 def test_a_study_is_opened_with_what_its_settings_have(module: Any) -> None:
     study = module.STUDY

@@ -14,7 +14,7 @@ from experiments.settings.presets import PRESETS, flag_name
 
 STUDIES = (
     *("rank-correlation", "rescore", "validate"),
-    *("layers", "drift", "compare-noise", "atlas"),
+    *("layers", "drift", "compare-noise", "atlas", "student"),
 )
 
 HELPED = [
