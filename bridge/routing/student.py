@@ -106,7 +106,7 @@ def fit_student(
     *,
     budget_macs: int,
     seed: int,
-    epochs: int = 30,
+    epochs: int = 15,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
 ) -> Student:

@@ -13,7 +13,8 @@ from bridge.chips.profiles import FULL_PROFILE
 from bridge.routing import load_student, student
 from experiments.cli import commands
 from experiments.runs.files import read_parquet, write_parquet
-from experiments.studies.student import StudentStudy
+from experiments.studies.student import StudentStudy, _divided, _targets
+from experiments.studies.student import _joined as outcomes_of
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
 
@@ -43,9 +44,23 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(run: Path) -> Path:
+def fitted_with() -> dict[str, Any]:
+    """What `made` gave to `fit_student`."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def made(run: Path, fitted_with: dict[str, Any]) -> Path:
     """The student of the chip that the run made, tried on the other; not to be changed."""
-    assert commands.run(line(run)) == 0
+    fit = student.fit_student
+
+    def noted(images: np.ndarray, targets: np.ndarray, **settings: Any) -> Any:
+        fitted_with.update(images=images, targets=targets, **settings)
+        return fit(images, targets, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(student, "fit_student", noted)
+        assert commands.run(line(run)) == 0
     return run / "student"
 
 
@@ -92,41 +107,32 @@ def test_auroc_is_that_of_the_other_chip(made: Path, run: Path) -> None:
 
 
 def test_it_is_fitted_on_the_train_fold_of_the_first_chip(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Path, run: Path, fitted_with: dict[str, Any]
 ) -> None:
-    given: dict[str, Any] = {}
-    fit = student.fit_student
-
-    def noted(images: np.ndarray, targets: np.ndarray, **settings: Any) -> Any:
-        given.update(images=images, targets=targets, **settings)
-        return fit(images, targets, **settings)
-
-    monkeypatch.setattr(student, "fit_student", noted)
-    assert commands.run(line(run, "--student.out", str(tmp_path), "--student.epochs", "1")) == 0
     rows = outcomes(run, 0, "train").sort_values("index")
-    np.testing.assert_array_equal(given["targets"], ~rows["right"].to_numpy(bool))
-    assert given["images"].dtype == np.uint8
+    np.testing.assert_array_equal(fitted_with["targets"], ~rows["right"].to_numpy(bool))
+    assert fitted_with["images"].dtype == np.uint8
     train = data.load("digits").train
     images = {one["index"]: one["image"] for one in (train[n] for n in range(len(train)))}
-    np.testing.assert_array_equal(given["images"], [images[one] for one in rows["index"]])
-    settings = read_json(tmp_path / "settings.json")
-    assert settings["fitted_on"] == [0]
-    assert settings["tried_on"] == [1]
-    assert given["budget_macs"] == int(0.05 * settings["macs"])
+    np.testing.assert_array_equal(fitted_with["images"], [images[one] for one in rows["index"]])
+    settings = read_json(made / "settings.json")
+    assert (settings["fitted_on"], settings["tried_on"]) == ([0], [1])
+    assert fitted_with["budget_macs"] == int(0.05 * settings["macs"])
     assert settings["student_macs"] <= 0.05 * settings["macs"]
-    assert f"fitted on {len(rows)} digitally correct images" in capsys.readouterr().out.replace(
-        "\n", " "
-    )
+    assert (fitted_with["epochs"], fitted_with["seed"]) == (2, 0)
 
+
+def test_a_fitted_student_is_kept(
+    made: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("fitted again")
 
     monkeypatch.setattr(student, "fit_student", refuse)
-    before = (tmp_path / "student.csv").read_bytes()
-    (tmp_path / "student.csv").unlink()
-    assert commands.run(line(run, "--student.out", str(tmp_path), "--student.epochs", "1")) == 0
-    assert (tmp_path / "student.csv").read_bytes() == before
-    assert commands.run(line(run, "--student.out", str(tmp_path), "--seed", "0")) == 1  # 2 epochs
+    shutil.copytree(made / "pieces", tmp_path / "pieces")
+    assert commands.run(line(run, "--student.out", str(tmp_path))) == 0
+    for name in ("student.csv", "student.parquet", "student.safetensors", "routing.csv"):
+        assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_its_router_pays_for_the_student(made: Path) -> None:
@@ -144,11 +150,19 @@ def test_its_router_pays_for_the_student(made: Path) -> None:
         assert (made / name).stat().st_size > 1000
 
 
-def test_chips_may_be_the_same(finished_run: Path, tmp_path: Path) -> None:
-    flags = ("--student.chips", "same", "--student.out", str(tmp_path), "--student.limit", "25")
-    assert commands.run(line(finished_run, *flags)) == 0
-    settings = read_json(tmp_path / "settings.json")
-    assert (settings["fitted_on"], settings["tried_on"], settings["samples"]) == ([0], [0], 25)
+def test_chips_are_divided_or_the_same() -> None:
+    assert _divided([0, 1, 2], "other", Path()) == ((0, 1), (2,))
+    assert _divided([3], "same", Path()) == ((3,), (3,))
+
+
+def test_a_limit_takes_fewer_images(run: Path) -> None:
+    joined = outcomes_of(run, FULL_PROFILE)
+    indices, share = _targets(joined, (0, 1), None, 0)
+    fewer, theirs = _targets(joined, (0, 1), 25, 0)
+    assert len(fewer) == 25 < len(indices)
+    known = dict(zip(indices, share, strict=True))
+    assert [known[one] for one in fewer] == list(theirs)
+    assert set(share) == {0.0, 0.5, 1.0}
 
 
 # --- what is refused
