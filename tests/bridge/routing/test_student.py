@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from scipy.stats import rankdata
@@ -12,7 +13,12 @@ from torch import nn
 
 import bridge
 from bridge.routing import Student, fit_student, load_student, save_student, student
-from bridge.routing.student_network import Architecture, architecture_for, log_odds
+from bridge.routing.student_network import (
+    Architecture,
+    abstract_network,
+    architecture_for,
+    log_odds,
+)
 
 BUDGET = 5000
 RNG = np.random.default_rng
@@ -110,7 +116,8 @@ def test_macs_are_those_of_coverage(
     made = architecture_for(shape, budget)
     assert (made.widths, made.pooling) == (widths, pooling)
     assert made.macs <= budget
-    weights = student.initial_weights(made, 0, 0.0)
+    _, shapes = abstract_network(made)
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     chip = bridge.analog(
         lambda weights, images: log_odds(made, weights, images)[:, None] * np.ones(2, np.float32),
         weights,
