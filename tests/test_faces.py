@@ -38,8 +38,9 @@ SHOWN = {
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
     "load_programmed output_noise predict predict_chips recalibrate save_programmed "
     "training_noise weight_moments with_digital_of",
-    "bridge.routing": "Costs Routed Router RoutingResult calibration_size choose_threshold "
-    "guaranteed_threshold risk_at routed_at routing_baselines routing_curve",
+    "bridge.routing": "Costs Routed Router RoutingResult Student calibration_size choose_threshold "
+    "fit_student guaranteed_threshold load_student risk_at routed_at routing_baselines "
+    "routing_curve save_student",
     "bridge.weights": "Checkpoint Comparison from_torch load_checkpoint load_weights resnet18 "
     "resnet50 same_logits save_weights to_torch twin",
 }

@@ -40,7 +40,10 @@ _TABLES = (
     *("per_class", "overlap", "systematic"),
 )
 _KEPT_OF = dict.fromkeys(
-    ("stages", "compare-noise", "drift", "layers", "rank-correlation", "rescore", "validate"),
+    (
+        *("stages", "compare-noise", "drift", "layers"),
+        *("rank-correlation", "rescore", "student", "validate"),
+    ),
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
 

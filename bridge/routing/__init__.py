@@ -1,4 +1,5 @@
-"""Which samples to run on the digital model: curves, thresholds, guarantees, a live router."""
+"""Which samples to run on the digital model: curves, thresholds, guarantees, a live
+router, a tiny network that scores them."""
 
 from jaxcurv import faces
 

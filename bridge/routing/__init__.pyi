@@ -9,3 +9,7 @@ from .guarantees import guaranteed_threshold as guaranteed_threshold
 from .guarantees import risk_at as risk_at
 from .router import Routed as Routed
 from .router import Router as Router
+from .student import Student as Student
+from .student import fit_student as fit_student
+from .student_files import load_student as load_student
+from .student_files import save_student as save_student

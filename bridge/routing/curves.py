@@ -26,7 +26,7 @@ from bridge.routing.costs import Costs
 from jaxcurv.rows import require_same_rows
 from jaxcurv.settings import plain
 
-Kind = Literal["analog", "known", "digital"]
+Kind = Literal["analog", "known", "digital", "student"]
 """Where a score comes from, and so what it costs (`mean_energy`)."""
 
 
@@ -42,6 +42,9 @@ def mean_energy(
     - digital: the score takes k digital forward passes of every sample, which leave the digital
       answer behind: k d + (1 - f) a. With k >= 1 it never costs less than d, the digital model
       alone.
+    - student: the score takes another network (`Student`) on every sample, which costs k of a
+      digital forward pass and answers nothing: k d + (1 - f) a + f d. It saves energy while
+      f < 1 - k d / (d - a), if a < d.
     """
     f = np.asarray(fraction, np.float64)
     if kind == "analog":
@@ -55,7 +58,10 @@ def mean_energy(
                 f"passes must be at least 1, of which the digital answer comes; got {passes}"
             )
         return passes * costs.digital + (1 - f) * costs.analog
-    raise ValueError(f"kind is analog, known or digital, got {kind!r}")
+    if kind == "student":
+        passes = require_finite("passes", passes)
+        return passes * costs.digital + (1 - f) * costs.analog + f * costs.digital
+    raise ValueError(f"kind is analog, known, digital or student, got {kind!r}")
 
 
 def routing_curve(
@@ -91,7 +97,8 @@ def routing_curve(
         analog_correct: bool [samples], or [chips, samples].
         kind: where the score comes from.
         costs: energy of one inference.
-        passes: digital forward passes that a score of kind "digital" takes.
+        passes: digital forward passes that a score of kind "digital" or "student" takes; of the
+            latter its multiply-accumulates over those of the digital model.
         points: rows of the table; fewer where the samples are fewer.
         indices: int [samples], unique and stable; breaks ties. Positions if None.
 

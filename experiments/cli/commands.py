@@ -63,6 +63,8 @@ More about a finished run:
                         much accuracy at which energy.
   finetune PRESET       Whether noise-aware fine-tuning with weight on the
                         vulnerable images beats that on all.
+  student PRESET        A tiny network that predicts from the image alone which
+                        images fail.
   figure-one RUN        Fig. 1 of the paper: failure rate by curvature.
   gallery RUN           The images of lowest and of highest curvature.
   compare RUN RUN ...   Which settings differ, and by how much the results
@@ -244,6 +246,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         rank_correlation,
         remedies,
         rescore,
+        student,
         validate,
     )
 
@@ -257,6 +260,7 @@ def _study(command: str, arguments: Sequence[str]) -> None:
         "atlas": atlas.STUDY,
         "remedies": remedies.STUDY,
         "finetune": finetune.STUDY,
+        "student": student.STUDY,
     }
     run_study(studies[command], command, with_own_preset(arguments))
 
@@ -349,7 +353,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
         name: partial(_study, name)
         for name in (
             *("rank-correlation", "rescore", "validate"),
-            *("layers", "drift", "compare-noise", "atlas", "remedies", "finetune"),
+            *("layers", "drift", "compare-noise", "atlas", "student", "remedies", "finetune"),
         )
     },
     **{name: partial(_paper_output, name) for name in ("table-one", "figure-one", "gallery")},

@@ -22,10 +22,12 @@ DOES = {
     "drift": "measures the accuracy of the programmed chips as they age.",
     "compare-noise": "says whether other kinds of noise cause failures on the same samples.",
     "remedies": "tries what can be done about failures, and says what buys how much accuracy at "
-    "which energy",
+    "which energy.",
     "atlas": "counts on how many chips each scored image fails, and says how much of the failures "
     "is the image's own.",
     "finetune": "fine-tunes the network at one budget of gradient steps, on all images alike or "
     "with weight on the vulnerable ones, and tries all on the same chips.",
+    "student": "fits a tiny network that predicts from the image alone which images fail, and "
+    "compares it with the run's other scores.",
 }
 """By command, a sentence that goes on from the command's name and a colon."""

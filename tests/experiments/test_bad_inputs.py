@@ -567,7 +567,11 @@ ANALYSES = [
     Bad("two labels", lambda: compared({"a": SCORE}, labels=[0, 1]), "lengths differ: labels 2"),
     Bad("NaN to route", lambda: curve(SCORE * np.nan), "6 NaN of 6; score these samples again"),
     Bad("one point", lambda: curve(points=1), "points must be at least 2; got 1"),
-    Bad("cost kind", lambda: curve(kind="free"), "kind is analog, known or digital, got 'free'"),
+    Bad(
+        "cost kind",
+        lambda: curve(kind="free"),
+        "kind is analog, known, digital or student, got 'free'",
+    ),
     Bad("passes", lambda: curve(kind="digital", passes=0.5), "passes must be at least 1"),
     Bad(
         "costs", lambda: bridge.routing.Costs(digital=0), "digital inference must be finite and > 0"

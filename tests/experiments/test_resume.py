@@ -19,7 +19,9 @@ from experiments.studies import (
     finetune,
     layers,
     rank_correlation,
+    remedies,
     rescore,
+    student,
     validate,
 )
 
@@ -82,7 +84,11 @@ def test_keys_stay_what_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [atlas, compare_noise, drift, finetune, layers, rank_correlation, rescore, validate]
+    "module",
+    [
+        *(atlas, compare_noise, drift, finetune, layers, rank_correlation, remedies, rescore),
+        *(student, validate),
+    ],
 )
 def test_a_study_is_opened_with_what_its_settings_have(module: Any) -> None:
     study = module.STUDY

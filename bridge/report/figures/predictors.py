@@ -34,7 +34,7 @@ from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
 
 _ROUTERS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, WINE, BLACK)
 _CURVES = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))
-_DASHES = {"analog": "-", "known": "-", "digital": "--"}
+_DASHES = {"analog": "-", "known": "-", "digital": "--", "student": "--"}
 _FARTHEST = 1.25  # of the digital energy: beyond it no router saves anything
 
 

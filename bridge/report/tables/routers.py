@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class RoutedBy:
     """A score that a router might take.
 
-    `sign` is -1 for a score that falls with fragility. A score of kind "digital" takes the forward
-    passes of the predictor that `costed_as` names.
+    `sign` is -1 for a score that falls with fragility. A score of kind "digital" or "student" takes
+    the forward passes of the predictor that `costed_as` names.
     """
 
     column: str
@@ -39,6 +39,9 @@ class RoutedBy:
     sign: int = 1
     costed_as: str = ""
 
+
+STUDENT = "student"
+"""Score of a `bridge.routing.Student`, which sees the image alone. A run's own tables have none."""
 
 ROUTERS: dict[str, RoutedBy] = {
     "analog margin": RoutedBy("analog_margin", "analog", -1),
@@ -50,6 +53,7 @@ ROUTERS: dict[str, RoutedBy] = {
     "curvature, computed": RoutedBy(f"curvature{LABEL_FREE}", "digital", costed_as="curvature"),
     "flip probability, computed": RoutedBy(FLIP_PROBABILITY, "digital", costed_as=FLIP_PROBABILITY),
     "margin, computed": RoutedBy("margin", "digital", -1, costed_as="margin"),
+    STUDENT: RoutedBy(STUDENT, "student", costed_as=STUDENT),
 }
 """No router sees a label: curvature is that of the model's own prediction."""
 

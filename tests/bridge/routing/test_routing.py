@@ -104,6 +104,7 @@ def test_each_kind_is_charged_with_what_it_costs():
     assert mean_energy(0.25, "analog", costs) == pytest.approx(0.2 + 0.5)
     assert mean_energy(0.25, "known", costs) == pytest.approx(0.15 + 0.5)
     assert mean_energy(0.25, "digital", costs, passes=3) == pytest.approx(6 + 0.15)
+    assert mean_energy(0.25, "student", costs, passes=0.05) == pytest.approx(0.1 + 0.15 + 0.5)
     # A score of a digital pass has the digital answer already.
     assert (mean_energy(np.linspace(0, 1, 5), "digital", costs) >= costs.digital).all()
     result = routed_at(0.5, [0.0, 1.0], [True, True], [True, False], kind="analog", costs=costs)

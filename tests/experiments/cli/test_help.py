@@ -14,7 +14,7 @@ from experiments.settings.presets import PRESETS, flag_name
 
 STUDIES = (
     *("rank-correlation", "rescore", "validate"),
-    *("layers", "drift", "compare-noise", "atlas", "remedies", "finetune"),
+    *("layers", "drift", "compare-noise", "atlas", "student", "remedies", "finetune"),
 )
 
 HELPED = [
