@@ -31,7 +31,7 @@ _REMEDY: Mapping[str, Column] = {
     ),
     "score": text(
         "What decides who gets the second answer; empty where nobody or everybody does.",
-        *("", "margin", "curvature"),
+        *("", "margin", "curvature", "student"),
     ),
     "rule": text(
         "Who gets it: none; share, the images of the highest scores up to a share; risk, those "

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +40,14 @@ from experiments.studies.remedies_chips import (
     predictions,
 )
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
-from experiments.studies.remedies_tables import cheapest_within, energies, frontiers, told
+from experiments.studies.remedies_tables import (
+    Passes,
+    Score,
+    cheapest_within,
+    energies,
+    frontiers,
+    told,
+)
 from jaxcurv.data import Normalised
 from jaxcurv.storage.checksums import read_json, write_json
 
@@ -134,8 +140,8 @@ class Opened:
     profile: Profile
     folds: Mapping[str, Normalised] = field(repr=False)
     """Images: test, validation and measured."""
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(repr=False)
-    """Stored scores of the test and validation images, where the run has them, by name and fold."""
+    scores: Mapping[str, Score] = field(repr=False)
+    """Those of the test and validation images that are there before a chip runs, by name."""
     origin: dict[str, Any]
     """What decides the predictions besides profile and seed, as JSON holds it."""
     made_with: dict[str, Any]
@@ -172,7 +178,11 @@ def open_remedies(
         programmable,
         chosen,
         folds,
-        _stored(folder, {"test": ("test", test), "validation": (held_out, validation)}),
+        _stored(
+            folder,
+            network.identity,
+            {"test": ("test", test), "validation": (held_out, validation)},
+        ),
         {
             **network.origin,
             "images": {fold: key_of(images.indices.tolist()) for fold, images in folds.items()},
@@ -185,12 +195,15 @@ def open_remedies(
 
 
 def _stored(
-    folder: Path, images: Mapping[str, tuple[Fold, Normalised]]
-) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """The run's scores, those that all of these images have.
+    folder: Path, identity: Any, images: Mapping[str, tuple[Fold, Normalised]]
+) -> dict[str, Score]:
+    """The run's scores that tell an image before it comes to a chip, and that all of these have.
+
+    They are stored for known images, or a student's, which costs a little of a digital pass.
 
     Args:
       folder: of the run.
+      identity: of the network, as `identity_of_network` tells it.
       images: what the scores are of, with the fold of the run that they are from.
 
     Raises:
@@ -200,17 +213,25 @@ def _stored(
         return {}
     read_scored(folder)
     table = read_parquet(folder / "scores.parquet")
-    found: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for name in _STORED:
+    passes = dict.fromkeys(_STORED, 0.0)
+    student = folder / "student"
+    if (student / "settings.json").exists() and (student / "student.parquet").exists():
+        made = read_json(student / "settings.json")
+        if made["weights_sha256"] == identity:
+            scores = read_parquet(student / "student.parquet")
+            table = table.merge(scores, on=["fold", "index"], how="left")
+            passes["student"] = made["student_macs"] / made["macs"]
+    found = {}
+    for name, cost in passes.items():
         values = {
             which: table[table["fold"] == fold]
             .set_index("index")[name]
             .reindex(some.indices)
-            .to_numpy(np.float64)
+            .to_numpy(np.float64)[None]
             for which, (fold, some) in images.items()
         }
         if all(np.isfinite(some).all() for some in values.values()):
-            found[name] = values
+            found[name] = Score(values, before=True, passes=Passes(0.0, cost))
     return found
 
 

@@ -35,6 +35,12 @@ _FAMILIES = {
     "more ADC bits": (PURPLE, "P"),
     "digital by the chip's margin": (BLUE, "."),
     "digital by known curvature": (SKY, "v"),
+    "digital by a student": (VERMILLION, "^"),
+}
+_ROUTERS = {
+    "margin": "digital by the chip's margin",
+    "curvature": "digital by known curvature",
+    "student": "digital by a student",
 }
 _LINES = ("-", "--", ":", "-.")
 _COSTS = (VERMILLION, BLACK, BLUE, GREEN)
@@ -50,8 +56,7 @@ def family(row: pd.Series) -> str:
         partly = str(row["first"]).endswith("digital")
         return "sensitive layers digital" if partly else "calibrated on the chip"
     if second == "digital":
-        margin = row["score"] == "margin"
-        return "digital by the chip's margin" if margin else "digital by known curvature"
+        return _ROUTERS[str(row["score"])]
     return "more ADC bits" if second.endswith("bits") else "several chips or reads"
 
 

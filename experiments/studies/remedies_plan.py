@@ -151,7 +151,7 @@ def outcomes_table(
     plan: Plan,
     made: Mapping[Kind, Predictions],
     digital: Predictions,
-    stored: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    stored: Mapping[str, Score],
     *,
     confidence: float,
 ) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def outcomes_table(
       plan: what to try.
       made: predictions of each kind of chip.
       digital: those of the digital model, as of one chip.
-      stored: known scores [samples] by name and fold.
+      stored: scores that are there before a chip runs, by name.
       confidence: confidence level of the intervals.
     """
     labels = digital.labels
@@ -173,10 +173,7 @@ def outcomes_table(
         logits = _logits(answer, made, digital)
         first[name] = Outcomes(Predictions(logits, labels).right(), answer.passes)
         scores[name, "margin"] = Score({fold: _fragility(some) for fold, some in logits.items()})
-        for which, values in stored.items():
-            scores[name, which] = Score(
-                {fold: some[None] for fold, some in values.items()}, before=True
-            )
+        scores |= {(name, which): score for which, score in stored.items()}
         everywhere = {
             fold: np.broadcast_to(right[fold], some.shape)
             for fold, some in first[name].right.items()

@@ -246,7 +246,7 @@ def test_answers_average_and_fit_logits() -> None:
         tried,
         made_of({0: exact + shift, 1: exact - shift}),
         digital,
-        {"curvature": folds(np.array([0.0, 9, 1, 8]))},
+        {"curvature": Score(folds(np.array([[0.0, 9, 1, 8]])), before=True)},
         confidence=0.95,
     )
     alone = table[table["rule"].isin(["none", "all"])].apply(told, axis=1)
