@@ -171,8 +171,8 @@ def verdicts(table: pd.DataFrame, images: int) -> Iterator[str]:
                 100 * row[f"difference_to_{NOISE_AWARE}{end}"] for end in ("", "_low", "_high")
             )
             shown = "fewer" if high < 0 else "more" if low > 0 else "no difference shown"
-            said.append(f"{with_interval(value, low, high, '+.1f')} points of {which} ({shown})")
-        yield f"{WORDS[variant]} less noise-aware of all alike, failures: {', '.join(said)}."
+            said.append(f"{which} {with_interval(value, low, high, '+.1f')} ({shown})")
+        yield f"Failures, {WORDS[variant]} less all alike, points: {'; '.join(said)}."
     yield (
         f"All were trained on the {images:,} training images that the run has scored. Failures: "
         "images\nthat the network was right on before and that a chip gets wrong. Intervals are "
@@ -183,44 +183,38 @@ def verdicts(table: pd.DataFrame, images: int) -> Iterator[str]:
 
 def show(table: pd.DataFrame, title: str) -> None:
     """Prints accuracy and failures of each variant, and differences from the two references."""
-    console = Console(highlight=False)
-    first = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    second = Table(
-        title="Differences of the failure rate, percentage points",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for printed in (first, second):
-        printed.add_column("variant", no_wrap=True)
-    for name in ("digital", "on chips", "failures", "failures, D10"):
-        first.add_column(name, justify="right", no_wrap=True)
-    for reference in (PLAIN, NOISE_AWARE):
-        for which in (ALL, VULNERABLE):
-            second.add_column(f"to {reference}, {which}", justify="right")
     rows = table.set_index(["variant", "images", "measure"])
+    measured = _printed(title, "digital", "on chips", "failures", "failures, D10")
+    less = {
+        reference: _printed(
+            f"Failures less those of {WORDS[reference]}, percentage points", "all", "D10"
+        )
+        for reference in (PLAIN, NOISE_AWARE)
+    }
     for variant in table["variant"].unique():
-        measured = (
-            (ALL, "digital_accuracy"),
-            (ALL, "accuracy"),
-            (ALL, "failure_rate"),
-            (VULNERABLE, "failure_rate"),
-        )
-        first.add_row(
+        failing = {which: rows.loc[(variant, which, "failure_rate")] for which in (ALL, VULNERABLE)}
+        accuracies = (rows.loc[(variant, ALL, one)] for one in ("digital_accuracy", "accuracy"))
+        measured.add_row(
             WORDS[variant],
-            *(_interval(rows.loc[(variant, *which)], "value", ".1f") for which in measured),
+            *(f"{100 * row['value']:.1f}" for row in accuracies),
+            *(_interval(row, "value", ".1f") for row in failing.values()),
         )
-        second.add_row(
-            WORDS[variant],
-            *(
-                _interval(
-                    rows.loc[(variant, which, "failure_rate")], f"difference_to_{reference}", "+.1f"
-                )
-                for reference in (PLAIN, NOISE_AWARE)
-                for which in (ALL, VULNERABLE)
-            ),
-        )
-    console.print(first)
-    console.print(second)
+        for reference, printed in less.items():
+            name = f"difference_to_{reference}"
+            printed.add_row(
+                WORDS[variant], *(_interval(row, name, "+.1f") for row in failing.values())
+            )
+    console = Console(highlight=False)
+    for printed in (measured, *less.values()):
+        console.print(printed)
+
+
+def _printed(title: str, *columns: str) -> Table:
+    printed = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=60)
+    printed.add_column("variant", no_wrap=True)
+    for name in columns:
+        printed.add_column(name, justify="right", no_wrap=True)
+    return printed
 
 
 def _interval(row: pd.Series, name: str, form: str) -> str:

@@ -62,8 +62,8 @@ def summarise(rows: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
     A difference is that of the same training seeds and chips; of the network that was not
     fine-tuned, that of each seed's network from it, on the same chip. Intervals are
-    `crossed_mean_interval`'s: for other seeds and chips, of the same images and one original
-    network. None is adjusted for their number.
+    `crossed_mean_interval`'s, cut to [0, 1], of differences to [-1, 1]: for other seeds and chips,
+    of the same images and one original network. None is adjusted for their number.
 
     Args:
       rows: a row of `row_of` for each network and chip: variant, seed (missing of the original) and
@@ -118,8 +118,8 @@ def _matrix(rows: pd.DataFrame, variant: str, column: str) -> npt.NDArray[np.flo
 def _with_interval(
     name: str, values: npt.NDArray[np.float64], confidence: float, *, least: float
 ) -> dict[str, float]:
-    """The mean and its interval, within `least` and 1."""
+    """The mean and its interval, cut to what such a number can be: from `least` to 1."""
     low, high = np.nan, np.nan
     if np.isfinite(values).all():
-        low, high = np.clip(crossed_mean_interval(values, confidence), least, 1.0).tolist()
-    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+        low, high = np.clip(crossed_mean_interval(values, confidence), least, 1.0)
+    return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}

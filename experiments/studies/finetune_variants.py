@@ -24,10 +24,10 @@ WORDS: Mapping[str, str] = {
     ORIGINAL: "not fine-tuned",
     PLAIN: "plain",
     NOISE_AWARE: "noise-aware, all alike",
-    "curvature": "weight on high curvature",
-    "flip_probability": "weight on high flip probability",
-    "margin": "weight on low margin",
-    RANDOM: "weight on a random decile",
+    "curvature": "weight: curvature",
+    "flip_probability": "weight: flip probability",
+    "margin": "weight: low margin",
+    RANDOM: "weight: random decile",
 }
 """What tables and figures call them."""
 

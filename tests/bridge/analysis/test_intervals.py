@@ -192,7 +192,7 @@ def test_auroc_of_three_chips_is_covered():
 
 
 def test_examples_run():
-    assert doctest.testmod(intervals) == doctest.TestResults(failed=0, attempted=3)
+    assert doctest.testmod(intervals) == doctest.TestResults(failed=0, attempted=5)
 
 
 # --- the mean over seeds and chips
