@@ -48,7 +48,7 @@ def examine(
 ) -> list[str]:
     """Refuses a network that would not compute on tiles what it computes in PyTorch; once a chip.
 
-    Runs a copy without tiles, so that noise and ADC do not matter; it costs some 35 samples'
+    Runs a copy without tiles, so that noise and ADC do not matter; it costs some 45 samples'
     digital passes on the CPU, two of them of the model, where that is still as it was. Networks
     with tiles in other kinds of layers are not looked at, nor is one that fails on the images. A
     network that fails on two images is looked at on the first 64.
