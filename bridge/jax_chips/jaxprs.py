@@ -54,12 +54,18 @@ class Origin:
       images: whether it depends on the images.
       weight: what it is of a parameter, where layout operations alone made it.
       picked: parameters of which the images choose or scale the parts, by position.
+      repeated: axes along which it is the same, by broadcasting.
+      apart: parameters that what depends on the images is subtracted from, or they from it.
+      terms: parameters of a product, or of a distance, that is written out and not yet summed.
     """
 
     leaves: frozenset[int] = frozenset()
     images: bool = False
     weight: Weight | None = None
     picked: frozenset[int] = frozenset()
+    repeated: frozenset[int] = frozenset()
+    apart: frozenset[int] = frozenset()
+    terms: frozenset[int] = frozenset()
 
 
 class Traced(NamedTuple):
@@ -117,11 +123,28 @@ OnMeeting = Callable[[Meeting], None]
 """Called with each meeting, in the order of the program."""
 
 
+class Sum(NamedTuple):
+    """A product, or distances, written out by element and summed: `(x[:, :, None] * w).sum(1)`.
+
+    Attributes:
+      leaves: its parameters.
+      macs: how many terms it has.
+    """
+
+    leaves: frozenset[int]
+    macs: int
+
+
+OnSum = Callable[[Sum], None]
+"""Called with each such sum, in the order of the program."""
+
+
 class Visitor(NamedTuple):
     """What a walk calls."""
 
     on_product: OnProduct
     on_meeting: OnMeeting | None
+    on_sum: OnSum | None
 
 
 def run(
@@ -130,6 +153,7 @@ def run(
     images: Any,
     on_product: OnProduct,
     on_meeting: OnMeeting | None = None,
+    on_sum: OnSum | None = None,
 ) -> list[Any]:
     """A program's results, its products replaced.
 
@@ -139,12 +163,14 @@ def run(
       images: the last operand.
       on_product: see `OnProduct`.
       on_meeting: see `OnMeeting`.
+      on_sum: see `OnSum`; sums within loops and branches without other products are not seen.
     """
     given = [
         Traced(leaf, Origin(frozenset([i]), weight=Weight(i, ()))) for i, leaf in enumerate(leaves)
     ]
     arguments = [*given, Traced(images, Origin(images=True))]
-    return [one.value for one in _closed(program, arguments, Visitor(on_product, on_meeting))]
+    visitor = Visitor(on_product, on_meeting, on_sum)
+    return [one.value for one in _closed(program, arguments, visitor)]
 
 
 def _closed(
@@ -195,6 +221,8 @@ def _evaluate(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) 
         )
     if visitor.on_meeting is not None:
         _tell_meeting(equation, operands, visitor.on_meeting)
+    if visitor.on_sum is not None and name == "reduce_sum":
+        _tell_sum(equation, operands[0].origin, visitor.on_sum)
     return _as_it_is(equation, operands)
 
 
@@ -214,7 +242,7 @@ def _tell_meeting(equation: JaxprEqn, operands: Sequence[Traced], on_meeting: On
 
 def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
     values = _compute(equation, [one.value for one in operands])
-    origin = replace(_of_all(operands), picked=_picked(equation, operands))
+    origin = replace(_written_out(equation, operands), picked=_picked(equation, operands))
     weights = _layouts(equation, operands)
     return [
         Traced(value, origin if weight is None else Origin(origin.leaves, weight=weight))
@@ -244,6 +272,53 @@ def _picked(equation: JaxprEqn, operands: Sequence[Traced]) -> frozenset[int]:
             if one.weight is not None and sum(size > 1 for size in shape_of(variable).shape) > 1:
                 found |= {one.weight.leaf}
     return found
+
+
+def _tell_sum(equation: JaxprEqn, summed: Origin, on_sum: OnSum) -> None:
+    """Tells of terms that are summed along an axis along which both of their factors differ."""
+    if summed.terms and not summed.repeated.issuperset(equation.params["axes"]):
+        on_sum(Sum(summed.terms, shape_of(equation.invars[0]).size))
+
+
+def _written_out(equation: JaxprEqn, operands: Sequence[Traced]) -> Origin:
+    """What an operation's results are made of, sums of products that it may begin among it.
+
+    A product begins where what depends on the images is the same along an axis along which the
+    parameters beside it differ. Of terms `repeated` has the axes along which either is the same.
+    """
+    name, origins = equation.primitive.name, [one.origin for one in operands]
+    found = _of_all(operands)
+    of_images = [one for one in origins if one.images]
+    if name == "broadcast_in_dim":
+        given, made = shape_of(equation.invars[0]).shape, shape_of(equation.outvars[0]).shape
+        axes = equation.params["broadcast_dimensions"]
+        kept = {axis for axis, size in zip(axes, given, strict=True) if size == made[axis]}
+        repeated = frozenset(range(len(made))) - kept
+        return replace(found, repeated=repeated, terms=origins[0].terms)
+    if name not in _BY_ELEMENT | _POWERS | _MOVING | {"neg"}:
+        return found
+    if name not in _LAYOUT:
+        found = replace(found, repeated=origins[0].repeated)
+    apart = of_images[0].apart if of_images else frozenset[int]()
+    squares = name in _POWERS or (name == "mul" and all(one.apart == apart for one in of_images))
+    if apart and squares and len(of_images) == len(origins):
+        return replace(found, terms=apart)
+    if len(of_images) == 1 and name in _SCALING | {"sub"}:
+        (features,) = of_images
+        others = [one for one in origins if not one.images and one.leaves]
+        if others and features.repeated - others[0].repeated:
+            begun = replace(found, repeated=features.repeated | others[0].repeated)
+            leaves = others[0].leaves
+            return replace(begun, apart=leaves) if name == "sub" else replace(begun, terms=leaves)
+        return replace(
+            found, repeated=features.repeated, apart=features.apart, terms=features.terms
+        )
+    if name in _SCALING:
+        return found
+    return replace(found, apart=apart, terms=frozenset().union(*(one.terms for one in of_images)))
+
+
+_POWERS = frozenset(("square", "integer_pow", "abs"))
 
 
 def _of_all(operands: Sequence[Traced]) -> Origin:

@@ -110,7 +110,11 @@ def plan(
     """
     *leaves, image = (jaxprs.shape_of(one) for one in program.jaxpr.invars)
     found = _Finder(leaves, names, is_digital)
-    jax.eval_shape(lambda given, x: jaxprs.run(program, given, x, found.meet), leaves, image)
+
+    def walk(given: Sequence[Array], x: Array) -> list[Any]:
+        return jaxprs.run(program, given, x, found.meet, on_sum=found.meet_sum)
+
+    jax.eval_shape(walk, leaves, image)
     return Plan(tuple(found.layers), tuple(found.products), product_table(found.rows))
 
 
@@ -145,6 +149,21 @@ class _Finder:
                 "macs": _macs(product),
                 "tiles": 0 if number is None else self.layers[number].grid.count,
                 "reason": reason,
+            }
+        )
+
+    def meet_sum(self, written_out: jaxprs.Sum) -> None:
+        names = [self.names[i] for i in sorted(written_out.leaves)]
+        weights = ", ".join(names)
+        asked = all(map(self.is_digital, names))
+        self.rows.append(
+            {
+                "layer": weights,
+                "operator": "reduce_sum",
+                "weights": weights,
+                "macs": written_out.macs,
+                "tiles": 0,
+                "reason": "named in digital_layers" if asked else "a sum that is written out",
             }
         )
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as linen
@@ -444,3 +445,44 @@ print(chip.apply(chip.program(w, jax.random.key(0)), w.T).shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(3, 3)", done.stderr
+
+
+def apart(p: Any, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ p["w"])[:, None] - p["v"].T
+
+
+WRITTEN_OUT: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
+    "product": lambda p, x: (jnp.tanh(x @ p["w"])[:, :, None] * p["v"]).sum(1),
+    "of a sample": lambda p, x: jax.vmap(
+        lambda one: (jnp.tanh(one @ p["w"])[:, None] * p["v"] + p["v"]).mean(0)
+    )(x),
+    "distance": lambda p, x: -(apart(p, x) ** 2).sum(-1),
+    "by itself": lambda p, x: (lambda d: -jnp.sqrt((d * d).sum(-1)))(apart(p, x)),
+    "Manhattan": lambda p, x: -jnp.abs(apart(p, x)).sum(-1),
+}
+SCALES: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
+    "normalisation": lambda p, x: (
+        (x @ p["w"]).reshape(len(x), 2, 3)
+        * (jax.lax.rsqrt((x**2).sum(1))[:, None, None] * p["v"][0])
+    ).mean(1),
+    "scale": lambda p, x: (x @ p["w"])[:, :3] * p["v"].sum(0),
+    "scale of a sum": lambda p, x: ((x @ p["w"])[:, :, None] * p["v"]).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_products_that_are_written_out_are_told_and_listed(name: str) -> None:
+    function, params = WRITTEN_OUT[name], {"w": W, "v": V}
+    with pytest.warns(UserWarning, match=r"no tile computes v \(a sum that is written out\): 33.3"):
+        made = analog(function, params, Profile(), X)
+    row = made.coverage.iloc[-1]
+    assert (row["layer"], row["macs"], row["place"]) == ("v", 18, "digital")
+    with pytest.raises(ValueError, match="a sum that is written out"):
+        analog(function, params, Profile(), X, strict=True)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_are_no_products_that_are_written_out(name: str) -> None:
+    made = analog(SCALES[name], {"w": W, "v": V}, Profile(), X)
+    assert made.coverage["layer"].tolist() == ["w"]
