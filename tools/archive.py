@@ -41,11 +41,14 @@ _TABLES = (
 )
 _KEPT_OF = dict.fromkeys(
     (
-        *("stages", "compare-noise", "drift", "layers"),
-        *("rank-correlation", "rescore", "student", "validate"),
+        *("stages", "compare-noise", "drift", "finetune", "layers"),
+        *("rank-correlation", "remedies", "rescore", "student", "validate"),
     ),
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
+
+_TRIES_WEIGHTS = ("compare-noise", "drift", "finetune", "layers", "remedies", "validate")
+"""The studies that others are tried beside, on the same weights."""
 
 _WEIGHTS_IN = {"rescore": "checkpoint_sha256", "validate": "weights"}
 """The studies of a network's scores, and what their settings.json calls the checkpoint's hash."""
@@ -77,7 +80,7 @@ def archive(run: Path, place: Path) -> None:
             copy(run / name, place / name)
     # Weights are large: kept where a study was made of them, to try others.
     (place / "weights.safetensors").unlink(missing_ok=True)
-    studied = any((run / study).is_dir() for study in ("drift", "layers", "compare-noise"))
+    studied = any((run / study).is_dir() for study in _TRIES_WEIGHTS)
     weights = run / "weights.safetensors"
     if studied and weights.exists() and weights.stat().st_size <= SMALL:
         copy(weights, place / weights.name)

@@ -211,6 +211,22 @@ def test_half_an_archive_counts_as_none(
         regenerate(results, readme)
 
 
+def test_remedies_are_kept_with_the_weights_that_they_were_tried_on(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "results" / "digits"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    archive(run, place)
+    assert not (place / "weights.safetensors").exists()
+    (run / "remedies/pieces").mkdir(parents=True)
+    for name in ("frontier.csv", "remedies.png", "settings.json", "flags.json", "pieces/a.parquet"):
+        (run / "remedies" / name).touch()
+    archive(run, place)
+    assert (place / "weights.safetensors").exists()
+    kept = {path.name for path in (place / "remedies").iterdir()}
+    assert kept == {"frontier.csv", "remedies.png", "settings.json"}
+
+
 def atlas_of(run: Path) -> pd.DataFrame:
     """An atlas of a run's scores, of failures that were made up, in the run's folder."""
     scores = pd.read_parquet(run / "scores.parquet")
