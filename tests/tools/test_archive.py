@@ -219,8 +219,9 @@ def test_remedies_are_kept_with_the_weights_that_they_were_tried_on(
     archive(run, place)
     assert not (place / "weights.safetensors").exists()
     (run / "remedies/pieces").mkdir(parents=True)
-    for name in ("frontier.csv", "remedies.png", "settings.json", "flags.json", "pieces/a.parquet"):
+    for name in ("frontier.csv", "settings.json", "flags.json", "pieces/a.parquet"):
         (run / "remedies" / name).touch()
+    Image.new("RGB", (4, 4)).save(run / "remedies/remedies.png")
     archive(run, place)
     assert (place / "weights.safetensors").exists()
     kept = {path.name for path in (place / "remedies").iterdir()}
