@@ -49,9 +49,9 @@ class StudentStudy:
     profile: ProfileName = FULL_PROFILE
     """Hardware profile of the chips whose failures it learns, one that the run has simulated."""
     chips: Literal["other", "same"] = "other"
-    """`other`: fit it on the first half of the run's chips, and try it, and every other score, on
-    the rest, for none of the others has seen a chip. `same`: fit and try it on all chips, which
-    then tells what a student of these very chips is worth."""
+    """Chips to try it on: with `other` it is fitted on the first half of the run's chips, and it
+    and every other score are tried on the rest; with `same` it is fitted and tried on all chips,
+    which tells what a student of these very chips is worth."""
     budget: float = 0.05
     """Largest cost of the student, as a share of the multiply-accumulates of the network's forward
     pass; below 1."""
