@@ -49,9 +49,9 @@ class StudentStudy:
     profile: ProfileName = FULL_PROFILE
     """Hardware profile of the chips whose failures it learns, one that the run has simulated."""
     chips: Literal["other", "same"] = "other"
-    """Chips to fit and try it on. `other`: fitted on the first half of the run's, it is tried on
-    the rest, as is every other score, for none of these has seen a chip. `same`: fitted and tried
-    on all, it tells what a student of these very chips is worth."""
+    """Chips to try it on: with `other` it is fitted on the first half of the run's chips, and it
+    and every other score are tried on the rest; with `same` it is fitted and tried on all chips,
+    which tells what a student of these very chips is worth."""
     budget: float = 0.05
     """Largest cost of the student, as a share of the multiply-accumulates of the network's forward
     pass; below 1."""
