@@ -176,7 +176,7 @@ def verdicts(table: pd.DataFrame, images: int) -> Iterator[str]:
     counts = {"training seeds": rates["seeds"].max(), "chips": rates["chips"].max()}
     others = " and ".join(name for name, count in counts.items() if count > 1)
     intervals = (
-        f"Intervals are for other {others},\nof these test images, and not adjusted for their number."
+        f"Intervals are for other {others},\nof these test images, not adjusted for their number."
         if others
         else "One seed and one chip\nhave no intervals."
     )
