@@ -19,14 +19,14 @@ SHOWN = {
     "LowRankGaussNewton Moments OwnEstimator image_folder input_curvature logit_scores "
     "merge_scores score_dataset data engine estimators flip_probability margins models training",
     "jaxcurv.engine": "cross_entropy probe",
-    "jaxcurv.training": "Recipe fit keep_trained restore_best",
+    "jaxcurv.training": "Recipe fine_tuning fit keep_trained restore_best",
     "bridge": "PROFILES Profile Router average_logits compare_predictors coverage failure_table "
     "fit_logits from_torch load_chip output_noise predict program recalibrate same_logits "
     "save_chip score simulate study to_jax to_torch weight_moments analog analysis chips graphs "
     "jax_chips routing weights",
     "bridge.analysis": "SystematicShare Trend VarianceShares analog_only_failures "
-    "calibration_table compare_predictors cross_validated_logistic deciles edge_ties "
-    "expected_calibration_error failure_overlap failure_table failures_on_others "
+    "calibration_table compare_predictors cross_validated_logistic crossed_mean_interval deciles "
+    "edge_ties expected_calibration_error failure_overlap failure_table failures_on_others "
     "gaussian_flip_probability logit_scores rate_interval systematic_share trend_test "
     "variance_shares wilson_interval within_class_rank",
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes LogitFit MappedPairs Memory "

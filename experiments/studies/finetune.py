@@ -122,7 +122,7 @@ def run(opened: Opened, experiment: Experiment, settings: Finetune, out: Path) -
     write_parquet(out / "finetune.parquet", rows)
     title = (
         f"{experiment.data.title}, {experiment.model.title}, {title_of(opened.name)}: "
-        f"{settings.steps} steps, {settings.seeds} training seeds, {settings.chips} chips"
+        f"{settings.steps} steps, training seeds: {settings.seeds}, chips: {settings.chips}"
     )
     figures.draw(table, out / "finetune.png", title)
     write_json(
@@ -173,18 +173,23 @@ def verdicts(table: pd.DataFrame, images: int) -> Iterator[str]:
             shown = "fewer" if high < 0 else "more" if low > 0 else "no difference shown"
             said.append(f"{which} {with_interval(value, low, high, '+.1f')} ({shown})")
         yield f"Failures, {WORDS[variant]} less all alike, points: {'; '.join(said)}."
+    counts = {"training seeds": rates["seeds"].max(), "chips": rates["chips"].max()}
+    others = " and ".join(name for name, count in counts.items() if count > 1)
+    intervals = (
+        f"Intervals are for other {others},\nof these test images, not adjusted for their number."
+        if others
+        else "One seed and one chip\nhave no intervals."
+    )
     yield (
         f"All were trained on the {images:,} training images that the run has scored. Failures: "
-        "images\nthat the network was right on before and that a chip gets wrong. Intervals are "
-        "for other training\nseeds and chips, of these test images, and not adjusted for their "
-        "number."
+        f"images\nthat the network was right on before and that a chip gets wrong. {intervals}"
     )
 
 
 def show(table: pd.DataFrame, title: str) -> None:
     """Prints accuracy and failures of each variant, and differences from the two references."""
     rows = table.set_index(["variant", "images", "measure"])
-    measured = _printed(title, "digital", "on chips", "failures", "failures, D10")
+    measured = _printed(title, "digital", "chips", "failures", "of D10")
     less = {
         reference: _printed(
             f"Failures less those of {WORDS[reference]}, percentage points", "all", "D10"
@@ -197,7 +202,8 @@ def show(table: pd.DataFrame, title: str) -> None:
         measured.add_row(
             WORDS[variant],
             *(f"{100 * row['value']:.1f}" for row in accuracies),
-            *(_interval(row, "value", ".1f") for row in failing.values()),
+            _interval(failing[ALL], "value", ".1f"),
+            _interval(failing[VULNERABLE], "value", ".0f"),
         )
         for reference, printed in less.items():
             name = f"difference_to_{reference}"
