@@ -186,7 +186,7 @@ _ANALYSED = (
     ),
     Table(
         "predictors",
-        ("predictors.csv", "predictors.parquet"),
+        ("predictors.csv", "predictors.parquet", "student.csv"),
         "A predictor of failure under one profile, in one fold.",
         f"{_MADE}.predictors.compare",
         {

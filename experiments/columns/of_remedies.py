@@ -1,4 +1,4 @@
-"""The tables of what can be done about failures: remedies, and fine-tuning."""
+"""The tables of what can be done about failures: remedies, fine-tuning, a student."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.columns.column import (
     text,
     with_interval,
 )
-from experiments.columns.common import CHIP, CHIPS
+from experiments.columns.common import CHIP, CHIPS, FOLD, INDEX
 
 _STUDIES = "experiments.studies"
 
@@ -123,6 +123,19 @@ TABLES = (
             **_REMEDY,
             "energy": positive("Mean energy of a sample.", "digital passes"),
             "analog_cost": positive("Energy of an analog pass.", "digital passes"),
+        },
+    ),
+    Table(
+        "student",
+        ("student.parquet",),
+        "A sample.",
+        f"{_STUDIES}.student.run",
+        {
+            "fold": FOLD,
+            "index": INDEX,
+            "student": fraction(
+                "Share of the chips on which the image fails, as the student predicts it."
+            ),
         },
     ),
     Table(

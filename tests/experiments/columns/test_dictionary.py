@@ -128,6 +128,8 @@ def of_remedies() -> Iterator[tuple[str, pd.DataFrame]]:
             for chip in (0, 1)
         ]
     ).astype({"seed": "Int64"})
+    sample = {"fold": ["train", "test"], "index": [0, 1], "student": [0.5, 0.25]}
+    yield "student/student.parquet", pd.DataFrame(sample)
     yield "finetune/finetune.parquet", rows
     yield "finetune/finetune.csv", finetune_tables.summarise(rows, 0.95)
 

@@ -29,6 +29,7 @@ from experiments.studies.finetune_variants import emphasised
 from jaxcurv.data import load
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.training import Recipe
+from tests.described import described, tables_in
 from tests.refusals import refused
 
 KEYS = ["fold", "index"]
@@ -367,3 +368,8 @@ def test_a_network_of_a_factory_is_refused(tmp_path: Path) -> None:
             None,
             **{name: getattr(Finetune(), name) for name in finetune.STUDY.opened_with},
         )
+
+
+def test_every_column_is_described(made: Path) -> None:
+    for path, frame in tables_in(made):
+        described(path, frame)

@@ -29,6 +29,7 @@ from experiments.studies.remedies_tables import (
     remedies_table,
     told,
 )
+from tests.described import described, tables_in
 from tests.exported_run import write_exported_digits
 
 ONCE, NEVER = Passes(1.0, 0.0), Passes(0.0, 0.0)
@@ -347,3 +348,8 @@ def test_levels_that_the_validation_images_cannot_promise_are_told(
 def test_bad_settings(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Remedies(**settings)
+
+
+def test_every_column_is_described(folder: Path) -> None:
+    for path, frame in tables_in(folder / "remedies"):
+        described(path, frame)

@@ -17,6 +17,7 @@ from experiments.studies.student import StudentStudy, _divided, _targets
 from experiments.studies.student import _joined as outcomes_of
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
+from tests.described import described, tables_in
 
 FLAGS = ("--student.epochs", "2")
 KEYS = ["fold", "index"]
@@ -211,3 +212,8 @@ def test_what_cannot_be_fitted(run_copy: Path, capsys: pytest.CaptureFixture[str
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StudentStudy(**settings)
+
+
+def test_every_column_is_described(made: Path) -> None:
+    for path, frame in tables_in(made):
+        described(path, frame)
