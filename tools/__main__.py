@@ -1,4 +1,4 @@
-"""`python -m tools archive|regenerate|columns [flags]`, in a checkout."""
+"""`python -m tools archive|regenerate [flags]`, in a checkout."""
 
 import sys
 from collections.abc import Callable
@@ -8,13 +8,10 @@ from typing import Literal
 
 from experiments.cli.arguments import parse
 from experiments.cli.exit_codes import exit_code_of
-from experiments.columns import dictionary
 from experiments.paper.reproduce import ROWS
-from experiments.runs.files import require_writable
 from experiments.settings.presets import PRESETS
 from experiments.system.errors import StageFailed, show_error
 from experiments.system.processes import raise_on_sigint, raise_on_sigterm
-from jaxcurv.storage.files import write_bytes
 from jaxcurv.storage.lock import lock
 from tools.archive import archive, archive_fit
 from tools.published import PUBLISHED
@@ -90,31 +87,11 @@ class Archive:
             raise StageFailed(1)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Writes the page of what every column of every table holds."""
-
-    page: Path = Path("docs/reference/columns.md")
-    """File to write."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-    def run(self) -> None:
-        """Writes it.
-
-        Raises:
-          OSError: the file cannot be written.
-        """
-        require_writable(self.page.parent)
-        print(write_bytes(self.page, dictionary.markdown().encode()))
-
-
 def main(arguments: list[str]) -> int:
     """Runs a command and returns the process's exit code."""
-    commands: dict[str, type[Archive | Regenerate | Columns]] = {
+    commands: dict[str, type[Archive | Regenerate]] = {
         "archive": Archive,
         "regenerate": Regenerate,
-        "columns": Columns,
     }
 
     def work() -> None:

@@ -1,8 +1,8 @@
 """What the documentation site is given beside the pages in docs/, as hooks of MkDocs.
 
-The command line and the lists of public names are made from the program itself, so that they are
-never out of date. A file of the repository that a page links to, outside of docs/, is copied into
-the site under `repository/`, Markdown as a page of its own.
+The command line, the columns of tables and the lists of public names are made from the program
+itself, so that they are never out of date. A file of the repository that a page links to, outside
+of docs/, is copied into the site under `repository/`, Markdown as a page of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from experiments.cli import commands
+from experiments.columns import dictionary
 from experiments.runs.stage_names import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,8 @@ COMMANDS = {
     "A run and its stages": [f"{name} digits" for name in ("run", *STAGE_NAMES)],
     "More about a finished run": [
         *("rank-correlation digits", "rescore digits", "validate digits", "layers digits"),
-        *("drift digits", "compare-noise digits", "atlas digits", "figure-one", "gallery"),
+        *("drift digits", "compare-noise digits", "atlas digits", "remedies digits"),
+        *("finetune digits", "student digits", "figure-one", "gallery", "compare", "columns"),
     ],
     "Your own model, images, scores and predictions": [
         *("score --model x", "merge", "analyse --scores x"),
@@ -47,6 +49,7 @@ _COLUMNS = "100"
 
 _DOCTEST = re.compile(r"^(?P<indent> *)>>> (?:.*\n?)(?:(?P=indent).*\S.*\n?)*", re.MULTILINE)
 _COMMAND_LINE = "<!-- the command line -->"
+_COLUMNS_OF_TABLES = "<!-- the columns -->"
 _NAMES = re.compile(r"<!-- names of ([\w.]+) -->")
 _LINK = re.compile(
     r"(?P<code>```.*?```|`[^`\n]*`)"
@@ -137,6 +140,9 @@ def with_made_parts(markdown: str) -> str:
     """A page with its marks replaced by what the program says."""
     if _COMMAND_LINE in markdown:
         markdown = markdown.replace(_COMMAND_LINE, command_line())
+    if _COLUMNS_OF_TABLES in markdown:
+        _, _, tables = dictionary.markdown().partition("\n")  # the page has its heading
+        markdown = markdown.replace(_COLUMNS_OF_TABLES, tables.strip())
 
     def reference(match: re.Match[str]) -> str:
         return "\n\n".join(f"::: {path}" for path in documented()[match[1]])

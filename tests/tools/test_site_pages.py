@@ -47,6 +47,13 @@ def test_marks_become_what_the_program_says() -> None:
     )
 
 
+def test_the_page_of_columns_is_the_dictionary() -> None:
+    page = site_pages.with_made_parts((site_pages.DOCS / "reference/columns.md").read_text())
+    assert len(re.findall("^# ", page, re.MULTILINE)) == 1
+    assert "\n### deciles\n" in page
+    assert "| `rate_of_correct` | " in page
+
+
 def test_links_lead_to_the_files_of_the_site() -> None:
     page = site_pages.DOCS / "guides" / "chips.md"
     text = (
