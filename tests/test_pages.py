@@ -250,3 +250,33 @@ def test_figures_of_the_results_are_those_of_the_archived_tables() -> None:
     )
     d1, d10 = ends["d1_of_correct"], ends["d10_of_correct"]
     assert f"{d1:.1f} % fail in the tenth of lowest curvature and {d10:.1f} %" in readme
+
+
+def test_figures_of_the_regime_are_those_of_the_archived_tables() -> None:
+    text = (ROOT / "docs/results/index.md").read_text()
+    run = ROOT / "experiments/results/cifar100_resnet18_fit"
+    deciles = pd.read_csv(run / "deciles.csv").sort_values("decile")
+    for fold in ("train", "test"):
+        for profile in ("adc+wnoise+pcm", COMPENSATED):
+            rows = deciles.query(f"fold == '{fold}' and profile == '{profile}'")
+            cells = " | ".join(f"{100 * rate:.1f}" for rate in rows["rate_of_all"])
+            assert f"| {fold}, {profile} | {cells} |" in text
+            if fold == "train":  # each step rises
+                assert rows["rate_of_all"].is_monotonic_increasing
+                ends = [
+                    f"{100 * row.rate_of_all:.1f} [{100 * row.rate_of_all_low:.1f}, "
+                    f"{100 * row.rate_of_all_high:.1f}]"
+                    for row in rows.iloc[[0, -1]].itertuples()
+                ]
+                for end in ends:
+                    assert end.replace(" [", " % [") in text or end in text
+    table = pd.read_csv(run / "predictors.csv").query("denominator == 'correct'")
+    of_profile = table.query("profile == 'adc+wnoise+pcm'")
+    for name in ("curvature", "margin", "least_confidence"):
+        (one,) = of_profile.query(f"fold == 'test' and predictor == '{name}'").to_dict("records")
+        assert f"{one['auroc']:.3f} [{one['auroc_low']:.3f}, {one['auroc_high']:.3f}]" in text
+    model = "logits + gradient norm + curvature"
+    (one,) = of_profile.query(f"fold == 'test' and predictor == '{model}'").to_dict("records")
+    low, high = one["added_difference_low"], one["added_difference_high"]
+    said = f"{one['added_difference']:.4f} [{low:.4f}, {high:.4f}]"
+    assert said in " ".join(text.split())
