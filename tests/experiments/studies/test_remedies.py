@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
 from bridge.routing import Costs
@@ -90,6 +91,15 @@ def test_the_highest_scores_get_the_digital_answer() -> None:
     assert row["routed"] == pytest.approx(0.3)
     assert row["accuracy"] == pytest.approx((8 + 9) / 20)
     assert row["gain"] == pytest.approx((0 + 1) / 20)
+    # FIRST: sample 8 gains on both chips, sample 9 loses on the first.
+    chip = 0.1**2 / 2 / 2
+    sample = ((1 + 0.25) / 10 - 0.05**2) / 10 + 1 / 10**2
+    own = ((0.2 - 0**2) + (0.1 - 0.1**2)) / 2
+    shared = (own - ((1 + 0.25) / 10 - 0.05**2)) / 10
+    variance = max(chip + sample - shared, chip, sample)
+    weight = chip / variance
+    half = np.sqrt(variance) * (weight * t.ppf(0.975, 1) + (1 - weight) * t.ppf(0.975, 9))
+    np.testing.assert_allclose([row["gain_low"], row["gain_high"]], [0.05 - half, 0.05 + half])
     assert (row["analog_passes"], row["digital_passes"]) == pytest.approx((1.0, 0.3))
 
 
