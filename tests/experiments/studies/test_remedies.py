@@ -327,7 +327,9 @@ class NumberedChip:
         return self
 
     def predict(self, source: Any, description: str, **_: Any) -> pd.DataFrame:
-        return pd.DataFrame({"index": [0], "label": [0], "logits": [np.float32([self.seed, 0])]})
+        return pd.DataFrame(
+            {"index": [0], "label": [0], "logits": [np.array([self.seed, 0], np.float32)]}
+        )
 
 
 def test_other_chips_are_none_of_those_that_are_tried(tmp_path: Path) -> None:
