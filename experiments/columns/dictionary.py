@@ -20,11 +20,11 @@ TABLES: tuple[Table, ...] = tuple(one for group in _GROUPS.values() for one in g
 
 INTRODUCTION = (
     "Files are told by where they lie in the folder of a run, of a study or of archived results; "
-    "`*` stands for any name. CSV and Parquet of one name are the same table. A column that is "
-    "named here is absent where the run has nothing to fill it with. The CSV beside a figure of "
-    "the report is in `figures/`; what is in `pieces/` is unfinished work. An interval is of the "
-    "level `--analyse.confidence`, 95 % unless it was set. A sample fails analog-only where the "
-    "digital model is right and the chip is wrong."
+    "`*` stands for any name. A table that names a CSV and a Parquet file has the same rows in "
+    "both. A column that is named here is absent where the run has nothing to fill it with. The "
+    "CSV beside a figure of the report is in `figures/`; what is in `pieces/` is unfinished work."
+    " An interval is of the level `--analyse.confidence`, 95 % unless it was set. A sample fails "
+    "analog-only where the digital model is right and the chip is wrong."
 )
 
 

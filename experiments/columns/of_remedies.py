@@ -176,6 +176,7 @@ TABLES = (
             ),
             **_difference("plain"),
             **_difference("noise_aware"),
+            **_difference("random"),
             "seeds": count("Training seeds; 0 of the original."),
             "chips": CHIPS,
             "samples": count("Test images in the set."),

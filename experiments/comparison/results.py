@@ -55,9 +55,9 @@ class Pairing:
 def pairing(run: Run, reference: Run, joined: pd.DataFrame, other: pd.DataFrame) -> Pairing:
     """Whether samples and chips of two runs are the same ones.
 
-    Samples are the same where the data sets have one name and at least a sample of each index in
-    common. Chips are where neither `--simulate.stream` has another label nor one engine is JAX's,
-    whose chips are others, and a seed is common.
+    Samples are the same where the data sets have one name and at least one index is common. Chips
+    are the same where `--simulate.stream` has one label, both engines are JAX's or neither is (its
+    chips are others), and at least one seed is common.
 
     Args:
       run: a run.

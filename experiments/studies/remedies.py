@@ -19,6 +19,7 @@ from bridge.chips.profiles import Profile, to_json
 from bridge.chips.sensitive_layers import most_sensitive
 from bridge.report.folds import Fold
 from bridge.report.tables.formats import with_interval
+from bridge.report.tables.routers import ROUTERS, STUDENT
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
 from experiments.chips.opening import identity_of_network
@@ -54,8 +55,8 @@ from jaxcurv.storage.checksums import read_json, write_json
 _DAY, _YEAR = 86400.0, 365 * 86400.0
 _WITHIN = 0.01
 """How far below the digital accuracy is near enough for the verdict."""
-_STORED = ("curvature",)
-"""Scores of the run that may be known before an image comes to a chip."""
+_CURVATURE = ROUTERS["curvature, known"].column
+"""Column of the curvature that may be known before an image comes to a chip: it sees no label."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Remedies:
     """Shares of the images that get a second answer, those that score highest."""
     levels: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05)
     """Guaranteed routing: the largest expected shares of all images that stay on the chip and
-    fail."""
+    fail. A chip whose digital layers the validation images chose has no guarantee by them."""
     digital_macs: tuple[float, ...] = (0.05, 0.2)
     """Shares of the multiply-accumulates that the most sensitive layers may take to the digital
     side."""
@@ -213,19 +214,19 @@ def _stored(
         return {}
     read_scored(folder)
     table = read_parquet(folder / "scores.parquet")
-    passes = dict.fromkeys(_STORED, 0.0)
+    columns, passes = {"curvature": _CURVATURE}, {"curvature": 0.0}
     student = folder / "student"
     if (student / "settings.json").exists() and (student / "student.parquet").exists():
         made = read_json(student / "settings.json")
         if made["weights_sha256"] == identity:
             scores = read_parquet(student / "student.parquet")
             table = table.merge(scores, on=["fold", "index"], how="left")
-            passes["student"] = made["student_macs"] / made["macs"]
+            columns[STUDENT], passes[STUDENT] = STUDENT, made["student_macs"] / made["macs"]
     found = {}
     for name, cost in passes.items():
         values = {
             which: table[table["fold"] == fold]
-            .set_index("index")[name]
+            .set_index("index")[columns[name]]
             .reindex(some.indices)
             .to_numpy(np.float64)[None]
             for which, (fold, some) in images.items()
@@ -312,7 +313,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
 
 
 def is_of_run(job: Job, description: dict[str, Any]) -> bool:
-    """Whether a run's folder has remedies that were tried on its own network.
+    """Whether a run's folder has remedies that were tried on its own network and devices.
 
     Args:
       job: the run.
@@ -321,9 +322,12 @@ def is_of_run(job: Job, description: dict[str, Any]) -> bool:
     path = job.folder / "remedies" / "settings.json"
     if not path.exists() or not (job.folder / "remedies" / "remedies.png").exists():
         return False
-    made = read_json(path)
+    made, chips = read_json(path), job.experiment.simulate
     if (made["engine"] == "jax") is not in_jax(job.experiment):
         return False  # its identity is another kind of hash
+    profile = chips.every_profile.get(made["profile_name"])
+    if profile is None or made["profile"] != to_json(profile) or made["stream"] != chips.stream:
+        return False
     return bool(made["weights_sha256"] == identity_of_network(job, description))
 
 
@@ -339,7 +343,7 @@ def verdicts(folder: Path) -> list[str]:
     return [
         f"{made['profile_name']}, {duration(time)} after programming ({chips} chips). "
         + verdict(rows, made["digital_accuracy"])
-        for time, rows in best[best["analog_cost"] == cost]
+        for time, rows in best[np.isclose(best["analog_cost"], cost)]
         .fillna({"second": "", "score": ""})
         .groupby("time_s")
     ]

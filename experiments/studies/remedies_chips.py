@@ -62,6 +62,10 @@ class Bench:
         assert made.adc is not None
         return replace(made, adc=replace(made.adc, bits=made.adc.bits + kind.extra_bits))
 
+    def apart(self, kind: Kind) -> int:
+        """How far the seed of a kind's chip is from that of the chip itself: beyond all seeds."""
+        return kind.other * len(self.seeds)
+
     def images(self, fold: str, count: int | None = None) -> NDArray[np.float32]:
         """The first images of a fold, None for all, normalised."""
         source = self.folds[fold]
@@ -101,9 +105,8 @@ def predictions(
 
     @lru_cache(maxsize=1)
     def programmed(kind: Kind, seed: int) -> Chip:
-        number = seed + kind.other * len(bench.seeds)
         return bench.network.program(
-            bench.profile_of(kind), number, digital_layers=kind.digital_layers
+            bench.profile_of(kind), seed + bench.apart(kind), digital_layers=kind.digital_layers
         )
 
     def tried(kind: Kind, seed: int, time: float) -> pd.DataFrame:
@@ -131,18 +134,14 @@ def predictions(
     with progress(sum(of_kinds) * len(times) * len(bench.seeds), "remedies"):
         for seed in bench.seeds:
             for kind, work in zip(kinds, of_kinds, strict=True):
-                key = key_of([to_json(bench.profile_of(kind)), _told(kind)])
+                what = [kind.recalibrated, kind.digital_layers, bench.apart(kind), kind.reads]
+                key = key_of([to_json(bench.profile_of(kind)), what])
                 for time in times:
                     path = bench.folder / f"{key}-{seed}-{time!r}.parquet"
                     with progress(work, f"chip {seed}"):
                         table = table_at(path, lambda: tried(kind, seed, time))  # noqa: B023
                     found[kind, time].append(table)
     return {which: _stacked(tables) for which, tables in found.items()}
-
-
-def _told(kind: Kind) -> list[object]:
-    """What a kind is beside its profile, as JSON holds it."""
-    return [kind.recalibrated, kind.digital_layers, kind.other, kind.reads]
 
 
 def digital_predictions(bench: Bench) -> Predictions:

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bridge.analysis.differences import Difference, accuracy, difference
 from bridge.analysis.failures import analog_only_failures
-from bridge.analysis.intervals import crossed_mean_interval, rate_interval
+from bridge.analysis.intervals import rate_interval
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import guaranteed_threshold
 
@@ -134,8 +135,14 @@ def remedies_table(
                 passes += score.passes
         failed = analog_only_failures(digital["test"], right["test"])
         wrong_low, wrong_high = rate_interval(~right["test"], confidence)
-        gained = right["test"].astype(float) - first[plain].right["test"]
-        gain_low, gain_high = np.clip(crossed_mean_interval(gained.T, confidence), -1.0, 1.0)
+        gain = Difference(0.0, 0.0, 0.0)
+        if one.first != plain or one.second is not None:
+            gain = difference(
+                *(accuracy(some["test"]) for some in (right, first[plain].right)),
+                same_samples=True,
+                same_chips=True,
+                confidence=confidence,
+            )
         of_correct = failed[:, digital["test"]]
         rate_low, rate_high = rate_interval(of_correct, confidence)
         rows.append(
@@ -151,9 +158,9 @@ def remedies_table(
                 "accuracy": right["test"].mean(),
                 "accuracy_low": 1 - wrong_high,
                 "accuracy_high": 1 - wrong_low,
-                "gain": gained.mean(),
-                "gain_low": gain_low,
-                "gain_high": gain_high,
+                "gain": gain.value,
+                "gain_low": gain.low,
+                "gain_high": gain.high,
                 "failure_rate": of_correct.mean() if of_correct.size else np.nan,
                 "failure_rate_low": rate_low,
                 "failure_rate_high": rate_high,

@@ -326,15 +326,24 @@ def test_a_drift_figure_of_other_chips_is_not_the_run_s(run_copy: Path) -> None:
     assert not is_of_run(*run)
 
 
-def test_remedies_are_shown_beside_their_own_network(run_copy: Path) -> None:
+def test_remedies_are_shown_beside_their_own_network_and_devices(run_copy: Path) -> None:
     run = Job(Experiment(), run_copy, None), read_description(run_copy)
     assert not remedies.is_of_run(*run)
-    made = {"weights_sha256": sha256(run_copy / "weights.safetensors"), "engine": "fast"}
+    made = {
+        "weights_sha256": sha256(run_copy / "weights.safetensors"),
+        "engine": "fast",
+        "stream": None,
+        "profile_name": "pcm",
+        "profile": to_json(Experiment().simulate.every_profile["pcm"]),
+    }
     write_json(run_copy / "remedies" / "settings.json", made)
     shutil.copy(run_copy / "figures" / "figure_one.png", run_copy / "remedies" / "remedies.png")
     assert remedies.is_of_run(*run)
-    write_json(run_copy / "remedies" / "settings.json", made | {"weights_sha256": "other"})
-    assert not remedies.is_of_run(*run)
+    memory = bridge.chips.PCM(programming_noise=5.0)
+    worn = to_json(bridge.chips.eight_profiles(memory=memory)["pcm"])
+    for other in ({"weights_sha256": "other"}, {"profile": worn}, {"stream": "other"}):
+        write_json(run_copy / "remedies" / "settings.json", made | other)
+        assert not remedies.is_of_run(*run)
 
 
 def test_changed_setting_reruns_what_depends_on_it(finished_run: Path, run_copy: Path) -> None:

@@ -123,7 +123,12 @@ def of_remedies() -> Iterator[tuple[str, pd.DataFrame]]:
                 original=right[2],
                 vulnerable=vulnerable,
             )
-            for variant, seed in (("original", None), ("plain", 0), ("noise_aware", 0))
+            for variant, seed in (
+                ("original", None),
+                ("plain", 0),
+                ("noise_aware", 0),
+                ("random", 0),
+            )
             for chip in (0, 1)
         ]
     ).astype({"seed": "Int64"})

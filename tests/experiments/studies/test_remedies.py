@@ -4,18 +4,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
 from bridge.routing import Costs
+from bridge.routing.curves import Kind as CostKind
+from bridge.routing.curves import mean_energy
 from experiments.cli import commands
-from experiments.studies.remedies import Remedies, verdict, verdicts
-from experiments.studies.remedies_chips import Kind, Predictions
+from experiments.studies.remedies import Remedies, _stored, verdict, verdicts
+from experiments.studies.remedies_chips import Bench, Kind, Predictions, predictions
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
     Outcomes,
@@ -87,6 +91,15 @@ def test_the_highest_scores_get_the_digital_answer() -> None:
     assert row["routed"] == pytest.approx(0.3)
     assert row["accuracy"] == pytest.approx((8 + 9) / 20)
     assert row["gain"] == pytest.approx((0 + 1) / 20)
+    # FIRST: sample 8 gains on both chips, sample 9 loses on the first.
+    chip = 0.1**2 / 2 / 2
+    sample = ((1 + 0.25) / 10 - 0.05**2) / 10 + 1 / 10**2
+    own = ((0.2 - 0**2) + (0.1 - 0.1**2)) / 2
+    shared = (own - ((1 + 0.25) / 10 - 0.05**2)) / 10
+    variance = max(chip + sample - shared, chip, sample)
+    weight = chip / variance
+    half = np.sqrt(variance) * (weight * t.ppf(0.975, 1) + (1 - weight) * t.ppf(0.975, 9))
+    np.testing.assert_allclose([row["gain_low"], row["gain_high"]], [0.05 - half, 0.05 + half])
     assert (row["analog_passes"], row["digital_passes"]) == pytest.approx((1.0, 0.3))
 
 
@@ -94,6 +107,22 @@ def test_a_score_that_is_known_before_spares_the_chip() -> None:
     score = Score(folds(RISING), before=True, passes=Passes(0.0, 0.02))
     row = row_of(Remedy("chip", "digital", "score", "share", 0.3), score, digital=of_every_chip())
     assert (row["analog_passes"], row["digital_passes"]) == pytest.approx((0.7, 0.32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "score"),
+    [
+        ("analog", Score(folds(RISING))),
+        ("known", Score(folds(RISING), before=True)),
+        ("student", Score(folds(RISING), before=True, passes=Passes(0.0, 0.02))),
+    ],
+)
+def test_energies_are_those_of_routing_curves(kind: CostKind, score: Score) -> None:
+    """Two accounts of one cost: passes here, `mean_energy` there."""
+    row = row_of(Remedy("chip", "digital", "score", "share", 0.3), score, digital=of_every_chip())
+    costs = Costs(0.15, 2.0)
+    (energy,) = energies(pd.DataFrame([row]), costs)
+    assert energy == pytest.approx(mean_energy(0.3, kind, costs, 0.02))
 
 
 def test_every_chip_has_a_threshold_of_its_own_validation_scores() -> None:
@@ -263,6 +292,63 @@ def test_answers_average_and_fit_logits() -> None:
     known = table[(table["score"] == "curvature") & (table["first"] == "chip")]
     assert known["routed"].tolist() == [0.25]
     assert known["accuracy"].tolist() == [0.75]
+
+
+# --- what is known before a chip runs, and the chips
+
+
+def test_known_curvature_sees_no_label(finished_run: Path) -> None:
+    scores = pd.read_parquet(finished_run / "scores.parquet").query("fold == 'test'")
+    images: Any = SimpleNamespace(indices=scores["index"].to_numpy())
+    found = _stored(finished_run, None, {"test": ("test", images)})
+    assert list(found) == ["curvature"]
+    np.testing.assert_array_equal(
+        found["curvature"].values["test"], [scores["curvature_label_free"]]
+    )
+    wrong = ~scores["correct"]
+    assert (scores["curvature"] != scores["curvature_label_free"])[wrong].all()
+    assert wrong.any()
+
+
+class Numbered:
+    """Programmable: a chip's logits tell its seed."""
+
+    batch_norms = 0
+
+    def program(self, profile: Profile, seed: int, **_: Any) -> Any:
+        return NumberedChip(seed)
+
+
+class NumberedChip:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def at(self, time: float) -> "NumberedChip":
+        return self
+
+    def predict(self, source: Any, description: str, **_: Any) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"index": [0], "label": [0], "logits": [np.array([self.seed, 0], np.float32)]}
+        )
+
+
+def test_other_chips_are_none_of_those_that_are_tried(tmp_path: Path) -> None:
+    """With more chips asked for later, what is kept of another number of them is not taken."""
+    image = {"image": np.zeros((2, 2, 1), np.float32)}
+
+    class One(list):
+        def __getitems__(self, rows: Any) -> list[Any]:
+            return [self[row] for row in rows]
+
+    every = dict.fromkeys(("test", "measured"), One([image]))
+    for chips in (2, 3):
+        bench: Any = Bench(
+            *(Numbered(), Profile(memory=PCM()), every, range(chips), 1, tmp_path)  # type: ignore[arg-type]
+        )
+        kinds = [Kind(), Kind(other=1)]
+        found = predictions(bench, kinds, [20.0])
+        seeds = [found[kind, 20.0].logits["test"][:, 0, 0].tolist() for kind in kinds]
+        assert seeds == [[*range(chips)], [*range(chips, 2 * chips)]]
 
 
 # --- the command
