@@ -164,6 +164,22 @@ _PER_CLASS: Mapping[str, Column] = {
 
 _CHOSEN_FOLD = {"fold": FOLD, "profile": PROFILE, "router": ROUTER, "kind": KIND}
 
+PREDICTORS: Mapping[str, Column] = {
+    "fold": FOLD,
+    "profile": PROFILE,
+    "denominator": _CORRECT_OR_ALL,
+    **COMPARED,
+    **with_interval(
+        "added_difference",
+        correlation(
+            "AUROC of this model of several scores less that of the model without its last "
+            "score; missing for other predictors."
+        ),
+    ),
+    "forward_passes": FORWARD_PASSES,
+}
+"""Every column of a table of predictors."""
+
 _ANALYSED = (
     Table(
         "deciles",
@@ -186,23 +202,10 @@ _ANALYSED = (
     ),
     Table(
         "predictors",
-        ("predictors.csv", "predictors.parquet", "student.csv"),
+        ("predictors.csv", "predictors.parquet"),
         "A predictor of failure under one profile, in one fold.",
         f"{_MADE}.predictors.compare",
-        {
-            "fold": FOLD,
-            "profile": PROFILE,
-            "denominator": _CORRECT_OR_ALL,
-            **COMPARED,
-            **with_interval(
-                "added_difference",
-                correlation(
-                    "AUROC of this model of several scores less that of the model without its last "
-                    "score; missing for other predictors."
-                ),
-            ),
-            "forward_passes": FORWARD_PASSES,
-        },
+        PREDICTORS,
     ),
     Table(
         "calibration",

@@ -15,6 +15,7 @@ from experiments.columns.column import (
     with_interval,
 )
 from experiments.columns.common import CHIP, CHIPS, FOLD, INDEX
+from experiments.columns.of_analysis import PREDICTORS
 
 _STUDIES = "experiments.studies"
 
@@ -54,6 +55,14 @@ _REMEDY: Mapping[str, Column] = {
         Column(
             FRACTION,
             "Accuracy less that of the chip without a remedy, on the same chips and images.",
+            *(-1.0, 1.0),
+        ),
+    ),
+    **with_interval(
+        "short",
+        Column(
+            FRACTION,
+            "Accuracy of the digital model less this one, on the same images.",
             *(-1.0, 1.0),
         ),
     ),
@@ -137,6 +146,13 @@ TABLES = (
                 "Share of the chips on which the image fails, as the student predicts it."
             ),
         },
+    ),
+    Table(
+        "student_beside_scores",
+        ("student.csv",),
+        "A score, or a model of several, on the test fold.",
+        f"{_STUDIES}.student_tables.compare",
+        PREDICTORS,
     ),
     Table(
         "finetune",

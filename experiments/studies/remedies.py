@@ -70,7 +70,10 @@ class Remedies:
     times: tuple[float, ...] = (20.0, _DAY, _YEAR)
     """Times after programming at which the chips are tried, in seconds."""
     chips: int = 5
-    """Chips, with seeds --seed, --seed + 1 and so on, the same under every remedy."""
+    """Chips of every remedy, the same ones, with seeds that follow each other."""
+    first: int | None = None
+    """Seed of the first chip; `none` takes --seed. A student is tried on chips that it was not
+    fitted on, and else left out."""
     limit: int | None = 2000
     """Largest number of images of the test fold; `none` takes all."""
     validation_limit: int | None = 1000
@@ -121,6 +124,8 @@ class Remedies:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
+        if self.first is not None and self.first < 0:
+            raise ValueError(f"first must not be negative; got {self.first}")
         if not 0 <= self.adc_share <= 1:
             raise ValueError(f"adc_share must lie in [0, 1]; got {self.adc_share}")
 
@@ -143,6 +148,8 @@ class Opened:
     """Images: test, validation and measured."""
     scores: Mapping[str, Score] = field(repr=False)
     """Those of the test and validation images that are there before a chip runs, by name."""
+    seeds: range
+    """The chips."""
     origin: dict[str, Any]
     """What decides the predictions besides profile and seed, as JSON holds it."""
     made_with: dict[str, Any]
@@ -157,6 +164,8 @@ def open_remedies(
     limit: int | None,
     validation_limit: int | None,
     measured: int,
+    first: int | None,
+    chips: int,
 ) -> Opened:
     """Reads a run's network, the images and what the run knows of them.
 
@@ -174,6 +183,8 @@ def open_remedies(
         test, validation = images.test_in_two(limit, validation_limit)
     folds = {"test": test, "validation": validation, "measured": images.calibrating(measured)}
     chosen = settings.every_profile[profile]
+    begin = experiment.seed if first is None else first
+    seeds = range(begin, begin + chips)
     programmable = network.programmable([chosen])
     return Opened(
         programmable,
@@ -182,8 +193,10 @@ def open_remedies(
         _stored(
             folder,
             network.identity,
+            seeds,
             {"test": ("test", test), "validation": (held_out, validation)},
         ),
+        seeds,
         {
             **network.origin,
             "images": {fold: key_of(images.indices.tolist()) for fold, images in folds.items()},
@@ -196,7 +209,7 @@ def open_remedies(
 
 
 def _stored(
-    folder: Path, identity: Any, images: Mapping[str, tuple[Fold, Normalised]]
+    folder: Path, identity: Any, seeds: range, images: Mapping[str, tuple[Fold, Normalised]]
 ) -> dict[str, Score]:
     """The run's scores that tell an image before it comes to a chip, and that all of these have.
 
@@ -205,6 +218,7 @@ def _stored(
     Args:
       folder: of the run.
       identity: of the network, as `identity_of_network` tells it.
+      seeds: the chips that a student must not have been fitted on.
       images: what the scores are of, with the fold of the run that they are from.
 
     Raises:
@@ -218,7 +232,13 @@ def _stored(
     student = folder / "student"
     if (student / "settings.json").exists() and (student / "student.parquet").exists():
         made = read_json(student / "settings.json")
-        if made["weights_sha256"] == identity:
+        if known := set(made["fitted_on"]) & set(seeds):
+            print(
+                f"the student was fitted on {len(known)} of these {len(seeds)} chips and is left "
+                f"out: give --remedies.first {max(made['fitted_on']) + 1}",
+                file=sys.stderr,
+            )
+        elif made["weights_sha256"] == identity:
             scores = read_parquet(student / "student.parquet")
             table = table.merge(scores, on=["fold", "index"], how="left")
             columns[STUDENT], passes[STUDENT] = STUDENT, made["student_macs"] / made["macs"]
@@ -248,7 +268,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
         opened.network,
         opened.profile,
         opened.folds,
-        range(experiment.seed, experiment.seed + settings.chips),
+        opened.seeds,
         experiment.simulate.batch_size,
         out / "pieces" / key_of(opened.origin),
     )
@@ -405,7 +425,7 @@ def _printed(rows: pd.DataFrame, title: str, unit: float) -> Table:
     return printed
 
 
-def _interval(row: Mapping[Any, Any], name: str) -> str:
+def _interval(row: Mapping[Any, Any] | pd.Series, name: str) -> str:
     value, low, high = (100 * row[name + end] for end in ("", "_low", "_high"))
     return with_interval(value, low, high, ".1f")
 
@@ -420,11 +440,10 @@ def verdict(of_time: pd.DataFrame, accuracy: Mapping[str, float]) -> str:
     row = cheapest_within(of_time, accuracy["validation"], _WITHIN)
     if row is None:
         return f"No remedy comes within {100 * _WITHIN:g} point of the digital accuracy."
-    short = 100 * (accuracy["test"] - row["accuracy"])
+    short = _interval(row, "short")
     return (
         f"Cheapest within {100 * _WITHIN:g} point of the digital accuracy on validation images: "
-        f"{told(row)}, at {row['energy']:.3f} of its energy; on test images "
-        + (f"{short:.1f} points below." if short >= 0.05 else "not below.")
+        f"{told(row)}, at {row['energy']:.3f} of its energy; on test images {short} points below."
     )
 
 
@@ -433,7 +452,7 @@ STUDY = Study(
     Remedies,
     open_remedies,
     run,
-    opened_with=("profile", "limit", "validation_limit", "measured"),
+    opened_with=("profile", "limit", "validation_limit", "measured", "first", "chips"),
     of=("train", "export"),
     beside=("simulate",),
 )

@@ -122,7 +122,8 @@ def plan_of(
         firsts[best] = Answer((best_kind,), once)
     for budget, layers in kept_digital.items():
         if layers:
-            moved = float(coverage["macs"][coverage["layer"].isin(list(layers))].sum())
+            there = (coverage["place"] == "analog") & coverage["layer"].isin(list(layers))
+            moved = float(coverage["macs"][there].sum())
             moved /= float(coverage["macs"].sum())
             firsts[f"{best}, {100 * budget:g} % digital"] = Answer(
                 (replace(best_kind, digital_layers=tuple(layers)),),

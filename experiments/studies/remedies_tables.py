@@ -111,9 +111,10 @@ def remedies_table(
       first, second, score, rule and at (see `Remedy`; "" and NaN where there is none); routed (the
       share that gets the second answer, mean over chips); analog_passes and digital_passes (of one
       sample, mean); accuracy, gain (accuracy less that of `plain` on the same chips and samples),
-      failure_rate (wrong of those that the digital model has right) and failed (wrong though the
-      digital model is right, of all samples), the first three with _low and _high, for other
-      samples on other chips; validation_accuracy; chips and samples. Fractions.
+      short (the digital model's less it, on the same samples), failure_rate (wrong of those that
+      the digital model has right) and failed (wrong though the digital model is right, of all
+      samples), the first four with _low and _high, for other samples on other chips;
+      validation_accuracy; chips and samples. Fractions.
     """
     rows = []
     for one in remedies:
@@ -135,14 +136,15 @@ def remedies_table(
                 passes += score.passes
         failed = analog_only_failures(digital["test"], right["test"])
         wrong_low, wrong_high = rate_interval(~right["test"], confidence)
-        gain = Difference(0.0, 0.0, 0.0)
+        plainly, exactly = (
+            first[plain].right["test"],
+            np.broadcast_to(digital["test"], right["test"].shape),
+        )
+        gain = short = Difference(0.0, 0.0, 0.0)
         if one.first != plain or one.second is not None:
-            gain = difference(
-                *(accuracy(some["test"]) for some in (right, first[plain].right)),
-                same_samples=True,
-                same_chips=True,
-                confidence=confidence,
-            )
+            gain = _paired(right["test"], plainly, confidence)
+        if not np.array_equal(exactly, right["test"]):
+            short = _paired(exactly, right["test"], confidence)
         of_correct = failed[:, digital["test"]]
         rate_low, rate_high = rate_interval(of_correct, confidence)
         rows.append(
@@ -161,6 +163,9 @@ def remedies_table(
                 "gain": gain.value,
                 "gain_low": gain.low,
                 "gain_high": gain.high,
+                "short": short.value,
+                "short_low": short.low,
+                "short_high": short.high,
                 "failure_rate": of_correct.mean() if of_correct.size else np.nan,
                 "failure_rate_low": rate_low,
                 "failure_rate_high": rate_high,
@@ -171,6 +176,16 @@ def remedies_table(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _paired(outcome: NDArray[np.bool_], other: NDArray[np.bool_], confidence: float) -> Difference:
+    """The accuracy of outcomes less that of others of the same chips and samples."""
+    return difference(
+        *(accuracy(some) for some in (outcome, other)),
+        same_samples=True,
+        same_chips=True,
+        confidence=confidence,
+    )
 
 
 def _chosen(
@@ -254,12 +269,16 @@ def cheapest_within(
 
 
 def told(row: Mapping[Any, Any]) -> str:
-    """A row of `remedies_table` in a few words, such as "compensated; 10 % digital by margin"."""
+    """A row of `remedies_table` in a few words, such as "compensated; 10 % digital by margin".
+
+    Of a guaranteed threshold it tells the level: what is then chosen among many rows is promised
+    nothing.
+    """
     first, second, rule = row["first"], row["second"], row["rule"]
     if not second:
         return str(first)
     if rule == "all":
         return f"{first}; {second}"
     if rule == "risk":
-        return f"{first}; {second} by {row['score']}, failures <= {100 * row['at']:g} %"
+        return f"{first}; {second} by {row['score']}, level {100 * row['at']:g} %"
     return f"{first}; {100 * row['at']:g} % {second} by {row['score']}"

@@ -202,6 +202,9 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
             "at": [np.nan, 0.1, np.nan],
             "energy": [0.1, 0.2, 1.0],
             "accuracy": [0.5, 0.87, 0.9],
+            "short": [0.4, 0.03, 0.0],
+            "short_low": [0.35, 0.02, 0.0],
+            "short_high": [0.45, 0.04, 0.0],
             "validation_accuracy": [0.5, 0.89, 0.9],
         }
     )
@@ -210,7 +213,7 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
     assert told(found) == "compensated; 10 % digital by margin"
     said = verdict(rows, {"validation": 0.8999, "test": 0.9})
     assert "compensated; 10 % digital by margin, at 0.200 of its energy" in said
-    assert "3.0 points below" in said
+    assert "on test images 3.0 [2.0, 4.0] points below" in said
     assert "No remedy" in verdict(rows[:1], {"validation": 0.9, "test": 0.9})
 
 
@@ -426,6 +429,7 @@ def test_levels_that_the_validation_images_cannot_promise_are_told(
         ({"times": (20.0, 20.0)}, "times"),
         ({"analog_costs": (0.0,)}, "analog cost"),
         ({"reads": 1}, "reads must be at least 2"),
+        ({"first": -1}, "first must not be negative"),
         ({"chips": 0}, "chips must be at least 1"),
         ({"measured": 1}, "measured must be at least 2"),
         ({"adc_share": 1.5}, "adc_share"),
