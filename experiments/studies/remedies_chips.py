@@ -101,9 +101,8 @@ def predictions(
 
     @lru_cache(maxsize=1)
     def programmed(kind: Kind, seed: int) -> Chip:
-        number = seed + kind.other * len(bench.seeds)
         return bench.network.program(
-            bench.profile_of(kind), number, digital_layers=kind.digital_layers
+            bench.profile_of(kind), seed, digital_layers=kind.digital_layers
         )
 
     def tried(kind: Kind, seed: int, time: float) -> pd.DataFrame:
@@ -129,13 +128,15 @@ def predictions(
         for kind in kinds
     ]
     with progress(sum(of_kinds) * len(times) * len(bench.seeds), "remedies"):
-        for seed in bench.seeds:
+        for number in bench.seeds:
             for kind, work in zip(kinds, of_kinds, strict=True):
-                key = key_of([to_json(bench.profile_of(kind)), _told(kind)])
+                # Another chip of these seeds is one of more seeds: both are one file.
+                seed, itself = number + kind.other * len(bench.seeds), replace(kind, other=0)
+                key = key_of([to_json(bench.profile_of(itself)), _told(itself)])
                 for time in times:
                     path = bench.folder / f"{key}-{seed}-{time!r}.parquet"
                     with progress(work, f"chip {seed}"):
-                        table = table_at(path, lambda: tried(kind, seed, time))  # noqa: B023
+                        table = table_at(path, lambda: tried(itself, seed, time))  # noqa: B023
                     found[kind, time].append(table)
     return {which: _stacked(tables) for which, tables in found.items()}
 

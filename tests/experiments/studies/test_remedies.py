@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
 from bridge.routing import Costs
 from experiments.cli import commands
 from experiments.studies.remedies import Remedies, verdict, verdicts
-from experiments.studies.remedies_chips import Kind, Predictions
+from experiments.studies.remedies_chips import Bench, Kind, Predictions, predictions
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
     Outcomes,
@@ -262,6 +263,51 @@ def test_answers_average_and_fit_logits() -> None:
     known = table[(table["score"] == "curvature") & (table["first"] == "chip")]
     assert known["routed"].tolist() == [0.25]
     assert known["accuracy"].tolist() == [0.75]
+
+
+# --- the chips
+
+
+class NumberedChips:
+    """Chips whose every logit is their own number; `programmed` counts them."""
+
+    batch_norms = 0
+
+    def __init__(self) -> None:
+        self.programmed: list[int] = []
+
+    def program(self, _: Profile, seed: int, **__: Any) -> Any:
+        def predict(fold: list[Any], *_: Any, **__: Any) -> pd.DataFrame:
+            logits = [np.full(2, seed, np.float32)] * len(fold)
+            return pd.DataFrame({"index": range(len(fold)), "label": 0, "logits": logits})
+
+        self.programmed.append(seed)
+        chip = SimpleNamespace(predict=predict)
+        chip.at = lambda _: chip
+        return chip
+
+
+class Fold(list[dict[str, Any]]):
+    def __getitems__(self, positions: range) -> list[dict[str, Any]]:
+        return [self[position] for position in positions]
+
+
+def test_asking_for_more_chips_moves_those_that_answer_beside_them(tmp_path: Path) -> None:
+    """The second chip of seed s is s + the number of seeds, whatever was asked for before."""
+    network: Any = NumberedChips()
+    fold = Fold([{"image": np.zeros(1, np.float32)}] * 2)
+    folds: Any = dict.fromkeys(("test", "validation", "measured"), fold)
+    itself, beside = Kind(), Kind(other=1)
+
+    def numbers(chips: int) -> tuple[list[float], list[float]]:
+        bench = Bench(network, Profile(memory=PCM()), folds, range(chips), 2, tmp_path)
+        made = predictions(bench, [itself, beside], [20.0])
+        first, second = (made[kind, 20.0].logits["test"][:, 0, 0] for kind in (itself, beside))
+        return first.tolist(), second.tolist()
+
+    assert numbers(2) == ([0, 1], [2, 3])
+    assert numbers(3) == ([0, 1, 2], [3, 4, 5])
+    assert sorted(network.programmed) == [0, 1, 2, 3, 4, 5]  # none of them twice
 
 
 # --- the command
