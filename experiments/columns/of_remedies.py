@@ -1,4 +1,4 @@
-"""The tables of what can be done about failures: remedies, and fine-tuning."""
+"""The tables of what can be done about failures: remedies, fine-tuning, a student."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from experiments.columns.column import (
     text,
     with_interval,
 )
-from experiments.columns.common import CHIP, CHIPS
+from experiments.columns.common import CHIP, CHIPS, FOLD, INDEX
+from experiments.columns.of_analysis import PREDICTORS
 
 _STUDIES = "experiments.studies"
 
@@ -167,6 +168,26 @@ TABLES = (
             "chips": CHIPS,
             "samples": count("Test images in the set."),
             "digitally_correct": count("Those that the original network gets right."),
+        },
+    ),
+    Table(
+        "student",
+        ("student.csv",),
+        "A score that predicts failure on chips of one profile, the student's among them.",
+        f"{_STUDIES}.student_tables.compare",
+        PREDICTORS,
+    ),
+    Table(
+        "student_scores",
+        ("student.parquet",),
+        "A scored sample.",
+        f"{_STUDIES}.student._scores",
+        {
+            "fold": FOLD,
+            "index": INDEX,
+            "student": fraction(
+                "Share of the chips that the student predicts to fail on the sample."
+            ),
         },
     ),
 )
