@@ -23,6 +23,9 @@ Rule = Literal["none", "share", "risk", "all"]
 """Who gets the second answer: nobody, the samples of the highest scores up to a share, those above
 the threshold that bounds the failures of all others, or every sample."""
 
+_ROUNDING = 1e-9
+"""Slack of accuracies: one that is just near enough must not fail for its rounding."""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -242,7 +245,8 @@ def cheapest_within(
       accuracy: a fraction, of the validation samples.
       points: how far below, a fraction.
     """
-    enough = frontier_rows[frontier_rows["validation_accuracy"] >= accuracy - points]
+    least = accuracy - points - _ROUNDING
+    enough = frontier_rows[frontier_rows["validation_accuracy"] >= least]
     return None if enough.empty else enough.loc[enough["energy"].idxmin()]
 
 

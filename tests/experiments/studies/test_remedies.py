@@ -1,6 +1,7 @@
 """Remedies: who gets the second answer and what that costs, by hand; the command; resuming."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
 from bridge.routing import Costs
 from experiments.cli import commands
-from experiments.studies.remedies import Remedies, verdict, verdicts
+from experiments.studies.remedies import Remedies, show, verdict, verdicts
 from experiments.studies.remedies_chips import Bench, Kind, Predictions, predictions
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
@@ -30,6 +31,7 @@ from experiments.studies.remedies_tables import (
     remedies_table,
     told,
 )
+from jaxcurv.storage.checksums import read_json, write_json
 from tests.exported_run import write_exported_digits
 
 ONCE, NEVER = Passes(1.0, 0.0), Passes(0.0, 0.0)
@@ -183,6 +185,14 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
     assert "compensated; 10 % digital by margin, at 0.200 of its energy" in said
     assert "3.0 points below" in said
     assert "No remedy" in verdict(rows[:1], {"validation": 0.9, "test": 0.9})
+
+
+def test_exactly_a_point_below_is_near_enough() -> None:
+    """21 of 200 images right and 23: 0.115 - 0.01 is 0.10500000000000001 in double precision."""
+    rows = pd.DataFrame({"energy": [0.1, 1.0], "validation_accuracy": [21 / 200, 23 / 200]})
+    found = cheapest_within(rows, 23 / 200, 0.01)
+    assert found is not None
+    assert found["energy"] == 0.1
 
 
 # --- the plan
@@ -350,6 +360,28 @@ def test_the_report_reads_a_sentence_for_each_time(folder: Path) -> None:
     (said,) = verdicts(folder / "remedies")
     assert said.startswith("adc+wnoise+pcm, 1 h after programming (2 chips). ")
     assert "on validation images" in said or "No remedy" in said
+
+
+def test_one_chip_is_no_chips(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "remedies" / "frontier.csv", tmp_path)
+    made = read_json(folder / "remedies" / "settings.json")
+    write_json(tmp_path / "settings.json", {**made, "seeds": [0]})
+    (said,) = verdicts(tmp_path)
+    assert "1 h after programming (1 chip). " in said
+
+
+def test_one_chip_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "remedies"
+    table, best = pd.read_parquet(out / "remedies.parquet"), pd.read_csv(out / "frontier.csv")
+    best = best.fillna({"second": "", "score": ""})
+    show(table, best, {"test": 0.5, "validation": 0.5}, Costs())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 time, 2 chips and 30 test images" in said
+    assert "One chip" not in said
+    show(table.assign(chips=1), best, {"test": 0.5, "validation": 0.5}, Costs())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 time, 1 chip and" in said
+    assert "One chip tells nothing of others" in said
 
 
 def test_it_goes_on_from_what_is_there(folder: Path) -> None:
