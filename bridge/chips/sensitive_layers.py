@@ -1,9 +1,13 @@
 """Precision where it matters: which layers to leave digital within a budget."""
 
+import numpy as np
 import pandas as pd
 
-from bridge.checks import require_between_0_and_1
+from bridge.checks import require_between_0_and_1, vector
 from bridge.chips.layer_tables import ALL_LAYERS
+
+_ROUNDING = 1e-9
+"""Slack of the budget, relative: a layer that fills it exactly must not fail for its rounding."""
 
 
 def most_sensitive(failures: pd.DataFrame, coverage: pd.DataFrame, budget: float) -> list[str]:
@@ -30,8 +34,8 @@ def most_sensitive(failures: pd.DataFrame, coverage: pd.DataFrame, budget: float
       The layers, in the order of `failures`, as `digital_layers` takes them.
 
     Raises:
-      ValueError: a budget outside (0, 1), tables without these columns, or a layer that is not
-        among those on tiles.
+      ValueError: a budget outside (0, 1), tables without these columns, a layer that is not among
+        those on tiles or is there twice, or failures that are no numbers from 0 on.
     """
     budget = require_between_0_and_1("budget", budget)
     for name, table, wanted in (
@@ -46,7 +50,15 @@ def most_sensitive(failures: pd.DataFrame, coverage: pd.DataFrame, budget: float
         raise ValueError(
             f"{unknown[0]} has failures but no product on tiles: give both tables of one network"
         )
-    left = budget * coverage["macs"].sum()
+    if not counted.index.is_unique:
+        twice = counted.index[counted.index.duplicated()][0]
+        raise ValueError(
+            f"the table of failures has {twice} twice: give one profile's and fold's, a row a layer"
+        )
+    numbers = vector("failures", counted, "iuf", "numbers from 0 on")
+    if not (np.isfinite(numbers) & (numbers >= 0)).all():
+        raise ValueError("failures must be finite and not negative; some are not")
+    left = budget * coverage["macs"].sum() * (1 + _ROUNDING)
     taken = set()
     for layer in (
         (counted / on_tiles[counted.index]).sort_values(ascending=False, kind="stable").index

@@ -227,8 +227,8 @@ def _kind(images: np.ndarray) -> Literal["uint8", "float"]:
         return "uint8"
     if images.dtype.kind != "f":
         raise ValueError(f"inputs must be uint8 or floats; got {images.dtype}")
-    if not np.isfinite(images).all():
-        raise ValueError("inputs must be finite; some are NaN or infinite")
+    if not (np.abs(images) <= np.finfo(np.float32).max).all():  # NaN is not
+        raise ValueError("inputs must be finite in float32; some are NaN, infinite or too large")
     return "float"
 
 

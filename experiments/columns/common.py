@@ -49,7 +49,8 @@ REASON = text('Why values of the row are missing; "" where none is.')
 DIGITAL_ACCURACY = fraction("Share of the samples that the digital model gets right.")
 KIND = text(
     "Where the score comes from: analog, the chip's own logits; known, stored before; digital, "
-    "computed by the digital model for each sample; student, by a tiny network.",
+    "computed by the digital model for each sample; student, by a tiny network for each sample, "
+    "before it comes to a chip.",
     *("analog", "known", "digital", "student"),
 )
 ROUTER = text("Score by which samples are routed to the digital model, and where it comes from.")

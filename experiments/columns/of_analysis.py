@@ -110,6 +110,22 @@ _CORRECT_OR_ALL = text(
     "Samples that take part: those that the digital model gets right, or all.", "correct", "all"
 )
 
+PREDICTORS: Mapping[str, Column] = {
+    "fold": FOLD,
+    "profile": PROFILE,
+    "denominator": _CORRECT_OR_ALL,
+    **COMPARED,
+    **with_interval(
+        "added_difference",
+        correlation(
+            "AUROC of this model of several scores less that of the model without its last "
+            "score; missing for other predictors."
+        ),
+    ),
+    "forward_passes": FORWARD_PASSES,
+}
+"""What a run, and its student, tell of each score."""
+
 _ENDS: Mapping[str, Column] = {
     name: one
     for of, which in (
@@ -163,22 +179,6 @@ _PER_CLASS: Mapping[str, Column] = {
 }
 
 _CHOSEN_FOLD = {"fold": FOLD, "profile": PROFILE, "router": ROUTER, "kind": KIND}
-
-PREDICTORS: Mapping[str, Column] = {
-    "fold": FOLD,
-    "profile": PROFILE,
-    "denominator": _CORRECT_OR_ALL,
-    **COMPARED,
-    **with_interval(
-        "added_difference",
-        correlation(
-            "AUROC of this model of several scores less that of the model without its last "
-            "score; missing for other predictors."
-        ),
-    ),
-    "forward_passes": FORWARD_PASSES,
-}
-"""Every column of a table of predictors."""
 
 _ANALYSED = (
     Table(

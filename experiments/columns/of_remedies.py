@@ -76,6 +76,8 @@ _REMEDY: Mapping[str, Column] = {
     "validation_accuracy": fraction(
         "Accuracy of the validation images, mean over chips: the frontier is chosen by it."
     ),
+    "validation_analog_passes": positive("analog_passes of the validation images.", _PASSES),
+    "validation_digital_passes": positive("digital_passes of the validation images.", _PASSES),
     "chips": CHIPS,
     "samples": count("Test images."),
 }
@@ -130,29 +132,13 @@ TABLES = (
         f"{_STUDIES}.remedies_tables.frontiers",
         {
             **_REMEDY,
-            "energy": positive("Mean energy of a sample.", "digital passes"),
+            "energy": positive("Mean energy of a test image.", "digital passes"),
+            "validation_energy": positive(
+                "Mean energy of a validation image: the frontier is chosen by it.",
+                "digital passes",
+            ),
             "analog_cost": positive("Energy of an analog pass.", "digital passes"),
         },
-    ),
-    Table(
-        "student",
-        ("student.parquet",),
-        "A sample.",
-        f"{_STUDIES}.student.run",
-        {
-            "fold": FOLD,
-            "index": INDEX,
-            "student": fraction(
-                "Share of the chips on which the image fails, as the student predicts it."
-            ),
-        },
-    ),
-    Table(
-        "student_beside_scores",
-        ("student.csv",),
-        "A score, or a model of several, on the test fold.",
-        f"{_STUDIES}.student_tables.compare",
-        PREDICTORS,
     ),
     Table(
         "finetune",
@@ -197,6 +183,26 @@ TABLES = (
             "chips": CHIPS,
             "samples": count("Test images in the set."),
             "digitally_correct": count("Those that the original network gets right."),
+        },
+    ),
+    Table(
+        "student",
+        ("student.csv",),
+        "A score that predicts failure on chips of one profile, the student's among them.",
+        f"{_STUDIES}.student_tables.compare",
+        PREDICTORS,
+    ),
+    Table(
+        "student_scores",
+        ("student.parquet",),
+        "A scored sample.",
+        f"{_STUDIES}.student._scores",
+        {
+            "fold": FOLD,
+            "index": INDEX,
+            "student": fraction(
+                "Share of the chips that the student predicts to fail on the sample."
+            ),
         },
     ),
 )

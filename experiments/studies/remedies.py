@@ -359,9 +359,9 @@ def verdicts(folder: Path) -> list[str]:
     """
     made, best = read_json(folder / "settings.json"), pd.read_csv(folder / "frontier.csv")
     cost = made["energy"]["analog"] / made["energy"]["digital"]
-    chips = len(made["seeds"])
+    chips = _counted(len(made["seeds"]), "chip")
     return [
-        f"{made['profile_name']}, {duration(time)} after programming ({chips} chips). "
+        f"{made['profile_name']}, {duration(time)} after programming ({chips}). "
         + verdict(rows, made["digital_accuracy"])
         for time, rows in best[np.isclose(best["analog_cost"], cost)]
         .fillna({"second": "", "score": ""})
@@ -403,11 +403,14 @@ def show(
             console.print(verdict(of_time, accuracy))
     first = table.iloc[0]
     console.print(
-        f"Accuracy in %, gain over the plain chip in points, with {len(table['time_s'].unique())} "
-        f"times, {first['chips']} chips and {first['samples']:,} test images; digital "
-        f"{100 * accuracy['test']:.1f} %. Energy: a digital pass is 1, an analog one {cost:g}.\n"
+        "Accuracy in %, gain over the plain chip in points, with "
+        f"{_counted(table['time_s'].nunique(), 'time')}, {_counted(first['chips'], 'chip')} and "
+        f"{first['samples']:,} test images; digital {100 * accuracy['test']:.1f} %. Energy: a "
+        f"digital pass is 1, an analog one {cost:g}.\n"
         "Thresholds and the frontier are chosen on validation images."
     )
+    if first["chips"] == 1:
+        print("One chip tells nothing of others: intervals are for other images alone.")
 
 
 def _printed(rows: pd.DataFrame, title: str, unit: float) -> Table:
@@ -423,6 +426,10 @@ def _printed(rows: pd.DataFrame, title: str, unit: float) -> Table:
             _interval(row, "gain"),
         )
     return printed
+
+
+def _counted(number: int, of: str) -> str:
+    return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
 def _interval(row: Mapping[Any, Any] | pd.Series, name: str) -> str:

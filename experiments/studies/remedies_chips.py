@@ -62,10 +62,6 @@ class Bench:
         assert made.adc is not None
         return replace(made, adc=replace(made.adc, bits=made.adc.bits + kind.extra_bits))
 
-    def apart(self, kind: Kind) -> int:
-        """How far the seed of a kind's chip is from that of the chip itself: beyond all seeds."""
-        return kind.other * len(self.seeds)
-
     def images(self, fold: str, count: int | None = None) -> NDArray[np.float32]:
         """The first images of a fold, None for all, normalised."""
         source = self.folds[fold]
@@ -106,7 +102,7 @@ def predictions(
     @lru_cache(maxsize=1)
     def programmed(kind: Kind, seed: int) -> Chip:
         return bench.network.program(
-            bench.profile_of(kind), seed + bench.apart(kind), digital_layers=kind.digital_layers
+            bench.profile_of(kind), seed, digital_layers=kind.digital_layers
         )
 
     def tried(kind: Kind, seed: int, time: float) -> pd.DataFrame:
@@ -132,14 +128,16 @@ def predictions(
         for kind in kinds
     ]
     with progress(sum(of_kinds) * len(times) * len(bench.seeds), "remedies"):
-        for seed in bench.seeds:
+        for number in bench.seeds:
             for kind, work in zip(kinds, of_kinds, strict=True):
-                what = [kind.recalibrated, kind.digital_layers, bench.apart(kind), kind.reads]
-                key = key_of([to_json(bench.profile_of(kind)), what])
+                # Another chip of these seeds is one of more seeds: both are one file.
+                seed, itself = number + kind.other * len(bench.seeds), replace(kind, other=0)
+                what = [kind.recalibrated, kind.digital_layers, itself.other, kind.reads]
+                key = key_of([to_json(bench.profile_of(itself)), what])
                 for time in times:
                     path = bench.folder / f"{key}-{seed}-{time!r}.parquet"
                     with progress(work, f"chip {seed}"):
-                        table = table_at(path, lambda: tried(kind, seed, time))  # noqa: B023
+                        table = table_at(path, lambda: tried(itself, seed, time))  # noqa: B023
                     found[kind, time].append(table)
     return {which: _stacked(tables) for which, tables in found.items()}
 

@@ -24,6 +24,9 @@ Rule = Literal["none", "share", "risk", "all"]
 """Who gets the second answer: nobody, the samples of the highest scores up to a share, those above
 the threshold that bounds the failures of all others, or every sample."""
 
+_ROUNDING = 1e-9
+"""Slack of accuracies: one that is just near enough must not fail for its rounding."""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -114,13 +117,13 @@ def remedies_table(
       short (the digital model's less it, on the same samples), failure_rate (wrong of those that
       the digital model has right) and failed (wrong though the digital model is right, of all
       samples), the first four with _low and _high, for other samples on other chips;
-      validation_accuracy; chips and samples. Fractions.
+      validation_accuracy, and validation_ before both passes; chips and samples. Fractions.
     """
     rows = []
     for one in remedies:
         begun = first[one.first]
         right, shares = dict(begun.right), dict.fromkeys(begun.right, 0.0)
-        passes = begun.passes
+        passes = dict.fromkeys(begun.right, begun.passes)
         if one.second is not None:
             after = second[one.first, one.second]
             score = scores[one.first, one.score] if one.score is not None else None
@@ -130,10 +133,7 @@ def remedies_table(
                 for fold, some in begun.right.items()
             }
             shares = {fold: float(some.mean()) for fold, some in chosen.items()}
-            stays = 1 - shares["test"] if score is not None and score.before else 1.0
-            passes = begun.passes * stays + after.passes * shares["test"]
-            if score is not None:
-                passes += score.passes
+            passes = {fold: _passes(begun, after, score, share) for fold, share in shares.items()}
         failed = analog_only_failures(digital["test"], right["test"])
         wrong_low, wrong_high = rate_interval(~right["test"], confidence)
         plainly, exactly = (
@@ -155,8 +155,8 @@ def remedies_table(
                 "rule": one.rule,
                 "at": one.at,
                 "routed": shares["test"],
-                "analog_passes": passes.analog,
-                "digital_passes": passes.digital,
+                "analog_passes": passes["test"].analog,
+                "digital_passes": passes["test"].digital,
                 "accuracy": right["test"].mean(),
                 "accuracy_low": 1 - wrong_high,
                 "accuracy_high": 1 - wrong_low,
@@ -171,11 +171,21 @@ def remedies_table(
                 "failure_rate_high": rate_high,
                 "failed": failed.mean(),
                 "validation_accuracy": right["validation"].mean(),
+                "validation_analog_passes": passes["validation"].analog,
+                "validation_digital_passes": passes["validation"].digital,
                 "chips": len(right["test"]),
                 "samples": right["test"].shape[1],
             }
         )
     return pd.DataFrame(rows)
+
+
+def _passes(begun: Outcomes, after: Outcomes, score: Score | None, share: float) -> Passes:
+    """What a sample takes on average where a share of them gets the second answer."""
+    if score is None:
+        return begun.passes + after.passes * share
+    stays = 1 - share if score.before else 1.0
+    return begun.passes * stays + after.passes * share + score.passes
 
 
 def _paired(outcome: NDArray[np.bool_], other: NDArray[np.bool_], confidence: float) -> Difference:
@@ -212,9 +222,16 @@ def _chosen(
     return {fold: some >= edges[:, None] for fold, some in values.items()}
 
 
-def energies(table: pd.DataFrame, costs: Costs) -> pd.Series:
-    """The energy of each row of a table of `remedies_table`, in the unit of the costs."""
-    return table["analog_passes"] * costs.analog + table["digital_passes"] * costs.digital
+def energies(table: pd.DataFrame, costs: Costs, fold: str = "") -> pd.Series:
+    """The energy of each row of a table of `remedies_table`, in the unit of the costs.
+
+    Args:
+      table: that table.
+      costs: energy of a pass on tiles and of a digital one.
+      fold: "validation_" for the validation samples, "" for the test samples.
+    """
+    analog, digital = (table[f"{fold}{which}_passes"] for which in ("analog", "digital"))
+    return analog * costs.analog + digital * costs.digital
 
 
 def frontier(energy: pd.Series, accuracy: pd.Series) -> pd.Series:
@@ -241,16 +258,20 @@ def frontiers(tables: pd.DataFrame, groups: Sequence[str], costs: Sequence[Costs
       costs: energies to compare.
 
     Returns:
-      The rows on a frontier, in ascending order of energy: the columns of `tables`, analog_cost
-      (an analog pass over a digital one) and energy (in digital passes).
+      The rows on a frontier, in ascending order of the energy on validation samples: the columns
+      of `tables`, analog_cost (an analog pass over a digital one), energy and validation_energy (in
+      digital passes).
     """
     found = []
     for cost in costs:
         for _, rows in tables.groupby(list(groups), sort=False):
-            energy = energies(rows, cost) / cost.digital
-            best = rows[frontier(energy, rows["validation_accuracy"])]
-            best = best.assign(analog_cost=cost.analog / cost.digital, energy=energy[best.index])
-            found.append(best.sort_values("energy", kind="stable"))
+            tried = rows.assign(
+                analog_cost=cost.analog / cost.digital,
+                energy=energies(rows, cost) / cost.digital,
+                validation_energy=energies(rows, cost, "validation_") / cost.digital,
+            )
+            best = frontier(tried["validation_energy"], tried["validation_accuracy"])
+            found.append(tried[best].sort_values("validation_energy", kind="stable"))
     return pd.concat(found, ignore_index=True)
 
 
@@ -260,12 +281,13 @@ def cheapest_within(
     """The cheapest row whose validation accuracy is at most so far below an accuracy; None if none.
 
     Args:
-      frontier_rows: with energy and validation_accuracy.
+      frontier_rows: with validation_energy and validation_accuracy.
       accuracy: a fraction, of the validation samples.
       points: how far below, a fraction.
     """
-    enough = frontier_rows[frontier_rows["validation_accuracy"] >= accuracy - points]
-    return None if enough.empty else enough.loc[enough["energy"].idxmin()]
+    least = accuracy - points - _ROUNDING
+    enough = frontier_rows[frontier_rows["validation_accuracy"] >= least]
+    return None if enough.empty else enough.loc[enough["validation_energy"].idxmin()]
 
 
 def told(row: Mapping[Any, Any]) -> str:

@@ -1,5 +1,6 @@
 """Which layers stay digital within a budget, by hand."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -31,6 +32,12 @@ def test_failures_for_the_work_within_the_budget(budget: float, kept: list[str])
     assert most_sensitive(FAILURES, COVERAGE, budget) == kept
 
 
+def test_a_layer_may_fill_the_budget_exactly() -> None:
+    """0.29 * 100 is 28.999999999999996 in double precision."""
+    coverage = pd.DataFrame({"layer": ["a", "b"], "macs": [29, 71], "place": "analog"})
+    assert most_sensitive(FAILURES[:1], coverage, 0.29) == ["a"]
+
+
 def test_products_of_one_layer_count_together() -> None:
     twice = pd.concat([COVERAGE, COVERAGE[:1]])  # a has 20 of 110
     assert most_sensitive(FAILURES, twice, 0.1) == []
@@ -43,6 +50,10 @@ def test_products_of_one_layer_count_together() -> None:
         (FAILURES.drop(columns="failures"), COVERAGE, 0.1, "no column failures"),
         (FAILURES, COVERAGE.drop(columns=["macs", "place"]), 0.1, "no column macs and place"),
         (FAILURES, COVERAGE[1:], 0.1, "a has failures but no product on tiles"),
+        (pd.concat([FAILURES, FAILURES[1:]]), COVERAGE, 0.1, "has b twice"),
+        (FAILURES.assign(failures=np.nan), COVERAGE, 0.1, "must be finite"),
+        (FAILURES.assign(failures=-1), COVERAGE, 0.1, "not negative"),
+        (FAILURES.assign(failures="10"), COVERAGE, 0.1, "numbers from 0 on"),
     ],
 )
 def test_bad_input(

@@ -239,6 +239,7 @@ IMAGES, FAILED = planted(0, 40)
         ({"images": IMAGES[..., 0]}, r"images must be \[n, height, width, channel\]"),
         ({"images": IMAGES.astype(np.int32)}, "uint8 or floats; got int32"),
         ({"images": IMAGES * np.nan}, "inputs must be finite"),
+        ({"images": IMAGES * 1e200}, "inputs must be finite in float32"),
         ({"seed": -1}, "seed must be an integer >= 0"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

@@ -136,6 +136,8 @@ def of_remedies() -> Iterator[tuple[str, pd.DataFrame]]:
     yield "student/student.parquet", pd.DataFrame(sample)
     yield "finetune/finetune.parquet", rows
     yield "finetune/finetune.csv", finetune_tables.summarise(rows, 0.95)
+    scored = pd.DataFrame({"fold": ["train", "test"], "index": [0, 0], "student": [0.0, 1.0]})
+    yield "student/student.parquet", scored
 
 
 def scored_in(run: Path) -> pd.DataFrame:
@@ -168,6 +170,8 @@ def named_only(run: Path) -> Iterator[tuple[str, list[str]]]:
     yield "rescore_scores", ["path", "TensorFloat-32"]
     names = predictors.score_columns(pd.DataFrame(columns=[*named_estimators(), "curvature"]))
     yield "validate_scores", names
+    tables = {table.name: table for table in dictionary.TABLES}
+    yield "student", [*tables["predictors"].columns]
 
 
 def yours() -> Iterator[tuple[str, pd.DataFrame]]:

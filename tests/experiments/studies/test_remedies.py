@@ -1,6 +1,7 @@
 """Remedies: who gets the second answer and what that costs, by hand; the command; resuming."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from bridge.routing import Costs
 from bridge.routing.curves import Kind as CostKind
 from bridge.routing.curves import mean_energy
 from experiments.cli import commands
-from experiments.studies.remedies import Remedies, _stored, verdict, verdicts
+from experiments.studies.remedies import Remedies, _stored, show, verdict, verdicts
 from experiments.studies.remedies_chips import Bench, Kind, Predictions, predictions
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
@@ -33,6 +34,7 @@ from experiments.studies.remedies_tables import (
     remedies_table,
     told,
 )
+from jaxcurv.storage.checksums import read_json, write_json
 from tests.described import described, tables_in
 from tests.exported_run import write_exported_digits
 
@@ -168,7 +170,9 @@ def test_validation_chooses_and_test_is_reported() -> None:
 
 def table_of(*rows: tuple[float, float, float]) -> pd.DataFrame:
     columns = ["analog_passes", "digital_passes", "validation_accuracy"]
-    return pd.DataFrame(rows, columns=columns).assign(time_s=20.0)
+    table = pd.DataFrame(rows, columns=columns).assign(time_s=20.0)
+    passes = {f"validation_{name}": table[name] for name in columns[:2]}
+    return table.assign(**passes)
 
 
 def test_energy_is_linear_in_both_passes() -> None:
@@ -201,6 +205,7 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
             "rule": ["none", "share", "none"],
             "at": [np.nan, 0.1, np.nan],
             "energy": [0.1, 0.2, 1.0],
+            "validation_energy": [0.1, 0.2, 1.0],
             "accuracy": [0.5, 0.87, 0.9],
             "short": [0.4, 0.03, 0.0],
             "short_low": [0.35, 0.02, 0.0],
@@ -215,6 +220,14 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
     assert "compensated; 10 % digital by margin, at 0.200 of its energy" in said
     assert "on test images 3.0 [2.0, 4.0] points below" in said
     assert "No remedy" in verdict(rows[:1], {"validation": 0.9, "test": 0.9})
+
+
+def test_exactly_a_point_below_is_near_enough() -> None:
+    """21 of 200 images right and 23: 0.115 - 0.01 is 0.10500000000000001 in double precision."""
+    rows = pd.DataFrame({"energy": [0.1, 1.0], "validation_accuracy": [21 / 200, 23 / 200]})
+    found = cheapest_within(rows, 23 / 200, 0.01)
+    assert found is not None
+    assert found["energy"] == 0.1
 
 
 # --- the plan
@@ -303,7 +316,7 @@ def test_answers_average_and_fit_logits() -> None:
 def test_known_curvature_sees_no_label(finished_run: Path) -> None:
     scores = pd.read_parquet(finished_run / "scores.parquet").query("fold == 'test'")
     images: Any = SimpleNamespace(indices=scores["index"].to_numpy())
-    found = _stored(finished_run, None, {"test": ("test", images)})
+    found = _stored(finished_run, None, range(3), {"test": ("test", images)})
     assert list(found) == ["curvature"]
     np.testing.assert_array_equal(
         found["curvature"].values["test"], [scores["curvature_label_free"]]
@@ -313,45 +326,49 @@ def test_known_curvature_sees_no_label(finished_run: Path) -> None:
     assert wrong.any()
 
 
-class Numbered:
-    """Programmable: a chip's logits tell its seed."""
+# --- the chips
+
+
+class NumberedChips:
+    """Chips whose every logit is their own number; `programmed` counts them."""
 
     batch_norms = 0
 
-    def program(self, profile: Profile, seed: int, **_: Any) -> Any:
-        return NumberedChip(seed)
+    def __init__(self) -> None:
+        self.programmed: list[int] = []
+
+    def program(self, _: Profile, seed: int, **__: Any) -> Any:
+        def predict(fold: list[Any], *_: Any, **__: Any) -> pd.DataFrame:
+            logits = [np.full(2, seed, np.float32)] * len(fold)
+            return pd.DataFrame({"index": range(len(fold)), "label": 0, "logits": logits})
+
+        self.programmed.append(seed)
+        chip = SimpleNamespace(predict=predict)
+        chip.at = lambda _: chip
+        return chip
 
 
-class NumberedChip:
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def at(self, time: float) -> "NumberedChip":
-        return self
-
-    def predict(self, source: Any, description: str, **_: Any) -> pd.DataFrame:
-        return pd.DataFrame(
-            {"index": [0], "label": [0], "logits": [np.array([self.seed, 0], np.float32)]}
-        )
+class Fold(list[dict[str, Any]]):
+    def __getitems__(self, positions: range) -> list[dict[str, Any]]:
+        return [self[position] for position in positions]
 
 
-def test_other_chips_are_none_of_those_that_are_tried(tmp_path: Path) -> None:
-    """With more chips asked for later, what is kept of another number of them is not taken."""
-    image = {"image": np.zeros((2, 2, 1), np.float32)}
+def test_asking_for_more_chips_moves_those_that_answer_beside_them(tmp_path: Path) -> None:
+    """The second chip of seed s is s + the number of seeds, whatever was asked for before."""
+    network: Any = NumberedChips()
+    fold = Fold([{"image": np.zeros(1, np.float32)}] * 2)
+    folds: Any = dict.fromkeys(("test", "validation", "measured"), fold)
+    itself, beside = Kind(), Kind(other=1)
 
-    class One(list):
-        def __getitems__(self, rows: Any) -> list[Any]:
-            return [self[row] for row in rows]
+    def numbers(chips: int) -> tuple[list[float], list[float]]:
+        bench = Bench(network, Profile(memory=PCM()), folds, range(chips), 2, tmp_path)
+        made = predictions(bench, [itself, beside], [20.0])
+        first, second = (made[kind, 20.0].logits["test"][:, 0, 0] for kind in (itself, beside))
+        return first.tolist(), second.tolist()
 
-    every = dict.fromkeys(("test", "measured"), One([image]))
-    for chips in (2, 3):
-        bench: Any = Bench(
-            *(Numbered(), Profile(memory=PCM()), every, range(chips), 1, tmp_path)  # type: ignore[arg-type]
-        )
-        kinds = [Kind(), Kind(other=1)]
-        found = predictions(bench, kinds, [20.0])
-        seeds = [found[kind, 20.0].logits["test"][:, 0, 0].tolist() for kind in kinds]
-        assert seeds == [[*range(chips)], [*range(chips, 2 * chips)]]
+    assert numbers(2) == ([0, 1], [2, 3])
+    assert numbers(3) == ([0, 1, 2], [3, 4, 5])
+    assert sorted(network.programmed) == [0, 1, 2, 3, 4, 5]  # none of them twice
 
 
 # --- the command
@@ -394,6 +411,28 @@ def test_the_report_reads_a_sentence_for_each_time(folder: Path) -> None:
     (said,) = verdicts(folder / "remedies")
     assert said.startswith("adc+wnoise+pcm, 1 h after programming (2 chips). ")
     assert "on validation images" in said or "No remedy" in said
+
+
+def test_one_chip_is_no_chips(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "remedies" / "frontier.csv", tmp_path)
+    made = read_json(folder / "remedies" / "settings.json")
+    write_json(tmp_path / "settings.json", {**made, "seeds": [0]})
+    (said,) = verdicts(tmp_path)
+    assert "1 h after programming (1 chip). " in said
+
+
+def test_one_chip_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "remedies"
+    table, best = pd.read_parquet(out / "remedies.parquet"), pd.read_csv(out / "frontier.csv")
+    best = best.fillna({"second": "", "score": ""})
+    show(table, best, {"test": 0.5, "validation": 0.5}, Costs())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 time, 2 chips and 30 test images" in said
+    assert "One chip" not in said
+    show(table.assign(chips=1), best, {"test": 0.5, "validation": 0.5}, Costs())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 time, 1 chip and" in said
+    assert "One chip tells nothing of others" in said
 
 
 def test_it_goes_on_from_what_is_there(folder: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.studies.student import StudentStudy, _divided, _targets
 from experiments.studies.student import _joined as outcomes_of
 from jaxcurv import data
 from jaxcurv.storage.checksums import read_json
-from tests.described import described, tables_in
+from tests.described import require_described
 
 FLAGS = ("--student.epochs", "2")
 KEYS = ["fold", "index"]
@@ -89,6 +89,10 @@ def test_scores_are_the_student_s(made: Path, run: Path) -> None:
         images = {one["index"]: one["image"] for one in (source[n] for n in range(len(source)))}
         given = np.stack([images[index] for index in rows["index"]])
         np.testing.assert_array_equal(loaded(given), rows["student"])
+
+
+def test_every_column_is_described(made: Path) -> None:
+    require_described(made)
 
 
 def test_auroc_is_that_of_the_other_chip(made: Path, run: Path) -> None:
@@ -212,8 +216,3 @@ def test_what_cannot_be_fitted(run_copy: Path, capsys: pytest.CaptureFixture[str
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StudentStudy(**settings)
-
-
-def test_every_column_is_described(made: Path) -> None:
-    for path, frame in tables_in(made):
-        described(path, frame)
