@@ -224,10 +224,11 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
 
 def test_exactly_a_point_below_is_near_enough() -> None:
     """21 of 200 images right and 23: 0.115 - 0.01 is 0.10500000000000001 in double precision."""
-    rows = pd.DataFrame({"energy": [0.1, 1.0], "validation_accuracy": [21 / 200, 23 / 200]})
+    accuracy = [21 / 200, 23 / 200]
+    rows = pd.DataFrame({"validation_energy": [0.1, 1.0], "validation_accuracy": accuracy})
     found = cheapest_within(rows, 23 / 200, 0.01)
     assert found is not None
-    assert found["energy"] == 0.1
+    assert found["validation_energy"] == 0.1
 
 
 # --- the plan
