@@ -13,7 +13,7 @@ from experiments.settings.presets import PRESETS
 from experiments.system.errors import StageFailed, show_error
 from experiments.system.processes import raise_on_sigint, raise_on_sigterm
 from jaxcurv.storage.lock import lock
-from tools.archive import archive, archive_fit
+from tools.archive import archive, archive_fit, archive_remedies
 from tools.published import PUBLISHED
 from tools.regenerate import regenerate
 
@@ -39,10 +39,11 @@ class Archive:
     """Copies what a repository keeps of finished runs: rows of Table I and their fit, or networks
     that others trained."""
 
-    rows: Literal["small", "full", "fit", "published"] = "small"
+    rows: Literal["small", "full", "fit", "published", "remedies"] = "small"
     """Which runs: `small`, Table I with narrow networks; `full`, with the paper's; `fit`, the
     presets that fit their training set; `published`, the folders cifar10_NAME with NAME one of
-    tools/published_networks.py."""
+    tools/published_networks.py; `remedies`, of the folder digits what can be done about failures,
+    without its samples."""
     runs: Path = Path("runs")
     """Folder of the runs, as the command reproduce leaves it."""
     results: Path = Path("experiments/results")
@@ -62,15 +63,22 @@ class Archive:
             **ROWS,
             "fit": [name for name in PRESETS if name.endswith("_fit")],
             "published": [f"cifar10_{name}" for name in PUBLISHED],
+            "remedies": ["digits"],
         }[self.rows]
         finished = [name for name in rows if (self.runs / name).is_dir()]
         if not finished:
-            made_by = {"fit": "these presets", "published": "tools/published_networks.py"}
+            made_by = {
+                "fit": "these presets",
+                "published": "tools/published_networks.py",
+                "remedies": "digits, remedies and finetune",
+            }
             raise FileNotFoundError(
                 f"no row of --rows {self.rows} in {self.runs}: run "
                 f"{made_by.get(self.rows, 'reproduce')}"
             )
-        work: dict[str, Callable[[Path, Path], None]] = dict.fromkeys(finished, archive)
+        work: dict[str, Callable[[Path, Path], None]] = dict.fromkeys(
+            finished, archive_remedies if self.rows == "remedies" else archive
+        )
         fit = f"fit_paper_{self.rows}"
         if (self.runs / fit / "fit.json").exists():
             work[fit] = archive_fit

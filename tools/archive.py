@@ -47,6 +47,9 @@ _KEPT_OF = dict.fromkeys(
     (".csv", ".json", ".png", ".parquet"),
 ) | {"figures": (".png",)}  # whose tables are kept already
 
+_REMEDIES = ("finetune", "remedies")
+"""What is kept of a run without its samples."""
+
 _TRIES_WEIGHTS = ("compare-noise", "drift", "finetune", "layers", "remedies", "validate")
 """The studies that others are tried beside, on the same weights."""
 
@@ -84,20 +87,42 @@ def archive(run: Path, place: Path) -> None:
     weights = run / "weights.safetensors"
     if studied and weights.exists() and weights.stat().st_size <= SMALL:
         copy(weights, place / weights.name)
-    for folder, kinds in _KEPT_OF.items():
-        files = [
-            path
-            for path in sorted((run / folder).glob("*"))
-            if path.suffix in kinds and path.name != _FLAGS and path.stat().st_size <= SMALL
-        ]
-        if folder in _WEIGHTS_IN and not _is_of_scores(run, folder):
-            files = []
-        if files or folder in _WEIGHTS_IN:  # never beside another run's predictions
-            shutil.rmtree(place / folder, ignore_errors=True)
-        for path in files:
-            copy(path, place / folder / path.name)
+    for folder in _KEPT_OF:
+        _keep(run, place, folder)
     write_parquet(place / "predictions.parquet", narrow_predictions(predictions), level=_LEVEL)
     archive_atlas(run, place.parent / atlas.FOLDER, place.name)
+
+
+def archive_remedies(run: Path, place: Path) -> None:
+    """Copies what can be done about the failures of a run whose samples are not kept.
+
+    Args:
+      run: folder of the run.
+      place: folder to keep it in.
+
+    Raises:
+      FileNotFoundError: the run has nothing of it.
+    """
+    there = [folder for folder in _REMEDIES if (run / folder / "settings.json").exists()]
+    if not there:
+        raise FileNotFoundError(f"no finished {' or '.join(_REMEDIES)} in {run}")
+    for folder in there:
+        _keep(run, place, folder)
+
+
+def _keep(run: Path, place: Path, folder: str) -> None:
+    """Copies what is to be kept of one folder of a run in place of what was there."""
+    files = [
+        path
+        for path in sorted((run / folder).glob("*"))
+        if path.suffix in _KEPT_OF[folder] and path.name != _FLAGS and path.stat().st_size <= SMALL
+    ]
+    if folder in _WEIGHTS_IN and not _is_of_scores(run, folder):
+        files = []
+    if files or folder in _WEIGHTS_IN:  # never beside another run's predictions
+        shutil.rmtree(place / folder, ignore_errors=True)
+    for path in files:
+        copy(path, place / folder / path.name)
 
 
 def archive_atlas(run: Path, folder: Path, name: str) -> None:

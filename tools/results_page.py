@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from experiments.paper.fit import cell_of
 from experiments.runs.files import read_parquet
 from experiments.runs.records import read_records, recorded_settings
 from experiments.settings.presets import command_line
+from experiments.studies.drift import duration
+from experiments.studies.remedies import frontier_of, verdicts
+from experiments.studies.remedies_tables import told
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.storage.files import write_bytes
 from tools import published
@@ -115,6 +118,7 @@ def write(results: Path, into: Path, fits: Sequence[Path]) -> Path:
         *_published(runs),
         *_predictors(runs),
         *_runs(runs),
+        *_remedies(results),
         *(part for fit in fits for part in _fit(fit)),
         *_rescored(runs),
         "## Where each run comes from",
@@ -127,6 +131,37 @@ def write(results: Path, into: Path, fits: Sequence[Path]) -> Path:
     part = "\n\n".join([*_table_one(runs, fitted, _rate), *_figure_one(runs, place)])
     write_bytes(into, f"{before}{BEGIN}\n{part}\n{END}{after}".encode())
     return page
+
+
+def _remedies(results: Path) -> Iterator[str]:
+    """What can be done about failures: the frontier of each network that remedies were tried on."""
+    folders = [path.parent for path in sorted(results.glob("*/remedies/frontier.csv"))]
+    if not folders:
+        return
+    yield "## What to do about failures"
+    yield (
+        "Accuracy of test images on the same chips, and energy, a digital pass being 1: of the "
+        "remedies that none beats on validation images. Gain: points over the chip without a "
+        "remedy; short: points below the digital model; brackets are 95 % intervals for other "
+        "images on other chips."
+    )
+    header = ["remedy", "energy", "accuracy, %", "gain", "short"]
+    for folder in folders:
+        made = read_json(folder / "settings.json")
+        yield f"### {folder.parent.name}, {made['profile_name']}"
+        yield f"![Remedies]({folder.parent.name}/remedies/remedies.png)"
+        for time, rows in frontier_of(folder).groupby("time_s"):
+            yield f"{duration(float(str(time)))} after programming:"
+            yield markdown(header, [_remedy(row) for row in rows.to_dict("records")])
+        yield from verdicts(folder)
+
+
+def _remedy(row: Mapping[Any, Any]) -> list[str]:
+    cells = [told(row), f"{row['energy']:.3f}"]
+    for name in ("accuracy", "gain", "short"):
+        value, low, high = (100 * row[name + end] for end in ("", "_low", "_high"))
+        cells.append(with_interval(value, low, high, ".1f"))
+    return cells
 
 
 def require_place(page: Path) -> str:

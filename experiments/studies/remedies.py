@@ -351,21 +351,30 @@ def is_of_run(job: Job, description: dict[str, Any]) -> bool:
     return bool(made["weights_sha256"] == identity_of_network(job, description))
 
 
+def frontier_of(folder: Path) -> pd.DataFrame:
+    """The frontier of finished remedies at the energies that they were run with.
+
+    Args:
+      folder: where `run` left them.
+    """
+    energy = read_json(folder / "settings.json")["energy"]
+    words = dict.fromkeys(("second", "score"), str)
+    best = pd.read_csv(folder / "frontier.csv", dtype=words).fillna(dict.fromkeys(words, ""))
+    return best[np.isclose(best["analog_cost"], energy["analog"] / energy["digital"])]
+
+
 def verdicts(folder: Path) -> list[str]:
     """What finished remedies say, a sentence for each time at the energies that they were run with.
 
     Args:
       folder: where `run` left them.
     """
-    made, best = read_json(folder / "settings.json"), pd.read_csv(folder / "frontier.csv")
-    cost = made["energy"]["analog"] / made["energy"]["digital"]
+    made = read_json(folder / "settings.json")
     chips = _counted(len(made["seeds"]), "chip")
     return [
-        f"{made['profile_name']}, {duration(time)} after programming ({chips}). "
+        f"{made['profile_name']}, {duration(float(str(time)))} after programming ({chips}). "
         + verdict(rows, made["digital_accuracy"])
-        for time, rows in best[np.isclose(best["analog_cost"], cost)]
-        .fillna({"second": "", "score": ""})
-        .groupby("time_s")
+        for time, rows in frontier_of(folder).groupby("time_s")
     ]
 
 

@@ -25,7 +25,7 @@ from jaxcurv.storage.checksums import read_json, write_json
 from jaxcurv.storage.lock import lock
 from tools import results_page
 from tools.__main__ import main as maintain
-from tools.archive import archive, archive_fit, read_samples
+from tools.archive import archive, archive_fit, archive_remedies, read_samples
 from tools.regenerate import regenerate, regenerate_run
 
 
@@ -226,6 +226,39 @@ def test_remedies_are_kept_with_the_weights_that_they_were_tried_on(
     assert (place / "weights.safetensors").exists()
     kept = {path.name for path in (place / "remedies").iterdir()}
     assert kept == {"frontier.csv", "remedies.png", "settings.json"}
+
+
+def remedies_of(run: Path) -> pd.DataFrame:
+    """A frontier of two rows, in the run's folder."""
+    columns = ["first", "second", "score", "rule", "at", "energy", "validation_energy"]
+    rows = [["chip", "", "", "none", np.nan, 0.1, 0.1], ["digital", "", "", "none", np.nan, 1, 1]]
+    best = pd.DataFrame(rows, columns=columns).assign(time_s=20.0, analog_cost=0.1)
+    for name, values in {"accuracy": (0.8, 0.9), "gain": (0.0, 0.1), "short": (0.1, 0.0)}.items():
+        for end in ("", "_low", "_high"):
+            best[name + end] = values
+    best["validation_accuracy"] = best["accuracy"]
+    made = {
+        "energy": {"analog": 0.1, "digital": 1.0},
+        "profile_name": "pcm",
+        "seeds": [0, 1],
+        "digital_accuracy": {"validation": 0.9, "test": 0.9},
+    }
+    write_csv(run / "remedies/frontier.csv", best)
+    write_json(run / "remedies/settings.json", made)
+    return best
+
+
+def test_what_to_do_is_on_the_page(tmp_path: Path) -> None:
+    run, place = tmp_path / "digits", tmp_path / "results" / "digits"
+    with pytest.raises(FileNotFoundError, match="no finished finetune or remedies"):
+        archive_remedies(run, place)
+    remedies_of(run)
+    archive_remedies(run, place)
+    page = "\n".join(results_page._remedies(tmp_path / "results"))
+    assert "### digits, pcm" in page
+    assert "20 s after programming:" in page
+    assert "| chip | 0.100 | 80.0 [80.0, 80.0] | 0.0 [0.0, 0.0] | 10.0 [10.0, 10.0] |" in page
+    assert "digital, at 1.000 of its energy; on test images 0.0 [0.0, 0.0] points below" in page
 
 
 def atlas_of(run: Path) -> pd.DataFrame:
