@@ -84,7 +84,7 @@ def draw(
     marks = table.apply(family, axis=1)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(width=max(3.0, 2.6 * len(times)), height=5.6)
-        axes = figure.subplots(2, len(times), sharex=True, sharey="col", squeeze=False)
+        axes = figure.subplots(2, len(times), sharex=True, squeeze=False)
         for (above, below), time in zip(axes.T, times, strict=True):
             rows = table[table["time_s"] == time]
             for name, (colour, marker) in _FAMILIES.items():
