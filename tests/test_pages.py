@@ -280,3 +280,20 @@ def test_figures_of_the_regime_are_those_of_the_archived_tables() -> None:
     low, high = one["added_difference_low"], one["added_difference_high"]
     said = f"{one['added_difference']:.4f} [{low:.4f}, {high:.4f}]"
     assert said in " ".join(text.split())
+
+
+def test_figures_of_the_remedies_are_those_of_the_archived_tables() -> None:
+    text = (ROOT / "docs/results/index.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.count("|") == 6]
+    table = {cells[0]: cells[1:] for cells in rows}
+    for place, run in enumerate(("cifar100_resnet18_fit", "digits")):
+        frame = pd.read_csv(ROOT / f"experiments/results/{run}/remedies/remedies.csv")
+        alone = frame[frame["rule"].isin(["none", "all"]) & (frame["time_s"] == 86400)]
+        for row in alone.fillna({"second": ""}).itertuples():
+            name = f"{row.first}; {row.second}" if row.second else row.first
+            name = {"chip": "none"}.get(name, name)
+            if name == "digital" or "fitted" in name:
+                continue
+            values = (100 * one for one in (row.accuracy, row.accuracy_low, row.accuracy_high))
+            cell = "{:.1f} [{:.1f}, {:.1f}]".format(*values)
+            assert table[name][2 * place : 2 * place + 2] == [cell, f"{row.energy:.3f}"]
