@@ -32,8 +32,8 @@ SHOWN = {
     "bridge.chips": "ADC Chip Clipping DAC GivesMoments Hermes LogitFit MappedPairs Memory "
     "OutputNoise PCM PROFILES Pairs Profile ReRamCMO ReRamWan2022 SinglePair WeightNoise "
     "average_logits clipped_share coverage eight_profiles fit_logits layer_failures layer_report "
-    "load_chip moment_state_dict named_profiles output_noise predict profile_of program "
-    "recalibrate save_chip weight_moments",
+    "load_chip moment_state_dict most_sensitive named_profiles output_noise predict profile_of "
+    "program recalibrate save_chip weight_moments",
     "bridge.graphs": "score to_jax",
     "bridge.jax_chips": "Chip Device Programmed analog carried layer_failures layer_report "
     "load_programmed output_noise predict predict_chips recalibrate save_programmed "

@@ -815,6 +815,7 @@ _MODULES = {"marshal", "shelve", "joblib", "dill", "cloudpickle", "yaml", "runpy
 _ALLOWED = {
     ("jaxcurv/data/cifar.py", "pickle"),  # which imports nothing that a file names
     ("experiments/system/factories.py", "import_module"),  # --model, the user's own code
+    ("tools/site_pages.py", "import_module"),  # the project's packages, by names that stand there
     ("bridge/weights/checkpoints.py", "import_module"),  # torchvision, by a name that stands there
 }
 
