@@ -305,7 +305,7 @@ def run(opened: Opened, experiment: Experiment, settings: StudentStudy, out: Pat
     )
     print(
         f"Student fitted on {len(opened.indices):,} digitally correct images of the train fold and "
-        f"{'these' if same else 'the other'} {trained}: {student.macs:,} of the network's "
+        f"{'the same' if same else 'the other'} {trained}: {student.macs:,} of the network's "
         f"{opened.macs:,} multiply-accumulates."
     )
     if student.held_out_loss >= student.constant_loss:
