@@ -2,19 +2,15 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from bridge.array_files import read_arrays, require_folder, write_arrays
 from bridge.chips.profiles import to_json
 from bridge.jax_chips.chips import Chip, Programmed, exact_logits, paths
-from jaxcurv.storage.checksums import CHECKSUM, HEADER, check, hash_content, take_checksum
-from jaxcurv.storage.files import write_whole
 
 
 def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programmed) -> None:
@@ -30,9 +26,7 @@ def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programme
       ValueError: parameters of a type that the format lacks, such as bfloat16, or weights that
         were programmed at another time than the chip's.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"no folder {target.parent} for {target.name}")
+    target = require_folder(path)
     _require_time(chip, weights)
     logits = _logits(chip, weights, chip._samples)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(_plain(weights)).items()}
@@ -40,9 +34,7 @@ def save_programmed(path: str | os.PathLike[str], chip: Chip, weights: Programme
     if wrong := sorted({str(one.dtype) for one in arrays.values() if one.dtype.isbuiltin != 1}):
         raise ValueError(f"a file does not hold {', '.join(wrong)}: program float32 parameters")
     header = json.dumps({**_header(chip), "logits": logits.tolist()})
-    metadata = {HEADER: header, CHECKSUM: hash_content(arrays, header)}
-    content = save(arrays, metadata)
-    write_whole(target, lambda temporary: temporary.write_bytes(content))
+    write_arrays(target, arrays, header)
 
 
 def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
@@ -59,19 +51,7 @@ def load_programmed(path: str | os.PathLike[str], chip: Chip) -> Programmed:
       FileNotFoundError: no such file.
       ValueError: the file is damaged, no such file, or of another chip.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no programmed chip at {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    header = metadata.get(HEADER)
-    if header is None:
-        raise ValueError(f"{path} holds no programmed chip of save_programmed")
-    found = take_checksum(metadata)
-    check(path, found, lambda: hash_content(arrays, header))
+    arrays, header = read_arrays(path, "programmed chip", "save_programmed")
     there, here = json.loads(header), _header(chip)
     for name, value in here.items():
         if there.get(name) != value:

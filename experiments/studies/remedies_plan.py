@@ -170,16 +170,18 @@ def outcomes_table(
     second: dict[tuple[str, str], Outcomes] = {}
     scores: dict[tuple[str, str], Score] = {}
     right = {fold: some[0] for fold, some in digital.right().items()}
+    chips = len(next(iter(made.values())).logits["test"])
+    exactly = Outcomes(
+        {fold: np.broadcast_to(some, (chips, len(some))) for fold, some in right.items()},
+        Passes(0.0, 1.0),
+    )
+    first[DIGITAL] = exactly
     for name, answer in plan.firsts.items():
         logits = _logits(answer, made, digital)
         first[name] = Outcomes(Predictions(logits, labels).right(), answer.passes)
         scores[name, "margin"] = Score({fold: _fragility(some) for fold, some in logits.items()})
         scores |= {(name, which): score for which, score in stored.items()}
-        everywhere = {
-            fold: np.broadcast_to(right[fold], some.shape)
-            for fold, some in first[name].right.items()
-        }
-        first[DIGITAL] = second[name, DIGITAL] = Outcomes(everywhere, Passes(0.0, 1.0))
+        second[name, DIGITAL] = exactly
     for name, answer in plan.seconds.items():
         logits = _logits(answer, made, digital)
         second[plan.best, name] = Outcomes(Predictions(logits, labels).right(), answer.passes)

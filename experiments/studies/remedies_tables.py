@@ -35,10 +35,6 @@ class Passes:
     analog: float
     digital: float
 
-    def energy(self, costs: Costs) -> float:
-        """In the unit of the costs."""
-        return self.analog * costs.analog + self.digital * costs.digital
-
     def __add__(self, other: Passes) -> Passes:
         return Passes(self.analog + other.analog, self.digital + other.digital)
 
@@ -99,7 +95,7 @@ def remedies_table(
     """One row a remedy.
 
     Thresholds are chosen on the validation samples, each chip's on its own outcomes; everything
-    else but `validation_accuracy` is of the test samples.
+    else but what begins with `validation_` is of the test samples.
 
     Args:
       remedies: what to try.

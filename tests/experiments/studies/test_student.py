@@ -67,7 +67,7 @@ def made(run: Path, fitted_with: dict[str, Any]) -> Path:
 
 
 def outcomes(run: Path, chip: int, fold: str) -> pd.DataFrame:
-    """Of the digitally correct images: whether the chip is wrong."""
+    """Whether a chip is right on the digitally correct images, in the column right."""
     predictions = pd.read_parquet(run / "predictions.parquet")
     of_chip = predictions[
         (predictions["profile"] == FULL_PROFILE)
