@@ -228,12 +228,10 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     for notebook in sorted(DOCS.rglob("*.ipynb")):
-        place, page = notebook.relative_to(DOCS), page_of(notebook)
-        files.append(
-            File.generated(config, place.with_suffix(".md").as_posix(), content=page.markdown)
-        )
-        for name, picture in page.pictures.items():
-            files.append(File.generated(config, place.with_name(name).as_posix(), content=picture))
+        folder, page = notebook.parent.relative_to(DOCS), page_of(notebook)
+        made = {f"{notebook.stem}.md": page.markdown, **page.pictures}
+        for name, content in made.items():
+            files.append(File.generated(config, (folder / name).as_posix(), content=content))
     for place, path in linked_files().items():
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
