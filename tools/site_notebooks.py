@@ -51,9 +51,9 @@ def page_of(notebook: Path) -> NotebookPage:
                 parts.append(_STYLE.sub("", "".join(data["text/html"])).strip())
             elif said := _text(output).strip("\n"):
                 parts.append(f"```text\n{said}\n```")
-    title, *rest = "\n\n".join(parts).partition("\n")
+    title, _, rest = "\n\n".join(parts).partition("\n")
     download = f'<a href="{name}" download>Download this notebook</a>'
-    return NotebookPage(f"{title}\n\n{download}\n{''.join(rest)}\n", pictures)
+    return NotebookPage(f"{title}\n\n{download}\n{rest}\n", pictures)
 
 
 def _text(output: dict[str, Any]) -> str:
