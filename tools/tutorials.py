@@ -7,6 +7,7 @@ kept. A notebook runs in an empty folder, without progress bars, which would be 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from tools.site_pages import DOCS, ROOT
 
 TUTORIALS = DOCS / "tutorials"
 
-SECONDS = 600
-"""Longest time of a cell: several times that of a whole notebook on two idle cores."""
+SECONDS = 1800
+"""Longest time of a cell: many times that of a whole notebook on two idle cores."""
 
 _IN_CELLS = {
     "TQDM_DISABLE": "1",
@@ -28,6 +29,8 @@ _IN_CELLS = {
     # The shell's `python` is this one.
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
 }
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -59,7 +62,17 @@ def executed(notebook: Path, folder: Path) -> Any:
             resources={"metadata": {"path": str(folder)}},
             config=Config({"KernelManager": connection}),
         ).execute()
+    for cell in found.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = _as_seen(output.text)
     return found
+
+
+def _as_seen(text: str) -> str:
+    """What a terminal shows of a command's words, without colours."""
+    lines = _COLOURS.sub("", text).replace("\r\n", "\n").split("\n")
+    return "\n".join(line.rpartition("\r")[2].rstrip() for line in lines)
 
 
 def rerun(names: Sequence[str]) -> None:

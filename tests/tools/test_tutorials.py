@@ -183,18 +183,20 @@ def test_links_to_notebooks_lead_to_their_pages() -> None:
     assert found == "[r](tutorials/routing.md#the-router)"
 
 
-def test_a_notebook_runs_in_the_folder_and_shows_no_bar(tmp_path: Path) -> None:
+def test_a_notebook_runs_in_the_folder_and_keeps_what_a_terminal_shows(tmp_path: Path) -> None:
     notebook = write(
         tmp_path / "own.ipynb",
         code("from pathlib import Path\nfrom tqdm import tqdm\nfor _ in tqdm(range(3)):\n    pass"),
         code("Path('left.txt').write_text('here')"),
+        code("!python -c \"print('busy', end='\\r'); print('\\033[1mdone\\033[0m')\""),
     )
     place = tmp_path / "place"
     place.mkdir()
-    first, second = tutorials.executed(notebook, place).cells
+    first, second, third = tutorials.executed(notebook, place).cells
     assert first.outputs == []
     assert second.outputs[0]["data"]["text/plain"] == "4"
     assert (place / "left.txt").read_text() == "here"
+    assert third.outputs[0]["text"] == "done\n"
 
 
 def test_a_name_that_is_no_tutorial_is_refused() -> None:
