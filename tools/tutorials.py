@@ -59,6 +59,7 @@ def executed(notebook: Path, folder: Path) -> Any:
             timeout=SECONDS,
             startup_timeout=SECONDS,
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
             config=Config({"KernelManager": connection}),
         ).execute()
