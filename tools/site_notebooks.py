@@ -8,12 +8,16 @@ from __future__ import annotations
 import base64
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _STYLE = re.compile(r"<style.*?</style>\s*", re.DOTALL)
 """What pandas puts above each table, for notebooks that have no style of their own."""
+
+_WIDTH = 88
+"""Characters of a line of output on a page of the site."""
 
 
 @dataclass(frozen=True)
@@ -57,5 +61,8 @@ def page_of(notebook: Path) -> NotebookPage:
 
 
 def _text(output: dict[str, Any]) -> str:
-    """What an output says in words."""
-    return "".join(output.get("text", output.get("data", {}).get("text/plain", [])))
+    """What an output says in words, in lines that fit on a page, as a notebook shows it."""
+    said = "".join(output.get("text", output.get("data", {}).get("text/plain", [])))
+    return "\n".join(
+        line if len(line) <= _WIDTH else textwrap.fill(line, _WIDTH) for line in said.split("\n")
+    )

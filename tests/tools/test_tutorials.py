@@ -174,6 +174,17 @@ def test_a_page_has_text_code_and_outputs_in_order(tmp_path: Path) -> None:
     )
 
 
+def test_long_lines_of_outputs_fit_on_the_page(tmp_path: Path) -> None:
+    said = {"output_type": "stream", "name": "stdout", "text": ["word " * 40 + "\n", "  short\n"]}
+    notebook = write(
+        tmp_path / "own.ipynb", {"cell_type": "markdown", "source": ["# Own"]}, code("say()", said)
+    )
+    lines = site_notebooks.page_of(notebook).markdown.partition("```text\n")[2].splitlines()
+    assert max(map(len, lines)) <= 88
+    assert " ".join(lines[:3]).split() == ["word"] * 40
+    assert lines[3] == "  short"
+
+
 def test_links_to_notebooks_lead_to_their_pages() -> None:
     text = "[r](tutorials/routing.ipynb#the-router)"
     page = site_pages.DOCS / "index.md"
