@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_STYLE = re.compile(r"<style.*?</style>\s*", re.DOTALL)
-"""What pandas puts above each table, for notebooks that have no style of their own."""
+_STYLE = re.compile(r"<style.*?</style>\s*|(?<=<table) [^>]*|(?<=<tr) [^>]*", re.DOTALL)
+"""How pandas styles a table; the site has a style of its own, for tables without any."""
 
-_WIDTH = 88
+_WIDTH = 72
 """Characters of a line of output on a page of the site."""
 
 
