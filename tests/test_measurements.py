@@ -213,7 +213,7 @@ def test_headlines_of_the_build_notes() -> None:
     engine = benchmark("cpu_width16")["ratios"]["over_published"]
     assert f"{spread(engine)} times that of the published" in notes
     chips = benchmark("cpu_analog")["ratios"]
-    assert f"{spread(chips['pcm'])} for PCM, {spread(chips[FULL])} for {FULL}" in notes
+    assert f"{spread(chips['pcm'])} for pcm, {spread(chips[FULL])} for {FULL}" in notes
     predictors = pd.read_csv(SMALL / "predictors.csv").query(
         f"fold == 'test' and profile == '{FULL}' and denominator == 'correct'"
     )
