@@ -199,6 +199,23 @@ def test_the_student() -> None:
     assert cells[0] == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
 
 
+def test_what_scores_add_to_others() -> None:
+    text = " ".join((ROOT / "docs" / "measurements" / "narrow-networks.md").read_text().split())
+    tables = [pd.read_csv(path) for path in RESULTS.glob("*/predictors.csv")]
+    table = pd.concat(tables).query("fold == 'test' and denominator == 'correct'")
+    added = table[table["added_difference"].notna()].groupby("predictor")
+    curvature = added.get_group("logits + curvature").sort_values("added_difference")
+    most, exception = curvature["added_difference"].iloc[-2:]
+    assert len(curvature) == 40
+    assert f"an estimated {most:.4f} at most in 39 of 40 pairs" in text
+    assert f"The one exception is `wnoise_mvm` on CIFAR-100: +{exception:.3f} [" in text
+    shown = (curvature["added_difference_low"].iloc[:-1] > 0).sum()
+    assert f"The gain is shown in {shown} of them" in text
+    flip = added.get_group("logits + gradient norm + curvature + flip probability")
+    lowest, highest = flip["added_difference"].nlargest(20).iloc[[-1, 0]]
+    assert f"+{lowest:.3f} to +{highest:.3f} in the 20 pairs" in text
+
+
 def test_headlines_of_the_build_notes() -> None:
     notes = " ".join((ROOT / "BUILD_NOTES.md").read_text().split())
     deciles = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "deciles.csv").query(
