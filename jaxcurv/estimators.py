@@ -53,7 +53,7 @@ class FiniteDifference:
     Work: 2 (n + 1) nominal passes for n probes.
 
     One probe (`probes=1`) is the cheap setting: 4 nominal passes and no standard error.
-    BUILD_NOTES.md has its rank correlation with ten.
+    Its rank correlation with ten is in docs/measurements/estimators.md.
 
     Attributes:
       step: step h of the finite difference, in units of the normalised input.

@@ -51,6 +51,9 @@ are slower: a ResNet-18 of width 16 gave 286 images a second with 8 and 187 with
 _BATCH = 64
 """Samples read at once."""
 
+_SAME_WEIGHT = 1e-2
+"""Difference of one weight in two types, of the largest weight: bfloat16 rounds by 2^-9."""
+
 Of = Literal["prediction", "label"]
 """Whose margin: the model's own prediction's, or that of the source's label."""
 
@@ -68,10 +71,13 @@ class Moments(NamedTuple):
       variance: variance of each weight's deviation, in squared units of the weights, >= 0. Where a
         mean is estimated, from n chips say, its squared standard error belongs in here too: then
         the sample variance times 1 + 1 / n, of a further chip around the estimate.
+      weights: the digital weights whose deviations these are, a tree like both; None where they are
+        not known. Weights that have changed since are refused with them.
     """
 
     mean: Any
     variance: Any
+    weights: Any = None
 
 
 @dataclass(frozen=True)
@@ -518,6 +524,8 @@ def _stacked(
       ValueError: moments that do not fit the weights.
     """
     leaves = _by_path(weights)
+    for name, moments in noises.items():
+        _require_same_weights(name, moments, leaves)
     means = [_moment(f"the mean of {n}", m.mean, leaves) for n, m in noises.items()]
     variances = [_moment(f"the variance of {n}", m.variance, leaves) for n, m in noises.items()]
     for name, one in zip(noises, variances, strict=True):
@@ -539,9 +547,12 @@ def at_mean(weights: Any, moments: Moments, name: str) -> Any:
     """The weights with their mean deviations added, a tree like `weights`.
 
     Raises:
-      ValueError: means that do not fit the weights; `name` is that of the noise, for the message.
+      ValueError: means that do not fit the weights, or moments of other ones; `name` is that of
+        the noise, for the message.
     """
-    means = _moment(f"the mean of {name}", moments.mean, _by_path(weights))
+    leaves = _by_path(weights)
+    _require_same_weights(name, moments, leaves)
+    means = _moment(f"the mean of {name}", moments.mean, leaves)
 
     def shifted(path: Any, leaf: Array) -> Array:
         if not _differentiable(leaf):
@@ -555,7 +566,7 @@ def _moment(what: str, tree: Any, leaves: Mapping[str, Array]) -> dict[str, np.n
     """A moment by the path of its weight; zero for what cannot be differentiated."""
     if tree is None:
         return {path: np.zeros(leaf.shape) for path, leaf in leaves.items()}
-    given = _by_path(nnx.state(tree) if isinstance(tree, nnx.Module) else tree)
+    given = _by_path(tree)
     if odd := sorted(given.keys() ^ leaves.keys()):
         raise ValueError(
             f"{what} is no tree like the weights: they differ in {', '.join(odd)}; give zeros for "
@@ -579,7 +590,30 @@ def _moment(what: str, tree: Any, leaves: Mapping[str, Array]) -> dict[str, np.n
     return found
 
 
+def _require_same_weights(name: str, moments: Moments, leaves: Mapping[str, Array]) -> None:
+    """Refuses moments of weights that are others than those at hand, where any are noisy.
+
+    Raises:
+      ValueError: they differ by more than rounding to a coarser type explains.
+    """
+    if moments.weights is None:
+        return
+    noisy = [_moment(name, tree, leaves) for tree in (moments.mean, moments.variance)]
+    known = _moment(f"the weights of {name}", moments.weights, leaves)
+    for path, leaf in leaves.items():
+        if not any(np.any(one[path]) for one in noisy):
+            continue
+        now = np.asarray(leaf, np.float64)
+        off = np.abs(known[path] - now).max()
+        if off > _SAME_WEIGHT * np.abs(now).max():
+            raise ValueError(
+                f"the moments {name} are of other weights: {path} differs by up to {off:.3g}; "
+                "compute the moments again, of the weights as they are now"
+            )
+
+
 def _by_path(tree: Any) -> dict[str, Any]:
+    tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 

@@ -85,7 +85,7 @@ def commands_of(page: Path) -> list[str]:
 
 COMMANDS = [
     (name_of(page), line)
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "BUILD_NOTES.md"]
     for line in dict.fromkeys(commands_of(page))
 ]
 
@@ -134,7 +134,15 @@ def check(line: str) -> None:
                 assert commands.run(rest) == 0
             case ["python", "-m", "tools", *rest]:
                 assert tools.__main__.main(rest) == 0
-            case ["python", "-m", "pytest", path]:
+            case ["python", "-m", "pytest", path] | [
+                "python",
+                "-m",
+                "pytest",
+                "-m",
+                "long",
+                "-s",
+                path,
+            ]:
                 assert (ROOT / path).is_file()
             case ["python", "-m", "http.server", "--directory", "build/docs"]:
                 pass
@@ -195,6 +203,7 @@ def helps() -> str:
 def test_every_flag_and_setting_on_a_page_is_one(helps: str) -> None:
     others = {"--help", "--version", "--debug", "--directory", "--no-compilation-cache"}
     others |= {"--model", "--data", "--strict"}
+    others |= {"--weights", "--limits"}  # tools.crosssim_ranges
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text())) - others
         assert [flag for flag in sorted(named) if flag not in helps] == [], name_of(page)

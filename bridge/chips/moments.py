@@ -134,9 +134,10 @@ def weight_moments(
       digital_layers: as for `program`.
 
     Returns:
-      With `like`, `jaxcurv.Moments` of two NNX models whose variables are the moments; else the
-      moments by the weight's name in the state dict. Each has its weight's shape; a mean is in the
-      weight's unit, a variance in its square.
+      With `like`, `jaxcurv.Moments` of two NNX models whose variables are the moments, and of one
+      with the weights, so that `flip_probability` refuses others; else the moments by the weight's
+      name in the state dict. Each has its weight's shape; a mean is in the weight's unit, a
+      variance in its square.
 
     Raises:
       ValueError: fewer than two chips, a model that is on tiles already, a `like` of other
@@ -161,8 +162,8 @@ def weight_moments(
     on_tiles = with_equivalents(copy_of(folded), left)
     before = on_tiles.state_dict()
     join_tied(on_tiles, staying_digital(on_tiles, digital_layers))
-    if like is not None:
-        from_torch(folded, like)  # which refuses another network, before what takes long
+    if like is not None:  # which refuses another network, before what takes long
+        weights = from_torch(folded, like)
     with outside_inference_mode():
         analog, _ = convert(model, quiet, digital_layers, seed=seed)
     layers = named_layers(analog)
@@ -181,6 +182,7 @@ def weight_moments(
     return Moments(
         carry(moment_state_dict(found, digital, "mean"), like),
         carry(moment_state_dict(found, digital, "variance"), like),
+        weights,
     )
 
 

@@ -34,7 +34,8 @@ def weight_moments(chip: Chip) -> Moments:
 
     Returns:
       Two trees like `chip.params`, float32: the mean deviation in the units of the parameters, and
-      the variance in their square, 0 where a parameter is exact.
+      the variance in their square, 0 where a parameter is exact; beside them `chip.params`, so that
+      `flip_probability` refuses weights that have changed since.
 
     Raises:
       ValueError: a memory of your own without the method `moments`, or one that gives other shapes.
@@ -51,7 +52,8 @@ def weight_moments(chip: Chip) -> Moments:
         moments = _layer_moments(chip.profile, memory, layer, leaves[leaf])
         for which, matrix in zip(found, moments, strict=True):
             found[which][leaf].reshape(-1)[places] = matrix
-    return Moments(*(jax.tree.unflatten(treedef, one) for one in found.values()))
+    mean, variance = (jax.tree.unflatten(treedef, one) for one in found.values())
+    return Moments(mean, variance, chip.params)
 
 
 def _layer_moments(

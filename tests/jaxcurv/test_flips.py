@@ -232,6 +232,25 @@ def test_moments_of_other_weights_are_refused() -> None:
         flip_probability(linear, source(), params=LINEAR, moments=odd)
 
 
+@pytest.mark.parametrize("which", ["mean", "variance"])
+def test_moments_of_weights_that_have_changed_since_are_refused(which: str) -> None:
+    zeros = {name: np.zeros_like(leaf) for name, leaf in LINEAR.items()}
+    one = {"mean": zeros, "variance": zeros} | {which: {**zeros, "w": 0.1 + zeros["w"]}}
+    moments = Moments(**one, weights=LINEAR)
+    table = flip_probability(linear, source(), params=LINEAR, moments=moments)
+    trained = {**LINEAR, "w": LINEAR["w"] + np.eye(*LINEAR["w"].shape, dtype=np.float32) / 4}
+    with pytest.raises(
+        ValueError, match=r"weights are of other weights: \['w'\] differs by .*0.25"
+    ):
+        flip_probability(linear, source(), params=trained, moments=moments)
+    exact = {**LINEAR, "b": LINEAR["b"] + 1}  # no noise, hence no moments
+    assert len(flip_probability(linear, source(), params=exact, moments=moments)) == len(table)
+    coarse = {
+        name: jnp.asarray(leaf, jnp.bfloat16).astype(leaf.dtype) for name, leaf in LINEAR.items()
+    }
+    assert len(flip_probability(linear, source(), params=coarse, moments=moments)) == len(table)
+
+
 def straight_through(step: float) -> Callable:
     def rounded(x: jax.Array) -> jax.Array:
         return x + jax.lax.stop_gradient(jnp.round(x / step) * step - x)

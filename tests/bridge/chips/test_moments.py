@@ -186,6 +186,16 @@ def test_moments_like_another_network_are_refused_before_they_are_computed(
         weight_moments(network, PROFILES["pcm"], like=other)
 
 
+def test_moments_of_a_network_trained_on_since_are_refused() -> None:
+    model = shallow_resnet(depths=(1, 0, 0, 0), in_channels=2, num_classes=2)
+    samples = [{"image": RNG.normal(size=(8, 8, 2)).astype(np.float32), "label": 0, "index": 0}]
+    moments = weight_moments(twin(model), PROFILES["wnoise"], like=model)
+    flip_probability(model, samples, moments=moments)
+    model.conv1.kernel[...] *= 1.1
+    with pytest.raises(ValueError, match=r"of other weights: \['conv1'\]\['kernel'\].* differs"):
+        flip_probability(model, samples, moments=moments)
+
+
 @pytest.mark.parametrize("name", ["wnoise", "adc+wnoise+pcm"])
 def test_probabilities_are_the_flips_of_chips_that_are_run(name: str) -> None:
     """In three calls. A hundred chips, for each shifts the margins of all images alike."""

@@ -202,7 +202,7 @@ def test_moments_of_a_chip_are_those_of_its_programmings(profile: Profile) -> No
     keys = jax.random.split(jax.random.key(1), 300)
     chips = jax.lax.map(lambda key: chip.program(params, key).params["w"], keys)
     deviations = np.asarray(chips, np.float64) - np.asarray(params["w"], np.float64)
-    mean, variance = (np.asarray(one["w"], np.float64) for one in moments)
+    mean, variance = (np.asarray(one["w"], np.float64) for one in moments[:2])
     assert moments.mean["w"].dtype == moments.variance["w"].dtype == np.float32
     squared = (deviations.mean(0) - mean) ** 2 / (variance / 300)
     assert squared.mean() == pytest.approx(1, abs=5 * (2 / 6000) ** 0.5 + 0.03)
@@ -287,6 +287,10 @@ def test_a_flip_probability_takes_them() -> None:
     largest = float(jnp.abs(params["w"]).max())
     expected = 2 * (0.02 * largest) ** 2 * (images**2).sum(1)
     np.testing.assert_allclose(table["variance"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"moments weights are of other weights: \['w'\] differs"):
+        flip_probability(
+            linear, samples, params={"w": 2 * params["w"]}, moments=weight_moments(chip)
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,240 @@
+"""Figures in docs/measurements are those of the archived tables and benchmarks."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from jaxcurv.storage.checksums import read_json
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "experiments" / "results"
+SMALL = RESULTS / "cifar100_resnet18_small"
+FULL = "adc+wnoise+pcm"
+
+
+def rows(page: str, columns: int) -> dict[str, list[str]]:
+    """Rows of a page's tables that have as many columns, by their first cell."""
+    text = (ROOT / "docs" / "measurements" / f"{page}.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {one[0].replace("`", ""): one[1:] for one in cells if len(one) == columns}
+
+
+def spread(ratio: dict[str, float], digits: int = 2) -> str:
+    """A median and its range as pages write them."""
+    median, lowest, highest = (ratio[name] for name in ("median", "lowest", "highest"))
+    return f"{median:.{digits}f} ({lowest:.{digits}f} to {highest:.{digits}f})"
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """An archived benchmark."""
+    return read_json(RESULTS / "benchmark" / f"{name}.json")
+
+
+def test_failures_by_decile() -> None:
+    table = rows("narrow-networks", 9)
+    profiles = table[""]
+    assert len(profiles) == 8
+    deciles = pd.read_csv(SMALL / "deciles.csv").query("fold == 'test'")
+    for number in range(1, 11):
+        of_decile = deciles[deciles["decile"] == number].set_index("profile")
+        rates = [f"{100 * of_decile.loc[one, 'rate_of_correct']:.1f}" for one in profiles]
+        assert table[f"D{number}"] == rates
+
+
+def test_calibration_of_the_flip_probability() -> None:
+    table = rows("narrow-networks", 4)
+    names = ("predicted", "observed", "expected_calibration_error")
+    errors = pd.read_csv(SMALL / "calibration_errors.csv").query(
+        "fold == 'test' and predictor == 'flip_probability'"
+    )
+    of_profile = errors.set_index("profile")[list(names)]
+    wanted = {"adc", "wnoise", "pcm", FULL, "adc_coarse", "wnoise_mvm", "pcm_gdc", f"{FULL}_gdc"}
+    assert wanted <= table.keys()
+    for profile in wanted:
+        assert table[profile] == [f"{one:.3f}" for one in of_profile.loc[profile]]
+
+
+def test_routing() -> None:
+    table = rows("narrow-networks", 5)
+    choices = pd.read_csv(SMALL / "routing_choices.csv").query(f"profile == '{FULL}'")
+    for one in choices.itertuples():
+        name = str(one.router).removeprefix("analog ")
+        row = table[f"{'analog ' if one.kind == 'analog' else ''}{name}"]
+        digits = 1 if one.energy > 10 else 2
+        assert row == [
+            *(f"{100 * one.fraction:.1f} %", f"{100 * one.accuracy:.1f} %"),
+            *(f"{100 * one.given_up:.1f}", f"{one.energy:.{digits}f}"),
+        ]
+
+
+def test_drift() -> None:
+    table = rows("narrow-networks", 3)
+    times = {"0 s": 0, "1 s": 1, "20 s": 20, "1 min": 60, "1 h": 3600, "1 d": 86400}
+    times |= {"30 d": 30 * 86400, "1 y": 31536000}
+    drift = pd.read_csv(SMALL / "drift" / "drift.csv").set_index(["compensation", "time_s"])
+    for name, time in times.items():
+        for cell, compensation in zip(table[name], ("none", "global"), strict=True):
+            one = (
+                100 * drift.loc[(compensation, time), ["accuracy", "accuracy_low", "accuracy_high"]]
+            )
+            assert cell == "{:.1f} [{:.1f}, {:.1f}]".format(*one)
+
+
+RANKED = {
+    "Eq. 1, n = 10, another key": "fd_h1e-3_n10_another_key",
+    "Eq. 1, n = 1, another key": "fd_h1e-3_n1_another_key",
+    "Eq. 1, n = 1, the same key": "fd_h1e-3_n1",
+    "Eq. 1, n = 20, the same key": "fd_h1e-3_n20",
+    "Eq. 1, h = 1e-4, n = 10": "fd_h1e-4_n10",
+    "Eq. 1, h = 1e-2, n = 10": "fd_h1e-2_n10",
+    "Eq. 1, h = 1e-1, n = 10": "fd_h1e-1_n10",
+    "HessianVector": "hessian_vector",
+    "HessianTrace": "hessian_trace",
+    "HessianTrace, step 1e-3": "hessian_trace_h1e-3",
+    "GaussNewton": "gauss_newton",
+    "LowRankGaussNewton": "low_rank_gauss_newton",
+    "gradient norm": "gradient_norm",
+    "loss": "loss",
+}
+
+
+def test_rank_correlations() -> None:
+    table = rows("estimators", 4)
+    folder = SMALL / "rank-correlation"
+    every, correct = (
+        pd.read_csv(folder / f"{name}.csv").set_index("score").loc["fd_h1e-3_n10"]
+        for name in ("rank_correlation", "rank_correlation_correct")
+    )
+    for row, score in RANKED.items():
+        assert table[row][1:] == [f"{every[score]:.3f}", f"{correct[score]:.3f}"]
+
+
+def test_costs_of_scores() -> None:
+    table = rows("estimators", 2)
+    constants = benchmark("cpu_costs")["constants"]
+    for row, names in {
+        "loss and input gradient": ["gradient_norm"],
+        "FiniteDifference: base, each probe": ["finite_difference_base", "finite_difference_each"],
+        "HessianVector: base, each probe": ["hessian_vector_base", "hessian_vector_each"],
+        "LowRankGaussNewton: base, dimension, probe": [
+            *("low_rank_base", "low_rank_dimension", "low_rank_probe"),
+        ],
+        "margin alone": ["margin"],
+    }.items():
+        assert table[row] == [", ".join(spread(constants[name]) for name in names)]
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_speed_of_the_engine(width: int) -> None:
+    table, measured = rows("speed", 3), benchmark(f"cpu_width{width}")
+    for name in ("over_published", "of_floor", "gauss_newton_over_finite_difference"):
+        (row,) = (cells for first, cells in table.items() if first.startswith(name))
+        assert row[width == 64] == spread(measured["ratios"][name])
+    cells = rows("speed", 6)[f"width {width}"]
+    estimators = ("FiniteDifference", "HessianVector", "GaussNewton", "LowRankGaussNewton")
+    for cell, name in zip(cells, ("published, PyTorch", *estimators), strict=True):
+        rate = measured["contestants"][name]["images_per_second"]
+        assert float(cell) == pytest.approx(rate, abs=0.51 if width == 16 else 0.051)
+
+
+PER_MVM = {
+    "wnoise at each operation": "wnoise:per_mvm",
+    "adc+wnoise at each operation": "adc+wnoise:per_mvm",
+    "adc+wnoise at each operation, +pcm": "adc+wnoise+pcm:per_mvm",
+    "pcm, drift compensated": "pcm:compensated",
+}
+
+
+def test_cost_of_a_chip() -> None:
+    text = (ROOT / "docs" / "measurements" / "chip-cost.md").read_text()
+    lines = [re.sub(r" +", " ", line) for line in text.splitlines()]
+    width64, width16 = (
+        benchmark("cpu_analog")["ratios"],
+        benchmark("cpu_analog_jax_width16")["ratios"],
+    )
+    for row in ("ideal", "wnoise", "pcm", "adc", FULL, *PER_MVM):
+        key = PER_MVM.get(row, row)
+        slow = spread(width64[f"aihwkit:{key}"], 1)
+        assert f"| {row} | {spread(width64[key])} | {slow} |" in lines
+        if f"jax:{key}" in width16 and row != "adc+wnoise at each operation":
+            assert f"| {row} | {spread(width16[f'jax:{key}'])} | {spread(width16[key])} |" in lines
+
+
+def test_a_million_samples() -> None:
+    table = rows("speed", 6)
+    for row, work in {"score_dataset": "score", "predict": "simulate"}.items():
+        found = benchmark("cpu_load")["works"][work]
+        last = found["points"][-1]
+        assert last["samples"] == 1_000_000
+        seconds, line, square, memory, _ = table[row]
+        assert float(seconds) == pytest.approx(last["seconds"], rel=4e-3)
+        assert line == f"{1000 * found['seconds']['slope']:.3f} ms a sample"
+        assert square == f"{found['seconds']['r_squared']:.3f}"
+        assert memory == f"{last['peak_bytes'] / 1e6:.0f} MB"
+
+
+def test_scores_beside_published_figures() -> None:
+    table = rows("fitted-network", 3)
+    found = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "validate" / "validate.csv")
+    found = found.set_index(["reference", "score"])[["rho", "rho_low", "rho_high"]]
+    for row, score in {
+        "curvature, one checkpoint": "curvature",
+        "curvature, averaged": "curvature_averaged",
+    }.items():
+        cells = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*found.loc[(reference, score)])
+            for reference in ("curvature_rank", "cscore")
+        ]
+        assert table[row] == cells
+
+
+def test_the_student() -> None:
+    cells = rows("remedies", 3)["AUROC of the student"]
+    found = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "student" / "student.csv")
+    query = f"profile == '{FULL}' and predictor == 'student' and denominator == 'correct'"
+    (one,) = found.query(query)[["auroc", "auroc_low", "auroc_high"]].to_numpy()
+    assert cells[0] == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
+
+
+def test_what_scores_add_to_others() -> None:
+    text = " ".join((ROOT / "docs" / "measurements" / "narrow-networks.md").read_text().split())
+    tables = [pd.read_csv(path) for path in RESULTS.glob("*/predictors.csv")]
+    table = pd.concat(tables).query("fold == 'test' and denominator == 'correct'")
+    added = table[table["added_difference"].notna()].groupby("predictor")
+    curvature = added.get_group("logits + curvature").sort_values("added_difference")
+    most, exception = curvature["added_difference"].iloc[-2:]
+    assert len(curvature) == 40
+    assert f"an estimated {most:.4f} at most in 39 of 40 pairs" in text
+    assert f"The one exception is `wnoise_mvm` on CIFAR-100: +{exception:.3f} [" in text
+    shown = (curvature["added_difference_low"].iloc[:-1] > 0).sum()
+    assert f"The gain is shown in {shown} of them" in text
+    flip = added.get_group("logits + gradient norm + curvature + flip probability")
+    lowest, highest = flip["added_difference"].nlargest(20).iloc[[-1, 0]]
+    assert f"+{lowest:.3f} to +{highest:.3f} in the 20 pairs" in text
+
+
+def test_headlines_of_the_build_notes() -> None:
+    notes = " ".join((ROOT / "BUILD_NOTES.md").read_text().split())
+    deciles = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "deciles.csv").query(
+        "fold == 'train'"
+    )
+    for profile in (FULL, f"{FULL}_gdc"):
+        of_profile = deciles[deciles["profile"] == profile].set_index("decile")
+        names = ["rate_of_all", "rate_of_all_low", "rate_of_all_high"]
+        first, last = 100 * of_profile.loc[1, names], 100 * of_profile.loc[10, names]
+        said = "from {:.1f} [{:.1f}, {:.1f}] to {:.1f} % [{:.1f}, {:.1f}]".format(*first, *last)
+        assert said in notes
+    engine = benchmark("cpu_width16")["ratios"]["over_published"]
+    assert f"{spread(engine)} times that of the published" in notes
+    chips = benchmark("cpu_analog")["ratios"]
+    assert f"{spread(chips['pcm'])} for pcm, {spread(chips[FULL])} for {FULL}" in notes
+    predictors = pd.read_csv(SMALL / "predictors.csv").query(
+        f"fold == 'test' and profile == '{FULL}' and denominator == 'correct'"
+    )
+    found = predictors.set_index("predictor")[["auroc", "auroc_low", "auroc_high"]]
+    for name in ("curvature", "margin", "flip_probability"):
+        said = "{} {:.3f} [{:.3f}, {:.3f}]".format(name.replace("_", " "), *found.loc[name])
+        assert said in notes
