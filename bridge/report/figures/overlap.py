@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,14 +15,17 @@ from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.figures.style import STYLE, new_figure, write_figure
 
 
-def draw(overlap: pd.DataFrame, path: Path, title: str) -> Path:
+def draw(overlap: pd.DataFrame, path: Path, title: str, *, profiles: Sequence[str] = ()) -> Path:
     """Heat maps of the overlap, of the overlap by the margin alone, and of the rank correlation.
 
     Args:
       overlap: as `bridge.analysis.overlap.failure_overlap` returns it.
-      path: the PNG file to write; the SVG and the CSV are put beside it.
+      path: the PNG file to write; SVG, PDF and CSV are put beside it.
       title: the title above the three.
+      profiles: the profiles to draw, as far as samples fail under them; without any, all.
     """
+    if profiles:
+        overlap = overlap[overlap["first"].isin(profiles) & overlap["second"].isin(profiles)]
     names = list(overlap["first"].unique())
     largest = np.nanmax([0.01, *overlap["jaccard"], *overlap["jaccard_margin"]])
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
