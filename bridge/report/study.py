@@ -21,6 +21,7 @@ from bridge.report.folds import FOLDS, POOLED
 from bridge.report.source_images import class_names_of, pixels
 from bridge.report.tables import failure_rates, formats, given, outcomes, predictors
 from bridge.report.tables.profile_overlap import profile_overlap
+from bridge.report.tables.sentences import shown_beside
 from jaxcurv.data.adapters import as_source
 from jaxcurv.data.sources import Source
 from jaxcurv.extras import require
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 
 _SHOWN = 60
 """The most vulnerable samples that a page shows."""
+
+_CALLS = {
+    "deciles.csv": "study.rates()",
+    "predictors.csv": "study.predictors()",
+    "vulnerable.csv": "study.failures()",
+    "compensate": 'bridge.simulate(..., profiles=["adc+wnoise+pcm", "adc+wnoise+pcm_gdc"])',
+}
+"""The calls that make what a page shows, by the name of its file."""
 
 
 def study(
@@ -233,9 +242,10 @@ class Study:
                 profile=self.profile,
                 drift_seconds=self._drift_seconds,
                 ideal_agreement=self._ideal_agreement(),
-                verdict=predictors.verdict(self._predictors, self.fold, self.profile),
+                comparison=predictors.verdict(self._predictors, self.fold, self.profile),
                 figures=self._draw(Path(folder), tables),
                 thumbnails=thumbnails,
+                commands=_CALLS,
                 of_run=False,
             )
             return write_report(path, contents)
@@ -298,13 +308,19 @@ class Study:
         """The figures of the page."""
         from bridge.report.figures import overlap, paper, scores
         from bridge.report.figures.predictors import predictor_figure
+        from bridge.report.figures.verdict import verdict_figure
+        from bridge.report.figures.widths import SINGLE
 
-        panels = (*FOLDS, POOLED)
+        folds = (*FOLDS, POOLED)
+        beside = shown_beside(self.profile, self.joined["profile"].unique())
         of_correct = folder / "figure_one_correct.png"
         where: dict[str, Any] = {"fold": self.fold, "profile": self.profile}
         drawn = [
-            paper.figure_one(self._rates, folder / "figure_one.png", panels=panels),
-            paper.figure_one(self._rates, of_correct, denominator="correct", panels=panels),
+            verdict_figure(
+                self._rates, folder / "verdict.png", beside=beside, width=SINGLE, **where
+            ),
+            paper.figure_one(self._rates, folder / "figure_one.png", folds=folds),
+            paper.figure_one(self._rates, of_correct, denominator="correct", folds=folds),
             predictor_figure(self._predictors, folder / "predictors.png", **where),
         ]
         count = min(8, self.joined.loc[self.joined["fold"] == self.fold, "index"].nunique() // 2)

@@ -56,7 +56,7 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
         ("(up ? 1 : -1) *", "", "descending"),
         ("missing(a) - missing(b) ||", "", "missing values are not last"),
         ("<button", "<span", "no sortable table"),
-        ('id="deciles"', 'id="calibrated" data-figure>Other</h2><h2', "no figure under Other"),
+        ('id="deciles"', 'id="calibrated" data-figure>Other</h3><h3', "no figure under Other"),
     ],
 )
 def test_a_browser_finds_what_is_broken(page, tmp_path, old, new, problem):

@@ -118,6 +118,7 @@ _CLASSES = {
     "failures": Column("failures, mean over chips", optional=True),
     "failure_rate": Column("failure rate (%)", formats.percent, optional=True),
     "mean_curvature": Column("mean curvature"),
+    "taken_for": Column("failures taken for it, mean over chips", optional=True),
 }
 _ACCURACY = {
     "fold": Column("fold"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import get_args
 
 import numpy as np
@@ -10,10 +11,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
+from bridge.chips.profiles import COMPENSATED, FULL_COMPENSATED, FULL_PROFILE
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import time, with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
+from bridge.report.tables.verdict import decide
+
+_COMPENSATION = {
+    FULL_PROFILE: FULL_COMPENSATED,
+    FULL_COMPENSATED: FULL_PROFILE,
+    "pcm": COMPENSATED,
+    COMPENSATED: "pcm",
+}
+"""Profiles that differ in compensation of drift alone."""
 
 _ACROSS = 8
 """Profiles that fit a terminal of 80 columns, broken at each plus and underscore."""
@@ -116,45 +126,81 @@ def answers(
     ]
 
 
+def counterpart(profile: str) -> str:
+    """The profile with its drift compensated, or, of a compensated one, without; else "".
+
+    >>> counterpart("pcm"), counterpart("adc+wnoise+pcm_gdc at 3,600 s"), counterpart("adc")
+    ('pcm_gdc', 'adc+wnoise+pcm at 3,600 s', '')
+    """
+    name, at, time = profile.partition(" at ")
+    other = _COMPENSATION.get(name, "")
+    return f"{other}{at}{time}" if other else ""
+
+
+def is_uncompensated(profile: str, compensation: str | None = None) -> bool:
+    """Whether the chips of a named profile drift without compensation.
+
+    Args:
+        profile: its name.
+        compensation: drift compensation of the PCM in profiles that do not name their own.
+    """
+    name, _, _ = profile.partition(" at ")
+    return compensation is None and "pcm" in name.split("+")
+
+
+def shown_beside(profile: str, there: Collection[str], compensation: str | None = None) -> str:
+    """The profile to show beside the one that a report is about: the same with drift compensated,
+    or without, else the paper's; "" where there is none, or where the chips of both are
+    compensated.
+
+    Args:
+        profile: the profile that the report is about.
+        there: the profiles whose chips were simulated.
+        compensation: drift compensation of the PCM in profiles that do not name their own.
+    """
+    if compensation is not None:
+        return ""
+    for other in (counterpart(profile), FULL_PROFILE):
+        if other in there and other != profile:
+            return other
+    return ""
+
+
 def beside(
     table_one: pd.DataFrame,
     predictors: pd.DataFrame,
     *,
-    compensation: str | None,
-    profile: str = FULL_PROFILE,
+    other: str,
     fold: str = "test",
 ) -> str:
-    """One line on the paper's profile, or, where that is `profile`, on the same with drift
-    compensated: accuracy, first and last decile, rho. "" where the tables lack it, or where the
-    chips of both are compensated.
+    """One line on the profile of `shown_beside`: accuracy, first and last decile, and the verdict.
 
     Args:
         table_one: as `failure_rates.table_one` returns it.
         predictors: as `bridge.report.tables.predictors.compare` returns it.
-        compensation: drift compensation of the PCM in the paper's profile.
-        profile: the profile that `answers` speak of.
+        other: the profile to speak of; "" for none.
         fold: the fold to speak of.
+
+    Raises:
+        ValueError: if the tables have no such rows.
     """
-    other = FULL_COMPENSATED if profile == FULL_PROFILE else FULL_PROFILE
-    rows = table_one[(table_one["fold"] == fold) & (table_one["profile"] == other)]
-    if rows.empty or compensation is not None:
+    if not other:
         return ""
-    row = rows.iloc[0]
-    which = "the paper's, drift not compensated"
-    if other == FULL_COMPENSATED:
-        which = "the same, drift compensated"
+    row = select(table_one, fold=fold, profile=other).iloc[0]
+    drift = "not compensated" if is_uncompensated(other) else "compensated"
+    which = f"the paper's, drift {drift}" if other == FULL_PROFILE else f"drift {drift}"
     rates = " and ".join(
         f"{row[f'd1_of_{name}']:.1f}, {row[f'd10_of_{name}']:.1f} % of {DENOMINATORS[name]}"
         for name in get_args(Denominator)
     )
-    rank = select(
-        predictors, fold=fold, profile=other, predictor="curvature", denominator="correct"
-    ).iloc[0]
-    rho = with_interval(rank["spearman"], rank["spearman_low"], rank["spearman_high"])
-    among = "" if rank["reason"] else f"; rho {rho} among the latter"
+    there = decide(predictors, fold=fold, profile=other)
+    aurocs = ", ".join(
+        f"{words(one.name)} {with_interval(one.value, one.low, one.high)}" for one in there.aurocs
+    )
+    said = f"AUROC of {aurocs}." if aurocs else there.facts
     return (
-        f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %; D1, D10: "
-        f"{rates}{among}."
+        f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %, and D1, "
+        f"D10 fail: {rates}. The answer there: {there.word[0].lower()}{there.word[1:]}. {said}"
     )
 
 
