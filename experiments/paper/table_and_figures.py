@@ -50,7 +50,7 @@ class TableOne:
 
 @dataclass(frozen=True)
 class FigureOne:
-    """Draws the failure rate against the curvature decile, for every hardware profile of a run."""
+    """Draws the failure rate against the curvature decile, a panel for each hardware profile."""
 
     run: Path = field(metadata=positional("RUN"))
     """Folder of a finished run."""
@@ -58,7 +58,7 @@ class FigureOne:
     """Samples of a bin that the rate is a fraction of: `all` of them, or those that the digital
     model gets `correct`."""
     folds: tuple[str, ...] = ("train", "test", POOLED)
-    """Folds to draw, a panel each; those that the run lacks are left out. `pooled` is all
+    """Folds to draw, a line each; those that the run lacks are left out. `pooled` is all
     together."""
     out: Path | None = None
     """Folder for figure_one.png, .svg, .pdf and .csv; `none` is figures/ in the run's folder."""

@@ -308,8 +308,8 @@ class FigureWidth:
 
     width: Width = "double"
     """Width of the figures in columns of a paper: `single` is 3.5 inches (89 mm), with panels one
-    above the other; `double` is 7.2 inches (183 mm). Every figure is a PNG, an SVG and a PDF, both
-    with their text as text, and a CSV."""
+    above the other; `double` is 7.2 inches (183 mm). The report's first figure has always one.
+    Every figure is a PNG, an SVG and a PDF, both with their text as text, and a CSV."""
 
     @property
     def inches(self) -> float:

@@ -174,7 +174,7 @@ def _commands(job: Job) -> dict[str, str]:
         profiles = dict.fromkeys((*settings.simulate.profiles, other))
         found["compensate"] = of("run", f" --simulate.profiles {' '.join(profiles)}")
     else:
-        found["compensate"] = of("run", "-compensated --simulate.pcm.compensation global")
+        found["compensate"] = of("run", " --simulate.pcm.compensation global")
     return found
 
 
@@ -354,7 +354,10 @@ def _draw(
     if job.experiment.model.trained:
         history = pd.read_csv(job.folder / "history.csv")
         drawn.append(training.training_curve(history, folder / "training_curve.png", width=width))
-    if len(analysed["overlap"]):
+    overlap = analysed["overlap"]
+    if some:
+        overlap = overlap[overlap["first"].isin(some) & overlap["second"].isin(some)]
+    if len(overlap):
         title = "Profiles of this run, test fold"
-        drawn.append(draw(analysed["overlap"], folder / "overlap.png", title, profiles=some))
+        drawn.append(draw(overlap, folder / "overlap.png", title, width=width))
     return drawn

@@ -78,7 +78,7 @@ def figure_one(
     down = -(-len(names) // across)
     bins = int(table["decile"].max())
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=width, height=_PANEL * down + 0.75)
+        figure = new_figure(width=width, height=_PANEL * down + (1.0 if down == 1 else 0.75))
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(names) :]:
             axis.set_axis_off()
@@ -100,7 +100,7 @@ def figure_one(
         axes[0, 0].set_ylim(bottom=0)
         figure.supxlabel("Curvature decile (D1 lowest)", fontsize=8)
         of = "all samples" if denominator == "all" else "digitally correct"
-        figure.supylabel(f"Analog-only failures (% of {of})", fontsize=8)
+        figure.supylabel(f"Analog-only failures\n(% of {of})", fontsize=8)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         if width > SINGLE:
             counts = deciles.groupby(["fold", "profile"])["samples"].sum()

@@ -303,6 +303,7 @@ def test_widths_are_in_inches_and_nothing_is_cut(tmp_path, joined, deciles, figu
     rows = paper.gallery_rows(joined, "test", count=8)
     images = np.zeros((16, 4, 4, 1), np.uint8)
     paper.figure_one(pd.concat(many), tmp_path / "f.png", width=width)
+    paper.figure_one(many[0], tmp_path / "f.png", denominator="correct", width=width)
     paper.gallery(rows, images, ["a", "b", "c"], tmp_path / "g.png", width=width)
     score_histogram(joined, tmp_path / "h.png", width=width)
     where = {"fold": "test", "profile": FULL, "beside": "ideal"}
@@ -313,6 +314,7 @@ def test_widths_are_in_inches_and_nothing_is_cut(tmp_path, joined, deciles, figu
             figure.canvas.draw()
             box = figure.get_tightbbox()
             assert -0.02 < box.x0 < box.x1 < width + 0.02, figure
+            assert -0.02 < box.y0 < box.y1 < figure.get_size_inches()[1] + 0.02, figure
     grid = figures[0][0].axes[0].get_gridspec()
     assert grid.ncols == {SINGLE: 2, DOUBLE: 4}[width]
 
@@ -370,3 +372,24 @@ def test_the_titles_of_an_overlap_have_room(profiles, tmp_path, monkeypatch):
         labels = [axis.yaxis.label.get_window_extent() for axis in drawn[0].axes[3:]]
     assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
     assert all(box.y0 > 0 and box.y1 < drawn[0].bbox.y1 for box in labels)
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+@pytest.mark.parametrize("profiles", [2, 8])
+def test_an_overlap_fits_the_columns_of_a_paper(width, profiles, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(overlap, "write_figure", lambda figure, *_: drawn.append(figure))
+    names = [f"adc+wnoise+pcm_{number}" for number in range(profiles)]
+    pairs = pd.DataFrame([(a, b) for i, a in enumerate(names) for b in names[i:]])
+    pairs.columns = ["first", "second"]
+    table = pairs.assign(jaccard=0.5, jaccard_margin=0.2, spearman=0.9)
+    overlap.draw(table, tmp_path / "overlap.png", "Profiles", width=width)
+    with matplotlib.rc_context(style.STYLE):
+        drawn[0].canvas.draw()
+        box = drawn[0].get_tightbbox()
+        assert -0.02 < box.x0 < box.x1 < width + 0.02
+        bars = [axis.get_window_extent() for axis in drawn[0].axes[3:]]
+        for axis in drawn[0].axes[:3]:
+            titles = (axis.title, axis._right_title)
+            boxes = [one.get_window_extent() for one in titles if one.get_text()]
+            assert not any(one.overlaps(bar) for one in boxes for bar in bars)
