@@ -5,6 +5,7 @@ the rates by curvature, what predicts them, and a page of it all.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from bridge.report.folds import FOLDS, POOLED
 from bridge.report.source_images import class_names_of, pixels
 from bridge.report.tables import failure_rates, formats, given, outcomes, predictors
 from bridge.report.tables.profile_overlap import profile_overlap
-from bridge.report.tables.sentences import shown_beside
+from bridge.report.tables.sentences import counterpart, is_uncompensated, shown_beside
 from jaxcurv.data.adapters import as_source
 from jaxcurv.data.sources import Source
 from jaxcurv.extras import require
@@ -242,6 +243,7 @@ class Study:
                 profile=self.profile,
                 drift_seconds=self._drift_seconds,
                 ideal_agreement=self._ideal_agreement(),
+                compensation=self._compensation,
                 comparison=predictors.verdict(self._predictors, self.fold, self.profile),
                 figures=self._draw(Path(folder), tables),
                 thumbnails=thumbnails,
@@ -278,6 +280,16 @@ class Study:
         with_pcm = any("pcm" in name for name in self.joined["profile"].unique())
         return self.read_at if with_pcm else None
 
+    @property
+    def _compensation(self) -> str | None:
+        """Drift compensation of the study's profile, or of its counterpart, where its name has
+        none; None where `bridge.simulate` does not say that there is one."""
+        name, _, _ = self.profile.partition(" at ")
+        made: Mapping[str, str] = self.simulation.get("profiles", {})
+        drifting = [one for one in (name, counterpart(name)) if is_uncompensated(one)]
+        found = re.search(r"compensation='(\w+)'", "".join(made.get(one, "") for one in drifting))
+        return None if found is None else found[1]
+
     def _ideal_agreement(self) -> float | None:
         if "ideal" not in set(self.joined["profile"]):
             return None
@@ -312,7 +324,8 @@ class Study:
         from bridge.report.figures.widths import SINGLE
 
         folds = (*FOLDS, POOLED)
-        beside = shown_beside(self.profile, self.joined["profile"].unique())
+        there = self.joined["profile"].unique()
+        beside = shown_beside(self.profile, there, self._compensation)
         of_correct = folder / "figure_one_correct.png"
         where: dict[str, Any] = {"fold": self.fold, "profile": self.profile}
         drawn = [

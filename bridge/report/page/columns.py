@@ -173,6 +173,7 @@ PRODUCTS = {
     "reason": Column("digital because"),
 }
 TABLE_ONE = {
+    "profile": Column("profile", optional=True),
     "fold": Column("fold"),
     "of": Column("of"),
     "d1": Column("D1", formats.rate),

@@ -145,14 +145,19 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
             ],
             "auroc_grid": tables.auroc_grid(predictors, fold),
         }
-    if predictors is not None and one is not None:
+    other = ""
+    if predictors is not None and given.deciles is not None and one is not None:
         there = set(one.loc[one["fold"] == fold, "profile"])
         other = shown_beside(profile, there, contents.compensation)
         shown["beside"] = beside(one, predictors, other=other, fold=fold)
         shown["uncompensated"] &= counterpart(profile) not in there
+        if other:
+            shown["trend"] += answers(
+                given.deciles, predictors, profile=other, fold=fold, drift_seconds=seconds
+            )
     shown |= {
         "on_chip": None if given.coverage is None else tables.on_chip(given.coverage),
-        "table_one": None if one is None else tables.table_one(one, profile, last),
+        "table_one": None if one is None else tables.table_one(one, profile, last, other),
         "accuracies": [] if one is None else one.to_dict("records"),
         "accuracies_file": None if one is None else tables.csv_file("accuracy_of_folds", one),
         "routing": None if routing is None else tables.routing_curves(routing, profile),

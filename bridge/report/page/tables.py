@@ -91,13 +91,22 @@ def _is_number(column: pd.Series) -> bool:
     return is_numeric_dtype(column) and not is_bool_dtype(column)
 
 
-def table_one(table: pd.DataFrame, profile: str, last: int) -> dict[str, Any]:
-    """First and last decile of each fold and denominator; `paper`: whether it has such a row."""
+def table_one(table: pd.DataFrame, profile: str, last: int, beside: str = "") -> dict[str, Any]:
+    """First and last decile of each fold and denominator; `paper`: whether it has such a row.
+
+    Args:
+        table: as `failure_rates.table_one` returns it.
+        profile: the profile to show.
+        last: the last decile.
+        beside: another profile, to show below it; "" for none.
+    """
     rows = []
-    for row in select(table, profile=profile).to_dict("records"):
+    found = pd.concat([select(table, profile=name) for name in (profile, beside) if name])
+    for row in found.to_dict("records"):
         for denominator, name in DENOMINATORS.items():
             trend = "trend" if denominator == "all" else f"{denominator}_trend"
-            one = {"fold": row["fold"], "of": name}
+            one = {"profile": row["profile"]} if beside else {}
+            one |= {"fold": row["fold"], "of": name}
             for end in ("d1", "d10"):
                 for suffix in ("", "_low", "_high"):
                     one[f"{end}{suffix}"] = row[f"{end}_of_{denominator}{suffix}"]

@@ -13,6 +13,7 @@ from bridge.chips.profiles import FULL_PROFILE as FULL
 from tests.report_page import (
     ATTACK,
     coverage,
+    deciles,
     png,
     predictors,
     sections,
@@ -163,8 +164,12 @@ def test_drift_that_is_not_compensated_is_said_with_what_to_do(page, tmp_path):
         )
         for name in ("table_one", "predictors")
     }
+    both["deciles"] = pd.concat([deciles(), deciles().assign(profile=COMPENSATED)[2:]])
     text = write(tmp_path / "r.html", **given | both).read_text()
     assert "without compensation" not in text
+    _, *rows = Tables(text).headed("profile", "fold")
+    assert [row[0] for row in rows] == [FULL, FULL, COMPENSATED, COMPENSATED]
+    assert text.count(f"Under {COMPENSATED}, 0.0 % of D1 and 25.0 % of D2 fail") == 2
     assert (
         f"Under {COMPENSATED} (drift compensated) the chips are right on 80.0 %, and D1, D10 fail: "
         "0.0, 25.0 % of all samples and 0.0, 25.0 % of digitally correct samples. The answer there:"
@@ -302,7 +307,10 @@ def test_table_one_beside_the_paper(read, tmp_path):
     assert of_all[4:] == ["-1.34", "25.00|[25.00, 25.00]", "13.75", "+11.25", "3.00", "< 0.001"]
     assert of_correct[-2:] == ["2.00", "0.045"]
     ideal = write(
-        tmp_path / "r.html", table_one=table_one(), predictors=predictors(), profile="ideal"
+        tmp_path / "r.html",
+        table_one=table_one().query("profile == 'ideal'"),
+        predictors=predictors(),
+        profile="ideal",
     )
     assert Tables(ideal.read_text()).headed("fold", "of")[0] == [
         *("fold", "of", "D1", "D2", "trend, z", "p")
