@@ -21,8 +21,8 @@ from bridge.checks import require_confidence, require_count, require_resamples
 from bridge.report.folds import FOLDS, POOLED
 from bridge.report.source_images import class_names_of, pixels
 from bridge.report.tables import failure_rates, formats, given, outcomes, predictors
+from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
 from bridge.report.tables.profile_overlap import profile_overlap
-from bridge.report.tables.sentences import counterpart, is_uncompensated, shown_beside
 from jaxcurv.data.adapters import as_source
 from jaxcurv.data.sources import Source
 from jaxcurv.extras import require

@@ -311,13 +311,8 @@ def _presets(arguments: Sequence[str]) -> None:
 
 def _print_result(folder: Path) -> None:
     from bridge.report.tables import predictors, routers
-    from bridge.report.tables.sentences import (
-        accuracy,
-        answers,
-        beside,
-        render_deciles,
-        shown_beside,
-    )
+    from bridge.report.tables.compensation import shown_beside
+    from bridge.report.tables.sentences import accuracy, answers, beside, render_deciles
     from bridge.report.tables.verdict import decide
     from experiments.runs.files import read_parquet
     from experiments.runs.records import recorded_settings

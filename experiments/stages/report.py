@@ -144,7 +144,7 @@ def _reproduce(job: Job) -> list[str]:
 
 def _commands(job: Job) -> dict[str, str]:
     """What makes each table and figure of the page, by the name of its file."""
-    from bridge.report.tables.sentences import counterpart
+    from bridge.report.tables.compensation import counterpart
 
     remembered = recall_run(job.folder)
     name = (remembered and remembered.preset) or "PRESET"
@@ -307,7 +307,7 @@ def _draw(
     from bridge.report.figures.overlap import draw
     from bridge.report.figures.verdict import verdict_figure
     from bridge.report.figures.widths import SINGLE
-    from bridge.report.tables.sentences import shown_beside
+    from bridge.report.tables.compensation import shown_beside
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()

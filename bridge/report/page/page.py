@@ -19,15 +19,9 @@ from bridge.report.page.glossary import energy, glossary
 from bridge.report.page.pictures import File, base64_text, read_picture
 from bridge.report.page.sections import sections
 from bridge.report.tables import formats
+from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
 from bridge.report.tables.on_chip import analog_share
-from bridge.report.tables.sentences import (
-    accuracy,
-    answers,
-    beside,
-    counterpart,
-    is_uncompensated,
-    shown_beside,
-)
+from bridge.report.tables.sentences import accuracy, answers, beside
 from bridge.report.tables.verdict import decide
 from jaxcurv.nested import flatten
 from jaxcurv.storage.files import write_bytes
