@@ -115,7 +115,7 @@ def sections():
     shown += ["curvature", "margin", "flip_probability", "failed_share"]
     return {
         "predictors": predictors(),
-        "verdict": "The margin is enough.",
+        "comparison": "The margin is enough.",
         "table_one": table_one(),
         "calibration": pd.DataFrame({"bin": [1, 2]} | bins).assign(**probability),
         "calibration_errors": pd.DataFrame([error | {"expected_calibration_error": 0.013}]),
@@ -154,6 +154,7 @@ def sections():
                 "failures": [10.0, 0.5, 0.0],
                 "failure_rate": [0.1, 0.05, NAN],
                 "mean_curvature": [2.0, 10.0, 1e-7],
+                "taken_for": [0.5, 9.0, 1.0],
             }
         ),
         "vulnerable": pd.DataFrame(
@@ -179,8 +180,9 @@ def write(path, **changes):
 
 def write_full(folder):
     """A page with every section."""
-    names = ("drift", "figure_one", "predictors", "calibration", "routing", "mine_own")
+    names = ("verdict", "drift", "figure_one", "predictors", "calibration", "routing", "mine_own")
     figures = [folder / f"{name}.png" for name in names]
+    (folder / "figure_one.csv").write_text("decile\n1\n")
     for figure in figures:
         figure.write_bytes(png(64))
     stage = {"name": "score", "seconds": 1.5, "device": ATTACK, "versions": {"jax": "0.10"}}
@@ -191,6 +193,13 @@ def write_full(folder):
         settings={"data": {"class_names": [ATTACK, "cat"]}, "folder": "/a/<b>"},
         stages=[stage, stage | {"name": "chips", "versions": {"jax": "0.11"}}],
         figures=figures,
+        commands={
+            "drift": "run drift",
+            "remedies": "run remedies",
+            "compensate": "compensate it",
+            "predictors.csv": ATTACK,
+        },
+        drift="97 % at 20 s",
         drift_seconds=20.0,
         ideal_agreement=0.9984,
     )

@@ -87,9 +87,9 @@ addEventListener("load", () => setTimeout(() => {
     }
     if (texts() !== before) problems.push(`table ${number + 1}: sorting changed the rows`);
   }
-  for (const head of document.querySelectorAll("h2[data-figure]")) {
+  for (const head of document.querySelectorAll("[data-figure]")) {
     let found = false;
-    for (let at = head.nextElementSibling; at && at.tagName !== "H2"; at = at.nextElementSibling)
+    for (let at = head.nextElementSibling; at && !at.matches("h2, h3"); at = at.nextElementSibling)
       found ||= at.matches("figure") || at.querySelector("figure") !== null;
     if (!found) problems.push("no figure under " + head.textContent);
   }

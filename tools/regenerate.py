@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bridge.report.figure_files import BESIDE
 from bridge.report.figures import paper
 from bridge.report.figures.predictors import calibration_figure, predictor_figure
 from bridge.report.tables import failure_rates, outcomes
@@ -132,6 +133,6 @@ def regenerate_run(place: Path) -> None:
         write_csv(place / "rescore" / "variants.csv", variants)
         drawn.append(rescore.draw(variants, place / "rescore" / "rescore.png"))
     for path in drawn:  # their tables are there already
-        path.with_suffix(".svg").unlink()
-        path.with_suffix(".csv").unlink()
+        for form in BESIDE:
+            path.with_suffix(form).unlink()
         write_whole(path, partial(reduce_colours, path))

@@ -5,6 +5,7 @@ the rates by curvature, what predicts them, and a page of it all.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bridge.checks import require_confidence, require_count, require_resamples
 from bridge.report.folds import FOLDS, POOLED
 from bridge.report.source_images import class_names_of, pixels
 from bridge.report.tables import failure_rates, formats, given, outcomes, predictors
+from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
 from bridge.report.tables.profile_overlap import profile_overlap
 from jaxcurv.data.adapters import as_source
 from jaxcurv.data.sources import Source
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
 
 _SHOWN = 60
 """The most vulnerable samples that a page shows."""
+
+_CALLS = {
+    "deciles.csv": "study.rates()",
+    "predictors.csv": "study.predictors()",
+    "vulnerable.csv": "study.failures()",
+    "compensate": 'bridge.simulate(..., profiles=["adc+wnoise+pcm", "adc+wnoise+pcm_gdc"])',
+}
+"""The calls that make what a page shows, by the name of its file."""
 
 
 def study(
@@ -233,9 +243,11 @@ class Study:
                 profile=self.profile,
                 drift_seconds=self._drift_seconds,
                 ideal_agreement=self._ideal_agreement(),
-                verdict=predictors.verdict(self._predictors, self.fold, self.profile),
+                compensation=self._compensation,
+                comparison=predictors.verdict(self._predictors, self.fold, self.profile),
                 figures=self._draw(Path(folder), tables),
                 thumbnails=thumbnails,
+                commands=_CALLS,
                 of_run=False,
             )
             return write_report(path, contents)
@@ -268,6 +280,16 @@ class Study:
         with_pcm = any("pcm" in name for name in self.joined["profile"].unique())
         return self.read_at if with_pcm else None
 
+    @property
+    def _compensation(self) -> str | None:
+        """Drift compensation of the study's profile, or of its counterpart, where its name has
+        none; None where `bridge.simulate` does not say that there is one."""
+        name, _, _ = self.profile.partition(" at ")
+        made: Mapping[str, str] = self.simulation.get("profiles", {})
+        drifting = [one for one in (name, counterpart(name)) if is_uncompensated(one)]
+        found = re.search(r"compensation='(\w+)'", "".join(made.get(one, "") for one in drifting))
+        return None if found is None else found[1]
+
     def _ideal_agreement(self) -> float | None:
         if "ideal" not in set(self.joined["profile"]):
             return None
@@ -298,13 +320,20 @@ class Study:
         """The figures of the page."""
         from bridge.report.figures import overlap, paper, scores
         from bridge.report.figures.predictors import predictor_figure
+        from bridge.report.figures.verdict import verdict_figure
+        from bridge.report.figures.widths import SINGLE
 
-        panels = (*FOLDS, POOLED)
+        folds = (*FOLDS, POOLED)
+        there = self.joined["profile"].unique()
+        beside = shown_beside(self.profile, there, self._compensation)
         of_correct = folder / "figure_one_correct.png"
         where: dict[str, Any] = {"fold": self.fold, "profile": self.profile}
         drawn = [
-            paper.figure_one(self._rates, folder / "figure_one.png", panels=panels),
-            paper.figure_one(self._rates, of_correct, denominator="correct", panels=panels),
+            verdict_figure(
+                self._rates, folder / "verdict.png", beside=beside, width=SINGLE, **where
+            ),
+            paper.figure_one(self._rates, folder / "figure_one.png", folds=folds),
+            paper.figure_one(self._rates, of_correct, denominator="correct", folds=folds),
             predictor_figure(self._predictors, folder / "predictors.png", **where),
         ]
         count = min(8, self.joined.loc[self.joined["fold"] == self.fold, "index"].nunique() // 2)

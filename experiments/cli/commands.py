@@ -311,13 +311,15 @@ def _presets(arguments: Sequence[str]) -> None:
 
 def _print_result(folder: Path) -> None:
     from bridge.report.tables import predictors, routers
+    from bridge.report.tables.compensation import shown_beside
     from bridge.report.tables.sentences import accuracy, answers, beside, render_deciles
+    from bridge.report.tables.verdict import decide
     from experiments.runs.files import read_parquet
     from experiments.runs.records import recorded_settings
 
     tables = {
         name: read_parquet(folder / f"{name}.parquet")
-        for name in ("table_one", "deciles", "predictors", "routing_choices")
+        for name in ("table_one", "deciles", "predictors", "per_class", "routing_choices")
     }
     settings = recorded_settings(folder)
     pcm = settings["simulate"]["pcm"]
@@ -325,10 +327,13 @@ def _print_result(folder: Path) -> None:
     profile = settings["analyse"]["profile"]
     one, compared = tables["table_one"], tables["predictors"]
     render_deciles(tables["deciles"], drift_seconds=drift_seconds)
+    other = shown_beside(profile, set(one["profile"]), pcm["compensation"])
+    verdict = decide(compared, tables["per_class"], profile=profile)
     sentences = [
+        verdict.sentence,
         accuracy(one, profile=profile),
         *answers(tables["deciles"], compared, profile=profile, drift_seconds=drift_seconds),
-        beside(one, compared, compensation=pcm["compensation"], profile=profile),
+        beside(one, compared, other=other),
         predictors.verdict(compared, profile=profile),
         routers.summary(tables["routing_choices"], profile),
     ]

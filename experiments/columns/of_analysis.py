@@ -176,6 +176,10 @@ _PER_CLASS: Mapping[str, Column] = {
         "failures over the samples that the digital model gets right; not without chips."
     ),
     "mean_curvature": positive("Mean curvature of the samples."),
+    "taken_for": count(
+        "Failures of other classes that the chips take for this one, mean over chips; not without "
+        "chips, nor in tables of earlier versions."
+    ),
 }
 
 _CHOSEN_FOLD = {"fold": FOLD, "profile": PROFILE, "router": ROUTER, "kind": KIND}

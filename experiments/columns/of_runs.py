@@ -186,8 +186,9 @@ _HISTOGRAM = "Samples of the bin that"
 _FIGURES = (
     Table(
         "figure_one",
-        ("figure_one.csv", "figure_one_correct.csv"),
-        "A bin of curvature in Fig. 1: of all samples, or of the digitally correct.",
+        ("figure_one.csv", "figure_one_correct.csv", "verdict.csv"),
+        "A bin of curvature in Fig. 1 or in the report's first figure: of all samples, or of the "
+        "digitally correct.",
         f"{_MADE}.failure_rates.rates",
         {
             "fold": FOLD_OR_POOLED,

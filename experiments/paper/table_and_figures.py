@@ -19,13 +19,14 @@ from rich.table import Table
 from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.figures import paper as drawing
 from bridge.report.figures import style
+from bridge.report.figures.widths import DOUBLE, SINGLE
 from bridge.report.folds import POOLED, Fold
 from bridge.report.tables import outcomes
 from bridge.report.tables.formats import with_interval
 from experiments.runs.descriptions import read_framework
 from experiments.runs.files import read_parquet, require_writable
 from experiments.runs.records import read_record, recorded_settings
-from experiments.settings.flags import Data
+from experiments.settings.flags import Data, Figures, FigureWidth
 from experiments.settings.values import positional
 from experiments.system.errors import at_work
 from jaxcurv.storage.lock import lock
@@ -40,14 +41,16 @@ class TableOne:
     runs: tuple[Path, ...] = field(default=(), metadata=positional("RUN"))
     """Folders of finished runs; without any, those in runs/ and experiments/results/."""
     out: Path = Path("runs/table_one")
-    """Folder for table_one.csv, .png and .svg."""
+    """Folder for table_one.csv, .png, .svg and .pdf."""
+    figures: FigureWidth = field(default_factory=FigureWidth)
+    """The figure."""
     debug: bool = False
     """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class FigureOne:
-    """Draws the failure rate against the curvature decile, for every hardware profile of a run."""
+    """Draws the failure rate against the curvature decile, a panel for each hardware profile."""
 
     run: Path = field(metadata=positional("RUN"))
     """Folder of a finished run."""
@@ -55,10 +58,12 @@ class FigureOne:
     """Samples of a bin that the rate is a fraction of: `all` of them, or those that the digital
     model gets `correct`."""
     folds: tuple[str, ...] = ("train", "test", POOLED)
-    """Folds to draw, a panel each; those that the run lacks are left out. `pooled` is all
+    """Folds to draw, a line each; those that the run lacks are left out. `pooled` is all
     together."""
     out: Path | None = None
-    """Folder for figure_one.png, .svg and .csv; `none` is figures/ in the run's folder."""
+    """Folder for figure_one.png, .svg, .pdf and .csv; `none` is figures/ in the run's folder."""
+    figures: Figures = field(default_factory=Figures)
+    """The figure."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -79,7 +84,9 @@ class Gallery:
     count: int = 8
     """Number of images of lowest and of highest curvature each."""
     out: Path | None = None
-    """Folder for gallery.png, .svg and .csv; `none` is figures/ in the run's folder."""
+    """Folder for gallery.png, .svg, .pdf and .csv; `none` is figures/ in the run's folder."""
+    figures: FigureWidth = field(default_factory=FigureWidth)
+    """The figure."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -130,21 +137,26 @@ def table_one(options: TableOne) -> None:
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     with lock(options.out), at_work():
-        path = draw_table_one(table, options.out / "table_one.png")
+        path = draw_table_one(table, options.out / "table_one.png", width=options.figures.inches)
     show_table_one(table)
-    print(f"{path}, .svg and .csv")
+    print(f"{path}, .svg, .pdf and .csv")
 
 
-def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
+def draw_table_one(table: pd.DataFrame, path: Path, *, width: float = DOUBLE) -> Path:
     """D1 and D10 of each row, of all and of the digitally correct samples, and the paper's.
 
     Args:
         table: `failure_rates.table_one` of one profile, with the columns model and data.
-        path: the PNG file.
+        path: the PNG file; SVG, PDF and CSV are put beside it.
+        width: inches.
     """
-    names = [f"{row.model}\n{row.data}, {row.fold}" for row in table.itertuples()]
+    wide = width > SINGLE
+    names = [
+        f"{row.model}\n{row.data}, {row.fold}".replace(", ", ", " if wide else ",\n")
+        for row in table.itertuples()
+    ]
     with matplotlib.rc_context({**style.STYLE, "axes.grid": False}):
-        figure = style.new_figure(width=6.4, height=0.62 * len(table) + 1.5)
+        figure = style.new_figure(width=width, height=(0.62 if wide else 0.8) * len(table) + 1.5)
         axis = figure.subplots()
         for number, row in enumerate(table.to_dict("records")):
             for offset, denominator, colour in (
@@ -171,7 +183,8 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
         axis.set_xlim(left=-1)
         axis.grid(True, axis="x")
         axis.set_xlabel("Analog-only failure rate (%)")
-        axis.set_title(f"D1 (circles) and D10 (squares) under {FULL_PROFILE}")
+        between = " " if wide else "\n"
+        axis.set_title(f"D1 (circles) and D10 (squares){between}under {FULL_PROFILE}")
         handles = [
             axis.plot([], [], color=colour, marker="o", label=label, fillstyle=fill)[0]
             for label, colour, fill in (
@@ -180,7 +193,7 @@ def draw_table_one(table: pd.DataFrame, path: Path) -> Path:
                 ("paper", _PAPER, "none"),
             )
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3 if wide else 1)
         return style.write_figure(figure, path, table)
 
 
@@ -225,7 +238,7 @@ def figure_one(options: FigureOne) -> None:
 
     Raises:
         FileNotFoundError: the folder has no decile table.
-        ValueError: the run has none of the folds.
+        ValueError: the run has none of the folds, or not all of the profiles.
         OSError: the output folder cannot be written, or another process writes there.
         WorkFailed: the figure could not be written after all.
     """
@@ -233,12 +246,23 @@ def figure_one(options: FigureOne) -> None:
     deciles = read_parquet(run.folder / "deciles.parquet")
     if not deciles["fold"].isin(options.folds).any():
         raise ValueError(f"{run.folder} has none of the folds {', '.join(options.folds)}")
+    there = list(deciles["profile"].unique())
+    if missing := [one for one in options.figures.profiles if one not in there]:
+        raise ValueError(
+            f"{run.folder} has no chips under {missing[0]} (--figures.profiles): it has those of "
+            f"{', '.join(there)}"
+        )
     name = "figure_one" if options.denominator == "all" else "figure_one_correct"
     with _locked(run, options.out) as out, at_work():
         path = drawing.figure_one(
-            deciles, out / f"{name}.png", denominator=options.denominator, panels=options.folds
+            deciles,
+            out / f"{name}.png",
+            denominator=options.denominator,
+            folds=options.folds,
+            profiles=options.figures.profiles,
+            width=options.figures.inches,
         )
-    print(f"{path}, .svg and .csv")
+    print(f"{path}, .svg, .pdf and .csv")
 
 
 def gallery(options: Gallery) -> None:
@@ -254,8 +278,10 @@ def gallery(options: Gallery) -> None:
     with _locked(run, options.out) as out:
         rows, images, class_names = _extremes(run, options)
         with at_work():
-            path = drawing.gallery(rows, images, class_names, out / "gallery.png")
-    print(f"{path}, .svg and .csv")
+            path = drawing.gallery(
+                rows, images, class_names, out / "gallery.png", width=options.figures.inches
+            )
+    print(f"{path}, .svg, .pdf and .csv")
 
 
 def _extremes(run: _Run, options: Gallery) -> tuple[pd.DataFrame, np.ndarray, Sequence[str]]:

@@ -23,6 +23,7 @@ from bridge.chips.profiles import (
     WeightNoise,
     named_profiles,
 )
+from bridge.report.figures.widths import WIDTHS, Width
 from bridge.report.folds import Fold
 from bridge.routing.costs import Costs
 from jaxcurv.data import Normalisation
@@ -302,6 +303,34 @@ class Analyse:
 
 
 @dataclass(frozen=True)
+class FigureWidth:
+    """How wide figures are."""
+
+    width: Width = "double"
+    """Width of the figures in columns of a paper: `single` is 3.5 inches (89 mm), with panels one
+    above the other; `double` is 7.2 inches (183 mm). The report's first figure has always one.
+    Every figure is a PNG, an SVG and a PDF, both with their text as text, and a CSV."""
+
+    @property
+    def inches(self) -> float:
+        """The width in inches."""
+        return WIDTHS[self.width]
+
+
+@dataclass(frozen=True)
+class Figures(FigureWidth):
+    """The figures of the report."""
+
+    profiles: tuple[ProfileName, ...] = ()
+    """Hardware profiles that figures with a panel or a row for each profile show, in this order:
+    Fig. 1, calibration and overlap. No value shows all."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.profiles)) < len(self.profiles):
+            raise ValueError(f"profiles must name each once; got {', '.join(self.profiles)}")
+
+
+@dataclass(frozen=True)
 class Training(Recipe):
     """Training by SGD: Nesterov momentum, linear warm-up, cosine decay to zero, crops and flips; as
     an option on the weights of noisy chips, and from given weights."""
@@ -328,6 +357,7 @@ class Experiment:
     score: Score = field(default_factory=Score)
     simulate: Simulate = field(default_factory=Simulate)
     analyse: Analyse = field(default_factory=Analyse)
+    figures: Figures = field(default_factory=Figures)
     folds: tuple[Fold, ...] = ("train", "validation", "test")
     """Folds whose samples are scored and simulated; test must be among them. A fold is one of the
     splits train, validation and test; train and validation divide the official training split."""
@@ -350,6 +380,11 @@ class Experiment:
             raise ValueError(
                 f"profiles must include {self.analyse.profile}, which the report is about "
                 f"(--analyse.profile); got {', '.join(self.simulate.profiles)}"
+            )
+        if missing := [one for one in self.figures.profiles if one not in self.simulate.profiles]:
+            raise ValueError(
+                f"figures.profiles has {missing[0]}, which is not simulated: give some of "
+                f"{', '.join(self.simulate.profiles)}, or add it to --simulate.profiles"
             )
         self._require_trained()
         for flag, limit in (("--limit", self.limit), ("--limit-train", self.limit_train)):

@@ -18,6 +18,7 @@ from experiments.runs.files import read_parquet
 from experiments.runs.frameworks import MISSING, cure, why_no_chips
 from experiments.runs.job import Job, Outcome, load_data
 from experiments.runs.records import read_record, read_records, recorded_settings
+from experiments.runs.remembered import recall_run
 from experiments.runs.samples import (
     calibration_samples,
     choose_folds,
@@ -25,6 +26,7 @@ from experiments.runs.samples import (
     scored_samples,
 )
 from experiments.stages.analyse import (
+    ANALYSED,
     ANALYSED_SCORES,
     read_analysed,
     read_costs,
@@ -40,19 +42,18 @@ _Images = Callable[[pd.DataFrame], np.ndarray]
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from bridge.report.page.page import write_report
-    from bridge.report.tables import outcomes, predictors, routers, sentences
+    from bridge.report.tables import outcomes, predictors, routers
     from experiments.studies import drift, remedies
     from jaxcurv.data.images import encode_png
 
     settings = job.experiment
-    own = settings.model.factory is not None
     dataset = load_data(job)
     images = _images_of_test(dataset, job)
     joined = read_joined(job)
     analysed = read_analysed(job)
     figures = _draw(job, joined, analysed, images, dataset.class_names)
     description = read_description(job.folder)
-    if drift.is_of_run(job, description):
+    if aged := drift.is_of_run(job, description):
         figures.append(job.folder / "drift" / "drift.png")
     if tried := remedies.is_of_run(job, description):
         figures.append(job.folder / "remedies" / "remedies.png")
@@ -66,20 +67,16 @@ def report(job: Job) -> Outcome:
         confidence=settings.analyse.confidence,
         tables=tables,
         profile=settings.analyse.profile,
-        beside=sentences.beside(
-            analysed["table_one"],
-            analysed["predictors"],
-            compensation=settings.simulate.pcm.compensation,
-            profile=settings.analyse.profile,
-        ),
+        compensation=settings.simulate.pcm.compensation,
         drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=outcomes.ideal_agreement(joined),
-        verdict=predictors.verdict(analysed["predictors"], profile=settings.analyse.profile),
+        comparison=predictors.verdict(analysed["predictors"], profile=settings.analyse.profile),
         routing_summary=routers.summary(analysed["routing_choices"], settings.analyse.profile),
         remedies=remedies.verdicts(job.folder / "remedies") if tried else (),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
-        drift_command=f"python -m experiments drift {'' if own else 'PRESET '}--out DIR",
+        drift=drift.verdict(job.folder / "drift") if aged else "",
+        commands=_commands(job),
         reproduce=_reproduce(job),
     )
     page = write_report(job.folder / "report.html", contents)
@@ -100,9 +97,12 @@ def report_scores(job: Job) -> Outcome:
     tables = {name: read_parquet(job.folder / f"{name}.parquet") for name in ANALYSED_SCORES}
     rows = paper.gallery_rows(samples, count=min(8, (samples["fold"] == "test").sum() // 2))
     folder = job.folder / "figures"
+    width = settings.figures.inches
     figures = [
-        scores.score_histogram(samples, folder / "score_histogram.png"),
-        paper.gallery(rows, images(rows), dataset.class_names, folder / "gallery_digital.png"),
+        scores.score_histogram(samples, folder / "score_histogram.png", width=width),
+        paper.gallery(
+            rows, images(rows), dataset.class_names, folder / "gallery_digital.png", width=width
+        ),
     ]
     names = dict(enumerate(dataset.class_names))
     for name, place in (("per_class", 0), ("highest", 2)):
@@ -119,6 +119,7 @@ def report_scores(job: Job) -> Outcome:
         summary=digital.summary(tables["accuracy"]),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables["highest"])],
+        commands=_commands(job),
         reproduce=_reproduce(job),
     )
     page = write_report(job.folder / "report.html", contents)
@@ -139,6 +140,42 @@ def _reproduce(job: Job) -> list[str]:
     from experiments.settings.presets import command_line
 
     return [f"python -m experiments run {shlex.join(command_line(asdict(job.experiment)))}"]
+
+
+def _commands(job: Job) -> dict[str, str]:
+    """What makes each table and figure of the page, by the name of its file."""
+    from bridge.report.tables.compensation import counterpart
+
+    remembered = recall_run(job.folder)
+    name = (remembered and remembered.preset) or "PRESET"
+    preset = "" if job.experiment.model.factory is not None else f"{name} "
+
+    def of(command: str, flags: str = "") -> str:
+        return f"python -m experiments {command} {preset}--out DIR{flags}"
+
+    figures = (
+        *("verdict", "predictors", "calibration", "routing", "overlap", "score_histogram"),
+        *("training_curve", "gallery_digital"),
+    )
+    settings = job.experiment
+    figure_one = "python -m experiments figure-one DIR"
+    found = {f"{name}.csv": of("analyse") for name in (*ANALYSED, *ANALYSED_SCORES)}
+    found |= {f"{name}.png": of("report") for name in figures}
+    found |= {name: of(name) for name in ("drift", "remedies")}
+    found |= {f"{name}.png": of(name) for name in ("drift", "remedies")}
+    found |= {
+        "coverage.csv": of("simulate"),
+        "vulnerable.csv": of("report"),
+        "figure_one.png": figure_one,
+        "figure_one_correct.png": f"{figure_one} --denominator correct",
+        "gallery.png": f"python -m experiments gallery DIR --profile {settings.analyse.profile}",
+    }
+    if other := counterpart(settings.analyse.profile):
+        profiles = dict.fromkeys((*settings.simulate.profiles, other))
+        found["compensate"] = of("run", f" --simulate.profiles {' '.join(profiles)}")
+    else:
+        found["compensate"] = of("run", " --simulate.pcm.compensation global")
+    return found
 
 
 def _seconds(job: Job) -> pd.DataFrame:
@@ -268,30 +305,59 @@ def _draw(
     """The figures of the run, in the order of the page."""
     from bridge.report.figures import paper, predictors, scores, training
     from bridge.report.figures.overlap import draw
+    from bridge.report.figures.verdict import verdict_figure
+    from bridge.report.figures.widths import SINGLE
+    from bridge.report.tables.compensation import shown_beside
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()
     profile = job.experiment.analyse.profile
     rows = paper.gallery_rows(joined, count=min(8, scored // 2), profile=profile)
     deciles = analysed["deciles"]
+    width, some = job.experiment.figures.inches, job.experiment.figures.profiles
+    compensation = job.experiment.simulate.pcm.compensation
+    beside = shown_beside(profile, deciles["profile"].unique(), compensation)
     routed = analysed["routing"], analysed["routing_baselines"], analysed["routing_choices"]
     drawn = [
-        paper.figure_one(deciles, folder / "figure_one.png"),
-        paper.figure_one(deciles, folder / "figure_one_correct.png", denominator="correct"),
+        verdict_figure(
+            deciles,
+            folder / "verdict.png",
+            fold="test",
+            profile=profile,
+            beside=beside,
+            width=SINGLE,
+        ),
+        paper.figure_one(deciles, folder / "figure_one.png", profiles=some, width=width),
+        paper.figure_one(
+            deciles,
+            folder / "figure_one_correct.png",
+            denominator="correct",
+            profiles=some,
+            width=width,
+        ),
         predictors.predictor_figure(
-            analysed["predictors"], folder / "predictors.png", profile=profile
+            analysed["predictors"], folder / "predictors.png", profile=profile, width=width
         ),
         predictors.calibration_figure(
-            analysed["calibration"], analysed["calibration_errors"], folder / "calibration.png"
+            analysed["calibration"],
+            analysed["calibration_errors"],
+            folder / "calibration.png",
+            profiles=some,
+            width=width,
         ),
-        predictors.routing_figure(*routed, folder / "routing.png", profile=profile),
-        paper.gallery(rows, images(rows), class_names, folder / "gallery.png"),
-        scores.score_histogram(joined, folder / "score_histogram.png", profile=profile),
+        predictors.routing_figure(*routed, folder / "routing.png", profile=profile, width=width),
+        paper.gallery(rows, images(rows), class_names, folder / "gallery.png", width=width),
+        scores.score_histogram(
+            joined, folder / "score_histogram.png", profile=profile, width=width
+        ),
     ]
     if job.experiment.model.trained:
         history = pd.read_csv(job.folder / "history.csv")
-        drawn.append(training.training_curve(history, folder / "training_curve.png"))
-    if len(analysed["overlap"]):
+        drawn.append(training.training_curve(history, folder / "training_curve.png", width=width))
+    overlap = analysed["overlap"]
+    if some:
+        overlap = overlap[overlap["first"].isin(some) & overlap["second"].isin(some)]
+    if len(overlap):
         title = "Profiles of this run, test fold"
-        drawn.append(draw(analysed["overlap"], folder / "overlap.png", title))
+        drawn.append(draw(overlap, folder / "overlap.png", title, width=width))
     return drawn

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, to_json
+from bridge.report.figure_files import BESIDE
 from bridge.report.tables.formats import with_interval
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.resume import key_of
@@ -184,7 +185,7 @@ def _draw_gallery(
     """Draws the test images that fail on most chips; says whether there are any."""
     rows = most_failing(table, list(titles), count)
     if rows.empty:
-        for kind in (".png", ".svg", ".csv"):  # of an earlier atlas
+        for kind in (".png", *BESIDE):  # of an earlier atlas
             with suppress(FileNotFoundError):
                 path.with_suffix(kind).unlink()
         return False

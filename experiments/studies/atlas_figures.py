@@ -57,7 +57,7 @@ def draw(
       summary: setting, fold, failure_rate, image_share, chip_share and rest_share, a row a setting
         and fold.
       titles: the settings, and what the figure calls them.
-      path: the PNG file; the SVG and the CSV are put beside it.
+      path: the PNG file; SVG, PDF and CSV are put beside it.
       title: the title above all panels.
       bins: bins of equal size into which the images of a fold are sorted by curvature.
     """
@@ -214,7 +214,7 @@ def gallery(
       images: uint8 [rows, height, width, channels], 1 or 3 channels, in the order of `rows`.
       class_names: by label.
       headings: the settings in order, and what stands above their images.
-      path: the PNG file; the SVG and the CSV are put beside it.
+      path: the PNG file; SVG, PDF and CSV are put beside it.
       columns: images a line.
     """
     places = {name: np.flatnonzero(rows["setting"] == name) for name in headings}

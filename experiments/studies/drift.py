@@ -44,6 +44,9 @@ Compensation = Literal["none", "global", "global_exact", "per_column"]
 
 _MINUTE, _HOUR, _DAY, _MONTH, _YEAR = 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0
 _LANDMARKS = (1.0, _MINUTE, _HOUR, _DAY, _MONTH, _YEAR, 10 * _YEAR)
+_FIRST = 20.0
+"""Seconds before which chips are seldom read."""
+
 _LINES: dict[str, tuple[str, str, str]] = {
     "none": (VERMILLION, "o", "-"),
     "global": (BLUE, "s", "-"),
@@ -251,7 +254,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       table: as `over_chips` returns it.
-      path: the PNG file; the SVG and the CSV are put beside it.
+      path: the PNG file; SVG, PDF and CSV are put beside it.
       title: its beginning.
     """
     first = table.iloc[0]
@@ -293,6 +296,36 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
         axis.set_title(f"{title}: mean of {_chips(first['chips'])}")
         axis.legend()
         return write_figure(figure, path, table)
+
+
+def verdict(folder: Path) -> str:
+    """What finished drift says, in a sentence: accuracy without compensation at each time from 20 s
+    on, and its range with compensation; "" without its table.
+
+    Args:
+      folder: where `run` left it.
+    """
+    if not (folder / "drift.csv").exists():
+        return ""
+    table = pd.read_csv(folder / "drift.csv")
+    late = table[table["time_s"] >= _FIRST]
+    table = late if len(late) else table
+    said = []
+    for compensation, rows in table.groupby("compensation", sort=False):
+        accuracy = 100 * rows["accuracy"]
+        if compensation == "none":
+            times = map(duration, rows["time_s"])
+            each = [f"{one:.0f} % at {at}" for one, at in zip(accuracy, times, strict=True)]
+            said.append(f"not compensated, {', '.join(each)}")
+            continue
+        low, high = f"{accuracy.min():.0f}", f"{accuracy.max():.0f}"
+        between = f"{low} to {high} %" if low != high else f"{low} %"
+        said.append(f"with {compensation.replace('_', ' ')} compensation, {between}")
+    digital = 100 * table["digital_accuracy"].iloc[0]
+    return (
+        f"Accuracy as the chips age: {'; '.join(said)} (mean of {_chips(table['chips'].iloc[0])}; "
+        f"digital {digital:.0f} %)"
+    )
 
 
 def show(table: pd.DataFrame) -> None:

@@ -89,7 +89,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
 
     Args:
       table: `bridge.chips.layer_report` beside `layer_failures`, the row of all layers last.
-      path: the PNG file; the SVG and the CSV are put beside it.
+      path: the PNG file; SVG, PDF and CSV are put beside it.
       title: its beginning.
     """
     layers, whole = table.iloc[:-1], table.iloc[-1]

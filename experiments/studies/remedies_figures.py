@@ -76,7 +76,7 @@ def draw(
       best: as `frontiers` returns it.
       digital_accuracy: of the test images, a fraction.
       costs: the run's energies.
-      path: the PNG file; the SVG and the CSV are put beside it.
+      path: the PNG file; SVG, PDF and CSV are put beside it.
       title: its beginning.
     """
     times = sorted(table["time_s"].unique())

@@ -493,7 +493,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
 
     Args:
       table: as `tabulate` returns it.
-      path: the PNG file; the SVG and the CSV are put beside it.
+      path: the PNG file; SVG, PDF and CSV are put beside it.
     """
     rows = np.arange(len(table))
     first = table.iloc[0]

@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import bridge
 from bridge.chips.profiles import to_json
+from bridge.report.figure_files import BESIDE
 from experiments.cli import commands
 from experiments.paper import fit, reproduce
 from experiments.pipeline import runner
@@ -202,7 +204,37 @@ def test_table_one_figure_one_and_gallery_of_a_finished_run(
     gallery = pd.read_csv(tmp_path / "gallery.csv")
     assert (gallery["fold"].unique().tolist(), len(gallery)) == (["train"], 6)
     for name in ("table_one", "figure_one_correct", "gallery"):
-        assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".png", ".svg", ".csv"}
+        assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".png", *BESIDE}
+
+
+def test_figures_have_the_width_and_the_profiles_that_are_asked_for(
+    here: Command, finished_run: Path, tmp_path: Path
+) -> None:
+    some = ("--figures.width", "single", "--figures.profiles", "pcm", "adc+wnoise+pcm")
+    assert here("figure-one", finished_run, *some, "--out", tmp_path).returncode == 0
+    table = pd.read_csv(tmp_path / "figure_one.csv")
+    assert table["profile"].unique().tolist() == ["pcm", "adc+wnoise+pcm"]
+    with Image.open(tmp_path / "figure_one.png") as image:
+        assert image.width == 3.5 * 200
+    result = here("figure-one", finished_run, "--figures.profiles", "adc_coarse")
+    one_line_error(result, "has no chips under adc_coarse (--figures.profiles): it has those of")
+    result = here("figure-one", finished_run, "--figures.width", "triple")
+    one_line_error(result, "--figures.width cannot be 'triple': give one of single, double")
+    result = here("report", "digits", "--figures.profiles", "adc_coarse", "--out", finished_run)
+    one_line_error(result, "--figures.profiles has adc_coarse, which is not simulated: give some")
+
+
+def test_the_page_links_to_files_that_are_there(finished_run: Path) -> None:
+    page = (finished_run / "report.html").read_text()
+    links = re.findall(r'<a href="([^"#][^"]*)" download="([^"]+)">(\w+)</a>', page)
+    beside = [href for href, _, _ in links if not href.startswith("data:")]
+    assert {Path(href).suffix for href in beside} == {".svg", ".pdf", ".csv"}
+    for href in beside:
+        assert (finished_run / href).is_file(), href
+    drawn = {path.stem for path in (finished_run / "figures").glob("*.png")}
+    assert {Path(href).stem for href in beside} == drawn >= {"verdict", "figure_one", "gallery"}
+    assert "<code>python -m experiments figure-one DIR</code>" in page
+    assert "<code>python -m experiments analyse digits --out DIR</code>" in page
 
 
 def test_paper_outputs_say_what_is_missing(
@@ -363,7 +395,8 @@ def test_changed_setting_reruns_what_depends_on_it(finished_run: Path, run_copy:
     assert after == before | {"analyse": before["analyse"] | {"bins": 6}}
     before, after = ((path / "report.html").read_text() for path in (finished_run, run_copy))
     assert ["analyse.bins</th><td>6</td>" in page for page in (before, after)] == [False, True]
-    assert ["Not measured: " in page for page in (before, after)] == [True, False]
+    drift = "Not measured. <code>python -m experiments drift digits --out DIR</code>"
+    assert [drift in page for page in (before, after)] == [True, False]
     assert after.count("<figure") == before.count("<figure") + 1
 
 

@@ -31,7 +31,7 @@ in_a_browser = pytest.mark.skipif(_browser() is None, reason="neither Chromium n
 @in_a_browser
 def test_a_browser_takes_the_page(page, tmp_path):
     verdict = check_report.check(page, _browser())
-    assert verdict == {"images": 9, "tables": 5, "columns": 11 + 11 + 9 + 9 + 7, "problems": []}
+    assert verdict == {"images": 10, "tables": 5, "columns": 11 + 11 + 9 + 9 + 8, "problems": []}
     image = tmp_path / "page.png"
     arguments = ["--screenshot", str(image), "--width", "390", "--height", "500", "--dark"]
     assert check_report.main([str(page), *arguments]) == 0
@@ -56,7 +56,7 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
         ("(up ? 1 : -1) *", "", "descending"),
         ("missing(a) - missing(b) ||", "", "missing values are not last"),
         ("<button", "<span", "no sortable table"),
-        ('id="deciles"', 'id="calibrated" data-figure>Other</h2><h2', "no figure under Other"),
+        ('id="deciles"', 'id="calibrated" data-figure>Other</h3><h3', "no figure under Other"),
     ],
 )
 def test_a_browser_finds_what_is_broken(page, tmp_path, old, new, problem):

@@ -10,52 +10,33 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bridge.chips.profiles import (
-    COARSE_ADC,
-    COMPENSATED,
-    FULL_COMPENSATED,
-    FULL_PROFILE,
-    NOISE_OF_OPERATIONS,
-)
+from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.figures.images import shorten, show_image
-from bridge.report.figures.scores import COLOURS, one_chip, outcome_of
+from bridge.report.figures.scores import COLOURS, NAMES, one_chip, outcome_of
 from bridge.report.figures.style import (
-    BLACK,
     BLUE,
     GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
+    GREY,
     STYLE,
     VERMILLION,
-    WINE,
     new_figure,
     write_figure,
 )
+from bridge.report.figures.widths import DOUBLE, SINGLE
 from bridge.report.folds import POOLED
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import words
-from bridge.report.tables.outcomes import DENOMINATORS, Denominator
+from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
 
-_LINES = {
-    "ideal": (BLACK, "o", ":"),
-    "adc": (ORANGE, "s", "--"),
-    "wnoise": (SKY, "^", "--"),
-    "pcm": (GREEN, "v", "--"),
-    "adc+wnoise": (BLUE, "D", "-"),
-    "adc+pcm": (PURPLE, "P", "-"),
-    "wnoise+pcm": (VERMILLION, "X", "-"),
-    FULL_PROFILE: (WINE, "*", "-"),
-    COARSE_ADC: (ORANGE, "s", "-."),
-    NOISE_OF_OPERATIONS: (SKY, "^", "-."),
-    COMPENSATED: (GREEN, "v", "-."),
-    FULL_COMPENSATED: (WINE, "*", "-."),
+_FOLDS = {
+    "train": (VERMILLION, "--", "orange, dashed"),
+    "validation": (GREEN, "-.", "green, dash-dotted"),
+    "test": (BLUE, "-", "blue"),
+    POOLED: (GREY, ":", "grey, dotted"),
 }
-_HOLLOW = (COARSE_ADC, NOISE_OF_OPERATIONS, COMPENSATED, FULL_COMPENSATED)
-_BANDED = {FULL_PROFILE, FULL_COMPENSATED}
-_FEW = 4  # lines whose bands can all be told apart
-_LONG = max(map(len, _LINES))
-_OF_OTHER_NAMES = [line for name, line in _LINES.items() if name != "ideal"]
+"""Colour, dashes and what a caption calls them, by fold."""
+
+_PANEL = 1.15  # inches high
 
 _PREDICTED = ("prediction", "correct")
 
@@ -65,74 +46,79 @@ def figure_one(
     path: Path,
     *,
     denominator: Denominator = "all",
-    panels: Sequence[str] = ("train", "test", POOLED),
+    folds: Sequence[str] = ("train", "test", POOLED),
+    profiles: Sequence[str] = (),
+    width: float = DOUBLE,
 ) -> Path:
-    """Failure rate against curvature decile: a line a profile, a panel a fold.
+    """Failure rate against curvature decile: a panel a profile, a line a fold, one scale.
 
-    Of more than four profiles only the full ones have bands, their intervals.
-
-    The band is the interval: Wilson's for one chip, for other chips and samples for several.
+    The bands are the intervals, Wilson's for one chip, for other chips and samples for several;
+    that of the pooled folds, which lies between, is left out where others are drawn.
 
     Args:
         deciles: as `failure_rates.failure_tables` returns it.
-        path: the PNG file to write; the SVG and the CSV are put beside it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
         denominator: all samples or the digitally correct ones.
-        panels: the folds to draw; those that the table lacks are left out.
+        folds: the folds to draw; those that the table lacks are left out.
+        profiles: the profiles to draw, in this order; without any, all of the table.
+        width: inches; two panels side by side in one column of a paper, four in two.
 
     Raises:
-        ValueError: if the table has none of these folds.
+        ValueError: if the table has none of these folds, or lacks one of these profiles.
     """
     table = rates(deciles, denominator)
-    shown = [fold for fold in panels if (table["fold"] == fold).any()]
+    shown = [fold for fold in folds if (table["fold"] == fold).any()]
     if not shown:
-        raise ValueError(f"no fold of {', '.join(panels)} in the decile table")
-    table = table[table["fold"].isin(shown)]
-    columns = 4 if len(shown) > 1 else 2
-    names = table["profile"].unique()
-    banded = set(names)
-    if len(names) > _FEW and banded & _BANDED:
-        banded = _BANDED
-    height = 3.3
-    if max(map(len, names)) > _LONG:  # a name of the user's own, or with its time
-        columns = len(shown)
-    height += 0.16 * max(0, -(-len(names) // columns) - 2)
+        raise ValueError(f"no fold of {', '.join(folds)} in the decile table")
+    names = list(profiles or table["profile"].unique())
+    for name in names:
+        select(table, profile=name)
+    table = table[table["fold"].isin(shown) & table["profile"].isin(names)]
+    across = min(len(names), 4 if width > SINGLE else 2)
+    down = -(-len(names) // across)
+    bins = int(table["decile"].max())
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=max(3.6, 2.5 * len(shown)), height=height)
-        axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-        for axis, fold in zip(axes, shown, strict=True):
-            in_fold = table[table["fold"] == fold]
-            for number, (profile, line) in enumerate(in_fold.groupby("profile", sort=False)):
-                another = _OF_OTHER_NAMES[number % len(_OF_OTHER_NAMES)]
-                colour, marker, dashes = _LINES.get(str(profile), another)
-                axis.plot(
-                    line["decile"],
-                    line["rate"],
-                    dashes,
-                    color=colour,
-                    marker=marker,
-                    markersize=6 if marker == "*" else 4,
-                    markeredgewidth=0.8 if profile in _HOLLOW else 0,
-                    markerfacecolor="white" if profile in _HOLLOW else colour,
-                    label=str(profile),
-                    clip_on=False,
-                    zorder=3,
-                )
-                if profile in banded:
+        figure = new_figure(width=width, height=_PANEL * down + (1.0 if down == 1 else 0.75))
+        axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for axis in axes.flat[len(names) :]:
+            axis.set_axis_off()
+        for number, (axis, profile) in enumerate(zip(axes.flat, names, strict=False)):
+            for fold in shown:
+                line = table[(table["profile"] == profile) & (table["fold"] == fold)]
+                colour, dashes, _ = _FOLDS[fold]
+                axis.plot(line["decile"], line["rate"], dashes, color=colour, label=fold, zorder=3)
+                if fold != POOLED or len(shown) == 1:
                     axis.fill_between(
-                        line["decile"], line["low"], line["high"], color=colour, alpha=0.12, lw=0
+                        line["decile"], line["low"], line["high"], color=colour, alpha=0.2, lw=0
                     )
-            bins = in_fold["decile"].max()
-            axis.set_xticks(range(1, bins + 1), [f"D{d}" for d in range(1, bins + 1)], fontsize=7)
-            axis.set_xlim(0.7, bins + 0.3)
-            axis.set_xlabel("Curvature decile (D1 lowest)")
+            axis.set_title(profile.replace(" at ", "\nat "), fontsize=8, pad=3)
+            axis.set_xticks([1, bins], ["D1", f"D{bins}"])
+            axis.set_xticks(range(2, bins), minor=True)
+            axis.tick_params(labelbottom=number + across >= len(names))
             axis.grid(False, axis="x")
-            samples = deciles[deciles["fold"] == fold].groupby("profile")["samples"]
-            axis.set_title(f"{fold} ({samples.sum().iloc[0]:,} samples)")
-        axes[0].set_ylim(bottom=0)
-        axes[0].set_ylabel(f"Analog-only failure rate\n(% of {DENOMINATORS[denominator]})")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        return write_figure(figure, path, table)
+        axes[0, 0].set_xlim(0.7, bins + 0.3)
+        axes[0, 0].set_ylim(bottom=0)
+        figure.supxlabel("Curvature decile (D1 lowest)", fontsize=8)
+        of = "all samples" if denominator == "all" else "digitally correct"
+        figure.supylabel(f"Analog-only failures\n(% of {of})", fontsize=8)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        if width > SINGLE:
+            counts = deciles.groupby(["fold", "profile"])["samples"].sum()
+            labels = [f"{fold} ({counts[fold].iloc[0]:,} samples)" for fold in labels]
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(shown))
+        return write_figure(figure, path, table, _caption(denominator, shown))
+
+
+def _caption(denominator: Denominator, folds: Sequence[str]) -> str:
+    """What Fig. 1 shows, with the colours that there are."""
+    lines = ", ".join(f"{fold} ({_FOLDS[fold][2]})" for fold in folds)
+    but = ", of which pooled has none" if POOLED in folds and len(folds) > 1 else ""
+    of = DENOMINATORS[denominator]
+    why = "; a digitally wrong sample cannot fail analog-only" if denominator == "correct" else ""
+    return (
+        f"Analog-only failure rate of {of} by curvature decile, a panel a profile, all on one "
+        f"scale{why}. Lines: {lines}; the bands are intervals{but}."
+    )
 
 
 def gallery_rows(
@@ -177,7 +163,7 @@ def gallery(
     path: Path,
     *,
     score: str = "curvature",
-    columns: int = 8,
+    width: float = DOUBLE,
 ) -> Path:
     """The images of lowest and highest score, each with class, score and both outcomes; the digital
     one alone where there are no chips.
@@ -186,9 +172,9 @@ def gallery(
         rows: as `gallery_rows` returns it.
         images: uint8 [rows, height, width, channels], 1 or 3 channels, in the order of `rows`.
         class_names: by label.
-        path: the PNG file to write; the SVG and the CSV are put beside it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
         score: the column to print.
-        columns: images a line.
+        width: inches; eight images a line in two columns of a paper, four in one.
 
     Raises:
         ValueError: if images and rows do not match.
@@ -199,11 +185,13 @@ def gallery(
             f"got {images.dtype} {images.shape}"
         )
     ends = [rows.index[rows["end"] == end] for end in ("lowest", "highest")]
-    columns = min(columns, max(len(end) for end in ends))
+    most = 8 if width > SINGLE else 4
+    columns = min(most, max(len(end) for end in ends))
     lines = [-(-len(end) // columns) for end in ends]
     chips = "failure" in rows
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = new_figure(width=0.95 * columns, height=1.48 * sum(lines) + 0.6)
+        figure = new_figure(width=width * columns / most, height=1.42 * sum(lines) + 0.6)
+        seen: dict[str, str] = {}
         blocks = figure.subfigures(2, 1, squeeze=False, height_ratios=lines).flat
         for block, name, end, height in zip(
             blocks, ("Lowest", "Highest"), ends, lines, strict=True
@@ -216,6 +204,7 @@ def gallery(
             for axis, position in zip(grid.flat, end, strict=False):
                 row = rows.loc[position]
                 outcome = outcome_of(row["digital_correct"], row["failure"] if chips else None)
+                seen[outcome] = f"{NAMES[outcome]} {outcome}"
                 show_image(axis, images[rows.index.get_loc(position)], COLOURS[outcome])
                 name_of_class = shorten(class_names[row["label"]])
                 axis.set_title(name_of_class, fontsize=7, pad=3, parse_math=False)
@@ -235,4 +224,8 @@ def gallery(
         sides = ("digital", "analog") if chips else ("digital",)
         keep += [f"{side}_{what}" for side in sides for what in _PREDICTED]
         names = [class_names[label] for label in rows["label"]]
-        return write_figure(figure, path, rows[keep].assign(class_name=names))
+        caption = (
+            f"The images of lowest and of highest {words(score)}. Frames: "
+            f"{', '.join(sorted(seen.values()))}."
+        )
+        return write_figure(figure, path, rows[keep].assign(class_name=names), caption)

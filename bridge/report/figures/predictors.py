@@ -1,12 +1,15 @@
 """Figures of the failure analysis: predictors side by side, calibration, routing.
 
-Each a PNG, an SVG and the CSV behind them, as `style.write_figure` writes them. What is undefined,
-for instance because no sample fails, is said in the figure.
+Each a PNG, an SVG, a PDF and the CSV behind them, as `style.write_figure` writes them. What is
+undefined, for instance because no sample fails, is said in the figure.
 """
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,11 +32,12 @@ from bridge.report.figures.style import (
     new_figure,
     write_figure,
 )
+from bridge.report.figures.widths import DOUBLE, SINGLE
 from bridge.report.tables.formats import words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
 
 _ROUTERS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, WINE, BLACK)
-_CURVES = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))
+_CURVES = ((BLUE, "o", "-"), (VERMILLION, "s", "--"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
 _DASHES = {"analog": "-", "known": "-", "digital": "--", "student": "--"}
 _FARTHEST = 1.25  # of the digital energy: beyond it no router saves anything
 
@@ -45,15 +49,17 @@ def predictor_figure(
     fold: str = "test",
     profile: str = FULL_PROFILE,
     denominator: Denominator = "correct",
+    width: float = DOUBLE,
 ) -> Path:
     """AUROC of each predictor with its interval, the best on top; its cost at the right.
 
     Args:
         predictors: as `bridge.report.tables.predictors.compare` returns it.
-        path: the PNG file to write; the SVG and the CSV are put beside it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
         fold: the fold to show.
         profile: the profile whose failures are predicted.
         denominator: among the digitally correct samples or all.
+        width: inches.
 
     Raises:
         ValueError: if the table has no such rows.
@@ -62,7 +68,9 @@ def predictor_figure(
     rows = rows.sort_values("auroc", ascending=False, kind="stable", na_position="last")
     drawn = rows[rows["auroc"].notna()]
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=6.0, height=1.3 + 0.22 * max(len(drawn), 2))
+        across, size, step = (60, 8, 0.22) if width > SINGLE else (28, 7, 0.27)
+        names = [textwrap.fill(words(name), across) for name in drawn["predictor"]]
+        figure = new_figure(width=width, height=1.3 + step * max(len(drawn), 2))
         axis = figure.subplots()
         first = rows.iloc[0]
         title = f"{profile}, {fold} fold\n{first['samples']:,} {DENOMINATORS[denominator]}"
@@ -76,7 +84,7 @@ def predictor_figure(
         axis.axvline(0.5, color=GREY, linestyle=":")
         axis.hlines(places, drawn["auroc_low"], drawn["auroc_high"], color=BLUE, linewidth=1.6)
         axis.plot(drawn["auroc"], places, "o", color=BLUE, markersize=5, markeredgewidth=0)
-        axis.set_yticks(places, list(map(words, drawn["predictor"])))
+        axis.set_yticks(places, names, fontsize=size)
         axis.set_ylim(len(drawn) - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
@@ -84,7 +92,7 @@ def predictor_figure(
         highest = max(drawn["auroc_high"].max(), drawn["auroc"].max(), 0.5)
         margin = 0.04 * (highest - lowest)
         axis.set_xlim(lowest - margin, highest + margin)
-        axis.set_xlabel("AUROC of failure, with its interval (dotted: chance)")
+        axis.set_xlabel("AUROC with its interval (dotted: chance)")
         costs = axis.secondary_yaxis("right")
         costs.set_yticks(places, [_passes(cost) for cost in drawn["forward_passes"]])
         costs.tick_params(length=0)
@@ -94,7 +102,13 @@ def predictor_figure(
 
 
 def calibration_figure(
-    calibration: pd.DataFrame, errors: pd.DataFrame, path: Path, *, fold: str = "test"
+    calibration: pd.DataFrame,
+    errors: pd.DataFrame,
+    path: Path,
+    *,
+    fold: str = "test",
+    profiles: Sequence[str] = (),
+    width: float = DOUBLE,
 ) -> Path:
     """Observed failure rate against predicted probability: a panel a profile in which samples fail.
 
@@ -105,17 +119,23 @@ def calibration_figure(
     Args:
         calibration: as `bridge.report.tables.predictors.calibrate` returns it.
         errors: the errors that `calibrate` returns beside it.
-        path: the PNG file to write; the SVG and the CSV are put beside it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
         fold: the fold to show; may have no rows, if none of its samples is digitally correct.
+        profiles: the profiles to draw, as far as samples fail under them; without any, all.
+        width: inches.
     """
     errors, calibration = errors[errors["fold"] == fold], calibration[calibration["fold"] == fold]
+    if profiles:
+        errors = errors[errors["profile"].isin(profiles)]
+        calibration = calibration[calibration["profile"].isin(profiles)]
     failing = errors.loc[errors["observed"] > 0, "profile"].unique()
     predictors = list(errors["predictor"].unique())
     looks = dict(zip(predictors, _CURVES, strict=False))
-    columns = min(4, max(len(failing), 1))
+    columns = min(4 if width > SINGLE else 2, max(len(failing), 1))
     lines = -(-len(failing) // columns) or 1
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=max(3.2, 1.95 * columns), height=2.25 * lines + 0.7)
+        side = min(width / columns, 2.4)
+        figure = new_figure(width=width, height=(side + 0.15) * lines + 0.7)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         if not len(failing):
             _say(grid[0, 0], f"no sample of the {fold} fold fails under any profile")
@@ -126,7 +146,7 @@ def calibration_figure(
         for number, (axis, profile) in enumerate(zip(grid.flat, failing, strict=False)):
             axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1)
             found = []
-            for predictor, (colour, marker) in looks.items():
+            for predictor, (colour, marker, dashes) in looks.items():
                 which = (errors["profile"] == profile) & (errors["predictor"] == predictor)
                 if not which.any():
                     continue  # of exact mean weights there is one probability
@@ -139,7 +159,9 @@ def calibration_figure(
                     color=colour,
                     linewidth=1,
                 )
-                axis.plot(curve["predicted"], curve["observed"], color=colour, linewidth=0.8)
+                axis.plot(
+                    curve["predicted"], curve["observed"], dashes, color=colour, linewidth=0.8
+                )
                 axis.scatter(
                     curve["predicted"],
                     curve["observed"],
@@ -151,7 +173,8 @@ def calibration_figure(
                     zorder=3,
                 )
                 found.append(f"{errors.loc[which, 'expected_calibration_error'].iloc[0]:.3f}")
-            axis.set_title(f"{profile}\nECE {', '.join(found)}")
+            named = profile.replace(" at ", "\nat ")
+            axis.set_title(f"{named}\nECE {', '.join(found)}", fontsize=8)
             axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
             axis.set_xticks([0, 0.5, 1])
             axis.set_yticks([0, 0.5, 1])
@@ -159,10 +182,10 @@ def calibration_figure(
         figure.supxlabel(f"Predicted probability of failure, {fold} fold", fontsize=8)
         figure.supylabel("Observed failure rate", fontsize=8)
         handles = [
-            Line2D([], [], color=colour, marker=marker, label=words(name))
-            for name, (colour, marker) in looks.items()
+            Line2D([], [], color=colour, marker=marker, linestyle=dashes, label=words(name))
+            for name, (colour, marker, dashes) in looks.items()
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside upper center", ncols=2 if width > SINGLE else 1)
         return write_figure(figure, path, calibration)
 
 
@@ -173,6 +196,7 @@ def routing_figure(
     path: Path,
     *,
     profile: str = FULL_PROFILE,
+    width: float = DOUBLE,
 ) -> Path:
     """Accuracy against the fraction routed to the digital model, and against energy.
 
@@ -185,8 +209,9 @@ def routing_figure(
         routing: curves, as `bridge.report.tables.routers.route` returns them.
         baselines: the baselines that `route` returns: always analog and always digital.
         choices: the thresholds that `route` returns; may have no rows.
-        path: the PNG file to write; the SVG and the CSV are put beside it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
         profile: the profile to show.
+        width: inches; in one column of a paper the two panels stand one above the other.
 
     Raises:
         ValueError: if the tables lack the profile.
@@ -198,8 +223,11 @@ def routing_figure(
     farthest = _FARTHEST * digital["energy"]
     beyond = []
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=7.4, height=3.7)
-        by_fraction, by_energy = figure.subplots(1, 2, sharey=True)
+        wide = width > SINGLE
+        dense: dict[str, Any] = {} if wide else {"fontsize": 7, "columnspacing": 1.0}
+        rows = -(-routing["router"].nunique() // (4 if wide else 2))
+        figure = new_figure(width=width, height=(2.8 if wide else 5.0) + 0.16 * rows)
+        by_fraction, by_energy = figure.subplots(*((1, 2) if wide else (2, 1)), sharey=True)
         reference = routing[routing["router"] == routing["router"].iloc[0]]
         fraction = reference["fraction"]
         energy = (1 - fraction) * analog["energy"] + fraction * digital["energy"]
@@ -246,9 +274,11 @@ def routing_figure(
         by_fraction.set_ylabel("Accuracy (%)")
         by_energy.set_xlim(0, farthest)
         by_energy.set_xlabel("\n".join(["Energy a sample", *beyond]))
+        if not wide:
+            by_energy.set_ylabel("Accuracy (%)")
         figure.suptitle(f"{profile}, {routing['fold'].iloc[0]} fold", fontsize=9)
         handles, labels = by_fraction.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4 if wide else 2, **dense)
         return write_figure(figure, path, routing)
 
 

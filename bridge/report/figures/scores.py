@@ -10,6 +10,7 @@ import pandas as pd
 
 from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.figures.widths import DOUBLE, SINGLE
 from bridge.report.tables.formats import words
 from bridge.report.tables.outcomes import folds
 
@@ -17,6 +18,10 @@ _SURVIVES, _FAILS, _WRONG = "survives", "fails", "digitally wrong"
 _RIGHT = "digitally correct"  # where no chip was run
 
 COLOURS = {_WRONG: GREY, _RIGHT: BLUE, _SURVIVES: BLUE, _FAILS: VERMILLION}
+NAMES = {_WRONG: "grey", _RIGHT: "blue", _SURVIVES: "blue", _FAILS: "orange"}
+"""Colour of each outcome, and what a caption calls it."""
+
+_DASHES = {_WRONG: ":", _RIGHT: "-", _SURVIVES: "-", _FAILS: "--"}
 
 
 def score_histogram(
@@ -28,6 +33,7 @@ def score_histogram(
     chip: int | None = None,
     score: str = "curvature",
     bins: int = 30,
+    width: float = DOUBLE,
 ) -> Path:
     """The distribution of a score on a log axis: samples that survive, fail, are digitally wrong;
     without chips, that are digitally correct or wrong.
@@ -37,12 +43,13 @@ def score_histogram(
 
     Args:
         joined: as `outcomes.join` returns it, or `outcomes.digital_outcomes`.
-        path: the PNG file to write; the SVG and the CSV are put beside it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
         fold: a fold, or pooled.
         profile: the profile whose failures split the samples.
         chip: its seed; the lowest that was run, if None.
         score: a non-negative column.
         bins: number of bins, of equal width in log(score).
+        width: inches.
 
     Raises:
         ValueError: for unknown folds, negative or NaN scores, and if all are zero.
@@ -66,10 +73,12 @@ def score_histogram(
     )
     table = pd.DataFrame({"low": [0.0, *edges[:-1]], "high": [0.0, *edges[1:]]})
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=5.2, height=2.9)
+        figure = new_figure(width=width, height=2.6)
         axis = figure.subplots()
+        drawn: list[str] = []
         for name in (_WRONG, _SURVIVES, _FAILS) if chips else (_WRONG, _RIGHT):
             group, colour = values[outcome == name], COLOURS[name]
+            drawn = [*drawn, name] if len(group) else drawn
             zeros = int((group == 0).sum())
             counts = np.histogram(group[group > 0], edges)[0]
             table[name.replace(" ", "_")] = [zeros, *counts]
@@ -78,13 +87,16 @@ def score_histogram(
             label = f"{name} ({len(group):,}" + (f"; {zeros:,} at 0 not drawn)" if zeros else ")")
             share = 100 * counts / len(group)
             axis.stairs(share, edges, fill=True, color=colour, alpha=0.18)
-            axis.stairs(share, edges, color=colour, linewidth=1.2, label=label)
+            dashes = _DASHES[name]
+            axis.stairs(share, edges, color=colour, linewidth=1.2, linestyle=dashes, label=label)
         axis.set_xscale("log")
         axis.set_xlabel(words(score).capitalize())
         axis.set_ylabel("Share of the group (%)")
         axis.set_title(f"{fold} fold under {profile}" if chips else f"{fold} fold")
-        axis.legend()
-        return write_figure(figure, path, table)
+        figure.legend(loc="outside upper center", ncols=3 if width > SINGLE else 1)
+        caption = f"Distribution of {words(score)}, each group as a share of itself: "
+        caption += f"{', '.join(f'{name} {NAMES[name]}' for name in drawn)}."
+        return write_figure(figure, path, table, caption)
 
 
 def one_chip(rows: pd.DataFrame, profile: str, chip: int | None) -> pd.DataFrame:

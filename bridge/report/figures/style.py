@@ -1,4 +1,4 @@
-"""The look of every figure, and how one is written: PNG, SVG and the CSV behind them."""
+"""The look of every figure, and how one is written: PNG, SVG, PDF and the CSV behind them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bridge.report.figure_files import CAPTION
 from jaxcurv.storage.files import write_bytes
 
 # Okabe and Ito's colours for the colour-blind, their yellow replaced by a wine that shows on white.
@@ -19,6 +20,8 @@ GREY = "#777777"
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "jaxcurv",
+    "svg.fonttype": "none",  # text stays text, to edit and to search
+    "pdf.fonttype": 42,  # TrueType, which journals ask for, instead of Type 3
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.labelsize": 8,
@@ -43,17 +46,28 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def write_figure(figure: Figure, path: Path, table: pd.DataFrame) -> Path:
-    """Writes a figure as PNG, and beside it the SVG and the table behind it as CSV.
+def write_figure(figure: Figure, path: Path, table: pd.DataFrame, caption: str = "") -> Path:
+    """Writes a figure as PNG, and beside it SVG, PDF and the table behind it as CSV.
+
+    Args:
+        figure: the figure.
+        path: the PNG file; the others have its name.
+        table: what is drawn.
+        caption: what the figure shows, kept in the PNG; `figure_files.caption_of` reads it.
 
     Raises:
         ValueError: if the path does not end in .png.
     """
     path = Path(path)
     if path.suffix != ".png":
-        raise ValueError(f"{path.name} must end in .png; the SVG and the CSV are put beside it")
+        raise ValueError(f"{path.name} must end in .png; the others are put beside it")
     # Neither date nor program version: the same data give the same bytes.
-    for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+    described = {CAPTION: caption} if caption else {}
+    for form, metadata in (
+        ("png", {"Software": None, **described}),
+        ("svg", {"Date": None, "Creator": None}),
+        ("pdf", {"CreationDate": None, "Creator": None, "Producer": None}),
+    ):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=form, dpi=200, metadata=metadata)
         write_bytes(path.with_suffix(f".{form}"), buffer.getvalue())

@@ -118,6 +118,7 @@ _CLASSES = {
     "failures": Column("failures, mean over chips", optional=True),
     "failure_rate": Column("failure rate (%)", formats.percent, optional=True),
     "mean_curvature": Column("mean curvature"),
+    "taken_for": Column("failures taken for it, mean over chips", optional=True),
 }
 _ACCURACY = {
     "fold": Column("fold"),
@@ -172,6 +173,7 @@ PRODUCTS = {
     "reason": Column("digital because"),
 }
 TABLE_ONE = {
+    "profile": Column("profile", optional=True),
     "fold": Column("fold"),
     "of": Column("of"),
     "d1": Column("D1", formats.rate),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ class RunTables:
         return self.highest if self.vulnerable is None else self.vulnerable
 
 
+_COMMANDS = {
+    study: f"python -m experiments {study} PRESET --out DIR" for study in ("drift", "remedies")
+}
+
+
 @dataclass(frozen=True)
 class ReportContents:
     """Everything that one report is made from.
@@ -92,9 +97,9 @@ class ReportContents:
     """As `outcomes.ideal_agreement` returns it."""
     summary: str = ""
     """The answer where there are no chips, as `digital.summary` returns it."""
-    beside: str = ""
-    """Another profile in a line, as `sentences.beside` returns it."""
-    verdict: str = ""
+    compensation: str | None = None
+    """Drift compensation of the PCM in profiles that do not name their own."""
+    comparison: str = ""
     """What the predictors say in one sentence, as `predictors.verdict` returns it."""
     routing_summary: str = ""
     """What routing is worth in a sentence or two, as `routers.summary` returns it."""
@@ -105,8 +110,12 @@ class ReportContents:
     `pictures.KINDS`; others follow under their own names."""
     thumbnails: Sequence[bytes] = ()
     """PNG files as bytes, one for each row of `tables.listed`, or none."""
-    drift_command: str = "python -m experiments drift PRESET --out DIR"
-    """The command that draws the figure of drift, with DIR for the folder of the run."""
+    drift: str = ""
+    """How accuracy falls with drift, in a sentence."""
+    commands: Mapping[str, str] = field(default_factory=lambda: _COMMANDS)
+    """The command, or the call, that makes each table and figure, by the name of its file, such as
+    "deciles.csv" or "gallery.png"; `drift` and `remedies` run these studies, `compensate` makes
+    chips whose drift is compensated. DIR stands for the folder of the run."""
     reproduce: Sequence[str] = ()
     """Command lines that make the run again."""
     of_run: bool = True

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge.report.tables.formats import small_percent, words
+from bridge.report.tables.verdict import RULE
 from bridge.routing.costs import Costs
 
 _OF_SCORES = (
@@ -39,6 +40,7 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
             "analog-only failure",
             "a sample that the digital model gets right and the analog chip wrong.",
         ),
+        ("verdict", RULE),
         (
             f"decile, D1 to D{last}",
             f"one of {last} equal parts of the samples in the order of a score, curvature unless "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -15,10 +16,13 @@ from bridge.report.page import tables
 from bridge.report.page.columns import LAYOUTS
 from bridge.report.page.contents import ReportContents
 from bridge.report.page.glossary import energy, glossary
-from bridge.report.page.pictures import Picture, base64_text, read_picture
+from bridge.report.page.pictures import File, base64_text, read_picture
+from bridge.report.page.sections import sections
 from bridge.report.tables import formats
+from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
 from bridge.report.tables.on_chip import analog_share
-from bridge.report.tables.sentences import accuracy, answers
+from bridge.report.tables.sentences import accuracy, answers, beside
+from bridge.report.tables.verdict import decide
 from jaxcurv.nested import flatten
 from jaxcurv.storage.files import write_bytes
 
@@ -44,69 +48,47 @@ def write_report(path: Path, contents: ReportContents) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=formats.number, rate=formats.rate)
-    pictures = [read_picture(Path(figure)) for figure in contents.figures]
-    titles = _sections(contents, pictures)
+    environment.filters.update(number=formats.number, rate=formats.rate, words=formats.words)
+    of_tables = _tables(contents)
+    folder = Path(path).parent if contents.of_run else None
+    pictures = [read_picture(Path(figure), folder) for figure in contents.figures]
+    shown = sections(contents, pictures)
+    parts: dict[str, list[str]] = {}
+    for name, section in shown.items():
+        parts.setdefault(section.part, []).append(name)
+    settings = [(name, str(value)) for name, value in flatten(contents.settings)]
+    versions = _versions(contents.stages)
     script = (Path(__file__).parent / "page.js").read_text()
     # The only script that browsers run in the page: none that a name might bring in.
     script_hash = f"sha256-{base64_text(hashlib.sha256(script.encode()).digest())}"
     page = environment.get_template("page.html.jinja").render(
-        **_tables(contents),
+        **of_tables,
         run=contents,
-        titles=titles,
+        sections=shown,
+        parts=parts,
+        first_of={names[0]: part for part, names in parts.items()},
         pictures=[
-            picture if picture.section in titles else replace(picture, section="figures")
+            picture
+            if picture.section in (*shown, "verdict")
+            else replace(picture, section="figures")
             for picture in pictures
         ],
         thumbnails=[base64_text(thumbnail) for thumbnail in contents.thumbnails],
         energy=energy(contents.settings, analog_share(contents.tables.coverage)),
-        settings=[(name, str(value)) for name, value in flatten(contents.settings)],
-        versions=_versions(contents.stages),
+        settings=settings,
+        settings_file=_file("settings", settings, "setting", "value"),
+        stages_file=_file(
+            "stages",
+            [(stage["name"], stage["seconds"], stage["device"]) for stage in contents.stages],
+            *("stage", "seconds", "device"),
+        ),
+        versions=versions,
+        versions_file=_file("versions", versions, "package", "version"),
         script=Markup(script),
         script_hash=Markup(script_hash),
     )
     write_bytes(Path(path), page.encode())
     return Path(path)
-
-
-def _sections(contents: ReportContents, pictures: Sequence[Picture]) -> dict[str, str]:
-    """Id and title of each section that has something to show, in the order of the page."""
-    given = contents.tables
-    sections = {
-        "on-chip": ("What is on the chip", given.coverage is not None),
-        "table-one": ("Table I", given.table_one is not None),
-        "scores": ("Curvature", given.score_deciles is not None),
-        "deciles": ("Failure rate by curvature decile", given.deciles is not None),
-        "predictors": ("Which score predicts failure", given.predictors is not None),
-        "calibration": ("Whether probabilities come true", given.calibration_errors is not None),
-        "routing": ("Routing fragile samples to the digital model", given.routing is not None),
-        "overlap": (
-            "Whether the same samples fail",
-            given.overlap is not None or given.systematic is not None,
-        ),
-        "remedies": (
-            "What to do about failures",
-            any(picture.section == "remedies" for picture in pictures),
-        ),
-        "drift": ("As the chips age", contents.of_run and given.deciles is not None),
-        "gallery": ("Gallery", any(picture.section == "gallery" for picture in pictures)),
-        "vulnerable": ("Most vulnerable samples", given.vulnerable is not None),
-        "highest": ("Samples of highest curvature", given.highest is not None),
-        "classes": ("Classes", given.per_class is not None),
-        "accuracy": (
-            "Accuracy and failure rate of every fold",
-            given.table_one is not None or contents.ideal_agreement is not None,
-        ),
-        "folds": ("Accuracy and curvature of every fold", given.accuracy is not None),
-        "figures": ("More figures", True),
-        "reproduce": ("How to reproduce", bool(contents.reproduce)),
-        "settings": ("Settings", contents.of_run or bool(contents.settings)),
-        "environment": ("Environment", contents.of_run or bool(contents.stages)),
-    }
-    titles = {name: title for name, (title, there) in sections.items() if there}
-    if all(picture.section in titles for picture in pictures):
-        del titles["figures"]
-    return titles
 
 
 def _tables(contents: ReportContents) -> dict[str, Any]:
@@ -121,36 +103,14 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
         "chips": 0,
         "last_decile": last,
         "words": glossary(contents.settings, last, chips=given.deciles is not None),
-        "answers": [contents.summary] if contents.summary else [],
+        "verdict": None,
+        "accuracy_line": "",
+        "beside": "",
+        "uncompensated": is_uncompensated(profile, contents.compensation),
+        "trend": [],
         "predictor_tables": [],
         "auroc_grid": None,
         "decile_grids": [],
-    }
-    if given.deciles is not None:
-        shown["chips"] = int(given.deciles["chips"].max())
-        shown["decile_grids"] = [
-            tables.decile_grid(given.deciles, fold, "all", seconds),
-            tables.decile_grid(given.deciles, fold, "correct", seconds),
-        ]
-    if predictors is not None and given.deciles is not None:
-        shown |= {
-            "answers": [
-                *([] if one is None else [accuracy(one, fold, profile)]),
-                *answers(
-                    given.deciles, predictors, profile=profile, fold=fold, drift_seconds=seconds
-                ),
-            ],
-            "predictor_tables": [
-                tables.predictor_table(predictors, fold, profile, "correct", last),
-                tables.predictor_table(predictors, fold, profile, "all", last),
-            ],
-            "auroc_grid": tables.auroc_grid(predictors, fold),
-        }
-    shown |= {
-        "on_chip": None if given.coverage is None else tables.on_chip(given.coverage),
-        "table_one": None if one is None else tables.table_one(one, profile, last),
-        "accuracies": [] if one is None else one.to_dict("records"),
-        "routing": None if routing is None else tables.routing_curves(routing, profile),
     }
     for name, layout in LAYOUTS.items():
         table = getattr(given, name)
@@ -160,7 +120,47 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
                 table = table[table[column] == getattr(contents, column)]
             table = tables.made(name, table, layout.columns)
         shown[name] = table
+    if given.deciles is not None:
+        shown["chips"] = int(given.deciles["chips"].max())
+        shown["decile_grids"] = [
+            tables.decile_grid(given.deciles, fold, "all", seconds),
+            tables.decile_grid(given.deciles, fold, "correct", seconds),
+        ]
+    if predictors is not None and given.deciles is not None:
+        shown |= {
+            "accuracy_line": "" if one is None else accuracy(one, fold, profile),
+            "verdict": decide(predictors, given.per_class, fold=fold, profile=profile),
+            "trend": answers(
+                given.deciles, predictors, profile=profile, fold=fold, drift_seconds=seconds
+            ),
+            "predictor_tables": [
+                tables.predictor_table(predictors, fold, profile, "correct", last),
+                tables.predictor_table(predictors, fold, profile, "all", last),
+            ],
+            "auroc_grid": tables.auroc_grid(predictors, fold),
+        }
+    other = ""
+    if predictors is not None and given.deciles is not None and one is not None:
+        there = set(one.loc[one["fold"] == fold, "profile"])
+        other = shown_beside(profile, there, contents.compensation)
+        shown["beside"] = beside(one, predictors, other=other, fold=fold)
+        shown["uncompensated"] &= counterpart(profile) not in there
+        if other:
+            shown["trend"] += answers(
+                given.deciles, predictors, profile=other, fold=fold, drift_seconds=seconds
+            )
+    shown |= {
+        "on_chip": None if given.coverage is None else tables.on_chip(given.coverage),
+        "table_one": None if one is None else tables.table_one(one, profile, last, other),
+        "accuracies": [] if one is None else one.to_dict("records"),
+        "accuracies_file": None if one is None else tables.csv_file("accuracy_of_folds", one),
+        "routing": None if routing is None else tables.routing_curves(routing, profile),
+    }
     return shown
+
+
+def _file(name: str, rows: Sequence[tuple[Any, ...]], *columns: str) -> File:
+    return tables.csv_file(name, pd.DataFrame(list(rows), columns=[*columns]))
 
 
 def _versions(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

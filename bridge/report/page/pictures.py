@@ -6,16 +6,21 @@ They are drawn in `bridge.report.figures`.
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+from bridge.report.figure_files import BESIDE, caption_of
 from bridge.report.tables.formats import words
 
+_TYPES = {".svg": "image/svg+xml", ".pdf": "application/pdf", ".csv": "text/csv"}
+
 KINDS = {
+    "verdict": ("verdict", "How often digitally correct samples fail, by curvature."),
     "figure_one": (
         "deciles",
-        "Analog-only failure rate by curvature decile; the bands are intervals, of many profiles "
-        "only those of the full ones.",
+        "Analog-only failure rate by curvature decile.",
     ),
     "figure_one_correct": (
         "deciles",
@@ -54,13 +59,7 @@ KINDS = {
     ),
     "gallery": (
         "gallery",
-        "The images of lowest and of highest curvature. Blue: the prediction survives on "
-        "the analog chip; orange: an analog-only failure; grey: digitally wrong.",
-    ),
-    "gallery_digital": (
-        "gallery",
-        "The images of lowest and of highest curvature. Blue: digitally correct; grey: digitally "
-        "wrong.",
+        "The images of lowest and of highest curvature.",
     ),
     "score_histogram": ("scores", "Distribution of the score, each group as a share of itself."),
     "training_curve": (
@@ -68,8 +67,20 @@ KINDS = {
         "Training of the digital model; the dot is the checkpoint in use.",
     ),
 }
-"""Section and caption of a figure, by the start of its file's name. A figure of another name, or of
-a section that is not there, is shown last."""
+"""Section of a figure, and its caption where the file carries none, by the start of its file's
+name. A figure of another name, or of a section that is not there, is shown last."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that the page links to."""
+
+    text: str
+    """What the link says, such as "SVG"."""
+    href: str
+    """Where it lies beside the page, or the file itself as a data URL."""
+    name: str
+    """Its name."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +92,19 @@ class Picture:
     caption: str
     data: str
     """The PNG file in base64."""
+    name: str
+    """The name of its file, without the ending."""
+    files: tuple[File, ...]
+    """The other files of the figure."""
 
 
-def read_picture(path: Path) -> Picture:
-    """Reads a figure; the start of its file's name says what it shows.
+def read_picture(path: Path, folder: Path | None) -> Picture:
+    """Reads a figure; the start of its file's name says what it shows, unless the file does.
+
+    Args:
+        path: the PNG file.
+        folder: the folder of the page, in which the figure's other files stay; None where they do
+            not, and are put into the page.
 
     Raises:
         FileNotFoundError: if it is missing.
@@ -93,7 +113,28 @@ def read_picture(path: Path) -> Picture:
         raise FileNotFoundError(f"no figure at {path}; draw it before the report")
     kind = max((kind for kind in KINDS if path.name.startswith(kind)), key=len, default="")
     section, caption = KINDS.get(kind, ("", words(path.stem)))
-    return Picture(section, caption, base64_text(path.read_bytes()))
+    others = [one for form in BESIDE if (one := path.with_suffix(form)).is_file()]
+    return Picture(
+        section,
+        caption_of(path) or caption,
+        base64_text(path.read_bytes()),
+        path.stem,
+        tuple(_file(one, folder) for one in others),
+    )
+
+
+def _file(path: Path, folder: Path | None) -> File:
+    """A link to a file beside the page, or the file as a data URL."""
+    if folder is None:
+        href = data_url(path.read_bytes(), _TYPES[path.suffix])
+    else:
+        href = quote(Path(os.path.relpath(path, folder)).as_posix())
+    return File(path.suffix[1:].upper(), href, path.name)
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """Bytes of a media type as a URL that holds them."""
+    return f"data:{kind};base64,{base64_text(content)}"
 
 
 def base64_text(content: bytes) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from bridge.report.page.columns import PREDICTED, PRODUCTS, TABLE_ONE, Column
+from bridge.report.page.pictures import File, data_url
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import decimals, percent, small_percent, words
 from bridge.report.tables.on_chip import analog_share
@@ -21,14 +22,14 @@ _SHARES = (0, 5, 10, 15, 20, 30, 40, 50, 75, 100)  # percent routed, of the tabl
 def made(
     name: str, table: pd.DataFrame, columns: Mapping[str, Column], **in_headers: object
 ) -> dict[str, Any]:
-    """Headers, and rows of cells: text, note (interval or range) and the number to sort by.
+    """Headers, rows of cells, and the same as a file.
 
-    `x_low` and `x_high` stand under `x` as its interval; where there is none, `x_min` and `x_max`,
-    if they differ, or `x_expected`. Reasons why something is undefined have a column only where
-    there are any.
+    A cell has a text, a note (interval or range) and the number to sort by. `x_low` and `x_high`
+    stand under `x` as its interval; where there is none, `x_min` and `x_max`, if they differ, or
+    `x_expected`. Reasons why something is undefined have a column only where there are any.
 
     Args:
-        name: what an error calls the table.
+        name: what an error and the file call the table.
         table: the rows to show.
         columns: how each column is shown, by name.
         in_headers: what the headers are filled in with.
@@ -59,7 +60,13 @@ def made(
         {"text": column.header.format(**in_headers), "number": numbers[one]}
         for one, column in there.items()
     ]
-    return {"headers": headers, "rows": rows}
+    return {"headers": headers, "rows": rows, "name": name, "file": csv_file(name, table)}
+
+
+def csv_file(name: str, table: pd.DataFrame) -> File:
+    """A table as a CSV file in the page: its rows as they are shown, its columns as they are."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    return File("CSV", data_url(text.encode(), "text/csv"), f"{name}.csv")
 
 
 def _text(value: Any, show: Callable[[Any], str]) -> str:
@@ -84,13 +91,22 @@ def _is_number(column: pd.Series) -> bool:
     return is_numeric_dtype(column) and not is_bool_dtype(column)
 
 
-def table_one(table: pd.DataFrame, profile: str, last: int) -> dict[str, Any]:
-    """First and last decile of each fold and denominator; `paper`: whether it has such a row."""
+def table_one(table: pd.DataFrame, profile: str, last: int, beside: str = "") -> dict[str, Any]:
+    """First and last decile of each fold and denominator; `paper`: whether it has such a row.
+
+    Args:
+        table: as `failure_rates.table_one` returns it.
+        profile: the profile to show.
+        last: the last decile.
+        beside: another profile, to show below it; "" for none.
+    """
     rows = []
-    for row in select(table, profile=profile).to_dict("records"):
+    found = pd.concat([select(table, profile=name) for name in (profile, beside) if name])
+    for row in found.to_dict("records"):
         for denominator, name in DENOMINATORS.items():
             trend = "trend" if denominator == "all" else f"{denominator}_trend"
-            one = {"fold": row["fold"], "of": name}
+            one = {"profile": row["profile"]} if beside else {}
+            one |= {"fold": row["fold"], "of": name}
             for end in ("d1", "d10"):
                 for suffix in ("", "_low", "_high"):
                     one[f"{end}{suffix}"] = row[f"{end}_of_{denominator}{suffix}"]
@@ -119,6 +135,7 @@ def decile_grid(
         "rows": [(f"D{decile}", list(row)) for decile, row in grid.iterrows()],
         "failures": [f"{failures[name]:,}" for name in profiles],
         "highest": max(shown["rate"].max(), 1e-9),  # the length of the longest bar
+        "file": csv_file(f"deciles_of_{denominator}", shown),
     }
 
 
@@ -137,6 +154,7 @@ def predictor_table(
     counted = f"all {count} samples" if denominator == "all" else f"{count} {name}"
     chips = "1 chip" if first["chips"] == 1 else f"{first['chips']} chips together"
     return table | {
+        "file": csv_file(f"predictors_of_{denominator}", rows),
         "denominator": name,
         "undefined": "",
         "caption": f"{profile}, {fold} fold, among {counted}: "
@@ -166,6 +184,7 @@ def auroc_grid(predictors: pd.DataFrame, fold: str) -> dict[str, Any] | None:
             )
             for name, row in grid.iterrows()
         ],
+        "file": csv_file("auroc", grid.reset_index()),
     }
 
 
@@ -208,4 +227,5 @@ def routing_curves(routing: pd.DataFrame, profile: str) -> dict[str, Any]:
     return {
         "shares": _SHARES,
         "rows": [(name, [percent(value) for value in values]) for name, values in rows.items()],
+        "file": csv_file("routing", select(routing, profile=profile)),
     }

@@ -165,8 +165,9 @@ def per_class(
 
     Returns:
         One row a label: label, samples, digital_accuracy, analog_accuracy, failures (mean over
-        chips), failure_rate (of the digitally correct; NaN without any) and mean_curvature; rates
-        are fractions.
+        chips), failure_rate (of the digitally correct; NaN without any), mean_curvature, and
+        taken_for (failures of other labels that the chips take for this one, mean over chips);
+        rates are fractions.
     """
     rows = joined[(joined["fold"] == fold) & (joined["profile"] == profile)]
     groups = rows.groupby("label")
@@ -183,6 +184,8 @@ def per_class(
     )
     correct = table["digital_accuracy"]
     table["failure_rate"] /= correct.where(correct > 0)
+    taken = rows.loc[rows["failure"], "analog_prediction"].value_counts() / chips
+    table["taken_for"] = taken.reindex(table.index, fill_value=0.0).to_numpy()
     return table.reset_index()
 
 

@@ -10,10 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
+from bridge.chips.profiles import FULL_PROFILE
+from bridge.report.tables.compensation import is_uncompensated
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import time, with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
+from bridge.report.tables.verdict import decide
 
 _ACROSS = 8
 """Profiles that fit a terminal of 80 columns, broken at each plus and underscore."""
@@ -120,41 +122,37 @@ def beside(
     table_one: pd.DataFrame,
     predictors: pd.DataFrame,
     *,
-    compensation: str | None,
-    profile: str = FULL_PROFILE,
+    other: str,
     fold: str = "test",
 ) -> str:
-    """One line on the paper's profile, or, where that is `profile`, on the same with drift
-    compensated: accuracy, first and last decile, rho. "" where the tables lack it, or where the
-    chips of both are compensated.
+    """One line on the profile of `compensation.shown_beside`: accuracy, ends, and the verdict.
 
     Args:
         table_one: as `failure_rates.table_one` returns it.
         predictors: as `bridge.report.tables.predictors.compare` returns it.
-        compensation: drift compensation of the PCM in the paper's profile.
-        profile: the profile that `answers` speak of.
+        other: the profile to speak of; "" for none.
         fold: the fold to speak of.
+
+    Raises:
+        ValueError: if the tables have no such rows.
     """
-    other = FULL_COMPENSATED if profile == FULL_PROFILE else FULL_PROFILE
-    rows = table_one[(table_one["fold"] == fold) & (table_one["profile"] == other)]
-    if rows.empty or compensation is not None:
+    if not other:
         return ""
-    row = rows.iloc[0]
-    which = "the paper's, drift not compensated"
-    if other == FULL_COMPENSATED:
-        which = "the same, drift compensated"
+    row = select(table_one, fold=fold, profile=other).iloc[0]
+    drift = "not compensated" if is_uncompensated(other) else "compensated"
+    which = f"the paper's, drift {drift}" if other == FULL_PROFILE else f"drift {drift}"
     rates = " and ".join(
         f"{row[f'd1_of_{name}']:.1f}, {row[f'd10_of_{name}']:.1f} % of {DENOMINATORS[name]}"
         for name in get_args(Denominator)
     )
-    rank = select(
-        predictors, fold=fold, profile=other, predictor="curvature", denominator="correct"
-    ).iloc[0]
-    rho = with_interval(rank["spearman"], rank["spearman_low"], rank["spearman_high"])
-    among = "" if rank["reason"] else f"; rho {rho} among the latter"
+    there = decide(predictors, fold=fold, profile=other)
+    aurocs = ", ".join(
+        f"{words(one.name)} {with_interval(one.value, one.low, one.high)}" for one in there.aurocs
+    )
+    said = f"AUROC of {aurocs}." if aurocs else there.facts
     return (
-        f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %; D1, D10: "
-        f"{rates}{among}."
+        f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %, and D1, "
+        f"D10 fail: {rates}. The answer there: {there.word[0].lower()}{there.word[1:]}. {said}"
     )
 
 

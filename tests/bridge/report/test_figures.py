@@ -10,12 +10,16 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from bridge.chips.profiles import FULL_PROFILE as FULL
+from bridge.report.figure_files import caption_of
 from bridge.report.figures import overlap, paper, style, training
 from bridge.report.figures.predictors import calibration_figure, predictor_figure, routing_figure
 from bridge.report.figures.scores import score_histogram
+from bridge.report.figures.verdict import verdict_figure
+from bridge.report.figures.widths import DOUBLE, SINGLE, WIDTHS
 from bridge.report.tables.outcomes import DENOMINATORS
 
 NAN = float("nan")
+FORMS = ("png", "svg", "pdf", "csv")
 
 
 def predictors(**auroc):
@@ -123,7 +127,7 @@ def test_same_bytes_each_time(tmp_path):
 
     first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
     stems = ("predictors", "calibration", "routing")
-    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
+    assert set(first) == {f"{stem}.{form}" for stem in stems for form in FORMS}
     assert first == second
 
 
@@ -217,14 +221,15 @@ def test_figures_are_written_with_the_same_bytes_each_time(tmp_path, joined, dec
 
     def draw(folder):
         paper.figure_one(deciles, folder / "figure_one.png")
-        paper.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png", columns=2)
+        paper.gallery(rows, images, ["$a$", "<b>", "c"], folder / "gallery.png")
         training.training_curve(history, folder / "training_curve.png")
         score_histogram(joined, folder / "score_histogram.png", fold="pooled")
+        verdict_figure(deciles, folder / "verdict.png", fold="test", profile=FULL)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
-    stems = ("figure_one", "gallery", "training_curve", "score_histogram")
-    assert set(first) == {f"{stem}.{form}" for stem in stems for form in ("png", "svg", "csv")}
+    stems = ("figure_one", "gallery", "training_curve", "score_histogram", "verdict")
+    assert set(first) == {f"{stem}.{form}" for stem in stems for form in FORMS}
     assert first == second
 
 
@@ -248,6 +253,97 @@ def test_histogram_counts_zeros_apart(tmp_path, joined):
     negative = joined.assign(curvature=-joined["curvature"])
     with pytest.raises(ValueError, match="non-negative"):
         score_histogram(negative, tmp_path / "h.png")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of runs that were written, with their captions."""
+    written = []
+
+    def keep(figure, path, table, caption=""):
+        written.append((figure, caption))
+        return path
+
+    for module in ("paper", "scores", "verdict"):
+        monkeypatch.setattr(f"bridge.report.figures.{module}.write_figure", keep)
+    return written
+
+
+def test_fig_1_has_a_panel_a_profile_and_a_line_a_fold(tmp_path, deciles, figures):
+    paper.figure_one(deciles, tmp_path / "f.png", folds=("train", "test"))
+    ((figure, caption),) = figures
+    assert [axis.get_title() for axis in figure.axes] == ["ideal", FULL]
+    for axis in figure.axes:
+        assert [line.get_label() for line in axis.lines] == ["train", "test"]
+        assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 2
+        assert {line.get_marker() for line in axis.lines} == {"None"}
+        assert len(axis.collections) == 2  # the bands
+    full = deciles.query(f"profile == '{FULL}' and fold == 'test'")
+    drawn = figure.axes[1].lines[1].get_ydata()
+    np.testing.assert_allclose(drawn, 100 * full["rate_of_all"])
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert "train (orange, dashed), test (blue); the bands are intervals." in caption
+    assert "grey" not in caption
+
+
+def test_fig_1_of_chosen_profiles_and_folds(tmp_path, deciles, figures):
+    paper.figure_one(deciles, tmp_path / "f.png", profiles=(FULL,), folds=("pooled",))
+    figure, caption = figures[0]
+    assert [axis.get_title() for axis in figure.axes] == [FULL]
+    assert "pooled (grey, dotted); the bands are intervals." in caption
+    with pytest.raises(ValueError, match="no profile 'mine' here; there is ideal, adc"):
+        paper.figure_one(deciles, tmp_path / "f.png", profiles=("mine",))
+    with pytest.raises(ValueError, match="no fold of validation in the decile table"):
+        paper.figure_one(deciles, tmp_path / "f.png", folds=("validation",))
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+def test_widths_are_in_inches_and_nothing_is_cut(tmp_path, joined, deciles, figures, width):
+    many = [deciles[deciles["profile"] == FULL].assign(profile=f"pcm_{n}") for n in range(9)]
+    rows = paper.gallery_rows(joined, "test", count=8)
+    images = np.zeros((16, 4, 4, 1), np.uint8)
+    paper.figure_one(pd.concat(many), tmp_path / "f.png", width=width)
+    paper.figure_one(many[0], tmp_path / "f.png", denominator="correct", width=width)
+    paper.gallery(rows, images, ["a", "b", "c"], tmp_path / "g.png", width=width)
+    score_histogram(joined, tmp_path / "h.png", width=width)
+    where = {"fold": "test", "profile": FULL, "beside": "ideal"}
+    verdict_figure(deciles, tmp_path / "v.png", width=width, **where)
+    with matplotlib.rc_context(style.STYLE):
+        for figure, _ in figures:
+            assert figure.get_size_inches()[0] == width
+            figure.canvas.draw()
+            box = figure.get_tightbbox()
+            assert -0.02 < box.x0 < box.x1 < width + 0.02, figure
+            assert -0.02 < box.y0 < box.y1 < figure.get_size_inches()[1] + 0.02, figure
+    grid = figures[0][0].axes[0].get_gridspec()
+    assert grid.ncols == {SINGLE: 2, DOUBLE: 4}[width]
+
+
+def test_captions_name_the_colours_that_there_are(tmp_path, joined, figures):
+    rows = paper.gallery_rows(joined, "test", count=2)
+    images = np.zeros((4, 4, 4, 1), np.uint8)
+    paper.gallery(rows, images, ["a", "b", "c"], tmp_path / "g.png")
+    assert figures[0][1].endswith("Frames: blue survives, grey digitally wrong, orange fails.")
+    right = joined.query("digital_correct and not failure")
+    rows = paper.gallery_rows(right, "test", count=2)
+    paper.gallery(rows, images, ["a", "b", "c"], tmp_path / "g.png")
+    assert figures[1][1].endswith("Frames: blue survives.")
+    score_histogram(right, tmp_path / "h.png")
+    assert figures[2][1].endswith("as a share of itself: survives blue.")
+
+
+def test_text_is_text_and_fonts_are_embedded_as_truetype(tmp_path, deciles):
+    path = verdict_figure(deciles, tmp_path / "v.png", fold="test", profile=FULL, beside="ideal")
+    assert (
+        ">Curvature decile of the test fold (D1 lowest)</text>"
+        in path.with_suffix(".svg").read_text()
+    )
+    pdf = path.with_suffix(".pdf").read_bytes()
+    assert b"/Type3" not in pdf
+    assert b"/TrueType" in pdf or b"/CIDFontType2" in pdf
+    assert b"CreationDate" not in pdf
+    caption = caption_of(path)
+    assert f"{FULL} (blue), ideal (orange, dashed); the bands are intervals." in caption
 
 
 def test_figures_refuse_other_names_and_leave_nothing(tmp_path, deciles):
@@ -276,3 +372,24 @@ def test_the_titles_of_an_overlap_have_room(profiles, tmp_path, monkeypatch):
         labels = [axis.yaxis.label.get_window_extent() for axis in drawn[0].axes[3:]]
     assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
     assert all(box.y0 > 0 and box.y1 < drawn[0].bbox.y1 for box in labels)
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+@pytest.mark.parametrize("profiles", [2, 8])
+def test_an_overlap_fits_the_columns_of_a_paper(width, profiles, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(overlap, "write_figure", lambda figure, *_: drawn.append(figure))
+    names = [f"adc+wnoise+pcm_{number}" for number in range(profiles)]
+    pairs = pd.DataFrame([(a, b) for i, a in enumerate(names) for b in names[i:]])
+    pairs.columns = ["first", "second"]
+    table = pairs.assign(jaccard=0.5, jaccard_margin=0.2, spearman=0.9)
+    overlap.draw(table, tmp_path / "overlap.png", "Profiles", width=width)
+    with matplotlib.rc_context(style.STYLE):
+        drawn[0].canvas.draw()
+        box = drawn[0].get_tightbbox()
+        assert -0.02 < box.x0 < box.x1 < width + 0.02
+        bars = [axis.get_window_extent() for axis in drawn[0].axes[3:]]
+        for axis in drawn[0].axes[:3]:
+            titles = (axis.title, axis._right_title)
+            boxes = [one.get_window_extent() for one in titles if one.get_text()]
+            assert not any(one.overlaps(bar) for one in boxes for bar in bars)

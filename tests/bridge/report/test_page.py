@@ -1,15 +1,19 @@
 """The report page on hand-made tables: what it says, what it leaves out, how a browser takes it."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 
+from bridge.chips.profiles import FULL_COMPENSATED as COMPENSATED
 from bridge.chips.profiles import FULL_PROFILE as FULL
 from tests.report_page import (
     ATTACK,
     coverage,
+    deciles,
     png,
     predictors,
     sections,
@@ -30,28 +34,35 @@ class Tables(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.ids, self.links = [], [], []
-        self._open = False
+        self.tables, self.ids, self.links, self.files = [], [], [], {}
+        self.parts = 0
+        self._open = self._in_table = False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         if tag == "table":
+            self._in_table = True
             self.tables.append([])
         elif tag == "tr":
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        elif tag == "small":
+        elif tag == "small" and self._in_table:
             self.tables[-1][-1][-1] += "|"
-        elif tag == "h2":
+        elif tag == "h3":
             self.ids.append(found["id"])
+        elif tag == "h2":
+            self.parts += 1
+        elif tag == "a" and "download" in found:
+            self.files[found["download"]] = found["href"]
         elif tag == "a":
             self.links.append(found["href"].removeprefix("#"))
-        self._open = tag in ("td", "th", "small", "strong", "button")
+        self._open = self._in_table and tag in ("td", "th", "small", "strong", "button")
 
     def handle_endtag(self, tag):
         self._open = False
+        self._in_table &= tag != "table"
 
     def handle_data(self, data):
         if self._open:
@@ -70,38 +81,128 @@ def read(page):
 def test_everything_is_escaped_and_inside(page):
     text = page.read_text()
     assert "alert('x')</script>" not in text
-    # Title twice, class name in a setting and in the table of classes, device of two stages, layer.
-    assert text.count("&lt;script&gt;alert") == 7
+    # Title twice, class name in a setting and in the table of classes, device of two stages, layer,
+    # the command of the predictors' tables.
+    assert text.count("&lt;script&gt;alert") == 7 + 3
     assert text.count("<script") == 1
     assert "/a/&lt;b&gt;" in text
     assert "echo &#39;&lt;b&gt;&#39;" in text
     assert not re.search("https?://", text)
     assert check_report.source_problems(text) == []
-    assert text.count('src="data:image/png;base64,iVBOR') == 6 + 3
+    assert text.count('src="data:image/png;base64,iVBOR') == 7 + 3
     assert "default-src 'none'" in text
 
 
 def test_contents_link_to_every_section(read):
-    assert read.links == read.ids
+    assert read.links == ["words", *read.ids]  # the rule of the verdict is there
     assert read.ids == [
-        *("on-chip", "table-one", "deciles", "predictors", "calibration", "routing", "overlap"),
-        *(
-            "drift",
-            "vulnerable",
-            "classes",
-            "accuracy",
-            "figures",
-            "reproduce",
-            "settings",
-            "environment",
-        ),
+        *("classes", "drift", "vulnerable"),
+        *("predictors", "deciles", "table-one", "calibration"),
+        *("remedies", "routing"),
+        *("overlap", "on-chip", "accuracy", "figures", "words"),
+        *("reproduce", "settings", "environment"),
     ]
+    assert read.parts == 4
+
+
+def test_the_answer_comes_first(page):
+    text = page.read_text()
+    order = (
+        *(
+            "<h1>",
+            "<strong>At least weakly, but worse than the margin.</strong> AUROC: curvature 0.70, ",
+        ),
+        *('<dl class="numbers">', "[0.650, 0.750]", "<figure", "<nav", "What fails"),
+        *("<h3", "What predicts it</h2>", "What to do</h2>", "Details</h2>", "<details open>"),
+    )
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    numbers = text[text.index('<dl class="numbers">') : text.index("</dl>")]
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?) ", numbers) == [
+        ("curvature", "0.700"),
+        ("margin", "0.900"),
+    ]
+    assert "AUROC with its interval (0.5: chance, 1: perfect) among 40 digitally correct" in text
+    assert "<dt>verdict</dt><dd>its first word goes by the interval" in text
+
+
+def test_headings_are_answers(page):
+    text = page.read_text()
+    for heading in (
+        "One of 3 classes holds 95 % of the failures, and 86 % of them all become one class, 9",
+        "97 % at 20 s",
+        "Highest AUROC without a chip: 0.900, margin",
+        "0.0 % of D1 and 25.0 % of D2 fail, of those that the digital model gets right",
+        "The flip probability expects 12.5 % to fail; 12.0 % do",
+        "Tiles compute 90.00 % of the multiply-accumulates",
+    ):
+        assert re.search(rf"<h3[^>]*>{re.escape(heading)}</h3>", text), heading
+
+
+def test_every_table_is_a_file_and_every_figure_has_its_own(page, read, tmp_path):
+    text = page.read_text()
+    assert text.count("<table") == text.count('download="') - 1  # that of the one figure
+    assert read.files["figure_one.csv"] == "figure_one.csv"  # beside the page, as it is
+    kind, _, content = read.files["per_class.csv"].partition(",")
+    assert kind == "data:text/csv;base64"
+    shown = pd.read_csv(io.BytesIO(base64.b64decode(content)))
+    assert shown.astype(str).equals(sections()["per_class"].astype(str))
+    figure = tmp_path / "elsewhere" / "figure_one.png"
+    figure.parent.mkdir()
+    figure.write_bytes(png())
+    figure.with_suffix(".csv").write_text("decile\n2\n")
+    alone = Tables(write(tmp_path / "r.html", figures=[figure], of_run=False).read_text())
+    assert alone.files["figure_one.csv"] == "data:text/csv;base64,ZGVjaWxlCjIK"
+
+
+def test_drift_that_is_not_compensated_is_said_with_what_to_do(page, tmp_path):
+    assert "drift without compensation. <code>compensate it</code> makes chips" in page.read_text()
+    given = sections()
+    both = {
+        name: pd.concat(
+            [given[name], given[name].query(f"profile == '{FULL}'").assign(profile=COMPENSATED)]
+        )
+        for name in ("table_one", "predictors")
+    }
+    both["deciles"] = pd.concat([deciles(), deciles().assign(profile=COMPENSATED)[2:]])
+    text = write(tmp_path / "r.html", **given | both).read_text()
+    assert "without compensation" not in text
+    _, *rows = Tables(text).headed("profile", "fold")
+    assert [row[0] for row in rows] == [FULL, FULL, COMPENSATED, COMPENSATED]
+    assert text.count(f"Under {COMPENSATED}, 0.0 % of D1 and 25.0 % of D2 fail") == 2
+    assert (
+        f"Under {COMPENSATED} (drift compensated) the chips are right on 80.0 %, and D1, D10 fail: "
+        "0.0, 25.0 % of all samples and 0.0, 25.0 % of digitally correct samples. The answer there:"
+        " at least weakly, but worse than the margin. AUROC of curvature 0.70 [0.65, 0.75], margin"
+    ) in text
+    text = write(tmp_path / "r.html", **given, compensation="global").read_text()
+    assert "without compensation" not in text
+
+
+def test_nothing_is_wider_than_a_telephone(page):
+    text = page.read_text()
+    style = text[text.index("<style>") : text.index("</style>")]
+    for table in re.finditer("<table", text):
+        opened = text.rfind("<div", 0, table.start())
+        assert text[opened:].startswith('<div class="wide'), text[opened : opened + 80]
+        assert "</div>" not in text[opened : table.start()]
+    for image in re.finditer(r"<figure[^>]*>(?!<div class=\"wide\")", text):
+        raise AssertionError(text[image.start() : image.start() + 80])
+    # What is wide by itself is in a box that scrolls; nothing else has a width of its own.
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
+    for selector, rule in rules:
+        for width in re.findall(r"(?<![\w-])(?:min-)?width: ([\d.]+(?:rem|px))", rule):
+            within = selector.strip() in (".grid", ".thumbnail", "figure:not(.first) img")
+            assert within, (selector, width)
+    assert re.search(r"\.wide \{[^}]*overflow: auto", style)
 
 
 def test_sections_without_a_table_are_left_out(tmp_path):
     text = write(tmp_path / "report.html").read_text()
-    assert Tables(text).ids == ["deciles", "drift", "settings", "environment"]
+    last = ["words", "settings", "environment"]
+    assert Tables(text).ids == ["drift", "deciles", "remedies", *last]
     assert "experiments drift PRESET" in text
+    assert "experiments remedies PRESET" in text
     assert 'class="answer"' not in text
     ideal = write(tmp_path / "report.html", ideal_agreement=1.0).read_text()
     assert "accuracy" in Tables(ideal).ids
@@ -109,7 +210,7 @@ def test_sections_without_a_table_are_left_out(tmp_path):
     figure = tmp_path / "routing.png"
     figure.write_bytes(png())
     shown = Tables(write(tmp_path / "report.html", figures=[figure]).read_text())
-    assert shown.ids == ["deciles", "drift", "figures", "settings", "environment"]
+    assert shown.ids == ["drift", "deciles", "remedies", "figures", *last]
 
 
 def test_what_is_on_the_chip(page, read):
@@ -194,6 +295,8 @@ def test_predictors_where_nothing_fails(tmp_path):
     text = write(tmp_path / "r.html", predictors=predictors(), profile="ideal").read_text()
     assert "Among digitally correct samples it is undefined: no sample fails." in text
     assert "rho is undefined: no sample fails" in text
+    assert "<strong>Nothing to tell.</strong> No sample fails.</p>" in text
+    assert '<dl class="numbers">' not in text
 
 
 def test_table_one_beside_the_paper(read, tmp_path):
@@ -204,7 +307,10 @@ def test_table_one_beside_the_paper(read, tmp_path):
     assert of_all[4:] == ["-1.34", "25.00|[25.00, 25.00]", "13.75", "+11.25", "3.00", "< 0.001"]
     assert of_correct[-2:] == ["2.00", "0.045"]
     ideal = write(
-        tmp_path / "r.html", table_one=table_one(), predictors=predictors(), profile="ideal"
+        tmp_path / "r.html",
+        table_one=table_one().query("profile == 'ideal'"),
+        predictors=predictors(),
+        profile="ideal",
     )
     assert Tables(ideal.read_text()).headed("fold", "of")[0] == [
         *("fold", "of", "D1", "D2", "trend, z", "p")
@@ -266,7 +372,7 @@ def test_words_hold_the_settings_of_the_run(tmp_path):
     def words(**simulate):
         settings = {"simulate": SIMULATE | simulate}
         text = write(tmp_path / "r.html", settings=settings).read_text()
-        return text[text.index("<dl>") : text.index("</dl>")]
+        return text[text.index("<dl>") : text.rindex("</dl>")]
 
     text = words()
     assert "7 bits, range calibrated to percentile 99.5 on 64 training images" in text
@@ -288,7 +394,7 @@ def test_words_without_settings(page):
     text = page.read_text()
     assert "<dt>adc</dt><dd>each tile&#39;s outputs are quantised by a converter.</dd>" in text
     assert "<dt>decile, D1 to D2</dt>" in text
-    assert "compensated" not in text
+    assert "compensated" not in text[text.index("<dl>") : text.rindex("</dl>")]
 
 
 def test_captions_say_what_is_counted(tmp_path, page):
@@ -346,7 +452,8 @@ def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page
     given = sections()
     given["vulnerable"] = given["vulnerable"].assign(path=["cat/1.png", "dog/<2>.png", "ant/3.png"])
     text = write(tmp_path / "r.html", **given).read_text()
-    part = text[text.index('<h2 id="vulnerable">') :]
+    part = text[text.index('<h3 id="vulnerable">') :]
+    part = part[: part.index("<h2>")]
     assert part.count(">file<") == 1
     assert '<td class="left">cat/1.png</td>' in part
     assert "dog/&lt;2&gt;.png" in part
@@ -355,12 +462,12 @@ def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page
 def test_sortable_tables_have_buttons_and_numbers_to_sort_by(page):
     text = page.read_text()
     assert text.count('<table class="cells sortable">') == 5
-    start = text.index('<h2 id="vulnerable">')
-    part = text[start : text.index('<h2 id="classes">')]
+    part = text[text.index('<h3 id="vulnerable">') :]
+    part = part[: part.index("<h2>")]
     assert part.count('aria-sort="none"><button type="button">') == 9  # all but the images'
     assert '<td data-number="12.25">12.2</td>' in part
     assert part.count('class="thumbnail"') == 3
-    classes = text[text.index('<h2 id="classes">') :]
+    classes = text[text.index('<h3 id="classes">') :]
     assert '<td data-number="">-</td>' in classes
     assert '<td data-number="1e-07">1e-07</td>' in classes
 

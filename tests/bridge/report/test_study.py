@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +133,32 @@ def test_the_page_shows_it_all(ten: Ten, tmp_path: Path) -> None:
         ten.study._fragile(count=60)
     )
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]
+
+
+def test_drift_is_called_uncompensated_only_where_it_is(ten: Ten, tmp_path: Path) -> None:
+    said = "These chips drift without compensation. <code>bridge.simulate(..., profiles="
+    assert said in ten.study.report(tmp_path / "report.html").read_text()
+    predictions = ten.predictions.copy()
+    made = ten.predictions.attrs["simulation"]
+    told = made["profiles"][FULL_PROFILE].replace("compensation=None", "compensation='global'")
+    assert told != made["profiles"][FULL_PROFILE]
+    predictions.attrs = {"simulation": made | {"profiles": {FULL_PROFILE: told}}}
+    found = bridge.study(ten.scores, predictions, resamples=RESAMPLES)
+    assert said not in found.report(tmp_path / "report.html").read_text()
+
+
+def test_figures_of_a_page_alone_are_inside_it(ten: Ten, tmp_path: Path) -> None:
+    text = ten.study.report(tmp_path / "report.html").read_text()
+    links = re.findall(r'<a href="([^"#][^"]{0,40})[^"]*" download="([^"]+)">', text)
+    assert all(href.startswith("data:") for href, _ in links)
+    kinds = {Path(name).suffix: href.partition(";")[0] for href, name in links}
+    assert kinds == {
+        ".svg": "data:image/svg+xml",
+        ".pdf": "data:application/pdf",
+        ".csv": "data:text/csv",
+    }
+    assert "<code>study.rates()</code>" in text
+    assert text.index('class="answer"') < text.index("What fails") < text.index("What predicts")
 
 
 def test_without_images_classes_are_the_folders(ten: Ten) -> None:

@@ -188,6 +188,31 @@ def test_command_leaves_tables_figure_and_settings(folder: Path) -> None:
     assert settings["versions"]["aihwkit"]
 
 
+def test_the_verdict_tells_each_time_without_compensation_and_the_range_with(
+    tmp_path: Path,
+) -> None:
+    accuracy = {"none": [0.99, 0.84, 0.57, 0.11], "global_exact": [0.98, 0.97, 0.96, 0.92]}
+    table = pd.DataFrame(
+        [
+            {"compensation": name, "time_s": time, "accuracy": value}
+            for name, values in accuracy.items()
+            for time, value in zip((0.0, 20.0, 60.0, 3600.0), values, strict=True)
+        ]
+    ).assign(chips=3, digital_accuracy=0.978)
+    table.to_csv(tmp_path / "drift.csv", index=False)
+    assert drift.verdict(tmp_path) == (
+        "Accuracy as the chips age: not compensated, 84 % at 20 s, 57 % at 1 min, 11 % at 1 h; "
+        "with global exact compensation, 92 to 97 % (mean of 3 chips; digital 98 %)"
+    )
+    early = table[table["time_s"] == 0]
+    early.to_csv(tmp_path / "drift.csv", index=False)
+    assert "not compensated, 99 % at 0; with global exact compensation, 98 %" in drift.verdict(
+        tmp_path
+    )
+    (tmp_path / "drift.csv").unlink()
+    assert drift.verdict(tmp_path) == ""
+
+
 # --- resuming
 
 

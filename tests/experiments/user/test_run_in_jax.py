@@ -235,11 +235,12 @@ def test_the_report(own: Run) -> None:
         assert part in text, part
     for part in ("As the chips age", "converter", "routing thresholds", "wnoise"):
         assert part not in text, part
-    sections = set(re.findall('<h2 id="([a-z-]+)"', text))
+    sections = set(re.findall('<h3 id="([a-z-]+)"', text))
     assert sections == {
         *("scores", "gallery", "highest", "classes", "folds"),
-        *("reproduce", "settings", "environment"),
+        *("words", "reproduce", "settings", "environment"),
     }
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Where curvature is high", "Details"]
     first = pd.read_parquet(own.folder / "highest.parquet")["path"].iloc[0]
     assert first in text
 

@@ -1,0 +1,69 @@
+"""The report's first figure: how often samples fail, by curvature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+from bridge.report.figures.style import BLUE, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.figures.widths import DOUBLE
+from bridge.report.tables.failure_rates import rates
+from bridge.report.tables.outcomes import select
+
+_LOOKS = ((BLUE, "-", "blue"), (VERMILLION, "--", "orange, dashed"))
+
+
+def verdict_figure(
+    deciles: pd.DataFrame,
+    path: Path,
+    *,
+    fold: str,
+    profile: str,
+    beside: str = "",
+    width: float = DOUBLE,
+) -> Path:
+    """Failure rate of the digitally correct samples against curvature decile, with its interval.
+
+    Args:
+        deciles: as `failure_rates.failure_tables` returns it.
+        path: the PNG file to write; SVG, PDF and CSV are put beside it.
+        fold: the fold to draw.
+        profile: the profile that the report is about.
+        beside: a profile to draw beside it, with drift compensated or not; "" for none.
+        width: inches.
+
+    Raises:
+        ValueError: if the table has no such rows.
+    """
+    names = [profile, beside] if beside else [profile]
+    table = select(rates(deciles, "correct"), fold=fold)
+    table = pd.concat([select(table, profile=name) for name in names])
+    bins = int(table["decile"].max())
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=width, height=2.3)
+        axis = figure.subplots()
+        for name, (colour, dashes, _) in zip(names, _LOOKS, strict=False):
+            line = table[table["profile"] == name]
+            axis.plot(line["decile"], line["rate"], dashes, color=colour, label=name, zorder=3)
+            axis.fill_between(
+                line["decile"], line["low"], line["high"], color=colour, alpha=0.2, lw=0
+            )
+        axis.set_xticks(range(1, bins + 1), [f"D{decile}" for decile in range(1, bins + 1)])
+        axis.set_xlim(0.8, bins + 0.2)
+        axis.set_ylim(bottom=0)
+        axis.grid(False, axis="x")
+        axis.set_xlabel(f"Curvature decile of the {fold} fold (D1 lowest)")
+        axis.set_ylabel("Analog-only failures\n(% of digitally correct)")
+        figure.legend(loc="outside upper center", ncols=len(names))
+        lines = ", ".join(
+            f"{name} ({look})" for name, (_, _, look) in zip(names, _LOOKS, strict=False)
+        )
+        caption = (
+            f"How often digitally correct samples fail on the chip, from the tenth of lowest to "
+            f"that of highest curvature: {lines}; the bands are intervals."
+        )
+        if bins != 10:
+            caption = caption.replace("tenth", "bin")
+        return write_figure(figure, path, table, caption)
