@@ -208,7 +208,7 @@ def test_what_scores_add_to_others() -> None:
     most, exception = curvature["added_difference"].iloc[-2:]
     assert len(curvature) == 40
     assert f"an estimated {most:.4f} at most in 39 of 40 pairs" in text
-    assert f"The one exception is `wnoise_mvm` on CIFAR-100: +{exception:.3f} [" in text
+    assert f"The one exception is `wnoise_mvm` on this network: +{exception:.3f} [" in text
     shown = (curvature["added_difference_low"].iloc[:-1] > 0).sum()
     assert f"The gain is shown in {shown} of them" in text
     flip = added.get_group("logits + gradient norm + curvature + flip probability")
