@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
-from tqdm.contrib import DummyTqdmFile
 
 _LINE_SECONDS = 30.0
 
@@ -107,6 +106,9 @@ def stage(name: str) -> Iterator[None]:
     with ExitStack() as stack:
         display = _Display(name, sys.stderr, stage=True)
         if display.live:
+            # Here, because its package warns in a notebook without widgets.
+            from tqdm.contrib import DummyTqdmFile
+
             stack.enter_context(redirect_stdout(DummyTqdmFile(sys.stdout)))
             stack.enter_context(redirect_stderr(DummyTqdmFile(sys.stderr)))
         stack.enter_context(display)

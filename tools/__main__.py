@@ -1,4 +1,4 @@
-"""`python -m tools archive|regenerate [flags]`, in a checkout."""
+"""`python -m tools archive|regenerate|tutorials [flags]`, in a checkout."""
 
 import sys
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from jaxcurv.storage.lock import lock
 from tools.archive import archive, archive_fit, archive_remedies
 from tools.published import PUBLISHED
 from tools.regenerate import regenerate
+from tools.tutorials import rerun
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,26 @@ class Archive:
             raise StageFailed(1)
 
 
+@dataclass(frozen=True)
+class Tutorials:
+    """Runs the tutorials again, docs/tutorials/*.ipynb, and keeps what they show."""
+
+    only: tuple[str, ...] = ()
+    """Names of those to run, such as routing; all if not given."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> None:
+        """Runs them."""
+        rerun(self.only)
+
+
 def main(arguments: list[str]) -> int:
     """Runs a command and returns the process's exit code."""
-    commands: dict[str, type[Archive | Regenerate]] = {
+    commands: dict[str, type[Archive | Regenerate | Tutorials]] = {
         "archive": Archive,
         "regenerate": Regenerate,
+        "tutorials": Tutorials,
     }
 
     def work() -> None:

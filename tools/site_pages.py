@@ -2,7 +2,8 @@
 
 The command line, the columns of tables and the lists of public names are made from the program
 itself, so that they are never out of date. A file of the repository that a page links to, outside
-of docs/, is copied into the site under `repository/`, Markdown as a page of its own.
+of docs/, is copied into the site under `repository/`, Markdown as a page of its own. A notebook is
+a page beside its file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from unittest.mock import patch
 from experiments.cli import commands
 from experiments.columns import dictionary
 from experiments.runs.stage_names import STAGE_NAMES
+from tools.site_notebooks import page_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -213,6 +215,8 @@ def with_links_of_the_site(markdown: str, page: Path, place: str) -> str:
             else f"repository/{path.relative_to(ROOT).as_posix()}"
         )
         _, hash_, anchor = target.partition("#")
+        if path.suffix == ".ipynb":
+            there = there.removesuffix(".ipynb") + ".md"
         relative = posixpath.relpath(there, posixpath.dirname(place) or ".")
         return f"{mark}[{text}]({relative}{hash_}{anchor})"
 
@@ -220,9 +224,14 @@ def with_links_of_the_site(markdown: str, page: Path, place: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' event: adds the files outside of docs/ that the pages lead to."""
+    """MkDocs' event: adds notebooks as pages, and the files outside of docs/ that pages lead to."""
     from mkdocs.structure.files import File
 
+    for notebook in sorted(DOCS.rglob("*.ipynb")):
+        folder, page = notebook.parent.relative_to(DOCS), page_of(notebook)
+        made = {f"{notebook.stem}.md": page.markdown, **page.pictures}
+        for name, content in made.items():
+            files.append(File.generated(config, (folder / name).as_posix(), content=content))
     for place, path in linked_files().items():
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
@@ -230,5 +239,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """MkDocs' event: makes what the program says, and leads links to their files in the site."""
-    path = Path(page.file.abs_src_path)
+    path = Path(page.file.abs_src_path or DOCS / page.file.src_uri)  # a notebook's has no file
     return with_made_parts(with_links_of_the_site(markdown, path, page.file.src_uri))

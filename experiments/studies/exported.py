@@ -30,6 +30,7 @@ from experiments.studies.opening import Images, open_images
 from experiments.system.devices import require_device
 from experiments.system.environment import package_versions
 from jaxcurv.data import Normalised
+from jaxcurv.storage.checksums import read_json
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,28 @@ def open_network_for(
     require_device(experiment.simulate.device)
     network = read_network(experiment, folder, data_dir)
     return network, versions
+
+
+def settings_in_run(job: Job, description: dict[str, Any], study: str) -> dict[str, Any] | None:
+    """What a study in a run's folder was made with, if it has a picture and is of that run.
+
+    Args:
+      job: the run.
+      description: its network's.
+      study: its name, that of its folder and of its picture.
+
+    Returns:
+      Its settings.json; None where it is not there, or of another network, engine or stream.
+    """
+    folder = job.folder / study
+    if not (folder / "settings.json").exists() or not (folder / f"{study}.png").exists():
+        return None
+    made: dict[str, Any] = read_json(folder / "settings.json")
+    if (made.get("engine") == "jax") is not in_jax(job.experiment):
+        return None  # its identity is another kind of hash
+    if made.get("stream") != job.experiment.simulate.stream:
+        return None
+    return made if made["weights_sha256"] == identity_of_network(job, description) else None
 
 
 def open_exported(

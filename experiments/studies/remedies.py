@@ -22,17 +22,15 @@ from bridge.report.tables.formats import with_interval
 from bridge.report.tables.routers import ROUTERS, STUDENT
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
-from experiments.chips.opening import identity_of_network
 from experiments.chips.protocol import Programmable
 from experiments.runs.files import read_parquet, write_csv, write_parquet
-from experiments.runs.frameworks import in_jax
 from experiments.runs.job import Job
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
 from experiments.studies import remedies_figures as figures
 from experiments.studies.drift import duration
-from experiments.studies.exported import open_network_for
+from experiments.studies.exported import open_network_for, settings_in_run
 from experiments.studies.opening import Study, read_scored
 from experiments.studies.remedies_chips import (
     Bench,
@@ -339,16 +337,11 @@ def is_of_run(job: Job, description: dict[str, Any]) -> bool:
       job: the run.
       description: its network's.
     """
-    path = job.folder / "remedies" / "settings.json"
-    if not path.exists() or not (job.folder / "remedies" / "remedies.png").exists():
+    made = settings_in_run(job, description, "remedies")
+    if made is None:
         return False
-    made, chips = read_json(path), job.experiment.simulate
-    if (made["engine"] == "jax") is not in_jax(job.experiment):
-        return False  # its identity is another kind of hash
-    profile = chips.every_profile.get(made["profile_name"])
-    if profile is None or made["profile"] != to_json(profile) or made["stream"] != chips.stream:
-        return False
-    return bool(made["weights_sha256"] == identity_of_network(job, description))
+    profile = job.experiment.simulate.every_profile.get(made["profile_name"])
+    return profile is not None and made["profile"] == to_json(profile)
 
 
 def frontier_of(folder: Path) -> pd.DataFrame:

@@ -355,3 +355,9 @@ def test_reading_is_beside_the_work(clock: Clock, terminal: Written) -> None:
     read = data.read(images)
     assert len(read) == 4
     assert terminal.getvalue() == ""
+
+
+def test_it_does_not_import_what_warns_in_a_notebook_without_widgets() -> None:
+    code = "import sys, jaxcurv.progress; print('tqdm' in sys.modules, 'tqdm.auto' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -15,7 +15,8 @@ NAV = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
 
 def test_every_page_is_in_the_navigation_and_is_there() -> None:
     named = set(re.findall(r"([\w./-]+\.md)$", NAV, re.MULTILINE))
-    pages = {page.relative_to(site_pages.DOCS).as_posix() for page in PAGES}
+    notebooks = [path.with_suffix(".md") for path in site_pages.DOCS.rglob("*.ipynb")]
+    pages = {page.relative_to(site_pages.DOCS).as_posix() for page in [*PAGES, *notebooks]}
     linked = {place for place in site_pages.linked_files() if place.endswith(".md")}
     assert named == pages | linked
 
