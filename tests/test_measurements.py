@@ -208,7 +208,7 @@ def test_what_scores_add_to_others() -> None:
     most, exception = curvature["added_difference"].iloc[-2:]
     assert len(curvature) == 40
     assert f"an estimated {most:.4f} at most in 39 of 40 pairs" in text
-    assert f"The one exception is `wnoise_mvm` on CIFAR-100: +{exception:.3f} [" in text
+    assert f"The one exception is `wnoise_mvm` on this network: +{exception:.3f} [" in text
     shown = (curvature["added_difference_low"].iloc[:-1] > 0).sum()
     assert f"The gain is shown in {shown} of them" in text
     flip = added.get_group("logits + gradient norm + curvature + flip probability")
@@ -238,3 +238,98 @@ def test_headlines_of_the_build_notes() -> None:
     for name in ("curvature", "margin", "flip_probability"):
         said = "{} {:.3f} [{:.3f}, {:.3f}]".format(name.replace("_", " "), *found.loc[name])
         assert said in notes
+
+
+def test_how_many_pairs_show_what_is_ahead_of_the_margin() -> None:
+    pages = ("measurements/narrow-networks", "explanation/failures")
+    narrow, failures = (
+        " ".join((ROOT / "docs" / f"{page}.md").read_text().split()) for page in pages
+    )
+    tables = [pd.read_csv(path) for path in RESULTS.glob("*/predictors.csv")]
+    table = pd.concat(tables).query("fold == 'test' and denominator == 'correct'")
+    table = table[table["auroc"].notna()]
+    counts = {}
+    for score in ("curvature", "least_confidence", "failure on another chip"):
+        of_score = table[table["predictor"] == score]
+        more, less = of_score["auroc_difference_low"] > 0, of_score["auroc_difference_high"] < 0
+        counts[score] = len(of_score), more.sum(), less.sum()
+    pairs, ahead, _ = counts["curvature"]
+    assert f"Curvature is shown ahead in {ahead} of {pairs} pairs" in narrow
+    pairs, more, less = counts["failure on another chip"]
+    assert f"shown less than the margin in {less} of {pairs} pairs, more in {more} (" in narrow
+    pairs, ahead, behind = counts["least_confidence"]
+    assert f"of the {pairs} archived pairs of network and profile" in failures
+    assert f"is shown ahead of it in {ahead} and behind in {behind}." in failures
+
+
+def test_fine_tuning_beside_plain_training() -> None:
+    results, readme = (
+        " ".join((ROOT / page).read_text().split())
+        for page in ("docs/results/index.md", "README.md")
+    )
+    table = pd.read_csv(RESULTS / "digits" / "finetune" / "finetune.csv")
+    rates = table.query("images == 'D10' and measure == 'failure_rate'").set_index("variant")
+    noisy, plain, original = (
+        100 * rates.loc[one, ["value", "value_low", "value_high"]].astype(float)
+        for one in ("noise_aware", "plain", "original")
+    )
+    for one in (noisy, plain, original):
+        assert "{:.0f} % [{:.0f}, {:.0f}]".format(*one) in results
+    more = [f"difference_to_noise_aware{end}" for end in ("", "_low", "_high")]
+    difference = 100 * rates.loc["plain", more].astype(float)
+    assert difference.iloc[1] < 0  # so that nothing is shown
+    assert "({:.1f} points more than with noise [{:.1f}, {:.1f}])".format(*difference) in results
+    said = (
+        f"{noisy.iloc[0]:.0f} % fail in the tenth of highest curvature after 40 steps of it, "
+        f"{plain.iloc[0]:.0f} % after 40 plain steps, {original.iloc[0]:.0f} % before. "
+        "That noise beats plain training is not shown"
+    )
+    assert said in readme
+
+
+def test_what_the_flip_probability_adds_in_the_paper_s_regime() -> None:
+    results = " ".join((ROOT / "docs" / "results" / "index.md").read_text().split())
+    table = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "predictors.csv").query(
+        "fold == 'test' and predictor == 'logits + gradient norm + curvature + flip probability'"
+    )
+    names = ["added_difference", "added_difference_low", "added_difference_high"]
+    found = table.set_index("profile")[names]
+    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*found.loc[one]) for one in (FULL, f"{FULL}_gdc")]
+    assert f"{cells[0]}, or {cells[1]} where drift is compensated" in results
+
+
+def test_curvature_ranks_all_new_images_the_wrong_way_round() -> None:
+    results = " ".join((ROOT / "docs" / "results" / "index.md").read_text().split())
+    table = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "predictors.csv").query(
+        "fold == 'test' and predictor == 'curvature' and denominator == 'all'"
+    )
+    found = table.set_index("profile")[["auroc", "auroc_low", "auroc_high"]]
+    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*found.loc[one]) for one in (FULL, f"{FULL}_gdc")]
+    assert (found.loc[[FULL, f"{FULL}_gdc"], "auroc_high"] < 0.5).all()
+    assert f"the wrong way round: AUROC {cells[0]}, compensated {cells[1]}" in results
+
+
+def test_single_steps_of_the_deciles() -> None:
+    table = rows("fitted-network", 4)
+    deciles = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "deciles.csv").query(
+        "fold == 'train'"
+    )
+    for profile, of_profile in deciles.groupby("profile"):
+        if profile == "ideal":
+            continue
+        steps = 100 * of_profile.sort_values("decile")["rate_of_all"].diff().iloc[1:]
+        (row,) = (cells for first, cells in table.items() if first.split(" (")[0] == profile)
+        assert int(row[0]) == (steps > 0).sum()
+        for number, said in re.findall(r"D(\d+) to D\d+ (\S+) \[", row[2]):
+            assert said == f"{steps.iloc[int(number) - 1]:+.1f}"
+
+
+def test_intervals_of_published_networks() -> None:
+    cells = rows("published-networks", 4)["AUROC of curvature"]
+    runs = ("akamaster_resnet20", "akamaster_resnet32", "crosssim_resnet20")
+    for cell, run in zip(cells, runs, strict=True):
+        table = pd.read_csv(RESULTS / f"cifar10_{run}" / "predictors.csv").query(
+            "fold == 'test' and predictor == 'curvature' and denominator == 'correct'"
+        )
+        (one,) = table[table["auroc"].notna()][["auroc", "auroc_low", "auroc_high"]].to_numpy()
+        assert cell == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
