@@ -13,7 +13,7 @@ KNOWN = .ci/constraints/python$(shell $(VENV)/bin/python -c \
 REPORT ?= runs/digits/report.html
 
 .PHONY: setup demo test test-long test-gpu check check-report benchmark clean
-.PHONY: docs constraints audit licences
+.PHONY: docs constraints audit licences dist
 
 setup: $(VENV)/.installed
 
@@ -93,6 +93,11 @@ audit: $(TOOLS)/.installed ## Fails where a release in the constraints has a kno
 # Of an environment with torch's CUDA build: the table lists NVIDIA's packages too.
 licences: $(VENV)/.docs $(TOOLS)/.installed ## Writes the table of licences; fails at one that is not allowed
 	$(TOOLS)/bin/pip-licenses --python $(VENV)/bin/python --output-file .ci/licences.csv
+
+dist: $(TOOLS)/.installed ## A wheel and a source distribution into build/dist; fails where their metadata are wrong
+	rm -rf build/dist
+	$(TOOLS)/bin/python -m build --outdir build/dist
+	$(TOOLS)/bin/twine check --strict build/dist/*
 
 clean:
 	rm -rf $(VENV) $(TOOLS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache
