@@ -12,7 +12,7 @@ KNOWN = .ci/constraints/python$(shell $(VENV)/bin/python -c \
 	'import sys; print("%d.%d" % sys.version_info[:2])').txt
 REPORT ?= runs/digits/report.html
 
-.PHONY: setup demo test test-long test-gpu check check-report benchmark clean
+.PHONY: setup demo test test-long test-gpu check hooks check-report benchmark clean
 .PHONY: docs constraints audit licences dist
 
 setup: $(VENV)/.installed
@@ -53,6 +53,9 @@ check: setup ## Lint, format, types, and who may import whom
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+hooks: setup $(TOOLS)/.installed ## The parts of `make check` before each commit (.pre-commit-config.yaml)
+	$(TOOLS)/bin/pre-commit install
 
 check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
 	$(RUN) tools.check_report $(REPORT)
