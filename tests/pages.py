@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 _MODULE = "page"
-_SNIPPET = re.compile(r'^--8<-- "([\w./-]+):([\w-]+)"\n', re.MULTILINE)
+_SNIPPET = re.compile(r"^--8<--\n([\w./-]+):([\w-]+)\n--8<--\n", re.MULTILINE)
 
 
 def name_of(page: Path) -> str:
@@ -33,7 +33,7 @@ def blocks_of(page: Path) -> list[str]:
 
 
 def snippets_of(page: Path) -> list[tuple[str, str]]:
-    """The file and the section that each line of a page takes in, as the site does."""
+    """The files and sections that a page takes in, as the site does."""
     return _SNIPPET.findall(page.read_text())
 
 
