@@ -12,8 +12,8 @@ KNOWN = .ci/constraints/python$(shell $(VENV)/bin/python -c \
 	'import sys; print("%d.%d" % sys.version_info[:2])').txt
 REPORT ?= runs/digits/report.html
 
-.PHONY: setup demo test test-long test-gpu check check-report benchmark clean
-.PHONY: docs constraints audit licences
+.PHONY: setup demo test test-long test-gpu check hooks check-report benchmark clean
+.PHONY: docs constraints audit licences dist
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,9 @@ check: setup ## Lint, format, types, and who may import whom
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+hooks: setup $(TOOLS)/.installed ## The parts of `make check` before each commit (.pre-commit-config.yaml)
+	$(TOOLS)/bin/pre-commit install
+
 check-report: setup ## Opens $(REPORT) in a headless Chromium or Chrome: figures, scripts, sorting
 	$(RUN) tools.check_report $(REPORT)
 
@@ -93,6 +96,11 @@ audit: $(TOOLS)/.installed ## Fails where a release in the constraints has a kno
 # Of an environment with torch's CUDA build: the table lists NVIDIA's packages too.
 licences: $(VENV)/.docs $(TOOLS)/.installed ## Writes the table of licences; fails at one that is not allowed
 	$(TOOLS)/bin/pip-licenses --python $(VENV)/bin/python --output-file .ci/licences.csv
+
+dist: $(TOOLS)/.installed ## A wheel and a source distribution into build/dist; fails where their metadata are wrong
+	rm -rf build/dist
+	$(TOOLS)/bin/python -m build --outdir build/dist
+	$(TOOLS)/bin/twine check --strict build/dist/*
 
 clean:
 	rm -rf $(VENV) $(TOOLS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache

@@ -110,6 +110,11 @@ def input_curvature(
 
     `estimator` says what else.
 
+    >>> images = np.zeros((1, 2), np.float32)  # the two logits themselves: p = 1/2 each
+    >>> found = input_curvature(lambda images: images, images, [0], estimator=GaussNewton())
+    >>> found.score, found.eigenvalues  # the Hessian is [[1, -1], [-1, 1]] / 4
+    (array([0.5], dtype=float32), array([[0.5]], dtype=float32))
+
     Each call checks the model first, at the cost of some passes of eight images; `score_dataset`
     checks once for all batches. A model that rounds a part of its input, so that a step makes its
     logits jump, is warned of; else one warning counts the samples at which it jumps within a

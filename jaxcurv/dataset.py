@@ -105,6 +105,14 @@ def score_dataset(
 ) -> "pd.DataFrame":
     """Scores every sample of a source.
 
+    >>> images = np.array([[3.0, 0.0], [0.5, 0.0]], np.float32)  # the two logits themselves
+    >>> trace = {"trace": jaxcurv.GaussNewton()}
+    >>> table = jaxcurv.score_dataset(lambda images: images, (images, [0, 0]), estimators=trace)
+    >>> table[["index", "correct", "loss", "trace"]].round(3)  # tr H = 2 p (1 - p)
+       index  correct   loss  trace
+    0      0     True  0.049   0.09
+    1      1     True  0.474   0.47
+
     With `out`, finished shards of up to 1,024 samples are kept in `OUT.parts/`: the same call goes
     on after a kill and leaves the very same table. Several processes may divide the work, each
     reading its own shards only: those of `jax.distributed`, after which each returns the one table,

@@ -422,6 +422,9 @@ by the finite difference, whose column is called curvature."""
 def named_estimators(probes: int = 10) -> dict[str, Estimator]:
     """The estimators by `EstimatorName`, in that order, with their defaults.
 
+    >>> named_estimators(probes=20)["hessian_trace"]
+    HessianTrace(probes=20, step=None, distribution='rademacher')
+
     Args:
       probes: random vectors a sample, for the estimators that average over probes.
     """
@@ -449,6 +452,9 @@ def nominal_passes(estimator: Estimator, classes: int, probes: float | None = No
     """Work per sample: forward passes of the model and backward passes to the input, counted alike.
 
     In time a backward pass is more than a forward pass: `jaxcurv.costs.forward_passes`.
+
+    >>> nominal_passes(FiniteDifference(probes=10), classes=10), nominal_passes(GaussNewton(), 10)
+    (22.0, 11.0)
 
     Args:
       estimator: what is computed.

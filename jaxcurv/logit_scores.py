@@ -28,6 +28,10 @@ def logit_scores(logits: Any, labels: Any = None) -> dict[str, Any]:
     A JAX array stays on its device and in its dtype, and may be traced (`jax.jit`). Anything else
     is taken as a NumPy array: computed in float64 and returned as float32.
 
+    >>> scores = logit_scores([[2.0, 0.0], [0.0, 0.0]], labels=[1, 0])
+    >>> scores["margin"], scores["label_margin"]
+    (array([2., 0.], dtype=float32), array([-2.,  0.], dtype=float32))
+
     Args:
       logits: real `[batch, class]`, at least two classes; or rows `[class]` as the elements of a
         Series or of an array, such as the column `logits` of a table.

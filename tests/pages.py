@@ -16,6 +16,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 _MODULE = "page"
+_SNIPPET = re.compile(r"^--8<--\n([\w./-]+):([\w-]+)\n--8<--\n", re.MULTILINE)
 
 
 def name_of(page: Path) -> str:
@@ -24,8 +25,23 @@ def name_of(page: Path) -> str:
 
 
 def blocks_of(page: Path) -> list[str]:
-    """The page's blocks of Python."""
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    """The page's blocks of Python, with what they take of the examples in its place."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return [
+        _SNIPPET.sub(lambda match: section_of(ROOT / match[1], match[2]), one) for one in blocks
+    ]
+
+
+def snippets_of(page: Path) -> list[tuple[str, str]]:
+    """The files and sections that a page takes in, as the site does."""
+    return _SNIPPET.findall(page.read_text())
+
+
+def section_of(file: Path, name: str) -> str:
+    """What stands between a section's two marks."""
+    marks = (f"# --8<-- [{place}:{name}]\n" for place in ("start", "end"))
+    start, end = (file.read_text().index(mark) for mark in marks)
+    return file.read_text()[start:end].partition("\n")[2].rstrip() + "\n"
 
 
 def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, object]:

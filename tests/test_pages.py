@@ -89,7 +89,9 @@ COMMANDS = [
     for line in dict.fromkeys(commands_of(page))
 ]
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+WHEEL = re.escape(f"build/dist/jaxcurv-{PROJECT['version']}-py3-none-any.whl")
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
@@ -150,7 +152,7 @@ def check(line: str) -> None:
                 assert target in TARGETS
                 assert all("=" in one for one in settings)
             case ["pip", "install", what]:
-                extra = re.fullmatch(r"(?:\.|jaxcurv)(?:\[([\w-]+)\])?", what)
+                extra = re.fullmatch(rf"(?:\.|jaxcurv|{WHEEL})(?:\[([\w-]+)\])?", what)
                 assert extra
                 assert extra[1] is None or extra[1] in EXTRAS
             case [".", ".venv/bin/activate"]:

@@ -84,6 +84,10 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
 
         ECE = sum_b n_b / N |observed_b - predicted_b|
 
+    >>> table = calibration_table([0.1, 0.2, 0.9], [False, True, True], bins=2)
+    >>> round(expected_calibration_error(table), 3)  # (2 |0.5 - 0.15| + |1 - 0.9|) / 3
+    0.267
+
     Sources: Naeini, Cooper and Hauskrecht, AAAI 2015; Guo, Pleiss, Sun and Weinberger, ICML 2017.
 
     Args:

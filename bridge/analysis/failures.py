@@ -27,6 +27,9 @@ def analog_only_failures(
 ) -> npt.NDArray[np.bool_]:
     """Samples that the digital model classifies correctly and the analog chip does not.
 
+    >>> analog_only_failures([True, True, False], [True, False, False])
+    array([False,  True, False])
+
     Args:
         digital_correct: bool [samples].
         analog_correct: bool [samples], the same samples in the same order; or [chips, samples].
@@ -50,6 +53,9 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
     The sample of rank r = 0 .. n-1 goes to bin floor(r * bins / n) + 1, so sizes differ by at most
     one. Equal scores are ranked by the stable index, so row order never matters; `edge_ties`
     counts the samples for which only the index decided.
+
+    >>> deciles([0.3, 0.1, 0.2, 0.9], indices=[0, 1, 2, 3], bins=2)
+    array([2, 1, 1, 2])
 
     Args:
         score: real [samples], no NaN.
@@ -76,6 +82,9 @@ def deciles(score: npt.ArrayLike, indices: npt.ArrayLike, bins: int = 10) -> npt
 def edge_ties(score: npt.ArrayLike, decile: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Samples whose score also occurs in another bin: only their index put them where they are.
 
+    >>> edge_ties([0.1, 0.2, 0.2, 0.9], decile=[1, 1, 2, 2])
+    array([False,  True,  True, False])
+
     Args:
         score: real [samples], no NaN.
         decile: int [samples], as `deciles` returns it.
@@ -99,6 +108,9 @@ def within_class_rank(score: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArra
 
     (r + 1/2) / n for the sample of rank r = 0 .. n-1 among the n of its class: classes differ in
     difficulty, and this ranks within each. Equal scores share their mean rank.
+
+    >>> within_class_rank([0.1, 0.5, 7.0, 9.0], labels=[0, 0, 1, 1])
+    array([0.25, 0.75, 0.25, 0.75])
 
     Args:
         score: real [samples], no NaN.
@@ -140,6 +152,10 @@ def trend_test(decile: npt.ArrayLike, failed: npt.ArrayLike) -> Trend:
     the two, z = r sqrt(n - 1): the permutation distribution of the sum of d f, in its normal limit.
     The unit is the sample, so that chips which fail on the same samples do not count as evidence
     many times. p is two-sided.
+
+    >>> found = trend_test([1, 1, 1, 1, 2, 2, 2, 2], [False] * 4 + [True] * 4)
+    >>> round(found.z, 3), round(found.p, 3)  # r = 1: z = sqrt(7)
+    (2.646, 0.008)
 
     Sources: P. Armitage, Biometrics 11 (1955) 375-386; with n - 1 after N. Mantel, JASA 58 (1963).
 

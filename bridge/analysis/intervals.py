@@ -23,6 +23,10 @@ def wilson_interval(
 
         (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
+    >>> low, high = wilson_interval(failures=[0, 5], trials=10)
+    >>> low.round(3), high.round(3)
+    (array([0.   , 0.237]), array([0.278, 0.763]))
+
     Source: E. B. Wilson, JASA 22 (1927) 209-212.
 
     Args:

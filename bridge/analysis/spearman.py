@@ -77,6 +77,11 @@ def spearman_interval(found: Spearman, confidence: float = 0.95) -> tuple[float,
 
     It assumes no distribution. Where rho is exactly -1 or 1 no sample moves it: both ends are rho.
 
+    >>> found = spearman([1, 2, 3, 4, 5, 6, 7, 8], [1, 3, 2, 4, 5, 8, 6, 7])
+    >>> low, high = spearman_interval(found)
+    >>> round(found.rho, 3), round(low, 3), round(high, 3)
+    (0.905, 0.408, 0.988)
+
     Sources: L. A. Jaeckel, Bell Laboratories memorandum MM 72-1215-11 (1972), for the variance; C.
     B. Borkowf, Comput. Stat. Data Anal. 39 (2002) 271-286, on that of rho where it is not 0.
 

@@ -24,7 +24,7 @@ from aihwkit.simulator.parameters.enums import (
 )
 from torch import Tensor
 
-from bridge.chips.memories.protocol import Compensation
+from bridge.chips.memories.protocol import Compensation, noise_model_of
 from bridge.chips.profiles import TILE_SIZE, Clipping, Profile
 from bridge.chips.weight_noise import MvmNoiseTile
 
@@ -79,7 +79,7 @@ def rpu_config(profile: Profile) -> TorchInferenceRPUConfig:
     config.drift_compensation = None
     config.noise_model = ExactModel()
     if profile.memory is not None:
-        config.noise_model = profile.memory.noise_model()
+        config.noise_model = noise_model_of(profile.memory)
         if not isinstance(config.noise_model, BaseNoiseModel):
             raise ValueError(
                 f"{type(profile.memory).__name__}.noise_model() must return a noise model of "

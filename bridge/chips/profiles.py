@@ -357,6 +357,10 @@ def named_profiles(
       statistics shifts the logits of all samples alike;
     - adc+wnoise+pcm_gdc: all three, with the same compensation.
 
+    >>> profile = named_profiles(adc=ADC(bits=6))["adc+wnoise+pcm"]
+    >>> profile.adc.bits, profile.wnoise.sigma, profile.memory.t_inference
+    (6, 0.02, 20.0)
+
     Args:
       adc, wnoise, pcm: settings where the non-ideality is present; None takes its defaults.
       clipping: None for none; applies to every profile, "ideal" included.

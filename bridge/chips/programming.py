@@ -30,7 +30,7 @@ from bridge.chips.execution.executable import Engine, Executable, executable_of,
 from bridge.chips.images import Images, as_tensor, refused_layout
 from bridge.chips.mappable import some
 from bridge.chips.memories.expectations import DeviceMoments
-from bridge.chips.memories.protocol import Memory
+from bridge.chips.memories.protocol import Memory, noise_model_of
 from bridge.chips.memory_layout import Layout
 from bridge.chips.original import forget_original
 from bridge.chips.profiles import ADC, Profile
@@ -397,7 +397,7 @@ def sampled_moments(
       seed: of the first.
       name: of the tile.
     """
-    model, t = memory.noise_model(), memory.t_inference
+    model, t = noise_model_of(memory), memory.t_inference
     weights = torch.from_numpy(targets).float()
     programmed, read = [], []
     for number in range(seed, seed + chips):

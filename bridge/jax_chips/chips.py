@@ -363,6 +363,14 @@ def analog(
         keys = jax.random.split(jax.random.key(0), 100)
         chips = jax.vmap(chip.program, (None, 0))(params, keys)
 
+    >>> weights, images = np.eye(2, dtype=np.float32), np.ones((1, 2), np.float32)
+    >>> noisy = bridge.Profile(wnoise=bridge.chips.WeightNoise(sigma=0.1))
+    >>> made = bridge.analog(lambda weights, images: images @ weights, weights, noisy, images)
+    >>> chips = jax.vmap(made.program, (None, 0))(weights, jax.random.split(jax.random.key(0), 100))
+    >>> logits = jax.vmap(made.apply, (0, None))(chips, images)
+    >>> logits.shape, bool(abs(logits.std() - 0.1 * 2**0.5) < 0.03)
+    ((100, 1, 2), True)
+
     Each `dot_general` and `conv_general_dilated` of a parameter and something that depends on the
     images is on tiles of at most 512 x 512, split evenly, each with its largest weight mapped to 1.
     The parameter may have been reshaped, transposed, sliced or cast before. Inputs are in units of

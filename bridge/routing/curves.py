@@ -226,6 +226,10 @@ def choose_threshold(
     often than not, for it is the highest that suffices where it was chosen. The fewer samples, the
     more; with some hundreds expect a point of accuracy, or aim higher.
 
+    >>> analog = [False, False, True]  # 1/3 without the digital model, 2/3 with it at one sample
+    >>> choose_threshold([0.9, 0.5, 0.1], [True, True, True], analog, target=0.6)
+    0.9
+
     Args:
         score, digital_correct, analog_correct: as for `routing_curve`.
         target: a fraction.

@@ -27,7 +27,8 @@ class Memory(Protocol):
     file can keep them; its `__post_init__` refuses bad ones with a ValueError. `load_chip` and
     `from_json` are given the class of your own memory, for a file only names it.
 
-    One that is a `GivesMoments` too has the moments of its weights computed, and not sampled.
+    One that is a `GivesMoments` too has the moments of its weights computed, and not sampled. One
+    that is a `bridge.jax_chips.Device` needs no `noise_model` for chips in JAX.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -86,6 +87,8 @@ def require_memory(memory: object) -> None:
     """Raises ValueError, with what is missing, unless this is a `Memory`."""
     members = ("name", "t_inference", "compensation", "noise_model")
     missing = [name for name in members if not hasattr(memory, name)]
+    if hasattr(memory, "program") and hasattr(memory, "read"):  # a device of chips in JAX
+        missing = [name for name in missing if name != "noise_model"]
     if not is_dataclass(memory) or isinstance(memory, type):
         missing.append("an instance of a dataclass")
     elif "t_inference" not in [*missing, *(one.name for one in fields(memory))]:
@@ -93,9 +96,24 @@ def require_memory(memory: object) -> None:
     if missing:
         raise ValueError(
             "a profile's memory must be a PCM or Hermes or ReRamWan2022 or ReRamCMO, or a frozen "
-            f"dataclass of your own with {', '.join(members)}; got {memory!r}, which lacks "
-            f"{', '.join(missing)}"
+            f"dataclass of your own with {', '.join(members)} (for chips in JAX alone program and "
+            f"read in place of noise_model); got {memory!r}, which lacks {', '.join(missing)}"
         )
+
+
+def noise_model_of(memory: Memory) -> "BaseNoiseModel":
+    """AIHWKit's noise model of a memory.
+
+    Raises:
+      ValueError: it has none, being a device of chips in JAX alone.
+    """
+    if not hasattr(memory, "noise_model"):
+        raise ValueError(
+            f"{type(memory).__name__} has no method noise_model, which chips of a PyTorch network "
+            "take: give it noise_model(), see bridge.chips.Memory; or program the network in JAX "
+            "with bridge.analog"
+        )
+    return memory.noise_model()
 
 
 def check_settings(memory: Any, *numbers: str) -> None:

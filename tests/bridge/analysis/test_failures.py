@@ -1,6 +1,5 @@
 """Deciles, intervals and trend against hand-computed numbers, brute force and SciPy."""
 
-import doctest
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bridge.analysis import failures
 from bridge.analysis.failures import (
     analog_only_failures,
     deciles,
@@ -232,10 +230,6 @@ def test_the_analysis_needs_neither_torch_nor_jax():
         "sys.exit(any(name in sys.modules for name in ('torch', 'aihwkit', 'jax')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_examples_run():
-    assert doctest.testmod(failures) == doctest.TestResults(failed=0, attempted=5)
 
 
 def test_chips_of_unequal_numbers_of_samples_are_refused() -> None:

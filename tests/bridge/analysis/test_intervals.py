@@ -1,7 +1,5 @@
 """Intervals against numbers by hand, SciPy and simulated chips."""
 
-import doctest
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
-from bridge.analysis import intervals
 from bridge.analysis.intervals import (
     crossed_mean_interval,
     mean_interval,
@@ -189,10 +186,6 @@ def test_auroc_of_three_chips_is_covered():
     # Three standard errors below 0.95.
     assert covered["auroc"].rate > 0.904
     assert covered["auroc_difference"].rate > 0.904
-
-
-def test_examples_run():
-    assert doctest.testmod(intervals) == doctest.TestResults(failed=0, attempted=5)
 
 
 # --- the mean over seeds and chips

@@ -1,6 +1,5 @@
 """Overlap of failures against brute force, SciPy and planted causes."""
 
-import doctest
 import itertools
 from typing import Any
 
@@ -9,7 +8,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bridge.analysis import overlap
 from bridge.analysis.failures import deciles
 from bridge.analysis.overlap import failure_overlap, systematic_share
 
@@ -309,10 +307,6 @@ def test_bad_systematic_input(failures: Any, message: str) -> None:
 
 
 # --- as a library
-
-
-def test_examples() -> None:
-    assert doctest.testmod(overlap) == doctest.TestResults(failed=0, attempted=6)
 
 
 def test_one_chip_under_two_names_agrees_as_much_as_chips_do():

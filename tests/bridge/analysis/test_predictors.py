@@ -1,14 +1,11 @@
 """Predictors side by side: scikit-learn and SciPy are the oracles, resample by resample."""
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bridge.analysis import predictors
 from bridge.analysis.failures import deciles, within_class_rank
 from bridge.analysis.intervals import mean_interval, sample_counts
 from bridge.analysis.predictors import (
@@ -289,7 +286,3 @@ def test_logistic_model_refuses_too_few(failing, message):
         cross_validated_logistic(
             {"s": np.arange(100.0)}, np.full(100, True), np.arange(100) >= failing
         )
-
-
-def test_examples_run():
-    assert doctest.testmod(predictors) == doctest.TestResults(failed=0, attempted=6)

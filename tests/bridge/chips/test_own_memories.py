@@ -5,9 +5,11 @@ import random
 import subprocess
 import sys
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from aihwkit.inference.converter.conductance import SinglePairConductanceConvert
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from torch import nn
 
-from bridge import Profile, load_chip, program, save_chip
+from bridge import Profile, analog, load_chip, program, save_chip
 from bridge.checks import require_finite
 from bridge.chips import PCM, Chip, SinglePair, weight_moments
 from bridge.chips.files import fingerprint
@@ -191,6 +193,32 @@ Impostor = dataclass(frozen=True)(type("PCM", (Gaussian,), {}))
 def test_what_is_no_memory_is_refused(memory: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         chip_with(memory)
+
+
+@dataclass(frozen=True)
+class InJaxAlone:
+    """A device of chips in JAX: weights as they are."""
+
+    t_inference: float = 0.0
+    compensation: ClassVar[None] = None
+    name: ClassVar[str] = "exact"
+
+    def program(self, key: Any, targets: Any) -> tuple[Any, None]:
+        return targets, None
+
+    def read(self, key: Any, programmed: Any, state: Any) -> Any:
+        return programmed
+
+
+def test_a_device_of_chips_in_jax_needs_no_noise_model() -> None:
+    profile = Profile(memory=InJaxAlone())
+    weights, images = np.eye(4, dtype=np.float32), np.ones((2, 4), np.float32)
+    made = analog(lambda params, images: images @ params, weights, profile, images)
+    answers = made.apply(made.program(weights, jax.random.key(0)), images)
+    np.testing.assert_array_equal(answers, images)
+    for needs_torch in (partial(program, seed=0), partial(weight_moments, chips=2)):
+        with pytest.raises(ValueError, match=r"InJaxAlone has no method noise_model.*analog"):
+            needs_torch(network(), profile)
 
 
 def test_memories_are_described_without_torch() -> None:

@@ -1,8 +1,6 @@
 """`bridge.simulate`: the same tables as program, at and predict one by one."""
 
-import doctest
 import importlib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +186,3 @@ def test_the_images_to_predict_calibrate_nothing(net: nn.Module, images: data.No
 def test_a_network_in_training_mode_is_refused(images: data.Normalised) -> None:
     with pytest.raises(ValueError, match="training mode"):
         bridge.simulate(network().train(), images)
-
-
-def test_examples_run() -> None:
-    module = inspect.getmodule(bridge.simulate)
-    assert module is not None
-    found = doctest.testmod(module)
-    assert found.attempted == 4
-    assert found.failed == 0

@@ -1,8 +1,6 @@
 """`bridge.study`: from scores and predictions to failures, rates, predictors and the page."""
 
-import doctest
 import importlib
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -346,11 +344,3 @@ def test_pixels_are_those_of_the_files(ten: Ten) -> None:
 
 def bridge_source(images: np.ndarray) -> Any:
     return data.as_source((images, np.zeros(len(images), np.int64)))
-
-
-def test_examples_run() -> None:
-    module = inspect.getmodule(bridge.study)
-    assert module is not None
-    found = doctest.testmod(module)
-    assert found.attempted >= 6
-    assert found.failed == 0

@@ -1,6 +1,5 @@
 """Guaranteed thresholds by hand and against their definitions; what is refused."""
 
-import doctest
 import math
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from bridge.routing import calibration_size, guarantees
+from bridge.routing import calibration_size
 from bridge.routing.guarantees import guaranteed_threshold, risk_at
 
 INF = math.inf
@@ -23,10 +22,6 @@ FAILS = np.array([0, 0, 0, 0, 1, 0, 0, 1, 1], bool)
 @pytest.fixture(autouse=True)
 def warnings_are_looked_for() -> None:
     warnings.simplefilter("ignore", UserWarning)
-
-
-def test_the_docstrings_say_what_is_computed() -> None:
-    assert doctest.testmod(guarantees).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Students: what they learn, what they cost, and that a score is the input's own."""
 
-import doctest
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 import bridge
-from bridge.routing import Student, fit_student, load_student, save_student, student
+from bridge.routing import Student, fit_student, load_student, save_student
 from bridge.routing.student_network import (
     Architecture,
     abstract_network,
@@ -261,7 +260,3 @@ def test_inputs_of_another_kind_are_refused(fitted: Student) -> None:
         fitted(IMAGES[0])
     with pytest.raises(ValueError, match=r"takes inputs \(8, 8, 1\)"):
         fitted(IMAGES[:, :4])
-
-
-def test_the_example() -> None:
-    assert doctest.testmod(student).failed == 0

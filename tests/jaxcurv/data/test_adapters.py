@@ -1,6 +1,5 @@
 """What is taken where a source is: arrays, torch's data sets and loaders, Hugging Face's, rows."""
 
-import doctest
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -24,7 +23,6 @@ from jaxcurv.data import (
     Normalisation,
     Normalised,
     Source,
-    adapters,
     as_source,
     load,
     read,
@@ -468,12 +466,6 @@ def test_normalised_takes_what_is_taken_as_a_source() -> None:
     floats = Normalised((PIXELS / np.float32(255), LABELS), normalisation)
     with refused(r"only uint8 pixels.*got float32.*\(images - mean\) / std"):
         floats[0]
-
-
-def test_examples_run() -> None:
-    found = doctest.testmod(adapters)
-    assert found.attempted >= 4
-    assert found.failed == 0
 
 
 def test_a_data_set_whose_images_are_random_is_refused() -> None:

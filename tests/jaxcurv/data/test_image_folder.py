@@ -1,7 +1,5 @@
 """`jaxcurv.image_folder`: a folder of images as a model takes it."""
 
-import doctest
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +82,3 @@ def test_refusals(pets: Path, given: dict[str, object], why: str) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         image_folder(tmp_path / "nowhere")
-
-
-def test_examples_run() -> None:
-    module = importlib.import_module("jaxcurv.data.image_folder")
-    found = doctest.testmod(module)
-    assert found.attempted >= 5
-    assert found.failed == 0
