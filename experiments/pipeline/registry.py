@@ -158,7 +158,7 @@ STAGES: dict[str, Stage] = {
             settings=tuple(field.name for field in dataclasses.fields(Experiment)),
             after=("train", "score", "flips", "simulate", "analyse"),
             packages=("matplotlib", "jinja2"),
-            shows=("drift/drift.png",),
+            shows=("drift/drift.png", "remedies/remedies.png"),
         ),
     )
 }

@@ -409,6 +409,29 @@ def test_a_dry_run_says_it_alone(run_copy: Path, ran: list[str], succeed: Said) 
     assert not nowhere.exists()
 
 
+def test_figures_and_what_studies_leave_change_the_report_alone(
+    run_copy: Path, succeed: Said
+) -> None:
+    def to_do(*flags: str) -> list[str]:
+        said = succeed("run", "digits", *flags, "--out", run_copy, "--dry-run").splitlines()
+        stages = [line.split()[0] for line in said if not line.endswith("up to date")]
+        return [name for name in stages if name in STAGES]
+
+    record = read_record(run_copy, "report")
+    assert record is not None
+    del record["settings"]["figures"]  # as a run of before has it
+    write_record(run_copy, record)
+    assert to_do() == []
+    assert to_do("--figures.width", "single") == ["report"]
+    assert to_do("--figures.profiles", "pcm") == ["report"]
+    for study in ("drift", "remedies"):
+        picture = run_copy / study / f"{study}.png"
+        picture.parent.mkdir()
+        picture.write_bytes(b"drawn")
+        assert to_do() == ["report"]
+        picture.unlink()
+
+
 def test_another_preset_is_refused(run_copy: Path, refuse: Said, succeed: Said) -> None:
     line = refuse("run", "cifar10_resnet18", "--out", run_copy)
     assert f"{run_copy} holds a run of digits" in line
