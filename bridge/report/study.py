@@ -37,7 +37,6 @@ _CALLS = {
     "deciles.csv": "study.rates()",
     "predictors.csv": "study.predictors()",
     "vulnerable.csv": "study.failures()",
-    "compensate": 'bridge.simulate(..., profiles=["adc+wnoise+pcm", "adc+wnoise+pcm_gdc"])',
 }
 """The calls that make what a page shows, by the name of its file."""
 
@@ -247,7 +246,7 @@ class Study:
                 comparison=predictors.verdict(self._predictors, self.fold, self.profile),
                 figures=self._draw(Path(folder), tables),
                 thumbnails=thumbnails,
-                commands=_CALLS,
+                commands=self._calls,
                 of_run=False,
             )
             return write_report(path, contents)
@@ -290,6 +289,15 @@ class Study:
         found = re.search(r"compensation='(\w+)'", "".join(made.get(one, "") for one in drifting))
         return None if found is None else found[1]
 
+    @property
+    def _calls(self) -> dict[str, str]:
+        """`_CALLS`, and the call that makes compensated chips, where their profile has a name."""
+        name, _, _ = self.profile.partition(" at ")
+        other = counterpart(name)
+        if not other:
+            return _CALLS
+        return _CALLS | {"compensate": f'bridge.simulate(..., profiles=["{name}", "{other}"])'}
+
     def _ideal_agreement(self) -> float | None:
         if "ideal" not in set(self.joined["profile"]):
             return None
@@ -324,7 +332,7 @@ class Study:
         from bridge.report.figures.widths import SINGLE
 
         folds = (*FOLDS, POOLED)
-        there = self.joined["profile"].unique()
+        there = self.joined.loc[self.joined["fold"] == self.fold, "profile"].unique()
         beside = shown_beside(self.profile, there, self._compensation)
         of_correct = folder / "figure_one_correct.png"
         where: dict[str, Any] = {"fold": self.fold, "profile": self.profile}

@@ -333,7 +333,7 @@ def _print_result(folder: Path) -> None:
         verdict.sentence,
         accuracy(one, profile=profile),
         *answers(tables["deciles"], compared, profile=profile, drift_seconds=drift_seconds),
-        beside(one, compared, other=other),
+        beside(one, compared, other=other, last=int(tables["deciles"]["decile"].max())),
         predictors.verdict(compared, profile=profile),
         routers.summary(tables["routing_choices"], profile),
     ]

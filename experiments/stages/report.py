@@ -76,7 +76,7 @@ def report(job: Job) -> Outcome:
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
         drift=drift.verdict(job.folder / "drift") if aged else "",
-        commands=_commands(job),
+        commands=commands_of_page(job),
         reproduce=_reproduce(job),
     )
     page = write_report(job.folder / "report.html", contents)
@@ -119,7 +119,7 @@ def report_scores(job: Job) -> Outcome:
         summary=digital.summary(tables["accuracy"]),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables["highest"])],
-        commands=_commands(job),
+        commands=commands_of_page(job),
         reproduce=_reproduce(job),
     )
     page = write_report(job.folder / "report.html", contents)
@@ -142,7 +142,7 @@ def _reproduce(job: Job) -> list[str]:
     return [f"python -m experiments run {shlex.join(command_line(asdict(job.experiment)))}"]
 
 
-def _commands(job: Job) -> dict[str, str]:
+def commands_of_page(job: Job) -> dict[str, str]:
     """What makes each table and figure of the page, by the name of its file."""
     from bridge.report.tables.compensation import counterpart
 
@@ -158,7 +158,11 @@ def _commands(job: Job) -> dict[str, str]:
         *("training_curve", "gallery_digital"),
     )
     settings = job.experiment
-    figure_one = "python -m experiments figure-one DIR"
+    narrow, some = settings.figures.width != "double", settings.figures.profiles
+    width = f" --figures.width {settings.figures.width}" if narrow else ""
+    profiles = f" --figures.profiles {' '.join(some)}" if some else ""
+    figure_one = f"python -m experiments figure-one DIR{width}{profiles}"
+    gallery = f"python -m experiments gallery DIR --profile {settings.analyse.profile}{width}"
     found = {f"{name}.csv": of("analyse") for name in (*ANALYSED, *ANALYSED_SCORES)}
     found |= {f"{name}.png": of("report") for name in figures}
     found |= {name: of(name) for name in ("drift", "remedies")}
@@ -168,11 +172,11 @@ def _commands(job: Job) -> dict[str, str]:
         "vulnerable.csv": of("report"),
         "figure_one.png": figure_one,
         "figure_one_correct.png": f"{figure_one} --denominator correct",
-        "gallery.png": f"python -m experiments gallery DIR --profile {settings.analyse.profile}",
+        "gallery.png": gallery,
     }
     if other := counterpart(settings.analyse.profile):
-        profiles = dict.fromkeys((*settings.simulate.profiles, other))
-        found["compensate"] = of("run", f" --simulate.profiles {' '.join(profiles)}")
+        both = dict.fromkeys((*settings.simulate.profiles, other))
+        found["compensate"] = of("run", f" --simulate.profiles {' '.join(both)}")
     else:
         found["compensate"] = of("run", " --simulate.pcm.compensation global")
     return found

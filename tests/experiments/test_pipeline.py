@@ -33,10 +33,11 @@ from experiments.runs.descriptions import read_description, read_normalisation
 from experiments.runs.files import sha256
 from experiments.runs.job import Job
 from experiments.runs.networks import build_flax, require_classes
-from experiments.settings.flags import Experiment
+from experiments.settings.flags import Experiment, Figures
 from experiments.settings.presets import PRESETS
 from experiments.stages import train
 from experiments.stages.analyse import ANALYSED
+from experiments.stages.report import commands_of_page
 from experiments.studies import remedies
 from experiments.studies.drift import is_of_run
 from experiments.system.errors import StageFailed
@@ -222,6 +223,18 @@ def test_figures_have_the_width_and_the_profiles_that_are_asked_for(
     one_line_error(result, "--figures.width cannot be 'triple': give one of single, double")
     result = here("report", "digits", "--figures.profiles", "adc_coarse", "--out", finished_run)
     one_line_error(result, "--figures.profiles has adc_coarse, which is not simulated: give some")
+
+
+def test_the_page_s_commands_draw_its_figures(tmp_path: Path) -> None:
+    figures = Figures("single", ("pcm", "adc+wnoise+pcm"))
+    found = commands_of_page(Job(Experiment(figures=figures), tmp_path, None))
+    flags = " --figures.width single --figures.profiles pcm adc+wnoise+pcm"
+    drawn = f"python -m experiments figure-one DIR{flags}"
+    assert found["figure_one.png"] == drawn
+    assert found["figure_one_correct.png"] == f"{drawn} --denominator correct"
+    assert found["gallery.png"].endswith(" --profile adc+wnoise+pcm --figures.width single")
+    every = commands_of_page(Job(Experiment(), tmp_path, None))
+    assert every["figure_one.png"] == "python -m experiments figure-one DIR"
 
 
 def test_the_page_links_to_files_that_are_there(finished_run: Path) -> None:

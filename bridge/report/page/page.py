@@ -143,7 +143,7 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
     if predictors is not None and given.deciles is not None and one is not None:
         there = set(one.loc[one["fold"] == fold, "profile"])
         other = shown_beside(profile, there, contents.compensation)
-        shown["beside"] = beside(one, predictors, other=other, fold=fold)
+        shown["beside"] = beside(one, predictors, other=other, fold=fold, last=last)
         shown["uncompensated"] &= counterpart(profile) not in there
         if other:
             shown["trend"] += answers(

@@ -101,7 +101,6 @@ def _answers(contents: ReportContents) -> dict[str, str]:
         found["deciles"] = _ends(given.deciles, contents)
         if given.per_class is not None and (held := concentration(given.per_class).sentence):
             found["classes"] = f"{held[0].upper()}{held[1:]}"
-        found["vulnerable"] = "The samples that fail on most chips"
     if given.predictors is not None and (best := _best(given.predictors, contents)):
         found["predictors"] = best
     if given.calibration_errors is not None and (

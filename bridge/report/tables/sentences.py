@@ -124,6 +124,7 @@ def beside(
     *,
     other: str,
     fold: str = "test",
+    last: int = 10,
 ) -> str:
     """One line on the profile of `compensation.shown_beside`: accuracy, ends, and the verdict.
 
@@ -132,6 +133,7 @@ def beside(
         predictors: as `bridge.report.tables.predictors.compare` returns it.
         other: the profile to speak of; "" for none.
         fold: the fold to speak of.
+        last: the last decile.
 
     Raises:
         ValueError: if the tables have no such rows.
@@ -152,7 +154,7 @@ def beside(
     said = f"AUROC of {aurocs}." if aurocs else there.facts
     return (
         f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %, and D1, "
-        f"D10 fail: {rates}. The answer there: {there.word[0].lower()}{there.word[1:]}. {said}"
+        f"D{last} fail: {rates}. The answer there: {there.word[0].lower()}{there.word[1:]}. {said}"
     )
 
 

@@ -171,7 +171,7 @@ def test_drift_that_is_not_compensated_is_said_with_what_to_do(page, tmp_path):
     assert [row[0] for row in rows] == [FULL, FULL, COMPENSATED, COMPENSATED]
     assert text.count(f"Under {COMPENSATED}, 0.0 % of D1 and 25.0 % of D2 fail") == 2
     assert (
-        f"Under {COMPENSATED} (drift compensated) the chips are right on 80.0 %, and D1, D10 fail: "
+        f"Under {COMPENSATED} (drift compensated) the chips are right on 80.0 %, and D1, D2 fail: "
         "0.0, 25.0 % of all samples and 0.0, 25.0 % of digitally correct samples. The answer there:"
         " at least weakly, but worse than the margin. AUROC of curvature 0.70 [0.65, 0.75], margin"
     ) in text

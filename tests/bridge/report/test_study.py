@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import bridge
-from bridge.chips.profiles import FULL_PROFILE
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
 from bridge.report.study import Study
 from bridge.report.tables import failure_rates, outcomes
 from jaxcurv import FiniteDifference, data, image_folder
@@ -134,7 +134,8 @@ def test_the_page_shows_it_all(ten: Ten, tmp_path: Path) -> None:
 
 
 def test_drift_is_called_uncompensated_only_where_it_is(ten: Ten, tmp_path: Path) -> None:
-    said = "These chips drift without compensation. <code>bridge.simulate(..., profiles="
+    said = "These chips drift without compensation. <code>bridge.simulate(..., profiles=["
+    said += f"&#34;{FULL_PROFILE}&#34;, &#34;{FULL_COMPENSATED}&#34;])</code> makes chips"
     assert said in ten.study.report(tmp_path / "report.html").read_text()
     predictions = ten.predictions.copy()
     made = ten.predictions.attrs["simulation"]
@@ -143,6 +144,11 @@ def test_drift_is_called_uncompensated_only_where_it_is(ten: Ten, tmp_path: Path
     predictions.attrs = {"simulation": made | {"profiles": {FULL_PROFILE: told}}}
     found = bridge.study(ten.scores, predictions, resamples=RESAMPLES)
     assert said not in found.report(tmp_path / "report.html").read_text()
+    predictions.attrs = {"simulation": made | {"profiles": {}}}
+    predictions["profile"] = predictions["profile"].replace(FULL_PROFILE, "wnoise+pcm")
+    found = bridge.study(ten.scores, predictions, resamples=RESAMPLES)
+    text = found.report(tmp_path / "report.html").read_text()
+    assert "These chips drift without compensation.</p>" in text  # no profile compensates these
 
 
 def test_figures_of_a_page_alone_are_inside_it(ten: Ten, tmp_path: Path) -> None:

@@ -332,3 +332,4 @@ def test_the_other_profile_stands_beside(joined):
     assert f"{row['analog_accuracy']:.1f} %" in paper
     assert "The answer there: not shown, though better than the margin. AUROC of curv" in paper
     assert sentences.beside(rates, compared, other="") == ""
+    assert "and D1, D6 fail:" in sentences.beside(rates, compared, other=FULL, last=6)
