@@ -322,8 +322,8 @@ class Figures(FigureWidth):
     """The figures of the report."""
 
     profiles: tuple[ProfileName, ...] = ()
-    """Hardware profiles that figures with a panel or a row for each profile show, in this order:
-    Fig. 1, calibration and overlap. No value shows all."""
+    """Hardware profiles that figures with a panel or a row for each profile show: Fig. 1 and
+    calibration in this order, and overlap. No value shows all."""
 
     def __post_init__(self) -> None:
         if len(set(self.profiles)) < len(self.profiles):

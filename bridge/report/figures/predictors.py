@@ -121,14 +121,16 @@ def calibration_figure(
         errors: the errors that `calibrate` returns beside it.
         path: the PNG file to write; SVG, PDF and CSV are put beside it.
         fold: the fold to show; may have no rows, if none of its samples is digitally correct.
-        profiles: the profiles to draw, as far as samples fail under them; without any, all.
+        profiles: the profiles to draw, in this order, as far as samples fail under them; without
+            any, all.
         width: inches.
     """
     errors, calibration = errors[errors["fold"] == fold], calibration[calibration["fold"] == fold]
     if profiles:
         errors = errors[errors["profile"].isin(profiles)]
         calibration = calibration[calibration["profile"].isin(profiles)]
-    failing = errors.loc[errors["observed"] > 0, "profile"].unique()
+    failing = list(errors.loc[errors["observed"] > 0, "profile"].unique())
+    failing = [one for one in profiles if one in failing] if profiles else failing
     predictors = list(errors["predictor"].unique())
     looks = dict(zip(predictors, _CURVES, strict=False))
     columns = min(4 if width > SINGLE else 2, max(len(failing), 1))

@@ -171,6 +171,10 @@ def test_calibration_draws_only_profiles_that_fail(tmp_path, drawn):
     (points,) = (one for one in axis.collections if isinstance(one, PathCollection))
     assert points.get_offsets().tolist() == [[0.2, 0.1]]  # the empty bin is not there
     calibration_figure(*calibration(0.0), tmp_path / "none.png")
+    both = [pd.concat([one, one.assign(profile="adc")]) for one in (bins, errors)]
+    calibration_figure(*both, tmp_path / "order.png", profiles=("adc", "pcm", FULL))
+    titles = [axis.get_title().partition("\n")[0] for axis in drawn[2].axes]
+    assert titles == ["adc", FULL]
     assert "no sample of the test fold fails under any profile" in texts(drawn[1])
 
 
