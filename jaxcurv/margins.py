@@ -72,7 +72,8 @@ class Moments(NamedTuple):
         mean is estimated, from n chips say, its squared standard error belongs in here too: then
         the sample variance times 1 + 1 / n, of a further chip around the estimate.
       weights: the digital weights whose deviations these are, a tree like both; None where they are
-        not known. Weights that have changed since are refused with them.
+        not known. Others are refused with them: noisy weights that differ by more than 1 % of the
+        largest of their leaf.
     """
 
     mean: Any
@@ -594,7 +595,8 @@ def _require_same_weights(name: str, moments: Moments, leaves: Mapping[str, Arra
     """Refuses moments of weights that are others than those at hand, where any are noisy.
 
     Raises:
-      ValueError: they differ by more than rounding to a coarser type explains.
+      ValueError: one differs by more than `_SAME_WEIGHT` of the largest of its leaf, which rounding
+        to a coarser type does not explain.
     """
     if moments.weights is None:
         return

@@ -1,8 +1,8 @@
 """A hundred chips in JAX of an archived network: the share of them on which each image fails.
 
 `python -m tools.hundred_chips --data-dir DIR`, with CIFAR-100 in DIR, after `make setup`; leaves
-hundred_chips.png, .svg and .csv in hundred-chips/ beside the archived results. Finished chips are
-kept in runs/hundred_chips and not computed again.
+hundred_chips.png, .svg, .pdf and .csv in hundred-chips/ beside the archived results. Finished chips
+are kept in runs/hundred_chips and not computed again.
 """
 
 import argparse

@@ -76,8 +76,8 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
     """Counts on how many chips each image fails, and says how much of that is the image's own.
 
     Leaves atlas.parquet (a row an image; `attrs["columns"]` describes every column), columns.csv
-    (the same descriptions), summary.csv (a row a setting and fold), atlas.png and atlas.svg with
-    atlas.csv, always.png and always.svg with always.csv (the images that fail on most chips) and
+    (the same descriptions), summary.csv (a row a setting and fold), atlas.png, .svg and .pdf with
+    atlas.csv, always.png, .svg and .pdf with always.csv (the images that fail on most chips) and
     settings.json. The outcomes of each finished chip are kept in pieces/ and not computed again.
     """
     seeds = range(experiment.seed, experiment.seed + settings.chips)

@@ -148,7 +148,7 @@ def run(exported: Exported, experiment: Experiment, settings: CompareNoise, out:
     """Matches the noises' failure rates, compares which samples fail and prints it.
 
     Leaves matched.csv (a row a noise: its factor, failure rates and accuracies), overlap.csv and
-    overlap.parquet (a row a pair of noises), drawn as overlap.png and overlap.svg, systematic.csv
+    overlap.parquet (a row a pair of noises), drawn as overlap.png, .svg and .pdf, systematic.csv
     (a row a noise of several chips), failures.parquet (a row a digitally correct test image and
     chip) and settings.json. Finished chips are kept in pieces/ and not computed again.
 

@@ -98,7 +98,7 @@ def run(exported: Exported, experiment: Experiment, settings: Drift, out: Path) 
     """Ages the chips, draws their accuracy and prints it.
 
     Leaves drift.parquet (a row a chip, time and compensation), drift.csv (over the chips), drawn as
-    drift.png and drift.svg, and settings.json. The pieces/ of a run that was interrupted, or had
+    drift.png, .svg and .pdf, and settings.json. The pieces/ of a run that was interrupted, or had
     fewer chips, times or compensations, are not computed again.
     """
     confidence = experiment.analyse.confidence

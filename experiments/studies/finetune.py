@@ -98,7 +98,7 @@ def run(opened: Opened, experiment: Experiment, settings: Finetune, out: Path) -
     """Fine-tunes the network in each variant, tries all on the same chips and compares them.
 
     Leaves finetune.parquet (a row a variant, training seed and chip; `row_of`), finetune.csv (over
-    seeds and chips, `summarise`), drawn as finetune.png and finetune.svg, weights/ with every
+    seeds and chips, `summarise`), drawn as finetune.png, .svg and .pdf, weights/ with every
     fine-tuned network, which `train --train.start` goes on from, and settings.json. What is in
     weights/ and pieces/ is not computed again.
     """

@@ -49,7 +49,7 @@ class Layers:
 def run(exported: Exported, experiment: Experiment, settings: Layers, out: Path) -> None:
     """Measures every layer, draws them and prints the table.
 
-    Leaves layers.csv and layers.parquet (a row a layer), drawn as layers.png and layers.svg, and
+    Leaves layers.csv and layers.parquet (a row a layer), drawn as layers.png, .svg and .pdf, and
     settings.json.
     """
     count = min(settings.images, len(exported.test))

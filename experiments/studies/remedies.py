@@ -258,7 +258,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     """Tries every remedy on the same chips and images, and says what lies on the frontier.
 
     Leaves remedies.parquet and remedies.csv (a row a remedy and time), frontier.csv (those that
-    none beats, at each cost of an analog pass), drawn as remedies.png and remedies.svg,
+    none beats, at each cost of an analog pass), drawn as remedies.png, .svg and .pdf,
     layers.csv (what each layer alone costs) and settings.json. The logits of every kind of
     chip are kept in pieces/ and not computed again.
     """

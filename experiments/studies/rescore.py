@@ -229,7 +229,7 @@ def run(finished: Finished, experiment: Experiment, settings: Rescore, out: Path
 
     Leaves scores.parquet (a row a sample: fold, index, path where the run has it, label, prediction
     and correct of the digital model, and a column a variant), variants.csv (`tabulate`), drawn as
-    rescore.png and rescore.svg with the same table beside them, and settings.json. The pieces/ of a
+    rescore.png, .svg and .pdf with the same table beside them, and settings.json. The pieces/ of a
     run that was interrupted, or had fewer variants, are not computed again.
     """
     import jax

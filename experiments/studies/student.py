@@ -235,8 +235,8 @@ def run(opened: Opened, experiment: Experiment, settings: StudentStudy, out: Pat
 
     Leaves student.safetensors (`bridge.routing.load_student`; it takes uint8 images),
     student.parquet (fold, index and student, its score, of every scored image), student.csv (a row
-    a score), drawn as student.png and student.svg, routing.csv, drawn as routing.png and
-    routing.svg, routing_choices.csv, and settings.json. A fitted student is kept in pieces/ and not
+    a score), drawn as student.png, .svg and .pdf, routing.csv, drawn as routing.png, .svg and
+    .pdf, routing_choices.csv, and settings.json. A fitted student is kept in pieces/ and not
     fitted again.
     """
     from bridge.routing.student_files import save_student

@@ -243,7 +243,7 @@ def run(opened: Opened, experiment: Experiment, settings: Validate, out: Path) -
 
     Leaves scores.parquet (a row an image: fold, index, label, the scores of the run's checkpoint
     and their averages over epochs; not the published figures), validate.csv (`tabulate`), drawn as
-    validate.png and validate.svg, and settings.json. The pieces/ of a run that was interrupted, or
+    validate.png, .svg and .pdf, and settings.json. The pieces/ of a run that was interrupted, or
     had fewer images or epochs, are not computed again.
     """
     estimators = experiment.score.estimators
