@@ -13,7 +13,7 @@ from bridge.report.tables.failing_classes import concentration
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import small_percent, words
 from bridge.report.tables.on_chip import analog_share
-from bridge.report.tables.predictors import FLIP_PROBABILITY, OTHERS
+from bridge.report.tables.predictors import FLIP_PROBABILITY, MODELS, OTHERS
 
 FAILS, PREDICTS, TO_DO, DETAILS = "What fails", "What predicts it", "What to do", "Details"
 """The parts of a page, in their order; of a run without chips `SCORED` and `DETAILS` alone."""
@@ -136,10 +136,11 @@ def _ends(deciles: pd.DataFrame, contents: ReportContents) -> str:
 
 
 def _best(predictors: pd.DataFrame, contents: ReportContents) -> str:
-    """The score of the digital model with the highest AUROC; "" where none has one."""
+    """The highest AUROC of the scores that take no failure on a chip, as fitted models and other
+    chips do; "" where none has one."""
     here = predictors["fold"].eq(contents.fold) & predictors["profile"].eq(contents.profile)
     rows = predictors[here & predictors["denominator"].eq("correct")]
-    rows = rows[rows["auroc"].notna() & ~rows["predictor"].isin(OTHERS.values())]
+    rows = rows[rows["auroc"].notna() & ~rows["predictor"].isin([*OTHERS.values(), *MODELS])]
     if rows.empty:
         return ""
     best = rows.loc[rows["auroc"].idxmax()]

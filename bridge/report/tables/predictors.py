@@ -51,6 +51,9 @@ FLIP_ADDED = "logits + gradient norm + curvature + flip probability"
 one forward pass, and these with the gradient norm, each without and with curvature; and these with
 the flip probability too."""
 
+MODELS = (ADDED, COMBINED, OF_LOGITS, LOGITS_ADDED, WITH_GRADIENT, GRADIENT_ADDED, FLIP_ADDED)
+"""Those that are fitted to failures on chips."""
+
 NESTED = {LOGITS_ADDED: OF_LOGITS, GRADIENT_ADDED: WITH_GRADIENT, FLIP_ADDED: GRADIENT_ADDED}
 """What a model's last score is added to: whether curvature, or the flip probability, tells anything
 beyond that."""

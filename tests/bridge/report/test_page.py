@@ -10,6 +10,7 @@ import pytest
 
 from bridge.chips.profiles import FULL_COMPENSATED as COMPENSATED
 from bridge.chips.profiles import FULL_PROFILE as FULL
+from bridge.report.tables.predictors import MODELS, OTHERS
 from tests.report_page import (
     ATTACK,
     coverage,
@@ -137,6 +138,15 @@ def test_headings_are_answers(page):
         "Tiles compute 90.00 % of the multiply-accumulates",
     ):
         assert re.search(rf"<h3[^>]*>{re.escape(heading)}</h3>", text), heading
+
+
+def test_the_best_score_without_a_chip_has_seen_no_failure_on_one(tmp_path):
+    table = predictors()
+    margin = table[table["predictor"] == "margin"]
+    fitted = [margin.assign(predictor=name, auroc=0.95) for name in (*OTHERS.values(), *MODELS)]
+    given = sections() | {"predictors": pd.concat([table, *fitted], ignore_index=True)}
+    text = write(tmp_path / "r.html", **given).read_text()
+    assert "Highest AUROC without a chip: 0.900, margin</h3>" in text
 
 
 def test_every_table_is_a_file_and_every_figure_has_its_own(page, read, tmp_path):
