@@ -76,7 +76,7 @@ def test_run_leaves_every_result(finished_run: Path) -> None:
     paper = table.loc["adc+wnoise+pcm"]
     assert (
         "Under adc+wnoise+pcm (the paper's, drift not compensated) the chips are right on "
-        f"{paper['analog_accuracy']:.1f} %; D1, D10: {paper['d1_of_all']:.1f}, "
+        f"{paper['analog_accuracy']:.1f} %, and D1, D10 fail: {paper['d1_of_all']:.1f}, "
         f"{paper['d10_of_all']:.1f} % of all"
     ) in said_at_once
     page = (finished_run / "report.html").read_text()

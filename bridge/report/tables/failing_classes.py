@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 _FEW = 10
 """Failures, mean over chips, below which nothing is said of their classes."""
+
+_DRAWS, _RARE = 1000, 0.99
+"""Draws of as many failures that strike every correct sample alike, and the share of them that what
+is said of classes must exceed."""
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -27,20 +32,32 @@ class Concentration:
     become: float
     """The share of the failures that are taken for it."""
 
+    by_chance: float
+    """The share that so many classes hold, at most in 99 of 100 cases, where failures strike every
+    correct sample alike."""
+
     @property
     def sentence(self) -> str:
-        """Both in a clause; "" where too few samples fail to say."""
-        if not self.holders:
-            return ""
+        """What is said of the classes; "" where the failures are few, or spread as by chance."""
+        return ", and ".join(filter(None, (self._hold, self._become)))
+
+    @property
+    def _hold(self) -> str:
         count = len(self.holders)
+        few = 0 < count <= max(2, self.classes // 3)
+        if not few or self.held <= self.by_chance:
+            return ""
         number = _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
         verb = "holds" if count == 1 else "hold"
-        said = (
+        return (
             f"{number} of {self.classes:,} classes {verb} {100 * self.held:.0f} % of the failures"
         )
-        if self.becomes and self.become > 0.5:
-            said += f", and {100 * self.become:.0f} % of them all become one class, {self.becomes}"
-        return said
+
+    @property
+    def _become(self) -> str:
+        if not self.becomes or self.become <= 0.5 or self.classes <= 3:
+            return ""
+        return f"{100 * self.become:.0f} % of all failures become one class, {self.becomes}"
 
 
 def concentration(per_class: pd.DataFrame) -> Concentration:
@@ -52,12 +69,14 @@ def concentration(per_class: pd.DataFrame) -> Concentration:
 
     Returns:
         Without holders where fewer than ten samples fail on a chip: of so few nothing is said.
+        The share by chance comes from 1,000 multinomial draws under one seed: some classes always
+        hold more than others.
     """
     name = "class_name" if "class_name" in per_class else "label"
     table = per_class.sort_values(["failures"], ascending=False, kind="stable")
     total = table["failures"].sum()
     if total < _FEW:
-        return Concentration((), 0.0, len(table), "", 0.0)
+        return Concentration((), 0.0, len(table), "", 0.0, 1.0)
     shares = table["failures"].cumsum() / total
     count = int((shares <= 0.5).sum()) + 1
     becomes, become = "", 0.0
@@ -70,4 +89,13 @@ def concentration(per_class: pd.DataFrame) -> Concentration:
         len(table),
         becomes,
         become,
+        _by_chance(table["samples"] * table["digital_accuracy"], round(total), count),
     )
+
+
+def _by_chance(correct: pd.Series, failures: int, count: int) -> float:
+    """The share that the `count` classes with most failures hold at most in 99 of 100 draws."""
+    chances = correct.to_numpy(np.float64) / correct.sum()
+    drawn = np.random.default_rng(0).multinomial(failures, chances, size=_DRAWS)
+    most = np.sort(drawn, axis=1)[:, -count:].sum(axis=1)
+    return float(np.quantile(most / failures, _RARE))

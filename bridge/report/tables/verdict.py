@@ -26,7 +26,8 @@ RULE = (
     f"the next of these. Below {CHANCE}: the reverse. Around {CHANCE}: no, where it ends at "
     f"{NO_USE} or below, else not shown. The margin goes by the interval of the paired difference "
     f"of the two AUROCs: better or worse, where it excludes 0; as well, where all of it is within "
-    f"{ALIKE}; else not shown to be better or worse."
+    f"{ALIKE}; better or worse by less than {ALIKE}, where both hold; else not shown to be better "
+    "or worse."
 )
 """The rule as the report's glossary states it."""
 
@@ -93,14 +94,16 @@ def beside_margin(low: float, high: float) -> str:
 
     >>> [beside_margin(*one) for one in ((0.01, 0.1), (-0.1, -0.01), (-0.01, 0.01))]
     ['better than the margin', 'worse than the margin', 'as well as the margin']
-    >>> beside_margin(-0.1, 0.1)
-    'not shown to be better or worse than the margin'
+    >>> beside_margin(-0.1, 0.1), beside_margin(0.001, 0.005)
+    ('not shown to be better or worse than the margin', 'better than the margin by less than 0.02')
     """
+    alike = low >= -ALIKE and high <= ALIKE
+    little = f" by less than {ALIKE}" if alike else ""
     if low > 0:
-        return "better than the margin"
+        return f"better than the margin{little}"
     if high < 0:
-        return "worse than the margin"
-    if low >= -ALIKE and high <= ALIKE:
+        return f"worse than the margin{little}"
+    if alike:
         return "as well as the margin"
     return "not shown to be better or worse than the margin"
 
@@ -153,11 +156,9 @@ def decide(
 
 def _joined(word: str, margin: str) -> str:
     """The word with how curvature stands to the margin."""
+    better, worse = margin.startswith("better"), margin.startswith("worse")
     if word in (_NONE, _UNKNOWN, _REVERSE):
-        said = {
-            "better than the margin": "though better than the margin",
-            "worse than the margin": "and worse than the margin",
-        }
-        return f"{word}, {said[margin]}" if margin in said else word
-    joint = {"better than the margin": "and ", "worse than the margin": "but "}
-    return f"{word}, {joint.get(margin, '')}{margin}"
+        if not better and not worse:
+            return word
+        return f"{word}, {'though' if better else 'and'} {margin}"
+    return f"{word}, {'and ' if better else 'but ' if worse else ''}{margin}"

@@ -159,25 +159,55 @@ def test_the_rule_is_told_with_its_bounds():
     assert beside_margin(0.0, 0.03) == "not shown to be better or worse than the margin"
 
 
-def classes(failures, taken_for=None):
-    table = pd.DataFrame({"class_name": list("abcdefgh")[: len(failures)], "failures": failures})
+def classes(failures, taken_for=None, samples=100):
+    names = [f"class {one}" for one in range(len(failures))]
+    table = pd.DataFrame({"class_name": names, "failures": failures, "samples": samples})
+    table["digital_accuracy"] = 0.9
     return table if taken_for is None else table.assign(taken_for=taken_for)
 
 
 def test_which_classes_hold_the_failures():
     found = concentration(classes([1.0, 30.0, 2.0, 25.0, 2.0], [50.0, 1.0, 9.0, 0.0, 0.0]))
-    assert found.holders == ("b", "d")  # 30 of 60 are not more than half
+    assert found.holders == ("class 1", "class 3")  # 30 of 60 are not more than half
     assert found.held == pytest.approx(55 / 60)
-    assert (found.becomes, found.become) == ("a", pytest.approx(50 / 60))
+    assert (found.becomes, found.become) == ("class 0", pytest.approx(50 / 60))
     assert found.sentence == (
-        "two of 5 classes hold 92 % of the failures, and 83 % of them all become one class, a"
+        "two of 5 classes hold 92 % of the failures, and 83 % of all failures become one class, "
+        "class 0"
     )
     assert concentration(classes([20.0, 1.0])).sentence == (
         "one of 2 classes holds 95 % of the failures"
     )
-    spread = concentration(classes([10.0] * 8, [10.0] * 8))
-    assert spread.sentence == "five of 8 classes hold 62 % of the failures"
     assert concentration(classes([9.0, 0.5])).sentence == ""
+
+
+def test_classes_that_hold_what_chance_gives_are_not_told_of():
+    assert concentration(classes([10.0] * 8, [10.0] * 8)).sentence == ""  # five hold 62 %
+    assert concentration(classes([9.0, 9.0, 2.0, 0.0, 0.0])).sentence.startswith("two")
+    drawn = np.random.default_rng(1).multinomial(20, [0.2] * 5, size=300).astype(float)
+    told = [bool(concentration(classes(one)).sentence) for one in drawn]
+    assert np.mean(told) < 0.03
+    many = classes([12.0, 9.0, 3.0, 3.0, 3.0], samples=[800, 600, 200, 200, 200])
+    assert concentration(many).sentence == ""  # the larger classes fail as often as the others
+
+
+def test_a_class_that_fails_become_is_told_of_alone():
+    found = concentration(classes([10.0] * 8, [50.0] + 7 * [30 / 7]))
+    assert found.sentence == "62 % of all failures become one class, class 0"
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.001, 0.019), "better than the margin by less than 0.02"),
+        ((0.001, 0.021), "better than the margin"),
+        ((-0.019, -0.001), "worse than the margin by less than 0.02"),
+        ((-0.02, 0.02), "as well as the margin"),
+        ((-0.021, 0.001), "not shown to be better or worse than the margin"),
+    ],
+)
+def test_a_difference_that_is_shown_to_be_small_is_told_as_small(interval, words):
+    assert beside_margin(*interval) == words
 
 
 def test_failures_are_counted_by_the_class_that_they_become():
