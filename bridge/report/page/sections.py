@@ -11,7 +11,7 @@ from bridge.report.page.contents import ReportContents
 from bridge.report.page.pictures import Picture
 from bridge.report.tables.failing_classes import concentration
 from bridge.report.tables.failure_rates import rates
-from bridge.report.tables.formats import small_percent, words
+from bridge.report.tables.formats import small_percent, with_interval, words
 from bridge.report.tables.on_chip import analog_share
 from bridge.report.tables.predictors import FLIP_PROBABILITY, MODELS, OTHERS
 
@@ -144,7 +144,8 @@ def _best(predictors: pd.DataFrame, contents: ReportContents) -> str:
     if rows.empty:
         return ""
     best = rows.loc[rows["auroc"].idxmax()]
-    return f"Highest AUROC without a chip: {best['auroc']:.3f}, {words(str(best['predictor']))}"
+    auroc = with_interval(best["auroc"], best["auroc_low"], best["auroc_high"], ".3f")
+    return f"Highest AUROC without a chip: {auroc}, {words(str(best['predictor']))}"
 
 
 def _come_true(errors: pd.DataFrame, contents: ReportContents) -> str:

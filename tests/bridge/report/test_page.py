@@ -135,7 +135,7 @@ def test_headings_are_answers(tmp_path, page):
     for heading in (
         "Classes",  # its largest holds what it would by chance
         "97 % at 20 s",
-        "Highest AUROC without a chip: 0.900, margin",
+        "Highest AUROC without a chip: 0.900 [0.850, 0.950], margin",
         "0.0 % of D1 and 25.0 % of D2 fail, of those that the digital model gets right",
         "The flip probability expects 12.5 % to fail; 12.0 % do",
         "Tiles compute 90.00 % of the multiply-accumulates",
@@ -149,7 +149,7 @@ def test_the_best_score_without_a_chip_has_seen_no_failure_on_one(tmp_path):
     fitted = [margin.assign(predictor=name, auroc=0.95) for name in (*OTHERS.values(), *MODELS)]
     given = sections() | {"predictors": pd.concat([table, *fitted], ignore_index=True)}
     text = write(tmp_path / "r.html", **given).read_text()
-    assert "Highest AUROC without a chip: 0.900, margin</h3>" in text
+    assert "Highest AUROC without a chip: 0.900 [0.850, 0.950], margin</h3>" in text
 
 
 def test_every_table_is_a_file_and_every_figure_has_its_own(page, read, tmp_path):
