@@ -52,7 +52,7 @@ one forward pass, and these with the gradient norm, each without and with curvat
 the flip probability too."""
 
 MODELS = (ADDED, COMBINED, OF_LOGITS, LOGITS_ADDED, WITH_GRADIENT, GRADIENT_ADDED, FLIP_ADDED)
-"""Those that are fitted to failures on chips."""
+"""Predictors that are models fitted to failures on chips."""
 
 NESTED = {LOGITS_ADDED: OF_LOGITS, GRADIENT_ADDED: WITH_GRADIENT, FLIP_ADDED: GRADIENT_ADDED}
 """What a model's last score is added to: whether curvature, or the flip probability, tells anything
