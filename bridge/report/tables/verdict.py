@@ -17,17 +17,16 @@ CHANCE, NO_USE, MODERATE, STRONG = 0.5, 0.6, 0.7, 0.8
 """The AUROC of a score that tells nothing, and the bounds of the verdict's words."""
 
 ALIKE = 0.02
-"""Two scores do as well as each other if the whole interval of their AUROCs' difference is within
-this of 0."""
+"""Two scores are alike if the whole interval of their AUROCs' difference is within this of 0."""
 
 RULE = (
     f"its first word goes by the interval of curvature's AUROC. Above {STRONG}: yes; above "
     f"{MODERATE}: moderately; above {CHANCE}: weakly; 'at least', where the interval reaches into "
     f"the next of these. Below {CHANCE}: the reverse. Around {CHANCE}: no, where it ends at "
     f"{NO_USE} or below, else not shown. The margin goes by the interval of the paired difference "
-    f"of the two AUROCs: better or worse, where it excludes 0; as well, where all of it is within "
-    f"{ALIKE}; better or worse by less than {ALIKE}, where both hold; else not shown to be better "
-    "or worse."
+    f"of the two AUROCs: better or worse, where it excludes 0; within {ALIKE} of the margin, where "
+    f"all of it is; better or worse by less than {ALIKE}, where both hold; else not shown to be "
+    "better or worse. After no, not shown and the reverse only better and worse are told."
 )
 """The rule as the report's glossary states it."""
 
@@ -93,7 +92,7 @@ def beside_margin(low: float, high: float) -> str:
     """How curvature stands to the margin, by the interval of the paired difference of AUROCs.
 
     >>> [beside_margin(*one) for one in ((0.01, 0.1), (-0.1, -0.01), (-0.01, 0.01))]
-    ['better than the margin', 'worse than the margin', 'as well as the margin']
+    ['better than the margin', 'worse than the margin', 'within 0.02 of the margin']
     >>> beside_margin(-0.1, 0.1), beside_margin(0.001, 0.005)
     ('not shown to be better or worse than the margin', 'better than the margin by less than 0.02')
     """
@@ -104,7 +103,7 @@ def beside_margin(low: float, high: float) -> str:
     if high < 0:
         return f"worse than the margin{little}"
     if alike:
-        return "as well as the margin"
+        return f"within {ALIKE} of the margin"
     return "not shown to be better or worse than the margin"
 
 

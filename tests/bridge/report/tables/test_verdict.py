@@ -52,7 +52,7 @@ def test_a_perfect_predictor():
 
 
 def test_the_margin_that_is_as_good():
-    assert said(joined(RANK, TENTH, margin=-RANK)).word == "Yes, as well as the margin"
+    assert said(joined(RANK, TENTH, margin=-RANK)).word == "Yes, within 0.02 of the margin"
 
 
 def test_the_margin_that_is_better():
@@ -155,7 +155,7 @@ def test_the_word_is_the_strongest_that_the_interval_allows(interval, word):
 def test_the_rule_is_told_with_its_bounds():
     for number in ("0.8", "0.7", "0.5", "0.6", "0.02"):
         assert number in RULE
-    assert beside_margin(0.0, 0.01) == "as well as the margin"
+    assert beside_margin(0.0, 0.01) == "within 0.02 of the margin"
     assert beside_margin(0.0, 0.03) == "not shown to be better or worse than the margin"
 
 
@@ -202,7 +202,7 @@ def test_a_class_that_fails_become_is_told_of_alone():
         ((0.001, 0.019), "better than the margin by less than 0.02"),
         ((0.001, 0.021), "better than the margin"),
         ((-0.019, -0.001), "worse than the margin by less than 0.02"),
-        ((-0.02, 0.02), "as well as the margin"),
+        ((-0.02, 0.02), "within 0.02 of the margin"),
         ((-0.021, 0.001), "not shown to be better or worse than the margin"),
     ],
 )
