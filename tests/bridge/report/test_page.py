@@ -139,6 +139,16 @@ def test_headings_are_answers(page):
         assert re.search(rf"<h3[^>]*>{re.escape(heading)}</h3>", text), heading
 
 
+def test_a_page_without_failures_calls_no_sample_one_that_fails(tmp_path):
+    table = sections()["vulnerable"]
+    for shares, heading in (
+        ([0.0, 0.0, 0.0], "No sample fails on a chip"),
+        ([0.5, 0.0, 0.0], "The samples that fail on most chips"),
+    ):
+        page = write(tmp_path / "r.html", vulnerable=table.assign(failed_share=shares))
+        assert re.search(rf'<h3 id="vulnerable">{heading}</h3>', page.read_text())
+
+
 def test_every_table_is_a_file_and_every_figure_has_its_own(page, read, tmp_path):
     text = page.read_text()
     assert text.count("<table") == text.count('download="') - 1  # that of the one figure

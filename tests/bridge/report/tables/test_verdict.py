@@ -180,6 +180,13 @@ def test_which_classes_hold_the_failures():
     assert concentration(classes([9.0, 0.5])).sentence == ""
 
 
+def test_of_one_class_nothing_is_said_and_of_two_not_what_failures_become():
+    assert concentration(classes([30.0], [30.0])).sentence == ""
+    assert concentration(classes([20.0, 1.0], [1.0, 20.0])).sentence == (
+        "one of 2 classes holds 95 % of the failures"
+    )
+
+
 def test_failures_are_counted_by_the_class_that_they_become():
     rows = joined(RANK, np.stack([TENTH, RANK >= 0.8]), chips=2)
     table = per_class(rows)
