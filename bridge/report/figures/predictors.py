@@ -70,12 +70,16 @@ def predictor_figure(
     with matplotlib.rc_context(STYLE):
         across, size, step = (60, 8, 0.22) if width > SINGLE else (28, 7, 0.27)
         names = [textwrap.fill(words(name), across) for name in drawn["predictor"]]
-        figure = new_figure(width=width, height=1.3 + step * max(len(drawn), 2))
-        axis = figure.subplots()
         first = rows.iloc[0]
-        title = f"{profile}, {fold} fold\n{first['samples']:,} {DENOMINATORS[denominator]}"
+        title = f"{first['samples']:,} {DENOMINATORS[denominator]}"
         if pd.notna(first["failures"]):  # they were enough to look
             title += f", {_count(first['failures'], 'failure')} on {_count(first['chips'], 'chip')}"
+        title = "\n".join(
+            textwrap.fill(line, int(13 * width)) for line in (f"{profile}, {fold} fold", title)
+        )
+        height = 1.3 + step * max(len(drawn), 2) + 0.14 * (title.count("\n") - 1)
+        figure = new_figure(width=width, height=height)
+        axis = figure.subplots()
         figure.suptitle(title, fontsize=9)
         if drawn.empty:
             _say(axis, f"AUROC is undefined: {first['reason']}")
