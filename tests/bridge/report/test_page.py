@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bridge.chips.profiles import FULL_COMPENSATED as COMPENSATED
 from bridge.chips.profiles import FULL_PROFILE as FULL
@@ -202,9 +203,18 @@ def test_nothing_is_wider_than_a_telephone(page):
     rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
     for selector, rule in rules:
         for width in re.findall(r"(?<![\w-])(?:min-)?width: ([\d.]+(?:rem|px))", rule):
-            within = selector.strip() in (".grid", ".thumbnail", "figure:not(.first) img")
+            within = selector.strip() in (".grid", ".thumbnail", "figure:not(.narrow) img")
             assert within, (selector, width)
     assert re.search(r"\.wide \{[^}]*overflow: auto", style)
+
+
+def test_figures_of_two_columns_alone_are_widened_on_a_telephone(tmp_path):
+    for pixels, narrow in ((700, True), (1440, False)):
+        figure = tmp_path / "predictors.png"
+        Image.new("L", (pixels, 8)).save(figure)
+        text = write(tmp_path / "r.html", predictors=predictors(), figures=[figure]).read_text()
+        assert text.count('<figure class="narrow">') == narrow
+        assert text.count("<figure>") == (not narrow)
 
 
 def test_sections_without_a_table_are_left_out(tmp_path):
@@ -466,6 +476,9 @@ def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page
     part = part[: part.index("<h2>")]
     assert part.count(">file<") == 1
     assert '<td class="left">cat/1.png</td>' in part
+    given["vulnerable"]["index"] = [1_994_766_638, 2, 3]
+    text = write(tmp_path / "r.html", **given).read_text()
+    assert ">1994766638<" in text  # as one types it
     assert "dog/&lt;2&gt;.png" in part
 
 
