@@ -202,7 +202,7 @@ def test_nothing_is_wider_than_a_telephone(page):
     # What is wide by itself is in a box that scrolls; nothing else has a width of its own.
     rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
     for selector, rule in rules:
-        for width in re.findall(r"(?<![\w-])(?:min-)?width: ([\d.]+(?:rem|px))", rule):
+        for width in re.findall(r"(?<![\w-])(?:min-)?width: (?:max\()?([\d.]+(?:rem|px))", rule):
             within = selector.strip() in (".grid", ".thumbnail", "figure:not(.narrow) img")
             assert within, (selector, width)
     assert re.search(r"\.wide \{[^}]*overflow: auto", style)
@@ -215,6 +215,13 @@ def test_figures_of_two_columns_alone_are_widened_on_a_telephone(tmp_path):
         text = write(tmp_path / "r.html", predictors=predictors(), figures=[figure]).read_text()
         assert text.count('<figure class="narrow">') == narrow
         assert text.count("<figure>") == (not narrow)
+
+
+def test_the_grid_of_deciles_is_as_wide_as_its_profiles_need(tmp_path):
+    there = deciles()
+    many = [there[there["profile"] == FULL].assign(profile=f"device_{n}") for n in range(14)]
+    text = write(tmp_path / "r.html", deciles=pd.concat([there, *many])).read_text()
+    assert text.count('<table class="grid" style="--columns: 17">') == 2  # with the deciles
 
 
 def test_sections_without_a_table_are_left_out(tmp_path):
