@@ -23,10 +23,10 @@ from bridge.report.figures.style import (
     BLUE,
     GREEN,
     GREY,
+    LITERAL,
     ORANGE,
     PURPLE,
     SKY,
-    STYLE,
     VERMILLION,
     WINE,
     new_figure,
@@ -67,7 +67,7 @@ def predictor_figure(
     rows = select(predictors, fold=fold, profile=profile, denominator=denominator)
     rows = rows.sort_values("auroc", ascending=False, kind="stable", na_position="last")
     drawn = rows[rows["auroc"].notna()]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         across, size, step = (60, 8, 0.22) if width > SINGLE else (28, 7, 0.27)
         names = [textwrap.fill(words(name), across) for name in drawn["predictor"]]
         first = rows.iloc[0]
@@ -137,7 +137,7 @@ def calibration_figure(
     looks = dict(zip(predictors, _CURVES, strict=False))
     columns = min(4 if width > SINGLE else 2, max(len(failing), 1))
     lines = -(-len(failing) // columns) or 1
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         side = min(width / columns, 2.4)
         figure = new_figure(width=width, height=(side + 0.15) * lines + 0.7)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -226,7 +226,7 @@ def routing_figure(
     chosen = choices[choices["profile"] == profile]
     farthest = _FARTHEST * digital["energy"]
     beyond = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         wide = width > SINGLE
         dense: dict[str, Any] = {} if wide else {"fontsize": 7, "columnspacing": 1.0}
         rows = -(-routing["router"].nunique() // (4 if wide else 2))

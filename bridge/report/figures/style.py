@@ -38,6 +38,10 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4,
 }
 
+LITERAL: dict[Any, Any] = {**STYLE, "text.parse_math": False}
+"""The same, where names of a user's own are written and no axis is logarithmic: the ticks of such an
+axis are mathematics."""
+
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, in inches: nothing of pyplot's global state."""

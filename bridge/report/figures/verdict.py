@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from bridge.report.figures.style import BLUE, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.figures.style import BLUE, LITERAL, VERMILLION, new_figure, write_figure
 from bridge.report.figures.widths import DOUBLE
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.outcomes import select
@@ -42,7 +42,7 @@ def verdict_figure(
     table = select(rates(deciles, "correct"), fold=fold)
     table = pd.concat([select(table, profile=name) for name in names])
     bins = int(table["decile"].max())
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         labels = [textwrap.fill(name, int(11 * width / len(names))) for name in names]
         more = max(label.count("\n") for label in labels)
         figure = new_figure(width=width, height=2.3 + 0.14 * more)
