@@ -39,8 +39,7 @@ STYLE: dict[Any, Any] = {
 }
 
 LITERAL: dict[Any, Any] = {**STYLE, "text.parse_math": False}
-"""The same, where names of a user's own are written and no axis is logarithmic: the ticks of such an
-axis are mathematics."""
+"""The same, for names that users choose; not for logarithmic axes, whose ticks are mathematics."""
 
 
 def new_figure(width: float, height: float) -> Figure:
