@@ -145,12 +145,16 @@ def _reproduce(job: Job) -> list[str]:
 def commands_of_page(job: Job) -> dict[str, str]:
     """What makes each table and figure of the page, by the name of its file."""
     from bridge.report.tables.compensation import counterpart
+    from experiments.settings.presets import OWN
 
     remembered = recall_run(job.folder)
     name = (remembered and remembered.preset) or "PRESET"
-    preset = "" if job.experiment.model.factory is not None else f"{name} "
+    own = job.experiment.model.factory is not None
 
     def of(command: str, flags: str = "") -> str:
+        preset = f"{name} "
+        if own:  # these two commands also take a user's own tables, and ask which is meant
+            preset = f"{OWN} " if command in ("analyse", "score") else ""
         return f"python -m experiments {command} {preset}--out DIR{flags}"
 
     figures = (

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from bridge.chips.profiles import FULL_PROFILE
-from bridge.report.figures.style import STYLE, new_figure, write_figure
+from bridge.report.figures.style import LITERAL, new_figure, write_figure
 from bridge.report.figures.widths import SINGLE
 
 
@@ -28,7 +28,7 @@ def draw(overlap: pd.DataFrame, path: Path, title: str, *, width: float | None =
     """
     names = list(overlap["first"].unique())
     largest = np.nanmax([0.01, *overlap["jaccard"], *overlap["jaccard_margin"]])
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**LITERAL, "axes.grid": False}):
         count = max(4, len(names))  # below it the titles do not fit
         beyond = max(0, max(map(len, names)) - len(FULL_PROFILE))  # of a name of the user's own
         needed = 2.4 + 1.4 * count + 0.16 * beyond

@@ -17,7 +17,7 @@ from bridge.report.figures.style import (
     BLUE,
     GREEN,
     GREY,
-    STYLE,
+    LITERAL,
     VERMILLION,
     new_figure,
     write_figure,
@@ -77,7 +77,7 @@ def figure_one(
     across = min(len(names), 4 if width > SINGLE else 2)
     down = -(-len(names) // across)
     bins = int(table["decile"].max())
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         figure = new_figure(width=width, height=_PANEL * down + (1.0 if down == 1 else 0.75))
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(names) :]:
@@ -189,7 +189,7 @@ def gallery(
     columns = min(most, max(len(end) for end in ends))
     lines = [-(-len(end) // columns) for end in ends]
     chips = "failure" in rows
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**LITERAL, "axes.grid": False}):
         figure = new_figure(width=width * columns / most, height=1.42 * sum(lines) + 0.6)
         seen: dict[str, str] = {}
         blocks = figure.subfigures(2, 1, squeeze=False, height_ratios=lines).flat

@@ -23,10 +23,10 @@ from bridge.report.figures.style import (
     BLUE,
     GREEN,
     GREY,
+    LITERAL,
     ORANGE,
     PURPLE,
     SKY,
-    STYLE,
     VERMILLION,
     WINE,
     new_figure,
@@ -67,15 +67,19 @@ def predictor_figure(
     rows = select(predictors, fold=fold, profile=profile, denominator=denominator)
     rows = rows.sort_values("auroc", ascending=False, kind="stable", na_position="last")
     drawn = rows[rows["auroc"].notna()]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         across, size, step = (60, 8, 0.22) if width > SINGLE else (28, 7, 0.27)
         names = [textwrap.fill(words(name), across) for name in drawn["predictor"]]
-        figure = new_figure(width=width, height=1.3 + step * max(len(drawn), 2))
-        axis = figure.subplots()
         first = rows.iloc[0]
-        title = f"{profile}, {fold} fold\n{first['samples']:,} {DENOMINATORS[denominator]}"
+        title = f"{first['samples']:,} {DENOMINATORS[denominator]}"
         if pd.notna(first["failures"]):  # they were enough to look
             title += f", {_count(first['failures'], 'failure')} on {_count(first['chips'], 'chip')}"
+        title = "\n".join(
+            textwrap.fill(line, int(13 * width)) for line in (f"{profile}, {fold} fold", title)
+        )
+        height = 1.3 + step * max(len(drawn), 2) + 0.14 * (title.count("\n") - 1)
+        figure = new_figure(width=width, height=height)
+        axis = figure.subplots()
         figure.suptitle(title, fontsize=9)
         if drawn.empty:
             _say(axis, f"AUROC is undefined: {first['reason']}")
@@ -135,7 +139,7 @@ def calibration_figure(
     looks = dict(zip(predictors, _CURVES, strict=False))
     columns = min(4 if width > SINGLE else 2, max(len(failing), 1))
     lines = -(-len(failing) // columns) or 1
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         side = min(width / columns, 2.4)
         figure = new_figure(width=width, height=(side + 0.15) * lines + 0.7)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -224,7 +228,7 @@ def routing_figure(
     chosen = choices[choices["profile"] == profile]
     farthest = _FARTHEST * digital["energy"]
     beyond = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         wide = width > SINGLE
         dense: dict[str, Any] = {} if wide else {"fontsize": 7, "columnspacing": 1.0}
         rows = -(-routing["router"].nunique() // (4 if wide else 2))

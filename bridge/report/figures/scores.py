@@ -92,7 +92,8 @@ def score_histogram(
         axis.set_xscale("log")
         axis.set_xlabel(words(score).capitalize())
         axis.set_ylabel("Share of the group (%)")
-        axis.set_title(f"{fold} fold under {profile}" if chips else f"{fold} fold")
+        title = f"{fold} fold under {profile}" if chips else f"{fold} fold"
+        axis.set_title(title, parse_math=False)
         figure.legend(loc="outside upper center", ncols=3 if width > SINGLE else 1)
         caption = f"Distribution of {words(score)}, each group as a share of itself: "
         caption += f"{', '.join(f'{name} {NAMES[name]}' for name in drawn)}."

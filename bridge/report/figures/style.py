@@ -38,6 +38,9 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4,
 }
 
+LITERAL: dict[Any, Any] = {**STYLE, "text.parse_math": False}
+"""The same, for names that users choose; not for logarithmic axes, whose ticks are mathematics."""
+
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, in inches: nothing of pyplot's global state."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 
-from bridge.report.figures.style import BLUE, STYLE, VERMILLION, new_figure, write_figure
+from bridge.report.figures.style import BLUE, LITERAL, VERMILLION, new_figure, write_figure
 from bridge.report.figures.widths import DOUBLE
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.outcomes import select
@@ -41,12 +42,14 @@ def verdict_figure(
     table = select(rates(deciles, "correct"), fold=fold)
     table = pd.concat([select(table, profile=name) for name in names])
     bins = int(table["decile"].max())
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=width, height=2.3)
+    with matplotlib.rc_context(LITERAL):
+        labels = [textwrap.fill(name, int(11 * width / len(names))) for name in names]
+        more = max(label.count("\n") for label in labels)
+        figure = new_figure(width=width, height=2.3 + 0.14 * more)
         axis = figure.subplots()
-        for name, (colour, dashes, _) in zip(names, _LOOKS, strict=False):
+        for name, label, (colour, dashes, _) in zip(names, labels, _LOOKS, strict=False):
             line = table[table["profile"] == name]
-            axis.plot(line["decile"], line["rate"], dashes, color=colour, label=name, zorder=3)
+            axis.plot(line["decile"], line["rate"], dashes, color=colour, label=label, zorder=3)
             axis.fill_between(
                 line["decile"], line["low"], line["high"], color=colour, alpha=0.2, lw=0
             )

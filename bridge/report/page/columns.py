@@ -145,7 +145,7 @@ _SCORE_COSTS = {
 }
 _HIGHEST = {
     "fold": Column("fold"),
-    "index": Column("index"),
+    "index": Column("index", str),  # a name, as in the files: no thousands are separated
     "path": Column("file", optional=True),
     "class_name": Column("class"),
     "curvature": Column("curvature"),
@@ -154,7 +154,7 @@ _HIGHEST = {
 }
 _VULNERABLE = {
     "fold": Column("fold"),
-    "index": Column("index"),
+    "index": Column("index", str),  # a name, as in the files: no thousands are separated
     "path": Column("file", optional=True),
     "class_name": Column("class"),
     "digital_prediction": Column("digital prediction"),

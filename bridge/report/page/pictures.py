@@ -83,6 +83,12 @@ class File:
     """Its name."""
 
 
+_WIDTH_IN_PNG = slice(16, 20)
+
+_PIXELS_OF_TWO_COLUMNS = 1000
+"""A figure of one column has 700 pixels in a row, one of two 1,440."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure in the page."""
@@ -96,6 +102,8 @@ class Picture:
     """The name of its file, without the ending."""
     files: tuple[File, ...]
     """The other files of the figure."""
+    narrow: bool
+    """Whether it has one column of a paper, and can be read on a phone."""
 
 
 def read_picture(path: Path, folder: Path | None) -> Picture:
@@ -114,12 +122,14 @@ def read_picture(path: Path, folder: Path | None) -> Picture:
     kind = max((kind for kind in KINDS if path.name.startswith(kind)), key=len, default="")
     section, caption = KINDS.get(kind, ("", words(path.stem)))
     others = [one for form in BESIDE if (one := path.with_suffix(form)).is_file()]
+    content = path.read_bytes()
     return Picture(
         section,
         caption_of(path) or caption,
-        base64_text(path.read_bytes()),
+        base64_text(content),
         path.stem,
         tuple(_file(one, folder) for one in others),
+        int.from_bytes(content[_WIDTH_IN_PNG]) < _PIXELS_OF_TWO_COLUMNS,
     )
 
 

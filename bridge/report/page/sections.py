@@ -20,6 +20,8 @@ FAILS, PREDICTS, TO_DO, DETAILS = "What fails", "What predicts it", "What to do"
 
 SCORED = "Where curvature is high"
 
+_NONE_FAILS = "No sample fails on a chip"
+
 _ORDER = (FAILS, SCORED, PREDICTS, TO_DO, DETAILS)
 
 
@@ -101,6 +103,8 @@ def _answers(contents: ReportContents) -> dict[str, str]:
         found["deciles"] = _ends(given.deciles, contents)
         if given.per_class is not None and (held := concentration(given.per_class).sentence):
             found["classes"] = f"{held[0].upper()}{held[1:]}"
+        if given.vulnerable is not None and not given.vulnerable["failed_share"].gt(0).any():
+            found["vulnerable"] = _NONE_FAILS
     if given.predictors is not None and (best := _best(given.predictors, contents)):
         found["predictors"] = best
     if given.calibration_errors is not None and (

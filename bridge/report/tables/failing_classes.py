@@ -28,7 +28,8 @@ class Concentration:
     classes: int
     """All classes of the table."""
     becomes: str
-    """The class that most failing samples are taken for; "" where that is not known."""
+    """The class that most failing samples are taken for; "" where that is not known, or where two
+    classes leave no choice."""
     become: float
     """The share of the failures that are taken for it."""
 
@@ -68,19 +69,19 @@ def concentration(per_class: pd.DataFrame) -> Concentration:
             where names are known, and taken_for where it was counted.
 
     Returns:
-        Without holders where fewer than ten samples fail on a chip: of so few nothing is said.
-        The share by chance comes from 1,000 multinomial draws under one seed: some classes always
-        hold more than others.
+        Without holders where fewer than ten samples fail on a chip, of which nothing is said, and
+        where there is one class. The share by chance comes from 1,000 multinomial draws under one
+        seed: some classes always hold more than others.
     """
     name = "class_name" if "class_name" in per_class else "label"
     table = per_class.sort_values(["failures"], ascending=False, kind="stable")
     total = table["failures"].sum()
-    if total < _FEW:
+    if total < _FEW or len(table) < 2:
         return Concentration((), 0.0, len(table), "", 0.0, 1.0)
     shares = table["failures"].cumsum() / total
     count = int((shares <= 0.5).sum()) + 1
     becomes, become = "", 0.0
-    if "taken_for" in table:
+    if "taken_for" in table and len(table) > 2:
         most = table["taken_for"].idxmax()
         becomes, become = str(table.at[most, name]), float(table.at[most, "taken_for"] / total)
     return Concentration(

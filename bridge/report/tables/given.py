@@ -68,6 +68,8 @@ def completed(
                 f"{name} in {what} must be the number of a class, as label in scores; it is "
                 f"{table[name].dtype}, such as {table[name].iloc[0]!r}"
             )
+    for name in ("curvature", "margin"):
+        _refuse(scores[scores[name].isna()], f"rows without a {name} in scores")
     scores = _run_on_chips(scores, predictions, said)
     known = [*_SAMPLE, "prediction", *(name for name in ("label", "path") if name in scores)]
     keys: pd.DataFrame = predictions[_SAMPLE].merge(

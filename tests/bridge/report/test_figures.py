@@ -323,6 +323,41 @@ def test_widths_are_in_inches_and_nothing_is_cut(tmp_path, joined, deciles, figu
     assert grid.ncols == {SINGLE: 2, DOUBLE: 4}[width]
 
 
+@pytest.mark.parametrize("width", WIDTHS.values())
+def test_long_names_of_profiles_are_wrapped(tmp_path, deciles, figures, width):
+    named = "a device that somebody measured in a foundry under a light load, at 3,600 s"
+    first = deciles[deciles["profile"] == FULL].assign(profile=named)
+    second = first.assign(profile=f"{named}, compensated")
+    where = {"fold": "test", "profile": named, "width": width}
+    path = tmp_path / "f.png"
+    verdict_figure(first, path, **where)
+    verdict_figure(pd.concat([first, second]), path, beside=f"{named}, compensated", **where)
+    where |= {"profile": f"{named}, {named}"}
+    many = predictors(margin=0.8).assign(profile=where["profile"], samples=51_040, chips=15)
+    predictor_figure(many.head(1).assign(failures=242_630), path, **where)
+    with matplotlib.rc_context(style.STYLE):
+        for figure, _ in figures:
+            figure.canvas.draw()
+            box = figure.get_tightbbox()
+            assert -0.02 < box.x0 < box.x1 < width + 0.02, figure
+
+
+def test_dollars_in_the_name_of_a_profile_are_no_mathematics(tmp_path, joined, deciles):
+    named = r"$5 \load, $6"
+    where = {"fold": "test", "profile": named}
+    there = deciles[deciles["profile"] == FULL].assign(profile=named)
+    drawn = [
+        verdict_figure(there, tmp_path / "v.png", **where),
+        paper.figure_one(there, tmp_path / "f.png"),
+        predictor_figure(
+            predictors(margin=0.8).head(1).assign(profile=named), tmp_path / "p.png", **where
+        ),
+        score_histogram(joined.assign(profile=named), tmp_path / "h.png", **where),
+    ]
+    for path in drawn:
+        assert named in path.with_suffix(".svg").read_text(), path
+
+
 def test_captions_name_the_colours_that_there_are(tmp_path, joined, figures):
     rows = paper.gallery_rows(joined, "test", count=2)
     images = np.zeros((4, 4, 4, 1), np.uint8)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bridge.chips.profiles import FULL_COMPENSATED as COMPENSATED
 from bridge.chips.profiles import FULL_PROFILE as FULL
@@ -152,6 +153,16 @@ def test_the_best_score_without_a_chip_has_seen_no_failure_on_one(tmp_path):
     assert "Highest AUROC without a chip: 0.900 [0.850, 0.950], margin</h3>" in text
 
 
+def test_a_page_without_failures_calls_no_sample_one_that_fails(tmp_path):
+    table = sections()["vulnerable"]
+    for shares, heading in (
+        ([0.0, 0.0, 0.0], "No sample fails on a chip"),
+        ([0.5, 0.0, 0.0], "The samples that fail on most chips"),
+    ):
+        page = write(tmp_path / "r.html", vulnerable=table.assign(failed_share=shares))
+        assert re.search(rf'<h3 id="vulnerable">{heading}</h3>', page.read_text())
+
+
 def test_every_table_is_a_file_and_every_figure_has_its_own(page, read, tmp_path):
     text = page.read_text()
     assert text.count("<table") == text.count('download="') - 1  # that of the one figure
@@ -204,10 +215,26 @@ def test_nothing_is_wider_than_a_telephone(page):
     # What is wide by itself is in a box that scrolls; nothing else has a width of its own.
     rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
     for selector, rule in rules:
-        for width in re.findall(r"(?<![\w-])(?:min-)?width: ([\d.]+(?:rem|px))", rule):
-            within = selector.strip() in (".grid", ".thumbnail", "figure:not(.first) img")
+        for width in re.findall(r"(?<![\w-])(?:min-)?width: (?:max\()?([\d.]+(?:rem|px))", rule):
+            within = selector.strip() in (".grid", ".thumbnail", "figure:not(.narrow) img")
             assert within, (selector, width)
     assert re.search(r"\.wide \{[^}]*overflow: auto", style)
+
+
+def test_figures_of_two_columns_alone_are_widened_on_a_telephone(tmp_path):
+    for pixels, narrow in ((700, True), (1440, False)):
+        figure = tmp_path / "predictors.png"
+        Image.new("L", (pixels, 8)).save(figure)
+        text = write(tmp_path / "r.html", predictors=predictors(), figures=[figure]).read_text()
+        assert text.count('<figure class="narrow">') == narrow
+        assert text.count("<figure>") == (not narrow)
+
+
+def test_the_grid_of_deciles_is_as_wide_as_its_profiles_need(tmp_path):
+    there = deciles()
+    many = [there[there["profile"] == FULL].assign(profile=f"device_{n}") for n in range(14)]
+    text = write(tmp_path / "r.html", deciles=pd.concat([there, *many])).read_text()
+    assert text.count('<table class="grid" style="--columns: 17">') == 2  # with the deciles
 
 
 def test_sections_without_a_table_are_left_out(tmp_path):
@@ -469,6 +496,9 @@ def test_vulnerable_images_have_their_files_where_these_are_known(tmp_path, page
     part = part[: part.index("<h2>")]
     assert part.count(">file<") == 1
     assert '<td class="left">cat/1.png</td>' in part
+    given["vulnerable"]["index"] = [1_994_766_638, 2, 3]
+    text = write(tmp_path / "r.html", **given).read_text()
+    assert ">1994766638<" in text  # as one types it
     assert "dog/&lt;2&gt;.png" in part
 
 

@@ -246,6 +246,11 @@ def changed(table: pd.DataFrame, row: int, **values: Any) -> pd.DataFrame:
         ),
         (lambda s, p: (s, p.assign(chip=p["index"].where(p["index"] > 3))), "without a chip"),
         (
+            lambda s, p: (changed(s, 3, curvature=float("nan")), p),
+            "rows without a curvature in scores.*index 3",
+        ),
+        (lambda s, p: (changed(s, 3, margin=float("nan")), p), "without a margin in scores"),
+        (
             lambda s, p: (s, pd.concat([p.assign(chip=1), p.head(12).assign(chip=2)])),
             "scored samples without a prediction.*chip 2",
         ),

@@ -224,6 +224,8 @@ def test_tables_say_what_they_can(own: Run) -> None:
 
 def test_the_report(own: Run) -> None:
     text = (own.folder / "report.html").read_text()
+    assert "python -m experiments analyse own --out DIR" in text
+    assert "python -m experiments report --out DIR" in text
     for part in (
         "own_jax:pair on pngs",
         "has no PyTorch counterpart",

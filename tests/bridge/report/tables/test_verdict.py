@@ -210,6 +210,13 @@ def test_a_difference_that_is_shown_to_be_small_is_told_as_small(interval, words
     assert beside_margin(*interval) == words
 
 
+def test_of_one_class_nothing_is_said_and_of_two_not_what_failures_become():
+    assert concentration(classes([30.0], [30.0])).sentence == ""
+    assert concentration(classes([20.0, 1.0], [1.0, 20.0])).sentence == (
+        "one of 2 classes holds 95 % of the failures"
+    )
+
+
 def test_failures_are_counted_by_the_class_that_they_become():
     rows = joined(RANK, np.stack([TENTH, RANK >= 0.8]), chips=2)
     table = per_class(rows)
