@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import jax.numpy as jnp
 import numpy as np
@@ -686,10 +687,14 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     figures = [tmp_path / f"{one.replace('/', '_')}.png" for one in ATTACKS]
     for figure in figures:
         Image.new("L", (9, 9)).save(figure)
+        figure.with_suffix(".svg").write_text("<svg/>")
     stage = {"name": attack, "seconds": 1.0, "device": attack, "versions": {attack: attack}}
     path = write(
         tmp_path / "report.html",
-        **{**given, "verdict": attack, "routing_summary": attack, "reproduce": [attack]},
+        **{**given, "comparison": attack, "routing_summary": attack, "reproduce": [attack]},
+        drift=attack,
+        remedies=[attack],
+        commands=dict.fromkeys(("drift", "remedies", "compensate", "per_class.csv"), attack),
         title=attack,
         settings={"data": {"name": attack, "class_names": [attack], attack: attack}},
         stages=[stage],
@@ -698,21 +703,29 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return path.read_text()
 
 
-def test_names_bring_nothing_into_a_report(attacked: str) -> None:
+def test_names_bring_nothing_into_a_report(attacked: str, tmp_path: Path) -> None:
     allowed = {"class", "src", "alt", "id", "href", "style", "scope", "lang", "charset", "name"}
     allowed |= {"content", "http-equiv", "tabindex", "role", "type", "rowspan", "colspan"}
+    allowed |= {"download", "open"}
+    inside = ("#", "data:image/png;base64,", "data:text/csv;base64,")
     seen: list[str] = []
+    beside: list[str] = []
 
     class Parser(check_report.HTMLParser):
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             seen.append(tag)
             for name, value in attributes:
                 assert name in allowed or name.startswith(("aria-", "data-")), (tag, name)
-                if name in ("src", "href"):
-                    assert (value or "").startswith(("#", "data:image/png;base64,"))
+                if name in ("src", "href") and not (value or "").startswith(inside):
+                    beside.append(value or "")
 
     Parser().feed(attacked)
     assert (seen.count("script"), seen.count("title"), seen.count("svg")) == (1, 1, 0)
+    assert len(beside) == len(ATTACKS)
+    for link in beside:  # to a file in the page's folder: no scheme, no host
+        assert ":" not in link
+        assert (tmp_path / unquote(link)).parent == tmp_path
+        assert (tmp_path / unquote(link)).exists()
     assert "49" not in re.findall(r"<title>(.*?)</title>", attacked)[0]
     assert check_report.source_problems(attacked) == []
 
