@@ -330,7 +330,7 @@ def _print_result(folder: Path) -> None:
     other = shown_beside(profile, set(one["profile"]), pcm["compensation"])
     verdict = decide(compared, tables["per_class"], profile=profile)
     sentences = [
-        verdict.sentence,
+        f"Does curvature tell which samples fail on the chip? {verdict.sentence}",
         accuracy(one, profile=profile),
         *answers(tables["deciles"], compared, profile=profile, drift_seconds=drift_seconds),
         beside(one, compared, other=other, last=int(tables["deciles"]["decile"].max())),
