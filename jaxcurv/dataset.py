@@ -549,7 +549,13 @@ def _compute_on_disk(
             write(start, None)
     done = sum(len(run.samples(start)) for start in mine) - sum(map(run.rows, todo))
     todo = [start for start in todo if run.rows(start)]
-    _compute(run, todo, batch_size, write, done=done, halved=keep)
+    try:
+        _compute(run, todo, batch_size, write, done=done, halved=keep)
+    except KeyboardInterrupt as interruption:
+        kept = sum(len(run.samples(start)) for start in mine if shards.finished(start))
+        told = sum(len(run.samples(start)) for start in mine)
+        interruption.add_note(f"{kept:,} of {told:,} samples are kept: the same call goes on")
+        raise
 
 
 def _losses(run: _Run, batch: Batch) -> tuple[np.ndarray, float]:

@@ -454,8 +454,9 @@ score_dataset(lambda w, x: jax.nn.relu(x) @ w, Slow(), key=jax.random.key(0), pa
 """
 
 
-def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_run_that_was_ended_goes_on_and_leaves_the_same_bytes(
+    by: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
     run = [sys.executable, "-c", KILLED, out, "slow", "64"]
@@ -464,9 +465,12 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
     while len(list(parts.glob("0*.parquet"))) < 5:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(by)
+    _, said = process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
+    if by == signal.SIGINT:
+        *_, last = said.splitlines()
+        assert last == f"{4 * len(kept)} of 64 samples are kept: the same call goes on"
     assert not out.exists()
     assert 5 <= len(kept) < 16
     for path in (out, whole):

@@ -33,9 +33,9 @@ def small_percent(fraction: float) -> str:
     return "> 99.99" if 0.99995 <= fraction < 1 else percent(fraction)
 
 
-decimals = "{:.3f}".format
-signed = "{:+.3f}".format
-signed_percent = "{:+.2f}".format
+decimals = "{:z.3f}".format  # z: what rounds to 0 has no sign of its own
+signed = "{:+z.3f}".format
+signed_percent = "{:+z.2f}".format
 
 
 def p_value(value: float) -> str:
@@ -54,11 +54,15 @@ def time(seconds: float) -> str:
 
 
 def with_interval(value: float, low: float, high: float, form: str = ".2f") -> str:
-    """`0.70 [0.65, 0.75]`, each number in the same form; "-" in place of NaN.
+    """`0.70 [0.65, 0.75]`, each number in the same form; "-" in place of NaN, and no minus before what
+    rounds to 0.
 
     >>> with_interval(0.7, float("nan"), float("nan")), with_interval(*[float("nan")] * 3)
     ('0.70 [-]', '-')
+    >>> with_interval(-0.001, -0.01, 0.01)
+    '0.00 [-0.01, 0.01]'
     """
+    form = form.replace(".", "z.")
     if np.isnan(value):
         return "-"
     if np.isnan(low):
