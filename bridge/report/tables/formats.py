@@ -54,8 +54,9 @@ def time(seconds: float) -> str:
 
 
 def with_interval(value: float, low: float, high: float, form: str = ".2f") -> str:
-    """`0.70 [0.65, 0.75]`, each number in the same form; "-" in place of NaN, and no minus before what
-    rounds to 0.
+    """`0.70 [0.65, 0.75]`, each number in the same form; "-" in place of NaN.
+
+    What rounds to 0 has no minus.
 
     >>> with_interval(0.7, float("nan"), float("nan")), with_interval(*[float("nan")] * 3)
     ('0.70 [-]', '-')
