@@ -126,7 +126,11 @@ def test_the_wheel_holds_every_module_and_what_they_read(wheel: Path) -> None:
     held = {name for name in files(wheel) if ".dist-info/" not in name}
     assert held == installed()
     assert {"jaxcurv/py.typed", "bridge/py.typed", "jaxcurv/__init__.pyi"} <= held
-    assert {"bridge/report/page/page.html.jinja", "bridge/report/page/page.js"} <= held
+    templates = "bridge/report/page/templates"
+    assert {
+        f"{templates}/{name}"
+        for name in ("page.html.jinja", "page.css", "page.js", "sections/deciles.html.jinja")
+    } <= held
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -17,7 +17,7 @@ from bridge.report.page.columns import LAYOUTS
 from bridge.report.page.contents import ReportContents
 from bridge.report.page.glossary import energy, glossary
 from bridge.report.page.pictures import File, base64_text, read_picture
-from bridge.report.page.sections import sections
+from bridge.report.page.sections import Section, sections
 from bridge.report.tables import formats
 from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
 from bridge.report.tables.on_chip import analog_share
@@ -25,6 +25,9 @@ from bridge.report.tables.sentences import accuracy, answers, beside
 from bridge.report.tables.verdict import decide
 from jaxcurv.nested import flatten
 from jaxcurv.storage.files import write_bytes
+
+_TEMPLATES = Path(__file__).parent / "templates"
+"""The page, its style and script, and in `sections` what stands under the heading of each one."""
 
 
 def write_report(path: Path, contents: ReportContents) -> Path:
@@ -42,7 +45,7 @@ def write_report(path: Path, contents: ReportContents) -> Path:
         ValueError: if a table lacks the fold, the profile or a column.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -53,20 +56,18 @@ def write_report(path: Path, contents: ReportContents) -> Path:
     folder = Path(path).parent if contents.of_run else None
     pictures = [read_picture(Path(figure), folder) for figure in contents.figures]
     shown = sections(contents, pictures)
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, dict[str, Section]] = {}
     for name, section in shown.items():
-        parts.setdefault(section.part, []).append(name)
+        parts.setdefault(section.part, {})[name] = section
     settings = [(name, str(value)) for name, value in flatten(contents.settings)]
     versions = _versions(contents.stages)
-    script = (Path(__file__).parent / "page.js").read_text()
+    script = (_TEMPLATES / "page.js").read_text()
     # The only script that browsers run in the page: none that a name might bring in.
     script_hash = f"sha256-{base64_text(hashlib.sha256(script.encode()).digest())}"
     page = environment.get_template("page.html.jinja").render(
         **of_tables,
         run=contents,
-        sections=shown,
         parts=parts,
-        first_of={names[0]: part for part, names in parts.items()},
         pictures=[
             picture
             if picture.section in (*shown, "verdict")

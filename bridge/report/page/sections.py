@@ -1,4 +1,7 @@
-"""The sections of a report: what is shown, in which order, and what heads it."""
+"""The sections of a report: what is shown, in which order, and what heads it.
+
+What stands under the heading of a section is `templates/sections/ID.html.jinja`.
+"""
 
 from __future__ import annotations
 

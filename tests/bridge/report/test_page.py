@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from bridge.chips.profiles import FULL_COMPENSATED as COMPENSATED
 from bridge.chips.profiles import FULL_PROFILE as FULL
+from bridge.report.page import page as page_module
 from bridge.report.tables.predictors import MODELS, OTHERS
 from tests.report_page import (
     ATTACK,
@@ -105,6 +107,23 @@ def test_contents_link_to_every_section(read):
         *("reproduce", "settings", "environment"),
     ]
     assert read.parts == 4
+
+
+def test_sections_stand_in_the_order_of_their_list(read, tmp_path, monkeypatch):
+    listed = page_module.sections
+    monkeypatch.setattr(
+        page_module, "sections", lambda *given: dict(reversed(listed(*given).items()))
+    )
+    turned = Tables(write_full(tmp_path).read_text())
+    assert turned.ids == turned.links[1:] == read.ids[::-1]
+
+
+def test_every_section_has_a_template_and_every_template_a_section(read):
+    folder = Path(page_module.__file__).parent / "templates" / "sections"
+    without_chips = ("scores", "highest", "folds")
+    assert {path.name for path in folder.iterdir()} == {
+        f"{section}.html.jinja" for section in (*read.ids, "gallery", *without_chips)
+    }
 
 
 def test_the_answer_comes_first(page):
