@@ -23,7 +23,8 @@ from sklearn.metrics import roc_auc_score
 
 import bridge
 from bridge.chips.profiles import to_json
-from bridge.report.figure_files import BESIDE
+from bridge.report.figure_files import BESIDE, caption_of
+from bridge.report.page.pictures import KINDS, read_picture
 from experiments.cli import commands
 from experiments.paper import fit, reproduce
 from experiments.pipeline import runner
@@ -235,6 +236,16 @@ def test_the_page_s_commands_draw_its_figures(tmp_path: Path) -> None:
     assert found["gallery.png"].endswith(" --profile adc+wnoise+pcm --figures.width single")
     every = commands_of_page(Job(Experiment(), tmp_path, None))
     assert every["figure_one.png"] == "python -m experiments figure-one DIR"
+
+
+def test_every_figure_has_one_caption_its_own_or_the_page_s(finished_run: Path) -> None:
+    drawn = [*(finished_run / "figures").glob("*.png")]
+    assert {path.stem for path in drawn} >= {"figure_one", "predictors", "training_curve"}
+    for path in drawn:
+        (kind,) = (kind for kind in KINDS if path.stem.startswith(kind))
+        own, of_page = caption_of(path), KINDS[kind][1]
+        assert bool(own) != bool(of_page), path.stem
+        assert read_picture(path, None).caption == own + of_page
 
 
 def test_the_page_links_to_files_that_are_there(finished_run: Path) -> None:

@@ -17,16 +17,8 @@ from bridge.report.tables.formats import words
 _TYPES = {".svg": "image/svg+xml", ".pdf": "application/pdf", ".csv": "text/csv"}
 
 KINDS = {
-    "verdict": ("verdict", "How often digitally correct samples fail, by curvature."),
-    "figure_one": (
-        "deciles",
-        "Analog-only failure rate by curvature decile.",
-    ),
-    "figure_one_correct": (
-        "deciles",
-        "The same, of the digitally correct samples only: a digitally wrong sample cannot fail "
-        "analog-only.",
-    ),
+    "verdict": ("verdict", ""),
+    "figure_one": ("deciles", ""),
     "predictors": (
         "predictors",
         "AUROC of each predictor with its interval; at the right its cost in forward passes, as "
@@ -57,17 +49,14 @@ KINDS = {
         "other energies of an analog pass. Thresholds and frontiers are chosen on validation "
         "images, the accuracies are of test images.",
     ),
-    "gallery": (
-        "gallery",
-        "The images of lowest and of highest curvature.",
-    ),
-    "score_histogram": ("scores", "Distribution of the score, each group as a share of itself."),
+    "gallery": ("gallery", ""),
+    "score_histogram": ("scores", ""),
     "training_curve": (
         "",
         "Training of the digital model; the dot is the checkpoint in use.",
     ),
 }
-"""Section of a figure, and its caption where the file carries none, by the start of its file's
+"""Section of a figure, and its caption unless the file carries one, by the start of the file's
 name. A figure of another name, or of a section that is not there, is shown last."""
 
 
@@ -119,13 +108,13 @@ def read_picture(path: Path, folder: Path | None) -> Picture:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no figure at {path}; draw it before the report")
-    kind = max((kind for kind in KINDS if path.name.startswith(kind)), key=len, default="")
-    section, caption = KINDS.get(kind, ("", words(path.stem)))
+    kind = next((kind for kind in KINDS if path.name.startswith(kind)), "")
+    section, caption = KINDS.get(kind, ("", ""))
     others = [one for form in BESIDE if (one := path.with_suffix(form)).is_file()]
     content = path.read_bytes()
     return Picture(
         section,
-        caption_of(path) or caption,
+        caption_of(path) or caption or words(path.stem),
         base64_text(content),
         path.stem,
         tuple(_file(one, folder) for one in others),
