@@ -201,5 +201,6 @@ def write_full(folder):
         },
         drift="97 % at 20 s",
         drift_seconds=20.0,
+        uncompensated=True,
         ideal_agreement=0.9984,
     )

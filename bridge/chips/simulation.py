@@ -20,7 +20,7 @@ from bridge.chips.evaluation import require_eval
 from bridge.chips.images import Images, as_tensor
 from bridge.chips.outcomes import Keep
 from bridge.chips.prediction import predict
-from bridge.chips.profiles import PROFILES, Profile
+from bridge.chips.profiles import PROFILES, Profile, to_json
 from bridge.chips.programming import program
 from jaxcurv.data.adapters import Keys, SourceLike, as_source
 from jaxcurv.data.reading import read_batch
@@ -176,7 +176,7 @@ def simulate(
             "chips": list(seeds),
             "stream": stream,
             "times": sorted({one for several in readings.values() for one in several if one >= 0}),
-            "profiles": {name: repr(profile) for name, profile in chosen.items()},
+            "profiles": {name: to_json(profile) for name, profile in chosen.items()},
         },
     }
     return joined

@@ -5,7 +5,6 @@ the rates by curvature, what predicts them, and a page of it all.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +17,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from bridge.checks import require_confidence, require_count, require_resamples
+from bridge.chips.profiles import PROFILES, Profile
 from bridge.report.folds import FOLDS, POOLED
 from bridge.report.source_images import class_names_of, pixels
 from bridge.report.tables import failure_rates, formats, given, outcomes, predictors
-from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
+from bridge.report.tables.compensation import (
+    Beside,
+    counterparts,
+    is_uncompensated,
+    settings_of,
+    shown_beside,
+)
 from bridge.report.tables.profile_overlap import profile_overlap
 from jaxcurv.data.adapters import as_source
 from jaxcurv.data.sources import Source
@@ -234,7 +240,7 @@ class Study:
             contents = ReportContents(
                 title=title,
                 notes=self._notes(),
-                settings={"simulation": self.simulation} if self.simulation else {},
+                settings=self._settings,
                 stages=(),
                 confidence=self.confidence,
                 tables=tables,
@@ -242,7 +248,8 @@ class Study:
                 profile=self.profile,
                 drift_seconds=self._drift_seconds,
                 ideal_agreement=self._ideal_agreement(),
-                compensation=self._compensation,
+                beside=self._beside,
+                uncompensated=is_uncompensated(settings_of(self.profile, self._simulated)),
                 comparison=predictors.verdict(self._predictors, self.fold, self.profile),
                 figures=self._draw(Path(folder), tables),
                 thumbnails=thumbnails,
@@ -280,23 +287,35 @@ class Study:
         return self.read_at if with_pcm else None
 
     @property
-    def _compensation(self) -> str | None:
-        """Drift compensation of the study's profile, or of its counterpart, where its name has
-        none; None where `bridge.simulate` does not say that there is one."""
-        name, _, _ = self.profile.partition(" at ")
-        made: Mapping[str, str] = self.simulation.get("profiles", {})
-        drifting = [one for one in (name, counterpart(name)) if is_uncompensated(one)]
-        found = re.search(r"compensation='(\w+)'", "".join(made.get(one, "") for one in drifting))
-        return None if found is None else found[1]
+    def _settings(self) -> dict[str, Any]:
+        """What `bridge.simulate` said, profiles in one line each."""
+        if not self.simulation:
+            return {}
+        profiles = {
+            name: self.simulation["profiles"][name] if one is None else repr(one)
+            for name, one in self._simulated.items()
+        }
+        return {"simulation": {**self.simulation, "profiles": profiles}}
+
+    @cached_property
+    def _simulated(self) -> dict[str, Profile | None]:
+        return given.simulated_profiles(self.simulation)
+
+    @cached_property
+    def _beside(self) -> Beside | None:
+        """The profile to show beside the study's; a name of which nothing else is known is taken
+        for bridge's profile of that name."""
+        profiles = {**PROFILES, **self._simulated}
+        return shown_beside(self.joined, profiles, profile=self.profile, fold=self.fold)
 
     @property
     def _calls(self) -> dict[str, str]:
         """`_CALLS`, and the call that makes compensated chips, where their profile has a name."""
         name, _, _ = self.profile.partition(" at ")
-        other = counterpart(name)
-        if not other:
+        others = counterparts(name, PROFILES)
+        if not others:
             return _CALLS
-        return _CALLS | {"compensate": f'bridge.simulate(..., profiles=["{name}", "{other}"])'}
+        return _CALLS | {"compensate": f'bridge.simulate(..., profiles=["{name}", "{others[0]}"])'}
 
     def _ideal_agreement(self) -> float | None:
         if "ideal" not in set(self.joined["profile"]):
@@ -332,13 +351,11 @@ class Study:
         from bridge.report.figures.widths import SINGLE
 
         folds = (*FOLDS, POOLED)
-        there = self.joined.loc[self.joined["fold"] == self.fold, "profile"].unique()
-        beside = shown_beside(self.profile, there, self._compensation)
         of_correct = folder / "figure_one_correct.png"
         where: dict[str, Any] = {"fold": self.fold, "profile": self.profile}
         drawn = [
             verdict_figure(
-                self._rates, folder / "verdict.png", beside=beside, width=SINGLE, **where
+                self._rates, folder / "verdict.png", beside=self._beside, width=SINGLE, **where
             ),
             paper.figure_one(self._rates, folder / "figure_one.png", folds=folds),
             paper.figure_one(self._rates, of_correct, denominator="correct", folds=folds),

@@ -310,6 +310,8 @@ def _presets(arguments: Sequence[str]) -> None:
 
 
 def _print_result(folder: Path) -> None:
+    from bridge.chips.memories.pcm import PCM
+    from bridge.chips.profiles import named_profiles
     from bridge.report.tables import predictors, routers
     from bridge.report.tables.compensation import shown_beside
     from bridge.report.tables.sentences import accuracy, answers, beside, render_deciles
@@ -327,7 +329,8 @@ def _print_result(folder: Path) -> None:
     profile = settings["analyse"]["profile"]
     one, compared = tables["table_one"], tables["predictors"]
     render_deciles(tables["deciles"], drift_seconds=drift_seconds)
-    other = shown_beside(profile, set(one["profile"]), pcm["compensation"])
+    profiles = named_profiles(pcm=PCM(compensation=pcm["compensation"]))
+    other = shown_beside(one, profiles, profile=profile)
     verdict = decide(compared, tables["per_class"], profile=profile)
     sentences = [
         f"Does curvature tell which samples fail on the chip? {verdict.sentence}",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bridge.report.page.contents import ReportContents, RunTables
+from bridge.report.tables.compensation import Beside
 from experiments.runs.coverage import read_coverage
 from experiments.runs.descriptions import read_description
 from experiments.runs.files import read_parquet
@@ -42,7 +43,7 @@ _Images = Callable[[pd.DataFrame], np.ndarray]
 def report(job: Job) -> Outcome:
     """Draws the figures and writes report.html."""
     from bridge.report.page.page import write_report
-    from bridge.report.tables import outcomes, predictors, routers
+    from bridge.report.tables import compensation, outcomes, predictors, routers
     from experiments.studies import drift, remedies
     from jaxcurv.data.images import encode_png
 
@@ -51,7 +52,9 @@ def report(job: Job) -> Outcome:
     images = _images_of_test(dataset, job)
     joined = read_joined(job)
     analysed = read_analysed(job)
-    figures = _draw(job, joined, analysed, images, dataset.class_names)
+    profiles, profile = settings.simulate.every_profile, settings.analyse.profile
+    beside = compensation.shown_beside(analysed["deciles"], profiles, profile=profile)
+    figures = _draw(job, joined, analysed, images, dataset.class_names, beside)
     description = read_description(job.folder)
     if aged := drift.is_of_run(job, description):
         figures.append(job.folder / "drift" / "drift.png")
@@ -66,12 +69,13 @@ def report(job: Job) -> Outcome:
         stages=[record for record in read_records(job.folder) if record["name"] != "report"],
         confidence=settings.analyse.confidence,
         tables=tables,
-        profile=settings.analyse.profile,
-        compensation=settings.simulate.pcm.compensation,
+        profile=profile,
+        beside=beside,
+        uncompensated=compensation.is_uncompensated(profiles[profile]),
         drift_seconds=settings.simulate.pcm.t_inference,
         ideal_agreement=outcomes.ideal_agreement(joined),
-        comparison=predictors.verdict(analysed["predictors"], profile=settings.analyse.profile),
-        routing_summary=routers.summary(analysed["routing_choices"], settings.analyse.profile),
+        comparison=predictors.verdict(analysed["predictors"], profile=profile),
+        routing_summary=routers.summary(analysed["routing_choices"], profile),
         remedies=remedies.verdicts(job.folder / "remedies") if tried else (),
         figures=figures,
         thumbnails=[encode_png(image) for image in images(tables.vulnerable)],
@@ -144,7 +148,7 @@ def _reproduce(job: Job) -> list[str]:
 
 def commands_of_page(job: Job) -> dict[str, str]:
     """What makes each table and figure of the page, by the name of its file."""
-    from bridge.report.tables.compensation import counterpart
+    from bridge.report.tables.compensation import counterparts
     from experiments.settings.presets import OWN
 
     remembered = recall_run(job.folder)
@@ -178,8 +182,8 @@ def commands_of_page(job: Job) -> dict[str, str]:
         "figure_one_correct.png": f"{figure_one} --denominator correct",
         "gallery.png": gallery,
     }
-    if other := counterpart(settings.analyse.profile):
-        both = dict.fromkeys((*settings.simulate.profiles, other))
+    if others := counterparts(settings.analyse.profile, settings.simulate.every_profile):
+        both = dict.fromkeys((*settings.simulate.profiles, others[0]))
         found["compensate"] = of("run", f" --simulate.profiles {' '.join(both)}")
     else:
         found["compensate"] = of("run", " --simulate.pcm.compensation global")
@@ -309,13 +313,13 @@ def _draw(
     analysed: Mapping[str, pd.DataFrame],
     images: _Images,
     class_names: Sequence[str],
+    beside: Beside | None,
 ) -> list[Path]:
     """The figures of the run, in the order of the page."""
     from bridge.report.figures import paper, predictors, scores, training
     from bridge.report.figures.overlap import draw
     from bridge.report.figures.verdict import verdict_figure
     from bridge.report.figures.widths import SINGLE
-    from bridge.report.tables.compensation import shown_beside
 
     folder = job.folder / "figures"
     scored = joined.loc[joined["fold"] == "test", "index"].nunique()
@@ -323,8 +327,6 @@ def _draw(
     rows = paper.gallery_rows(joined, count=min(8, scored // 2), profile=profile)
     deciles = analysed["deciles"]
     width, some = job.experiment.figures.inches, job.experiment.figures.profiles
-    compensation = job.experiment.simulate.pcm.compensation
-    beside = shown_beside(profile, deciles["profile"].unique(), compensation)
     routed = analysed["routing"], analysed["routing_baselines"], analysed["routing_choices"]
     drawn = [
         verdict_figure(

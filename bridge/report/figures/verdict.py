@@ -10,6 +10,7 @@ import pandas as pd
 
 from bridge.report.figures.style import BLUE, LITERAL, VERMILLION, new_figure, write_figure
 from bridge.report.figures.widths import DOUBLE
+from bridge.report.tables.compensation import Beside
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.outcomes import select
 
@@ -22,7 +23,7 @@ def verdict_figure(
     *,
     fold: str,
     profile: str,
-    beside: str = "",
+    beside: Beside | None = None,
     width: float = DOUBLE,
 ) -> Path:
     """Failure rate of the digitally correct samples against curvature decile, with its interval.
@@ -32,13 +33,13 @@ def verdict_figure(
         path: the PNG file to write; SVG, PDF and CSV are put beside it.
         fold: the fold to draw.
         profile: the profile that the report is about.
-        beside: a profile to draw beside it, with drift compensated or not; "" for none.
+        beside: a profile to draw beside it, with drift compensated or not; None for none.
         width: inches.
 
     Raises:
         ValueError: if the table has no such rows.
     """
-    names = [profile, beside] if beside else [profile]
+    names = [profile, beside.profile] if beside else [profile]
     table = select(rates(deciles, "correct"), fold=fold)
     table = pd.concat([select(table, profile=name) for name in names])
     bins = int(table["decile"].max())

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bridge.chips.profiles import FULL_PROFILE
+from bridge.report.tables.compensation import Beside
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ class ReportContents:
     """As `outcomes.ideal_agreement` returns it."""
     summary: str = ""
     """The answer where there are no chips, as `digital.summary` returns it."""
-    compensation: str | None = None
-    """Drift compensation of the PCM in profiles that do not name their own."""
+    beside: Beside | None = None
+    """What `compensation.shown_beside` says of `profile`."""
+    uncompensated: bool = False
+    """Whether the chips of `profile` drift without compensation."""
     comparison: str = ""
     """What the predictors say in one sentence, as `predictors.verdict` returns it."""
     routing_summary: str = ""

@@ -19,7 +19,6 @@ from bridge.report.page.glossary import energy, glossary
 from bridge.report.page.pictures import File, base64_text, read_picture
 from bridge.report.page.sections import Section, sections
 from bridge.report.tables import formats
-from bridge.report.tables.compensation import counterpart, is_uncompensated, shown_beside
 from bridge.report.tables.on_chip import analog_share
 from bridge.report.tables.sentences import accuracy, answers, beside
 from bridge.report.tables.verdict import decide
@@ -107,7 +106,6 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
         "verdict": None,
         "accuracy_line": "",
         "beside": "",
-        "uncompensated": is_uncompensated(profile, contents.compensation),
         "trend": [],
         "predictor_tables": [],
         "auroc_grid": None,
@@ -140,16 +138,12 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
             ],
             "auroc_grid": tables.auroc_grid(predictors, fold),
         }
-    other = ""
-    if predictors is not None and given.deciles is not None and one is not None:
-        there = set(one.loc[one["fold"] == fold, "profile"])
-        other = shown_beside(profile, there, contents.compensation)
+    other = contents.beside
+    if predictors is not None and given.deciles is not None and one is not None and other:
         shown["beside"] = beside(one, predictors, other=other, fold=fold, last=last)
-        shown["uncompensated"] &= counterpart(profile) not in there
-        if other:
-            shown["trend"] += answers(
-                given.deciles, predictors, profile=other, fold=fold, drift_seconds=seconds
-            )
+        shown["trend"] += answers(
+            given.deciles, predictors, profile=other.profile, fold=fold, drift_seconds=seconds
+        )
     shown |= {
         "on_chip": None if given.coverage is None else tables.on_chip(given.coverage),
         "table_one": None if one is None else tables.table_one(one, profile, last, other),

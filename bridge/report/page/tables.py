@@ -10,6 +10,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from bridge.report.page.columns import PREDICTED, PRODUCTS, TABLE_ONE, Column
 from bridge.report.page.pictures import File, data_url
+from bridge.report.tables.compensation import Beside
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import decimals, percent, small_percent, words
 from bridge.report.tables.on_chip import analog_share
@@ -91,17 +92,20 @@ def _is_number(column: pd.Series) -> bool:
     return is_numeric_dtype(column) and not is_bool_dtype(column)
 
 
-def table_one(table: pd.DataFrame, profile: str, last: int, beside: str = "") -> dict[str, Any]:
+def table_one(
+    table: pd.DataFrame, profile: str, last: int, beside: Beside | None = None
+) -> dict[str, Any]:
     """First and last decile of each fold and denominator; `paper`: whether it has such a row.
 
     Args:
         table: as `failure_rates.table_one` returns it.
         profile: the profile to show.
         last: the last decile.
-        beside: another profile, to show below it; "" for none.
+        beside: another profile, to show below it; None for none.
     """
     rows = []
-    found = pd.concat([select(table, profile=name) for name in (profile, beside) if name])
+    names = [profile, beside.profile] if beside else [profile]
+    found = pd.concat([select(table, profile=name) for name in names])
     for row in found.to_dict("records"):
         for denominator, name in DENOMINATORS.items():
             trend = "trend" if denominator == "all" else f"{denominator}_trend"

@@ -1,55 +1,112 @@
-"""Profiles that differ in the compensation of drift alone, to show one beside the other."""
+"""Whether the drift of a profile is compensated, and which profile to show beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from bridge.chips.profiles import COMPENSATED, FULL_COMPENSATED, FULL_PROFILE
+import pandas as pd
 
-_COMPENSATION = {
-    FULL_PROFILE: FULL_COMPENSATED,
-    FULL_COMPENSATED: FULL_PROFILE,
-    "pcm": COMPENSATED,
-    COMPENSATED: "pcm",
-}
-"""Profiles that differ in compensation of drift alone."""
+from bridge.chips.memories.pcm import PCM, Hermes
+from bridge.chips.memories.reram import ReRamCMO
+from bridge.chips.profiles import FULL_PROFILE, Profile
 
 
-def counterpart(profile: str) -> str:
-    """The profile with its drift compensated, or, of a compensated one, without; else "".
+@dataclass(frozen=True)
+class Beside:
+    """A profile to show beside the one that a report is about."""
 
-    >>> counterpart("pcm"), counterpart("adc+wnoise+pcm_gdc at 3,600 s"), counterpart("adc")
-    ('pcm_gdc', 'adc+wnoise+pcm at 3,600 s', '')
-    """
-    name, at, time = profile.partition(" at ")
-    other = _COMPENSATION.get(name, "")
-    return f"{other}{at}{time}" if other else ""
+    profile: str
+    """Its name."""
+    compensated: bool
+    """Whether its drift is compensated."""
 
 
-def is_uncompensated(profile: str, compensation: str | None = None) -> bool:
-    """Whether the chips of a named profile drift without compensation.
+def settings_of(profile: str, profiles: Mapping[str, Profile | None]) -> Profile | None:
+    """The settings of a profile whose name may end in a time, such as "pcm at 3,600 s".
 
     Args:
         profile: its name.
-        compensation: drift compensation of the PCM in profiles that do not name their own.
+        profiles: settings by name, without a time; None where they are not known.
+
+    Returns:
+        None where they are not known, or the name is not there.
     """
     name, _, _ = profile.partition(" at ")
-    return compensation is None and "pcm" in name.split("+")
+    return profiles.get(name)
 
 
-def shown_beside(profile: str, there: Collection[str], compensation: str | None = None) -> str:
-    """The profile to show beside the one that a report is about: the same with drift compensated,
-    or without, else the paper's; "" where there is none, or where the chips of both are
-    compensated.
+def is_uncompensated(settings: Profile | None) -> bool:
+    """Whether the chips of a profile drift without compensation; False where its settings are None.
+
+    >>> from bridge.chips.profiles import PROFILES
+    >>> [name for name, settings in PROFILES.items() if is_uncompensated(settings)]
+    ['pcm', 'adc+pcm', 'wnoise+pcm', 'adc+wnoise+pcm']
+    """
+    memory = None if settings is None else settings.memory
+    return (
+        isinstance(memory, PCM | Hermes | ReRamCMO)
+        and memory.drift > 0
+        and memory.compensation is None
+    )
+
+
+def counterparts(profile: str, profiles: Mapping[str, Profile | None]) -> list[str]:
+    """The profiles with drift compensated and all else equal, or, of a compensated one, without.
+
+    >>> from bridge.chips.profiles import PROFILES
+    >>> [counterparts(one, PROFILES) for one in ("pcm", "adc+wnoise+pcm_gdc at 3,600 s", "adc")]
+    [['pcm_gdc'], ['adc+wnoise+pcm at 3,600 s'], []]
 
     Args:
-        profile: the profile that the report is about.
-        there: the profiles whose chips were simulated.
-        compensation: drift compensation of the PCM in profiles that do not name their own.
+        profile: the profile's name; a time at its end is that of the others too.
+        profiles: settings by name, without a time; None where they are not known.
     """
-    if compensation is not None:
-        return ""
-    for other in (counterpart(profile), FULL_PROFILE):
-        if other in there and other != profile:
-            return other
-    return ""
+    this = settings_of(profile, profiles)
+    if this is None:
+        return []
+    _, at, time = profile.partition(" at ")
+    return [
+        f"{name}{at}{time}"
+        for name, other in profiles.items()
+        if other is not None
+        and _is_compensated(this) != _is_compensated(other)
+        and _uncompensated(this) == _uncompensated(other)
+    ]
+
+
+def shown_beside(
+    table: pd.DataFrame,
+    profiles: Mapping[str, Profile | None],
+    *,
+    profile: str,
+    fold: str = "test",
+) -> Beside | None:
+    """The profile to show beside the one that a report is about: the first of its counterparts,
+    else the paper's if its drift is not compensated; None where none is there.
+
+    Args:
+        table: fold and profile of the chips that there are.
+        profiles: settings by name, without a time; None where they are not known.
+        profile: the profile that the report is about.
+        fold: the fold that the report is about.
+    """
+    there = set(table.loc[table["fold"] == fold, "profile"])
+    for other in counterparts(profile, profiles):
+        if other in there:
+            return Beside(other, _is_compensated(settings_of(other, profiles)))
+    paper = profiles.get(FULL_PROFILE)
+    if paper is None or _is_compensated(paper) or FULL_PROFILE not in there - {profile}:
+        return None
+    return Beside(FULL_PROFILE, compensated=False)
+
+
+def _is_compensated(settings: Profile | None) -> bool:
+    memory = None if settings is None else settings.memory
+    return memory is not None and memory.compensation is not None
+
+
+def _uncompensated(settings: Profile) -> Profile:
+    if settings.memory is None:
+        return settings
+    return replace(settings, memory=replace(settings.memory, compensation=None))

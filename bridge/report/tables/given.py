@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype
 
+from bridge.chips.profiles import Profile, from_json
 from bridge.report.tables.formats import time
 from bridge.report.tables.outcomes import require_columns
 from jaxcurv.costs import GRADIENT_NORM, forward_passes
@@ -98,6 +99,25 @@ def read_at(predictions: pd.DataFrame) -> float | None:
         return None
     times = predictions["time"].dropna().unique()
     return float(times[0]) if len(times) == 1 else None
+
+
+def simulated_profiles(said: Mapping[str, Any]) -> dict[str, Profile | None]:
+    """The settings of the chips that `bridge.simulate` made, by the name of their profile.
+
+    Args:
+        said: `attrs["simulation"]` of the predictions; empty for those of others.
+
+    Returns:
+        None for settings that cannot be read, such as those of a memory of the user's own.
+    """
+    found: dict[str, Profile | None] = {}
+    for name, settings in said.get("profiles", {}).items():
+        try:
+            profile = from_json(settings)
+        except ValueError:
+            profile = None
+        found[name] = profile if isinstance(profile, Profile) else None
+    return found
 
 
 def class_names(scores: pd.DataFrame, names: Any = None) -> dict[int, str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.chips.profiles import FULL_PROFILE
-from bridge.report.tables.compensation import is_uncompensated
+from bridge.report.tables.compensation import Beside
 from bridge.report.tables.failure_rates import rates
 from bridge.report.tables.formats import time, with_interval, words
 from bridge.report.tables.outcomes import DENOMINATORS, Denominator, select
@@ -122,7 +122,7 @@ def beside(
     table_one: pd.DataFrame,
     predictors: pd.DataFrame,
     *,
-    other: str,
+    other: Beside | None,
     fold: str = "test",
     last: int = 10,
 ) -> str:
@@ -131,30 +131,31 @@ def beside(
     Args:
         table_one: as `failure_rates.table_one` returns it.
         predictors: as `bridge.report.tables.predictors.compare` returns it.
-        other: the profile to speak of; "" for none.
+        other: the profile to speak of; None for none.
         fold: the fold to speak of.
         last: the last decile.
 
     Raises:
         ValueError: if the tables have no such rows.
     """
-    if not other:
+    if other is None:
         return ""
-    row = select(table_one, fold=fold, profile=other).iloc[0]
-    drift = "not compensated" if is_uncompensated(other) else "compensated"
-    which = f"the paper's, drift {drift}" if other == FULL_PROFILE else f"drift {drift}"
+    row = select(table_one, fold=fold, profile=other.profile).iloc[0]
+    drift = "drift compensated" if other.compensated else "drift not compensated"
+    which = f"the paper's, {drift}" if other.profile == FULL_PROFILE else drift
     rates = " and ".join(
         f"{row[f'd1_of_{name}']:.1f}, {row[f'd10_of_{name}']:.1f} % of {DENOMINATORS[name]}"
         for name in get_args(Denominator)
     )
-    there = decide(predictors, fold=fold, profile=other)
+    there = decide(predictors, fold=fold, profile=other.profile)
     aurocs = ", ".join(
         f"{words(one.name)} {with_interval(one.value, one.low, one.high)}" for one in there.aurocs
     )
     said = f"AUROC of {aurocs}." if aurocs else there.facts
+    right = f"{row['analog_accuracy']:.1f} %"
     return (
-        f"Under {other} ({which}) the chips are right on {row['analog_accuracy']:.1f} %, and D1, "
-        f"D{last} fail: {rates}. The answer there: {there.word[0].lower()}{there.word[1:]}. {said}"
+        f"Under {other.profile} ({which}) the chips are right on {right}, and D1, D{last} fail: "
+        f"{rates}. The answer there: {there.word[0].lower()}{there.word[1:]}. {said}"
     )
 
 

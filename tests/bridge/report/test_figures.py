@@ -16,6 +16,7 @@ from bridge.report.figures.predictors import calibration_figure, predictor_figur
 from bridge.report.figures.scores import score_histogram
 from bridge.report.figures.verdict import verdict_figure
 from bridge.report.figures.widths import DOUBLE, SINGLE, WIDTHS
+from bridge.report.tables.compensation import Beside
 from bridge.report.tables.outcomes import DENOMINATORS
 
 NAN = float("nan")
@@ -310,7 +311,7 @@ def test_widths_are_in_inches_and_nothing_is_cut(tmp_path, joined, deciles, figu
     paper.figure_one(many[0], tmp_path / "f.png", denominator="correct", width=width)
     paper.gallery(rows, images, ["a", "b", "c"], tmp_path / "g.png", width=width)
     score_histogram(joined, tmp_path / "h.png", width=width)
-    where = {"fold": "test", "profile": FULL, "beside": "ideal"}
+    where = {"fold": "test", "profile": FULL, "beside": Beside("ideal", False)}
     verdict_figure(deciles, tmp_path / "v.png", width=width, **where)
     with matplotlib.rc_context(style.STYLE):
         for figure, _ in figures:
@@ -331,7 +332,9 @@ def test_long_names_of_profiles_are_wrapped(tmp_path, deciles, figures, width):
     where = {"fold": "test", "profile": named, "width": width}
     path = tmp_path / "f.png"
     verdict_figure(first, path, **where)
-    verdict_figure(pd.concat([first, second]), path, beside=f"{named}, compensated", **where)
+    verdict_figure(
+        pd.concat([first, second]), path, beside=Beside(f"{named}, compensated", True), **where
+    )
     where |= {"profile": f"{named}, {named}"}
     many = predictors(margin=0.8).assign(profile=where["profile"], samples=51_040, chips=15)
     predictor_figure(many.head(1).assign(failures=242_630), path, **where)
@@ -372,7 +375,9 @@ def test_captions_name_the_colours_that_there_are(tmp_path, joined, figures):
 
 
 def test_text_is_text_and_fonts_are_embedded_as_truetype(tmp_path, deciles):
-    path = verdict_figure(deciles, tmp_path / "v.png", fold="test", profile=FULL, beside="ideal")
+    path = verdict_figure(
+        deciles, tmp_path / "v.png", fold="test", profile=FULL, beside=Beside("ideal", False)
+    )
     assert (
         ">Curvature decile of the test fold (D1 lowest)</text>"
         in path.with_suffix(".svg").read_text()

@@ -13,6 +13,7 @@ from PIL import Image
 from bridge.chips.profiles import FULL_COMPENSATED as COMPENSATED
 from bridge.chips.profiles import FULL_PROFILE as FULL
 from bridge.report.page import page as page_module
+from bridge.report.tables.compensation import Beside
 from bridge.report.tables.predictors import MODELS, OTHERS
 from tests.report_page import (
     ATTACK,
@@ -208,7 +209,12 @@ def test_drift_that_is_not_compensated_is_said_with_what_to_do(page, tmp_path):
         for name in ("table_one", "predictors")
     }
     both["deciles"] = pd.concat([deciles(), deciles().assign(profile=COMPENSATED)[2:]])
-    text = write(tmp_path / "r.html", **given | both).read_text()
+    text = write(
+        tmp_path / "r.html",
+        **given | both,
+        uncompensated=True,
+        beside=Beside(COMPENSATED, compensated=True),
+    ).read_text()
     assert "without compensation" not in text
     _, *rows = Tables(text).headed("profile", "fold")
     assert [row[0] for row in rows] == [FULL, FULL, COMPENSATED, COMPENSATED]
@@ -218,8 +224,7 @@ def test_drift_that_is_not_compensated_is_said_with_what_to_do(page, tmp_path):
         "0.0, 25.0 % of all samples and 0.0, 25.0 % of digitally correct samples. The answer there:"
         " at least weakly, but worse than the margin. AUROC of curvature 0.70 [0.65, 0.75], margin"
     ) in text
-    text = write(tmp_path / "r.html", **given, compensation="global").read_text()
-    assert "without compensation" not in text
+    assert "without compensation" not in write(tmp_path / "r.html", **given).read_text()
 
 
 def test_nothing_is_wider_than_a_telephone(page):

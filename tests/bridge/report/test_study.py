@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import pandas as pd
 import pytest
 
 import bridge
-from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
+from bridge.chips.memories.pcm import PCM
+from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, PROFILES, Profile, to_json
 from bridge.report.study import Study
 from bridge.report.tables import failure_rates, outcomes
 from jaxcurv import FiniteDifference, data, image_folder
@@ -133,22 +135,27 @@ def test_the_page_shows_it_all(ten: Ten, tmp_path: Path) -> None:
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]
 
 
-def test_drift_is_called_uncompensated_only_where_it_is(ten: Ten, tmp_path: Path) -> None:
-    said = "These chips drift without compensation. <code>bridge.simulate(..., profiles=["
-    said += f"&#34;{FULL_PROFILE}&#34;, &#34;{FULL_COMPENSATED}&#34;])</code> makes chips"
-    assert said in ten.study.report(tmp_path / "report.html").read_text()
+def named_settings(ten: Ten, settings: Profile | None) -> Study:
+    """The study of chips whose simulation says these settings of them, or none."""
     predictions = ten.predictions.copy()
+    said = {} if settings is None else {FULL_PROFILE: to_json(settings)}
     made = ten.predictions.attrs["simulation"]
-    told = made["profiles"][FULL_PROFILE].replace("compensation=None", "compensation='global'")
-    assert told != made["profiles"][FULL_PROFILE]
-    predictions.attrs = {"simulation": made | {"profiles": {FULL_PROFILE: told}}}
-    found = bridge.study(ten.scores, predictions, resamples=RESAMPLES)
-    assert said not in found.report(tmp_path / "report.html").read_text()
-    predictions.attrs = {"simulation": made | {"profiles": {}}}
-    predictions["profile"] = predictions["profile"].replace(FULL_PROFILE, "wnoise+pcm")
-    found = bridge.study(ten.scores, predictions, resamples=RESAMPLES)
-    text = found.report(tmp_path / "report.html").read_text()
-    assert "These chips drift without compensation.</p>" in text  # no profile compensates these
+    predictions.attrs = {"simulation": made | {"profiles": said}}
+    return bridge.study(ten.scores, predictions, resamples=RESAMPLES)
+
+
+def test_drift_is_called_uncompensated_only_where_it_is(ten: Ten, tmp_path: Path) -> None:
+    said = "These chips drift without compensation."
+    full = f"{said} <code>bridge.simulate(..., profiles=["
+    full += f"&#34;{FULL_PROFILE}&#34;, &#34;{FULL_COMPENSATED}&#34;])</code> makes chips"
+    text = ten.study.report(tmp_path / "report.html").read_text()
+    assert full in text
+    shown = f"simulation.profiles.{FULL_PROFILE}</th><td>{PROFILES[FULL_PROFILE]}</td>"
+    assert shown.replace("'", "&#39;") in text
+    compensated = PCM(compensation="per_column")
+    for settings in (None, replace(PROFILES[FULL_PROFILE], memory=compensated)):
+        found = named_settings(ten, settings)
+        assert said not in found.report(tmp_path / "report.html").read_text()
 
 
 def test_figures_of_a_page_alone_are_inside_it(ten: Ten, tmp_path: Path) -> None:

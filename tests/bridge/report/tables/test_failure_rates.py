@@ -13,6 +13,7 @@ from scipy import stats
 from bridge.analysis import rate_interval
 from bridge.chips.profiles import FULL_COMPENSATED, PROFILES
 from bridge.report.tables import failure_rates, outcomes, sentences
+from bridge.report.tables.compensation import Beside
 from bridge.report.tables.predictors import LOGITS_ADDED, compare, verdict
 from tests.bridge.report.conftest import FULL, tables
 
@@ -321,15 +322,16 @@ def test_the_other_profile_stands_beside(joined):
     both = pd.concat([joined, joined[joined["profile"] == FULL].assign(profile=FULL_COMPENSATED)])
     deciles = failure_rates.failure_tables(both)
     rates, compared = failure_rates.table_one(both, deciles), compare(both, COSTS, resamples=50)
-    paper = sentences.beside(rates, compared, other=FULL)
+    paper = sentences.beside(rates, compared, other=Beside(FULL, False))
     assert paper.startswith(
         f"Under {FULL} (the paper's, drift not compensated) the chips are right"
     )
-    other = sentences.beside(rates, compared, other=FULL_COMPENSATED)
+    other = sentences.beside(rates, compared, other=Beside(FULL_COMPENSATED, True))
     assert other.startswith(f"Under {FULL_COMPENSATED} (drift compensated) the chips are")
     row = outcomes.select(rates, fold="test", profile=FULL).iloc[0]
     assert f"D1, D10 fail: {row['d1_of_all']:.1f}, {row['d10_of_all']:.1f} % of all" in paper
     assert f"{row['analog_accuracy']:.1f} %" in paper
     assert "The answer there: not shown, though better than the margin. AUROC of curv" in paper
-    assert sentences.beside(rates, compared, other="") == ""
-    assert "and D1, D6 fail:" in sentences.beside(rates, compared, other=FULL, last=6)
+    assert sentences.beside(rates, compared, other=None) == ""
+    six = sentences.beside(rates, compared, other=Beside(FULL, False), last=6)
+    assert "and D1, D6 fail:" in six

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE
-from bridge.report.tables import compensation, outcomes
+from bridge.report.tables import outcomes
 from bridge.report.tables.failing_classes import concentration
 from bridge.report.tables.failure_rates import per_class
 from bridge.report.tables.predictors import compare
@@ -224,19 +224,3 @@ def test_failures_are_counted_by_the_class_that_they_become():
     # The failing samples of label 0 become 1, those of 1 become 2, those of 2 become 0.
     failures = table["failures"].tolist()
     assert table["taken_for"].tolist() == [failures[2], failures[0], failures[1]]
-
-
-def test_compensated_and_uncompensated_stand_beside_each_other():
-    assert compensation.shown_beside("pcm", {"pcm", "pcm_gdc", FULL}) == "pcm_gdc"
-    assert compensation.shown_beside("pcm_gdc", {"pcm_gdc", FULL}) == FULL
-    assert compensation.shown_beside(FULL, {FULL, "adc"}) == ""
-    assert compensation.shown_beside("pcm", {"pcm", "pcm_gdc"}, "global") == ""
-    late = f"{FULL} at 3,600 s"
-    assert compensation.shown_beside(late, {late, f"{FULL_COMPENSATED} at 3,600 s"}) != ""
-    drifting = [
-        name
-        for name in ("adc", "pcm", "pcm_gdc", "wnoise+pcm", late)
-        if compensation.is_uncompensated(name)
-    ]
-    assert drifting == ["pcm", "wnoise+pcm", late]
-    assert not compensation.is_uncompensated("pcm", "global")
