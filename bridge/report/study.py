@@ -310,10 +310,10 @@ class Study:
 
     @property
     def _calls(self) -> dict[str, str]:
-        """`_CALLS`, and the call that makes compensated chips, where their profile has a name."""
+        """`_CALLS`, and the call that makes compensated chips, where bridge has their profile."""
         name, _, _ = self.profile.partition(" at ")
         others = counterparts(name, PROFILES)
-        if not others:
+        if not others or self._simulated.get(name) != PROFILES[name]:
             return _CALLS
         return _CALLS | {"compensate": f'bridge.simulate(..., profiles=["{name}", "{others[0]}"])'}
 

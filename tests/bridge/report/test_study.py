@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import bridge
-from bridge.chips.memories.pcm import PCM
+from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, PROFILES, Profile, to_json
 from bridge.report.study import Study
 from bridge.report.tables import failure_rates, outcomes
@@ -156,6 +156,24 @@ def test_drift_is_called_uncompensated_only_where_it_is(ten: Ten, tmp_path: Path
     for settings in (None, replace(PROFILES[FULL_PROFILE], memory=compensated)):
         found = named_settings(ten, settings)
         assert said not in found.report(tmp_path / "report.html").read_text()
+
+
+def test_chips_of_other_settings_are_advised_no_profile_of_their_name(
+    ten: Ten, tmp_path: Path
+) -> None:
+    for memory in (PCM(drift=2.0), Hermes()):
+        found = named_settings(ten, replace(PROFILES[FULL_PROFILE], memory=memory))
+        text = found.report(tmp_path / "report.html").read_text()
+        assert "These chips drift without compensation.</p>" in text
+    both = pd.concat(
+        [ten.predictions, ten.predictions.query("profile != 'ideal'").assign(profile="pcm_gdc")]
+    ).replace({"profile": {FULL_PROFILE: "pcm"}})
+    for settings, beside in ((PCM(), "pcm_gdc at 3,600 s"), (PCM(drift=2.0), None)):
+        said = {"pcm": Profile(memory=settings), "pcm_gdc": PROFILES["pcm_gdc"]}
+        stated = {name: to_json(one) for name, one in said.items()}
+        both.attrs = {"simulation": ten.predictions.attrs["simulation"] | {"profiles": stated}}
+        found = bridge.study(ten.scores, both, profile="pcm at 3,600 s", resamples=RESAMPLES)
+        assert (found._beside and found._beside.profile) == beside
 
 
 def test_figures_of_a_page_alone_are_inside_it(ten: Ten, tmp_path: Path) -> None:
