@@ -209,7 +209,7 @@ def summary(choices: pd.DataFrame, profile: str = FULL_PROFILE) -> str:
     """What routing gives by the router that costs least on validation, in one or two sentences.
 
     The first is of the routers that can take a new input, the second of those that need stored
-    scores of the very input; "" without choices.
+    scores of the very input; "" without choices. What is given up has its range over the chips.
     """
     rows = choices[choices["profile"] == profile]
     if rows.empty:
@@ -223,21 +223,28 @@ def summary(choices: pd.DataFrame, profile: str = FULL_PROFILE) -> str:
         text = (
             f"Under {profile}, a router that runs every sample on the chip and by {best['router']} "
             f"{100 * best['fraction']:.1f} % of them on the digital model too (threshold chosen on "
-            f"validation) {_points(best['given_up'])} of the digital accuracy on the "
+            f"validation) {_points(best)} of the digital accuracy on the "
             f"{best['fold']} fold, and {_energy(best['saved'])}. "
         )
     if "known" in of_kind:
         best = of_kind["known"]
         text += (
             f"Where scores were stored for these very inputs, {best['router'].split(',')[0]} "
-            f"{_points(best['given_up'])} and {_energy(best['saved'])}."
+            f"{_points(best)} and {_energy(best['saved'])}."
         )
     return text.strip()
 
 
-def _points(given_up: float) -> str:
-    points = f"{100 * abs(given_up):.1f} points"
-    return f"gives up {points}" if given_up >= 0 else f"gains {points}"
+def _points(choice: pd.Series) -> str:
+    verb, sign = ("gives up", 1) if choice["given_up"] >= 0 else ("gains", -1)
+    mean, best, worst = (
+        100 * sign * (choice["given_up"] + choice["accuracy"] - choice[of])
+        for of in ("accuracy", "accuracy_max", "accuracy_min")
+    )
+    points = f"{verb} {mean:z.1f} points"
+    if best == worst:
+        return points
+    return f"{points} ({min(best, worst):z.1f} to {max(best, worst):z.1f} over the chips)"
 
 
 def _energy(saved: float) -> str:

@@ -284,6 +284,24 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(run):
     assert second.startswith("Where scores were stored for these very inputs")
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "told"),
+    [
+        ((0.75, 0.75, 0.75), "gives up 5.0 points of"),  # one chip
+        ((0.75, 0.70, 0.80), "gives up 5.0 points (0.0 to 10.0 over the chips) of"),
+        ((0.875, 0.75, 1.0), "gains 7.5 points (-5.0 to 20.0 over the chips) of"),
+    ],
+)
+def test_what_a_router_gives_up_has_its_range_over_the_chips(accuracies, told):
+    row = dict(zip(("accuracy", "accuracy_min", "accuracy_max"), accuracies, strict=True))
+    row |= {"fold": "test", "profile": FULL, "router": "analog margin", "kind": "analog"}
+    row |= {"given_up": 0.8 - row["accuracy"], "fraction": 0.2, "saved": 0.7}
+    row |= {"validation_energy": 0.3}
+    assert f"(threshold chosen on validation) {told} the digital" in routers.summary(
+        pd.DataFrame([row])
+    )
+
+
 def test_without_a_validation_fold_no_threshold_is_chosen(caplog):
     scores, predictions, _ = tables(folds=("test",))
     joined = outcomes.join(scores, predictions)
