@@ -99,6 +99,7 @@ def sections():
     bins = {"low": [0.0, 0.5], "high": [0.5, 1.0], "samples": [38, 2], "predicted": [0.1, 0.6]}
     bins |= {"observed": [0.1, 0.5], "observed_low": [0.0, 0.1], "observed_high": [0.2, 0.9]}
     error = probability | {"samples": 40, "predicted": 0.125, "observed": 0.12}
+    error |= {"observed_low": 0.05, "observed_high": 0.25}
     curve = {"fraction": [0.0, 0.5, 1.0], "accuracy": [0.8, 0.88, 0.9]}
     curve |= {"random_accuracy": [0.8, 0.85, 0.9], "oracle_accuracy": [0.8, 0.9, 0.9]}
     choice = here | {"router": "analog margin", "kind": "analog", "target": 0.89}

@@ -242,7 +242,9 @@ _ANALYSED = (
             "predictor": text("Probability that is compared with what is observed."),
             "samples": count("Samples that the digital model gets right."),
             "predicted": fraction("Mean predicted probability."),
-            "observed": fraction("Share of the samples that fail, mean over chips."),
+            **with_interval(
+                "observed", fraction("Share of the samples that fail, mean over chips.")
+            ),
             "expected_calibration_error": fraction(
                 "Mean distance of observed from predicted, bins weighted by their samples."
             ),

@@ -162,7 +162,7 @@ def _come_true(errors: pd.DataFrame, contents: ReportContents) -> str:
     if rows.empty:
         return ""
     row = rows.iloc[0]
-    return (
-        f"The flip probability expects {100 * row['predicted']:.1f} % to fail; "
-        f"{100 * row['observed']:.1f} % do"
-    )
+    observed = f"{100 * row['observed']:.1f} %"
+    if "observed_low" in row:  # tables of earlier versions have none
+        observed += f" [{100 * row['observed_low']:.1f}, {100 * row['observed_high']:.1f}]"
+    return f"The flip probability expects {100 * row['predicted']:.1f} % to fail; {observed} do"

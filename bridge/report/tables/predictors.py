@@ -11,6 +11,7 @@ import pandas as pd
 
 from bridge.analysis.calibration import calibration_table, expected_calibration_error
 from bridge.analysis.failures import analog_only_failures
+from bridge.analysis.intervals import rate_interval
 from bridge.analysis.predictors import (
     Among,
     compare_predictors,
@@ -303,7 +304,8 @@ def calibrate(
 
     Returns:
         fold, profile, predictor and the columns of `bridge.analysis.calibration_table`; and fold,
-        profile, predictor, samples, predicted (mean probability), observed (failure rate) and
+        profile, predictor, samples, predicted (mean probability), observed (failure rate, with
+        observed_low and observed_high, `bridge.analysis.rate_interval`) and
         expected_calibration_error. The predictors are `FLIP_PROBABILITY` and `UNSHIFTED`.
     """
     tables, errors = [], []
@@ -316,6 +318,7 @@ def calibrate(
         if not digital.any():
             continue
         failed = analog_only_failures(digital, analog_correct)[:, digital]
+        low, high = rate_interval(failed, confidence)
         physical = _physical(flips, samples, str(profile))
         for predictor in (FLIP_PROBABILITY, UNSHIFTED):
             if predictor not in physical:
@@ -330,6 +333,8 @@ def calibrate(
                     "samples": int(digital.sum()),
                     "predicted": probability[digital].mean(),
                     "observed": failed.mean(),
+                    "observed_low": low,
+                    "observed_high": high,
                     "expected_calibration_error": expected_calibration_error(table),
                 }
             )
@@ -339,7 +344,8 @@ def calibrate(
     if not tables:  # nothing is digitally correct
         none = calibration_table([0.5], [True])
         tables = [none.head(0).assign(**dict.fromkeys(first))]
-        errors_of = ["samples", "predicted", "observed", "expected_calibration_error"]
+        observed = ["observed", "observed_low", "observed_high"]
+        errors_of = ["samples", "predicted", *observed, "expected_calibration_error"]
         return tables[0], pd.DataFrame(columns=[*first, *errors_of])
     calibration = pd.concat(tables, ignore_index=True)
     return calibration[[*first, *calibration.columns.difference(first, sort=False)]], pd.DataFrame(

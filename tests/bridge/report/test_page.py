@@ -158,7 +158,7 @@ def test_headings_are_answers(tmp_path, page):
         "97 % at 20 s",
         "Highest AUROC without a chip: 0.900 [0.850, 0.950], margin",
         "0.0 % of D1 and 25.0 % of D2 fail, of those that the digital model gets right",
-        "The flip probability expects 12.5 % to fail; 12.0 % do",
+        "The flip probability expects 12.5 % to fail; 12.0 % [5.0, 25.0] do",
         "Tiles compute 90.00 % of the multiply-accumulates",
     ):
         assert re.search(rf"<h3[^>]*>{re.escape(heading)}</h3>", text), heading
@@ -383,7 +383,7 @@ def test_table_one_beside_the_paper(read, tmp_path):
 
 def test_fractions_are_shown_in_percent(read):
     _, error = read.headed("profile", "predictor")
-    assert error == [FULL, "flip probability", "40", "12.50", "12.00", "1.30"]
+    assert error == [FULL, "flip probability", "40", "12.50", "12.00|[5.00, 25.00]", "1.30"]
     _, low, high = read.headed("predictor", "bin")
     assert low[2:] == ["0.00", "50.00", "38", "10.00", "10.00|[0.00, 20.00]"]
     assert high[-1] == "50.00|[10.00, 90.00]"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bridge.analysis import rate_interval
 from bridge.chips.memories.conductances import Pairs
 from bridge.chips.profiles import FULL_PROFILE
 from bridge.report.tables import failure_rates, outcomes, predictors, routers, sentences
@@ -230,6 +231,10 @@ def test_calibration_is_of_the_digitally_correct(run):
     correct = rows[rows["digital_correct"]]
     assert row["samples"] == correct["index"].nunique()
     assert row["observed"] == pytest.approx(correct["failure"].mean())
+    failed = correct.pivot(index="chip", columns="index", values="failure").to_numpy(bool)
+    assert (row["observed_low"], row["observed_high"]) == pytest.approx(rate_interval(failed))
+    narrow = predictors.calibrate(joined, flips, confidence=0.5)[1]
+    assert (narrow["observed_low"] > errors["observed_low"]).all()
     merged = correct.merge(flips, on=["fold", "index", "profile"])
     assert row["predicted"] == pytest.approx(merged["probability"].mean())
     # Digitally wrong samples aside, the probabilities are those that made the failures.
