@@ -299,6 +299,7 @@ class Study:
 
     @cached_property
     def _simulated(self) -> dict[str, Profile | None]:
+        """The settings of simulated profiles by name; None where they cannot be read."""
         return given.simulated_profiles(self.simulation)
 
     @cached_property

@@ -329,6 +329,7 @@ def _print_result(folder: Path) -> None:
     profile = settings["analyse"]["profile"]
     one, compared = tables["table_one"], tables["predictors"]
     render_deciles(tables["deciles"], drift_seconds=drift_seconds)
+    # Nothing else in the settings decides what stands beside a profile.
     profiles = named_profiles(pcm=PCM(compensation=pcm["compensation"]))
     other = shown_beside(one, profiles, profile=profile)
     verdict = decide(compared, tables["per_class"], profile=profile)

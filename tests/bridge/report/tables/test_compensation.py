@@ -6,9 +6,10 @@ import pandas as pd
 
 from bridge.chips.memories.pcm import PCM, Hermes
 from bridge.chips.memories.reram import ReRamWan2022
-from bridge.chips.profiles import FULL_COMPENSATED, PROFILES, Profile, named_profiles
+from bridge.chips.profiles import FULL_COMPENSATED, PROFILES, Profile, named_profiles, to_json
 from bridge.chips.profiles import FULL_PROFILE as FULL
 from bridge.report.tables.compensation import Beside, is_uncompensated, shown_beside
+from bridge.report.tables.given import simulated_profiles
 
 
 def beside(profile, *there, **profiles):
@@ -51,3 +52,12 @@ def test_chips_drift_without_compensation_by_their_settings():
     ):
         assert is_uncompensated(Profile(memory=memory)) == drifts, memory
     assert not is_uncompensated(None)
+
+
+def test_settings_are_read_from_what_a_simulation_said():
+    own = Profile(memory=PCM(drift=2.0))
+    said = {"pcm": to_json(own), "mine": {"kind": "MyMemory", "settings": {}}, "text": repr(own)}
+    assert simulated_profiles({"profiles": said}) == {"pcm": own, "mine": None, "text": None}
+    assert simulated_profiles({}) == {}
+    # Of what cannot be read nothing is known, also where bridge has a profile of that name.
+    assert beside("pcm", "pcm_gdc", pcm=None) is None
