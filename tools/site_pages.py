@@ -168,14 +168,18 @@ def with_made_parts(markdown: str) -> str:
 
 def _reference(paths: list[str]) -> str:
     """A list of names, each with what it is in a sentence, then the documentation of each."""
-    rows = []
+    rows, entries = [], []
     for path in paths:
         package, _, name = path.rpartition(".")
         value = getattr(importlib.import_module(package), name)
-        said = inspect.isclass(value) or inspect.isfunction(value)
-        first = (value.__doc__ or "").strip().partition("\n\n")[0] if said else ""
-        rows.append(f"- [`{name}`][{path}]" + f": {' '.join(first.split())}" * bool(first))
-    return "\n\n".join(["\n".join(rows), *(f"::: {path}" for path in paths)])
+        place, options = path, ""
+        if getattr(value, "__module__", "") == path:  # which would show the module of that name
+            place = f"{path}.{name}"
+            options = f"\n    options:\n      heading: {path}\n      toc_label: {name}"
+        first = (value.__doc__ or "").strip().partition("\n\n")[0] if callable(value) else ""
+        rows.append(f"- [`{name}`](#{place})" + f": {' '.join(first.split())}" * bool(first))
+        entries.append(f"::: {place}{options}")
+    return "\n\n".join(["\n".join(rows), *entries])
 
 
 def fenced(docstring: str) -> str:

@@ -48,15 +48,24 @@ def test_marks_become_what_the_program_says() -> None:
     assert (before, after) == ("before", "after\n")
     assert documented == [f"::: {path}" for path in paths]
     first, *others = listed.split("\n")
-    assert first == f"- [`ResNet`][{paths[0]}]: {ResNet.__doc__.splitlines()[0]}"
-    assert [line.partition("]:")[0] for line in others] == [
-        f"- [`{path.rpartition('.')[2]}`][{path}" for path in paths[1:]
+    assert first == f"- [`ResNet`](#{paths[0]}): {ResNet.__doc__.splitlines()[0]}"
+    assert [line.partition("):")[0] for line in others] == [
+        f"- [`{path.rpartition('.')[2]}`](#{path}" for path in paths[1:]
     ]
 
 
 def test_a_value_is_listed_without_a_line() -> None:
     page = site_pages.with_made_parts("<!-- names of bridge -->")
-    assert "\n- [`PROFILES`][bridge.PROFILES]\n" in f"\n{page}"
+    assert "\n- [`PROFILES`](#bridge.PROFILES)\n" in f"\n{page}"
+
+
+def test_a_function_is_shown_where_its_module_has_its_name() -> None:
+    page = site_pages.with_made_parts("<!-- names of bridge.jax_chips -->")
+    path = "bridge.jax_chips.output_noise"
+    assert f"\n- [`output_noise`](#{path}.output_noise): The variance of each sample's" in page
+    assert f"\n::: {path}.output_noise\n    options:\n      heading: {path}\n" in page
+    assert f"::: {path}\n" not in page
+    assert "\n::: bridge.jax_chips.predict\n" in page
 
 
 def test_flags_that_commands_share_with_run_are_shown_once() -> None:
