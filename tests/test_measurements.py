@@ -211,9 +211,22 @@ def test_what_scores_add_to_others() -> None:
     assert f"The one exception is `wnoise_mvm` on this network: +{exception:.3f} [" in text
     shown = (curvature["added_difference_low"].iloc[:-1] > 0).sum()
     assert f"The gain is shown in {shown} of them" in text
+    physical = added.get_group("logits + gradient norm + curvature")
+    others = physical.sort_values("added_difference")[:-1]
+    gains = (others["added_difference_low"] > 0).sum()
+    losses = (others["added_difference_high"] < 0).sum()
+    said = f"at most {others['added_difference'].max():.4f}, shown in {gains} ("
+    assert said in text
+    assert f"in {losses} it takes as little away" in text
+    for page in ("results/index.md", "explanation/worth.md"):
+        assert f"shown in {gains}. " in " ".join((ROOT / "docs" / page).read_text().split())
     flip = added.get_group("logits + gradient norm + curvature + flip probability")
     lowest, highest = flip["added_difference"].nlargest(21).iloc[[-1, 0]]
     assert f"+{lowest:.3f} to +{highest:.3f} in the 21 pairs" in text
+    rest = flip.nsmallest(24, "added_difference")
+    gains = (rest["added_difference_low"] > 0).sum()
+    assert f"In the other 24 it adds {rest['added_difference'].min():.3f} to " in text
+    assert f"shown in {gains};" in text
 
 
 def test_headlines_of_the_build_notes() -> None:

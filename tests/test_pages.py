@@ -212,7 +212,7 @@ def test_every_flag_and_setting_on_a_page_is_one(helps: str) -> None:
 
 
 def test_the_command_line_page_has_every_command(helps: str) -> None:
-    named = re.findall(r"^### ([\w-]+)(?: \w+)?$", helps, re.MULTILINE)
+    named = re.findall(r"^### ([\w-]+)(?: .+)?$", helps, re.MULTILINE)
     assert set(named) == set(commands._COMMANDS)
     assert "Largest number of images of the test fold" in helps
 

@@ -106,7 +106,7 @@ def write(results: Path, into: Path, fits: Sequence[Path]) -> Path:
     fitted = pd.concat([pd.read_csv(fit / "table.csv") for fit in fits]) if fits else None
     confidence = {run.settings["analyse"]["confidence"] for run in runs}
     parts = [
-        "# Results",
+        "# Every archived run",
         "Made by `python -m tools regenerate` from the per-sample tables in these folders; "
         "do not edit. Rates are analog-only failures in percent, D1 and D10 the tenths of lowest "
         "and highest curvature; brackets are intervals for other chips and samples, "
@@ -149,7 +149,7 @@ def _remedies(results: Path) -> Iterator[str]:
     for folder in folders:
         made = read_json(folder / "settings.json")
         yield f"### {folder.parent.name}, {made['profile_name']}"
-        yield f"![Remedies]({folder.parent.name}/remedies/remedies.png)"
+        yield f"![Accuracy and energy of the remedies]({folder.parent.name}/remedies/remedies.png)"
         for time, rows in frontier_of(folder).groupby("time_s"):
             yield f"{duration(float(str(time)))} after programming:"
             yield markdown(header, [_remedy(row) for row in rows.to_dict("records")])
@@ -407,6 +407,7 @@ def _figure_one(runs: Sequence[_Run], place: str) -> Iterator[str]:
         if run.model == ("resnet18", "cifar100"):
             name = run.folder.name
             title = f"Failure rate by curvature decile, {plain(name)}"
+            yield f"{title}, all samples:"
             yield f"![{title}]({quote(f'{place}/{name}')}/figures/figure_one.png)"
 
 
@@ -430,7 +431,7 @@ def _runs(runs: Sequence[_Run]) -> Iterator[str]:
         chips = int(table["chips"].max())
         yield f"### {plain(name)}"
         yield f"Digital accuracy: {plain(accuracies)}; {chips} chip{'s' * (chips > 1)} a profile."
-        yield f"![Fig. 1]({quote(name)}/figures/figure_one.png)"
+        yield f"![Failure rate by curvature decile]({quote(name)}/figures/figure_one.png)"
         yield markdown(header, rows)
 
 

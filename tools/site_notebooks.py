@@ -38,11 +38,12 @@ def page_of(notebook: Path) -> NotebookPage:
     """Makes a page of a notebook: a link to its file first, then cell after cell."""
     pictures: dict[str, bytes] = {}
     name = notebook.name
-    parts = []
+    parts, heading = [], ""
     for cell in json.loads(notebook.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] != "code":
             parts.append(source)
+            heading = [heading, *re.findall(r"^#+ (.+)$", source, re.MULTILINE)][-1]
             continue
         parts.append(f"```python\n{source}\n```")
         for output in cell["outputs"]:
@@ -50,7 +51,7 @@ def page_of(notebook: Path) -> NotebookPage:
             if "image/png" in data:
                 picture = f"{notebook.stem}-{len(pictures) + 1}.png"
                 pictures[picture] = base64.b64decode(data["image/png"])
-                parts.append(f"![Figure {len(pictures)}]({picture})")
+                parts.append(f"![Figure {len(pictures)}: {heading}]({picture})")
             elif "text/html" in data:
                 parts.append(_STYLE.sub("", "".join(data["text/html"])).strip())
             elif said := _text(output).strip("\n"):

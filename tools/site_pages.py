@@ -47,9 +47,16 @@ COMMANDS = {
 }
 """Every command, under the headings of its page, with what `--help` needs in front of it."""
 
-_COLUMNS = "100"
+_COLUMNS = "84"
+"""Characters of a line of help: as many as a page has room for in a window of 1280 pixels."""
 
 _DOCTEST = re.compile(r"^(?P<indent> *)>>> (?:.*\n?)(?:(?P=indent).*\S.*\n?)*", re.MULTILINE)
+_GROUP = "\n\nFlags"
+_ENTRY = re.compile(
+    r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +.*)*)", re.MULTILINE
+)
+_SHORT = re.compile(r"<code>(?=[^<\n]{1,32}</code>)")
+_PICTURE = re.compile(r'<img [^>]*src="(?P<file>[^"]+)"[^>]*>')
 _COMMAND_LINE = "<!-- the command line -->"
 _COLUMNS_OF_TABLES = "<!-- the columns -->"
 _NAMES = re.compile(r"<!-- names of ([\w.]+) -->")
@@ -62,15 +69,25 @@ _LINK = re.compile(
 
 
 def command_line() -> str:
-    """The help of every command, as Markdown."""
+    """The help of every command, as Markdown; flags that a command shares with `run` once."""
     parts = [f"```text\n{_said(['--help'])}\n```"]
+    of_run = set(_groups("run digits")[1:])
     for heading, lines in COMMANDS.items():
         parts.append(f"## {heading}")
         for line in lines:
-            name = line.removesuffix(" digits").partition(" --")[0]
-            asked = line.split() if name == "presets" else [*line.split(), "--help"]
-            parts.append(f"### {name}\n\n```text\n{_said(asked)}\n```")
+            name = line.removesuffix(" digits").removesuffix(" x")
+            groups = _groups(line)
+            shown = [group for group in groups if name == "run" or group not in of_run]
+            parts.append(f"### {name}\n\n```text\n{_GROUP.join(shown)}\n```")
+            if len(shown) < len(groups):
+                parts.append("The other flags are those of [`run`](#run).")
     return "\n\n".join(parts)
+
+
+def _groups(line: str) -> list[str]:
+    """The help of a command: what it does, then its groups of flags."""
+    asked = [line] if line == "presets" else [*line.split(), "--help"]
+    return _said(asked).split(_GROUP)
 
 
 def _said(arguments: list[str]) -> str:
@@ -146,10 +163,23 @@ def with_made_parts(markdown: str) -> str:
         _, _, tables = dictionary.markdown().partition("\n")  # the page has its heading
         markdown = markdown.replace(_COLUMNS_OF_TABLES, tables.strip())
 
-    def reference(match: re.Match[str]) -> str:
-        return "\n\n".join(f"::: {path}" for path in documented()[match[1]])
+    return _NAMES.sub(lambda match: _reference(documented()[match[1]]), markdown)
 
-    return _NAMES.sub(reference, markdown)
+
+def _reference(paths: list[str]) -> str:
+    """A list of names, each with what it is in a sentence, then the documentation of each."""
+    rows, entries = [], []
+    for path in paths:
+        package, _, name = path.rpartition(".")
+        value = getattr(importlib.import_module(package), name)
+        place, options = path, ""
+        if getattr(value, "__module__", "") == path:  # which would show the module of that name
+            place = f"{path}.{name}"
+            options = f"\n    options:\n      heading: {path}\n      toc_label: {name}"
+        first = (value.__doc__ or "").strip().partition("\n\n")[0] if callable(value) else ""
+        rows.append(f"- [`{name}`](#{place})" + f": {' '.join(first.split())}" * bool(first))
+        entries.append(f"::: {place}{options}")
+    return "\n\n".join(["\n".join(rows), *entries])
 
 
 def fenced(docstring: str) -> str:
@@ -160,6 +190,19 @@ def fenced(docstring: str) -> str:
         return f"{indent}```pycon\n{match[0].rstrip()}\n{indent}```\n"
 
     return _DOCTEST.sub(fence, docstring)
+
+
+def one_each(docstring: str) -> str:
+    """A docstring whose entries for several names, `a, b: text`, are an entry for each name.
+
+    So that the site shows each with its own type and default.
+    """
+
+    def divided(match: re.Match[str]) -> str:
+        names = match["names"].split(", ")
+        return "\n".join(f"{match['indent']}{name}: {match['text']}" for name in names)
+
+    return _ENTRY.sub(divided, docstring)
 
 
 def links(markdown: str) -> Iterator[str]:
@@ -241,3 +284,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """MkDocs' event: makes what the program says, and leads links to their files in the site."""
     path = Path(page.file.abs_src_path or DOCS / page.file.src_uri)  # a notebook's has no file
     return with_made_parts(with_links_of_the_site(markdown, path, page.file.src_uri))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """MkDocs' event: marks code that is short (site.css), and leads each picture to its file.
+
+    In a narrow window the words of a figure are small; its file opens at its own size.
+    """
+    html = _SHORT.sub('<code class="short">', html)
+    return _PICTURE.sub(lambda match: f'<a href="{match["file"]}">{match[0]}</a>', html)

@@ -160,19 +160,20 @@ class SystematicShare:
     """How far the chips of one noise model fail on the same samples.
 
     Attributes:
-        chips: how many.
-        samples: how many; with h = chips / 2 they divide into
-        on_none: samples that fail on no chip,
-        on_some: on at least one and at most h chips,
-        on_most: on more than h chips, but not on all,
-        on_all: on all.
+        chips: number of chips; half of it is h below.
+        samples: number of samples, divided into the four counts that follow.
+        on_none: samples that fail on no chip.
+        on_some: samples that fail on at least one and at most h chips.
+        on_most: samples that fail on more than h chips, but not on all.
+        on_all: samples that fail on all chips.
         events: failures, summed over chips.
         rate: events / (chips samples).
         systematic: the share of the events that come from samples failing on more than h chips.
-        systematic_low, systematic_high: its bootstrap percentile interval over samples.
+        systematic_low, systematic_high: bootstrap percentile interval of `systematic`, over
+            samples.
         chip_specific: the rest, 1 - systematic.
-        on_none_expected, on_some_expected, on_most_expected, on_all_expected: samples, had each
-            chip failed on each sample independently at `rate`: the binomial distribution.
+        on_none_expected, on_some_expected, on_most_expected, on_all_expected: the same count, had
+            each chip failed on each sample independently at `rate` (binomial distribution).
         systematic_expected: the share of the events then expected, a ratio of expectations.
         reason: why shares are NaN, or "".
     """

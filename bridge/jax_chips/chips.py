@@ -180,8 +180,8 @@ class Chip:
         Args:
           weights: of `program`.
           images: as the function takes them.
-          indices: which samples they are, from 0 to 2**32 - 1; the noise of each operation belongs
-            to the chip, the layer and this number. None for their positions.
+          indices: which samples they are, from 0 to `2**32 - 1`; the noise of each operation
+            belongs to the chip, the layer and this number. None for their positions.
 
         Raises:
           ValueError: weights of another chip, images of another shape, or bad indices.

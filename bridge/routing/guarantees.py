@@ -50,20 +50,22 @@ def guaranteed_threshold(
 
     - `confidence=None`: conformal risk control, the largest t that occurs with
 
-          n / (n + 1) R(t) + 1 / (n + 1) <= level
+            n / (n + 1) R(t) + 1 / (n + 1) <= level
 
-      Then a new sample stays and fails with a probability of at most `level`. That is a mean over
-      calibration sets too: with the threshold of one it may be more, with another's less.
+        Then a new sample stays and fails with a probability of at most `level`. That is a mean over
+        calibration sets too: with the threshold of one it may be more, with another's less.
+
     - with a confidence: Learn-then-Test. Thresholds are tested in ascending order, and the last one
-      before the first that fails is taken. A test passes where P(Bin(n, level) <= n R(t)) is at
-      most 1 - confidence; for losses other than 0 and 1 the Hoeffding-Bentkus bound is in its
-      place. Then, but for a share of 1 - confidence of the calibration sets, the share of all
-      samples that stay and fail is at most `level`.
+        before the first that fails is taken. A test passes where P(Bin(n, level) <= n R(t)) is at
+        most 1 - confidence; for losses other than 0 and 1 the Hoeffding-Bentkus bound is in its
+        place. Then, but for a share of 1 - confidence of the calibration sets, the share of all
+        samples that stay and fail is at most `level`.
+
     - `of="stays"`, with a confidence: the share of failures *among those that stay*, which may rise
-      and fall with t. Up to 20 thresholds are tested, at equal parts of the calibration samples,
-      each by the samples below it and at (1 - confidence) over their number; the largest that
-      passes is taken. Given an order statistic, the samples below it are independent draws from
-      below it, so that the thresholds may come from the calibration samples themselves.
+        and fall with t. Up to 20 thresholds are tested, at equal parts of the calibration samples,
+        each by the samples below it and at (1 - confidence) over their number; the largest that
+        passes is taken. Given an order statistic, the samples below it are independent draws from
+        below it, so that the thresholds may come from the calibration samples themselves.
 
     What is assumed: new samples are drawn as the calibration samples were (exchangeable; with a
     confidence independent too), run on the same chip under the same conditions, and the score was

@@ -61,6 +61,7 @@ def load_checkpoint(source: str | os.PathLike[str], *, prefix: str | None = None
 
     Args:
       source: one of
+
         - a `.safetensors` file;
         - any other file: what `torch.save` wrote, a state dict or a training checkpoint with one
           (a mapping, a list of names with tensors, or a list of one of them) under "state_dict",
@@ -70,6 +71,7 @@ def load_checkpoint(source: str | os.PathLike[str], *, prefix: str | None = None
           and exported programs;
         - a name such as "resnet18" (torchvision's default weights) or "resnet50:IMAGENET1K_V2",
           where no file is called so. Weights are downloaded once, to torch.hub's cache.
+
       prefix: what names of a file begin with; only these entries are taken, without it. None takes
         off what wrappers add: "_orig_mod." (`torch.compile`) anywhere and, where all names have it,
         "module." (`DataParallel`) and under "state_dict" also "model." (Lightning). "" leaves the

@@ -105,7 +105,7 @@ class Normalised:
     Attributes:
         source: samples with uint8 images; given as anything that `as_source` takes.
         normalisation: mean and standard deviation of each channel.
-        keys: as for `as_source`, where the rows that are given have other names.
+        keys (Keys | None): as for `as_source`, where the rows that are given have other names.
 
     Raises:
         ValueError: what `as_source` refuses; when read, images that are not uint8.

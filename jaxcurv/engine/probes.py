@@ -33,7 +33,7 @@ def probe(
       distribution: "rademacher" (independent signs), "gaussian" (standard normals) or "sphere"
         (uniform on the sphere of radius sqrt(size)).
       key: the typed key of the whole scoring run.
-      indices: stable sample indices, `[batch]`, each in [0, 2**32).
+      indices: stable sample indices, `[batch]`, each in `[0, 2**32)`.
       number: the probe's number, from 0.
       shape: shape of one sample.
       dtype: floating type of the result.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxcurv.models import ResNet
 from tests.conftest import ROOT
 from tools import site_pages
 
@@ -42,10 +43,42 @@ def test_every_public_name_is_documented_once() -> None:
 
 def test_marks_become_what_the_program_says() -> None:
     page = site_pages.with_made_parts("before\n\n<!-- names of jaxcurv.models -->\n\nafter\n")
-    assert page == (
-        "before\n\n::: jaxcurv.models.ResNet\n\n::: jaxcurv.models.ResNet18\n\n"
-        "::: jaxcurv.models.ResNet50\n\nafter\n"
-    )
+    paths = [f"jaxcurv.models.{name}" for name in ("ResNet", "ResNet18", "ResNet50")]
+    before, listed, *documented, after = page.split("\n\n")
+    assert (before, after) == ("before", "after\n")
+    assert documented == [f"::: {path}" for path in paths]
+    first, *others = listed.split("\n")
+    assert first == f"- [`ResNet`](#{paths[0]}): {ResNet.__doc__.splitlines()[0]}"
+    assert [line.partition("):")[0] for line in others] == [
+        f"- [`{path.rpartition('.')[2]}`](#{path}" for path in paths[1:]
+    ]
+
+
+def test_a_value_is_listed_without_a_line() -> None:
+    page = site_pages.with_made_parts("<!-- names of bridge -->")
+    assert "\n- [`PROFILES`](#bridge.PROFILES)\n" in f"\n{page}"
+
+
+def test_a_function_is_shown_where_its_module_has_its_name() -> None:
+    page = site_pages.with_made_parts("<!-- names of bridge.jax_chips -->")
+    path = "bridge.jax_chips.output_noise"
+    assert f"\n- [`output_noise`](#{path}.output_noise): The variance of each sample's" in page
+    assert f"\n::: {path}.output_noise\n    options:\n      heading: {path}\n" in page
+    assert f"::: {path}\n" not in page
+    assert "\n::: bridge.jax_chips.predict\n" in page
+
+
+def test_flags_that_commands_share_with_run_are_shown_once() -> None:
+    page = site_pages.command_line()
+    commands = dict(re.findall(r"^### (.+?)$(.+?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert page.count("\n  --train.epochs N\n") == 1
+    assert "\n  --train.epochs N\n" in commands["run"]
+    assert "those of [`run`]" not in commands["run"]
+    assert "those of [`run`](#run)" in commands["train"]
+    assert "\nFlags" not in commands["train"]
+    assert re.findall(r"^Flags(.*):$", commands["drift"], re.MULTILINE) == [" --drift.*"]
+    assert "\n  --out " in commands["score --model"]
+    assert max(map(len, page.splitlines())) <= 84
 
 
 def test_the_page_of_columns_is_the_dictionary() -> None:
@@ -90,6 +123,22 @@ def test_doctests_become_code(indent: str) -> None:
     code = "\n".join(indent + line for line in ["```pycon", *lines[2:5], "```"])
     assert found == f"{indent}Words.\n\n{code}\n\n{indent}More words."
     assert len(doctest.DocTestParser().get_examples(found)) == 2
+
+
+def test_each_name_of_a_docstring_has_an_entry() -> None:
+    docstring = "Words, more: these.\n\nArgs:\n  a, b: both,\n    told: once.\n  c: alone.\n"
+    entries = "  a: both,\n    told: once.\n  b: both,\n    told: once.\n  c: alone.\n"
+    assert site_pages.one_each(docstring) == f"Words, more: these.\n\nArgs:\n{entries}"
+
+
+def test_short_code_is_marked_and_a_picture_leads_to_its_file() -> None:
+    long = "x" * 33
+    html = f"<code>--limit</code> <code>{long}</code> <code>two\nlines</code> "
+    html += '<img alt="a" src="b.png">'
+    assert site_pages.on_page_content(html, None, None, None) == (
+        f'<code class="short">--limit</code> <code>{long}</code> <code>two\nlines</code> '
+        '<a href="b.png"><img alt="a" src="b.png"></a>'
+    )
 
 
 def anchors(page: Path) -> set[str]:

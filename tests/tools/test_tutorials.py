@@ -175,7 +175,7 @@ def test_a_page_has_text_code_and_outputs_in_order(tmp_path: Path) -> None:
         '# Own\n\n<a href="own.ipynb" download>Download this notebook</a>\n\nWords.\n\n'
         "```python\nprint(1)\ntable\n```\n\n```text\n1\n```\n\n<div>\n<table>\n"
         "<tr><th></th></tr></table></div>\n\n"
-        "```python\ndraw();\n```\n\n![Figure 1](own-1.png)\n\n```python\npass\n```\n"
+        "```python\ndraw();\n```\n\n![Figure 1: Own](own-1.png)\n\n```python\npass\n```\n"
     )
 
 

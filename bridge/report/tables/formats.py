@@ -33,9 +33,9 @@ def small_percent(fraction: float) -> str:
     return "> 99.99" if 0.99995 <= fraction < 1 else percent(fraction)
 
 
-decimals = "{:z.3f}".format  # z: what rounds to 0 has no sign of its own
-signed = "{:+z.3f}".format
-signed_percent = "{:+z.2f}".format
+decimals = "{:z.3f}".format  # z: no minus before what rounds to 0
+signed = "{:+.3f}".format  # a sign says on which side of 0, also of what rounds to it
+signed_percent = "{:+.2f}".format
 
 
 def p_value(value: float) -> str:
@@ -56,14 +56,15 @@ def time(seconds: float) -> str:
 def with_interval(value: float, low: float, high: float, form: str = ".2f") -> str:
     """`0.70 [0.65, 0.75]`, each number in the same form; "-" in place of NaN.
 
-    What rounds to 0 has no minus.
+    Of what rounds to 0 only a form with signs (+) shows the side.
 
     >>> with_interval(0.7, float("nan"), float("nan")), with_interval(*[float("nan")] * 3)
     ('0.70 [-]', '-')
-    >>> with_interval(-0.001, -0.01, 0.01)
-    '0.00 [-0.01, 0.01]'
+    >>> with_interval(-0.001, -0.01, 0.01), with_interval(-0.001, -0.01, 0.01, "+.2f")
+    ('0.00 [-0.01, 0.01]', '-0.00 [-0.01, +0.01]')
     """
-    form = form.replace(".", "z.")
+    if not form.startswith("+"):
+        form = f"z{form}"
     if np.isnan(value):
         return "-"
     if np.isnan(low):
