@@ -1,7 +1,7 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -297,6 +297,32 @@ def warn_of_zeros(
         )
     warnings.warn(
         f"every score of {' and '.join(zero)} is exactly 0, though the loss has a gradient: {why}",
+        stacklevel=3,
+    )
+
+
+def warn_of_ties(scores: Iterable[Any], gradient_norm: Any, indices: Any) -> None:
+    """Warns of samples that share a score of 0, where they are at least two and a tenth.
+
+    Fewer are all in the lowest tenth, in whatever order.
+
+    Args:
+      scores: of each estimator, `[samples]`.
+      gradient_norm: norms of the loss's input gradient, `[samples]`; those that are not 0 are left
+        out.
+      indices: the samples' indices.
+    """
+    flat = np.asarray(gradient_norm) == 0
+    tied = flat & np.any([np.asarray(score) == 0 for score in scores], axis=0)
+    if np.sum(tied) < max(2, len(tied) / 10):
+        return
+    warnings.warn(
+        f"score and gradient are exactly 0 at {np.sum(tied)} of {len(tied)} samples, the first at "
+        f"index {np.asarray(indices)[tied][0]}: these are tied, and their order and tenths mean "
+        "nothing. Either the softmax is one-hot in float32, its logits some 90 or more apart: rank "
+        "by the margin, or divide the logits by a number; or the loss or the model is flat there, "
+        "as with a hinge loss, a weight of 0, a clipped input or dead units: are the images "
+        "normalised as the model expects?",
         stacklevel=3,
     )
 
