@@ -122,6 +122,9 @@ class Seen(NamedTuple):
     """Parameters that distances are taken to by differences that are squared and summed."""
     picked: dict[tuple[str, ...], Picks]
     """Products with parts of parameters that the input picks, by the parameters' names."""
+    filters: list[str]
+    """Parameters that complex features are multiplied by, number by number, as those of a Fourier
+    transform are."""
 
 
 def refuse_weights_beside_tiles(
@@ -141,15 +144,15 @@ def refuse_weights_beside_tiles(
     too, and matrices of parameters whose numbers leave PyTorch (`numpy()`). Products with buffers
     alone, or with tensors and NumPy's arrays that were made before the pass, are found; so are
     products with weights that the input picks from parameters (experts; not rows that its token ids
-    name), and distances to parameters that are written out as the sum of squared differences. A
+    name), distances to parameters that are written out as the sum of squared differences, and
+    filters: complex features, as of a Fourier transform, times parameters, number by number. A
     product may be written out with `*` and summed by `sum`, `mean`, `cumsum`, averaging pools,
     `index_add` and `scatter_add`.
 
     Not seen: matrices that the code makes anew (`torch.eye`); products that are written out for a
     single output (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] *
-    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); filters as a product of
-    Fourier transforms; other such sums; and weights to which the input adds or gives each number
-    its scale.
+    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); other such sums; and
+    weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -247,7 +250,8 @@ def refuse_weights_beside_tiles(
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
     distances = [name for name in sorted(watch.distances) if not _stays(network, name, left)]
-    return Seen(unused, watch.fixed_products(left), distances, watch.picked_products(left))
+    filters = [name for name in sorted(watch.filters) if not _stays(network, name, left)]
+    return Seen(unused, watch.fixed_products(left), distances, watch.picked_products(left), filters)
 
 
 def _tensors(network: nn.Module, name: str) -> set[str]:
@@ -348,6 +352,7 @@ class _Watch(TorchDispatchMode):
       samples: how many images run.
       distances: parameters, by name, that distances are taken to.
       outside: parameters, by name, whose numbers leave PyTorch outside of a layer.
+      filters: parameters, by name, that complex features are multiplied by.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
@@ -357,6 +362,7 @@ class _Watch(TorchDispatchMode):
         self.samples = 0
         self.distances: set[str] = set()
         self.outside: set[str] = set()
+        self.filters: set[str] = set()
         self._fixed: dict[frozenset[str], int] = {}
         self._picked: dict[frozenset[str], Picks] = {}
         self._unknown = _Origin(fixed=frozenset([UNNAMED]))  # what no operation of the pass made
@@ -425,6 +431,8 @@ class _Watch(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
             self._count(picked, Picks(products=count(*args, **kwargs, out_val=outputs)))
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+        if not self._inside() and name.removesuffix("_") == "mul":
+            self.filters |= _filters(given, origins)
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
@@ -574,6 +582,18 @@ def _factors(name: str, args: Any) -> list[Any]:
 
 def _weights_alone(origin: _Origin) -> bool:
     return bool(origin.parameters) and not origin.input
+
+
+def _filters(given: list[torch.Tensor], origins: list[_Origin]) -> frozenset[str]:
+    """The parameters of a product, number by number, with complex values of the input.
+
+    One number for all of them is a scale.
+    """
+    pairs = list(zip(given, origins, strict=True))
+    if not any(one.input and x.is_complex() for x, one in pairs):
+        return frozenset()
+    alone = [one.parameters for x, one in pairs if _weights_alone(one) and x.numel() > 1]
+    return frozenset().union(*alone)
 
 
 def _written_out(

@@ -15,6 +15,7 @@ from bridge.chips.beside_tiles import Seen, refuse_weights_beside_tiles
 from bridge.chips.digital_products import (
     tell_digital_products,
     tell_distances,
+    tell_filters,
     tell_fixed_products,
     tell_picked_products,
 )
@@ -143,6 +144,7 @@ def _examine(
     tell_fixed_products(twin, seen[-1].fixed, some)
     tell_picked_products(twin, seen[-1].picked, some)
     tell_distances(twin, seen[-1].distances)
+    tell_filters(twin, seen[-1].filters)
     asking = _asking(twin, analog, layout, some, found)
     if engine not in asking and original is not None:
         original.refuse_other(twin, layout, some)
