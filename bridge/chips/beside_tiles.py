@@ -277,15 +277,15 @@ def _refuse_found(
         if _UNLISTED not in names and not any(_stays(network, name, left) for name in names):
             refused |= dict.fromkeys(sorted(names))
     if refused:
-        first = next(iter(refused))
-        layer = first.rpartition(".")[0]
+        owners = {name: name.rpartition(".")[0] for name in refused}
+        paths = dict.fromkeys(at if at in mapped else name for name, at in owners.items())
         raise ValueError(
             f"the network multiplies with {some(refused)} outside of a layer on tiles: these "
             "weights would be on no tile, and no noise would reach them; make it a call of a "
             "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight) or "
             "self.fc.forward(x), and self.fc(x * scale) for a weight times what the input gives, "
             "or name what is to stay digital, "
-            f"digital_layers=[{(layer if layer in mapped else first)!r}]"
+            f"digital_layers=[{', '.join(map(repr, paths))}]"
         )
 
 

@@ -84,6 +84,8 @@ def check_model(
         model = as_traced("model", problem.model, (params, pair), program, int(of_input))
         with own_rules(model):
             logits, again, gradient = jax.device_get(examine(model, params, pair[_ROWS]))
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(_KEPT) from error
     except flax.errors.TraceContextError as error:
         if "flax.nnx.transforms" in modules_passed(error):
             raise ValueError(
@@ -104,8 +106,8 @@ def check_model(
         )
     if np.any(gradient[1:] != 0):
         raise ValueError(
-            "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
-            "defined per sample; switch it to evaluation mode, model.eval()"
+            "the model mixes the samples of a batch (BatchNorm in training mode?), and each sample "
+            "is looked at by itself: switch it to evaluation mode, model.eval()"
         )
     if _changes_itself(model.function, params, pair):
         raise ValueError(_CHANGES)
@@ -134,6 +136,11 @@ def check_model(
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
 
 
+_KEPT = (
+    "the model keeps an array that it has computed while JAX traced it, as functools.lru_cache or "
+    "an attribute that is set in a call does, and which is no value later: compute it anew in each "
+    "call, or before the model is given"
+)
 _CHANGES = (
     "the model changes its own state when called (BatchNorm in training mode or active dropout?): "
     "switch it to evaluation mode, model.eval()"

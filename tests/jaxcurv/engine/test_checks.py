@@ -1,5 +1,6 @@
 """What may be scored: kinds of model, what is refused, and what is compiled anew."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -456,6 +457,15 @@ def test_rounding_in_a_batch_of_another_size_is_no_mixing() -> None:
 
     labels = RNG(18).integers(0, 4, 64)
     assert np.all(input_curvature(coarse, images, labels, estimator=GaussNewton()).score >= 0)
+
+
+def test_an_array_that_the_model_keeps_of_its_trace_is_told() -> None:
+    @functools.lru_cache
+    def scaled() -> jax.Array:
+        return jnp.asarray(WEIGHTS) * 2
+
+    with pytest.raises(ValueError, match=r"keeps an array .* functools\.lru_cache"):
+        score(lambda images: images @ scaled())
 
 
 def linen_dropout(variables: Any, images: jax.Array) -> jax.Array:
