@@ -48,6 +48,11 @@ _KEEPS_TERMS = {
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
 """Operations through which a product written with `*` is followed to its sum."""
+_MOVES = _KEEPS_TERMS - {"add", "add_", "sub"}
+_OF_SPECTRA = {*_MOVES, "view_as_real", "view_as_complex", "real", "imag", "abs", "angle"}
+"""Operations that leave complex values their places, or give those of their parts."""
+_FILTERS = {"mul", "div", "addcmul", "addcdiv"}
+"""Operations by which they are filtered."""
 _SUMS = {"sum", "mean", "nansum", "cumsum"}
 _POOLS = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
 _POOLS |= {"_adaptive_avg_pool2d": 2, "_adaptive_avg_pool3d": 3}
@@ -97,6 +102,8 @@ class _Origin(NamedTuple):
     they differ."""
     ids: bool = False
     """Whether it is whole numbers that the input itself has, such as token ids."""
+    spectrum: bool = False
+    """Whether it is complex values of the input, or their parts, sizes or angles."""
 
 
 class Picks(NamedTuple):
@@ -431,7 +438,7 @@ class _Watch(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
             self._count(picked, Picks(products=count(*args, **kwargs, out_val=outputs)))
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
-        if not self._inside() and name.removesuffix("_") == "mul":
+        if not self._inside() and name.removesuffix("_") in _FILTERS:
             self.filters |= _filters(given, origins)
         origin = _Origin(
             any(one.input for one in origins),
@@ -439,7 +446,10 @@ class _Watch(TorchDispatchMode):
             fixed=frozenset().union(*(one.fixed for one in origins)),
             ids=bool(made)
             and are_ids(made[0].is_floating_point(), [(one.input, one.ids) for one in origins]),
+            spectrum=name in _OF_SPECTRA and any(one.spectrum for one in origins),
         )
+        if made and made[0].is_complex() and origin.input:
+            origin = origin._replace(spectrum=True)
         if made and (name in _KEEPS_TERMS or not self._inside()):
             origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
         if made and (name == "embedding" or not self._inside()):
@@ -542,6 +552,7 @@ class _Watch(TorchDispatchMode):
             origin.scaled,
             origin.factors,
             origin.ids,
+            origin.spectrum,
         )
 
 
@@ -585,14 +596,14 @@ def _weights_alone(origin: _Origin) -> bool:
 
 
 def _filters(given: list[torch.Tensor], origins: list[_Origin]) -> frozenset[str]:
-    """The parameters of a product, number by number, with complex values of the input.
+    """The parameters of a product, number by number, with complex values of the input or parts.
 
     One number for all of them is a scale.
     """
-    pairs = list(zip(given, origins, strict=True))
-    if not any(one.input and x.is_complex() for x, one in pairs):
+    if not any(one.spectrum for one in origins):
         return frozenset()
-    alone = [one.parameters for x, one in pairs if _weights_alone(one) and x.numel() > 1]
+    pairs = zip(given, origins, strict=True)
+    alone = [one.parameters for x, one in pairs if _weights_alone(one) and _elements(x) > 1]
     return frozenset().union(*alone)
 
 

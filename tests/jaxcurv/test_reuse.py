@@ -298,7 +298,7 @@ SETTINGS: dict[str, tuple[float, Any]] = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.filterwarnings("ignore:score and gradient are exactly 0")
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_setting_that_images_in_0_to_1_do_not_show_is_told_apart(
     settings: Any, out: Path
 ) -> None:

@@ -303,7 +303,33 @@ FILTERS: dict[str, Forward] = {
         torch.fft.irfft(spectrum(n, x).mul_(torch.fft.rfft(n.w[0])), n=128)
     ),
 }
+
+
+def parts_filtered(n: Any, x: torch.Tensor) -> torch.Tensor:
+    real, imaginary, (a, b) = spectrum(n, x).real, spectrum(n, x).imag, n.w[:2, :65]
+    found = torch.complex(real * a - imaginary * b, imaginary * a + real * b)
+    return n.fc(torch.fft.irfft(found, n=128))
+
+
+def sizes_filtered(n: Any, x: torch.Tensor) -> torch.Tensor:
+    z = spectrum(n, x)
+    return n.fc(torch.fft.irfft(torch.polar(z.abs() * n.w[0, :65], z.angle()), n=128))
+
+
+FILTERS |= {
+    "each part apart": parts_filtered,
+    "sizes": sizes_filtered,
+    "a quotient": lambda n, x: n.fc(torch.fft.irfft(spectrum(n, x) / (n.w[0, :65] + 2), n=128)),
+    "added to itself": lambda n, x: n.fc(
+        torch.fft.irfft(
+            torch.addcmul(spectrum(n, x), spectrum(n, x), torch.fft.rfft(n.w[0])[None]), n=128
+        )
+    ),
+}
 NO_FILTERS: dict[str, Forward] = {
+    "a scale of mixed tokens": lambda n, x: n.fc(
+        (features(n, x) + torch.fft.fft(features(n, x)).real) * n.w[0]
+    ),
     "one number for all": lambda n, x: filtered(n, x, n.w[0, :1]),
     "a spectrum of two images' features": lambda n, x: filtered(n, x, spectrum(n, x)),
     "scales": lambda n, x: n.fc(features(n, x) * n.w[0]),
