@@ -26,9 +26,10 @@ from jaxcurv.engine.derivatives import (
     check_continuous,
     warn_of_jumps,
     warn_of_samples,
+    warn_of_ties,
     warn_of_zeros,
 )
-from jaxcurv.engine.inspection import check_float32, check_model
+from jaxcurv.engine.inspection import check_float32, check_model, check_same_in_batch
 from jaxcurv.engine.loss_inspection import check_loss
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional, own_rules
@@ -119,7 +120,7 @@ def input_curvature(
     checks once for all batches. A model that rounds a part of its input, so that a step makes its
     logits jump, is warned of; else one warning counts the samples at which it jumps within a
     step of a finite difference. Scores without a step that are all 0, where gradients are not, are
-    warned of.
+    warned of, and so are samples that are tied at 0, if they are two or more and a tenth.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
@@ -172,12 +173,16 @@ def input_curvature(
     inspection = inspect(problem, params, batch, estimators)
     problem = inspection.problem
     raw = collect(dispatch(problem, params, batch, key, inspection.estimators), batch.indices)
+    with jax.default_matmul_precision(PRECISION):
+        check_same_in_batch(problem, params, batch, raw.loss)
     size = len(batch.labels)
     adapted = refine(raw, problem, params, batch, key, estimators, batch_size=size)
     if not inspection.warned:
         warn_of_samples([(batch.indices, on_jumps(raw, adapted))])
     found = reduce(raw, estimators, adapted, inspection.matrix)["score"]
-    warn_of_zeros(estimators, {"score": (found.score, found.standard_error)}, found.gradient_norm)
+    both = {"score": (found.score, found.standard_error)}
+    if not warn_of_zeros(estimators, both, found.gradient_norm) and not inspection.warned:
+        warn_of_ties([found.score], batch.indices)
     return found
 
 

@@ -29,10 +29,10 @@ from jaxcurv.data.sources import Source, path_column, samples_at
 from jaxcurv.engine import own_estimators
 from jaxcurv.engine.batch import PRECISION, Raw, collect, dispatch
 from jaxcurv.engine.checks import check_batch, check_indices, check_key, check_labels
-from jaxcurv.engine.derivatives import warn_of_samples, warn_of_zeros
+from jaxcurv.engine.derivatives import warn_of_samples, warn_of_ties, warn_of_zeros
 from jaxcurv.engine.devices import device_count, over_devices, place
-from jaxcurv.engine.inspection import answers_to_eight
-from jaxcurv.engine.losses import Loss, are_classes, as_targets, cross_entropy
+from jaxcurv.engine.inspection import answers_to_eight, check_same_in_batch, losses_by_eight
+from jaxcurv.engine.losses import Loss, are_classes, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, check_params, functional
 from jaxcurv.engine.probes import default_key
 from jaxcurv.estimators import (
@@ -128,7 +128,8 @@ def score_dataset(
 
     Samples at which the model jumps, so that a finite difference measures that and not curvature,
     are counted in one warning, of those that this call computes. Scores without a step that are all
-    0, where gradients are not, are warned of.
+    0, where gradients are not, are warned of, and so are samples that are tied at 0, if they are
+    two or more and a tenth.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
@@ -279,7 +280,8 @@ def score_dataset(
         table = part
     frame = frame_of_scores(table)
     found = {one: (frame[one], frame[f"{one}_standard_error"]) for one in estimators}
-    warn_of_zeros(estimators, found, frame["gradient_norm"])
+    if not warn_of_zeros(estimators, found, frame["gradient_norm"]) and not inspection.warned:
+        warn_of_ties([frame[one] for one in estimators], frame["index"])
     return frame
 
 
@@ -560,24 +562,14 @@ def _compute_on_disk(
 
 def _losses(run: _Run, batch: Batch) -> tuple[np.ndarray, float]:
     """Losses of a batch as the table has them, `[batch, rows a sample]`, and the largest logit."""
-    count, largest, columns = len(batch.labels), 0.0, []
-    padded = batch.take(np.minimum(np.arange(-(-count // 8) * 8), count - 1))
+    largest, columns = 0.0, []
     with jax.default_matmul_precision(PRECISION):
         for weights in run.weights:
-            parts = []
-            for start in range(0, len(padded.labels), 8):
-                eight = padded.take(np.arange(start, start + 8))
-                logits, _ = answers_to_eight(run.problem.model, weights, eight.images)
-                parts.append(_losses_of(run.problem.loss, logits, as_targets(eight.labels)))
-                largest = max(largest, float(jnp.abs(logits).max()))
-            columns.append(np.concatenate(jax.device_get(parts))[:count])
+            losses, logit = losses_by_eight(run.problem, weights, batch)
+            columns.append(losses)
+            largest = max(largest, logit)
     losses = np.stack(columns, axis=1)
     return (losses if run.long else losses.mean(axis=1, keepdims=True)), largest
-
-
-@partial(jax.jit, static_argnames="loss")
-def _losses_of(loss: Loss, logits: Array, labels: Array) -> Array:
-    return loss(logits, labels)
 
 
 def _compute(
@@ -621,6 +613,7 @@ def _scored(
     keep_images = any(isinstance(e, Adaptive) for e in run.estimators.values())
 
     def dispatched() -> Iterator[tuple[int, np.ndarray, Batch, list[Raw]]]:
+        first = True
         for start, read, batch in _batches(run, starts, batch_size):
             pending = [
                 dispatch(
@@ -628,6 +621,11 @@ def _scored(
                 )
                 for weights in run.weights
             ]
+            if first:
+                first = False
+                with jax.default_matmul_precision(PRECISION):
+                    for weights, one in zip(run.weights, pending, strict=True):
+                        check_same_in_batch(run.problem, weights, batch, jax.device_get(one.loss))
             yield start, read, batch if keep_images else _without_images(batch), pending
 
     batches: list[Batch] = []

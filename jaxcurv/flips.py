@@ -13,7 +13,7 @@ import pandas as pd
 from flax import nnx
 from numpy.typing import NDArray
 
-from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.adapters import Keys, SourceLike, as_unlabelled
 from jaxcurv.data.sources import Source
 from jaxcurv.data.views import Labelled
 from jaxcurv.engine.model import LogitsFn, functional
@@ -69,7 +69,7 @@ def flip_probability(
 
     Args:
       logits_fn, params: as for `input_curvature`; the weights must be there to differentiate.
-      source, keys: as for `score_dataset`; the labels are not used.
+      source, keys: as for `score_dataset`, or an array of images alone: labels are not used.
       moments: mean and variance of the weights' deviations, as `bridge.weight_moments` gives them;
         None where the weights are exact. Several by name share the digital pass, and the same
         object under several names shares its own.
@@ -94,7 +94,7 @@ def flip_probability(
         negative, not finite or absent for a sample, of other samples or another model by its
         margins, or a column without its table, or what `margin_table` refuses.
     """
-    source = as_source(source, keys=keys)
+    source = as_unlabelled(source, keys=keys)
     by_name, added = _by_name(moments, added_variance)
     words = {name: _words(name, moments is by_name) for name in by_name}
     more = {name: _checked_variance(added.get(name, 0.0), source, words[name]) for name in by_name}

@@ -48,6 +48,11 @@ _KEEPS_TERMS = {
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
 }
 """Operations through which a product written with `*` is followed to its sum."""
+_MOVES = _KEEPS_TERMS - {"add", "add_", "sub"}
+_OF_SPECTRA = {*_MOVES, "view_as_real", "view_as_complex", "real", "imag", "abs", "angle"}
+"""Operations that leave complex values their places, or give those of their parts."""
+_FILTERS = {"mul", "div", "addcmul", "addcdiv"}
+"""Operations by which they are filtered."""
 _SUMS = {"sum", "mean", "nansum", "cumsum"}
 _POOLS = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
 _POOLS |= {"_adaptive_avg_pool2d": 2, "_adaptive_avg_pool3d": 3}
@@ -97,6 +102,8 @@ class _Origin(NamedTuple):
     they differ."""
     ids: bool = False
     """Whether it is whole numbers that the input itself has, such as token ids."""
+    spectrum: bool = False
+    """Whether it is complex values of the input, or their parts, sizes or angles."""
 
 
 class Picks(NamedTuple):
@@ -122,6 +129,9 @@ class Seen(NamedTuple):
     """Parameters that distances are taken to by differences that are squared and summed."""
     picked: dict[tuple[str, ...], Picks]
     """Products with parts of parameters that the input picks, by the parameters' names."""
+    filters: list[str]
+    """Parameters that complex features are multiplied by, number by number, as those of a Fourier
+    transform are."""
 
 
 def refuse_weights_beside_tiles(
@@ -141,15 +151,15 @@ def refuse_weights_beside_tiles(
     too, and matrices of parameters whose numbers leave PyTorch (`numpy()`). Products with buffers
     alone, or with tensors and NumPy's arrays that were made before the pass, are found; so are
     products with weights that the input picks from parameters (experts; not rows that its token ids
-    name), and distances to parameters that are written out as the sum of squared differences. A
+    name), distances to parameters that are written out as the sum of squared differences, and
+    filters: complex features, as of a Fourier transform, times parameters, number by number. A
     product may be written out with `*` and summed by `sum`, `mean`, `cumsum`, averaging pools,
     `index_add` and `scatter_add`.
 
     Not seen: matrices that the code makes anew (`torch.eye`); products that are written out for a
     single output (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] *
-    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); filters as a product of
-    Fourier transforms; other such sums; and weights to which the input adds or gives each number
-    its scale.
+    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); other such sums; and
+    weights to which the input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -247,7 +257,8 @@ def refuse_weights_beside_tiles(
             "nn.ModuleList or nn.ParameterList, and call layers as self.fc(x)"
         )
     distances = [name for name in sorted(watch.distances) if not _stays(network, name, left)]
-    return Seen(unused, watch.fixed_products(left), distances, watch.picked_products(left))
+    filters = [name for name in sorted(watch.filters) if not _stays(network, name, left)]
+    return Seen(unused, watch.fixed_products(left), distances, watch.picked_products(left), filters)
 
 
 def _tensors(network: nn.Module, name: str) -> set[str]:
@@ -273,15 +284,15 @@ def _refuse_found(
         if _UNLISTED not in names and not any(_stays(network, name, left) for name in names):
             refused |= dict.fromkeys(sorted(names))
     if refused:
-        first = next(iter(refused))
-        layer = first.rpartition(".")[0]
+        owners = {name: name.rpartition(".")[0] for name in refused}
+        paths = dict.fromkeys(at if at in mapped else name for name, at in owners.items())
         raise ValueError(
             f"the network multiplies with {some(refused)} outside of a layer on tiles: these "
             "weights would be on no tile, and no noise would reach them; make it a call of a "
             "Conv2d or Linear layer, such as self.fc(x) for F.linear(x, self.fc.weight) or "
             "self.fc.forward(x), and self.fc(x * scale) for a weight times what the input gives, "
             "or name what is to stay digital, "
-            f"digital_layers=[{(layer if layer in mapped else first)!r}]"
+            f"digital_layers=[{', '.join(map(repr, paths))}]"
         )
 
 
@@ -348,6 +359,7 @@ class _Watch(TorchDispatchMode):
       samples: how many images run.
       distances: parameters, by name, that distances are taken to.
       outside: parameters, by name, whose numbers leave PyTorch outside of a layer.
+      filters: parameters, by name, that complex features are multiplied by.
     """
 
     def __init__(self, network: nn.Module, inside: Callable[[], bool]):
@@ -357,6 +369,7 @@ class _Watch(TorchDispatchMode):
         self.samples = 0
         self.distances: set[str] = set()
         self.outside: set[str] = set()
+        self.filters: set[str] = set()
         self._fixed: dict[frozenset[str], int] = {}
         self._picked: dict[frozenset[str], Picks] = {}
         self._unknown = _Origin(fixed=frozenset([UNNAMED]))  # what no operation of the pass made
@@ -425,13 +438,18 @@ class _Watch(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
             self._count(picked, Picks(products=count(*args, **kwargs, out_val=outputs)))
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+        if not self._inside() and name.removesuffix("_") in _FILTERS:
+            self.filters |= _filters(given, origins)
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
             fixed=frozenset().union(*(one.fixed for one in origins)),
             ids=bool(made)
             and are_ids(made[0].is_floating_point(), [(one.input, one.ids) for one in origins]),
+            spectrum=name in _OF_SPECTRA and any(one.spectrum for one in origins),
         )
+        if made and made[0].is_complex() and origin.input:
+            origin = origin._replace(spectrum=True)
         if made and (name in _KEEPS_TERMS or not self._inside()):
             origin = _written_out(name.removesuffix("_"), origin, given, origins, made[0])
         if made and (name == "embedding" or not self._inside()):
@@ -534,6 +552,7 @@ class _Watch(TorchDispatchMode):
             origin.scaled,
             origin.factors,
             origin.ids,
+            origin.spectrum,
         )
 
 
@@ -574,6 +593,18 @@ def _factors(name: str, args: Any) -> list[Any]:
 
 def _weights_alone(origin: _Origin) -> bool:
     return bool(origin.parameters) and not origin.input
+
+
+def _filters(given: list[torch.Tensor], origins: list[_Origin]) -> frozenset[str]:
+    """The parameters of a product, number by number, with complex values of the input or parts.
+
+    One number for all of them is a scale.
+    """
+    if not any(one.spectrum for one in origins):
+        return frozenset()
+    pairs = zip(given, origins, strict=True)
+    alone = [one.parameters for x, one in pairs if _weights_alone(one) and _elements(x) > 1]
+    return frozenset().union(*alone)
 
 
 def _written_out(

@@ -31,7 +31,7 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
 
     The products are those of the exported network (`torch.export`), so that no product is
     overlooked: those with weights outside of their layer and those of two activations are among
-    them.
+    them, and filters in the Fourier domain, which are complex values times parameters.
 
         table = bridge.coverage(model, images)
         share = table.loc[table["place"] == "analog", "macs"].sum() / table["macs"].sum()
@@ -111,6 +111,8 @@ def _reason(
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     if parameters.isdisjoint(product.weights):
         return "a fixed matrix: buffers or constants, no parameters"
+    if product.filters:
+        return "a filter of complex values"
     if product.picked:
         return "weights that the input picks"
     if product.scaled:

@@ -176,6 +176,34 @@ def tell_distances(network: nn.Module, parameters: list[str]) -> None:
         "for tiles write |x|^2 - 2 self.fc(x) + |w|^2 with a Linear layer, or name what is to stay "
         f"digital, digital_layers=[{', '.join(map(repr, parameters))}]"
     )
+    _tell_uncounted(network, told, cures)
+
+
+def tell_filters(network: nn.Module, parameters: list[str]) -> None:
+    """Warns once of parameters that filter in the Fourier domain.
+
+    Args:
+      network: as for `tell_digital_products`.
+      parameters: see `bridge.chips.beside_tiles.Seen`.
+
+    Raises:
+      ValueError: there are some, and the chip is to have every product on tiles.
+    """
+    if not parameters:
+        return
+    told = (
+        f"the network multiplies complex features by {some(parameters)}, number by number, which "
+        "is a convolution where they are those of a Fourier transform"
+    )
+    cures = (
+        "for tiles make it a Conv2d layer, or name what is to stay digital, "
+        f"digital_layers=[{', '.join(map(repr, parameters))}]"
+    )
+    _tell_uncounted(network, told, cures)
+
+
+def _tell_uncounted(network: nn.Module, told: str, cures: str) -> None:
+    """As `_tell`, of what is no product by PyTorch's count."""
     if vars(network).get(_STRICT, False):
         raise ValueError(f"{told}, which no tile computes: {cures}, or leave strict out")
     warn_once(

@@ -55,7 +55,6 @@ def require_independent(
     run: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
     what: str,
-    whole: torch.Tensor | None = None,
 ) -> None:
     """Refuses a network in which a sample's logits depend on its batch.
 
@@ -67,16 +66,14 @@ def require_independent(
     another place, batch size or random state no more than rounding does, which a change of the
     input by some units in the last place measures. A network that fails on batches of four or two
     runs on all the images, twice, the second time in the opposite order. So state is seen that
-    stays from one pass to the next. Not seen: coupling that needs more samples than these, or than
-    the batch whose logits are given, or vanishes at them.
+    stays from one pass to the next. Not seen: coupling that needs more samples than these (see
+    `require_same_in_batch`), or vanishes at them.
 
     Args:
       run: the network without gradients; what gives no tensor `[batch, ...]` is not looked at.
       images: `[batch, ...]`, a batch that the network takes; the first one and one that differs
         from it, in its padding where some do, are looked at.
       what: its name in the message.
-      whole: what `run` gave for all the images at once, where that is known: the first ones must
-        have the same logits two at a time.
 
     Raises:
       ValueError: it does.
@@ -89,13 +86,7 @@ def require_independent(
         other = halved if torch.equal(flipped, one) else flipped
         rows[1:] = [*rows[1:-1], other] if len(rows) > 1 else []
 
-    def logits(rows: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
-        with stream(seed, "samples", device=images.device):
-            found = run(torch.cat(rows))
-        if not isinstance(found, torch.Tensor) or found.shape[:1] != (len(rows),):
-            raise _NoOutputs
-        return found.float()
-
+    logits = partial(_each_row, run)
     beside: float | None = None
     longer = 0.0
     try:
@@ -137,21 +128,50 @@ def require_independent(
         _refuse_state(logits, 2 * [one], what)
         if elsewhere > _rounding(partial(logits, seed=1), 2 * [one], pair):
             raise ValueError(_ELSEWHERE.format(what, elsewhere))
-    if whole is not None:
-        _require_whole(logits, rows, whole.float(), what)
 
 
-def _require_whole(
-    logits: _Logits, rows: list[torch.Tensor], whole: torch.Tensor, what: str
+def require_same_in_batch(
+    run: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    whole: Any,
+    what: str,
 ) -> None:
-    """Refuses a network that gives the first samples of a batch other logits two at a time."""
-    largest = float(whole.abs().max())
-    for start in range(0, min(_FEW, len(rows) - 1), 2):
-        pair = rows[start : start + 2]
-        found = logits(pair)
-        off = float((found - whole[start : start + 2]).abs().max())
-        if off > _ROUNDING * largest and off > _rounding(logits, pair, found):
+    """Refuses a network that gives samples of a batch other logits two at a time.
+
+    Looked at are up to 16 that lie all over the batch: experts of limited capacity leave out its
+    last ones. A network that takes no two is not looked at.
+
+    Args:
+      run, images, what: as for `require_independent`.
+      whole: what `run` gave for all the images at once; what is no tensor is not looked at.
+
+    Raises:
+      ValueError: it does.
+    """
+    count = min(_FEW, len(images) // 2 * 2)
+    if not count or not isinstance(whole, torch.Tensor) or whole.shape[:1] != images.shape[:1]:
+        return
+    logits, whole = partial(_each_row, run), whole.float()
+    for places in torch.linspace(0, len(images) - 1, count).round().long().split(2):
+        pair = list(images[places].split(1))
+        try:
+            found = logits(pair)
+        except Exception:
+            return
+        off = float((found - whole[places]).abs().max())
+        if off > _ROUNDING * float(whole.abs().max()) and off > _rounding(logits, pair, found):
             raise ValueError(_ELSEWHERE.format(what, off))
+
+
+def _each_row(
+    run: Callable[[torch.Tensor], torch.Tensor], rows: list[torch.Tensor], seed: int = 0
+) -> torch.Tensor:
+    """What a network gives for rows as one batch, in a random state of its own."""
+    with stream(seed, "samples", device=rows[0].device):
+        found = run(torch.cat(rows))
+    if not isinstance(found, torch.Tensor) or found.shape[:1] != (len(rows),):
+        raise _NoOutputs
+    return found.float()
 
 
 def _require_order(logits: _Logits, rows: list[torch.Tensor], what: str) -> None:

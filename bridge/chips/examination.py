@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,15 @@ from bridge.chips.beside_tiles import Seen, refuse_weights_beside_tiles
 from bridge.chips.digital_products import (
     tell_digital_products,
     tell_distances,
+    tell_filters,
     tell_fixed_products,
     tell_picked_products,
 )
-from bridge.chips.evaluation import first_that_differs, require_independent
+from bridge.chips.evaluation import (
+    first_that_differs,
+    require_independent,
+    require_same_in_batch,
+)
 from bridge.chips.execution.fast_tiles import unsupported_settings
 from bridge.chips.images import refuse_transform
 from bridge.chips.memory_layout import Layout, contiguous
@@ -33,6 +39,8 @@ from bridge.chips.weight_noise import draws_per_operation
 
 WATCHED = 64
 """Images among which each layer on tiles is looked for."""
+_TRIED = 4
+"""Images of the batches that `require_independent` tries; a larger one is compared with these."""
 _NESTED = (
     "the network fails on tiles ({}): they take no nested tensors, but padded ones, "
     "x.to_padded_tensor(0.0)"
@@ -49,7 +57,8 @@ def examine(
     """Refuses a network that would not compute on tiles what it computes in PyTorch; once a chip.
 
     Runs a copy without tiles, so that noise and ADC do not matter; it costs some 45 samples'
-    digital passes on the CPU, two of them of the model, where that is still as it was. Networks
+    digital passes on the CPU, two of them of the model, where that is still as it was, and up to 80
+    more to compare the first 64 images as one batch with a few of them two at a time. Networks
     with tiles in other kinds of layers are not looked at, nor is one that fails on the images. A
     network that fails on two images is looked at on the first 64.
 
@@ -116,7 +125,13 @@ def _examine(
     if any(not torch.equal(before[name], tensor) for name, tensor in _tensors(twin)):
         _refuse_first_batch(analog, layout, some, found)
     names = list(named_layers(analog))
-    require_independent(lambda x: layout(twin, x), some, "the network")
+    run = partial(layout, twin)
+    require_independent(run, some, "the network")
+    if len(more) > _TRIED:
+        whole = None
+        with suppress(Exception):  # which is told when the chip runs
+            whole = run(more)
+        require_same_in_batch(run, more, whole, "the network")
     more = contiguous(more) if layout.contiguous else more
     seen: list[Seen] = []
 
@@ -129,6 +144,7 @@ def _examine(
     tell_fixed_products(twin, seen[-1].fixed, some)
     tell_picked_products(twin, seen[-1].picked, some)
     tell_distances(twin, seen[-1].distances)
+    tell_filters(twin, seen[-1].filters)
     asking = _asking(twin, analog, layout, some, found)
     if engine not in asking and original is not None:
         original.refuse_other(twin, layout, some)

@@ -38,7 +38,7 @@ from bridge.chips.streams import SharedRows
 from bridge.chips.tile_moments import as_moments, tile_moments
 from bridge.chips.tiles import AnalogLayer, named_layers, named_tiles, output_scale, placed_tiles
 from bridge.weights.state import carry, from_torch
-from jaxcurv.data.adapters import Keys, SourceLike, as_source
+from jaxcurv.data.adapters import Keys, SourceLike, as_unlabelled
 from jaxcurv.data.reading import read_batches
 from jaxcurv.margins import Moments
 from jaxcurv.progress import progress
@@ -283,7 +283,7 @@ def output_noise(
       model: digital, float32 and in eval mode; not changed.
       profile: the non-idealities; its memory and the noise that is
         drawn once per chip are left out (`weight_moments`).
-      source, keys: as for `predict`.
+      source, keys: as for `predict`, or an array of images alone: labels are not used.
       calibration: as for `program`; the very images that the chips are calibrated on.
       digital_layers: as for `program`.
       batch_size: images at once.
@@ -298,7 +298,7 @@ def output_noise(
       ValueError: a model that is on tiles already, malformed samples, images of another scale than
         the calibration's, non-finite margins, or what `program` and `Chip.examine` refuse.
     """
-    source = as_source(source, keys=keys)
+    source = as_unlabelled(source, keys=keys)
     _refuse_tiles(model)
     batch_size = plain(batch_size)
     if not is_whole(batch_size) or batch_size < 1 or not len(source):

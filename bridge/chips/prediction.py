@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from torch import nn
 
 from bridge.checks import require_count
 from bridge.chips.averaging import mean_logits
-from bridge.chips.evaluation import as_logits, require_eval, require_independent
+from bridge.chips.evaluation import (
+    as_logits,
+    require_eval,
+    require_independent,
+    require_same_in_batch,
+)
 from bridge.chips.examination import refused_access
 from bridge.chips.images import as_batch, refused_layout, require_rows
 from bridge.chips.made_from import Remembering, identity_of, metadata_of, refuse_other
@@ -187,7 +193,9 @@ def _run(
                 require_rows(one, batch)
             logits = mean_logits([as_logits(one, len(batch)).numpy() for one in found])
             if not seen and not isinstance(chip, Chip):
-                require_independent(lambda x: layout(module, x), batch, "the module", found[0])
+                run = partial(layout, module)
+                require_independent(run, batch, "the module")
+                require_same_in_batch(run, batch, found[0], "the module")
             rows = rows_of(logits, labels, indices, named, description, keep)
             if not seen:
                 require_by_row(keep, logits, rows)

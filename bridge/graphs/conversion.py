@@ -85,8 +85,9 @@ def to_jax(
       width, channel]`, or other inputs as the module takes them, of any batch size; it can be
       differentiated, compiled, and mapped over stacked `params`. A module that reads the batch
       size into Python (`len(x)`) is exported anew for each size. `params` holds the module's
-      floating parameters and buffers that its logits depend on, by name, float32; of those that
-      are tied, the first name. Modules of one architecture share compiled programs.
+      floating and complex parameters and buffers that its logits depend on, by name, float32 or
+      complex64; of those that are tied, the first name. Modules of one architecture share
+      compiled programs.
 
     Raises:
       TypeError: `module` is no torch module.

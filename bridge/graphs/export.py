@@ -219,7 +219,7 @@ def _inputs(
             images.append(name)
         elif name not in used:
             continue
-        elif spec.target in held and held[spec.target].is_floating_point():
+        elif spec.target in held and _holds_weights(held[spec.target]):
             tensors.append((name, names[spec.target]))
         else:
             value = held.get(spec.target, program.constants.get(spec.target))
@@ -229,6 +229,10 @@ def _inputs(
     if not images:
         raise ValueError(f"{type(module).__name__} takes no input")
     return tensors, constants, images[0]
+
+
+def _holds_weights(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _named_tensors(module: nn.Module, *, duplicates: bool) -> Iterator[tuple[str, torch.Tensor]]:
@@ -309,7 +313,7 @@ def _argument(value: Any) -> Argument:
         return tuple(_argument(one) for one in value)
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | complex | str):
         return value
     if not _matters(value):
         return None

@@ -45,6 +45,8 @@ class Product:
       activations: whether all its factors depend on the input, and none is such scaled weights.
       scaled: whether its weights are scaled by what depends on the input, or picked.
       picked: whether what depends on the input picks a part of its weights.
+      filters: whether it is a product of complex values, number by number, as of a filter in the
+        Fourier domain; its multiply-accumulates are those numbers.
     """
 
     layer: str
@@ -56,6 +58,7 @@ class Product:
     activations: bool = False
     scaled: bool = False
     picked: bool = False
+    filters: bool = False
 
 
 def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Product]:
@@ -79,6 +82,9 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
 
     def see(node: Node, arguments: Sequence[Any], value: Any) -> None:
         known[node.name] = _result(node, value, made_of[node.name], known)
+        if by := _filter(node, value, made_of, known):
+            macs = math.prod(value.shape) // images.shape[0]
+            found.append(Product(node.layer, "mul", tuple(sorted(by)), macs, filters=True))
         if node.operator not in _FACTORS or made_of[node.name] is not None:
             return
         factors = [node.arguments[i] for i in _FACTORS[node.operator]]
@@ -105,6 +111,23 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
 
     jax.eval_shape(partial(run, graph, OPERATORS, see=see), dict(params), images)
     return found
+
+
+def _filter(
+    node: Node,
+    value: Any,
+    made_of: Mapping[str, frozenset[str] | None],
+    known: Mapping[str, Operand],
+) -> frozenset[str]:
+    """The parameters that complex values of the input are multiplied by, number by number; none
+    where it is one number for all of them."""
+    if node.operator != "aten.mul.Tensor" or made_of[node.name] is not None:
+        return frozenset()
+    if not jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        return frozenset()
+    names = [one.name for one in node.arguments if isinstance(one, Ref)]
+    alone = [made_of[name] for name in names if known[name].numbers > 1]
+    return frozenset().union(*filter(None, alone))
 
 
 def _operand(shape: tuple[int, ...], made_of: frozenset[str] | None) -> Operand:

@@ -92,7 +92,7 @@ _SAMPLES = "samples"
 def _logits(chip: Chip, weights: Programmed, samples: np.ndarray) -> np.ndarray:
     """What the function makes of samples with the weights of the first chip, `[n, classes]`."""
     params = jax.tree.map(
-        lambda leaf, like: leaf.reshape(-1, *jnp.shape(like))[0], weights.params, chip.params
+        lambda leaf, like: leaf[(0,) * (leaf.ndim - jnp.ndim(like))], weights.params, chip.params
     )
     if np.issubdtype(samples.dtype, np.floating):
         samples = np.concatenate([samples, 4 * samples])

@@ -126,13 +126,17 @@ OnMeeting = Callable[[Meeting], None]
 class Sum(NamedTuple):
     """A product, or distances, written out by element and summed: `(x[:, :, None] * w).sum(1)`.
 
+    Or complex values times parameters by element, as a filter in the Fourier domain has them.
+
     Attributes:
       leaves: its parameters.
-      macs: how many terms it has.
+      macs: how many terms, or complex values, it has.
+      filters: whether it is of complex values.
     """
 
     leaves: frozenset[int]
     macs: int
+    filters: bool = False
 
 
 OnSum = Callable[[Sum], None]
@@ -163,7 +167,7 @@ def run(
       images: the last operand.
       on_product: see `OnProduct`.
       on_meeting: see `OnMeeting`.
-      on_sum: see `OnSum`; sums within loops and branches without other products are not seen.
+      on_sum: see `OnSum`; those within loops and branches without other products are not seen.
     """
     given = [
         Traced(leaf, Origin(frozenset([i]), weight=Weight(i, ()))) for i, leaf in enumerate(leaves)
@@ -223,6 +227,8 @@ def _evaluate(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) 
         _tell_meeting(equation, operands, visitor.on_meeting)
     if visitor.on_sum is not None and name == "reduce_sum":
         _tell_sum(equation, operands[0].origin, visitor.on_sum)
+    if visitor.on_sum is not None and name == "mul":
+        _tell_filter(equation, operands, visitor.on_sum)
     return _as_it_is(equation, operands)
 
 
@@ -278,6 +284,22 @@ def _tell_sum(equation: JaxprEqn, summed: Origin, on_sum: OnSum) -> None:
     """Tells of terms that are summed along an axis along which both of their factors differ."""
     if summed.terms and not summed.repeated.issuperset(equation.params["axes"]):
         on_sum(Sum(summed.terms, shape_of(equation.invars[0]).size))
+
+
+def _tell_filter(equation: JaxprEqn, operands: Sequence[Traced], on_sum: OnSum) -> None:
+    """Tells of complex values of the images times parameters; one number for all is a scale."""
+    made = shape_of(equation.outvars[0])
+    if not jnp.issubdtype(made.dtype, jnp.complexfloating):
+        return
+    leaves = [
+        one.origin.leaves
+        for one in operands
+        if not one.origin.images
+        and any(n > 1 for axis, n in enumerate(made.shape) if axis not in one.origin.repeated)
+    ]
+    found = frozenset[int]().union(*leaves)
+    if found and any(one.origin.images for one in operands):
+        on_sum(Sum(found, made.size, filters=True))
 
 
 def _written_out(equation: JaxprEqn, operands: Sequence[Traced]) -> Origin:

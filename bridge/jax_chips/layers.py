@@ -156,14 +156,16 @@ class _Finder:
         names = [self.names[i] for i in sorted(written_out.leaves)]
         weights = ", ".join(names)
         asked = all(map(self.is_digital, names))
+        filters = written_out.filters
+        reason = "a filter of complex values" if filters else "a sum that is written out"
         self.rows.append(
             {
                 "layer": weights,
-                "operator": "reduce_sum",
+                "operator": "mul" if filters else "reduce_sum",
                 "weights": weights,
                 "macs": written_out.macs,
                 "tiles": 0,
-                "reason": "named in digital_layers" if asked else "a sum that is written out",
+                "reason": "named in digital_layers" if asked else reason,
             }
         )
 

@@ -8,7 +8,7 @@ import pandas as pd
 from bridge.checks import require_count
 from bridge.jax_chips.chips import Chip
 from bridge.jax_chips.prediction import batches_of, samples_of
-from jaxcurv.data.adapters import Keys, SourceLike
+from jaxcurv.data.adapters import Keys, SourceLike, as_unlabelled
 from jaxcurv.progress import progress
 
 
@@ -32,7 +32,7 @@ def output_noise(
     Args:
       chip: made by `bridge.analog`; its memory and the noise that is drawn once per chip are left
         out.
-      source, keys: as for `bridge.predict`.
+      source, keys: as for `bridge.predict`, or an array of images alone: labels are not used.
       batch_size: images at once.
       description: a few words for the progress bar.
 
@@ -44,7 +44,7 @@ def output_noise(
       ValueError: what `predict` refuses, or a margin or variance that is not finite.
     """
     batch_size = require_count("batch_size", batch_size)
-    given = samples_of(source, keys)
+    given = samples_of(as_unlabelled(source, keys=keys), None)
     profile = replace(chip.profile, memory=None, wnoise=chip.profile.noise_of_operations)
     exact = replace(chip, profile=profile)
     tables = []

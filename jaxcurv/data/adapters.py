@@ -94,6 +94,17 @@ def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = Tr
     return source
 
 
+def as_unlabelled(given: SourceLike, *, keys: Keys | None = None) -> Source:
+    """As `as_source`, for what uses no labels: an array of images alone will do.
+
+    >>> as_unlabelled(np.zeros((2, 8, 8, 3), np.float32))[1]["index"]
+    1
+    """
+    if _is_array(given) and len(given.shape) > 1:
+        given = (given, np.zeros(len(given), np.int64))
+    return as_source(given, keys=keys)
+
+
 def _of_rows(
     given: Any, first: Mapping[str, Any], names: Mapping[str, str], classes: bool
 ) -> Source:

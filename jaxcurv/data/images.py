@@ -93,7 +93,8 @@ def decode_doubting(
         _scale_transparent_level(opened, channels)
         found = [_dropped_bands(opened, channels), _few_levels(opened)]
         doubts = [doubt for doubt in found if doubt is not None]
-        image = _turned_back(_as_8_bits(opened), orientation).convert(mode)
+        image = _turned_back(_as_8_bits(opened), orientation)
+        image = (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)
     if preprocessing is not None:
         from PIL import Image
 

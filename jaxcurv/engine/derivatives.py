@@ -1,7 +1,7 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -263,16 +263,19 @@ def warn_of_zeros(
     estimators: Mapping[str, Estimator],
     found: Mapping[str, tuple[Any, Any]],
     gradient_norm: Any,
-) -> None:
+) -> bool:
     """Warns of estimators without a step whose every score is 0 where gradients are not.
 
     Args:
       estimators: by name; a finite difference and one of the user's own are left out.
       found: by these names the scores and their standard errors, `[samples]` each.
       gradient_norm: norms of the loss's input gradient, `[samples]`.
+
+    Returns:
+      Whether it did.
     """
     if not np.any(gradient_norm):
-        return
+        return False
     zero = {}
     for name, estimator in estimators.items():
         one = estimator.estimator if isinstance(estimator, Adaptive) else estimator
@@ -281,7 +284,7 @@ def warn_of_zeros(
         if exact and not np.any(score) and not np.any(np.asarray(error) > 0):
             zero[type(one).__name__] = one
     if not zero:
-        return
+        return False
     if any(isinstance(one, Spectral) for one in zero.values()):
         why = (
             "the loss has no second derivative in the logits, as one that is linear in them. Where "
@@ -297,6 +300,30 @@ def warn_of_zeros(
         )
     warnings.warn(
         f"every score of {' and '.join(zero)} is exactly 0, though the loss has a gradient: {why}",
+        stacklevel=3,
+    )
+    return True
+
+
+def warn_of_ties(scores: Iterable[Any], indices: Any) -> None:
+    """Warns of samples that share a score of 0, where they are at least two and a tenth.
+
+    Fewer are all in the lowest tenth, in whatever order.
+
+    Args:
+      scores: of each estimator, `[samples]`.
+      indices: the samples' indices.
+    """
+    tied = np.any([np.asarray(score) == 0 for score in scores], axis=0)
+    if np.sum(tied) < max(2, len(tied) / 10):
+        return
+    warnings.warn(
+        f"the score is exactly 0 at {np.sum(tied)} of {len(tied)} samples, the first at index "
+        f"{np.asarray(indices)[tied][0]}: these are tied, and their order and tenths mean nothing. "
+        "Either the softmax is one-hot in float32, its logits some 90 or more apart: rank by the "
+        "margin, or divide the logits by a number; or the loss or the model is flat there, as with "
+        "a hinge loss, a weight of 0, a clipped input or dead units: are the images normalised as "
+        "the model expects?",
         stacklevel=3,
     )
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.errors
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import Array
 
+from jaxcurv.data.reading import Batch
 from jaxcurv.engine.changes import as_traced
 from jaxcurv.engine.checks import EMBED
 from jaxcurv.engine.derivatives import check_derivative, examine
-from jaxcurv.engine.losses import cross_entropy
+from jaxcurv.engine.losses import Loss, as_targets, cross_entropy
 from jaxcurv.engine.model import (
     ROUNDING,
     UNCOMPILED,
@@ -50,7 +53,8 @@ def check_model(
     maximum, ranks and thresholds. One small program is compiled for it and runs four times. Not
     seen: coupling that vanishes at these very images; randomness that every sample and every call
     share, or that the model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and
-    coupling that needs more than eight samples.
+    coupling that needs more than eight samples, for which there is
+    `check_same_in_batch`.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
     may have changed since the last call. Arrays and code that JAX remembers from an
@@ -80,6 +84,8 @@ def check_model(
         model = as_traced("model", problem.model, (params, pair), program, int(of_input))
         with own_rules(model):
             logits, again, gradient = jax.device_get(examine(model, params, pair[_ROWS]))
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(_KEPT) from error
     except flax.errors.TraceContextError as error:
         if "flax.nnx.transforms" in modules_passed(error):
             raise ValueError(
@@ -100,8 +106,8 @@ def check_model(
         )
     if np.any(gradient[1:] != 0):
         raise ValueError(
-            "the model mixes the samples of a batch (BatchNorm in training mode?): curvature is "
-            "defined per sample; switch it to evaluation mode, model.eval()"
+            "the model mixes the samples of a batch (BatchNorm in training mode?), and each sample "
+            "is looked at by itself: switch it to evaluation mode, model.eval()"
         )
     if _changes_itself(model.function, params, pair):
         raise ValueError(_CHANGES)
@@ -130,6 +136,11 @@ def check_model(
     return CheckedModel(model, program, logits[:2], gradient[0] == 0)
 
 
+_KEPT = (
+    "the model keeps an array that it has computed while JAX traced it, as functools.lru_cache or "
+    "an attribute that is set in a call does, and which is no value later: compute it anew in each "
+    "call, or before the model is given"
+)
 _CHANGES = (
     "the model changes its own state when called (BatchNorm in training mode or active dropout?): "
     "switch it to evaluation mode, model.eval()"
@@ -326,3 +337,61 @@ def answers_to_eight(
         logits, _, first = examine(model, params, jnp.asarray(images))
         _, _, fifth = examine(model, params, jnp.asarray(np.roll(images, 4, axis=0)))
     return jax.device_get((logits, jnp.stack([first[0], fifth[0]])))
+
+
+def losses_by_eight(problem: Problem, params: Any, batch: Batch) -> tuple[np.ndarray, float]:
+    """Losses of a batch's samples, `[batch]`, eight at a time, and the largest logit.
+
+    Args:
+      problem: as `inspect` gives it; the logits are of the program that has examined its model.
+      params: its weights.
+      batch: `[batch, ...]`; the last sample is repeated up to a multiple of eight.
+    """
+    count, largest, parts = len(batch.labels), 0.0, []
+    padded = batch.take(np.minimum(np.arange(-(-count // 8) * 8), count - 1))
+    for start in range(0, len(padded.labels), 8):
+        eight = padded.take(np.arange(start, start + 8))
+        logits, _ = answers_to_eight(problem.model, params, eight.images)
+        parts.append(_losses_of(problem.loss, logits, as_targets(eight.labels)))
+        largest = max(largest, float(np.abs(logits).max()))
+    return np.concatenate(jax.device_get(parts))[:count], largest
+
+
+@partial(jax.jit, static_argnames="loss")
+def _losses_of(loss: Loss, logits: Array, labels: Array) -> Array:
+    return loss(logits, labels)
+
+
+def check_same_in_batch(problem: Problem, params: Any, batch: Batch, losses: Any) -> None:
+    """Refuses a model that gives samples of a batch other losses than eight at a time.
+
+    Looked at are 16 that lie all over the batch: experts of limited capacity leave out its last
+    ones. Rounding is measured by a change of the images by some units in the last place.
+
+    Args:
+      problem, params: as for `losses_by_eight`.
+      batch: one of eight samples or fewer is not looked at.
+      losses: of the whole batch, `[batch]`.
+
+    Raises:
+      ValueError: it does.
+    """
+    count = len(batch.labels)
+    if count <= 8:
+        return
+    places = np.unique(np.linspace(0, count - 1, 16).round().astype(np.int64))
+    some, whole = batch.take(places), np.asarray(losses)[places]
+    found, largest = losses_by_eight(problem, params, some)
+    allowed = ROUNDING * max(largest, float(np.max(np.abs(whole))))
+    if not np.any(np.abs(found - whole) > allowed):
+        return
+    step = some.images.dtype.type(1 + 8 * np.finfo(some.images.dtype).eps)
+    nudged, _ = losses_by_eight(problem, params, some._replace(images=some.images * step))
+    off = np.abs(found - whole)
+    if np.any(off > max(allowed, 10 * float(np.max(np.abs(nudged - found))))):
+        raise ValueError(
+            "the model mixes the samples of a batch: it gives the sample at index "
+            f"{some.indices[np.argmax(off)]} another loss among {count} samples than among eight, "
+            "as experts of limited capacity do: let it treat each sample by itself, as with room "
+            "for the whole batch"
+        )

@@ -630,6 +630,7 @@ def outcome(call: Callable[[], Any]) -> Any:
     return None
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 @CHEAP
 @given(images=ARRAYS, labels=ARRAYS, indices=ARRAYS)
 def test_arrays_of_any_kind_are_scored_or_refused(
@@ -640,6 +641,7 @@ def test_arrays_of_any_kind_are_scored_or_refused(
     assert result is None or np.isfinite(result.score).all()
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 @CHEAP
 @given(
     images=hnp.arrays(np.float32, IMAGES.shape, elements=st.floats(width=32)),
@@ -656,6 +658,7 @@ def test_values_of_any_size_are_scored_or_refused(
         assert np.isfinite(result.loss).all()
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 @CHEAP
 @given(
     samples=st.lists(

@@ -379,6 +379,7 @@ def saturated_differences(v: np.ndarray, step: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("measure", [HessianVector(), HessianTrace()], ids=["norm", "trace"])
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_hessian_products_of_saturated_samples(measure: Probed) -> None:
     result, v = score_saturated(measure), saturated_probes(10)
     products = saturated_products(v)
@@ -394,6 +395,7 @@ def test_hessian_products_of_saturated_samples(measure: Probed) -> None:
     [FiniteDifference(), Published(4), HessianTrace(step=1e-3)],
     ids=["norm", "published", "trace"],
 )
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_finite_differences_of_saturated_samples(measure: Probed) -> None:
     result, v, step = score_saturated(measure), saturated_probes(10), 1e-3
     change = saturated_differences(v, step)
@@ -424,6 +426,7 @@ def test_loss_and_gradient_of_saturated_samples() -> None:
 
 
 @pytest.mark.parametrize("estimator", [GaussNewton(), LowRankGaussNewton(rank=8)], ids=type)
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_gauss_newton_of_saturated_samples(estimator: Estimator) -> None:
     """With 5 pixels and 6 classes, G has rank 5: a subspace of as many dimensions holds it all."""
     result = score_saturated(estimator)

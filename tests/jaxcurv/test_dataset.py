@@ -702,6 +702,7 @@ def test_a_source_that_has_its_indices_is_refused_before_any_is_read(model: Conv
     assert source.read == []
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_images_that_are_not_normalised_are_refused(model: ConvNet) -> None:
     source = [{**s, "image": np.zeros((6, 6, 2), np.uint8)} for s in samples()]
     cure = (

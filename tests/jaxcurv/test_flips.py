@@ -59,6 +59,15 @@ def test_for_two_classes_of_a_linear_model_it_is_the_share_of_drawn_chips() -> N
     }  # fmt: skip
 
 
+def test_images_need_no_labels() -> None:
+    moments = binary_noise()
+    labelled, alone = (
+        flip_probability(linear, given, params=BINARY, moments=moments)
+        for given in ((IMAGES, np.zeros(11, int)), IMAGES)
+    )
+    pd.testing.assert_frame_equal(alone, labelled)
+
+
 def test_it_is_the_gradient_at_the_mean_weights() -> None:
     """The long way round, by hand: margins, mean weights, margins there, formula."""
     moments = noise(CONVNET, 4)

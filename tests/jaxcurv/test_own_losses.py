@@ -325,6 +325,7 @@ def test_a_model_that_depends_on_the_size_of_the_batch_is_refused() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_loss_of_rows_that_weigh_nothing_is_scored() -> None:
     targets = np.stack([NUMBERS, np.arange(7) > 1], 1).astype(np.float32)
     found = input_curvature(
@@ -338,6 +339,7 @@ def test_a_loss_of_rows_that_weigh_nothing_is_scored() -> None:
     assert np.all(found[2:] > 0)
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_loss_of_classes_that_weigh_nothing_is_scored() -> None:
     weights = np.array([0, 0, 1, 1], np.float32)
     found = input_curvature(

@@ -298,6 +298,7 @@ SETTINGS: dict[str, tuple[float, Any]] = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_setting_that_images_in_0_to_1_do_not_show_is_told_apart(
     settings: Any, out: Path
 ) -> None:
@@ -322,6 +323,7 @@ def test_a_setting_that_images_in_0_to_1_do_not_show_is_told_apart(
 
 
 @pytest.mark.parametrize("kept", ["long", "averaged"])
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_loss_that_the_fixed_images_do_not_show_is_told_apart(kept: str, out: Path) -> None:
     """Beyond losses of those, and of a model whose logits are the same."""
     far = [{**one, "image": 20 * one["image"]} for one in samples(range(12))]

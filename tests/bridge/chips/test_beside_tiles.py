@@ -285,6 +285,78 @@ def test_distances_that_are_written_out_are_told(name: str, kind: type[Parts]) -
     ).examine(TENSOR)
 
 
+def spectrum(n: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.fft.rfft(features(n, x))
+
+
+def filtered(n: Any, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    return n.fc(torch.fft.irfft(spectrum(n, x) * by, n=128))
+
+
+FILTERS: dict[str, Forward] = {
+    "real and imaginary parts": lambda n, x: filtered(
+        n, x, torch.view_as_complex(n.w[:65, :2].contiguous())
+    ),
+    "a real filter": lambda n, x: filtered(n, x, n.w[0, :65]),
+    "a kernel's transform": lambda n, x: filtered(n, x, torch.fft.rfft(n.w[0])),
+    "in place": lambda n, x: n.fc(
+        torch.fft.irfft(spectrum(n, x).mul_(torch.fft.rfft(n.w[0])), n=128)
+    ),
+}
+
+
+def parts_filtered(n: Any, x: torch.Tensor) -> torch.Tensor:
+    real, imaginary, (a, b) = spectrum(n, x).real, spectrum(n, x).imag, n.w[:2, :65]
+    found = torch.complex(real * a - imaginary * b, imaginary * a + real * b)
+    return n.fc(torch.fft.irfft(found, n=128))
+
+
+def sizes_filtered(n: Any, x: torch.Tensor) -> torch.Tensor:
+    z = spectrum(n, x)
+    return n.fc(torch.fft.irfft(torch.polar(z.abs() * n.w[0, :65], z.angle()), n=128))
+
+
+FILTERS |= {
+    "each part apart": parts_filtered,
+    "sizes": sizes_filtered,
+    "a quotient": lambda n, x: n.fc(torch.fft.irfft(spectrum(n, x) / (n.w[0, :65] + 2), n=128)),
+    "added to itself": lambda n, x: n.fc(
+        torch.fft.irfft(
+            torch.addcmul(spectrum(n, x), spectrum(n, x), torch.fft.rfft(n.w[0])[None]), n=128
+        )
+    ),
+}
+NO_FILTERS: dict[str, Forward] = {
+    "a scale of mixed tokens": lambda n, x: n.fc(
+        (features(n, x) + torch.fft.fft(features(n, x)).real) * n.w[0]
+    ),
+    "one number for all": lambda n, x: filtered(n, x, n.w[0, :1]),
+    "a spectrum of two images' features": lambda n, x: filtered(n, x, spectrum(n, x)),
+    "scales": lambda n, x: n.fc(features(n, x) * n.w[0]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_in_the_fourier_domain_are_told(name: str, kind: type[Parts]) -> None:
+    telling.warn_once.cache_clear()
+    model, digital = kind(FILTERS[name]), ["table", "fc"]
+    with pytest.warns(UserWarning, match=r"complex features by w, .*digital_layers=\['w'\]"):
+        program(model, PROFILES["wnoise"], seed=0, digital_layers=digital).examine(TENSOR)
+    settings: dict[str, Any] = {"seed": 0, "strict": True}
+    with pytest.raises(ValueError, match=r"complex features by w, .* leave strict out"):
+        program(model, PROFILES["wnoise"], digital_layers=digital, **settings).examine(TENSOR)
+    program(model, PROFILES["wnoise"], digital_layers=[*digital, "w"], **settings).examine(TENSOR)
+
+
+@pytest.mark.parametrize("name", NO_FILTERS)
+def test_what_is_no_filter_is_not_told(name: str) -> None:
+    model = KINDS[0](NO_FILTERS[name])
+    program(model, PROFILES["wnoise"], seed=0, digital_layers=["table", "fc"], strict=True).examine(
+        TENSOR
+    )
+
+
 @pytest.mark.parametrize("name", NO_DISTANCES)
 def test_what_is_no_distance_is_not_told(name: str) -> None:
     chip = program(

@@ -110,6 +110,36 @@ def test_weights_that_the_input_scales_are_named():
     assert named.set_index("layer").loc["", "reason"] == "named in digital_layers"
 
 
+class Fourier(nn.Module):
+    """A filter by complex weights, and a product with such for each frequency."""
+
+    def __init__(self, mixing: bool) -> None:
+        super().__init__()
+        self.fc, self.mixing = nn.Linear(4, 4), mixing
+        self.w = nn.Parameter(torch.randn(3, *([4, 4] if mixing else []), dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = torch.fft.rfft(self.fc(x.transpose(1, 2)), dim=1, n=4)[..., None]
+        found = torch.einsum("nfio,fij->nfjo", found, self.w) if self.mixing else found
+        found = found if self.mixing else found * self.w[:, None, None]
+        return torch.fft.irfft(found[..., 0], dim=1, n=4).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "macs", "reason"),
+    [
+        (False, 3 * 4, "a filter of complex values"),
+        (True, 3 * 4 * 4, "weights outside of their layer, which program refuses"),
+    ],
+)
+def test_complex_weights_are_named(mixing: bool, macs: int, reason: str) -> None:
+    x = torch.randn(2, 4, 4)
+    row = coverage(Fourier(mixing).eval(), x).set_index("layer").loc[""]
+    assert (row["weights"], row["macs"], row["reason"]) == ("w", macs, reason)
+    named = coverage(Fourier(mixing).eval(), x, digital_layers=["w"]).set_index("layer")
+    assert named.loc["", "reason"] == "named in digital_layers"
+
+
 class Experts(nn.Module):
     """Each image picks two of four weights, whose mean it is multiplied with."""
 

@@ -170,6 +170,53 @@ def test_a_batch_larger_than_those_tried_is_compared_with_a_few_of_its_samples()
     predict(Crowded().eval(), rows, batch_size=8)
     with pytest.raises(ValueError, match=r"the module gives one image different logits"):
         predict(Crowded().eval(), rows)
+    chip = program(Crowded().eval(), PROFILES["pcm"], seed=0)
+    with pytest.raises(ValueError, match=r"the network gives one image different logits"):
+        predict(chip, rows)
+
+
+class Experts(Net):
+    """A mixture of experts, of which each has room for four samples of a batch, or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(2)
+            self.experts = nn.ModuleList(nn.Linear(128, 128) for _ in range(3))
+            self.gate = nn.Linear(128, 3)
+        self.between, self.roomy = self.routed, False
+        self.eval().requires_grad_(False)
+
+    def routed(self, x: torch.Tensor) -> torch.Tensor:
+        room = len(x) if self.roomy else max(4, len(x) // 3)
+        chances = self.gate(x).softmax(1)
+        mixed = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            places = (chances.argmax(1) == number).nonzero()[:room, 0]
+            mixed[places] = expert(x[places]) * chances[places, number : number + 1]
+        return x + mixed
+
+
+def test_experts_without_room_for_a_batch_s_last_samples_are_refused() -> None:
+    images = np.random.default_rng(0).normal(size=(48, 6, 6, 3)).astype(np.float32)
+    model, samples = Experts(), (images, np.arange(48) % 4)
+    tensor = torch.tensor(images.transpose(0, 3, 1, 2).copy())
+    off = (model(tensor) - torch.cat([model(two) for two in tensor.split(2)])).abs().amax(1)
+    assert off[:16].max() < 1e-5 < 1e-2 < off.max()  # the first ones have room
+    for network in (model, program(model, PROFILES["pcm"], seed=0)):
+        with pytest.raises(ValueError, match=r"gives one image different logits"):
+            predict(network, samples)
+    roomy = Experts()
+    roomy.roomy = True
+    assert len(predict(program(roomy, PROFILES["pcm"], seed=0), samples)) == 48
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_equal_images_are_no_mixing_of_a_batch(count: int) -> None:
+    samples = (np.repeat(IMAGES[:1], count, 0), np.arange(count) % 4)
+    for network in (Net(), program(Net(), PROFILES["ideal"], seed=0)):
+        logits = np.stack(predict(network, samples)["logits"].to_numpy())
+        np.testing.assert_allclose(logits, np.repeat(logits[:1], count, 0), rtol=1e-5, atol=1e-6)
 
 
 def within(x: torch.Tensor) -> torch.Tensor:
@@ -217,7 +264,7 @@ def test_a_chip_is_examined_once() -> None:
     chip = program(model, PROFILES["pcm"], seed=0)
     predict(chip, ROWS)
     before = len(calls)
-    assert sum(calls) < 56
+    assert sum(calls) < 65
     for later in (chip, chip.at(60.0), chip.on("aihwkit")):
         predict(later, ROWS)
     assert len(calls) == before + 3

@@ -283,6 +283,15 @@ def test_variances_of_converters_and_noise_add_up_and_batches_do_not_matter() ->
     np.testing.assert_allclose(smaller, both, rtol=1e-4)
 
 
+def test_images_need_no_labels() -> None:
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    labelled, alone = (
+        output_noise(small_resnet(), Profile(ADC()), given, calibration=images)
+        for given in ((images, np.arange(4)), images)
+    )
+    np.testing.assert_array_equal(alone, labelled)
+
+
 def test_without_converters_and_noise_only_the_margin_is_left() -> None:
     network = small_resnet()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

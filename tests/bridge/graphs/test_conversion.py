@@ -134,6 +134,33 @@ def test_params_are_the_floating_tensors_that_logits_depend_on():
     assert {array.dtype for array in params.values()} == {jnp.dtype("float32")}
 
 
+class Filter(torch.nn.Module):
+    """Filters signals by complex weights, and turns their phase."""
+
+    def __init__(self, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.w = torch.nn.Parameter(torch.randn(5, dtype=torch.complex64, generator=generator))
+        self.register_buffer("phase", torch.randn(5, generator=generator))
+
+    def forward(self, x):
+        return torch.fft.irfft(torch.fft.rfft(x) * self.w * torch.exp(1j * self.phase), n=8)
+
+
+def test_complex_weights_are_params():
+    """So that a function scores the weights that it is given, not those of the module it is of."""
+    x = RNG.normal(size=(3, 8)).astype(np.float32)
+    logits_fn, params = bridge.to_jax(Filter(0).eval(), x)
+    assert {name: one.dtype.name for name, one in params.items()} == {
+        "w": "complex64",
+        "phase": "float32",
+    }
+    other = Filter(1).eval()
+    _, others = bridge.to_jax(other, x)
+    with torch.no_grad():
+        close(logits_fn(others, x), other(torch.from_numpy(x)).numpy())
+
+
 def test_modules_of_one_architecture_share_a_program():
     traces = 0
 

@@ -64,6 +64,17 @@ def test_a_number_among_the_parameters_comes_back(tmp_path: Path, number: Any) -
     np.testing.assert_array_equal(made.apply(back, X), made.apply(weights, X))
 
 
+def test_an_empty_parameter_comes_back(tmp_path: Path) -> None:
+    params = {"w": jnp.ones((8, 3)), "none": jnp.zeros((0, 3))}
+    made = analog(lambda p, x: x @ p["w"] + p["none"].sum(0), params, PROFILE, X)
+    several = jax.vmap(made.program, (None, 0))(params, jax.random.split(jax.random.key(0), 2))
+    for weights in (made.program(params, jax.random.key(0)), several):
+        save_programmed(tmp_path / "chip.safetensors", made, weights)
+        back = load_programmed(tmp_path / "chip.safetensors", made)
+        assert back.params["none"].shape == weights.params["none"].shape
+        np.testing.assert_array_equal(back.params["w"], weights.params["w"])
+
+
 def test_another_chip_and_damage_are_refused(tmp_path: Path) -> None:
     made, path = chip(), tmp_path / "chip.safetensors"
     save_programmed(path, made, made.program(made.params, jax.random.key(0)))

@@ -486,3 +486,22 @@ def test_products_that_are_written_out_are_told_and_listed(name: str) -> None:
 def test_scales_are_no_products_that_are_written_out(name: str) -> None:
     made = analog(SCALES[name], {"w": W, "v": V}, Profile(), X)
     assert made.coverage["layer"].tolist() == ["w"]
+
+
+def filtered(p: Any, x: jax.Array) -> jax.Array:
+    spectrum = jnp.fft.rfft(x @ p["w"]) * p["v"] * p["gain"]
+    return jnp.fft.irfft(spectrum, n=4)
+
+
+def test_filters_in_the_fourier_domain_are_told_and_listed() -> None:
+    params = {"w": jnp.ones((6, 4)), "v": jnp.arange(3) * 1j + 1, "gain": jnp.float32(2)}
+    images = np.ones((2, 6), np.float32)
+    with pytest.warns(UserWarning, match=r"no tile computes v \(a filter of complex values\)"):
+        made = analog(filtered, params, Profile(), images)
+    assert made.coverage["layer"].tolist() == ["w", "v"]
+    row = made.coverage.iloc[-1]
+    assert (row["operator"], row["macs"], row["place"]) == ("mul", 3, "digital")
+    with pytest.raises(ValueError, match="a filter of complex values"):
+        analog(filtered, params, Profile(), images, strict=True)
+    named = analog(filtered, params, Profile(), images, digital_layers=["v"], strict=True)
+    assert named.coverage["reason"].tolist() == ["", "named in digital_layers"]

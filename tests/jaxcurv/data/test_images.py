@@ -173,6 +173,18 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(saved(ink, tmp_path / "image.tif"))[0, 0], [0, 255, 127])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lab_is_that_of_its_colours(channels: int, tmp_path: Path) -> None:
+    lab = Image.merge("LAB", [Image.new("L", (2, 2), value) for value in (153, 148, 178)])
+    colour = decode(saved(lab, tmp_path / "image.tif"))[0, 0].astype(int)
+    # L* = 60, a* = 20, b* = 50 in sRGB, by colour science's formulas: (188, 128, 55).
+    assert np.abs(colour - [188, 128, 55]).max() <= 6
+    weights = np.array([0.299, 0.587, 0.114])
+    found = decode(tmp_path / "image.tif", channels)
+    expected = colour if channels == 3 else [weights @ colour]
+    np.testing.assert_allclose(found[0, 0], expected, atol=1)
+
+
 def test_colours_of_16_bits_keep_the_upper_8() -> None:
     colours = np.array([[[0x1234, 0xFFFF, 0x80FF]]], ">u2")
     pixels = decode(png16(colours))

@@ -186,6 +186,7 @@ def test_arrays_that_its_own_jit_has_fixed_are_refused(jit: Any, nested: bool) -
         score(model)
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_jit_of_its_own_that_nothing_has_changed_is_scored() -> None:
     table = np.linspace(0, 1, 12).reshape(4, 3)  # float64, which JAX makes float32
     drawn = jax.jit(lambda x: x @ FIRST + np.random.default_rng().normal(size=3))
@@ -285,6 +286,7 @@ def test_arrays_that_jax_remembers_of_a_loss_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore:a step of")
 @pytest.mark.parametrize("kind", ["jvp", "vjp"])
 @pytest.mark.parametrize("of", ["model", "loss"])
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_derivative_rule_may_change(kind: str, of: str) -> None:
     box = {"slope": 1.0}
     if kind == "jvp":

@@ -1,5 +1,6 @@
 """What may be scored: kinds of model, what is refused, and what is compiled anew."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from jaxcurv import (
     HessianTrace,
     HessianVector,
     input_curvature,
+    score_dataset,
 )
 from jaxcurv.curvature import inspect
 from jaxcurv.data.reading import Batch
@@ -411,6 +413,59 @@ def test_samples_that_mix_without_a_gradient_are_refused(
     some = {"images": IMAGES[2:4], "labels": LABELS[2:4], "indices": INDICES[2:4]}
     expected = score(model(1), estimator=estimator, **some)
     np.testing.assert_allclose(found[2:4], expected, rtol=1e-4, atol=1e-6)
+
+
+def experts(room: Callable[[int], int]) -> Callable:
+    """A mixture of two experts, each with room for as many samples of a batch."""
+    tables = RNG(16).normal(size=(2, 4, 3)).astype(np.float32)
+
+    def model(images: jax.Array) -> jax.Array:
+        first = (images[:, :1] > 0).astype(np.float32)
+        chosen = jnp.concatenate([first, 1 - first], axis=1)
+        taken = chosen * (jnp.cumsum(chosen, axis=0) <= room(len(images)))
+        return 0.1 * linear(WEIGHTS, images) + jnp.einsum("be,bi,eio->bo", taken, images, tables)
+
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:a step of 0.001 moves the logits otherwise")
+def test_experts_without_room_for_a_batch_s_last_samples_are_refused() -> None:
+    images = RNG(17).normal(size=(40, 4)).astype(np.float32)
+    labels = RNG(18).integers(0, 3, 40)
+    crowded, roomy = experts(lambda count: max(8, count // 3)), experts(lambda count: count)
+    some = {"images": images, "labels": labels, "indices": np.arange(40) + 100}
+    for run in (
+        lambda model: score(model, estimator=GaussNewton(), **some),
+        lambda model: score_dataset(model, (images, labels), batch_size=40)["curvature"],
+    ):
+        with pytest.raises(
+            ValueError, match=r"at index 1?3\d .* among 40 samples than among eight"
+        ):
+            run(crowded)
+        assert np.all(run(roomy) > 0)
+    half = input_curvature(crowded, images[:8], labels[:8], estimator=GaussNewton()).score
+    np.testing.assert_allclose(half, score(roomy, estimator=GaussNewton(), **some)[:8], rtol=1e-5)
+
+
+def test_rounding_in_a_batch_of_another_size_is_no_mixing() -> None:
+    images = RNG(17).normal(size=(64, 4)).astype(np.float32)
+    wide, back = (RNG(n).normal(size=(4, 512)).astype(np.float32) for n in (19, 20))
+
+    def coarse(x: jax.Array) -> jax.Array:
+        codes = x @ wide * 1e3
+        return ((codes + jax.lax.stop_gradient(jnp.round(codes) - codes)) / 1e3) @ back.T
+
+    labels = RNG(18).integers(0, 4, 64)
+    assert np.all(input_curvature(coarse, images, labels, estimator=GaussNewton()).score >= 0)
+
+
+def test_an_array_that_the_model_keeps_of_its_trace_is_told() -> None:
+    @functools.lru_cache
+    def scaled() -> jax.Array:
+        return jnp.asarray(WEIGHTS) * 2
+
+    with pytest.raises(ValueError, match=r"keeps an array .* functools\.lru_cache"):
+        score(lambda images: images @ scaled())
 
 
 def linen_dropout(variables: Any, images: jax.Array) -> jax.Array:

@@ -128,7 +128,8 @@ ZERO: dict[str, Callable] = {
 
 @pytest.mark.parametrize("model", ZERO.values(), ids=ZERO)
 def test_a_gradient_that_is_0_here_is_not_refused(model: Callable) -> None:
-    found = input_curvature(model, IMAGES, LABELS, estimator=FiniteDifference(probes=2))
+    with pytest.warns(UserWarning, match="0 at 6 of 6 samples, the first at index 0: .* tied"):
+        found = input_curvature(model, IMAGES, LABELS, estimator=FiniteDifference(probes=2))
     assert np.all(found.score == 0)
 
 
@@ -142,7 +143,8 @@ def test_the_first_image_alone_decides_nothing() -> None:
     images = IMAGES.copy()
     images[:2] = -2  # where every unit is dead
     model: Callable = lambda x: jax.nn.relu(x) @ WEIGHTS  # noqa: E731
-    found = input_curvature(model, images, LABELS, estimator=FiniteDifference(probes=2))
+    with pytest.warns(UserWarning, match="0 at 2 of 6 samples, the first at index 0: .* tied"):
+        found = input_curvature(model, images, LABELS, estimator=FiniteDifference(probes=2))
     assert np.all((found.score > 0) == (np.arange(6) >= 2))
 
 
@@ -197,7 +199,8 @@ def test_a_loss_whose_gradient_is_0_here_is_not_refused() -> None:
 
     scale = np.diag([100, 100, 100]).astype(np.float32)
     sure = np.eye(3, dtype=np.float32)[LABELS]
-    found = input_curvature(lambda x: x @ scale, sure, LABELS, loss=hinge)
+    with pytest.warns(UserWarning, match="tied"):
+        found = input_curvature(lambda x: x @ scale, sure, LABELS, loss=hinge)
     assert np.all(found.score == 0)
 
 
@@ -543,7 +546,33 @@ def test_a_loss_that_is_linear_in_the_logits_is_warned_of() -> None:
         assert found.gradient_norm.any()
 
 
-def test_scores_of_0_without_a_gradient_are_not_warned_of() -> None:
-    for model in (ZERO["clipped"], ZERO["a head of zeros"]):
-        found = input_curvature(model, IMAGES, LABELS, estimator=HessianVector(1))
-        assert not found.score.any()
+# --- samples that are tied
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(), HessianVector(10), GaussNewton()])
+def test_samples_whose_softmax_is_one_hot_are_tied(estimator: Any) -> None:
+    """e^-88 is the least that float32 tells from 0, at the gap of the logits or a few more."""
+    images = np.array([[0, gap] for gap in (150, 1, 20, 200)], np.float32)
+    with pytest.warns(UserWarning, match=r"at 2 of 4 samples, .* at index 7: .* margin") as said:
+        found = input_curvature(
+            lambda x: x, images, np.ones(4, int), indices=[7, 8, 9, 10], estimator=estimator
+        )
+    assert len(said) == 1
+    assert said[0].filename in (__file__, jaxtyping._decorator.__file__)
+    np.testing.assert_array_equal(found.score == 0, [True, False, False, True])
+
+
+def test_a_data_set_counts_tied_samples_once(tmp_path: Any) -> None:
+    images = np.array([[0, gap] for gap in (1, 150, 2, 3, 150)], np.float32)
+    for out in (None, tmp_path / "scores.parquet"):
+        with pytest.warns(UserWarning, match="0 at 2 of 5 samples, the first at index 1") as said:
+            score_dataset(lambda x: x, (images, np.ones(5, int)), out=out, batch_size=2)
+        assert len(said) == 1
+        assert said[0].filename in (__file__, jaxtyping._decorator.__file__)
+
+
+def test_a_single_sample_or_few_of_many_are_not_told_of() -> None:
+    for count, flat in ((3, 1), (40, 3)):
+        images = np.array([[0, 150]] * flat + [[0, 1]] * (count - flat), np.float32)
+        found = input_curvature(lambda x: x, images, np.ones(count, int))
+        assert np.sum(found.score == 0) == flat

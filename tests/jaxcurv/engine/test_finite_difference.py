@@ -139,6 +139,7 @@ NO_JUMPS: dict[str, tuple[Callable, np.ndarray]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 @pytest.mark.parametrize(("model", "images"), NO_JUMPS.values(), ids=NO_JUMPS)
 def test_what_is_continuous_is_not_counted(model: Callable, images: np.ndarray) -> None:
     for step in (1e-3, 1e-2):
