@@ -124,7 +124,8 @@ print("spread")
 
 
 def test_a_group_is_spread_over_the_devices() -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    four = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = {"XLA_FLAGS": four, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", SPREAD],
         cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=False,
