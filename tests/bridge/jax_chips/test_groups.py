@@ -40,7 +40,9 @@ def made(profile: Profile = NOISY) -> Chip:
     return analog(logits_fn, params, profile, IMAGES)
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 5, 99])
+@pytest.mark.parametrize(
+    "at_once", [1, 2, *(pytest.param(count, marks=pytest.mark.long) for count in (None, 5, 99))]
+)
 def test_many_chips_are_one_by_one(at_once: int | None) -> None:
     chip = made()
     found = predict_chips(chip, KEYS, ROWS, at_once=at_once, batch_size=4, keep=logit_scores)
