@@ -50,6 +50,7 @@ def weights_in(folder: Path, **settings: Any) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in bridge.to_torch(model).items()}
 
 
+@pytest.mark.long
 def test_training_starts_from_given_weights(tuned: dict[str, Path], finished_run: Path) -> None:
     given, fresh = weights_in(finished_run), weights_in(tuned["plain"])
     for name, value in given.items():
@@ -61,6 +62,7 @@ def test_training_starts_from_given_weights(tuned: dict[str, Path], finished_run
     assert record["inputs"].keys() == {str(finished_run / "weights.safetensors")}
 
 
+@pytest.mark.long
 def test_noise_is_in_the_training_and_not_in_the_weights(tuned: dict[str, Path]) -> None:
     plain, noisy = (weights_in(tuned[name]) for name in ("plain", "noisy"))
     for name, value in plain.items():
@@ -72,6 +74,7 @@ def test_noise_is_in_the_training_and_not_in_the_weights(tuned: dict[str, Path])
     assert losses["noisy"] > losses["plain"] + 0.01
 
 
+@pytest.mark.long
 def test_what_the_noise_is_made_of_decides_the_training(
     tuned: dict[str, Path], finished_run: Path
 ) -> None:

@@ -609,9 +609,10 @@ def on_devices(
     """Runs code on so many devices of the CPU; its compiled programs are written to `dump`."""
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a cached program is not written
     flags = f"--xla_force_host_platform_device_count={count} --xla_dump_to={dump}"
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flags} --xla_dump_hlo_as_text"
     return subprocess.run(
         [sys.executable, "-c", code, dump],
-        env=os.environ | environment | {"XLA_FLAGS": f"{flags} --xla_dump_hlo_as_text"},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,

@@ -196,7 +196,7 @@ def test_moments_of_a_network_trained_on_since_are_refused() -> None:
         flip_probability(model, samples, moments=moments)
 
 
-@pytest.mark.parametrize("name", ["wnoise", "adc+wnoise+pcm"])
+@pytest.mark.parametrize("name", ["wnoise", pytest.param("adc+wnoise+pcm", marks=pytest.mark.long)])
 def test_probabilities_are_the_flips_of_chips_that_are_run(name: str) -> None:
     """In three calls. A hundred chips, for each shifts the margins of all images alike."""
     model = shallow_resnet(depths=(1, 0, 0, 0), in_channels=2, num_classes=2)

@@ -20,6 +20,7 @@ from jaxcurv import input_curvature
 from tests import torch_networks as networks
 
 IMAGES = np.random.default_rng(0).normal(size=(24, 9, 9, 3)).astype(np.float32)
+LONG = pytest.mark.long
 
 
 def torch_network() -> nn.Module:
@@ -123,7 +124,10 @@ def test_carried_chips_give_the_logits_of_aihwkits(network: nn.Module, profile: 
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("compensation", [None, "global", "global_exact", "per_column"])
+@pytest.mark.parametrize(
+    "compensation",
+    [None, "global", *(pytest.param(one, marks=LONG) for one in ("global_exact", "per_column"))],
+)
 @pytest.mark.parametrize("adc", [None, ADC()], ids=["", "adc"])
 def test_equal_draws_give_the_tiles_of_aihwkit(
     network: nn.Module,
@@ -281,6 +285,7 @@ def test_a_chip_does_not_depend_on_those_beside_it(impl: str) -> None:
         np.testing.assert_allclose(several.params[number], chip.program(w, key).params, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_hundred_chips_in_one_program(in_jax: tuple[Any, Any]) -> None:
     logits_fn, params = in_jax
     chip = analog(logits_fn, params, bridge.PROFILES["adc+wnoise+pcm"], IMAGES)

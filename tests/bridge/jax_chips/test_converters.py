@@ -218,7 +218,13 @@ def test_noise_of_convolutions_is_in_the_unit_of_each_patch(dac: DAC | None) -> 
     assert bool(logits[:, :3].any()) == (dac is not None and dac.range != "max")
 
 
-@pytest.mark.parametrize("compensation", ["global", "global_exact", "per_column"])
+@pytest.mark.parametrize(
+    "compensation",
+    [
+        "global",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("global_exact", "per_column")),
+    ],
+)
 def test_a_readout_s_noise_is_in_a_compensation(compensation: Any) -> None:
     """Mean and spread of its factor over chips, beside those of AIHWKit's tiles."""
     model = single(nn.Linear(12, 3, bias=False))

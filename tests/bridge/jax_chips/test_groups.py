@@ -40,7 +40,9 @@ def made(profile: Profile = NOISY) -> Chip:
     return analog(logits_fn, params, profile, IMAGES)
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 5, 99])
+@pytest.mark.parametrize(
+    "at_once", [1, 2, *(pytest.param(count, marks=pytest.mark.long) for count in (None, 5, 99))]
+)
 def test_many_chips_are_one_by_one(at_once: int | None) -> None:
     chip = made()
     found = predict_chips(chip, KEYS, ROWS, at_once=at_once, batch_size=4, keep=logit_scores)
@@ -124,7 +126,8 @@ print("spread")
 
 
 def test_a_group_is_spread_over_the_devices() -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    four = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = {"XLA_FLAGS": four, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", SPREAD],
         cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=False,

@@ -31,12 +31,19 @@ def network() -> nn.Module:
     ).eval()  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def in_jax(network: nn.Module) -> tuple[Any, Any]:
+    return bridge.to_jax(network, IMAGES)
+
+
 @pytest.mark.parametrize("profile", [Profile(memory=PCM()), Profile(ADC(5), memory=PCM())])
-def test_the_report_is_that_of_pytorch(network: nn.Module, profile: Profile) -> None:
+def test_the_report_is_that_of_pytorch(
+    network: nn.Module, in_jax: tuple[Any, Any], profile: Profile
+) -> None:
     chip = bridge.program(network, profile, seed=3, calibration=IMAGES)
     expected = bridge.chips.layer_report(chip, network, IMAGES)
     made, weights = carried(chip, IMAGES)
-    digital = replace(made, params=bridge.to_jax(network, IMAGES)[1])
+    digital = replace(made, params=in_jax[1])
     found = layer_report(digital, weights, IMAGES)
     assert found.columns.tolist() == expected.columns.tolist()
     assert found.dtypes.tolist() == expected.dtypes.tolist()
@@ -49,8 +56,8 @@ def test_the_report_is_that_of_pytorch(network: nn.Module, profile: Profile) -> 
     np.testing.assert_allclose(found["clipped_share"], expected["clipped_share"], atol=2e-3)
 
 
-def test_the_report_tells_what_a_layer_adds_from_what_it_is_given(network: nn.Module) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_the_report_tells_what_a_layer_adds_from_what_it_is_given(in_jax: tuple[Any, Any]) -> None:
+    logits_fn, params = in_jax
     chip = analog(logits_fn, params, Profile(wnoise=PER_MVM), IMAGES)
     found = layer_report(chip, chip.program(params, jax.random.key(0)), IMAGES)
     np.testing.assert_allclose(found["snr_db"][0], found["own_snr_db"][0], rtol=1e-4)
@@ -65,14 +72,14 @@ def test_the_report_tells_what_a_layer_adds_from_what_it_is_given(network: nn.Mo
     "profile",
     [
         Profile(memory=PCM(t_inference=3600.0)),
-        Profile(ADC(3), memory=PCM()),
         Profile(ADC(4), PER_MVM),
-        Profile(wnoise=PER_MVM),
+        pytest.param(Profile(ADC(3), memory=PCM()), marks=pytest.mark.long),
+        pytest.param(Profile(wnoise=PER_MVM), marks=pytest.mark.long),
     ],
     ids=lambda profile: profile.name,
 )
-def test_each_layer_alone_is_a_chip_of_its_own(network: nn.Module, profile: Profile) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_each_layer_alone_is_a_chip_of_its_own(in_jax: tuple[Any, Any], profile: Profile) -> None:
+    logits_fn, params = in_jax
     chip = analog(logits_fn, params, profile, IMAGES)
     table = layer_failures(chip, (IMAGES, LABELS), seed=5, chips=2, batch_size=8)
     assert table["layer"].tolist() == [*chip.layers, "all layers"]
@@ -114,8 +121,8 @@ def test_a_layer_that_is_used_twice_is_one() -> None:
     np.testing.assert_allclose(found["snr_db"], 10 * np.log10(signal / error), rtol=1e-4)
 
 
-def test_what_cannot_be_is_refused(network: nn.Module) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_what_cannot_be_is_refused(in_jax: tuple[Any, Any]) -> None:
+    logits_fn, params = in_jax
     chip = analog(logits_fn, params, Profile(), IMAGES)
     weights = chip.program(params, jax.random.key(0))
     with pytest.raises(ValueError, match="the chip was made for"):
@@ -149,8 +156,8 @@ def test_a_layer_in_two_layouts_is_compared_in_each() -> None:
     np.testing.assert_allclose(tables[0]["snr_db"], tables[1]["snr_db"], rtol=1e-4)
 
 
-def test_samples_are_those_that_predict_takes(network: nn.Module) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_samples_are_those_that_predict_takes(in_jax: tuple[Any, Any]) -> None:
+    logits_fn, params = in_jax
     chip = analog(logits_fn, params, Profile(memory=PCM()), IMAGES)
     rows = [{"image": IMAGES[i], "label": int(LABELS[i]), "index": i} for i in range(4)]
     with pytest.raises(ValueError, match="3 occurs 2 times"):

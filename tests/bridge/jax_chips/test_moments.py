@@ -293,12 +293,18 @@ def test_a_flip_probability_takes_them() -> None:
         )
 
 
+@pytest.fixture(scope="module")
+def both() -> tuple[Any, Any, Any]:
+    """A network in torch, and its function and parameters in JAX."""
+    network = torch_network()
+    return network, *bridge.to_jax(network, IMAGES)
+
+
 @pytest.mark.parametrize(
     "profile", [*PROFILES, bridge.PROFILES["adc+wnoise+pcm"], bridge.PROFILES["ideal"]], ids=repr
 )
-def test_torch_gives_the_same_moments(profile: Profile) -> None:
-    network = torch_network()
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_torch_gives_the_same_moments(both: tuple[Any, Any, Any], profile: Profile) -> None:
+    network, logits_fn, params = both
     in_torch = bridge.weight_moments(network, profile)
     in_jax = weight_moments(analog(logits_fn, params, profile, IMAGES))
     assert in_torch.keys() == {name for name in params if name.endswith("weight")}
@@ -382,7 +388,13 @@ assert not {"torch", "aihwkit"} & sys.modules.keys()
     ],
     ids=["output", "weight", "pcm_read"],
 )
-@pytest.mark.parametrize("compensation", ["global", "global_exact", "per_column"])
+@pytest.mark.parametrize(
+    "compensation",
+    [
+        "global",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("global_exact", "per_column")),
+    ],
+)
 def test_a_compensation_reads_with_the_noise_of_operations(
     compensation: Any, noise: dict[str, Any]
 ) -> None:

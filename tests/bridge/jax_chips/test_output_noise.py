@@ -31,6 +31,11 @@ def network() -> nn.Module:
     ).eval()  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def in_jax(network: nn.Module) -> tuple[Any, Any]:
+    return bridge.to_jax(network, IMAGES)
+
+
 @pytest.mark.parametrize(
     "profile",
     [
@@ -48,8 +53,10 @@ def network() -> nn.Module:
     ],
     ids=lambda profile: profile.name,
 )
-def test_it_is_that_of_pytorch(network: nn.Module, profile: Profile) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_it_is_that_of_pytorch(
+    network: nn.Module, in_jax: tuple[Any, Any], profile: Profile
+) -> None:
+    logits_fn, params = in_jax
     found = output_noise(analog(logits_fn, params, profile, IMAGES), (IMAGES, LABELS), batch_size=3)
     expected = bridge.output_noise(network, profile, (IMAGES, LABELS), calibration=IMAGES)
     assert found.dtypes.to_dict() == expected.dtypes.to_dict()
@@ -59,8 +66,8 @@ def test_it_is_that_of_pytorch(network: nn.Module, profile: Profile) -> None:
     np.testing.assert_allclose(found["variance"], expected["variance"], rtol=1e-3)
 
 
-def test_frozen_noise_and_memories_are_not_in_it(network: nn.Module) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_frozen_noise_and_memories_are_not_in_it(in_jax: tuple[Any, Any]) -> None:
+    logits_fn, params = in_jax
     chip = analog(logits_fn, params, Profile(wnoise=WeightNoise(0.1), memory=PCM()), IMAGES)
     assert output_noise(chip, (IMAGES, LABELS))["variance"].tolist() == [0.0] * 7
 
@@ -87,8 +94,8 @@ def test_a_linear_function_has_its_chips_variance() -> None:
     np.testing.assert_allclose(found, drawn, rtol=5 * np.sqrt(2 / 4000))
 
 
-def test_bad_samples_are_refused(network: nn.Module) -> None:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+def test_bad_samples_are_refused(in_jax: tuple[Any, Any]) -> None:
+    logits_fn, params = in_jax
     chip = analog(logits_fn, params, Profile(ADC()), IMAGES)
     with pytest.raises(ValueError, match="no samples"):
         output_noise(chip, (IMAGES[:0], LABELS[:0]))

@@ -1,5 +1,6 @@
 """A chip in JAX over a data set gives the table of `bridge.predict`."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -24,8 +25,13 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)).eval()
 
 
+@cache
+def exported(network: nn.Module) -> tuple[Any, Any]:
+    return bridge.to_jax(network, IMAGES)
+
+
 def in_jax(network: nn.Module, profile: Profile) -> tuple[Chip, Programmed]:
-    logits_fn, params = bridge.to_jax(network, IMAGES)
+    logits_fn, params = exported(network)
     chip = analog(logits_fn, params, profile, IMAGES)
     return chip, chip.program(params, jax.random.key(0))
 

@@ -84,6 +84,7 @@ def test_everything_that_a_run_gives(run: Path) -> None:
         assert "jax" in versions
 
 
+@pytest.mark.long
 def test_studies(run: Path, place: Path) -> None:
     shared = ("--out", "chips")
     for arguments in (
@@ -146,6 +147,7 @@ def test_it_goes_on_where_it_was(run: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_run_without_chips_gets_them(own: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(own.folder, tmp_path / "run"))
     assert (copy / "score_deciles.csv").exists()
