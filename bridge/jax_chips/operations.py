@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bridge.jax_chips.jaxprs import Product
+from bridge.jax_chips.maxima import largest_magnitude
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Linear:
 
     def largest(self, x: Float[Array, "*rows inputs"], columns: tuple[int, int]) -> Array:
         """Largest magnitude of each input vector, `[*rows, 1]`."""
-        return jnp.abs(x[..., slice(*columns)]).max(-1, keepdims=True)
+        return largest_magnitude(x[..., slice(*columns)], -1)
 
     def sum_of_squares(self, x: Float[Array, "*rows inputs"], columns: tuple[int, int]) -> Array:
         """Sum of squares of each input vector, `[*rows, 1]`."""
@@ -148,11 +149,12 @@ class Convolution:
 
     def largest(self, x: Array, columns: tuple[int, int]) -> Array:
         """Largest magnitude of each patch; one number in place of the outputs."""
-        return self._over_patches(jnp.abs(x), columns, jnp.max, lax.max)
+        return self._over_patches(jnp.abs(x), columns, largest_magnitude, lax.max)
 
     def sum_of_squares(self, x: Array, columns: tuple[int, int]) -> Array:
         """Sum of squares of each patch; one number in place of the outputs."""
-        return self._over_patches(jnp.square(x), columns, jnp.sum, lax.add)
+        summed = functools.partial(jnp.sum, keepdims=True)
+        return self._over_patches(jnp.square(x), columns, summed, lax.add)
 
     def _over_patches(
         self, x: Array, columns: tuple[int, int], over_channels: Any, combine: Any
@@ -164,7 +166,7 @@ class Convolution:
         found = []
         if whole[0] < whole[1]:
             channels = self._of(x, whole)
-            one = over_channels(channels, axis=self.layouts.lhs_spec[1], keepdims=True)
+            one = over_channels(channels, self.layouts.lhs_spec[1])
             found += [self._at_tap(one, tap) for tap in range(taps)]
         for channel in sorted({first // taps, (last - 1) // taps} - set(range(*whole))):
             one, start = self._of(x, (channel, channel + 1)), channel * taps

@@ -14,6 +14,7 @@ from bridge.jax_chips import devices
 from bridge.jax_chips.converters import converted
 from bridge.jax_chips.grids import Grid, Tile
 from bridge.jax_chips.levels import Levels, levels_of, with_levels
+from bridge.jax_chips.maxima import largest_magnitude
 from bridge.jax_chips.normals import normal
 
 
@@ -95,15 +96,19 @@ def _program_layer(
 def scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:
     """The largest weight, 1 for a tile of zeros, and the weights in its unit, clipped before."""
     if clipping.type == "fixed_value":
-        bound = clipping.fixed_value * jnp.abs(tile).max()
+        bound = clipping.fixed_value * _largest(tile)
         tile = jnp.clip(tile, -bound, bound)
     if clipping.type == "layer_gaussian":
         bound = clipping.sigma * tile.std(ddof=1)
         bound = jnp.where(tile.size > 1, bound, jnp.inf)
         tile = jnp.clip(tile, -bound, bound)
-    largest = jnp.abs(tile).max()
+    largest = _largest(tile)
     scale = jnp.where(largest > 0, largest, 1.0)
     return scale, tile / scale
+
+
+def _largest(tile: Tile) -> Array:
+    return largest_magnitude(tile.reshape(-1), 0)[0]
 
 
 def _aged(
