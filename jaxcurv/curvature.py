@@ -120,7 +120,7 @@ def input_curvature(
     checks once for all batches. A model that rounds a part of its input, so that a step makes its
     logits jump, is warned of; else one warning counts the samples at which it jumps within a
     step of a finite difference. Scores without a step that are all 0, where gradients are not, are
-    warned of, and so are samples that are tied at 0, if they are two or more and a tenth.
+    warned of, and so are samples that are tied at 0, if at least two and a tenth of all are.
 
     Args:
       logits_fn: an NNX module in evaluation mode, or a function `images -> logits`, or, with
@@ -182,7 +182,7 @@ def input_curvature(
     found = reduce(raw, estimators, adapted, inspection.matrix)["score"]
     both = {"score": (found.score, found.standard_error)}
     if not warn_of_zeros(estimators, both, found.gradient_norm) and not inspection.warned:
-        warn_of_ties([found.score], batch.indices)
+        warn_of_ties(estimators, both, batch.indices)
     return found
 
 

@@ -128,8 +128,8 @@ def score_dataset(
 
     Samples at which the model jumps, so that a finite difference measures that and not curvature,
     are counted in one warning, of those that this call computes. Scores without a step that are all
-    0, where gradients are not, are warned of, and so are samples that are tied at 0, if they are
-    two or more and a tenth.
+    0, where gradients are not, are warned of, and so are samples that are tied at 0, if at least
+    two and a tenth of all are.
 
     Args:
       logits_fn, key, params, loss: as for `input_curvature`.
@@ -281,7 +281,7 @@ def score_dataset(
     frame = frame_of_scores(table)
     found = {one: (frame[one], frame[f"{one}_standard_error"]) for one in estimators}
     if not warn_of_zeros(estimators, found, frame["gradient_norm"]) and not inspection.warned:
-        warn_of_ties([frame[one] for one in estimators], frame["index"])
+        warn_of_ties(estimators, found, frame["index"])
     return frame
 
 

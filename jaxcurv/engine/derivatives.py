@@ -1,7 +1,7 @@
 """Whether a model's logits have a derivative with respect to its input."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -305,25 +305,33 @@ def warn_of_zeros(
     return True
 
 
-def warn_of_ties(scores: Iterable[Any], indices: Any) -> None:
+def warn_of_ties(
+    estimators: Mapping[str, Estimator], found: Mapping[str, tuple[Any, Any]], indices: Any
+) -> None:
     """Warns of samples that share a score of 0, where they are at least two and a tenth.
 
     Fewer are all in the lowest tenth, in whatever order.
 
     Args:
-      scores: of each estimator, `[samples]`.
-      indices: the samples' indices.
+      estimators: by name; one of the user's own is left out, for its 0 may mean anything.
+      found: by these names the scores and their standard errors, `[rows]` each.
+      indices: the samples' indices, `[rows]`; a sample has a row for each checkpoint.
     """
-    tied = np.any([np.asarray(score) == 0 for score in scores], axis=0)
-    if np.sum(tied) < max(2, len(tied) / 10):
+    tied = np.zeros(len(indices), bool)
+    for name, one in estimators.items():
+        if isinstance(one, Probed | Adaptive | Spectral):
+            tied |= np.asarray(found[name][0]) == 0
+    indices = np.asarray(indices)
+    samples, count = len(np.unique(indices)), len(np.unique(indices[tied]))
+    if count < max(2, samples / 10):
         return
     warnings.warn(
-        f"the score is exactly 0 at {np.sum(tied)} of {len(tied)} samples, the first at index "
-        f"{np.asarray(indices)[tied][0]}: these are tied, and their order and tenths mean nothing. "
+        f"the score is exactly 0 at {count} of {samples} samples, the first at index "
+        f"{indices[tied][0]}: these are tied, and their order and tenths mean nothing. "
         "Either the softmax is one-hot in float32, its logits some 90 or more apart: rank by the "
-        "margin, or divide the logits by a number; or the loss or the model is flat there, as with "
-        "a hinge loss, a weight of 0, a clipped input or dead units: are the images normalised as "
-        "the model expects?",
+        "margin, or divide the logits by a number; or loss and model are flat or linear there, as "
+        "with a hinge or an absolute loss, a weight of 0, a clipped input or dead units: are the "
+        "images normalised as the model expects?",
         stacklevel=3,
     )
 

@@ -124,6 +124,24 @@ def test_it_is_compiled_once_for_all_batches_of_a_shape(caplog: pytest.LogCaptur
     assert len(compiled) == 1
 
 
+@dataclass(frozen=True)
+class Steep:
+    """Whether the loss has a slope of more than 2."""
+
+    def estimate(self, problem: BatchProblem) -> dict:
+        return {"score": jnp.where(norm(problem.base_gradient) > 2, 1.0, 0.0)}
+
+    def forward_passes(self, classes: int) -> float:
+        return 2.0
+
+
+def test_a_score_of_ones_own_may_be_0_without_a_warning() -> None:
+    expected = closed_form(1.0) > 2
+    assert 2 <= np.sum(~expected) < 11
+    np.testing.assert_array_equal(score(Steep()).score, expected)
+    np.testing.assert_array_equal(table(Steep())["mine"], expected)
+
+
 HELD: dict[str, Any] = {"weights": None}
 MODULE = nnx.Linear(6, 1, use_bias=False, rngs=nnx.Rngs(0))
 GLOBAL = np.zeros(6, np.float32)

@@ -571,6 +571,13 @@ def test_a_data_set_counts_tied_samples_once(tmp_path: Any) -> None:
         assert said[0].filename in (__file__, jaxtyping._decorator.__file__)
 
 
+def test_a_sample_of_several_checkpoints_is_counted_once() -> None:
+    images = np.array([[0, gap] for gap in (1, 150, 2, 3, 80)], np.float32)
+    weights = [np.full(1, factor, np.float32) for factor in (1, 2)]
+    with pytest.warns(UserWarning, match="0 at 2 of 5 samples, the first at index 1"):
+        score_dataset(lambda w, x: w * x, (images, np.ones(5, int)), checkpoints=weights)
+
+
 def test_a_single_sample_or_few_of_many_are_not_told_of() -> None:
     for count, flat in ((3, 1), (40, 3)):
         images = np.array([[0, 150]] * flat + [[0, 1]] * (count - flat), np.float32)
