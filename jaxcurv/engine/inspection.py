@@ -53,8 +53,7 @@ def check_model(
     maximum, ranks and thresholds. One small program is compiled for it and runs four times. Not
     seen: coupling that vanishes at these very images; randomness that every sample and every call
     share, or that the model's own `jax.jit` has frozen, which makes it an ordinary fixed model; and
-    coupling that needs more than eight samples, for which there is
-    `check_same_in_batch`.
+    coupling that needs more than eight samples, for which there is `check_same_in_batch`.
 
     The model is traced anew, at a few hundredths of a second for a ResNet-18: what it closes over
     may have changed since the last call. Arrays and code that JAX remembers from an
@@ -351,9 +350,10 @@ def losses_by_eight(problem: Problem, params: Any, batch: Batch) -> tuple[np.nda
     padded = batch.take(np.minimum(np.arange(-(-count // 8) * 8), count - 1))
     for start in range(0, len(padded.labels), 8):
         eight = padded.take(np.arange(start, start + 8))
-        logits, _ = answers_to_eight(problem.model, params, eight.images)
+        with own_rules(problem.model):
+            logits, _, _ = examine(problem.model, params, jnp.asarray(eight.images))
         parts.append(_losses_of(problem.loss, logits, as_targets(eight.labels)))
-        largest = max(largest, float(np.abs(logits).max()))
+        largest = max(largest, float(jnp.abs(logits).max()))
     return np.concatenate(jax.device_get(parts))[:count], largest
 
 
