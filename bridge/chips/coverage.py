@@ -67,12 +67,15 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
         found = products(graph, params, shape)
         shown.update()
     shapes = {name: tuple(array.shape) for name, array in params.items()}
+    parameters = {name for name, _ in plain.named_parameters(remove_duplicate=False)}
     rows: list[ProductRow] = []
     for product in found:
+        if product.filters and parameters.isdisjoint(product.weights):
+            continue  # a fixed phase, as that of rotary positions, is no weight
         if not set(digital_layers).isdisjoint(product.weights):
             reason = "named in digital_layers"
         else:
-            reason = _reason(product, plain, left, reasons)
+            reason = _reason(product, plain, parameters, left, reasons)
         rows.append(
             {
                 "layer": product.layer,
@@ -91,7 +94,11 @@ def _dtype(example: torch.Tensor) -> Any:
 
 
 def _reason(
-    product: Product, network: nn.Module, left: Callable[[str], bool], reasons: dict[str, str]
+    product: Product,
+    network: nn.Module,
+    parameters: set[str],
+    left: Callable[[str], bool],
+    reasons: dict[str, str],
 ) -> str:
     """Why a product is digital; "" where tiles compute it."""
     if product.activations:
@@ -108,7 +115,6 @@ def _reason(
             return reasons[owner]
         if left(owner):
             return "named in digital_layers"
-    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     if parameters.isdisjoint(product.weights):
         return "a fixed matrix: buffers or constants, no parameters"
     if product.filters:

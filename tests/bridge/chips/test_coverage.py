@@ -140,6 +140,22 @@ def test_complex_weights_are_named(mixing: bool, macs: int, reason: str) -> None
     assert named.loc["", "reason"] == "named in digital_layers"
 
 
+class Turned(nn.Module):
+    """Fixed phases, as those of rotary positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("phase", torch.randn(3, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft(torch.fft.rfft(self.fc(x)) * self.phase, n=4).mean(1)
+
+
+def test_complex_buffers_are_no_products() -> None:
+    assert coverage(Turned().eval(), torch.randn(2, 4, 4))["layer"].tolist() == ["fc"]
+
+
 class Experts(nn.Module):
     """Each image picks two of four weights, whose mean it is multiplied with."""
 
