@@ -21,9 +21,9 @@ _STATE = 1e-5  # of the largest logit, by which one batch may differ from itself
 _Logits = Callable[[list[torch.Tensor]], torch.Tensor]
 _ELSEWHERE = (
     "{} gives one image different logits in another place, batch or call, by {:.2g} (active "
-    "dropout or other noise, or use of the batch's size?): let it treat each sample by itself and "
-    "always alike; noise of AIHWKit's tiles belongs to samples on a chip, "
-    "bridge.program(network, None, seed=0)"
+    "dropout or other noise, use of the batch's size, or experts without room for all of it?): let "
+    "it treat each sample by itself and always alike; noise of AIHWKit's tiles belongs to samples "
+    "on a chip, bridge.program(network, None, seed=0)"
 )
 
 
