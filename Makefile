@@ -42,12 +42,12 @@ test: setup ## The tests, a process a core
 	$(RUN) pytest $(PARALLEL) --jaxtyping-packages=jaxcurv,beartype.beartype tests/jaxcurv
 	$(RUN) pytest $(PARALLEL) --ignore=tests/jaxcurv
 
-# With XLA's optimisations, which tests/conftest.py leaves out.
+# These with XLA's optimisations, which tests/conftest.py leaves out.
 test-long: setup ## The tests that take minutes
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false $(RUN) pytest -m long
 
 test-gpu: setup ## What only an accelerator can show
-	$(RUN) pytest -m gpu -rs tests/gpu
+	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false $(RUN) pytest -m gpu -rs tests/gpu
 
 check: setup ## Lint, format, types, and who may import whom
 	$(RUN) ruff check .
