@@ -12,7 +12,7 @@ from torch import nn
 
 from bridge import PROFILES, Profile, Router, predict, program, to_jax
 from bridge.chips import ADC, Clipping
-from bridge.chips.evaluation import require_independent
+from bridge.chips.evaluation import require_independent, require_same_in_batch
 from tests.chips import TorchCopies, noisy, small_resnet
 
 IMAGES = np.random.default_rng(4).normal(size=(5, 6, 6, 3)).astype(np.float32)
@@ -209,6 +209,19 @@ def test_experts_without_room_for_a_batch_s_last_samples_are_refused() -> None:
     roomy = Experts()
     roomy.roomy = True
     assert len(predict(program(roomy, PROFILES["pcm"], seed=0), samples)) == 48
+
+
+def test_rounding_in_a_large_batch_is_no_mixing() -> None:
+    """Of a network that makes much of it; as large as that of images by four units."""
+    network = Net(lambda x: torch.sin(1e5 * x))
+    images = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    whole = network(images)
+    rounded = network(images * (1 + 4 * torch.finfo(torch.float32).eps))
+    assert (rounded - whole).abs().max() > 1e-3 * whole.abs().max()
+    require_same_in_batch(network, images, rounded, "the network")
+    off = 20 * (rounded - whole).abs().max() * (torch.arange(32) == 31)[:, None]
+    with pytest.raises(ValueError, match=r"different logits .* or experts without room"):
+        require_same_in_batch(network, images, whole + off, "the network")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])

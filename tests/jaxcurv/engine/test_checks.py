@@ -23,8 +23,9 @@ from jaxcurv import (
 )
 from jaxcurv.curvature import inspect
 from jaxcurv.data.reading import Batch
+from jaxcurv.engine.inspection import check_same_in_batch, losses_by_eight
 from jaxcurv.engine.losses import cross_entropy
-from jaxcurv.engine.model import Problem
+from jaxcurv.engine.model import ROUNDING, Problem
 from jaxcurv.estimators import Estimator, Published
 from jaxcurv.models.resnet import BasicBlock, ResNet
 from tests.oracles import KEY
@@ -448,15 +449,20 @@ def test_experts_without_room_for_a_batch_s_last_samples_are_refused() -> None:
 
 
 def test_rounding_in_a_batch_of_another_size_is_no_mixing() -> None:
+    """Of a model that makes much of it; as large as that of images by four units."""
     images = RNG(17).normal(size=(64, 4)).astype(np.float32)
-    wide, back = (RNG(n).normal(size=(4, 512)).astype(np.float32) for n in (19, 20))
-
-    def coarse(x: jax.Array) -> jax.Array:
-        codes = x @ wide * 1e3
-        return ((codes + jax.lax.stop_gradient(jnp.round(codes) - codes)) / 1e3) @ back.T
-
-    labels = RNG(18).integers(0, 4, 64)
-    assert np.all(input_curvature(coarse, images, labels, estimator=GaussNewton()).score >= 0)
+    wide, back = (RNG(n).normal(size=(4, 64)).astype(np.float32) for n in (19, 20))
+    batch = Batch(images, RNG(18).integers(0, 4, 64), np.arange(64))
+    problem = Problem(lambda _, x: jnp.sin(1e5 * (x @ wide)) @ back.T, cross_entropy)
+    problem = inspect(problem, None, batch, {"score": GaussNewton()}).problem
+    losses, largest = losses_by_eight(problem, None, batch)
+    shifted = batch._replace(images=images * (1 + 4 * np.finfo(np.float32).eps))
+    rounded, _ = losses_by_eight(problem, None, shifted)
+    assert np.abs(rounded - losses).max() > 10 * ROUNDING * largest
+    check_same_in_batch(problem, None, batch, rounded)
+    off = 20 * np.abs(rounded - losses).max() * (np.arange(64) == 63)
+    with pytest.raises(ValueError, match="at index 63 another loss among 64 samples"):
+        check_same_in_batch(problem, None, batch, losses + off.astype(np.float32))
 
 
 def test_an_array_that_the_model_keeps_of_its_trace_is_told() -> None:
