@@ -176,7 +176,7 @@ def score_dataset(
     Raises:
       ValueError: an empty source, one that `as_source` refuses, duplicate indices, an `out` that is
         no `.parquet` or belongs to other settings, samples or images, or what `input_curvature`
-        refuses; nothing is written before the first samples have passed.
+        refuses; no row is written before the first batch has passed.
       OSError: `out` cannot be written, or another process scores the same shards of it.
     """
     key = default_key() if key is None else key

@@ -227,6 +227,13 @@ def check_float32(program: ClosedJaxpr) -> None:
     )
 
 
+def _unit(program: ClosedJaxpr) -> float:
+    """The unit in the last place of 1 in the coarsest floating type of a program."""
+    types = [one for one in dtypes(program) if one is not None]
+    bits = [jnp.finfo(one).nmant for one in types if jnp.issubdtype(one, jnp.floating)]
+    return 2.0 ** -min(least_mantissa(program), *bits)
+
+
 def _alike_in_two(
     model: AsTraced, program: ClosedJaxpr, params: Any, pair: np.ndarray, logits: np.ndarray
 ) -> bool:
@@ -366,7 +373,8 @@ def check_same_in_batch(problem: Problem, params: Any, batch: Batch, losses: Any
     """Refuses a model that gives samples of a batch other losses than eight at a time.
 
     Looked at are 16 that lie all over the batch: experts of limited capacity leave out its last
-    ones. Rounding is measured by a change of the images by some units in the last place.
+    ones. Rounding is measured by a change of the images by some units in the last place, or by one
+    of a coarser type that the model computes in.
 
     Args:
       problem, params: as for `losses_by_eight`.
@@ -385,8 +393,10 @@ def check_same_in_batch(problem: Problem, params: Any, batch: Batch, losses: Any
     allowed = ROUNDING * max(largest, float(np.max(np.abs(whole))))
     if not np.any(np.abs(found - whole) > allowed):
         return
-    step = some.images.dtype.type(1 + 8 * np.finfo(some.images.dtype).eps)
-    nudged, _ = losses_by_eight(problem, params, some._replace(images=some.images * step))
+    program, _ = trace(problem.model, params, some.images[_ROWS])
+    step = 1 + max(8 * float(np.finfo(some.images.dtype).eps), _unit(program))
+    images = some.images * some.images.dtype.type(step)
+    nudged, _ = losses_by_eight(problem, params, some._replace(images=images))
     off = np.abs(found - whole)
     if np.any(off > max(allowed, 10 * float(np.max(np.abs(nudged - found))))):
         raise ValueError(

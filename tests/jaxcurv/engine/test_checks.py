@@ -465,6 +465,26 @@ def test_rounding_in_a_batch_of_another_size_is_no_mixing() -> None:
         check_same_in_batch(problem, None, batch, losses + off.astype(np.float32))
 
 
+@pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16])
+def test_rounding_to_a_coarser_type_is_no_mixing(narrow: Any) -> None:
+    """By one unit of that type, in some of its hidden units."""
+    images = RNG(17).normal(size=(64, 4)).astype(np.float32)
+    wide, back = (RNG(n).normal(size=(4, 64)).astype(np.float32) for n in (19, 20))
+    batch = Batch(images, RNG(18).integers(0, 4, 64), np.arange(64))
+
+    def model(_: Any, x: jax.Array) -> jax.Array:
+        hidden = x.astype(narrow) @ wide.astype(narrow)
+        return (hidden @ back.T.astype(narrow)).astype(np.float32)
+
+    problem = inspect(Problem(model, cross_entropy), None, batch, {"score": GaussNewton()}).problem
+    losses, largest = losses_by_eight(problem, None, batch)
+    rounded = losses * (1 + jnp.finfo(narrow).eps.astype(np.float32))
+    assert np.abs(rounded - losses).max() > ROUNDING * largest
+    check_same_in_batch(problem, None, batch, rounded)
+    with pytest.raises(ValueError, match="at index 63 another loss among 64 samples"):
+        check_same_in_batch(problem, None, batch, losses + largest * (np.arange(64) == 63))
+
+
 def test_an_array_that_the_model_keeps_of_its_trace_is_told() -> None:
     @functools.lru_cache
     def scaled() -> jax.Array:
