@@ -60,7 +60,7 @@ def pytest_collection_finish() -> None:
 def own_draws() -> None:
     """A test draws the same from torch's own generator whichever tests its worker ran before."""
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+        sys.modules["torch"].default_generator.manual_seed(0)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

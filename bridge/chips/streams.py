@@ -43,8 +43,11 @@ def stream(seed: int, *key: object, device: str | torch.device = "cpu") -> Itera
       device: where, besides the CPU.
     """
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(stream_seed(seed, *key))
+    on_cpu = device.type == "cpu"
+    # torch.manual_seed seeds every device, and formats the call stack for each that is not there.
+    seeded = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+    with torch.random.fork_rng(devices=[] if on_cpu else [device]):
+        seeded(stream_seed(seed, *key))
         yield
 
 

@@ -293,9 +293,9 @@ def _tell_filter(equation: JaxprEqn, operands: Sequence[Traced], on_sum: OnSum) 
         return
     leaves = [
         one.origin.leaves
-        for one in operands
+        for one, factor in zip(operands, equation.invars, strict=True)
         if not one.origin.images
-        and any(n > 1 for axis, n in enumerate(made.shape) if axis not in one.origin.repeated)
+        and any(n > 1 for i, n in enumerate(shape_of(factor).shape) if i not in one.origin.repeated)
     ]
     found = frozenset[int]().union(*leaves)
     if found and any(one.origin.images for one in operands):

@@ -95,8 +95,9 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         ),
         (
             "margin + curvature, logits + gradient norm, all scores",
-            "and others with a plus: cross-validated logistic models of several scores; logits "
-            "stands for margin, entropy and least confidence.",
+            "and others with a plus: cross-validated logistic models of several scores, which are "
+            "not fitted anew for an interval, so that theirs are somewhat narrow; logits stands "
+            "for margin, entropy and least confidence.",
         ),
         (
             "cost in forward passes",
@@ -106,7 +107,8 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         (
             "failure on another chip, failures on 2 or 16 others",
             "Monte Carlo: for each chip, the share of as many other simulated chips on which a "
-            "sample fails, where the run has so many and enough samples fail on several.",
+            "sample fails, where the run has so many and enough samples fail on several. The "
+            "inference of a chip counts as one pass, which is not measured.",
         ),
         (
             "AUROC",

@@ -242,7 +242,10 @@ WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.long] * (one == "compile")) for one in WRAPPED],
+)
 def test_a_wrapped_network_s_chip_is_loaded_into_the_bare_one(name: str, tmp_path: Path) -> None:
     path, profile = tmp_path / "chip.safetensors", noisy("constant", 0.3, pcm=True)
     wrapped = WRAPPED[name](Blocks()).eval()

@@ -172,7 +172,7 @@ def test_a_limit_takes_fewer_images(run: Path) -> None:
     assert len(fewer) == 25 < len(indices)
     known = dict(zip(indices, share, strict=True))
     assert [known[one] for one in fewer] == list(theirs)
-    assert set(share) == {0.0, 0.5, 1.0}
+    assert {0.0, 0.5} <= set(share) <= {0.0, 0.5, 1.0}
 
 
 # --- what is refused

@@ -274,6 +274,7 @@ def test_what_stays_digital_is_told_and_costs_as_such(own: Run) -> None:
     assert f"Tiles compute {100 * SHARE:.2f} % of the multiply-accumulates" in page
 
 
+@pytest.mark.long
 def test_a_run_from_before_coverage_stays_up_to_date(copied: Path) -> None:
     (copied / "coverage.csv").unlink()
     for name, of in (("simulate", "outputs"), ("analyse", "inputs"), ("report", "inputs")):
@@ -366,6 +367,7 @@ def test_other_logits_of_the_same_weights_and_code_run_it_again(copied: Path, ga
     assert "weights.safetensors has changed" in said
 
 
+@pytest.mark.long
 def test_a_run_from_before_logits_were_kept_stays_up_to_date(copied: Path, gain: Path) -> None:
     (copied / "network_logits.json").unlink()
     model = read_json(copied / "model.json")

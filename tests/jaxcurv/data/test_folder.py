@@ -384,6 +384,7 @@ def test_names_that_are_no_unicode_are_escaped_in_tables(tree: Path) -> None:
     assert "ant/caf\\xe9.png" in table["path"].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_every_row_of_several_checkpoints_names_its_file(tree: Path) -> None:
     source = Normalised(load("pets", tree).test, Normalisation((0.5,) * 3, (0.3,) * 3))
     weights = [np.full((6 * 8 * 3, 2), value, np.float32) for value in (0.1, 0.2)]

@@ -147,6 +147,7 @@ def test_what_a_function_of_params_closes_over_may_change_too() -> None:
     np.testing.assert_array_equal(score(model, params=FIRST), expected)
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_an_object_that_a_module_holds_may_change_too() -> None:
     class Scaled(nnx.Module):
         def __init__(self) -> None:

@@ -206,6 +206,7 @@ def test_no_second_round_is_begun_where_the_first_suffices() -> None:
     np.testing.assert_array_equal(loose.score, only.score)
 
 
+@pytest.mark.filterwarnings("ignore:the score is exactly 0")
 def test_a_score_of_zero_stops() -> None:
     """A loss without curvature gives 0 and an error of 0."""
     result = score_convnet(Adaptive(HessianVector(5), 0.1, 50), images=0 * CONV_IMAGES)
