@@ -272,7 +272,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     for notebook in sorted(DOCS.rglob("*.ipynb")):
         folder, page = notebook.parent.relative_to(DOCS), page_of(notebook)
-        made = {f"{notebook.stem}.md": page.markdown, **page.pictures}
+        made: dict[str, str | bytes] = {f"{notebook.stem}.md": page.markdown, **page.pictures}
         for name, content in made.items():
             files.append(File.generated(config, (folder / name).as_posix(), content=content))
     for place, path in linked_files().items():
