@@ -1,4 +1,4 @@
-"""The largest magnitude, with a derivative that no recomputation breaks."""
+"""The largest number along an axis, with a derivative that no recomputation breaks."""
 
 from functools import partial
 
@@ -7,23 +7,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def largest_magnitude(x: Array, axis: int) -> Array:
-    """The largest magnitude along an axis, which stays with size 1.
-
-    Its derivative is that of one element of that magnitude, the first. JAX's own divides by the
-    count of elements that equal the largest. A compiler may compute these anew for the comparison
-    and round them otherwise: then none is equal, and the derivative is NaN.
-    """
-    return _largest(jnp.abs(x), axis)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The largest number along an axis, which stays with size 1.
+
+    Its derivative is that of one such element, the first. JAX's own divides by the count of
+    elements that equal the largest. A compiler may compute these anew for the comparison and round
+    them otherwise: then none is equal, and the derivative is NaN.
+    """
     return x.max(axis, keepdims=True)
 
 
-@_largest.defjvp
+@largest.defjvp
 def _(axis: int, given: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = given, tangents
     first = jnp.argmax(x, axis, keepdims=True)
-    return _largest(x, axis), jnp.take_along_axis(tangent, first, axis)
+    return largest(x, axis), jnp.take_along_axis(tangent, first, axis)

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bridge.jax_chips.jaxprs import Product
-from bridge.jax_chips.maxima import largest_magnitude
+from bridge.jax_chips.maxima import largest
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Linear:
 
     def largest(self, x: Float[Array, "*rows inputs"], columns: tuple[int, int]) -> Array:
         """Largest magnitude of each input vector, `[*rows, 1]`."""
-        return largest_magnitude(x[..., slice(*columns)], -1)
+        return largest(jnp.abs(x[..., slice(*columns)]), -1)
 
     def sum_of_squares(self, x: Float[Array, "*rows inputs"], columns: tuple[int, int]) -> Array:
         """Sum of squares of each input vector, `[*rows, 1]`."""
@@ -149,7 +149,7 @@ class Convolution:
 
     def largest(self, x: Array, columns: tuple[int, int]) -> Array:
         """Largest magnitude of each patch; one number in place of the outputs."""
-        return self._over_patches(jnp.abs(x), columns, largest_magnitude, lax.max)
+        return self._over_patches(jnp.abs(x), columns, largest, lax.max)
 
     def sum_of_squares(self, x: Array, columns: tuple[int, int]) -> Array:
         """Sum of squares of each patch; one number in place of the outputs."""

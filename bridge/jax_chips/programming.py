@@ -14,7 +14,7 @@ from bridge.jax_chips import devices
 from bridge.jax_chips.converters import converted
 from bridge.jax_chips.grids import Grid, Tile
 from bridge.jax_chips.levels import Levels, levels_of, with_levels
-from bridge.jax_chips.maxima import largest_magnitude
+from bridge.jax_chips.maxima import largest
 from bridge.jax_chips.normals import normal
 
 
@@ -102,13 +102,13 @@ def scaled(clipping: Clipping, tile: Tile) -> tuple[Array, Tile]:
         bound = clipping.sigma * tile.std(ddof=1)
         bound = jnp.where(tile.size > 1, bound, jnp.inf)
         tile = jnp.clip(tile, -bound, bound)
-    largest = _largest(tile)
-    scale = jnp.where(largest > 0, largest, 1.0)
+    unit = _largest(tile)
+    scale = jnp.where(unit > 0, unit, 1.0)
     return scale, tile / scale
 
 
 def _largest(tile: Tile) -> Array:
-    return largest_magnitude(tile.reshape(-1), 0)[0]
+    return largest(jnp.abs(tile).reshape(-1), 0)[0]
 
 
 def _aged(

@@ -212,7 +212,7 @@ def test_experts_without_room_for_a_batch_s_last_samples_are_refused() -> None:
 
 
 def test_rounding_in_a_large_batch_is_no_mixing() -> None:
-    """Of a network that makes much of it; as large as that of images by four units."""
+    """The network makes much of it: as much as of images that move by four units."""
     network = Net(lambda x: torch.sin(1e5 * x))
     images = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     whole = network(images)

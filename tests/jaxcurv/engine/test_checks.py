@@ -449,7 +449,7 @@ def test_experts_without_room_for_a_batch_s_last_samples_are_refused() -> None:
 
 
 def test_rounding_in_a_batch_of_another_size_is_no_mixing() -> None:
-    """Of a model that makes much of it; as large as that of images by four units."""
+    """The model makes much of it: as much as of images that move by four units."""
     images = RNG(17).normal(size=(64, 4)).astype(np.float32)
     wide, back = (RNG(n).normal(size=(4, 64)).astype(np.float32) for n in (19, 20))
     batch = Batch(images, RNG(18).integers(0, 4, 64), np.arange(64))
