@@ -25,7 +25,8 @@ _REMEDY: Mapping[str, Column] = {
     "time_s": positive("Time from programming to reading.", "s"),
     "first": text(
         "Who answers first: chip (no remedy), a chip that is compensated or recalibrated or has "
-        "its logits fitted or some layers digital, or digital, the digital model."
+        "its logits fitted or some layers digital or the weights of a fine-tuned network, or "
+        "digital, the digital model."
     ),
     "second": text(
         "Who answers in place of the first where the score is high; empty where nobody does."
@@ -55,6 +56,15 @@ _REMEDY: Mapping[str, Column] = {
         Column(
             FRACTION,
             "Accuracy less that of the chip without a remedy, on the same chips and images.",
+            *(-1.0, 1.0),
+        ),
+    ),
+    **with_interval(
+        "over_free",
+        Column(
+            FRACTION,
+            "Accuracy less that of the chip with every remedy that takes no energy (compensated, "
+            "and recalibrated where there are BatchNorms), on the same chips and images.",
             *(-1.0, 1.0),
         ),
     ),

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from bridge.chips.profiles import to_json
-from experiments.chips.opening import with_weights
 from experiments.chips.protocol import Chip, Programmable
 from experiments.runs.networks import builder, identity_of_model
 from experiments.runs.resume import key_of, table_at
 from experiments.studies.finetune_opened import Opened
 from experiments.studies.finetune_tables import row_of
 from experiments.studies.finetune_variants import ORIGINAL, PLAIN, Variant, emphasised
+from experiments.studies.finetuned import on_chips
 from jaxcurv.data import Arrays, Normalised, read
 from jaxcurv.progress import progress
 from jaxcurv.training.recipe import Recipe
@@ -165,9 +165,10 @@ def _kept(opened: Opened, path: Path) -> Programmable:
     import bridge
 
     state_dict, _ = bridge.weights.load_weights(path)
-    model = bridge.from_torch(state_dict, opened.structure)
-    make = with_weights(opened.job.experiment, opened.description, model)
-    return make(opened.scored.source.images.dataset, opened.calibration)
+    return on_chips(
+        *(opened.job.experiment, opened.description, opened.structure, state_dict),
+        *(opened.scored.source.images.dataset, opened.calibration),
+    )
 
 
 @dataclass(frozen=True)

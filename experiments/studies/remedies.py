@@ -23,7 +23,7 @@ from bridge.report.tables.routers import ROUTERS, STUDENT
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
 from experiments.chips.protocol import Programmable
-from experiments.runs.files import read_parquet, write_csv, write_parquet
+from experiments.runs.files import read_parquet, sha256, write_csv, write_parquet
 from experiments.runs.job import Job
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
@@ -31,8 +31,10 @@ from experiments.settings.flags import Experiment
 from experiments.studies import remedies_figures as figures
 from experiments.studies.drift import duration
 from experiments.studies.exported import open_network_for, settings_in_run
+from experiments.studies.finetuned import tuned_network
 from experiments.studies.opening import Study, read_scored
 from experiments.studies.remedies_chips import (
+    OWN,
     Bench,
     digital_predictions,
     layers_alone,
@@ -100,6 +102,9 @@ class Remedies:
     analog_costs: tuple[float, ...] = (0.05, 0.1, 0.3)
     """Energies of an analog pass, those of a digital one being 1, for which the frontier is
     drawn, beside that of --analyse.energy.*."""
+    tuned: str | None = None
+    """Weights of a network that finetune left, whose chips are tried too; `none` tries the run's
+    network alone. The digital model stays the run's."""
     out: Path | None = None
     """Folder of the results; `none` is remedies/ in the run's folder."""
 
@@ -140,7 +145,8 @@ class Remedies:
 class Opened:
     """A run's network and the images to try remedies on."""
 
-    network: Programmable
+    networks: Mapping[str, Programmable]
+    """The run's network under OWN, and a fine-tuned one under its hash."""
     profile: Profile
     folds: Mapping[str, Normalised] = field(repr=False)
     """Images: test, validation and measured."""
@@ -164,6 +170,7 @@ def open_remedies(
     measured: int,
     first: int | None,
     chips: int,
+    tuned: str | None,
 ) -> Opened:
     """Reads a run's network, the images and what the run knows of them.
 
@@ -184,8 +191,15 @@ def open_remedies(
     begin = experiment.seed if first is None else first
     seeds = range(begin, begin + chips)
     programmable = network.programmable([chosen])
+    networks, tuning = {OWN: programmable}, None
+    if tuned is not None:
+        calibration = network.calibration([chosen])
+        made, header = tuned_network(experiment, network, Path(tuned), calibration)
+        digest = sha256(Path(tuned))
+        networks[digest] = made
+        tuning = {"weights_sha256": digest, "variant": header["variant"], **header["finetune"]}
     return Opened(
-        programmable,
+        networks,
         chosen,
         folds,
         _stored(
@@ -202,7 +216,7 @@ def open_remedies(
             "engine": settings.engine,
             "stream": settings.stream,
         },
-        {"device": programmable.device, "versions": versions},
+        {"device": programmable.device, "versions": versions, "tuned": tuning},
     )
 
 
@@ -262,8 +276,9 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     layers.csv (what each layer alone costs) and settings.json. The logits of every kind of
     chip are kept in pieces/ and not computed again.
     """
+    network = opened.networks[OWN]
     bench = Bench(
-        opened.network,
+        opened.networks,
         opened.profile,
         opened.folds,
         opened.seeds,
@@ -271,14 +286,15 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
         out / "pieces" / key_of(opened.origin),
     )
     times = sorted(settings.times)
-    coverage = opened.network.coverage(bench.images("measured", 2))
+    coverage = network.coverage(bench.images("measured", 2))
     failures = layers_alone(bench, times[0])
     plan = plan_of(
         opened.profile,
         coverage,
         {share: most_sensitive(failures, coverage, share) for share in settings.digital_macs},
-        recalibrates=opened.network.batch_norms > 0,
+        recalibrates=network.batch_norms > 0,
         choices=replace(settings.choices, levels=_promised(settings.levels, opened)),
+        tuned=next((name for name in opened.networks if name != OWN), None),
     )
     digital = digital_predictions(bench)
     made = predictions(bench, plan.kinds, times)
@@ -461,7 +477,7 @@ STUDY = Study(
     Remedies,
     open_remedies,
     run,
-    opened_with=("profile", "limit", "validation_limit", "measured", "first", "chips"),
+    opened_with=("profile", "limit", "validation_limit", "measured", "first", "chips", "tuned"),
     of=("train", "export"),
     beside=("simulate",),
 )

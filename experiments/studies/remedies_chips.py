@@ -17,6 +17,9 @@ from experiments.runs.resume import key_of, table_at
 from jaxcurv.data import Normalised
 from jaxcurv.progress import progress
 
+OWN = ""
+"""The network of the run."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -34,13 +37,16 @@ class Kind:
     """0 for the chip itself; k for the k-th other chip that answers the same images."""
     reads: int = 1
     """Passes over the same devices whose logits are averaged."""
+    network: str = OWN
+    """Whose weights it has: the run's network, or the hash of a fine-tuned one's file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
     """What chips are made of, and what they are tried on."""
 
-    network: Programmable
+    networks: Mapping[str, Programmable]
+    """The run's network under OWN, and a fine-tuned one under its hash."""
     profile: Profile
     """Its memory's time and compensation are those of the kind and the time."""
     folds: Mapping[str, Normalised] = field(repr=False)
@@ -101,7 +107,7 @@ def predictions(
 
     @lru_cache(maxsize=1)
     def programmed(kind: Kind, seed: int) -> Chip:
-        return bench.network.program(
+        return bench.networks[kind.network].program(
             bench.profile_of(kind), seed, digital_layers=kind.digital_layers
         )
 
@@ -124,7 +130,8 @@ def predictions(
         (kind, time): [] for kind in kinds for time in times
     }
     of_kinds = [
-        kind.reads * count + kind.recalibrated * bench.network.batch_norms * len(images)
+        kind.reads * count
+        + kind.recalibrated * bench.networks[kind.network].batch_norms * len(images)
         for kind in kinds
     ]
     with progress(sum(of_kinds) * len(times) * len(bench.seeds), "remedies"):
@@ -133,6 +140,8 @@ def predictions(
                 # Another chip of these seeds is one of more seeds: both are one file.
                 seed, itself = number + kind.other * len(bench.seeds), replace(kind, other=0)
                 what = [kind.recalibrated, kind.digital_layers, itself.other, kind.reads]
+                if kind.network != OWN:  # the run's own keep their names
+                    what.append(kind.network)
                 key = key_of([to_json(bench.profile_of(itself)), what])
                 for time in times:
                     path = bench.folder / f"{key}-{seed}-{time!r}.parquet"
@@ -148,7 +157,9 @@ def digital_predictions(bench: Bench) -> Predictions:
     def tried() -> pd.DataFrame:
         tables = []
         for fold, source in bench.folds.items():
-            table = bench.network.predict(source, f"digital {fold}", batch_size=bench.batch_size)
+            table = bench.networks[OWN].predict(
+                source, f"digital {fold}", batch_size=bench.batch_size
+            )
             tables.append(table[["index", "label", "logits"]].assign(fold=fold))
         return pd.concat(tables, ignore_index=True)
 
@@ -166,10 +177,10 @@ def layers_alone(bench: Bench, time: float) -> pd.DataFrame:
 
     def measured() -> pd.DataFrame:
         options = {"seed": bench.seeds[0], "chips": 1, "batch_size": bench.batch_size}
-        return bench.network.layer_failures(profile, source, **options)
+        return bench.networks[OWN].layer_failures(profile, source, **options)
 
     key = key_of([to_json(profile), bench.seeds[0]])
-    with progress((2 + len(bench.network.layers)) * len(source), "layers"):
+    with progress((2 + len(bench.networks[OWN].layers)) * len(source), "layers"):
         return table_at(bench.folder / f"layers-{key}.parquet", measured)
 
 

@@ -26,11 +26,13 @@ from bridge.report.figures.style import (
 )
 from bridge.routing.costs import Costs
 from experiments.studies.drift import duration
+from experiments.studies.remedies_plan import TUNED
 
 _FAMILIES = {
     "no remedy": (BLACK, "X"),
     "calibrated on the chip": (GREEN, "o"),
     "sensitive layers digital": (WINE, "D"),
+    TUNED: (GREY, "h"),
     "several chips or reads": (ORANGE, "s"),
     "more ADC bits": (PURPLE, "P"),
     "digital by the chip's margin": (BLUE, "."),
@@ -53,6 +55,8 @@ def family(row: pd.Series) -> str:
     if not second:
         if row["first"] in ("chip", "digital"):
             return "no remedy" if row["first"] == "chip" else "digital"
+        if str(row["first"]).startswith(TUNED):
+            return TUNED
         partly = str(row["first"]).endswith("digital")
         return "sensitive layers digital" if partly else "calibrated on the chip"
     if second == "digital":

@@ -26,6 +26,8 @@ from jaxcurv.logit_scores import logit_scores
 PLAIN = "chip"
 """The first answer that gains are over: no remedy at all."""
 _FOLDS = ("test", "validation")
+TUNED = "fine-tuned"
+"""How first answers of the fine-tuned network begin."""
 DIGITAL = "digital"
 """The answer of the digital model, to all images or as a second one."""
 
@@ -54,11 +56,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """First answers by name, and second ones of the best of them, by name."""
+    """First answers by name, and second ones of the free one of them, by name."""
 
     firsts: Mapping[str, Answer]
-    best: str
-    """The first answer with every remedy that costs no energy."""
+    free: str
+    """The first answer with every remedy of the run's network that takes no energy."""
     seconds: Mapping[str, Answer]
     choices: Choices
     kept_digital: Mapping[float, Sequence[str]]
@@ -85,9 +87,9 @@ class Plan:
             for level in self.choices.levels:
                 yield Remedy(first, DIGITAL, "margin", "risk", level)
         for second in self.seconds:
-            yield Remedy(self.best, second, rule="all")
+            yield Remedy(self.free, second, rule="all")
             for share in self.choices.shares:
-                yield Remedy(self.best, second, "margin", "share", share)
+                yield Remedy(self.free, second, "margin", "share", share)
 
 
 def plan_of(
@@ -97,6 +99,7 @@ def plan_of(
     *,
     recalibrates: bool,
     choices: Choices,
+    tuned: str | None = None,
 ) -> Plan:
     """The remedies that there are for a network on chips of a profile.
 
@@ -106,11 +109,12 @@ def plan_of(
       kept_digital: the layers that stay digital, by the share of the work that they may take.
       recalibrates: whether the network has BatchNorms.
       choices: what a user chose.
+      tuned: the hash of a fine-tuned network whose chips are tried too.
     """
     share = analog_share(coverage)
     once = Passes(share, 1 - share)
-    best_kind = Kind(compensated=True, recalibrated=recalibrates)
-    best = "compensated, recalibrated" if recalibrates else "compensated"
+    free_kind = Kind(compensated=True, recalibrated=recalibrates)
+    free = "compensated, recalibrated" if recalibrates else "compensated"
     firsts = {
         PLAIN: Answer((Kind(),), once),
         "fitted logits": Answer((Kind(),), once, fitted=True),
@@ -119,33 +123,37 @@ def plan_of(
     }
     if recalibrates:
         firsts["recalibrated"] = Answer((Kind(recalibrated=True),), once)
-        firsts[best] = Answer((best_kind,), once)
-    for budget, layers in kept_digital.items():
-        if layers:
-            there = (coverage["place"] == "analog") & coverage["layer"].isin(list(layers))
-            moved = float(coverage["macs"][there].sum())
-            moved /= float(coverage["macs"].sum())
-            firsts[f"{best}, {100 * budget:g} % digital"] = Answer(
-                (replace(best_kind, digital_layers=tuple(layers)),),
-                Passes(share - moved, 1 - share + moved),
-            )
+    of_networks = {free: free_kind}
+    if tuned is not None:
+        of_networks[f"{TUNED}, {free}"] = replace(free_kind, network=tuned)
+    for name, kind in of_networks.items():
+        firsts[name] = Answer((kind,), once)
+        for budget, layers in kept_digital.items():
+            if layers:
+                there = (coverage["place"] == "analog") & coverage["layer"].isin(list(layers))
+                moved = float(coverage["macs"][there].sum())
+                moved /= float(coverage["macs"].sum())
+                firsts[f"{name}, {100 * budget:g} % digital"] = Answer(
+                    (replace(kind, digital_layers=tuple(layers)),),
+                    Passes(share - moved, 1 - share + moved),
+                )
     seconds = {
         f"{choices.together} chips": Answer(
-            tuple(replace(best_kind, other=number) for number in range(choices.together)),
+            tuple(replace(free_kind, other=number) for number in range(choices.together)),
             once * (choices.together - 1),
         )
     }
     if profile.noise_of_operations is not None or profile.out_noise is not None:
         seconds[f"{choices.reads} reads"] = Answer(
-            (replace(best_kind, reads=choices.reads),), once * (choices.reads - 1)
+            (replace(free_kind, reads=choices.reads),), once * (choices.reads - 1)
         )
     if profile.adc is not None:
         conversions = 1 + choices.adc_share * (2**choices.extra_bits - 1)
         seconds[f"{profile.adc.bits + choices.extra_bits} ADC bits"] = Answer(
-            (replace(best_kind, extra_bits=choices.extra_bits),),
+            (replace(free_kind, extra_bits=choices.extra_bits),),
             Passes(conversions * once.analog, once.digital),
         )
-    return Plan(firsts, best, seconds, choices, kept_digital)
+    return Plan(firsts, free, seconds, choices, kept_digital)
 
 
 def outcomes_table(
@@ -184,7 +192,7 @@ def outcomes_table(
         second[name, DIGITAL] = exactly
     for name, answer in plan.seconds.items():
         logits = _logits(answer, made, digital)
-        second[plan.best, name] = Outcomes(Predictions(logits, labels).right(), answer.passes)
+        second[plan.free, name] = Outcomes(Predictions(logits, labels).right(), answer.passes)
     return remedies_table(
         plan.remedies(list(stored)),
         first,
@@ -192,6 +200,7 @@ def outcomes_table(
         scores,
         right,
         plain=PLAIN,
+        free=plan.free,
         confidence=confidence,
     )
 

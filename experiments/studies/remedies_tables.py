@@ -90,6 +90,7 @@ def remedies_table(
     digital: Mapping[str, NDArray[np.bool_]],
     *,
     plain: str,
+    free: str,
     confidence: float,
 ) -> pd.DataFrame:
     """One row a remedy.
@@ -104,15 +105,17 @@ def remedies_table(
       scores: by the names of the first answer and the score.
       digital: whether the digital model is right, bool [samples] by fold.
       plain: the first answer that gains are over.
+      free: the first answer with every remedy that takes no energy.
       confidence: confidence level of the intervals, between 0 and 1.
 
     Returns:
       first, second, score, rule and at (see `Remedy`; "" and NaN where there is none); routed (the
       share that gets the second answer, mean over chips); analog_passes and digital_passes (of one
       sample, mean); accuracy, gain (accuracy less that of `plain` on the same chips and samples),
-      short (the digital model's less it, on the same samples), failure_rate (wrong of those that
-      the digital model has right) and failed (wrong though the digital model is right, of all
-      samples), the first four with _low and _high, for other samples on other chips;
+      over_free (less that of `free` on them), short (the digital model's less it, on the same
+      samples), failure_rate (wrong of those that the digital model has right) and failed (wrong
+      though the digital model is right, of all samples), the first five with _low and _high, for
+      other samples on other chips;
       validation_accuracy, and validation_ before both passes; chips and samples. Fractions.
     """
     rows = []
@@ -132,13 +135,15 @@ def remedies_table(
             passes = {fold: _passes(begun, after, score, share) for fold, share in shares.items()}
         failed = analog_only_failures(digital["test"], right["test"])
         wrong_low, wrong_high = rate_interval(~right["test"], confidence)
-        plainly, exactly = (
-            first[plain].right["test"],
-            np.broadcast_to(digital["test"], right["test"].shape),
+        exactly = np.broadcast_to(digital["test"], right["test"].shape)
+        itself = Difference(0.0, 0.0, 0.0)
+        gain, over_free = (
+            itself
+            if one == Remedy(reference)
+            else _paired(right["test"], first[reference].right["test"], confidence)
+            for reference in (plain, free)
         )
-        gain = short = Difference(0.0, 0.0, 0.0)
-        if one.first != plain or one.second is not None:
-            gain = _paired(right["test"], plainly, confidence)
+        short = itself
         if not np.array_equal(exactly, right["test"]):
             short = _paired(exactly, right["test"], confidence)
         of_correct = failed[:, digital["test"]]
@@ -159,6 +164,9 @@ def remedies_table(
                 "gain": gain.value,
                 "gain_low": gain.low,
                 "gain_high": gain.high,
+                "over_free": over_free.value,
+                "over_free_low": over_free.low,
+                "over_free_high": over_free.high,
                 "short": short.value,
                 "short_low": short.low,
                 "short_high": short.high,

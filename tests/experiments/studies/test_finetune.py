@@ -262,7 +262,9 @@ def test_every_variant_has_its_own_weights_and_the_same_budget(
     named = read_json(out / "settings.json")["weights"]
     kept = [bridge.weights.load_weights(out / path)[0]["fc.bias"] for path in named.values()]
     assert list(named) == [f"{variant}, seed 0" for variant in order]
-    assert len({one.numpy().tobytes() for one in kept}) == len(kept) == len(calls)
+    trainings = {(one.noisy, one.weights.tobytes()) for one in calls}  # two deciles may be the same
+    assert len({one.numpy().tobytes() for one in kept}) == len(trainings) >= 4
+    assert len(kept) == len(calls)
 
 
 def test_a_kept_network_starts_a_training(made: Path, finished_run: Path) -> None:

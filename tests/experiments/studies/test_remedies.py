@@ -14,13 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import t
 
+import bridge
+from bridge.analysis.differences import accuracy, difference
 from bridge.chips.profiles import ADC, PCM, Profile, WeightNoise
 from bridge.routing import Costs
 from bridge.routing.curves import Kind as CostKind
 from bridge.routing.curves import mean_energy
 from experiments.cli import commands
+from experiments.runs.files import read_parquet, sha256
 from experiments.studies.remedies import Remedies, _stored, show, verdict, verdicts
-from experiments.studies.remedies_chips import Bench, Kind, Predictions, predictions
+from experiments.studies.remedies_chips import OWN, Bench, Kind, Predictions, predictions
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
     Outcomes,
@@ -63,6 +66,7 @@ def row_of(remedy: Remedy, score: Score | None = None, **second: Outcomes) -> di
         scores,
         DIGITAL,
         plain="chip",
+        free="chip",
         confidence=0.95,
     ).to_dict("records")
     return row
@@ -103,6 +107,32 @@ def test_the_highest_scores_get_the_digital_answer() -> None:
     half = np.sqrt(variance) * (weight * t.ppf(0.975, 1) + (1 - weight) * t.ppf(0.975, 9))
     np.testing.assert_allclose([row["gain_low"], row["gain_high"]], [0.05 - half, 0.05 + half])
     assert (row["analog_passes"], row["digital_passes"]) == pytest.approx((1.0, 0.3))
+
+
+def test_what_is_bought_over_remedies_that_take_no_energy() -> None:
+    """The free answer has samples 0 to 7 right and the dear one all, on both chips."""
+    outcomes = {
+        "chip": FIRST,
+        "free": Outcomes(folds([[True] * 8 + [False] * 2] * 2), ONCE),
+        "dear": Outcomes(folds([[True] * 10] * 2), Passes(2.0, 0.0)),
+    }
+    table = remedies_table(
+        [Remedy(name) for name in outcomes], outcomes, {}, {}, DIGITAL,
+        plain="chip", free="free", confidence=0.95,
+    ).set_index("first")  # fmt: skip
+    assert table.loc["chip", "over_free"] == pytest.approx(0.0)
+    assert table.loc["free", ["over_free", "over_free_low", "over_free_high"]].tolist() == [0] * 3
+    dear = table.loc["dear"]
+    assert dear["over_free"] == pytest.approx(0.2)
+    expected = difference(
+        accuracy(outcomes["dear"].right["test"]),
+        accuracy(outcomes["free"].right["test"]),
+        same_samples=True,
+        same_chips=True,
+        confidence=0.95,
+    )
+    assert (dear["over_free_low"], dear["over_free_high"]) == (expected.low, expected.high)
+    assert dear["over_free_low"] < 0.2 < dear["over_free_high"]
 
 
 def test_a_score_that_is_known_before_spares_the_chip() -> None:
@@ -159,7 +189,7 @@ def test_validation_chooses_and_test_is_reported() -> None:
     digital = {fold: some[0] for fold, some in right.items()}
     (row,) = remedies_table(
         [Remedy("chip")], {"chip": Outcomes(right, ONCE)}, {}, {}, digital, plain="chip",
-        confidence=0.95,
+        free="chip", confidence=0.95,
     ).to_dict("records")  # fmt: skip
     assert (row["accuracy"], row["validation_accuracy"]) == (0.0, 1.0)
     assert np.isnan(row["failure_rate"])  # the digital model is right on none
@@ -263,6 +293,22 @@ def test_passes_follow_what_is_on_tiles() -> None:
     assert (bits.analog, bits.digital) == pytest.approx((0.9 * 2.5, 0.1))
 
 
+def test_a_fine_tuned_network_has_every_remedy_that_takes_no_energy() -> None:
+    made = plan(Profile(memory=PCM()), tuned="hash")
+    assert made.free == "compensated, recalibrated"
+    own = {name: one for name, one in made.firsts.items() if not name.startswith("fine-tuned")}
+    tuned = {name: one for name, one in made.firsts.items() if name not in own}
+    assert own == plan(Profile(memory=PCM())).firsts
+    assert list(tuned) == [
+        "fine-tuned, compensated, recalibrated",
+        "fine-tuned, compensated, recalibrated, 30 % digital",
+    ]
+    for name, answer in tuned.items():
+        twin = own[name.removeprefix("fine-tuned, ")]
+        assert answer.passes == twin.passes
+        assert answer.kinds == (replace(twin.kinds[0], network="hash"),)
+
+
 def test_repeated_reads_are_tried_where_reads_differ() -> None:
     frozen, fresh = WeightNoise(drawn="per_chip"), WeightNoise(drawn="per_mvm")
     assert list(plan(Profile(memory=PCM(), wnoise=frozen)).seconds) == ["2 chips"]
@@ -273,7 +319,7 @@ def test_repeated_reads_are_tried_where_reads_differ() -> None:
 
 def test_nothing_is_recalibrated_without_batch_norm() -> None:
     made = plan(Profile(memory=PCM()), recalibrates=False)
-    assert made.best == "compensated"
+    assert made.free == "compensated"
     assert not any("recalibrated" in name for name in made.firsts)
     assert not any(kind.recalibrated for kind in made.kinds)
 
@@ -304,8 +350,8 @@ def test_answers_average_and_fit_logits() -> None:
         confidence=0.95,
     )
     alone = table[table["rule"].isin(["none", "all"])].apply(told, axis=1)
-    accuracy = dict(zip(alone, table.loc[alone.index, "accuracy"], strict=True))
-    assert accuracy == {
+    found = dict(zip(alone, table.loc[alone.index, "accuracy"], strict=True))
+    assert found == {
         "digital": 1.0,
         "chip": 0.5,
         "fitted logits": 1.0,
@@ -369,7 +415,7 @@ def test_asking_for_more_chips_moves_those_that_answer_beside_them(tmp_path: Pat
     itself, beside = Kind(), Kind(other=1)
 
     def numbers(chips: int) -> tuple[list[float], list[float]]:
-        bench = Bench(network, Profile(memory=PCM()), folds, range(chips), 2, tmp_path)
+        bench = Bench({OWN: network}, Profile(memory=PCM()), folds, range(chips), 2, tmp_path)
         made = predictions(bench, [itself, beside], [20.0])
         first, second = (made[kind, 20.0].logits["test"][:, 0, 0] for kind in (itself, beside))
         return first.tolist(), second.tolist()
@@ -390,9 +436,19 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder of which only the exported weights are left, and what the command made."""
+    """A run's folder of which only the exported weights are left, and what the command made.
+
+    `tuned.safetensors` is fine-tuned from them until it says 3 to everything.
+    """
     folder = write_exported_digits(tmp_path_factory.mktemp("run"))
-    assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS]) == 0
+    state, header = bridge.weights.load_weights(folder / "weights.safetensors")
+    header["checkpoint_sha256"] = "0" * 64
+    bridge.weights.save_weights(folder / "weights.safetensors", state, header)
+    tuned = {**header, "variant": "noise_aware", "finetune": {"from": "0" * 64, "steps": 1}}
+    state["fc.bias"][3] += 1e6
+    bridge.weights.save_weights(folder / "tuned.safetensors", state, tuned)
+    own = ("--remedies.tuned", str(folder / "tuned.safetensors"))
+    assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS, *own]) == 0
     return folder
 
 
@@ -413,6 +469,19 @@ def test_what_it_leaves(folder: Path) -> None:
     assert settings["seeds"] == [0, 1]
     (kept,) = settings["digital_layers"].values()
     assert kept  # some layer of this small network fails by itself
+
+
+def test_chips_of_a_fine_tuned_network(folder: Path) -> None:
+    table = pd.read_csv(folder / "remedies" / "remedies.csv").query("rule == 'none'")
+    found = table.set_index("first")["accuracy"]
+    digital = read_parquet(next(folder.glob("remedies/pieces/*/digital.parquet")))
+    threes = float((digital.loc[digital["fold"] == "test", "label"] == 3).mean())
+    tuned = [name for name in found.index if name.startswith("fine-tuned")]
+    assert found[tuned].tolist() == pytest.approx([threes] * 2)
+    assert found["digital"] > threes > 0
+    made = read_json(folder / "remedies" / "settings.json")["tuned"]
+    assert (made["variant"], made["steps"]) == ("noise_aware", 1)
+    assert made["weights_sha256"] == sha256(folder / "tuned.safetensors")
 
 
 def test_the_report_reads_a_sentence_for_each_time(folder: Path) -> None:
@@ -456,6 +525,21 @@ def test_it_goes_on_from_what_is_there(folder: Path) -> None:
     ]
     assert len(made) == 1
     pd.testing.assert_frame_equal(before, pd.read_parquet(folder / "remedies" / "remedies.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("weights.safetensors", "no network that finetune made of this run's"),
+        ("missing.safetensors", "no weights at"),
+    ],
+)
+def test_another_file_is_no_fine_tuned_network(
+    folder: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("remedies", "digits", "--out", str(folder), *FLAGS)
+    assert commands.run([*flags, "--remedies.tuned", str(folder / name)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_levels_that_the_validation_images_cannot_promise_are_told(
