@@ -106,6 +106,7 @@ def of_remedies() -> Iterator[tuple[str, pd.DataFrame]]:
         {("chip", "margin"): margins},
         digital,
         plain="chip",
+        free="chip",
         confidence=0.95,
     )
     table.insert(0, "time_s", 20.0)
