@@ -346,3 +346,28 @@ def test_intervals_of_published_networks() -> None:
         )
         (one,) = table[table["auroc"].notna()][["auroc", "auroc_low", "auroc_high"]].to_numpy()
         assert cell == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
+
+
+def test_what_remedies_leave_by_decile() -> None:
+    said = " ".join((ROOT / "docs" / "measurements" / "remedies.md").read_text().split())
+
+    def at_a_day(run: str, first: str) -> pd.DataFrame:
+        table = pd.read_csv(RESULTS / run / "remedies" / "deciles.csv")
+        chosen = (table["first"] == first) & (table["time_s"] == 86400)
+        return 100 * table[chosen].set_index("decile").filter(like="rate_of_all")
+
+    def cell(row: pd.Series) -> str:
+        return "{:.1f} % [{:.1f}, {:.1f}]".format(*row.iloc[:3])
+
+    left, plain = (at_a_day("digits", one) for one in ("compensated, recalibrated", "chip"))
+    assert f"{cell(left.loc[10])} of the tenth of highest curvature" in said
+    nine, eight = (left.loc[one, "rate_of_all"] for one in (9, 8))
+    assert f"{nine:.1f} % of D9 and {eight:.1f} % of D8" in said
+    assert (left.loc[:7, "rate_of_all"] == 0).all()
+    assert f"{plain['rate_of_all'].min():.0f} to {plain['rate_of_all'].max():.0f} % fail" in said
+    left, plain = (
+        at_a_day("cifar100_resnet18_fit", one) for one in ("compensated, recalibrated", "chip")
+    )
+    assert left["rate_of_all"].idxmax() == 4
+    assert f"{cell(left.loc[4])} of its images, of {plain.loc[4, 'rate_of_all']:.1f} %" in said
+    assert (left.loc[:6, "rate_of_all"] < plain.loc[:6, "rate_of_all"]).all()

@@ -15,7 +15,7 @@ from experiments.columns.column import (
     with_interval,
 )
 from experiments.columns.common import CHIP, CHIPS, FOLD, INDEX
-from experiments.columns.of_analysis import PREDICTORS
+from experiments.columns.of_analysis import DECILES, PREDICTORS
 
 _STUDIES = "experiments.studies"
 
@@ -149,6 +149,13 @@ TABLES = (
             ),
             "analog_cost": positive("Energy of an analog pass.", "digital passes"),
         },
+    ),
+    Table(
+        "remedies_deciles",
+        ("remedies/deciles.csv",),
+        "A bin of curvature under one first answer at one time.",
+        f"{_STUDIES}.remedies_deciles.deciles_table",
+        {"time_s": _REMEDY["time_s"], "first": _REMEDY["first"], **DECILES},
     ),
     Table(
         "finetune",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +29,7 @@ from experiments.runs.job import Job
 from experiments.runs.records import read_record
 from experiments.runs.resume import key_of
 from experiments.settings.flags import Experiment
+from experiments.studies import remedies_deciles
 from experiments.studies import remedies_figures as figures
 from experiments.studies.drift import duration
 from experiments.studies.exported import open_network_for, settings_in_run
@@ -152,6 +154,8 @@ class Opened:
     """Images: test, validation and measured."""
     scores: Mapping[str, Score] = field(repr=False)
     """Those of the test and validation images that are there before a chip runs, by name."""
+    curvature: NDArray[np.float64] | None = field(repr=False)
+    """That of the test images, in their order; None where the run has not scored all of them."""
     seeds: range
     """The chips."""
     origin: dict[str, Any]
@@ -208,6 +212,7 @@ def open_remedies(
             seeds,
             {"test": ("test", test), "validation": (held_out, validation)},
         ),
+        _curvature(folder, test),
         seeds,
         {
             **network.origin,
@@ -218,6 +223,15 @@ def open_remedies(
         },
         {"device": programmable.device, "versions": versions, "tuned": tuning},
     )
+
+
+def _curvature(folder: Path, test: Normalised) -> NDArray[np.float64] | None:
+    """The curvature of test images by which the paper bins them, if the run has that of each."""
+    if read_record(folder, "score") is None or not (folder / "scores.parquet").exists():
+        return None
+    table = read_parquet(folder / "scores.parquet").query("fold == 'test'").set_index("index")
+    values = table["curvature"].reindex(test.indices).to_numpy(np.float64)
+    return values if np.isfinite(values).all() and len(values) >= remedies_deciles.BINS else None
 
 
 def _stored(
@@ -272,9 +286,10 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     """Tries every remedy on the same chips and images, and says what lies on the frontier.
 
     Leaves remedies.parquet and remedies.csv (a row a remedy and time), frontier.csv (those that
-    none beats, at each cost of an analog pass), drawn as remedies.png, .svg and .pdf,
-    layers.csv (what each layer alone costs) and settings.json. The logits of every kind of
-    chip are kept in pieces/ and not computed again.
+    none beats, at each cost of an analog pass), drawn as remedies.png, .svg and .pdf; layers.csv
+    (what each layer alone costs); where the run has scored the images deciles.csv (failures of
+    each first answer by decile of curvature), drawn as deciles.png; and settings.json. The logits
+    of every kind of chip are kept in pieces/ and not computed again.
     """
     network = opened.networks[OWN]
     bench = Bench(
@@ -309,12 +324,12 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
         ).assign(time_s=time)
         for time in times
     ]
-    table = pd.concat(tables, ignore_index=True)
-    table.insert(0, "time_s", table.pop("time_s"))
+    table = _with_time_first(tables)
     table = table.assign(energy=energies(table, energy))
     ratios = sorted({*settings.analog_costs, energy.analog / energy.digital})
     best = frontiers(table, ["time_s"], [Costs(analog=ratio) for ratio in ratios])
     accuracy = {fold: float(right.mean()) for fold, right in digital.right().items()}
+    title = f"{experiment.data.title}, {experiment.model.title}, {settings.profile}"
     write_parquet(out / "remedies.parquet", table)
     write_csv(out / "layers.csv", failures)
     write_csv(out / "frontier.csv", best)
@@ -324,8 +339,18 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
         accuracy["test"],
         energy,
         out / "remedies.png",
-        title=f"{experiment.data.title}, {experiment.model.title}, {settings.profile}",
+        title=title,
     )
+    if opened.curvature is not None:
+        by_decile = _with_time_first(
+            remedies_deciles.deciles_table(
+                *(plan, {kind: made[kind, time] for kind in plan.kinds}, digital),
+                *(opened.curvature, opened.folds["test"].indices),
+                confidence=confidence,
+            ).assign(time_s=time)
+            for time in times
+        )
+        remedies_deciles.draw(by_decile, out / "deciles.png", title=title)
     write_json(
         out / "settings.json",
         {
@@ -344,6 +369,12 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     )
     show(table, best, accuracy, energy)
     print(f"{out / 'remedies.png'}, remedies.csv, frontier.csv and remedies.parquet")
+
+
+def _with_time_first(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "time_s", table.pop("time_s"))
+    return table
 
 
 def is_of_run(job: Job, description: dict[str, Any]) -> bool:

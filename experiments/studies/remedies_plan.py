@@ -186,13 +186,13 @@ def outcomes_table(
     first[DIGITAL] = exactly
     for name, answer in plan.firsts.items():
         logits = _logits(answer, made, digital)
-        first[name] = Outcomes(Predictions(logits, labels).right(), answer.passes)
+        first[name] = _outcomes(answer, logits, labels)
         scores[name, "margin"] = Score({fold: _fragility(some) for fold, some in logits.items()})
         scores |= {(name, which): score for which, score in stored.items()}
         second[name, DIGITAL] = exactly
     for name, answer in plan.seconds.items():
         logits = _logits(answer, made, digital)
-        second[plan.free, name] = Outcomes(Predictions(logits, labels).right(), answer.passes)
+        second[plan.free, name] = _outcomes(answer, logits, labels)
     return remedies_table(
         plan.remedies(list(stored)),
         first,
@@ -203,6 +203,29 @@ def outcomes_table(
         free=plan.free,
         confidence=confidence,
     )
+
+
+def first_answer(
+    plan: Plan, name: str, made: Mapping[Kind, Predictions], digital: Predictions
+) -> Outcomes:
+    """What a first answer makes of the test and validation images.
+
+    Args:
+      plan: what was tried.
+      name: the answer's.
+      made: predictions of each kind of chip at one time.
+      digital: those of the digital model, as of one chip.
+    """
+    answer = plan.firsts[name]
+    return _outcomes(answer, _logits(answer, made, digital), digital.labels)
+
+
+def _outcomes(
+    answer: Answer,
+    logits: Mapping[str, NDArray[np.float32]],
+    labels: Mapping[str, NDArray[np.int64]],
+) -> Outcomes:
+    return Outcomes(Predictions(logits, labels).right(), answer.passes)
 
 
 def _logits(

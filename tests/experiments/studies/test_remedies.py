@@ -22,8 +22,10 @@ from bridge.routing.curves import Kind as CostKind
 from bridge.routing.curves import mean_energy
 from experiments.cli import commands
 from experiments.runs.files import read_parquet, sha256
-from experiments.studies.remedies import Remedies, _stored, show, verdict, verdicts
+from experiments.studies import remedies
+from experiments.studies.remedies import Remedies, _curvature, _stored, show, verdict, verdicts
 from experiments.studies.remedies_chips import OWN, Bench, Kind, Predictions, predictions
+from experiments.studies.remedies_deciles import deciles_table
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
     Outcomes,
@@ -364,6 +366,29 @@ def test_answers_average_and_fit_logits() -> None:
     assert known["accuracy"].tolist() == [0.75]
 
 
+def test_failures_by_decile() -> None:
+    """Curvature falls from the first image to the last. The compensated chip is right on all, the
+    other one is wrong on the two images of highest curvature."""
+    labels = np.zeros(20, np.int64)
+    right = np.tile(np.array([1.0, 0], np.float32), (20, 1))
+    wrong = right.copy()
+    wrong[:2] = wrong[:2, ::-1]
+    every_fold = ("test", "validation", "measured")
+    made = {
+        kind: Predictions(
+            dict.fromkeys(every_fold, (right if kind.compensated else wrong)[None]), {}
+        )
+        for kind in plan(Profile(memory=PCM()), recalibrates=False).kinds
+    }
+    digital = Predictions(dict.fromkeys(every_fold, right[None]), dict.fromkeys(every_fold, labels))
+    tried = plan_of(Profile(memory=PCM()), COVERAGE, {}, recalibrates=False, choices=CHOICES)
+    curvature = np.arange(20.0)[::-1].copy()
+    table = deciles_table(tried, made, digital, curvature, np.arange(20), confidence=0.95)
+    rates = table.set_index(["first", "decile"])["rate_of_all"]
+    assert rates["chip"].tolist() == [0.0] * 9 + [1.0]
+    assert rates["compensated"].tolist() == [0.0] * 10
+
+
 # --- what is known before a chip runs, and the chips
 
 
@@ -378,6 +403,16 @@ def test_known_curvature_sees_no_label(finished_run: Path) -> None:
     wrong = ~scores["correct"]
     assert (scores["curvature"] != scores["curvature_label_free"])[wrong].all()
     assert wrong.any()
+
+
+def test_deciles_are_of_the_paper_s_curvature(finished_run: Path) -> None:
+    scores = pd.read_parquet(finished_run / "scores.parquet").query("fold == 'test'")
+    images: Any = SimpleNamespace(indices=scores["index"].to_numpy()[::-1])
+    found = _curvature(finished_run, images)
+    assert found is not None
+    np.testing.assert_array_equal(found, scores["curvature"].to_numpy()[::-1])
+    images.indices = np.append(images.indices, 10**6)  # not scored
+    assert _curvature(finished_run, images) is None
 
 
 # --- the chips
@@ -448,7 +483,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["fc.bias"][3] += 1e6
     bridge.weights.save_weights(folder / "tuned.safetensors", state, tuned)
     own = ("--remedies.tuned", str(folder / "tuned.safetensors"))
-    assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS, *own]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # as if the run had scored its images
+        patch.setattr(remedies, "_curvature", lambda _, test: np.arange(float(len(test))))
+        assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS, *own]) == 0
     return folder
 
 
@@ -463,7 +500,10 @@ def test_what_it_leaves(folder: Path) -> None:
     assert best.groupby("analog_cost")["validation_accuracy"].apply(
         lambda one: one.is_monotonic_increasing
     ).all()  # fmt: skip
-    for name in ("remedies.png", "remedies.svg", "remedies.csv", "layers.csv"):
+    deciles = pd.read_csv(out / "deciles.csv").set_index(["time_s", "first"])
+    assert set(deciles.index.unique("first")) == set(table["first"]) - {"digital"}
+    assert deciles.loc[(3600.0, "chip"), "samples"].tolist() == [3] * 10
+    for name in ("remedies.png", "remedies.svg", "remedies.csv", "layers.csv", "deciles.png"):
         assert (out / name).stat().st_size > 100
     settings = json.loads((out / "settings.json").read_text())
     assert settings["seeds"] == [0, 1]
