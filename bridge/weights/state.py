@@ -137,8 +137,9 @@ def to_torch(
     convolution that is "SAME" with strides, unequal on two sides, circular or reflecting;
     dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis; a class
     derived from one of Flax's layers with a `__call__` of its own; a layer that was given a
-    `dot_general`, `conv_general_dilated`, `promote_dtype` or `mask`. What cannot be seen that way,
-    and only the comparison shows:
+    `dot_general`, `conv_general_dilated`, `promote_dtype` or `mask`; a Linen module within
+    `nnx.bridge.ToNNX`, of whose layers only the weights show. What cannot be seen that way, and
+    only the comparison shows:
 
     - strides, and a padding that the PyTorch layer does not have;
     - the order of a flatten: `[height, width, channel]` here, `[channel, height, width]` there;
