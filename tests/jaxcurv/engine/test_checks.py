@@ -168,7 +168,7 @@ def test_the_checks_compile_a_program_for_the_model_and_one_for_the_loss(
 ) -> None:
     def model(weights: jax.Array, images: jax.Array) -> jax.Array:
         hidden = jax.nn.softplus(jnp.tanh(linear(weights, images)) ** 2 - 1)
-        return hidden / jnp.maximum(jnp.sum(hidden, axis=1, keepdims=True), 1e-6)
+        return 3 * hidden / jnp.maximum(jnp.sum(hidden, axis=1, keepdims=True), 1e-6)
 
     batch = Batch(IMAGES[:, :3], LABELS, INDICES)  # of a shape that no other test compiles for
     weights = RNG(14).normal(size=(3, 17)).astype(np.float32)
