@@ -620,6 +620,7 @@ LONG: dict[str, Callable[[Any, Any, Any], Any]] = {
     "cross_validated_logistic": lambda score, digital, analog: analysis.cross_validated_logistic(
         {"curvature": score}, digital, analog
     ),
+    "calibration_table": lambda score, digital, analog: analysis.calibration_table(score, ~analog),
     "guaranteed_threshold": lambda score, digital, analog: routing.guaranteed_threshold(
         score, digital & ~analog, level=0.5
     ),
