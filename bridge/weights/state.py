@@ -65,7 +65,11 @@ def _layer_layout(ranks: Mapping[str, int]) -> dict[str, _Layout] | None:
 def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
     """What corresponds to what, by path, and the names of the BatchNorm counters."""
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"model must be a Flax NNX module, not {type(model).__name__}")
+        raise TypeError(
+            f"model must be a Flax NNX module, not {type(model).__name__}; make one of a Linen "
+            "module by wrapped = nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), "
+            "images), and nnx.update(wrapped, part) for each part of variables.values()"
+        )
     refuse_other_kinds(model)
     layers: dict[tuple, dict[str, nnx.Variable]] = defaultdict(dict)
     paths, state = Paths(model), nnx.to_flat_state(nnx.state(model))
