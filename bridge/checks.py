@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 
@@ -52,6 +54,33 @@ def real_scores(values: npt.ArrayLike, name: str = "score") -> npt.NDArray[np.fl
     if missing := int(np.isnan(array).sum()):
         raise ValueError(f"{name} has {missing} NaN of {len(array)}; score these samples again")
     return array
+
+
+_DISTINCT = 10
+"""Values of a score below which it may well have each of them equally often."""
+
+
+def warn_of_repeated_samples(score: npt.NDArray[np.float64], outcomes: str) -> None:
+    """Warns of a score [samples] that has each of its values twice, three times or the like.
+
+    So has a long table of several chips, a row a chip and sample, whose rows would be taken for so
+    many samples: intervals would be too narrow, and held-out samples known. Not seen: chips that
+    did not all run on the same samples.
+
+    Args:
+        score: a score of each row.
+        outcomes: the argument that takes several chips.
+    """
+    _, counts = np.unique(score, return_counts=True)
+    times = int(np.gcd.reduce(counts)) if len(counts) >= _DISTINCT else 1
+    if times > 1:
+        warnings.warn(
+            f"every value of the score is there {times} times: of a long table with a row for each "
+            f"chip and sample give each sample once, and {outcomes} as [chips, samples], such as "
+            "table.pivot(index='chip', columns='index', values='correct'); these rows count as "
+            "samples of their own, which makes intervals too narrow",
+            stacklevel=3,
+        )
 
 
 def scores_of_chips(

@@ -30,7 +30,7 @@ from jaxcurv.engine.derivatives import (
     warn_of_zeros,
 )
 from jaxcurv.engine.inspection import check_float32, check_model, check_same_in_batch
-from jaxcurv.engine.loss_inspection import check_loss
+from jaxcurv.engine.loss_inspection import check_loss, warn_of_probabilities
 from jaxcurv.engine.losses import Loss, cross_entropy
 from jaxcurv.engine.model import LogitsFn, Problem, functional, own_rules
 from jaxcurv.engine.probes import default_key
@@ -224,6 +224,7 @@ def inspect(
         loss, losses, loss_gradient = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
+        warn_of_probabilities(problem.loss, logits)
         few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix, warned = "", False
         with own_rules(model, loss):

@@ -143,6 +143,8 @@ def score_dataset(
         `key`.
       checkpoints: in place of `params`, or of the weights of an NNX module: several weights, all
         scored with the same probes. The table then has a row for each sample and checkpoint.
+        Arrays that two of them share entirely are refused: keep copies, not `nnx.state(model)`,
+        which follows its model.
       average: one row a sample instead, its scores, errors, losses and norms averaged over the
         checkpoints (the errors are correlated: their average is an upper bound), its probes summed,
         its prediction that of the last one. All checkpoints lie on the device at once.
@@ -338,7 +340,21 @@ def _weights(
     forms = {str(jax.tree.map(jnp.shape, one)) for one in states}
     if len(forms) > 1:
         raise ValueError("checkpoints must hold arrays of the same names and shapes: one model's")
+    _refuse_one_for_two(states)
     return model, states
+
+
+def _refuse_one_for_two(states: Sequence[Any]) -> None:
+    """Refuses checkpoints whose arrays are the very same, and so of the last step alone."""
+    seen: dict[tuple[int, ...], int] = {}
+    for number, one in enumerate(states):
+        first = seen.setdefault(tuple(map(id, jax.tree.leaves(one))), number)
+        if first != number:
+            raise ValueError(
+                f"checkpoints[{first}] and checkpoints[{number}] are the same arrays, as where "
+                "nnx.state(model) was kept, which follows its model, or arrays that were written "
+                "to: keep a copy at each checkpoint, jax.tree.map(jnp.copy, nnx.state(model))"
+            )
 
 
 def _fixed(few: Batch) -> Batch:

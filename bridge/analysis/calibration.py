@@ -13,6 +13,7 @@ from bridge.checks import (
     require_confidence,
     require_count,
     same_length,
+    warn_of_repeated_samples,
 )
 from jaxcurv.rows import require_same_rows
 
@@ -56,6 +57,7 @@ def calibration_table(
     same_length(probability=p, failed=outcomes)
     if not len(p):
         raise ValueError("no samples to compare; give at least one")
+    warn_of_repeated_samples(p, "failed")
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"probability must lie in [0, 1]; got {p.min():g}..{p.max():g}")
     bins = require_count("bins", bins)

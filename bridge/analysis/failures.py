@@ -18,6 +18,7 @@ from bridge.checks import (
     same_length,
     sample_indices,
     vector,
+    warn_of_repeated_samples,
 )
 from jaxcurv.rows import require_same_rows
 
@@ -210,7 +211,8 @@ def failure_table(
     1       2         2         0.67              1.0
 
     Args:
-        score: real [samples], no NaN; higher is more fragile.
+        score: real [samples], no NaN; higher is more fragile. Each sample once: rows of a long
+            table with several chips would count as so many samples (a warning tells).
         digital_correct: bool [samples].
         analog_correct: bool [samples], or [chips, samples].
         bins: number of bins, of equal size.
@@ -237,6 +239,8 @@ def failure_table(
     failed = analog_only_failures(digital, analog)
     same_length(score=score, correct=failed)
     confidence = require_confidence(confidence)
+    if indices is None:
+        warn_of_repeated_samples(score, "analog_correct")
     decile = deciles(score, sample_indices(indices, len(score)), bins)
     rows = pd.DataFrame(
         {

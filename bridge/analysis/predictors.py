@@ -26,6 +26,7 @@ from bridge.checks import (
     sample_indices,
     scores_of_chips,
     vector,
+    warn_of_repeated_samples,
 )
 from jaxcurv.extras import require
 from jaxcurv.rows import require_same_rows
@@ -115,6 +116,9 @@ def compare_predictors(
     failed = np.atleast_2d(analog_only_failures(digital_correct, analog_correct))
     values = {name: scores_of_chips(one, len(failed), name) for name, one in scores.items()}
     same_length(**dict(zip(named, values.values(), strict=True)), correct=digital)
+    first = next(iter(values.values()))
+    if indices is None and len(first) == 1:
+        warn_of_repeated_samples(first[0], "analog_correct")
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
     confidence, bins = require_confidence(confidence), require_count("bins", bins)
     resamples, seed = require_resamples(resamples), require_seed(seed)
@@ -273,6 +277,8 @@ def cross_validated_logistic(
     failed = np.atleast_2d(analog_only_failures(digital_correct, analog_correct))
     values = [real_scores(score, name) for name, score in scores.items()]
     same_length(**dict(zip(named, values, strict=True)), correct=digital)
+    if indices is None:
+        warn_of_repeated_samples(values[0], "analog_correct")
     order = np.argsort(sample_indices(indices, len(digital)), kind="stable")
     # Ranks, which are monotone too, for quotients of probabilities such as 1e-300 overflow.
     features = np.stack([pd.Series(value[order]).rank() for value in values], axis=1)

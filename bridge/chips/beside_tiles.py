@@ -104,6 +104,9 @@ class _Origin(NamedTuple):
     """Whether it is whole numbers that the input itself has, such as token ids."""
     spectrum: bool = False
     """Whether it is complex values of the input, or their parts, sizes or angles."""
+    parts: frozenset[str] = frozenset()
+    """Parameters that parts, sizes or angles of such values were multiplied by, up to a transform:
+    those of a filter where complex values are made of it again."""
 
 
 class Picks(NamedTuple):
@@ -438,8 +441,16 @@ class _Watch(TorchDispatchMode):
             count = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
             self._count(picked, Picks(products=count(*args, **kwargs, out_val=outputs)))
         made = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+        parts = frozenset[str]().union(*(one.parts for one in origins))
         if not self._inside() and name.removesuffix("_") in _FILTERS:
-            self.filters |= _filters(given, origins)
+            by = _filters(given, origins)
+            if any(x.is_complex() for x in made):
+                self.filters |= by
+            else:
+                parts |= by
+        for x, one in zip(given, origins, strict=True):
+            if x.is_complex():
+                self.filters |= one.parts
         origin = _Origin(
             any(one.input for one in origins),
             frozenset().union(*(one.parameters for one in origins)),
@@ -447,6 +458,7 @@ class _Watch(TorchDispatchMode):
             ids=bool(made)
             and are_ids(made[0].is_floating_point(), [(one.input, one.ids) for one in origins]),
             spectrum=name in _OF_SPECTRA and any(one.spectrum for one in origins),
+            parts=frozenset() if name.startswith("_fft") else parts,
         )
         if made and made[0].is_complex() and origin.input:
             origin = origin._replace(spectrum=True)
@@ -553,6 +565,7 @@ class _Watch(TorchDispatchMode):
             origin.factors,
             origin.ids,
             origin.spectrum,
+            origin.parts,
         )
 
 

@@ -29,9 +29,11 @@ from jaxcurv.progress import progress
 def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = ()) -> pd.DataFrame:
     """Every matrix product of a forward pass: its size, and whether tiles compute it.
 
-    The products are those of the exported network (`torch.export`), so that no product is
-    overlooked: those with weights outside of their layer and those of two activations are among
-    them, and filters in the Fourier domain, which are complex values times parameters.
+    The products are those of the exported network (`torch.export`): those with weights outside of
+    their layer and those of two activations are among them, and filters in the Fourier domain,
+    which are complex values times parameters. What is written out with `*` and a sum has no row.
+    `program` refuses it, but for products of a single output, `(x * w).sum(-1)`, and a stack of
+    such, as a depthwise convolution by `unfold` is: these stay digital and nothing tells.
 
         table = bridge.coverage(model, images)
         share = table.loc[table["place"] == "analog", "macs"].sum() / table["macs"].sum()

@@ -236,7 +236,9 @@ def program(
     do products that no tile computes: grouped and transposed convolutions and recurrent cells; a
     warning names them with their share of the work. Products with buffers and other fixed matrices,
     or with weights that the input picks (experts by index), and distances to parameters, are named
-    by a warning when the chip first meets images. A convolution of one or three dimensions goes to
+    by a warning when the chip first meets images; products that are written out for a single
+    output, `(x * w).sum(-1)`, or a stack of such (a depthwise convolution by `unfold`), are not
+    seen. A convolution of one or three dimensions goes to
     tiles as its layer `conv` of two, PyTorch's `MultiheadAttention` as the linear layers `q_proj`,
     `k_proj`, `v_proj` and `out_proj` (`bridge.chips.equivalents`). A profile's inputs are scaled by
     their largest magnitude, unless its DAC has a fixed range; there is no IR drop, a DAC or output

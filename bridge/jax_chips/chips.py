@@ -377,7 +377,10 @@ def analog(
     the largest magnitude of each input vector or patch, or of the DAC's fixed range; partial sums,
     biases and all else are digital. Products of two activations are too, and products that no tile
     computes (grouped and transposed convolutions, weights that are computed of parameters,
-    constants of the function): a warning names these with their share of the work.
+    constants of the function): a warning names these with their share of the work. Not seen, and
+    digital, are products that are written out for a single output, `(x * w).sum(-1)`, or a stack of
+    such (a depthwise convolution of patches), and filters in the Fourier domain that are written
+    out by real and imaginary parts.
 
     A parameter that is used several times is one weight on the chip; where the function uses it
     otherwise, as an embedding does, it is read as programmed. Loops with products are unrolled,
@@ -543,10 +546,14 @@ def _require_logits(
     def by(scales: np.ndarray) -> Array:
         return few * scales.reshape(-1, scales.shape[-1], *(1,) * (few.ndim - 1)).astype(few.dtype)
 
+    def logits(params: Params, x: Array) -> Array:
+        # Of an nnx.State those variables may be set alone that were made within the loop.
+        return logits_fn(jax.tree.map(lambda leaf: leaf, params), x)
+
     @jax.jit
     def both(params: Params, pairs: Array, alike: Array) -> tuple[Array, Array]:
-        beside = jax.lax.map(lambda two: logits_fn(params, two), pairs)
-        one_by_one = jax.vmap(lambda one: logits_fn(params, one[None])[0])
+        beside = jax.lax.map(lambda two: logits(params, two), pairs)
+        one_by_one = jax.vmap(lambda one: logits(params, one[None])[0])
         return beside, jax.lax.map(one_by_one, alike)
 
     with jax.default_matmul_precision(PRECISION):

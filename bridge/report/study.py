@@ -86,7 +86,9 @@ def study(
             may have chip, profile, time (in seconds), correct, label, path and fold. A profile that
             was read at several times becomes one for each, such as "pcm at 3,600 s".
         images: the source of the images, for thumbnails and the names of classes; None where it is
-            not at hand. Without it classes are called as the folders in which their files lie.
+            not at hand. Without it classes are called as the folders in which their files lie. A
+            report refuses one whose labels are not those of the scores; images that were shuffled
+            within their classes are not seen.
         fold: what the samples are, "train", "validation" or "test", where no table says so.
         profile: the profile that is shown where one is; None for the last one in `predictions`.
         bins: bins of equal size into which samples are sorted by curvature.
@@ -377,10 +379,12 @@ class Study:
         return drawn
 
     def _pictures(self, rows: pd.DataFrame) -> npt.NDArray[np.uint8] | None:
-        """The images of rows of one fold; None where they are not at hand, or are no images."""
+        """The images of rows of the study's fold; None where there are none, or no images."""
         if self.images is None or rows.empty:
             return None
-        return pixels(self.images, rows["index"].to_numpy())
+        of_fold = self.joined[self.joined["fold"] == self.fold].drop_duplicates("index")
+        labels = of_fold.set_index("index")["label"].loc[rows["index"]]
+        return pixels(self.images, rows["index"].to_numpy(), labels.to_numpy())
 
     def _notes(self) -> list[str]:
         """What is to be said of samples and chips, a paragraph each."""

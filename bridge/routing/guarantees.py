@@ -23,6 +23,7 @@ from bridge.checks import (
     sample_indices,
     scores_of_chips,
     vector,
+    warn_of_repeated_samples,
 )
 from jaxcurv.rows import require_same_rows
 from jaxcurv.settings import plain
@@ -114,6 +115,8 @@ def guaranteed_threshold(
     _require_of(of)
     several = np.ndim(rows_of_chips("losses", losses)) == 2
     values, lost = _checked(scores, losses)
+    if len(values) == 1:
+        warn_of_repeated_samples(values[0], "losses")
     if of == "stays" and confidence is None:
         raise ValueError(
             'of="stays" bounds a share of a number that varies, which holds with a confidence '

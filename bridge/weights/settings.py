@@ -25,6 +25,7 @@ _KINDS: dict[Any, tuple[type[nnx.Module], ...]] = {  # PyTorch's, and what each 
     torch.nn.LayerNorm: (nnx.LayerNorm,),
     torch.nn.GroupNorm: (nnx.GroupNorm, nnx.InstanceNorm),
 }
+_LINEN = "a Linen module, whose layers' settings do not show"
 _KNOWN = tuple({kind for kinds in _KINDS.values() for kind in kinds})
 _NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm)
 
@@ -47,9 +48,9 @@ def untold(model: nnx.Module, module: torch.nn.Module | None = None) -> str:
     """The layers that compute otherwise than PyTorch's with the same weights, and why.
 
     Seen are a convolution's padding and dilation, a normalisation's epsilon, BatchNorm's axis, a
-    function or mask that a layer was given to compute with, and the `__call__` of a class that is
-    derived from one of Flax's layers; PyTorch's are those of the layer of the same name in
-    `module`, else its defaults.
+    function or mask that a layer was given to compute with, the `__call__` of a class that is
+    derived from one of Flax's layers, and that layers are Linen's, within `nnx.bridge.ToNNX`;
+    PyTorch's are those of the layer of the same name in `module`, else its defaults.
     """
     theirs = _layers(model, module)
     return _told(
@@ -136,6 +137,8 @@ def _differing(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
 
 def _own(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
     """What the code of one of two layers computes, that its kind does not tell."""
+    if isinstance(layer, nnx.bridge.ToNNX):
+        return _LINEN
     if not isinstance(layer, _KNOWN):
         return None
     if own_call(layer):
@@ -239,6 +242,8 @@ def _stacked(layer: nnx.Module) -> str | None:
 
 
 def _setting(layer: nnx.Module, other: torch.nn.Module | None) -> str | None:
+    if isinstance(layer, nnx.bridge.ToNNX):
+        return _LINEN
     if isinstance(layer, _KNOWN) and own_call(layer):
         return "with a __call__ of its own"
     if isinstance(layer, _KNOWN) and (given := own_product(layer)):

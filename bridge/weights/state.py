@@ -65,7 +65,11 @@ def _layer_layout(ranks: Mapping[str, int]) -> dict[str, _Layout] | None:
 def _entries(model: nnx.Module) -> tuple[dict[tuple, _Entry], list[str]]:
     """What corresponds to what, by path, and the names of the BatchNorm counters."""
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"model must be a Flax NNX module, not {type(model).__name__}")
+        raise TypeError(
+            f"model must be a Flax NNX module, not {type(model).__name__}; make one of a Linen "
+            "module by wrapped = nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), "
+            "images), and nnx.update(wrapped, part) for each part of variables.values()"
+        )
     refuse_other_kinds(model)
     layers: dict[tuple, dict[str, nnx.Variable]] = defaultdict(dict)
     paths, state = Paths(model), nnx.to_flat_state(nnx.state(model))
@@ -137,8 +141,9 @@ def to_torch(
     convolution that is "SAME" with strides, unequal on two sides, circular or reflecting;
     dilation; an epsilon other than 1e-5 (Keras has 1e-3); BatchNorm over another axis; a class
     derived from one of Flax's layers with a `__call__` of its own; a layer that was given a
-    `dot_general`, `conv_general_dilated`, `promote_dtype` or `mask`. What cannot be seen that way,
-    and only the comparison shows:
+    `dot_general`, `conv_general_dilated`, `promote_dtype` or `mask`; a Linen module within
+    `nnx.bridge.ToNNX`, of whose layers only the weights show. What cannot be seen that way, and
+    only the comparison shows:
 
     - strides, and a padding that the PyTorch layer does not have;
     - the order of a flatten: `[height, width, channel]` here, `[channel, height, width]` there;

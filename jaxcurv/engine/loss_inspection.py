@@ -1,5 +1,6 @@
 """What the engine refuses of losses, by their behaviour."""
 
+import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +27,25 @@ class CheckedLoss(NamedTuple):
     exchanged."""
     gradient: np.ndarray
     """Gradient of the first image's loss in its logits, `[outputs]`."""
+
+
+def warn_of_probabilities(loss: Loss, logits: np.ndarray) -> None:
+    """Warns of a model that gives probabilities, of which cross-entropy would take a softmax again.
+
+    Logarithms of probabilities have the same cross-entropy as the logits.
+
+    Args:
+      loss: the loss; one of the user's own may take probabilities.
+      logits: of two images, `[2, outputs]`.
+    """
+    sums = logits.sum(axis=1, dtype=np.float64)
+    if loss is cross_entropy and (logits >= 0).all() and (np.abs(sums - 1) < 1e-4).all():
+        warnings.warn(
+            "the model gives probabilities, which are not negative and add up to 1, and the loss "
+            "takes the softmax of them again: leave out the softmax at the model's end, which "
+            "keeps the predictions, or return its logarithm",
+            stacklevel=4,
+        )
 
 
 def check_loss(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> CheckedLoss:

@@ -519,6 +519,29 @@ def test_checkpoints_are_scored_with_the_same_probes(
     assert average["adaptive_probes"].tolist() == spent.sum(axis=1).tolist()
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_checkpoints_that_are_one_are_refused_with_a_cure_that_works(written: bool) -> None:
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    kernel = np.array(model.kernel[...])
+    images, labels = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), np.arange(6)
+    kept, copies = [], []
+    for _ in range(2):
+        kept.append((kernel,) if written else nnx.state(model))
+        copies.append(jax.tree.map(jnp.copy, kept[-1]))
+        model.kernel[...] = model.kernel[...] * 2
+        kernel *= 2
+    graph = nnx.graphdef(model)
+
+    def logits(params: Any, x: jax.Array) -> jax.Array:
+        return x @ params[0] if written else nnx.merge(graph, params)(x)
+
+    with pytest.raises(ValueError, match=r"checkpoints\[0\] and checkpoints\[1\] are the same"):
+        score_dataset(logits, (images, labels % 3), checkpoints=kept)
+    table = score_dataset(logits, (images, labels % 3), checkpoints=copies)
+    norms = table.groupby("checkpoint")["gradient_norm"].mean()
+    assert norms[0] != norms[1]
+
+
 def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
     for wrong in ({"checkpoints": []}, {"checkpoints": [model], "params": {}}):
         with pytest.raises(ValueError, match="checkpoints take the place of params"):

@@ -196,7 +196,7 @@ def test_pairs_of_arrays_shards_and_checkpoints_take_them_too(tmp_path: Path) ->
     np.testing.assert_array_equal(both["c"][::2], whole["c"])
     np.testing.assert_array_equal(np.stack(both["label"].to_numpy())[1::2], SEVERAL)
     mean = score_dataset(
-        linear, (IMAGES, SEVERAL), checkpoints=[FOUR, FOUR], average=True, **settings
+        linear, (IMAGES, SEVERAL), checkpoints=[FOUR, 1 * FOUR], average=True, **settings
     )
     np.testing.assert_array_equal(mean["c"], whole["c"])
 

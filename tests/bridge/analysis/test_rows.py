@@ -1,6 +1,7 @@
 """pandas objects that are taken together are of the same samples in the same order, or refused."""
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -609,3 +610,44 @@ def test_what_is_made_of_tables_of_other_samples_raises_no_false_alarm() -> None
     failures_of(*named)
     counted = predictions.groupby(predictions["index"] % 4).correct.sum()
     analysis.wilson_interval(counted, scores.groupby(scores["index"] % 4).correct.count() + N)
+
+
+LONG: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "failure_table": lambda score, digital, analog: bridge.failure_table(score, digital, analog),
+    "compare_predictors": lambda score, digital, analog: bridge.compare_predictors(
+        {"curvature": score}, digital, analog, resamples=20
+    ),
+    "cross_validated_logistic": lambda score, digital, analog: analysis.cross_validated_logistic(
+        {"curvature": score}, digital, analog
+    ),
+    "calibration_table": lambda score, digital, analog: analysis.calibration_table(score, ~analog),
+    "guaranteed_threshold": lambda score, digital, analog: routing.guaranteed_threshold(
+        score, digital & ~analog, level=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("call", LONG)
+def test_a_long_table_of_several_chips_is_told_of(call: str) -> None:
+    rng = np.random.default_rng(0)
+    samples = pd.DataFrame({"index": np.arange(60), "score": rng.random(60).round(2)})
+    samples["digital"] = rng.random(60) < 0.9
+    chips = pd.DataFrame({"chip": np.repeat(range(3), 60), "index": np.tile(range(60), 3)})
+    both = chips.assign(correct=rng.random(180) < 0.7).merge(samples, on="index")
+    with pytest.warns(UserWarning, match=r"value of the score is there 3 times: .*chips, samples"):
+        LONG[call](both["score"], both["digital"], both["correct"])
+    wide = both.pivot(index="chip", columns="index", values="correct")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = samples.set_index("index")
+        if call == "guaranteed_threshold":
+            one = both[both["chip"] == 0]
+            LONG[call](one["score"], one["digital"], one["correct"])
+        else:
+            LONG[call](given["score"], given["digital"], wide)
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_of_few_values_raise_no_false_alarm() -> None:
+    score, correct = np.tile(np.arange(9), 4), np.arange(36) % 2 == 0
+    bridge.failure_table(score, correct, ~correct, bins=3)

@@ -316,8 +316,15 @@ def sizes_filtered(n: Any, x: torch.Tensor) -> torch.Tensor:
     return n.fc(torch.fft.irfft(torch.polar(z.abs() * n.w[0, :65], z.angle()), n=128))
 
 
+def part_filtered_in_place(n: Any, x: torch.Tensor) -> torch.Tensor:
+    z = spectrum(n, x)
+    z.real.mul_(n.w[0, :65])
+    return n.fc(torch.fft.irfft(z, n=128))
+
+
 FILTERS |= {
     "each part apart": parts_filtered,
+    "a part in place": part_filtered_in_place,
     "sizes": sizes_filtered,
     "a quotient": lambda n, x: n.fc(torch.fft.irfft(spectrum(n, x) / (n.w[0, :65] + 2), n=128)),
     "added to itself": lambda n, x: n.fc(
@@ -326,7 +333,19 @@ FILTERS |= {
         )
     ),
 }
+
+
+def mixed(n: Any, x: torch.Tensor) -> torch.Tensor:
+    """Two of FNet's layers, each with LayerScale."""
+    h = features(n, x)
+    for gamma in n.w[:2]:
+        h = h + gamma * torch.fft.fft(h).real
+    return n.fc(h)
+
+
 NO_FILTERS: dict[str, Forward] = {
+    "scales of parts that stay parts": mixed,
+    "a scaled power spectrum": lambda n, x: n.fc(torch.fft.fft(features(n, x)).abs() * n.w[0]),
     "a scale of mixed tokens": lambda n, x: n.fc(
         (features(n, x) + torch.fft.fft(features(n, x)).real) * n.w[0]
     ),

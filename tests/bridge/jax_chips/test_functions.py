@@ -300,6 +300,27 @@ def test_nnx_modules() -> None:
         analog(model, {}, FINE, images)
 
 
+class Recurrent(nnx.Module):
+    """Counts the draws of its random stream, though its initial state is 0."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.rnn = nnx.RNN(nnx.SimpleCell(4, 5, rngs=rngs))
+        self.head = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.rnn(x)[:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:no tile computes rnn.cell.dense_h.kernel")
+def test_a_state_whose_counts_change_within_a_call() -> None:
+    model = Recurrent()
+    graph, state = nnx.split(model)
+    images = RNG.normal(size=(2, 3, 4)).astype(np.float32)
+    chip = analog(lambda state, x: nnx.merge(graph, state)(x), state, FINE, images)
+    _close_to(chip, chip.params, model(jnp.asarray(images)), images)
+
+
 def test_a_torch_vit_through_to_jax() -> None:
     module, shape = made("ViT")
     images = RNG.normal(size=(2, *shape)).astype(np.float32).transpose(0, 2, 3, 1)

@@ -358,6 +358,22 @@ def test_images_that_were_not_scored_are_refused(ten: Ten, tmp_path: Path) -> No
         found.report(tmp_path / "report.pdf")
 
 
+def test_images_that_were_shuffled_are_refused(ten: Ten, tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(len(ten.images))
+    shuffled = [ten.images[position] for position in order]
+    arrays = (
+        np.stack([one["image"] for one in shuffled]),
+        np.array([one["label"] for one in shuffled]),
+    )
+    rows = dict(zip(ten.images.indices.tolist(), range(len(order)), strict=True))
+    scores, predictions = (
+        table.assign(index=table["index"].map(rows)) for table in (ten.scores, ten.predictions)
+    )
+    found = bridge.study(scores, predictions, arrays, resamples=RESAMPLES)
+    with pytest.raises(ValueError, match=r"another label for \d+ of .*scored, in its order"):
+        found.report(tmp_path / "report.html")
+
+
 def test_what_the_page_needs_is_named(ten: Ten, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib", "jinja2"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -368,14 +384,15 @@ def test_what_the_page_needs_is_named(ten: Ten, monkeypatch: pytest.MonkeyPatch)
 def test_pixels_are_those_of_the_files(ten: Ten) -> None:
     pixels = importlib.import_module("bridge.report.source_images").pixels
     some = np.array([5, 0, 17])
-    found = pixels(data.Chosen(ten.images, np.arange(60)), ten.images.indices[some])
+    labels = ten.images.labels[some]
+    found = pixels(data.Chosen(ten.images, np.arange(60)), ten.images.indices[some], labels)
     files = ten.images.source
     assert np.array_equal(found, np.stack([files[position]["image"] for position in some]))
     floats = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 2, 2, 3)
-    stretched = pixels(bridge_source(floats), [1, 0])
+    stretched = pixels(bridge_source(floats), [1, 0], [0, 0])
     assert stretched.dtype == np.uint8
     assert (stretched.min(), stretched.max()) == (0, 255)
-    assert pixels(bridge_source(np.zeros((2, 5), np.float32)), [0]) is None
+    assert pixels(bridge_source(np.zeros((2, 5), np.float32)), [0], [0]) is None
 
 
 def bridge_source(images: np.ndarray) -> Any:

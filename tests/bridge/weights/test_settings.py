@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 
 from bridge import from_torch, to_torch
 
@@ -16,6 +16,15 @@ R = nnx.Rngs(0)
 
 def conv(*size: int, **settings: object) -> nnx.Conv:
     return nnx.Conv(2, 4, size or (3, 3), **settings, rngs=R)  # type: ignore[arg-type]
+
+
+def of_linen() -> nnx.Module:
+    """A convolution as `conv()`, of Linen."""
+    module = linen.Conv(4, (3, 3), strides=2)
+    wrapped: nnx.Module = nnx.bridge.lazy_init(
+        nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), jnp.ones((1, 4, 4, 2))
+    )
+    return wrapped
 
 
 def stacked(make: Callable) -> nnx.Module:
@@ -92,6 +101,7 @@ UNTOLD = {
         r"layer \(Standardised: with a __call__ of its own",
     ),
     "axis": (lambda: nnx.BatchNorm(3, axis=1, rngs=R), "BatchNorm: axis 1"),
+    "Linen": (of_linen, r"layer \(ToNNX: a Linen module"),
     "LayerNorm": (
         lambda: nnx.LayerNorm(3, use_bias=False, use_scale=False, rngs=R),
         "LayerNorm: epsilon 1e-06",
@@ -373,6 +383,7 @@ OWN: dict[str, tuple[Callable[[], nnx.Module], torch.nn.Module, str]] = {
         there(padding=1),
         "Standardised: with a __call__ of its own",
     ),
+    "Linen": (of_linen, there(padding=1), "ToNNX: a Linen module"),
     "product": (GIVEN["product"][0], torch.nn.Linear(3, 4), "Linear: with a dot_general"),
     "convolution's product": (
         GIVEN["convolution's product"][0],

@@ -1,15 +1,17 @@
 """Weights from Flax to PyTorch and back, checked by the logits of the two twins."""
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
@@ -288,6 +290,33 @@ def test_a_prefix_that_all_names_have_is_no_mismatch() -> None:
         assert all(torch.equal(back[name], tensor) for name, tensor in to_torch(onto).items())
     with pytest.raises(ValueError, match=r"missing conv1\.weight .*unexpected net\.conv1"):
         from_torch({f"net.{name}": tensor for name, tensor in plain.items()}, model)
+
+
+class OfLinen(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linen.BatchNorm(use_running_average=True, name="norm")(linen.Dense(3, name="in")(x))
+        return linen.Dense(2, name="out")(x)
+
+
+def test_the_way_from_linen_that_the_message_names_works() -> None:
+    module, images = OfLinen(), jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), "f4")
+    variables = module.init(jax.random.key(1), images)
+    variables["batch_stats"]["norm"]["mean"] += 0.5
+    with pytest.raises(TypeError, match=r"ToNNX\(module.*for each part of variables.values"):
+        to_torch(variables)  # type: ignore[arg-type]
+    wrapped = nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), images)
+    for part in variables.values():
+        nnx.update(wrapped, part)
+    parts = {
+        "in": torch.nn.Linear(5, 3),
+        "norm": torch.nn.BatchNorm1d(3),
+        "out": torch.nn.Linear(3, 2),
+    }
+    there = torch.nn.Sequential(OrderedDict(parts)).eval()
+    to_torch(wrapped, into=there, images=images)
+    found = there(torch.from_numpy(np.array(images))).detach().numpy()
+    np.testing.assert_allclose(found, module.apply(variables, images), atol=1e-6)
 
 
 def test_what_is_no_model_or_state_dict_is_refused() -> None:

@@ -168,7 +168,7 @@ def test_the_checks_compile_a_program_for_the_model_and_one_for_the_loss(
 ) -> None:
     def model(weights: jax.Array, images: jax.Array) -> jax.Array:
         hidden = jax.nn.softplus(jnp.tanh(linear(weights, images)) ** 2 - 1)
-        return hidden / jnp.maximum(jnp.sum(hidden, axis=1, keepdims=True), 1e-6)
+        return 3 * hidden / jnp.maximum(jnp.sum(hidden, axis=1, keepdims=True), 1e-6)
 
     batch = Batch(IMAGES[:, :3], LABELS, INDICES)  # of a shape that no other test compiles for
     weights = RNG(14).normal(size=(3, 17)).astype(np.float32)
@@ -548,6 +548,23 @@ def test_dropout_of_a_few_units_is_refused() -> None:
     """The masks of this key's first two rows agree on the units that are active."""
     with pytest.raises(ValueError, match="different logits in two rows or two calls"):
         score(linen_dropout, dropout_variables(6, seed=8))
+
+
+def test_probabilities_in_place_of_logits_are_told_of_with_a_cure_that_works() -> None:
+    with pytest.warns(UserWarning, match="gives probabilities.* return its logarithm"):
+        squashed = score(lambda x: jax.nn.softmax(x @ WEIGHTS))
+    logarithms = score(lambda x: jnp.log(jax.nn.softmax(x @ WEIGHTS)))
+    plain = score(linear, WEIGHTS)
+    np.testing.assert_allclose(logarithms, plain, rtol=0.02)
+    assert np.abs(squashed / plain - 1).max() > 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_probabilities_for_a_loss_of_one_s_own_are_not_told_of() -> None:
+    def of_probabilities(p: jax.Array, labels: jax.Array) -> jax.Array:
+        return -jnp.log(jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0])
+
+    score(lambda x: jax.nn.softmax(x @ WEIGHTS), loss=of_probabilities)
 
 
 @pytest.mark.parametrize(
