@@ -54,7 +54,7 @@ def tuned_network(
     if begun_from is None or begun_from != own:
         raise ValueError(
             f"{path} is no network that finetune made of this run's: give a file of "
-            "finetune/weights/ in the run's folder"
+            "finetune/weights/ in the run's folder, or --remedies.tuned none"
         )
     structure = abstract_flax(description)
     structure.eval()

@@ -18,6 +18,7 @@ from rich.table import Table
 from bridge.checks import require_between_0_and_1, require_finite
 from bridge.chips.profiles import Profile, to_json
 from bridge.chips.sensitive_layers import most_sensitive
+from bridge.report.figure_files import BESIDE
 from bridge.report.folds import Fold
 from bridge.report.tables.formats import with_interval
 from bridge.report.tables.routers import ROUTERS, STUDENT
@@ -106,7 +107,7 @@ class Remedies:
     drawn, beside that of --analyse.energy.*."""
     tuned: str | None = None
     """Weights of a network that finetune left, whose chips are tried too; `none` tries the run's
-    network alone. The digital model stays the run's."""
+    network alone. The digital model stays the run's, and so do the layers that are kept digital."""
     out: Path | None = None
     """Folder of the results; `none` is remedies/ in the run's folder."""
 
@@ -194,10 +195,10 @@ def open_remedies(
     chosen = settings.every_profile[profile]
     begin = experiment.seed if first is None else first
     seeds = range(begin, begin + chips)
-    programmable = network.programmable([chosen])
+    calibration = network.calibration([chosen])
+    programmable = network.programming(images.dataset, calibration)
     networks, tuning = {OWN: programmable}, None
     if tuned is not None:
-        calibration = network.calibration([chosen])
         made, header = tuned_network(experiment, network, Path(tuned), calibration)
         digest = sha256(Path(tuned))
         networks[digest] = made
@@ -227,11 +228,24 @@ def open_remedies(
 
 def _curvature(folder: Path, test: Normalised) -> NDArray[np.float64] | None:
     """The curvature of test images by which the paper bins them, if the run has that of each."""
-    if read_record(folder, "score") is None or not (folder / "scores.parquet").exists():
+    scores = _scores(folder)
+    if scores is None:
         return None
-    table = read_parquet(folder / "scores.parquet").query("fold == 'test'").set_index("index")
+    table = scores.query("fold == 'test'").set_index("index")
     values = table["curvature"].reindex(test.indices).to_numpy(np.float64)
     return values if np.isfinite(values).all() and len(values) >= remedies_deciles.BINS else None
+
+
+def _scores(folder: Path) -> pd.DataFrame | None:
+    """The scores of a run, a row a sample; None where it has none.
+
+    Raises:
+      ValueError, FileNotFoundError: they are of another network.
+    """
+    if read_record(folder, "score") is None or not (folder / "scores.parquet").exists():
+        return None
+    read_scored(folder)
+    return read_parquet(folder / "scores.parquet")
 
 
 def _stored(
@@ -250,10 +264,9 @@ def _stored(
     Raises:
       ValueError, FileNotFoundError: the scores are of another network.
     """
-    if read_record(folder, "score") is None or not (folder / "scores.parquet").exists():
+    table = _scores(folder)
+    if table is None:
         return {}
-    read_scored(folder)
-    table = read_parquet(folder / "scores.parquet")
     columns, passes = {"curvature": _CURVATURE}, {"curvature": 0.0}
     student = folder / "student"
     if (student / "settings.json").exists() and (student / "student.parquet").exists():
@@ -333,14 +346,9 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
     write_parquet(out / "remedies.parquet", table)
     write_csv(out / "layers.csv", failures)
     write_csv(out / "frontier.csv", best)
-    figures.draw(
-        table,
-        best,
-        accuracy["test"],
-        energy,
-        out / "remedies.png",
-        title=title,
-    )
+    pictures = [
+        figures.draw(table, best, accuracy["test"], energy, out / "remedies.png", title=title)
+    ]
     if opened.curvature is not None:
         by_decile = _with_time_first(
             remedies_deciles.deciles_table(
@@ -350,7 +358,10 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
             ).assign(time_s=time)
             for time in times
         )
-        remedies_deciles.draw(by_decile, out / "deciles.png", title=title)
+        pictures.append(remedies_deciles.draw(by_decile, out / "deciles.png", title=title))
+    else:
+        for kind in (".png", *BESIDE):  # of an earlier command, whose images had scores
+            (out / "deciles").with_suffix(kind).unlink(missing_ok=True)
     write_json(
         out / "settings.json",
         {
@@ -368,7 +379,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
         },
     )
     show(table, best, accuracy, energy)
-    print(f"{out / 'remedies.png'}, remedies.csv, frontier.csv and remedies.parquet")
+    print(f"{', '.join(map(str, pictures))}, remedies.csv, frontier.csv and remedies.parquet")
 
 
 def _with_time_first(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

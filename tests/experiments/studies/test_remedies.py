@@ -419,16 +419,17 @@ def test_deciles_are_of_the_paper_s_curvature(finished_run: Path) -> None:
 
 
 class NumberedChips:
-    """Chips whose every logit is their own number; `programmed` counts them."""
+    """Chips whose every logit is their own number, and `first`; `programmed` counts them."""
 
     batch_norms = 0
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
         self.programmed: list[int] = []
 
     def program(self, _: Profile, seed: int, **__: Any) -> Any:
         def predict(fold: list[Any], *_: Any, **__: Any) -> pd.DataFrame:
-            logits = [np.full(2, seed, np.float32)] * len(fold)
+            logits = [np.full(2, self.first + seed, np.float32)] * len(fold)
             return pd.DataFrame({"index": range(len(fold)), "label": 0, "logits": logits})
 
         self.programmed.append(seed)
@@ -458,6 +459,24 @@ def test_asking_for_more_chips_moves_those_that_answer_beside_them(tmp_path: Pat
     assert numbers(2) == ([0, 1], [2, 3])
     assert numbers(3) == ([0, 1, 2], [3, 4, 5])
     assert sorted(network.programmed) == [0, 1, 2, 3, 4, 5]  # none of them twice
+
+
+def test_another_fine_tuned_network_takes_no_answers_of_an_earlier_one(tmp_path: Path) -> None:
+    fold = Fold([{"image": np.zeros(1, np.float32)}] * 2)
+    folds: Any = dict.fromkeys(("test", "validation", "measured"), fold)
+    networks: Any = {name: NumberedChips(first) for name, first in ((OWN, 0), ("a", 10), ("b", 20))}
+
+    def numbers(name: str) -> list[float]:
+        tried = {OWN: networks[OWN], name: networks[name]}
+        bench = Bench(tried, Profile(memory=PCM()), folds, range(2), 2, tmp_path)
+        kinds = [Kind(), Kind(network=name)]
+        made = predictions(bench, kinds, [20.0])
+        return [one for kind in kinds for one in made[kind, 20.0].logits["test"][:, 0, 0].tolist()]
+
+    assert numbers("a") == [0, 1, 10, 11]
+    assert numbers("b") == [0, 1, 20, 21]
+    assert numbers("a") == [0, 1, 10, 11]
+    assert [one.programmed for one in networks.values()] == [[0, 1]] * 3  # none of them twice
 
 
 # --- the command
@@ -557,6 +576,8 @@ def test_it_goes_on_from_what_is_there(folder: Path) -> None:
     assert pieces
     before = pd.read_parquet(folder / "remedies" / "remedies.parquet")
     next(path for path in pieces if "layers" not in path.name).unlink()
+    for kind in ("csv", "png", "svg", "pdf"):  # of images that were scored then
+        (folder / "remedies" / f"deciles.{kind}").touch()
     assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS]) == 0
     made = [
         path
@@ -564,6 +585,7 @@ def test_it_goes_on_from_what_is_there(folder: Path) -> None:
         if path.stat().st_mtime_ns != pieces.get(path)
     ]
     assert len(made) == 1
+    assert not list((folder / "remedies").glob("deciles.*"))
     pd.testing.assert_frame_equal(before, pd.read_parquet(folder / "remedies" / "remedies.parquet"))
 
 
