@@ -56,8 +56,8 @@ def real_scores(values: npt.ArrayLike, name: str = "score") -> npt.NDArray[np.fl
     return array
 
 
-_DISTINCT = 10
-"""Values of a score below which it may well have each of them equally often."""
+_QUANTILES = 100
+"""Up to so many values a score may well have each equally often: it may be its decile's rate."""
 
 
 def warn_of_repeated_samples(score: npt.NDArray[np.float64], outcomes: str) -> None:
@@ -65,14 +65,14 @@ def warn_of_repeated_samples(score: npt.NDArray[np.float64], outcomes: str) -> N
 
     So has a long table of several chips, a row a chip and sample, whose rows would be taken for so
     many samples: intervals would be too narrow, and held-out samples known. Not seen: chips that
-    did not all run on the same samples.
+    did not all run on the same samples, and scores of at most a hundred values, as bins have.
 
     Args:
         score: a score of each row.
         outcomes: the argument that takes several chips.
     """
     _, counts = np.unique(score, return_counts=True)
-    times = int(np.gcd.reduce(counts)) if len(counts) >= _DISTINCT else 1
+    times = int(np.gcd.reduce(counts)) if len(counts) > _QUANTILES else 1
     if times > 1:
         warnings.warn(
             f"every value of the score is there {times} times: of a long table with a row for each "

@@ -630,10 +630,10 @@ LONG: dict[str, Callable[[Any, Any, Any], Any]] = {
 @pytest.mark.parametrize("call", LONG)
 def test_a_long_table_of_several_chips_is_told_of(call: str) -> None:
     rng = np.random.default_rng(0)
-    samples = pd.DataFrame({"index": np.arange(60), "score": rng.random(60).round(2)})
-    samples["digital"] = rng.random(60) < 0.9
-    chips = pd.DataFrame({"chip": np.repeat(range(3), 60), "index": np.tile(range(60), 3)})
-    both = chips.assign(correct=rng.random(180) < 0.7).merge(samples, on="index")
+    samples = pd.DataFrame({"index": np.arange(150), "score": rng.random(150).round(3)})
+    samples["digital"] = rng.random(150) < 0.9
+    chips = pd.DataFrame({"chip": np.repeat(range(3), 150), "index": np.tile(range(150), 3)})
+    both = chips.assign(correct=rng.random(450) < 0.7).merge(samples, on="index")
     with pytest.warns(UserWarning, match=r"value of the score is there 3 times: .*chips, samples"):
         LONG[call](both["score"], both["digital"], both["correct"])
     wide = both.pivot(index="chip", columns="index", values="correct")
@@ -648,6 +648,9 @@ def test_a_long_table_of_several_chips_is_told_of(call: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_scores_of_few_values_raise_no_false_alarm() -> None:
-    score, correct = np.tile(np.arange(9), 4), np.arange(36) % 2 == 0
-    bridge.failure_table(score, correct, ~correct, bins=3)
+@pytest.mark.parametrize("bins", [10, 100])
+@pytest.mark.parametrize("call", LONG)
+def test_scores_that_are_their_bin_s_raise_no_false_alarm(call: str, bins: int) -> None:
+    rng = np.random.default_rng(0)
+    binned = (analysis.deciles(rng.random(600), np.arange(600), bins) - 0.5) / bins
+    LONG[call](binned, rng.random(600) < 0.9, rng.random(600) < 0.7)
