@@ -347,8 +347,9 @@ def _weights(
 def _refuse_one_for_two(states: Sequence[Any]) -> None:
     """Refuses checkpoints whose arrays are the very same, and so of the last step alone."""
     seen: dict[tuple[int, ...], int] = {}
-    for number, one in enumerate(states):
-        first = seen.setdefault(tuple(map(id, jax.tree.leaves(one))), number)
+    # All are held: an array that is made for the comparison may else lie where the last one lay.
+    for number, arrays in enumerate([jax.tree.leaves(one) for one in states]):
+        first = seen.setdefault(tuple(map(id, arrays)), number)
         if first != number:
             raise ValueError(
                 f"checkpoints[{first}] and checkpoints[{number}] are the same arrays, as where "

@@ -542,6 +542,33 @@ def test_checkpoints_that_are_one_are_refused_with_a_cure_that_works(written: bo
     assert norms[0] != norms[1]
 
 
+@jax.tree_util.register_pytree_node_class
+class Halves:
+    """Weights that are made anew whenever they are asked for."""
+
+    def __init__(self, doubled: Any) -> None:
+        self.doubled = doubled
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        return (self.doubled / 2,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: tuple[Any]) -> tuple[Any]:
+        return leaves
+
+
+def test_checkpoints_that_are_made_when_asked_for_are_not_one() -> None:
+    images, labels = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), np.arange(6)
+    weights = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    table = score_dataset(
+        lambda params, x: x @ params[0],
+        (images, labels % 3),
+        checkpoints=[Halves(weights), Halves(2 * weights)],
+    )
+    norms = table.groupby("checkpoint")["gradient_norm"].mean()
+    assert norms[0] != norms[1]
+
+
 def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
     for wrong in ({"checkpoints": []}, {"checkpoints": [model], "params": {}}):
         with pytest.raises(ValueError, match="checkpoints take the place of params"):
