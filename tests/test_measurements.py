@@ -371,3 +371,5 @@ def test_what_remedies_leave_by_decile() -> None:
     assert left["rate_of_all"].idxmax() == 4
     assert f"{cell(left.loc[4])} of its images, of {plain.loc[4, 'rate_of_all']:.1f} %" in said
     assert (left.loc[:6, "rate_of_all"] < plain.loc[:6, "rate_of_all"]).all()
+    low, high = (plain.loc[:4, "rate_of_all"].agg(one) for one in ("min", "max"))
+    assert f"Without them {low:.0f} to {high:.0f} % fail in each of D1 to D4" in said
