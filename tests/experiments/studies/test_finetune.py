@@ -7,6 +7,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,12 @@ from experiments.runs.files import read_parquet, write_parquet
 from experiments.settings.flags import Experiment, Model
 from experiments.stages.pretrained import load_given
 from experiments.studies import finetune
+from experiments.studies.exported import read_network
 from experiments.studies.finetune import Finetune
 from experiments.studies.finetune_opened import open_run
 from experiments.studies.finetune_tables import row_of, summarise
 from experiments.studies.finetune_variants import emphasised
+from experiments.studies.finetuned import tuned_network
 from jaxcurv.data import load
 from jaxcurv.storage.checksums import read_json
 from jaxcurv.training import Recipe
@@ -275,6 +278,29 @@ def test_a_kept_network_starts_a_training(made: Path, finished_run: Path) -> Non
     assert header["variant"] == "margin"
     kernel = np.asarray(given.network.fc.kernel[...]).T
     np.testing.assert_array_equal(kernel, state_dict["fc.weight"].numpy())
+
+
+@pytest.mark.parametrize("engine", ["fast", "jax"])
+def test_chips_of_a_kept_network_differ_as_its_weights_do(
+    made: Path, finished_run: Path, engine: Any
+) -> None:
+    """Here by the last layer's bias alone, and so each image's logits by the same."""
+    experiment = opened_of(finished_run).job.experiment
+    experiment = replace(experiment, simulate=replace(experiment.simulate, engine=engine))
+    network = read_network(experiment, finished_run, None)
+    path = made / read_json(made / "settings.json")["weights"]["noise_aware, seed 0"]
+    tuned, header = tuned_network(experiment, network, path, None)
+    own = network.programmable([])
+    assert header["variant"] == "noise_aware"
+    assert (tuned.layers, tuned.batch_norms) == (own.layers, own.batch_norms)
+    first, second = (
+        np.stack(one.predict(network.images.some("test", 5), "test", batch_size=5)["logits"])
+        for one in (own, tuned)
+    )
+    weights = [load_file(one)["fc.bias"] for one in (finished_run / "weights.safetensors", path)]
+    moved = np.broadcast_to(weights[1] - weights[0], (5, 10))
+    assert np.abs(moved).max() > 0.1
+    np.testing.assert_allclose(second - first, moved, atol=1e-4)
 
 
 def test_without_a_step_all_networks_are_the_original(
