@@ -139,7 +139,7 @@ def remedies_table(
         itself = Difference(0.0, 0.0, 0.0)
         gain, over_free = (
             itself
-            if one == Remedy(reference)
+            if one.first == reference and one.second is None
             else _paired(right["test"], first[reference].right["test"], confidence)
             for reference in (plain, free)
         )
