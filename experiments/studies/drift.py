@@ -30,6 +30,7 @@ from bridge.report.figures.style import (
     new_figure,
     write_figure,
 )
+from bridge.report.tables.formats import counted
 from experiments.chips.protocol import Chip, Programmable
 from experiments.runs.files import write_parquet
 from experiments.runs.job import Job
@@ -293,7 +294,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> Path:
         axis.set_xlabel("Time after programming")
         axis.set_ylim(bottom=0)
         axis.set_ylabel(f"Accuracy (% of {first['samples']:,} test images)")
-        axis.set_title(f"{title}: mean of {_chips(first['chips'])}")
+        axis.set_title(f"{title}: mean of {counted(first['chips'], 'chip')}")
         axis.legend()
         return write_figure(figure, path, table)
 
@@ -323,8 +324,8 @@ def verdict(folder: Path) -> str:
         said.append(f"with {compensation.replace('_', ' ')} compensation, {between}")
     digital = 100 * table["digital_accuracy"].iloc[0]
     return (
-        f"Accuracy as the chips age: {'; '.join(said)} (mean of {_chips(table['chips'].iloc[0])}; "
-        f"digital {digital:.0f} %)"
+        f"Accuracy as the chips age: {'; '.join(said)} (mean of "
+        f"{counted(table['chips'].iloc[0], 'chip')}; digital {digital:.0f} %)"
     )
 
 
@@ -332,7 +333,7 @@ def show(table: pd.DataFrame) -> None:
     """Prints the accuracy over chips, a row a time."""
     first = table.iloc[0]
     printed = Table(
-        title=f"Accuracy, % of {first['samples']:,} test images; {_chips(first['chips'])}",
+        title=f"Accuracy, % of {first['samples']:,} test images; {counted(first['chips'], 'chip')}",
         caption=f"Mean and interval over chips; digital {100 * first['digital_accuracy']:.1f} %.",
         box=box.SIMPLE_HEAD,
         min_width=60,  # of the title
@@ -356,10 +357,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s" if seconds else "0"
-
-
-def _chips(count: int) -> str:
-    return "1 chip" if count == 1 else f"{count} chips"
 
 
 STUDY = Study(

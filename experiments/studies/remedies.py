@@ -20,7 +20,7 @@ from bridge.chips.profiles import Profile, to_json
 from bridge.chips.sensitive_layers import most_sensitive
 from bridge.report.figure_files import BESIDE
 from bridge.report.folds import Fold
-from bridge.report.tables.formats import with_interval
+from bridge.report.tables.formats import counted, with_interval
 from bridge.report.tables.routers import ROUTERS, STUDENT
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
@@ -421,7 +421,7 @@ def verdicts(folder: Path) -> list[str]:
       folder: where `run` left them.
     """
     made = read_json(folder / "settings.json")
-    chips = _counted(len(made["seeds"]), "chip")
+    chips = counted(len(made["seeds"]), "chip")
     return [
         f"{made['profile_name']}, {duration(float(str(time)))} after programming ({chips}). "
         + verdict(rows, made["digital_accuracy"])
@@ -464,7 +464,7 @@ def show(
     first = table.iloc[0]
     console.print(
         "Accuracy in %, gain over the plain chip in points, with "
-        f"{_counted(table['time_s'].nunique(), 'time')}, {_counted(first['chips'], 'chip')} and "
+        f"{counted(table['time_s'].nunique(), 'time')}, {counted(first['chips'], 'chip')} and "
         f"{first['samples']:,} test images; digital {100 * accuracy['test']:.1f} %. Energy: a "
         f"digital pass is 1, an analog one {cost:g}.\n"
         "Thresholds and the frontier are chosen on validation images."
@@ -486,10 +486,6 @@ def _printed(rows: pd.DataFrame, title: str, unit: float) -> Table:
             _interval(row, "gain"),
         )
     return printed
-
-
-def _counted(number: int, of: str) -> str:
-    return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
 def _interval(row: Mapping[Any, Any] | pd.Series, name: str) -> str:

@@ -25,6 +25,7 @@ from bridge.report.figures.style import (
     new_figure,
     write_figure,
 )
+from bridge.report.tables.formats import counted
 from experiments.studies.drift import duration
 from experiments.studies.remedies_chips import Kind, Predictions
 from experiments.studies.remedies_plan import TUNED, Plan, first_answer
@@ -103,14 +104,10 @@ def draw(table: pd.DataFrame, path: Path, *, title: str) -> Path:
             axis.set_xlabel("Decile of curvature")
             axis.set_title(f"{duration(time)} after programming")
         axes[0].set_ylabel("Failures (% of all images)")
-        first = table.iloc[0]
-        count = int(
-            table[(table["first"] == first["first"]) & (table["time_s"] == times[0])][
-                "samples"
-            ].sum()
+        count = rows.loc[rows["first"] == rows["first"].iloc[0], "samples"].sum()
+        chips_and_images = (
+            f"{counted(table['chips'].iloc[0], 'chip')}, {counted(count, 'test image')}"
         )
-        figure.suptitle(
-            f"{title}: mean of {first['chips']} chips, {count:,} test images", fontsize=9
-        )
+        figure.suptitle(f"{title}: mean of {chips_and_images}", fontsize=9)
         figure.legend(loc="outside lower center", ncols=2, fontsize=7)
         return write_figure(figure, path, table)

@@ -24,6 +24,7 @@ from bridge.report.figures.style import (
     new_figure,
     write_figure,
 )
+from bridge.report.tables.formats import counted
 from bridge.routing.costs import Costs
 from experiments.studies.drift import duration
 from experiments.studies.remedies_plan import TUNED
@@ -122,7 +123,8 @@ def draw(
         for axis, what in zip(axes[:, 0], ("every remedy", "frontiers"), strict=True):
             axis.set_ylabel(f"Accuracy (%): {what}")
         samples, chips = table["samples"].iloc[0], table["chips"].iloc[0]
-        figure.suptitle(f"{title}: mean of {chips} chips, {samples:,} test images", fontsize=9)
+        chips_and_images = f"{counted(chips, 'chip')}, {counted(samples, 'test image')}"
+        figure.suptitle(f"{title}: mean of {chips_and_images}", fontsize=9)
         handles: dict[str, Artist] = {}
         for axis in axes.ravel():
             handles |= {

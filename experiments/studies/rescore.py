@@ -35,6 +35,7 @@ from bridge.report.figures.style import (
 )
 from bridge.report.folds import Fold
 from bridge.report.tables import outcomes
+from bridge.report.tables.formats import counted
 from experiments.runs.files import read_parquet, write_csv, write_parquet
 from experiments.runs.frameworks import has_chips
 from experiments.runs.job import Job
@@ -533,7 +534,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
                 loc="outside lower left" if axis is agreement else "outside lower right",
                 ncols=4 if rated else 2,
             )
-        on_chips = f", {_chips(first['chips'])}, {FULL_PROFILE}" if rated else ""
+        on_chips = f", {counted(first['chips'], 'chip')}, {FULL_PROFILE}" if rated else ""
         figure.suptitle(f"{first['samples']:,} {FOLD} samples{on_chips}", fontsize=9)
         return write_figure(figure, path, table)
 
@@ -562,7 +563,8 @@ def show(table: pd.DataFrame) -> None:
     """Prints a row a variant."""
     first = table.iloc[0]
     rates = (
-        f"; D1, D10: analog-only failures, %, {FULL_PROFILE}, mean over {_chips(first['chips'])}"
+        f"; D1, D10: analog-only failures, %, {FULL_PROFILE}, mean over "
+        f"{counted(first['chips'], 'chip')}"
         if first["chips"]
         else ""
     )
@@ -592,10 +594,6 @@ def show(table: pd.DataFrame) -> None:
         cells = (f"{row[name]:.{places}f}" for name, (_, places) in columns.items())
         printed.add_row(row["variant"], *cells)
     Console(highlight=False).print(printed)
-
-
-def _chips(count: int) -> str:
-    return "1 chip" if count == 1 else f"{count} chips"
 
 
 def _slug(name: str) -> str:

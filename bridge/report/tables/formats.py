@@ -12,6 +12,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A count and what it is of.
+
+    >>> counted(1, "chip"), counted(1000, "chip")
+    ('1 chip', '1,000 chips')
+    """
+    return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"
+
+
 def rate(percent: float) -> str:
     """Percent with two decimals; "-" for NaN."""
     return "-" if percent != percent else f"{percent:.2f}"

@@ -25,7 +25,7 @@ from experiments.runs.files import read_parquet, sha256
 from experiments.studies import remedies
 from experiments.studies.remedies import Remedies, _curvature, _stored, show, verdict, verdicts
 from experiments.studies.remedies_chips import OWN, Bench, Kind, Predictions, predictions
-from experiments.studies.remedies_deciles import deciles_table
+from experiments.studies.remedies_deciles import deciles_table, draw
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
     Outcomes,
@@ -368,7 +368,7 @@ def test_answers_average_and_fit_logits() -> None:
     assert known["accuracy"].tolist() == [0.75]
 
 
-def test_failures_by_decile() -> None:
+def test_failures_by_decile(tmp_path: Path) -> None:
     """Curvature falls from the first image to the last. The compensated chip is right on all, the
     other one is wrong on the two images of highest curvature."""
     labels = np.zeros(20, np.int64)
@@ -389,6 +389,8 @@ def test_failures_by_decile() -> None:
     rates = table.set_index(["first", "decile"])["rate_of_all"]
     assert rates["chip"].tolist() == [0.0] * 9 + [1.0]
     assert rates["compensated"].tolist() == [0.0] * 10
+    drawn = draw(table.assign(time_s=20.0), tmp_path / "deciles.png", title="digits")
+    assert "digits: mean of 1 chip, 20 test images<" in drawn.with_suffix(".svg").read_text()
 
 
 # --- what is known before a chip runs, and the chips
