@@ -206,8 +206,8 @@ def test_what_scores_add_to_others() -> None:
     added = table[table["added_difference"].notna()].groupby("predictor")
     curvature = added.get_group("logits + curvature").sort_values("added_difference")
     most, exception = curvature["added_difference"].iloc[-2:]
-    assert len(curvature) == 45
-    assert f"an estimated {most:.4f} at most in 44 of 45 pairs" in text
+    pairs = len(curvature)
+    assert f"an estimated {most:.4f} at most in {pairs - 1} of {pairs} pairs" in text
     assert f"The one exception is `wnoise_mvm` on this network: +{exception:.3f} [" in text
     shown = (curvature["added_difference_low"].iloc[:-1] > 0).sum()
     assert f"The gain is shown in {shown} of them" in text
@@ -219,13 +219,20 @@ def test_what_scores_add_to_others() -> None:
     assert said in text
     assert f"in {losses} it takes as little away" in text
     for page in ("results/index.md", "explanation/worth.md"):
-        assert f"shown in {gains}. " in " ".join((ROOT / "docs" / page).read_text().split())
+        said = " ".join((ROOT / "docs" / page).read_text().split())
+        assert f"shown in {gains}. " in said
+        assert f"n {pairs - 1} of {pairs} pairs of network and profile" in said
+    for page in ("README.md", "BUILD_NOTES.md"):
+        said = " ".join((ROOT / page).read_text().split())
+        assert f"at most in {pairs - 1} of {pairs} pairs of network and profile" in said
     flip = added.get_group("logits + gradient norm + curvature + flip probability")
-    lowest, highest = flip["added_difference"].nlargest(21).iloc[[-1, 0]]
-    assert f"+{lowest:.3f} to +{highest:.3f} in the 21 pairs" in text
-    rest = flip.nsmallest(24, "added_difference")
+    drifts = flip["profile"].str.contains("pcm") & ~flip["profile"].str.contains("gdc")
+    drifting, rest = flip[drifts], flip[~drifts]
+    lowest, highest = drifting["added_difference"].min(), drifting["added_difference"].max()
+    assert (drifting["added_difference_low"] > 0).all()
+    assert f"+{lowest:.3f} to +{highest:.3f} in the {len(drifting)} pairs" in text
     gains = (rest["added_difference_low"] > 0).sum()
-    assert f"In the other 24 it adds {rest['added_difference'].min():.3f} to " in text
+    assert f"In the other {len(rest)} it adds {rest['added_difference'].min():.3f} to " in text
     assert f"shown in {gains};" in text
 
 
@@ -338,14 +345,28 @@ def test_single_steps_of_the_deciles() -> None:
 
 
 def test_intervals_of_published_networks() -> None:
-    cells = rows("published-networks", 4)["AUROC of curvature"]
-    runs = ("akamaster_resnet20", "akamaster_resnet32", "crosssim_resnet20")
-    for cell, run in zip(cells, runs, strict=True):
-        table = pd.read_csv(RESULTS / f"cifar10_{run}" / "predictors.csv").query(
-            "fold == 'test' and predictor == 'curvature' and denominator == 'correct'"
-        )
-        (one,) = table[table["auroc"].notna()][["auroc", "auroc_low", "auroc_high"]].to_numpy()
-        assert cell == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
+    table = rows("published-networks", 5)
+    runs = ("akamaster_resnet20", "akamaster_resnet32", "akamaster_resnet56", "crosssim_resnet20")
+    for name, profile in (("without compensation", FULL), ("compensated", f"{FULL}_gdc")):
+        for place, run in enumerate(runs):
+            found = pd.read_csv(RESULTS / f"cifar10_{run}" / "predictors.csv").query(
+                f"fold == 'test' and denominator == 'correct' and profile == '{profile}'"
+            )
+            of_score = found[found["auroc"].notna()].set_index("predictor")
+            for score in ("curvature", "gradient_norm", "margin", "flip_probability"):
+                one = of_score.loc[score, ["auroc", "auroc_low", "auroc_high"]]
+                cell = table[f"AUROC of {score.replace('_', ' ')}, {name}"][place]
+                assert cell == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
+            rates = pd.read_csv(RESULTS / f"cifar10_{run}" / "table_one.csv").query(
+                f"fold == 'test' and profile == '{profile}'"
+            )
+            for of in ("all", "correct"):
+                one, ten = (
+                    rates[[f"{decile}_of_{of}{end}" for end in ("", "_low", "_high")]].iloc[0]
+                    for decile in ("d1", "d10")
+                )
+                cell = table[f"D1, D10 of {of}, {name}"][place]
+                assert cell == f"{one.iloc[0]:.2f}, " + "{:.1f} % [{:.1f}, {:.1f}]".format(*ten)
 
 
 def test_what_remedies_leave_by_decile() -> None:

@@ -48,6 +48,11 @@ def tuned_network(
             f"{path} cannot be a fine-tuned network of this run: finetune trains the residual "
             f"networks of --model.*, not {description['factory']}"
         )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights at {path}: give a file of finetune/weights/ in the run's folder, or "
+            "--remedies.tuned none"
+        )
     state_dict, header = bridge.weights.load_weights(path)
     begun_from = header.get("finetune", {}).get("from")
     own = network.identity if in_jax(experiment) else description.get("checkpoint_sha256")

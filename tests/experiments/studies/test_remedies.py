@@ -597,7 +597,7 @@ def test_it_goes_on_from_what_is_there(folder: Path) -> None:
     ("name", "said"),
     [
         ("weights.safetensors", "no network that finetune made of this run's"),
-        ("missing.safetensors", "no weights at"),
+        ("missing.safetensors", "give a file of finetune/weights/"),
     ],
 )
 def test_another_file_is_no_fine_tuned_network(
