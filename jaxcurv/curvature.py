@@ -224,7 +224,6 @@ def inspect(
         loss, losses, loss_gradient = check_loss(problem.loss, logits, batch.labels)
         problem = Problem(model, loss)
         check_labels(batch.labels, logits.shape[1], problem.loss)
-        warn_of_probabilities(problem.loss, logits)
         few = batch.take(np.arange(min(4, len(batch.labels))))
         matrix, warned = "", False
         with own_rules(model, loss):
@@ -232,6 +231,7 @@ def inspect(
                 check_float32(program)
                 check_continuous(checked, params, batch.images, max(steps))
             if estimators:
+                warn_of_probabilities(problem.loss, logits)
                 step = max(steps, default=None)
                 warned = warn_of_jumps(checked, params, batch.images, step)
             if any(isinstance(e, Spectral) for e in estimators.values()):

@@ -569,6 +569,15 @@ def test_checkpoints_that_are_made_when_asked_for_are_not_one() -> None:
     assert norms[0] != norms[1]
 
 
+def test_probabilities_are_told_of_once() -> None:
+    images, labels = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), np.arange(6)
+    with pytest.warns(UserWarning, match="gives probabilities") as told:
+        score_dataset(
+            lambda w, x: jax.nn.softmax(x @ w), (images, labels % 3), params=images[:4, :3]
+        )
+    assert [one.filename for one in told] == [__file__]
+
+
 def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
     for wrong in ({"checkpoints": []}, {"checkpoints": [model], "params": {}}):
         with pytest.raises(ValueError, match="checkpoints take the place of params"):
