@@ -97,8 +97,10 @@ def require_same_rows(**inputs: Any) -> None:
     the order in which that was made. Beside a column of a table that was made with its samples in
     no ascending order, a Series that no such table gave, whose name is a number and whose rows are
     numbered from 0, is told of in a warning: so are the chips of `pivot` or `unstack` and
-    `reset_index`, which sort by sample. Not seen: values that were computed of such columns, what
-    `groupby` sorts or a pivot names by words, and two tables both sorted.
+    `reset_index`, which sort by sample. An index with a name, as `groupby` gives, names samples:
+    row numbers that a sort gave anew are refused beside it, those of a table in no ascending order
+    told of. Not seen: values that were computed of such columns, what `groupby` sorts without
+    `index`, or a pivot names by words, and two tables both sorted.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -127,6 +129,7 @@ def require_same_rows(**inputs: Any) -> None:
     as_made: dict[str, pd.Index] = {}
     unsorted: dict[str, pd.Index] = {}
     unknown: dict[str, pd.Index] = {}
+    named: dict[str, pd.Index] = {}
     arrays, unsure = [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -143,6 +146,8 @@ def require_same_rows(**inputs: Any) -> None:
                 unsorted.setdefault(name, index)
             if isinstance(part, pd.Series) and _is_one_of_a_pivot(part):
                 unknown.setdefault(name, index)
+            if index.name is not None:
+                named.setdefault(name, index)
             _require_equal(name, index, first, its)
             if not index.is_(its) and index.has_duplicates:
                 unsure.append(name)
@@ -157,6 +162,15 @@ def require_same_rows(**inputs: Any) -> None:
                     f"row numbers are other samples: leave out reset_index, or {_MERGE}; pass "
                     ".to_numpy() of both if row i of both is one sample"
                 )
+        if named and tables[name][1:2] == tables[name][2:3]:  # made in the order of its samples
+            other, its = next(iter(named.items()))
+            raise ValueError(
+                f"{name} is of a table that was sorted and its rows then numbered anew, as by "
+                f"reset_index(drop=True), and the index of {other} names samples ({its.name!r}), "
+                f"which are others than the rows of these numbers: take {name} of "
+                f"table.set_index({its.name!r}), or pass .to_numpy() of both if row i of both is "
+                "one sample"
+            )
     for name, index in rows.items():
         ordered = isinstance(inputs[name], pd.Index) or index.is_monotonic_increasing
         if arrays and not ordered:
@@ -166,12 +180,13 @@ def require_same_rows(**inputs: Any) -> None:
                 "is one sample"
             )
     for other, its in unsorted.items():
-        strange = [name for name, index in unknown.items() if not index.is_(its)]
+        strange = [name for name, index in (unknown | named).items() if not index.is_(its)]
         if strange:
             warnings.warn(
                 f"{other} is of a table whose samples are in no ascending order by its column "
-                f"'index', and {strange[0]} has row numbers of its own: a pivot or unstack sorts "
-                "by sample, so that equal row numbers may be other samples; leave out reset_index "
+                f"'index', and {strange[0]} has row numbers of its own, or names samples: a pivot, "
+                "unstack or groupby sorts by sample, so that equal numbers may be other samples; "
+                "leave out reset_index "
                 f"and take {other} of table.set_index('index'), both .reindex one index, or pass "
                 ".to_numpy() of both if row i of both is one sample",
                 stacklevel=3,

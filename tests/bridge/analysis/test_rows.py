@@ -516,6 +516,41 @@ def test_a_table_whose_rows_were_sorted_and_numbered_anew_is_refused(
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
 
 
+def shares(table: pd.DataFrame) -> pd.Series:
+    return table.groupby("index")["correct"].any()
+
+
+def test_rows_that_were_numbered_anew_are_refused_beside_samples() -> None:
+    """What `groupby` gives is by sample, and row numbers of a table in another order are not."""
+    scores, chips = a_table(np.arange(N)), of_chips(np.arange(N))
+    values = scores["score"].to_numpy(), scores["correct"].to_numpy()
+    right = bridge.failure_table(*values, shares(chips).to_numpy())
+    for table in (scores, scores.set_index("index")):
+        same(right, bridge.failure_table(table["score"], table["correct"], shares(chips)))
+    moved = sorted_anew(scores)
+    message = r"score is of a table that was sorted.*analog_correct names samples \('index'\)"
+    with pytest.raises(ValueError, match=message):
+        bridge.failure_table(moved["score"], moved["correct"], shares(chips))
+    by_sample = chips.pivot(index="chip", columns="index", values="correct")
+    with pytest.raises(ValueError, match=message):
+        bridge.failure_table(moved["score"], moved["correct"], by_sample)
+    cured = moved.set_index("index")
+    with pytest.raises(ValueError, match="align them"):
+        bridge.failure_table(cured["score"], cured["correct"], shares(chips))
+    found = shares(chips).reindex(cured.index)
+    assert np.array_equal(
+        bridge.failure_table(cured["score"], cured["correct"], found)["failures"],
+        right["failures"],
+    )
+
+
+def test_a_table_in_no_order_beside_samples_is_told() -> None:
+    samples = np.random.default_rng(3).permutation(N)
+    scores, chips = a_table(samples), of_chips(samples)
+    with pytest.warns(UserWarning, match="names samples: a pivot, unstack or groupby sorts"):
+        bridge.failure_table(scores["score"], scores["correct"], shares(chips))
+
+
 def through_parquet(table: pd.DataFrame) -> pd.DataFrame:
     file = io.BytesIO()
     table.to_parquet(file)
