@@ -83,6 +83,19 @@ def require_rows_in_order(values: Any, what: str = "labels") -> None:
     )
 
 
+def require_labels_of(images: Any, labels: Any) -> None:
+    """Refuses labels in another order than images, where pandas says so: of a DataFrame `[samples,
+    features]` the labels of another index, of an array a Series as `require_rows_in_order` does.
+
+    Raises:
+        ValueError: they are.
+    """
+    if hasattr(images, "iloc"):  # a DataFrame
+        require_same_rows(images=images.T, labels=labels)
+    else:
+        require_rows_in_order(labels)
+
+
 def require_same_rows(**inputs: Any) -> None:
     """Refuses what pandas would align by its index, and arrays are taken by position.
 
