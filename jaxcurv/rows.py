@@ -44,17 +44,25 @@ def column_checksums(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, s
     can tell that a column is not in the order in which its table was made.
 
     Args:
-        columns: by name, `[rows]` each; those that hold other things than numbers are left out.
+        columns: by name, `[rows]` each, `index` among them; those that hold other things than
+            numbers are left out.
 
     Returns:
-        One entry: by column a text, the CRC-32 of the sorted and of the given values.
+        One entry: by column a text, the CRC-32 of the sorted values, of the given ones and of those
+        in the order of `index`.
     """
     numbers = {name: one for name, one in columns.items() if one.dtype.kind in "biuf"}
-    return {_COLUMNS: {name: _in_any_and_in_this_order(one) for name, one in numbers.items()}}
+    by_sample = np.argsort(columns["index"], kind="stable")
+    return {
+        _COLUMNS: {
+            name: " ".join(map(_crc, (np.sort(one), one, one[by_sample])))
+            for name, one in numbers.items()
+        }
+    }
 
 
-def _in_any_and_in_this_order(values: np.ndarray) -> str:
-    return " ".join(f"{zlib.crc32(one.tobytes()):08x}" for one in (np.sort(values), values))
+def _crc(values: np.ndarray) -> str:
+    return f"{zlib.crc32(values.tobytes()):08x}"
 
 
 def require_rows_in_order(values: Any, what: str = "labels") -> None:
@@ -111,9 +119,9 @@ def require_same_rows(**inputs: Any) -> None:
     no ascending order, a Series that no such table gave, whose name is a number and whose rows are
     numbered from 0, is told of in a warning: so are the chips of `pivot` or `unstack` and
     `reset_index`, which sort by sample. An index with a name, as `groupby` gives, names samples:
-    row numbers that a sort gave anew are refused beside it, those of a table in no ascending order
-    told of. Not seen: values that were computed of such columns, what `groupby` sorts without
-    `index`, or a pivot names by words, and two tables both sorted.
+    beside it a column by row numbers that is not in the order of its samples is refused, by
+    `column_checksums`. Not seen: values that were computed of such columns, a pivot by words or of
+    a `groupby` whose index was then reset, and two tables both sorted.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -143,7 +151,7 @@ def require_same_rows(**inputs: Any) -> None:
     unsorted: dict[str, pd.Index] = {}
     unknown: dict[str, pd.Index] = {}
     named: dict[str, pd.Index] = {}
-    arrays, unsure = [], []
+    arrays, unsure, not_by_sample = [], [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
         found = [part for part in parts if isinstance(part, pd.Series | pd.DataFrame | pd.Index)]
@@ -155,6 +163,8 @@ def require_same_rows(**inputs: Any) -> None:
                 _require_one_table(name, made, tables)
                 if (was_moved := _was_moved(part)) is not None:
                     (moved if was_moved else as_made).setdefault(name, index)
+                if _is_by_sample(part) is False:
+                    not_by_sample.append(name)
             if isinstance(part, pd.Series) and _in_no_order(part):
                 unsorted.setdefault(name, index)
             if isinstance(part, pd.Series) and _is_one_of_a_pivot(part):
@@ -175,15 +185,14 @@ def require_same_rows(**inputs: Any) -> None:
                     f"row numbers are other samples: leave out reset_index, or {_MERGE}; pass "
                     ".to_numpy() of both if row i of both is one sample"
                 )
-        if named and tables[name][1:2] == tables[name][2:3]:  # made in the order of its samples
-            other, its = next(iter(named.items()))
-            raise ValueError(
-                f"{name} is of a table that was sorted and its rows then numbered anew, as by "
-                f"reset_index(drop=True), and the index of {other} names samples ({its.name!r}), "
-                f"which are others than the rows of these numbers: take {name} of "
-                f"table.set_index({its.name!r}), or pass .to_numpy() of both if row i of both is "
-                "one sample"
-            )
+    if named and not_by_sample:
+        name, (other, its) = not_by_sample[0], next(iter(named.items()))
+        raise ValueError(
+            f"{name} is by row numbers of a table in another order than that of its samples, and "
+            f"the index of {other} names samples ({its.name!r}): take {name} of "
+            f"table.set_index({its.name!r}), or pass .to_numpy() of both if row i of both is one "
+            "sample"
+        )
     for name, index in rows.items():
         ordered = isinstance(inputs[name], pd.Index) or index.is_monotonic_increasing
         if arrays and not ordered:
@@ -241,14 +250,27 @@ def _whole_table(part: Any) -> list[str]:
 def _was_moved(part: Any) -> bool | None:
     """Whether a column of a whole table has the values that it was made with, under other row
     numbers; None where this is not known, as of computed values, or makes no difference."""
+    made, found = _checksums(part)
+    return made[1] != found if found else None
+
+
+def _is_by_sample(part: Any) -> bool | None:
+    """Whether a column of a whole table is in the order of its samples; None as `_was_moved`, and
+    for tables of earlier versions."""
+    made, found = _checksums(part)
+    return made[2] == found if found and made[2:] else None
+
+
+def _checksums(part: Any) -> tuple[list[str], str]:
+    """What a table said of a column, and the CRC-32 of its values by row number; the latter empty
+    where they are not the same values, or all alike."""
     made = part.attrs.get(_COLUMNS, {}).get(part.name, "").split()
-    if len(made) != 2 or not np.array_equal(np.sort(part.index), np.arange(len(part))):
-        return None
+    if len(made) not in (2, 3) or not np.array_equal(np.sort(part.index), np.arange(len(part))):
+        return made, ""
     values = part.to_numpy()[np.argsort(part.index)]
     if values.dtype.kind not in "biuf" or not np.any(values != values[:1]):
-        return None
-    found = _in_any_and_in_this_order(values).split()
-    return found[1] != made[1] if found[0] == made[0] else None
+        return made, ""
+    return made, _crc(values) if _crc(np.sort(values)) == made[0] else ""
 
 
 def _in_no_order(part: Any) -> bool:
