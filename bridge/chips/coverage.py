@@ -34,7 +34,9 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     parameters, such as learned queries, and filters in the Fourier domain, which are complex values
     times parameters. What is written out with `*` and a sum has no row. `program` refuses it, but
     for products of a single output, `(x * w).sum(-1)`, and a stack of such, as a depthwise
-    convolution by `unfold` is: these stay digital and nothing tells.
+    convolution by `unfold` is: these stay digital and nothing tells. Distances to parameters have
+    no row. `program` warns of sums of squared or absolute differences, and not of other distances
+    (`F.huber_loss`), nor of those to one vector at a time.
 
         table = bridge.coverage(model, images)
         share = table.loc[table["place"] == "analog", "macs"].sum() / table["macs"].sum()
