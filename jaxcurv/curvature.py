@@ -47,7 +47,7 @@ from jaxcurv.estimators import (
     Spectral,
     check_estimator,
 )
-from jaxcurv.rows import require_rows_in_order, require_same_rows
+from jaxcurv.rows import require_labels_of
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,7 @@ def input_curvature(
         should, or, for Gauss-Newton, a loss that is not convex in the logits or a model with a
         `jax.custom_vjp`.
     """
-    if hasattr(images, "iloc"):  # a DataFrame
-        require_same_rows(images=images.T, labels=labels)
-    else:
-        require_rows_in_order(labels)
+    require_labels_of(images, labels)
     pixels = as_images(images)
     if indices is None:
         indices = np.arange(len(pixels) if pixels.ndim else 0)

@@ -44,17 +44,25 @@ def column_checksums(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, s
     can tell that a column is not in the order in which its table was made.
 
     Args:
-        columns: by name, `[rows]` each; those that hold other things than numbers are left out.
+        columns: by name, `[rows]` each, `index` among them; those that hold other things than
+            numbers are left out.
 
     Returns:
-        One entry: by column a text, the CRC-32 of the sorted and of the given values.
+        One entry: by column a text, the CRC-32 of the sorted values, of the given ones and of those
+        in the order of `index`.
     """
     numbers = {name: one for name, one in columns.items() if one.dtype.kind in "biuf"}
-    return {_COLUMNS: {name: _in_any_and_in_this_order(one) for name, one in numbers.items()}}
+    by_sample = np.argsort(columns["index"], kind="stable")
+    return {
+        _COLUMNS: {
+            name: " ".join(map(_crc, (np.sort(one), one, one[by_sample])))
+            for name, one in numbers.items()
+        }
+    }
 
 
-def _in_any_and_in_this_order(values: np.ndarray) -> str:
-    return " ".join(f"{zlib.crc32(one.tobytes()):08x}" for one in (np.sort(values), values))
+def _crc(values: np.ndarray) -> str:
+    return f"{zlib.crc32(values.tobytes()):08x}"
 
 
 def require_rows_in_order(values: Any, what: str = "labels") -> None:
@@ -83,6 +91,19 @@ def require_rows_in_order(values: Any, what: str = "labels") -> None:
     )
 
 
+def require_labels_of(images: Any, labels: Any) -> None:
+    """Refuses labels in another order than images, where pandas says so: of a DataFrame `[samples,
+    features]` the labels of another index, of an array a Series as `require_rows_in_order` does.
+
+    Raises:
+        ValueError: they are.
+    """
+    if hasattr(images, "iloc"):  # a DataFrame
+        require_same_rows(images=images.T, labels=labels)
+    else:
+        require_rows_in_order(labels)
+
+
 def require_same_rows(**inputs: Any) -> None:
     """Refuses what pandas would align by its index, and arrays are taken by position.
 
@@ -97,8 +118,10 @@ def require_same_rows(**inputs: Any) -> None:
     the order in which that was made. Beside a column of a table that was made with its samples in
     no ascending order, a Series that no such table gave, whose name is a number and whose rows are
     numbered from 0, is told of in a warning: so are the chips of `pivot` or `unstack` and
-    `reset_index`, which sort by sample. Not seen: values that were computed of such columns, what
-    `groupby` sorts or a pivot names by words, and two tables both sorted.
+    `reset_index`, which sort by sample. An index with a name, as `groupby` gives, names samples:
+    beside it a column by row numbers that is not in the order of its samples is refused, by
+    `column_checksums`. Not seen: values that were computed of such columns, a pivot by words or of
+    a `groupby` whose index was then reset, and two tables both sorted.
 
     Args:
         inputs: by their names in the message; a Series's samples are its index, a DataFrame's
@@ -127,7 +150,8 @@ def require_same_rows(**inputs: Any) -> None:
     as_made: dict[str, pd.Index] = {}
     unsorted: dict[str, pd.Index] = {}
     unknown: dict[str, pd.Index] = {}
-    arrays, unsure = [], []
+    named: dict[str, pd.Index] = {}
+    arrays, unsure, not_by_sample = [], [], []
     for name, value in inputs.items():
         parts = value if isinstance(value, list | tuple) else [value]
         found = [part for part in parts if isinstance(part, pd.Series | pd.DataFrame | pd.Index)]
@@ -139,10 +163,14 @@ def require_same_rows(**inputs: Any) -> None:
                 _require_one_table(name, made, tables)
                 if (was_moved := _was_moved(part)) is not None:
                     (moved if was_moved else as_made).setdefault(name, index)
+                if _is_by_sample(part) is False:
+                    not_by_sample.append(name)
             if isinstance(part, pd.Series) and _in_no_order(part):
                 unsorted.setdefault(name, index)
             if isinstance(part, pd.Series) and _is_one_of_a_pivot(part):
                 unknown.setdefault(name, index)
+            if index.name is not None:
+                named.setdefault(name, index)
             _require_equal(name, index, first, its)
             if not index.is_(its) and index.has_duplicates:
                 unsure.append(name)
@@ -157,6 +185,14 @@ def require_same_rows(**inputs: Any) -> None:
                     f"row numbers are other samples: leave out reset_index, or {_MERGE}; pass "
                     ".to_numpy() of both if row i of both is one sample"
                 )
+    if named and not_by_sample:
+        name, (other, its) = not_by_sample[0], next(iter(named.items()))
+        raise ValueError(
+            f"{name} is by row numbers of a table in another order than that of its samples, and "
+            f"the index of {other} names samples ({its.name!r}): take {name} of "
+            f"table.set_index({its.name!r}), or pass .to_numpy() of both if row i of both is one "
+            "sample"
+        )
     for name, index in rows.items():
         ordered = isinstance(inputs[name], pd.Index) or index.is_monotonic_increasing
         if arrays and not ordered:
@@ -166,12 +202,13 @@ def require_same_rows(**inputs: Any) -> None:
                 "is one sample"
             )
     for other, its in unsorted.items():
-        strange = [name for name, index in unknown.items() if not index.is_(its)]
+        strange = [name for name, index in (unknown | named).items() if not index.is_(its)]
         if strange:
             warnings.warn(
                 f"{other} is of a table whose samples are in no ascending order by its column "
-                f"'index', and {strange[0]} has row numbers of its own: a pivot or unstack sorts "
-                "by sample, so that equal row numbers may be other samples; leave out reset_index "
+                f"'index', and {strange[0]} has row numbers of its own, or names samples: a pivot, "
+                "unstack or groupby sorts by sample, so that equal numbers may be other samples; "
+                "leave out reset_index "
                 f"and take {other} of table.set_index('index'), both .reindex one index, or pass "
                 ".to_numpy() of both if row i of both is one sample",
                 stacklevel=3,
@@ -213,14 +250,27 @@ def _whole_table(part: Any) -> list[str]:
 def _was_moved(part: Any) -> bool | None:
     """Whether a column of a whole table has the values that it was made with, under other row
     numbers; None where this is not known, as of computed values, or makes no difference."""
+    made, found = _checksums(part)
+    return made[1] != found if found else None
+
+
+def _is_by_sample(part: Any) -> bool | None:
+    """Whether a column of a whole table is in the order of its samples; None as `_was_moved`, and
+    for tables of earlier versions."""
+    made, found = _checksums(part)
+    return made[2] == found if found and made[2:] else None
+
+
+def _checksums(part: Any) -> tuple[list[str], str]:
+    """What a table said of a column, and the CRC-32 of its values by row number; the latter empty
+    where they are not the same values, or all alike."""
     made = part.attrs.get(_COLUMNS, {}).get(part.name, "").split()
-    if len(made) != 2 or not np.array_equal(np.sort(part.index), np.arange(len(part))):
-        return None
+    if len(made) not in (2, 3) or not np.array_equal(np.sort(part.index), np.arange(len(part))):
+        return made, ""
     values = part.to_numpy()[np.argsort(part.index)]
     if values.dtype.kind not in "biuf" or not np.any(values != values[:1]):
-        return None
-    found = _in_any_and_in_this_order(values).split()
-    return found[1] != made[1] if found[0] == made[0] else None
+        return made, ""
+    return made, _crc(values) if _crc(np.sort(values)) == made[0] else ""
 
 
 def _in_no_order(part: Any) -> bool:

@@ -30,10 +30,13 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     """Every matrix product of a forward pass: its size, and whether tiles compute it.
 
     The products are those of the exported network (`torch.export`): those with weights outside of
-    their layer and those of two activations are among them, and filters in the Fourier domain,
-    which are complex values times parameters. What is written out with `*` and a sum has no row.
-    `program` refuses it, but for products of a single output, `(x * w).sum(-1)`, and a stack of
-    such, as a depthwise convolution by `unfold` is: these stay digital and nothing tells.
+    their layer and those of two activations are among them, those of a layer on tiles that is given
+    parameters, such as learned queries, and filters in the Fourier domain, which are complex values
+    times parameters. What is written out with `*` and a sum has no row. `program` refuses it, but
+    for products of a single output, `(x * w).sum(-1)`, and a stack of such, as a depthwise
+    convolution by `unfold` is: these stay digital and nothing tells. Distances to parameters have
+    no row. `program` warns of sums of squared or absolute differences, and not of other distances
+    (`F.huber_loss`), nor of those to one vector at a time.
 
         table = bridge.coverage(model, images)
         share = table.loc[table["place"] == "analog", "macs"].sum() / table["macs"].sum()
@@ -63,10 +66,14 @@ def coverage(model: nn.Module, images: Any, *, digital_layers: Sequence[str] = (
     copied = without_compilation(copy_of(model), on_chip)
     plain = fold_parametrizations(with_equivalents(copied, on_chip), on_chip)
     left = staying_digital(plain, digital_layers)
+
+    def on_tiles(path: str) -> bool:
+        return is_mapped(plain.get_submodule(path)) and path not in reasons and not left(path)
+
     with progress(1, f"products of {type(model).__name__}", "network", side=True) as shown:
         graph, params, example = graph_of(plain, images)
         shape = jax.ShapeDtypeStruct(tuple(example.shape), _dtype(example))
-        found = products(graph, params, shape)
+        found = products(graph, params, shape, on_tiles)
         shown.update()
     shapes = {name: tuple(array.shape) for name, array in params.items()}
     parameters = {name for name, _ in plain.named_parameters(remove_duplicate=False)}

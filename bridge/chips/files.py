@@ -99,7 +99,8 @@ def load_chip(
         largest and what rounding does.
       rpu_config: the configuration that was programmed with, where it was AIHWKit's own and given
         to `program`.
-      memories: the class of your own memory, where it was programmed into one.
+      memories: the class of your own memory, where it was programmed into one, and those of
+        dataclasses that its fields hold.
 
     Raises:
       FileNotFoundError: no such file.

@@ -453,8 +453,8 @@ def from_json(value: Any, memories: Sequence[type] = ()) -> Any:
     kinds = {kind.__name__: kind for kind in memories} | _KINDS
     if value["kind"] not in kinds:
         raise ValueError(
-            f"{value['kind']!r} is not a setting known here; if it is a memory of your own, pass "
-            "its class: memories=(ITS_CLASS,)"
+            f"{value['kind']!r} is not a setting known here; if it is a memory of your own, or "
+            "what a field of one holds, pass its class too: memories=(ITS_CLASS,)"
         )
     in_file = _NAMES_IN_FILES.get(value["kind"], {})
     names = {stored: name for name, stored in in_file.items()}

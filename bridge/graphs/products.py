@@ -1,7 +1,7 @@
 """The matrix products of a forward pass: where they are, what they cost, and their weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ _FACTORS = {
     (0, 1),
 )
 """Which arguments of an operator are the factors of a product; others are added."""
+_OF_LAYERS = ("aten.convolution.default", "aten.linear.default")
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,23 @@ class Product:
     filters: bool = False
 
 
-def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Product]:
+def products(
+    graph: Graph, params: Mapping[str, Array], images: Any, on_tiles: Callable[[str], bool]
+) -> list[Product]:
     """The products in the order in which they run; nothing is computed.
 
-    What depends on parameters alone, such as a weight that is made of others, is no product.
+    What depends on parameters alone, such as a weight that is made of others, is no product, unless
+    a tile computes it, as of learned queries.
 
     Args:
       graph: of a network.
       params: its weights.
       images: as the module takes them, or their shape; several samples.
+      on_tiles: whether the layer at a path is on tiles.
     """
     found: list[Product] = []
-    made_of = _made_of(graph)
+    by_tiles = _by_tiles(graph, on_tiles)
+    made_of, each, samples = _made_of(graph, by_tiles), {graph.image}, images.shape[0]
     shapes = {graph.image: images.shape}
     shapes |= {name: params[path].shape for name, path in graph.tensors}
     shapes |= {name: one.shape for name, one in graph.constants}
@@ -82,14 +88,18 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
 
     def see(node: Node, arguments: Sequence[Any], value: Any) -> None:
         known[node.name] = _result(node, value, made_of[node.name], known)
+        if _is_of_each_sample(node, known[node.name].shape, known, each, samples):
+            each.add(node.name)
         if by := _filter(node, value, made_of, known):
-            macs = math.prod(value.shape) // images.shape[0]
+            macs = math.prod(value.shape) // samples
             found.append(Product(node.layer, "mul", tuple(sorted(by)), macs, filters=True))
         if node.operator not in _FACTORS or made_of[node.name] is not None:
             return
         factors = [node.arguments[i] for i in _FACTORS[node.operator]]
         names = [one.name for one in factors if isinstance(one, Ref)]
         weights = [made_of[name] for name in names]
+        if node.name in by_tiles:
+            weights = [None, frozenset([by_tiles[node.name]])]
         activations = all(one is None for one in weights)
         of_input = [known[name].scaled for name in names]
         scaled = [one.parameters for one in of_input]
@@ -100,7 +110,7 @@ def products(graph: Graph, params: Mapping[str, Array], images: Any) -> list[Pro
                 node.layer,
                 node.operator.split(".")[1],
                 tuple(sorted(frozenset().union(*(scaled if is_scaled else filter(None, weights))))),
-                _macs(node.operator, arguments, value) // images.shape[0],
+                _macs(node.operator, arguments, value) // (samples if node.name in each else 1),
                 arguments[8] if convolution else 1,
                 bool(arguments[6]) if convolution else False,
                 activations and not is_scaled,
@@ -149,8 +159,9 @@ def _result(
     return _operand(shape, made_of)._replace(numbers=numbers, scaled=scaled, ids=ids)
 
 
-def _made_of(graph: Graph) -> dict[str, frozenset[str] | None]:
-    """The parameters that each value is made of; None where it depends on the input."""
+def _made_of(graph: Graph, by_tiles: Mapping[str, str]) -> dict[str, frozenset[str] | None]:
+    """The parameters that each value is made of; None where it depends on the input, or on what
+    tiles give."""
     known: dict[str, frozenset[str] | None] = {graph.image: None}
     known |= {name: frozenset([path]) for name, path in graph.tensors}
     known |= {name: frozenset() for name, _ in graph.constants}
@@ -160,8 +171,32 @@ def _made_of(graph: Graph) -> dict[str, frozenset[str] | None]:
             continue
         of = [known[name] for name in references([*node.arguments, *dict(node.options).values()])]
         names = [one for one in of if one is not None]
-        known[node.name] = frozenset().union(*names) if len(names) == len(of) else None
+        alone = len(names) == len(of) and node.name not in by_tiles
+        known[node.name] = frozenset().union(*names) if alone else None
     return known
+
+
+def _by_tiles(graph: Graph, on_tiles: Callable[[str], bool]) -> dict[str, str]:
+    """The values that a layer on tiles makes of what it is given, each with the layer's weight."""
+    names, found = dict(graph.tensors), {}
+    for node in graph.nodes:
+        if node.operator in _OF_LAYERS and isinstance(node.arguments[1], Ref):
+            weight = names.get(node.arguments[1].name)
+            own = weight == f"{node.layer}.weight".removeprefix(".")
+            if weight is not None and own and on_tiles(node.layer):
+                found[node.name] = weight
+    return found
+
+
+def _is_of_each_sample(
+    node: Node, shape: tuple[int, ...], known: Mapping[str, Operand], each: set[str], samples: int
+) -> bool:
+    """Whether a value is made of such, or of one for all samples that is repeated for each."""
+    of = references([*node.arguments, *dict(node.options).values()])
+    if not each.isdisjoint(of):
+        return True
+    repeats = node.operator in ("aten.expand.default", "aten.repeat.default")
+    return repeats and math.prod(shape) == math.prod(known[of[0]].shape) * samples
 
 
 def _macs(operator: str, arguments: Sequence[Any], value: Any) -> int:

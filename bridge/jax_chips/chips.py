@@ -557,7 +557,14 @@ def _require_logits(
         return beside, jax.lax.map(one_by_one, alike)
 
     with jax.default_matmul_precision(PRECISION):
-        given = both(params, by(factors), by(np.stack([levels, levels], axis=-1)))
+        try:
+            given = both(params, by(factors), by(np.stack([levels, levels], axis=-1)))
+        except NotImplementedError as error:
+            raise ValueError(
+                "a chip maps the function over single samples by jax.vmap, which cannot map one of "
+                f"its operations ({error}): write that one with others, as jax.lax.ragged_dot with "
+                "jnp.einsum over all experts"
+            ) from error
         beside, alone = (np.asarray(one, np.float32) for one in given)
     rounds = any(jnp.issubdtype(one, jnp.floating) and one.itemsize < 4 for one in dtypes(program))
     same = beside.shape[1:] == alone.shape[1:]

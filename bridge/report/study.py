@@ -84,7 +84,8 @@ def study(
         predictions: a row a sample, chip, profile and time, as `bridge.simulate` returns them. Of
             any other chip, a real one too, index and prediction (the number of a class) suffice;
             may have chip, profile, time (in seconds), correct, label, path and fold. A profile that
-            was read at several times becomes one for each, such as "pcm at 3,600 s".
+            was read at several times becomes one for each, such as "pcm at 3,600 s". Whether the
+            chips have the weights that were scored is not seen: after training, score anew.
         images: the source of the images, for thumbnails and the names of classes; None where it is
             not at hand. Without it classes are called as the folders in which their files lie. A
             report refuses one whose labels are not those of the scores; images that were shuffled

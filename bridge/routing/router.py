@@ -35,7 +35,9 @@ _LARGEST = {"margin": 0.0, "least_confidence": 1.0}
 def _told(score: object) -> str:
     """What was given as scores, in a few words."""
     if isinstance(score, pd.Series):
-        return "a Series; give score.to_dict()"
+        return (
+            "a Series; give dict(zip(table['index'], table['curvature'])), by sample and not by row"
+        )
     return repr(score) if isinstance(score, str) else f"a {type(score).__name__}"
 
 

@@ -19,7 +19,7 @@ from jaxcurv.data.layouts import (
 )
 from jaxcurv.data.loaders import dataset_of
 from jaxcurv.data.sources import Sample, Source, samples_at
-from jaxcurv.rows import require_rows_in_order
+from jaxcurv.rows import require_labels_of
 
 SourceLike: TypeAlias = Any
 """What `as_source` takes."""
@@ -54,7 +54,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = Tr
 
             - a `Source`, which is returned as it is;
             - a pair (images, labels): arrays `[n, height, width, channel]` and integers `[n]`; of
-              torch tensors the images are `[n, channel, height, width]`;
+              torch tensors the images are `[n, channel, height, width]`; a DataFrame `[n, feature]`
+              goes with labels of its own index;
             - a data set with `len()` whose items by position are pairs (image, label), such as a
               map-style torch `Dataset`, or rows with names, such as Hugging Face's. A row's index
               is its "index", or else its position, as that of a pair is. So it is the position in
@@ -68,7 +69,8 @@ def as_source(given: SourceLike, *, keys: Keys | None = None, classes: bool = Tr
     Raises:
         ValueError: what has no length or no access by position (a generator, a stream), a table,
             a dictionary (of splits, say), arrays of unequal lengths, a shuffled Series of labels
-            (whose index counts from 0, in another order), labels that are not whole numbers,
+            (whose index counts from 0, in another order), labels of another index than a
+            DataFrame's, labels that are not whole numbers,
             items that are neither pairs nor rows, a name that no row has, or a
             `DataLoader` with a sampler or a collate function of its own.
     """
@@ -292,14 +294,17 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_pair_of_arrays(given: Any) -> bool:
-    """Whether it is (images, labels), the labels in an array too or in a list."""
-    if not isinstance(given, tuple | list) or len(given) != 2 or not _is_array(given[0]):
+    """Whether it is (images, labels), the labels in an array too or in a list, the images in an
+    array or a DataFrame."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return False
+    if not _is_array(given[0]) and not hasattr(given[0], "iloc"):
         return False
     return hasattr(given[1], "__array__") or isinstance(given[1], tuple | list)
 
 
 def _from_arrays(images: Any, labels: Any, classes: bool) -> ArrayPair:
-    require_rows_in_order(labels)
+    require_labels_of(images, labels)
     images = as_images(images)
     labels = as_images(labels) if is_tensor(labels) else plain_array(labels, "labels")
     if images.ndim < 2 or labels.ndim == 0 or len(images) != len(labels):

@@ -255,6 +255,8 @@ def _has_16_bits(image: "Image.Image") -> bool:
     """Whether a gray level or a colour has 16 bits in the file."""
     if image.format == "TIFF":
         return _tiff_tag(image, _BITS_PER_SAMPLE, 1) == 16
+    if image.format != "PNG":  # the 16 bits of a BMP are of three colours together
+        return False
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
 
 

@@ -516,6 +516,45 @@ def test_a_table_whose_rows_were_sorted_and_numbered_anew_is_refused(
     assert merged_failures(scores, predictions) == by_hand(scores, predictions)
 
 
+def shares(table: pd.DataFrame) -> pd.Series:
+    return table.groupby("index")["correct"].any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("samples", [np.arange(N), np.random.default_rng(3).permutation(N)])
+def test_row_numbers_in_another_order_are_refused_beside_samples(samples: Any) -> None:
+    """What `groupby` gives is by sample, and row numbers of a table in another order are not."""
+    scores, chips = a_table(samples), of_chips(samples)
+    by_sample = sorted_anew(scores, "index")
+    values = by_sample["score"].to_numpy(), by_sample["correct"].to_numpy()
+    right = bridge.failure_table(*values, shares(chips).to_numpy())
+    named = scores.set_index("index").sort_index()
+    for table in (by_sample, named):
+        same(right, bridge.failure_table(table["score"], table["correct"], shares(chips)))
+    pivoted = chips.pivot(index="chip", columns="index", values="correct")
+    moved = sorted_anew(scores)
+    for table in (moved, scores) if samples[0] else (moved,):
+        for analog in (shares(chips), pivoted):
+            with pytest.raises(ValueError, match=r"score is by row numbers of a table in another"):
+                bridge.failure_table(table["score"], table["correct"], analog)
+            with pytest.raises(ValueError, match=r"digital_correct is by row numbers of a table"):
+                bridge.failure_table(-table["score"], table["correct"], analog)
+    cured = moved.set_index("index")
+    with pytest.raises(ValueError, match="align them"):
+        bridge.failure_table(cured["score"], cured["correct"], shares(chips))
+    found = bridge.failure_table(
+        cured["score"], cured["correct"], shares(chips).reindex(cured.index)
+    )
+    assert np.array_equal(found["failures"], right["failures"])
+
+
+def test_values_that_were_computed_in_no_order_are_told_beside_samples() -> None:
+    samples = np.random.default_rng(3).permutation(N)
+    scores, chips = a_table(samples), of_chips(samples)
+    with pytest.warns(UserWarning, match="names samples: a pivot, unstack or groupby sorts"):
+        bridge.failure_table(-scores["score"], scores["score"] < 0.9, shares(chips))
+
+
 def through_parquet(table: pd.DataFrame) -> pd.DataFrame:
     file = io.BytesIO()
     table.to_parquet(file)

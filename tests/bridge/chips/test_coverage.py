@@ -261,3 +261,36 @@ def test_a_network_on_tiles_is_refused():
     chip = program(nn.Sequential(nn.Linear(4, 2)).eval(), PROFILES["ideal"], seed=0)
     with pytest.raises(ValueError, match="on tiles already"):
         coverage(chip.analog, np.zeros((2, 4), np.float32))
+
+
+class Queries(nn.Module):
+    """Learned queries that go through layers, for each sample or once for all, and a weight that a
+    layer makes of a latent."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.queries, self.latent = (nn.Parameter(torch.randn(n)) for n in ((1, 3, 4), (5, 2)))
+        self.q, self.k, self.out, self.made = (nn.Linear(n, 4) for n in (4, 4, 4, 2))
+        self.each = each
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        queries = self.queries.expand(len(x), -1, -1) if self.each else self.queries
+        found = self.q(queries).expand(len(x), -1, -1)
+        found = F.scaled_dot_product_attention(found, self.k(x), x)
+        return F.linear(self.out(found.mean(1)), self.made(self.latent))
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_layers_of_learned_queries_are_there(each):
+    model, x = Queries(each).eval(), torch.randn(4, 6, 4)
+    table = coverage(model, x)
+    chip = program(model, PROFILES["ideal"], seed=0, strict=True)
+    chip(x, range(4))
+    assert set(table.loc[table["place"] == "analog", "layer"]) == set(named_layers(chip.analog))
+    assert set(table["reason"]) == {"", "two activations"}
+    macs = table.set_index("layer")["macs"]
+    # Once for all or for each sample: one sample takes as many.
+    assert (macs["q"], macs["k"], macs["out"], macs["made"]) == (3 * 16, 6 * 16, 16, 5 * 8)
+    assert sorted(macs[""]) == [4 * 5, 3 * 6 * 8]
+    digital = coverage(model, x, digital_layers=["q"]).set_index("layer")
+    assert "q" not in digital.index or digital.loc["q", "place"] == "digital"

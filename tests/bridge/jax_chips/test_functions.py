@@ -386,6 +386,11 @@ def test_what_no_tile_computes_is_told() -> None:
         analog(lambda p, x: x @ jnp.asarray(W) @ p["V"], {"V": V}, FINE, X)
 
 
+def of_experts(params: Any, x: Any) -> Any:
+    sizes = jnp.array([len(x), 0])
+    return jax.lax.ragged_dot(x, params["W"], sizes)
+
+
 def in_a_while(params: Any, x: Any) -> Any:
     def of_one(x: Any) -> Any:
         return jax.lax.while_loop(
@@ -400,6 +405,7 @@ REFUSED: dict[str, tuple[Any, Any, Any, Any, str]] = {
     "closed over": (lambda p, x: x @ jnp.asarray(W), {}, FINE, X, "a constant of the function"),
     "whole numbers": (
         lambda p, x: x @ p["W"], {"W": W.astype(np.int8)}, FINE, X, "W has weights of type int8"),
+    "no rule for vmap": (of_experts, {"W": np.stack([W, W])}, FINE, X, r"operations \(ragged_dot"),
     "in a while": (in_a_while, {"W": W}, FINE, X, "inside of while, whose program"),
     "not finite": (lambda p, x: x @ p["W"], {"W": W * np.nan}, FINE, X, "not finite"),
     "no batch": (lambda p, x: x @ p["W"], {"W": W}, FINE, X[0], r"must be \[batch, ...\]"),

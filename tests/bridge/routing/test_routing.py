@@ -258,7 +258,7 @@ def test_router_refuses(model, chip):
     with pytest.raises(ValueError, match="score is one of margin, entropy"):
         Router(model, chip, 0.5, "curvature")
     stored = pd.Series(np.arange(40.0))
-    with pytest.raises(ValueError, match=r"got a Series; give score\.to_dict\(\)$"):
+    with pytest.raises(ValueError, match=r"got a Series; give dict\(zip\(table\['index'\]"):
         Router(model, chip, 0.5, stored)
     with pytest.raises(ValueError, match=r"got a ndarray$"):
         Router(model, chip, 0.5, stored.to_numpy())

@@ -201,6 +201,20 @@ def test_a_shuffled_series_of_labels_is_refused_with_the_cure(name: str | None) 
     assert as_source((images, shuffled.to_numpy())).labels.tolist() == shuffled.tolist()
 
 
+def test_a_data_frame_of_features_goes_with_labels_of_its_own_index() -> None:
+    rows = np.random.default_rng(0).permutation(20)[:12]  # as train_test_split leaves them
+    features = pd.DataFrame(np.arange(48, dtype=np.float32).reshape(12, 4), rows, list("abcd"))
+    labels = pd.Series(np.arange(12) % 3, rows)
+    source = as_source((features, labels))
+    assert source.labels.tolist() == labels.tolist()
+    for position in range(12):
+        assert np.array_equal(source[position]["image"], features.iloc[position])
+    with pytest.raises(ValueError, match=r"labels has the same samples in another order"):
+        as_source((features, labels.sort_index()))
+    with pytest.raises(ValueError, match=r"labels has other samples"):
+        as_source((features, labels.reset_index(drop=True)))
+
+
 @pytest.mark.parametrize(
     "index",
     [[0, 1, 2, 3], [7, 3, 9, 1], [1, 0, 2, 4], [3, 2, 1, 1], [4, 3, 2, 1], list("bcad")],

@@ -346,6 +346,18 @@ def test_ordinary_images_of_16_bits_are_not_told_of() -> None:
     decode(colour_tiff((DARK >> 8).astype(np.uint8)))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_bmp_of_16_bits_has_8_of_each_colour() -> None:
+    """Of 5, 6 and 5 bits, as of a camera's frames; a dark one."""
+    bits = np.array([[0x0000, 0x0821], [0x7BEF, 0x4208]], "<u2")
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, bits.nbytes, 0, 0, 0, 0)
+    start = b"BM" + struct.pack("<IHHI", 66 + bits.nbytes, 0, 0, 66)
+    pixels = decode(start + header + masks + bits[::-1].tobytes())
+    parts = np.stack([bits >> 11, bits >> 5 & 63, bits & 31], -1)
+    assert np.abs(pixels - parts * 255 / np.array([31, 63, 31])).max() < 1
+
+
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
 def test_several_frames_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
     frames = [Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)]
