@@ -307,6 +307,35 @@ def test_fine_tuning_beside_plain_training() -> None:
     assert said in readme
 
 
+def test_fine_tuning_of_cifar100() -> None:
+    table = rows("remedies", 5)
+    found = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "finetune" / "finetune.csv")
+    found = found.query("images == 'all'").set_index(["variant", "measure"])
+    names = {
+        **{"not": "original", "plain": "plain", "noise-aware, all alike": "noise_aware"},
+        **{"weight by curvature": "curvature", "weight by flip probability": "flip_probability"},
+        **{"weight by low margin": "margin", "weight on a random decile": "random"},
+    }
+    for name, variant in names.items():
+        digital, chips, failures = (
+            100 * found.loc[(variant, measure)].drop("images").astype(float)
+            for measure in ("digital_accuracy", "accuracy", "failure_rate")
+        )
+        ends = [f"difference_to_noise_aware{end}" for end in ("", "_low", "_high")]
+        less = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*failures[ends])
+        cells = [
+            *(f"{digital['value']:.1f}", f"{chips['value']:.1f}"),
+            "{:.1f} [{:.1f}, {:.1f}]".format(*failures[["value", "value_low", "value_high"]]),
+            "" if variant == "noise_aware" else less,
+        ]
+        assert table[name] == cells
+    results = " ".join((ROOT / "docs" / "results" / "index.md").read_text().split())
+    noisy, plain = (table[name] for name in ("noise-aware, all alike", "plain"))
+    assert "24.1 % [19.9, 28.4] of the images that it had right" in results
+    assert noisy[2] == "24.1 [19.9, 28.4]"
+    assert plain[3] == "+0.9 [-0.3, +2.1]"
+
+
 def test_what_the_flip_probability_adds_in_the_paper_s_regime() -> None:
     results = " ".join((ROOT / "docs" / "results" / "index.md").read_text().split())
     table = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "predictors.csv").query(
