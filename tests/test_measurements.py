@@ -312,9 +312,13 @@ def test_fine_tuning_of_cifar100() -> None:
     found = pd.read_csv(RESULTS / "cifar100_resnet18_fit" / "finetune" / "finetune.csv")
     found = found.query("images == 'all'").set_index(["variant", "measure"])
     names = {
-        **{"not": "original", "plain": "plain", "noise-aware, all alike": "noise_aware"},
-        **{"weight by curvature": "curvature", "weight by flip probability": "flip_probability"},
-        **{"weight by low margin": "margin", "weight on a random decile": "random"},
+        "not": "original",
+        "plain": "plain",
+        "noise-aware, all alike": "noise_aware",
+        "weight by curvature": "curvature",
+        "weight by flip probability": "flip_probability",
+        "weight by low margin": "margin",
+        "weight on a random decile": "random",
     }
     for name, variant in names.items():
         digital, chips, failures = (

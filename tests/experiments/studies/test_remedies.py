@@ -22,10 +22,11 @@ from bridge.routing.curves import Kind as CostKind
 from bridge.routing.curves import mean_energy
 from experiments.cli import commands
 from experiments.runs.files import read_parquet, sha256
-from experiments.studies import remedies
-from experiments.studies.remedies import Remedies, _curvature, _stored, show, verdict, verdicts
+from experiments.studies import remedies_opened
+from experiments.studies.remedies import Remedies, show, verdict, verdicts
 from experiments.studies.remedies_chips import OWN, Bench, Kind, Predictions, predictions
 from experiments.studies.remedies_deciles import deciles_table, draw
+from experiments.studies.remedies_opened import _curvature, _stored
 from experiments.studies.remedies_plan import Choices, outcomes_table, plan_of
 from experiments.studies.remedies_tables import (
     Outcomes,
@@ -507,7 +508,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bridge.weights.save_weights(folder / "tuned.safetensors", state, tuned)
     own = ("--remedies.tuned", str(folder / "tuned.safetensors"))
     with pytest.MonkeyPatch.context() as patch:  # as if the run had scored its images
-        patch.setattr(remedies, "_curvature", lambda _, test: np.arange(float(len(test))))
+        patch.setattr(remedies_opened, "_curvature", lambda _, test: np.arange(float(len(test))))
         assert commands.run(["remedies", "digits", "--out", str(folder), *FLAGS, *own]) == 0
     return folder
 
