@@ -256,9 +256,12 @@ def _notes(job: Job, dataset: data.ImageDataset, *, chips: bool = True) -> list[
     elif chips:
         notes.append(f"{calibration:,} images of train set the ranges of the converters.")
         if "validation" not in scored and "validation" in settings.folds:
+            apart = choose_folds(dataset, settings, ("validation",))["validation"]
             notes.append(
                 "There is no validation fold: a part of train would promise too much, for the "
-                "network was trained on it. Routing thresholds need one: a folder val beside test."
+                f"network was trained on it, and {len(apart):,} images of train are not scored "
+                "(--data.validation-fraction). Routing thresholds need one: a folder val beside "
+                "test."
             )
     return notes
 

@@ -18,6 +18,7 @@ from bridge.checks import require_between_0_and_1, require_finite
 from bridge.chips.profiles import to_json
 from bridge.chips.sensitive_layers import most_sensitive
 from bridge.report.figure_files import BESIDE
+from bridge.report.folds import Fold
 from bridge.report.tables.formats import counted, with_interval
 from bridge.routing.costs import Costs
 from bridge.routing.guarantees import calibration_size
@@ -50,6 +51,10 @@ from jaxcurv.storage.checksums import read_json, write_json
 _DAY, _YEAR = 86400.0, 365 * 86400.0
 _WITHIN = 0.01
 """How far below the digital accuracy is near enough for the verdict."""
+_CHOSEN_ON: Mapping[Fold, str] = {
+    "validation": "validation images",
+    "test": "test images that were set apart",
+}
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
             "profile_name": settings.profile,
             "times": times,
             "seeds": list(bench.seeds),
+            "chosen_on": opened.chosen_on,
             "choices": asdict(settings.choices),
             "digital_layers": {f"{share:g}": kept for share, kept in plan.kept_digital.items()},
             "digital_accuracy": accuracy,
@@ -217,7 +223,7 @@ def run(opened: Opened, experiment: Experiment, settings: Remedies, out: Path) -
             "confidence": confidence,
         },
     )
-    show(table, best, accuracy, energy)
+    show(table, best, accuracy, energy, opened.chosen_on)
     print(f"{', '.join(map(str, pictures))}, remedies.csv, frontier.csv and remedies.parquet")
 
 
@@ -263,7 +269,7 @@ def verdicts(folder: Path) -> list[str]:
     chips = counted(len(made["seeds"]), "chip")
     return [
         f"{made['profile_name']}, {duration(float(str(time)))} after programming ({chips}). "
-        + verdict(rows, made["digital_accuracy"])
+        + verdict(rows, made["digital_accuracy"], made.get("chosen_on", "validation"))
         for time, rows in frontier_of(folder).groupby("time_s")
     ]
 
@@ -283,7 +289,11 @@ def _promised(levels: Sequence[float], opened: Opened) -> tuple[float, ...]:
 
 
 def show(
-    table: pd.DataFrame, best: pd.DataFrame, accuracy: Mapping[str, float], energy: Costs
+    table: pd.DataFrame,
+    best: pd.DataFrame,
+    accuracy: Mapping[str, float],
+    energy: Costs,
+    chosen_on: Fold,
 ) -> None:
     """Prints for each time every first answer alone, and the frontier at the run's energies."""
     console = Console(highlight=False)
@@ -299,14 +309,14 @@ def show(
         of_time = best[(best["time_s"] == time) & (best["analog_cost"] == cost)]
         if not of_time.empty:
             console.print(_printed(of_time, "the frontier", 1.0))
-            console.print(verdict(of_time, accuracy))
+            console.print(verdict(of_time, accuracy, chosen_on))
     first = table.iloc[0]
     console.print(
         "Accuracy in %, gain over the plain chip in points, with "
         f"{counted(table['time_s'].nunique(), 'time')}, {counted(first['chips'], 'chip')} and "
         f"{first['samples']:,} test images; digital {100 * accuracy['test']:.1f} %. Energy: a "
         f"digital pass is 1, an analog one {cost:g}.\n"
-        "Thresholds and the frontier are chosen on validation images."
+        f"Thresholds and the frontier are chosen on {_CHOSEN_ON[chosen_on]}."
     )
     if first["chips"] == 1:
         print("One chip tells nothing of others: intervals are for other images alone.")
@@ -332,20 +342,24 @@ def _interval(row: Mapping[Any, Any] | pd.Series, name: str) -> str:
     return with_interval(value, low, high, ".1f")
 
 
-def verdict(of_time: pd.DataFrame, accuracy: Mapping[str, float]) -> str:
+def verdict(
+    of_time: pd.DataFrame, accuracy: Mapping[str, float], chosen_on: Fold = "validation"
+) -> str:
     """Which remedy comes within a point of the digital model at the least energy, in a sentence.
 
     Args:
       of_time: the frontier at one time and cost.
       accuracy: the digital model's by fold.
+      chosen_on: the run's fold that the validation images are of.
     """
     row = cheapest_within(of_time, accuracy["validation"], _WITHIN)
     if row is None:
         return f"No remedy comes within {100 * _WITHIN:g} point of the digital accuracy."
     short = _interval(row, "short")
     return (
-        f"Cheapest within {100 * _WITHIN:g} point of the digital accuracy on validation images: "
-        f"{told(row)}, at {row['energy']:.3f} of its energy; on test images {short} points below."
+        f"Cheapest within {100 * _WITHIN:g} point of the digital accuracy on "
+        f"{_CHOSEN_ON[chosen_on]}: {told(row)}, at {row['energy']:.3f} of its energy; on test "
+        f"images {short} points below."
     )
 
 

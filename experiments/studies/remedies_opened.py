@@ -42,6 +42,8 @@ class Opened:
     profile: Profile
     folds: Mapping[str, Normalised] = field(repr=False)
     """Images: test, validation and measured."""
+    chosen_on: Fold
+    """The run's fold that the validation images are of; of the test fold where it has no other."""
     scores: Mapping[str, Score] = field(repr=False)
     """Those of the test and validation images that are there before a chip runs, by name."""
     curvature: NDArray[np.float64] | None = field(repr=False)
@@ -96,6 +98,7 @@ def open_remedies(
         networks,
         chosen,
         folds,
+        held_out,
         _stored(
             folder,
             network.identity,

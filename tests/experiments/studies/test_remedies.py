@@ -261,6 +261,8 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
     said = verdict(rows, {"validation": 0.8999, "test": 0.9})
     assert "compensated; 10 % digital by margin, at 0.200 of its energy" in said
     assert "on test images 3.0 [2.0, 4.0] points below" in said
+    said = verdict(rows, {"validation": 0.8999, "test": 0.9}, "test")
+    assert "on test images that were set apart: compensated" in said
     assert "No remedy" in verdict(rows[:1], {"validation": 0.9, "test": 0.9})
 
 
@@ -530,7 +532,7 @@ def test_what_it_leaves(folder: Path) -> None:
     for name in ("remedies.png", "remedies.svg", "remedies.csv", "layers.csv", "deciles.png"):
         assert (out / name).stat().st_size > 100
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["seeds"] == [0, 1]
+    assert (settings["seeds"], settings["chosen_on"]) == ([0, 1], "validation")
     (kept,) = settings["digital_layers"].values()
     assert kept  # some layer of this small network fails by itself
 
@@ -566,11 +568,11 @@ def test_one_chip_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     out = folder / "remedies"
     table, best = pd.read_parquet(out / "remedies.parquet"), pd.read_csv(out / "frontier.csv")
     best = best.fillna({"second": "", "score": ""})
-    show(table, best, {"test": 0.5, "validation": 0.5}, Costs())
+    show(table, best, {"test": 0.5, "validation": 0.5}, Costs(), "validation")
     said = " ".join(capsys.readouterr().out.split())
     assert "1 time, 2 chips and 30 test images" in said
     assert "One chip" not in said
-    show(table.assign(chips=1), best, {"test": 0.5, "validation": 0.5}, Costs())
+    show(table.assign(chips=1), best, {"test": 0.5, "validation": 0.5}, Costs(), "validation")
     said = " ".join(capsys.readouterr().out.split())
     assert "1 time, 1 chip and" in said
     assert "One chip tells nothing of others" in said
