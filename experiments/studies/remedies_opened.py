@@ -94,18 +94,20 @@ def open_remedies(
         digest = sha256(Path(tuned))
         networks[digest] = made
         tuning = {"weights_sha256": digest, "variant": header["variant"], **header["finetune"]}
+    scores = _scores(folder)
     return Opened(
         networks,
         chosen,
         folds,
         held_out,
         _stored(
-            folder,
+            scores,
+            folder / "student",
             network.identity,
             seeds,
             {"test": ("test", test), "validation": (held_out, validation)},
         ),
-        _curvature(folder, test),
+        _curvature(scores, test),
         seeds,
         {
             **network.origin,
@@ -118,9 +120,8 @@ def open_remedies(
     )
 
 
-def _curvature(folder: Path, test: Normalised) -> NDArray[np.float64] | None:
+def _curvature(scores: pd.DataFrame | None, test: Normalised) -> NDArray[np.float64] | None:
     """The curvature of test images by which the paper bins them, if the run has that of each."""
-    scores = _scores(folder)
     if scores is None:
         return None
     table = scores.query("fold == 'test'").set_index("index")
@@ -141,26 +142,26 @@ def _scores(folder: Path) -> pd.DataFrame | None:
 
 
 def _stored(
-    folder: Path, identity: Any, seeds: range, images: Mapping[str, tuple[Fold, Normalised]]
+    table: pd.DataFrame | None,
+    student: Path,
+    identity: Any,
+    seeds: range,
+    images: Mapping[str, tuple[Fold, Normalised]],
 ) -> dict[str, Score]:
     """The run's scores that tell an image before it comes to a chip, and that all of these have.
 
     They are stored for known images, or a student's, which costs a little of a digital pass.
 
     Args:
-      folder: of the run.
+      table: the run's scores.
+      student: folder of the run's student, if it has one.
       identity: of the network, as `identity_of_network` tells it.
       seeds: the chips that a student must not have been fitted on.
       images: what the scores are of, with the fold of the run that they are from.
-
-    Raises:
-      ValueError, FileNotFoundError: the scores are of another network.
     """
-    table = _scores(folder)
     if table is None:
         return {}
     columns, passes = {"curvature": _CURVATURE}, {"curvature": 0.0}
-    student = folder / "student"
     if (student / "settings.json").exists() and (student / "student.parquet").exists():
         made = read_json(student / "settings.json")
         if known := set(made["fitted_on"]) & set(seeds):

@@ -130,9 +130,7 @@ def plan_of(
         firsts[name] = Answer((kind,), once)
         for budget, layers in kept_digital.items():
             if layers:
-                there = (coverage["place"] == "analog") & coverage["layer"].isin(list(layers))
-                moved = float(coverage["macs"][there].sum())
-                moved /= float(coverage["macs"].sum())
+                moved = _share_of(layers, coverage)
                 firsts[f"{name}, {100 * budget:g} % digital"] = Answer(
                     (replace(kind, digital_layers=tuple(layers)),),
                     Passes(share - moved, 1 - share + moved),
@@ -154,6 +152,12 @@ def plan_of(
             Passes(conversions * once.analog, once.digital),
         )
     return Plan(firsts, free, seconds, choices, kept_digital)
+
+
+def _share_of(layers: Sequence[str], coverage: pd.DataFrame) -> float:
+    """The share of all multiply-accumulates that layers have on tiles."""
+    there = (coverage["place"] == "analog") & coverage["layer"].isin(list(layers))
+    return float(coverage["macs"][there].sum()) / float(coverage["macs"].sum())
 
 
 def outcomes_table(

@@ -396,6 +396,20 @@ def test_folds_of_a_network_that_was_trained_elsewhere(own: bool, validation: bo
     assert len(calibration_samples(dataset, experiment)) == sizes["train"]
 
 
+@pytest.mark.parametrize("validation", [False, True])
+def test_a_page_tells_of_training_images_that_are_not_scored(
+    validation: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = counted(count=40)
+    if validation:
+        dataset = replace(dataset, validation=Counted(30, 3))
+    experiment = Experiment(model=Model(factory="a:b"))
+    description = {"normalisation": {"mean": [0.5], "std": [0.25]}}
+    monkeypatch.setattr(report, "read_description", lambda _: description)
+    said = " ".join(report._notes(Job(experiment, tmp_path, None), dataset))
+    assert ("4 images of train are not scored" in said) != validation
+
+
 @pytest.mark.parametrize(
     ("model", "kept"),
     [(Model(), 4), (Model(weights="elsewhere.pth"), 2), (Model(factory="a:b"), 4)],

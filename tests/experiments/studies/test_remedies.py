@@ -402,7 +402,7 @@ def test_failures_by_decile(tmp_path: Path) -> None:
 def test_known_curvature_sees_no_label(finished_run: Path) -> None:
     scores = pd.read_parquet(finished_run / "scores.parquet").query("fold == 'test'")
     images: Any = SimpleNamespace(indices=scores["index"].to_numpy())
-    found = _stored(finished_run, None, range(3), {"test": ("test", images)})
+    found = _stored(scores, Path("none"), None, range(3), {"test": ("test", images)})
     assert list(found) == ["curvature"]
     np.testing.assert_array_equal(
         found["curvature"].values["test"], [scores["curvature_label_free"]]
@@ -415,11 +415,11 @@ def test_known_curvature_sees_no_label(finished_run: Path) -> None:
 def test_deciles_are_of_the_paper_s_curvature(finished_run: Path) -> None:
     scores = pd.read_parquet(finished_run / "scores.parquet").query("fold == 'test'")
     images: Any = SimpleNamespace(indices=scores["index"].to_numpy()[::-1])
-    found = _curvature(finished_run, images)
+    found = _curvature(scores, images)
     assert found is not None
     np.testing.assert_array_equal(found, scores["curvature"].to_numpy()[::-1])
     images.indices = np.append(images.indices, 10**6)  # not scored
-    assert _curvature(finished_run, images) is None
+    assert _curvature(scores, images) is None
 
 
 # --- the chips
