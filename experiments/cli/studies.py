@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.cli.parsing import Options, parse_preset
 from experiments.cli.words import say
+from experiments.pipeline.registry import stages_of
 from experiments.pipeline.up_to_date import contradictions
 from experiments.runs.files import require_writable
 from experiments.runs.frameworks import require_chips
@@ -42,7 +43,9 @@ def run_study(study: Study[Any, Any], command: str, arguments: Sequence[str]) ->
             "would replace: choose another"
         )
     stages = study.of if settings.out is not None else (*study.of, *study.beside)
-    for name, why in contradictions(stages, options.experiment, options.out):
+    of_run = stages_of(options.experiment, options.out)  # chips in JAX need no export
+    there = [name for name in stages if name in of_run]
+    for name, why in contradictions(there, options.experiment, options.out):
         another = f", or give {flag_name(study.prefix)}.out DIR" if name in study.beside else ""
         raise ValueError(f"{name} in {options.out} {why}, or run {name} again first{another}")
     for line in [*_changes(study, options, out), *_left_behind(out)]:

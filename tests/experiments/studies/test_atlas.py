@@ -268,6 +268,17 @@ def test_other_devices_have_pieces_of_their_own(
     assert not [name for name in table if name.startswith("flip_probability")]
 
 
+def test_a_run_of_the_default_engine_takes_chips_in_jax(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They need its scores alone, not what `export` wrote for the other engine."""
+    flags = ("--simulate.engine", "jax", "--dry-run")
+    assert commands.run(line(finished_run, tmp_path / "out", *flags)) == 0
+    said = capsys.readouterr().err
+    assert "other than in" in said and "--simulate.engine fast -> jax" in said
+    assert "atlas would be computed into" in said
+
+
 # --- settings, and what is refused
 
 
