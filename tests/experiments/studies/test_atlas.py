@@ -275,7 +275,7 @@ def test_a_run_of_the_default_engine_takes_chips_in_jax(
     flags = ("--simulate.engine", "jax", "--dry-run")
     assert commands.run(line(finished_run, tmp_path / "out", *flags)) == 0
     said = capsys.readouterr().err
-    assert "other than in" in said and "--simulate.engine fast -> jax" in said
+    assert "--simulate.engine fast -> jax" in said
     assert "atlas would be computed into" in said
 
 
