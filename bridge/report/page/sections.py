@@ -119,8 +119,10 @@ def _answers(contents: ReportContents) -> dict[str, str]:
         rows = rows[rows["systematic"].notna()]
         if len(rows):
             share = 100 * rows["systematic"].iloc[0]
+            by_chance = 100 * rows["systematic_expected"].iloc[0]
             found["overlap"] = (
-                f"{share:.0f} % of the failures are of samples that fail on most chips"
+                f"{share:.0f} % of the failures are of samples that fail on most chips "
+                f"(by chance {by_chance:.0f} %)"
             )
     if given.coverage is not None:
         share = small_percent(analog_share(given.coverage))
@@ -152,7 +154,8 @@ def _best(predictors: pd.DataFrame, contents: ReportContents) -> str:
         return ""
     best = rows.loc[rows["auroc"].idxmax()]
     auroc = with_interval(best["auroc"], best["auroc_low"], best["auroc_high"], ".3f")
-    return f"Highest AUROC without a chip: {auroc}, {words(str(best['predictor']))}"
+    of = f"of {len(rows)} scores" if len(rows) > 1 else "of a score"
+    return f"Highest AUROC {of} without a chip: {auroc}, {words(str(best['predictor']))}"
 
 
 def _come_true(errors: pd.DataFrame, contents: ReportContents) -> str:
