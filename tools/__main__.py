@@ -42,9 +42,9 @@ class Archive:
 
     rows: Literal["small", "full", "fit", "published", "remedies"] = "small"
     """Which runs: `small`, Table I with narrow networks; `full`, with the paper's; `fit`, the
-    presets that fit their training set; `published`, the folders cifar10_NAME with NAME one of
-    tools/published_networks.py; `remedies`, of the folder digits what can be done about failures,
-    without its samples."""
+    presets that fit their training set, with their other trainings in folders PRESET_seedN;
+    `published`, the folders cifar10_NAME with NAME one of tools/published_networks.py; `remedies`,
+    of the folder digits what can be done about failures, without its samples."""
     runs: Path = Path("runs")
     """Folder of the runs, as the command reproduce leaves it."""
     results: Path = Path("experiments/results")
@@ -62,7 +62,12 @@ class Archive:
         """
         rows = {
             **ROWS,
-            "fit": [name for name in PRESETS if name.endswith("_fit")],
+            "fit": [
+                folder.name
+                for preset in PRESETS
+                if preset.endswith("_fit")
+                for folder in sorted([self.runs / preset, *self.runs.glob(f"{preset}_seed*")])
+            ],
             "published": [f"cifar10_{name}" for name in PUBLISHED],
             "remedies": ["digits"],
         }[self.rows]

@@ -403,6 +403,11 @@ ATLAS = Table(
         "gradient_norm": GRADIENT_NORM,
         "loss": LOSS,
         "margin": MARGIN,
+        "cscore": fraction(
+            "Consistency score of a training or validation image (Jiang et al., ICML 2021), from "
+            "the file given: an estimate of the probability that networks trained without the "
+            "image get it right. Missing for test images."
+        ),
     },
 )
 """Also what an atlas says of its own columns."""

@@ -32,6 +32,7 @@ from experiments.studies.atlas_tables import (
 )
 from experiments.studies.chip_settings import split_setting, title_of, words_of
 from experiments.studies.opening import Study
+from experiments.studies.published import Reference, read_cscores
 from experiments.studies.scored import Scored, open_scored
 from jaxcurv.data import Normalised, read
 from jaxcurv.progress import progress
@@ -55,6 +56,9 @@ class Atlas:
     """Chips of each setting, with seeds --seed, --seed + 1 and so on, the same under every setting.
     Finished chips are kept: ask for more later. Shares of the variance of failure have intervals
     from three chips on."""
+    cscores: str | None = None
+    """File of published consistency scores, as --validate.cscores takes it, to stand beside. With
+    `none` there is no such column."""
     gallery: int = 16
     """Images to show of each setting: those of the test fold that fail on most chips."""
     out: Path | None = None
@@ -80,12 +84,17 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
     atlas.csv, always.png, .svg and .pdf with always.csv (the images that fail on most chips) and
     settings.json. The outcomes of each finished chip are kept in pieces/ and not computed again.
     """
+    scores, read = scored.scores, {}
+    if settings.cscores is not None:
+        reference = read_cscores(Path(settings.cscores), "--atlas.cscores")
+        scores = with_cscores(scores, reference)
+        read = {"cscores": {"file": reference.path.name, "sha256": reference.digest}}
     seeds = range(experiment.seed, experiment.seed + settings.chips)
     confidence = experiment.analyse.confidence
     wrong = wrong_outcomes(scored, seeds, out / "pieces", experiment.simulate.batch_size)
     titles = {name: title_of(name) for name in scored.settings}
     words = {name: words_of(name) for name in scored.settings}
-    table, described = atlas_table(scored.scores, wrong, scored.flips, words)
+    table, described = atlas_table(scores, wrong, scored.flips, words)
     summary = summarise(table, wrong, confidence)
     made = {
         **scored.origin,
@@ -95,6 +104,7 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
         "seeds": list(seeds),
         "confidence": confidence,
         "bins": experiment.analyse.bins,
+        **read,
     }
     title = (
         f"{experiment.data.title}, {experiment.model.title}: {len(seeds)} simulated chips of each "
@@ -116,6 +126,18 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
         f"{out / 'atlas.parquet'} ({len(table):,} images), columns.csv, summary.csv, atlas.png"
         + (" and always.png" if drawn else "; no test image fails on any chip: no gallery")
     )
+
+
+def with_cscores(scores: pd.DataFrame, reference: Reference) -> pd.DataFrame:
+    """A run's scores with the column `cscore`, float64, NaN for images of the official test split.
+
+    Raises:
+      ValueError: the reference is of another data set.
+    """
+    trained = scores["fold"].isin(["train", "validation"])
+    rows = scores[trained]
+    cscores = reference.at(rows["index"].to_numpy(), rows["label"].to_numpy())
+    return scores.assign(cscore=pd.Series(cscores, rows.index))
 
 
 def wrong_outcomes(

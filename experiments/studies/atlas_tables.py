@@ -17,7 +17,7 @@ from bridge.report.folds import FOLDS, POOLED
 from experiments.columns.of_studies import ATLAS
 
 _SAMPLE = ("fold", "index", "path", "label", "prediction", "correct", "chips")
-_SCORES = ("curvature", "gradient_norm", "loss", "margin")
+_SCORES = ("curvature", "gradient_norm", "loss", "margin", "cscore")
 _SETTING = ("failures", "wrong", "flip_probability")
 _SMALL = {"label": "int32", "prediction": "int32", "chips": "int32"}
 
@@ -31,7 +31,7 @@ def atlas_table(
     """One row an image, and what each column holds.
 
     Args:
-      scores: the run's scores, a row an image.
+      scores: the run's scores, a row an image; where known with the images' `cscore`.
       wrong: for each setting whether each chip is wrong, bool [chips, images], in their order.
       flips: the flip probabilities of the settings that have them, in their order.
       abouts: what the descriptions call each setting.

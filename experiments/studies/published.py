@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from experiments.runs.files import sha256
 
-_CSCORES = "--validate.cscores takes an .npz file with scores and labels of every training image"
+_CSCORES = "takes an .npz file with scores and labels of every training image"
 _RANKING = "--validate.ranking takes an .npy file with the index of every training image once"
 
 
@@ -87,7 +87,7 @@ def read_references(cscores: str | None, ranking: str | None) -> tuple[Reference
     return tuple(found)
 
 
-def read_cscores(path: Path) -> Reference:
+def read_cscores(path: Path, flag: str = "--validate.cscores") -> Reference:
     """Consistency scores: `scores` and `labels` of every training image, in the official order.
 
     A score is the estimated probability that networks trained without the image get it right: high
@@ -96,18 +96,20 @@ def read_cscores(path: Path) -> Reference:
 
     Args:
       path: an .npz file with `scores`, numbers `[images]`, and `labels`, whole numbers `[images]`.
+      flag: the flag that gave it, for messages.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: it is damaged, no .npz, lacks one of these, or they are not as they should be.
     """
-    scores, labels = _load(path, ("scores", "labels"), _CSCORES)
+    wanted = f"{flag} {_CSCORES}"
+    scores, labels = _load(path, ("scores", "labels"), wanted)
     if scores.ndim != 1 or scores.dtype.kind not in "fiu" or not len(scores):
-        raise ValueError(f"scores in {path} are {scores.dtype} {scores.shape}: {_CSCORES}")
+        raise ValueError(f"scores in {path} are {scores.dtype} {scores.shape}: {wanted}")
     if labels.shape != scores.shape or labels.dtype.kind not in "iu":
         raise ValueError(
             f"labels in {path} are {labels.dtype} {labels.shape} beside {scores.shape} scores: "
-            f"{_CSCORES}"
+            f"{wanted}"
         )
     if bad := int((~np.isfinite(scores)).sum()):
         raise ValueError(

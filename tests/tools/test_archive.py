@@ -182,6 +182,9 @@ def test_a_row_that_cannot_be_kept_stops_no_other(
     for name in ("margin", "loss_label_free", "curvature_label_free"):
         assert whole[name].equals(wanted[name]), name
     assert maintain(["archive", "--runs", str(tmp_path / "none")]) == 2
+    (runs / finished).rename(runs / "cifar10_resnet18_fit_seed1")  # another training of a preset
+    assert maintain([*line, "--rows", "fit"]) == 0
+    assert (results / "cifar10_resnet18_fit_seed1" / "predictions.parquet").exists()
 
 
 def test_half_an_archive_counts_as_none(

@@ -242,6 +242,34 @@ def test_figures(made: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_consistency_scores_stand_beside(
+    finished_run: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_parquet(copied / "atlas.parquet")
+    trained = table["fold"] != "test"
+    count = int(table["index"].max()) + 1
+    cscores, labels = np.linspace(0, 1, count), np.zeros(count, int)
+    labels[table["index"]] = table["label"]
+    file = copied / "c.npz"
+    np.savez(file, scores=cscores, labels=labels)
+    assert commands.run(line(finished_run, copied, "--atlas.cscores", str(file))) == 0
+    beside = pd.read_parquet(copied / "atlas.parquet")
+    assert beside["cscore"].isna().equals(~trained)
+    np.testing.assert_array_equal(
+        beside.loc[trained, "cscore"], cscores[table.loc[trained, "index"]].astype("float32")
+    )
+    assert beside.attrs["made"]["cscores"]["file"] == "c.npz"
+    require_described(copied)
+    np.savez(file, scores=cscores, labels=labels + 1)
+    capsys.readouterr()
+    assert commands.run(line(finished_run, copied, "--atlas.cscores", str(file))) != 0
+    assert "c.npz has other labels at" in capsys.readouterr().err
+    np.savez(file, values=cscores)
+    assert commands.run(line(finished_run, copied, "--atlas.cscores", str(file))) != 0
+    assert "--atlas.cscores takes an .npz file" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_more_chips_are_added(
     finished_run: Path, copied: Path, programmed: list[int], made: Path
 ) -> None:
