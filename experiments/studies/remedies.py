@@ -267,9 +267,11 @@ def verdicts(folder: Path) -> list[str]:
     """
     made = read_json(folder / "settings.json")
     chips = counted(len(made["seeds"]), "chip")
+    ways = pd.read_csv(folder / "remedies.csv").groupby("time_s").size()
+    chosen_on = made.get("chosen_on", "validation")
     return [
         f"{made['profile_name']}, {duration(float(str(time)))} after programming ({chips}). "
-        + verdict(rows, made["digital_accuracy"], made.get("chosen_on", "validation"))
+        + verdict(rows, int(ways[time]), made["digital_accuracy"], chosen_on)
         for time, rows in frontier_of(folder).groupby("time_s")
     ]
 
@@ -309,7 +311,7 @@ def show(
         of_time = best[(best["time_s"] == time) & (best["analog_cost"] == cost)]
         if not of_time.empty:
             console.print(_printed(of_time, "the frontier", 1.0))
-            console.print(verdict(of_time, accuracy, chosen_on))
+            console.print(verdict(of_time, len(rows), accuracy, chosen_on))
     first = table.iloc[0]
     console.print(
         "Accuracy in %, gain over the plain chip in points, with "
@@ -343,21 +345,25 @@ def _interval(row: Mapping[Any, Any] | pd.Series, name: str) -> str:
 
 
 def verdict(
-    of_time: pd.DataFrame, accuracy: Mapping[str, float], chosen_on: Fold = "validation"
+    of_time: pd.DataFrame,
+    ways: int,
+    accuracy: Mapping[str, float],
+    chosen_on: Fold = "validation",
 ) -> str:
     """Which remedy comes within a point of the digital model at the least energy, in a sentence.
 
     Args:
       of_time: the frontier at one time and cost.
+      ways: how many remedies it was chosen among, the digital model among them.
       accuracy: the digital model's by fold.
       chosen_on: the run's fold that the validation images are of.
     """
     row = cheapest_within(of_time, accuracy["validation"], _WITHIN)
     if row is None:
-        return f"No remedy comes within {100 * _WITHIN:g} point of the digital accuracy."
+        return f"None of {ways} ways comes within {100 * _WITHIN:g} point of the digital accuracy."
     short = _interval(row, "short")
     return (
-        f"Cheapest within {100 * _WITHIN:g} point of the digital accuracy on "
+        f"Cheapest of {ways} ways within {100 * _WITHIN:g} point of the digital accuracy on "
         f"{_CHOSEN_ON[chosen_on]}: {told(row)}, at {row['energy']:.3f} of its energy; on test "
         f"images {short} points below."
     )

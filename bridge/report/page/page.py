@@ -102,7 +102,12 @@ def _tables(contents: ReportContents) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "chips": 0,
         "last_decile": last,
-        "words": glossary(contents.settings, last, chips=given.deciles is not None),
+        "words": glossary(
+            contents.settings,
+            last,
+            chips=given.deciles is not None,
+            remedies=bool(contents.remedies),
+        ),
         "verdict": None,
         "accuracy_line": "",
         "beside": "",

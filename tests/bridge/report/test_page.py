@@ -277,6 +277,14 @@ def test_sections_without_a_table_are_left_out(tmp_path):
     assert shown.ids == ["drift", "deciles", "remedies", "figures", *last]
 
 
+def test_words_of_remedies_stand_where_some_were_tried(tmp_path):
+    term = "<dt>compensated, recalibrated, fitted logits</dt>"
+    assert term not in write(tmp_path / "r.html").read_text()
+    tried = write(tmp_path / "r.html", remedies=["Cheapest of 2 ways."]).read_text()
+    assert term in tried
+    assert "<p>Cheapest of 2 ways.</p>" in tried
+
+
 def test_what_is_on_the_chip(page, read):
     text = page.read_text()
     assert (

@@ -258,12 +258,13 @@ def test_the_verdict_names_the_cheapest_that_is_near_enough() -> None:
     found = cheapest_within(rows, 0.9, 0.0101)
     assert found is not None
     assert told(found) == "compensated; 10 % digital by margin"
-    said = verdict(rows, {"validation": 0.8999, "test": 0.9})
+    said = verdict(rows, 31, {"validation": 0.8999, "test": 0.9})
+    assert said.startswith("Cheapest of 31 ways within 1 point of the digital accuracy")
     assert "compensated; 10 % digital by margin, at 0.200 of its energy" in said
     assert "on test images 3.0 [2.0, 4.0] points below" in said
-    said = verdict(rows, {"validation": 0.8999, "test": 0.9}, "test")
+    said = verdict(rows, 31, {"validation": 0.8999, "test": 0.9}, "test")
     assert "on test images that were set apart: compensated" in said
-    assert "No remedy" in verdict(rows[:1], {"validation": 0.9, "test": 0.9})
+    assert "None of 31 ways" in verdict(rows[:1], 31, {"validation": 0.9, "test": 0.9})
 
 
 def test_exactly_a_point_below_is_near_enough() -> None:
@@ -553,11 +554,13 @@ def test_chips_of_a_fine_tuned_network(folder: Path) -> None:
 def test_the_report_reads_a_sentence_for_each_time(folder: Path) -> None:
     (said,) = verdicts(folder / "remedies")
     assert said.startswith("adc+wnoise+pcm, 1 h after programming (2 chips). ")
-    assert "on validation images" in said or "No remedy" in said
+    ways = len(pd.read_csv(folder / "remedies" / "remedies.csv"))
+    assert f"Cheapest of {ways} ways" in said or f"None of {ways} ways" in said
 
 
 def test_one_chip_is_no_chips(folder: Path, tmp_path: Path) -> None:
-    shutil.copy(folder / "remedies" / "frontier.csv", tmp_path)
+    for name in ("frontier.csv", "remedies.csv"):
+        shutil.copy(folder / "remedies" / name, tmp_path)
     made = read_json(folder / "remedies" / "settings.json")
     write_json(tmp_path / "settings.json", {**made, "seeds": [0]})
     (said,) = verdicts(tmp_path)
