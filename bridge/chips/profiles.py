@@ -268,6 +268,11 @@ class Profile:
         return Profile(wnoise=wnoise, memory=self.memory, clipping=self.clipping)
 
     @property
+    def draws_nothing(self) -> bool:
+        """Whether all its chips are one chip: it has no noise, and no memory."""
+        return self.wnoise is None and self.out_noise is None and self.memory is None
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether a range of its converters is found on calibration images."""
         return any(one is not None and one.range == "calibrated" for one in (self.adc, self.dac))

@@ -57,7 +57,7 @@ def split_setting(given: str, flag: str) -> tuple[str, float | None]:
     if name not in known:
         raise ValueError(f"{flag} has no {name!r}: give one of {', '.join(known)}")
     profile = PROFILES[name]
-    if profile.memory is None and profile.wnoise is None:
+    if profile.draws_nothing:
         raise ValueError(f"{flag} has {given}, which draws no noise: all its chips are the same")
     if not at:
         return name, None

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import bridge
 from bridge.chips.memories.conductances import MappedPairs, Pairs
-from bridge.chips.profiles import PROFILES
+from bridge.chips.profiles import PROFILES, Profile
 from experiments.cli import commands, parsing
 from experiments.pipeline import registry, runner
 from experiments.pipeline.plan import plan
@@ -276,8 +277,17 @@ def _experiment(*flags: Any) -> Experiment:
     return parsing.parse_preset(parsing.Options, "run", arguments).experiment
 
 
-def test_finished_chips_are_kept(run_copy: Path) -> None:
-    """More chips, and other settings of a memory, simulate only what they change."""
+def test_finished_chips_are_kept(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More chips, and other settings of a memory, simulate only what they change; of a profile
+    that draws nothing the first chip is all of them."""
+    programmed: list[str] = []
+    program = bridge.program
+
+    def noted(model: Any, profile: Profile, **options: Any) -> Any:
+        programmed.append(profile.name)
+        return program(model, profile, **options)
+
+    monkeypatch.setattr(bridge, "program", noted)
 
     def simulated(*flags: str) -> pd.DataFrame:
         simulate(Job(_experiment(*flags, "--out", run_copy), run_copy, None))
@@ -294,6 +304,11 @@ def test_finished_chips_are_kept(run_copy: Path) -> None:
     assert len(more) == 2 * len(before)
     assert {path: more[path] for path in before} == before
     assert list(grown["chip"].unique()) == [0, 1]
+    still = ("ideal", "adc")
+    assert not {*still} & {*programmed}
+    assert len(programmed) == grown["profile"].nunique() - len(still)
+    rows = grown[grown["profile"].isin(still)].set_index("chip").sort_index(kind="stable")
+    pd.testing.assert_frame_equal(*(rows.loc[one].reset_index(drop=True) for one in (0, 1)))
     pd.testing.assert_frame_equal(
         grown[grown["chip"] == 0].reset_index(drop=True), predictions, check_exact=True
     )

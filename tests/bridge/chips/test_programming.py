@@ -18,6 +18,7 @@ from bridge.chips import (
     PCM,
     Chip,
     Clipping,
+    OutputNoise,
     ReRamCMO,
     WeightNoise,
     clipped_share,
@@ -99,6 +100,9 @@ def test_there_are_eight_profiles() -> None:
     assert list(eight_profiles()) == names.split()
     assert all(profile.name == name for name, profile in eight_profiles().items())
     assert PROFILES["adc+pcm"] == Profile(adc=ADC(), memory=PCM())
+    still = [name for name, profile in PROFILES.items() if profile.draws_nothing]
+    assert still == ["ideal", "adc", "adc_coarse"]
+    assert not Profile(out_noise=OutputNoise()).draws_nothing
 
 
 def test_four_more_change_what_the_paper_leaves_open() -> None:
