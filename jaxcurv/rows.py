@@ -91,7 +91,7 @@ def require_rows_in_order(values: Any, what: str = "labels") -> None:
     )
 
 
-def require_labels_of(images: Any, labels: Any) -> None:
+def require_labels_of(images: Any, labels: Any, name: str = "labels") -> None:
     """Refuses labels in another order than images, where pandas says so: of a DataFrame `[samples,
     features]` the labels of another index, of an array a Series as `require_rows_in_order` does.
 
@@ -99,9 +99,9 @@ def require_labels_of(images: Any, labels: Any) -> None:
         ValueError: they are.
     """
     if hasattr(images, "iloc"):  # a DataFrame
-        require_same_rows(images=images.T, labels=labels)
+        require_same_rows(**{"images": images.T, name: labels})
     else:
-        require_rows_in_order(labels)
+        require_rows_in_order(labels, name)
 
 
 def require_same_rows(**inputs: Any) -> None:

@@ -64,8 +64,7 @@ def recalibrate(
     """
     batch_size = require_count("batch_size", batch_size)
     chip.require_one(weights)
-    given = np.asarray(images, chip._example.dtype)
-    chip.require_images(given)
+    given = np.asarray(chip.as_images(images))
     require_enough(len(given))
     if chip.largest_pixel is not None:
         refuse_other_scale(given, list(range(len(given))), chip.largest_pixel)
