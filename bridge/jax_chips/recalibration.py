@@ -67,7 +67,7 @@ def recalibrate(
     given = np.asarray(chip.as_images(images))
     require_enough(len(given))
     if chip.largest_pixel is not None:
-        refuse_other_scale(given, list(range(len(given))), chip.largest_pixel)
+        refuse_other_scale(given, list(range(len(given))), chip.largest_pixel, first=True)
     chip.require_same_function()
     found = _norms(chip)
     leaves, treedef = jax.tree.flatten(weights.params)

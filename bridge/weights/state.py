@@ -453,7 +453,7 @@ def _renamed(
         for lightning in (False, True):
             fewer = without_wrappers(names, lightning=lightning)
             candidates.append({new: names[name] for name, new in fewer.items()})
-    candidates.append(named_as(given, known, others))
+    candidates += [named_as(names, known, others) for names in candidates]
     for names in candidates:
         fitting = without_ties(names, known)
         if not fitting.keys() - known:

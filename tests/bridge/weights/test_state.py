@@ -410,6 +410,7 @@ WRAPPED: dict[str, Callable[[Strided], torch.nn.Module]] = {
     "compiled and parallel": lambda module: Compiled(torch.nn.DataParallel(module)),
     "a compiled layer": compiled_layer,
     "a parallel layer": parallel_layer,
+    "averaged, with a parallel layer": lambda module: AveragedModel(parallel_layer(module)),
     "averaged, with a compiled layer": lambda module: AveragedModel(compiled_layer(module)),
 }
 
@@ -445,6 +446,8 @@ def test_a_part_in_a_wrapper_takes_and_gives_weights() -> None:
         module = network(wrap)
         if wrap is torch.nn.DataParallel:
             to_torch(from_torch(module, Flax()), into=network(wrap), images=x)
+            lightning = {f"model.{name}": one for name, one in module.state_dict().items()}
+            from_torch(lightning, Flax())
         else:
             with pytest.raises(ValueError, match=r"unexpected features\.0\.0\.weight"):
                 from_torch(module, Flax())
