@@ -91,17 +91,19 @@ def require_rows_in_order(values: Any, what: str = "labels") -> None:
     )
 
 
-def require_labels_of(images: Any, labels: Any) -> None:
+def require_labels_of(images: Any, labels: Any, name: str = "labels") -> None:
     """Refuses labels in another order than images, where pandas says so: of a DataFrame `[samples,
-    features]` the labels of another index, of an array a Series as `require_rows_in_order` does.
+    features]` the labels of another index, several a row too, of an array a Series as
+    `require_rows_in_order` does.
 
     Raises:
         ValueError: they are.
     """
     if hasattr(images, "iloc"):  # a DataFrame
-        require_same_rows(images=images.T, labels=labels)
+        several = hasattr(labels, "iloc") and labels.ndim == 2 and labels.shape[1] > 1
+        require_same_rows(**{"images": images.T, name: labels.T if several else labels})
     else:
-        require_rows_in_order(labels)
+        require_rows_in_order(labels, name)
 
 
 def require_same_rows(**inputs: Any) -> None:

@@ -91,8 +91,10 @@ def rate_interval(failed: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
         (low, high), fractions; (NaN, NaN) without samples.
 
     Raises:
-        ValueError: for other dtypes or shapes, confidence outside (0, 1).
+        ValueError: for other dtypes or shapes, chips whose pandas indexes differ, confidence
+            outside (0, 1).
     """
+    require_same_rows(failed=failed)
     outcomes = chips_of("failed", failed)
     confidence = require_confidence(confidence)
     chips, samples = outcomes.shape
@@ -194,8 +196,10 @@ def crossed_mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tu
         (low, high), in the unit of the values; (NaN, NaN) of a single value.
 
     Raises:
-        ValueError: for values of another shape or not finite, confidence outside (0, 1).
+        ValueError: for values of another shape or not finite, rows whose pandas indexes differ,
+            confidence outside (0, 1).
     """
+    require_same_rows(values=values)
     confidence = require_confidence(confidence)
     x = np.asarray(values, np.float64)
     if x.ndim != 2 or not x.size or not np.isfinite(x).all():

@@ -321,7 +321,7 @@ def output_noise(
         for images, _, read in read_batches(source, batch_size, pixels=np.float32):
             numbers = read.tolist()
             if chip.largest_pixel is not None:
-                refuse_other_scale(images, numbers, chip.largest_pixel)
+                refuse_other_scale(images, numbers, chip.largest_pixel, first=not indices)
             batch = as_batch(images, torch.device("cpu"), first=not indices)
             if not indices:
                 examine(chip.analog, chip.digital_layers, batch, chip.engine)

@@ -1,5 +1,6 @@
 """Rows of predictions: what logits become, whichever engine computed them."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ Keep: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
+_BELOW = 16.0  # as many times below it: pixels of 0 to 255 beside normalised ones are about 100
 
 
 def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -26,14 +28,28 @@ def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting).combine_chunks()
 
 
-def refuse_other_scale(images: NDArray[np.float32], indices: list[int], calibrated: float) -> None:
-    """Refuses images far beyond the largest pixel that a chip was calibrated on."""
+def refuse_other_scale(
+    images: NDArray[np.float32], indices: list[int], calibrated: float, *, first: bool = False
+) -> None:
+    """Refuses images far beyond the largest pixel that a chip was calibrated on.
+
+    Args:
+      calibrated: that pixel.
+      first: whether the images stand for all that follow: a warning where they stay far below it.
+    """
     largest = np.abs(images).max(axis=tuple(range(1, images.ndim)))
     if (beyond := largest > _BEYOND * calibrated).any():
-        first = int(np.argmax(beyond))
+        place = int(np.argmax(beyond))
         raise ValueError(
-            f"image {indices[first]} reaches {largest[first]:g}, the images that the chip was "
+            f"image {indices[place]} reaches {largest[place]:g}, the images that the chip was "
             f"calibrated on {calibrated:g}: normalise both as the model expects"
+        )
+    if first and 0 < (most := float(largest.max(initial=0.0))) < calibrated / _BELOW:
+        warnings.warn(
+            f"the first {len(images)} images reach {most:g} at most, and those that the chip was "
+            f"calibrated on {calibrated:g}, for which its converters are too coarse here: "
+            "normalise both as the model expects",
+            stacklevel=2,
         )
 
 

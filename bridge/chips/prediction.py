@@ -88,6 +88,9 @@ def predict(
       With `out`, its `attrs` say what it was made from: chip (a hash), samples (how many), some (a
       hash of 16 of them), keep (its name) and, of several, reads.
 
+    Warns:
+      UserWarning: a first batch far below the images that a chip was calibrated on.
+
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale
         than a chip was calibrated on, labels that the model has no logit for, an index that occurs
@@ -179,7 +182,7 @@ def _run(
             labels, indices = (list(map(int, one)) for one in numbers)
             named = path_column(source, slice(start, start := start + len(labels)))
             if isinstance(chip, Chip) and chip.largest_pixel is not None:
-                refuse_other_scale(images, indices, chip.largest_pixel)
+                refuse_other_scale(images, indices, chip.largest_pixel, first=not seen)
             # JAX's layout is channels_last, with which PyTorch is fastest too.
             batch = as_batch(images, device, first=not seen)
             with refused_layout(batch, len(seen[0]) if seen else 0):

@@ -68,7 +68,8 @@ def recalibrate(chip: Chip, images: Images, *, batch_size: int = 64) -> Chip:
     tensor = as_tensor(images, "images")
     require_enough(len(tensor))
     if chip.largest_pixel is not None:
-        refuse_other_scale(tensor.numpy(), list(range(len(tensor))), chip.largest_pixel)
+        numbers = list(range(len(tensor)))
+        refuse_other_scale(tensor.numpy(), numbers, chip.largest_pixel, first=True)
     chip.examine(tensor)
     made = deepcopy(chip)
     with torch.inference_mode(), refused_access():

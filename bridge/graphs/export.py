@@ -78,7 +78,7 @@ def export(module: nn.Module, images: torch.Tensor) -> Graph:
     program = _exported(module, images)
     signature = program.graph_signature
     if changed := [
-        spec.target
+        f"{spec.target}".removeprefix(_ROOT)
         for spec in signature.output_specs
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     ]:
@@ -131,7 +131,7 @@ def _exported(module: nn.Module, images: torch.Tensor) -> torch.export.ExportedP
     with _quiet(), _plain_attention(), torch.no_grad():
         try:
             program = torch.export.export(
-                module,
+                _within(module),
                 (images,),
                 dynamic_shapes=({0: torch.export.Dim.AUTO},),
                 strict=False,
@@ -141,6 +141,17 @@ def _exported(module: nn.Module, images: torch.Tensor) -> torch.export.ExportedP
             raise
         except Exception as error:
             raise ValueError(_failure(error, module, images)) from error
+
+
+_ROOT = "0."
+"""What `_within` puts before all names."""
+
+
+def _within(module: nn.Module) -> nn.Module:
+    """The module as a layer of another: a tensor of the outermost one may not be called as the
+    exporter's own modules call their attributes, `code` or `graph`.
+    """
+    return nn.Sequential(module).train(module.training)
 
 
 @contextmanager
@@ -217,14 +228,16 @@ def _inputs(
         name = spec.arg.name
         if spec.kind == InputKind.USER_INPUT:
             images.append(name)
-        elif name not in used:
             continue
-        elif spec.target in held and _holds_weights(held[spec.target]):
-            tensors.append((name, names[spec.target]))
+        if name not in used:
+            continue
+        target = f"{spec.target}".removeprefix(_ROOT)
+        if target in held and _holds_weights(held[target]):
+            tensors.append((name, names[target]))
         else:
-            value = held.get(spec.target, program.constants.get(spec.target))
+            value = held.get(target, program.constants.get(f"{spec.target}"))
             if not isinstance(value, torch.Tensor):
-                raise ValueError(f"{spec.target} of the module is no tensor: {type(value)}")
+                raise ValueError(f"{target} of the module is no tensor: {type(value)}")
             constants.append((name, _constant(value)))
     if not images:
         raise ValueError(f"{type(module).__name__} takes no input")
@@ -338,7 +351,8 @@ def _operator(node: torch.fx.Node) -> str:
 def _layer(node: torch.fx.Node) -> str:
     """Path of the innermost module that an operator belongs to."""
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values()][-1] if stack else ""
+    path = [path for path, _ in stack.values()][-1] if stack else ""
+    return f"{path}.".removeprefix(_ROOT).removesuffix(".")
 
 
 def _line(node: torch.fx.Node) -> str:

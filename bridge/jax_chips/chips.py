@@ -184,10 +184,10 @@ class Chip:
             belongs to the chip, the layer and this number. None for their positions.
 
         Raises:
-          ValueError: weights of another chip, images of another shape, or bad indices.
+          ValueError: weights of another chip, images of another shape or kind of numbers, or bad
+            indices.
         """
-        images = jnp.asarray(images, self._example.dtype)
-        self.require_images(images)
+        images = self.as_images(images)
         self.require_one(weights)
         numbers = jnp.arange(len(images), dtype=jnp.uint32)
         if indices is not None:
@@ -204,14 +204,15 @@ class Chip:
         Noise that is drawn at each operation is left out.
 
         Raises:
-          ValueError: the profile has no ADC, or a function that has changed, as for `program`.
+          ValueError: the profile has no ADC, images of another shape or kind of numbers, or a
+            function that has changed, as for `program`.
         """
         self.require_same_function()
         if self._ranges is None or self.profile.adc is None:
             raise ValueError(f"profile {self.profile.name} has no ADC, so it does not clip outputs")
         leaves = jax.tree.leaves(weights.params)
         shares = ranges.beyond(
-            self._network, leaves, weights.units, np.asarray(images), self._ranges
+            self._network, leaves, weights.units, np.asarray(self.as_images(images)), self._ranges
         )
         return dict(zip(self.layers, shares, strict=True))
 
@@ -320,12 +321,25 @@ class Chip:
         return partial(jax.jit(of_batch), jax.tree.leaves(self.params), units)
 
     def require_images(self, images: Array | np.ndarray) -> None:
-        """Raises ValueError unless images `[batch, ...]` have the shape that the chip is for."""
+        """Raises ValueError unless images `[batch, ...]` have the shape that the chip is for, and
+        numbers of the kind."""
         if images.shape[1:] != self._example.shape:
             raise ValueError(
                 f"images of shape {images.shape[1:]}; the chip was made for {self._example.shape}: "
                 "make one for these with bridge.analog"
             )
+        wanted = self._example.dtype
+        if not _is_kind(images.dtype, wanted):
+            raise ValueError(
+                f"images are {images.dtype}, and the chip was made for {wanted}: give images of "
+                "that kind, at the same scale, or make the chip for these with bridge.analog"
+            )
+
+    def as_images(self, images: Any) -> Array:
+        """Images in the type that the chip is for; raises ValueError as `require_images`."""
+        images = jnp.asarray(images)
+        self.require_images(images)
+        return images.astype(self._example.dtype)
 
     def require_one(self, weights: Any) -> None:
         """Raises ValueError unless these are the weights of one chip like this."""
@@ -473,6 +487,16 @@ def _with_ranges(chip: Chip, targets: Programmed | None, images: np.ndarray | No
         found = ranges.calibrated(exact, leaves, targets.units, images, adc.percentile)
         outputs = tuple(np.float32(adc.headroom) * bounds for bounds in found)
     return replace(chip, _ranges=outputs)
+
+
+def _is_kind(given: Any, wanted: Any) -> bool:
+    """Whether numbers of one type stay what they are in another, but for rounding and 64 bits."""
+    if jnp.issubdtype(wanted, jnp.integer):
+        return bool(np.can_cast(given, wanted, "same_kind"))
+    return any(
+        jnp.issubdtype(given, kind) and jnp.issubdtype(wanted, kind)
+        for kind in (jnp.floating, jnp.complexfloating, jnp.bool_)
+    )
 
 
 def paths(tree: Any) -> list[str]:

@@ -130,9 +130,10 @@ def _run(
 
 def batches_of(chip: Chip, source: Source, batch_size: int) -> Iterator[tuple[Batch, Array]]:
     """Each batch, and its images with the first ones again where it is not full."""
-    for batch in read_batches(source, batch_size, pixels=np.float32):
+    for number, batch in enumerate(read_batches(source, batch_size, pixels=np.float32)):
         chip.require_images(batch.images)
         if chip.largest_pixel is not None:
-            refuse_other_scale(batch.images, batch.indices.tolist(), chip.largest_pixel)
+            indices = batch.indices.tolist()
+            refuse_other_scale(batch.images, indices, chip.largest_pixel, first=number == 0)
         rows = np.resize(np.arange(len(batch.labels)), batch_size)
         yield batch, jnp.asarray(batch.images[rows])

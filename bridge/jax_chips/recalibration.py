@@ -64,11 +64,10 @@ def recalibrate(
     """
     batch_size = require_count("batch_size", batch_size)
     chip.require_one(weights)
-    given = np.asarray(images, chip._example.dtype)
-    chip.require_images(given)
+    given = np.asarray(chip.as_images(images))
     require_enough(len(given))
     if chip.largest_pixel is not None:
-        refuse_other_scale(given, list(range(len(given))), chip.largest_pixel)
+        refuse_other_scale(given, list(range(len(given))), chip.largest_pixel, first=True)
     chip.require_same_function()
     found = _norms(chip)
     leaves, treedef = jax.tree.flatten(weights.params)

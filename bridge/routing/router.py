@@ -173,7 +173,8 @@ class Router:
         if min(numbers) < 0:
             raise ValueError(f"indices must not be negative, got {min(numbers)}")
         if self.chip.largest_pixel is not None:
-            refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel)
+            first = not self._examined
+            refuse_other_scale(images.numpy(), numbers, self.chip.largest_pixel, first=first)
         if not self._examined:
             with torch.inference_mode():
                 require_independent(self._run_digital, images, "the digital model")

@@ -24,6 +24,7 @@ from bridge.routing.student_network import (
     log_odds,
 )
 from jaxcurv.progress import progress
+from jaxcurv.rows import require_labels_of
 
 _CHUNK = 64
 """Inputs scored at once. Always as many, so that no score depends on what it is computed beside."""
@@ -145,7 +146,8 @@ def fit_student(
 
     Raises:
       ValueError: targets that are all the same or not in [0, 1], too few samples, a budget that
-        not even a logistic regression fits, values that are not finite, other dtypes or shapes.
+        not even a logistic regression fits, values that are not finite, other dtypes or shapes, or
+        targets in another order than the images by their pandas index.
     """
     given, wanted = _checked(images, targets)
     seed, epochs = require_seed(seed), require_count("epochs", epochs)
@@ -198,6 +200,7 @@ def fit_student(
 def _checked(
     images: Shaped[np.ndarray, "batch ..."], targets: npt.ArrayLike
 ) -> tuple[np.ndarray, npt.NDArray[np.float32]]:
+    require_labels_of(images, targets, "targets")
     given = np.asarray(images)
     if given.ndim not in (2, 4) or 0 in given.shape[1:]:
         raise ValueError(

@@ -98,8 +98,8 @@ def same_logits(
     Raises:
       TypeError: a network of another kind, or one that does not give an array.
       ValueError: a network that gives classes, fewer than two images, images on which a network
-        fails or gives NaN, infinity or masks alone, or on which equal logits hardly vary, which
-        would show nothing.
+        fails or gives NaN, infinity or masks alone, or equal logits on images that show nothing:
+        on which logits hardly vary, or that have one value throughout each.
     """
     if not isinstance(flax_model, nnx.Module):
         raise TypeError(f"flax_model must be a Flax NNX module, not {_kind(flax_model)}")
@@ -118,6 +118,7 @@ def same_logits(
     difference = _apart(ours, theirs)
     if difference <= tolerance * largest:
         _require_varied(ours, masked, tolerance)
+        _require_patterns(channels_last)
         reason = f"the same logits: they differ by {difference:.1e}, the largest is {largest:.1e}"
         empty = pd.DataFrame(columns=_COLUMNS)
         return Comparison(True, difference, largest, tolerance, None, None, empty, reason)
@@ -219,6 +220,16 @@ def _require_varied(logits: np.ndarray, masked: np.ndarray, tolerance: float) ->
             f"the logits do not depend on the images (they vary by {spread:.1e}), so that equal "
             "ones show nothing: give images that differ, and a network with weights that are "
             "trained or random"
+        )
+
+
+def _require_patterns(images: np.ndarray) -> None:
+    """Refuses images of one level each: they look alike in whatever order a network reads them."""
+    rows = images.reshape(len(images), -1)
+    if rows.shape[1] > 1 and (rows == rows[:, :1]).all():
+        raise ValueError(
+            "each image has one value throughout, so that equal logits do not show in which order "
+            "the networks read it: give images of the kind that the networks are for"
         )
 
 

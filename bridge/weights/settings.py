@@ -12,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bridge.weights.own_code import hooked, own_call, own_code, own_product
 from bridge.weights.recording import torch_names
-from bridge.weights.wrappers import PREFIXES, without_inner
+from bridge.weights.wrappers import PREFIXES, unwrapped, without_any, without_inner
 
 _EPSILON = 1e-5  # the default of PyTorch's normalisations
 _KINDS: dict[Any, tuple[type[nnx.Module], ...]] = {  # PyTorch's, and what each is in Flax
@@ -91,9 +91,10 @@ def _layers(
     model: nnx.Module, module: torch.nn.Module | None
 ) -> Callable[[str], torch.nn.Module | None]:
     """Finds PyTorch's layer by the name that it has in the Flax model."""
-    found = module.named_modules(remove_duplicate=False) if module is not None else []
+    found = list(module.named_modules(remove_duplicate=False)) if module is not None else []
     # What is wrapped comes after its wrapper and takes its place.
     layers = {without_inner(f"{name}.").removesuffix("."): layer for name, layer in found}
+    bare = {without_any(name): layer for name, layer in found}
     shorten = torch_names(model)
 
     def find(name: str) -> torch.nn.Module | None:
@@ -101,7 +102,9 @@ def _layers(
         for prefix in PREFIXES:
             names += [prefix + one for one in names[:2]]
             names += [one.removeprefix(prefix) for one in names[:2]]
-        return next((layers[one] for one in names if one in layers), None)
+        within = bare.get(without_any(shorten(name)))
+        layer = next((layers[one] for one in names if one in layers), within)
+        return None if layer is None else unwrapped(layer)
 
     return find
 

@@ -18,7 +18,7 @@ from bridge.weights.comparison import TOLERANCE, same_logits
 from bridge.weights.recording import torch_names
 from bridge.weights.settings import refuse_other_kinds, refuse_other_settings, untold
 from bridge.weights.ties import Paths, memory, without_ties
-from bridge.weights.wrappers import PREFIXES, undone_first, unwrapped, without_wrappers
+from bridge.weights.wrappers import PREFIXES, named_as, undone_first, unwrapped, without_wrappers
 
 Model = TypeVar("Model", bound=nnx.Module)
 _COUNTER = "num_batches_tracked"  # PyTorch's BatchNorm counts its updates, Flax's does not
@@ -272,10 +272,10 @@ def from_torch(
     """A copy of a Flax NNX model with the weights of a PyTorch state dict; inverse of `to_torch`.
 
     A prefix "module.", "_orig_mod." or "model." that all names of one side have is left out of
-    account, and so are what other wrappers add to the given names and the "layers" of an
-    `nnx.Sequential`. What layers share may have one name on one side and several on the other:
-    tensors that are one, or equal ones where the model shares. Random state (`nnx.Dropout`,
-    `nnx.Rngs`) stays the model's.
+    account, and so are what other wrappers, or `DataParallel` around a part of the network, add to
+    names and the "layers" of an `nnx.Sequential`. What layers share may have one name on one side
+    and several on the other: tensors that are one, or equal ones where the model shares. Random
+    state (`nnx.Dropout`, `nnx.Rngs`) stays the model's.
 
     Equal weights do not make equal networks: see `to_torch` for what they do not tell. Given the
     torch module itself and images, the logits are compared; without images, kind, strides,
@@ -439,7 +439,8 @@ def _renamed(
     A tensor that is one with another of a known name needs none, and is left out.
 
     Tried are the names as they are, `others` of them, what wrappers add taken off, and a prefix
-    put on, or taken off where all have it. No two tensors come under one name.
+    put on, or taken off where all have it; last without what wrappers of parts add on either
+    side. No two tensors come under one name.
     """
     plain = dict(given)
     other = {others.get(name, name): tensor for name, tensor in given.items()}
@@ -452,6 +453,7 @@ def _renamed(
         for lightning in (False, True):
             fewer = without_wrappers(names, lightning=lightning)
             candidates.append({new: names[name] for name, new in fewer.items()})
+    candidates += [named_as(names, known, others) for names in candidates]
     for names in candidates:
         fitting = without_ties(names, known)
         if not fitting.keys() - known:

@@ -1,7 +1,8 @@
 """What wrappers of networks add to the names of weights, and the networks within them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,6 +67,32 @@ def undone_first(names: Iterable[str]) -> str:
 def without_inner(name: str) -> str:
     """A name without what `torch.compile` and others put into it, whichever layer they wrap."""
     return _WITHIN.sub("", name)
+
+
+def without_any(name: str) -> str:
+    """A name without what wrappers of any part of a network put into it, a "module." too."""
+    return ".".join(part for part in without_inner(name).split(".") if part != "module")
+
+
+def named_as(
+    given: Mapping[str, torch.Tensor],
+    known: Collection[str],
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, torch.Tensor]:
+    """Tensors by the known names, where the two sides differ by wrappers of parts alone.
+
+    Args:
+      given: tensors by name; as they are where two would have one name without wrappers.
+      known: names of a network's weights.
+      others: what a name without wrappers may stand for.
+    """
+    there = {without_any(name): name for name in known}
+    found = {}
+    for name, tensor in given.items():
+        short = without_any(name)
+        found[there.get(short) or there.get(others.get(short, ""), name)] = tensor
+    alone = len(there) == len(known) and len(found) == len(given)
+    return found if alone else dict(given)
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:

@@ -44,13 +44,15 @@ def as_network(made: nn.Module) -> nn.Module:
 
 
 def load_weights_into(network: nn.Module, state_dict: dict[str, torch.Tensor], what: str) -> None:
-    """Gives a network the weights of a file.
+    """Gives a network the weights of a file, whichever parts were in `DataParallel` or the like.
 
     Raises:
       ValueError: their names or shapes are others than the network's.
     """
+    from bridge.weights.wrappers import named_as
+
     try:
-        network.load_state_dict(state_dict)
+        network.load_state_dict(named_as(state_dict, network.state_dict().keys()))
     except RuntimeError as error:
         said = textwrap.shorten(str(error), _LONGEST, placeholder=" ...")
         raise ValueError(f"{what} holds other weights than the network has: {said}") from error

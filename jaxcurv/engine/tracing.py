@@ -303,6 +303,14 @@ def _inside(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
 
 
 def _on_host(value: Any) -> np.ndarray:
+    """Raises ValueError for an array whose memory a compiled function was given."""
+    concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    if concrete and value.is_deleted():
+        raise ValueError(
+            "the function closes over an array that was deleted, or donated to a train step "
+            "(donate_argnums): let it close over the new one, which that step returned, or take "
+            "it as params"
+        )
     if jax.dtypes.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     return np.asarray(value)

@@ -450,6 +450,15 @@ def test_a_frame_of_inputs_is_in_the_order_of_its_labels() -> None:
     np.testing.assert_array_equal(given.score, plain.score)
     with refused("the same samples in another order"):
         input_curvature(lambda x: x @ weights, inputs.iloc[::-1], labels)
+    targets, loss = pd.DataFrame(rng.normal(size=(6, 3))), lambda z, y: ((z - y) ** 2).sum(-1)
+    for order in (slice(None), slice(None, None, -1)):
+        several = inputs.iloc[order], targets.iloc[order]
+        given = input_curvature(lambda x: x @ weights, *several, loss=loss)
+        arrays = (one.to_numpy() for one in several)
+        plain = input_curvature(lambda x: x @ weights, *arrays, loss=loss)
+        np.testing.assert_array_equal(given.score, plain.score)
+    with refused("labels has the same samples in another order"):
+        input_curvature(lambda x: x @ weights, inputs, targets.iloc[::-1], loss=loss)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32])

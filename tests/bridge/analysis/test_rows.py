@@ -180,9 +180,19 @@ def test_chips_as_a_list_of_series() -> None:
         bridge.failure_table(SCORE, DIGITAL, chips)
 
 
-def test_chips_of_one_kind_as_a_list_of_series() -> None:
-    with pytest.raises(ValueError, match="failures has the same samples in another order"):
-        analysis.systematic_share([FAILED, shuffled(FAILED)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        analysis.systematic_share,
+        analysis.variance_shares,
+        analysis.rate_interval,
+        analysis.crossed_mean_interval,
+    ],
+)
+def test_chips_of_one_kind_as_a_list_of_series(function: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match="has the same samples in another order"):
+        function([FAILED, shuffled(FAILED)])
+    same(function([FAILED, ~FAILED]), function(np.stack([FAILED, ~FAILED])))
 
 
 def test_counts_that_are_sorted_by_count_are_refused() -> None:

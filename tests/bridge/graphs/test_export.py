@@ -192,6 +192,34 @@ class _Counting(nn.Module):
         return x * self.seen
 
 
+class _Named(nn.Module):
+    """A scale by a parameter and a shift by a tensor of these names, beside a layer."""
+
+    def __init__(self, scale: str, shift: str) -> None:
+        super().__init__()
+        self.names, self.fc = (scale, shift), nn.Linear(4, 4)
+        self.register_parameter(scale, nn.Parameter(torch.full((4,), 2.0)))
+        setattr(self, shift, torch.full((4,), 3.0))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale, shift = (getattr(self, name) for name in self.names)
+        return self.fc(x[:, 0]) * scale + shift
+
+
+@pytest.mark.parametrize("names", [("code", "graph"), ("meta", "code"), ("scale", "shift")])
+def test_tensors_may_have_any_name(names: tuple[str, str]) -> None:
+    module = _Named(*names)
+    graph = export(module, X)
+    weights = {"fc.weight", "fc.bias", names[0]}
+    assert {name for _, name in graph.tensors} == weights
+    assert {node.layer for node in graph.nodes if "linear" in node.operator} == {"fc"}
+    assert {node.layer for node in graph.nodes if "mul" in node.operator} == {""}
+    logits_fn, params = to_jax(module, X)
+    found = logits_fn(params, X.numpy())
+    np.testing.assert_allclose(found, module(X).detach(), atol=1e-6)
+
+
 BY_VALUES = "decides by the values|shapes depend on the values"
 REFUSED: dict[str, tuple[Function, str]] = {
     "if": (lambda x: x if x.sum() > 0 else -x, "decides by the values"),

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as linen
@@ -16,7 +17,7 @@ from flax import nnx
 
 import bridge
 from bridge.chips import ADC, PCM, Profile, WeightNoise
-from bridge.jax_chips import Chip, analog, jaxprs
+from bridge.jax_chips import Chip, analog, jaxprs, layer_report
 from jaxcurv.models import ResNet18
 from tests.torch_networks import made
 
@@ -418,6 +419,24 @@ def test_bad_input_is_refused(case: str) -> None:
     function, params, profile, images, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         analog(function, params, profile, images)
+
+
+def test_images_of_another_kind_of_numbers_are_refused() -> None:
+    def function(params: Any, x: Any) -> Any:
+        x = x / 255 if x.dtype == jnp.uint8 else x
+        return x @ params
+
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    floats = (pixels / 255).astype(np.float32)
+    for own, other in ((pixels, floats), (floats, pixels), (pixels, pixels.astype(np.int32))):
+        chip = analog(function, W, bridge.PROFILES["adc"], own)
+        weights = chip.program(W, jax.random.key(0))
+        told = rf"images are {other.dtype}, and the chip was made for {own.dtype}"
+        for call in (chip.apply, chip.clipped_share, partial(layer_report, chip)):
+            with pytest.raises(ValueError, match=told):
+                call(weights, other)
+        wider = own.astype(np.float64) if own is floats else own
+        np.testing.assert_array_equal(chip.apply(weights, wider), chip.apply(weights, own))
 
 
 def test_a_chip_refuses_what_is_not_its_own() -> None:

@@ -80,6 +80,8 @@ def test_bad_samples_are_refused(network: nn.Module) -> None:
 
     with pytest.raises(ValueError, match="normalise both as the model expects"):
         run(100 * IMAGES)
+    with pytest.warns(UserWarning, match=r"images reach .* normalise both as the model expects"):
+        run(IMAGES / 100)
     with pytest.raises(ValueError, match=r"images of shape \(5, 6, 3\)"):
         run(IMAGES[:, :5])
     with pytest.raises(ValueError, match="the model's classes; that of image"):

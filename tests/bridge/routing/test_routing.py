@@ -399,6 +399,8 @@ def test_router_refuses_images_of_another_scale(model):
     assert not route(IMAGES, INDICES).routed.any()
     with pytest.raises(ValueError, match="normalise both as the model expects"):
         route(255 * IMAGES, INDICES)
+    with pytest.warns(UserWarning, match="normalise both as the model expects"):
+        Router(model, calibrated, np.inf)(IMAGES / 255, INDICES)
 
 
 def test_a_network_that_is_partly_on_tiles_saves_less():

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import rankdata
 from torch import nn
@@ -251,6 +252,15 @@ def test_bad_input(changed: dict[str, Any], message: str) -> None:
     given |= {"epochs": 2} | changed
     with pytest.raises(ValueError, match=message):
         fit_student(given.pop("images"), given.pop("targets"), **given)
+
+
+def test_targets_of_a_sorted_or_shuffled_table_are_refused() -> None:
+    images, failed = planted(0, 40)
+    targets = pd.Series(failed.astype(float)).sample(frac=1, random_state=0)
+    for given in (images, pd.DataFrame(images.reshape(40, -1)).astype(np.float32)):
+        with pytest.raises(ValueError, match=r"targets .*order"):
+            fit_student(given, targets, budget_macs=BUDGET, seed=0)
+        fit_student(given, targets.sort_index(), budget_macs=BUDGET, seed=0, epochs=1)
 
 
 def test_inputs_of_another_kind_are_refused(fitted: Student) -> None:

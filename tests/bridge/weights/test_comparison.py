@@ -285,6 +285,7 @@ def test_in_place_activations_do_not_mislead() -> None:
         (np.zeros_like(IMAGES), "do not depend on the images"),
         (np.broadcast_to(IMAGES[:1], IMAGES.shape), "do not depend on the images"),
         (np.full_like(IMAGES, np.nan), "not finite"),
+        (np.ones_like(IMAGES) * IMAGES[:, :1, :1, :1], "one value throughout"),
         (IMAGES[..., :2], r"fails on images \(6, 8, 8, 2\)"),
         (IMAGES[0], "at least two|fails on"),
         ("cat.png", "images must be"),

@@ -397,6 +397,11 @@ def compiled_layer(module: Strided) -> torch.nn.Module:
     return module
 
 
+def parallel_layer(module: Strided) -> torch.nn.Module:
+    module.conv = torch.nn.DataParallel(module.conv)  # type: ignore[assignment]
+    return module
+
+
 WRAPPED: dict[str, Callable[[Strided], torch.nn.Module]] = {
     "averaged": AveragedModel,
     "parallel": torch.nn.DataParallel,
@@ -404,6 +409,8 @@ WRAPPED: dict[str, Callable[[Strided], torch.nn.Module]] = {
     "averaged and parallel": lambda module: AveragedModel(torch.nn.DataParallel(module)),
     "compiled and parallel": lambda module: Compiled(torch.nn.DataParallel(module)),
     "a compiled layer": compiled_layer,
+    "a parallel layer": parallel_layer,
+    "averaged, with a parallel layer": lambda module: AveragedModel(parallel_layer(module)),
     "averaged, with a compiled layer": lambda module: AveragedModel(compiled_layer(module)),
 }
 
@@ -417,6 +424,33 @@ def test_wrappers_are_seen_through(name: str) -> None:
         assert all(torch.equal(carried[key], one) for key, one in plain.state_dict().items())
     with pytest.raises(ValueError, match=r"conv \(Conv: strides 2, PyTorch's are \(1, 1\)\)"):
         from_torch(WRAPPED[name](Strided(1)), model)
+
+
+def test_a_part_in_a_wrapper_takes_and_gives_weights() -> None:
+    class Flax(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.features = nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.relu)
+            self.fc = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.fc(self.features(x))
+
+    def network(wrap: Callable) -> torch.nn.Module:
+        parts = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        whole: dict[str, torch.nn.Module] = {"features": wrap(parts), "fc": torch.nn.Linear(4, 3)}
+        return torch.nn.Sequential(OrderedDict(whole))
+
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for wrap in (torch.nn.DataParallel, lambda part: torch.nn.Sequential(part)):
+        module = network(wrap)
+        if wrap is torch.nn.DataParallel:
+            to_torch(from_torch(module, Flax()), into=network(wrap), images=x)
+            lightning = {f"model.{name}": one for name, one in module.state_dict().items()}
+            from_torch(lightning, Flax())
+        else:
+            with pytest.raises(ValueError, match=r"unexpected features\.0\.0\.weight"):
+                from_torch(module, Flax())
 
 
 def test_an_attribute_of_a_wrapper_s_name_is_the_network_s_own() -> None:

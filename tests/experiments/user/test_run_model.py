@@ -17,6 +17,7 @@ from PIL import Image
 
 import bridge
 from experiments.runs.files import sha256
+from experiments.runs.own_network import load_weights_into
 from jaxcurv import FiniteDifference, data
 from jaxcurv.data.datasets import open_dataset
 from jaxcurv.storage.checksums import read_json, write_json
@@ -439,3 +440,17 @@ def test_other_weights_are_named(place: Path, tmp_path: Path) -> None:
     given = ("--model", "own_pets:make", "--data", "pngs", "--model.weights", "odd.pth")
     said = refuse("train", *given, "--out", tmp_path)
     assert "odd.pth holds other weights than the network has" in said
+
+
+def test_a_file_of_a_network_parts_of_which_were_in_a_wrapper_fits() -> None:
+    def network() -> torch.nn.Sequential:
+        part = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        return torch.nn.Sequential(part, torch.nn.Linear(3, 2))
+
+    plain, wrapped = network(), network()
+    wrapped[0] = torch.nn.DataParallel(wrapped[0])
+    load_weights_into(plain, wrapped.state_dict(), "weights.pth")
+    x = torch.ones(1, 2)
+    torch.testing.assert_close(plain(x), wrapped(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"weights\.pth holds other weights"):
+        load_weights_into(plain, {"0.1.weight": torch.ones(3, 2)}, "weights.pth")

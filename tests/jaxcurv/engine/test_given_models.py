@@ -162,6 +162,8 @@ def test_weights_that_were_donated_are_refused() -> None:
         score_dataset(product, (IMAGES, LABELS), checkpoints=[new, params])
     with pytest.raises(ValueError, match=r"^the module\['bias'\].*donate_argnums"):
         score(module, None)
+    with pytest.raises(ValueError, match=r"closes over an array that was deleted.*donate_argnums"):
+        score(lambda images: product(params, images), None)
     score(product, new)
 
 
