@@ -52,6 +52,8 @@ class Answer:
     passes: Passes
     """What it takes; as a second answer, beyond the first."""
     fitted: bool = False
+    replaces: bool = False
+    """Whether as a second answer of all samples it makes the first needless."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def plan_of(
         seconds[f"{profile.adc.bits + choices.extra_bits} ADC bits"] = Answer(
             (replace(free_kind, extra_bits=choices.extra_bits),),
             Passes(conversions * once.analog, once.digital),
+            replaces=True,
         )
     return Plan(firsts, free, seconds, choices, kept_digital)
 
@@ -229,7 +232,7 @@ def _outcomes(
     logits: Mapping[str, NDArray[np.float32]],
     labels: Mapping[str, NDArray[np.int64]],
 ) -> Outcomes:
-    return Outcomes(Predictions(logits, labels).right(), answer.passes)
+    return Outcomes(Predictions(logits, labels).right(), answer.passes, answer.replaces)
 
 
 def _logits(

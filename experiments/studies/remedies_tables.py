@@ -49,10 +49,12 @@ class Outcomes:
     Attributes:
       right: bool [chips, samples] by fold.
       passes: of one sample.
+      replaces: whether as a second answer of all samples it makes the first needless.
     """
 
     right: Mapping[str, NDArray[np.bool_]]
     passes: Passes
+    replaces: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +187,10 @@ def remedies_table(
 
 
 def _passes(begun: Outcomes, after: Outcomes, score: Score | None, share: float) -> Passes:
-    """What a sample takes on average where a share of them gets the second answer."""
+    """What a sample takes on average where a share of them gets the second answer, all without a
+    score."""
     if score is None:
-        return begun.passes + after.passes * share
+        return after.passes if after.replaces else begun.passes + after.passes
     stays = 1 - share if score.before else 1.0
     return begun.passes * stays + after.passes * share + score.passes
 

@@ -187,6 +187,8 @@ def test_all_get_the_second_answer() -> None:
     second = Outcomes(folds(np.ones((2, 10), bool)), Passes(3.0, 0.0))
     row = row_of(Remedy("chip", "reads", rule="all"), reads=second)
     assert (row["accuracy"], row["routed"], row["analog_passes"]) == (1.0, 1.0, 4.0)
+    row = row_of(Remedy("chip", "reads", rule="all"), reads=replace(second, replaces=True))
+    assert (row["accuracy"], row["routed"], row["analog_passes"]) == (1.0, 1.0, 3.0)
 
 
 def test_validation_chooses_and_test_is_reported() -> None:
@@ -297,8 +299,9 @@ def test_passes_follow_what_is_on_tiles() -> None:
     assert partly.kinds[0].digital_layers == ("b",)
     assert not any("1 %" in name for name in made.firsts)  # no layer fits into it
     # Half of an analog pass is the ADC's, which two more bits make four times as large.
-    bits = made.seconds["8 ADC bits"].passes
-    assert (bits.analog, bits.digital) == pytest.approx((0.9 * 2.5, 0.1))
+    bits = made.seconds["8 ADC bits"]
+    assert (bits.passes.analog, bits.passes.digital) == pytest.approx((0.9 * 2.5, 0.1))
+    assert [name for name, one in made.seconds.items() if one.replaces] == ["8 ADC bits"]
 
 
 def test_a_fine_tuned_network_has_every_remedy_that_takes_no_energy() -> None:
