@@ -299,7 +299,7 @@ def test_fine_tuning_beside_plain_training() -> None:
     difference = 100 * rates.loc["plain", more].astype(float)
     assert difference.iloc[1] < 0  # so that nothing is shown
     assert "({:.1f} points more than with noise [{:.1f}, {:.1f}])".format(*difference) in results
-    assert f"{said[2]} fail, {said[0]} after 40 steps, {said[1]} after plain ones." in readme
+    assert f"{said[2]} fail, {said[0]} after 40 steps, {said[1]} after plain ones (" in readme
 
 
 def test_fine_tuning_of_cifar100() -> None:

@@ -107,9 +107,10 @@ def _terms(settings: Mapping[str, Any], last: int) -> list[tuple[str, str]]:
         (
             "flip probability",
             "the physical predictor: Phi(-(margin at mean weights) / sd), with sd the margin's "
-            "standard deviation over chips by linear theory; no chip is run. Margin at mean "
-            "weights: that of the digital prediction, were the weights what a chip's are on "
-            "average. Unshifted: with the digital margin in its place.",
+            "standard deviation over chips by linear theory. No chip is run, and the noise of "
+            "these chips is known exactly. Margin at mean weights: that of the digital "
+            "prediction, were the weights what a chip's are on average. Unshifted: with the "
+            "digital margin in its place.",
         ),
         (
             "margin + curvature, logits + gradient norm, all scores",

@@ -155,7 +155,7 @@ def _best(predictors: pd.DataFrame, contents: ReportContents) -> str:
     best = rows.loc[rows["auroc"].idxmax()]
     auroc = with_interval(best["auroc"], best["auroc_low"], best["auroc_high"], ".3f")
     of = f"of {len(rows)} scores" if len(rows) > 1 else "of a score"
-    return f"Highest AUROC {of} without a chip: {auroc}, {words(str(best['predictor']))}"
+    return f"Highest AUROC seen {of} without a chip: {auroc}, {words(str(best['predictor']))}"
 
 
 def _come_true(errors: pd.DataFrame, contents: ReportContents) -> str:

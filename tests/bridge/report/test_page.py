@@ -156,7 +156,7 @@ def test_headings_are_answers(tmp_path, page):
     for heading in (
         "Classes",  # its largest holds what it would by chance
         "97 % at 20 s",
-        "Highest AUROC of 2 scores without a chip: 0.900 [0.850, 0.950], margin",
+        "Highest AUROC seen of 2 scores without a chip: 0.900 [0.850, 0.950], margin",
         "0.0 % of D1 and 25.0 % of D2 fail, of those that the digital model gets right",
         "The flip probability expects 12.5 % to fail; 12.0 % [5.0, 25.0] do",
         "Tiles compute 90.00 % of the multiply-accumulates",
@@ -170,7 +170,9 @@ def test_the_best_score_without_a_chip_has_seen_no_failure_on_one(tmp_path):
     fitted = [margin.assign(predictor=name, auroc=0.95) for name in (*OTHERS.values(), *MODELS)]
     given = sections() | {"predictors": pd.concat([table, *fitted], ignore_index=True)}
     text = write(tmp_path / "r.html", **given).read_text()
-    assert "Highest AUROC of 2 scores without a chip: 0.900 [0.850, 0.950], margin</h3>" in text
+    assert (
+        "Highest AUROC seen of 2 scores without a chip: 0.900 [0.850, 0.950], margin</h3>" in text
+    )
 
 
 def test_a_page_without_failures_calls_no_sample_one_that_fails(tmp_path):
@@ -344,7 +346,10 @@ def test_answers_and_notes(page):
     assert "adc+wnoise+pcm on 80.0 %." in text
     assert "at t = 20 s, 0.0 % of D1 and 25.0 % of D2 fail" in text
     assert "of digitally correct samples); Spearman&#39;s rho = 0.70 [0.65, 0.75]" in text
-    assert "Intervals hold 95 % for other samples on this one chip" in text
+    assert (
+        "Intervals are of 95 %, not adjusted for their number, for other samples on this one chip"
+        in text
+    )
     assert "99.84 %" in text
     assert "The margin is enough." in text
     assert "0.10 (score), 0.11 (chips)" in text
