@@ -14,6 +14,7 @@ Keep: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 _GATHERED = 1024  # rows a stored piece: each piece costs memory and space of its own
 _BEYOND = 4.0  # times the largest calibrated pixel: another normalisation, not another image
 _BELOW = 16.0  # as many times below it: pixels of 0 to 255 beside normalised ones are about 100
+_SEVERAL = 8  # images: fewer may all be dark
 
 
 def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -35,7 +36,7 @@ def refuse_other_scale(
 
     Args:
       calibrated: that pixel.
-      first: whether the images stand for all that follow: a warning where they stay far below it.
+      first: whether they are the first, of which eight or more that stay far below it are told.
     """
     largest = np.abs(images).max(axis=tuple(range(1, images.ndim)))
     if (beyond := largest > _BEYOND * calibrated).any():
@@ -44,11 +45,12 @@ def refuse_other_scale(
             f"image {indices[place]} reaches {largest[place]:g}, the images that the chip was "
             f"calibrated on {calibrated:g}: normalise both as the model expects"
         )
-    if first and 0 < (most := float(largest.max(initial=0.0))) < calibrated / _BELOW:
+    many = first and len(images) >= _SEVERAL
+    if many and 0 < (most := float(largest.max())) < calibrated / _BELOW:
         warnings.warn(
             f"the first {len(images)} images reach {most:g} at most, and those that the chip was "
-            f"calibrated on {calibrated:g}, for which its converters are too coarse here: "
-            "normalise both as the model expects",
+            f"calibrated on {calibrated:g}, so that its converters are too coarse here: "
+            "normalise both as the model expects, or calibrate on images like these",
             stacklevel=2,
         )
 

@@ -89,7 +89,8 @@ def predict(
       hash of 16 of them), keep (its name) and, of several, reads.
 
     Warns:
-      UserWarning: a first batch far below the images that a chip was calibrated on.
+      UserWarning: a first batch, of eight or more, far below the images that a chip was calibrated
+        on.
 
     Raises:
       ValueError: a source that `as_source` refuses, malformed samples, images of another scale

@@ -151,7 +151,9 @@ def _within(module: nn.Module) -> nn.Module:
     """The module as a layer of another: a tensor of the outermost one may not be called as the
     exporter's own modules call their attributes, `code` or `graph`.
     """
-    return nn.Sequential(module).train(module.training)
+    outer = nn.Sequential(module)
+    outer.training = module.training  # and not train(), which reaches the parts of the module
+    return outer
 
 
 @contextmanager
@@ -183,6 +185,11 @@ def _failure(error: Exception, module: nn.Module, images: torch.Tensor) -> str:
     text = str(error).strip()
     if parts := _quantised(module, text):
         return _float_wanted(f"{kind} has quantised parts ({_some(parts)})")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        return (
+            f"{kind} has scripted parts (torch.jit.script), which PyTorch does not export: give "
+            "the module that they were made from"
+        )
     first = text.splitlines()[0] if text else type(error).__name__
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return (

@@ -329,7 +329,7 @@ class Chip:
                 "make one for these with bridge.analog"
             )
         wanted = self._example.dtype
-        if not _is_kind(images.dtype, wanted):
+        if not _stay(images, wanted):
             raise ValueError(
                 f"images are {images.dtype}, and the chip was made for {wanted}: give images of "
                 "that kind, at the same scale, or make the chip for these with bridge.analog"
@@ -489,13 +489,29 @@ def _with_ranges(chip: Chip, targets: Programmed | None, images: np.ndarray | No
     return replace(chip, _ranges=outputs)
 
 
-def _is_kind(given: Any, wanted: Any) -> bool:
-    """Whether numbers of one type stay what they are in another, but for rounding and 64 bits."""
+def _stay(images: Array | np.ndarray, wanted: Any) -> bool:
+    """Whether images stay what they are in another type, but for rounding.
+
+    Whole numbers that are traced count as if they fit in.
+    """
+    given = images.dtype
     if jnp.issubdtype(wanted, jnp.integer):
-        return bool(np.can_cast(given, wanted, "same_kind"))
+        if np.can_cast(given, wanted):
+            return True
+        return jnp.issubdtype(given, jnp.integer) and (
+            isinstance(images, jax.core.Tracer) or _within(np.asarray(images), jnp.iinfo(wanted))
+        )
+    if jnp.issubdtype(wanted, jnp.complexfloating):
+        return bool(jnp.issubdtype(given, jnp.inexact))
     return any(
         jnp.issubdtype(given, kind) and jnp.issubdtype(wanted, kind)
-        for kind in (jnp.floating, jnp.complexfloating, jnp.bool_)
+        for kind in (jnp.floating, jnp.bool_)
+    )
+
+
+def _within(numbers: np.ndarray, limits: Any) -> bool:
+    return not numbers.size or bool(
+        limits.min <= int(numbers.min()) and int(numbers.max()) <= limits.max
     )
 
 

@@ -37,8 +37,8 @@ def layer_report(
       images: as the function takes them.
 
     Raises:
-      ValueError: images of another shape, weights of several chips or of another, outputs that are
-        not finite, or a function that has changed, as for `chip.program`.
+      ValueError: images of another shape or kind of numbers, weights of several chips or of
+        another, outputs that are not finite, or a function that has changed, as for `chip.program`.
     """
     images = np.asarray(images)
     if not len(images):

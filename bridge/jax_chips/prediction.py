@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -43,11 +42,15 @@ def predict(
     Returns:
       The table of `bridge.predict`.
 
+    Warns:
+      UserWarning: a first batch, of eight or more, far below the images that the chip was
+        calibrated on.
+
     Raises:
-      ValueError: a source that `jaxcurv.data.as_source` refuses, samples of another shape than the
-        chip was made for or of another scale than it was calibrated on, labels that have no logit,
-        an index that occurs twice, logits that are not finite, reads below 1, columns to keep that
-        `bridge.predict` refuses, or a function that computes
+      ValueError: a source that `jaxcurv.data.as_source` refuses, samples of another shape or
+        kind of numbers than the chip was made for or of another scale than it was calibrated on,
+        labels that have no logit, an index that occurs twice, logits that are not finite, reads
+        below 1, columns to keep that `bridge.predict` refuses, or a function that computes
         otherwise than when the chip was made, as for `chip.program`.
     """
     batch_size, reads = require_count("batch_size", batch_size), require_count("reads", reads)
@@ -131,9 +134,9 @@ def _run(
 def batches_of(chip: Chip, source: Source, batch_size: int) -> Iterator[tuple[Batch, Array]]:
     """Each batch, and its images with the first ones again where it is not full."""
     for number, batch in enumerate(read_batches(source, batch_size, pixels=np.float32)):
-        chip.require_images(batch.images)
+        rows = np.resize(np.arange(len(batch.labels)), batch_size)
+        images = chip.as_images(batch.images[rows])
         if chip.largest_pixel is not None:
             indices = batch.indices.tolist()
             refuse_other_scale(batch.images, indices, chip.largest_pixel, first=number == 0)
-        rows = np.resize(np.arange(len(batch.labels)), batch_size)
-        yield batch, jnp.asarray(batch.images[rows])
+        yield batch, images

@@ -58,9 +58,9 @@ def recalibrate(
 
     Raises:
       ValueError: no such pair, one that the function uses otherwise, more than once or together
-        with parameters that are not beside it, fewer than two images, images of another shape or
-        of another scale than the chip was calibrated on, values that are not finite, weights of
-        another chip, or a function that computes otherwise than when the chip was made.
+        with parameters that are not beside it, fewer than two images, images of another shape,
+        kind of numbers or scale than the chip was calibrated on, values that are not finite,
+        weights of another chip, or a function that computes otherwise than when the chip was made.
     """
     batch_size = require_count("batch_size", batch_size)
     chip.require_one(weights)

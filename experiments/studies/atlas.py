@@ -84,11 +84,11 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
     atlas.csv, always.png, .svg and .pdf with always.csv (the images that fail on most chips) and
     settings.json. The outcomes of each finished chip are kept in pieces/ and not computed again.
     """
-    scores, read = scored.scores, {}
+    scores, references = scored.scores, {}
     if settings.cscores is not None:
         reference = read_cscores(Path(settings.cscores), "--atlas.cscores")
         scores = with_cscores(scores, reference)
-        read = {"cscores": {"file": reference.path.name, "sha256": reference.digest}}
+        references = {"cscores": {"file": reference.path.name, "sha256": reference.digest}}
     seeds = range(experiment.seed, experiment.seed + settings.chips)
     confidence = experiment.analyse.confidence
     wrong = wrong_outcomes(scored, seeds, out / "pieces", experiment.simulate.batch_size)
@@ -104,7 +104,7 @@ def run(scored: Scored, experiment: Experiment, settings: Atlas, out: Path) -> N
         "seeds": list(seeds),
         "confidence": confidence,
         "bins": experiment.analyse.bins,
-        **read,
+        **references,
     }
     title = (
         f"{experiment.data.title}, {experiment.model.title}: {len(seeds)} simulated chips of each "

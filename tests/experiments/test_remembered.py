@@ -45,6 +45,7 @@ from experiments.system.processes import Terminated
 from jaxcurv.data.datasets import listing
 from jaxcurv.data.images import encode_png
 from jaxcurv.nested import flatten
+from jaxcurv.progress import stage
 from jaxcurv.storage.checksums import read_json, write_json
 from tests.conftest import SMALL
 from tests.one_process import stages_in_this_process
@@ -236,8 +237,8 @@ def test_which_epochs_are_kept_repeats_nothing(
 def test_every_stage_names_settings_that_there_are() -> None:
     known = as_leaves(Experiment())
     assert known.keys() >= SPEED
-    for stage in STAGES.values():
-        for read in stage.settings:
+    for one in STAGES.values():
+        for read in one.settings:
             assert any(name == read or name.startswith(f"{read}.") for name in known), read
 
 
@@ -277,7 +278,9 @@ def _experiment(*flags: Any) -> Experiment:
     return parsing.parse_preset(parsing.Options, "run", arguments).experiment
 
 
-def test_finished_chips_are_kept(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_chips_are_kept(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """More chips, and other settings of a memory, simulate only what they change; of a profile
     that draws nothing the first chip is all of them."""
     programmed: list[str] = []
@@ -290,7 +293,8 @@ def test_finished_chips_are_kept(run_copy: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bridge, "program", noted)
 
     def simulated(*flags: str) -> pd.DataFrame:
-        simulate(Job(_experiment(*flags, "--out", run_copy), run_copy, None))
+        with stage("simulate"):
+            simulate(Job(_experiment(*flags, "--out", run_copy), run_copy, None))
         return pd.read_parquet(run_copy / "predictions.parquet")
 
     def chips() -> dict[Path, int]:
@@ -299,7 +303,12 @@ def test_finished_chips_are_kept(run_copy: Path, monkeypatch: pytest.MonkeyPatch
 
     before = chips()
     predictions = pd.read_parquet(run_copy / "predictions.parquet")
+    capsys.readouterr()
     grown = simulated("--simulate.chips", "2")
+    count, profiles = len(predictions), predictions["profile"].nunique()
+    every = 2 * count - 2 * count // profiles  # of ideal and adc no second chip
+    told = f"simulate: {every:,} images ({count:,} from before), "
+    assert told in capsys.readouterr().err
     more = chips()
     assert len(more) == 2 * len(before)
     assert {path: more[path] for path in before} == before

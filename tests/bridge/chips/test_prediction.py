@@ -560,13 +560,15 @@ def test_another_normalisation_is_refused(network: nn.Module, tmp_path: Path) ->
 
 
 def test_images_far_below_the_calibration_s_are_told(network: nn.Module) -> None:
-    """Standardised pixels, where the chip was calibrated on those of 0 to 255."""
-    source = Images(6)
-    raw = np.stack([40 * source[n]["image"] + 120 for n in range(6)])
+    """Standardised pixels, where the chip was calibrated on those of 0 to 255; not a few of them,
+    which may be dark."""
+    source = Images(12)
+    raw = np.stack([40 * source[n]["image"] + 120 for n in range(12)])
     chip = program(network, PROFILES["adc"], seed=0, calibration=raw)
-    with pytest.warns(UserWarning, match=r"first 4 images reach .* normalise both as the model"):
-        predict(chip, source, batch_size=4)
-    dark = [{**source[n], "image": raw[n] / (1 if n < 4 else 100)} for n in range(6)]
+    with pytest.warns(UserWarning, match=r"first 8 images reach .* normalise both as the model"):
+        predict(chip, source, batch_size=8)
+    predict(chip, source, batch_size=7)
+    dark = [{**source[n], "image": raw[n] / (1 if n < 4 else 100)} for n in range(12)]
     predict(chip, dark, batch_size=4)  # later images may be dark
 
 

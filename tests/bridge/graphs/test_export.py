@@ -220,6 +220,35 @@ def test_tensors_may_have_any_name(names: tuple[str, str]) -> None:
     np.testing.assert_allclose(found, module(X).detach(), atol=1e-6)
 
 
+class _Frozen(nn.Module):
+    """Its layer stays in evaluation mode, and none may change modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3).eval()
+
+    def train(self, mode: bool = True) -> "_Frozen":
+        raise AssertionError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x[:, 0])
+
+
+def test_no_part_changes_its_mode() -> None:
+    module = _Frozen()
+    export(module, X)
+    assert module.training
+    assert not module.fc.training
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_scripted_part_is_told() -> None:
+    scripted = torch.jit.script(nn.Linear(X.shape[-1], 3)).eval()
+    for module in (scripted, nn.Sequential(nn.Identity(), scripted).eval()):
+        with pytest.raises(ValueError, match=r"has scripted parts \(torch\.jit\.script\)"):
+            export(module, X)
+
+
 BY_VALUES = "decides by the values|shapes depend on the values"
 REFUSED: dict[str, tuple[Function, str]] = {
     "if": (lambda x: x if x.sum() > 0 else -x, "decides by the values"),

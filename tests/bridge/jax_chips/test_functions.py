@@ -17,7 +17,7 @@ from flax import nnx
 
 import bridge
 from bridge.chips import ADC, PCM, Profile, WeightNoise
-from bridge.jax_chips import Chip, analog, jaxprs, layer_report
+from bridge.jax_chips import Chip, analog, jaxprs, layer_report, predict
 from jaxcurv.models import ResNet18
 from tests.torch_networks import made
 
@@ -428,15 +428,39 @@ def test_images_of_another_kind_of_numbers_are_refused() -> None:
 
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     floats = (pixels / 255).astype(np.float32)
-    for own, other in ((pixels, floats), (floats, pixels), (pixels, pixels.astype(np.int32))):
+    large = pixels.astype(np.int32) + 256
+    for own, other in ((pixels, floats), (floats, pixels), (pixels, large)):
         chip = analog(function, W, bridge.PROFILES["adc"], own)
         weights = chip.program(W, jax.random.key(0))
         told = rf"images are {other.dtype}, and the chip was made for {own.dtype}"
         for call in (chip.apply, chip.clipped_share, partial(layer_report, chip)):
             with pytest.raises(ValueError, match=told):
                 call(weights, other)
-        wider = own.astype(np.float64) if own is floats else own
+        wider = own.astype(np.float64 if own is floats else np.int32)
         np.testing.assert_array_equal(chip.apply(weights, wider), chip.apply(weights, own))
+
+
+def test_samples_come_to_a_chip_in_its_own_type() -> None:
+    """A source gives float32 images and int32 or int64 token ids alone."""
+
+    def function(params: Any, x: Any) -> Any:
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = jax.nn.one_hot(x, 6).sum(1)
+        return jnp.abs(x) @ params
+
+    signals = RNG.normal(size=(4, 6)).astype(np.float32)
+    tokens = RNG.integers(0, 6, (4, 3))
+    cases: list[tuple[np.ndarray, Any]] = [
+        (tokens, kind) for kind in (np.uint16, np.uint32, np.int8, np.int64)
+    ]
+    for given, kind in [*cases, (signals, np.complex64), (signals, jnp.bfloat16)]:
+        chip = analog(function, W, Profile(), given.astype(kind))
+        weights = chip.program(W, jax.random.key(0))
+        found = predict(chip, weights, (given, np.zeros(4, int)), batch_size=4)
+        wanted = chip.apply(weights, given.astype(kind))
+        np.testing.assert_array_equal(np.stack(found["logits"]), wanted)
+    with pytest.raises(ValueError, match="images are int64, and the chip was made for int8"):
+        analog(function, W, Profile(), tokens.astype(np.int8)).require_images(tokens + 128)
 
 
 def test_a_chip_refuses_what_is_not_its_own() -> None:
