@@ -46,6 +46,7 @@ _WHOLE = (
 _KEEPS_TERMS = {
     *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze"),
     *("squeeze", "slice", "select", "clone", "contiguous", "add", "add_", "sub", "neg"),
+    *("_to_copy", "masked_fill", "masked_fill_", "where"),  # each number where it was
 }
 """Operations through which a product written with `*` is followed to its sum."""
 _MOVES = _KEEPS_TERMS - {"add", "add_", "sub"}
@@ -161,8 +162,9 @@ def refuse_weights_beside_tiles(
 
     Not seen: matrices that the code makes anew (`torch.eye`); products that are written out for a
     single output (`(x * w).sum(-1)`, and a stack of such), for a single input (`x[:, i : i + 1] *
-    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); other such sums; and
-    weights to which the input adds or gives each number its scale.
+    w[:, i]`, added up), or of copies in place of expanded views (`repeat`); whose terms are joined,
+    padded, clipped or picked before they are summed; other such sums; and weights to which the
+    input adds or gives each number its scale.
 
     Args:
       network: digital, on the CPU; hooks are registered and removed.
@@ -636,7 +638,10 @@ def _written_out(
         origin = origin._replace(terms=terms, same=same, factors=factors)
     elif name in _KEEPS_TERMS:
         kept = [one.terms for one in origins]
-        origin = origin._replace(terms=frozenset().union(*kept))
+        stays = name in ("_to_copy", "masked_fill", "where") and len(inputs) == 1
+        origin = origin._replace(
+            terms=frozenset().union(*kept), same=inputs[0].same if stays else origin.same
+        )
     if name in ("sub", "rsub"):
         plain = [one._replace(terms=frozenset()) for one in origins]
         differences, same = _outer(given, plain, made)

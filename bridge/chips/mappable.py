@@ -1,6 +1,7 @@
 """Layers that cannot go to tiles, all named in one message."""
 
 from collections.abc import Callable, Iterable
+from types import BuiltinFunctionType
 
 import torch
 from torch import nn
@@ -216,6 +217,8 @@ def _fault(module: nn.Module) -> str:
     if not is_mapped(module):
         # What is no product stays digital: normalisation, embeddings, scales, tokens, positions.
         return ""
+    if replaced := _replaced(module):
+        return f"cannot be mapped: {replaced} is not PyTorch's, put that back before programming"
     if own_methods := [name for name, value in vars(module).items() if _computes(name, value)]:
         return f"cannot be mapped: with a {own_methods[0]} of its own in place of its type's"
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -234,6 +237,19 @@ def _fault(module: nn.Module) -> str:
     if list(module.children()):
         return "cannot be mapped: with layers within it"
     return ""
+
+
+def _replaced(module: nn.Module) -> str:
+    """What other code has put in place of a function that all layers of a type compute with."""
+    kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    for name in ("forward", "_conv_forward"):
+        method = vars(kind).get(name)
+        # A wrapper may bear the name of what it wraps, and not its globals.
+        if method and getattr(method, "__globals__", {}).get("__name__") != kind.__module__:
+            return f"nn.{kind.__name__}.{name}"
+    name = "linear" if kind is nn.Linear else "conv2d"
+    plain = isinstance(getattr(nn.functional, name), BuiltinFunctionType)
+    return "" if plain else f"torch.nn.functional.{name}"
 
 
 def _computes(name: str, value: object) -> bool:

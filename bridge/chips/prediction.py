@@ -51,7 +51,9 @@ def predict(
     """What a chip makes of every sample, in the source's order.
 
     No sample's logits depend on the others in its batch (up to rounding): the noise of an operation
-    is that of the chip's seed, the layer and the sample's index. On a GPU, TensorFloat-32 is off.
+    is that of the chip's seed, the layer and the sample's index. A module that has yet to set
+    itself up on its first batch, as ActNorm does, does so on the first batch here. On a GPU,
+    TensorFloat-32 is off.
 
     Args:
       chip: a chip, or a module on images `[batch, channel, height, width]` in eval mode.

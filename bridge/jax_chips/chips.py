@@ -391,10 +391,13 @@ def analog(
     the largest magnitude of each input vector or patch, or of the DAC's fixed range; partial sums,
     biases and all else are digital. Products of two activations are too, and products that no tile
     computes (grouped and transposed convolutions, weights that are computed of parameters,
-    constants of the function): a warning names these with their share of the work. Not seen, and
-    digital, are products that are written out for a single output, `(x * w).sum(-1)`, or a stack of
-    such (a depthwise convolution of patches), and filters in the Fourier domain that are written
-    out by real and imaginary parts.
+    constants of the function): a warning names these with their share of the work. So it does with
+    products that are written out and summed, `(x[:, :, None] * w).sum(1)`, or sparse. Not seen, and
+    digital, are those that are written out for a single output, `(x * w).sum(-1)`, or a stack of
+    such (a depthwise convolution of patches); for a single input, `x[:, i:i + 1] * w[i]`, added up;
+    of copies (`jnp.tile`); whose terms are padded, joined, clipped or picked before they are
+    summed; within loops and branches without other products; and filters in the Fourier domain
+    that are written out by real and imaginary parts.
 
     A parameter that is used several times is one weight on the chip; where the function uses it
     otherwise, as an embedding does, it is read as programmed. Loops with products are unrolled,

@@ -7,6 +7,7 @@ unrolled, a branch computed and selected, and a derivative rule of the function'
 that of its program.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +58,8 @@ class Origin:
       repeated: axes along which it is the same, by broadcasting.
       apart: parameters that what depends on the images is subtracted from, or they from it.
       terms: parameters of a product, or of a distance, that is written out and not yet summed.
+      factors: parameters that what depends on the images is times, by element, each with an axis
+        along which they differ.
     """
 
     leaves: frozenset[int] = frozenset()
@@ -66,6 +69,7 @@ class Origin:
     repeated: frozenset[int] = frozenset()
     apart: frozenset[int] = frozenset()
     terms: frozenset[int] = frozenset()
+    factors: frozenset[tuple[int, int]] = frozenset()
 
 
 class Traced(NamedTuple):
@@ -126,7 +130,8 @@ OnMeeting = Callable[[Meeting], None]
 class Sum(NamedTuple):
     """A product, or distances, written out by element and summed: `(x[:, :, None] * w).sum(1)`.
 
-    Or complex values times parameters by element, as a filter in the Fourier domain has them.
+    Or a product with a sparse array, or complex values times parameters by element, as a filter in
+    the Fourier domain has them.
 
     Attributes:
       leaves: its parameters.
@@ -225,10 +230,10 @@ def _evaluate(equation: JaxprEqn, operands: Sequence[Traced], visitor: Visitor) 
         )
     if visitor.on_meeting is not None:
         _tell_meeting(equation, operands, visitor.on_meeting)
-    if visitor.on_sum is not None and name == "reduce_sum":
-        _tell_sum(equation, operands[0].origin, visitor.on_sum)
-    if visitor.on_sum is not None and name == "mul":
-        _tell_filter(equation, operands, visitor.on_sum)
+    if visitor.on_sum is not None and operands:
+        _tell_sum(equation, operands, visitor.on_sum)
+        if name == "mul":
+            _tell_filter(equation, operands, visitor.on_sum)
     return _as_it_is(equation, operands)
 
 
@@ -248,7 +253,11 @@ def _tell_meeting(equation: JaxprEqn, operands: Sequence[Traced], on_meeting: On
 
 def _as_it_is(equation: JaxprEqn, operands: Sequence[Traced]) -> list[Traced]:
     values = _compute(equation, [one.value for one in operands])
-    origin = replace(_written_out(equation, operands), picked=_picked(equation, operands))
+    origin = replace(
+        _written_out(equation, operands),
+        picked=_picked(equation, operands),
+        factors=_factors(equation, operands),
+    )
     weights = _layouts(equation, operands)
     return [
         Traced(value, origin if weight is None else Origin(origin.leaves, weight=weight))
@@ -280,10 +289,55 @@ def _picked(equation: JaxprEqn, operands: Sequence[Traced]) -> frozenset[int]:
     return found
 
 
-def _tell_sum(equation: JaxprEqn, summed: Origin, on_sum: OnSum) -> None:
-    """Tells of terms that are summed along an axis along which both of their factors differ."""
-    if summed.terms and not summed.repeated.issuperset(equation.params["axes"]):
-        on_sum(Sum(summed.terms, shape_of(equation.invars[0]).size))
+_SPARSE_PRODUCTS = frozenset(("bcoo_dot_general", "bcsr_dot_general"))
+"""Products of a sparse array, whose entries come first, with a plain one, which comes last."""
+
+
+def _factors(equation: JaxprEqn, operands: Sequence[Traced]) -> frozenset[tuple[int, int]]:
+    """The parameters, with axes, that an operation's results are times, by element."""
+    name, origins = equation.primitive.name, [one.origin for one in operands]
+    found = frozenset[tuple[int, int]]().union(*(one.factors for one in origins))
+    if name == "transpose":
+        places = {axis: i for i, axis in enumerate(equation.params["permutation"])}
+        return frozenset((leaf, places[axis]) for leaf, axis in found)
+    if name not in _SCALING | {"neg", "convert_element_type"}:
+        return frozenset()
+    if any(one.images for one in origins):
+        found |= {
+            (leaf, axis)
+            for one, variable in zip(origins, equation.invars, strict=True)
+            if not one.images
+            for leaf in one.leaves
+            for axis, size in enumerate(shape_of(variable).shape)
+            if size > 1 and axis not in one.repeated
+        }
+    return found
+
+
+def _tell_sum(equation: JaxprEqn, operands: Sequence[Traced], on_sum: OnSum) -> None:
+    """Tells of terms that are summed along an axis along which both of their factors differ.
+
+    Sums by place are of copies of features, as sparse weights have them: there it is enough that
+    the parameters differ.
+    """
+    name, settings = equation.primitive.name, equation.params
+    summed, taken = operands[-1].origin, shape_of(equation.invars[-1])
+    if name in _SPARSE_PRODUCTS:
+        entries, by = shape_of(equation.invars[0]), settings["dimension_numbers"][0][1]
+        if summed.images and operands[0].origin.leaves:
+            rows = math.prod(n for axis, n in enumerate(taken.shape) if axis not in by)
+            on_sum(Sum(operands[0].origin.leaves, entries.shape[-1] * rows))
+    elif name == "scatter-add" and not settings["unique_indices"]:
+        window = settings["dimension_numbers"].update_window_dims
+        if found := frozenset(leaf for leaf, axis in summed.factors if axis not in window):
+            on_sum(Sum(found, taken.size))
+    elif name in ("reduce_sum", "cumsum", "reduce_window_sum"):
+        if name == "reduce_window_sum":
+            axes = {i for i, size in enumerate(settings["window_dimensions"]) if size > 1}
+        else:
+            axes = set(settings["axes"] if name == "reduce_sum" else [settings["axis"]])
+        if summed.terms and not summed.repeated.issuperset(axes):
+            on_sum(Sum(summed.terms, taken.size))
 
 
 def _tell_filter(equation: JaxprEqn, operands: Sequence[Traced], on_sum: OnSum) -> None:

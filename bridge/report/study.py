@@ -82,10 +82,14 @@ def study(
         scores: a row a sample, as `bridge.score` or `jaxcurv.score_dataset` returns them: index,
             label, prediction, correct, curvature, margin, and any others; may have path and fold.
         predictions: a row a sample, chip, profile and time, as `bridge.simulate` returns them. Of
-            any other chip, a real one too, index and prediction (the number of a class) suffice;
+            any other chip, a real one too, index and prediction (the number of a class) suffice (a
+            number that is none, such as -1 for no answer, counts as a wrong one);
             may have chip, profile, time (in seconds), correct, label, path and fold. A profile that
-            was read at several times becomes one for each, such as "pcm at 3,600 s". Whether the
-            chips have the weights that were scored is not seen: after training, score anew.
+            was read at several times becomes one for each, such as "pcm at 3,600 s". Not seen is
+            whether the chips have the weights that were scored (after training, score anew), and
+            whether they ran on the images that were scored, where index and label agree, and path
+            if both tables have it: as where the test images of each class are called, or counted,
+            as the validation images are.
         images: the source of the images, for thumbnails and the names of classes; None where it is
             not at hand. Without it classes are called as the folders in which their files lie. A
             report refuses one whose labels are not those of the scores; images that were shuffled

@@ -39,6 +39,7 @@ _TURNED_BACK = {
 }
 """What undoes Pillow's turning of a TIFF by the orientation that it states."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels to Pillow's mode
+_ON_THE_WAY = {"LAB": "RGB", "La": "LA"}  # modes that Pillow converts to few others
 
 
 class _Unsuited(ValueError):
@@ -94,7 +95,7 @@ def decode_doubting(
         found = [_dropped_bands(opened, channels), _few_levels(opened)]
         doubts = [doubt for doubt in found if doubt is not None]
         image = _turned_back(_as_8_bits(opened), orientation)
-        image = (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)
+        image = image.convert(_ON_THE_WAY.get(image.mode, image.mode)).convert(mode)
     if preprocessing is not None:
         from PIL import Image
 

@@ -24,6 +24,8 @@ _NOT_OF_A_CHIP = ("label", "path", "time", "logits")
 
 _NEIGHBOURS = 0.2  # a share of samples that a chip without numbering faults hardly has
 
+_SAMPLES_OF_A_CLASS = 5  # on average, for what most of them are to say anything
+
 MEASURED = "measured chip"
 """Name of the profile of predictions that name none."""
 
@@ -35,7 +37,8 @@ def completed(
 
     A profile that was read at several times becomes one for each, such as "pcm at 3,600 s".
     Samples that no chip was run on are left out, with a warning unless `predictions.attrs` says
-    that as many were held out. A chip whose classes seem to be numbered from 1 is warned of.
+    that as many were held out. A chip whose classes seem to be numbered from 1, or to be in another
+    order, is warned of.
 
     Args:
         scores: index, label, prediction, correct, curvature, margin and any others.
@@ -237,9 +240,10 @@ def _warn_of_other_numbers(
     named = predictions.assign(apart=apart).groupby(["profile", "chip"], sort=False)
     for (profile, chip), rows in named:
         found = {*rows["prediction"].unique()}
-        if found <= known or known <= found:
-            continue
         same = float((rows["apart"] == 0).mean())
+        if found <= known or known <= found:
+            _warn_of_another_order(f"profile {profile}, chip {chip}", rows, same)
+            continue
         for by in (1, -1):
             shifted = float((rows["apart"] == by).mean())
             if shifted > max(_NEIGHBOURS, 2 * same):
@@ -251,6 +255,23 @@ def _warn_of_other_numbers(
                     f'predictions.assign(prediction=predictions["prediction"] {cure[-3:]})',
                     stacklevel=4,
                 )
+
+
+def _warn_of_another_order(whose: str, rows: pd.DataFrame, same: float) -> None:
+    """Warns of a chip that has another class, each its own, for most samples of a digital one."""
+    counts = pd.crosstab(rows["prediction"] - rows["apart"], rows["prediction"])
+    most = counts.idxmax(axis=1)
+    share = float(counts.max(axis=1).sum()) / len(rows)
+    enough = len(rows) >= _SAMPLES_OF_A_CLASS * len(counts)
+    if enough and most.is_unique and share > max(0.5, 2 * same):
+        moved = most[most != most.index].items()
+        pairs = ", ".join(f"{one} for {digital}" for digital, one in list(moved)[:3])
+        warnings.warn(
+            f"the classes of {whose} seem to be in another order than those of scores, as of names "
+            f"sorted as text and as numbers: it has mostly {pairs}, and so on ({share:.0%} of the "
+            f"samples; as in scores {same:.0%}); give its predictions the numbers that scores have",
+            stacklevel=5,
+        )
 
 
 def _true_or_false(what: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -147,6 +147,9 @@ GATES: dict[str, Forward] = {
     "sum of an expanded view": lambda n, x: n.fc(
         (features(n, x)[:, None].expand(-1, 4, -1) * n.w[:4]).sum(-2)
     ),
+    "masked": lambda n, x: n.fc(
+        (features(n, x)[:, None] * n.w[:4]).masked_fill(n.w[:4] > 1, 0).double().mean(1).float()
+    ),
     "one for each class": lambda n, x: (n.fc(features(n, x))[..., None] * n.w[:4]).mean(-1),
 }
 
@@ -187,6 +190,15 @@ SUMS: dict[str, Forward] = {
             (torch.arange(64) * 2).expand(len(x), -1),
             features(n, x)[:, torch.arange(64)] * n.w[0, :64],
         )
+    ),
+    "summed as another type": lambda n, x: n.fc(
+        (n.w * features(n, x)[:, None]).double().sum(-1).float()
+    ),
+    "masked": lambda n, x: n.fc(
+        (n.w * features(n, x)[:, None]).masked_fill(torch.eye(128) > 0, 0).sum(-1)
+    ),
+    "chosen": lambda n, x: n.fc(
+        torch.where(torch.eye(128) > 0, 0.0, n.w * features(n, x)[:, None]).sum(-1)
     ),
     "scattered": lambda n, x: n.fc(
         torch.zeros(len(x), 128, 2).scatter_add(

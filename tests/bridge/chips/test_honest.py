@@ -1,5 +1,6 @@
 """Honest networks, as people write them: chips give the right values, on both engines."""
 
+import functools
 import threading
 from collections.abc import Callable
 from copy import deepcopy
@@ -717,6 +718,25 @@ def test_subclasses_that_compute_as_pytorch_s_layers_go_to_tiles() -> None:
     padding = nn.Sequential(Padding(3, 5, 3), nn.Flatten()).eval()
     with pytest.raises(ValueError, match=r"0 \(Padding\) .* with a forward of its own it is"):
         program(padding, PROFILES["ideal"], seed=0)
+
+
+@pytest.mark.parametrize("name", ["nn.Linear.forward", "nn.functional.linear"])
+def test_functions_that_other_code_replaced_are_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, attribute = f"torch.{name}".rsplit(".", 1)
+
+    @functools.wraps(nn.Linear.forward)
+    def clamped(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.clamp(max=0.1), self.weight.T)
+
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(180, 3)).eval()
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{at}.{attribute}", clamped)
+        with pytest.raises(ValueError, match=rf"layer 2 .*{name} is not PyTorch's, put that back"):
+            program(model, PROFILES["wnoise"], seed=0)
+        program(model, PROFILES["wnoise"], seed=0, digital_layers=["2"])
+    program(model, PROFILES["wnoise"], seed=0)
 
 
 class EmptyExperts(nn.Module):

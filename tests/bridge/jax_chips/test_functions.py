@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import sparse
 
 import bridge
 from bridge.chips import ADC, PCM, Profile, WeightNoise
@@ -521,10 +522,34 @@ def apart(p: Any, x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ p["w"])[:, None] - p["v"].T
 
 
+ENTRIES = np.argwhere(np.ones((6, 3)))  # of a sparse array that happens to be full
+
 WRITTEN_OUT: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     "product": lambda p, x: (jnp.tanh(x @ p["w"])[:, :, None] * p["v"]).sum(1),
     "of a sample": lambda p, x: jax.vmap(
         lambda one: (jnp.tanh(one @ p["w"])[:, None] * p["v"] + p["v"]).mean(0)
+    )(x),
+    "running sums": lambda p, x: jnp.cumsum(jnp.tanh(x @ p["w"])[:, :, None] * p["v"], 1)[:, -1],
+    "a pool": lambda p, x: jax.lax.reduce_window(
+        jnp.tanh(x @ p["w"])[:, :, None] * p["v"], 0.0, jax.lax.add, (1, 6, 1), (1, 1, 1), "VALID"
+    )[:, 0],
+    "sparse": lambda p, x: (
+        (sparse.BCOO((p["v"].reshape(-1), ENTRIES), shape=(6, 3)).T @ jnp.tanh(x @ p["w"]).T).T
+    ),
+    "sparse, from the left": lambda p, x: (
+        jnp.tanh(x @ p["w"]) @ sparse.BCOO((p["v"].reshape(-1), ENTRIES), shape=(6, 3))
+    ),
+    "added up by place": lambda p, x: (
+        jax.ops.segment_sum(
+            (jnp.tanh(x @ p["w"])[:, ENTRIES[:, 0]] * p["v"].reshape(-1)).T, ENTRIES[:, 1], 3
+        ).T
+    ),
+    "added up by place, of a sample": lambda p, x: jax.vmap(
+        lambda one: (
+            jnp.zeros(3)
+            .at[ENTRIES[:, 1]]
+            .add(jnp.tanh(one @ p["w"])[ENTRIES[:, 0]] * p["v"].reshape(-1))
+        )
     )(x),
     "distance": lambda p, x: -(apart(p, x) ** 2).sum(-1),
     "by itself": lambda p, x: (lambda d: -jnp.sqrt((d * d).sum(-1)))(apart(p, x)),
@@ -536,6 +561,16 @@ SCALES: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
         * (jax.lax.rsqrt((x**2).sum(1))[:, None, None] * p["v"][0])
     ).mean(1),
     "scale": lambda p, x: (x @ p["w"])[:, :3] * p["v"].sum(0),
+    "scale of what is added up by place": lambda p, x: jax.vmap(
+        lambda one: jax.ops.segment_sum(
+            (one @ p["w"]).reshape(2, 3) * p["v"][0], jnp.zeros(2, int), 1
+        )[0]
+    )(x),
+    "scale of what goes to places": lambda p, x: (
+        jnp.zeros((len(x), 3))
+        .at[:, jnp.arange(3)]
+        .add((x @ p["w"])[:, :3] * p["v"][0], unique_indices=True)
+    ),
     "scale of a sum": lambda p, x: ((x @ p["w"])[:, :, None] * p["v"]).sum(-1),
 }
 

@@ -342,6 +342,24 @@ def test_classes_that_are_numbered_from_another_one_are_told(by: int, classes: i
     assert len(found.failures()) == (0 if classes == 2 else len(scores) // 10)
 
 
+def test_classes_in_the_order_of_their_names_as_text_are_told() -> None:
+    scores, predictions = numbered(0, 12)
+    as_text = np.argsort(sorted(range(12), key=str))  # 0, 1, 10, 11, 2, ...: 2 is number 4
+    renamed = predictions.assign(prediction=as_text[predictions["prediction"]])
+    with pytest.warns(UserWarning, match=r"another order .*mostly 4 for 2, 5 for 3.*\(90%") as said:
+        bridge.study(scores, renamed, bins=2, resamples=RESAMPLES)
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+def test_chips_that_fail_in_other_ways_are_taken_silently(classes: int) -> None:
+    scores, predictions = numbered(0, classes)
+    random = np.random.default_rng(0).integers(0, classes, len(scores))
+    shut = np.full(len(scores), 1)
+    for values in (random, shut, predictions["prediction"]):
+        bridge.study(scores, predictions.assign(prediction=values), bins=2, resamples=RESAMPLES)
+
+
 def test_chips_that_name_classes_of_no_label_are_taken_silently() -> None:
     scores, predictions = numbered(0, 51)
     broken = np.where(predictions["prediction"] > 40, 60, 7)

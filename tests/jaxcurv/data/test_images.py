@@ -287,6 +287,15 @@ def test_planes_of_16_bits_are_right_or_refused(samples: int) -> None:
     np.testing.assert_array_equal(decode(colour_tiff(shallow, planar=True, **alpha), 4), expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_gray_that_was_multiplied_by_its_transparency(channels: int) -> None:
+    pixels = np.array([[[0, 51], [10, 51], [51, 51], [200, 255]]], np.uint8)
+    decoded = decode(colour_tiff(pixels, _338=1), channels)
+    np.testing.assert_array_equal(decoded[0, :, 0], [0, 50, 255, 200])
+    if channels == 4:
+        np.testing.assert_array_equal(decoded[..., 3], pixels[..., 1])
+
+
 @pytest.mark.parametrize(("bands", "depth"), [(2, 8), (4, 8), (4, 16)])
 def test_bands_that_are_no_transparency_are_told(bands: int, depth: int) -> None:
     deep = DEEP[..., :bands]
