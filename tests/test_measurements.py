@@ -1,6 +1,7 @@
 """Figures in docs/measurements are those of the archived tables and benchmarks."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -199,9 +200,51 @@ def test_the_student() -> None:
     assert cells[0] == "{:.3f} [{:.3f}, {:.3f}]".format(*one)
 
 
+def read_after_20_s() -> list[Path]:
+    """The archived runs whose memories are read 20 s after programming."""
+    runs = [path.parent for path in sorted(RESULTS.glob("*/predictors.csv"))]
+    of_pcm = [read_json(run / "settings.json")["simulate"]["pcm"] for run in runs]
+    return [run for run, pcm in zip(runs, of_pcm, strict=True) if pcm["t_inference"] == 20]
+
+
+def test_other_times_of_the_fitted_networks() -> None:
+    networks = {"CIFAR-10": RESULTS / "cifar10_resnet18_fit"}
+    table, predictors = rows("fitted-network", 11), rows("fitted-network", 6)
+    times = {"0 s": "_0s", "20 s": "", "60 s": "_60s"}
+    for network, folder in networks.items():
+        for time, suffix in times.items():
+            run = folder.with_name(folder.name + suffix)
+            pcm = read_json(run / "settings.json")["simulate"]["pcm"]
+            assert f"{pcm['t_inference']:g} s" == time
+            deciles = pd.read_csv(run / "deciles.csv").sort_values("decile")
+            for fold in ("train", "test"):
+                rates = deciles.query(f"fold == '{fold}' and profile == '{FULL}'")["rate_of_all"]
+                assert table[f"{network}, {fold}, {time}"] == [f"{100 * one:.1f}" for one in rates]
+                assert fold == "test" or rates.is_monotonic_increasing
+            of_scores = pd.read_csv(run / "predictors.csv").query(
+                f"fold == 'test' and profile == '{FULL}' and denominator == 'correct'"
+            )
+            found = of_scores.set_index("predictor")
+            logits = "logits + gradient norm + curvature"
+            assert predictors[time] == [
+                form.format(*found.loc[score, [f"{name}{end}" for end in ("", "_low", "_high")]])
+                for score, name, form in (
+                    ("curvature", "auroc", "{:.3f} [{:.3f}, {:.3f}]"),
+                    ("margin", "auroc", "{:.3f} [{:.3f}, {:.3f}]"),
+                    ("curvature", "auroc_difference", "{:+.4f} [{:+.4f}, {:+.4f}]"),
+                    (logits, "added_difference", "{:+.4f} [{:+.4f}, {:+.4f}]"),
+                    (
+                        f"{logits} + flip probability",
+                        "added_difference",
+                        "{:.3f} [{:.3f}, {:.3f}]",
+                    ),
+                )
+            ]
+
+
 def test_what_scores_add_to_others() -> None:
     text = " ".join((ROOT / "docs" / "measurements" / "narrow-networks.md").read_text().split())
-    tables = [pd.read_csv(path) for path in RESULTS.glob("*/predictors.csv")]
+    tables = [pd.read_csv(run / "predictors.csv") for run in read_after_20_s()]
     table = pd.concat(tables).query("fold == 'test' and denominator == 'correct'")
     added = table[table["added_difference"].notna()].groupby("predictor")
     curvature = added.get_group("logits + curvature").sort_values("added_difference")
@@ -265,7 +308,7 @@ def test_how_many_pairs_show_what_is_ahead_of_the_margin() -> None:
     narrow, failures = (
         " ".join((ROOT / "docs" / f"{page}.md").read_text().split()) for page in pages
     )
-    tables = [pd.read_csv(path) for path in RESULTS.glob("*/predictors.csv")]
+    tables = [pd.read_csv(run / "predictors.csv") for run in read_after_20_s()]
     table = pd.concat(tables).query("fold == 'test' and denominator == 'correct'")
     table = table[table["auroc"].notna()]
     counts = {}

@@ -42,7 +42,7 @@ class Archive:
 
     rows: Literal["small", "full", "fit", "published", "remedies"] = "small"
     """Which runs: `small`, Table I with narrow networks; `full`, with the paper's; `fit`, the
-    presets that fit their training set, with their other trainings in folders PRESET_seedN;
+    presets that fit their training set, and folders PRESET_* of other trainings or times;
     `published`, the folders cifar10_NAME with NAME one of tools/published_networks.py; `remedies`,
     of the folder digits what can be done about failures, without its samples."""
     runs: Path = Path("runs")
@@ -66,7 +66,7 @@ class Archive:
                 folder.name
                 for preset in PRESETS
                 if preset.endswith("_fit")
-                for folder in sorted([self.runs / preset, *self.runs.glob(f"{preset}_seed*")])
+                for folder in sorted([self.runs / preset, *self.runs.glob(f"{preset}_*")])
             ],
             "published": [f"cifar10_{name}" for name in PUBLISHED],
             "remedies": ["digits"],

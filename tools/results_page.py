@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pandas as pd
 import pyarrow.parquet as pq
 
+from bridge.chips.memories.pcm import PCM
 from bridge.chips.profiles import FULL_COMPENSATED, FULL_PROFILE, eight_profiles, from_json
 from bridge.report.tables.formats import with_interval
 from bridge.report.tables.outcomes import DENOMINATORS
@@ -74,7 +75,12 @@ class _Run:
     @property
     def title(self) -> str:
         names = ", ".join(_NAMES.get(name, name) for name in self.model)
-        return f"{names}, width {self.settings['model']['width']}"
+        title = f"{names}, width {self.settings['model']['width']}"
+        if (seed := self.settings.get("seed", 0)) != 0:
+            title += f", training {seed + 1}"
+        if (time := self.settings["simulate"]["pcm"]["t_inference"]) != PCM().t_inference:
+            title += f", {time:g} s after programming"
+        return title
 
     @property
     def accuracy(self) -> dict[str, float]:
