@@ -438,8 +438,10 @@ def test_a_file_that_holds_no_scores_is_refused(model: ConvNet, tmp_path: Path) 
 
 
 KILLED = """
-import sys, time, jax, numpy as np
+import signal, sys, time, jax, numpy as np
 from jaxcurv import FiniteDifference, score_dataset
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 class Slow:
     def __len__(self): return int(sys.argv[3])
