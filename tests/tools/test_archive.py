@@ -246,7 +246,8 @@ def remedies_of(run: Path) -> pd.DataFrame:
         "seeds": [0, 1],
         "digital_accuracy": {"validation": 0.9, "test": 0.9},
     }
-    write_csv(run / "remedies/frontier.csv", best)
+    for name in ("frontier", "remedies"):
+        write_csv(run / f"remedies/{name}.csv", best)
     write_json(run / "remedies/settings.json", made)
     return best
 
@@ -261,6 +262,7 @@ def test_what_to_do_is_on_the_page(tmp_path: Path) -> None:
     assert "### digits, pcm" in page
     assert "20 s after programming:" in page
     assert "| chip | 0.100 | 80.0 [80.0, 80.0] | 0.0 [0.0, 0.0] | 10.0 [10.0, 10.0] |" in page
+    assert "Cheapest of 2 ways within 1 point" in page
     assert "digital, at 1.000 of its energy; on test images 0.0 [0.0, 0.0] points below" in page
 
 

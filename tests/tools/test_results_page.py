@@ -52,6 +52,10 @@ def test_a_run_of_the_test_fold_alone_has_its_row(tmp_path: Path) -> None:
     row = {"fold": "test", "profile": "adc+wnoise+pcm", "digital_accuracy": 75.0} | ends
     table = pd.DataFrame([row | {"paper_d1": 0.14, "paper_d10": 3.4}])
     settings = run.settings | {"model": {"architecture": "resnet18", "width": 16}}
+    settings["simulate"] = {"pcm": {"t_inference": 20.0}}
     alone = results_page._Run(tmp_path, settings, table)
     text = "\n".join(results_page._table_one([alone], None, results_page._interval))
     assert "| ResNet-18, CIFAR-10, width 16 | -, 75.0 | 0.14, 3.4 |" in text
+    settings |= {"seed": 1, "simulate": {"pcm": {"t_inference": 0.0}}}
+    text = "\n".join(results_page._table_one([alone], None, results_page._interval))
+    assert "width 16, training 2, 0 s after programming | -, 75.0 |" in text

@@ -68,7 +68,7 @@ def of_studies(place: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     fold = np.repeat(["train", "test"], 40)
     sample = pd.DataFrame({"fold": fold, "index": np.tile(np.arange(40), 2), "path": "0/a.png"})
     sample = sample.assign(label=1, prediction=1, correct=True, loss=0.5, gradient_norm=1.0)
-    sample = sample.assign(curvature=rng.random(80), margin=1.0)
+    sample = sample.assign(curvature=rng.random(80), margin=1.0, cscore=0.5)
     wrong = {"pcm": rng.random((3, 80)) < 0.5}
     flips = {"pcm": pd.Series(rng.random(80))}
     table, texts = atlas_tables.atlas_table(sample, wrong, flips, {"pcm": "pcm"})
