@@ -152,6 +152,10 @@ def test_headings_are_answers(tmp_path, page):
     alike = sections()["per_class"].assign(samples=100, digital_accuracy=0.9)
     told = write(tmp_path / "r.html", **sections() | {"per_class": alike}).read_text()
     assert '<h3 id="classes">One of 3 classes holds 95 % of the failures</h3>' in told
+    chips = sections()["systematic"].assign(profile=FULL)
+    told = write(tmp_path / "r.html", **sections() | {"systematic": chips}).read_text()
+    heading = "75 % of the failures are of samples that fail on most chips (by chance 10 %)"
+    assert f'<h3 id="overlap">{heading}</h3>' in told
     text = page.read_text()
     for heading in (
         "Classes",  # its largest holds what it would by chance
